@@ -1,0 +1,39 @@
+"""A question about a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class AnswerType(StrEnum):
+    MULTIPLE_CHOICE = "multiple_choice"
+    NUMBER = "number"
+    OPEN_ENDED = "open_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question, with all that is needed to play and score it.
+
+    Attributes:
+        task_id: Unique within its data file.
+        video: Path or URL of the video.
+        question: The text shown to the model, options included.
+        answer: The ground truth: a letter, a number or a sentence.
+        answer_type: How the answer is scored.
+        source: Name of the data set.
+        kind: Kind of question, for tables (needle world: identify, count, ...).
+        events: `(start_s, end_s)` of what must be seen to answer, where known.
+        extra: Whatever else the data file said.
+    """
+
+    task_id: str
+    video: str
+    question: str
+    answer: str
+    answer_type: AnswerType = AnswerType.MULTIPLE_CHOICE
+    source: str = ""
+    kind: str = ""
+    events: tuple[tuple[float, float], ...] = ()
+    extra: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,284 @@
+"""What is left of an episode once it has been played.
+
+Token-in-token-out: sampled ids are kept as sampled, never decoded and encoded
+again. Frames are kept as `FrameRef`s, never as pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vz_ray.video.frame import FrameRef, Zoom
+
+Grid = tuple[int, int, int]
+"""Rows of patches of one image: (1, height / patch, width / patch), before merging."""
+
+
+class Status(StrEnum):
+    """How an episode ended."""
+
+    ANSWERED = "answered"
+    """The last turn holds an answer, right or wrong."""
+    NO_ANSWER = "no_answer"
+    """Rounds ran out, or the last turn ended without zoom or answer."""
+    TRUNCATED = "truncated"
+    """A turn hit its token limit, or the context or image budget ran out."""
+    FAILED = "failed"
+    """Not the policy's fault (a dead worker, an unreadable video): not data."""
+
+
+class ZoomFault(StrEnum):
+    """Why a zoom was refused; each has its own error turn."""
+
+    BROKEN_JSON = "broken_json"
+    WRONG_KEYS = "wrong_keys"
+    NOT_NUMBERS = "not_numbers"
+    NOT_FINITE = "not_finite"
+    NEGATIVE = "negative"
+    REVERSED = "reversed"
+    EMPTY = "empty"
+    OUTSIDE = "outside"
+    TOO_MANY_FRAMES = "too_many_frames"
+    TOO_FEW_FRAMES = "too_few_frames"
+    TWO_CALLS = "two_calls"
+    WITH_ANSWER = "with_answer"
+    LAST_ROUND = "last_round"
+    NO_BUDGET = "no_budget"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class ZoomRefused:
+    """A zoom that was not carried out, and what the model is told."""
+
+    fault: ZoomFault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; the learner must apply the same temperature and ban.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus mass; must be 1 where log-probs are trained on.
+        max_tokens: Most tokens in one turn.
+        seed: Seed of this turn's draws, if fixed.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 4096
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens [start, end) of a sampled turn came from weight version `version`."""
+
+    start: int
+    end: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A turn that the policy sampled.
+
+    Attributes:
+        token_ids: `[T]`, end token included if, and only if, it was sampled.
+        logprobs: `[T]`, natural log, of the distribution actually sampled from
+            (temperature and bans applied).
+        versions: Weight version by token span, covering `[0, T)`.
+        sampling: How it was drawn.
+        stop: `end` (end-of-turn token), `zoom` (`</video_zoom>`) or `length`.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    sampling: Sampling
+    stop: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A turn that someone else wrote: an oracle, or a model behind an HTTP API.
+
+    `token_ids` are its encoding under the wire format; they carry no log-probs.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Tokens that the policy reads but did not sample: the prompt, a reply to a zoom.
+
+    Attributes:
+        compact_ids: One image pad per image; what the engine is given.
+        expanded_ids: One image pad per visual token; what the learner is given.
+        grids: Patch grid of each image, in order.
+        refs: Frame of each image, in order.
+    """
+
+    compact_ids: tuple[int, ...]
+    expanded_ids: tuple[int, ...]
+    grids: tuple[Grid, ...] = ()
+    refs: tuple[FrameRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.grids) != len(self.refs):
+            raise ValueError(f"{len(self.grids)} image grids for {len(self.refs)} frames")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One round: what the policy said and what it got back.
+
+    Attributes:
+        action: What the policy said.
+        text: `action` decoded, for parsing and for people.
+        zoom: The zoom carried out, the refusal, or None if the turn asked for none.
+        reply: Tokens appended after the action, the end token that was
+            appended rather than sampled included; None after the last turn.
+        seconds: Wall time of sampling and of fetching the clip.
+    """
+
+    action: Sampled | Written
+    text: str
+    zoom: Zoom | ZoomRefused | None
+    reply: Context | None
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeId:
+    """Names one play of one sample of one task: `(iteration, task, sample)` is owed once,
+    attempts count plays of it."""
+
+    iteration: int
+    task: str
+    sample: int
+    attempt: int = 0
+
+    @property
+    def owed(self) -> tuple[int, str, int]:
+        return (self.iteration, self.task, self.sample)
+
+    def __str__(self) -> str:
+        return f"{self.iteration}/{self.task}/{self.sample}#{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """The reward and its parts, logged apart (paper, section on rewards).
+
+    `valid` is False where the sample could not be judged (a judge failed);
+    such a sample drops its group and never counts as 0.
+    """
+
+    total: float
+    accuracy: float
+    format: float
+    tool: float
+    valid: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """An episode as played.
+
+    Attributes:
+        id: Which sample this is.
+        wire: Name and hash of the wire format and prompt that were used.
+        prompt: System prompt, overview and question.
+        turns: In order; at least one unless `status` is FAILED.
+        status: How it ended.
+        answer: Text of the answer span, if there was one.
+        worker: Name of the rollout worker that played it.
+        seconds: Wall time of the whole episode.
+        reward: Filled in by the scorer.
+        error: Why it failed, where it did.
+    """
+
+    id: EpisodeId
+    wire: str
+    prompt: Context
+    turns: tuple[Turn, ...]
+    status: Status
+    answer: str | None = None
+    worker: str = ""
+    seconds: float = 0.0
+    reward: RewardParts | None = None
+    error: str = ""
+    extra: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """Prompt and replies, in order."""
+        return (self.prompt, *(turn.reply for turn in self.turns if turn.reply is not None))
+
+    @property
+    def refs(self) -> tuple[FrameRef, ...]:
+        """Every frame shown, in order, one per image."""
+        return tuple(ref for context in self.contexts for ref in context.refs)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return tuple(grid for context in self.contexts for grid in context.grids)
+
+    @property
+    def expanded_ids(self) -> tuple[int, ...]:
+        """`[L]`: the whole conversation as the learner reads it."""
+        ids = list(self.prompt.expanded_ids)
+        for turn in self.turns:
+            ids += turn.action.token_ids
+            ids += turn.reply.expanded_ids if turn.reply else ()
+        return tuple(ids)
+
+    @property
+    def loss_mask(self) -> tuple[int, ...]:
+        """`[L]`: 1 exactly on the tokens of the policy's own turns."""
+        mask = [0] * len(self.prompt.expanded_ids)
+        for turn in self.turns:
+            mask += [1] * len(turn.action.token_ids)
+            mask += [0] * (len(turn.reply.expanded_ids) if turn.reply else 0)
+        return tuple(mask)
+
+    @property
+    def sampled_logprobs(self) -> tuple[float, ...]:
+        """The engine's log-probs of the sampled tokens, in order: one per 1 in `loss_mask`."""
+        return tuple(
+            p for turn in self.turns if isinstance(turn.action, Sampled) for p in turn.action.logprobs
+        )
+
+    @property
+    def zooms(self) -> tuple[Zoom, ...]:
+        """Zooms that were carried out."""
+        return tuple(turn.zoom for turn in self.turns if isinstance(turn.zoom, Zoom))
+
+    @property
+    def zooms_tried(self) -> int:
+        return sum(turn.zoom is not None for turn in self.turns)
+
+    @property
+    def weight_versions(self) -> tuple[int, ...]:
+        """Distinct versions that sampled it, ascending."""
+        spans = (t.action.versions for t in self.turns if isinstance(t.action, Sampled))
+        return tuple(sorted({span.version for turn in spans for span in turn}))
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The n trajectories of one task; advantages are taken within it."""
+
+    task: str
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(t.reward.total for t in self.trajectories if t.reward is not None)
