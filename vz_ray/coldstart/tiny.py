@@ -1,0 +1,164 @@
+"""A Qwen2.5-VL of about 1.3 M parameters, as an ordinary checkpoint directory.
+
+Same architecture, processor and chat template as the 7B model; only the sizes
+and the tokenizer differ. One 28 x 28 frame is one visual token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+# Numbers up to three digits and fractions of two stay whole, so that copying a
+# timestamp into a zoom call is copying two tokens.
+_PIECES = r"</?[a-z_]+>|<frame|_time|s>|\.\d\d(?!\d)|\d{1,3}| ?[A-Za-z]+|\s+| ?[^\sA-Za-z0-9<]+|<"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TinyShape:
+    """Sizes of the tiny model; the defaults make about 1.3 M parameters."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 384
+    vision_hidden: int = 64
+    vision_layers: int = 2
+    context: int = 4096
+    vocab: int = 1792
+    tie_embeddings: bool = False
+
+
+def _corpus(texts: Iterable[str]) -> Iterator[str]:
+    for number in range(1000):
+        yield from [f"{number}"] * 3
+    for fraction in range(100):
+        yield from [f"0.{fraction:02d}"] * 3
+    for text in texts:
+        yield from [text] * 3
+
+
+def build_tokenizer(texts: Iterable[str], vocab: int) -> Any:
+    """Trains a byte-level BPE on the protocol's own `texts`; returns a fast HF tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_corpus(texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_config(tokenizer: Any, shape: TinyShape) -> Any:
+    """The `Qwen2_5_VLConfig` of `shape`, with the token ids of `tokenizer`."""
+    from transformers import Qwen2_5_VLConfig
+
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    head = shape.hidden // shape.heads
+    quarter = head // 8
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [quarter, head // 2 - quarter - (head // 2 - quarter) // 2, (head // 2 - quarter) // 2],
+    }
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": -(-len(tokenizer) // 64) * 64,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "max_position_embeddings": shape.context,
+            "rope_parameters": rope,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "tie_word_embeddings": shape.tie_embeddings,
+        },
+        vision_config={
+            "depth": shape.vision_layers,
+            "hidden_size": shape.vision_hidden,
+            "out_hidden_size": shape.hidden,
+            "intermediate_size": 2 * shape.vision_hidden,
+            "num_heads": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [shape.vision_layers - 1],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=shape.tie_embeddings,
+    )
+
+
+def build_tiny(directory: Path | str, texts: Iterable[str], *, seed: int = 0, shape: TinyShape | None = None) -> Path:
+    """Writes a randomly initialised tiny model, tokenizer and processor to `directory`.
+
+    `texts` are samples of the protocol's text (prompts, turns, frame labels);
+    the tokenizer is trained on them.
+    """
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    shape = shape or TinyShape()
+    tokenizer = build_tokenizer(texts, shape.vocab)
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer, shape))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    directory = Path(directory)
+    model.save_pretrained(directory)
+    bounds = {"shortest_edge": 28 * 28, "longest_edge": 100_352}
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=bounds),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=bounds),
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(directory)
+    return directory
