@@ -1,0 +1,98 @@
+"""Numbers are read exactly or not at all."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vz_ray.reward.math_answer import MathChild, math_equal
+from vz_ray.reward.number import number_equal, parse_number
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("3", 3),
+        ("3.", 3),
+        ("3.0", 3),
+        ("Answer: 3", 3),
+        ("The answer is 3 times.", 3),
+        ("three", 3),
+        ("It flashes three times", 3),
+        ("twice", 2),
+        ("twenty-one", 21),
+        ("ninety nine", 99),
+        ("1,234", 1234),
+        ("-4", -4),
+        ("\u22124", -4),
+        ("0.5", Fraction(1, 2)),
+        ("1/2", Fraction(1, 2)),
+        (r"\boxed{\frac{1}{2}}", Fraction(1, 2)),
+        (r"\boxed{3}", 3),
+        ("$3$", 3),
+        ("**3**", 3),
+        ("50%", 50),
+        ("1e3", 1000),
+    ],
+)
+def test_one_number_is_read_exactly(answer: str, value: Fraction | int) -> None:
+    assert parse_number(answer) == value
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "many", "2 or 3", "two or 3", "10-20", "3 in 10 s", "00:15", "1.2.3", "1,2", "3x", "x3", "one third",
+     "two hundred", "3 million", "1/0", "9" * 500, "none",
+     "x^2", "x - 2", r"\sqrt{2}", "2 + 3", "2pi"],
+)  # fmt: skip
+def test_anything_else_is_not_a_number(answer: str) -> None:
+    assert parse_number(answer) is None
+    assert number_equal(answer, "7") is None
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_integers_must_be_equal(value: int) -> None:
+    assert number_equal(f"{value}", f"{value}", rel_tol=0.5) is True
+    assert number_equal(f"{value:,}", f"{value}") is True
+    assert number_equal(f"{value + 1}", f"{value}", rel_tol=0.5) is False
+
+
+def test_tolerance_is_for_other_numbers() -> None:
+    assert number_equal("3.14", "3.1416", rel_tol=0.01) is True
+    assert number_equal("3.2", "3.1416", rel_tol=0.01) is False
+    assert number_equal("1e400", "3.5", rel_tol=0.01) is False
+
+
+def test_a_truth_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="x\\^2"):
+        number_equal("3", "x^2")
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_number_or_none(text: str) -> None:
+    assert isinstance(parse_number(text), Fraction | None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "verdict"),
+    [
+        (r"$\frac{x}{2}$", "$x/2$", True),
+        ("$(x+1)^2$", "$x^2+2x+1$", True),
+        ("$x+1$", "$x+2$", False),
+        (" X + 1.", "x + 1", True),
+    ],
+)
+def test_formulas_are_compared_symbolically(answer: str, truth: str, verdict: bool) -> None:
+    assert math_equal(answer, truth, seconds=120) is verdict
+
+
+def test_a_hanging_formula_gives_no_verdict_and_the_next_one_is_scored() -> None:
+    child = MathChild()
+    try:
+        assert child.ask("$x$", "$x$", seconds=0.0) is None
+        assert child.ask("$2x$", "$x+x$", seconds=120) is True
+    finally:
+        child.close()

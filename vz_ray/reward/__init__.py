@@ -1,0 +1,28 @@
+"""What an episode is worth.
+
+In: the texts of an episode's turns, its answer, the ground truth and counts of
+zooms. Out: `RewardParts`, each part logged apart. Pure: knows neither torch nor
+Ray nor who played the episode. One small file per part, all on plain values;
+only `total` knows the types `Trajectory` and `Task`, to take those values out
+of them. `math_answer` keeps one child process, because symbolic equality can
+hang and a hang inside a big-integer power can only be killed.
+"""
+
+from vz_ray.reward.choice import choice_clean, choice_compat, options_of, parse_choice
+from vz_ray.reward.format import format_ok
+from vz_ray.reward.number import number_equal, parse_number
+from vz_ray.reward.tool import earned_tool
+from vz_ray.reward.total import UNPARSED, score
+
+__all__ = [
+    "UNPARSED",
+    "choice_clean",
+    "choice_compat",
+    "earned_tool",
+    "format_ok",
+    "number_equal",
+    "options_of",
+    "parse_choice",
+    "parse_number",
+    "score",
+]
