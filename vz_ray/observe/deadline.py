@@ -30,7 +30,7 @@ async def within(seconds: float, awaitable: Awaitable[T], *, who: str, what: str
     """Awaits at most `seconds`; raises `Overdue` naming `who` and `what`."""
     try:
         return await asyncio.wait_for(awaitable, seconds)
-    except (TimeoutError, asyncio.TimeoutError) as error:
+    except TimeoutError as error:
         if isinstance(error, Overdue):
             raise
         raise Overdue(who, what, seconds) from error

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM ask for a clean stop; a second one kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(Exception):
+    """Someone asked this run to stop; what is not in the last checkpoint will be done again."""
+
+
+class Interrupt:
+    """While entered, the first SIGINT or SIGTERM sets `requested`; the second kills the process.
+
+    Example:
+        with Interrupt() as interrupt:
+            for step in steps:
+                interrupt.check()   # raises StopRequested between steps
+                train(step)
+
+    Enter it in the main thread; `check` may be called from any.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._name = ""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._arm()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for; also takes back handlers that a library replaced.
+
+        `ray.init` sets its own SIGTERM handler, which exits at once.
+        """
+        if threading.current_thread() is threading.main_thread() and not self._event.is_set():
+            self._arm()
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raises `StopRequested` if a stop was asked for."""
+        if self.requested:
+            raise StopRequested(f"stopped by {self._name}")
+
+    def _arm(self) -> None:
+        for number in SIGNALS:
+            if signal.getsignal(number) != self._handle:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._event.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._name = signal.Signals(number).name
+        self._event.set()

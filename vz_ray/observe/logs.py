@@ -1,0 +1,98 @@
+"""Where log lines go: the project's own to the terminal, the engines' noise to files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "torch", "asyncio", "py.warnings")
+FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
+OWN = "vz_ray"
+QUIET = {
+    "DS_ACCELERATOR_LOG_LEVEL": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_COLOR": "0",
+}
+"""Environment of the processes we start, so that files stay readable and bars stay out of them."""
+
+
+def configure(logs: Path, *, verbose: bool = False) -> None:
+    """Sends the project's log to `logs/vz_ray.log`, the engines' to `logs/engines.log`.
+
+    Warnings of the project's own are shown on the terminal too (with `verbose`,
+    everything of its own). Calling it again moves the files.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    _route(OWN, [_file(logs / "vz_ray.log"), terminal], logging.DEBUG if verbose else logging.INFO)
+    engines = _file(logs / "engines.log")
+    for name in ENGINES:
+        _route(name, [engines], logging.INFO)
+    logging.captureWarnings(True)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Sends everything this process prints to `path` meanwhile, C code's output included.
+
+    Args:
+        path: Appended to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    try:
+        _point_output_at(path)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, target in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+
+
+def keep_output_in(path: Path) -> None:
+    """Sends everything this process prints to `path` from now on; for actors and child processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _point_output_at(path)
+    warnings.simplefilter("default")
+
+
+def _point_output_at(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _file(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    return handler
+
+
+def _route(name: str, handlers: list[logging.Handler], level: int) -> None:
+    logger = logging.getLogger(name)
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False

@@ -1,0 +1,128 @@
+"""What a person sees while a run goes on: stage, bar with time left, last metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+PLAIN_EVERY_S = 15.0
+"""Seconds between lines of one stage where there is no terminal to redraw."""
+
+
+class Stage:
+    """A part of a run under way; made by `Progress.stage`."""
+
+    def __init__(self, progress: Progress, name: str, total: int | None, done: int) -> None:
+        self._progress, self.name, self.total, self.done = progress, name, total, done
+
+    def advance(self, steps: int = 1) -> None:
+        """`steps` more of `total` are done."""
+        self.done += steps
+        self._progress._moved(self)
+
+
+class Progress:
+    """A live display on a terminal, plain lines elsewhere.
+
+    Example:
+        with Progress() as progress, progress.stage("rl", total=40) as stage:
+            progress.show({"reward": 0.61})
+            stage.advance()
+
+    Attributes:
+        seconds: Wall time of every finished stage, by name; repeated names add up.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.seconds: dict[str, float] = {}
+        self._live: Live | None = None
+        self._metrics = Text()
+        self._last_line = 0.0
+        self._bars = Bars(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(self._drawing(), console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Stage]:
+        """One part of the run, `done` of `total` steps already behind it (after a resume)."""
+        started = time.monotonic()
+        stage = Stage(self, name, total, done)
+        if self._live:
+            self._tasks[name] = self._bars.add_task(name, total=total, completed=done)
+        else:
+            self.say(f"{name} ...")
+        ended = "stopped"
+        try:
+            yield stage
+            ended = "done"
+        finally:
+            seconds = time.monotonic() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            if self._live:
+                if ended == "done":
+                    whole = total or stage.done or 1
+                    self._bars.update(self._tasks[name], total=whole, completed=whole)
+                self._bars.stop_task(self._tasks[name])
+            else:
+                self.say(f"{name} {ended} after {seconds:.1f} s")
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Replaces the row of metrics (prints it where there is no terminal)."""
+        row = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._live:
+            self._metrics = Text(row, style="dim")
+            self._live.update(self._drawing())
+        else:
+            self.say(f"  {row}")
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the display."""
+        self.console.print(line, highlight=False, markup=False)
+
+    def _drawing(self) -> Group:
+        return Group(self._bars, self._metrics)
+
+    def _moved(self, stage: Stage) -> None:
+        if self._live:
+            self._bars.update(self._tasks[stage.name], completed=stage.done)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_EVERY_S:
+            self._last_line = now
+            self.say(f"  {stage.name} {stage.done}" + (f" of {stage.total}" if stage.total else ""))

@@ -1,0 +1,128 @@
+"""One directory per run: what was asked for, what came out, and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vz_ray.observe.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """`runs/<name>/` with `config.yaml`, `metrics.jsonl`, `episodes/`, `checkpoints/`, `logs/`."""
+
+    path: Path
+
+    @classmethod
+    def begin(cls, path: Path | str, config_yaml: str) -> tuple[RunDir, bool]:
+        """Makes the directory, or goes on with it; True if it was there.
+
+        Raises:
+            UserError: It holds a run of another configuration, or something
+                that is no run at all, or it cannot be written.
+        """
+        run = cls(Path(path))
+        try:
+            resumed = run.config.is_file()
+            if resumed:
+                run._check_same(config_yaml)
+            elif run.path.exists() and any(run.path.iterdir()):
+                raise UserError(f"{run.path} is not empty and holds no config.yaml: not a run directory")
+            for folder in (run.path, run.episodes, run.checkpoints, run.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not resumed:
+                write_atomic(run.config, config_yaml.encode())
+        except OSError as error:
+            raise UserError(f"cannot use {run.path} as run directory: {error.strerror or error}") from error
+        return run, resumed
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """An existing run, to read or to go on with; `UserError` if there is none."""
+        run = cls(Path(path))
+        if not run.config.is_file():
+            raise UserError(f"no run at {run.path}: config.yaml is missing")
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def episodes(self) -> Path:
+        return self.path / "episodes"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps a second process from writing the same run; `UserError` if one already does.
+
+        The lock is the kernel's: it goes with the process, however that ends.
+        """
+        with open(self.path / ".lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip() or "unknown"
+                raise UserError(
+                    f"{self.path} is being written by process {owner}: wait for it or stop it"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def _check_same(self, config_yaml: str) -> None:
+        before, now = self.config.read_text().splitlines(), config_yaml.splitlines()
+        if before == now:
+            return
+        pairs = zip([*before, *[""] * len(now)], [*now, *[""] * len(before)], strict=False)
+        was, is_now = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+        raise UserError(
+            f"{self.path} holds a run of another configuration ('{was}' there, '{is_now}' now): "
+            "choose another name, or delete it to start afresh"
+        )
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes the whole file or leaves what was there; on disk when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames within this directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
