@@ -1,0 +1,173 @@
+"""The episode's rules, driven turn by turn without an engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.episode.conftest import make_clip
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.task import Task
+from vz_ray.episode.machine import Episode, State
+from vz_ray.episode.trajectory import (
+    EpisodeId,
+    Sampled,
+    Sampling,
+    Status,
+    VersionSpan,
+    ZoomFault,
+    ZoomRefused,
+)
+from vz_ray.episode.wire import visual_tokens
+
+TASK = Task("t", "v.mp4", "What flashes?", "A")
+ZOOM = '<think>there</think><video_zoom>{"segment": [8.00, 16.00], "fps": 1}</video_zoom>'
+ANSWER = "<think>disc</think><answer>A</answer>"
+
+
+def sampled(wire, text: str, *, end: bool = True, stop: str = "end") -> Sampled:
+    ids = tuple(wire.tokenizer.encode(text, add_special_tokens=False)) + ((wire.end_id,) if end else ())
+    return Sampled(ids, (-0.5,) * len(ids), (VersionSpan(0, len(ids), 3),), Sampling(), stop)
+
+
+def begun(wire, video, **config) -> Episode:
+    episode = Episode(EpisodeId(0, "t", 0), TASK, video, wire, EpisodeConfig(**config))
+    episode.begin(make_clip([0.0, 8.0, 16.0, 24.0]))
+    return episode
+
+
+def zoom_once(episode, wire):
+    zoom = episode.act(sampled(wire, ZOOM, end=False, stop="zoom"))
+    episode.clip(make_clip([8.0 + i for i in range(zoom.frame_count)], zoom))
+
+
+def check_invariants(trajectory, wire):
+    slots = trajectory.expanded_ids.count(wire.pad_id)
+    assert slots == sum(visual_tokens(grid) for grid in trajectory.grids)
+    assert len(trajectory.refs) == len(trajectory.grids)
+    compact = sum(c.compact_ids.count(wire.pad_id) for c in trajectory.contexts)
+    assert compact == len(trajectory.refs)
+    assert len(trajectory.loss_mask) == len(trajectory.expanded_ids)
+    learned = [i for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask) if on]
+    assert learned == [i for turn in trajectory.turns for i in turn.action.token_ids]
+    assert len(trajectory.sampled_logprobs) == sum(trajectory.loss_mask)
+
+
+def test_zoom_then_answer(wire, video):
+    episode = begun(wire, video)
+    zoom_once(episode, wire)
+    assert episode.act(sampled(wire, ANSWER)) is None
+    trajectory = episode.trajectory(worker="w0", seconds=1.0)
+    assert (trajectory.status, trajectory.answer) == (Status.ANSWERED, "A")
+    assert (len(trajectory.zooms), trajectory.zooms_tried, len(trajectory.refs)) == (1, 1, 12)
+    assert trajectory.weight_versions == (3,)
+    check_invariants(trajectory, wire)
+
+
+def test_the_prompt_is_exactly_what_was_said_so_far(wire, video):
+    episode = begun(wire, video)
+    action = sampled(wire, ZOOM, end=False, stop="zoom")
+    before = episode.prompt.compact_ids
+    zoom = episode.act(action)
+    episode.clip(make_clip([8.0 + i for i in range(zoom.frame_count)], zoom))
+    after = episode.prompt.compact_ids
+    assert after[: len(before)] == before
+    assert after[len(before) : len(before) + len(action.token_ids)] == action.token_ids
+    text = wire.tokenizer.decode(list(after[len(before) :]))
+    assert text.startswith(ZOOM + "<|im_end|>\n<|im_start|>user\n<tool_response><frame0_time8.00s>")
+    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(wire, video, end):
+    episode = begun(wire, video)
+    zoom = episode.act(sampled(wire, ZOOM, end=end, stop="end" if end else "zoom"))
+    episode.clip(make_clip([8.0], zoom))
+    episode.act(sampled(wire, ANSWER))
+    trajectory = episode.trajectory()
+    check_invariants(trajectory, wire)
+    ends = [on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask) if i == wire.end_id]
+    # system and user turns, the zoom's, the reply's, the answer's
+    assert ends == [0, 0, int(end), 0, 1]
+
+
+def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(wire, video):
+    episode = begun(wire, video)
+    assert episode.act(sampled(wire, ZOOM.replace("8.00", "80.00", 1))) is None
+    assert episode.state is State.ACT
+    assert "is reversed" in wire.tokenizer.decode(list(episode.prompt.compact_ids))
+    episode.act(sampled(wire, ANSWER))
+    trajectory = episode.trajectory()
+    assert isinstance(trajectory.turns[0].zoom, ZoomRefused)
+    assert (trajectory.zooms_tried, len(trajectory.zooms)) == (1, 0)
+    check_invariants(trajectory, wire)
+
+
+def test_a_clip_that_cannot_be_decoded_is_an_error_turn(wire, video):
+    episode = begun(wire, video)
+    episode.act(sampled(wire, ZOOM))
+    episode.no_clip("the video is damaged here")
+    episode.act(sampled(wire, ANSWER))
+    assert episode.trajectory().turns[0].zoom.fault is ZoomFault.DECODE
+
+
+def test_no_zoom_in_the_last_round_and_a_notice_before_it(wire, video):
+    episode = begun(wire, video, max_rounds=3)
+    zoom_once(episode, wire)
+    assert "Answer now" not in wire.tokenizer.decode(list(episode.prompt.compact_ids))
+    zoom_once(episode, wire)
+    assert wire.tokenizer.decode(list(episode.prompt.compact_ids)).count("Answer now") == 1
+    assert episode.act(sampled(wire, ZOOM)) is None
+    trajectory = episode.trajectory()
+    assert trajectory.status is Status.NO_ANSWER
+    assert trajectory.turns[-1].zoom.fault is ZoomFault.LAST_ROUND
+    check_invariants(trajectory, wire)
+
+
+def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(wire, video):
+    episode = begun(wire, video, max_images=10, overview_frames=10)
+    assert episode.act(sampled(wire, ZOOM)) is None
+    assert episode.turns[0].zoom.fault is ZoomFault.NO_BUDGET
+    assert "only 6 more frames" in episode.turns[0].zoom.message
+
+
+def test_a_clip_beyond_the_context_is_left_out_whole(wire, video):
+    room = len(begun(wire, video).prompt.compact_ids) + 160
+    episode = begun(wire, video, max_context=room)
+    zoom = episode.act(sampled(wire, ZOOM, end=False, stop="zoom"))
+    episode.clip(make_clip([8.0 + i for i in range(8)], zoom, width=112, height=112))
+    assert episode.turns[0].zoom.fault is ZoomFault.NO_BUDGET
+    assert len(episode.prompt.frames) == 4
+    episode.act(sampled(wire, ANSWER))
+    check_invariants(episode.trajectory(), wire)
+    assert len(episode.trajectory().expanded_ids) <= room
+
+
+def test_a_turn_never_samples_past_the_context(wire, video):
+    length = len(begun(wire, video).prompt.compact_ids)
+    episode = begun(wire, video, max_context=length + 20)
+    assert episode.sampling(Sampling(max_tokens=500)).max_tokens == 20
+
+
+def test_a_turn_cut_at_its_limit_ends_the_episode(wire, video):
+    episode = begun(wire, video)
+    episode.act(sampled(wire, "<think>disc disc disc", end=False, stop="length"))
+    assert episode.trajectory().status is Status.TRUNCATED
+
+
+def test_frames_of_different_sizes_expand_to_their_own_tokens(wire, video):
+    episode = Episode(EpisodeId(0, "t", 0), TASK, video, wire, EpisodeConfig())
+    episode.begin(make_clip([0.0, 8.0], width=56, height=84))
+    zoom = episode.act(sampled(wire, ZOOM))
+    episode.clip(make_clip([8.0], zoom, width=28, height=56))
+    episode.act(sampled(wire, ANSWER))
+    trajectory = episode.trajectory()
+    assert [visual_tokens(grid) for grid in trajectory.grids] == [6, 6, 2]
+    check_invariants(trajectory, wire)
+
+
+def test_events_out_of_order_are_errors(wire, video):
+    episode = begun(wire, video)
+    with pytest.raises(RuntimeError, match="expected look"):
+        episode.clip(make_clip([1.0]))
+    with pytest.raises(RuntimeError, match="expected over"):
+        episode.trajectory()

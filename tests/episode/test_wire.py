@@ -1,0 +1,74 @@
+"""What is written to the model, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.episode.conftest import make_clip
+from vz_ray.episode.wire import Wording
+from vz_ray.observe.errors import UserError
+
+FRAMES = "<frame0_time8.00s><|vision_start|><|image_pad|><|vision_end|><frame1_time9.50s><|vision_start|><|image_pad|><|vision_end|>"
+
+
+def text_of(wire, context) -> str:
+    return wire.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
+
+
+def test_frames_are_written_without_separator(wire):
+    assert wire.frames_text(make_clip([8.0, 9.5]).frames) == FRAMES
+
+
+def test_compat_good_reply(compat_wire):
+    frames = make_clip([8.0, 9.5]).frames
+    reply = compat_wire.reply(compat_wire.reply_text(frames, last_round=False), frames, ended=False)
+    assert text_of(compat_wire, reply) == (
+        "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
+        + FRAMES
+        + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then write your "
+        "final answer inside <answer> and </answer><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_compat_notice_before_the_last_round(compat_wire):
+    text = compat_wire.reply_text((), last_round=True)
+    assert text.endswith(
+        "</answer>Do not call <video_zoom> in this round, give a final answer based on information above."
+    )
+
+
+def test_compat_bad_reply(compat_wire):
+    reply = compat_wire.reply(compat_wire.refusal_text("oops", last_round=False), (), ended=True)
+    assert text_of(compat_wire, reply) == (
+        "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. Error Information: oops.\n"
+        "</tool_response>\nPlease analyze the error information obtained from the function tool and adjust your "
+        "response. Countinue your reasoning process inside <think> and </think>.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_compat_decode_error(compat_wire):
+    text = compat_wire.refusal_text("oops", last_round=False, decode=True)
+    assert text.startswith("<tool_response>\nError: oops<tool_response>Please analyze the error information")
+
+
+def test_a_question_with_an_image_slot_of_its_own_is_refused(wire):
+    with pytest.raises(UserError, match="3 image slots for 2 frames"):
+        wire.prompt("what is <|image_pad|>?", make_clip([8.0, 9.5]).frames)
+
+
+def test_braces_in_a_question_are_kept(wire):
+    assert "{x} {frames}" in wire.question_text("{x} {frames}", ())
+
+
+def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        Wording.load(tmp_path / "nowhere.yaml")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("systm: hello\n")
+    with pytest.raises(UserError, match="systm"):
+        Wording.load(wrong)
+
+
+def test_the_wire_name_changes_with_the_wording(wire, compat_wire):
+    assert wire.name.startswith("clean-") and compat_wire.name.startswith("compat-")
+    assert wire.name != compat_wire.name

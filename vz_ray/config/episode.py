@@ -1,0 +1,60 @@
+"""What an episode may do: rounds, frames, tokens, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMATS = ("clean", "compat")
+SPREADS = ("starts", "endpoints")
+
+
+@dataclass
+class EpisodeConfig:
+    """Limits and wording of an episode; the defaults are the paper's (section on the agent, and its prompt)."""
+
+    format: str = "clean"
+    """`clean`: the model's own chat template; `compat`: byte for byte what the released weights saw."""
+    prompt: str = "conf/prompt/zoom.yaml"
+    """File with the wording of prompt, replies and errors."""
+    max_rounds: int = 5
+    """Turns of the policy; one fewer zooms. 1 makes it a model that only answers."""
+    max_zoom_frames: int = 16
+    """Most frames in one zoom."""
+    max_images: int = 128
+    """Most images in an episode, overview included."""
+    max_turn_tokens: int = 4096
+    """Most tokens sampled in one turn."""
+    max_context: int = 32768
+    """Most tokens in an episode, visual ones included."""
+    overview_fps: float = 0.5
+    """Frame rate of the overview."""
+    overview_frames: int = 64
+    """Most frames in the overview; longer videos spread them evenly."""
+    overview_spread: str = "starts"
+    """Where spread frames lie: `starts` (k / n of the duration) or `endpoints` (first to last frame)."""
+    min_pixels: int = 25088
+    """Smallest area of a frame, pixels."""
+    max_pixels: int = 100352
+    """Largest area of a frame, pixels: 128 visual tokens of 28 x 28."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"episode.format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+        if self.overview_spread not in SPREADS:
+            raise ValueError(
+                f"episode.overview_spread is {self.overview_spread!r}; it must be one of {', '.join(SPREADS)}"
+            )
+        for name in ("max_rounds", "max_zoom_frames", "max_images", "max_turn_tokens", "overview_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"episode.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.overview_fps <= 0:
+            raise ValueError(f"episode.overview_fps is {self.overview_fps}; it must be above 0")
+        if self.overview_frames > self.max_images:
+            raise ValueError(
+                f"episode.overview_frames is {self.overview_frames}, above episode.max_images ({self.max_images})"
+            )
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"episode.min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; "
+                "they must be above 0 and in order"
+            )

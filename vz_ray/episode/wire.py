@@ -1,0 +1,171 @@
+"""How an episode is written as tokens: prompt, frames, replies, errors.
+
+Text is built from an editable `Wording`; `clean` wraps it in the model's own
+chat template, `compat` in the exact strings that the released weights saw.
+Tokens that were sampled are never written again: a reply is only what comes
+after them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from vz_ray.episode.trajectory import Context, Grid
+from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import Frame
+
+PAD = "<|image_pad|>"
+IMAGE = f"<|vision_start|>{PAD}<|vision_end|>"
+END = "<|im_end|>"
+PATCH, MERGE = 14, 2
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The words around frames; `{frames}`, `{question}`, `{error}`, `{notice}` are filled in.
+
+    Attributes:
+        system: Tells the model what it may do.
+        question: The first user turn.
+        reply: The user turn after a good zoom.
+        refusal: The user turn after a bad zoom.
+        decode_refusal: The same where the clip could not be decoded.
+        notice: Added to the reply before the last round.
+    """
+
+    system: str
+    question: str
+    reply: str
+    refusal: str
+    notice: str
+    decode_refusal: str = ""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Wording:
+        """Reads a wording file; `UserError` if it is missing or has wrong keys."""
+        path = Path(path)
+        if not path.is_absolute() and not path.exists():
+            path = Path(__file__).resolve().parents[2] / path
+        if not path.exists():
+            raise UserError(f"prompt file {path} does not exist; set episode.prompt to an existing one")
+        values = yaml.safe_load(path.read_text())
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(
+                f"prompt file {path}: {error}; expected keys {', '.join(cls.__slots__)}"
+            ) from error
+
+
+class WireFormat:
+    """Writes the conversation; one instance per model and wording, shared by all episodes."""
+
+    def __init__(self, tokenizer: Tokenizer, wording: Wording, *, compat: bool = False) -> None:
+        self.tokenizer, self.wording, self.compat = tokenizer, wording, compat
+        self.pad_id = tokenizer.convert_tokens_to_ids(PAD)
+        self.end_id = tokenizer.convert_tokens_to_ids(END)
+        spelled = repr((compat, sorted(asdict(wording).items()), self._template("q"), self._after("r")))
+        self.name = f"{'compat' if compat else 'clean'}-{hashlib.blake2s(spelled.encode(), digest_size=6).hexdigest()}"
+
+    # -- text ---------------------------------------------------------------
+
+    def frames_text(self, frames: Sequence[Frame]) -> str:
+        return "".join(f"<frame{i}_time{frame.pts_s:.2f}s>{IMAGE}" for i, frame in enumerate(frames))
+
+    def question_text(self, question: str, frames: Sequence[Frame]) -> str:
+        return self.wording.question.format(frames=self.frames_text(frames), question=question)
+
+    def reply_text(self, frames: Sequence[Frame], *, last_round: bool) -> str:
+        notice = self.wording.notice if last_round else ""
+        return self.wording.reply.format(frames=self.frames_text(frames), notice=notice)
+
+    def refusal_text(self, error: str, *, last_round: bool, decode: bool = False) -> str:
+        wording = (
+            self.wording.decode_refusal if decode and self.wording.decode_refusal else self.wording.refusal
+        )
+        return wording.format(error=error, notice=self.wording.notice if last_round else "")
+
+    # -- tokens -------------------------------------------------------------
+
+    def prompt(self, question: str, frames: Sequence[Frame]) -> Context:
+        """System prompt, overview and question, up to where the policy starts."""
+        return self._context(self._template(self.question_text(question, frames)), frames)
+
+    def reply(self, text: str, frames: Sequence[Frame], *, ended: bool) -> Context:
+        """What follows a sampled turn: its end token unless it was sampled (`ended`), then a user turn."""
+        after = self._after(text)
+        return self._context(after.removeprefix(END) if ended else after, frames)
+
+    def written(self, text: str) -> tuple[int, ...]:
+        """Ids of a turn that was written by someone else, its end token included unless it zooms."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return tuple(ids if text.endswith("</video_zoom>") else [*ids, self.end_id])
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The turn as text, without its end token."""
+        ids = token_ids[:-1] if token_ids and token_ids[-1] == self.end_id else token_ids
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    # -- parts --------------------------------------------------------------
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _template(self, question: str) -> str:
+        return self._render(
+            [{"role": "system", "content": self.wording.system}, {"role": "user", "content": question}]
+        )
+
+    def _after(self, text: str) -> str:
+        """The rendered text between an assistant turn and the next one, from its end token on."""
+        if self.compat:
+            return f"{END}<|im_start|>user\n{text}{END}\n<|im_start|>assistant\n"
+        mark = "\u2042"
+        before = [{"role": "user", "content": "-"}, {"role": "assistant", "content": mark}]
+        return self._render([*before, {"role": "user", "content": text}]).split(mark, 1)[1]
+
+    def _context(self, text: str, frames: Sequence[Frame]) -> Context:
+        compact = self.tokenizer.encode(text, add_special_tokens=False)
+        pads = compact.count(self.pad_id)
+        if pads != len(frames):
+            raise UserError(f"{pads} image slots for {len(frames)} frames: the text itself contains {PAD}")
+        grids = tuple(grid_of(frame) for frame in frames)
+        expanded: list[int] = []
+        left = iter(grids)
+        for token in compact:
+            expanded += [token] * (visual_tokens(next(left)) if token == self.pad_id else 1)
+        return Context(tuple(compact), tuple(expanded), grids, tuple(frame.ref for frame in frames))
+
+
+def grid_of(frame: Frame) -> Grid:
+    """Patch grid of a frame at its final size."""
+    height, width = frame.rgb.shape[:2]
+    side = PATCH * MERGE
+    if height % side or width % side:
+        raise ValueError(
+            f"a frame of {width}x{height} is not a multiple of {side} px: it was not resized for the model"
+        )
+    return (1, height // PATCH, width // PATCH)
+
+
+def visual_tokens(grid: Grid) -> int:
+    """Tokens that an image of this patch grid takes after merging."""
+    return grid[0] * grid[1] * grid[2] // MERGE**2

@@ -1,0 +1,130 @@
+"""Reading what the policy said: a zoom call, an answer, or neither.
+
+The strict reader refuses every malformed call with a reason that the model can
+act on; nothing is guessed and nothing is clamped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vz_ray.episode.trajectory import ZoomFault, ZoomRefused
+from vz_ray.video.frame import Zoom
+
+OPEN, CLOSE = "<video_zoom>", "</video_zoom>"
+_CALL = re.compile(re.escape(OPEN) + r"(.*?)" + re.escape(CLOSE), re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+EXAMPLE = '{"segment": [start, end], "fps": n}'
+PAST_END_S = 0.05
+"""A segment may end this long after the video: times are shown rounded to 0.01 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One turn, read: at most one of the two is set."""
+
+    zoom: Zoom | ZoomRefused | None
+    answer: str | None
+
+
+def answer_of(text: str) -> str | None:
+    """Content of the last answer span, stripped; None if there is none."""
+    spans = _ANSWER.findall(text)
+    return str(spans[-1]).strip() if spans else None
+
+
+def read_turn(text: str, *, duration_s: float, max_frames: int, inclusive: bool = False) -> Said:
+    """Reads one turn of the policy.
+
+    Args:
+        text: The turn, decoded.
+        duration_s: Length of the video, seconds.
+        max_frames: Most frames a zoom may ask for.
+        inclusive: Passed on to `Zoom`.
+    """
+    answer = answer_of(text)
+    calls = _CALL.findall(text)
+    if not calls and OPEN not in text:
+        return Said(None, answer)
+    if not calls:
+        return Said(_refuse(ZoomFault.BROKEN_JSON, f"{OPEN} is not closed by {CLOSE}"), None)
+    if len(calls) > 1:
+        return Said(_refuse(ZoomFault.TWO_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None)
+    if answer is not None:
+        return Said(_refuse(ZoomFault.WITH_ANSWER, "a turn holds either a zoom or an answer, not both"), None)
+    zoom = _read_call(calls[0], inclusive)
+    if isinstance(zoom, Zoom):
+        zoom = _check(zoom, duration_s, max_frames) or zoom
+    return Said(zoom, None)
+
+
+def _refuse(fault: ZoomFault, message: str) -> ZoomRefused:
+    return ZoomRefused(fault, message)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise KeyError(next(key for key in keys if keys.count(key) > 1))
+    return dict(pairs)
+
+
+def _read_call(body: str, inclusive: bool) -> Zoom | ZoomRefused:
+    try:
+        call = json.loads(body, object_pairs_hook=_unique)
+    except KeyError as error:
+        return _refuse(ZoomFault.WRONG_KEYS, f"key {error.args[0]!r} is given twice; expected {EXAMPLE}")
+    except (ValueError, RecursionError):
+        return _refuse(ZoomFault.BROKEN_JSON, f"the call is not valid JSON; expected {EXAMPLE}")
+    if not isinstance(call, dict) or set(call) != {"segment", "fps"}:
+        found = ", ".join(map(repr, call)) if isinstance(call, dict) else type(call).__name__
+        return _refuse(ZoomFault.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {found or 'none'}")
+    segment, fps = call["segment"], call["fps"]
+    if not isinstance(segment, list) or len(segment) != 2:
+        return _refuse(ZoomFault.NOT_NUMBERS, "segment must be a list of two numbers, [start, end]")
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (*segment, fps)):
+        return _refuse(ZoomFault.NOT_NUMBERS, "segment and fps must be numbers")
+    try:
+        start, end, rate = float(segment[0]), float(segment[1]), float(fps)
+    except OverflowError:
+        return _refuse(ZoomFault.NOT_FINITE, "segment and fps must be finite numbers")
+    if not all(map(math.isfinite, (start, end, rate))):
+        return _refuse(ZoomFault.NOT_FINITE, "segment and fps must be finite numbers")
+    return Zoom(start, end, rate, inclusive)
+
+
+def _check(zoom: Zoom, duration_s: float, max_frames: int) -> ZoomRefused | None:
+    """Why `zoom` cannot be carried out on a video of `duration_s`, if it cannot."""
+    start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
+    span = f"[{start:g}, {end:g}]"
+    if start < 0 or end < 0 or fps < 0:
+        return _refuse(ZoomFault.NEGATIVE, f"segment {span} and fps {fps:g} must not be negative")
+    if end < start:
+        return _refuse(ZoomFault.REVERSED, f"segment {span} is reversed; start must come before end")
+    if start == end or fps == 0:
+        return _refuse(ZoomFault.EMPTY, f"segment {span} at fps {fps:g} is empty")
+    if start >= duration_s or end > duration_s + PAST_END_S:
+        return _refuse(ZoomFault.OUTSIDE, f"segment {span} is outside the video of {duration_s:.2f} seconds")
+    # Multiplied in floats: a huge fps must be compared before it is made an integer.
+    wanted = (end - start) * fps
+    if wanted >= max_frames + 1:
+        largest_fps = math.floor(100 * max_frames / (end - start)) / 100
+        fits = (
+            f"fps up to {largest_fps:g}" if largest_fps else f"a segment up to {max_frames / fps:.2f} seconds"
+        )
+        return _refuse(
+            ZoomFault.TOO_MANY_FRAMES,
+            f"segment {span} at fps {fps:g} has more than {max_frames} frames; {fits} would fit",
+        )
+    if zoom.frame_count < 1:
+        smallest = math.ceil(100 / (end - start)) / 100
+        return _refuse(
+            ZoomFault.TOO_FEW_FRAMES,
+            f"segment {span} at fps {fps:g} has no frame; fps of at least {smallest:g} would",
+        )
+    return None
