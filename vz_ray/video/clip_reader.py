@@ -1,0 +1,167 @@
+"""Clips of many videos: open readers and decoded frames are kept for the next request."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from vz_ray.video.cache import FrameCache, FrameKey
+from vz_ray.video.errors import FrameMismatch
+from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.reader import VideoReader
+from vz_ray.video.sampling import overview_times, zoom_times
+from vz_ray.video.source import FileKey, Limits, file_key
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStats:
+    """What a clip reader has done; sums over several readers are meaningful.
+
+    Attributes:
+        requests: Calls of probe, overview, zoom and resolve.
+        hits: Frames found in the cache.
+        misses: Frames that had to be decoded.
+        decoded: Frames the decoders put out, those on the way to a wanted one included.
+        seeks: Seeks and reopenings.
+        opened: Videos opened and scanned.
+        cached_frames: In the cache now.
+        cached_bytes: In the cache now.
+        open_videos: Open now.
+    """
+
+    requests: int = 0
+    hits: int = 0
+    misses: int = 0
+    decoded: int = 0
+    seeks: int = 0
+    opened: int = 0
+    cached_frames: int = 0
+    cached_bytes: int = 0
+    open_videos: int = 0
+
+    def __add__(self, other: ReadStats) -> ReadStats:
+        return ReadStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class ClipReader:
+    """Overviews, zooms and referenced frames, one at a time. Not thread-safe.
+
+    Every decoded frame is cached by content, pts and size, so a clip that
+    overlaps an earlier one, and a frame asked for again by reference, cost a
+    look-up. Every method raises `VideoError` if the video cannot be read as asked.
+
+    Args:
+        cache_bytes: Most bytes of decoded frames to keep.
+        videos: Most videos to keep open; each holds its decoder's buffers.
+        limits: What is refused.
+    """
+
+    def __init__(
+        self, *, cache_bytes: int = 256 * 2**20, videos: int = 8, limits: Limits | None = None
+    ) -> None:
+        if videos < 1:
+            raise ValueError(f"at least one video must stay open, got videos={videos}")
+        self._cache, self._videos = FrameCache(cache_bytes), videos
+        self._limits = limits or Limits()
+        self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
+        self._requests = self._opened = self._decoded = self._seeks = 0
+
+    def probe(self, uri: str) -> VideoInfo:
+        self._requests += 1
+        return self._reader(uri).info
+
+    def overview(self, uri: str, request: Overview, size: FrameSize) -> Clip:
+        self._requests += 1
+        reader = self._reader(uri)
+        return self._clip(reader, request, overview_times(request, reader.info), size)
+
+    def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
+        self._requests += 1
+        reader = self._reader(uri)
+        return self._clip(reader, request, zoom_times(request, reader.info), size)
+
+    def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        """The referenced frames, in the order asked.
+
+        Raises:
+            FrameMismatch: The file, or the pixels decoded from it, are not those of the reference.
+        """
+        self._requests += 1
+        batches: dict[tuple[str, int, int], set[float]] = {}
+        for ref in refs:
+            batches.setdefault((ref.uri, ref.width, ref.height), set()).add(ref.pts_s)
+        found: dict[tuple[str, int, int, float], Frame] = {}
+        for (uri, width, height), seconds in batches.items():
+            reader = self._reader(uri)
+            pts_of = {second: reader.table.at(second) for second in seconds}
+            frames = self._frames(reader, list(pts_of.values()), width, height)
+            found.update({(uri, width, height, s): frames[pts] for s, pts in pts_of.items()})
+        return [_checked(found[ref.uri, ref.width, ref.height, ref.pts_s], ref) for ref in refs]
+
+    def stats(self) -> ReadStats:
+        readers = self._open.values()
+        return ReadStats(
+            requests=self._requests,
+            hits=self._cache.hits,
+            misses=self._cache.misses,
+            decoded=self._decoded + sum(reader.decoded for reader in readers),
+            seeks=self._seeks + sum(reader.seeks for reader in readers),
+            opened=self._opened,
+            cached_frames=len(self._cache),
+            cached_bytes=self._cache.bytes,
+            open_videos=len(self._open),
+        )
+
+    def close(self) -> None:
+        while self._open:
+            self._close_oldest()
+
+    def _clip(
+        self, reader: VideoReader, request: Overview | Zoom, times: list[float], size: FrameSize
+    ) -> Clip:
+        pts = [reader.table.at(second) for second in times]
+        frames = self._frames(reader, pts, *reader.target_size(size))
+        return Clip(request, tuple(frames[one] for one in pts))
+
+    def _frames(self, reader: VideoReader, pts: list[int], width: int, height: int) -> dict[int, Frame]:
+        video, stream = reader.info.video_id, reader.info.stream
+        keys = {one: FrameKey(video, stream, one, width, height) for one in pts}
+        found = {one: frame for one, key in keys.items() if (frame := self._cache.get(key)) is not None}
+        for one, frame in found.items():
+            if frame.ref.uri != reader.info.uri:  # decoded from a copy, which may go away
+                found[one] = Frame(replace(frame.ref, uri=reader.info.uri), frame.rgb)
+        decoded = reader.at_pts([one for one in keys if one not in found], width, height)
+        for one, frame in decoded.items():
+            self._cache.put(keys[one], frame)
+        return found | decoded
+
+    def _reader(self, uri: str) -> VideoReader:
+        """The open reader of this file; a file that changed since is another file."""
+        key = file_key(uri)
+        reader = self._open.get(key)
+        if reader is None:
+            reader = self._open[key] = VideoReader(uri, limits=self._limits)
+            self._opened += 1
+            while len(self._open) > self._videos:
+                self._close_oldest()
+        self._open.move_to_end(key)
+        return reader
+
+    def _close_oldest(self) -> None:
+        _, reader = self._open.popitem(last=False)
+        self._decoded += reader.decoded
+        self._seeks += reader.seeks
+        reader.close()
+
+
+def _checked(frame: Frame, ref: FrameRef) -> Frame:
+    got = frame.ref
+    if got.digest == ref.digest:
+        return frame
+    why = "the file has changed" if got.video_id != ref.video_id else "it decodes to other pixels"
+    raise FrameMismatch(
+        f"{ref.uri}: the frame at {ref.pts_s:.3f} s is not the one referenced, {why}: "
+        f"digest {got.digest[:12]} by {got.decoder}, expected {ref.digest[:12]} by {ref.decoder}",
+        "a frame shown earlier cannot be shown again",
+    )

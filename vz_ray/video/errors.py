@@ -1,0 +1,41 @@
+"""Why a video cannot be read as asked: one class per reason, so that callers need not parse text."""
+
+from __future__ import annotations
+
+from vz_ray.video.frame import VideoError
+
+
+class VideoMissing(VideoError):
+    """There is no such file."""
+
+
+class VideoDenied(VideoError):
+    """The file is there but may not be read."""
+
+
+class SourceRefused(VideoError):
+    """The address is of a kind that is not opened (a URL, a device, a pipe)."""
+
+
+class NotAVideo(VideoError):
+    """A directory, an image, sound alone, text, a playlist, or nothing at all."""
+
+
+class CodecRefused(VideoError):
+    """A video, but in a codec that is not on the allow-list."""
+
+
+class OverLimit(VideoError):
+    """Longer, larger or more frames than the limits allow."""
+
+
+class VideoDamaged(VideoError):
+    """A video in which no frame can be decoded where one was asked for."""
+
+
+class BadRequest(VideoError):
+    """The times asked for make no sense for this video."""
+
+
+class FrameMismatch(VideoError):
+    """A frame decoded again is not the one its reference names; the reference must not be used."""

@@ -1,0 +1,299 @@
+"""Exact frames of one video file.
+
+The frame for time t is the last one with pts <= t, t counted from the first
+frame that can be decoded. One scan of the packets tells when every frame is
+shown, so requests become exact pts before anything is decoded; they are then
+reached in ascending order, seeking only where that saves decoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import av
+import blake3
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+from vz_ray.video.errors import OverLimit, VideoDamaged
+from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize, VideoInfo
+from vz_ray.video.size import target_size
+from vz_ray.video.source import Limits, check_duration, open_video, video_id
+from vz_ray.video.table import FrameTable, counted, frame_ticks, packets, scan
+
+SCALER = "bicubic+accurate_rnd+bitexact"
+_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+_SEEK_COST_FRAMES = 6
+"""What a seek costs beyond decoding: finding the packet, refilling the reorder buffer."""
+
+_EXACT_NONREF = frozenset({"h264"})
+"""Codecs whose packets say for certain that no other frame refers to theirs."""
+
+
+class _Shown(NamedTuple):
+    """A frame as the decoder put it out, and its time in ticks."""
+
+    pts: int
+    frame: VideoFrame
+
+
+class VideoReader:
+    """One open video. Not thread-safe; close it, or use it as a context manager.
+
+    The first video stream that FFmpeg calls best is read. Rotation metadata is
+    applied; the sample aspect ratio is not, as in other readers for models.
+    Where packets lack pts, a frame's time is its dts, else its number divided
+    by the average rate, and the file is decoded once to learn all times.
+
+    Attributes:
+        info: What the file is.
+        table: When each frame is shown.
+        decoded: Frames the decoder has put out so far.
+        seeks: Seeks so far, reopenings included.
+
+    Raises (when opened):
+        VideoError: A subclass that says why the file cannot be used.
+    """
+
+    def __init__(self, uri: str, *, limits: Limits | None = None) -> None:
+        self._uri, self._limits = uri, limits or Limits()
+        self._scaler = VideoReformatter()
+        self._container: InputContainer | None = None
+        self._out: Iterator[_Shown] = iter(())
+        self._held: _Shown | None = None
+        self._ahead: _Shown | None = None
+        self._counted_to: int | None = None
+        self._quarter_turns = 0
+        self.decoded = self.seeks = 0
+        try:
+            self._open()
+            self.info = self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = self._held = self._ahead = None
+        self._out = iter(())
+
+    def frames(self, times: Sequence[float], size: FrameSize) -> list[Frame]:
+        """The frames shown at `times` (seconds, any order, repeats allowed), in that order.
+
+        Raises:
+            VideoDamaged: Nothing can be decoded there.
+            OverLimit: Too many frames, or too elongated ones.
+        """
+        width, height = self.target_size(size)
+        found = self.at_pts([self.table.at(t) for t in times], width, height)
+        return [found[self.table.at(t)] for t in times]
+
+    def target_size(self, size: FrameSize) -> tuple[int, int]:
+        """`(width, height)` at which this video's frames are delivered."""
+        return target_size(self.info.width, self.info.height, size)
+
+    def at_pts(self, wanted: Iterable[int], width: int, height: int) -> dict[int, Frame]:
+        """Frame by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
+        ordered = sorted(set(wanted))
+        if len(ordered) > self._limits.request_frames:
+            raise OverLimit(
+                f"{self._uri}: {len(ordered)} frames asked for at once, over {self._limits.request_frames}",
+                f"at most {self._limits.request_frames} frames can be fetched at once",
+            )
+        self._wanted = frozenset(ordered)
+        return {pts: self._deliver(self._reach(pts), width, height) for pts in ordered}
+
+    # Opening
+
+    def _open(self) -> None:
+        """Scans the packets, then decodes the first frame: it fixes the start and the rotation."""
+        container, stream = open_video(self._uri, self._limits)
+        with contextlib.closing(container):
+            table = scan(container, stream)
+        self._seekable, self._wanted = table is not None, frozenset[int]()
+        self._restart()
+        first = next(self._out, None)
+        if first is None:
+            raise VideoDamaged(f"{self._uri}: no frame of it can be decoded", "the video is damaged")
+        self._held = first
+        self._quarter_turns = round(first.frame.rotation / 90) % 4
+        self.table = table.from_first(first.pts) if table else self._count(first)
+        check_duration(self._uri, self.table.duration_s, self._limits)
+
+    def _count(self, first: _Shown) -> FrameTable:
+        table: FrameTable = counted([first.pts, *(shown.pts for shown in self._out)], self._stream)
+        self._restart()
+        return table
+
+    def _describe(self) -> VideoInfo:
+        width, height = self._stream.width, self._stream.height
+        if self._quarter_turns % 2:
+            width, height = height, width
+        duration = self.table.duration_s
+        codec = self._stream.codec_context.name
+        self._decoder = f"pyav-{av.__version__}/{codec}/{_version('libavcodec')}"
+        return VideoInfo(
+            video_id=video_id(self._uri),
+            uri=self._uri,
+            stream=self._stream.index,
+            duration_s=duration,
+            fps=len(self.table.pts) / duration,
+            width=width,
+            height=height,
+        )
+
+    # Decoding
+
+    def _reach(self, pts: int) -> _Shown:
+        """The frame at `pts`, or the last decodable one before it where it is damaged."""
+        if self._cheaper_to_go_on(pts):
+            shown = self._advance(pts)
+            if shown is not None and shown.pts == pts:
+                return shown
+        shown = self._land_before(pts, skipping=True)
+        return shown if shown.pts == pts else self._land_before(pts, skipping=False)
+
+    def _cheaper_to_go_on(self, pts: int) -> bool:
+        if self._held is None or self._held.pts > pts:
+            return False
+        key = self.table.key_before(pts)
+        if not self._seekable or key < 0:
+            return True
+        onwards = self.table.rank(pts) - self.table.rank(self._held.pts)
+        from_key = self.table.rank(pts) - self.table.rank(int(self.table.key_pts[key]))
+        return onwards <= from_key + _SEEK_COST_FRAMES
+
+    def _land_before(self, pts: int, skipping: bool) -> _Shown:
+        """Seeks to the keyframe before `pts`, further back while the seek lands too late."""
+        key, step = self.table.key_before(pts), 1
+        while self._seekable and key >= 0:
+            self._seek(key, skipping)
+            if (shown := self._advance(pts)) is not None:
+                return shown
+            key, step = key - step, step * 2
+        self._restart()
+        if (shown := self._advance(pts)) is not None:
+            return shown
+        raise VideoDamaged(
+            f"{self._uri}: nothing can be decoded at {self.table.seconds(pts):.3f} s or before",
+            "this part of the video is damaged",
+        )
+
+    def _advance(self, pts: int) -> _Shown | None:
+        """Decodes up to `pts`; None where what comes first is already later."""
+        while self._held is None or self._held.pts < pts:
+            if self._ahead is None:
+                self._ahead = next(self._out, None)
+            if self._ahead is None or self._ahead.pts > pts:
+                break
+            self._held, self._ahead = self._ahead, None
+        return self._held
+
+    def _seek(self, key: int, skipping: bool) -> None:
+        assert self._container is not None
+        self.seeks += 1
+        self._held = self._ahead = None
+        self._out = iter(())
+        # A seek that fails is one that landed nowhere: the caller steps back.
+        with contextlib.suppress(av.error.FFmpegError):
+            self._container.seek(int(self.table.key_dts[key]), stream=self._stream)
+            self._out = self._decode(from_key=True, skipping=skipping)
+
+    def _restart(self) -> None:
+        self.close()
+        self.seeks += 1
+        self._counted_to = None
+        self._container, self._stream = open_video(self._uri, self._limits)
+        self._out = self._decode(from_key=False, skipping=False)
+
+    def _decode(self, *, from_key: bool, skipping: bool) -> Iterator[_Shown]:
+        """Frames from here on, in order of presentation.
+
+        After a seek (`from_key`), packets before the first keyframe are left
+        out, and so are frames shown before it: they refer to frames that were
+        not decoded. With `skipping`, the decoder is told to leave out frames
+        that nobody wants and no other frame refers to.
+        """
+        assert self._container is not None
+        container, stream = self._container, self._stream
+        context = stream.codec_context
+        skipping = skipping and stream.codec_context.name in _EXACT_NONREF
+        context.skip_frame = "DEFAULT"
+        first_pts: int | None = None
+        for packet in packets(container, stream):
+            if from_key and first_pts is None:
+                if not packet.is_keyframe:
+                    continue
+                first_pts = packet.pts
+            if skipping:
+                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+            # A damaged packet costs its own frames only.
+            with contextlib.suppress(av.error.FFmpegError):
+                for frame in packet.decode():
+                    yield from self._timed(frame, first_pts)
+        context.skip_frame = "DEFAULT"
+        with contextlib.suppress(av.error.FFmpegError):
+            for frame in stream.decode(None):
+                yield from self._timed(frame, first_pts)
+
+    def _timed(self, frame: VideoFrame, first_pts: int | None) -> Iterator[_Shown]:
+        self.decoded += 1
+        if self._seekable:
+            if frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
+                yield _Shown(frame.pts, frame)
+            return
+        last = self._counted_to
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        if last is not None and (stamp is None or stamp <= last):
+            stamp = last + frame_ticks(self._stream)
+        self._counted_to = 0 if stamp is None else stamp
+        yield _Shown(self._counted_to, frame)
+
+    # Delivering
+
+    def _deliver(self, shown: _Shown, width: int, height: int) -> Frame:
+        rgb = self._scaled(shown.frame, width, height)
+        ref = FrameRef(
+            video_id=self.info.video_id,
+            uri=self._uri,
+            stream=self.info.stream,
+            pts_s=self.table.seconds(shown.pts),
+            width=width,
+            height=height,
+            scaler=SCALER,
+            decoder=self._decoder,
+            digest=blake3.blake3(rgb.data).hexdigest(),
+        )
+        return Frame(ref, rgb)
+
+    def _scaled(self, frame: VideoFrame, width: int, height: int) -> RGB:
+        """Scaled before it is turned: the smaller array is the cheaper one to turn."""
+        sideways = self._quarter_turns % 2
+        scaled = self._scaler.reformat(
+            frame,
+            width=height if sideways else width,
+            height=width if sideways else height,
+            format="rgb24",
+            interpolation=_FLAGS,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+        rgb: RGB = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), self._quarter_turns), dtype=np.uint8)
+        rgb.flags.writeable = False
+        return rgb
+
+
+def _version(library: str) -> str:
+    return ".".join(str(part) for part in av.library_versions[library])

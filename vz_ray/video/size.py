@@ -1,0 +1,42 @@
+"""The size at which a frame is delivered."""
+
+from __future__ import annotations
+
+import math
+
+from vz_ray.video.errors import OverLimit
+from vz_ray.video.frame import FrameSize
+
+_MOST_ELONGATED = 200
+
+
+def target_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
+    """`(width, height)` that the Qwen-VL image processor would resize a frame of this size to.
+
+    Both sides are multiples of `size.factor` and the area lies within the
+    bounds of `size` (source: the resize rule of the Qwen2-VL image processor,
+    so that its own resize is the identity on what is delivered here).
+
+    Raises:
+        OverLimit: One side is more than 200 times the other; the model's processor refuses that.
+
+    Example:
+        >>> target_size(640, 360, FrameSize())
+        (420, 224)
+    """
+    if max(width, height) > _MOST_ELONGATED * min(width, height):
+        raise OverLimit(
+            f"a frame of {width}x{height} is more than {_MOST_ELONGATED} times longer than wide",
+            "the video's frames are too elongated to be shown",
+        )
+    factor = size.factor
+    wide, high = round(width / factor) * factor, round(height / factor) * factor
+    if wide * high > size.max_pixels:
+        shrink = math.sqrt(width * height / size.max_pixels)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+        high = max(factor, math.floor(height / shrink / factor) * factor)
+    elif wide * high < size.min_pixels:
+        grow = math.sqrt(size.min_pixels / (width * height))
+        wide = math.ceil(width * grow / factor) * factor
+        high = math.ceil(height * grow / factor) * factor
+    return wide, high

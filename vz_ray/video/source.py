@@ -1,0 +1,209 @@
+"""The only place that opens a video, and what it refuses to open.
+
+A file is opened with a container allow-list and the `file` protocol alone:
+without them a text file in ffconcat format, whatever its name, would make
+FFmpeg read other files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+import blake3
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from vz_ray.video.errors import (
+    CodecRefused,
+    NotAVideo,
+    OverLimit,
+    SourceRefused,
+    VideoDenied,
+    VideoMissing,
+)
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,mpeg"
+CODECS = frozenset(
+    {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "msmpeg4v3", "flv1"}
+)
+_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+_IMAGE_BRANDS = frozenset({"avif", "avis", "heic", "heix", "heim", "heis", "mif1", "msf1"})
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+FileKey: TypeAlias = tuple[str, int, int, int, int]
+"""`(path, size, mtime_ns, inode, device)`: changes whenever the file does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before any of it is decoded.
+
+    Attributes:
+        duration_s: Longest video.
+        pixels: Largest frame, as coded.
+        request_frames: Most frames in one request.
+    """
+
+    duration_s: float = 8 * 3600.0
+    pixels: int = 8192 * 4608
+    request_frames: int = 4096
+
+
+def local_path(uri: str) -> Path:
+    """The file that `uri` names. Raises `SourceRefused` for anything with a scheme."""
+    if _SCHEME.match(uri):
+        raise SourceRefused(
+            f"{uri}: only files can be opened; download it and give its path",
+            "the video's address cannot be opened",
+        )
+    return Path(uri)
+
+
+def file_key(uri: str) -> FileKey:
+    """Looks at the file without opening it.
+
+    Raises:
+        VideoMissing, VideoDenied, SourceRefused, NotAVideo: It is not a regular, non-empty file.
+    """
+    path = local_path(uri)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VideoMissing(f"{uri}: no such file; check the path", "the video is missing") from error
+    except PermissionError as error:
+        raise _denied(uri) from error
+    except (OSError, ValueError) as error:
+        raise VideoMissing(f"{uri!r}: not a usable path ({error})", "the video is missing") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise NotAVideo(f"{uri}: a directory; give a video file inside it", "the video is not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceRefused(f"{uri}: a device, pipe or socket, not a file", "the video is not a file")
+    if status.st_size == 0:
+        raise NotAVideo(f"{uri}: an empty file", "the video file is empty")
+    return (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+
+
+class _Identities:
+    """Content identity by file, so that a file is hashed once per process."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._known: OrderedDict[FileKey, str] = OrderedDict()
+
+    def of(self, uri: str) -> str:
+        key = file_key(uri)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        try:
+            digest = "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
+        except PermissionError as error:
+            raise _denied(uri) from error
+        with self._lock:
+            self._known[key] = digest
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+        return digest
+
+
+_identities = _Identities(most=65_536)
+
+
+def video_id(uri: str) -> str:
+    """`blake3:<hex>` of the whole file, the same for every copy of it.
+
+    The whole file, since a sample of its bytes would give a re-muxed or
+    patched file the identity, and so the cached frames, of another. It costs
+    about a third of a second per GB, once per process: afterwards the path,
+    size, modification time and inode stand for it.
+    """
+    return _identities.of(uri)
+
+
+def open_video(uri: str, limits: Limits) -> tuple[InputContainer, VideoStream]:
+    """Opens a checked video with one decoder thread; the caller must close the container.
+
+    The stream is the one FFmpeg calls best (marked default, then most frames
+    and highest bit rate); covers and other attached pictures do not count.
+
+    Raises:
+        VideoError: A subclass that says why it was refused.
+    """
+    file_key(uri)
+    try:
+        container = av.open(str(local_path(uri)), options=dict(_OPTIONS), metadata_errors="replace")
+    except (av.error.PermissionError, PermissionError) as error:
+        raise _denied(uri) from error
+    except (av.error.FileNotFoundError, FileNotFoundError) as error:
+        raise VideoMissing(f"{uri}: no such file; check the path", "the video is missing") from error
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise NotAVideo(
+            f"{uri}: not a video in a known container ({CONTAINERS}): {error.__class__.__name__}",
+            "the file is not a video that can be read",
+        ) from error
+    try:
+        stream = _checked_stream(uri, container, limits)
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _checked_stream(uri: str, container: InputContainer, limits: Limits) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        raise NotAVideo(f"{uri}: has no video stream, only {_kinds(container)}", "the file has no video")
+    if container.metadata.get("major_brand", "").strip() in _IMAGE_BRANDS:
+        raise NotAVideo(f"{uri}: a still image, not a video", "the file is an image, not a video")
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context else "an unknown codec"
+    if codec not in CODECS:
+        raise CodecRefused(
+            f"{uri}: codec {codec} is not among {', '.join(sorted(CODECS))}; convert it to h264",
+            "the video's codec is not supported",
+        )
+    if stream.width < 1 or stream.height < 1:
+        raise NotAVideo(f"{uri}: its video stream states no frame size", "the video is damaged")
+    if stream.width * stream.height > limits.pixels:
+        raise OverLimit(
+            f"{uri}: frames of {stream.width}x{stream.height} exceed the limit of {limits.pixels} pixels",
+            "the video's resolution is too high",
+        )
+    check_duration(uri, _declared_duration(container, stream), limits)
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def check_duration(uri: str, seconds: float, limits: Limits) -> None:
+    """Raises `OverLimit` for a video longer than the limit."""
+    if seconds > limits.duration_s:
+        raise OverLimit(
+            f"{uri}: {seconds:.0f} s long, over the limit of {limits.duration_s:g} s; cut it",
+            "the video is too long",
+        )
+
+
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _kinds(container: InputContainer) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+
+
+def _denied(uri: str) -> VideoDenied:
+    return VideoDenied(f"{uri}: no permission to read it; check its mode and owner", "the video is locked")

@@ -1,0 +1,139 @@
+"""When every frame of a video is shown, from its packets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+_ROUNDING_S = 1e-9
+"""A time this close below a frame's means that frame: float noise of start + j / fps, below any tick."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTable:
+    """Presentation times of one stream, in ticks of `time_base`.
+
+    Attributes:
+        pts: `int64 [frames]`, ascending, distinct; of frames that are shown.
+        key_pts: `int64 [keys]`, ascending.
+        key_dts: `int64 [keys]`, what to seek to in order to land on that key.
+        end: When the last frame stops being shown.
+        time_base: Seconds per tick.
+        seekable: False where packets carry no pts: such a file is only ever
+            decoded from its beginning, since a frame's time is then known
+            only by counting.
+    """
+
+    pts: NDArray[np.int64]
+    key_pts: NDArray[np.int64]
+    key_dts: NDArray[np.int64]
+    end: int
+    time_base: Fraction
+    seekable: bool
+
+    @property
+    def start(self) -> int:
+        return int(self.pts[0])
+
+    @property
+    def duration_s(self) -> float:
+        return float((self.end - self.start) * self.time_base)
+
+    def seconds(self, pts: int) -> float:
+        """Seconds from the first frame to `pts`."""
+        return float((pts - self.start) * self.time_base)
+
+    def at(self, second: float) -> int:
+        """pts of the frame shown at `second`: the last that is not later; the first if all are."""
+        ticks = (second + _ROUNDING_S) * self.time_base.denominator / self.time_base.numerator
+        index = int(np.searchsorted(self.pts, self.start + np.floor(ticks), side="right")) - 1
+        return int(self.pts[max(index, 0)])
+
+    def rank(self, pts: int) -> int:
+        """How many frames are shown before `pts`."""
+        return int(np.searchsorted(self.pts, pts, side="left"))
+
+    def key_before(self, pts: int) -> int:
+        """Index of the last keyframe not later than `pts`, or -1."""
+        return int(np.searchsorted(self.key_pts, pts, side="right")) - 1
+
+    def from_first(self, first: int) -> FrameTable:
+        """Without the frames before `first`, the first one that can really be decoded."""
+        if first == self.start:
+            return self
+        kept = np.unique(np.append(self.pts[self.pts > first], np.int64(first)))
+        end = max(self.end, int(kept[-1]) + 1)
+        return FrameTable(kept, self.key_pts, self.key_dts, end, self.time_base, self.seekable)
+
+
+def scan(container: InputContainer, stream: VideoStream) -> FrameTable | None:
+    """Reads every packet and decodes none.
+
+    None where a packet has no pts, or where there is no packet: then only
+    decoding tells the times of frames, see `counted`.
+    """
+    shown: list[int] = []
+    keys: list[tuple[int, int]] = []
+    last = end = None
+    ticks = frame_ticks(stream)
+    for packet in packets(container, stream):
+        pts = packet.pts
+        if pts is None:
+            return None
+        if packet.is_keyframe:
+            keys.append((pts, pts if packet.dts is None else packet.dts))
+        if not packet.is_discard:
+            shown.append(pts)
+            if last is None or pts > last:
+                last, end = pts, pts + (packet.duration or ticks)
+    if end is None:
+        return None
+    keys.sort()
+    assert stream.time_base is not None
+    return FrameTable(
+        pts=np.unique(np.array(shown, dtype=np.int64)),
+        key_pts=np.array([pts for pts, _ in keys], dtype=np.int64),
+        key_dts=np.array([dts for _, dts in keys], dtype=np.int64),
+        end=end,
+        time_base=stream.time_base,
+        seekable=True,
+    )
+
+
+def counted(times: list[int], stream: VideoStream) -> FrameTable:
+    """The table of a file whose packets lack pts, from the times of all its decoded frames."""
+    nothing = np.empty(0, dtype=np.int64)
+    assert stream.time_base is not None
+    pts = np.array(times, dtype=np.int64)
+    return FrameTable(
+        pts, nothing, nothing, int(pts[-1]) + frame_ticks(stream), stream.time_base, seekable=False
+    )
+
+
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """Packets of the stream until the file ends or is cut off; the flushing packet is left out."""
+    demuxed = container.demux(stream)
+    while True:
+        try:
+            packet = next(demuxed, None)
+        except av.error.FFmpegError:
+            return
+        if packet is None:
+            return
+        if packet.size > 0:
+            yield packet
+
+
+def frame_ticks(stream: VideoStream) -> int:
+    """Length of one frame at the average rate, in ticks, at least 1."""
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    assert stream.time_base is not None
+    return max(1, round(1 / (rate * stream.time_base)))
