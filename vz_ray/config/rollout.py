@@ -1,0 +1,86 @@
+"""Config of the rollout workers: their engines, their deadlines, how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class EngineConfig:
+    """What vLLM is started with.
+
+    Attributes:
+        dtype: `float32` on CPU (log-probs equal the learner's), `bfloat16` on GPUs.
+        kv_cache_gib: GiB of key/value cache; null takes `gpu_memory` of the device instead.
+        gpu_memory: Fraction of a GPU's memory that the engine may use, if `kv_cache_gib` is null.
+        mm_cache_gib: GiB for preprocessed frames, so that those of a group's other samples
+            and of earlier turns are not sent again (about 2.4 MB for 128 visual tokens).
+        max_model_len: Most tokens in a conversation, visual tokens included.
+        max_num_seqs: Most turns that are sampled at once.
+        images_per_prompt: Most frames in a conversation.
+        tensor_parallel: GPUs per engine.
+        threads: CPU threads of an engine on CPU; 0 leaves it to the environment.
+        enforce_eager: No graph capture; starts faster, and is the only way on CPU.
+    """
+
+    dtype: str = "float32"
+    kv_cache_gib: float | None = 1.0
+    gpu_memory: float = 0.85
+    mm_cache_gib: float = 0.5
+    max_model_len: int = 4096
+    max_num_seqs: int = 16
+    images_per_prompt: int = 128
+    tensor_parallel: int = 1
+    threads: int = 0
+    enforce_eager: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"engine.dtype={self.dtype!r}: use one of {', '.join(_DTYPES)}")
+        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
+            raise ValueError(f"engine.kv_cache_gib={self.kv_cache_gib}: must be positive or null")
+        if not 0 < self.gpu_memory <= 1:
+            raise ValueError(f"engine.gpu_memory={self.gpu_memory}: must be in (0, 1]")
+        for name in ("max_model_len", "max_num_seqs", "images_per_prompt", "tensor_parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name}={getattr(self, name)}: must be at least 1")
+        if self.threads < 0:
+            raise ValueError(f"engine.threads={self.threads}: must be 0 or more")
+
+
+@dataclass
+class RolloutConfig:
+    """The fleet of rollout workers.
+
+    Attributes:
+        engine: What each worker's engine is started with.
+        workers: How many workers there are.
+        episodes_per_worker: Most episodes that one worker plays at once.
+        cpus_per_worker: Logical CPUs that Ray reserves for a worker.
+        attempts: Most times that an episode is played before it is given up
+            (a worker that dies takes its episodes with it; they are played again).
+        start_deadline_s: Seconds in which an engine must have started.
+        turn_deadline_s: Seconds in which a turn must have been sampled.
+        episode_deadline_s: Seconds in which an episode must have been played.
+    """
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    workers: int = 1
+    episodes_per_worker: int = 32
+    cpus_per_worker: float = 1.0
+    attempts: int = 3
+    start_deadline_s: float = 600.0
+    turn_deadline_s: float = 300.0
+    episode_deadline_s: float = 1200.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "episodes_per_worker", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("start_deadline_s", "turn_deadline_s", "episode_deadline_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"rollout.{name}={getattr(self, name)}: must be positive")
+        if self.cpus_per_worker < 0:
+            raise ValueError(f"rollout.cpus_per_worker={self.cpus_per_worker}: must be 0 or more")

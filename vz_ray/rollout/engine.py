@@ -1,0 +1,393 @@
+"""One vLLM engine: samples turns token in, token out, and takes new weights.
+
+The front end (request preprocessing, detokenising) runs in this process, the
+model in a child process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.episode.protocols import Prompt
+from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
+from vz_ray.observe.deadline import within
+from vz_ray.video.frame import Frame
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+ZOOM_END = "</video_zoom>"
+"""A turn stops where a zoom call is complete."""
+
+PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""Tokens of Qwen-VL vocabularies that stand for vision input and are never sampled."""
+
+_GIB = 1 << 30
+_SENDS = 3
+
+T = TypeVar("T")
+
+
+class EngineFailed(RuntimeError):
+    """The engine cannot go on: it must be replaced, and what it was doing done elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts since the start of the engine.
+
+    `cached_tokens` are those of `prompt_tokens` (visual ones included) that the
+    prefix cache spared.
+    """
+
+    turns: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    sampled_tokens: int = 0
+    running: int = 0
+
+
+def placeholder_ids(model: str | Path) -> tuple[int, ...]:
+    """Ids that are banned in sampling with the tokenizer in the checkpoint directory `model`.
+
+    The learner must mask the same ids when it recomputes log-probs.
+    """
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(str(model)).get_vocab()
+    return tuple(sorted(vocabulary[token] for token in PLACEHOLDERS if token in vocabulary))
+
+
+def frame_key(frame: Frame) -> str:
+    """Identity of a frame in the engine's caches.
+
+    The digest covers bytes only: a black frame of 28 x 56 and one of 56 x 28
+    have the same, but not the same patches.
+    """
+    return f"{frame.ref.digest}-{frame.ref.width}x{frame.ref.height}"
+
+
+def prepare_environment(config: EngineConfig) -> None:
+    """Sets what vLLM reads from the environment; must run before vLLM is imported."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if config.threads:
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def _logging_to(file: Path) -> str:
+    """Writes a logging configuration that sends vLLM's log to `file`; returns its path."""
+    handler = {"class": "logging.FileHandler", "filename": str(file), "formatter": "plain"}
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"}},
+        "handlers": {"file": handler},
+        "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path = file.with_suffix(".logging.json")
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: Path, backend: str) -> Any:
+    from vllm.config import WeightTransferConfig
+    from vllm.config.logging import LoggingConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from vz_ray.rollout.ban import CONFIG_KEY, BanTokens
+
+    return AsyncEngineArgs(
+        model=str(model),
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        enforce_eager=config.enforce_eager,
+        tensor_parallel_size=config.tensor_parallel,
+        kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
+        gpu_memory_utilization=config.gpu_memory,
+        limit_mm_per_prompt={"image": config.images_per_prompt, "video": 0},
+        mm_processor_cache_gb=config.mm_cache_gib,
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        trust_remote_code=False,
+        weight_transfer_config=WeightTransferConfig(backend=backend),
+        logits_processors=[BanTokens],
+        additional_config={CONFIG_KEY: list(banned)},
+        logging_config=LoggingConfig(pylogging_config_file=_logging_to(log)),
+        disable_log_stats=True,
+    )
+
+
+class Engine:
+    """A vLLM engine that plays one policy; a `Policy` in the sense of the episode runner.
+
+    Example:
+        engine = await Engine.start("model", EngineConfig(), name="rollout-0", log="rollout-0.log")
+        turn = await engine.act(prompt, Sampling(temperature=1.0), request="0/q7/3#0:1")
+        await engine.shutdown()
+    """
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        *,
+        name: str,
+        banned: tuple[int, ...],
+        version: int,
+        training: bool,
+        deadline_s: float,
+    ) -> None:
+        self.name = name
+        self._training = training
+        self.banned = banned
+        self.version = version
+        self._llm = llm
+        self._deadline_s = deadline_s
+        self._open = asyncio.Event()
+        self._open.set()
+        self._stats = EngineStats()
+        self._running = 0
+
+    @classmethod
+    async def start(
+        cls,
+        model: str | Path,
+        config: EngineConfig,
+        *,
+        name: str,
+        log: str | Path,
+        version: int = 0,
+        banned: Sequence[int] | None = None,
+        backend: str = "vz_shm",
+        training: bool = True,
+        start_deadline_s: float = 600.0,
+        turn_deadline_s: float = 300.0,
+    ) -> Engine:
+        """Starts an engine on the checkpoint directory `model`.
+
+        Args:
+            name: Who it is, in errors.
+            log: File that vLLM's log goes to.
+            version: Weight version of the checkpoint.
+            banned: Token ids never sampled; by default the vision placeholders.
+            backend: vLLM weight transfer engine that new weights come through.
+            training: Refuse to sample what cannot be trained on.
+            turn_deadline_s: Seconds in which each turn must have been sampled.
+
+        Raises:
+            FileNotFoundError: `model` has no config.json.
+            Overdue: It did not start within `start_deadline_s`.
+        """
+        model, log = Path(model), Path(log)
+        if not (model / "config.json").is_file():
+            raise FileNotFoundError(f"{model} has no config.json: not a checkpoint directory")
+        prepare_environment(config)
+        ids = placeholder_ids(model) if banned is None else tuple(banned)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = _engine_args(model, config, ids, log, backend)
+        start = asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        llm = await within(
+            start_deadline_s, start, who=name, what=f"starting an engine on {model} (log: {log})"
+        )
+        engine = cls(
+            llm, name=name, banned=ids, version=version, training=training, deadline_s=turn_deadline_s
+        )
+        await engine._call("labelling its weights", llm.update_weight_version(str(version)))
+        return engine
+
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Sampled:
+        """Samples one turn.
+
+        Stops after `</video_zoom>` (kept) or the end token (kept). Log-probs are of
+        the distribution sampled from: banned ids at minus infinity, then divided
+        by the temperature (1 where it is 0).
+
+        Raises:
+            ValueError: The prompt is too long, or its pads and frames do not match, or
+                top_p is not 1 in training: log-probs of a cut distribution are no use there.
+            Overdue: It took longer than the engine's deadline; the request is aborted.
+            EngineFailed: The engine is dead.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if self._training and sampling.top_p != 1:
+            raise ValueError(f"top_p={sampling.top_p} in turn {request}: training needs top_p=1")
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            logprobs=0,
+            stop=[ZOOM_END],
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._generate(prompt, params, request)
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        return Sampled(
+            token_ids=ids,
+            logprobs=tuple(row[i].logprob for i, row in zip(ids, completion.logprobs or (), strict=True)),
+            versions=tuple(
+                VersionSpan(s.start, s.end, int(s.version)) for s in completion.weight_versions or ()
+            ),
+            sampling=sampling,
+            stop=_stop(completion.finish_reason, completion.stop_reason),
+        )
+
+    async def logprobs(
+        self, prompt: Prompt, token_ids: Sequence[int], *, temperature: float = 1.0, request: str = "score"
+    ) -> tuple[float, ...]:
+        """Log-probs `[T]` of given `token_ids` after `prompt`, as `act` would report them.
+
+        One one-token request per position, so that they pass through the same
+        sampler and the same caches as sampled turns do. Ignores a closed gate:
+        new weights are checked with it before episodes go on.
+        """
+        from vllm import SamplingParams
+
+        async def score(position: int) -> float:
+            so_far = Prompt((*prompt.compact_ids, *token_ids[:position]), prompt.frames, ())
+            wanted = token_ids[position]
+            params = SamplingParams(temperature=temperature, max_tokens=1, logprob_token_ids=[wanted], seed=0)
+            output = await self._generate(so_far, params, f"{request}:{position}", gated=False)
+            return float(output.outputs[0].logprobs[0][wanted].logprob)
+
+        return tuple(await asyncio.gather(*(score(position) for position in range(len(token_ids)))))
+
+    async def pause(self, *, clear_caches: bool = True) -> None:
+        """Freezes turns where they are; new ones wait at the gate until `resume`.
+
+        `clear_caches` drops what the old weights have computed: keys and values,
+        image embeddings (and preprocessed frames, which vLLM drops with them).
+        Frozen turns then go on with the new weights from recomputed keys and values.
+        """
+        self._open.clear()
+        await self._call("pausing", self._llm.pause_generation(mode="keep", clear_cache=clear_caches))
+
+    async def init_weights(self, info: dict[str, Any]) -> None:
+        """Connects the engine's weight transfer to the other side; `info` is the backend's own."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        request = WeightTransferInitRequest(init_info=info)
+        await self._call("connecting to the weights", self._llm.init_weight_transfer_engine(request))
+
+    async def receive_weights(self, info: dict[str, Any], version: int) -> None:
+        """Loads one whole set of weights, between `pause` and `resume`.
+
+        Raises:
+            EngineFailed: Something did not arrive as announced. The engine may hold
+                a mixture of weights then and must not be resumed.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._call("starting a weight update", self._llm.start_weight_update())
+        request = WeightTransferUpdateRequest(update_info=info)
+        await self._call(f"weight version {version}", self._llm.update_weights(request))
+        await self._call("finishing a weight update", self._llm.finish_weight_update(str(version)))
+        self.version = version
+
+    async def thaw(self) -> None:
+        """Lets the engine compute again; new turns still wait, so that weights can be checked first."""
+        await self._call("resuming", self._llm.resume_generation())
+
+    async def resume(self) -> None:
+        """Undoes `pause`."""
+        await self.thaw()
+        self._open.set()
+
+    async def reset_caches(self) -> None:
+        """Drops keys and values, image embeddings and preprocessed frames."""
+        await self._call(
+            "resetting its prefix cache", self._llm.reset_prefix_cache(reset_running_requests=True)
+        )
+        await self._call("resetting its frame cache", self._llm.reset_mm_cache())
+        await self._call("resetting its encoder cache", self._llm.reset_encoder_cache())
+
+    def stats(self) -> EngineStats:
+        """Counts since the start."""
+        return replace(self._stats, running=self._running)
+
+    async def check(self) -> None:
+        """Raises `EngineFailed` if the engine's process is gone."""
+        await self._call("a health check", self._llm.check_health())
+
+    async def shutdown(self) -> None:
+        """Ends the engine's process; safe to call twice."""
+        self._open.clear()
+        await within(
+            60, asyncio.to_thread(self._llm.shutdown, 10.0), who=self.name, what="shutting down its engine"
+        )
+
+    async def _generate(self, prompt: Prompt, params: Any, request: str, *, gated: bool = True) -> Any:
+        """Plays one request to its end; returns vLLM's `RequestOutput`."""
+        text: dict[str, Any] = {"prompt_token_ids": list(prompt.compact_ids)}
+        if prompt.frames:
+            text["multi_modal_data"] = {"image": [frame.rgb for frame in prompt.frames]}
+            text["multi_modal_uuids"] = {"image": [frame_key(frame) for frame in prompt.frames]}
+        self._running += 1
+        try:
+            # A cancelled generator aborts its request in the engine.
+            output = await self._call(f"turn {request}", self._play(text, params, request, gated))
+        finally:
+            self._running -= 1
+        self._stats = replace(
+            self._stats,
+            turns=self._stats.turns + 1,
+            prompt_tokens=self._stats.prompt_tokens + len(output.prompt_token_ids),
+            cached_tokens=self._stats.cached_tokens + (output.num_cached_tokens or 0),
+            sampled_tokens=self._stats.sampled_tokens + len(output.outputs[0].token_ids),
+        )
+        return output
+
+    async def _play(self, text: dict[str, Any], params: Any, request: str, gated: bool) -> Any:
+        for attempt in range(_SENDS):
+            if gated:
+                await self._open.wait()
+            output = None
+            async for output in self._llm.generate(text, params, f"{request}~{attempt}"):
+                pass
+            # A pause between preprocessing and arrival drops frames that the engine was
+            # believed to have; nothing was sampled, and the next send brings them along.
+            if output is not None and output.outputs[0].finish_reason != "error":
+                return output
+        raise EngineFailed(f"{self.name} refused turn {request} {_SENDS} times (its log says why)")
+
+    async def _call(self, what: str, call: Awaitable[T]) -> T:
+        """Awaits the engine, with the deadline and with errors that say who and what."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            return await within(self._deadline_s, call, who=self.name, what=what)
+        except VLLMClientError as error:
+            raise ValueError(f"{self.name} cannot do {what}: {error}") from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(f"{self.name} failed at {what}: {error.__cause__ or error}") from error
+
+
+def _stop(finish: str | None, reason: int | str | None) -> str:
+    """The trajectory's word for why vLLM stopped."""
+    if finish == "length":
+        return "length"
+    if finish == "stop":
+        return "zoom" if reason == ZOOM_END else "end"
+    raise EngineFailed(f"a turn ended with finish reason {finish!r}")

@@ -1,0 +1,13 @@
+"""Weights: from the learner's module to every engine, complete, checked and versioned.
+
+In: a source of tensors under their HF names. Out: engines that hold exactly
+these weights, or that are out of service. Must not know: Ray, the fleet, or
+what the weights are for. Nothing here imports vLLM but the plugin, which runs
+inside vLLM's processes, and the NCCL sender.
+"""
+
+from vz_ray.weights.source import ModuleSource, WeightSource
+from vz_ray.weights.store import WeightStore
+from vz_ray.weights.version import Manifest, TensorSpec, WeightVersion
+
+__all__ = ["Manifest", "ModuleSource", "TensorSpec", "WeightSource", "WeightStore", "WeightVersion"]
