@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vz_ray.coldstart.tiny import build_tokenizer
-from vz_ray.episode.wire import Wording, WireFormat
+from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.video.frame import Clip, Frame, FrameRef, Overview, VideoInfo, Zoom
 
 SAMPLES = [

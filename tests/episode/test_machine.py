@@ -47,7 +47,7 @@ def check_invariants(trajectory, wire):
     compact = sum(c.compact_ids.count(wire.pad_id) for c in trajectory.contexts)
     assert compact == len(trajectory.refs)
     assert len(trajectory.loss_mask) == len(trajectory.expanded_ids)
-    learned = [i for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask) if on]
+    learned = [i for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if on]
     assert learned == [i for turn in trajectory.turns for i in turn.action.token_ids]
     assert len(trajectory.sampled_logprobs) == sum(trajectory.loss_mask)
 
@@ -85,7 +85,9 @@ def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(wire, video, 
     episode.act(sampled(wire, ANSWER))
     trajectory = episode.trajectory()
     check_invariants(trajectory, wire)
-    ends = [on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask) if i == wire.end_id]
+    ends = [
+        on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if i == wire.end_id
+    ]
     # system and user turns, the zoom's, the reply's, the answer's
     assert ends == [0, 0, int(end), 0, 1]
 

@@ -8,7 +8,8 @@ from tests.episode.conftest import make_clip
 from vz_ray.episode.wire import Wording
 from vz_ray.observe.errors import UserError
 
-FRAMES = "<frame0_time8.00s><|vision_start|><|image_pad|><|vision_end|><frame1_time9.50s><|vision_start|><|image_pad|><|vision_end|>"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+FRAMES = f"<frame0_time8.00s>{IMAGE}<frame1_time9.50s>{IMAGE}"
 
 
 def text_of(wire, context) -> str:
@@ -25,8 +26,8 @@ def test_compat_good_reply(compat_wire):
     assert text_of(compat_wire, reply) == (
         "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
         + FRAMES
-        + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then write your "
-        "final answer inside <answer> and </answer><|im_end|>\n<|im_start|>assistant\n"
+        + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then "
+        "write your final answer inside <answer> and </answer><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -40,9 +41,10 @@ def test_compat_notice_before_the_last_round(compat_wire):
 def test_compat_bad_reply(compat_wire):
     reply = compat_wire.reply(compat_wire.refusal_text("oops", last_round=False), (), ended=True)
     assert text_of(compat_wire, reply) == (
-        "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. Error Information: oops.\n"
-        "</tool_response>\nPlease analyze the error information obtained from the function tool and adjust your "
-        "response. Countinue your reasoning process inside <think> and </think>.<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. "
+        "Error Information: oops.\n</tool_response>\nPlease analyze the error information obtained from the "
+        "function tool and adjust your response. Countinue your reasoning process inside <think> and "
+        "</think>.<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -70,5 +72,6 @@ def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
 
 
 def test_the_wire_name_changes_with_the_wording(wire, compat_wire):
-    assert wire.name.startswith("clean-") and compat_wire.name.startswith("compat-")
+    assert wire.name.startswith("clean-")
+    assert compat_wire.name.startswith("compat-")
     assert wire.name != compat_wire.name

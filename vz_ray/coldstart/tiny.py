@@ -102,7 +102,11 @@ def tiny_config(tokenizer: Any, shape: TinyShape) -> Any:
     rope = {
         "rope_type": "default",
         "rope_theta": 10_000.0,
-        "mrope_section": [quarter, head // 2 - quarter - (head // 2 - quarter) // 2, (head // 2 - quarter) // 2],
+        "mrope_section": [
+            quarter,
+            head // 2 - quarter - (head // 2 - quarter) // 2,
+            (head // 2 - quarter) // 2,
+        ],
     }
     return Qwen2_5_VLConfig(
         text_config={
@@ -136,15 +140,21 @@ def tiny_config(tokenizer: Any, shape: TinyShape) -> Any:
     )
 
 
-def build_tiny(directory: Path | str, texts: Iterable[str], *, seed: int = 0, shape: TinyShape | None = None) -> Path:
+def build_tiny(
+    directory: Path | str, texts: Iterable[str], *, seed: int = 0, shape: TinyShape | None = None
+) -> Path:
     """Writes a randomly initialised tiny model, tokenizer and processor to `directory`.
 
     `texts` are samples of the protocol's text (prompts, turns, frame labels);
     the tokenizer is trained on them.
     """
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import (
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
 
     shape = shape or TinyShape()
     tokenizer = build_tokenizer(texts, shape.vocab)

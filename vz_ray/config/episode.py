@@ -10,7 +10,7 @@ SPREADS = ("starts", "endpoints")
 
 @dataclass
 class EpisodeConfig:
-    """Limits and wording of an episode; the defaults are the paper's (section on the agent, and its prompt)."""
+    """Limits and wording of an episode; the defaults are the paper's."""
 
     format: str = "clean"
     """`clean`: the model's own chat template; `compat`: byte for byte what the released weights saw."""
@@ -51,7 +51,8 @@ class EpisodeConfig:
             raise ValueError(f"episode.overview_fps is {self.overview_fps}; it must be above 0")
         if self.overview_frames > self.max_images:
             raise ValueError(
-                f"episode.overview_frames is {self.overview_frames}, above episode.max_images ({self.max_images})"
+                f"episode.overview_frames is {self.overview_frames}, "
+                f"above episode.max_images ({self.max_images})"
             )
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(

@@ -83,7 +83,8 @@ class WireFormat:
         self.pad_id = tokenizer.convert_tokens_to_ids(PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
         spelled = repr((compat, sorted(asdict(wording).items()), self._template("q"), self._after("r")))
-        self.name = f"{'compat' if compat else 'clean'}-{hashlib.blake2s(spelled.encode(), digest_size=6).hexdigest()}"
+        digest = hashlib.blake2s(spelled.encode(), digest_size=6).hexdigest()
+        self.name = f"{'compat' if compat else 'clean'}-{digest}"
 
     # -- text ---------------------------------------------------------------
 
