@@ -18,6 +18,7 @@ from vz_ray.config.rollout import EngineConfig
 from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.observe.deadline import within
+from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
 
 if TYPE_CHECKING:
@@ -190,12 +191,12 @@ class Engine:
             turn_deadline_s: Seconds in which each turn must have been sampled.
 
         Raises:
-            FileNotFoundError: `model` has no config.json.
+            UserError: `model` is not a checkpoint directory.
             Overdue: It did not start within `start_deadline_s`.
         """
         model, log = Path(model), Path(log)
         if not (model / "config.json").is_file():
-            raise FileNotFoundError(f"{model} has no config.json: not a checkpoint directory")
+            raise UserError(f"{model} has no config.json; give the directory of a Hugging Face checkpoint")
         prepare_environment(config)
         ids = placeholder_ids(model) if banned is None else tuple(banned)
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -362,13 +363,11 @@ class Engine:
         for attempt in range(_SENDS):
             if gated:
                 await self._open.wait()
-            output = None
-            async for output in self._llm.generate(text, params, f"{request}~{attempt}"):
-                pass
+            outputs = [output async for output in self._llm.generate(text, params, f"{request}~{attempt}")]
             # A pause between preprocessing and arrival drops frames that the engine was
             # believed to have; nothing was sampled, and the next send brings them along.
-            if output is not None and output.outputs[0].finish_reason != "error":
-                return output
+            if outputs and outputs[-1].outputs[0].finish_reason != "error":
+                return outputs[-1]
         raise EngineFailed(f"{self.name} refused turn {request} {_SENDS} times (its log says why)")
 
     async def _call(self, what: str, call: Awaitable[T]) -> T:

@@ -167,8 +167,8 @@ def read_tensors(directory: Path | str, manifest: Manifest) -> Iterator[tuple[st
         found = blake3(data, max_threads=blake3.AUTO).hexdigest()
         if found != item.spec.digest:
             raise WeightsBroken(
-                f"{item.spec.name} of weight version {manifest.number} in {directory} has digest {found[:12]}, "
-                f"announced as {item.spec.digest[:12]}"
+                f"{item.spec.name} of weight version {manifest.number} in {directory} "
+                f"has digest {found[:12]}, announced as {item.spec.digest[:12]}"
             )
         flat = torch.frombuffer(data, dtype=torch_dtype(item.spec.dtype))
         yield item.spec.name, flat.reshape(item.spec.shape)
