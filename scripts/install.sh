@@ -58,6 +58,6 @@ wait "$torch" || ok=1
 rm -f "$venv/torch.log"
 
 say "installing vz_ray"
-add --no-build-isolation --editable .
+add --no-build-isolation --config-settings editable_mode=compat --editable .
 "$venv/bin/python" -c 'from vz_ray.torchvision_ops import write_pth; write_pth()'
 touch "$venv/.installed"
