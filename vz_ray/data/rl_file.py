@@ -102,5 +102,5 @@ def _task(path: Path, index: int, record: Any, truth: Mapping[str, Any]) -> Task
         source=str(record.get("data_source", "")),
         kind=str(known.get("kind", "")),
         events=tuple((float(a), float(b)) for a, b in known.get("events", ())),
-        extra={**extra, **({"path": known["path"], "symbol": known["symbol"]} if known else {})},
+        extra={**extra, **{key: value for key, value in known.items() if key not in ("kind", "events")}},
     )

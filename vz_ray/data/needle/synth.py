@@ -19,7 +19,7 @@ import numpy as np
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.data.needle.draw import draw_frames
-from vz_ray.data.needle.world import SHOTS, SLOTS, Kind, NeedleVideo, make_video
+from vz_ray.data.needle.world import SHOTS, SLOTS, Kind, NeedleVideo, Question, make_video
 from vz_ray.data.rl_file import MANIFEST, write_tasks
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.observe.errors import UserError
@@ -87,7 +87,7 @@ def tasks_of(video: NeedleVideo, path: Path) -> list[Task]:
             source="needle",
             kind=str(question.kind),
             events=question.events,
-            extra={"path": question.path, "symbol": question.symbol},
+            extra=_truth(question),
         )
         for question in video.questions
     ]
@@ -128,6 +128,11 @@ def synthesize(config: SynthConfig, advance: Callable[[int], None] = lambda _: N
     return files
 
 
+def _truth(question: Question) -> dict[str, object]:
+    """What an oracle needs to play the question."""
+    return {"path": question.path, "symbol": question.symbol, "border": question.border}
+
+
 def _encode(job: tuple[NeedleVideo, Path, SynthConfig]) -> None:
     encode(*job)
 
@@ -150,8 +155,7 @@ def _manifest(config: SynthConfig, videos: dict[str, list[NeedleVideo]]) -> byte
                 questions[task.task_id] = {
                     "kind": str(question.kind),
                     "events": question.events,
-                    "path": question.path,
-                    "symbol": question.symbol,
+                    **_truth(question),
                 }
     content = {"version": 1, "settings": settings, "videos": listed, "questions": questions}
     return (json.dumps(content, indent=1) + "\n").encode()

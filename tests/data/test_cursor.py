@@ -1,0 +1,24 @@
+"""Every task once an epoch, and the same next batch after a resume."""
+
+from __future__ import annotations
+
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.task import Task
+
+TASKS = [Task(f"t{i}", "v.mp4", "q", "a") for i in range(10)]
+
+
+def test_each_epoch_holds_every_task_once_in_an_order_of_its_own():
+    cursor = TaskCursor(TASKS, seed=1)
+    first = [t.task_id for t in cursor.take(7) + cursor.take(3)]
+    second = [t.task_id for t in cursor.take(10)]
+    assert sorted(first) == sorted(second) == sorted(t.task_id for t in TASKS)
+    assert first != second
+
+
+def test_a_resumed_cursor_hands_out_what_would_have_come():
+    cursor = TaskCursor(TASKS, seed=4)
+    cursor.take(13)
+    resumed = TaskCursor(TASKS, **cursor.to_dict())
+    assert resumed.take(9) == cursor.take(9)
+    assert resumed.epoch == 2.2

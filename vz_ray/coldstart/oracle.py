@@ -1,0 +1,56 @@
+"""Plays needle tasks from their truth: the expert of the quickstart's cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vz_ray.data.task import Task
+from vz_ray.episode.protocols import Prompt
+from vz_ray.episode.trajectory import Sampling, Written
+from vz_ray.episode.wire import WireFormat
+
+
+def zoom_text(think: str, start_s: float, end_s: float, fps: float) -> str:
+    """A zoom turn; times have two digits, as they are shown beside the frames."""
+    call = f'{{"segment": [{start_s:.2f}, {end_s:.2f}], "fps": {fps:g}}}'
+    return f"<think>{think}</think><video_zoom>{call}</video_zoom>"
+
+
+def answer_text(symbol: str, answer: str, seen_at_s: Iterable[float] = ()) -> str:
+    """An answer turn; a count lists when each flash was seen."""
+    times = ", ".join(f"{time:.2f}" for time in seen_at_s)
+    return f"<think>{symbol}{' at ' + times if times else ''}</think><answer>{answer}</answer>"
+
+
+class Oracle:
+    """A `Policy` for one task of the needle world.
+
+    It zooms along the task's path, wrong turns included, at the rate that
+    shows every slot once, and answers what it then must have seen.
+    """
+
+    def __init__(self, task: Task, wire: WireFormat, zoom_frames: int) -> None:
+        self.task, self.wire, self.zoom_frames = task, wire, zoom_frames
+        truth: dict[str, Any] = dict(task.extra)
+        if "path" not in truth:
+            raise ValueError(f"task {task.task_id} has no truth to play from: is its manifest beside the task file?")
+        self.path = [(float(a), float(b)) for a, b in truth["path"]]
+        self.symbol, self.border = str(truth["symbol"]), str(truth["border"])
+
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
+        text = self._say(sum(message.role == "assistant" for message in prompt.messages))
+        return Written(text, self.wire.written(text))
+
+    def _say(self, turn: int) -> str:
+        if turn < len(self.path):
+            start, end = self.path[turn]
+            return zoom_text(self._think(turn, start), start, end, self.zoom_frames / (end - start))
+        counted = [start for start, _ in self.task.events] if self.task.kind == "count" else []
+        return answer_text(self.symbol, self.task.answer, counted)
+
+    def _think(self, turn: int, start_s: float) -> str:
+        if self.task.kind == "deep" and turn == 0:
+            return f"night at {start_s:.2f}"
+        missed = "nothing, " if self.task.kind == "decoy" and turn else ""
+        return f"{missed}{self.border} border at {start_s:.2f}"

@@ -1,0 +1,47 @@
+"""Where in the task list a run is; the next batch after a resume is the one that would have come."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vz_ray.data.task import Task
+
+
+@dataclass
+class TaskCursor:
+    """Walks the tasks epoch after epoch, each in an order of its own drawn from `seed`.
+
+    Attributes:
+        tasks: All tasks of the run.
+        seed: Makes the orders.
+        taken: Tasks handed out so far, over all epochs.
+    """
+
+    tasks: Sequence[Task]
+    seed: int = 0
+    taken: int = 0
+
+    def take(self, count: int) -> list[Task]:
+        """The next `count` tasks; an epoch's end may lie among them."""
+        batch = [self.tasks[self._order(at // len(self.tasks))[at % len(self.tasks)]] for at in self._next(count)]
+        self.taken += count
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.taken / len(self.tasks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, "taken": self.taken}
+
+    def _next(self, count: int) -> range:
+        return range(self.taken, self.taken + count)
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.tasks)))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order
