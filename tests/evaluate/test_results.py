@@ -1,0 +1,70 @@
+"""An evaluation log survives interruption and refuses to mix evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.conftest import Make
+from vz_ray.data.record import append_records
+from vz_ray.evaluate.results import EvalLog, read_results
+
+IDENTITY = {"weights": 7, "data": "needle-test"}
+
+
+def test_results_come_back_equal(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "eval" / "rl.jsonl"
+    log = EvalLog(path, IDENTITY)
+    for result in (make("a"), make("b", events=((1.0, 2.0), (3.0, 4.0)))):
+        log.append(result)
+    again = EvalLog(path, IDENTITY)
+    assert again.results == log.results == read_results(path)
+    assert again.done == {("a", 0), ("b", 0)}
+
+
+@pytest.mark.parametrize("lost", [1, 40, 400])
+def test_a_half_written_line_is_cut_and_played_again(tmp_path: Path, make: Make, lost: int) -> None:
+    path = tmp_path / "rl.jsonl"
+    log = EvalLog(path, IDENTITY)
+    log.append(make("a"))
+    log.append(make("b"))
+    path.write_bytes(path.read_bytes()[:-lost])
+    again = EvalLog(path, IDENTITY)
+    assert again.done == {("a", 0)}
+    again.append(make("b"))
+    assert read_results(path) == log.results
+
+
+def test_a_log_that_lost_even_its_header_starts_afresh(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "rl.jsonl"
+    path.write_bytes(b'{"evalua')
+    EvalLog(path, IDENTITY).append(make("a"))
+    assert EvalLog(path, IDENTITY).done == {("a", 0)}
+
+
+def test_results_of_other_weights_are_refused(tmp_path: Path) -> None:
+    EvalLog(tmp_path / "rl.jsonl", IDENTITY)
+    with pytest.raises(ValueError, match="'weights': 7"):
+        EvalLog(tmp_path / "rl.jsonl", {**IDENTITY, "weights": 8})
+
+
+def test_a_task_is_logged_once(tmp_path: Path, make: Make) -> None:
+    log = EvalLog(tmp_path / "rl.jsonl", IDENTITY)
+    log.append(make("a"))
+    with pytest.raises(ValueError, match="already has task 'a'"):
+        log.append(make("a", right=False))
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "rl.jsonl"
+    EvalLog(path, IDENTITY).append(make("a"))
+    path.write_bytes(path.read_bytes() + b"garbage\n")
+    with pytest.raises(ValueError, match=r"rl\.jsonl, line 3"):
+        EvalLog(path, IDENTITY)
+
+
+def test_an_episode_log_reads_the_same_way(tmp_path: Path, make: Make) -> None:
+    records = [make("a", stage="train"), make("a", stage="train")]
+    append_records(tmp_path / "episodes" / "0.jsonl", records)
+    assert read_results(tmp_path / "episodes" / "0.jsonl") == records

@@ -1,0 +1,84 @@
+"""Bootstrap intervals of means.
+
+Questions about one video are not independent, so whole videos are drawn: the
+cluster bootstrap (percentile intervals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, the bounds of its interval, and how many values it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def bootstrap(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `values` with its percentile interval.
+
+    Args:
+        values: `[N]`.
+        clusters: `[N]`, what each value belongs to (its video); drawn whole.
+        samples: Resamples.
+        level: Coverage.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: No values, or not one cluster per value.
+    """
+    if not values:
+        raise ValueError("no values to take an interval of")
+    labels = list(range(len(values))) if clusters is None else list(clusters)
+    if len(labels) != len(values):
+        raise ValueError(f"{len(labels)} clusters for {len(values)} values")
+    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    sums, counts = np.zeros(len(index)), np.zeros(len(index))
+    for value, label in zip(values, labels, strict=True):
+        sums[index[label]] += value
+        counts[index[label]] += 1
+    drawn = np.random.default_rng(seed).integers(0, len(index), size=(samples, len(index)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
+
+
+def paired_difference(
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    clusters: Mapping[str, Hashable] | None = None,
+    *,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `ours - theirs` over the tasks that both have, by task id.
+
+    Raises:
+        ValueError: They have no task in common.
+    """
+    common = [task for task in ours if task in theirs]
+    if not common:
+        raise ValueError(f"no task in common between {len(ours)} and {len(theirs)} results")
+    return bootstrap(
+        [ours[task] - theirs[task] for task in common],
+        None if clusters is None else [clusters[task] for task in common],
+        samples=samples,
+        level=level,
+        seed=seed,
+    )

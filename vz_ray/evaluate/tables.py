@@ -1,0 +1,119 @@
+"""Figures as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_TITLES = {"cold_start": "after cold start", "sft_continued": "SFT continued", "rl": "after RL"}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _plain(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1 min 15 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def title_of(stage: str) -> str:
+    """A stage's name for people."""
+    if stage.startswith("uniform_"):
+        return f"uniform, {stage.removeprefix('uniform_')} frames"
+    return _TITLES.get(stage, stage.replace("_", " "))
+
+
+def _order(stage: str) -> tuple[int, int, str]:
+    """Agent stages as they run, then the uniform ones by frames, then the rest."""
+    if stage in _TITLES:
+        return (0, list(_TITLES).index(stage), stage)
+    frames = stage.removeprefix("uniform_")
+    return (1, int(frames), stage) if stage.startswith("uniform_") and frames.isdigit() else (2, 0, stage)
+
+
+def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per evaluation, from `evaluations` of `summary.json`."""
+    table = Table(title="Evaluation", title_justify="left", pad_edge=False)
+    table.add_column("")
+    for heading in (
+        "accuracy %",
+        "interval",
+        "reads %",
+        "frames",
+        "zooms",
+        "valid %",
+        "coverage %",
+        "s",
+        "n",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in sorted(evaluations, key=_order):
+        row = evaluations[stage]
+        accuracy = row["accuracy"]
+        table.add_row(
+            title_of(stage),
+            _percent(accuracy and accuracy["mean"]),
+            f"{_percent(accuracy['low'])}-{_percent(accuracy['high'])}" if accuracy else "-",
+            _percent(row["reading_accuracy"]),
+            _plain(row["frames_mean"]),
+            _plain(row["zooms_mean"], 2),
+            _percent(row["valid_zoom_rate"]),
+            _percent(row["event_coverage"]),
+            _plain(row["seconds_mean"], 2),
+            str(row["questions"]) + (f" (+{row['invalid']} invalid)" if row["invalid"] else ""),
+        )
+    return table
+
+
+def times_table(wall_s: Mapping[str, float]) -> Table:
+    """One row per stage, from `wall_s` of `summary.json`."""
+    table = Table(title="Time", title_justify="left", pad_edge=False)
+    table.add_column("")
+    table.add_column("wall", justify="right")
+    for stage, seconds in wall_s.items():
+        table.add_row(title_of(stage), duration(seconds), style="bold" if stage == "total" else None)
+    return table
+
+
+def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
+    frames = summary.get("uniform_opponent_frames")
+    others = {
+        "over_cold_start": "the cold start",
+        "over_sft_continued": "SFT continued",
+        "over_uniform": f"uniform at {frames} frames",
+    }
+    lines = []
+    for name, gain in summary["gain"].items():
+        low, high = 100 * gain["low"], 100 * gain["high"]
+        lines.append(f"RL over {others[name]}: {100 * gain['mean']:+.1f} points ({low:+.1f} to {high:+.1f})")
+    return lines
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """The final table of a run: evaluations, gains, health of the training, time."""
+    console = console or Console()
+    console.print(evaluations_table(summary["evaluations"]))
+    lines = _gain_lines(summary)
+    if mismatch := summary.get("mismatch"):
+        parts = [f"{name} {value:.2g}" for name, value in mismatch.items() if value is not None]
+        lines.append(f"engine against learner: {', '.join(parts)}")
+    if weights := summary.get("weights"):
+        lines.append(
+            f"weights published {weights['published']} times, median {weights['sync_s_median']:.3f} s"
+        )
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    if summary["wall_s"]:
+        console.print(times_table(summary["wall_s"]))

@@ -1,0 +1,42 @@
+"""Names of metrics that are written in one room and read in another.
+
+One line of `metrics.jsonl` is a flat object: `step`, `time` (seconds since the
+epoch) and numbers under names like these. Rates are fractions, times seconds.
+"""
+
+from __future__ import annotations
+
+STEP = "step"
+
+REWARD_TOTAL = "reward/total"
+REWARD_ACCURACY = "reward/accuracy"
+REWARD_FORMAT = "reward/format"
+REWARD_TOOL = "reward/tool"
+
+ZOOM_CALL_RATE = "zoom/call_rate"
+"""Episodes that tried at least one zoom."""
+ZOOM_VALID_RATE = "zoom/valid_rate"
+"""Zooms carried out, of zooms tried."""
+ZOOMS_MEAN = "zoom/mean"
+"""Zooms carried out per episode."""
+EVENT_COVERAGE = "zoom/event_coverage"
+"""Episodes in which a zoom showed a frame of an event, of those with known events."""
+FRAMES_MEAN = "frames/mean"
+ANSWERED = "episodes/answered"
+UNPARSED = "episodes/unparsed"
+INVALID = "episodes/invalid"
+
+MISMATCH_MAX = "mismatch/logprob_abs_max"
+"""Largest |learner - engine| log-prob of a sampled token in the step, nats."""
+MISMATCH_KL = "mismatch/kl"
+WEIGHT_VERSION = "weights/version"
+SYNC_S = "weights/sync_s"
+"""Seconds from pausing to resuming generation at a publish."""
+
+LOSS = "learner/loss"
+ENTROPY = "learner/entropy"
+KL_TO_REFERENCE = "learner/kl"
+GRAD_NORM = "learner/grad_norm"
+
+TIME_PREFIX = "time/"
+"""Parts of a step: `time/rollout_s`, `time/learn_s`, `time/publish_s`, ..."""
