@@ -47,8 +47,9 @@ class VideoReader:
 
     The first video stream that FFmpeg calls best is read. Rotation metadata is
     applied; the sample aspect ratio is not, as in other readers for models.
-    Where packets lack pts, a frame's time is its dts, else its number divided
-    by the average rate, and the file is decoded once to learn all times.
+    Where pts are missing or repeated (avi, some mpeg), a frame's time is its
+    dts, else one average frame after the one before, and the file is decoded
+    once to learn all times.
 
     Attributes:
         info: What the file is.
@@ -68,6 +69,8 @@ class VideoReader:
         self._held: _Shown | None = None
         self._ahead: _Shown | None = None
         self._counted_to: int | None = None
+        self._landed = self._skipping = False
+        self._unclean: set[int] = set()
         self._quarter_turns = 0
         self.decoded = self.seeks = 0
         try:
@@ -127,7 +130,7 @@ class VideoReader:
         first = next(self._out, None)
         if first is None:
             raise VideoDamaged(f"{self._uri}: no frame of it can be decoded", "the video is damaged")
-        self._held = first
+        self._held, self._skipping = first, True
         self._quarter_turns = round(first.frame.rotation / 90) % 4
         self.table = table.from_first(first.pts) if table else self._count(first)
         check_duration(self._uri, self.table.duration_s, self._limits)
@@ -168,20 +171,34 @@ class VideoReader:
     def _cheaper_to_go_on(self, pts: int) -> bool:
         if self._held is None or self._held.pts > pts:
             return False
-        key = self.table.key_before(pts)
-        if not self._seekable or key < 0:
+        key = self._key_before(pts)
+        if key < 0:
             return True
         onwards = self.table.rank(pts) - self.table.rank(self._held.pts)
         from_key = self.table.rank(pts) - self.table.rank(int(self.table.key_pts[key]))
         return onwards <= from_key + _SEEK_COST_FRAMES
 
+    def _key_before(self, pts: int) -> int:
+        """Index of the last keyframe at or before `pts` not known to be unclean, or -1."""
+        key = self.table.key_before(pts) if self._seekable else -1
+        while key in self._unclean:
+            key -= 1
+        return key
+
     def _land_before(self, pts: int, skipping: bool) -> _Shown:
-        """Seeks to the keyframe before `pts`, further back while the seek lands too late."""
-        key, step = self.table.key_before(pts), 1
-        while self._seekable and key >= 0:
-            self._seek(key, skipping)
-            if (shown := self._advance(pts)) is not None:
+        """Seeks to the keyframe before `pts`, further back while that does not land on it exactly.
+
+        A seek may land later than asked; and what a container calls a keyframe
+        may be where a gradual refresh begins, from which no frame is exact.
+        """
+        key, step = self._key_before(pts), 1
+        self._skipping = skipping
+        while key >= 0:
+            self._seek(key)
+            shown = self._advance(pts)
+            if shown is not None and self._landed:
                 return shown
+            self._unclean.add(key)
             key, step = key - step, step * 2
         self._restart()
         if (shown := self._advance(pts)) is not None:
@@ -201,35 +218,35 @@ class VideoReader:
             self._held, self._ahead = self._ahead, None
         return self._held
 
-    def _seek(self, key: int, skipping: bool) -> None:
+    def _seek(self, key: int) -> None:
         assert self._container is not None
         self.seeks += 1
         self._held = self._ahead = None
-        self._out = iter(())
+        self._out, self._landed = iter(()), False
         # A seek that fails is one that landed nowhere: the caller steps back.
         with contextlib.suppress(av.error.FFmpegError):
             self._container.seek(int(self.table.key_dts[key]), stream=self._stream)
-            self._out = self._decode(from_key=True, skipping=skipping)
+            self._out = self._decode(from_key=True)
 
     def _restart(self) -> None:
         self.close()
         self.seeks += 1
         self._counted_to = None
         self._container, self._stream = open_video(self._uri, self._limits)
-        self._out = self._decode(from_key=False, skipping=False)
+        self._out = self._decode(from_key=False)
 
-    def _decode(self, *, from_key: bool, skipping: bool) -> Iterator[_Shown]:
+    def _decode(self, *, from_key: bool) -> Iterator[_Shown]:
         """Frames from here on, in order of presentation.
 
         After a seek (`from_key`), packets before the first keyframe are left
         out, and so are frames shown before it: they refer to frames that were
-        not decoded. With `skipping`, the decoder is told to leave out frames
+        not decoded. While `_skipping`, the decoder is told to leave out frames
         that nobody wants and no other frame refers to.
         """
         assert self._container is not None
         container, stream = self._container, self._stream
         context = stream.codec_context
-        skipping = skipping and stream.codec_context.name in _EXACT_NONREF
+        can_skip = self._seekable and context.name in _EXACT_NONREF
         context.skip_frame = "DEFAULT"
         first_pts: int | None = None
         for packet in packets(container, stream):
@@ -237,8 +254,9 @@ class VideoReader:
                 if not packet.is_keyframe:
                     continue
                 first_pts = packet.pts
-            if skipping:
-                context.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
+            if can_skip:
+                whole = not self._skipping or packet.pts in self._wanted
+                context.skip_frame = "DEFAULT" if whole else "NONREF"
             # A damaged packet costs its own frames only.
             with contextlib.suppress(av.error.FFmpegError):
                 for frame in packet.decode():
@@ -252,10 +270,11 @@ class VideoReader:
         self.decoded += 1
         if self._seekable:
             if frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
+                self._landed = self._landed or frame.pts == first_pts
                 yield _Shown(frame.pts, frame)
             return
         last = self._counted_to
-        stamp = frame.pts if frame.pts is not None else frame.dts
+        stamp = frame.dts if frame.dts is not None else frame.pts
         if last is not None and (stamp is None or stamp <= last):
             stamp = last + frame_ticks(self._stream)
         self._counted_to = 0 if stamp is None else stamp

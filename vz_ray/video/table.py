@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 _ROUNDING_S = 1e-9
 """A time this close below a frame's means that frame: float noise of start + j / fps, below any tick."""
 
+_WITHOUT_PTS = frozenset({"avi"})
+"""Containers that hold no pts; FFmpeg makes some up, out of order where there are B-frames."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
@@ -27,9 +30,9 @@ class FrameTable:
         key_dts: `int64 [keys]`, what to seek to in order to land on that key.
         end: When the last frame stops being shown.
         time_base: Seconds per tick.
-        seekable: False where packets carry no pts: such a file is only ever
-            decoded from its beginning, since a frame's time is then known
-            only by counting.
+        seekable: False where packets do not tell the times of frames: such a
+            file is only ever decoded from its beginning, since a frame's time
+            is then known only by counting.
     """
 
     pts: NDArray[np.int64]
@@ -77,9 +80,12 @@ class FrameTable:
 def scan(container: InputContainer, stream: VideoStream) -> FrameTable | None:
     """Reads every packet and decodes none.
 
-    None where a packet has no pts, or where there is no packet: then only
-    decoding tells the times of frames, see `counted`.
+    None where the packets do not tell the times of frames, because pts are
+    missing, guessed or repeated, or where there is no packet: then only
+    decoding does, see `counted`.
     """
+    if container.format.name in _WITHOUT_PTS:
+        return None
     shown: list[int] = []
     keys: list[tuple[int, int]] = []
     last = end = None
@@ -94,12 +100,13 @@ def scan(container: InputContainer, stream: VideoStream) -> FrameTable | None:
             shown.append(pts)
             if last is None or pts > last:
                 last, end = pts, pts + (packet.duration or ticks)
-    if end is None:
+    distinct = np.unique(np.array(shown, dtype=np.int64))
+    if end is None or len(distinct) < len(shown):
         return None
     keys.sort()
     assert stream.time_base is not None
     return FrameTable(
-        pts=np.unique(np.array(shown, dtype=np.int64)),
+        pts=distinct,
         key_pts=np.array([pts for pts, _ in keys], dtype=np.int64),
         key_dts=np.array([dts for _, dts in keys], dtype=np.int64),
         end=end,
@@ -109,7 +116,7 @@ def scan(container: InputContainer, stream: VideoStream) -> FrameTable | None:
 
 
 def counted(times: list[int], stream: VideoStream) -> FrameTable:
-    """The table of a file whose packets lack pts, from the times of all its decoded frames."""
+    """The table of a file whose packets do not tell it, from the times of all its decoded frames."""
     nothing = np.empty(0, dtype=np.int64)
     assert stream.time_base is not None
     pts = np.array(times, dtype=np.int64)

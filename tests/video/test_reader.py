@@ -1,0 +1,184 @@
+"""The exact reader against a full decode from the beginning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.video.making import Made, decode_all, make, times_to_ask
+from vz_ray.video.errors import OverLimit, VideoDamaged
+from vz_ray.video.frame import FrameSize
+from vz_ray.video.reader import VideoReader
+from vz_ray.video.source import Limits
+
+SMALL = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+TESTDATA = Path(__file__).resolve().parents[3] / "shared" / "testdata"
+
+MATRIX = [
+    Made("long_gop.mp4"),
+    Made("all_keys.mp4", gop=1, b_frames=0, frames=120),
+    Made("uneven.mp4", rate=90, uneven=True, gop=40),
+    Made("uneven.mkv", rate=90, uneven=True, gop=40, b_frames=3),
+    Made("late_start.mp4", start=60, gop=50),
+    Made("late_start.mkv", start=60, gop=50),
+    Made("open_gop.mkv", gop=30, options={"x264-params": "open-gop=1:scenecut=0"}),
+    Made("open_gop.ts", gop=30, options={"x264-params": "open-gop=1:scenecut=0"}),
+    Made("pyramid.mp4", gop=60, b_frames=4, options={"x264-params": "b-pyramid=normal:scenecut=0"}),
+    Made("refresh.mp4", gop=40, b_frames=0, options={"x264-params": "intra-refresh=1"}),
+    Made("stream.ts", gop=48),
+    Made("no_pts.avi", codec="mpeg4", gop=48),
+    Made("h264.avi", gop=48),
+    Made("h264.flv", gop=48),
+    Made("program.mpg", codec="mpeg2video", gop=15),
+    Made("x265.mp4", codec="libx265", gop=48, options={"x265-params": "log-level=none:pools=none"}),
+    Made("vp8.webm", codec="libvpx", gop=60, b_frames=0, frames=160, options={"cpu-used": "8"}),
+    Made("vp9.webm", codec="libvpx-vp9", gop=60, b_frames=0, frames=120, options={"cpu-used": "8"}),
+    Made("ten_bit.mkv", gop=50, pix_fmt="yuv420p10le"),
+]
+
+
+@pytest.mark.parametrize("made", MATRIX, ids=lambda made: made.name)
+def test_every_frame_and_pts_equals_that_of_a_linear_decode(made: Made, tmp_path: Path) -> None:
+    path = make(tmp_path, made)
+    check_against_linear(path, seed=1)
+
+
+def check_against_linear(path: Path, seed: int) -> None:
+    linear = decode_all(path)
+    times = times_to_ask(linear, 200, seed)
+    draw = np.random.default_rng(seed)
+    with VideoReader(str(path)) as reader:
+        width, height = reader.target_size(SMALL)
+        while len(times):
+            count = int(draw.integers(1, 24))
+            asked, times = times[:count], times[count:]
+            for second, frame in zip(asked, reader.frames(asked, SMALL), strict=True):
+                index = linear.at(second)
+                assert frame.pts_s == pytest.approx(linear.pts[index], abs=1e-9), second
+                assert np.array_equal(frame.rgb, linear.rgb(index, width, height)), second
+
+
+def test_one_at_a_time_and_backwards_are_as_exact_as_in_one_pass(tmp_path: Path) -> None:
+    path = make(tmp_path, Made("video.mp4", gop=70))
+    with VideoReader(str(path)) as reader:
+        times = [k * 0.37 for k in range(34)]
+        together = reader.frames(times, SMALL)
+        apart = [reader.frames([second], SMALL)[0] for second in reversed(times)]
+    assert [frame.ref for frame in together] == [frame.ref for frame in reversed(apart)]
+
+
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"the sample videos are not at {TESTDATA}")
+@pytest.mark.parametrize("name", ["nasa_13013.mp4", "h265_video.mp4", "av1_video.mkv"])
+def test_real_files_equal_a_linear_decode(name: str) -> None:
+    check_against_linear(TESTDATA / name, seed=2)
+
+
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"the sample videos are not at {TESTDATA}")
+def test_of_several_video_streams_the_best_is_read() -> None:
+    listed = json.loads((TESTDATA / "nasa_13013.mp4.stream3.all_frames_info.json").read_text())
+    with VideoReader(str(TESTDATA / "nasa_13013.mp4")) as reader:
+        assert reader.info.stream == 3
+        got = [reader.table.seconds(int(pts)) for pts in reader.table.pts]
+    assert got == pytest.approx([float(frame["pts_time"]) for frame in listed], abs=1e-5)
+
+
+def test_the_duration_includes_the_last_frame(tmp_path: Path) -> None:
+    path = make(tmp_path, Made("video.mp4", frames=50, rate=10))
+    with VideoReader(str(path)) as reader:
+        assert reader.info.duration_s == pytest.approx(5.0)
+        assert reader.info.fps == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_metadata_is_applied(degrees: int, tmp_path: Path) -> None:
+    flat = make(tmp_path, Made("flat.mp4", frames=5))
+    turned = make(tmp_path, Made("turned.mp4", frames=5, rotation=degrees))
+    size = FrameSize(min_pixels=28 * 28, max_pixels=96 * 64 * 4, factor=32)
+    with VideoReader(str(flat)) as a, VideoReader(str(turned)) as b:
+        sideways = degrees % 180 == 90
+        assert (b.info.width, b.info.height) == ((64, 96) if sideways else (96, 64))
+        expected = np.rot90(a.frames([0.08], size)[0].rgb, degrees // 90)
+        assert np.array_equal(b.frames([0.08], size)[0].rgb, expected)
+
+
+def test_white_is_white_and_black_black_whatever_the_range_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "bars.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
+        for luma in (16, 235):
+            planes = np.full((84, 56), 128, dtype=np.uint8)
+            planes[:56] = luma
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode(None))
+    with VideoReader(str(path)) as reader:
+        black, white = reader.frames([0, 0.1], SMALL)
+    assert black.rgb.max() <= 1
+    assert white.rgb.min() >= 252  # the scaler's own rounding
+
+
+def test_frames_that_nobody_asked_for_are_not_all_decoded(tmp_path: Path) -> None:
+    two_of_three = {"x264-params": "b-adapt=0:b-pyramid=none:scenecut=0"}
+    path = make(tmp_path, Made("video.mp4", gop=250, frames=250, options=two_of_three))
+    with VideoReader(str(path)) as reader:
+        before = reader.decoded
+        reader.frames([9.0], SMALL)
+        assert reader.decoded - before < 90
+
+
+def test_two_requests_in_one_gop_decode_it_once(tmp_path: Path) -> None:
+    path = make(tmp_path, Made("video.mp4", gop=250, frames=250))
+    with VideoReader(str(path)) as reader:
+        reader.frames([6.0], SMALL)
+        seeks, decoded = reader.seeks, reader.decoded
+        reader.frames([6.4], SMALL)
+        assert reader.seeks == seeks
+        assert reader.decoded - decoded < 20
+
+
+def test_a_truncated_file_gives_what_is_left_of_it(tmp_path: Path) -> None:
+    whole = make(tmp_path, Made("whole.mkv", gop=25)).read_bytes()
+    path = tmp_path / "cut.mkv"
+    path.write_bytes(whole[: len(whole) // 2])
+    linear = decode_all_that_can_be(path)
+    with VideoReader(str(path)) as reader:
+        assert 1 < reader.info.duration_s < 12
+        assert reader.frames([100.0], SMALL)[0].pts_s == pytest.approx(linear[-1])
+
+
+def decode_all_that_can_be(path: Path) -> list[float]:
+    shown: list[float] = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            try:
+                shown += [float(frame.time) for frame in packet.decode()]
+            except av.error.FFmpegError:
+                continue
+    return shown
+
+
+def test_a_file_without_a_decodable_frame_is_damaged(tmp_path: Path) -> None:
+    path = make(tmp_path, Made("video.mp4", gop=25, frames=30))
+    data = bytearray(path.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    data[start:end] = bytes(end - start)
+    path.write_bytes(bytes(data))
+    with pytest.raises(VideoDamaged, match="no frame of it can be decoded"):
+        VideoReader(str(path))
+
+
+def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:
+    path = str(make(tmp_path, Made("video.mp4", frames=50)))
+    with pytest.raises(OverLimit, match=r"over the limit of 1 s"):
+        VideoReader(path, limits=Limits(duration_s=1))
+    with pytest.raises(OverLimit, match=r"96x64 exceed the limit of 100 pixels"):
+        VideoReader(path, limits=Limits(pixels=100))
+    with (
+        VideoReader(path, limits=Limits(request_frames=3)) as reader,
+        pytest.raises(OverLimit, match="over 3"),
+    ):
+        reader.frames([0, 0.5, 1, 1.5], SMALL)
