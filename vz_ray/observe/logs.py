@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +70,6 @@ def keep_output_in(path: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     _point_output_at(path)
-    warnings.simplefilter("default")
 
 
 def _point_output_at(path: Path) -> None:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vz_ray.observe import Interrupt, StopRequested
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_seen_between_steps_and_not_before(number):
+    with Interrupt() as interrupt:
+        interrupt.check()
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+        with pytest.raises(StopRequested, match=number.name):
+            interrupt.check()
+
+
+def test_the_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interrupt():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_handlers_that_a_library_replaced_are_taken_back():
+    with Interrupt() as interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interrupt.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_kills(number):
+    code = (
+        "import os, signal\n"
+        "from vz_ray.observe import Interrupt\n"
+        "with Interrupt() as interrupt:\n"
+        f"    os.kill(os.getpid(), {number}); print('first', flush=True)\n"
+        f"    os.kill(os.getpid(), {number}); print('second', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("first\n", -number)

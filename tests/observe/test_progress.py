@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from vz_ray.observe.progress import Progress
+
+
+def screen(terminal: bool) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=terminal, width=100), out
+
+
+def test_without_a_terminal_each_stage_has_plain_lines():
+    console, out = screen(terminal=False)
+    with Progress(console) as progress, progress.stage("rl", total=2) as stage:
+        progress.show({"reward": 0.6125, "zooms": 2})
+        stage.advance(2)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "rl ..."
+    assert "  reward 0.6125  zooms 2" in lines
+    assert "  rl 2 of 2" in lines
+    assert lines[-1].startswith("rl done after ")
+    assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_or_not_the_seconds_of_stages_add_up(terminal):
+    console, out = screen(terminal)
+    with Progress(console) as progress:
+        for _ in range(2):
+            with progress.stage("cold start", total=3, done=1) as stage:
+                stage.advance()
+    assert list(progress.seconds) == ["cold start"]
+    assert "cold start" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stage_that_fails_is_not_called_done(terminal):
+    console, out = screen(terminal)
+    with pytest.raises(KeyError), Progress(console) as progress, progress.stage("rl", total=2):
+        raise KeyError("x")
+    assert "rl" in progress.seconds
+    assert "done" not in out.getvalue()
+    assert "2/2" not in out.getvalue()
+
+
+def test_on_a_terminal_the_bar_reaches_its_end():
+    console, out = screen(terminal=True)
+    with Progress(console) as progress, progress.stage("encode") as stage:
+        stage.advance(7)
+        progress.show({"files": 7})
+    assert "7/7" in out.getvalue()
+    assert "files 7" in out.getvalue()
