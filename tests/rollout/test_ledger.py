@@ -49,7 +49,9 @@ def test_an_iteration_with_debts_cannot_be_closed():
     assert ledger == Ledger()
 
 
-events = st.lists(st.tuples(st.sampled_from(["accept", "retry", "drop"]), st.integers(0, 3), st.integers(0, 2)))
+events = st.lists(
+    st.tuples(st.sampled_from(["accept", "retry", "drop"]), st.integers(0, 3), st.integers(0, 2))
+)
 
 
 @given(events)

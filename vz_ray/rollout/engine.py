@@ -19,7 +19,8 @@ from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
-from vz_ray.video.frame import Frame
+from vz_ray.video.frame import Frame, FrameRef
+from vz_ray.weights import BACKENDS, Probe, Update
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,6 +33,7 @@ PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image
 
 _GIB = 1 << 30
 _SENDS = 3
+_SHUTDOWN_S = 30.0
 
 T = TypeVar("T")
 
@@ -174,7 +176,7 @@ class Engine:
         log: str | Path,
         version: int = 0,
         banned: Sequence[int] | None = None,
-        backend: str = "vz_shm",
+        transport: str = "shm",
         training: bool = True,
         start_deadline_s: float = 600.0,
         turn_deadline_s: float = 300.0,
@@ -186,7 +188,7 @@ class Engine:
             log: File that vLLM's log goes to.
             version: Weight version of the checkpoint.
             banned: Token ids never sampled; by default the vision placeholders.
-            backend: vLLM weight transfer engine that new weights come through.
+            transport: How new weights come: `shm` or `nccl`.
             training: Refuse to sample what cannot be trained on.
             turn_deadline_s: Seconds in which each turn must have been sampled.
 
@@ -201,7 +203,7 @@ class Engine:
         ids = placeholder_ids(model) if banned is None else tuple(banned)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = _engine_args(model, config, ids, log, backend)
+        args = _engine_args(model, config, ids, log, BACKENDS[transport])
         start = asyncio.to_thread(AsyncLLM.from_engine_args, args)
         llm = await within(
             start_deadline_s, start, who=name, what=f"starting an engine on {model} (log: {log})"
@@ -291,7 +293,7 @@ class Engine:
         request = WeightTransferInitRequest(init_info=info)
         await self._call("connecting to the weights", self._llm.init_weight_transfer_engine(request))
 
-    async def receive_weights(self, info: dict[str, Any], version: int) -> None:
+    async def receive(self, update: Update) -> None:
         """Loads one whole set of weights, between `pause` and `resume`.
 
         Raises:
@@ -301,14 +303,23 @@ class Engine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._call("starting a weight update", self._llm.start_weight_update())
-        request = WeightTransferUpdateRequest(update_info=info)
-        await self._call(f"weight version {version}", self._llm.update_weights(request))
-        await self._call("finishing a weight update", self._llm.finish_weight_update(str(version)))
-        self.version = version
+        request = WeightTransferUpdateRequest(update_info=update.info)
+        await self._call(f"weight version {update.version}", self._llm.update_weights(request))
+        await self._call("finishing a weight update", self._llm.finish_weight_update(str(update.version)))
+        self.version = update.version
 
     async def thaw(self) -> None:
         """Lets the engine compute again; new turns still wait, so that weights can be checked first."""
         await self._call("resuming", self._llm.resume_generation())
+
+    async def score(self, probe: Probe) -> tuple[float, ...]:
+        """Log-probs `[T]` of the probe's tokens, at temperature 1; works between `thaw` and `resume`."""
+        frames = tuple(
+            Frame(FrameRef("probe", "", 0, float(i), image.shape[1], image.shape[0], "", "", digest), image)
+            for i, (image, digest) in enumerate(zip(probe.images, probe.digests(), strict=True))
+        )
+        prompt = Prompt(probe.compact_ids, frames, ())
+        return await self.logprobs(prompt, probe.token_ids, request=f"probe of version {self.version}")
 
     async def resume(self) -> None:
         """Undoes `pause`."""

@@ -83,7 +83,9 @@ class Ledger:
             ValueError: Something of it is still owed.
         """
         if left := [key for key in self.attempts if key[0] <= iteration]:
-            raise ValueError(f"iteration {iteration} is closed with {len(left)} samples owed, first {left[0]}")
+            raise ValueError(
+                f"iteration {iteration} is closed with {len(left)} samples owed, first {left[0]}"
+            )
         for book in (self.accepted, self.dropped):
             for key in [key for key in book if key[0] <= iteration]:
                 del book[key]

@@ -6,8 +6,29 @@ what the weights are for. Nothing here imports vLLM but the plugin, which runs
 inside vLLM's processes, and the NCCL sender.
 """
 
+from vz_ray.weights.backends import BACKENDS
+from vz_ray.weights.publisher import Publisher, PublishReport, Receiver, Sender, ShmSender, Update
 from vz_ray.weights.source import ModuleSource, WeightSource
-from vz_ray.weights.store import WeightStore
+from vz_ray.weights.store import WeightsBroken, WeightStore
+from vz_ray.weights.verify import Probe, build_probe, learner_logprobs
 from vz_ray.weights.version import Manifest, TensorSpec, WeightVersion
 
-__all__ = ["Manifest", "ModuleSource", "TensorSpec", "WeightSource", "WeightStore", "WeightVersion"]
+__all__ = [
+    "BACKENDS",
+    "Manifest",
+    "ModuleSource",
+    "Probe",
+    "PublishReport",
+    "Publisher",
+    "Receiver",
+    "Sender",
+    "ShmSender",
+    "TensorSpec",
+    "Update",
+    "WeightSource",
+    "WeightStore",
+    "WeightVersion",
+    "WeightsBroken",
+    "build_probe",
+    "learner_logprobs",
+]

@@ -17,11 +17,10 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from vz_ray.weights.backends import BACKENDS
 from vz_ray.weights.orphan import exit_with_parent
 from vz_ray.weights.reload import Reload
 from vz_ray.weights.store import read_manifest, read_tensors
-
-BACKEND = "vz_shm"
 
 
 @dataclass
@@ -81,7 +80,11 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
 
 def register() -> None:
-    """Makes the backend known to vLLM, in this process; may be called again."""
+    """Makes the backends known to vLLM, in this process; may be called again."""
     exit_with_parent()
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, ShmWeightTransferEngine)
+    if BACKENDS["shm"] in WeightTransferEngineFactory._registry:
+        return
+    WeightTransferEngineFactory.register_engine(BACKENDS["shm"], ShmWeightTransferEngine)
+    WeightTransferEngineFactory.register_engine(
+        BACKENDS["nccl"], "vz_ray.weights.nccl_engine", "CompleteNcclEngine"
+    )

@@ -31,7 +31,7 @@ class Reload:
     """
 
     def __init__(self, model: torch.nn.Module, model_config: Any) -> None:
-        self._model = model
+        self._model: Any = model
         self._config = model_config
         self._seen: set[str] = set()
         initialize_layerwise_reload(model)
@@ -91,6 +91,6 @@ class Reload:
         It shares the embedding's parameter, gets no tensor of its own, and so is
         left alone by the reload; but on CPU it computes with a packed copy.
         """
-        for layer in self._model.modules():
-            if self._is_tied(layer):
-                layer.quant_method.process_weights_after_loading(layer)
+        heads: list[Any] = [layer for layer in self._model.modules() if self._is_tied(layer)]
+        for head in heads:
+            head.quant_method.process_weights_after_loading(head)

@@ -122,7 +122,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest_of(tensor: torch.Tensor) -> str:

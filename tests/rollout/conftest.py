@@ -1,0 +1,12 @@
+"""Real engines, started once per module: each start takes a while."""
+
+from __future__ import annotations
+
+import pytest
+
+from vz_ray.config.rollout import EngineConfig
+
+
+@pytest.fixture(scope="session")
+def engine_config() -> EngineConfig:
+    return EngineConfig(kv_cache_gib=0.25, mm_cache_gib=0.1, max_model_len=1024, max_num_seqs=8, threads=1)

@@ -1,0 +1,239 @@
+"""Brings one version of the weights to every engine, or takes the engine out of service.
+
+    sender: prepare ----------------------------> send (NCCL only)
+    worker:          pause (caches dropped) ----> receive -> thaw -> probe -> resume
+                     |<--------------- pause to resume --------------------->|
+
+A worker that fails at any step is never resumed: it may hold a mixture of
+weights. It is named in the report, and whoever runs the fleet replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vz_ray.observe.deadline import within
+from vz_ray.weights.source import WeightSource
+from vz_ray.weights.store import WeightsBroken, WeightStore
+from vz_ray.weights.verify import Probe, check_probe
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What receivers are told.
+
+    Attributes:
+        version: Number of the new weights.
+        checksum: Over all tensors; empty where the transport does not hash (NCCL).
+        info: The transfer backend's own `update_info`.
+        nbytes: Size of the weights.
+        expected: The learner's log-probs of the probe, if this publish is probed.
+    """
+
+    version: int
+    checksum: str
+    info: dict[str, Any]
+    nbytes: int
+    expected: tuple[float, ...] | None = None
+
+
+class Sender(Protocol):
+    """The learner's side."""
+
+    async def prepare(self, version: int) -> Update:
+        """Gets the weights ready, while the engines still play."""
+        ...
+
+    async def send(self, update: Update) -> None:
+        """Runs beside the workers' receiving; for transports that push."""
+        ...
+
+
+class Receiver(Protocol):
+    """A worker's side; every method ends when the worker has done it."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def pause(self) -> None: ...
+
+    async def receive(self, update: Update) -> None: ...
+
+    async def thaw(self) -> None: ...
+
+    async def score(self, probe: Probe) -> Sequence[float]: ...
+
+    async def resume(self) -> None: ...
+
+
+class ShmSender:
+    """Writes versions of a source to shared memory.
+
+    Args:
+        score: The learner's log-probs of the probe with the weights as they are now; None probes nothing.
+    """
+
+    def __init__(
+        self, store: WeightStore, source: WeightSource, score: Callable[[], tuple[float, ...]] | None = None
+    ) -> None:
+        self._store, self._source, self._score = store, source, score
+
+    async def prepare(self, version: int) -> Update:
+        manifest = await asyncio.to_thread(self._store.publish, version, self._source)
+        expected = await asyncio.to_thread(self._score) if self._score else None
+        checksum = manifest.version.checksum
+        info = {"directory": str(self._store.path(version)), "checksum": checksum}
+        return Update(version, checksum, info, manifest.nbytes, expected)
+
+    async def send(self, update: Update) -> None:
+        """Nothing to push: workers read what `prepare` wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """How a publish went.
+
+    Attributes:
+        prepare_s: Seconds of getting ready while engines played.
+        sync_s: Seconds from the first pause to the last resume.
+        pause_s: Of these, until all stood still.
+        receive_s: Of these, for the weights to arrive and be put to use.
+        probe_s: Of these, for the comparison with the learner.
+        probe_gap: Largest log-prob difference of a worker in service; None if not probed.
+        updated: Workers that hold the version and play again.
+        failed: Why each of the others is out of service.
+    """
+
+    version: int
+    checksum: str
+    nbytes: int
+    prepare_s: float
+    sync_s: float
+    pause_s: float
+    receive_s: float
+    probe_s: float
+    probe_gap: float | None
+    updated: tuple[str, ...]
+    failed: dict[str, str]
+
+
+@dataclass
+class _Roll:
+    """The workers that still take part, and why the others do not."""
+
+    workers: list[Receiver]
+    deadline_s: float
+    failed: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    async def all(self, what: str, step: Callable[[Receiver], Awaitable[Any]]) -> float:
+        """Lets every worker take a step; those that fail are dropped. Returns its seconds."""
+        began = time.monotonic()
+        calls = [within(self.deadline_s, step(w), who=w.name, what=what) for w in self.workers]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for worker, result in zip(self.workers, results, strict=True):
+            if isinstance(result, Exception):
+                self.failed[worker.name] = f"{type(result).__name__}: {result}"
+            elif isinstance(result, BaseException):
+                raise result
+        self.workers = [w for w in self.workers if w.name not in self.failed]
+        return time.monotonic() - began
+
+
+class Publisher:
+    """Publishes versions, one at a time.
+
+    Args:
+        deadline_s: Seconds that each worker has for each step.
+        probe: What engine and learner are compared on; None compares nothing.
+        tolerance: Largest difference in log-prob that passes.
+        every: Compare at every n-th version.
+    """
+
+    def __init__(
+        self, *, deadline_s: float, probe: Probe | None = None, tolerance: float = 1e-4, every: int = 1
+    ) -> None:
+        self._deadline_s, self._probe, self._tolerance, self._every = deadline_s, probe, tolerance, every
+        self._lock = asyncio.Lock()
+        self.version = -1
+
+    async def publish(self, version: int, sender: Sender, workers: Sequence[Receiver]) -> PublishReport:
+        """Brings `version` to all `workers`.
+
+        Raises:
+            ValueError: `version` is not newer than the last one.
+            Overdue: The sender was not ready in time; no worker was paused.
+            WeightsBroken: No worker took the version.
+        """
+        async with self._lock:
+            if version <= self.version:
+                raise ValueError(f"weight version {version} is not newer than {self.version}")
+            began = time.monotonic()
+            what = f"weight version {version}"
+            update = await within(
+                self._deadline_s, sender.prepare(version), who="learner", what=f"preparing {what}"
+            )
+            report = await self.deliver(update, workers, sender=sender, prepare_s=time.monotonic() - began)
+            self.version = version
+            return report
+
+    async def deliver(
+        self,
+        update: Update,
+        workers: Sequence[Receiver],
+        *,
+        sender: Sender | None = None,
+        prepare_s: float = 0.0,
+    ) -> PublishReport:
+        """Brings a prepared update to `workers`; also how a worker that joins gets the current one."""
+        roll = _Roll(list(workers), self._deadline_s)
+        what = f"weight version {update.version}"
+        pause_s = await roll.all(f"pausing for {what}", lambda w: w.pause())
+        sent, receive_s = await asyncio.gather(
+            self._send(sender, update), roll.all(f"receiving {what}", lambda w: w.receive(update))
+        )
+        if sent:
+            raise WeightsBroken(f"{what} was not sent: {sent}")
+        await roll.all(f"thawing after {what}", lambda w: w.thaw())
+        gaps: dict[str, float] = {}
+        probe_s = await roll.all(f"probing {what}", lambda w: self._check(w, update, gaps))
+        await roll.all(f"resuming after {what}", lambda w: w.resume())
+        if workers and not roll.workers:
+            raise WeightsBroken(f"no worker took {what}: {roll.failed}")
+        return PublishReport(
+            version=update.version,
+            checksum=update.checksum,
+            nbytes=update.nbytes,
+            prepare_s=prepare_s,
+            sync_s=time.monotonic() - roll.began,
+            pause_s=pause_s,
+            receive_s=receive_s,
+            probe_s=probe_s,
+            probe_gap=max((gaps[w.name] for w in roll.workers if w.name in gaps), default=None),
+            updated=tuple(w.name for w in roll.workers),
+            failed=roll.failed,
+        )
+
+    async def _send(self, sender: Sender | None, update: Update) -> str:
+        """Pushes the weights; returns why it failed, so that receiving workers are still waited for."""
+        if sender is None:
+            return ""
+        try:
+            what = f"sending weight version {update.version}"
+            await within(self._deadline_s, sender.send(update), who="learner", what=what)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    async def _check(self, worker: Receiver, update: Update, gaps: dict[str, float]) -> None:
+        if self._probe is None or update.expected is None or update.version % self._every:
+            return
+        # Twice: the first scores with empty caches, the second with those that it filled.
+        for _ in range(2):
+            got = await worker.score(self._probe)
+            gap = check_probe(worker.name, update.version, update.expected, got, self._tolerance)
+            gaps[worker.name] = max(gap, gaps.get(worker.name, 0.0))
