@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.task import Task
+from vz_ray.observe.errors import UserError
 
 TASKS = [Task(f"t{i}", "v.mp4", "q", "a") for i in range(10)]
 
@@ -19,6 +22,11 @@ def test_each_epoch_holds_every_task_once_in_an_order_of_its_own():
 def test_a_resumed_cursor_hands_out_what_would_have_come():
     cursor = TaskCursor(TASKS, seed=4)
     cursor.take(13)
-    resumed = TaskCursor(TASKS, **cursor.to_dict())
+    resumed = TaskCursor.from_dict(cursor.to_dict(), TASKS)
     assert resumed.take(9) == cursor.take(9)
     assert resumed.epoch == 2.2
+
+
+def test_a_cursor_over_other_tasks_is_refused():
+    with pytest.raises(UserError, match="was over 10 tasks and the data file now has 9"):
+        TaskCursor.from_dict(TaskCursor(TASKS).to_dict(), TASKS[:9])

@@ -34,7 +34,9 @@ class Oracle:
         self.task, self.wire, self.zoom_frames = task, wire, zoom_frames
         truth: dict[str, Any] = dict(task.extra)
         if "path" not in truth:
-            raise ValueError(f"task {task.task_id} has no truth to play from: is its manifest beside the task file?")
+            raise ValueError(
+                f"task {task.task_id} has no truth to play from: is its manifest beside the task file?"
+            )
         self.path = [(float(a), float(b)) for a, b in truth["path"]]
         self.symbol, self.border = str(truth["symbol"]), str(truth["border"])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vz_ray.data.task import Task
+from vz_ray.observe.errors import UserError
 
 
 @dataclass
@@ -26,7 +27,9 @@ class TaskCursor:
 
     def take(self, count: int) -> list[Task]:
         """The next `count` tasks; an epoch's end may lie among them."""
-        batch = [self.tasks[self._order(at // len(self.tasks))[at % len(self.tasks)]] for at in self._next(count)]
+        batch = [
+            self.tasks[self._order(at // len(self.tasks))[at % len(self.tasks)]] for at in self._next(count)
+        ]
         self.taken += count
         return batch
 
@@ -36,7 +39,21 @@ class TaskCursor:
         return self.taken / len(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "taken": self.taken}
+        return {"seed": self.seed, "taken": self.taken, "tasks": len(self.tasks)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], tasks: Sequence[Task]) -> TaskCursor:
+        """The cursor as it was, over the same tasks.
+
+        Raises:
+            UserError: There are more or fewer of them than there were.
+        """
+        if content["tasks"] != len(tasks):
+            raise UserError(
+                f"the run was over {content['tasks']} tasks and the data file now has {len(tasks)}: "
+                "restore the file or start another run"
+            )
+        return cls(tasks, content["seed"], content["taken"])
 
     def _next(self, count: int) -> range:
         return range(self.taken, self.taken + count)

@@ -108,7 +108,9 @@ def synthesize(config: SynthConfig, advance: Callable[[int], None] = lambda _: N
     videos = plan(config)
     manifest = _manifest(config, videos)
     if (root / MANIFEST).exists() and (root / MANIFEST).read_bytes() != manifest:
-        raise UserError(f"{root} holds a needle world of other settings: choose another directory or delete it")
+        raise UserError(
+            f"{root} holds a needle world of other settings: choose another directory or delete it"
+        )
     jobs = [
         (video, _path(root, split, i), config)
         for split in SPLITS

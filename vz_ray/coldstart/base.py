@@ -1,0 +1,135 @@
+"""Trains the tiny model's base, which can name and answer but has never seen a zoom.
+
+Plain supervised training on lessons that grow longer: first a few frames,
+then overviews, then up to `longest` uniform frames.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vz_ray.coldstart.lessons import Lesson, make_lesson, trajectory
+from vz_ray.episode.wire import WireFormat
+
+if TYPE_CHECKING:
+    from vz_ray.learner.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTraining:
+    """How the base is trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_tokens: Tokens in a step, about.
+        learning_rate: Peak of the cosine.
+        longest: Most frames in a lesson.
+        seed: Makes weights and lessons.
+    """
+
+    steps: int = 6000
+    batch_tokens: int = 6000
+    learning_rate: float = 1.5e-3
+    longest: int = 128
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at `step`: linear warm-up over 100 steps, constant, cosine over the second half."""
+        half = max(0.0, 2 * step / self.steps - 1)
+        return (
+            self.learning_rate
+            * min(1.0, (step + 1) / 100)
+            * (0.02 + 0.98 * (1 + math.cos(math.pi * half)) / 2)
+        )
+
+    def frames(self, step: int) -> int:
+        """The most frames of a lesson at `step`: first a few, then overviews, then up to `longest`."""
+        done = step / self.steps
+        most = next(n for until, n in ((0.25, 3), (0.35, 6), (0.55, 16), (0.75, 32), (2, 64)) if done < until)
+        return min(self.longest if done > 0.75 and step % 6 == 0 else most, self.longest)
+
+
+def train_base(
+    directory: Path,
+    wire: WireFormat,
+    training: BaseTraining,
+    log: Callable[[int, Mapping[str, float]], None],
+) -> None:
+    """Trains the checkpoint in `directory` in place.
+
+    Args:
+        directory: A tiny checkpoint, as `build_tiny` writes it.
+        wire: Wording and tokenizer.
+        training: Steps and rates.
+        log: Called every 20 steps with the loss and the share of lessons
+            repeated token for token, by most frames.
+    """
+    import torch
+
+    from vz_ray.learner.model import Policy
+    from vz_ray.learner.pixels import PixelSpec
+
+    policy = Policy.load(directory)
+    spec = PixelSpec.of_checkpoint(directory)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    seen: dict[str, list[float]] = defaultdict(list)
+    began = time.monotonic()
+    for step in range(training.steps):
+        frames = training.frames(step)
+        rng = random.Random(f"{training.seed}/{step}")
+        count = max(4, training.batch_tokens // (200 + 9 * min(frames, 40)))
+        lessons = [make_lesson(rng, frames) for _ in range(count)]
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate(step)
+        loss, exact = _learn(policy, lessons, wire, spec)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen[f"loss/{frames}"].append(loss)
+        seen[f"exact/{frames}"].append(exact)
+        if step % 20 == 19:
+            log(
+                step + 1,
+                {
+                    "seconds": time.monotonic() - began,
+                    **{k: sum(v) / len(v) for k, v in sorted(seen.items())},
+                },
+            )
+            seen.clear()
+        if step % 500 == 499:
+            policy.hf.save_pretrained(directory)
+    policy.hf.save_pretrained(directory)
+
+
+def _learn(policy: Policy, lessons: list[Lesson], wire: WireFormat, spec: object) -> tuple[float, float]:
+    """Adds one step's gradients; returns the loss per token and the share of lessons known by heart."""
+    import torch
+
+    from vz_ray.learner.batch import collate, encode, frames_of, plan
+    from vz_ray.learner.pixels import PixelSpec
+
+    assert isinstance(spec, PixelSpec)
+    played, pixels = [], {}
+    for number, lesson in enumerate(lessons):
+        one, frames = trajectory(lesson, wire, number)
+        played.append(encode(one, policy.tokens, spec.merge))
+        pixels.update(frames)
+    total = sum(len(example.sampled) for example in played)
+    loss, exact = 0.0, 0
+    for indices in plan(played, 8192, 1)[0]:
+        batch = collate(indices, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+        logprobs, _ = policy(batch)
+        part = -(logprobs * batch.mask).sum() / total
+        part.backward()
+        loss += part.item()
+        exact += int(((logprobs > math.log(0.5)) | (batch.mask == 0)).all(dim=1).sum())
+    return loss, exact / len(lessons)

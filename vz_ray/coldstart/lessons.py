@@ -1,0 +1,151 @@
+"""What the tiny model's base is taught: to name what frames show and to answer about them.
+
+A lesson is a few questions about the same frames, drawn directly; none has a zoom:
+
+- *name*: what each frame shows, with its time;
+- *when*: between which shown times a border or the night is visible;
+- *what*: the needle world's own questions, where the frames show the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from vz_ray.coldstart.oracle import answer_text
+from vz_ray.data.needle.draw import draw_frames
+from vz_ray.data.needle.synth import kinds_for
+from vz_ray.data.needle.world import BORDERS, SHOTS, SLOTS, Kind, NeedleVideo, make_video
+from vz_ray.episode.trajectory import EpisodeId, Status, Trajectory, Turn, Written
+from vz_ray.episode.wire import WireFormat
+from vz_ray.video.frame import RGB, Frame, FrameRef
+
+SHOT_S = (4, 8, 16, 32)
+FPS = 8
+SIDE = 28
+"""Frames are drawn at the model's size: one visual token each."""
+
+Times = list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Questions about frames of a video at `times_s`, and what to say to each."""
+
+    video: NeedleVideo
+    times_s: Sequence[float]
+    exchanges: tuple[tuple[str, str], ...]
+
+
+def random_video(rng: random.Random) -> NeedleVideo:
+    """A video of any of the world's lengths."""
+    shot_s = rng.choice(SHOT_S)
+    return make_video(rng.randrange(2**31), shot_s * SHOTS, kinds_for(shot_s, FPS, 4, rng))
+
+
+def make_lesson(rng: random.Random, most: int) -> Lesson:
+    """A lesson on at most `most` frames, with one question at least and six at most."""
+    while True:
+        video = random_video(rng)
+        times, step = _view(rng, video, most)
+        exchanges = [*_when(video, times, step), *_what(video, times)]
+        if len(times) <= SHOTS:
+            exchanges.append(_name(video, times))
+        if len(exchanges) > (len(times) <= SHOTS):
+            return Lesson(video, times, tuple(rng.sample(exchanges, min(6, len(exchanges)))))
+
+
+def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, float]:
+    """Times of the frames and the distance between them: uniform, inside the night, or close up."""
+    way = rng.random()
+    if way < 0.5:
+        count = rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= max(most, SHOTS)])
+        times = _steps(0.0, video.duration_s, count)
+    elif way < 0.7 and video.nights:
+        times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
+    else:
+        times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
+    return _window(rng, times, most), times[1] - times[0]
+
+
+def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
+    said = "; ".join(f"{time:.2f} {_seen(video, time)}" for time in times)
+    return "Name what each frame shows.", f"<answer>{said}</answer>"
+
+
+def _when(video: NeedleVideo, times: Times, step: float) -> Iterator[tuple[str, str]]:
+    for name in (*BORDERS, "night"):
+        spans = video.nights if name == "night" else video.borders
+        hits = [t for t in times if any(span.name == name and span.covers(t) for span in spans)]
+        # Shown throughout, it has no beginning or end to point at.
+        if 0 < len(hits) <= 2 and len(times) > 1:
+            said = ", ".join(f"{time:.2f} to {time + step:.2f}" for time in hits)
+            thing = "night scene" if name == "night" else f"{name} border"
+            yield f"When is the {thing} shown?", f"<answer>{said}</answer>"
+
+
+def _what(video: NeedleVideo, times: Times) -> Iterator[tuple[str, str]]:
+    for question in video.questions:
+        seen = [[t for t in times if start <= t < end] for start, end in question.events]
+        if all(seen):
+            counted = [hits[0] for hits in seen] if question.kind is Kind.COUNT else []
+            yield question.text, answer_text(question.symbol, question.answer, counted)
+
+
+def trajectory(lesson: Lesson, wire: WireFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
+    """The lesson as written turns, and the pixels of its frames by digest."""
+    frames = _frames(lesson.video, lesson.times_s)
+    followed = [wire.reply(question, (), ended=True) for question, _ in lesson.exchanges[1:]]
+    turns = tuple(
+        Turn(Written(answer, wire.written(answer)), answer, None, reply)
+        for (_, answer), reply in zip(lesson.exchanges, [*followed, None], strict=True)
+    )
+    played = Trajectory(
+        id=EpisodeId(0, f"lesson-{number}", 0),
+        wire=wire.name,
+        prompt=wire.prompt(lesson.exchanges[0][0], frames),
+        turns=turns,
+        status=Status.ANSWERED,
+    )
+    return played, {frame.ref.digest: frame.rgb for frame in frames}
+
+
+def _frames(video: NeedleVideo, times_s: Sequence[float]) -> tuple[Frame, ...]:
+    pictures = draw_frames(video, times_s, SIDE)
+    return tuple(
+        Frame(
+            FrameRef(
+                video_id=f"needle:{video.seed}",
+                uri="",
+                stream=0,
+                pts_s=time,
+                width=SIDE,
+                height=SIDE,
+                scaler="drawn",
+                decoder="drawn",
+                digest=blake3(picture.tobytes()).hexdigest(),
+            ),
+            picture,
+        )
+        for time, picture in zip(times_s, pictures, strict=True)
+    )
+
+
+def _seen(video: NeedleVideo, time_s: float) -> str:
+    night = ["night" for span in video.nights if span.covers(time_s)]
+    border = [f"{span.name} border" for span in video.borders if span.covers(time_s)]
+    flash = [span.name for span in video.flashes if span.covers(time_s)]
+    return ", ".join(night + border + flash) or "nothing"
+
+
+def _steps(start_s: float, end_s: float, count: int) -> Times:
+    return [start_s + (end_s - start_s) * k / count for k in range(count)]
+
+
+def _window(rng: random.Random, times: Times, most: int) -> Times:
+    """All of `times`, or as many consecutive ones as are allowed."""
+    first = rng.randint(0, max(0, len(times) - most))
+    return times[first : first + most]

@@ -1,0 +1,103 @@
+"""A whole run: every room's settings, and the loop's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.data import DataConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.evaluate import EvaluateConfig
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.reward import RewardConfig
+from vz_ray.config.rollout import RolloutConfig
+from vz_ray.config.weights import WeightsConfig
+
+
+@dataclass
+class RayConfig:
+    """The Ray cluster that a run uses."""
+
+    address: str = ""
+    """An existing cluster to join (`auto` finds one on this machine); empty starts a private one."""
+    num_cpus: int = 8
+    """Logical CPUs of a private cluster: how many actors fit, not how many cores there are."""
+    object_store_mib: int = 512
+    """Shared memory of a private cluster's object store."""
+    start_deadline_s: float = 120.0
+    """How long starting or joining may take."""
+
+    def __post_init__(self) -> None:
+        if self.num_cpus < 4:
+            raise ValueError(f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need at least 4")
+        if self.object_store_mib < 80:
+            raise ValueError(f"ray.object_store_mib is {self.object_store_mib}; Ray needs at least 80")
+
+
+@dataclass
+class TrainConfig:
+    """The reinforcement learning loop."""
+
+    iterations: int = 200
+    """Iterations of the loop."""
+    tasks: int = 128
+    """Groups in an iteration's batch (paper: 128)."""
+    samples: int = 16
+    """Trajectories in a group (paper: 16)."""
+    max_tasks: int = 384
+    """Most tasks played in an iteration to fill the batch; groups whose rewards are all alike teach nothing."""
+    temperature: float = 1.0
+    """Sampling temperature of training episodes."""
+    evaluate_every: int = 20
+    """Iterations between evaluations on the validation tasks; 0 never evaluates."""
+    checkpoint_every: int = 5
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are deleted."""
+    max_mismatch_kl: float = 0.05
+    """Training stops where engine and learner disagree by more than this (KL per token, nats)."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "tasks", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.samples < 2:
+            raise ValueError(f"train.samples is {self.samples}; a group needs at least 2 to compare")
+        if self.max_tasks < self.tasks:
+            raise ValueError(f"train.max_tasks is {self.max_tasks}, below train.tasks ({self.tasks})")
+        if self.temperature <= 0:
+            raise ValueError(f"train.temperature is {self.temperature}; it must be above 0")
+
+
+@dataclass
+class RunConfig:
+    """One run; `vz-ray train conf/x.yaml key=value` fills it in."""
+
+    name: str = "run"
+    """Directory of the run under `runs`."""
+    runs: str = "runs"
+    """Where run directories are made."""
+    seed: int = 0
+    """Order of tasks, sampling and shuffling."""
+    model: str = ""
+    """Checkpoint directory that training starts from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Task files."""
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """What an episode may do."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """How it is scored."""
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    """The decoders."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """The engines."""
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    """How new weights reach the engines."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """The GRPO learner."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How figures are taken."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """The cluster."""

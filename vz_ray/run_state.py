@@ -1,0 +1,98 @@
+"""A run's checkpoint: learner, task cursor, ledger and counters, complete or absent.
+
+`checkpoints/step-000012/` holds the state after twelve iterations. It is
+written under another name and renamed when all of it is on disk, so a
+directory of that name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.task import Task
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.run_dir import RunDir, sync_directory, write_atomic
+from vz_ray.rollout.ledger import Ledger
+
+_STEP = re.compile(r"step-(\d{6})")
+STATE, LEARNER = "state.json", "learner"
+
+
+@dataclass
+class RunState:
+    """What a run goes on from, besides the learner's own state.
+
+    Attributes:
+        cursor: Which tasks come next.
+        ledger: Which samples are owed.
+        iteration: Iterations done.
+        weight_version: Version that the engines hold.
+    """
+
+    cursor: TaskCursor
+    ledger: Ledger = field(default_factory=Ledger)
+    iteration: int = 0
+    weight_version: int = 0
+
+    async def save(self, run: RunDir, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
+        """Writes a checkpoint and deletes all but the newest `keep`; returns its directory."""
+        final = run.checkpoints / f"step-{self.iteration:06d}"
+        partial = run.checkpoints / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        await save_learner(partial / LEARNER)
+        content = {
+            "iteration": self.iteration,
+            "weight_version": self.weight_version,
+            "cursor": self.cursor.to_dict(),
+            "ledger": self.ledger.to_dict(),
+        }
+        write_atomic(partial / STATE, json.dumps(content).encode())
+        sync_directory(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        sync_directory(run.checkpoints)
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    @classmethod
+    def load(cls, checkpoint: Path, tasks: Sequence[Task]) -> RunState:
+        """Reads a checkpoint of a run over `tasks`.
+
+        Raises:
+            UserError: It was written for another number of tasks.
+        """
+        content = json.loads((checkpoint / STATE).read_text())
+        cursor = TaskCursor.from_dict(content["cursor"], tasks)
+        ledger = Ledger.from_dict(content["ledger"])
+        return cls(cursor, ledger, content["iteration"], content["weight_version"])
+
+
+def checkpoints(run: RunDir) -> list[Path]:
+    """Complete checkpoints, oldest first; leftovers of interrupted writes are deleted."""
+    for partial in run.checkpoints.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(path for path in run.checkpoints.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def newest(run: RunDir) -> Path | None:
+    """The newest complete checkpoint, if there is one.
+
+    Raises:
+        UserError: It lacks its parts: someone has been deleting files.
+    """
+    found = checkpoints(run)
+    if not found:
+        return None
+    for part in (STATE, LEARNER):
+        if not (found[-1] / part).exists():
+            raise UserError(f"checkpoint {found[-1]} has no {part}: delete it to go on from the one before")
+    return found[-1]
