@@ -1,0 +1,114 @@
+"""Random conversations about random frames, for the learner's tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vz_ray.coldstart.tiny import TinyShape, build_tiny
+from vz_ray.episode.trajectory import (
+    Context,
+    EpisodeId,
+    Group,
+    RewardParts,
+    Sampled,
+    Sampling,
+    Status,
+    Trajectory,
+    Turn,
+    VersionSpan,
+)
+from vz_ray.video.frame import RGB, FrameRef
+
+TEXTS = ("<frame0_time0.00s> which colour flashes while the marker is shown? <answer>red</answer>",)
+SMALL = TinyShape(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vision_hidden=32, vocab=512)
+
+
+@dataclass(frozen=True)
+class World:
+    """A checkpoint directory, groups of trajectories on it, and their pixels by digest."""
+
+    model: Path
+    groups: tuple[Group, ...]
+    pixels: dict[str, RGB]
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        return [trajectory for group in self.groups for trajectory in group.trajectories]
+
+
+@dataclass
+class Author:
+    """Writes contexts and turns of random tokens; remembers the frames it invents."""
+
+    rng: np.random.Generator
+    ids: dict[str, int]
+    pixels: dict[str, RGB]
+    side: tuple[int, ...] = (28,)
+
+    def text(self, count: int) -> tuple[int, ...]:
+        return tuple(int(t) for t in self.rng.integers(20, 300, size=count))
+
+    def frame(self) -> FrameRef:
+        height, width = self.rng.choice(self.side), self.rng.choice(self.side)
+        digest = f"frame-{len(self.pixels)}"
+        self.pixels[digest] = self.rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        return FrameRef("video", "video.mp4", 0, 0.0, int(width), int(height), "none", "none", digest)
+
+    def context(self, refs: tuple[FrameRef, ...], before: int, between: int, after: int) -> Context:
+        ids, grids = list(self.text(before)), []
+        for ref in refs:
+            grids.append((1, ref.height // 14, ref.width // 14))
+            visual = ref.height * ref.width // 28**2
+            ids += [*self.text(between), self.ids["<|vision_start|>"]]
+            ids += [self.ids["<|image_pad|>"]] * visual + [self.ids["<|vision_end|>"]]
+        ids += self.text(after)
+        return Context((), tuple(ids), tuple(grids), refs)
+
+    def turn(self, count: int, reply: Context | None, temperature: float = 1.0) -> Turn:
+        logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)
+        spans = (VersionSpan(0, count, 0),)
+        action = Sampled(self.text(count), logprobs, spans, Sampling(temperature=temperature), "end")
+        return Turn(action, "", None, reply)
+
+
+def token_ids(model: Path) -> dict[str, int]:
+    from transformers import AutoTokenizer
+
+    return dict(AutoTokenizer.from_pretrained(model).get_vocab())
+
+
+def make_world(
+    directory: Path | str,
+    *,
+    groups: int = 4,
+    samples: int = 4,
+    overview: int = 16,
+    clip: int = 8,
+    side: tuple[int, ...] = (28,),
+    shape: TinyShape | None = None,
+    seed: int = 0,
+) -> World:
+    """Groups that share their overview; each sample looks at a clip of its own, then answers."""
+    model = Path(directory)
+    if not (model / "config.json").exists():
+        build_tiny(model, TEXTS, shape=shape)
+    author = Author(np.random.default_rng(seed), token_ids(model), {}, side)
+    made = tuple(_group(author, g, samples, overview, clip) for g in range(groups))
+    return World(model, made, author.pixels)
+
+
+def _group(author: Author, number: int, samples: int, overview: int, clip: int) -> Group:
+    prompt = author.context(tuple(author.frame() for _ in range(overview)), 40, 6, 20)
+    trajectories = []
+    for sample in range(samples):
+        reply = author.context(tuple(author.frame() for _ in range(clip)), 6, 6, 6)
+        turns = [author.turn(int(author.rng.integers(15, 25)), reply if clip else None)]
+        if clip:
+            turns.append(author.turn(int(author.rng.integers(10, 20)), None, temperature=0.7))
+        reward = RewardParts(float(author.rng.random()), 0.0, 0.0, 0.0)
+        name = EpisodeId(0, f"task-{number}", sample)
+        trajectories.append(Trajectory(name, "test", prompt, tuple(turns), Status.ANSWERED, reward=reward))
+    return Group(f"task-{number}", tuple(trajectories))

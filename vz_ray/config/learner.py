@@ -1,0 +1,149 @@
+"""Settings of the learner; defaults are the paper's RL recipe for the 7B model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+def _choice(owner: str, key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{owner}.{key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _positive(owner: str, key: str, value: float, *, zero: bool = False) -> None:
+    if not (value >= 0 if zero else value > 0):
+        raise ValueError(f"{owner}.{key} is {value!r}; it must be {'at least' if zero else 'more than'} 0")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate; the paper's RL stage."""
+    schedule: str = "constant"
+    """`constant`, or `cosine` from the peak down to 0 at `total_steps`."""
+    warmup: float = 0.0
+    """Fraction of `total_steps` over which the rate rises linearly from 0."""
+    total_steps: int = 1
+    """Optimizer steps that the schedule spans; `constant` without warm-up does not need it."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global 2-norm; 0 leaves them as they are."""
+
+    def __post_init__(self) -> None:
+        _choice("optimizer", "schedule", self.schedule, ("constant", "cosine"))
+        _positive("optimizer", "learning_rate", self.learning_rate)
+        _positive("optimizer", "total_steps", self.total_steps)
+        _positive("optimizer", "weight_decay", self.weight_decay, zero=True)
+        _positive("optimizer", "max_grad_norm", self.max_grad_norm, zero=True)
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"optimizer.warmup is {self.warmup!r}; it is a fraction from 0 to 1")
+
+
+@dataclass
+class LossConfig:
+    """The policy loss and what is added to it."""
+
+    ratio: str = "token"
+    """`token`: one importance ratio per token (GRPO); `sequence`: the geometric mean over the trajectory (GSPO)."""
+    aggregation: str = "sequence_mean"
+    """`sequence_mean`: mean over a trajectory's sampled tokens, then over trajectories (the paper);
+    `token_mean`: over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
+    trajectories (Dr.GRPO)."""
+    fixed_length: int = 4096
+    """The constant that `fixed_length` divides by."""
+    advantage: str = "grpo"
+    """`grpo`: (r - mean) / (std + 1e-6) within the group; `dr_grpo`: r - mean."""
+    min_reward_std: float = 1e-4
+    """Groups whose rewards spread less than this teach nothing and are dropped."""
+    clip_low: float = 0.2
+    """The ratio counts no further below 1 than this."""
+    clip_high: float = 0.27
+    """The ratio counts no further above 1 than this."""
+    kl: float = 0.001
+    """Weight of the low-variance KL to the reference model; 0 needs no reference model."""
+    entropy: float = 0.001
+    """Weight of the entropy bonus."""
+    importance_cap: float | None = None
+    """C of the truncated importance weight min(exp(old - engine), C); none leaves tokens unweighted."""
+
+    def __post_init__(self) -> None:
+        _choice("loss", "ratio", self.ratio, ("token", "sequence"))
+        _choice("loss", "aggregation", self.aggregation, ("sequence_mean", "token_mean", "fixed_length"))
+        _choice("loss", "advantage", self.advantage, ("grpo", "dr_grpo"))
+        for key in ("fixed_length", "clip_low", "clip_high"):
+            _positive("loss", key, getattr(self, key))
+        for key in ("kl", "entropy", "min_reward_std"):
+            _positive("loss", key, getattr(self, key), zero=True)
+        if self.importance_cap is not None:
+            _positive("loss", "importance_cap", self.importance_cap)
+
+
+@dataclass
+class LearnerConfig:
+    """One learner: `ranks` processes that train one model together."""
+
+    model: str = ""
+    """Directory of the HF checkpoint that training starts from."""
+    reference: str | None = None
+    """Directory of the reference model; none takes `model`."""
+    ranks: int = 1
+    """Processes, one per GPU."""
+    zero_stage: int = 3
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    offload: bool = False
+    """Keep optimizer state in host memory (stages 1 to 3)."""
+    zero_keep_whole: int = 100_000
+    """Under ZeRO 3, tensors of fewer elements than this stay whole on every rank."""
+    dtype: str = "auto"
+    """`bfloat16`, `float32`, or `auto`: the former on GPUs, the latter on CPUs."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: slower, but long sequences fit."""
+    freeze_vision: bool = False
+    """Leave the vision tower and its projector as they are."""
+    micro_batch_tokens: int = 32_768
+    """Most tokens, padding included, in one forward pass; a longer trajectory goes alone."""
+    logprob_chunk_tokens: int = 2_048
+    """Sampled tokens whose `[tokens, vocab]` logits exist at one time."""
+    minibatch_tasks: int = 32
+    """Groups in one optimizer step of RL."""
+    epochs: int = 1
+    """Passes over an iteration's groups."""
+    old_logprobs: str = "recompute"
+    """`recompute`: the learner's own, before the first update; `engine`: those that came with the trajectories."""
+    seed: int = 0
+    """Seed of the order of minibatches."""
+    threads: int = 0
+    """CPU threads of each rank; 0 leaves torch's own choice."""
+    deadline_s: float = 3600.0
+    """How long one call to a rank may take before it counts as hung."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The policy loss."""
+
+    def __post_init__(self) -> None:
+        _choice("learner", "zero_stage", self.zero_stage, (0, 1, 2, 3))
+        _choice("learner", "dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        _choice("learner", "old_logprobs", self.old_logprobs, ("recompute", "engine"))
+        for key in (
+            "ranks",
+            "micro_batch_tokens",
+            "logprob_chunk_tokens",
+            "minibatch_tasks",
+            "epochs",
+            "deadline_s",
+        ):
+            _positive("learner", key, getattr(self, key))
+        for key in ("threads", "zero_keep_whole"):
+            _positive("learner", key, getattr(self, key), zero=True)
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("learner.offload needs learner.zero_stage 1, 2 or 3; it is 0")

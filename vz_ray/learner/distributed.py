@@ -1,0 +1,66 @@
+"""This process's place among the ranks; plain torch.distributed, started before DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Attributes:
+    rank: 0 <= rank < world.
+    world: Number of ranks.
+    device: Where this rank's tensors live.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def join(deadline_s: float) -> Place:
+    """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* describe.
+
+    A process without RANK is a group of its own. DeepSpeed must find the group
+    ready: the one it makes itself binds the device, which hangs NCCL weight
+    transfer.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not dist.is_initialized():
+        # Each with the device's own backend, and gloo beside it for objects.
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        timeout = timedelta(seconds=deadline_s)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return Place(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def total(values: dict[str, float], place: Place) -> dict[str, float]:
+    """Sums each value over ranks; every rank must name the same ones."""
+    if place.world == 1:
+        return dict(values)
+    names = sorted(values)
+    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return dict(zip(names, tensor.tolist(), strict=True))
+
+
+def largest(value: float, place: Place) -> float:
+    """The largest of all ranks' values."""
+    tensor = torch.tensor([value], dtype=torch.float64)
+    if place.world > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)

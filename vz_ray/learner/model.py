@@ -1,0 +1,135 @@
+"""The policy: a HF Qwen-VL checkpoint that gives log-probs of sampled tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vz_ray.learner.batch import MicroBatch, TokenIds
+from vz_ray.learner.logprobs import LogprobHead
+from vz_ray.learner.vision import speed_up, vision_tables
+
+
+def check_checkpoint(directory: str | Path) -> Path:
+    """The directory, if it holds an HF checkpoint in safetensors.
+
+    Raises:
+        FileNotFoundError: It is no directory, or lacks `config.json` or weights.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"model {str(directory)!r} is not a directory; give an HF checkpoint directory"
+        )
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"model {str(path)!r} has no config.json; give an HF checkpoint directory")
+    if not any(path.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"model {str(path)!r} has no *.safetensors weights; download or convert them first"
+        )
+    return path
+
+
+def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
+    """Loads the HF model as it is; weights from safetensors only, no code from the checkpoint."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(
+        check_checkpoint(directory),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa",
+    )
+
+
+class Policy(nn.Module):
+    """Wraps a HF Qwen2.5-VL model; parameters keep their HF names under `hf.`.
+
+    Args:
+        hf: `Qwen2_5_VLForConditionalGeneration` or one of its kin.
+        tokens: Ids that the model gives a meaning to.
+        chunk: Sampled tokens whose logits exist at one time.
+    """
+
+    def __init__(self, hf: Any, tokens: TokenIds, *, chunk: int = 2048) -> None:
+        super().__init__()
+        self.tokens = tokens
+        speed_up(hf.model.visual)
+        hf.lm_head = LogprobHead(hf.lm_head, chunk)
+        self.hf = hf
+        banned = torch.zeros(hf.config.get_text_config().vocab_size, dtype=torch.bool)
+        banned[list(tokens.vision)] = True
+        self.register_buffer("banned", banned, persistent=False)
+
+    @classmethod
+    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, *, chunk: int = 2048) -> Policy:
+        """Loads a checkpoint directory; see `check_checkpoint` for its errors."""
+        hf = load_pretrained(directory, dtype)
+        return cls(hf, TokenIds.of_config(hf.config), chunk=chunk)
+
+    @property
+    def merge(self) -> int:
+        """Patches per side that make one visual token."""
+        return int(self.hf.model.visual.spatial_merge_size)
+
+    def forward(self, batch: MicroBatch, *, ban: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the sampled tokens, both float32 `[B, S]`, 0 where the mask is 0.
+
+        With `ban` they are those of the distribution that was sampled from:
+        at each token's temperature, vision placeholders excluded.
+        """
+        hidden = self.hidden_states(batch).flatten(0, 1)
+        real = batch.mask.bool()
+        logprobs, entropy = self.hf.lm_head(
+            hidden[batch.hidden[real]],
+            batch.targets[real],
+            batch.temperature[real],
+            self.banned if ban else None,
+        )
+        blank = torch.zeros_like(batch.temperature)
+        if not batch.indices:
+            # Nothing was sampled here, but every weight must still take part in the backward pass.
+            blank = blank + 0.0 * hidden.sum() + logprobs.sum()
+        return blank.masked_scatter(real, logprobs), blank.masked_scatter(real, entropy)
+
+    def hidden_states(self, batch: MicroBatch) -> Tensor:
+        """`[R, T, H]`, after the last norm."""
+        embeddings = self.hf.get_input_embeddings()(batch.input_ids)
+        features = self.image_features(batch).to(embeddings.dtype)
+        if len(batch.slots):
+            flat = embeddings.flatten(0, 1)
+            taken = features.index_select(0, batch.features)
+            embeddings = flat.index_copy(0, batch.slots, taken).view_as(embeddings)
+        else:
+            # Without this a rank without images would skip the tower, and ZeRO-3's collectives would hang.
+            embeddings = embeddings + 0.0 * features.sum()
+        text = self.hf.model.language_model
+        output: Tensor = text(
+            inputs_embeds=embeddings,
+            attention_mask=self._attention(batch),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return output
+
+    def image_features(self, batch: MicroBatch) -> Tensor:
+        """`[visual tokens, H]` of the distinct frames, in order."""
+        visual = self.hf.model.visual
+        tables = vision_tables(batch.grids, visual, batch.pixel_values.device)
+        grids = torch.from_numpy(batch.grids)
+        output: Tensor = visual(batch.pixel_values.to(visual.dtype), grid_thw=grids, **tables).pooler_output
+        return output
+
+    def _attention(self, batch: MicroBatch) -> Tensor | dict[str, Tensor | None]:
+        """Causal attention; rows padded on the right need no mask, since no token sees what comes later.
+
+        A mapping is given rather than None, from which the model would guess packing from the positions.
+        """
+        layers = set(getattr(self.hf.config.get_text_config(), "layer_types", None) or ())
+        if layers == {"full_attention"}:
+            return {"full_attention": None}
+        return batch.attention_mask

@@ -1,0 +1,109 @@
+"""RGB frames to the patch rows that Qwen-VL's vision tower reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vz_ray.episode.trajectory import Grid
+from vz_ray.video.frame import RGB
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """What the checkpoint's image processor does to a frame that needs no resize.
+
+    Attributes:
+        patch: Side of a patch, pixels.
+        temporal: Times each image is repeated along the time axis of a patch.
+        merge: Patches per side that make one visual token.
+        mean: Per channel, on the 0..1 scale.
+        std: Per channel, on the 0..1 scale.
+        min_pixels: Smaller frames would be enlarged by the processor.
+        max_pixels: Larger frames would be shrunk by it.
+    """
+
+    patch: int
+    temporal: int
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_pixels: int
+    max_pixels: int
+    rescale: float = 1 / 255
+
+    @classmethod
+    def of_checkpoint(cls, directory: str | Path) -> PixelSpec:
+        """Reads the image processor's settings from an HF checkpoint directory."""
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)
+        return cls(
+            patch=processor.patch_size,
+            temporal=processor.temporal_patch_size,
+            merge=processor.merge_size,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+            rescale=processor.rescale_factor,
+        )
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The patch grid of a frame of this size.
+
+        Raises:
+            ValueError: The processor would resize such a frame, so that the
+                learner would not see what the engine saw.
+        """
+        factor = self.patch * self.merge
+        area = height * width
+        if height % factor or width % factor or not self.min_pixels <= area <= self.max_pixels:
+            raise ValueError(
+                f"a frame of {width}x{height} pixels would be resized by the model's processor (sides must be "
+                f"multiples of {factor}, area {self.min_pixels} to {self.max_pixels}); decode it at its final size"
+            )
+        return (1, height // self.patch, width // self.patch)
+
+
+def patches(frames: Sequence[RGB], spec: PixelSpec) -> tuple[Tensor, NDArray[np.int64]]:
+    """The rows that `Qwen2VLImageProcessor` would make, bit for bit.
+
+    Args:
+        frames: N arrays `uint8 [h, w, 3]`, sizes may differ.
+
+    Returns:
+        `float32 [P, 3 * temporal * patch * patch]`, rows of all frames in
+        order, and their grids `int64 [N, 3]`.
+    """
+    grids = [spec.grid(*frame.shape[:2]) for frame in frames]
+    rows = [grid[1] * grid[2] for grid in grids]
+    out = torch.empty(sum(rows), 3 * spec.temporal * spec.patch**2)
+    starts = np.cumsum([0, *rows])
+    for grid in dict.fromkeys(grids):
+        same = [i for i, g in enumerate(grids) if g == grid]
+        made = _patches_of_one_size(np.stack([frames[i] for i in same]), grid, spec)
+        if len(same) == len(frames):
+            return made.reshape(out.shape), np.asarray(grids, dtype=np.int64)
+        for i, rows_of_frame in zip(same, made, strict=True):
+            out[starts[i] : starts[i + 1]] = rows_of_frame
+    return out, np.asarray(grids, dtype=np.int64).reshape(-1, 3)
+
+
+def _patches_of_one_size(stack: NDArray[np.uint8], grid: Grid, spec: PixelSpec) -> Tensor:
+    """`uint8 [N, h, w, 3]` to `float32 [N, rows, 3 * temporal * patch * patch]`."""
+    n, p, m = len(stack), spec.patch, spec.merge
+    images = torch.from_numpy(stack).permute(0, 3, 1, 2).to(torch.float32)
+    # Mean and std are scaled to 0..255 rather than the pixels to 0..1, as the processor does: same rounding.
+    scale = 1.0 / spec.rescale
+    mean, std = (torch.tensor(values) * scale for values in (spec.mean, spec.std))
+    images = images.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+    blocks = images.reshape(n, 3, grid[1] // m, m, p, grid[2] // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    repeated = blocks.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, spec.temporal, -1, -1)
+    return repeated.reshape(n, grid[1] * grid[2], -1)
