@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart test check lint types format lock doctor clean
+.PHONY: quickstart test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart

