@@ -60,7 +60,10 @@ ok=0
 add -r "$venv/half-0.txt" -r requirements/dev.lock || ok=1
 wait "$odd" || ok=1
 wait "$engines" || ok=1
-[ "$ok" = 0 ] || die "pip could not install the locked requirements; the lines above say which"
+if [ "$ok" != 0 ]; then
+    sed 's/^/first try for torch: /' "$venv/torch.log" >&2
+    die "pip could not install the locked requirements; the lines above say which"
+fi
 rm -f "$venv/torch.log" "$venv/half-0.txt" "$venv/half-1.txt"
 
 say "installing vz_ray"
