@@ -64,6 +64,7 @@ class RolloutConfig:
         start_deadline_s: Seconds in which an engine must have started.
         turn_deadline_s: Seconds in which a turn must have been sampled.
         episode_deadline_s: Seconds in which an episode must have been played.
+        health_every_s: Seconds between looks at workers that nobody asks anything of.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -74,12 +75,13 @@ class RolloutConfig:
     start_deadline_s: float = 600.0
     turn_deadline_s: float = 300.0
     episode_deadline_s: float = 1200.0
+    health_every_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("workers", "episodes_per_worker", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("start_deadline_s", "turn_deadline_s", "episode_deadline_s"):
+        for name in ("start_deadline_s", "turn_deadline_s", "episode_deadline_s", "health_every_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be positive")
         if self.cpus_per_worker < 0:

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 ZOOM_END = "</video_zoom>"
 """A turn stops where a zoom call is complete."""
 
-PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-"""Tokens of Qwen-VL vocabularies that stand for vision input and are never sampled."""
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 _GIB = 1 << 30
 _SENDS = 3
@@ -58,14 +57,15 @@ class EngineStats:
 
 
 def placeholder_ids(model: str | Path) -> tuple[int, ...]:
-    """Ids that are banned in sampling with the tokenizer in the checkpoint directory `model`.
+    """Ids that stand for vision input in the checkpoint `model`, as its config says; never sampled.
 
-    The learner must mask the same ids when it recomputes log-probs.
+    The learner masks the same ids when it recomputes log-probs.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig
 
-    vocabulary = AutoTokenizer.from_pretrained(str(model)).get_vocab()
-    return tuple(sorted(vocabulary[token] for token in PLACEHOLDERS if token in vocabulary))
+    config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+    found = (getattr(config, name, None) for name in _PLACEHOLDERS)
+    return tuple(sorted(i for i in found if i is not None))
 
 
 def frame_key(frame: Frame) -> str:
@@ -159,7 +159,7 @@ class Engine:
         self._training = training
         self.banned = banned
         self.version = version
-        self._llm = llm
+        self._running_llm: AsyncLLM | None = llm
         self._deadline_s = deadline_s
         self._open = asyncio.Event()
         self._open.set()
@@ -345,9 +345,16 @@ class Engine:
     async def shutdown(self) -> None:
         """Ends the engine's process; safe to call twice."""
         self._open.clear()
-        await within(
-            60, asyncio.to_thread(self._llm.shutdown, 10.0), who=self.name, what="shutting down its engine"
-        )
+        llm, self._running_llm = self._running_llm, None
+        if llm is not None:
+            end = asyncio.to_thread(llm.shutdown, _SHUTDOWN_S / 2)
+            await within(_SHUTDOWN_S, end, who=self.name, what="shutting down its engine")
+
+    @property
+    def _llm(self) -> AsyncLLM:
+        if self._running_llm is None:
+            raise EngineFailed(f"{self.name} was shut down")
+        return self._running_llm
 
     async def _generate(self, prompt: Prompt, params: Any, request: str, *, gated: bool = True) -> Any:
         """Plays one request to its end; returns vLLM's `RequestOutput`."""

@@ -158,28 +158,34 @@ class Publisher:
         self, *, deadline_s: float, probe: Probe | None = None, tolerance: float = 1e-4, every: int = 1
     ) -> None:
         self._deadline_s, self._probe, self._tolerance, self._every = deadline_s, probe, tolerance, every
-        self._lock = asyncio.Lock()
-        self.version = -1
+        self.current: Update | None = None
+
+    async def prepare(self, version: int, sender: Sender) -> Update:
+        """Gets a version ready to be delivered; engines may play meanwhile.
+
+        Raises:
+            ValueError: `version` is not newer than the last one.
+            Overdue: The sender was not ready in time.
+        """
+        if self.current is not None and version <= self.current.version:
+            raise ValueError(f"weight version {version} is not newer than {self.current.version}")
+        what = f"preparing weight version {version}"
+        self.current = await within(self._deadline_s, sender.prepare(version), who="learner", what=what)
+        return self.current
 
     async def publish(self, version: int, sender: Sender, workers: Sequence[Receiver]) -> PublishReport:
         """Brings `version` to all `workers`.
 
         Raises:
-            ValueError: `version` is not newer than the last one.
-            Overdue: The sender was not ready in time; no worker was paused.
-            WeightsBroken: No worker took the version.
+            ValueError, Overdue: As `prepare`; no worker was paused.
+            WeightsBroken: It could not be sent, or no worker took it.
         """
-        async with self._lock:
-            if version <= self.version:
-                raise ValueError(f"weight version {version} is not newer than {self.version}")
-            began = time.monotonic()
-            what = f"weight version {version}"
-            update = await within(
-                self._deadline_s, sender.prepare(version), who="learner", what=f"preparing {what}"
-            )
-            report = await self.deliver(update, workers, sender=sender, prepare_s=time.monotonic() - began)
-            self.version = version
-            return report
+        began = time.monotonic()
+        update = await self.prepare(version, sender)
+        report = await self.deliver(update, workers, sender=sender, prepare_s=time.monotonic() - began)
+        if report.failed and not report.updated:
+            raise WeightsBroken(f"no worker took weight version {version}: {report.failed}")
+        return report
 
     async def deliver(
         self,
@@ -189,7 +195,11 @@ class Publisher:
         sender: Sender | None = None,
         prepare_s: float = 0.0,
     ) -> PublishReport:
-        """Brings a prepared update to `workers`; also how a worker that joins gets the current one."""
+        """Brings a prepared update to `workers`; also how a worker that joins gets the current one.
+
+        Raises:
+            WeightsBroken: It could not be sent; none of the workers may go on.
+        """
         roll = _Roll(list(workers), self._deadline_s)
         what = f"weight version {update.version}"
         pause_s = await roll.all(f"pausing for {what}", lambda w: w.pause())
@@ -202,8 +212,6 @@ class Publisher:
         gaps: dict[str, float] = {}
         probe_s = await roll.all(f"probing {what}", lambda w: self._check(w, update, gaps))
         await roll.all(f"resuming after {what}", lambda w: w.resume())
-        if workers and not roll.workers:
-            raise WeightsBroken(f"no worker took {what}: {roll.failed}")
         return PublishReport(
             version=update.version,
             checksum=update.checksum,

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -74,16 +74,26 @@ class WeightStore:
         _check_delivered(expected, placed)
         return self._seal(draft, Manifest(number, tuple(placed), tuple(sizes)))
 
-    def adopt(self, manifest: Manifest, buckets: Iterator[bytes | memoryview]) -> Path:
-        """Writes a version whose files were fetched from another node; returns its directory."""
-        draft = self._draft(manifest.number)
-        for index, data in enumerate(buckets):
-            if len(data) != manifest.bucket_bytes[index]:
-                raise WeightsBroken(
-                    f"bucket {index} of weight version {manifest.number} has {len(data)} bytes"
-                )
-            (draft / f"{index:04d}.bin").write_bytes(data)
-        self._seal(draft, manifest)
+    def adopt(self, manifest: Manifest, buckets: Iterable[bytes | memoryview]) -> Path:
+        """Writes a version whose files were fetched from another node; returns its directory.
+
+        Safe to be called by several processes of a node at once.
+        """
+        if not self.path(manifest.number).exists():
+            draft = self._draft(manifest.number)
+            for index, data in enumerate(buckets):
+                if len(data) != manifest.bucket_bytes[index]:
+                    raise WeightsBroken(
+                        f"bucket {index} of weight version {manifest.number} came with {len(data)} bytes, "
+                        f"announced with {manifest.bucket_bytes[index]}"
+                    )
+                (draft / f"{index:04d}.bin").write_bytes(data)
+            try:
+                self._seal(draft, manifest)
+            except OSError:
+                shutil.rmtree(draft, ignore_errors=True)
+                if not self.path(manifest.number).exists():
+                    raise
         return self.path(manifest.number)
 
     def load(self, number: int) -> Manifest:
@@ -106,7 +116,7 @@ class WeightStore:
         (draft / MANIFEST).write_text(manifest.to_json())
         draft.rename(self.path(manifest.number))
         for old in self.numbers()[: -self._keep]:
-            shutil.rmtree(self.path(old))
+            shutil.rmtree(self.path(old), ignore_errors=True)
         return manifest
 
     def _check_room(self, needed: int) -> None:

@@ -1,0 +1,146 @@
+"""Rollout workers as Ray actors, and how weights get to nodes that lack them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vz_ray.data.task import Task
+from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
+from vz_ray.observe.deadline import within
+from vz_ray.rollout.engine import EngineFailed
+from vz_ray.rollout.fleet import WorkerLost
+from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
+from vz_ray.weights import Manifest, Probe, Update, WeightStore
+from vz_ray.weights.store import MANIFEST
+
+_END_S = 45.0
+
+
+class WorkerActor(RolloutWorker):
+    """A rollout worker that knows its node."""
+
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
+        """Writes a version that was fetched from another node to the same place on this one."""
+        WeightStore(Path(directory).parent).adopt(Manifest.from_json(manifest), buckets)
+
+
+class RayWorker:
+    """A `RemoteWorker` of the fleet.
+
+    Args:
+        weights_node: Ray's id of the node whose shared memory the learner writes to;
+            by default this process's.
+    """
+
+    def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
+        self.name = name
+        self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
+        self._node = ""
+        config = setup.rollout
+        gpus = config.engine.tensor_parallel if setup.gpu else 0
+        actor = ray.remote(WorkerActor).options(
+            num_cpus=config.cpus_per_worker,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            # Methods that pause or check must get through while all episodes play.
+            max_concurrency=4 * config.episodes_per_worker + 64,
+        )
+        self._actor: Any = actor.remote(name, setup)
+
+    async def start(self) -> None:
+        self._node = await self._call("node")
+        await self._call("start")
+
+    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
+        trajectory: Trajectory = await self._call("play_episode", task, id, sampling)
+        return trajectory
+
+    async def pause(self) -> None:
+        await self._call("pause")
+
+    async def receive(self, update: Update) -> None:
+        directory = update.info.get("directory")
+        if directory is not None and self._node != self._weights_node:
+            await self._call("adopt", directory, *await fetch(directory, self._weights_node))
+        await self._call("receive", update)
+
+    async def init_weights(self, info: dict[str, Any]) -> None:
+        await self._call("init_weights", info)
+
+    async def thaw(self) -> None:
+        await self._call("thaw")
+
+    async def score(self, probe: Probe) -> Sequence[float]:
+        scored: Sequence[float] = await self._call("logprobs", probe)
+        return scored
+
+    async def resume(self) -> None:
+        await self._call("resume")
+
+    async def check(self) -> None:
+        await self._call("check")
+
+    async def stats(self) -> WorkerStats:
+        stats: WorkerStats = await self._call("stats")
+        return stats
+
+    async def end(self) -> None:
+        """Shuts the engine down if the worker still answers; kills the actor in any case."""
+        try:
+            await within(_END_S, self._call("shutdown"), who=self.name, what="shutting down")
+        finally:
+            ray.kill(self._actor, no_restart=True)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        """Calls the actor; its own errors come as they were raised there."""
+        ref = getattr(self._actor, method).remote(*args)
+        try:
+            return await ref
+        except asyncio.CancelledError:
+            ray.cancel(ref)
+            raise
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, EngineFailed):
+                raise WorkerLost(f"{self.name}: {cause}") from error
+            raise cause from error
+        except RayActorError as error:
+            raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _read_manifest(directory: str) -> str:
+    return (Path(directory) / MANIFEST).read_text()
+
+
+def _read_buckets(directory: str, count: int) -> bytes | tuple[bytes, ...]:
+    buckets = tuple((Path(directory) / f"{index:04d}.bin").read_bytes() for index in range(count))
+    return buckets[0] if count == 1 else buckets
+
+
+async def fetch(directory: str, node: str) -> tuple[Any, ...]:
+    """References to a version's manifest and bucket files, read on `node`.
+
+    Ray moves each file to a node once, however many workers there want it.
+    """
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    here = functools.partial(ray.remote, num_cpus=0, scheduling_strategy=there)
+    manifest = here()(_read_manifest).remote(directory)
+    count = len(Manifest.from_json(await manifest).bucket_bytes)
+    buckets = here(num_returns=count)(_read_buckets).remote(directory, count)
+    return (manifest, *([buckets] if count == 1 else buckets))

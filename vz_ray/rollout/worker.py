@@ -1,0 +1,192 @@
+"""A rollout worker: one engine that plays whole episodes, many at once.
+
+A Ray actor in production; the class itself knows nothing of Ray, so that it
+runs in any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.reward import RewardConfig
+from vz_ray.config.rollout import RolloutConfig
+from vz_ray.data.task import Task
+from vz_ray.episode.protocols import FrameSource
+from vz_ray.episode.runner import play
+from vz_ray.episode.trajectory import EpisodeId, RewardParts, Sampling, Trajectory
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.observe.deadline import within
+from vz_ray.observe.logs import keep_output_in
+from vz_ray.rollout.engine import Engine, EngineFailed
+from vz_ray.weights import Probe, Update
+
+if TYPE_CHECKING:
+    from vz_ray.rollout.engine import EngineStats
+
+Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
+"""May block: it is called in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What every worker of a fleet is made from.
+
+    Attributes:
+        model: Checkpoint directory, readable on the worker's node.
+        version: Weight version of that checkpoint.
+        frames: Where clips come from.
+        score: Scores each finished episode.
+        logs: Directory for `<worker>.log` and `<worker>.engine.log`.
+        transport: How weights come: `shm` or `nccl`.
+        training: Refuse to sample what cannot be trained on.
+        gpu: Ask Ray for GPUs, as many as the engine's tensor parallelism.
+    """
+
+    model: str
+    rollout: RolloutConfig
+    episode: EpisodeConfig
+    reward: RewardConfig
+    frames: FrameSource
+    score: Scorer
+    logs: str
+    version: int = 0
+    transport: str = "shm"
+    training: bool = True
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """A worker's counts since its start.
+
+    Attributes:
+        playing: Episodes at this moment.
+        played: Episodes finished.
+        rss_mb: Resident memory of the worker's own process.
+    """
+
+    name: str
+    version: int
+    playing: int
+    played: int
+    rss_mb: float
+    engine: EngineStats
+
+
+def sample_seed(seed: int | None, id: EpisodeId) -> int | None:
+    """A seed of its own for each sample, the same for each attempt at it; None stays None."""
+    if seed is None:
+        return None
+    return int.from_bytes(blake3(f"{seed}|{id.owed}".encode()).digest(4), "big") >> 1
+
+
+class RolloutWorker:
+    """Plays episodes with its own engine; every method names this worker in its errors."""
+
+    def __init__(self, name: str, setup: WorkerSetup, *, own_process: bool = True) -> None:
+        self.name = name
+        self._setup = setup
+        self._engine: Engine | None = None
+        self._wire: WireFormat | None = None
+        self._slots = asyncio.Semaphore(setup.rollout.episodes_per_worker)
+        self._playing = 0
+        self._played = 0
+        if own_process:
+            keep_output_in(Path(setup.logs) / f"{name}.log")
+
+    async def start(self) -> int:
+        """Starts the engine; returns this process's id."""
+        from transformers import AutoTokenizer
+
+        setup, config = self._setup, self._setup.rollout
+        self._engine = await Engine.start(
+            setup.model,
+            config.engine,
+            name=self.name,
+            log=Path(setup.logs) / f"{self.name}.engine.log",
+            version=setup.version,
+            transport=setup.transport,
+            training=setup.training,
+            start_deadline_s=config.start_deadline_s,
+            turn_deadline_s=config.turn_deadline_s,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(setup.model, trust_remote_code=False)
+        wording = Wording.load(setup.episode.prompt)
+        self._wire = WireFormat(tokenizer, wording, compat=setup.episode.format == "compat")
+        return os.getpid()
+
+    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
+        """Plays and scores one episode.
+
+        Raises:
+            Overdue: It took longer than the episode deadline, or a turn or clip than its own.
+            EngineFailed: The engine is of no use any more.
+        """
+        engine, wire = self._engine, self._wire
+        if engine is None or wire is None:
+            raise EngineFailed(f"{self.name} was asked to play {id} before its engine had started")
+        setup = self._setup
+        async with self._slots:
+            self._playing += 1
+            try:
+                drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
+                game = play(
+                    task, engine, setup.frames, wire, setup.episode, id=id, sampling=drawn, worker=self.name
+                )
+                deadline = setup.rollout.episode_deadline_s
+                trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")
+            finally:
+                self._playing -= 1
+        self._played += 1
+        score = asyncio.to_thread(setup.score, trajectory, task, setup.reward)
+        parts = await within(setup.rollout.turn_deadline_s, score, who=self.name, what=f"the reward of {id}")
+        return replace(trajectory, reward=parts)
+
+    async def logprobs(self, probe: Probe) -> tuple[float, ...]:
+        """The engine's log-probs `[T]` of the probe's tokens."""
+        return await self._ready().score(probe)
+
+    async def init_weights(self, info: dict[str, object]) -> None:
+        """Connects to the learner (NCCL only)."""
+        await self._ready().init_weights(info)
+
+    async def pause(self) -> None:
+        await self._ready().pause()
+
+    async def receive(self, update: Update) -> None:
+        await self._ready().receive(update)
+
+    async def thaw(self) -> None:
+        await self._ready().thaw()
+
+    async def resume(self) -> None:
+        await self._ready().resume()
+
+    async def check(self) -> None:
+        """Raises `EngineFailed` if the engine's process is gone."""
+        await self._ready().check()
+
+    async def stats(self) -> WorkerStats:
+        import psutil
+
+        engine = self._ready()
+        rss_mb = psutil.Process().memory_info().rss / 1e6
+        return WorkerStats(self.name, engine.version, self._playing, self._played, rss_mb, engine.stats())
+
+    async def shutdown(self) -> None:
+        """Ends the engine's process."""
+        if self._engine is not None:
+            await self._engine.shutdown()
+
+    def _ready(self) -> Engine:
+        if self._engine is None:
+            raise EngineFailed(f"{self.name} has no engine: it has not started")
+        return self._engine
