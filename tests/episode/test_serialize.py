@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_ray.episode.serialize import trajectory_from_dict, trajectory_to_dict
@@ -91,6 +91,7 @@ def through_json(value: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
+@settings(deadline=None)
 @given(trajectories)
 def test_round_trip_is_exact(trajectory: Trajectory) -> None:
     again = trajectory_from_dict(through_json(trajectory_to_dict(trajectory)))

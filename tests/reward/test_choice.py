@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_ray.reward.choice import choice_clean, choice_compat, options_of, parse_choice
@@ -113,11 +113,13 @@ def test_a_question_without_options_has_none(question: str) -> None:
     assert options_of(question) == {}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_parses_to_a_known_option_or_to_none(text: str) -> None:
     assert parse_choice(text, OPTIONS) in {*OPTIONS, None}
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from("ABCDEFGHIJ"),
     st.sampled_from(["{}", "({})", "{})", "Answer: {}", "{}.", r"\boxed{{{}}}"]),

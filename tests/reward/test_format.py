@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_ray.reward.format import format_ok
@@ -75,6 +75,7 @@ def test_a_turn_with_an_unsound_call_is_ill_formed(call: str) -> None:
     assert not format_ok([zoom(call), ANSWER])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from([0.1, 0.5, 1, 2, 4, 30]), st.integers(1, 32))
 def test_the_frame_limit_is_that_of_the_episode(start: int, frames: int, fps: float, limit: int) -> None:
     call = json.dumps({"segment": [start, start + frames / fps], "fps": fps})

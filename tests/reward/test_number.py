@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_ray.reward.math_answer import MathChild, math_equal
@@ -53,6 +53,7 @@ def test_anything_else_is_not_a_number(answer: str) -> None:
     assert number_equal(answer, "7") is None
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**9), 10**9))
 def test_integers_must_be_equal(value: int) -> None:
     assert number_equal(f"{value}", f"{value}", rel_tol=0.5) is True
@@ -71,6 +72,7 @@ def test_a_truth_that_is_no_number_is_an_error() -> None:
         number_equal("3", "x^2")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_is_a_number_or_none(text: str) -> None:
     assert isinstance(parse_number(text), Fraction | None)

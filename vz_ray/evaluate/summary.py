@@ -161,6 +161,7 @@ def build_summary(run_dir: Path, config: EvaluateConfig | None = None) -> Json:
         summary[name] = _by_stage(figures, name)
     summary["reading_accuracy"] = _reading(figures, opponent)
     summary |= _training(read_metrics(run_dir / "metrics.jsonl"))
+    summary["interval_level"] = config.level
     summary["wall_s"] = stage_seconds(run_dir)
     summary["evaluations"] = {stage: metrics.to_dict() for stage, metrics in figures.items()}
     return summary

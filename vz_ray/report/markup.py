@@ -1,0 +1,43 @@
+"""HTML from values; every text that came from outside goes through `text`."""
+
+from __future__ import annotations
+
+import html
+
+
+def text(value: object) -> str:
+    """Escaped for element content and quoted attributes."""
+    return html.escape(str(value), quote=True)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def clock(seconds: float) -> str:
+    """`75.5` as `1:15.5`; tenths only where there are some."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    tail = f"{rest:04.1f}".removesuffix(".0")
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1 min 15 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def stage_title(stage: str) -> str:
+    """A stage's name for people."""
+    if stage.startswith("uniform_"):
+        return f"Uniform, {stage.removeprefix('uniform_')} frames"
+    known = {"cold_start": "After cold start", "sft_continued": "SFT continued", "rl": "After RL"}
+    return known.get(stage, stage.replace("_", " ").capitalize())

@@ -1,0 +1,91 @@
+"""The page: reads a run, rebuilds a few episodes' frames, writes one HTML file."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.resources import files
+from pathlib import Path
+
+from vz_ray.config.report import ReportConfig
+from vz_ray.episode.protocols import FrameSource
+from vz_ray.observe.run_dir import write_atomic
+from vz_ray.report import sections
+from vz_ray.report.episode_card import choose, episode_card, refs_shown
+from vz_ray.report.markup import text
+from vz_ray.report.pictures import thumbnails
+from vz_ray.report.run_data import RunData, read_run
+from vz_ray.video.local import LocalFrames
+
+
+def _section(title: str, body: str, kind: str = "charts") -> str:
+    return f'<section><h2>{text(title)}</h2><div class="{kind}">{body}</div></section>' if body else ""
+
+
+async def _episodes(run: RunData, frames: FrameSource, config: ReportConfig) -> str:
+    cards: list[str] = []
+    for played in choose(run.played, config.episodes):
+        refs = refs_shown(played.trajectory, config.frames)
+        pictures, trouble = await thumbnails(
+            refs, frames, longest=config.thumbnail_px, deadline_s=config.deadline_s
+        )
+        cards.append(episode_card(played, pictures, most=config.frames, trouble=trouble, opened=not cards))
+    if not cards:
+        return ""
+    legend = (
+        '<p class="note key"><span><b class="tick"></b>overview frame</span>'
+        '<span><b class="zoom"></b>zoom, by turn and frame rate</span>'
+        '<span><b class="event"></b>when what is asked about can be seen (its frames: time marked)</span></p>'
+    )
+    return legend + "".join(cards)
+
+
+async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None = None) -> str:
+    """The report of a run as one self-contained HTML page.
+
+    Args:
+        run_dir: The run; whatever it has not got to yet is left out.
+        frames: Who decodes the frames of the episodes shown. A video that has
+            gone is said so in place of its frames.
+        config: What to show.
+
+    Raises:
+        FileNotFoundError: No such run.
+        ValueError: A file of the run is broken; names the file and the line.
+    """
+    config = config or ReportConfig()
+    run = read_run(run_dir)
+    results = sections.accuracy_bars(run.summary) + sections.frames_curve(run.summary)
+    results += sections.kinds_table(run.summary) + sections.evaluations_table(run.summary)
+    body = (
+        sections.tiles(run.summary)
+        + _section("Results", results, "charts pair")
+        + _section("Training", sections.training_charts(run.rows))
+        + _section("Time", sections.stage_times(run.summary))
+        + _section("Episodes", await _episodes(run, frames, config), "episodes")
+    )
+    if not body:
+        body = "<p>Nothing has been measured in this run yet.</p>"
+    if run.config:
+        config_text = f"<summary>Configuration</summary><pre>{text(run.config)}</pre>"
+        body += f"<section><details>{config_text}</details></section>"
+    css = files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{text(run.name)} · vz_ray</title><style>{css}</style></head>"
+        f"<body><main><header><h1>{text(run.name)}</h1></header>{body}</main></body></html>\n"
+    )
+
+
+def write_report(run_dir: Path, config: ReportConfig | None = None) -> Path:
+    """Writes `report.html` into the run directory, whole or not at all; returns its path.
+
+    Decodes in this process. Not for use inside a running event loop: there,
+    await `render`. Raises what `render` raises.
+    """
+    with LocalFrames() as frames:
+        page = asyncio.run(render(run_dir, frames, config))
+    path = run_dir / "report.html"
+    write_atomic(path, page.encode())
+    return path

@@ -1,0 +1,90 @@
+"""What a run directory holds, read for drawing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vz_ray.episode.serialize import trajectory_from_dict
+from vz_ray.episode.trajectory import Trajectory
+from vz_ray.observe.metrics import read_metrics
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One line of an evaluation or episode log: the episode, and its task as JSON values."""
+
+    stage: str
+    step: int
+    task: Mapping[str, Any]
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """A run.
+
+    Attributes:
+        name: Name of the run.
+        summary: `summary.json`, or empty.
+        rows: `metrics.jsonl`, one mapping per step.
+        played: Episodes to choose from: those of the last evaluation of the
+            agent, else those it was trained on.
+        config: `config.yaml` as text, or empty.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    rows: list[dict[str, float]]
+    played: list[Played]
+    config: str
+
+
+def _played(path: Path) -> Iterator[Played]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # An interrupted write.
+            try:
+                data = json.loads(line)
+                if "trajectory" in data:
+                    trajectory = trajectory_from_dict(data["trajectory"])
+                    yield Played(data["stage"], data["step"], data["task"], trajectory)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not an episode ({error!r})") from error
+
+
+def _candidates(run_dir: Path) -> list[Played]:
+    """Evaluated episodes of the latest stage of the agent, else the newest training episodes."""
+    logs = [run_dir / "eval" / f"{stage}.jsonl" for stage in ("rl", "sft_continued", "cold_start")]
+    logs += sorted(
+        (run_dir / "episodes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for log in logs:
+        if log.exists() and (found := list(_played(log))):
+            return found
+    return []
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Reads a run, however far it got.
+
+    Raises:
+        FileNotFoundError: There is no such directory.
+        ValueError: A file of it is broken; names the file and the line.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"no run directory at {run_dir}")
+    summary, config = run_dir / "summary.json", run_dir / "config.yaml"
+    return RunData(
+        name=run_dir.resolve().name,
+        summary=json.loads(summary.read_text()) if summary.exists() else {},
+        rows=read_metrics(run_dir / "metrics.jsonl"),
+        played=_candidates(run_dir),
+        config=config.read_text() if config.exists() else "",
+    )

@@ -1,0 +1,249 @@
+"""The parts of the page that show figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vz_ray.observe import names
+from vz_ray.report.chart import Series, line_chart
+from vz_ray.report.markup import duration, number, percent, stage_title, text
+
+Json = Mapping[str, Any]
+Rows = Sequence[Mapping[str, float]]
+_AGENT = ("cold_start", "sft_continued", "rl")
+_UNIFORM = re.compile(r"uniform_(\d+)")
+
+
+def _tile(title: str, value: str, note: str = "") -> str:
+    return f'<div class="tile"><h3>{text(title)}</h3><b>{text(value)}</b><p>{text(note)}</p></div>'
+
+
+def _points(gain: Json | None, against: str) -> str:
+    """`+12.3 points over the cold start (8.1 to 16.0)`."""
+    if gain is None:
+        return ""
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    return f"{100 * gain['mean']:+.1f} points over {against} ({low:+.1f} to {high:+.1f})"
+
+
+def tiles(summary: Json) -> str:
+    """The run in a row of figures."""
+    found, gains = [], summary.get("gain", {})
+    evaluations = summary.get("evaluations", {})
+    final = next((stage for stage in reversed(_AGENT) if stage in evaluations), None)
+    if final:
+        row = evaluations[final]
+        accuracy = row["accuracy"]["mean"] if row["accuracy"] else None
+        found.append(
+            _tile("Accuracy", percent(accuracy), _points(gains.get("over_cold_start"), "the cold start"))
+        )
+        if frames := summary.get("uniform_opponent_frames"):
+            uniform = summary["accuracy"].get("uniform", {}).get(str(frames))
+            gain = _points(gains.get("over_uniform"), "it")
+            found.append(
+                _tile(f"Uniform, {frames} frames", percent(uniform), f"The agent: {gain}" if gain else "")
+            )
+        found.append(
+            _tile("Frames seen", number(row["frames_mean"]), f"95th percentile {number(row['frames_p95'])}")
+        )
+        valid = f"{percent(row['valid_zoom_rate'])} valid"
+        found.append(_tile("Zooms per question", number(row["zooms_mean"], 2), valid))
+        if row["event_coverage"] is not None:
+            found.append(_tile("Event in a zoom", percent(row["event_coverage"]), "of questions"))
+    if (worst := summary.get("mismatch", {}).get("logprob_abs_max")) is not None:
+        found.append(_tile("Engine mismatch", f"{worst:.1e}", "largest log-prob difference, nats"))
+    if total := summary.get("wall_s", {}).get("total"):
+        found.append(_tile("Wall time", duration(total), "all stages"))
+    return f'<div class="tiles">{"".join(found)}</div>' if found else ""
+
+
+def _stages(evaluations: Json) -> list[str]:
+    """Agent stages as they run, then the uniform ones by frames, then the rest."""
+    uniform = sorted(
+        (s for s in evaluations if _UNIFORM.fullmatch(s)), key=lambda s: int(s.removeprefix("uniform_"))
+    )
+    first = [stage for stage in _AGENT if stage in evaluations]
+    return first + uniform + sorted(set(evaluations) - {*first, *uniform})
+
+
+def accuracy_bars(summary: Json) -> str:
+    """Accuracy of each evaluation, with its interval."""
+    rows = []
+    for stage in _stages(summary.get("evaluations", {})):
+        accuracy = summary["evaluations"][stage]["accuracy"]
+        if accuracy is None:
+            continue
+        low, high, mean = (100 * accuracy[name] for name in ("low", "high", "mean"))
+        slot = 2 if _UNIFORM.fullmatch(stage) else 1
+        title = f"{low:.1f} to {high:.1f}%, {accuracy['count']} questions"
+        rows.append(
+            f'<div class="bar s{slot}" title="{title}"><span>{text(stage_title(stage))}</span>'
+            f'<div class="track"><b style="width:{mean:.2f}%"></b>'
+            f'<i style="left:{low:.2f}%;width:{high - low:.2f}%"></i></div><em>{mean:.1f}%</em></div>'
+        )
+    if not rows:
+        return ""
+    note = f"Lines are {100 * summary['interval_level']:g}% intervals, drawn over whole videos."
+    return (
+        f"<figure><figcaption>Accuracy on held-out questions</figcaption>{''.join(rows)}"
+        f'<p class="note">{note}</p></figure>'
+    )
+
+
+def frames_curve(summary: Json) -> str:
+    """Accuracy against frames seen: the uniform curve and the agent's points."""
+    evaluations = summary.get("evaluations", {})
+    curve, bounds, agents = [], [], []
+    for stage in _stages(evaluations):
+        row, match = evaluations[stage], _UNIFORM.fullmatch(stage)
+        if row["accuracy"] is None or not row["frames_mean"]:
+            continue
+        at = (float(match[1]) if match else row["frames_mean"], row["accuracy"]["mean"])
+        interval = (row["accuracy"]["low"], row["accuracy"]["high"])
+        if match:
+            curve.append(at)
+            bounds.append(interval)
+        elif stage in _AGENT:
+            agents.append((stage, at, interval))
+    series = [Series("Uniform frames", curve, slot=2, marked=True, whiskers=bounds)]
+    for stage, at, interval in agents:
+        slot = {"cold_start": 3, "sft_continued": 4, "rl": 1}[stage]
+        name = f"Agent {stage_title(stage)[0].lower()}{stage_title(stage)[1:]}"
+        series.append(Series(name, [at], slot=slot, marked=True, whiskers=[interval]))
+    marks = [x for x, _ in curve]
+    return line_chart(
+        "Accuracy against frames seen", series,
+        x_label="frames (logarithmic)", as_percent=True, x_log=True, x_ticks=marks,
+    )  # fmt: skip
+
+
+def kinds_table(summary: Json) -> str:
+    """Accuracy by kind of question, one column per evaluation."""
+    evaluations = summary.get("evaluations", {})
+    stages = [stage for stage in _stages(evaluations) if evaluations[stage]["accuracy_by_kind"]]
+    kinds = sorted({kind for stage in stages for kind in evaluations[stage]["accuracy_by_kind"]})
+    if not kinds:
+        return ""
+    head = "".join(f"<th>{text(stage_title(stage))}</th>" for stage in stages)
+    body = ""
+    for kind in kinds:
+        cells = (evaluations[stage]["accuracy_by_kind"].get(kind) for stage in stages)
+        values = "".join(f"<td>{percent(cell and cell['mean'])}</td>" for cell in cells)
+        body += f"<tr><th>{text(kind)}</th>{values}</tr>"
+    return _table("Accuracy by kind of question", f"<th></th>{head}", body)
+
+
+def evaluations_table(summary: Json) -> str:
+    """Every figure of every evaluation."""
+    evaluations = summary.get("evaluations", {})
+    if not evaluations:
+        return ""
+    columns = {
+        "Accuracy": lambda r: percent(r["accuracy"] and r["accuracy"]["mean"]),
+        "Accuracy, event in frames": lambda r: percent(r["reading_accuracy"]),
+        "Event in frames": lambda r: percent(r["event_seen"]),
+        "Event in a zoom": lambda r: percent(r["event_coverage"]),
+        "Frames": lambda r: number(r["frames_mean"]),
+        "Zooms": lambda r: number(r["zooms_mean"], 2),
+        "Valid zooms": lambda r: percent(r["valid_zoom_rate"]),
+        "Unparsed": lambda r: str(r["unparsed"]),
+        "Invalid": lambda r: str(r["invalid"]),
+        "Seconds": lambda r: number(r["seconds_mean"], 2),
+        "Questions": lambda r: str(r["questions"]),
+    }
+    head = "<th></th>" + "".join(f"<th>{text(name)}</th>" for name in columns)
+    body = "".join(
+        f"<tr><th>{text(stage_title(stage))}</th>"
+        + "".join(f"<td>{text(cell(evaluations[stage]))}</td>" for cell in columns.values())
+        + "</tr>"
+        for stage in _stages(evaluations)
+    )
+    return _table("All figures", head, body)
+
+
+def _table(title: str, head: str, body: str) -> str:
+    return (
+        f'<figure class="wide"><figcaption>{text(title)}</figcaption><div class="scroll"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
+    )
+
+
+def _line(rows: Rows, metric: str, title: str, slot: int) -> Series:
+    return Series(title, [(row[names.STEP], row[metric]) for row in rows if metric in row], slot=slot)
+
+
+def training_charts(rows: Rows) -> str:
+    """How training went; a chart without data is left out."""
+
+    def chart(title: str, lines: Sequence[tuple[str, str]], *, pct: bool = False, log: bool = False) -> str:
+        drawn = [_line(rows, metric, name, slot) for slot, (metric, name) in enumerate(lines, start=1)]
+        return line_chart(title, drawn, as_percent=pct, y_log=log)
+
+    return "".join(
+        [
+            chart(
+                "Reward and its parts, unweighted",
+                [
+                    (names.REWARD_TOTAL, "Total"),
+                    (names.REWARD_ACCURACY, "Accuracy"),
+                    (names.REWARD_FORMAT, "Format"),
+                    (names.REWARD_TOOL, "Tool"),
+                ],
+            ),
+            chart(
+                "Zooming",
+                [(names.ZOOM_CALL_RATE, "Episodes that zoom"), (names.ZOOM_VALID_RATE, "Valid calls")],
+                pct=True,
+            ),
+            chart("Episodes with the event in a zoom", [(names.EVENT_COVERAGE, "Coverage")], pct=True),
+            chart("Zooms per episode", [(names.ZOOMS_MEAN, "Zooms")]),
+            chart("Frames per episode", [(names.FRAMES_MEAN, "Frames")]),
+            chart("Entropy, nats per token", [(names.ENTROPY, "Entropy")]),
+            chart("KL to the reference model, nats", [(names.KL_TO_REFERENCE, "KL")]),
+            chart("Gradient norm", [(names.GRAD_NORM, "Norm")]),
+            chart(
+                "Engine against learner, nats",
+                [(names.MISMATCH_MAX, "Largest log-prob difference"), (names.MISMATCH_KL, "KL")],
+                log=True,
+            ),
+            chart("Weight sync, seconds from pause to resume", [(names.SYNC_S, "Sync")]),
+            step_times(rows),
+        ]
+    )
+
+
+def step_times(rows: Rows) -> str:
+    """What each step spent its time on; the five largest parts."""
+    totals: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(names.TIME_PREFIX):
+                totals[name] = totals.get(name, 0.0) + value
+    largest = sorted(totals, key=lambda name: -totals[name])[:5]
+    lines = [
+        _line(rows, name, name.removeprefix(names.TIME_PREFIX).removesuffix("_s").replace("_", " "), slot)
+        for slot, name in enumerate(largest, start=1)
+    ]
+    return line_chart("Seconds of a step", lines)
+
+
+def _plain(stage: str) -> str:
+    """`cold_start` as `Cold start`; short names are abbreviations, `rl` is `RL`."""
+    words = stage.replace("_", " ")
+    return words.upper() if len(words) <= 3 else words[:1].upper() + words[1:]
+
+
+def stage_times(summary: Json) -> str:
+    """Wall time per stage."""
+    seconds = {stage: s for stage, s in summary.get("wall_s", {}).items() if stage != "total"}
+    if not seconds:
+        return ""
+    largest = max(seconds.values()) or 1.0
+    rows = "".join(
+        f'<div class="bar s1"><span>{text(_plain(stage))}</span><div class="track">'
+        f'<b style="width:{100 * value / largest:.2f}%"></b></div><em>{duration(value)}</em></div>'
+        for stage, value in seconds.items()
+    )
+    return f'<figure class="wide"><figcaption>Wall time by stage</figcaption>{rows}</figure>'
