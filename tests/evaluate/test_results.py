@@ -8,7 +8,9 @@ import pytest
 
 from tests.evaluate.conftest import Make
 from vz_ray.data.record import append_records
+from vz_ray.episode.trajectory import Status
 from vz_ray.evaluate.results import EvalLog, read_results
+from vz_ray.observe.errors import UserError
 
 IDENTITY = {"weights": 7, "data": "needle-test"}
 
@@ -45,7 +47,7 @@ def test_a_log_that_lost_even_its_header_starts_afresh(tmp_path: Path, make: Mak
 
 def test_results_of_other_weights_are_refused(tmp_path: Path) -> None:
     EvalLog(tmp_path / "rl.jsonl", IDENTITY)
-    with pytest.raises(ValueError, match="'weights': 7"):
+    with pytest.raises(UserError, match="'weights': 7"):
         EvalLog(tmp_path / "rl.jsonl", {**IDENTITY, "weights": 8})
 
 
@@ -54,6 +56,23 @@ def test_a_task_is_logged_once(tmp_path: Path, make: Make) -> None:
     log.append(make("a"))
     with pytest.raises(ValueError, match="already has task 'a'"):
         log.append(make("a", right=False))
+
+
+def test_a_failed_episode_is_played_again_and_the_later_line_counts(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "rl.jsonl"
+    log = EvalLog(path, IDENTITY)
+    log.append(make("a", status=Status.FAILED, valid=False))
+    log.append(make("b"))
+    again = EvalLog(path, IDENTITY)
+    assert again.done == {("b", 0)}
+    again.append(make("a"))
+    assert again.done == {("a", 0), ("b", 0)}
+    assert read_results(path) == again.results == [make("a"), make("b")]
+
+
+def test_identities_are_compared_as_written(tmp_path: Path) -> None:
+    EvalLog(tmp_path / "rl.jsonl", {"sizes": (1, 2)})
+    assert EvalLog(tmp_path / "rl.jsonl", {"sizes": [1, 2]}).results == []
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, make: Make) -> None:

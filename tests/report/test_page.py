@@ -13,6 +13,7 @@ import pytest
 
 from vz_ray.config.report import ReportConfig
 from vz_ray.observe import names
+from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.report import render, write_report
 from vz_ray.video.local import LocalFrames
@@ -138,7 +139,7 @@ def test_a_broken_log_is_named(copy: Path) -> None:
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         write_report(tmp_path / "nowhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,25 @@ from vz_ray.data.record import (
     to_line,
     whole_lines,
 )
+from vz_ray.episode.trajectory import Status
+from vz_ray.observe.errors import UserError
 
 EvalResult = EpisodeRecord
 """One question played and scored; `stage` names the evaluation."""
 
 _HEADER = "evaluation"
 
+Key = tuple[str, int]
+"""Task id and sample."""
+
 
 class EvalLog:
     """`eval/<name>.jsonl`: a header that says what is evaluated, then one line per question.
 
     Opening an existing log cuts off a half-written last line, and refuses a
-    log of something else: results of two models must not be mixed.
+    log of something else: results of two models must not be mixed. A question
+    whose episode failed (a dead worker) is not done: it is played again, and
+    the later line counts.
 
     Args:
         path: Where the log is or will be.
@@ -33,12 +41,13 @@ class EvalLog:
             data, prompt, sampling.
 
     Raises:
-        ValueError: The log at `path` has another identity, or a broken line.
+        UserError: The log at `path` has another identity.
+        ValueError: It has a broken line.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.results: list[EvalResult] = []
+        self._results: dict[Key, EvalResult] = {}
         header = {_HEADER: dict(identity)}
         if not path.exists() or not self._reopen(header):
             append_lines(path, [to_line(header)])
@@ -46,16 +55,15 @@ class EvalLog:
     def _reopen(self, header: dict[str, Any]) -> bool:
         """Reads what is there; False if that is nothing."""
         self._cut_half_line()
-        lines = whole_lines(self.path)
-        found = next(lines, None)
+        found = next(whole_lines(self.path), None)
         if found is None:
             return False
-        if found != header:
-            raise ValueError(
-                f"{self.path} holds results of {found.get(_HEADER)}, not of {header[_HEADER]}; "
+        if found != json.loads(to_line(header)):
+            raise UserError(
+                f"{self.path} holds results of {found.get(_HEADER)}, not of {header[_HEADER]}: "
                 "delete it or choose another run name"
             )
-        self.results = [record_from_dict(line) for line in lines]
+        self._results = {_key(result): result for result in read_results(self.path)}
         return True
 
     def _cut_half_line(self) -> None:
@@ -64,9 +72,14 @@ class EvalLog:
             file.truncate(data.rfind(b"\n") + 1)
 
     @property
-    def done(self) -> frozenset[tuple[str, int]]:
-        """`(task id, sample)` of every result so far."""
-        return frozenset((result.task.task_id, result.trajectory.id.sample) for result in self.results)
+    def results(self) -> list[EvalResult]:
+        """One result per question, in the order first played."""
+        return list(self._results.values())
+
+    @property
+    def done(self) -> frozenset[Key]:
+        """`(task id, sample)` of every result that counts."""
+        return frozenset(key for key, result in self._results.items() if not _failed(result))
 
     def append(self, result: EvalResult) -> None:
         """Adds a result; it is on disk when this returns.
@@ -74,13 +87,28 @@ class EvalLog:
         Raises:
             ValueError: The log has a result of this task and sample already.
         """
-        key = (result.task.task_id, result.trajectory.id.sample)
-        if key in self.done:
+        key = _key(result)
+        if key in self._results and not _failed(self._results[key]):
             raise ValueError(f"{self.path} already has task {key[0]!r}, sample {key[1]}")
         append_lines(self.path, [to_line(record_to_dict(result))])
-        self.results.append(result)
+        self._results[key] = result
+
+
+def _key(result: EvalResult) -> Key:
+    return (result.task.task_id, result.trajectory.id.sample)
+
+
+def _failed(result: EvalResult) -> bool:
+    return result.trajectory.status is Status.FAILED
 
 
 def read_results(path: Path) -> list[EvalResult]:
-    """The results of an evaluation log, or of an episode log, which has no header."""
-    return [record_from_dict(line) for line in whole_lines(path) if _HEADER not in line]
+    """The results of an evaluation log, the last of each question.
+
+    An episode log has no header and is read whole.
+    """
+    lines = list(whole_lines(path))
+    results = [record_from_dict(line) for line in lines if _HEADER not in line]
+    return (
+        list({_key(result): result for result in results}.values()) if len(results) < len(lines) else results
+    )

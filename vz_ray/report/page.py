@@ -49,7 +49,7 @@ async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None
         config: What to show.
 
     Raises:
-        FileNotFoundError: No such run.
+        UserError: No such run.
         ValueError: A file of the run is broken; names the file and the line.
     """
     config = config or ReportConfig()

@@ -10,6 +10,7 @@ from typing import Any
 
 from vz_ray.episode.serialize import trajectory_from_dict
 from vz_ray.episode.trajectory import Trajectory
+from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import read_metrics
 
 Json = dict[str, Any]
@@ -75,11 +76,11 @@ def read_run(run_dir: Path) -> RunData:
     """Reads a run, however far it got.
 
     Raises:
-        FileNotFoundError: There is no such directory.
+        UserError: There is no such directory.
         ValueError: A file of it is broken; names the file and the line.
     """
     if not run_dir.is_dir():
-        raise FileNotFoundError(f"no run directory at {run_dir}")
+        raise UserError(f"no run directory at {run_dir}: check the name")
     summary, config = run_dir / "summary.json", run_dir / "config.yaml"
     return RunData(
         name=run_dir.resolve().name,
