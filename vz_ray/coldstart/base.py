@@ -52,8 +52,8 @@ class BaseTraining:
     def frames(self, step: int) -> int:
         """The most frames of a lesson at `step`: first a few, then overviews, then up to `longest`."""
         done = step / self.steps
-        most = next(n for until, n in ((0.25, 3), (0.35, 6), (0.55, 16), (0.75, 32), (2, 64)) if done < until)
-        return min(self.longest if done > 0.75 and step % 6 == 0 else most, self.longest)
+        most = next(n for until, n in ((0.2, 3), (0.3, 6), (0.5, 16), (0.7, 32), (2, 64)) if done < until)
+        return min(self.longest if done > 0.7 and step % 6 == 0 else most, self.longest)
 
 
 def train_base(

@@ -18,7 +18,7 @@ from blake3 import blake3
 from vz_ray.coldstart.oracle import answer_text
 from vz_ray.data.needle.draw import draw_frames
 from vz_ray.data.needle.synth import kinds_for
-from vz_ray.data.needle.world import BORDERS, SHOTS, SLOTS, Kind, NeedleVideo, make_video
+from vz_ray.data.needle.world import BORDERS, SHOTS, SLOTS, Kind, NeedleVideo, Span, make_video
 from vz_ray.episode.trajectory import EpisodeId, Status, Trajectory, Turn, Written
 from vz_ray.episode.wire import WireFormat
 from vz_ray.video.frame import RGB, Frame, FrameRef
@@ -50,25 +50,35 @@ def make_lesson(rng: random.Random, most: int) -> Lesson:
     """A lesson on at most `most` frames, with one question at least and six at most."""
     while True:
         video = random_video(rng)
-        times, step = _view(rng, video, most)
-        exchanges = [*_when(video, times, step), *_what(video, times)]
+        times, end = _view(rng, video, most)
+        exchanges = [*_when(video, times, end), *_what(video, times)]
         if len(times) <= SHOTS:
             exchanges.append(_name(video, times))
         if len(exchanges) > (len(times) <= SHOTS):
             return Lesson(video, times, tuple(rng.sample(exchanges, min(6, len(exchanges)))))
 
 
-def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, float]:
-    """Times of the frames and the distance between them: uniform, inside the night, or close up."""
+def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, float | None]:
+    """Times of the frames, and the time after the last if it is one that can be known."""
+    if most < SLOTS:
+        return _moments(rng, video, most), None
     way = rng.random()
     if way < 0.5:
         count = rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= max(most, SHOTS)])
-        times = _steps(0.0, video.duration_s, count)
-    elif way < 0.7 and video.nights:
-        times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
-    else:
-        times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
-    return _window(rng, times, most), times[1] - times[0]
+        return _steps(0.0, video.duration_s, count), video.duration_s
+    if way < 0.65 and video.nights:
+        return _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS), None
+    return _steps(*rng.choice(video.questions).path[-1], SLOTS), None
+
+
+def _moments(rng: random.Random, video: NeedleVideo, most: int) -> Times:
+    """Some moments in order; most of them in flashes, which are rare."""
+    shown = (*video.flashes, *video.flashes, *video.borders, *video.nights)
+    times = set()
+    for _ in range(rng.randint(1, most)):
+        span = rng.choice(shown) if rng.random() < 0.85 else Span(0.0, video.duration_s, "")
+        times.add(int((span.start_s + rng.random() * (span.end_s - span.start_s)) * FPS) / FPS)
+    return sorted(times)
 
 
 def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
@@ -76,13 +86,13 @@ def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
     return "Name what each frame shows.", f"<answer>{said}</answer>"
 
 
-def _when(video: NeedleVideo, times: Times, step: float) -> Iterator[tuple[str, str]]:
+def _when(video: NeedleVideo, times: Times, end: float | None) -> Iterator[tuple[str, str]]:
+    until = dict(zip(times, [*times[1:], *([] if end is None else [end])], strict=False))
     for name in (*BORDERS, "night"):
         spans = video.nights if name == "night" else video.borders
         hits = [t for t in times if any(span.name == name and span.covers(t) for span in spans)]
-        # Shown throughout, it has no beginning or end to point at.
-        if 0 < len(hits) <= 2 and len(times) > 1:
-            said = ", ".join(f"{time:.2f} to {time + step:.2f}" for time in hits)
+        if 0 < len(hits) <= 2 and all(time in until for time in hits):
+            said = ", ".join(f"{time:.2f} to {until[time]:.2f}" for time in hits)
             thing = "night scene" if name == "night" else f"{name} border"
             yield f"When is the {thing} shown?", f"<answer>{said}</answer>"
 
@@ -143,9 +153,3 @@ def _seen(video: NeedleVideo, time_s: float) -> str:
 
 def _steps(start_s: float, end_s: float, count: int) -> Times:
     return [start_s + (end_s - start_s) * k / count for k in range(count)]
-
-
-def _window(rng: random.Random, times: Times, most: int) -> Times:
-    """All of `times`, or as many consecutive ones as are allowed."""
-    first = rng.randint(0, max(0, len(times) - most))
-    return times[first : first + most]

@@ -56,3 +56,22 @@ class Oracle:
             return f"night at {start_s:.2f}"
         missed = "nothing, " if self.task.kind == "decoy" and turn else ""
         return f"{missed}{self.border} border at {start_s:.2f}"
+
+
+class UniformOracle:
+    """A `Policy` for one task that answers at once, whether or not its frames show the answer.
+
+    It says what they show; where they do not show the answer it can only be
+    guessed, and what is learned from it is how often which answer is right.
+    """
+
+    def __init__(self, task: Task, wire: WireFormat) -> None:
+        self.task, self.wire, self.symbol = task, wire, str(task.extra["symbol"])
+
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
+        times = [frame.pts_s for frame in prompt.frames]
+        seen = [next((t for t in times if a <= t < b), None) for a, b in self.task.events]
+        shown = [time for time in seen if time is not None]
+        counted = shown if self.task.kind == "count" else []
+        text = answer_text(self.symbol if shown else "nothing", self.task.answer, counted)
+        return Written(text, self.wire.written(text))

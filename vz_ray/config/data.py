@@ -42,7 +42,9 @@ class SynthConfig:
         if not self.shot_s or min(self.shot_s) < 1:
             raise ValueError(f"synth.shot_s is {self.shot_s}; it needs lengths of at least 1 second")
         if not 1 <= self.questions <= 4:
-            raise ValueError(f"synth.questions is {self.questions}; it must be 1 to 4 (one per border colour)")
+            raise ValueError(
+                f"synth.questions is {self.questions}; it must be 1 to 4 (one per border colour)"
+            )
         if self.side < 32 or self.side % 4:
             raise ValueError(f"synth.side is {self.side}; it must be at least 32 and a multiple of 4")
         if self.fps < 1 or self.workers < 1:

@@ -29,7 +29,9 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         if self.num_cpus < 4:
-            raise ValueError(f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need at least 4")
+            raise ValueError(
+                f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need 4"
+            )
         if self.object_store_mib < 80:
             raise ValueError(f"ray.object_store_mib is {self.object_store_mib}; Ray needs at least 80")
 

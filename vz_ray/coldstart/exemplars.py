@@ -1,0 +1,66 @@
+"""Trajectories to imitate: tasks played by someone who knows, through the ordinary episode runner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from vz_ray.coldstart.oracle import Oracle, UniformOracle
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.task import Task
+from vz_ray.episode.protocols import FrameSource, Policy
+from vz_ray.episode.runner import play
+from vz_ray.episode.trajectory import EpisodeId, Sampling, Status, Trajectory
+from vz_ray.episode.wire import WireFormat
+from vz_ray.observe.errors import UserError
+
+AT_ONCE = 8
+"""Episodes played side by side."""
+
+
+async def play_exemplars(
+    tasks: Sequence[Task],
+    frames: FrameSource,
+    wire: WireFormat,
+    config: EpisodeConfig,
+    expert: Callable[[Task], Policy],
+) -> list[Trajectory]:
+    """Each task played once by its expert, in order.
+
+    Raises:
+        UserError: An episode did not end in an answer: the video or the expert is at fault.
+    """
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(task: Task) -> Trajectory:
+        async with room:
+            id = EpisodeId(0, task.task_id, 0)
+            played = await play(task, expert(task), frames, wire, config, id=id, sampling=Sampling())
+        if played.status is not Status.ANSWERED:
+            why = played.error or str(played.status)
+            raise UserError(f"exemplar of task {task.task_id} on {task.video}: {why}")
+        return played
+
+    return list(await asyncio.gather(*(one(task) for task in tasks)))
+
+
+def zooming(wire: WireFormat, config: EpisodeConfig) -> Callable[[Task], Policy]:
+    """Experts that zoom along the truth."""
+    return lambda task: Oracle(task, wire, config.max_zoom_frames)
+
+
+def answering(wire: WireFormat) -> Callable[[Task], Policy]:
+    """Experts that answer at once, saying what the frames they were given show."""
+    return lambda task: UniformOracle(task, wire)
+
+
+def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
+    """`config` for a model that is shown `frames` uniform frames and can only answer."""
+    return replace(
+        config,
+        max_rounds=1,
+        max_images=max(frames, config.max_images),
+        overview_fps=1e6,
+        overview_frames=frames,
+    )
