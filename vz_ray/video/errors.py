@@ -39,3 +39,7 @@ class BadRequest(VideoError):
 
 class FrameMismatch(VideoError):
     """A frame decoded again is not the one its reference names; the reference must not be used."""
+
+
+class DecoderLost(VideoError):
+    """Every decode process that was given the request died of it, or before it."""

@@ -1,0 +1,185 @@
+"""The clip pool on a real Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from tests.video.making import Made, make
+from vz_ray.clips import ClipPool
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.observe.deadline import Overdue
+from vz_ray.video.errors import FrameMismatch, VideoMissing
+from vz_ray.video.frame import FrameSize, Overview, Zoom
+from vz_ray.video.local import LocalFrames
+
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [str(make(folder, Made(f"{name}.mp4", gop=100, start=i))) for i, name in enumerate("abcd")]
+
+
+@pytest.fixture
+def pool(request: pytest.FixtureRequest) -> Iterator[ClipPool]:
+    config = replace(ClipsConfig(actors=2, cpus=0, cache_mb=64), **getattr(request, "param", {}))
+    started = ClipPool.start(config)
+    asyncio.run(started.ready())
+    yield started
+    started.close()
+
+
+def send(actor: object, number: signal.Signals) -> int:
+    """Signals the actor's process; Ray itself is the only one to tell its pid."""
+    pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))  # type: ignore[attr-defined]
+    os.kill(pid, number)
+    return int(pid)
+
+
+async def test_the_pool_gives_what_a_reader_in_this_process_gives(pool: ClipPool, videos: list[str]) -> None:
+    with LocalFrames() as local:
+        for uri in videos:
+            assert await pool.probe(uri) == await local.probe(uri)
+            for request in (Overview(fps=1.0), Overview(fps=2.0, max_frames=5)):
+                ours, theirs = await asyncio.gather(
+                    pool.overview(uri, request, SIZE), local.overview(uri, request, SIZE)
+                )
+                assert ours.refs == theirs.refs
+            ours = await pool.zoom(uri, Zoom(3, 5, fps=4), SIZE)
+            theirs = await local.zoom(uri, Zoom(3, 5, fps=4), SIZE)
+            assert ours.request == theirs.request
+            for a, b in zip(ours.frames, theirs.frames, strict=True):
+                assert a.ref == b.ref
+                assert np.array_equal(a.rgb, b.rgb)
+
+
+async def test_references_of_several_videos_come_back_in_the_order_asked(
+    pool: ClipPool, videos: list[str]
+) -> None:
+    clips = await asyncio.gather(*(pool.zoom(uri, Zoom(1, 3, fps=4), SIZE) for uri in videos))
+    refs = [ref for row in zip(*(clip.refs for clip in clips), strict=True) for ref in row]
+    frames = await pool.resolve(refs)
+    assert [frame.ref for frame in frames] == refs
+    wrong = replace(refs[0], digest="0" * 64)
+    with pytest.raises(FrameMismatch, match="is not the one referenced"):
+        await pool.resolve([*refs, wrong])
+
+
+async def test_samples_of_one_task_share_one_decode(pool: ClipPool, videos: list[str]) -> None:
+    asked = [pool.overview(videos[0], Overview(fps=1.0), SIZE) for _ in range(8)]
+    clips = await asyncio.gather(*asked)
+    read = (await pool.stats()).read
+    frames = len(clips[0].frames)
+    assert len({clip.refs for clip in clips}) == 1
+    assert (read.misses, read.hits, read.opened) == (frames, 7 * frames, 1)
+
+
+async def test_a_handle_works_inside_another_actor(pool: ClipPool, videos: list[str]) -> None:
+    @ray.remote(num_cpus=0)
+    class Asker:
+        async def pts(self, handle: ClipPool, uri: str) -> list[float]:
+            clip = await handle.zoom(uri, Zoom(2, 4, fps=2), SIZE)
+            return [frame.pts_s for frame in clip.frames]
+
+    asker = Asker.remote()
+    assert await asker.pts.remote(pool, videos[1]) == pytest.approx([2.0, 2.48, 3.0, 3.48])
+
+
+async def test_errors_of_a_video_arrive_as_they_are(pool: ClipPool) -> None:
+    with pytest.raises(VideoMissing, match=r"nowhere\.mp4: no such file") as caught:
+        await pool.probe("nowhere.mp4")
+    assert type(caught.value) is VideoMissing
+    assert caught.value.for_model == "the video is missing"
+
+
+async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
+    pool: ClipPool, videos: list[str]
+) -> None:
+    owner = pool._route(videos[0], set())
+    pid = send(pool._actors[owner], signal.SIGSTOP)
+    pending = asyncio.create_task(pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE))
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    clip = await pending
+    assert len(clip.frames) == 8
+    stats = await pool.stats()
+    assert (stats.lost, stats.retried, stats.killed) == (1, 1, 0)
+    await pool._back(owner, "this test")
+    assert len((await pool.overview(videos[0], Overview(fps=1), SIZE)).frames) == 13
+    assert (await pool.stats()).silent == ()
+
+
+@pytest.mark.parametrize("pool", [{"deadline_s": 2.0, "attempts": 1}], indirect=True)
+async def test_a_hung_actor_is_named_and_replaced(pool: ClipPool, videos: list[str]) -> None:
+    owner = pool._route(videos[0], set())
+    pid = send(pool._actors[owner], signal.SIGSTOP)
+    with pytest.raises(Overdue, match=rf"decode-actor-{owner} did not finish zoom of .*a\.mp4 \[1, 3\]"):
+        await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
+    assert (await pool.stats()).killed == 1
+    assert await fresh_pid(pool, owner) != pid
+    assert len((await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)).frames) == 8
+
+
+async def fresh_pid(pool: ClipPool, index: int) -> int:
+    """The actor's pid once Ray has restarted it."""
+    for _ in range(60):
+        try:
+            call = pool._actors[index].__ray_call__.remote(lambda _: os.getpid())
+            return int(await asyncio.wait_for(call, 10))
+        except (RayActorError, TimeoutError):
+            await asyncio.sleep(0.5)
+    raise AssertionError(f"decode-actor-{index} did not come back")
+
+
+@pytest.mark.parametrize("pool", [{"deadline_s": 2.0}], indirect=True)
+async def test_a_request_to_a_hung_actor_is_served_by_another(pool: ClipPool, videos: list[str]) -> None:
+    owner = pool._route(videos[0], set())
+    send(pool._actors[owner], signal.SIGSTOP)
+    clip = await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
+    assert len(clip.frames) == 8
+    stats = await pool.stats()
+    assert (stats.overdue, stats.retried, stats.killed) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("pool", [{"spill": 2}], indirect=True)
+async def test_a_video_spills_to_the_idlest_actor_only_when_its_own_is_behind(
+    pool: ClipPool, videos: list[str]
+) -> None:
+    owner = pool._route(videos[0], set())
+    assert [pool._route(videos[0], set()) for _ in range(3)] == [owner] * 3
+    pool._counts.in_flight[owner] = 1
+    assert pool._route(videos[0], set()) == owner
+    pool._counts.in_flight[owner] = 2
+    assert pool._route(videos[0], set()) == 1 - owner
+    pool._counts.in_flight[owner] = 0
+
+
+@pytest.mark.parametrize("pool", [{"actors": 1}], indirect=True)
+async def test_a_pool_of_one_waits_for_its_actor_to_come_back(pool: ClipPool, videos: list[str]) -> None:
+    send(pool._actors[0], signal.SIGKILL)
+    assert len((await pool.zoom(videos[2], Zoom(1, 3, fps=4), SIZE)).frames) == 8
+
+
+async def test_frames_are_read_only_views(pool: ClipPool, videos: list[str]) -> None:
+    frame = (await pool.overview(videos[3], Overview(fps=1), SIZE)).frames[0]
+    with pytest.raises(ValueError, match="read-only"):
+        frame.rgb[0, 0, 0] = 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("actors", 0), ("deadline_s", 0.0), ("cpus", -1.0)])
+def test_a_wrong_setting_is_named(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"clips\.{key} is {value}"):
+        ClipsConfig(**{key: value})  # type: ignore[arg-type]

@@ -1,0 +1,11 @@
+"""The clip pool: decode processes that everyone shares.
+
+In: paths, times and frame references, from rollout workers, the learner and
+scripts. Out: frames, as Ray objects straight from the process that decoded
+them to the one that asked, never through the driver. It must not know what
+the frames are for: neither episodes nor models.
+"""
+
+from vz_ray.clips.pool import ClipPool, PoolStats
+
+__all__ = ["ClipPool", "PoolStats"]

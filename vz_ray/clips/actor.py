@@ -1,0 +1,64 @@
+"""A decode process: a clip reader that Ray can restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import ray
+
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.video.clip_reader import ClipReader, ReadStats
+from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.source import Limits
+
+T = TypeVar("T")
+
+
+@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"watch": 1})
+class DecodeActor:
+    """Serves requests one by one, in the order they came; `watch` methods answer meanwhile.
+
+    One by one, so that of the samples of a task only the first decodes and the
+    others find its frames. Lost requests are not repeated by Ray: the pool
+    tries them elsewhere.
+    """
+
+    def __init__(self, config: ClipsConfig) -> None:
+        limits = Limits(config.max_duration_s, config.max_pixels, config.max_request_frames)
+        self._reader = ClipReader(
+            cache_bytes=config.cache_mb * 2**20, videos=config.open_videos, limits=limits
+        )
+        self._busy_since: float | None = None
+        self._stats = self._reader.stats()
+
+    def probe(self, uri: str) -> VideoInfo:
+        return self._serve(lambda: self._reader.probe(uri))
+
+    def overview(self, uri: str, request: Overview, size: FrameSize) -> Clip:
+        return self._serve(lambda: self._reader.overview(uri, request, size))
+
+    def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
+        return self._serve(lambda: self._reader.zoom(uri, request, size))
+
+    def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        return self._serve(lambda: self._reader.resolve(refs))
+
+    @ray.method(concurrency_group="watch")
+    def busy_s(self) -> float:
+        """Seconds that the request in progress has run; 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @ray.method(concurrency_group="watch")
+    def stats(self) -> ReadStats:
+        """As of the last request that was served."""
+        return self._stats
+
+    def _serve(self, call: Callable[[], T]) -> T:
+        self._busy_since = time.monotonic()
+        try:
+            return call()
+        finally:
+            self._busy_since, self._stats = None, self._reader.stats()

@@ -1,0 +1,42 @@
+"""The clip pool's size, deadlines and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ClipsConfig:
+    """Who decodes, how long it may take, and what is refused."""
+
+    actors: int = 2
+    """Decode actors, each a process with one decoding thread."""
+    cpus: float = 0.5
+    """CPUs that Ray reserves for each actor; 0 shares them with whatever else runs."""
+    deadline_s: float = 60.0
+    """Seconds that one attempt at a request may take, waiting in the actor's queue included."""
+    attempts: int = 3
+    """Actors that a request is tried on before it is given up."""
+    spill: int = 8
+    """A video's own actor is passed over when it has this many requests more than the idlest one."""
+    cache_mb: int = 256
+    """Decoded frames that each actor keeps, MB."""
+    open_videos: int = 8
+    """Videos that each actor keeps open."""
+    max_duration_s: float = 28800.0
+    """Longest video that is accepted, seconds."""
+    max_pixels: int = 37748736
+    """Largest coded frame that is accepted, pixels (8192 x 4608)."""
+    max_request_frames: int = 4096
+    """Most frames that one request may ask for."""
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "attempts", "spill", "open_videos", "max_pixels", "max_request_frames"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"clips.{name} is {value}; it must be at least 1")
+        for name in ("deadline_s", "max_duration_s"):
+            if (seconds := getattr(self, name)) <= 0:
+                raise ValueError(f"clips.{name} is {seconds}; it must be more than 0")
+        for name in ("cpus", "cache_mb"):
+            if (amount := getattr(self, name)) < 0:
+                raise ValueError(f"clips.{name} is {amount}; it must not be negative")
