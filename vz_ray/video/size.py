@@ -8,14 +8,16 @@ from vz_ray.video.errors import OverLimit
 from vz_ray.video.frame import FrameSize
 
 _MOST_ELONGATED = 200
+_MOST_REPEATS = 16
 
 
 def target_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
     """`(width, height)` that the Qwen-VL image processor would resize a frame of this size to.
 
-    Both sides are multiples of `size.factor` and the area lies within the
-    bounds of `size` (source: the resize rule of the Qwen2-VL image processor,
-    so that its own resize is the identity on what is delivered here).
+    Both sides are multiples of `size.factor`, the area lies within the bounds
+    of `size`, and the processor's own resize is the identity on the result
+    (source: the resize rule of the Qwen2-VL image processor). On frames far
+    longer than wide the rule does not settle at once; it is then repeated.
 
     Raises:
         OverLimit: One side is more than 200 times the other; the model's processor refuses that.
@@ -29,6 +31,16 @@ def target_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
             f"a frame of {width}x{height} is more than {_MOST_ELONGATED} times longer than wide",
             "the video's frames are too elongated to be shown",
         )
+    chosen = _resized(width, height, size)
+    for _ in range(_MOST_REPEATS):
+        again = _resized(*chosen, size)
+        if again == chosen:
+            return chosen
+        chosen = again
+    raise ValueError(f"no size for frames of {width}x{height} lies within {size}; widen its bounds")
+
+
+def _resized(width: int, height: int, size: FrameSize) -> tuple[int, int]:
     factor = size.factor
     wide, high = round(width / factor) * factor, round(height / factor) * factor
     if wide * high > size.max_pixels:
