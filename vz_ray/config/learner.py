@@ -53,7 +53,8 @@ class LossConfig:
     """The policy loss and what is added to it."""
 
     ratio: str = "token"
-    """`token`: one importance ratio per token (GRPO); `sequence`: the geometric mean over the trajectory (GSPO)."""
+    """`token`: one importance ratio per token (GRPO); `sequence`: their geometric mean over the
+    trajectory (GSPO)."""
     aggregation: str = "sequence_mean"
     """`sequence_mean`: mean over a trajectory's sampled tokens, then over trajectories (the paper);
     `token_mean`: over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
@@ -118,9 +119,12 @@ class LearnerConfig:
     epochs: int = 1
     """Passes over an iteration's groups."""
     old_logprobs: str = "recompute"
-    """`recompute`: the learner's own, before the first update; `engine`: those that came with the trajectories."""
+    """`recompute`: the learner's own, before the first update; `engine`: those that came with the
+    trajectories."""
     seed: int = 0
     """Seed of the order of minibatches."""
+    frame_cache_mib: int = 2048
+    """Decoded frames that each rank keeps between passes over them, MiB."""
     threads: int = 0
     """CPU threads of each rank; 0 leaves torch's own choice."""
     deadline_s: float = 3600.0
@@ -143,7 +147,7 @@ class LearnerConfig:
             "deadline_s",
         ):
             _positive("learner", key, getattr(self, key))
-        for key in ("threads", "zero_keep_whole"):
+        for key in ("threads", "zero_keep_whole", "frame_cache_mib"):
             _positive("learner", key, getattr(self, key), zero=True)
         if self.offload and self.zero_stage == 0:
             raise ValueError("learner.offload needs learner.zero_stage 1, 2 or 3; it is 0")

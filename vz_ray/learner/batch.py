@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vz_ray.episode.trajectory import Grid, Sampled, Trajectory
+from vz_ray.episode.trajectory import Sampled, Trajectory
 from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.pixels import PixelSpec, patches
 from vz_ray.video.frame import RGB, FrameRef
@@ -24,8 +25,11 @@ from vz_ray.video.frame import RGB, FrameRef
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+"""Tokens that stand for vision input; the rollout engines ban the same ones."""
+
 Pixels = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
-"""Gives the arrays of the frames asked for, by digest."""
+"""Gives the arrays of the frames asked for, by digest; what else it gives is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +47,16 @@ class TokenIds:
     vision: tuple[int, ...]
 
     @classmethod
-    def of_config(cls, config: object) -> TokenIds:
-        """Reads them from an HF Qwen-VL configuration."""
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        text = getattr(config, "text_config", config)
-        vision = tuple(v for v in (getattr(config, name, None) for name in names) if v is not None)
-        pad = getattr(text, "pad_token_id", None)
-        eos = getattr(text, "eos_token_id", None)
-        fallback = eos[0] if isinstance(eos, list | tuple) else eos
-        return cls(image=vision[0], pad=pad if pad is not None else fallback or 0, vision=vision)
+    def of_checkpoint(cls, directory: str | Path) -> TokenIds:
+        """Reads them from the tokenizer and configuration of an HF Qwen-VL checkpoint."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        vocabulary = tokenizer.get_vocab()
+        vision = tuple(sorted(vocabulary[name] for name in PLACEHOLDERS if name in vocabulary))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return cls(image=config.image_token_id, pad=pad, vision=vision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,8 @@ def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
     slots, expected = int((ids == tokens.image).sum()), int(grids.prod(axis=1).sum()) // merge**2
     if slots != expected:
         raise ValueError(
-            f"trajectory {name} has {slots} image slots, but its {len(grids)} frames make {expected} visual tokens"
+            f"trajectory {name} has {slots} image slots, but its {len(grids)} frames "
+            f"make {expected} visual tokens"
         )
     if (found := np.isin(ids[sampled], tokens.vision)).any():
         raise ValueError(
@@ -267,16 +273,16 @@ def _images(
     if not refs:
         side = spec.patch * spec.merge
         # Only its shape matters: its feature is multiplied by zero.
-        blank = PixelSpec(spec.patch, spec.temporal, spec.merge, spec.mean, spec.std, 0, side**2)
-        return *patches([np.zeros((side, side, 3), dtype=np.uint8)], blank), np.zeros(0, dtype=np.int64)
+        blank = np.zeros((side, side, 3), dtype=np.uint8)
+        return *patches([blank], spec.unbounded()), np.zeros(0, dtype=np.int64)
     place: dict[object, int] = {}
-    keys: list[object] = [ref.digest for ref in refs] if share_frames else list(range(len(refs)))
-    distinct = []
+    keys: list[object] = [_key(ref) for ref in refs] if share_frames else list(range(len(refs)))
+    distinct: list[FrameRef] = []
     for key, ref in zip(keys, refs, strict=True):
         if place.setdefault(key, len(distinct)) == len(distinct):
             distinct.append(ref)
-    arrays = pixels(list({ref.digest: ref for ref in distinct}.values()))
-    pixel_values, grids = patches([arrays[ref.digest] for ref in distinct], spec)
+    arrays = pixels(list({_key(ref): ref for ref in distinct}.values()))
+    pixel_values, grids = patches([_shaped(arrays, ref) for ref in distinct], spec)
     which = np.asarray([place[key] for key in keys], dtype=np.int64)
     _check_grids(refs, grids[which], np.concatenate([e.grids for e in chosen]))
     counts = grids.prod(axis=1) // spec.merge**2
@@ -284,6 +290,19 @@ def _images(
     taken = counts[which]
     offset = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
     return pixel_values, grids, np.repeat(first[which], taken) + offset
+
+
+def _key(ref: FrameRef) -> tuple[str, int, int]:
+    # The digest covers bytes alone: a black frame of 28 x 56 and one of 56 x 28 share it.
+    return (ref.digest, ref.width, ref.height)
+
+
+def _shaped(arrays: Mapping[str, RGB], ref: FrameRef) -> RGB:
+    if ref.digest not in arrays:
+        raise KeyError(
+            f"no pixels for the frame of {ref.uri} at {ref.pts_s:.2f} s (digest {ref.digest[:12]})"
+        )
+    return arrays[ref.digest].reshape(ref.height, ref.width, 3)
 
 
 def _check_grids(refs: Sequence[FrameRef], made: Ints, promised: Ints) -> None:
@@ -318,6 +337,3 @@ def _sampled(chosen: Sequence[Example], width: int) -> dict[str, NDArray[np.gene
 def frames_of(pixels: Mapping[str, RGB]) -> Pixels:
     """Arrays that are already here, by digest."""
     return lambda refs: pixels
-
-
-__all__ = ["Example", "Grid", "MicroBatch", "Pixels", "TokenIds", "collate", "encode", "frames_of", "plan"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -64,3 +66,28 @@ def largest(value: float, place: Place) -> float:
     if place.world > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
+
+
+@contextmanager
+def agree(place: Place, what: str) -> Iterator[None]:
+    """All ranks leave the block together, or all fail: one rank's error is every rank's.
+
+    Without it the others would wait in their next collective until the
+    deadline, and the first error would look like a hang.
+
+    Raises:
+        RuntimeError: `what` failed on another rank; the message says which and why.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    faults: list[str | None] = [None] * place.world
+    if place.world > 1:
+        dist.all_gather_object(faults, f"{type(error).__name__}: {error}" if error else None)
+    if error is not None:
+        raise error
+    failed = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
+    if failed:
+        raise RuntimeError(f"{what} failed on {'; '.join(failed)}")

@@ -45,6 +45,28 @@ def zero_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _deepspeed() -> Any:
+    """DeepSpeed, told not to compile its shared-memory collectives: gloo does, and needs no compiler."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def freeze(module: nn.Module, config: LearnerConfig, place: Place) -> Any:
+    """A module that is only evaluated; sharded like the trained one where that is (ZeRO-3)."""
+    module.requires_grad_(False).eval()
+    dtype = training_dtype(config, place)
+    if config.zero_stage < 3:
+        return module.to(place.device)
+    settings = zero_config(config, dtype)
+    settings["zero_optimization"].pop("offload_optimizer", None)
+    return _deepspeed().initialize(model=module.to(place.device), config=settings, dist_init_required=False)[
+        0
+    ]
+
+
 def _is_plain(config: LearnerConfig, dtype: torch.dtype) -> bool:
     """Whether DeepSpeed leaves the torch optimizer unwrapped, so that norm and clipping are ours to do."""
     return config.zero_stage == 0 and dtype == torch.float32
@@ -58,8 +80,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, place: Place) -> None:
-        import deepspeed
-
+        deepspeed = _deepspeed()
         self._config, self._place = config.optimizer, place
         self.dtype = training_dtype(config, place)
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -75,7 +96,7 @@ class Engine:
             model=module.to(place.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.steps = 0
-        self._norm: float | None = None
+        self._norm = 0.0
         if _is_plain(config, self.dtype):
             optimizer.register_step_pre_hook(lambda *_: self._clip(trained))
 
@@ -96,7 +117,7 @@ class Engine:
         self.deepspeed.zero_grad()
         self.steps += 1
         norm = self.deepspeed.get_global_grad_norm()
-        return {"learning_rate": rate, "grad_norm": float(self._norm if norm is None else norm)}
+        return {"learning_rate": rate, "grad_norm": self._norm if norm is None else float(norm)}
 
     def _clip(self, trained: list[nn.Parameter]) -> None:
         limit = self._config.max_grad_norm or float("inf")

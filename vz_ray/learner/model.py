@@ -69,7 +69,7 @@ class Policy(nn.Module):
     def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, *, chunk: int = 2048) -> Policy:
         """Loads a checkpoint directory; see `check_checkpoint` for its errors."""
         hf = load_pretrained(directory, dtype)
-        return cls(hf, TokenIds.of_config(hf.config), chunk=chunk)
+        return cls(hf, TokenIds.of_checkpoint(directory), chunk=chunk)
 
     @property
     def merge(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,10 @@ class PixelSpec:
             rescale=processor.rescale_factor,
         )
 
+    def unbounded(self) -> PixelSpec:
+        """The same without bounds on the area, for images that are no frames."""
+        return replace(self, min_pixels=0, max_pixels=1 << 40)
+
     def grid(self, height: int, width: int) -> Grid:
         """The patch grid of a frame of this size.
 
@@ -66,8 +70,9 @@ class PixelSpec:
         area = height * width
         if height % factor or width % factor or not self.min_pixels <= area <= self.max_pixels:
             raise ValueError(
-                f"a frame of {width}x{height} pixels would be resized by the model's processor (sides must be "
-                f"multiples of {factor}, area {self.min_pixels} to {self.max_pixels}); decode it at its final size"
+                f"a frame of {width}x{height} pixels would be resized by the model's processor (sides must "
+                f"be multiples of {factor}, area {self.min_pixels} to {self.max_pixels}); "
+                "decode it at its final size"
             )
         return (1, height // self.patch, width // self.patch)
 

@@ -1,27 +1,62 @@
 """Trains one model on trajectories, on every rank alike: plain torch.distributed and DeepSpeed.
 
 Each rank is given all trajectories (they carry no pixels), plans the same
-micro-batches, and asks for the pixels of its own share alone.
+micro-batches, and asks for the pixels of its own share alone. One RL
+iteration:
+
+    groups -> drop those that teach nothing -> advantages -> minibatches
+    each minibatch, before any update:  old log-probs, reference log-probs
+    each epoch, each minibatch:         micro-batches: loss, backward; then one optimizer step
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.episode.trajectory import Trajectory
+from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.learner import checkpoint
+from vz_ray.learner.advantage import advantages, is_informative
 from vz_ray.learner.batch import Example, MicroBatch, Pixels, collate, encode, frames_of, plan
-from vz_ray.learner.distributed import join, total
-from vz_ray.learner.engine import Engine, training_dtype
+from vz_ray.learner.distributed import join, largest, total
+from vz_ray.learner.engine import Engine, freeze, training_dtype
+from vz_ray.learner.export import export_hf
+from vz_ray.learner.loss import trajectory_weights
 from vz_ray.learner.model import Policy
+from vz_ray.learner.objective import Given, mismatch, objective
 from vz_ray.learner.pixels import PixelSpec
+from vz_ray.learner.probe import probe_example
+from vz_ray.learner.weights import TrainerSource
 from vz_ray.video.frame import RGB
+from vz_ray.weights.verify import Probe
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """The trajectories of one optimizer step.
+
+    Attributes:
+        examples: All of them, on every rank.
+        advantage: One per example.
+        weight: One per example, see `trajectory_weights`.
+        share: This rank's micro-batches, as indices into `examples`.
+    """
+
+    examples: list[Example]
+    advantage: NDArray[np.float64]
+    weight: list[float]
+    share: list[list[int]]
 
 
 class Trainer:
@@ -39,9 +74,13 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.place = join(config.deadline_s)
-        self.dtype = training_dtype(config, self.place)
+        dtype = training_dtype(config, self.place)
+        self.policy = Policy.load(config.model, dtype, chunk=config.logprob_chunk_tokens)
         self.spec = PixelSpec.of_checkpoint(config.model)
-        self.policy = Policy.load(config.model, self.dtype, chunk=config.logprob_chunk_tokens)
+        self.reference = None
+        if config.loss.kl:
+            frozen = Policy.load(config.reference or config.model, dtype, chunk=config.logprob_chunk_tokens)
+            self.reference = freeze(frozen, config, self.place)
         self.policy.train()
         if config.gradient_checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
@@ -59,33 +98,196 @@ class Trainer:
         examples = self.encode(trajectories)
         tokens = sum(len(e.sampled) for e in examples)
         nats = 0.0
-        for batch in self._micro_batches(examples, pixels):
+        for batch in self._micro_batches(examples, self._share(examples), pixels):
             logprobs, _ = self.engine(batch, ban=False)
             self.engine.backward(-logprobs.sum() / tokens)
             nats -= float(logprobs.detach().sum())
         updated = self.engine.step()
         nats = total({"nats": nats}, self.place)["nats"]
-        return {"loss": nats / tokens, **updated, **self._speed(examples, started)}
+        return {"loss": nats / tokens, **updated, **_speed(examples, started)}
+
+    def grpo_step(self, groups: Sequence[Group], pixels: Pixels | Mapping[str, RGB]) -> Metrics:
+        """One iteration of RL: `epochs` passes over the groups, one optimizer step per minibatch.
+
+        Groups that teach nothing (see `is_informative`) are left out and
+        counted; if none is left, nothing is updated.
+        """
+        started = time.perf_counter()
+        kept = [group for group in groups if is_informative(group, self.config.loss.min_reward_std)]
+        metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
+        if not kept:
+            return metrics
+        minibatches = self._minibatches(kept)
+        once = len(minibatches) == 1 and self.config.epochs == 1
+        given = [self._given(minibatch, pixels, once) for minibatch in minibatches]
+        log = _Log()
+        for epoch in range(self.config.epochs):
+            order = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
+            for which in order.permutation(len(minibatches)):
+                self._update(minibatches[which], given[which], pixels, log)
+        examples = [e for minibatch in minibatches for e in minibatch.examples]
+        return metrics | log.metrics(self) | _speed(examples, started)
 
     @torch.no_grad()
     def logprobs(
         self, trajectories: Sequence[Trajectory], pixels: Pixels | Mapping[str, RGB]
-    ) -> list[np.ndarray]:
-        """Log-probs of each trajectory's sampled tokens under the present weights, `float32 [S]` each."""
+    ) -> list[NDArray[np.float32]]:
+        """Log-probs of each trajectory's sampled tokens under the present weights, `[S]` each."""
         examples = self.encode(trajectories)
-        found = self._per_example(self.engine, examples, pixels)
-        return [found[i] for i in range(len(examples))]
+        found: dict[int, NDArray[np.float32]] = {}
+        for batch in self._micro_batches(examples, self._share(examples), pixels):
+            rows, _ = self.engine(batch)
+            for index, row in zip(batch.indices, rows.cpu().numpy(), strict=False):
+                found[index] = row[: len(examples[index].sampled)]
+        parts = [found]
+        if self.place.world > 1:
+            parts = [{} for _ in range(self.place.world)]
+            dist.all_gather_object(parts, found)
+        merged = {index: row for part in parts for index, row in part.items()}
+        return [merged[index] for index in range(len(examples))]
+
+    @torch.no_grad()
+    def score(self, probe: Probe) -> tuple[float, ...]:
+        """Log-probs of a publish's probe under the present weights, at temperature 1."""
+        example, pixels = probe_example(probe, self.spec)
+        tokens, device = self.policy.tokens, self.place.device
+        spec = self.spec.unbounded()
+        batch = collate([0], [example], frames_of(pixels), tokens, spec, device)
+        return tuple(self.engine(batch)[0][0].tolist())
+
+    def source(self) -> TrainerSource:
+        """The weights under their HF names, for publishing."""
+        return TrainerSource(self.policy.hf)
+
+    def save_checkpoint(self, directory: str | Path) -> None:
+        """Model, optimizer, schedule and random states; complete or absent. See `checkpoint.save`."""
+        checkpoint.save(Path(directory), self.engine, self.place, self.config.zero_stage)
+
+    def load_checkpoint(self, directory: str | Path) -> None:
+        """Goes on from `save_checkpoint`, bit for bit. See `checkpoint.load`."""
+        checkpoint.load(Path(directory), self.engine, self.place, self.config.zero_stage)
+
+    def export_hf(self, directory: str | Path) -> None:
+        """An HF checkpoint directory with tokenizer and processor; complete or absent."""
+        export_hf(Path(directory), self.policy.hf, Path(self.config.model), self.place)
+
+    def _share(self, examples: Sequence[Example]) -> list[list[int]]:
+        return plan(examples, self.config.micro_batch_tokens, self.place.world)[self.place.rank]
 
     def _micro_batches(
-        self, examples: Sequence[Example], pixels: Pixels | Mapping[str, RGB]
+        self, examples: Sequence[Example], share: list[list[int]], pixels: Pixels | Mapping[str, RGB]
     ) -> Iterator[MicroBatch]:
-        """This rank's share, in as many steps as every other rank's."""
         fetch = frames_of(pixels) if isinstance(pixels, Mapping) else pixels
-        shares = plan(examples, self.config.micro_batch_tokens, self.place.world)
-        for indices in shares[self.place.rank]:
+        for indices in share:
             yield collate(indices, examples, fetch, self.policy.tokens, self.spec, self.place.device)
 
-    def _speed(self, examples: Sequence[Example], started: float) -> Metrics:
-        seconds = time.perf_counter() - started
-        tokens = sum(e.length for e in examples)
-        return {"tokens": float(tokens), "tokens_per_s": tokens / seconds, "seconds": seconds}
+    def _minibatches(self, groups: Sequence[Group]) -> list[Minibatch]:
+        size, loss = self.config.minibatch_tasks, self.config.loss
+        made = []
+        for start in range(0, len(groups), size):
+            part = groups[start : start + size]
+            examples = self.encode([t for group in part for t in group.trajectories])
+            lengths = [len(e.sampled) for e in examples]
+            made.append(
+                Minibatch(
+                    examples=examples,
+                    advantage=np.concatenate([advantages(g.rewards, loss.advantage) for g in part]),
+                    weight=trajectory_weights(lengths, loss.aggregation, loss.fixed_length),
+                    share=self._share(examples),
+                )
+            )
+        return made
+
+    @torch.no_grad()
+    def _given(
+        self, minibatch: Minibatch, pixels: Pixels | Mapping[str, RGB], once: bool
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Old and reference log-probs of each micro-batch, `[B, S]` on the CPU.
+
+        None stands for old ones that the update's own forward pass will give:
+        where there is one update, the weights are still the old ones there.
+        """
+        found: list[tuple[Tensor | None, Tensor | None]] = []
+        recompute = self.config.old_logprobs == "recompute" and not once
+        if not recompute and self.reference is None:
+            return [(None, None)] * len(minibatch.share)
+        for batch in self._micro_batches(minibatch.examples, minibatch.share, pixels):
+            old = self.engine(batch)[0].cpu() if recompute else None
+            found.append((old, self.reference(batch)[0].cpu() if self.reference is not None else None))
+        return found
+
+    def _update(
+        self,
+        minibatch: Minibatch,
+        given: list[tuple[Tensor | None, Tensor | None]],
+        pixels: Pixels | Mapping[str, RGB],
+        log: _Log,
+    ) -> None:
+        """One optimizer step."""
+        device = self.place.device
+        batches = self._micro_batches(minibatch.examples, minibatch.share, pixels)
+        for batch, (old, reference) in zip(batches, given, strict=True):
+            logprobs, entropy = self.engine(batch)
+            own = logprobs.detach() if old is None else old.to(device)
+            from_engine = self.config.old_logprobs == "engine"
+            fixed = Given(
+                advantage=self._column(batch, minibatch.advantage),
+                weight=self._column(batch, minibatch.weight),
+                mask=batch.mask,
+                # Turns that no engine sampled have no log-prob of its own; there the learner's stands in.
+                old=torch.where(batch.engine_logprobs.isnan(), own, batch.engine_logprobs)
+                if from_engine
+                else own,
+                engine=batch.engine_logprobs,
+                reference=None if reference is None else reference.to(device),
+            )
+            loss, sums = objective(logprobs, entropy, fixed, self.config.loss)
+            self.engine.backward(loss)
+            log.add(sums, logprobs.detach() - fixed.old, own, batch)
+        log.updated(self.engine.step())
+
+    def _column(self, batch: MicroBatch, values: Sequence[float] | NDArray[np.float64]) -> Tensor:
+        """`[B]` of those values that this micro-batch's trajectories have; 0 in an empty one."""
+        chosen = [float(values[index]) for index in batch.indices] or [0.0]
+        return torch.tensor(chosen, dtype=torch.float32, device=self.place.device)
+
+
+class _Log:
+    """Sums over micro-batches and updates of one iteration, made into metrics at its end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._ratio_max = 0.0
+        self._mismatch_max = 0.0
+        self._updates: list[Metrics] = []
+
+    def add(self, sums: Metrics, change: Tensor, own: Tensor, batch: MicroBatch) -> None:
+        """`change` is new - old, `own` the learner's log-probs to compare with the engine's; `[B, S]`."""
+        gaps, worst = mismatch(own, batch.engine_logprobs, batch.mask)
+        for name, value in (sums | gaps).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._mismatch_max = max(self._mismatch_max, worst)
+        self._ratio_max = max(self._ratio_max, float((change * batch.mask).abs().max().exp()))
+
+    def updated(self, metrics: Metrics) -> None:
+        self._updates.append(metrics)
+
+    def metrics(self, trainer: Trainer) -> Metrics:
+        sums = total(self._sums, trainer.place)
+        sampled, compared, updates = sums.pop("sampled"), sums.pop("compared"), len(self._updates)
+        mean = {name: sums.pop(name) / updates for name in ("loss", "policy_loss")}
+        mean["mismatch_kl"] = sums.pop("mismatch_kl") / max(compared, 1.0)
+        mean |= {name: value / sampled for name, value in sums.items()}
+        return mean | {
+            "mismatch_abs_max": largest(self._mismatch_max, trainer.place),
+            "ratio_max": largest(self._ratio_max, trainer.place),
+            "updates": float(updates),
+            "grad_norm": sum(u["grad_norm"] for u in self._updates) / updates,
+            "learning_rate": self._updates[-1]["learning_rate"],
+        }
+
+
+def _speed(examples: Sequence[Example], started: float) -> Metrics:
+    seconds = time.perf_counter() - started
+    tokens = sum(e.length for e in examples)
+    return {"tokens": float(tokens), "tokens_per_s": tokens / seconds, "seconds": seconds}

@@ -72,12 +72,13 @@ class PatchProjection(nn.Module):
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
+        if conv.bias is not None:
+            raise ValueError("this vision tower's patch embedding has a bias, which Qwen-VL's has not")
         self.weight = conv.weight
-        self.register_parameter("bias", conv.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         """`[P, channels, time, side, side] -> [P, hidden]`."""
-        return functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return functional.linear(patches.flatten(1), self.weight.flatten(1))
 
 
 def speed_up(visual: Any) -> None:

@@ -1,0 +1,98 @@
+"""One rank of a learner without Ray, as torchrun would start it; run by the tests.
+
+python -m tests.learner.rank_worker MODEL OUT STAGE KEEP_WHOLE SCENARIO...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.learner.worlds import World, make_world
+from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.learner.trainer import Trainer
+
+
+def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig:
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "zero_stage": stage,
+        "zero_keep_whole": 0,
+        "micro_batch_tokens": 700,
+        "logprob_chunk_tokens": 16,
+        "minibatch_tasks": 2,
+        "gradient_checkpointing": False,
+        "threads": 1,
+        "deadline_s": 120.0,
+        # An epsilon far above rounding noise: Adam divides tiny gradients by themselves otherwise.
+        "optimizer": OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, epsilon=1e-3),
+        "loss": LossConfig(kl=0.1, entropy=0.01),
+    }
+    return LearnerConfig(**(settings | changes))
+
+
+def small_world(model: Path | str) -> World:
+    return make_world(model, groups=3, samples=3, overview=3, clip=2, side=(28, 56))
+
+
+def text_world(model: Path | str) -> World:
+    return make_world(model, groups=3, samples=1, overview=0, clip=0, seed=1)
+
+
+def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
+    whole: dict[str, np.ndarray] = {}
+    for bucket in trainer.source().buckets(50_000):
+        whole |= {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in bucket.items()}
+    return whole
+
+
+def learn(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """An SFT step on part of the world, then an RL iteration of two updates on all of it."""
+    before = trainer.logprobs(world.trajectories, world.pixels)
+    sft = trainer.sft_step(world.trajectories[:5], world.pixels)
+    rl = trainer.grpo_step(world.groups, world.pixels)
+    np.savez(out / f"learn-{trainer.place.rank}.npz", **parameters(trainer))
+    np.savez(out / f"logprobs-{trainer.place.rank}.npz", *before)
+    return {"sft": sft, "rl": rl}
+
+
+def imageless(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """Batches in which a rank has no image, and one in which it has no trajectory at all."""
+    text = text_world(trainer.config.model)
+    mixed = trainer.sft_step([world.trajectories[0], *text.trajectories], world.pixels)
+    alone = trainer.sft_step(world.trajectories[:1], world.pixels)
+    return {"mixed": mixed, "alone": alone}
+
+
+def resume(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """Saves, goes on; another trainer loads and goes the same way. Then exports."""
+    trainer.save_checkpoint(out / "checkpoint")
+    first = trainer.grpo_step(world.groups, world.pixels)
+    straight, noise = parameters(trainer), torch.rand(3).tolist()
+    again = Trainer(trainer.config)
+    again.load_checkpoint(out / "checkpoint")
+    second = again.grpo_step(world.groups, world.pixels)
+    resumed, noise_again = parameters(again), torch.rand(3).tolist()
+    again.export_hf(out / "export")
+    return {
+        "different": sorted(n for n in straight if not np.array_equal(straight[n], resumed[n])),
+        "loss": [first["loss"], second["loss"]],
+        "noise": [noise, noise_again],
+        "exported": float(sum(np.abs(a).sum() for a in resumed.values())),
+    }
+
+
+def main(model: str, out: str, stage: str, *scenarios: str) -> None:
+    trainer = Trainer(small_config(model, int(stage), gradient_checkpointing=stage == "3"))
+    world = small_world(model)
+    report = {name: globals()[name](trainer, world, Path(out)) for name in scenarios}
+    (Path(out) / f"report-{trainer.place.rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

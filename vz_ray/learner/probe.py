@@ -1,0 +1,33 @@
+"""A publish's probe in the form that the learner's batches have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vz_ray.learner.batch import Example
+from vz_ray.learner.pixels import PixelSpec
+from vz_ray.video.frame import RGB, FrameRef
+from vz_ray.weights.verify import Probe
+
+
+def probe_example(probe: Probe, spec: PixelSpec) -> tuple[Example, dict[str, RGB]]:
+    """The probe as one conversation whose continuation was sampled at temperature 1, and its images."""
+    ids = np.asarray([*probe.expanded_ids, *probe.token_ids], dtype=np.int64)
+    count = len(probe.token_ids)
+    digests = probe.digests()
+    refs = tuple(
+        FrameRef("probe", "probe", 0, float(i), image.shape[1], image.shape[0], "none", "none", digest)
+        for i, (image, digest) in enumerate(zip(probe.images, digests, strict=True))
+    )
+    grids = [spec.unbounded().grid(*image.shape[:2]) for image in probe.images]
+    example = Example(
+        name="probe",
+        group="probe",
+        ids=ids,
+        sampled=np.arange(len(ids) - count, len(ids)),
+        engine_logprobs=np.full(count, np.nan, dtype=np.float32),
+        temperature=np.ones(count, dtype=np.float32),
+        grids=np.asarray(grids, dtype=np.int64).reshape(-1, 3),
+        refs=refs,
+    )
+    return example, dict(zip(digests, probe.images, strict=True))
