@@ -80,7 +80,9 @@ class Reference:
             ids += [token] * (visual_tokens(grid_of(next(left))) if token == pad else 1)
         ids += sampled
         tokens = torch.tensor([ids])
-        pixels = self.processor.image_processor(images=[f.rgb for f in prompt.frames], return_tensors="pt")
+        pixels = self.processor.image_processor(
+            images=[f.rgb.copy() for f in prompt.frames], return_tensors="pt"
+        )
         logits = self.model(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),

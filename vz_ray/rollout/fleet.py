@@ -145,12 +145,20 @@ class Fleet:
     # -- workers ----------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the workers; returns when the first is ready, the others come when they can."""
+        """Starts the workers; returns when the first is ready, the others come when they can.
+
+        Raises:
+            FleetFailed, Overdue: None got ready; the fleet is closed.
+        """
         for _ in range(self._config.workers):
             self._add()
         self._keep(self._watch())
         ready = self._wait_for(lambda: any(s.state is WorkerState.READY for s in self._seats))
-        await within(self._config.start_deadline_s, ready, who="fleet", what="starting its first worker")
+        try:
+            await within(self._config.start_deadline_s, ready, who="fleet", what="starting its first worker")
+        except BaseException:
+            await self.close()
+            raise
 
     def seats(self) -> list[Seat]:
         """All workers there ever were, in order of their start."""

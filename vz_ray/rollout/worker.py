@@ -70,10 +70,12 @@ class WorkerStats:
     Attributes:
         playing: Episodes at this moment.
         played: Episodes finished.
-        rss_mb: Resident memory of the worker's own process.
+        pid: Of the worker's own process.
+        rss_mb: Resident memory of that process.
     """
 
     name: str
+    pid: int
     version: int
     playing: int
     played: int
@@ -102,8 +104,8 @@ class RolloutWorker:
         if own_process:
             keep_output_in(Path(setup.logs) / f"{name}.log")
 
-    async def start(self) -> int:
-        """Starts the engine; returns this process's id."""
+    async def start(self) -> None:
+        """Starts the engine."""
         from transformers import AutoTokenizer
 
         setup, config = self._setup, self._setup.rollout
@@ -121,7 +123,6 @@ class RolloutWorker:
         tokenizer = AutoTokenizer.from_pretrained(setup.model, trust_remote_code=False)
         wording = Wording.load(setup.episode.prompt)
         self._wire = WireFormat(tokenizer, wording, compat=setup.episode.format == "compat")
-        return os.getpid()
 
     async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
         """Plays and scores one episode.
@@ -178,8 +179,15 @@ class RolloutWorker:
         import psutil
 
         engine = self._ready()
-        rss_mb = psutil.Process().memory_info().rss / 1e6
-        return WorkerStats(self.name, engine.version, self._playing, self._played, rss_mb, engine.stats())
+        return WorkerStats(
+            name=self.name,
+            pid=os.getpid(),
+            version=engine.version,
+            playing=self._playing,
+            played=self._played,
+            rss_mb=psutil.Process().memory_info().rss / 1e6,
+            engine=engine.stats(),
+        )
 
     async def shutdown(self) -> None:
         """Ends the engine's process."""

@@ -1,0 +1,307 @@
+"""What the fleet does with its workers: control logic only, so the workers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from vz_ray.config.rollout import RolloutConfig
+from vz_ray.data.task import Task
+from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
+from vz_ray.observe.deadline import Overdue
+from vz_ray.rollout.fleet import Fleet, FleetFailed, WorkerLost
+from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.state import WorkerState
+from vz_ray.weights import Probe, Publisher, Update
+
+TASKS = [Task(f"t{i}", "v.mp4", "?", "A") for i in range(6)]
+
+
+class Scripted:
+    """A worker that does what the test says, and writes down what it was asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version = 0
+        self.asked: list[str] = []
+        self.played: list[tuple[EpisodeId, int]] = []
+        self.fail: dict[str, Exception] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.ended = False
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if what in self.fail:
+            raise self.fail[what]
+
+    async def start(self) -> None:
+        self._ask("start")
+
+    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
+        self.asked.append(f"play {id}")
+        await self.gate.wait()
+        self._ask("play")
+        self.played.append((id, self.version))
+        return Trajectory(id, "wire", Context((), ()), (), Status.ANSWERED, worker=self.name)
+
+    async def pause(self) -> None:
+        self._ask("pause")
+
+    async def receive(self, update: Update) -> None:
+        self._ask("receive")
+        self.version = update.version
+
+    async def thaw(self) -> None:
+        self._ask("thaw")
+
+    async def score(self, probe: Probe) -> Sequence[float]:
+        raise NotImplementedError
+
+    async def resume(self) -> None:
+        self._ask("resume")
+
+    async def check(self) -> None:
+        self._ask("check")
+
+    async def stats(self) -> Any:
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+class Sender:
+    async def prepare(self, version: int) -> Update:
+        return Update(version, "", {}, 0)
+
+    async def send(self, update: Update) -> None:
+        return None
+
+
+class Yard:
+    """Makes scripted workers, and keeps them."""
+
+    def __init__(self, script: Callable[[Scripted], None] = lambda _: None) -> None:
+        self.workers: list[Scripted] = []
+        self.replaced = asyncio.Event()
+        self._script = script
+
+    def spawn(self, name: str) -> Scripted:
+        worker = Scripted(name)
+        self._script(worker)
+        self.workers.append(worker)
+        if name == "rollout-1":
+            self.replaced.set()
+        return worker
+
+
+async def make(yard: Yard, **config: Any) -> Fleet:
+    defaults: dict[str, Any] = {"workers": 2, "episodes_per_worker": 8, "health_every_s": 60.0}
+    fleet = Fleet(yard.spawn, RolloutConfig(**{**defaults, **config}), Publisher(deadline_s=5))
+    await fleet.start()
+    await settle()
+    return fleet
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_all_samples_of_a_task_are_played_by_one_worker() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard)
+    groups = [group async for group in fleet.play(TASKS, 4, Sampling(), ledger)]
+    assert {group.task for group in groups} == {task.task_id for task in TASKS}
+    for group in groups:
+        assert [t.id.sample for t in group.trajectories] == [0, 1, 2, 3]
+        assert len({t.worker for t in group.trajectories}) == 1
+    assert all(worker.played for worker in yard.workers)
+    assert len(ledger.accepted) == 24
+    await fleet.close()
+
+
+async def test_a_slow_group_does_not_hold_back_others() -> None:
+    yard = Yard()
+    fleet = await make(yard)
+    yard.workers[0].gate.clear()
+    finished = []
+    async for group in fleet.play(TASKS, 4, Sampling(), Ledger()):
+        finished.append(group.task)
+        if len(finished) == 4:  # the other two wait on the slow worker
+            yard.workers[0].gate.set()
+    assert len(finished) == 6
+    await fleet.close()
+
+
+async def test_episodes_of_a_dead_worker_are_played_elsewhere_and_it_is_replaced() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard)
+    yard.workers[0].fail["play"] = WorkerLost("rollout-0 died")
+    groups = [group async for group in fleet.play(TASKS, 4, Sampling(), ledger)]
+    await settle()
+    assert sum(len(group.trajectories) for group in groups) == 24
+    assert all(t.status is Status.ANSWERED for group in groups for t in group.trajectories)
+    assert all(t.worker != "rollout-0" for group in groups for t in group.trajectories)
+    assert yard.workers[0].ended
+    assert [(s.name, s.state) for s in fleet.seats()] == [
+        ("rollout-0", WorkerState.DEAD),
+        ("rollout-1", WorkerState.READY),
+        ("rollout-2", WorkerState.READY),
+    ]
+    assert len(ledger.accepted) == 24
+    assert max(ledger.accepted.values()) == 1
+    await fleet.close()
+
+
+async def test_a_group_whose_worker_died_stays_together() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=3)
+    yard.workers[0].fail["play"] = WorkerLost("gone")
+    [group] = [g async for g in fleet.play(TASKS[:1], 6, Sampling(), Ledger())]
+    assert len({t.worker for t in group.trajectories}) == 1
+    await fleet.close()
+
+
+async def test_a_sample_that_fails_too_often_is_given_up_with_its_reason() -> None:
+    yard, ledger = Yard(lambda w: w.fail.update(play=Overdue("x", "episode", 9))), Ledger()
+    fleet = await make(yard, attempts=3)
+    [group] = [g async for g in fleet.play(TASKS[:1], 1, Sampling(), ledger)]
+    assert group.trajectories[0].status is Status.FAILED
+    assert "did not finish episode within 9 s" in group.trajectories[0].error
+    assert ledger.dropped == {(0, "t0", 0): group.trajectories[0].error}
+    plays = [asked for worker in yard.workers for asked in worker.asked if asked.startswith("play 0/")]
+    assert plays == ["play 0/t0/0#0", "play 0/t0/0#1", "play 0/t0/0#2"]
+    assert all(seat.state is WorkerState.READY for seat in fleet.seats())
+    await fleet.close()
+
+
+async def test_no_worker_gets_more_than_its_share() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=1, episodes_per_worker=8)
+    yard.workers[0].gate.clear()
+    play = asyncio.create_task(_all(fleet, TASKS, 4))
+    await settle()
+    assert fleet.seats()[0].load == 8
+    yard.workers[0].gate.set()
+    await play
+    assert fleet.seats()[0].load == 0
+    await fleet.close()
+
+
+async def test_closing_the_iterator_frees_every_place() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard)
+    yard.workers[1].gate.clear()
+    groups = fleet.play(TASKS, 4, Sampling(), ledger)
+    await anext(groups)
+    await groups.aclose()
+    assert [seat.load for seat in fleet.seats()] == [0, 0]
+    assert len(ledger.accepted) + len(ledger.attempts) == 24
+    await fleet.close()
+
+
+async def test_a_publish_reaches_ready_workers_and_drops_the_one_that_failed() -> None:
+    yard = Yard()
+    fleet = await make(yard)
+    yard.workers[1].fail["receive"] = RuntimeError("half the tensors")
+    report = await fleet.publish(7, Sender())
+    await settle()
+    assert report.updated == ("rollout-0",)
+    assert "half the tensors" in report.failed["rollout-1"]
+    assert "resume" not in yard.workers[1].asked
+    assert yard.workers[1].ended
+    assert yard.workers[2].asked == ["start", "pause", "receive", "thaw", "resume"]
+    assert yard.workers[2].version == 7
+    await fleet.close()
+
+
+async def test_a_joiner_has_the_present_weights_before_its_first_episode() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=1)
+    await fleet.publish(3, Sender())
+    yard.workers[0].fail["play"] = WorkerLost("gone")
+    groups = await _all(fleet, TASKS, 2)
+    assert len(groups) == 6
+    assert {version for _, version in yard.workers[1].played} == {3}
+    await fleet.close()
+
+
+async def test_a_joiner_that_cannot_take_the_weights_is_replaced_too() -> None:
+    def script(worker: Scripted) -> None:
+        if worker.name == "rollout-1":
+            worker.fail["receive"] = RuntimeError("no shared memory")
+
+    yard = Yard(script)
+    fleet = await make(yard, workers=1)
+    await fleet.publish(3, Sender())
+    yard.workers[0].fail["play"] = WorkerLost("gone")
+    await _all(fleet, TASKS, 2)
+    assert [(s.name, s.state.value) for s in fleet.seats()] == [
+        ("rollout-0", "dead"),
+        ("rollout-1", "dead"),
+        ("rollout-2", "ready"),
+    ]
+    assert not yard.workers[1].played
+    await fleet.close()
+
+
+async def test_an_older_version_is_refused() -> None:
+    fleet = await make(Yard())
+    await fleet.publish(3, Sender())
+    with pytest.raises(ValueError, match="3 is not newer than 3"):
+        await fleet.publish(3, Sender())
+    await fleet.close()
+
+
+async def test_a_learner_that_is_not_ready_leaves_the_workers_playing() -> None:
+    class Broken(Sender):
+        async def prepare(self, version: int) -> Update:
+            raise OSError("shared memory is full")
+
+    yard = Yard()
+    fleet = await make(yard)
+    with pytest.raises(OSError, match="shared memory is full"):
+        await fleet.publish(1, Broken())
+    assert all(worker.asked == ["start"] for worker in yard.workers)
+    assert len(await _all(fleet, TASKS, 2)) == 6
+    await fleet.close()
+
+
+async def test_a_fleet_that_cannot_start_says_why() -> None:
+    yard = Yard(lambda w: w.fail.update(start=RuntimeError("no such model")))
+    with pytest.raises(FleetFailed, match="no such model"):
+        await make(yard, workers=1)
+    assert len(yard.workers) == 3
+    assert all(worker.ended for worker in yard.workers)
+
+
+async def test_a_worker_that_dies_idle_is_found_and_replaced() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=1, health_every_s=0.01)
+    yard.workers[0].fail["check"] = WorkerLost("its engine is gone")
+    await yard.replaced.wait()
+    await settle()
+    assert [seat.state.value for seat in fleet.seats()] == ["dead", "ready"]
+    await fleet.close()
+
+
+async def test_whoever_waits_when_the_fleet_is_closed_is_told() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=1)
+    yard.workers[0].gate.clear()
+    first = asyncio.create_task(fleet.play_group(TASKS[0], 8, Sampling(), Ledger()))
+    second = asyncio.create_task(fleet.play_group(TASKS[1], 8, Sampling(), Ledger()))
+    await settle()
+    await fleet.close()
+    with pytest.raises(FleetFailed, match="closed"):
+        await second
+    first.cancel()
+
+
+async def _all(fleet: Fleet, tasks: list[Task], samples: int) -> list[Any]:
+    return [group async for group in fleet.play(tasks, samples, Sampling(), Ledger())]
