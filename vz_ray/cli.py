@@ -9,13 +9,15 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from vz_ray import __version__
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import StopRequested
+
+C = TypeVar("C")
 
 app = typer.Typer(
     help="Trains, evaluates and serves a zooming long-video agent.",
@@ -64,6 +66,113 @@ def doctor(
 
         Console().print(table(checks))
     raise typer.Exit(1 if problems(checks) else 0)
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml] [KEY=VALUE]...", help="A config file and overrides.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+
+
+def settings(schema: type[C], arguments: list[str] | None, default: str | None, dry_run: bool) -> C:
+    """The config that a command's arguments ask for; printed, and the command ended, on a dry run."""
+    from vz_ray.config import load, to_yaml
+
+    given = arguments or []
+    files = [argument for argument in given if argument.endswith((".yaml", ".yml")) and "=" not in argument]
+    if len(files) > 1:
+        raise UserError(f"two config files were given, {files[0]} and {files[1]}: one may extend the other")
+    overrides = [argument for argument in given if argument not in files]
+    config = load(schema, files[0] if files else default, overrides)
+    if dry_run:
+        print(to_yaml(config), end="")
+        raise typer.Exit
+    return config
+
+
+@app.command()
+def synth(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Makes the needle world: videos, task files, and a manifest with the truth.
+
+    Example: vz-ray synth directory=data/needle train=96 test=52 seed=0
+    """
+    from vz_ray.config.data import SynthConfig
+    from vz_ray.data.needle.synth import SPLITS, synthesize
+    from vz_ray.observe.progress import Progress
+
+    config = settings(SynthConfig, arguments, None, dry_run)
+    total = sum(getattr(config, split) for split in SPLITS)
+    with Progress() as progress, progress.stage("synth", total) as stage:
+        files = synthesize(config, stage.advance)
+    for split, path in files.items():
+        print(f"{split}: {path}")
+
+
+@app.command()
+def base(
+    out: Annotated[Path, typer.Option(help="Directory to write; it must not exist.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 0,
+    seed: Annotated[int, typer.Option(help="Makes weights and lessons.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Makes the tiny model's base again, from nothing: it can name and answer, and has never seen a zoom.
+
+    Example: vz-ray base --out assets/tiny-base
+    """
+    from vz_ray.coldstart.base import BaseTraining, make_base
+
+    training = BaseTraining(seed=seed, **({"steps": steps} if steps else {}))
+    make_base(out, training, threads=threads)
+
+
+@app.command()
+def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Trains a policy with GRPO on zooming episodes.
+
+    Example: vz-ray train conf/quickstart.yaml model=runs/quickstart/models/cold_start name=longer
+    """
+    from vz_ray.config.run import RunConfig
+    from vz_ray.quickstart import run_training
+
+    run_training(settings(RunConfig, arguments, None, dry_run))
+
+
+@app.command()
+def quickstart(
+    arguments: Settings = None,
+    name: Annotated[str, typer.Option(help="Directory of the run under runs/.")] = "quickstart",
+    dry_run: DryRun = False,
+) -> None:
+    """Everything on a laptop: videos, cold start, reinforcement learning, baselines, report.
+
+    Stop it with Ctrl-C and run it again: it goes on where it was.
+
+    Example: vz-ray quickstart --name seed1 seed=1
+    """
+    from vz_ray.config.quickstart import QuickstartConfig
+    from vz_ray.quickstart import run_quickstart
+
+    given = [*(arguments or []), f"name={name}"]
+    run_quickstart(settings(QuickstartConfig, given, "conf/quickstart.yaml", dry_run))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Writes report.html and summary.json of a run from what its stages left behind.
+
+    Example: vz-ray report runs/quickstart
+    """
+    from vz_ray.evaluate.summary import write_summary
+    from vz_ray.evaluate.tables import print_summary
+    from vz_ray.observe.run_dir import RunDir
+    from vz_ray.report import write_report
+
+    path = RunDir.open(run).path
+    print_summary(write_summary(path))
+    print(write_report(path))
 
 
 if __name__ == "__main__":

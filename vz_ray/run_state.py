@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vz_ray.data.cursor import TaskCursor
@@ -39,6 +39,10 @@ class RunState:
     ledger: Ledger = field(default_factory=Ledger)
     iteration: int = 0
     weight_version: int = 0
+
+    def copy(self) -> RunState:
+        """As it is now, whatever happens to this one."""
+        return replace(self, cursor=replace(self.cursor), ledger=Ledger.from_dict(self.ledger.to_dict()))
 
     async def save(self, run: RunDir, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
         """Writes a checkpoint and deletes all but the newest `keep`; returns its directory."""

@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vz_ray.coldstart.lessons import Lesson, make_lesson, trajectory
-from vz_ray.episode.wire import WireFormat
+from vz_ray.coldstart.oracle import zoom_text
+from vz_ray.coldstart.tiny import build_tiny
+from vz_ray.data.needle.world import SHOTS
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.progress import Progress
 
 if TYPE_CHECKING:
     from vz_ray.learner.model import Policy
+
+LOG_EVERY = 20
+PROMPT = "conf/prompt/tiny-answer.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,44 @@ class BaseTraining:
         return min(self.longest if done > 0.7 and step % 6 == 0 else most, self.longest)
 
 
+def corpus(seed: int = 0) -> list[str]:
+    """Samples of everything that is ever said in the needle world, for the tokenizer."""
+    rng = random.Random(seed)
+    said = [text for _ in range(80) for pair in make_lesson(rng, SHOTS).exchanges for text in pair]
+    said += [zoom_text("nothing, red border at 12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    said += [
+        "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
+        "<frame0_time12.00s><tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",
+        "night at 12.00. segment [12, 24] at fps 1 has more than 8 frames; fps up to 0.5 would fit",
+        "segment is reversed; start must come before end. segment is outside the video of 64.00 seconds",
+        "no zoom is left; answer from what you have seen. the call is not valid JSON; expected",
+    ]
+    return said
+
+
+def make_base(directory: Path, training: BaseTraining, *, threads: int, wording: str = PROMPT) -> None:
+    """Builds the tiny model and trains its base, with progress on the terminal.
+
+    Raises:
+        UserError: `directory` exists.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    if directory.exists():
+        raise UserError(f"{directory} exists; choose another directory or delete it")
+    torch.set_num_threads(threads)
+    build_tiny(directory, corpus(), seed=training.seed)
+    wire = WireFormat(AutoTokenizer.from_pretrained(directory), Wording.load(wording))
+    with Progress() as progress, progress.stage("base", training.steps) as stage:
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            stage.advance(LOG_EVERY)
+            progress.show(values)
+
+        train_base(directory, wire, training, log)
+
+
 def train_base(
     directory: Path,
     wire: WireFormat,
@@ -68,7 +114,7 @@ def train_base(
         directory: A tiny checkpoint, as `build_tiny` writes it.
         wire: Wording and tokenizer.
         training: Steps and rates.
-        log: Called every 20 steps with the loss and the share of lessons
+        log: Called every `LOG_EVERY` steps with the loss and the share of lessons
             repeated token for token, by most frames.
     """
     import torch
@@ -96,7 +142,7 @@ def train_base(
         optimizer.zero_grad()
         seen[f"loss/{frames}"].append(loss)
         seen[f"exact/{frames}"].append(exact)
-        if step % 20 == 19:
+        if step % LOG_EVERY == LOG_EVERY - 1:
             log(
                 step + 1,
                 {

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
+from collections.abc import Coroutine
 from types import FrameType, TracebackType
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_S = 0.2
+
+T = TypeVar("T")
 
 
 class StopRequested(Exception):
@@ -57,6 +63,19 @@ class Interrupt:
         """Raises `StopRequested` if a stop was asked for."""
         if self.requested:
             raise StopRequested(f"stopped by {self._name}")
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`; cancels it and raises `StopRequested` if a stop is asked for meanwhile."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=POLL_S)
+                if not task.done():
+                    self.check()
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _arm(self) -> None:
         for number in SIGNALS:

@@ -1,0 +1,200 @@
+"""GRPO on zooming episodes; one iteration is the paper's algorithm box.
+
+    play groups of episodes until enough of them teach something   fleet   (dynamic sampling)
+    take a learner step on them: advantages, losses, updates        learner
+    bring the new weights to every engine, verified                 fleet
+    log; checkpoint and evaluate when due
+
+Engines and learner take turns here: every token of an iteration comes from the
+weights of its beginning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from vz_ray.actors import Actors
+from vz_ray.config.run import RunConfig
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.record import EpisodeRecord, append_records
+from vz_ray.data.rl_file import check_videos, read_tasks
+from vz_ray.episode.trajectory import Group, Sampling
+from vz_ray.evaluate.metrics import step_metrics
+from vz_ray.evaluate.play import evaluate
+from vz_ray.evaluate.results import EvalLog
+from vz_ray.learner.advantage import advantages, is_informative
+from vz_ray.observe import names
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.interrupt import Interrupt, StopRequested
+from vz_ray.observe.metrics import MetricLog
+from vz_ray.observe.progress import Progress
+from vz_ray.observe.run_dir import RunDir
+from vz_ray.rollout.collect import Batch, collect
+from vz_ray.run_state import RunState, newest
+
+LEARNER_NAMES = {
+    "loss": names.LOSS,
+    "entropy": names.ENTROPY,
+    "kl": names.KL_TO_REFERENCE,
+    "grad_norm": names.GRAD_NORM,
+    "mismatch_abs_max": names.MISMATCH_MAX,
+    "mismatch_kl": names.MISMATCH_KL,
+}
+
+
+async def train(
+    config: RunConfig, run: RunDir, actors: Actors, progress: Progress, interrupt: Interrupt
+) -> RunState:
+    """Trains to the last iteration, from the newest checkpoint if there is one.
+
+    Raises:
+        StopRequested: A stop was asked for; the checkpoint holds everything up to the last whole iteration.
+        UserError: Engine and learner disagree beyond `train.max_mismatch_kl`.
+    """
+    state = await begin(config, run, actors)
+    total = config.train.iterations
+    with (
+        MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
+        progress.stage("rl", total, state.iteration) as stage,
+    ):
+        while state.iteration < total:
+            clock = _Clock()
+            batch = await play(config, state, run, actors, interrupt)
+            clock.lap("rollout")
+            learned = await actors.learner.grpo_step(batch.kept)
+            clock.lap("learn")
+            state.weight_version += 1
+            published = await actors.fleet.publish(state.weight_version, actors.sender)
+            clock.lap("publish")
+
+            row = {
+                **step_metrics(_records(batch, state.iteration, config)),
+                **{LEARNER_NAMES.get(name, f"learner/{name}"): value for name, value in learned.items()},
+                "groups/played": float(len(batch.played)),
+                "groups/kept": float(len(batch.kept)),
+                "data/epoch": state.cursor.epoch,
+                names.WEIGHT_VERSION: float(published.version),
+                names.SYNC_S: published.sync_s,
+                **clock.laps,
+            }
+            log.log(state.iteration, row)
+            append_records(
+                run.episodes / f"{state.iteration:06d}.jsonl", _records(batch, state.iteration, config)
+            )
+            progress.show({name: row[name] for name in SHOWN if name in row})
+            _stop_on_mismatch(row, config)
+
+            state.ledger.close(state.iteration)
+            state.iteration += 1
+            stage.advance()
+            await validate_and_save(config, state, run, actors, log)
+    return state
+
+
+SHOWN = (names.REWARD_TOTAL, names.REWARD_ACCURACY, names.ZOOM_VALID_RATE, names.MISMATCH_KL, names.SYNC_S)
+
+
+async def begin(config: RunConfig, run: RunDir, actors: Actors) -> RunState:
+    """The state to go on from; engines and learner hold its weights when this returns."""
+    tasks = read_tasks(config.data.train)
+    check_videos(tasks, config.data.train)
+    checkpoint = newest(run)
+    if checkpoint is None:
+        return RunState(TaskCursor(tasks, config.seed))
+    state = RunState.load(checkpoint, tasks)
+    await actors.learner.load_checkpoint(checkpoint / "learner")
+    await actors.fleet.publish(state.weight_version, actors.sender)
+    return state
+
+
+async def play(
+    config: RunConfig, state: RunState, run: RunDir, actors: Actors, interrupt: Interrupt
+) -> Batch:
+    """One iteration's episodes. A stop asked for meanwhile leaves a checkpoint from before them."""
+    before = state.copy()
+    wanted = config.train
+    sampling = Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, seed=None)
+    try:
+        return await interrupt.watch(
+            collect(
+                actors.fleet,
+                state.cursor,
+                state.ledger,
+                iteration=state.iteration,
+                tasks=wanted.tasks,
+                max_tasks=wanted.max_tasks,
+                samples=wanted.samples,
+                sampling=sampling,
+                keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+            )
+        )
+    except StopRequested:
+        if before.iteration:
+            await save(before, config, run, actors)
+        raise
+
+
+async def validate_and_save(
+    config: RunConfig, state: RunState, run: RunDir, actors: Actors, log: MetricLog
+) -> None:
+    """Evaluates and checkpoints if this iteration is due; the last one always is."""
+    done, every = state.iteration, config.train.evaluate_every
+    if every and done % every == 0:
+        tasks = read_tasks(config.data.validation)
+        path = run.path / "validation" / f"{done:06d}.jsonl"
+        results = await evaluate(
+            actors.fleet,
+            tasks,
+            EvalLog(path, {"iteration": done, "tasks": config.data.validation}),
+            config.episode,
+            stage="validation",
+            step=done,
+        )
+        measured = step_metrics(results)
+        log.log(done - 1, {f"validation/{name}": value for name, value in measured.items()})
+    if done % config.train.checkpoint_every == 0 or done == config.train.iterations:
+        await save(state, config, run, actors)
+
+
+async def save(state: RunState, config: RunConfig, run: RunDir, actors: Actors) -> None:
+    await state.save(run, actors.learner.save_checkpoint, config.train.keep_checkpoints)
+
+
+def _records(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeRecord]:
+    """Every episode played, with the advantage of those that were learned from."""
+    learned = {id(group) for group in batch.kept}
+    records = []
+    for task, group in batch.played:
+        values = _advantages(group, config) if id(group) in learned else [None] * len(group.trajectories)
+        records += [
+            EpisodeRecord(task, trajectory, "train", iteration, value)
+            for trajectory, value in zip(group.trajectories, values, strict=True)
+        ]
+    return records
+
+
+def _advantages(group: Group, config: RunConfig) -> list[float]:
+    return [float(value) for value in advantages(group.rewards, config.learner.loss.advantage)]
+
+
+def _stop_on_mismatch(row: Mapping[str, float], config: RunConfig) -> None:
+    found, most = row.get(names.MISMATCH_KL, 0.0), config.train.max_mismatch_kl
+    if found > most:
+        raise UserError(
+            f"engine and learner disagree: KL {found:.3g} per token, above train.max_mismatch_kl ({most:g}); "
+            "they do not hold the same weights or do not see the same frames"
+        )
+
+
+class _Clock:
+    """Seconds between laps, under the names of the metrics."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._at = time.monotonic()
+
+    def lap(self, part: str) -> None:
+        now = time.monotonic()
+        self.laps[f"{names.TIME_PREFIX}{part}_s"] = now - self._at
+        self._at = now
