@@ -17,7 +17,7 @@ from tests.video.making import Made, make
 from vz_ray.clips import ClipPool
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue
-from vz_ray.video.errors import FrameMismatch, VideoMissing
+from vz_ray.video.errors import DecoderLost, FrameMismatch, VideoMissing
 from vz_ray.video.frame import FrameSize, Overview, Zoom
 from vz_ray.video.local import LocalFrames
 
@@ -120,6 +120,17 @@ async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
     await pool._back(owner, "this test")
     assert len((await pool.overview(videos[0], Overview(fps=1), SIZE)).frames) == 13
     assert (await pool.stats()).silent == ()
+
+
+@pytest.mark.parametrize("pool", [{"attempts": 1}], indirect=True)
+async def test_a_request_that_loses_its_last_actor_says_so(pool: ClipPool, videos: list[str]) -> None:
+    owner = pool._route(videos[0], set())
+    pid = send(pool._actors[owner], signal.SIGSTOP)
+    pending = asyncio.create_task(pool.probe(videos[0]))
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(DecoderLost, match=rf"decode-actor-{owner} died during probe of .*, attempt 1 of 1"):
+        await pending
 
 
 @pytest.mark.parametrize("pool", [{"deadline_s": 2.0, "attempts": 1}], indirect=True)
