@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from vz_ray.episode.trajectory import (
     Turn,
     VersionSpan,
 )
-from vz_ray.video.frame import RGB, FrameRef
+from vz_ray.video.frame import RGB, Frame, FrameRef
 
 TEXTS = ("<frame0_time0.00s> which colour flashes while the marker is shown? <answer>red</answer>",)
 SMALL = TinyShape(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vision_hidden=32, vocab=512)
@@ -112,3 +113,20 @@ def _group(author: Author, number: int, samples: int, overview: int, clip: int) 
         name = EpisodeId(0, f"task-{number}", sample)
         trajectories.append(Trajectory(name, "test", prompt, tuple(turns), Status.ANSWERED, reward=reward))
     return Group(f"task-{number}", tuple(trajectories))
+
+
+def small_model(directory: Path) -> Path:
+    """The smallest model there is, with random weights."""
+    return build_tiny(directory, TEXTS, shape=SMALL)
+
+
+class Album:
+    """A frame source that has all frames already."""
+
+    def __init__(self, pixels: dict[str, RGB]) -> None:
+        self.pixels = pixels
+        self.asked: list[list[str]] = []
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        self.asked.append([ref.digest for ref in refs])
+        return [Frame(ref, self.pixels[ref.digest]) for ref in refs]

@@ -1,0 +1,57 @@
+"""The learner as Ray actors: two real ranks, frames from a source, deaths that are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from tests.learner.rank_worker import small_config, small_world
+from tests.learner.worlds import Album, World, small_model
+from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
+from vz_ray.weights.store import read_manifest, read_tensors
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return small_world(small_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_two_ranks_learn_publish_and_name_the_one_that_died(world: World, tmp_path: Path) -> None:
+    config = small_config(world.model, 2, ranks=2)
+    group = await LearnerGroup.start(config, Album(world.pixels))
+    try:
+        first = await group.grpo_step(world.groups)
+        assert first["updates"] == 2
+        assert np.isfinite(first["loss"])
+        update = await group.sender(tmp_path / "weights", 100_000).prepare(1)
+        manifest = read_manifest(update.info["directory"])
+        names = [name for name, _ in read_tensors(update.info["directory"], manifest)]
+        assert "lm_head.weight" in names
+        assert len(names) == len(set(names))
+        ray.kill(group._ranks[1])
+        with pytest.raises(LearnerLost, match="learner-rank-1 died during logprobs"):
+            await group.logprobs(world.trajectories)
+    finally:
+        group.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_a_model_without_weights_is_named(world: World, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        await LearnerGroup.start(small_config(tmp_path, 0), Album({}))
+
+
+def test_frames_are_fetched_once_and_the_oldest_are_dropped(world: World) -> None:
+    album = Album(world.pixels)
+    refs = world.trajectories[0].refs[:3]
+    store = FrameStore(album, sum(r.width * r.height * 3 for r in refs[1:]), 10.0)
+    assert store(refs).keys() == {r.digest for r in refs}
+    store(refs[1:])
+    store(refs)
+    first = refs[0].digest
+    assert album.asked == [[r.digest for r in refs], [first]]

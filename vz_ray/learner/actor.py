@@ -1,0 +1,319 @@
+"""The learner as Ray actors, one per rank; everything it does is `Trainer`'s.
+
+driver: LearnerGroup --- trajectories, without pixels ---> LearnerRank 0 .. n-1
+each rank: FrameSource.resolve(refs of its own share) ---> pixels
+rank 0: writes what all ranks gather: weights, checkpoints, exports
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.episode.protocols import FrameSource
+from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.observe.deadline import Overdue, within
+from vz_ray.video.frame import RGB, FrameRef
+from vz_ray.weights.nccl import free_port
+from vz_ray.weights.publisher import Update
+from vz_ray.weights.store import WeightStore
+from vz_ray.weights.verify import Probe
+
+_GRACE_S = 5.0
+"""When one rank fails, how long the others have to show that it was they who failed first."""
+
+
+class LearnerLost(RuntimeError):
+    """A rank died: the others cannot go on, and the learner must be started again."""
+
+
+class FrameStore:
+    """A rank's window on the frame source: fetches what it lacks, keeps the latest.
+
+    Args:
+        source: Whoever has the pixels.
+        capacity: Most bytes kept between calls.
+        deadline_s: How long one fetch may take.
+    """
+
+    def __init__(self, source: FrameSource, capacity: int, deadline_s: float) -> None:
+        self._source, self._capacity, self._deadline_s = source, capacity, deadline_s
+        self._kept: OrderedDict[tuple[str, int, int], RGB] = OrderedDict()
+        self._size = 0
+        self._runner = asyncio.Runner()
+
+    def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:
+        """Arrays by digest; raises what the source raises."""
+        missing = [ref for ref in refs if _key(ref) not in self._kept]
+        fresh = self._runner.run(self._fetch(missing)) if missing else {}
+        found = {}
+        for ref in refs:
+            if (key := _key(ref)) in self._kept:
+                self._kept.move_to_end(key)
+            found[ref.digest] = self._kept[key] if key in self._kept else fresh[key]
+        self._keep(fresh)
+        return found
+
+    async def _fetch(self, refs: list[FrameRef]) -> dict[tuple[str, int, int], RGB]:
+        what = f"{len(refs)} frames for the learner"
+        frames = await within(self._deadline_s, self._source.resolve(refs), who="frame source", what=what)
+        return {_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
+
+    def _keep(self, fresh: Mapping[tuple[str, int, int], RGB]) -> None:
+        for key, rgb in fresh.items():
+            self._kept[key] = rgb
+            self._size += rgb.nbytes
+        while self._size > self._capacity:
+            _, dropped = self._kept.popitem(last=False)
+            self._size -= dropped.nbytes
+
+
+def _key(ref: FrameRef) -> tuple[str, int, int]:
+    return (ref.digest, ref.width, ref.height)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerRank:
+    """One rank. Calls must be made on all ranks alike; they run one at a time."""
+
+    def __init__(self, config: LearnerConfig, rank: int, frames: FrameSource) -> None:
+        self._config, self._rank = config, rank
+        capacity = config.frame_cache_mib * 2**20
+        self._frames = FrameStore(frames, capacity, config.deadline_s)
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks can meet: this node, and a port that is free on it."""
+        return ray.util.get_node_ip_address(), free_port()
+
+    def start(self, address: str, port: int) -> None:
+        """Joins the other ranks and loads the model."""
+        os.environ |= {
+            "RANK": str(self._rank),
+            "WORLD_SIZE": str(self._config.ranks),
+            # Ray shows each actor its own GPUs only, so the first is always its own.
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }
+        from vz_ray.learner.trainer import Trainer
+
+        self._trainer = Trainer(self._config)
+
+    def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        return self._trainer.sft_step(trajectories, self._frames)
+
+    def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
+        return self._trainer.grpo_step(groups, self._frames)
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
+        return self._trainer.logprobs(trajectories, self._frames)
+
+    def score(self, probe: Probe) -> tuple[float, ...]:
+        return self._trainer.score(probe)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        self._trainer.save_checkpoint(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self._trainer.load_checkpoint(directory)
+
+    def export_hf(self, directory: Path) -> None:
+        self._trainer.export_hf(directory)
+
+    def write_weights(
+        self, version: int, root: Path, bucket_bytes: int, probe: Probe | None
+    ) -> Update | None:
+        """Rank 0 writes the weights to shared memory and says where; the others gather along."""
+        source = self._trainer.source()
+        update = None
+        if self._rank == 0:
+            store = WeightStore(root, bucket_bytes=bucket_bytes)
+            manifest = store.publish(version, source)
+            checksum = manifest.version.checksum
+            info = {"directory": str(store.path(version)), "checksum": checksum}
+            update = Update(version, checksum, info, manifest.nbytes)
+        else:
+            for _ in source.buckets(bucket_bytes):
+                continue
+        expected = self._trainer.score(probe) if probe is not None else None
+        if update is None:
+            return None
+        return Update(update.version, update.checksum, update.info, update.nbytes, expected)
+
+
+class LearnerGroup:
+    """All ranks of the learner, as the driver sees them.
+
+    Raises (every call):
+        LearnerLost: A rank died; the message names it and the call.
+        Overdue: A rank did not finish within `config.deadline_s`.
+    """
+
+    def __init__(self, config: LearnerConfig, ranks: Sequence[Any], place: PlacementGroup) -> None:
+        self._config, self._ranks, self._place = config, list(ranks), place
+
+    @classmethod
+    async def start(
+        cls,
+        config: LearnerConfig,
+        frames: FrameSource,
+        *,
+        cpus_per_rank: float = 1.0,
+        gpus_per_rank: float = 0.0,
+    ) -> LearnerGroup:
+        """Places the ranks, close to each other, and loads the model on them.
+
+        Args:
+            frames: A handle that can be sent to actors, such as the clip pool's.
+
+        Raises:
+            Overdue: Ray could not place them in time; the message says what was asked for.
+            FileNotFoundError: See `Trainer`.
+        """
+        bundle = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
+        place = placement_group([bundle] * config.ranks, strategy="PACK")
+        if not await asyncio.to_thread(place.wait, config.deadline_s):
+            remove_placement_group(place)
+            raise Overdue("Ray", f"placing {config.ranks} learner ranks of {bundle}", config.deadline_s)
+        ranks = []
+        for rank in range(config.ranks):
+            where = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank)
+            options = LearnerRank.options(  # type: ignore[attr-defined]
+                num_cpus=cpus_per_rank,
+                num_gpus=gpus_per_rank,
+                scheduling_strategy=where,
+                runtime_env={"env_vars": _environment(config, gpus_per_rank)},
+            )
+            ranks.append(options.remote(config, rank, frames))
+        group = cls(config, ranks, place)
+        try:
+            address, port = (await group._all("address"))[0]
+            await group._all("start", address, port)
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """See `Trainer.sft_step`."""
+        metrics: dict[str, float] = (await self._all("sft_step", ray.put(trajectories)))[0]
+        return metrics
+
+    async def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
+        """See `Trainer.grpo_step`."""
+        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(groups)))[0]
+        return metrics
+
+    async def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
+        """See `Trainer.logprobs`."""
+        found: list[NDArray[np.float32]] = (await self._all("logprobs", ray.put(trajectories)))[0]
+        return found
+
+    async def score(self, probe: Probe) -> tuple[float, ...]:
+        """See `Trainer.score`."""
+        found: tuple[float, ...] = (await self._all("score", probe))[0]
+        return found
+
+    async def save_checkpoint(self, directory: Path) -> None:
+        """See `Trainer.save_checkpoint`; `directory` must be shared by the ranks' nodes."""
+        await self._all("save_checkpoint", directory)
+
+    async def load_checkpoint(self, directory: Path) -> None:
+        """See `Trainer.load_checkpoint`."""
+        await self._all("load_checkpoint", directory)
+
+    async def export_hf(self, directory: Path) -> None:
+        """See `Trainer.export_hf`."""
+        await self._all("export_hf", directory)
+
+    def sender(self, root: Path, bucket_bytes: int, probe: Probe | None = None) -> LearnerSender:
+        """What a `Publisher` sends from: versions in shared memory of rank 0's node, under `root`."""
+        return LearnerSender(self, root, bucket_bytes, probe)
+
+    def close(self) -> None:
+        """Kills the ranks and gives their place back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._place)
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
+        calls = [
+            asyncio.ensure_future(
+                within(
+                    self._config.deadline_s,
+                    getattr(rank, method).remote(*args),
+                    who=_name(index),
+                    what=method,
+                )
+            )
+            for index, rank in enumerate(self._ranks)
+        ]
+        done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        if any(call.exception() for call in done):
+            # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
+            await asyncio.wait(calls, timeout=_GRACE_S)
+            raise self._fault(method, calls)
+        return [call.result() for call in calls]
+
+    def _fault(self, method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
+        faults: dict[int, BaseException] = {}
+        for index, call in enumerate(calls):
+            if not call.done():
+                call.cancel()
+            elif (error := call.exception()) is not None:
+                faults[index] = error
+        for index, error in faults.items():
+            if isinstance(error, ActorDiedError | ActorUnavailableError):
+                reason = str(error).strip().splitlines()[0]
+                return LearnerLost(
+                    f"{_name(index)} died during {method} ({reason}); "
+                    "start the learner again and load its last checkpoint"
+                )
+        first = next(iter(faults.values()))
+        if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
+            return first.cause
+        return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
+
+
+class LearnerSender:
+    """The learner's side of a publish through shared memory; see `weights.publisher.Sender`."""
+
+    def __init__(self, group: LearnerGroup, root: Path, bucket_bytes: int, probe: Probe | None) -> None:
+        self._group, self._root, self._bucket_bytes, self._probe = group, root, bucket_bytes, probe
+
+    async def prepare(self, version: int) -> Update:
+        """Writes the present weights as `version`, and scores the probe with them."""
+        answers = await self._group._all(
+            "write_weights", version, self._root, self._bucket_bytes, self._probe
+        )
+        update: Update = answers[0]
+        return update
+
+    async def send(self, update: Update) -> None:
+        """Nothing to push: workers read what `prepare` wrote."""
+
+
+def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
+    """What must be set before torch is imported."""
+    # Spinning OpenMP threads starve whoever shares the cores: several times slower when they are busy.
+    variables = {} if gpus else {"OMP_WAIT_POLICY": "passive"}
+    if config.threads:
+        variables["OMP_NUM_THREADS"] = str(config.threads)
+    return variables
+
+
+def _name(rank: int) -> str:
+    return f"learner-rank-{rank}"
