@@ -70,9 +70,16 @@ class Reference:
         after = self.prompt(text, frames)
         return Prompt((*prompt.compact_ids, *sampled, *after.compact_ids), (*prompt.frames, *frames), ())
 
-    @torch.no_grad()
     def logprobs(self, prompt: Prompt, sampled: Sequence[int], temperature: float = 1.0) -> list[float]:
         """Log-probs `[T]` of `sampled` after `prompt`, bans and temperature applied."""
+        logits = self.logits(prompt, sampled)[:-1]
+        logits[:, self.banned] = float("-inf")
+        logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+        return logps[torch.arange(len(sampled)), torch.tensor(list(sampled))].tolist()
+
+    @torch.no_grad()
+    def logits(self, prompt: Prompt, sampled: Sequence[int] = ()) -> torch.Tensor:
+        """Logits `[T + 1, vocab]` after the prompt and after each of the `sampled` tokens."""
         pad = self.model.config.image_token_id
         left = iter(prompt.frames)
         ids: list[int] = []
@@ -89,10 +96,7 @@ class Reference:
             mm_token_type_ids=(tokens == pad).long(),
             **pixels,
         ).logits[0]
-        logits = logits[-len(sampled) - 1 : -1].float()
-        logits[:, self.banned] = float("-inf")
-        logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-        return logps[torch.arange(len(sampled)), torch.tensor(list(sampled))].tolist()
+        return logits[-len(sampled) - 1 :].float()
 
 
 def gap(a: Sequence[float], b: Sequence[float]) -> float:

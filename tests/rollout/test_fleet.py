@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
@@ -41,7 +42,9 @@ class Scripted:
     async def start(self) -> None:
         self._ask("start")
 
-    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
+    async def play_episode(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> Trajectory:
         self.asked.append(f"play {id}")
         await self.gate.wait()
         self._ask("play")

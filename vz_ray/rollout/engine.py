@@ -151,12 +151,14 @@ class Engine:
         *,
         name: str,
         banned: tuple[int, ...],
+        pad_id: int,
         version: int,
         training: bool,
         deadline_s: float,
     ) -> None:
         self.name = name
         self._training = training
+        self._pad_id = pad_id
         self.banned = banned
         self.version = version
         self._running_llm: AsyncLLM | None = llm
@@ -175,7 +177,6 @@ class Engine:
         name: str,
         log: str | Path,
         version: int = 0,
-        banned: Sequence[int] | None = None,
         transport: str = "shm",
         training: bool = True,
         start_deadline_s: float = 600.0,
@@ -187,7 +188,6 @@ class Engine:
             name: Who it is, in errors.
             log: File that vLLM's log goes to.
             version: Weight version of the checkpoint.
-            banned: Token ids never sampled; by default the vision placeholders.
             transport: How new weights come: `shm` or `nccl`.
             training: Refuse to sample what cannot be trained on.
             turn_deadline_s: Seconds in which each turn must have been sampled.
@@ -197,10 +197,11 @@ class Engine:
             Overdue: It did not start within `start_deadline_s`.
         """
         model, log = Path(model), Path(log)
-        if not (model / "config.json").is_file():
-            raise UserError(f"{model} has no config.json; give the directory of a Hugging Face checkpoint")
+        for pattern in ("config.json", "*.safetensors"):
+            if not any(model.glob(pattern)):
+                raise UserError(f"{model} has no {pattern}; give the directory of a Hugging Face checkpoint")
         prepare_environment(config)
-        ids = placeholder_ids(model) if banned is None else tuple(banned)
+        ids = placeholder_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = _engine_args(model, config, ids, log, BACKENDS[transport])
@@ -209,7 +210,13 @@ class Engine:
             start_deadline_s, start, who=name, what=f"starting an engine on {model} (log: {log})"
         )
         engine = cls(
-            llm, name=name, banned=ids, version=version, training=training, deadline_s=turn_deadline_s
+            llm,
+            name=name,
+            banned=ids,
+            pad_id=int(llm.model_config.hf_config.image_token_id),
+            version=version,
+            training=training,
+            deadline_s=turn_deadline_s,
         )
         await engine._call("labelling its weights", llm.update_weight_version(str(version)))
         return engine
@@ -358,6 +365,8 @@ class Engine:
 
     async def _generate(self, prompt: Prompt, params: Any, request: str, *, gated: bool = True) -> Any:
         """Plays one request to its end; returns vLLM's `RequestOutput`."""
+        if (pads := prompt.compact_ids.count(self._pad_id)) != len(prompt.frames):
+            raise ValueError(f"turn {request} has {pads} image slots for {len(prompt.frames)} frames")
         text: dict[str, Any] = {"prompt_token_ids": list(prompt.compact_ids)}
         if prompt.frames:
             text["multi_modal_data"] = {"image": [frame.rgb for frame in prompt.frames]}

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
@@ -51,7 +52,9 @@ class RemoteWorker(Protocol):
 
     async def start(self) -> None: ...
 
-    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory: ...
+    async def play_episode(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> Trajectory: ...
 
     async def pause(self) -> None: ...
 
@@ -159,6 +162,12 @@ class Fleet:
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def version(self) -> int:
+        """Weight version that ready workers hold; 0 is what they were started with."""
+        current = self._publisher.current
+        return current.version if current is not None else 0
 
     def seats(self) -> list[Seat]:
         """All workers there ever were, in order of their start."""
@@ -296,9 +305,18 @@ class Fleet:
             await _cancel(pending)
 
     async def play_group(
-        self, task: Task, samples: int, sampling: Sampling, ledger: Ledger, *, iteration: int = 0
+        self,
+        task: Task,
+        samples: int,
+        sampling: Sampling,
+        ledger: Ledger,
+        *,
+        iteration: int = 0,
+        episode: EpisodeConfig | None = None,
     ) -> Group:
         """Plays all samples of a task on one worker, as long as it lives.
+
+        `episode` takes the place of the workers' own rules, for an evaluation of another kind.
 
         A sample that was tried too often becomes a FAILED trajectory that says
         why, and is dropped in `ledger`. Waits for a worker with room first, in
@@ -308,15 +326,20 @@ class Fleet:
             FleetFailed: No worker can be had.
         """
         ids = ledger.owe(iteration, task.task_id, samples)
-        return await self.play_owed(task, ids, sampling, ledger)
+        return await self.play_owed(task, ids, sampling, ledger, episode)
 
     async def play_owed(
-        self, task: Task, ids: Sequence[EpisodeId], sampling: Sampling, ledger: Ledger
+        self,
+        task: Task,
+        ids: Sequence[EpisodeId],
+        sampling: Sampling,
+        ledger: Ledger,
+        episode: EpisodeConfig | None = None,
     ) -> Group:
         """As `play_group`, for samples that `ledger` already knows to be owed."""
         async with self._turnstile:
             home = _Home(await self._reserve(len(ids)))
-        plays = [asyncio.create_task(self._play_one(task, id, sampling, ledger, home)) for id in ids]
+        plays = [asyncio.create_task(self._play_one(task, id, sampling, ledger, home, episode)) for id in ids]
         # Lets each of them begin, as each gives its reserved place back when it ends.
         await asyncio.sleep(0)
         try:
@@ -325,13 +348,19 @@ class Fleet:
             await _cancel(plays)
 
     async def _play_one(
-        self, task: Task, id: EpisodeId, sampling: Sampling, ledger: Ledger, home: _Home
+        self,
+        task: Task,
+        id: EpisodeId,
+        sampling: Sampling,
+        ledger: Ledger,
+        home: _Home,
+        episode: EpisodeConfig | None,
     ) -> Trajectory:
         """Plays one owed sample until it is accepted or given up. Its place at home is reserved."""
         seat = home.seat
         while True:
             try:
-                trajectory = await self._attempt(seat, task, id, sampling)
+                trajectory = await self._attempt(seat, task, id, sampling, episode)
             except (WorkerLost, Overdue) as error:
                 why = str(error)
             else:
@@ -346,13 +375,15 @@ class Fleet:
             id = ledger.retry(id.owed)
             seat = await self._rehome(home)
 
-    async def _attempt(self, seat: _Seat, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
+    async def _attempt(
+        self, seat: _Seat, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> Trajectory:
         worker = seat.worker
         # The worker has the same deadline, and names the cause; this one is for a worker that hangs.
         deadline = self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
         try:
             return await within(
-                deadline, worker.play_episode(task, id, sampling), who=worker.name, what=f"episode {id}"
+                deadline, worker.play_episode(task, id, sampling, episode), who=worker.name, what=f"episode {id}"
             )
         except WorkerLost as error:
             await self._lose(seat, str(error))

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import within
@@ -63,8 +64,10 @@ class RayWorker:
         self._node = await self._call("node")
         await self._call("start")
 
-    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
-        trajectory: Trajectory = await self._call("play_episode", task, id, sampling)
+    async def play_episode(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> Trajectory:
+        trajectory: Trajectory = await self._call("play_episode", task, id, sampling, episode)
         return trajectory
 
     async def pause(self) -> None:

@@ -97,7 +97,7 @@ class RolloutWorker:
         self.name = name
         self._setup = setup
         self._engine: Engine | None = None
-        self._wire: WireFormat | None = None
+        self._wires: dict[tuple[str, str], WireFormat] = {}
         self._slots = asyncio.Semaphore(setup.rollout.episodes_per_worker)
         self._playing = 0
         self._played = 0
@@ -120,27 +120,29 @@ class RolloutWorker:
             start_deadline_s=config.start_deadline_s,
             turn_deadline_s=config.turn_deadline_s,
         )
-        tokenizer = AutoTokenizer.from_pretrained(setup.model, trust_remote_code=False)
-        wording = Wording.load(setup.episode.prompt)
-        self._wire = WireFormat(tokenizer, wording, compat=setup.episode.format == "compat")
+        self._tokenizer = AutoTokenizer.from_pretrained(setup.model, trust_remote_code=False)
+        self._wire(setup.episode)
 
-    async def play_episode(self, task: Task, id: EpisodeId, sampling: Sampling) -> Trajectory:
-        """Plays and scores one episode.
+    async def play_episode(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None = None
+    ) -> Trajectory:
+        """Plays and scores one episode, by the rules of `episode` or its own.
 
         Raises:
             Overdue: It took longer than the episode deadline, or a turn or clip than its own.
             EngineFailed: The engine is of no use any more.
         """
-        engine, wire = self._engine, self._wire
-        if engine is None or wire is None:
+        engine, setup = self._engine, self._setup
+        if engine is None:
             raise EngineFailed(f"{self.name} was asked to play {id} before its engine had started")
-        setup = self._setup
+        rules = episode or setup.episode
+        wire = self._wire(rules)
         async with self._slots:
             self._playing += 1
             try:
                 drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
                 game = play(
-                    task, engine, setup.frames, wire, setup.episode, id=id, sampling=drawn, worker=self.name
+                    task, engine, setup.frames, wire, rules, id=id, sampling=drawn, worker=self.name
                 )
                 deadline = setup.rollout.episode_deadline_s
                 trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")
@@ -150,6 +152,14 @@ class RolloutWorker:
         score = asyncio.to_thread(setup.score, trajectory, task, setup.reward)
         parts = await within(setup.rollout.turn_deadline_s, score, who=self.name, what=f"the reward of {id}")
         return replace(trajectory, reward=parts)
+
+    def _wire(self, rules: EpisodeConfig) -> WireFormat:
+        """The wire format of these rules; made once for each wording."""
+        key = (rules.prompt, rules.format)
+        if key not in self._wires:
+            wording = Wording.load(rules.prompt)
+            self._wires[key] = WireFormat(self._tokenizer, wording, compat=rules.format == "compat")
+        return self._wires[key]
 
     async def logprobs(self, probe: Probe) -> tuple[float, ...]:
         """The engine's log-probs `[T]` of the probe's tokens."""

@@ -1,0 +1,163 @@
+"""Image slots are made where frames are, never sampled; what is left renormalises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoTokenizer
+
+from tests.rollout.reference import Reference, frame, gap, load, tiny
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.episode.protocols import Prompt
+from vz_ray.episode.trajectory import Sampling
+from vz_ray.observe.deadline import Overdue
+from vz_ray.observe.errors import UserError
+from vz_ray.rollout.engine import Engine, frame_key
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ASK = "<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n"
+ZOOM = "</video_zoom>"
+
+
+def loving(path: Path, loved: list[int], liked: list[int]) -> Path:
+    """A checkpoint that says nothing but `loved`, or, where it must not, often `liked`.
+
+    Its layers add nothing and its embeddings share a direction, so the last
+    hidden state points there, and so do the output rows of these tokens.
+    """
+    model = load(tiny(path))
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight.zero_()
+        model.model.language_model.embed_tokens.weight += 0.5
+        model.lm_head.weight[loved] = 1.0
+        model.lm_head.weight[liked] = 0.05
+    model.save_pretrained(path)
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(
+    tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
+) -> AsyncIterator[tuple[Engine, Reference]]:
+    path = tmp_path_factory.mktemp("ban")
+    config = load(tiny(path / "model")).config
+    pads = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
+    [zoom] = AutoTokenizer.from_pretrained(path / "model").encode(ZOOM)
+    model = loving(path / "model", pads, [zoom])
+    engine = await Engine.start(
+        model, engine_config, name="engine", log=path / "engine.log", turn_deadline_s=60
+    )
+    yield engine, Reference(model, engine.banned)
+    await engine.shutdown()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+async def test_placeholders_are_never_sampled_though_the_model_wants_nothing_else(
+    pair: tuple[Engine, Reference], temperature: float
+) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    wanted = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
+    assert reference.model.config.image_token_id in engine.banned
+    assert wanted > 0.99
+    for seed in range(4):
+        turn = await engine.act(
+            prompt, Sampling(temperature, max_tokens=64, seed=seed), request=f"turn{seed}"
+        )
+        assert not set(turn.token_ids) & set(engine.banned)
+        assert gap(turn.logprobs, reference.logprobs(prompt, turn.token_ids, temperature)) <= 1e-4
+
+
+async def test_what_is_not_banned_adds_up_to_one(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    allowed = [i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned]
+    logits = reference.logits(prompt)[0]
+    expected = logits[allowed].log_softmax(-1)[:8].tolist()
+    got = [(await engine.logprobs(prompt, [token], request=f"t{token}"))[0] for token in allowed[:8]]
+    assert gap(expected, got) <= 1e-4
+
+
+async def test_a_turn_stops_after_a_zoom_call_and_keeps_it(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    [zoom] = reference.tokenizer.encode(ZOOM)
+    for seed in range(4):
+        turn = await engine.act(prompt, Sampling(max_tokens=200, seed=seed), request=f"stop{seed}")
+        assert turn.stop == "zoom"
+        assert turn.token_ids.index(zoom) == len(turn.token_ids) - 1
+        assert len(turn.logprobs) == len(turn.token_ids)
+
+
+async def test_a_turn_that_is_cut_says_so(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    turn = await engine.act(prompt, Sampling(max_tokens=1, seed=1), request="cut")
+    assert len(turn.token_ids) == 1
+    assert turn.stop == ("zoom" if reference.tokenizer.decode(turn.token_ids) == ZOOM else "length")
+
+
+async def test_seeds_repeat_and_greedy_has_no_chance(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+
+    async def ids(sampling: Sampling, name: str) -> tuple[int, ...]:
+        return (await engine.act(prompt, sampling, request=name)).token_ids
+
+    assert await ids(Sampling(seed=7, max_tokens=20), "a") == await ids(Sampling(seed=7, max_tokens=20), "b")
+    assert await ids(Sampling(seed=7, max_tokens=20), "c") != await ids(Sampling(seed=8, max_tokens=20), "d")
+    greedy = Sampling(temperature=0, max_tokens=20)
+    assert await ids(greedy, "e") == await ids(greedy, "f")
+
+
+async def test_frames_and_pads_that_do_not_match_are_an_error(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    short = Prompt(prompt.compact_ids, (*prompt.frames, frame(2, 28, 28)), ())
+    with pytest.raises(ValueError, match="1 image slots for 2 frames"):
+        await engine.act(short, Sampling(), request="odd")
+    assert (await engine.act(prompt, Sampling(max_tokens=2), request="after")).token_ids
+
+
+async def test_a_prompt_beyond_the_context_is_an_error(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt("what? " * 2000, [])
+    with pytest.raises(ValueError, match="turn long"):
+        await engine.act(prompt, Sampling(), request="long")
+
+
+async def test_training_refuses_a_cut_distribution(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    with pytest.raises(ValueError, match="training needs top_p=1"):
+        await engine.act(reference.prompt("what?", []), Sampling(top_p=0.9), request="cut")
+
+
+async def test_an_overdue_turn_names_the_engine_and_leaves_it_usable(pair: tuple[Engine, Reference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    await engine.pause()
+    engine._deadline_s = 0.2
+    with pytest.raises(Overdue, match="engine did not finish turn never"):
+        await engine.act(prompt, Sampling(), request="never")
+    engine._deadline_s = 60
+    await engine.resume()
+    assert (await engine.act(prompt, Sampling(max_tokens=2), request="after")).token_ids
+    assert engine.stats().running == 0
+
+
+async def test_equal_bytes_of_other_shape_are_another_frame() -> None:
+    wide, tall = frame(1, 56, 28), frame(1, 28, 56)
+    assert wide.rgb.tobytes() == tall.rgb.tobytes()
+    assert frame_key(wide) != frame_key(tall)
+
+
+async def test_a_directory_without_a_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        await Engine.start(tmp_path, engine_config, name="engine", log=tmp_path / "log")
