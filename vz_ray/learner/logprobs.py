@@ -51,10 +51,8 @@ class TokenLogprobs(torch.autograd.Function):
             log_p = _log_softmax(hidden[part], weight, temperature[part], banned)
             p = log_p.exp()
             finite = log_p if banned is None else log_p.masked_fill(banned, 0.0)
-            grad = (
-                finite.add(entropy[part, None]).mul_(grad_entropy[part, None]).add_(grad_logprobs[part, None])
-            )
-            grad.mul_(p).neg_()
+            grad = finite.add(entropy[part, None]).mul_(grad_entropy[part, None])
+            grad = grad.add_(grad_logprobs[part, None]).mul_(p).neg_()
             grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
             grad = grad.div_(temperature[part, None]).to(hidden.dtype)
             grad_hidden[part] = grad @ weight

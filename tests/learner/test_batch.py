@@ -1,0 +1,239 @@
+"""Trajectories to tensors: counts, plans, shared frames; and the model that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.learner.worlds import World, make_world, small_model
+from vz_ray.episode.trajectory import Context, Trajectory, Turn, Written
+from vz_ray.learner.batch import Example, MicroBatch, collate, encode, frames_of, plan
+from vz_ray.learner.model import Policy, check_checkpoint, load_pretrained
+from vz_ray.learner.pixels import PixelSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    model = small_model(tmp_path_factory.mktemp("model"))
+    return make_world(model, groups=2, samples=3, overview=3, clip=2, side=(28, 56))
+
+
+@pytest.fixture(scope="module")
+def policy(world: World) -> Policy:
+    return Policy.load(world.model, chunk=7)
+
+
+@pytest.fixture(scope="module")
+def spec(world: World) -> PixelSpec:
+    return PixelSpec.of_checkpoint(world.model)
+
+
+@pytest.fixture(scope="module")
+def examples(world: World, policy: Policy) -> list[Example]:
+    return [encode(t, policy.tokens, policy.merge) for t in world.trajectories]
+
+
+def build(
+    indices: Iterable[int],
+    examples: list[Example],
+    world: World,
+    policy: Policy,
+    spec: PixelSpec,
+    **options: bool,
+) -> MicroBatch:
+    pixels = frames_of(world.pixels)
+    return collate(list(indices), examples, pixels, policy.tokens, spec, CPU, **options)
+
+
+def gradients(
+    policy: Policy, batches: list[MicroBatch]
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    policy.zero_grad()
+    rows = []
+    for batch in batches:
+        logprobs, entropy = policy(batch)
+        (logprobs.sum() + 0.1 * entropy.sum()).backward()
+        rows += [row[row != 0] for row in logprobs.detach()] if batch.indices else []
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}, rows
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(other[name], gradient, atol=2e-5 * scale, rtol=1e-3, msg=name)
+
+
+def test_logprobs_equal_a_forward_of_the_plain_hf_model(
+    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+) -> None:
+    """Own positions, patches, tower and head, padded in a batch, against HF's one at a time."""
+    from transformers import AutoImageProcessor
+
+    hf = load_pretrained(world.model, torch.float32)
+    processor = AutoImageProcessor.from_pretrained(world.model)
+    with torch.no_grad():
+        ours, entropy = policy(build(range(len(examples)), examples, world, policy, spec))
+    for row, example in enumerate(examples):
+        ids = torch.from_numpy(example.ids)[None]
+        images = processor(images=[world.pixels[r.digest] for r in example.refs], return_tensors="pt")
+        with torch.no_grad():
+            logits = hf(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == policy.tokens.image).int(),
+                **images,
+            ).logits[0, example.sampled - 1]
+        logits = logits / torch.from_numpy(example.temperature)[:, None]
+        logits[:, list(policy.tokens.vision)] = float("-inf")
+        distribution = torch.distributions.Categorical(logits=logits)
+        count = len(example.sampled)
+        expected = distribution.log_prob(torch.from_numpy(example.ids[example.sampled]))
+        torch.testing.assert_close(ours[row, :count], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropy[row, :count], distribution.entropy(), atol=1e-5, rtol=0)
+        assert ours[row, count:].abs().sum() == 0
+
+
+def test_sharing_repeated_frames_changes_neither_logprobs_nor_gradients(
+    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+) -> None:
+    shared = build(range(6), examples, world, policy, spec)
+    apart = build(range(6), examples, world, policy, spec, share_frames=False)
+    assert len(shared.grids) == 2 * 3 + 6 * 2
+    assert len(apart.grids) == 6 * (3 + 2)
+    (one, rows), (other, other_rows) = gradients(policy, [shared]), gradients(policy, [apart])
+    assert_same(one, other)
+    for mine, theirs in zip(rows, other_rows, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_one_batch(
+    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+) -> None:
+    whole, _ = gradients(policy, [build(range(6), examples, world, policy, spec)])
+    parts = [build(part, examples, world, policy, spec) for part in ([3, 0], [5], [], [1, 2, 4])]
+    assert_same(whole, gradients(policy, parts)[0])
+
+
+def test_an_empty_micro_batch_reaches_every_weight(
+    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+) -> None:
+    """ZeRO-3 gathers weights where they are used: a rank with nothing to do must use them all the same."""
+    found, _ = gradients(policy, [build([], examples, world, policy, spec)])
+    assert found.keys() == dict(policy.named_parameters()).keys()
+    assert all(gradient.abs().max() == 0 for gradient in found.values())
+
+
+def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
+    world: World, policy: Policy, spec: PixelSpec
+) -> None:
+    wide = next(t for t in world.trajectories)
+    black = np.zeros((28, 56, 3), dtype=np.uint8)
+    ref = replace(wide.refs[0], digest="black", width=56, height=28)
+    tall = replace(ref, width=28, height=56)
+    vision = [policy.tokens.image] * 2
+    context = Context((), (30, *vision, 31, *vision, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall))
+    turn = Turn(Written("", (40, 41)), "", None, None)
+    example = encode(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.merge)
+    batch = collate([0], [example], frames_of({"black": black}), policy.tokens, spec, CPU)
+    assert batch.grids.tolist() == [[1, 2, 4], [1, 4, 2]]
+    assert torch.isnan(batch.engine_logprobs).all()
+
+
+def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(world: World, policy: Policy) -> None:
+    for trajectory in world.trajectories:
+        example = encode(trajectory, policy.tokens, policy.merge)
+        said = [token for turn in trajectory.turns for token in turn.action.token_ids]
+        assert example.ids[example.sampled].tolist() == said
+        assert example.engine_logprobs.tolist() == pytest.approx(list(trajectory.sampled_logprobs))
+        assert example.temperature.tolist() == pytest.approx(
+            [t.action.sampling.temperature for t in trajectory.turns for _ in t.action.token_ids]
+        )
+        assert not np.isin(example.ids[example.sampled], policy.tokens.vision).any()
+
+
+def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
+    first, *rest = trajectory.turns
+    if kind == "slots":
+        prompt = replace(trajectory.prompt, expanded_ids=(*trajectory.prompt.expanded_ids, image))
+        return replace(trajectory, prompt=prompt)
+    if kind == "placeholder":
+        action = replace(first.action, token_ids=(image, *first.action.token_ids[1:]))
+        grids = (*trajectory.prompt.grids, (1, 2, 2))
+        prompt = replace(trajectory.prompt, grids=grids, refs=(*trajectory.prompt.refs, trajectory.refs[0]))
+        return replace(trajectory, prompt=prompt, turns=(replace(first, action=action), *rest))
+    if kind == "logprobs":
+        action = replace(first.action, logprobs=first.action.logprobs[1:])
+        return replace(trajectory, turns=(replace(first, action=action), *rest))
+    return replace(trajectory, turns=())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("slots", "image slots, but its 5 frames"),
+        ("placeholder", "sampled the vision placeholder"),
+        ("logprobs", "log-probs"),
+        ("nothing", "no sampled token"),
+    ],
+)
+def test_a_trajectory_whose_counts_disagree_is_refused(
+    world: World, policy: Policy, kind: str, message: str
+) -> None:
+    broken = _broken(world.trajectories[0], kind, policy.tokens.image)
+    with pytest.raises(ValueError, match=message):
+        encode(broken, policy.tokens, policy.merge)
+
+
+def test_missing_pixels_and_pixels_of_another_size_are_named(
+    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+) -> None:
+    with pytest.raises(KeyError, match=r"no pixels for the frame of video\.mp4"):
+        collate([0], examples, frames_of({}), policy.tokens, spec, CPU)
+    lying = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
+    with pytest.raises(ValueError, match=r"the trajectory says|image tokens"):
+        collate([0], [lying], frames_of(world.pixels), policy.tokens, spec, CPU)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=30),
+    budget=st.integers(10, 200),
+    ranks=st.integers(1, 4),
+)
+@settings(max_examples=100, deadline=None)
+def test_plans_cover_everything_once_in_equal_steps_within_the_budget(
+    examples: list[Example], lengths: list[int], budget: int, ranks: int
+) -> None:
+    made = [
+        replace(examples[0], ids=np.zeros(length, dtype=np.int64), group=str(i % 5))
+        for i, length in enumerate(lengths)
+    ]
+    dealt = plan(made, budget, ranks)
+    assert len(dealt) == ranks
+    assert len({len(steps) for steps in dealt}) == 1
+    assert len(dealt[0]) >= 1
+    batches = [batch for steps in dealt for batch in steps]
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = max((lengths[i] for i in batch), default=0) * len(batch)
+        assert padded <= budget or len(batch) == 1
+
+
+def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a directory"):
+        check_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        check_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        check_checkpoint(tmp_path)

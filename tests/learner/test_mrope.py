@@ -1,0 +1,64 @@
+"""Positions equal HF's own for random conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.learner.worlds import small_model
+from vz_ray.learner.model import load_pretrained
+from vz_ray.learner.mrope import mrope_positions
+
+PAD = 6
+
+
+def conversation(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    ids: list[int] = []
+    grids = []
+    for _ in range(rng.integers(0, 6)):
+        rows, columns = rng.integers(1, 6, size=2)
+        grids.append((1, 2 * rows, 2 * columns))
+        ids += rng.integers(10, 300, size=rng.integers(1, 9)).tolist()
+        ids += [PAD] * int(rows * columns)
+    ids += rng.integers(10, 300, size=rng.integers(1, 9)).tolist()
+    return np.asarray(ids), np.asarray(grids, dtype=np.int64).reshape(-1, 3)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    return load_pretrained(small_model(tmp_path_factory.mktemp("model")), torch.float32)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_positions_equal_those_of_transformers(hf: torch.nn.Module, seed: int) -> None:
+    ids, grids = conversation(np.random.default_rng(seed))
+    tokens = torch.from_numpy(ids)[None]
+    expected, _ = hf.model.get_rope_index(
+        tokens, mm_token_type_ids=(tokens == PAD).int(), image_grid_thw=torch.from_numpy(grids)
+    )
+    assert np.array_equal(mrope_positions(ids, grids, PAD, 2), expected[:, 0].numpy())
+
+
+def test_images_without_text_between_them_each_start_after_the_one_before() -> None:
+    ids = np.asarray([9, PAD, PAD, PAD, PAD, PAD, 9])
+    grids = np.asarray([[1, 2, 4], [1, 6, 2]])
+    temporal, rows, columns = mrope_positions(ids, grids, PAD, 2)
+    assert temporal.tolist() == [0, 1, 1, 3, 3, 3, 6]
+    assert rows.tolist() == [0, 1, 1, 3, 4, 5, 6]
+    assert columns.tolist() == [0, 1, 2, 3, 3, 3, 6]
+
+
+def test_grids_that_do_not_fit_the_image_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 image tokens, but 1 grids that make 4"):
+        mrope_positions(np.asarray([9, PAD, PAD]), np.asarray([[1, 4, 4]]), PAD, 2)
+
+
+def test_the_7b_shape_of_rope_reads_the_same_positions(tmp_path: Path) -> None:
+    """A conversation as long as an episode's: 128 frames of 128 visual tokens."""
+    grids = np.asarray([[1, 16, 32]] * 128)
+    ids = np.concatenate([[9] * 5 + [PAD] * 128] * 128 + [[9] * 7])
+    positions = mrope_positions(ids, grids, PAD, 2)
+    assert positions.max() == positions[:, -1].max() == 128 * (5 + 16) + 6

@@ -1,0 +1,320 @@
+"""The trainer: one rank in this process, two ranks as torchrun starts them, real DeepSpeed and gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.learner.rank_worker import imageless, learn, parameters, resume, small_config, small_world
+from tests.learner.worlds import World, small_model
+from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.learner.checkpoint import MANIFEST, CheckpointBroken
+from vz_ray.learner.model import Policy
+from vz_ray.learner.schedule import learning_rate
+from vz_ray.learner.trainer import Trainer
+from vz_ray.weights.nccl import free_port
+
+SCENARIOS = ("learn", "imageless", "resume")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return small_world(small_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What one rank without sharding makes of the scenarios."""
+    out = tmp_path_factory.mktemp("alone")
+    trainer = Trainer(small_config(world.model, 0))
+    report = {"learn": learn(trainer, world, out), "imageless": imageless(trainer, world, out)}
+    report["resume"] = resume(trainer, world, out)
+    return report, out
+
+
+def two_ranks(world: World, out: Path, stage: int, *scenarios: str) -> dict[str, Any]:
+    """Runs scenarios on two ranks; returns rank 0's report."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-m", "tests.learner.rank_worker", str(world.model), str(out), str(stage)]
+    ranks = [
+        subprocess.Popen(
+            [*command, *scenarios],
+            env=os.environ | shared | quiet | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for rank, output in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, output[-3000:]
+    report: dict[str, Any] = json.loads((out / "report-0.json").read_text())
+    return report
+
+
+def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> None:
+    timing = {"seconds", "tokens_per_s"}
+    assert got.keys() == expected.keys()
+    for name in expected.keys() - timing:
+        assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_learn_what_one_learns(
+    world: World, alone: tuple[dict[str, Any], Path], tmp_path: Path, stage: int
+) -> None:
+    """SFT and RL steps, ranks without images or without trajectories, resuming, exporting.
+
+    The sums over ranks are the sums over the batch, so metrics and weights
+    agree up to the order of additions; under ZeRO-3 with recomputation too.
+    """
+    expected, reference = alone
+    got = two_ranks(world, tmp_path, stage, *SCENARIOS)
+    for scenario in ("learn", "imageless"):
+        for step, metrics in expected[scenario].items():
+            assert_close_metrics(got[scenario][step], metrics)
+    one, two = np.load(reference / "learn-0.npz"), np.load(tmp_path / "learn-0.npz")
+    assert set(one.files) == set(two.files)
+    for name in one.files:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-6, rtol=0, err_msg=name)
+    before, then = np.load(reference / "logprobs-0.npz"), np.load(tmp_path / "logprobs-1.npz")
+    for name in before.files:
+        np.testing.assert_allclose(then[name], before[name], atol=1e-5, rtol=0)
+    assert_resumed(got["resume"])
+    assert_exported(tmp_path / "export", world.model, got["resume"])
+
+
+def assert_resumed(report: dict[str, Any]) -> None:
+    assert report["different"] == []
+    assert report["loss"][0] == report["loss"][1]
+    assert report["noise"][0] == report["noise"][1]
+
+
+def assert_exported(directory: Path, base: Path, report: dict[str, Any]) -> None:
+    policy = Policy.load(directory)
+    total = sum(float(p.detach().abs().sum()) for p in policy.hf.parameters())
+    assert total == pytest.approx(report["exported"], rel=1e-5)
+    assert policy.tokens == Policy.load(base).tokens
+
+
+def test_one_rank_goes_on_bit_for_bit_from_a_checkpoint(
+    world: World, alone: tuple[dict[str, Any], Path]
+) -> None:
+    report, out = alone
+    assert_resumed(report["resume"])
+    assert_exported(out / "export", world.model, report["resume"])
+
+
+def test_incomplete_damaged_and_foreign_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+    trainer.save_checkpoint(tmp_path / "good")
+    manifest = (tmp_path / "good" / MANIFEST).read_text()
+    with pytest.raises(FileExistsError, match="never written over"):
+        trainer.save_checkpoint(tmp_path / "good")
+    facts = json.loads(manifest)
+    for change, message in [({"world": 2}, "world=2"), ({"zero_stage": 3}, "zero_stage=3")]:
+        foreign = json.dumps(facts | {"facts": facts["facts"] | change})
+        (tmp_path / "good" / MANIFEST).write_text(foreign)
+        with pytest.raises(CheckpointBroken, match=message):
+            trainer.load_checkpoint(tmp_path / "good")
+    (tmp_path / "good" / MANIFEST).write_text(manifest)
+    name = max(facts["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
+    whole = (tmp_path / "good" / name).read_bytes()
+    (tmp_path / "good" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointBroken, match="is damaged"):
+        trainer.load_checkpoint(tmp_path / "good")
+    (tmp_path / "good" / name).unlink()
+    with pytest.raises(CheckpointBroken, match="lacks"):
+        trainer.load_checkpoint(tmp_path / "good")
+    (tmp_path / "good" / MANIFEST).unlink()
+    with pytest.raises(CheckpointBroken, match="no complete checkpoint"):
+        trainer.load_checkpoint(tmp_path / "good")
+
+
+def test_an_interrupted_save_leaves_nothing_under_the_final_name(world: World, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+
+    def die(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    save, trainer.engine.deepspeed.save_checkpoint = trainer.engine.deepspeed.save_checkpoint, die
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save_checkpoint(tmp_path / "step")
+    assert not (tmp_path / "step").exists()
+    trainer.engine.deepspeed.save_checkpoint = save
+    trainer.save_checkpoint(tmp_path / "step")
+    assert (tmp_path / "step" / MANIFEST).exists()
+
+
+def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(world: World) -> None:
+    config = small_config(
+        world.model,
+        0,
+        freeze_vision=True,
+        optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
+        loss=LossConfig(kl=0.0),
+    )
+    trainer = Trainer(config)
+    before = parameters(trainer)
+    losses = [trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(12)]
+    assert losses[-1] < 0.5 * losses[0]
+    changed = {name for name, value in parameters(trainer).items() if not np.array_equal(value, before[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)
+
+
+def test_better_samples_become_likelier_and_worse_ones_less_likely(world: World) -> None:
+    loss = LossConfig(kl=0.01, entropy=0.0, aggregation="token_mean")
+    trainer = Trainer(small_config(world.model, 0, loss=loss, minibatch_tasks=8))
+    before = [float(row.sum()) for row in trainer.logprobs(world.trajectories, world.pixels)]
+    for _ in range(3):
+        metrics = trainer.grpo_step(world.groups, world.pixels)
+    after = [float(row.sum()) for row in trainer.logprobs(world.trajectories, world.pixels)]
+    gains = iter(after[i] - before[i] for i in range(len(after)))
+    for group in world.groups:
+        own = [next(gains) for _ in group.trajectories]
+        assert own[int(np.argmax(group.rewards))] > own[int(np.argmin(group.rewards))]
+    assert metrics["kl"] > 0
+    assert metrics["ratio_max"] == 1.0  # one update an iteration: old and new are the same there
+
+
+def test_the_first_iteration_is_at_the_reference_and_at_ratio_one(world: World) -> None:
+    trainer = Trainer(small_config(world.model, 0, minibatch_tasks=8))
+    metrics = trainer.grpo_step(world.groups, world.pixels)
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["clip_low"] == metrics["clip_high"] == 0
+
+
+def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: World) -> None:
+    """Engine log-probs set to the learner's own plus 0.25 on one token of one trajectory."""
+    trainer = Trainer(small_config(world.model, 0, minibatch_tasks=8))
+    rows = iter(trainer.logprobs(world.trajectories, world.pixels))
+    groups, first = [], True
+    for group in world.groups:
+        played = []
+        for trajectory in group.trajectories:
+            left = [float(p) + (0.25 if first and i == 0 else 0.0) for i, p in enumerate(next(rows))]
+            first, turns = False, []
+            for turn in trajectory.turns:
+                own = tuple(left[: len(turn.action.token_ids)])
+                left = left[len(own) :]
+                turns.append(replace(turn, action=replace(turn.action, logprobs=own)))
+            played.append(replace(trajectory, turns=tuple(turns)))
+        groups.append(replace(group, trajectories=tuple(played)))
+    metrics = trainer.grpo_step(groups, world.pixels)
+    tokens = sum(sum(t.loss_mask) for t in world.trajectories)
+    assert metrics["mismatch_abs_max"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["mismatch_kl"] == pytest.approx((np.exp(-0.25) + 0.25 - 1) / tokens, rel=1e-3)
+
+
+def test_groups_that_teach_nothing_change_nothing(world: World) -> None:
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+    before = parameters(trainer)
+    flat = [
+        replace(
+            group,
+            trajectories=tuple(
+                replace(t, reward=replace(t.reward, total=1.0)) for t in group.trajectories if t.reward
+            ),
+        )
+        for group in world.groups
+    ]
+    metrics = trainer.grpo_step(flat, world.pixels)
+    assert metrics == {"groups": 0, "groups_dropped": 3, "updates": 0}
+    assert all(np.array_equal(value, before[name]) for name, value in parameters(trainer).items())
+
+
+def test_old_log_probs_may_be_the_engines(world: World) -> None:
+    loss = LossConfig(kl=0.0, entropy=0.0)
+    trainer = Trainer(small_config(world.model, 0, old_logprobs="engine", minibatch_tasks=8, loss=loss))
+    rows = trainer.logprobs(world.trajectories, world.pixels)
+    engine = [np.asarray(t.sampled_logprobs) for t in world.trajectories]
+    expected = max(float(np.exp(np.abs(r - e)).max()) for r, e in zip(rows, engine, strict=True))
+    assert trainer.grpo_step(world.groups, world.pixels)["ratio_max"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_tied_head_trains_and_is_published_once(tmp_path: Path) -> None:
+    from tests.learner.worlds import SMALL, TEXTS
+    from vz_ray.coldstart.tiny import build_tiny
+
+    model = build_tiny(tmp_path / "tied", TEXTS, shape=replace(SMALL, tie_embeddings=True))
+    world = small_world(model)
+    trainer = Trainer(small_config(model, 0, loss=LossConfig(kl=0.0)))
+    first, *_, last = (trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(4))
+    assert last < first
+    names = [spec.name for spec in trainer.source().specs()]
+    assert "model.language_model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+
+
+def test_published_buckets_hold_every_tensor_once_and_within_the_limit(world: World) -> None:
+    source = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0))).source()
+    seen: list[str] = []
+    for bucket in source.buckets(20_000):
+        size = sum(tensor.numel() * tensor.element_size() for tensor in bucket.values())
+        assert size <= 20_000 or len(bucket) == 1
+        seen += bucket
+    assert seen == [spec.name for spec in source.specs()]
+    assert seen == list(Policy.load(world.model).hf.state_dict())
+
+
+def test_the_probe_is_scored_as_the_plain_model_scores_it(world: World) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from vz_ray.learner.model import load_pretrained
+    from vz_ray.weights.verify import build_probe, learner_logprobs
+
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+    probe = build_probe(AutoTokenizer.from_pretrained(world.model))
+    hf, processor = (
+        load_pretrained(world.model, torch.float32),
+        AutoImageProcessor.from_pretrained(world.model),
+    )
+    expected = learner_logprobs(hf, processor, probe, trainer.policy.tokens.vision)
+    assert trainer.score(probe) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 0.0, {0: 1.0, 1000: 1.0}),
+        ("cosine", 0.1, {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 100: 0.0, 500: 0.0}),
+        ("constant", 0.1, {0: 0.1, 4: 0.5, 99: 1.0}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(
+    schedule: str, warmup: float, rates: dict[int, float]
+) -> None:
+    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup=warmup, total_steps=100)
+    for step, rate in rates.items():
+        assert learning_rate(config, step) == pytest.approx(rate, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"zero_stage": 4}, "zero_stage is 4"),
+        ({"dtype": "half"}, "dtype is 'half'"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
+        ({"offload": True, "zero_stage": 0}, "offload needs"),
+    ],
+)
+def test_config_refuses_what_cannot_work(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LearnerConfig(**change)
