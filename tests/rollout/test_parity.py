@@ -171,6 +171,12 @@ async def test_turns_in_flight_go_on_with_the_new_weights(side: Side) -> None:
         assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
         assert spans[-1].end == len(sampled.token_ids)
         versions.append([span.version for span in spans])
+        # What the new weights sampled follows from their own reading of all that came before.
+        expected = side.reference.logprobs(side.overview(), sampled.token_ids)
+        begin = spans[-1].start
+        assert spans[-1].version != side.version or (
+            gap(sampled.logprobs[begin:], expected[begin:]) <= TOLERANCE
+        )
     assert [old, side.version] in versions
 
 

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from vz_ray.weights.backends import BACKENDS
 from vz_ray.weights.orphan import exit_with_parent
+from vz_ray.weights.preempted import keep_images
 from vz_ray.weights.reload import Reload
 from vz_ray.weights.store import read_manifest, read_tensors
 
@@ -82,6 +83,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 def register() -> None:
     """Makes the backends known to vLLM, in this process; may be called again."""
     exit_with_parent()
+    keep_images()
     if BACKENDS["shm"] in WeightTransferEngineFactory._registry:
         return
     WeightTransferEngineFactory.register_engine(BACKENDS["shm"], ShmWeightTransferEngine)
