@@ -17,7 +17,7 @@ from pathlib import Path
 from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.task import Task
 from vz_ray.observe.errors import UserError
-from vz_ray.observe.run_dir import RunDir, sync_directory, write_atomic
+from vz_ray.observe.run_dir import RunDir, whole_directory, write_atomic
 from vz_ray.rollout.ledger import Ledger
 
 _STEP = re.compile(r"step-(\d{6})")
@@ -47,22 +47,15 @@ class RunState:
     async def save(self, run: RunDir, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
         """Writes a checkpoint and deletes all but the newest `keep`; returns its directory."""
         final = run.checkpoints / f"step-{self.iteration:06d}"
-        partial = run.checkpoints / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        await save_learner(partial / LEARNER)
         content = {
             "iteration": self.iteration,
             "weight_version": self.weight_version,
             "cursor": self.cursor.to_dict(),
             "ledger": self.ledger.to_dict(),
         }
-        write_atomic(partial / STATE, json.dumps(content).encode())
-        sync_directory(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync_directory(run.checkpoints)
+        with whole_directory(final) as partial:
+            await save_learner(partial / LEARNER)
+            write_atomic(partial / STATE, json.dumps(content).encode())
         for old in checkpoints(run)[:-keep]:
             shutil.rmtree(old)
         return final
@@ -81,9 +74,7 @@ class RunState:
 
 
 def checkpoints(run: RunDir) -> list[Path]:
-    """Complete checkpoints, oldest first; leftovers of interrupted writes are deleted."""
-    for partial in run.checkpoints.glob(".step-*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """Complete checkpoints, oldest first."""
     return sorted(path for path in run.checkpoints.glob("step-*") if _STEP.fullmatch(path.name))
 
 

@@ -114,7 +114,7 @@ async def play(
     """One iteration's episodes. A stop asked for meanwhile leaves a checkpoint from before them."""
     before = state.copy()
     wanted = config.train
-    sampling = Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, seed=None)
+    sampling = Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, config.seed)
     try:
         return await interrupt.watch(
             collect(

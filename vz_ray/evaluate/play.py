@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
-from vz_ray.episode.trajectory import EpisodeId, Sampling
+from vz_ray.episode.trajectory import Sampling
 from vz_ray.evaluate.results import EvalLog, EvalResult
 from vz_ray.rollout.fleet import Fleet
+from vz_ray.rollout.ledger import Ledger
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -38,8 +39,9 @@ async def evaluate(
     done = log.done
     left = [task for task in tasks if (task.task_id, 0) not in done]
     advance(len(tasks) - len(left))
+    ledger = Ledger()
     games = [
-        asyncio.ensure_future(fleet.play_group(task, [EpisodeId(step, task.task_id, 0)], GREEDY, episode))
+        asyncio.create_task(fleet.play_group(task, 1, GREEDY, ledger, iteration=step, episode=episode))
         for task in left
     ]
     tasks_by_id = {task.task_id: task for task in left}

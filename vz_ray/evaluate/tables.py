@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+
+LOG_WIDTH = 110
+"""Columns where the output is a file and has no width of its own."""
 
 _TITLES = {"cold_start": "after cold start", "sft_continued": "SFT continued", "rl": "after RL"}
 
@@ -45,19 +49,9 @@ def _order(stage: str) -> tuple[int, int, str]:
 
 def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per evaluation, from `evaluations` of `summary.json`."""
-    table = Table(title="Evaluation", title_justify="left", pad_edge=False)
-    table.add_column("")
-    for heading in (
-        "accuracy %",
-        "interval",
-        "reads %",
-        "frames",
-        "zooms",
-        "valid %",
-        "coverage %",
-        "s",
-        "n",
-    ):
+    table = Table(title="Evaluation", title_justify="left", pad_edge=False, box=SIMPLE)
+    table.add_column("", no_wrap=True)
+    for heading in ("right %", "95% interval", "reads %", "frames", "zooms", "valid %", "seen %", "s", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in sorted(evaluations, key=_order):
         row = evaluations[stage]
@@ -104,6 +98,8 @@ def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """The final table of a run: evaluations, gains, health of the training, time."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
     console.print(evaluations_table(summary["evaluations"]))
     lines = _gain_lines(summary)
     if mismatch := summary.get("mismatch"):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "torch", "asyncio", "py.warnings")
+ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "asyncio", "py.warnings")
 FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 OWN = "vz_ray"
 QUIET = {

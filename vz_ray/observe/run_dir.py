@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,24 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def whole_directory(final: Path) -> Iterator[Path]:
+    """A directory to fill; it becomes `final` when the block ends well, replacing one that was there.
+
+    A directory of that name is therefore always complete. What an interrupted
+    block left is deleted by the next one.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    sync_directory(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    sync_directory(final.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,0 +1,300 @@
+"""Every stage from nothing to a report, each resumable.
+
+    synth -> cold start -> evaluate -> RL -> evaluate
+                  |-> cold start continued by SFT, as long as RL took -> evaluate
+    base -> uniform baseline, same questions, no tool                 -> evaluate at 8 .. 128 frames
+    -> summary.json, report.html
+
+What a stage makes is there whole or not at all, and a stage whose product is
+there is not run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vz_ray import actors
+from vz_ray.actors import Actors
+from vz_ray.clips import ClipPool
+from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
+from vz_ray.coldstart.sft import SftState, supervise
+from vz_ray.config import to_yaml
+from vz_ray.config.coldstart import SftConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.run import RunConfig
+from vz_ray.data.needle.synth import SPLITS, synthesize
+from vz_ray.data.rl_file import check_videos, read_tasks
+from vz_ray.doctor import disk, memory, require, shared_memory
+from vz_ray.episode.trajectory import Trajectory
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.evaluate.play import evaluate
+from vz_ray.evaluate.results import EvalLog
+from vz_ray.evaluate.summary import (
+    COLD_START,
+    RL,
+    SFT_CONTINUED,
+    eval_path,
+    record_stage,
+    stage_seconds,
+    uniform_stage,
+    write_summary,
+)
+from vz_ray.evaluate.tables import print_summary
+from vz_ray.learner.model import check_checkpoint
+from vz_ray.observe import logs
+from vz_ray.observe.interrupt import Interrupt
+from vz_ray.observe.metrics import MetricLog
+from vz_ray.observe.progress import Progress
+from vz_ray.observe.run_dir import RunDir
+from vz_ray.report import write_report
+from vz_ray.rollout.fleet import Fleet
+from vz_ray.train import train
+from vz_ray.video.local import LocalFrames
+from vz_ray.weights import ModuleSource, ShmSender, WeightStore
+
+BASELINE = "baseline"
+
+
+@dataclass
+class Desk:
+    """What every stage needs."""
+
+    run: RunDir
+    progress: Progress
+    interrupt: Interrupt
+
+    def model(self, stage: str) -> Path:
+        """Where the model that a stage makes is exported to."""
+        return self.run.path / "models" / stage
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Notes the wall time of a part of the run, also where it is interrupted."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            record_stage(self.run.path, stage, time.monotonic() - began)
+
+
+@contextmanager
+def desk(config: RunConfig) -> Iterator[Desk]:
+    """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
+    require(memory(), shared_memory(), disk(Path(config.runs)))
+    check_checkpoint(config.model)
+    run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
+    logs.configure(run.logs)
+    with run.held(), Progress() as progress, Interrupt() as interrupt:
+        if resumed:
+            progress.say(f"going on with {run.path}")
+        yield Desk(run, progress, interrupt)
+
+
+def run_training(config: RunConfig) -> None:
+    """`vz-ray train`: the loop alone, from `config.model`, and its export."""
+    with desk(config) as at:
+        asyncio.run(_training(config, at))
+
+
+async def _training(config: RunConfig, at: Desk) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        frames = await stack.enter_async_context(actors.clip_pool(config))
+        fleet = await stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+        await reinforce(config, at, config.model, frames, fleet, "policy")
+    at.progress.say(f"the policy is in {at.model('policy')}")
+
+
+def run_quickstart(config: QuickstartConfig) -> None:
+    """`vz-ray quickstart`."""
+    with desk(config) as at:
+        make_world(config, at)
+        asyncio.run(_stages(config, at))
+        write_summary(at.run.path, config.evaluate)
+        with at.timed("report"):
+            report = write_report(at.run.path)
+        summary = write_summary(at.run.path, config.evaluate)
+    print_summary(summary)
+    print(f"report: {report}")
+
+
+def make_world(config: QuickstartConfig, at: Desk) -> None:
+    """Makes the needle videos that are missing."""
+    total = sum(getattr(config.synth, split) for split in SPLITS)
+    with at.timed("synth"), at.progress.stage("synth", total) as stage:
+        files = synthesize(config.synth, stage.advance)
+    for path in files.values():
+        check_videos(read_tasks(path), str(path))
+
+
+async def _stages(config: QuickstartConfig, at: Desk) -> None:
+    async with AsyncExitStack() as stack:
+        with at.timed("start Ray"):
+            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            frames = await stack.enter_async_context(actors.clip_pool(config))
+        cold = await cold_start(config, at, frames)
+        with at.timed("start engine"), at.progress.stage("start engine", 1) as stage:
+            fleet = await stack.enter_async_context(actors.fleet(config, cold, frames, at.run))
+            stage.advance()
+        examine = Examiner(config, at, fleet)
+        await examine.agent(COLD_START, cold)
+        trained = await reinforce(config, at, cold, frames, fleet, RL)
+        await examine.agent(RL, trained)
+        await controls(config, at, frames, cold)
+        await examine.agent(SFT_CONTINUED, at.model(SFT_CONTINUED))
+        await examine.baseline(at.model(BASELINE))
+
+
+async def cold_start(config: QuickstartConfig, at: Desk, frames: ClipPool) -> Path:
+    """The base taught the protocol by a few exemplars; returns its checkpoint directory."""
+    out = at.model(COLD_START)
+    if not out.exists():
+        with at.timed("cold start"):
+            exemplars = await zooming_exemplars(config)
+            await sft(config, at, frames, COLD_START, Path(config.model), exemplars, config.cold_start)
+    return out
+
+
+async def zooming_exemplars(config: QuickstartConfig) -> list[Trajectory]:
+    tasks = read_tasks(config.data.sft)
+    wire = wire_of(config.model, config.episode)
+    with LocalFrames() as local:
+        return await play_exemplars(tasks, local, wire, config.episode, zooming(wire, config.episode))
+
+
+async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
+    """Answers from uniform frames, on all the videos that the agent trains on, each frame count in turn."""
+    tasks = [*read_tasks(config.data.sft), *read_tasks(config.data.train)]
+    counts = config.baseline.train_frames
+    played: list[Trajectory] = []
+    with LocalFrames() as local:
+        for count in counts:
+            episode = uniform_episode(config, count)
+            wire = wire_of(config.model, episode)
+            played += await play_exemplars(tasks, local, wire, episode, answering(wire))
+    return played
+
+
+def uniform_episode(config: QuickstartConfig, frames: int) -> EpisodeConfig:
+    """The rules by which the baseline plays at a number of frames."""
+    return replace(uniform(config.episode, frames), prompt=config.baseline.prompt)
+
+
+async def sft(
+    config: QuickstartConfig,
+    at: Desk,
+    frames: ClipPool,
+    stage: str,
+    start: Path,
+    trajectories: list[Trajectory],
+    length: SftConfig,
+) -> SftState:
+    """Trains `start` on written turns and exports it as the model of `stage`."""
+    settings = replace(config.sft_learner, model=str(start))
+    checkpoint = at.run.checkpoints / stage
+    async with actors.learner(settings, frames) as learner:
+        with (
+            MetricLog(at.run.path / f"{stage}.jsonl") as log,
+            at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
+        ):
+            state = await supervise(
+                learner,
+                trajectories,
+                length,
+                seed=config.seed,
+                checkpoint=checkpoint,
+                log=log,
+                stage=bar,
+                interrupt=at.interrupt,
+            )
+        await learner.export_hf(at.model(stage))
+    return state
+
+
+async def reinforce(
+    config: RunConfig, at: Desk, start: Path | str, frames: ClipPool, fleet: Fleet, stage: str
+) -> Path:
+    """Trains `start` by reinforcement learning; returns the exported policy's directory."""
+    out = at.model(stage)
+    if out.exists():
+        return out
+    with at.timed("rl"):
+        async with AsyncExitStack() as stack:
+            settings = replace(config.learner, model=str(start))
+            learner = await stack.enter_async_context(actors.learner(settings, frames))
+            store = await stack.enter_async_context(actors.weight_store(config))
+            sender = actors.sender_of(learner, config, store, start)
+            await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
+            await learner.export_hf(out)
+    return out
+
+
+async def controls(config: QuickstartConfig, at: Desk, frames: ClipPool, cold: Path) -> None:
+    """What RL is compared with, trained side by side: SFT as long as RL took, and the baseline."""
+    rl_seconds = stage_seconds(at.run.path)["rl"]
+    stages = []
+    if not at.model(SFT_CONTINUED).exists():
+        length = replace(config.sft_continued, max_seconds=rl_seconds)
+        exemplars = await zooming_exemplars(config)
+        stages.append(sft(config, at, frames, SFT_CONTINUED, cold, exemplars, length))
+    if not at.model(BASELINE).exists():
+        answers = await uniform_exemplars(config)
+        base = Path(config.model)
+        stages.append(sft(config, at, frames, BASELINE, base, answers, config.baseline_sft))
+    with at.timed("controls"):
+        await asyncio.gather(*stages)
+
+
+def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:
+    """The wire format of a checkpoint directory under these rules."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    return WireFormat(tokenizer, Wording.load(episode.prompt), compat=episode.format == "compat")
+
+
+class Examiner:
+    """Evaluates one model after another on the test questions, all on the same engines."""
+
+    def __init__(self, config: QuickstartConfig, at: Desk, fleet: Fleet) -> None:
+        self.config, self.at, self.fleet = config, at, fleet
+        self.tasks = read_tasks(config.data.test)
+        self.holds: Path | None = at.model(COLD_START)
+
+    async def agent(self, stage: str, model: Path) -> None:
+        """The zooming agent, greedy."""
+        await self._play(stage, model, self.config.episode)
+
+    async def baseline(self, model: Path) -> None:
+        """The uniform baseline at each number of frames."""
+        for count in self.config.baseline.test_frames:
+            await self._play(uniform_stage(count), model, uniform_episode(self.config, count))
+
+    async def _play(self, stage: str, model: Path, episode: EpisodeConfig) -> None:
+        identity = {"model": str(model), "tasks": self.config.data.test, "stage": stage}
+        log = EvalLog(eval_path(self.at.run.path, stage), identity)
+        if len(log.done) == len(self.tasks):
+            return
+        with self.at.timed("evaluate"), self.at.progress.stage(f"evaluate {stage}", len(self.tasks)) as bar:
+            await self._hold(model)
+            playing = evaluate(self.fleet, self.tasks, log, episode, stage=stage, advance=bar.advance)
+            await self.at.interrupt.watch(playing)
+
+    async def _hold(self, model: Path) -> None:
+        """Publishes `model` to the engines unless they hold it."""
+        if self.holds == model:
+            return
+        import torch
+
+        from vz_ray.learner.model import load_pretrained
+
+        async with actors.weight_store(self.config) as folder:
+            source = ModuleSource(load_pretrained(model, torch.float32))
+            await self.fleet.publish(self.fleet.version + 1, ShmSender(WeightStore(folder), source))
+        self.holds = model
