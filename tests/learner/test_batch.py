@@ -237,3 +237,12 @@ def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         check_checkpoint(tmp_path)
+
+
+def test_a_model_of_another_family_is_refused(world: World, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (other / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a qwen3_vl; the learner knows qwen2_5_vl"):
+        load_pretrained(other, torch.float32)

@@ -290,6 +290,24 @@ def test_the_probe_is_scored_as_the_plain_model_scores_it(world: World) -> None:
     assert trainer.score(probe) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, True)])
+def test_bfloat16_follows_float32(
+    world: World, alone: tuple[dict[str, Any], Path], stage: int, offload: bool
+) -> None:
+    trainer = Trainer(small_config(world.model, stage, dtype="bfloat16", offload=offload))
+    assert {spec.dtype for spec in trainer.source().specs()} == {"bfloat16"}
+    metrics = trainer.sft_step(world.trajectories[:5], world.pixels)
+    expected = alone[0]["learn"]["sft"]
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+    assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
+    assert trainer.sft_step(world.trajectories[:5], world.pixels)["loss"] < metrics["loss"]
+
+
+def test_bfloat16_without_master_weights_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="no float32 copy of bfloat16 weights"):
+        Trainer(small_config(world.model, 0, dtype="bfloat16"))
+
+
 @pytest.mark.parametrize(
     ("schedule", "warmup", "rates"),
     [

@@ -41,6 +41,7 @@ def zero_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
     }
 
@@ -83,6 +84,11 @@ class Engine:
         deepspeed = _deepspeed()
         self._config, self._place = config.optimizer, place
         self.dtype = training_dtype(config, place)
+        if self.dtype == torch.bfloat16 and config.zero_stage == 0:
+            raise ValueError(
+                "learner.zero_stage 0 keeps no float32 copy of bfloat16 weights, "
+                "so that small steps are lost; use 1, 2 or 3"
+            )
         trained = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained,

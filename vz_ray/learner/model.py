@@ -12,6 +12,9 @@ from vz_ray.learner.batch import MicroBatch, TokenIds
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.vision import speed_up, vision_tables
 
+FAMILIES = ("qwen2_5_vl",)
+"""HF model types whose positions, tower and weights are known to be read aright here."""
+
 
 def check_checkpoint(directory: str | Path) -> Path:
     """The directory, if it holds an HF checkpoint in safetensors.
@@ -34,11 +37,21 @@ def check_checkpoint(directory: str | Path) -> Path:
 
 
 def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
-    """Loads the HF model as it is; weights from safetensors only, no code from the checkpoint."""
-    from transformers import AutoModelForImageTextToText
+    """Loads the HF model as it is; weights from safetensors only, no code from the checkpoint.
 
+    Raises:
+        FileNotFoundError: See `check_checkpoint`.
+        ValueError: It is a model of another family.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    path = check_checkpoint(directory)
+    kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    if kind not in FAMILIES:
+        # Others load as well, but position their images otherwise or feed them to several layers.
+        raise ValueError(f"model {str(path)!r} is a {kind}; the learner knows {', '.join(FAMILIES)}")
     return AutoModelForImageTextToText.from_pretrained(
-        check_checkpoint(directory),
+        path,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
