@@ -27,7 +27,7 @@ from vz_ray.data.task import Task
 from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampled, Sampling, Status, Trajectory
 from vz_ray.reward import score
-from vz_ray.rollout.engine import placeholder_ids
+from vz_ray.rollout.engine import banned_ids
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
 from vz_ray.rollout.remote import RayWorker
@@ -107,7 +107,7 @@ async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[World]
         engine=replace(engine_config, max_num_seqs=16), workers=1, episodes_per_worker=8, cpus_per_worker=0.1
     )
     setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score, str(path / "logs"))
-    reference = Reference(model, placeholder_ids(model))
+    reference = Reference(model, banned_ids(model))
     publisher = Publisher(deadline_s=60, probe=build_probe(reference.tokenizer))
     fleet = Fleet(lambda name: RayWorker(name, setup), config, publisher)
     try:

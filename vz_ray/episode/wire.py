@@ -9,7 +9,7 @@ after them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ PAD = "<|image_pad|>"
 IMAGE = f"<|vision_start|>{PAD}<|vision_end|>"
 END = "<|im_end|>"
 PATCH, MERGE = 14, 2
+PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", PAD, "<|video_pad|>")
+"""Tokens that stand for vision input: engines never sample them, and the learner masks the same ones."""
 
 
 class Tokenizer(Protocol):
@@ -154,6 +156,11 @@ class WireFormat:
         for token in compact:
             expanded += [token] * (visual_tokens(next(left)) if token == self.pad_id else 1)
         return Context(tuple(compact), tuple(expanded), grids, tuple(frame.ref for frame in frames))
+
+
+def placeholder_ids(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
+    """Ids of the placeholders that a tokenizer knows, ascending."""
+    return tuple(sorted(vocabulary[token] for token in PLACEHOLDERS if token in vocabulary))
 
 
 def grid_of(frame: Frame) -> Grid:

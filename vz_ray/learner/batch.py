@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vz_ray.episode.trajectory import Sampled, Trajectory
+from vz_ray.episode.wire import placeholder_ids
 from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.pixels import PixelSpec, patches
 from vz_ray.video.frame import RGB, FrameRef
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-"""Tokens that stand for vision input; the rollout engines ban the same ones."""
 
 Pixels = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
 """Gives the arrays of the frames asked for, by digest; what else it gives is ignored."""
@@ -53,8 +51,7 @@ class TokenIds:
 
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        vocabulary = tokenizer.get_vocab()
-        vision = tuple(sorted(vocabulary[name] for name in PLACEHOLDERS if name in vocabulary))
+        vision = placeholder_ids(tokenizer.get_vocab())
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return cls(image=config.image_token_id, pad=pad, vision=vision)
 

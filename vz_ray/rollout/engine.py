@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
+from vz_ray.episode.wire import placeholder_ids
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame, FrameRef
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 ZOOM_END = "</video_zoom>"
 """A turn stops where a zoom call is complete."""
-
-_PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 _GIB = 1 << 30
 _SENDS = 3
@@ -56,16 +55,11 @@ class EngineStats:
     running: int = 0
 
 
-def placeholder_ids(model: str | Path) -> tuple[int, ...]:
-    """Ids that stand for vision input in the checkpoint `model`, as its config says; never sampled.
+def banned_ids(model: str | Path) -> tuple[int, ...]:
+    """Ids that are never sampled from the checkpoint `model`; the learner masks the same ones."""
+    from transformers import AutoTokenizer
 
-    The learner masks the same ids when it recomputes log-probs.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
-    found = (getattr(config, name, None) for name in _PLACEHOLDERS)
-    return tuple(sorted(i for i in found if i is not None))
+    return placeholder_ids(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False).get_vocab())
 
 
 def frame_key(frame: Frame) -> str:
@@ -201,7 +195,7 @@ class Engine:
             if not any(model.glob(pattern)):
                 raise UserError(f"{model} has no {pattern}; give the directory of a Hugging Face checkpoint")
         prepare_environment(config)
-        ids = placeholder_ids(model)
+        ids = banned_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = _engine_args(model, config, ids, log, BACKENDS[transport])

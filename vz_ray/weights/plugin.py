@@ -17,9 +17,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from vz_ray.weights import vllm_cpu
 from vz_ray.weights.backends import BACKENDS
 from vz_ray.weights.orphan import exit_with_parent
-from vz_ray.weights.preempted import keep_images
 from vz_ray.weights.reload import Reload
 from vz_ray.weights.store import read_manifest, read_tensors
 
@@ -83,7 +83,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 def register() -> None:
     """Makes the backends known to vLLM, in this process; may be called again."""
     exit_with_parent()
-    keep_images()
+    vllm_cpu.install()
     if BACKENDS["shm"] in WeightTransferEngineFactory._registry:
         return
     WeightTransferEngineFactory.register_engine(BACKENDS["shm"], ShmWeightTransferEngine)

@@ -1,0 +1,103 @@
+"""Oracles play real videos through the ordinary runner, and what they leave is right."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from vz_ray.coldstart.base import corpus
+from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
+from vz_ray.coldstart.tiny import build_tokenizer
+from vz_ray.config.data import SynthConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.reward import RewardConfig
+from vz_ray.data.needle.synth import synthesize
+from vz_ray.data.rl_file import read_tasks
+from vz_ray.episode.trajectory import Status
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.evaluate.metrics import saw_all_events
+from vz_ray.observe.errors import UserError
+from vz_ray.reward import score
+from vz_ray.video.local import LocalFrames
+
+RULES = EpisodeConfig(
+    prompt="conf/prompt/tiny.yaml",
+    max_zoom_frames=8,
+    max_images=64,
+    max_context=2048,
+    overview_frames=16,
+    min_pixels=784,
+    max_pixels=784,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    config = SynthConfig(
+        directory=str(tmp_path_factory.mktemp("needle")),
+        train=4,
+        sft=0,
+        validation=0,
+        test=0,
+        shot_s=[4, 16],
+        workers=1,
+    )
+    return read_tasks(synthesize(config)["train"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(corpus(), 1792)
+
+
+def played(tasks, tokenizer, rules, expert):
+    wire = WireFormat(tokenizer, Wording.load(rules.prompt))
+    with LocalFrames() as frames:
+        return asyncio.run(play_exemplars(tasks, frames, wire, rules, expert(wire)))
+
+
+def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, tokenizer):
+    trajectories = played(tasks, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+    reward = RewardConfig(max_zoom_frames=8)
+    for task, trajectory in zip(tasks, trajectories, strict=True):
+        assert trajectory.status is Status.ANSWERED
+        assert saw_all_events(task, trajectory)
+        parts = score(trajectory, task, reward)
+        assert (parts.accuracy, parts.format, parts.tool) == (1.0, 1.0, 1.0)
+        assert len(trajectory.zooms) == len(task.extra["path"]) == trajectory.zooms_tried
+    kinds = {task.kind: len(t.zooms) for task, t in zip(tasks, trajectories, strict=True)}
+    assert kinds["deep"] == 2
+
+
+def test_the_answering_oracle_says_only_what_its_frames_show(tasks, tokenizer):
+    rules = replace(uniform(RULES, 32), prompt="conf/prompt/tiny-answer.yaml")
+    trajectories = played(tasks, tokenizer, rules, answering)
+    assert {len(t.refs) for t in trajectories} == {32}
+    for task, trajectory in zip(tasks, trajectories, strict=True):
+        (turn,) = trajectory.turns
+        shown = any(a <= ref.pts_s < b for ref in trajectory.refs for a, b in task.events)
+        assert (str(task.extra["symbol"]) in turn.text) == shown
+        assert trajectory.answer == task.answer
+
+
+def test_a_task_without_truth_is_named(tasks, tokenizer):
+    blind = [replace(tasks[0], extra={})]
+    with pytest.raises(ValueError, match=f"task {tasks[0].task_id} has no truth"):
+        played(blind, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+
+
+def test_a_missing_video_is_named(tasks, tokenizer):
+    gone = [replace(tasks[0], video="nowhere.mp4")]
+    with pytest.raises(UserError, match=r"nowhere\.mp4"):
+        played(gone, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+
+
+def test_the_tokenizer_keeps_numbers_whole_and_loses_nothing(tokenizer):
+    text = (
+        '<think>red border at 348.50</think><video_zoom>{"segment": [348.50, 352.00], "fps": 2}</video_zoom>'
+    )
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert {"348", ".50", "352", "<video_zoom>", "</video_zoom>"} <= {tokenizer.decode([i]) for i in ids}
