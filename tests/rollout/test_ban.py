@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -115,6 +116,19 @@ async def test_seeds_repeat_and_greedy_has_no_chance(pair: tuple[Engine, Referen
     assert await ids(Sampling(seed=7, max_tokens=20), "c") != await ids(Sampling(seed=8, max_tokens=20), "d")
     greedy = Sampling(temperature=0, max_tokens=20)
     assert await ids(greedy, "e") == await ids(greedy, "f")
+
+
+async def test_seeds_repeat_when_prompts_are_read_in_parts(pair: tuple[Engine, Reference]) -> None:
+    """Together these prompts are longer than what the engine reads in one step."""
+    engine, reference = pair
+    ask = ASK.replace("what?", "what flashes? " * 200)
+    prompts = [reference.prompt(ask, [frame(seed, 56, 56)]) for seed in range(8)]
+    assert sum(len(prompt.compact_ids) for prompt in prompts) > 2048
+    sampling = Sampling(seed=7, max_tokens=8)
+    alone = await engine.act(prompts[-1], sampling, request="alone")
+    await engine.reset_caches()
+    turns = [engine.act(prompt, sampling, request=f"part{i}") for i, prompt in enumerate(prompts)]
+    assert (await asyncio.gather(*turns))[-1].token_ids == alone.token_ids
 
 
 async def test_frames_and_pads_that_do_not_match_are_an_error(pair: tuple[Engine, Reference]) -> None:

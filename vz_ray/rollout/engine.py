@@ -33,6 +33,10 @@ _GIB = 1 << 30
 _SENDS = 3
 _SHUTDOWN_S = 30.0
 
+# Tokens in a block of the prefix cache on CPU. vLLM's default of 128 is longer
+# than a turn of a small model; two-turn episodes of 400 tokens are 1.4 times faster with 32.
+_CPU_BLOCK = 32
+
 T = TypeVar("T")
 
 
@@ -102,6 +106,7 @@ def _logging_to(file: Path) -> str:
 
 
 def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: Path, backend: str) -> Any:
+    import torch
     from vllm.config import WeightTransferConfig
     from vllm.config.logging import LoggingConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -121,6 +126,7 @@ def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: 
         mm_processor_cache_gb=config.mm_cache_gib,
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
+        block_size=None if torch.cuda.is_available() else _CPU_BLOCK,
         trust_remote_code=False,
         weight_transfer_config=WeightTransferConfig(backend=backend),
         logits_processors=[BanTokens],

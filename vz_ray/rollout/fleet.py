@@ -383,7 +383,10 @@ class Fleet:
         deadline = self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
         try:
             return await within(
-                deadline, worker.play_episode(task, id, sampling, episode), who=worker.name, what=f"episode {id}"
+                deadline,
+                worker.play_episode(task, id, sampling, episode),
+                who=worker.name,
+                what=f"episode {id}",
             )
         except WorkerLost as error:
             await self._lose(seat, str(error))

@@ -141,9 +141,7 @@ class RolloutWorker:
             self._playing += 1
             try:
                 drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
-                game = play(
-                    task, engine, setup.frames, wire, rules, id=id, sampling=drawn, worker=self.name
-                )
+                game = play(task, engine, setup.frames, wire, rules, id=id, sampling=drawn, worker=self.name)
                 deadline = setup.rollout.episode_deadline_s
                 trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")
             finally:
