@@ -13,6 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 import ray
+import torch
 
 from tests.rollout.reference import Reference, gap, shake, tiny
 from vz_ray.clips.pool import ClipPool
@@ -30,9 +31,18 @@ from vz_ray.reward import score
 from vz_ray.rollout.engine import banned_ids
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
-from vz_ray.rollout.remote import RayWorker
+from vz_ray.rollout.remote import RayWorker, fetch
 from vz_ray.rollout.worker import WorkerSetup
-from vz_ray.weights import ModuleSource, Publisher, ShmSender, WeightStore, build_probe, learner_logprobs
+from vz_ray.weights import (
+    Manifest,
+    ModuleSource,
+    Publisher,
+    ShmSender,
+    WeightStore,
+    build_probe,
+    learner_logprobs,
+)
+from vz_ray.weights.store import read_tensors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,7 +63,7 @@ class World:
         self, path: Path, fleet: Fleet, tasks: list[Task], pool: ClipPool, reference: Reference
     ) -> None:
         self.fleet, self.tasks, self.pool, self.reference = fleet, tasks, pool, reference
-        self.store = WeightStore(path / "weights")
+        self.store = WeightStore(path / "weights", bucket_bytes=1 << 20)
         self.ledger = Ledger()
         self.sender = ShmSender(self.store, ModuleSource(reference.model), self.score)
 
@@ -169,3 +179,16 @@ async def test_the_replacement_takes_the_next_version(world: World) -> None:
     assert report.updated == ("rollout-1",)
     [group] = [g async for g in world.fleet.play(world.tasks[:1], 2, Sampling(), world.ledger, iteration=3)]
     assert group.trajectories[0].weight_versions == (2,)
+
+
+async def test_a_version_is_fetched_to_a_node_that_lacks_it(world: World, tmp_path: Path) -> None:
+    number = world.store.numbers()[-1]
+    node = ray.get_runtime_context().get_node_id()
+    manifest, *buckets = await fetch(str(world.store.path(number)), node)
+    there = WeightStore(tmp_path / "there").adopt(
+        Manifest.from_json(await manifest), [await bucket for bucket in buckets]
+    )
+    here = dict(read_tensors(world.store.path(number), world.store.load(number)))
+    copied = dict(read_tensors(there, world.store.load(number)))
+    assert here.keys() == copied.keys()
+    assert all(torch.equal(here[name], copied[name]) for name in here)
