@@ -85,6 +85,8 @@ def prepare_environment(config: EngineConfig) -> None:
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Threads that spin while they wait starve decoders and learner on the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
 

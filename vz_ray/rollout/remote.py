@@ -49,7 +49,7 @@ class RayWorker:
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
-        gpus = config.engine.tensor_parallel if setup.gpu else 0
+        gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
         actor = ray.remote(WorkerActor).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=gpus,

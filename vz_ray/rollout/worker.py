@@ -47,7 +47,6 @@ class WorkerSetup:
         logs: Directory for `<worker>.log` and `<worker>.engine.log`.
         transport: How weights come: `shm` or `nccl`.
         training: Refuse to sample what cannot be trained on.
-        gpu: Ask Ray for GPUs, as many as the engine's tensor parallelism.
     """
 
     model: str
@@ -60,7 +59,6 @@ class WorkerSetup:
     version: int = 0
     transport: str = "shm"
     training: bool = True
-    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
