@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from pathlib import Path
 
 import av
 import numpy as np
@@ -78,7 +80,7 @@ def test_files_are_h264_with_b_frames_and_long_gops(world):
     assert stream.codec_context.name == "h264"
     assert len(frames) == 16 * 16 * 8
     keys = [i for i, (_, key) in enumerate(frames) if key]
-    assert all(after - before <= 250 for before, after in zip(keys, keys[1:], strict=False))
+    assert all(after - before <= 250 for before, after in itertools.pairwise(keys))
     assert keys[1] > 100
     assert any(kind == av.video.frame.PictureType.B for kind, _ in frames)
 
@@ -108,14 +110,12 @@ def test_tasks_are_read_back_with_their_truth(world):
 def test_a_second_call_makes_only_what_is_missing(world, monkeypatch):
     config, files = world
     video = read_tasks(files["train"])[0].video
-    others = {t.video: open(t.video, "rb").read() for t in read_tasks(files["train"])}
-    import os
-
-    os.unlink(video)
-    stamp = os.stat(read_tasks(files["test"])[0].video).st_mtime_ns
+    others = {t.video: Path(t.video).read_bytes() for t in read_tasks(files["train"])}
+    Path(video).unlink()
+    stamp = Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns
     synthesize(config)
-    assert open(video, "rb").read() == others[video]
-    assert os.stat(read_tasks(files["test"])[0].video).st_mtime_ns == stamp
+    assert Path(video).read_bytes() == others[video]
+    assert Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns == stamp
 
 
 def test_other_settings_do_not_overwrite_a_world(world):

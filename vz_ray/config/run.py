@@ -29,9 +29,7 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         if self.num_cpus < 4:
-            raise ValueError(
-                f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need 4"
-            )
+            raise ValueError(f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need 4")
         if self.object_store_mib < 80:
             raise ValueError(f"ray.object_store_mib is {self.object_store_mib}; Ray needs at least 80")
 
@@ -47,7 +45,7 @@ class TrainConfig:
     samples: int = 16
     """Trajectories in a group (paper: 16)."""
     max_tasks: int = 384
-    """Most tasks played in an iteration to fill the batch; groups whose rewards are all alike teach nothing."""
+    """Most tasks played in an iteration to fill the batch; groups of equal rewards teach nothing."""
     temperature: float = 1.0
     """Sampling temperature of training episodes."""
     evaluate_every: int = 20
