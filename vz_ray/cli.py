@@ -100,12 +100,11 @@ def synth(arguments: Settings = None, dry_run: DryRun = False) -> None:
     Example: vz-ray synth directory=data/needle train=96 test=52 seed=0
     """
     from vz_ray.config.data import SynthConfig
-    from vz_ray.data.needle.synth import SPLITS, synthesize
+    from vz_ray.data.needle.synth import synthesize
     from vz_ray.observe.progress import Progress
 
     config = settings(SynthConfig, arguments, None, dry_run)
-    total = sum(getattr(config, split) for split in SPLITS)
-    with Progress() as progress, progress.stage("synth", total) as stage:
+    with Progress() as progress, progress.stage("synth", sum(config.videos.values())) as stage:
         files = synthesize(config, stage.advance)
     for split, path in files.items():
         print(f"{split}: {path}")

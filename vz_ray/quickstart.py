@@ -28,7 +28,7 @@ from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
-from vz_ray.data.needle.synth import SPLITS, synthesize
+from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.rl_file import check_videos, read_tasks
 from vz_ray.doctor import disk, memory, require, shared_memory
 from vz_ray.episode.trajectory import Trajectory
@@ -114,11 +114,13 @@ async def _training(config: RunConfig, at: Desk) -> None:
 def run_quickstart(config: QuickstartConfig) -> None:
     """`vz-ray quickstart`."""
     with desk(config) as at:
-        make_world(config, at)
-        asyncio.run(_stages(config, at))
-        write_summary(at.run.path, config.evaluate)
-        with at.timed("report"):
-            report = write_report(at.run.path)
+        report = at.run.path / "report.html"
+        if not report.exists():
+            make_world(config, at)
+            asyncio.run(_stages(config, at))
+            write_summary(at.run.path, config.evaluate)
+            with at.timed("report"):
+                write_report(at.run.path, config.report)
         summary = write_summary(at.run.path, config.evaluate)
     print_summary(summary)
     print(f"report: {report}")
@@ -126,7 +128,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
 
 def make_world(config: QuickstartConfig, at: Desk) -> None:
     """Makes the needle videos that are missing."""
-    total = sum(getattr(config.synth, split) for split in SPLITS)
+    total = sum(config.synth.videos.values())
     with at.timed("synth"), at.progress.stage("synth", total) as stage:
         files = synthesize(config.synth, stage.advance)
     for path in files.values():
@@ -138,9 +140,18 @@ async def _stages(config: QuickstartConfig, at: Desk) -> None:
         with at.timed("start Ray"):
             await stack.enter_async_context(actors.ray_cluster(config.ray))
             frames = await stack.enter_async_context(actors.clip_pool(config))
-        cold = await cold_start(config, at, frames)
+        # An engine takes half a minute to start, most of it on one core: time to train the cold start.
+        starting = asyncio.create_task(
+            stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+        )
+        try:
+            cold = await cold_start(config, at, frames)
+        except BaseException:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
         with at.timed("start engine"), at.progress.stage("start engine", 1) as stage:
-            fleet = await stack.enter_async_context(actors.fleet(config, cold, frames, at.run))
+            fleet = await starting
             stage.advance()
         examine = Examiner(config, at, fleet)
         await examine.agent(COLD_START, cold)
@@ -265,7 +276,7 @@ class Examiner:
     def __init__(self, config: QuickstartConfig, at: Desk, fleet: Fleet) -> None:
         self.config, self.at, self.fleet = config, at, fleet
         self.tasks = read_tasks(config.data.test)
-        self.holds: Path | None = at.model(COLD_START)
+        self.holds: Path | None = None
 
     async def agent(self, stage: str, model: Path) -> None:
         """The zooming agent, greedy."""

@@ -108,6 +108,24 @@ def test_a_mistake_is_one_line_that_says_where(write, text, overrides, message):
     assert "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    seed: int = 0
+    learner: Learner = field(default_factory=Learner)
+    name: str = "pair"
+
+    def __post_init__(self) -> None:
+        if self.seed > self.learner.lr:
+            raise ValueError(f"seed is {self.seed}, above learner.lr ({self.learner.lr})")
+
+
+def test_a_mistake_between_sections_is_placed_where_one_of_them_was_set(write):
+    with pytest.raises(ConfigError, match=r"^override 'seed=9': seed is 9, above learner.lr \(1e-06\)$"):
+        load(Pair, write("seed: 1\n"), ["seed=9", "name=other"])
+    with pytest.raises(ConfigError, match=r"run.yaml:3: seed is 1, above learner.lr \(0.5\)$"):
+        load(Pair, write("name: x\nlearner: {lr: 0.5}\nseed: 1\n"), ["name=other"])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.yaml: No such file"):
         load(Run, tmp_path / "nowhere.yaml")

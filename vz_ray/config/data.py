@@ -50,6 +50,11 @@ class SynthConfig:
         if self.fps < 1 or self.workers < 1:
             raise ValueError(f"synth.fps ({self.fps}) and synth.workers ({self.workers}) must be at least 1")
 
+    @property
+    def videos(self) -> dict[str, int]:
+        """Videos of each split."""
+        return {"train": self.train, "sft": self.sft, "validation": self.validation, "test": self.test}
+
 
 @dataclass
 class DataConfig:

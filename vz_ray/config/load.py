@@ -187,9 +187,10 @@ def _placed(error: Exception, key: str, layers: Sequence[_Layer]) -> ConfigError
     for layer in reversed(layers):
         inside = [k for k in _flat(layer.values) if k == key or k.startswith(f"{key}." if key else "")]
         named = [k for k in inside if k.rpartition(".")[2] in words]
-        if inside and (named or not key):
-            return ConfigError(f"{layer.place((named or [key])[0])}: {message}")
-        if inside:
+        if named:
+            # A key that is named in full is meant rather than one of the same last name.
+            return ConfigError(f"{layer.place(max(named, key=lambda k: k in message))}: {message}")
+        if inside and key:
             return ConfigError(f"{layer.place(key)}: {key}: {message}")
     return ConfigError(f"{key}: {message}" if key else message)
 

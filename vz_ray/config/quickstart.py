@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vz_ray.config.coldstart import BaselineConfig, SftConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.report import ReportConfig
 from vz_ray.config.run import RunConfig
 
 
@@ -26,3 +27,17 @@ class QuickstartConfig(RunConfig):
     """Training of the uniform baseline."""
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     """The uniform baseline."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The HTML report."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sft_learner.model:
+            raise ValueError(
+                f"sft_learner.model is {self.sft_learner.model!r}; it is `model` of the run, set that instead"
+            )
+        if self.sft_continued.max_seconds:
+            raise ValueError(
+                f"sft_continued.max_seconds is {self.sft_continued.max_seconds}; "
+                "it goes on for as long as reinforcement learning took, leave it at 0"
+            )

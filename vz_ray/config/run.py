@@ -101,3 +101,14 @@ class RunConfig:
     """How figures are taken."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
+
+    def __post_init__(self) -> None:
+        if self.learner.model:
+            raise ValueError(
+                f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
+            )
+        if self.reward.max_zoom_frames != self.episode.max_zoom_frames:
+            raise ValueError(
+                f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
+                f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
+            )

@@ -43,7 +43,7 @@ def plan(config: SynthConfig) -> dict[str, list[NeedleVideo]]:
     for split_index, split in enumerate(SPLITS):
         rng = random.Random(config.seed * 1009 + split_index)
         videos[split] = []
-        for i in range(getattr(config, split)):
+        for i in range(config.videos[split]):
             shot_s = config.shot_s[i % len(config.shot_s)]
             kinds = kinds_for(shot_s, config.fps, config.questions, rng)
             videos[split].append(make_video(rng.randrange(2**31), shot_s * SHOTS, kinds))
