@@ -131,7 +131,7 @@ def base(
 def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
     """Trains a policy with GRPO on zooming episodes.
 
-    Example: vz-ray train conf/quickstart.yaml model=runs/quickstart/models/cold_start name=longer
+    Example: vz-ray train conf/tiny.yaml model=runs/quickstart/models/cold_start name=longer
     """
     from vz_ray.config.run import RunConfig
     from vz_ray.quickstart import run_training

@@ -98,6 +98,9 @@ def desk(config: RunConfig) -> Iterator[Desk]:
 
 def run_training(config: RunConfig) -> None:
     """`vz-ray train`: the loop alone, from `config.model`, and its export."""
+    watched = [config.data.validation] if config.train.evaluate_every else []
+    for path in [config.data.train, *watched]:
+        check_videos(read_tasks(path), path)
     with desk(config) as at:
         asyncio.run(_training(config, at))
 

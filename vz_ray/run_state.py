@@ -73,6 +73,19 @@ class RunState:
         return cls(cursor, ledger, content["iteration"], content["weight_version"])
 
 
+def forget_after(run: RunDir, iteration: int) -> None:
+    """Deletes what iterations from `iteration` on left in a run that goes on from before them.
+
+    They are played again; their old episodes and validations must not stand beside the new ones.
+    """
+    for path in run.episodes.glob("*.jsonl"):
+        if int(path.stem) >= iteration:
+            path.unlink()
+    for path in (run.path / "validation").glob("*.jsonl"):
+        if int(path.stem) > iteration:
+            path.unlink()
+
+
 def checkpoints(run: RunDir) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path for path in run.checkpoints.glob("step-*") if _STEP.fullmatch(path.name))

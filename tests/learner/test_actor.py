@@ -11,6 +11,7 @@ import ray
 from tests.learner.rank_worker import small_config, small_world
 from tests.learner.worlds import Album, World, small_model
 from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
+from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
 
 
@@ -42,7 +43,7 @@ async def test_two_ranks_learn_publish_and_name_the_one_that_died(world: World, 
 @pytest.mark.usefixtures("ray_session")
 async def test_a_model_without_weights_is_named(world: World, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="safetensors"):
+    with pytest.raises(UserError, match="safetensors"):
         await LearnerGroup.start(small_config(tmp_path, 0), Album({}))
 
 

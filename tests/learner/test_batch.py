@@ -17,6 +17,7 @@ from vz_ray.episode.trajectory import Context, Trajectory, Turn, Written
 from vz_ray.learner.batch import Example, MicroBatch, collate, encode, frames_of, plan
 from vz_ray.learner.model import Policy, check_checkpoint, load_pretrained
 from vz_ray.learner.pixels import PixelSpec
+from vz_ray.observe.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -229,13 +230,13 @@ def test_plans_cover_everything_once_in_equal_steps_within_the_budget(
 
 
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         check_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         check_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="safetensors"):
+    with pytest.raises(UserError, match="safetensors"):
         check_checkpoint(tmp_path)
 
 
@@ -244,5 +245,5 @@ def test_a_model_of_another_family_is_refused(world: World, tmp_path: Path) -> N
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="is a qwen3_vl; the learner knows qwen2_5_vl"):
+    with pytest.raises(UserError, match="is a qwen3_vl; the learner knows qwen2_5_vl"):
         load_pretrained(other, torch.float32)

@@ -15,8 +15,12 @@ from typing import Any
 
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import VideoError
+from vz_ray.video.source import Limits, open_video
 
 MANIFEST = "manifest.json"
+OPENED = 512
+"""Videos opened before a run: a few milliseconds each."""
 
 
 def read_tasks(path: Path | str) -> list[Task]:
@@ -42,11 +46,23 @@ def read_tasks(path: Path | str) -> list[Task]:
 
 
 def check_videos(tasks: list[Task], source: str) -> None:
-    """`UserError` naming the first local video that does not exist, and how many there are."""
-    local = {task.video for task in tasks if "://" not in task.video}
-    missing = sorted(video for video in local if not Path(video).is_file())
+    """Looks for every local video, and opens up to `OPENED` of them, evenly spread.
+
+    Raises:
+        UserError: Some do not exist, or one is no video; names the first.
+    """
+    local = sorted({task.video for task in tasks if "://" not in task.video})
+    missing = [video for video in local if not Path(video).is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(local)} videos of {source} do not exist, first {missing[0]}")
+        raise UserError(
+            f"{len(missing)} of {len(local)} videos of {source} do not exist, first {missing[0]}; "
+            "paths are relative to the task file"
+        )
+    for video in local[:: max(1, -(-len(local) // OPENED))]:
+        try:
+            open_video(video, Limits())[0].close()
+        except VideoError as error:
+            raise UserError(f"{error}; replace it, or take its questions out of {source}") from error
 
 
 def write_tasks(path: Path, tasks: list[Task]) -> bytes:

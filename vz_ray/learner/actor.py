@@ -180,7 +180,7 @@ class LearnerGroup:
 
         Raises:
             Overdue: Ray could not place them in time; the message says what was asked for.
-            FileNotFoundError: See `Trainer`.
+            UserError: See `Trainer`.
         """
         bundle = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
         place = placement_group([bundle] * config.ranks, strategy="PACK")

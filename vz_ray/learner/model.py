@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vz_ray.learner.batch import MicroBatch, TokenIds
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.vision import speed_up, vision_tables
+from vz_ray.observe.errors import UserError
 
 FAMILIES = ("qwen2_5_vl",)
 """HF model types whose positions, tower and weights are known to be read aright here."""
@@ -20,19 +21,15 @@ def check_checkpoint(directory: str | Path) -> Path:
     """The directory, if it holds an HF checkpoint in safetensors.
 
     Raises:
-        FileNotFoundError: It is no directory, or lacks `config.json` or weights.
+        UserError: It is no directory, or lacks `config.json` or weights.
     """
     path = Path(directory)
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"model {str(directory)!r} is not a directory; give an HF checkpoint directory"
-        )
+        raise UserError(f"model {str(directory)!r} is not a directory; give an HF checkpoint directory")
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"model {str(path)!r} has no config.json; give an HF checkpoint directory")
+        raise UserError(f"model {str(path)!r} has no config.json; give an HF checkpoint directory")
     if not any(path.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"model {str(path)!r} has no *.safetensors weights; download or convert them first"
-        )
+        raise UserError(f"model {str(path)!r} has no *.safetensors weights; download or convert them first")
     return path
 
 
@@ -40,8 +37,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
     """Loads the HF model as it is; weights from safetensors only, no code from the checkpoint.
 
     Raises:
-        FileNotFoundError: See `check_checkpoint`.
-        ValueError: It is a model of another family.
+        UserError: See `check_checkpoint`, or it is a model of another family.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -49,7 +45,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
     kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
     if kind not in FAMILIES:
         # Others load as well, but position their images otherwise or feed them to several layers.
-        raise ValueError(f"model {str(path)!r} is a {kind}; the learner knows {', '.join(FAMILIES)}")
+        raise UserError(f"model {str(path)!r} is a {kind}; the learner knows {', '.join(FAMILIES)}")
     return AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,

@@ -66,7 +66,7 @@ class Trainer:
     fetches those of the refs it is asked for.
 
     Raises:
-        FileNotFoundError: `config.model` is no checkpoint directory, or has no weights.
+        UserError: `config.model` is no checkpoint directory, or has no weights.
     """
 
     def __init__(self, config: LearnerConfig) -> None:
