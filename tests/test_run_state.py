@@ -1,0 +1,108 @@
+"""A run's checkpoint: all of it or none, and the next batch is the one that would have come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.task import AnswerType, Task
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.run_dir import RunDir
+from vz_ray.run_state import RunState, checkpoints, forget_after, newest
+
+TASKS = [Task(f"t{i}", f"v{i}.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE) for i in range(7)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir.begin(tmp_path / "run", "name: run\n")[0]
+
+
+async def save_learner(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "weights").write_bytes(b"w" * 100)
+
+
+async def fail(directory: Path) -> None:
+    """Dies half way."""
+    directory.mkdir()
+    (directory / "weights").write_bytes(b"w")
+    raise KeyboardInterrupt
+
+
+def played(iterations: int) -> RunState:
+    """A state after so many iterations of three tasks, with one sample of the next one owed."""
+    state = RunState(TaskCursor(TASKS, seed=3))
+    for iteration in range(iterations):
+        for task in state.cursor.take(3):
+            for id in state.ledger.owe(iteration, task.task_id, 2):
+                assert state.ledger.accept(id)
+        state.ledger.close(iteration)
+    state.ledger.owe(iterations, "t0", 1)
+    state.iteration, state.weight_version = iterations, iterations + 1
+    return state
+
+
+async def test_the_next_batch_after_a_resume_is_the_one_that_would_have_come(run):
+    state = played(4)
+    loaded = RunState.load(await state.save(run, save_learner, keep=2), TASKS)
+    assert loaded == state
+    assert [loaded.cursor.take(3) for _ in range(5)] == [state.cursor.take(3) for _ in range(5)]
+
+
+async def test_an_interrupted_save_leaves_the_checkpoint_before_it(run):
+    first = await played(1).save(run, save_learner, keep=1)
+    with pytest.raises(KeyboardInterrupt):
+        await played(2).save(run, fail, keep=1)
+    assert newest(run) == first
+    assert RunState.load(first, TASKS) == played(1)
+    second = await played(2).save(run, save_learner, keep=1)
+    assert newest(run) == second
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000002"]
+
+
+async def test_only_the_newest_are_kept(run):
+    for iterations in (1, 2, 9, 10, 11):
+        await played(iterations).save(run, save_learner, keep=2)
+    assert [path.name for path in checkpoints(run)] == ["step-000010", "step-000011"]
+
+
+async def test_a_copy_stays_as_it_was(run):
+    state = played(2)
+    before, same = state.copy(), played(2)
+    state.cursor.take(2)
+    state.ledger.owe(2, "t5", 4)
+    state.iteration += 1
+    assert before == same
+    assert before != state
+
+
+def test_a_run_without_checkpoints_begins_afresh(run):
+    assert newest(run) is None
+
+
+@pytest.mark.parametrize("part", ["state.json", "learner"])
+async def test_a_checkpoint_that_lost_a_part_is_named(run, part):
+    path = await played(1).save(run, save_learner, keep=1)
+    (path / part).rename(run.path / "elsewhere")
+    with pytest.raises(UserError, match=rf"step-000001 has no {part}: delete it"):
+        newest(run)
+
+
+async def test_another_number_of_tasks_is_refused(run):
+    path = await played(1).save(run, save_learner, keep=1)
+    with pytest.raises(UserError, match="was over 7 tasks and the data file now has 6"):
+        RunState.load(path, TASKS[:6])
+
+
+def test_what_is_played_again_is_forgotten_first(run):
+    validation = run.path / "validation"
+    validation.mkdir()
+    for iteration in range(4):
+        (run.episodes / f"{iteration:06d}.jsonl").write_text("{}\n")
+        (validation / f"{iteration + 1:06d}.jsonl").write_text("{}\n")
+    forget_after(run, 2)
+    assert sorted(path.name for path in run.episodes.iterdir()) == ["000000.jsonl", "000001.jsonl"]
+    assert sorted(path.name for path in validation.iterdir()) == ["000001.jsonl", "000002.jsonl"]
