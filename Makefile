@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart test lint types format lock doctor clean
+.PHONY: quickstart baseline test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -11,6 +11,10 @@ quickstart: .venv/.installed
 
 test: .venv/.installed lint types
 	$(PY) -m pytest $(ARGS)
+
+# Slow: the uniform baseline trained on as many samples as the agent of a finished quickstart saw.
+baseline: .venv/.installed
+	$(PY) -m vz_ray.cli baseline runs/$(NAME)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .

@@ -159,6 +159,17 @@ def quickstart(
 
 
 @app.command()
+def baseline(run: Annotated[Path, typer.Argument(help="A finished quickstart run.")]) -> None:
+    """Trains the uniform baseline on as many samples as a run's agent saw, and evaluates it.
+
+    Example: vz-ray baseline runs/quickstart
+    """
+    from vz_ray.quickstart import run_baseline
+
+    run_baseline(run)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Writes report.html and summary.json of a run from what its stages left behind.
 

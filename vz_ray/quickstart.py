@@ -23,12 +23,13 @@ from vz_ray.actors import Actors
 from vz_ray.clips import ClipPool
 from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
 from vz_ray.coldstart.sft import SftState, supervise
-from vz_ray.config import to_yaml
+from vz_ray.config import load, to_yaml
 from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
 from vz_ray.data.needle.synth import synthesize
+from vz_ray.data.record import read_records
 from vz_ray.data.rl_file import check_videos, read_tasks
 from vz_ray.doctor import disk, memory, require, shared_memory
 from vz_ray.episode.trajectory import Trajectory
@@ -127,6 +128,38 @@ def run_quickstart(config: QuickstartConfig) -> None:
         summary = write_summary(at.run.path, config.evaluate)
     print_summary(summary)
     print(f"report: {report}")
+
+
+def run_baseline(run: Path) -> None:
+    """`vz-ray baseline`: the uniform baseline trained on as many samples as the agent of `run` saw.
+
+    Its figures go to a run of its own, `<run>-baseline`.
+    """
+    of = load(QuickstartConfig, RunDir.open(run).config)
+    played = sum(1 for path in sorted((run / "episodes").glob("*.jsonl")) for _ in read_records(path))
+    seen = of.cold_start.steps * of.cold_start.batch + played
+    steps = -(-seen // of.baseline_sft.batch)
+    config = replace(
+        of, name=f"{of.name}-baseline", baseline_sft=replace(of.baseline_sft, steps=steps, max_seconds=0.0)
+    )
+    with desk(config) as at:
+        at.progress.say(f"{seen} samples, as many as the agent of {run} saw: {steps} steps")
+        asyncio.run(_baseline(config, at))
+        summary = write_summary(at.run.path, config.evaluate)
+    print_summary(summary)
+
+
+async def _baseline(config: QuickstartConfig, at: Desk) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        frames = await stack.enter_async_context(actors.clip_pool(config))
+        if not at.model(BASELINE).exists():
+            with at.timed(BASELINE):
+                answers = await uniform_exemplars(config)
+                base = Path(config.model)
+                await sft(config, at, frames, BASELINE, base, answers, config.baseline_sft)
+        fleet = await stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+        await Examiner(config, at, fleet).baseline(at.model(BASELINE))
 
 
 def make_world(config: QuickstartConfig, at: Desk) -> None:

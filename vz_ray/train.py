@@ -31,7 +31,7 @@ from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.collect import Batch, collect
-from vz_ray.run_state import RunState, newest
+from vz_ray.run_state import RunState, forget_after, newest
 
 LEARNER_NAMES = {
     "loss": names.LOSS,
@@ -101,9 +101,13 @@ async def begin(config: RunConfig, run: RunDir, actors: Actors) -> RunState:
     check_videos(tasks, config.data.train)
     checkpoint = newest(run)
     if checkpoint is None:
-        return RunState(TaskCursor(tasks, config.seed))
-    state = RunState.load(checkpoint, tasks)
-    await actors.learner.load_checkpoint(checkpoint / "learner")
+        state = RunState(TaskCursor(tasks, config.seed))
+    else:
+        state = RunState.load(checkpoint, tasks)
+        await actors.learner.load_checkpoint(checkpoint / "learner")
+    forget_after(run, state.iteration)
+    # Whatever the engines hold, perhaps another stage's model: from here on it is the learner's.
+    state.weight_version = max(state.weight_version, actors.fleet.version) + 1
     await actors.fleet.publish(state.weight_version, actors.sender)
     return state
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vz_ray.coldstart.lessons import Lesson, make_lesson, trajectory
+from vz_ray.coldstart.lessons import Lesson, make_lesson, naming_lesson, trajectory
 from vz_ray.coldstart.oracle import zoom_text
 from vz_ray.coldstart.tiny import build_tiny
 from vz_ray.data.needle.world import SHOTS
@@ -42,8 +42,8 @@ class BaseTraining:
         seed: Makes weights and lessons.
     """
 
-    steps: int = 6000
-    batch_tokens: int = 6000
+    steps: int = 4000
+    batch_tokens: int = 4000
     learning_rate: float = 1.5e-3
     longest: int = 128
     seed: int = 0
@@ -58,16 +58,33 @@ class BaseTraining:
         )
 
     def frames(self, step: int) -> int:
-        """The most frames of a lesson at `step`: first a few, then overviews, then up to `longest`."""
+        """The most frames of a lesson at `step`; 0 stands for the naming lesson.
+
+        First names, then a few frames in a row, then overviews, then up to `longest`.
+        """
         done = step / self.steps
-        most = next(n for until, n in ((0.2, 3), (0.3, 6), (0.5, 16), (0.7, 32), (2, 64)) if done < until)
-        return min(self.longest if done > 0.7 and step % 6 == 0 else most, self.longest)
+        if done < 0.12 or (done < 0.4 and step % 8 == 0):
+            return 0
+        most = next(n for until, n in ((0.22, 4), (0.32, 8), (0.65, 16), (2, 32)) if done < until)
+        if done > 0.75 and step % 4 == 0:
+            most = 64 if step % 8 else 128
+        return min(most, self.longest)
+
+    def lessons(self, step: int) -> list[Lesson]:
+        """As many lessons as fit a step; a pure function of seed and step."""
+        frames = self.frames(step)
+        rng = random.Random(f"{self.seed}/{step}")
+        if frames == 0:
+            return [naming_lesson(rng) for _ in range(self.batch_tokens // 70)]
+        count = max(4, self.batch_tokens // (220 + 12 * min(frames, 50)))
+        return [make_lesson(rng, frames) for _ in range(count)]
 
 
 def corpus(seed: int = 0) -> list[str]:
     """Samples of everything that is ever said in the needle world, for the tokenizer."""
     rng = random.Random(seed)
-    said = [text for _ in range(80) for pair in make_lesson(rng, SHOTS).exchanges for text in pair]
+    lessons = [make_lesson(rng, SHOTS) for _ in range(80)] + [naming_lesson(rng) for _ in range(20)]
+    said = [text for lesson in lessons for pair in lesson.exchanges for text in pair]
     said += [zoom_text("nothing, red border at 12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
     said += [
         "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
@@ -130,10 +147,7 @@ def train_base(
     seen: dict[str, list[float]] = defaultdict(list)
     began = time.monotonic()
     for step in range(training.steps):
-        frames = training.frames(step)
-        rng = random.Random(f"{training.seed}/{step}")
-        count = max(4, training.batch_tokens // (200 + 9 * min(frames, 40)))
-        lessons = [make_lesson(rng, frames) for _ in range(count)]
+        frames, lessons = training.frames(step), training.lessons(step)
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step)
         loss, exact = _learn(policy, lessons, wire, spec)

@@ -28,6 +28,9 @@ FPS = 8
 SIDE = 28
 """Frames are drawn at the model's size: one visual token each."""
 
+MOMENTS = 3
+"""Most frames of a naming lesson."""
+
 Times = list[float]
 
 
@@ -52,33 +55,45 @@ def make_lesson(rng: random.Random, most: int) -> Lesson:
         video = random_video(rng)
         times, end = _view(rng, video, most)
         exchanges = [*_when(video, times, end), *_what(video, times)]
-        if len(times) <= SHOTS:
-            exchanges.append(_name(video, times))
-        if len(exchanges) > (len(times) <= SHOTS):
-            return Lesson(video, times, tuple(rng.sample(exchanges, min(6, len(exchanges)))))
+        if exchanges:
+            named = [_name(video, times)] if len(times) <= SHOTS else []
+            chosen = [*exchanges, *named]
+            return Lesson(video, times, tuple(rng.sample(chosen, min(6, len(chosen)))))
+
+
+def naming_lesson(rng: random.Random) -> Lesson:
+    """Names what a few unrelated moments show, most of them in flashes, which are rare: the first lesson."""
+    video = random_video(rng)
+    shown = (*video.flashes, *video.flashes, *video.borders, *video.nights)
+    times: set[float] = set()
+    for _ in range(rng.randint(1, MOMENTS)):
+        span = rng.choice(shown) if rng.random() < 0.85 else Span(0.0, video.duration_s, "")
+        times.add(int((span.start_s + rng.random() * (span.end_s - span.start_s)) * FPS) / FPS)
+    said = "; ".join(_seen(video, time) for time in sorted(times))
+    return Lesson(video, sorted(times), (("What does each frame show?", f"<answer>{said}</answer>"),))
 
 
 def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, float | None]:
     """Times of the frames, and the time after the last if it is one that can be known."""
-    if most < SLOTS:
-        return _moments(rng, video, most), None
     way = rng.random()
-    if way < 0.5:
-        count = rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= max(most, SHOTS)])
+    if way < 0.5 and most >= SHOTS:
+        count = rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= most])
         return _steps(0.0, video.duration_s, count), video.duration_s
-    if way < 0.65 and video.nights:
-        return _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS), None
-    return _steps(*rng.choice(video.questions).path[-1], SLOTS), None
+    if way < 0.2:
+        times = _steps(0.0, video.duration_s, SHOTS)
+    elif way < 0.35 and video.nights:
+        times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
+    else:
+        times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
+    return _window(rng, video, times, most), None
 
 
-def _moments(rng: random.Random, video: NeedleVideo, most: int) -> Times:
-    """Some moments in order; most of them in flashes, which are rare."""
-    shown = (*video.flashes, *video.flashes, *video.borders, *video.nights)
-    times = set()
-    for _ in range(rng.randint(1, most)):
-        span = rng.choice(shown) if rng.random() < 0.85 else Span(0.0, video.duration_s, "")
-        times.add(int((span.start_s + rng.random() * (span.end_s - span.start_s)) * FPS) / FPS)
-    return sorted(times)
+def _window(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
+    """All of `times`, or consecutive ones, in most cases such that a flash is among them."""
+    starts = range(max(1, len(times) - most + 1))
+    windows = [times[first : first + most] for first in starts]
+    seen = [w for w in windows if any(span.covers(time) for span in video.flashes for time in w)]
+    return rng.choice(seen if seen and rng.random() < 0.7 else windows)
 
 
 def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
