@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from vz_ray.clips import ClipPool
@@ -22,11 +22,17 @@ from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import RunDir
+from vz_ray.observe.scratch import scratch
 from vz_ray.reward import score
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
+
+KNOCK_S = 10.0
+"""How long a cluster that is to be joined may take to accept a connection."""
+END_S = 3.0
+"""How long processes of a private cluster may take to end after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +62,51 @@ async def ray_cluster(config: RayConfig) -> AsyncIterator[None]:
     # Ray would run its workers at the lowest priority, and here they are what does the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's sockets lie in it, and their paths may not be longer than 107 characters.
-    folder = "" if config.address else tempfile.mkdtemp(prefix="vz_ray_")
-    try:
-        await within(
-            config.start_deadline_s, asyncio.to_thread(_init, config, folder), who="Ray", what="its start"
-        )
-        yield
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    with nullcontext() if config.address else scratch("vz_ray_") as folder:
+        try:
+            await within(
+                config.start_deadline_s, asyncio.to_thread(_init, config, folder), who="Ray", what="its start"
+            )
+            yield
+        finally:
+            ours = _processes(folder)
+            ray.shutdown()
+            _end(ours)
 
 
-def _init(config: RayConfig, folder: str) -> None:
+def _processes(folder: Path | None) -> list[psutil.Process]:
+    """The processes of the private cluster whose files lie in `folder`, and all that they have started."""
+    if folder is None:
+        return []
+    started = psutil.Process().children()
+    roots = [p for p in started if any(str(folder) in argument for argument in _command(p))]
+    return [below for root in roots for below in [root, *_children(root)]]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return list(process.children(recursive=True))
+    return []
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Waits for processes to end by themselves, and kills the rest: Ray's agents outlive it by a minute."""
+    _, alive = psutil.wait_procs(processes, timeout=END_S)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _init(config: RayConfig, folder: Path | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address:
+        _knock(config.address)
         options |= {"address": config.address}
     else:
         options |= {
@@ -79,7 +115,7 @@ def _init(config: RayConfig, folder: str) -> None:
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_mib * 2**20,
             "include_dashboard": False,
-            "_temp_dir": folder,
+            "_temp_dir": str(folder),
         }
     try:
         ray.init(**options)
@@ -87,6 +123,20 @@ def _init(config: RayConfig, folder: str) -> None:
         where = f"join Ray at {config.address}" if config.address else "start Ray"
         raise UserError(
             f"cannot {where}: {str(error).strip().splitlines()[0]}; try `vz-ray doctor`"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """`UserError` if nobody listens at `host:port`; Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit():
+        return  # `auto`: Ray looks for one and says at once if there is none
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot join Ray at {address}: nobody answers there ({error.strerror or error}); "
+            "check ray.address, or leave it empty for a cluster of the run's own"
         ) from error
 
 
@@ -144,11 +194,8 @@ async def weight_store(config: RunConfig) -> AsyncIterator[Path]:
     if config.weights.directory:
         yield Path(config.weights.directory)
         return
-    folder = Path(tempfile.mkdtemp(prefix="vz_ray_weights_", dir="/dev/shm"))
-    try:
+    with scratch("vz_ray_weights_", Path("/dev/shm")) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def probe_of(model: Path | str) -> Probe:
