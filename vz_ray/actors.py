@@ -21,6 +21,7 @@ from vz_ray.config.run import RayConfig, RunConfig
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.interrupt import take_back_signals
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.scratch import scratch
 from vz_ray.reward import score
@@ -67,6 +68,7 @@ async def ray_cluster(config: RayConfig) -> AsyncIterator[None]:
             await within(
                 config.start_deadline_s, asyncio.to_thread(_init, config, folder), who="Ray", what="its start"
             )
+            take_back_signals()
             yield
         finally:
             ours = _processes(folder)

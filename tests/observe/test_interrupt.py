@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from vz_ray.observe import Interrupt, StopRequested
+from vz_ray.observe.interrupt import take_back_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -31,6 +33,17 @@ def test_handlers_that_a_library_replaced_are_taken_back():
     with Interrupt() as interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         interrupt.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested
+
+
+@pytest.mark.parametrize("take_back", [lambda interrupt: interrupt.check(), lambda _: take_back_signals()])
+def test_handlers_that_were_replaced_below_python_are_taken_back(take_back):
+    with Interrupt() as interrupt:
+        before = signal.getsignal(signal.SIGTERM)
+        ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_IGN)))
+        assert signal.getsignal(signal.SIGTERM) == before
+        take_back(interrupt)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.requested
 

@@ -16,6 +16,18 @@ POLL_S = 0.2
 T = TypeVar("T")
 
 
+def take_back_signals() -> None:
+    """Puts back the handlers that Python knows, whatever a library has set below it since.
+
+    Ray's core catches SIGTERM to print a stack, and aborts the process three
+    seconds later. Does nothing outside the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
+
+
 class StopRequested(Exception):
     """Someone asked this run to stop; what is not in the last checkpoint will be done again."""
 
@@ -53,7 +65,7 @@ class Interrupt:
     def requested(self) -> bool:
         """Whether a stop was asked for; also takes back handlers that a library replaced.
 
-        `ray.init` sets its own SIGTERM handler, which exits at once.
+        Those set below Python are unseen by `signal.getsignal`.
         """
         if threading.current_thread() is threading.main_thread() and not self._event.is_set():
             self._arm()
@@ -79,8 +91,7 @@ class Interrupt:
 
     def _arm(self) -> None:
         for number in SIGNALS:
-            if signal.getsignal(number) != self._handle:
-                signal.signal(number, self._handle)
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set():

@@ -1,0 +1,131 @@
+"""A whole run with every part the real one, and what is left when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import SmallRun, begin, below, finish, left_of, stop, vz_ray, wait_for
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.record import read_records
+from vz_ray.data.rl_file import read_tasks
+from vz_ray.video.frame import FrameRef
+from vz_ray.video.local import LocalFrames
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun.make(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def finished(small: SmallRun) -> Path:
+    """The run directory of a quickstart that went through."""
+    done = vz_ray("quickstart", "--name", "whole", *small.quickstart(), seconds=500)
+    assert done.returncode == 0, done.stderr
+    return small.runs / "whole"
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_every_stage_leaves_its_figures(finished):
+    found = summary(finished)
+    assert set(found["accuracy"]) == {"cold_start", "rl", "sft_continued", "uniform"}
+    assert set(found["accuracy"]["uniform"]) == {"8", "128"}
+    assert {"rl", "cold_start"} <= set(found["frames_mean"])
+    assert "rl" in found["zooms_mean"]
+    assert "rl" in found["event_coverage"]
+    assert found["questions"]["rl"] == 4
+    assert {"synth", "cold start", "rl", "controls", "evaluate", "total"} <= set(found["wall_s"])
+    assert found["wall_s"]["total"] > 0
+
+
+def test_weights_are_published_each_iteration_and_the_engine_agrees_with_the_learner(finished):
+    found = summary(finished)
+    assert found["weights"]["published"] == 2
+    assert found["weights"]["sync_s_median"] > 0
+    assert 0 <= found["mismatch"]["logprob_abs_max"] <= 1e-4
+    assert found["mismatch"]["kl"] <= 1e-6
+
+
+async def test_episodes_hold_references_from_which_the_same_frames_come_back(finished):
+    records = [r for path in sorted((finished / "episodes").glob("*.jsonl")) for r in read_records(path)]
+    assert len(records) == 2 * 2 * 2
+    refs: list[FrameRef] = [ref for record in records for ref in record.trajectory.refs]
+    assert len(refs) >= 16 * len(records)
+    with LocalFrames() as frames:
+        shown = await frames.resolve(list(dict.fromkeys(refs)))
+    assert [frame.ref for frame in shown] == list(dict.fromkeys(refs))
+
+
+def test_the_report_is_written(finished):
+    page = (finished / "report.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    assert "data:image" in page
+
+
+def test_a_finished_run_is_only_shown_again(small, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    done = vz_ray("quickstart", "--name", "whole", *small.quickstart())
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed <= {"summary.json", ".lock"}
+
+
+def test_another_configuration_of_the_same_name_is_refused(small, finished):
+    done = vz_ray("quickstart", "--name", "whole", *small.quickstart(), "train.samples=3")
+    assert done.returncode == 2
+    assert "holds a run of another configuration ('samples: 2' there, 'samples: 3' now)" in done.stderr
+
+
+def tasks_by_iteration(run: Path) -> list[set[str]]:
+    """Task ids of each iteration; every sample of each is there once."""
+    found = []
+    for path in sorted((run / "episodes").glob("*.jsonl")):
+        owed = [record.trajectory.id.owed for record in read_records(path)]
+        assert len(owed) == len(set(owed))
+        assert {key[0] for key in owed} == {int(path.stem)}
+        found.append({key[1] for key in owed})
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked to stop", "killed"])
+def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number):
+    name, iterations = f"stopped-{number}", 6
+    arguments = [
+        "train",
+        "conf/tiny.yaml",
+        f"name={name}",
+        f"train.iterations={iterations}",
+        *small.overrides(),
+    ]
+    run = small.runs / name
+    process = begin(*arguments)
+    wait_for(lambda: (run / "checkpoints/step-000001").is_dir(), process)
+    started = below(process)
+    stop(process, number)
+    done = finish(process, 120)
+    # Nobody is left to end Ray's agents of a killed run: they notice after a while.
+    agents = ("ray::RuntimeEnvAgent", "ray::DashboardAgent") if number == signal.SIGKILL else ()
+    left = [command for command in left_of(started) if not command.startswith(agents)]
+    assert not left
+    assert done.returncode == (130 if number == signal.SIGTERM else -number), done.stderr
+    if number == signal.SIGTERM:
+        assert "the same command goes on from the last checkpoint" in done.stderr
+    assert not (run / "models/policy").exists()
+
+    again = vz_ray(*arguments)
+    assert again.returncode == 0, again.stderr
+    cursor = TaskCursor(read_tasks(small.data("train")), seed=0)
+    assert tasks_by_iteration(run) == [{t.task_id for t in cursor.take(2)} for _ in range(iterations)]
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(iterations))
+    assert (run / "models/policy/config.json").is_file()
