@@ -26,13 +26,15 @@ def target_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
         >>> target_size(640, 360, FrameSize())
         (420, 224)
     """
-    if max(width, height) > _MOST_ELONGATED * min(width, height):
-        raise OverLimit(
-            f"a frame of {width}x{height} is more than {_MOST_ELONGATED} times longer than wide",
-            "the video's frames are too elongated to be shown",
-        )
-    chosen = _resized(width, height, size)
+    chosen = width, height
     for _ in range(_MOST_REPEATS):
+        # Rounding to multiples of the factor can stretch a frame beyond what was allowed before it.
+        if max(chosen) > _MOST_ELONGATED * min(chosen):
+            raise OverLimit(
+                f"a frame of {width}x{height} is more than {_MOST_ELONGATED} times longer than wide "
+                f"(shown at {chosen[0]}x{chosen[1]})",
+                "the video's frames are too elongated to be shown",
+            )
         again = _resized(*chosen, size)
         if again == chosen:
             return chosen
