@@ -166,9 +166,9 @@ def make_world(config: QuickstartConfig, at: Desk) -> None:
     """Makes the needle videos that are missing."""
     total = sum(config.synth.videos.values())
     with at.timed("synth"), at.progress.stage("synth", total) as stage:
-        files = synthesize(config.synth, stage.advance)
-    for path in files.values():
-        check_videos(read_tasks(path), str(path))
+        synthesize(config.synth, stage.advance)
+    for path in (config.data.train, config.data.sft, config.data.test):
+        check_videos(read_tasks(path), path)
 
 
 async def _stages(config: QuickstartConfig, at: Desk) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import zip_longest
 
 from vz_ray.actors import Actors
 from vz_ray.config.run import RunConfig
 from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.record import EpisodeRecord, append_records
 from vz_ray.data.rl_file import check_videos, read_tasks
-from vz_ray.episode.trajectory import Group, Sampling
+from vz_ray.episode.trajectory import Sampling, Status
 from vz_ray.evaluate.metrics import step_metrics
 from vz_ray.evaluate.play import evaluate
 from vz_ray.evaluate.results import EvalLog
@@ -32,6 +33,7 @@ from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.collect import Batch, collect
 from vz_ray.run_state import RunState, forget_after, newest
+from vz_ray.weights import PublishReport
 
 LEARNER_NAMES = {
     "loss": names.LOSS,
@@ -41,6 +43,9 @@ LEARNER_NAMES = {
     "mismatch_abs_max": names.MISMATCH_MAX,
     "mismatch_kl": names.MISMATCH_KL,
 }
+
+SHOWN = (names.REWARD_TOTAL, names.REWARD_ACCURACY, names.ZOOM_VALID_RATE, names.MISMATCH_KL, names.SYNC_S)
+"""Metrics that the terminal shows."""
 
 
 async def train(
@@ -61,6 +66,7 @@ async def train(
         while state.iteration < total:
             clock = _Clock()
             batch = await play(config, state, run, actors, interrupt)
+            stop_on_failures(batch)
             clock.lap("rollout")
             learned = await actors.learner.grpo_step(batch.kept)
             clock.lap("learn")
@@ -68,31 +74,19 @@ async def train(
             published = await actors.fleet.publish(state.weight_version, actors.sender)
             clock.lap("publish")
 
-            row = {
-                **step_metrics(_records(batch, state.iteration, config)),
-                **{LEARNER_NAMES.get(name, f"learner/{name}"): value for name, value in learned.items()},
-                "groups/played": float(len(batch.played)),
-                "groups/kept": float(len(batch.kept)),
-                "data/epoch": state.cursor.epoch,
-                names.WEIGHT_VERSION: float(published.version),
-                names.SYNC_S: published.sync_s,
-                **clock.laps,
-            }
+            records = records_of(batch, state.iteration, config)
+            append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
+            row = {**step_metrics(records), **_figures(batch, learned, published), **clock.laps}
+            row["data/epoch"] = state.cursor.epoch
             log.log(state.iteration, row)
-            append_records(
-                run.episodes / f"{state.iteration:06d}.jsonl", _records(batch, state.iteration, config)
-            )
             progress.show({name: row[name] for name in SHOWN if name in row})
-            _stop_on_mismatch(row, config)
+            stop_on_mismatch(row, config)
 
             state.ledger.close(state.iteration)
             state.iteration += 1
             stage.advance()
             await validate_and_save(config, state, run, actors, log)
     return state
-
-
-SHOWN = (names.REWARD_TOTAL, names.REWARD_ACCURACY, names.ZOOM_VALID_RATE, names.MISMATCH_KL, names.SYNC_S)
 
 
 async def begin(config: RunConfig, run: RunDir, actors: Actors) -> RunState:
@@ -165,30 +159,48 @@ async def save(state: RunState, config: RunConfig, run: RunDir, actors: Actors) 
     await state.save(run, actors.learner.save_checkpoint, config.train.keep_checkpoints)
 
 
-def _records(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeRecord]:
+def records_of(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeRecord]:
     """Every episode played, with the advantage of those that were learned from."""
     learned = {id(group) for group in batch.kept}
+    kind = config.learner.loss.advantage
     records = []
     for task, group in batch.played:
-        values = _advantages(group, config) if id(group) in learned else [None] * len(group.trajectories)
+        values = [float(value) for value in advantages(group.rewards, kind)] if id(group) in learned else []
         records += [
             EpisodeRecord(task, trajectory, "train", iteration, value)
-            for trajectory, value in zip(group.trajectories, values, strict=True)
+            for trajectory, value in zip_longest(group.trajectories, values)
         ]
     return records
 
 
-def _advantages(group: Group, config: RunConfig) -> list[float]:
-    return [float(value) for value in advantages(group.rewards, config.learner.loss.advantage)]
+def stop_on_failures(batch: Batch) -> None:
+    """`UserError` if no episode of a batch could be played: the next one would fare no better."""
+    played = [trajectory for _, group in batch.played for trajectory in group.trajectories]
+    if all(trajectory.status is Status.FAILED for trajectory in played):
+        raise UserError(
+            f"all {len(played)} episodes of an iteration failed, the first with: {played[0].error}"
+        )
 
 
-def _stop_on_mismatch(row: Mapping[str, float], config: RunConfig) -> None:
+def stop_on_mismatch(row: Mapping[str, float], config: RunConfig) -> None:
+    """`UserError` if what the engine sampled from is not what the learner computes."""
     found, most = row.get(names.MISMATCH_KL, 0.0), config.train.max_mismatch_kl
     if found > most:
         raise UserError(
             f"engine and learner disagree: KL {found:.3g} per token, above train.max_mismatch_kl ({most:g}); "
             "they do not hold the same weights or do not see the same frames"
         )
+
+
+def _figures(batch: Batch, learned: Mapping[str, float], published: PublishReport) -> dict[str, float]:
+    """One iteration's metrics besides those of its episodes."""
+    return {
+        **{LEARNER_NAMES.get(name, f"learner/{name}"): value for name, value in learned.items()},
+        "groups/played": float(len(batch.played)),
+        "groups/kept": float(len(batch.kept)),
+        names.WEIGHT_VERSION: float(published.version),
+        names.SYNC_S: published.sync_s,
+    }
 
 
 class _Clock:

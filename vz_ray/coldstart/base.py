@@ -6,6 +6,7 @@ then overviews, then up to `longest` uniform frames.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import time
@@ -22,11 +23,15 @@ from vz_ray.data.needle.world import SHOTS
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.progress import Progress
+from vz_ray.observe.run_dir import write_atomic
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from vz_ray.learner.model import Policy
 
-LOG_EVERY = 20
+LOG_EVERY, SAVE_EVERY = 20, 250
+"""Steps."""
 PROMPT = "conf/prompt/tiny-answer.yaml"
 
 
@@ -42,19 +47,19 @@ class BaseTraining:
         seed: Makes weights and lessons.
     """
 
-    steps: int = 4000
+    steps: int = 6000
     batch_tokens: int = 4000
     learning_rate: float = 1.5e-3
     longest: int = 128
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`: linear warm-up over 100 steps, constant, cosine over the second half."""
-        half = max(0.0, 2 * step / self.steps - 1)
+        """Learning rate at `step`: warm-up over 100 steps, constant, cosine over the last third."""
+        late = max(0.0, 3 * step / self.steps - 2)
         return (
             self.learning_rate
             * min(1.0, (step + 1) / 100)
-            * (0.02 + 0.98 * (1 + math.cos(math.pi * half)) / 2)
+            * (0.02 + 0.98 * (1 + math.cos(math.pi * late)) / 2)
         )
 
     def frames(self, step: int) -> int:
@@ -63,12 +68,13 @@ class BaseTraining:
         First names, then a few frames in a row, then overviews, then up to `longest`.
         """
         done = step / self.steps
-        if done < 0.12 or (done < 0.4 and step % 8 == 0):
+        if done < 0.04 or (done < 0.25 and step % 8 == 0):
             return 0
-        most = next(n for until, n in ((0.22, 4), (0.32, 8), (0.65, 16), (2, 32)) if done < until)
-        if done > 0.75 and step % 4 == 0:
-            most = 64 if step % 8 else 128
-        return min(most, self.longest)
+        if done < 0.75:
+            most = next(n for until, n in ((0.15, 4), (0.2, 8), (2, 16)) if done < until)
+            # Short ones stay in the mix: what is learned there first carries over.
+            return 4 if step % 3 == 0 else most
+        return min((16, 16, 32, 64, 16, 32, 128, 16)[step % 8], self.longest)
 
     def lessons(self, step: int) -> list[Lesson]:
         """As many lessons as fit a step; a pure function of seed and step."""
@@ -76,7 +82,7 @@ class BaseTraining:
         rng = random.Random(f"{self.seed}/{step}")
         if frames == 0:
             return [naming_lesson(rng) for _ in range(self.batch_tokens // 70)]
-        count = max(4, self.batch_tokens // (220 + 12 * min(frames, 50)))
+        count = max(4, self.batch_tokens // (220 + 9 * min(frames, 50)))
         return [make_lesson(rng, frames) for _ in range(count)]
 
 
@@ -97,23 +103,24 @@ def corpus(seed: int = 0) -> list[str]:
 
 
 def make_base(directory: Path, training: BaseTraining, *, threads: int, wording: str = PROMPT) -> None:
-    """Builds the tiny model and trains its base, with progress on the terminal.
+    """Builds the tiny model and trains its base, with progress on the terminal; goes on where it was stopped.
 
     Raises:
-        UserError: `directory` exists.
+        UserError: `directory` exists and is finished.
     """
     import torch
     from transformers import AutoTokenizer
 
-    if directory.exists():
+    if directory.exists() and not _state(directory).exists():
         raise UserError(f"{directory} exists; choose another directory or delete it")
     torch.set_num_threads(threads)
-    build_tiny(directory, corpus(), seed=training.seed)
+    if not directory.exists():
+        build_tiny(directory, corpus(), seed=training.seed)
     wire = WireFormat(AutoTokenizer.from_pretrained(directory), Wording.load(wording))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
         def log(step: int, values: Mapping[str, float]) -> None:
-            stage.advance(LOG_EVERY)
+            stage.advance(step - stage.done)
             progress.show(values)
 
         train_base(directory, wire, training, log)
@@ -144,9 +151,10 @@ def train_base(
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
+    first = _resume(policy, optimizer, _state(directory))
     seen: dict[str, list[float]] = defaultdict(list)
     began = time.monotonic()
-    for step in range(training.steps):
+    for step in range(first, training.steps):
         frames, lessons = training.frames(step), training.lessons(step)
         for group in optimizer.param_groups:
             group["lr"] = training.rate(step)
@@ -157,17 +165,42 @@ def train_base(
         seen[f"loss/{frames}"].append(loss)
         seen[f"exact/{frames}"].append(exact)
         if step % LOG_EVERY == LOG_EVERY - 1:
-            log(
-                step + 1,
-                {
-                    "seconds": time.monotonic() - began,
-                    **{k: sum(v) / len(v) for k, v in sorted(seen.items())},
-                },
-            )
+            log(step + 1, _means(seen) | {"seconds": time.monotonic() - began})
             seen.clear()
-        if step % 500 == 499:
-            policy.hf.save_pretrained(directory)
+        if step % SAVE_EVERY == SAVE_EVERY - 1:
+            _save(policy, optimizer, step + 1, directory)
     policy.hf.save_pretrained(directory)
+    _state(directory).unlink(missing_ok=True)
+
+
+def _means(seen: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
+
+
+def _state(directory: Path) -> Path:
+    """What an interrupted training goes on from, beside the checkpoint that it trains."""
+    return directory.with_name(f".{directory.name}.training.pt")
+
+
+def _save(policy: Policy, optimizer: Optimizer, step: int, directory: Path) -> None:
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"step": step, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}, content)
+    write_atomic(_state(directory), content.getvalue())
+    policy.hf.save_pretrained(directory)
+
+
+def _resume(policy: Policy, optimizer: Optimizer, state: Path) -> int:
+    """Loads what `_save` wrote, if there is anything; returns the step to go on with."""
+    import torch
+
+    if not state.exists():
+        return 0
+    content = torch.load(state, weights_only=True)
+    policy.load_state_dict(content["policy"])
+    optimizer.load_state_dict(content["optimizer"])
+    return int(content["step"])
 
 
 def _learn(policy: Policy, lessons: list[Lesson], wire: WireFormat, spec: object) -> tuple[float, float]:

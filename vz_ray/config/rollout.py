@@ -29,7 +29,7 @@ class EngineConfig:
     kv_cache_gib: float | None = 1.0
     gpu_memory: float = 0.85
     mm_cache_gib: float = 0.5
-    max_model_len: int = 4096
+    max_model_len: int = 32768
     max_num_seqs: int = 16
     images_per_prompt: int = 128
     tensor_parallel: int = 1

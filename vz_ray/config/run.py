@@ -112,3 +112,8 @@ class RunConfig:
                 f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
                 f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
             )
+        if self.episode.max_context > self.rollout.engine.max_model_len:
+            raise ValueError(
+                f"episode.max_context is {self.episode.max_context}, above rollout.engine.max_model_len "
+                f"({self.rollout.engine.max_model_len}): the engine would refuse long episodes"
+            )
