@@ -24,7 +24,7 @@ def test_what_is_said_is_shown(most):
         for question, answer in lesson.exchanges:
             assert "zoom" not in question + answer
             if "<think>" in answer:
-                assert answer.split("<think>")[1].split("<")[0].split()[0] in shown
+                assert answer.split("<think>")[1].split("<")[0].split(", ")[1].split()[0] in shown
 
 
 def test_a_lesson_is_a_conversation_with_every_answer_learned():

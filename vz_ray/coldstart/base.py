@@ -47,7 +47,7 @@ class BaseTraining:
         seed: Makes weights and lessons.
     """
 
-    steps: int = 6000
+    steps: int = 3000
     batch_tokens: int = 4000
     learning_rate: float = 1.5e-3
     longest: int = 128
@@ -68,12 +68,12 @@ class BaseTraining:
         First names, then a few frames in a row, then overviews, then up to `longest`.
         """
         done = step / self.steps
-        if done < 0.04 or (done < 0.25 and step % 8 == 0):
+        if done < 0.07 or (done < 0.3 and step % 8 == 0):
             return 0
         if done < 0.75:
-            most = next(n for until, n in ((0.15, 4), (0.2, 8), (2, 16)) if done < until)
+            most = next(n for until, n in ((0.3, 4), (0.4, 8), (2, 16)) if done < until)
             # Short ones stay in the mix: what is learned there first carries over.
-            return 4 if step % 3 == 0 else most
+            return 4 if step % 4 == 0 else most
         return min((16, 16, 32, 64, 16, 32, 128, 16)[step % 8], self.longest)
 
     def lessons(self, step: int) -> list[Lesson]:
@@ -82,7 +82,7 @@ class BaseTraining:
         rng = random.Random(f"{self.seed}/{step}")
         if frames == 0:
             return [naming_lesson(rng) for _ in range(self.batch_tokens // 70)]
-        count = max(4, self.batch_tokens // (220 + 9 * min(frames, 50)))
+        count = max(4, self.batch_tokens // (160 + 9 * min(frames, 50)))
         return [make_lesson(rng, frames) for _ in range(count)]
 
 

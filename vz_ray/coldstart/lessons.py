@@ -31,6 +31,9 @@ SIDE = 28
 MOMENTS = 3
 """Most frames of a naming lesson."""
 
+MOST_NAMED = 4
+"""Most frames that are named one by one."""
+
 Times = list[float]
 
 
@@ -56,7 +59,8 @@ def make_lesson(rng: random.Random, most: int) -> Lesson:
         times, end = _view(rng, video, most)
         exchanges = [*_when(video, times, end), *_what(video, times)]
         if exchanges:
-            named = [_name(video, times)] if len(times) <= SHOTS else []
+            # A long list of names would drown the few tokens of the other answers.
+            named = [_name(video, times)] if len(times) <= MOST_NAMED else []
             chosen = [*exchanges, *named]
             return Lesson(video, times, tuple(rng.sample(chosen, min(6, len(chosen)))))
 
@@ -89,11 +93,13 @@ def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, flo
 
 
 def _window(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
-    """All of `times`, or consecutive ones, in most cases such that a flash is among them."""
-    starts = range(max(1, len(times) - most + 1))
-    windows = [times[first : first + most] for first in starts]
-    seen = [w for w in windows if any(span.covers(time) for span in video.flashes for time in w)]
-    return rng.choice(seen if seen and rng.random() < 0.7 else windows)
+    """`most` of `times` in order, above all those that show something, so that colours must be told apart."""
+    if len(times) <= most:
+        return times
+    shown = (*video.borders, *video.flashes, *video.flashes, *video.flashes)
+    weights = {time: 1 + 3 * sum(span.covers(time) for span in shown) for time in times}
+    # The largest of u^(1/w) are a weighted sample without replacement.
+    return sorted(sorted(times, key=lambda time: rng.random() ** (1 / weights[time]))[-most:])
 
 
 def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
@@ -107,9 +113,10 @@ def _when(video: NeedleVideo, times: Times, end: float | None) -> Iterator[tuple
         spans = video.nights if name == "night" else video.borders
         hits = [t for t in times if any(span.name == name and span.covers(t) for span in spans)]
         if 0 < len(hits) <= 2 and all(time in until for time in hits):
+            thing = "night" if name == "night" else f"{name} border"
             said = ", ".join(f"{time:.2f} to {until[time]:.2f}" for time in hits)
-            thing = "night scene" if name == "night" else f"{name} border"
-            yield f"When is the {thing} shown?", f"<answer>{said}</answer>"
+            # What is looked for is said right before its time, and need not be fetched from the question.
+            yield f"When is the {thing} shown?", f"<answer>{thing} at {said}</answer>"
 
 
 def _what(video: NeedleVideo, times: Times) -> Iterator[tuple[str, str]]:
@@ -117,7 +124,7 @@ def _what(video: NeedleVideo, times: Times) -> Iterator[tuple[str, str]]:
         seen = [[t for t in times if start <= t < end] for start, end in question.events]
         if all(seen):
             counted = [hits[0] for hits in seen] if question.kind is Kind.COUNT else []
-            yield question.text, answer_text(question.symbol, question.answer, counted)
+            yield question.text, answer_text(question.border, question.symbol, question.answer, counted)
 
 
 def trajectory(lesson: Lesson, wire: WireFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:

@@ -17,10 +17,12 @@ def zoom_text(think: str, start_s: float, end_s: float, fps: float) -> str:
     return f"<think>{think}</think><video_zoom>{call}</video_zoom>"
 
 
-def answer_text(symbol: str, answer: str, seen_at_s: Iterable[float] = ()) -> str:
+def answer_text(border: str, symbol: str, answer: str, seen_at_s: Iterable[float] = ()) -> str:
     """An answer turn; a count lists when each flash was seen."""
     times = ", ".join(f"{time:.2f}" for time in seen_at_s)
-    return f"<think>{symbol}{' at ' + times if times else ''}</think><answer>{answer}</answer>"
+    return (
+        f"<think>{border} border, {symbol}{' at ' + times if times else ''}</think><answer>{answer}</answer>"
+    )
 
 
 class Oracle:
@@ -49,7 +51,7 @@ class Oracle:
             start, end = self.path[turn]
             return zoom_text(self._think(turn, start), start, end, self.zoom_frames / (end - start))
         counted = [start for start, _ in self.task.events] if self.task.kind == "count" else []
-        return answer_text(self.symbol, self.task.answer, counted)
+        return answer_text(self.border, self.symbol, self.task.answer, counted)
 
     def _think(self, turn: int, start_s: float) -> str:
         if self.task.kind == "deep" and turn == 0:
@@ -66,12 +68,14 @@ class UniformOracle:
     """
 
     def __init__(self, task: Task, wire: WireFormat) -> None:
-        self.task, self.wire, self.symbol = task, wire, str(task.extra["symbol"])
+        self.task, self.wire = task, wire
+        self.symbol, self.border = str(task.extra["symbol"]), str(task.extra["border"])
 
     async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
         times = [frame.pts_s for frame in prompt.frames]
         seen = [next((t for t in times if a <= t < b), None) for a, b in self.task.events]
         shown = [time for time in seen if time is not None]
         counted = shown if self.task.kind == "count" else []
-        text = answer_text(self.symbol if shown else "nothing", self.task.answer, counted)
+        symbol = self.symbol if shown else "nothing"
+        text = answer_text(self.border, symbol, self.task.answer, counted)
         return Written(text, self.wire.written(text))
