@@ -6,8 +6,12 @@ NAME ?= quickstart
 ARGS ?=
 export RAY_AUTH_MODE ?= disabled
 
-quickstart: .venv/.installed
+quickstart: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)
+
+# The tiny model that the quickstart starts from; made once, from nothing.
+assets/tiny-base/model.safetensors: | .venv/.installed
+	$(PY) -m vz_ray.cli base --out assets/tiny-base
 
 test: .venv/.installed lint types
 	$(PY) -m pytest $(ARGS)

@@ -15,6 +15,13 @@ def test_this_environment_is_as_locked():
     assert doctor.locked_versions().verdict is Verdict.OK, doctor.locked_versions().found
 
 
+def test_copies_that_setuptools_carries_do_not_count():
+    import setuptools
+
+    assert setuptools.__version__
+    assert doctor.locked_versions().verdict is Verdict.OK, doctor.locked_versions().found
+
+
 def test_versions_that_differ_and_packages_that_lack_are_named(tmp_path):
     (tmp_path / "cpu.lock").write_text("# comment\nnumpy==0.1\nno-such-package==1.0\n")
     check = doctor.locked_versions(tmp_path)

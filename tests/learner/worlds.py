@@ -24,7 +24,16 @@ from vz_ray.episode.trajectory import (
 from vz_ray.video.frame import RGB, Frame, FrameRef
 
 TEXTS = ("<frame0_time0.00s> which colour flashes while the marker is shown? <answer>red</answer>",)
-SMALL = TinyShape(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vision_hidden=32, vocab=512)
+SMALL = TinyShape(
+    hidden=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    intermediate=64,
+    vision_hidden=32,
+    vocab=512,
+    tie_embeddings=False,
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LOG_EVERY, SAVE_EVERY = 20, 250
 """Steps."""
+STATE = "training.pt"
+"""What an interrupted training goes on from, in the directory that it trains."""
 PROMPT = "conf/prompt/tiny-answer.yaml"
 
 
@@ -106,24 +109,27 @@ def make_base(directory: Path, training: BaseTraining, *, threads: int, wording:
     """Builds the tiny model and trains its base, with progress on the terminal; goes on where it was stopped.
 
     Raises:
-        UserError: `directory` exists and is finished.
+        UserError: `directory` exists.
     """
     import torch
     from transformers import AutoTokenizer
 
-    if directory.exists() and not _state(directory).exists():
+    if directory.exists():
         raise UserError(f"{directory} exists; choose another directory or delete it")
     torch.set_num_threads(threads)
-    if not directory.exists():
-        build_tiny(directory, corpus(), seed=training.seed)
-    wire = WireFormat(AutoTokenizer.from_pretrained(directory), Wording.load(wording))
+    work = directory.with_name(f".{directory.name}.partial")
+    if not (work / STATE).exists():
+        shutil.rmtree(work, ignore_errors=True)
+        build_tiny(work, corpus(), seed=training.seed)
+    wire = WireFormat(AutoTokenizer.from_pretrained(work), Wording.load(wording))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
         def log(step: int, values: Mapping[str, float]) -> None:
             stage.advance(step - stage.done)
             progress.show(values)
 
-        train_base(directory, wire, training, log)
+        train_base(work, wire, training, log)
+    work.rename(directory)
 
 
 def train_base(
@@ -151,7 +157,7 @@ def train_base(
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    first = _resume(policy, optimizer, _state(directory))
+    first = _resume(policy, optimizer, directory / STATE)
     seen: dict[str, list[float]] = defaultdict(list)
     began = time.monotonic()
     for step in range(first, training.steps):
@@ -170,16 +176,11 @@ def train_base(
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             _save(policy, optimizer, step + 1, directory)
     policy.hf.save_pretrained(directory)
-    _state(directory).unlink(missing_ok=True)
+    (directory / STATE).unlink(missing_ok=True)
 
 
 def _means(seen: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
-
-
-def _state(directory: Path) -> Path:
-    """What an interrupted training goes on from, beside the checkpoint that it trains."""
-    return directory.with_name(f".{directory.name}.training.pt")
 
 
 def _save(policy: Policy, optimizer: Optimizer, step: int, directory: Path) -> None:
@@ -187,7 +188,7 @@ def _save(policy: Policy, optimizer: Optimizer, step: int, directory: Path) -> N
 
     content = io.BytesIO()
     torch.save({"step": step, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}, content)
-    write_atomic(_state(directory), content.getvalue())
+    write_atomic(directory / STATE, content.getvalue())
     policy.hf.save_pretrained(directory)
 
 

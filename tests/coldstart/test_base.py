@@ -1,0 +1,92 @@
+"""What the base is meant to be: it reads frames and answers, and has never seen a zoom."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from vz_ray.coldstart.lessons import make_lesson, trajectory
+from vz_ray.episode.trajectory import Trajectory
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.learner.batch import collate, encode, frames_of, plan
+from vz_ray.learner.model import Policy
+from vz_ray.learner.pixels import PixelSpec
+
+BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BASE.exists(), reason=f"no {BASE}: make it with `vz-ray base --out {BASE}`"),
+]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Policy.load(BASE), PixelSpec.of_checkpoint(BASE), AutoTokenizer.from_pretrained(BASE)
+
+
+def known(base, most: int, count: int, begins: str) -> float:
+    """Share of the answers to questions that begin so that greedy decoding would give, token for token."""
+    policy, spec, tokenizer = base
+    wire = WireFormat(tokenizer, Wording.load("conf/prompt/tiny-answer.yaml"))
+    rng, played, pixels, lessons = random.Random(f"test/{most}"), [], {}, []
+    while len(lessons) < count:
+        lesson = make_lesson(rng, most)
+        if any(question.startswith(begins) for question, _ in lesson.exchanges):
+            one, frames = trajectory(lesson, wire, len(lessons))
+            lessons.append((lesson, one))
+            played.append(encode(one, policy.tokens, spec.merge))
+            pixels.update(frames)
+    right: list[bool] = []
+    for indices in plan(played, 8192, 1)[0]:
+        batch = collate(indices, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+        with torch.no_grad():
+            logprobs, _ = policy(batch)
+        for row, index in zip(logprobs, batch.indices, strict=True):
+            right += _known_turns(row, *lessons[index], begins)
+    return sum(right) / len(right)
+
+
+def _known_turns(row: torch.Tensor, lesson, one: Trajectory, begins: str) -> list[bool]:
+    found, start = [], 0
+    for (question, _), turn in zip(lesson.exchanges, one.turns, strict=True):
+        end = start + len(turn.action.token_ids)
+        if question.startswith(begins):
+            # A token with more than half of the mass is the one that greedy decoding takes.
+            found.append(bool((row[start:end].exp() > 0.5).all()))
+        start = end
+    return found
+
+
+@pytest.mark.parametrize("most", [8, 16, 32, 64])
+def test_it_answers_what_its_frames_show(base, most):
+    assert known(base, most, 40, "What flashes") >= 0.9
+
+
+def test_it_counts_what_its_frames_show(base):
+    assert known(base, 8, 40, "How many") >= 0.8
+
+
+def test_it_names_what_overview_frames_show_and_when(base):
+    assert known(base, 16, 40, "Name") >= 0.8
+    assert known(base, 16, 40, "When") >= 0.9
+
+
+def test_it_has_never_seen_a_zoom(base):
+    """Told that it may zoom, it gives a zoom call less than one chance in a thousand anywhere in its turn."""
+    policy, spec, tokenizer = base
+    wire = WireFormat(tokenizer, Wording.load("conf/prompt/tiny.yaml"))
+    call = tokenizer.encode("<video_zoom>", add_special_tokens=False)
+    assert len(call) == 1
+    lesson = make_lesson(random.Random(0), 16)
+    one, pixels = trajectory(lesson, wire, 0)
+    example = encode(one, policy.tokens, spec.merge)
+    batch = collate([0], [example], frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+    with torch.no_grad():
+        hidden = policy.hidden_states(batch)[0, batch.hidden[0]]
+        chance = torch.softmax(hidden @ policy.hf.lm_head.weight.T, dim=-1)[:, call[0]]
+    assert chance.max() < 1e-3
