@@ -50,7 +50,7 @@ class BaseTraining:
         seed: Makes weights and lessons.
     """
 
-    steps: int = 3000
+    steps: int = 6000
     batch_tokens: int = 4000
     learning_rate: float = 1.5e-3
     longest: int = 128
@@ -71,12 +71,12 @@ class BaseTraining:
         First names, then a few frames in a row, then overviews, then up to `longest`.
         """
         done = step / self.steps
-        if done < 0.07 or (done < 0.3 and step % 8 == 0):
+        if done < 0.04 or (done < 0.15 and step % 8 == 0):
             return 0
-        if done < 0.75:
-            most = next(n for until, n in ((0.3, 4), (0.4, 8), (2, 16)) if done < until)
+        if done < 0.85:
+            most = next(n for until, n in ((0.15, 4), (0.21, 8), (2, 16)) if done < until)
             # Short ones stay in the mix: what is learned there first carries over.
-            return 4 if step % 4 == 0 else most
+            return 4 if step % 3 == 0 else most
         return min((16, 16, 32, 64, 16, 32, 128, 16)[step % 8], self.longest)
 
     def lessons(self, step: int) -> list[Lesson]:
@@ -86,7 +86,8 @@ class BaseTraining:
         if frames == 0:
             return [naming_lesson(rng) for _ in range(self.batch_tokens // 70)]
         count = max(4, self.batch_tokens // (160 + 9 * min(frames, 50)))
-        return [make_lesson(rng, frames) for _ in range(count)]
+        apart = step >= 0.6 * self.steps
+        return [make_lesson(rng, frames, apart=apart) for _ in range(count)]
 
 
 def corpus(seed: int = 0) -> list[str]:

@@ -52,15 +52,20 @@ def random_video(rng: random.Random) -> NeedleVideo:
     return make_video(rng.randrange(2**31), shot_s * SHOTS, kinds_for(shot_s, FPS, 4, rng))
 
 
-def make_lesson(rng: random.Random, most: int) -> Lesson:
-    """A lesson on at most `most` frames, with one question at least and six at most."""
+def make_lesson(rng: random.Random, most: int, *, apart: bool = True) -> Lesson:
+    """A lesson on at most `most` frames, with one question at least and six at most.
+
+    With `apart`, a part of the frames is those that show something, so that colours
+    must be told apart; without, it is frames in a row, each named with its time, from
+    which the copying of times is learned sooner.
+    """
     while True:
         video = random_video(rng)
-        times, end = _view(rng, video, most)
+        times, end = _view(rng, video, most, apart)
         exchanges = [*_when(video, times, end), *_what(video, times)]
         if exchanges:
             # A long list of names would drown the few tokens of the other answers.
-            named = [_name(video, times)] if len(times) <= MOST_NAMED else []
+            named = [_name(video, times)] if len(times) <= (MOST_NAMED if apart else SHOTS) else []
             chosen = [*exchanges, *named]
             return Lesson(video, times, tuple(rng.sample(chosen, min(6, len(chosen)))))
 
@@ -77,7 +82,7 @@ def naming_lesson(rng: random.Random) -> Lesson:
     return Lesson(video, sorted(times), (("What does each frame show?", f"<answer>{said}</answer>"),))
 
 
-def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, float | None]:
+def _view(rng: random.Random, video: NeedleVideo, most: int, apart: bool) -> tuple[Times, float | None]:
     """Times of the frames, and the time after the last if it is one that can be known."""
     way = rng.random()
     if way < 0.5 and most >= SHOTS:
@@ -89,11 +94,18 @@ def _view(rng: random.Random, video: NeedleVideo, most: int) -> tuple[Times, flo
         times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
     else:
         times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
-    return _window(rng, video, times, most), None
+    return (_apart if apart else _in_a_row)(rng, video, times, most), None
 
 
-def _window(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
-    """`most` of `times` in order, above all those that show something, so that colours must be told apart."""
+def _in_a_row(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
+    """All of `times`, or consecutive ones, in most cases such that a flash is among them."""
+    windows = [times[first : first + most] for first in range(max(1, len(times) - most + 1))]
+    seen = [w for w in windows if any(span.covers(time) for span in video.flashes for time in w)]
+    return rng.choice(seen if seen and rng.random() < 0.7 else windows)
+
+
+def _apart(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
+    """`most` of `times` in order, above all those that show something."""
     if len(times) <= most:
         return times
     shown = (*video.borders, *video.flashes, *video.flashes, *video.flashes)
