@@ -94,10 +94,11 @@ def test_a_missing_video_is_named(tasks, tokenizer):
         played(gone, tokenizer, RULES, lambda wire: zooming(wire, RULES))
 
 
-def test_the_tokenizer_keeps_tags_and_fractions_whole_and_loses_nothing(tokenizer):
+def test_the_tokenizer_keeps_numbers_and_tags_whole_and_loses_nothing(tokenizer):
     text = (
         '<think>red border at 348.50</think><video_zoom>{"segment": [348.50, 352.00], "fps": 2}</video_zoom>'
     )
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert {".50", ".00", "<video_zoom>", "</video_zoom>"} <= {tokenizer.decode([i]) for i in ids}
+    whole = {"348", ".50", "352", ".00", "<video_zoom>", "</video_zoom>"}
+    assert whole <= {tokenizer.decode([i]) for i in ids}
