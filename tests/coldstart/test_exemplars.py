@@ -95,9 +95,7 @@ def test_a_missing_video_is_named(tasks, tokenizer):
 
 
 def test_the_tokenizer_keeps_numbers_and_tags_whole_and_loses_nothing(tokenizer):
-    text = (
-        '<think>red border at 348.50</think><video_zoom>{"segment": [348.50, 352.00], "fps": 2}</video_zoom>'
-    )
+    text = '<think>red border @348.50</think><video_zoom>{"segment":[348.50,352.00],"fps":2}</video_zoom>'
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     whole = {"348", ".50", "352", ".00", "<video_zoom>", "</video_zoom>"}

@@ -3,34 +3,64 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
 from vz_ray.coldstart.base import BaseTraining, corpus
-from vz_ray.coldstart.lessons import make_lesson, trajectory
+from vz_ray.coldstart.lessons import EXCHANGES, MOMENTS, album_lesson, naming_lesson, trajectory, world_lesson
 from vz_ray.coldstart.sft import batches_of
 from vz_ray.coldstart.tiny import build_tokenizer
 from vz_ray.episode.wire import WireFormat, Wording
 
 
-@pytest.mark.parametrize("most", [3, 6, 16, 64, 128])
-def test_what_is_said_is_shown(most):
+@pytest.mark.parametrize("most", [2, 6, 16, 64, 128])
+@pytest.mark.parametrize("make", [album_lesson, world_lesson])
+def test_what_is_said_is_shown(make, most):
     rng = random.Random(most)
     for _ in range(40):
-        lesson = make_lesson(rng, most)
-        assert 1 <= len(lesson.times_s) <= max(most, 16)
+        lesson = make(rng, most)
+        assert 1 <= len(lesson.times_s) <= most
         assert list(lesson.times_s) == sorted(lesson.times_s)
         shown = {f.name for t in lesson.times_s for f in lesson.video.flashes if f.covers(t)}
+        assert 1 <= len(lesson.exchanges) <= EXCHANGES
         for question, answer in lesson.exchanges:
             assert "zoom" not in question + answer
             if "<think>" in answer:
                 assert answer.split("<think>")[1].split("<")[0].split(", ")[1].split()[0] in shown
+            if question.startswith(("When", "From")):
+                for said in re.findall(r"(?:^|; |>)([a-z ]+) @([\d.]+)", answer):
+                    assert visible(lesson, said[1]) >= {said[0].removesuffix(" border")}
+            if question.startswith("What is shown"):
+                for time, said in re.findall(r"@([\d.]+) ([a-z, ]+)", answer):
+                    named = {name.removesuffix(" border") for name in said.split(", ")}
+                    assert named == (visible(lesson, time) or {"nothing"})
+
+
+def visible(lesson, shown: str) -> set[str]:
+    video = lesson.video
+    [time_s] = [time for time in lesson.times_s if f"{time:.2f}" == shown]
+    return {span.name for span in (*video.nights, *video.borders, *video.flashes) if span.covers(time_s)}
+
+
+def test_an_end_is_the_time_of_the_next_frame_or_of_the_end_of_the_video():
+    rng = random.Random(0)
+    asked = 0
+    for _ in range(60):
+        lesson = album_lesson(rng, 8)
+        known = [*(f"{time:.2f}" for time in lesson.times_s), f"{lesson.video.duration_s:.2f}"]
+        for question, answer in lesson.exchanges:
+            if question.startswith("From"):
+                for start, end in re.findall(r"@([\d.]+)-([\d.]+)", answer):
+                    asked += 1
+                    assert known.index(end) == known.index(start) + 1
+    assert asked > 50
 
 
 def test_a_lesson_is_a_conversation_with_every_answer_learned():
     tokenizer = build_tokenizer(corpus(), 1792)
     wire = WireFormat(tokenizer, Wording.load("conf/prompt/tiny-answer.yaml"))
-    lesson = make_lesson(random.Random(3), 16)
+    lesson = album_lesson(random.Random(3), 16)
     played, pixels = trajectory(lesson, wire, 0)
     learned = [i for i, on in zip(played.expanded_ids, played.loss_mask, strict=True) if on]
     said = "".join(f"{answer}<|im_end|>" for _, answer in lesson.exchanges)
@@ -40,12 +70,26 @@ def test_a_lesson_is_a_conversation_with_every_answer_learned():
 
 def test_lessons_grow_longer_and_rates_end_low():
     training = BaseTraining(steps=1000)
-    frames = [training.frames(step) for step in range(1000)]
-    assert frames[0] == 0
-    assert {4, 8, 16, 32, 64} <= set(frames)
-    assert max(frames) == 128
-    assert training.rate(0) < training.rate(400) == training.learning_rate
-    assert training.rate(999) < 0.05 * training.learning_rate
+    topics = [training.topic(step) for step in range(1000)]
+    assert topics[0][0] == "naming"
+    assert {("album", 2), ("album", 8), ("album", 16), ("world", 32), ("world", 128)} <= set(topics)
+    assert max(most for _, most in topics) == 128
+    assert [topic for topic in topics[70:300] if topic[1] > 4] == []
+    assert training.rate(0) < training.rate(400) == 1
+    assert training.rate(999) < 0.05
+
+
+def test_lessons_of_a_step_are_the_same_each_time():
+    training = BaseTraining()
+    assert training.lessons(700) == training.lessons(700) != training.lessons(701)
+
+
+def test_a_naming_lesson_names_a_few_moments():
+    rng = random.Random(1)
+    for _ in range(50):
+        lesson = naming_lesson(rng)
+        [(_, answer)] = lesson.exchanges
+        assert len(answer.split("; ")) == len(lesson.times_s) <= MOMENTS
 
 
 def test_batches_go_on_where_they_were():

@@ -17,7 +17,7 @@ from vz_ray.episode.trajectory import (
     ZoomFault,
     ZoomRefused,
 )
-from vz_ray.episode.wire import visual_tokens
+from vz_ray.episode.wire import IMAGE, visual_tokens
 
 TASK = Task("t", "v.mp4", "What flashes?", "A")
 ZOOM = '<think>there</think><video_zoom>{"segment": [8.00, 16.00], "fps": 1}</video_zoom>'
@@ -73,7 +73,9 @@ def test_the_prompt_is_exactly_what_was_said_so_far(wire, video):
     assert after[: len(before)] == before
     assert after[len(before) : len(before) + len(action.token_ids)] == action.token_ids
     text = wire.tokenizer.decode(list(after[len(before) :]))
-    assert text.startswith(ZOOM + "<|im_end|>\n<|im_start|>user\n<tool_response><frame0_time8.00s>")
+    assert text.startswith(
+        ZOOM + "<|im_end|>\n<|im_start|>user\n<tool_response><|vision_start|><|image_pad|><|vision_end|>8.00"
+    )
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 

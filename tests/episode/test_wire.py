@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict, replace
+
 import pytest
+import yaml
 
 from tests.episode.conftest import make_clip
-from vz_ray.episode.wire import Wording
+from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -16,8 +20,8 @@ def text_of(wire, context) -> str:
     return wire.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
 
 
-def test_frames_are_written_without_separator(wire):
-    assert wire.frames_text(make_clip([8.0, 9.5]).frames) == FRAMES
+def test_frames_are_written_without_separator(compat_wire):
+    assert compat_wire.frames_text(make_clip([8.0, 9.5]).frames) == FRAMES
 
 
 def test_compat_good_reply(compat_wire):
@@ -75,3 +79,25 @@ def test_the_wire_name_changes_with_the_wording(wire, compat_wire):
     assert wire.name.startswith("clean-")
     assert compat_wire.name.startswith("compat-")
     assert wire.name != compat_wire.name
+
+
+def test_the_wording_of_a_frame_may_be_another(wire):
+    other = WireFormat(wire.tokenizer, replace(wire.wording, frame="{number}:{image}{time:.1f}"))
+    assert other.frames_text(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
+    assert other.name != wire.name
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("frame", "{image}", "lacks {time}"),
+        ("frame", "{image}{when}", "cannot be filled in"),
+        ("question", "{question}", "lacks {frames}"),
+        ("refusal", "{", "cannot be filled in"),
+    ],
+)
+def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, wire, key, text, said):
+    path = tmp_path / "prompt.yaml"
+    path.write_text(yaml.safe_dump(asdict(wire.wording) | {key: text}))
+    with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
+        Wording.load(path)

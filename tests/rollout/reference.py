@@ -23,7 +23,9 @@ TEXTS = (
 
 def tiny(directory: Path, *, tied: bool = False, seed: int = 0) -> Path:
     """A small random checkpoint whose logits differ enough between tokens to be told apart."""
-    path = build_tiny(directory, TEXTS, seed=seed, shape=TinyShape(layers=2, tie_embeddings=tied))
+    path = build_tiny(
+        directory, TEXTS, seed=seed, shape=TinyShape(layers=2, heads=4, kv_heads=2, tie_embeddings=tied)
+    )
     model = load(path)
     shake(model, seed + 100)
     model.save_pretrained(path)

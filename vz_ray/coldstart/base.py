@@ -1,7 +1,7 @@
 """Trains the tiny model's base, which can name and answer but has never seen a zoom.
 
-Plain supervised training on lessons that grow longer: first a few frames,
-then overviews, then up to `longest` uniform frames.
+Plain supervised training on lessons that grow longer: names, then albums of two
+frames up to an overview's sixteen, then needle videos in up to `longest` frames.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vz_ray.coldstart.lessons import Lesson, make_lesson, naming_lesson, trajectory
+from vz_ray.coldstart.lessons import MOMENTS, Lesson, album_lesson, naming_lesson, trajectory, world_lesson
 from vz_ray.coldstart.oracle import zoom_text
 from vz_ray.coldstart.tiny import build_tiny
 from vz_ray.data.needle.world import SHOTS
@@ -27,6 +27,7 @@ from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import write_atomic
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
     from torch.optim import Optimizer
 
     from vz_ray.learner.model import Policy
@@ -45,61 +46,55 @@ class BaseTraining:
     Attributes:
         steps: Optimizer steps.
         batch_tokens: Tokens in a step, about.
-        learning_rate: Peak of the cosine.
+        learning_rate: Peak of the cosine, for the matrices of the layers.
         longest: Most frames in a lesson.
         seed: Makes weights and lessons.
     """
 
-    steps: int = 6000
-    batch_tokens: int = 4000
-    learning_rate: float = 1.5e-3
+    steps: int = 3000
+    batch_tokens: int = 3000
+    learning_rate: float = 2.25e-3
     longest: int = 128
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`: warm-up over 100 steps, constant, cosine over the last third."""
+        """Share of the rate at `step`: warm-up over 100 steps, constant, cosine over the last third."""
         late = max(0.0, 3 * step / self.steps - 2)
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / 100)
-            * (0.02 + 0.98 * (1 + math.cos(math.pi * late)) / 2)
-        )
+        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * late)) / 2)
 
-    def frames(self, step: int) -> int:
-        """The most frames of a lesson at `step`; 0 stands for the naming lesson.
-
-        First names, then a few frames in a row, then overviews, then up to `longest`.
-        """
+    def topic(self, step: int) -> tuple[str, int]:
+        """Kind of the lessons of `step`, and the most frames of one."""
         done = step / self.steps
-        if done < 0.04 or (done < 0.15 and step % 8 == 0):
-            return 0
-        if done < 0.85:
-            most = next(n for until, n in ((0.15, 4), (0.21, 8), (2, 16)) if done < until)
+        if done < 0.07 or step % 8 == 0:
+            return "naming", MOMENTS
+        if done < 0.6:
+            most = next(n for until, n in ((0.1, 2), (0.3, 4), (0.4, 8), (1.0, 16)) if done < until)
             # Short ones stay in the mix: what is learned there first carries over.
-            return 4 if step % 3 == 0 else most
-        return min((16, 16, 32, 64, 16, 32, 128, 16)[step % 8], self.longest)
+            return "album", min(most, 4) if step % 4 == 1 else most
+        most = (16, 16, 32, 64, 8, 16, 128)[step % 7]
+        return ("album" if step % 7 == 1 else "world"), min(most, self.longest)
 
     def lessons(self, step: int) -> list[Lesson]:
         """As many lessons as fit a step; a pure function of seed and step."""
-        frames = self.frames(step)
+        kind, most = self.topic(step)
         rng = random.Random(f"{self.seed}/{step}")
-        if frames == 0:
-            return [naming_lesson(rng) for _ in range(self.batch_tokens // 70)]
-        count = max(4, self.batch_tokens // (160 + 9 * min(frames, 50)))
-        apart = step >= 0.6 * self.steps
-        return [make_lesson(rng, frames, apart=apart) for _ in range(count)]
+        if kind == "naming":
+            return [naming_lesson(rng) for _ in range(self.batch_tokens // 60)]
+        make = album_lesson if kind == "album" else world_lesson
+        return [make(rng, most) for _ in range(max(4, self.batch_tokens // (220 + 6 * most)))]
 
 
 def corpus(seed: int = 0) -> list[str]:
     """Samples of everything that is ever said in the needle world, for the tokenizer."""
     rng = random.Random(seed)
-    lessons = [make_lesson(rng, SHOTS) for _ in range(80)] + [naming_lesson(rng) for _ in range(20)]
+    lessons = [make(rng, SHOTS) for make in (album_lesson, world_lesson) for _ in range(40)]
+    lessons += [naming_lesson(rng) for _ in range(20)]
     said = [text for lesson in lessons for pair in lesson.exchanges for text in pair]
-    said += [zoom_text("nothing, red border at 12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    said += [zoom_text("nothing, red border @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
     said += [
         "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
-        "<frame0_time12.00s><tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",
-        "night at 12.00. segment [12, 24] at fps 1 has more than 8 frames; fps up to 0.5 would fit",
+        "<tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",
+        "night @12.00. segment [12, 24] at fps 1 has more than 8 frames; fps up to 0.5 would fit",
         "segment is reversed; start must come before end. segment is outside the video of 64.00 seconds",
         "no zoom is left; answer from what you have seen. the call is not valid JSON; expected",
     ]
@@ -155,45 +150,75 @@ def train_base(
 
     policy = Policy.load(directory)
     spec = PixelSpec.of_checkpoint(directory)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    first = _resume(policy, optimizer, directory / STATE)
+    optimizers = _optimizers(policy, training.learning_rate)
+    first = _resume(policy, optimizers, directory / STATE)
     seen: dict[str, list[float]] = defaultdict(list)
     began = time.monotonic()
     for step in range(first, training.steps):
-        frames, lessons = training.frames(step), training.lessons(step)
-        for group in optimizer.param_groups:
-            group["lr"] = training.rate(step)
-        loss, exact = _learn(policy, lessons, wire, spec)
+        loss, exact = _learn(policy, training.lessons(step), wire, spec)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen[f"loss/{frames}"].append(loss)
-        seen[f"exact/{frames}"].append(exact)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate(step) * group["peak"]
+            optimizer.step()
+            optimizer.zero_grad()
+        kind, most = training.topic(step)
+        seen[f"loss/{kind} {most}"].append(loss)
+        seen[f"exact/{kind} {most}"].append(exact)
         if step % LOG_EVERY == LOG_EVERY - 1:
             log(step + 1, _means(seen) | {"seconds": time.monotonic() - began})
             seen.clear()
         if step % SAVE_EVERY == SAVE_EVERY - 1:
-            _save(policy, optimizer, step + 1, directory)
+            _save(policy, optimizers, step + 1, directory)
     policy.hf.save_pretrained(directory)
     (directory / STATE).unlink(missing_ok=True)
+
+
+def _optimizers(policy: Policy, rate: float) -> list[Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest; each group knows its `peak` rate.
+
+    The projection from frames to words keeps the scale it was made with: it would grow,
+    and drown the traces of other tokens that frames and times must carry.
+    """
+    import torch
+
+    layers: list[Parameter] = []
+    vision: list[Parameter] = []
+    rest: list[Parameter] = []
+    for parameter in policy.hf.model.visual.merger.mlp[-1].parameters():
+        parameter.requires_grad_(False)
+    for name, parameter in policy.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        matrix = parameter.ndim == 2 and ".layers." in name
+        (vision if "visual" in name else layers if matrix else rest).append(parameter)
+    muon = torch.optim.Muon(layers, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(
+        [{"params": vision, "lr": rate / 2}, {"params": rest, "lr": rate * 4 / 3}],
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return [muon, adam]
 
 
 def _means(seen: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
 
 
-def _save(policy: Policy, optimizer: Optimizer, step: int, directory: Path) -> None:
+def _save(policy: Policy, optimizers: list[Optimizer], step: int, directory: Path) -> None:
     import torch
 
     content = io.BytesIO()
-    torch.save({"step": step, "policy": policy.state_dict(), "optimizer": optimizer.state_dict()}, content)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"step": step, "policy": policy.state_dict(), "optimizers": states}, content)
     write_atomic(directory / STATE, content.getvalue())
     policy.hf.save_pretrained(directory)
 
 
-def _resume(policy: Policy, optimizer: Optimizer, state: Path) -> int:
+def _resume(policy: Policy, optimizers: list[Optimizer], state: Path) -> int:
     """Loads what `_save` wrote, if there is anything; returns the step to go on with."""
     import torch
 
@@ -201,7 +226,8 @@ def _resume(policy: Policy, optimizer: Optimizer, state: Path) -> int:
         return 0
     content = torch.load(state, weights_only=True)
     policy.load_state_dict(content["policy"])
-    optimizer.load_state_dict(content["optimizer"])
+    for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return int(content["step"])
 
 

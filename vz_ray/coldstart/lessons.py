@@ -2,9 +2,10 @@
 
 A lesson is a few questions about the same frames, drawn directly; none has a zoom:
 
-- *name*: what each frame shows, with its time;
-- *when*: between which shown times a border or the night is visible;
-- *what*: the needle world's own questions, where the frames show the answer.
+- *naming*: what each of a few unrelated frames shows;
+- *album*: when each of many things is shown, and what is shown at which time, on frames
+  in a row that show far more than a needle video does: most of finding is learned here;
+- *world*: the needle world's own questions, and when its borders and nights are shown.
 """
 
 from __future__ import annotations
@@ -12,13 +13,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from blake3 import blake3
 
 from vz_ray.coldstart.oracle import answer_text
 from vz_ray.data.needle.draw import draw_frames
 from vz_ray.data.needle.synth import kinds_for
-from vz_ray.data.needle.world import BORDERS, SHOTS, SLOTS, Kind, NeedleVideo, Span, make_video
+from vz_ray.data.needle.world import (
+    BORDERS,
+    LETTERS,
+    SHOTS,
+    SLOTS,
+    SYMBOLS,
+    Kind,
+    NeedleVideo,
+    Span,
+    ask,
+    make_video,
+)
 from vz_ray.episode.trajectory import EpisodeId, Status, Trajectory, Turn, Written
 from vz_ray.episode.wire import WireFormat
 from vz_ray.video.frame import RGB, Frame, FrameRef
@@ -31,10 +44,12 @@ SIDE = 28
 MOMENTS = 3
 """Most frames of a naming lesson."""
 
-MOST_NAMED = 4
-"""Most frames that are named one by one."""
+EXCHANGES = 6
+"""Most questions of a lesson."""
 
 Times = list[float]
+Exchange = tuple[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +58,12 @@ class Lesson:
 
     video: NeedleVideo
     times_s: Sequence[float]
-    exchanges: tuple[tuple[str, str], ...]
-
-
-def random_video(rng: random.Random) -> NeedleVideo:
-    """A video of any of the world's lengths."""
-    shot_s = rng.choice(SHOT_S)
-    return make_video(rng.randrange(2**31), shot_s * SHOTS, kinds_for(shot_s, FPS, 4, rng))
-
-
-def make_lesson(rng: random.Random, most: int, *, apart: bool = True) -> Lesson:
-    """A lesson on at most `most` frames, with one question at least and six at most.
-
-    With `apart`, a part of the frames is those that show something, so that colours
-    must be told apart; without, it is frames in a row, each named with its time, from
-    which the copying of times is learned sooner.
-    """
-    while True:
-        video = random_video(rng)
-        times, end = _view(rng, video, most, apart)
-        exchanges = [*_when(video, times, end), *_what(video, times)]
-        if exchanges:
-            # A long list of names would drown the few tokens of the other answers.
-            named = [_name(video, times)] if len(times) <= (MOST_NAMED if apart else SHOTS) else []
-            chosen = [*exchanges, *named]
-            return Lesson(video, times, tuple(rng.sample(chosen, min(6, len(chosen)))))
+    exchanges: tuple[Exchange, ...]
 
 
 def naming_lesson(rng: random.Random) -> Lesson:
     """Names what a few unrelated moments show, most of them in flashes, which are rare: the first lesson."""
-    video = random_video(rng)
+    video = _needle_video(rng)
     shown = (*video.flashes, *video.flashes, *video.borders, *video.nights)
     times: set[float] = set()
     for _ in range(rng.randint(1, MOMENTS)):
@@ -82,61 +73,144 @@ def naming_lesson(rng: random.Random) -> Lesson:
     return Lesson(video, sorted(times), (("What does each frame show?", f"<answer>{said}</answer>"),))
 
 
-def _view(rng: random.Random, video: NeedleVideo, most: int, apart: bool) -> tuple[Times, float | None]:
-    """Times of the frames, and the time after the last if it is one that can be known."""
+def album_lesson(rng: random.Random, most: int) -> Lesson:
+    """Asks for everything on at most `most` frames in a row: when it is shown, and what is shown when."""
+    video, times, step_s = _album(rng, most)
+    exchanges = [*_finds(rng, video, times, step_s), *_shows(rng, video, times)]
+    for border in video.borders:
+        for flash in video.flashes:
+            if border.start_s == flash.start_s:
+                letter = LETTERS[SYMBOLS.index(flash.name)]
+                exchanges.append(
+                    (ask(Kind.IDENTIFY, border.name), answer_text(border.name, flash.name, letter))
+                )
+    rng.shuffle(exchanges)
+    return Lesson(video, times, tuple(exchanges[:EXCHANGES]))
+
+
+def world_lesson(rng: random.Random, most: int) -> Lesson:
+    """Asks what is asked of needle videos, and what must be found first, on at most `most` frames."""
+    while True:
+        video = _needle_video(rng)
+        times = _view(rng, video, most)
+        exchanges = [*_when(video, times), *_what(video, times)]
+        if exchanges:
+            return Lesson(video, times, tuple(rng.sample(exchanges, min(EXCHANGES, len(exchanges)))))
+
+
+# -- frames -----------------------------------------------------------------
+
+
+def _needle_video(rng: random.Random) -> NeedleVideo:
+    """A video of any of the world's lengths."""
+    shot_s = rng.choice(SHOT_S)
+    return make_video(rng.randrange(2**31), shot_s * SHOTS, kinds_for(shot_s, FPS, 4, rng))
+
+
+def _album(rng: random.Random, most: int) -> tuple[NeedleVideo, Times, float]:
+    """A video with something in most of its frames, their times, and the seconds between them."""
+    shot_s = rng.choice(SHOT_S)
+    start_s, step_s, count = 0.0, float(shot_s), min(most, SHOTS)
+    way = rng.random()
+    if way < 0.4:
+        start_s, step_s, count = rng.randrange(SHOTS) * step_s, step_s / SLOTS, min(most, SLOTS)
+        if way < 0.15 and step_s / SLOTS * FPS >= 1:
+            start_s, step_s = start_s + rng.randrange(SLOTS) * step_s, step_s / SLOTS
+    else:
+        start_s = rng.randrange(SHOTS - count + 1) * step_s
+    times = [start_s + step_s * k for k in range(count)]
+
+    def some(names: Sequence[str]) -> tuple[Span, ...]:
+        chosen = rng.sample(names, rng.randint(1, min(len(names), count)))
+        starts = rng.sample(times, len(chosen))
+        return tuple(Span(at, at + step_s, name) for at, name in zip(starts, chosen, strict=True))
+
+    nights = some(("night",)) if rng.random() < 0.5 else ()
+    video = NeedleVideo(
+        rng.randrange(2**31), shot_s * SHOTS, some(BORDERS), some(SYMBOLS), nights, questions=()
+    )
+    return video, times, step_s
+
+
+def _view(rng: random.Random, video: NeedleVideo, most: int) -> Times:
+    """An overview of at most `most` frames, or what a zoom into a part of the video shows."""
     way = rng.random()
     if way < 0.5 and most >= SHOTS:
-        count = rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= most])
-        return _steps(0.0, video.duration_s, count), video.duration_s
-    if way < 0.2:
-        times = _steps(0.0, video.duration_s, SHOTS)
-    elif way < 0.35 and video.nights:
+        return _steps(0.0, video.duration_s, rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= most]))
+    if way < 0.65 and video.nights:
         times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
     else:
         times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
-    return (_apart if apart else _in_a_row)(rng, video, times, most), None
+    first = rng.randrange(max(1, len(times) - most + 1))
+    return times[first : first + most]
 
 
-def _in_a_row(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
-    """All of `times`, or consecutive ones, in most cases such that a flash is among them."""
-    windows = [times[first : first + most] for first in range(max(1, len(times) - most + 1))]
-    seen = [w for w in windows if any(span.covers(time) for span in video.flashes for time in w)]
-    return rng.choice(seen if seen and rng.random() < 0.7 else windows)
+def _steps(start_s: float, end_s: float, count: int) -> Times:
+    return [start_s + (end_s - start_s) * k / count for k in range(count)]
 
 
-def _apart(rng: random.Random, video: NeedleVideo, times: Times, most: int) -> Times:
-    """`most` of `times` in order, above all those that show something."""
-    if len(times) <= most:
-        return times
-    shown = (*video.borders, *video.flashes, *video.flashes, *video.flashes)
-    weights = {time: 1 + 3 * sum(span.covers(time) for span in shown) for time in times}
-    # The largest of u^(1/w) are a weighted sample without replacement.
-    return sorted(sorted(times, key=lambda time: rng.random() ** (1 / weights[time]))[-most:])
+# -- questions --------------------------------------------------------------
 
 
-def _name(video: NeedleVideo, times: Times) -> tuple[str, str]:
-    said = "; ".join(f"{time:.2f} {_seen(video, time)}" for time in times)
-    return "Name what each frame shows.", f"<answer>{said}</answer>"
+def _finds(rng: random.Random, video: NeedleVideo, times: Times, step_s: float) -> Iterator[Exchange]:
+    """When each thing of an album is shown; every second lesson asks until when, too."""
+    at = {_called(span): span.start_s for span in (*video.borders, *video.flashes, *video.nights)}
+    ends = rng.random() < 0.5
+    if ends and times[-1] + step_s < video.duration_s:
+        # No frame shows that time.
+        at = {name: time for name, time in at.items() if time < times[-1]}
+    for part in _parts(rng, list(at), (1, 2, 3, 5, 8)):
+        found = [f"{name} @{at[name]:.2f}" + (f"-{at[name] + step_s:.2f}" if ends else "") for name in part]
+        question = "From when to when is shown" if ends else "When is shown"
+        yield f"{question}: {', '.join(part)}?", f"<answer>{'; '.join(found)}</answer>"
 
 
-def _when(video: NeedleVideo, times: Times, end: float | None) -> Iterator[tuple[str, str]]:
-    until = dict(zip(times, [*times[1:], *([] if end is None else [end])], strict=False))
-    for name in (*BORDERS, "night"):
-        spans = video.nights if name == "night" else video.borders
-        hits = [t for t in times if any(span.name == name and span.covers(t) for span in spans)]
-        if 0 < len(hits) <= 2 and all(time in until for time in hits):
-            thing = "night" if name == "night" else f"{name} border"
-            said = ", ".join(f"{time:.2f} to {until[time]:.2f}" for time in hits)
-            # What is looked for is said right before its time, and need not be fetched from the question.
-            yield f"When is the {thing} shown?", f"<answer>{thing} at {said}</answer>"
+def _shows(rng: random.Random, video: NeedleVideo, times: Times) -> Iterator[Exchange]:
+    """What an album shows at each time."""
+    for part in _parts(rng, times, (1, 2, 4, 6)):
+        asked = ", ".join(f"@{time:.2f}" for time in part)
+        said = "; ".join(f"@{time:.2f} {_seen(video, time)}" for time in part)
+        yield f"What is shown {asked}?", f"<answer>{said}</answer>"
 
 
-def _what(video: NeedleVideo, times: Times) -> Iterator[tuple[str, str]]:
+def _parts(rng: random.Random, items: Sequence[T], sizes: Sequence[int]) -> Iterator[list[T]]:
+    """All of `items` in random order, in parts of random sizes."""
+    left = rng.sample(items, len(items))
+    while left:
+        size = rng.choice(sizes)
+        yield left[:size]
+        left = left[size:]
+
+
+def _when(video: NeedleVideo, times: Times) -> Iterator[Exchange]:
+    """When a border or the night is shown, where that is at most twice."""
+    for name in (*(f"{border} border" for border in BORDERS), "night"):
+        spans = [span for span in (*video.borders, *video.nights) if _called(span) == name]
+        hits = [time for time in times if any(span.covers(time) for span in spans)]
+        if 0 < len(hits) <= 2:
+            said = "".join(f" @{time:.2f}" for time in hits)
+            yield f"When is shown: {name}?", f"<answer>{name}{said}</answer>"
+
+
+def _what(video: NeedleVideo, times: Times) -> Iterator[Exchange]:
+    """The video's own questions, where the frames show the answer."""
     for question in video.questions:
         seen = [[t for t in times if start <= t < end] for start, end in question.events]
         if all(seen):
             counted = [hits[0] for hits in seen] if question.kind is Kind.COUNT else []
             yield question.text, answer_text(question.border, question.symbol, question.answer, counted)
+
+
+def _called(span: Span) -> str:
+    return f"{span.name} border" if span.name in BORDERS else span.name
+
+
+def _seen(video: NeedleVideo, time_s: float) -> str:
+    spans = (*video.nights, *video.borders, *video.flashes)
+    return ", ".join(_called(span) for span in spans if span.covers(time_s)) or "nothing"
+
+
+# -- as a conversation ------------------------------------------------------
 
 
 def trajectory(lesson: Lesson, wire: WireFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
@@ -176,14 +250,3 @@ def _frames(video: NeedleVideo, times_s: Sequence[float]) -> tuple[Frame, ...]:
         )
         for time, picture in zip(times_s, pictures, strict=True)
     )
-
-
-def _seen(video: NeedleVideo, time_s: float) -> str:
-    night = ["night" for span in video.nights if span.covers(time_s)]
-    border = [f"{span.name} border" for span in video.borders if span.covers(time_s)]
-    flash = [span.name for span in video.flashes if span.covers(time_s)]
-    return ", ".join(night + border + flash) or "nothing"
-
-
-def _steps(start_s: float, end_s: float, count: int) -> Times:
-    return [start_s + (end_s - start_s) * k / count for k in range(count)]

@@ -13,16 +13,14 @@ from vz_ray.episode.wire import WireFormat
 
 def zoom_text(think: str, start_s: float, end_s: float, fps: float) -> str:
     """A zoom turn; times have two digits, as they are shown beside the frames."""
-    call = f'{{"segment": [{start_s:.2f}, {end_s:.2f}], "fps": {fps:g}}}'
+    call = f'{{"segment":[{start_s:.2f},{end_s:.2f}],"fps":{fps:g}}}'
     return f"<think>{think}</think><video_zoom>{call}</video_zoom>"
 
 
 def answer_text(border: str, symbol: str, answer: str, seen_at_s: Iterable[float] = ()) -> str:
     """An answer turn; a count lists when each flash was seen."""
-    times = ", ".join(f"{time:.2f}" for time in seen_at_s)
-    return (
-        f"<think>{border} border, {symbol}{' at ' + times if times else ''}</think><answer>{answer}</answer>"
-    )
+    times = "".join(f" @{time:.2f}" for time in seen_at_s)
+    return f"<think>{border} border, {symbol}{times}</think><answer>{answer}</answer>"
 
 
 class Oracle:
@@ -55,9 +53,9 @@ class Oracle:
 
     def _think(self, turn: int, start_s: float) -> str:
         if self.task.kind == "deep" and turn == 0:
-            return f"night at {start_s:.2f}"
+            return f"night @{start_s:.2f}"
         missed = "nothing, " if self.task.kind == "decoy" and turn else ""
-        return f"{missed}{self.border} border at {start_s:.2f}"
+        return f"{missed}{self.border} border @{start_s:.2f}"
 
 
 class UniformOracle:

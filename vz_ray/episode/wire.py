@@ -9,6 +9,7 @@ after them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,13 +45,16 @@ class Tokenizer(Protocol):
 class Wording:
     """The words around frames; `{frames}`, `{question}`, `{error}`, `{notice}` are filled in.
 
+    In `frame`, they are `{number}` (from 0 in each turn), `{time}` (seconds) and `{image}`.
+
     Attributes:
         system: Tells the model what it may do.
         question: The first user turn.
         reply: The user turn after a good zoom.
         refusal: The user turn after a bad zoom.
-        decode_refusal: The same where the clip could not be decoded.
         notice: Added to the reply before the last round.
+        decode_refusal: The same where the clip could not be decoded.
+        frame: One frame with its time.
     """
 
     system: str
@@ -59,6 +63,7 @@ class Wording:
     refusal: str
     notice: str
     decode_refusal: str = ""
+    frame: str = "<frame{number}_time{time:.2f}s>{image}"
 
     @classmethod
     def load(cls, path: Path | str) -> Wording:
@@ -70,11 +75,40 @@ class Wording:
             raise UserError(f"prompt file {path} does not exist; set episode.prompt to an existing one")
         values = yaml.safe_load(path.read_text())
         try:
-            return cls(**values)
+            wording = cls(**values)
         except TypeError as error:
             raise UserError(
                 f"prompt file {path}: {error}; expected keys {', '.join(cls.__slots__)}"
             ) from error
+        for key, (blanks, needed) in _BLANKS.items():
+            _check_blanks(path, key, getattr(wording, key), blanks, needed)
+        return wording
+
+
+_BLANKS: Mapping[str, tuple[Mapping[str, object], Sequence[str]]] = {
+    "question": ({"frames": "", "question": ""}, ("frames", "question")),
+    "reply": ({"frames": "", "notice": ""}, ("frames",)),
+    "refusal": ({"error": "", "notice": ""}, ("error",)),
+    "decode_refusal": ({"error": "", "notice": ""}, ()),
+    "frame": ({"number": 0, "time": 0.0, "image": ""}, ("time", "image")),
+}
+"""What may be filled in, by key of the wording, and what must be."""
+
+
+def _check_blanks(
+    path: Path, key: str, text: str, blanks: Mapping[str, object], needed: Sequence[str]
+) -> None:
+    try:
+        text.format(**blanks)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{blank}}}" for blank in blanks)
+        raise UserError(
+            f"prompt file {path}: {key} {text!r} cannot be filled in ({error!r}); it may have {known}, "
+            "and braces of its own are doubled"
+        ) from error
+    for blank in needed:
+        if not re.search(rf"{{{blank}[:}}]", text):
+            raise UserError(f"prompt file {path}: {key} {text!r} lacks {{{blank}}}")
 
 
 class WireFormat:
@@ -91,7 +125,10 @@ class WireFormat:
     # -- text ---------------------------------------------------------------
 
     def frames_text(self, frames: Sequence[Frame]) -> str:
-        return "".join(f"<frame{i}_time{frame.pts_s:.2f}s>{IMAGE}" for i, frame in enumerate(frames))
+        return "".join(
+            self.wording.frame.format(number=number, time=frame.pts_s, image=IMAGE)
+            for number, frame in enumerate(frames)
+        )
 
     def question_text(self, question: str, frames: Sequence[Frame]) -> str:
         return self.wording.question.format(frames=self.frames_text(frames), question=question)

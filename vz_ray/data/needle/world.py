@@ -90,7 +90,8 @@ class NeedleVideo:
         return self.duration_s / SHOTS
 
 
-def _ask(kind: Kind, border: str) -> str:
+def ask(kind: Kind, border: str) -> str:
+    """The question of `kind` about the border of that colour, options included."""
     if kind is Kind.COUNT:
         return f"How many times does something flash while the {border} border is shown?"
     scene = "In the night scene, what" if kind is Kind.DEEP else "What"
@@ -143,7 +144,7 @@ class _Builder:
         self.borders.append(Span(*path[-1], border))
         events = self._flash(path[-1], symbol, count)
         answer = str(count) if kind is Kind.COUNT else LETTERS[SYMBOLS.index(symbol)]
-        self.questions.append(Question(kind, border, _ask(kind, border), answer, symbol, events, tuple(path)))
+        self.questions.append(Question(kind, border, ask(kind, border), answer, symbol, events, tuple(path)))
 
 
 def make_video(seed: int, duration_s: float, kinds: tuple[Kind, ...]) -> NeedleVideo:
