@@ -129,3 +129,33 @@ def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_com
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(iterations))
     assert (run / "models/policy/config.json").is_file()
+
+
+def test_a_quickstart_goes_on_in_whatever_stage_it_was_stopped(small):
+    """Stopped in a supervised stage, between questions of an evaluation, and while the controls train."""
+    steps = 30
+    arguments = [
+        "quickstart",
+        "--name",
+        "often-stopped",
+        *small.quickstart(),
+        f"cold_start.steps={steps}",
+        f"sft_continued.steps={steps}",
+    ]
+    run = small.runs / "often-stopped"
+    for product in ("cold_start.jsonl", "eval/cold_start.jsonl", "sft_continued.jsonl"):
+        process = begin(*arguments)
+        wait_for(lambda path=run / product: path.exists() and path.read_text().count("\n") > 0, process)
+        started = below(process)
+        stop(process)
+        done = finish(process, 120)
+        assert done.returncode == 130, done.stderr
+        assert "the same command goes on from the last checkpoint" in done.stderr
+        assert not left_of(started)
+
+    done = vz_ray(*arguments, seconds=500)
+    assert done.returncode == 0, done.stderr
+    for stage in ("cold_start", "sft_continued"):
+        logged = [json.loads(line)["step"] for line in (run / f"{stage}.jsonl").read_text().splitlines()]
+        assert logged == list(range(1, steps + 1))
+    assert summary(run)["questions"]["cold_start"] == 4

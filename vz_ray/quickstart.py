@@ -12,18 +12,16 @@ there is not run again.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from vz_ray import actors
 from vz_ray.actors import Actors
 from vz_ray.clips import ClipPool
-from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
+from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
 from vz_ray.coldstart.sft import SftState, supervise
-from vz_ray.config import load, to_yaml
+from vz_ray.config import load
 from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.quickstart import QuickstartConfig
@@ -31,70 +29,26 @@ from vz_ray.config.run import RunConfig
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.record import read_records
 from vz_ray.data.rl_file import check_videos, read_tasks
-from vz_ray.doctor import disk, memory, require, shared_memory
+from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.episode.wire import WireFormat, Wording
-from vz_ray.evaluate.play import evaluate
-from vz_ray.evaluate.results import EvalLog
 from vz_ray.evaluate.summary import (
     COLD_START,
     RL,
     SFT_CONTINUED,
-    eval_path,
-    record_stage,
     stage_seconds,
-    uniform_stage,
     write_summary,
 )
 from vz_ray.evaluate.tables import print_summary
-from vz_ray.learner.model import check_checkpoint
-from vz_ray.observe import logs
-from vz_ray.observe.interrupt import Interrupt
+from vz_ray.examiner import Examiner, uniform_episode
 from vz_ray.observe.metrics import MetricLog
-from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.report import write_report
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
-from vz_ray.weights import ModuleSource, ShmSender, WeightStore
 
 BASELINE = "baseline"
-
-
-@dataclass
-class Desk:
-    """What every stage needs."""
-
-    run: RunDir
-    progress: Progress
-    interrupt: Interrupt
-
-    def model(self, stage: str) -> Path:
-        """Where the model that a stage makes is exported to."""
-        return self.run.path / "models" / stage
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Notes the wall time of a part of the run, also where it is interrupted."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            record_stage(self.run.path, stage, time.monotonic() - began)
-
-
-@contextmanager
-def desk(config: RunConfig) -> Iterator[Desk]:
-    """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
-    require(memory(), shared_memory(), disk(Path(config.runs)))
-    check_checkpoint(config.model)
-    run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
-    logs.configure(run.logs)
-    with run.held(), Progress() as progress, Interrupt() as interrupt:
-        if resumed:
-            progress.say(f"going on with {run.path}")
-        yield Desk(run, progress, interrupt)
 
 
 def run_training(config: RunConfig) -> None:
@@ -228,11 +182,6 @@ async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     return played
 
 
-def uniform_episode(config: QuickstartConfig, frames: int) -> EpisodeConfig:
-    """The rules by which the baseline plays at a number of frames."""
-    return replace(uniform(config.episode, frames), prompt=config.baseline.prompt)
-
-
 async def sft(
     config: QuickstartConfig,
     at: Desk,
@@ -304,44 +253,3 @@ def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:
 
     tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     return WireFormat(tokenizer, Wording.load(episode.prompt), compat=episode.format == "compat")
-
-
-class Examiner:
-    """Evaluates one model after another on the test questions, all on the same engines."""
-
-    def __init__(self, config: QuickstartConfig, at: Desk, fleet: Fleet) -> None:
-        self.config, self.at, self.fleet = config, at, fleet
-        self.tasks = read_tasks(config.data.test)
-        self.holds: Path | None = None
-
-    async def agent(self, stage: str, model: Path) -> None:
-        """The zooming agent, greedy."""
-        await self._play(stage, model, self.config.episode)
-
-    async def baseline(self, model: Path) -> None:
-        """The uniform baseline at each number of frames."""
-        for count in self.config.baseline.test_frames:
-            await self._play(uniform_stage(count), model, uniform_episode(self.config, count))
-
-    async def _play(self, stage: str, model: Path, episode: EpisodeConfig) -> None:
-        identity = {"model": str(model), "tasks": self.config.data.test, "stage": stage}
-        log = EvalLog(eval_path(self.at.run.path, stage), identity)
-        if len(log.done) == len(self.tasks):
-            return
-        with self.at.timed("evaluate"), self.at.progress.stage(f"evaluate {stage}", len(self.tasks)) as bar:
-            await self._hold(model)
-            playing = evaluate(self.fleet, self.tasks, log, episode, stage=stage, advance=bar.advance)
-            await self.at.interrupt.watch(playing)
-
-    async def _hold(self, model: Path) -> None:
-        """Publishes `model` to the engines unless they hold it."""
-        if self.holds == model:
-            return
-        import torch
-
-        from vz_ray.learner.model import load_pretrained
-
-        async with actors.weight_store(self.config) as folder:
-            source = ModuleSource(load_pretrained(model, torch.float32))
-            await self.fleet.publish(self.fleet.version + 1, ShmSender(WeightStore(folder), source))
-        self.holds = model

@@ -1,0 +1,54 @@
+"""What every stage of a run works with: its directory, its display, and how it is stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vz_ray.config import to_yaml
+from vz_ray.config.run import RunConfig
+from vz_ray.doctor import disk, memory, require, shared_memory
+from vz_ray.evaluate.summary import record_stage
+from vz_ray.learner.model import check_checkpoint
+from vz_ray.observe import logs
+from vz_ray.observe.interrupt import Interrupt
+from vz_ray.observe.progress import Progress
+from vz_ray.observe.run_dir import RunDir
+
+
+@dataclass
+class Desk:
+    """What every stage needs."""
+
+    run: RunDir
+    progress: Progress
+    interrupt: Interrupt
+
+    def model(self, stage: str) -> Path:
+        """Where the model that a stage makes is exported to."""
+        return self.run.path / "models" / stage
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Notes the wall time of a part of the run, also where it is interrupted."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            record_stage(self.run.path, stage, time.monotonic() - began)
+
+
+@contextmanager
+def desk(config: RunConfig) -> Iterator[Desk]:
+    """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
+    require(memory(), shared_memory(), disk(Path(config.runs)))
+    check_checkpoint(config.model)
+    run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
+    logs.configure(run.logs)
+    with run.held(), Progress() as progress, Interrupt() as interrupt:
+        if resumed:
+            progress.say(f"going on with {run.path}")
+        yield Desk(run, progress, interrupt)
