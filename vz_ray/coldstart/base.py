@@ -51,7 +51,7 @@ class BaseTraining:
         seed: Makes weights and lessons.
     """
 
-    steps: int = 3000
+    steps: int = 3600
     batch_tokens: int = 3000
     learning_rate: float = 2.25e-3
     longest: int = 128
@@ -65,10 +65,10 @@ class BaseTraining:
     def topic(self, step: int) -> tuple[str, int]:
         """Kind of the lessons of `step`, and the most frames of one."""
         done = step / self.steps
-        if done < 0.07 or step % 8 == 0:
+        if done < 0.06 or step % 8 == 0:
             return "naming", MOMENTS
-        if done < 0.6:
-            most = next(n for until, n in ((0.1, 2), (0.3, 4), (0.4, 8), (1.0, 16)) if done < until)
+        if done < 0.62:
+            most = next(n for until, n in ((0.08, 2), (0.25, 4), (0.35, 8), (1.0, 16)) if done < until)
             # Short ones stay in the mix: what is learned there first carries over.
             return "album", min(most, 4) if step % 4 == 1 else most
         most = (16, 16, 32, 64, 8, 16, 128)[step % 7]

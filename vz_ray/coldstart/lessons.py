@@ -47,6 +47,9 @@ MOMENTS = 3
 EXCHANGES = 6
 """Most questions of a lesson."""
 
+MOST_SHOWN = 4
+"""Most frames of an album that asks what is shown at each time, which is harder than the reverse."""
+
 Times = list[float]
 Exchange = tuple[str, str]
 T = TypeVar("T")
@@ -75,17 +78,13 @@ def naming_lesson(rng: random.Random) -> Lesson:
 
 def album_lesson(rng: random.Random, most: int) -> Lesson:
     """Asks for everything on at most `most` frames in a row: when it is shown, and what is shown when."""
-    video, times, step_s = _album(rng, most)
-    exchanges = [*_finds(rng, video, times, step_s), *_shows(rng, video, times)]
-    for border in video.borders:
-        for flash in video.flashes:
-            if border.start_s == flash.start_s:
-                letter = LETTERS[SYMBOLS.index(flash.name)]
-                exchanges.append(
-                    (ask(Kind.IDENTIFY, border.name), answer_text(border.name, flash.name, letter))
-                )
-    rng.shuffle(exchanges)
-    return Lesson(video, times, tuple(exchanges[:EXCHANGES]))
+    while True:
+        video, times, step_s = _album(rng, most)
+        exchanges = [*_finds(rng, video, times, step_s), *_flashes(video)]
+        if most <= MOST_SHOWN:
+            exchanges += _shows(rng, video, times)
+        if exchanges:
+            return Lesson(video, times, tuple(rng.sample(exchanges, min(EXCHANGES, len(exchanges)))))
 
 
 def world_lesson(rng: random.Random, most: int) -> Lesson:
@@ -121,9 +120,10 @@ def _album(rng: random.Random, most: int) -> tuple[NeedleVideo, Times, float]:
     times = [start_s + step_s * k for k in range(count)]
 
     def some(names: Sequence[str]) -> tuple[Span, ...]:
-        chosen = rng.sample(names, rng.randint(1, min(len(names), count)))
-        starts = rng.sample(times, len(chosen))
-        return tuple(Span(at, at + step_s, name) for at, name in zip(starts, chosen, strict=True))
+        once = rng.sample(names, rng.randint(1, min(len(names), count)))
+        again = rng.choices(once, k=rng.randint(0, min(len(once), count - len(once))))
+        starts = rng.sample(times, len(once) + len(again))
+        return tuple(Span(at, at + step_s, name) for at, name in zip(starts, [*once, *again], strict=True))
 
     nights = some(("night",)) if rng.random() < 0.5 else ()
     video = NeedleVideo(
@@ -153,16 +153,31 @@ def _steps(start_s: float, end_s: float, count: int) -> Times:
 
 
 def _finds(rng: random.Random, video: NeedleVideo, times: Times, step_s: float) -> Iterator[Exchange]:
-    """When each thing of an album is shown; every second lesson asks until when, too."""
-    at = {_called(span): span.start_s for span in (*video.borders, *video.flashes, *video.nights)}
+    """Each time that each thing of an album is shown; every second lesson asks until when, too."""
+    spans = sorted((*video.borders, *video.flashes, *video.nights), key=lambda span: span.start_s)
     ends = rng.random() < 0.5
     if ends and times[-1] + step_s < video.duration_s:
         # No frame shows that time.
-        at = {name: time for name, time in at.items() if time < times[-1]}
+        last = {_called(span) for span in spans if span.start_s == times[-1]}
+        spans = [span for span in spans if _called(span) not in last]
+    at: dict[str, str] = {}
+    for span in spans:
+        said = f" @{span.start_s:.2f}" + (f"-{span.end_s:.2f}" if ends else "")
+        at[_called(span)] = at.get(_called(span), "") + said
     for part in _parts(rng, list(at), (1, 2, 3, 5, 8)):
-        found = [f"{name} @{at[name]:.2f}" + (f"-{at[name] + step_s:.2f}" if ends else "") for name in part]
         question = "From when to when is shown" if ends else "When is shown"
-        yield f"{question}: {', '.join(part)}?", f"<answer>{'; '.join(found)}</answer>"
+        found = "; ".join(name + at[name] for name in part)
+        yield f"{question}: {', '.join(part)}?", f"<answer>{found}</answer>"
+
+
+def _flashes(video: NeedleVideo) -> Iterator[Exchange]:
+    """What flashes in a border, where it is one thing."""
+    for border in BORDERS:
+        starts = {span.start_s for span in video.borders if span.name == border}
+        flashes = [span.name for span in video.flashes if span.start_s in starts]
+        if len(flashes) == 1:
+            letter = LETTERS[SYMBOLS.index(flashes[0])]
+            yield ask(Kind.IDENTIFY, border), answer_text(border, flashes[0], letter)
 
 
 def _shows(rng: random.Random, video: NeedleVideo, times: Times) -> Iterator[Exchange]:
