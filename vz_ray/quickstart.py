@@ -64,9 +64,16 @@ async def _training(config: RunConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(actors.ray_cluster(config.ray))
         frames = await stack.enter_async_context(actors.clip_pool(config))
-        fleet = await stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+        fleet = await start_fleet(config, at, frames, stack)
         await reinforce(config, at, config.model, frames, fleet, "policy")
     at.progress.say(f"the policy is in {at.model('policy')}")
+
+
+async def start_fleet(config: RunConfig, at: Desk, frames: ClipPool, stack: AsyncExitStack) -> Fleet:
+    """Starts the engines; a stop need not wait for them."""
+    return await at.interrupt.watch(
+        stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+    )
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -112,7 +119,7 @@ async def _baseline(config: QuickstartConfig, at: Desk) -> None:
                 answers = await uniform_exemplars(config)
                 base = Path(config.model)
                 await sft(config, at, frames, BASELINE, base, answers, config.baseline_sft)
-        fleet = await stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+        fleet = await start_fleet(config, at, frames, stack)
         await Examiner(config, at, fleet).baseline(at.model(BASELINE))
 
 
@@ -131,9 +138,7 @@ async def _stages(config: QuickstartConfig, at: Desk) -> None:
             await stack.enter_async_context(actors.ray_cluster(config.ray))
             frames = await stack.enter_async_context(actors.clip_pool(config))
         # An engine takes half a minute to start, most of it on one core: time to train the cold start.
-        starting = asyncio.create_task(
-            stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
-        )
+        starting = asyncio.create_task(start_fleet(config, at, frames, stack))
         try:
             cold = await cold_start(config, at, frames)
         except BaseException:

@@ -18,11 +18,6 @@ from vz_ray.learner.pixels import PixelSpec
 
 BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not BASE.exists(), reason=f"no {BASE}: make it with `vz-ray base --out {BASE}`"),
-]
-
 
 @pytest.fixture(scope="module")
 def base():
@@ -62,7 +57,7 @@ def _known_turns(row: torch.Tensor, lesson, one: Trajectory, begins: str) -> lis
     return found
 
 
-@pytest.mark.parametrize("most", [8, 16, 32, 64])
+@pytest.mark.parametrize("most", [8, 16, 32, 64, 128])
 def test_it_answers_what_its_frames_show(base, most):
     assert known(base, world_lesson, most, 40, "What flashes") >= 0.9
 
@@ -73,7 +68,7 @@ def test_it_counts_what_its_frames_show(base):
 
 def test_it_finds_what_overview_frames_show(base):
     assert known(base, world_lesson, 16, 40, "When is") >= 0.9
-    assert known(base, album_lesson, 16, 40, "When is") >= 0.8
+    assert known(base, album_lesson, 16, 40, "What flashes") >= 0.9
 
 
 def test_it_has_never_seen_a_zoom(base):
