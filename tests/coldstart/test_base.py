@@ -31,7 +31,7 @@ def known(base, make, most: int, count: int, begins: str) -> float:
     rng, played, pixels, lessons = random.Random(f"test/{most}"), [], {}, []
     while len(lessons) < count:
         lesson = make(rng, most)
-        if any(question.startswith(begins) for question, _ in lesson.exchanges):
+        if any(question.startswith(begins) for question, _ in (*lesson.exchanges, *lesson.about_clip)):
             one, frames = trajectory(lesson, wire, len(lessons))
             lessons.append((lesson, one))
             played.append(encode(one, policy.tokens, spec.merge))
@@ -48,7 +48,7 @@ def known(base, make, most: int, count: int, begins: str) -> float:
 
 def _known_turns(row: torch.Tensor, lesson, one: Trajectory, begins: str) -> list[bool]:
     found, start = [], 0
-    for (question, _), turn in zip(lesson.exchanges, one.turns, strict=True):
+    for (question, _), turn in zip((*lesson.exchanges, *lesson.about_clip), one.turns, strict=True):
         end = start + len(turn.action.token_ids)
         if question.startswith(begins):
             # A token with more than half of the mass is the one that greedy decoding takes.

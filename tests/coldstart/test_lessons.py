@@ -22,9 +22,10 @@ def test_what_is_said_is_shown(make, most):
         lesson = make(rng, most)
         assert 1 <= len(lesson.times_s) <= most
         assert list(lesson.times_s) == sorted(lesson.times_s)
-        shown = {f.name for t in lesson.times_s for f in lesson.video.flashes if f.covers(t)}
+        times = (*lesson.times_s, *lesson.clip_s)
+        shown = {f.name for t in times for f in lesson.video.flashes if f.covers(t)} | {"nothing"}
         assert 1 <= len(lesson.exchanges) <= EXCHANGES
-        for question, answer in lesson.exchanges:
+        for question, answer in (*lesson.exchanges, *lesson.about_clip):
             assert "zoom" not in question + answer
             if "<think>" in answer:
                 assert answer.split("<think>")[1].split("<")[0].split(", ")[1].split()[0] in shown
@@ -39,8 +40,37 @@ def test_what_is_said_is_shown(make, most):
 
 def visible(lesson, shown: str) -> set[str]:
     video = lesson.video
-    [time_s] = [time for time in lesson.times_s if f"{time:.2f}" == shown]
+    times = {*lesson.times_s, *lesson.clip_s}
+    [time_s] = [time for time in times if f"{time:.2f}" == shown]
     return {span.name for span in (*video.nights, *video.borders, *video.flashes) if span.covers(time_s)}
+
+
+def test_nothing_is_said_only_where_a_border_is_shown_without_a_flash():
+    rng = random.Random(5)
+    said = 0
+    for _ in range(200):
+        lesson = world_lesson(rng, 16)
+        times = (*lesson.times_s, *lesson.clip_s)
+        asked = {question.text: question for question in lesson.video.questions}
+        for text, answer in (*lesson.exchanges, *lesson.about_clip):
+            if ", nothing</think>" in answer:
+                said += 1
+                question = asked[text]
+                first = lesson.times_s if (text, answer) in lesson.exchanges else times
+                assert any(start <= t < end for t in times for start, end in question.borders)
+                assert not any(start <= t < end for t in first for start, end in question.events)
+    assert said > 50
+
+
+def test_a_clip_is_asked_about_after_it_is_shown():
+    tokenizer = build_tokenizer(corpus(), 1792)
+    wire = WireFormat(tokenizer, Wording.load("conf/prompt/tiny-answer.yaml"))
+    rng = random.Random(0)
+    lesson = next(found for found in iter(lambda: world_lesson(rng, 16), None) if found.clip_s)
+    played, pixels = trajectory(lesson, wire, 0)
+    shown = played.turns[len(lesson.exchanges) - 1].reply
+    assert [ref.pts_s for ref in shown.refs] == list(lesson.clip_s)
+    assert {ref.digest for ref in played.refs} == set(pixels)
 
 
 def test_an_end_is_the_time_of_the_next_frame_or_of_the_end_of_the_video():

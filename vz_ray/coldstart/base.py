@@ -90,7 +90,7 @@ def corpus(seed: int = 0) -> list[str]:
     lessons = [make(rng, SHOTS) for make in (album_lesson, world_lesson) for _ in range(40)]
     lessons += [naming_lesson(rng) for _ in range(20)]
     said = [text for lesson in lessons for pair in lesson.exchanges for text in pair]
-    said += [zoom_text("nothing, red border @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    said += [zoom_text("red border, nothing; @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
     said += [
         "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
         "<tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",

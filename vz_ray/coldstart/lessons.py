@@ -5,7 +5,8 @@ A lesson is a few questions about the same frames, drawn directly; none has a zo
 - *naming*: what each of a few unrelated frames shows;
 - *album*: when each of many things is shown, and what is shown at which time, on frames
   in a row that show far more than a needle video does: most of finding is learned here;
-- *world*: the needle world's own questions, and when its borders and nights are shown.
+- *world*: the needle world's own questions, and when its borders and nights are shown, on
+  an overview, on a clip, or on a clip that is shown after an overview.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ EXCHANGES = 6
 MOST_SHOWN = 4
 """Most frames of an album that asks what is shown at each time, which is harder than the reverse."""
 
+NOTHING = "nothing"
+
 Times = list[float]
 Exchange = tuple[str, str]
 T = TypeVar("T")
@@ -57,11 +60,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Questions about frames of a video at `times_s`, and what to say to each."""
+    """Questions about frames of a video, and what to say to each.
+
+    Attributes:
+        video: What the frames show.
+        times_s: Times of the frames that are shown first.
+        exchanges: Questions about them, at least one, and their answers.
+        clip_s: Times of further frames, shown after those questions.
+        about_clip: Questions about these, and their answers.
+    """
 
     video: NeedleVideo
     times_s: Sequence[float]
     exchanges: tuple[Exchange, ...]
+    clip_s: Sequence[float] = ()
+    about_clip: tuple[Exchange, ...] = ()
 
 
 def naming_lesson(rng: random.Random) -> Lesson:
@@ -80,11 +93,11 @@ def album_lesson(rng: random.Random, most: int) -> Lesson:
     """Asks for everything on at most `most` frames in a row: when it is shown, and what is shown when."""
     while True:
         video, times, step_s = _album(rng, most)
-        exchanges = [*_finds(rng, video, times, step_s), *_flashes(video)]
+        exchanges = [*_finds(rng, video, times, step_s), *_flashes(rng, video)]
         if most <= MOST_SHOWN:
             exchanges += _shows(rng, video, times)
         if exchanges:
-            return Lesson(video, times, tuple(rng.sample(exchanges, min(EXCHANGES, len(exchanges)))))
+            return Lesson(video, times, _some(rng, exchanges, EXCHANGES))
 
 
 def world_lesson(rng: random.Random, most: int) -> Lesson:
@@ -92,9 +105,19 @@ def world_lesson(rng: random.Random, most: int) -> Lesson:
     while True:
         video = _needle_video(rng)
         times = _view(rng, video, most)
-        exchanges = [*_when(video, times), *_what(video, times)]
-        if exchanges:
-            return Lesson(video, times, tuple(rng.sample(exchanges, min(EXCHANGES, len(exchanges)))))
+        exchanges = _some(rng, [*_when(video, times), *_what(rng, video, times)], EXCHANGES)
+        if not exchanges:
+            continue
+        if len(times) == SHOTS and rng.random() < 0.7:
+            clip = _clip(rng, video)
+            about = _some(rng, [*_when(video, clip, before=times), *_what(rng, video, clip, before=times)], 3)
+            if about:
+                return Lesson(video, times, exchanges[:2], clip, about)
+        return Lesson(video, times, exchanges)
+
+
+def _some(rng: random.Random, exchanges: list[Exchange], most: int) -> tuple[Exchange, ...]:
+    return tuple(rng.sample(exchanges, min(most, len(exchanges))))
 
 
 # -- frames -----------------------------------------------------------------
@@ -134,15 +157,17 @@ def _album(rng: random.Random, most: int) -> tuple[NeedleVideo, Times, float]:
 
 def _view(rng: random.Random, video: NeedleVideo, most: int) -> Times:
     """An overview of at most `most` frames, or what a zoom into a part of the video shows."""
-    way = rng.random()
-    if way < 0.5 and most >= SHOTS:
+    if rng.random() < 0.5 and most >= SHOTS:
         return _steps(0.0, video.duration_s, rng.choice([n for n in (SHOTS, 32, 64, 128) if n <= most]))
-    if way < 0.65 and video.nights:
-        times = _steps(video.nights[0].start_s, video.nights[0].end_s, SLOTS)
-    else:
-        times = _steps(*rng.choice(video.questions).path[-1], SLOTS)
+    times = _clip(rng, video)
     first = rng.randrange(max(1, len(times) - most + 1))
     return times[first : first + most]
+
+
+def _clip(rng: random.Random, video: NeedleVideo) -> Times:
+    """What a zoom that shows every slot once would show, into a part of the video worth it."""
+    question = rng.choice(video.questions)
+    return _steps(*rng.choice((*question.borders, *question.path)), SLOTS)
 
 
 def _steps(start_s: float, end_s: float, count: int) -> Times:
@@ -170,14 +195,16 @@ def _finds(rng: random.Random, video: NeedleVideo, times: Times, step_s: float) 
         yield f"{question}: {', '.join(part)}?", f"<answer>{found}</answer>"
 
 
-def _flashes(video: NeedleVideo) -> Iterator[Exchange]:
-    """What flashes in a border, where it is one thing."""
-    for border in BORDERS:
+def _flashes(rng: random.Random, video: NeedleVideo) -> Iterator[Exchange]:
+    """What flashes in a border, where it is one thing or, now and then, nothing."""
+    for border in {span.name: None for span in video.borders}:
         starts = {span.start_s for span in video.borders if span.name == border}
         flashes = [span.name for span in video.flashes if span.start_s in starts]
         if len(flashes) == 1:
             letter = LETTERS[SYMBOLS.index(flashes[0])]
             yield ask(Kind.IDENTIFY, border), answer_text(border, flashes[0], letter)
+        elif not flashes and rng.random() < 0.5:
+            yield ask(Kind.IDENTIFY, border), answer_text(border, NOTHING, NOTHING)
 
 
 def _shows(rng: random.Random, video: NeedleVideo, times: Times) -> Iterator[Exchange]:
@@ -197,23 +224,31 @@ def _parts(rng: random.Random, items: Sequence[T], sizes: Sequence[int]) -> Iter
         left = left[size:]
 
 
-def _when(video: NeedleVideo, times: Times) -> Iterator[Exchange]:
-    """When a border or the night is shown, where that is at most twice."""
+def _when(video: NeedleVideo, times: Times, before: Sequence[float] = ()) -> Iterator[Exchange]:
+    """When a border or the night is shown, where that is at most twice, and not among what came before."""
     for name in (*(f"{border} border" for border in BORDERS), "night"):
         spans = [span for span in (*video.borders, *video.nights) if _called(span) == name]
         hits = [time for time in times if any(span.covers(time) for span in spans)]
-        if 0 < len(hits) <= 2:
+        if 0 < len(hits) <= 2 and not any(span.covers(time) for span in spans for time in before):
             said = "".join(f" @{time:.2f}" for time in hits)
             yield f"When is shown: {name}?", f"<answer>{name}{said}</answer>"
 
 
-def _what(video: NeedleVideo, times: Times) -> Iterator[Exchange]:
-    """The video's own questions, where the frames show the answer."""
+def _what(
+    rng: random.Random, video: NeedleVideo, times: Times, before: Sequence[float] = ()
+) -> Iterator[Exchange]:
+    """The video's own questions, where the frames show the answer or, now and then, only the border."""
     for question in video.questions:
         seen = [[t for t in times if start <= t < end] for start, end in question.events]
         if all(seen):
             counted = [hits[0] for hits in seen] if question.kind is Kind.COUNT else []
             yield question.text, answer_text(question.border, question.symbol, question.answer, counted)
+            continue
+        missed = not any(start <= t < end for t in (*before, *times) for start, end in question.events)
+        shown = any(start <= t < end for t in times for start, end in question.borders)
+        if missed and shown and rng.random() < 0.5:
+            none = "0" if question.kind is Kind.COUNT else NOTHING
+            yield question.text, answer_text(question.border, NOTHING, none)
 
 
 def _called(span: Span) -> str:
@@ -222,7 +257,7 @@ def _called(span: Span) -> str:
 
 def _seen(video: NeedleVideo, time_s: float) -> str:
     spans = (*video.nights, *video.borders, *video.flashes)
-    return ", ".join(_called(span) for span in spans if span.covers(time_s)) or "nothing"
+    return ", ".join(_called(span) for span in spans if span.covers(time_s)) or NOTHING
 
 
 # -- as a conversation ------------------------------------------------------
@@ -230,11 +265,14 @@ def _seen(video: NeedleVideo, time_s: float) -> str:
 
 def trajectory(lesson: Lesson, wire: WireFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
     """The lesson as written turns, and the pixels of its frames by digest."""
-    frames = _frames(lesson.video, lesson.times_s)
+    frames, clip = _frames(lesson.video, lesson.times_s), _frames(lesson.video, lesson.clip_s)
     followed = [wire.reply(question, (), ended=True) for question, _ in lesson.exchanges[1:]]
+    if lesson.about_clip:
+        followed.append(wire.reply(wire.question_text(lesson.about_clip[0][0], clip), clip, ended=True))
+    followed += [wire.reply(question, (), ended=True) for question, _ in lesson.about_clip[1:]]
     turns = tuple(
         Turn(Written(answer, wire.written(answer)), answer, None, reply)
-        for (_, answer), reply in zip(lesson.exchanges, [*followed, None], strict=True)
+        for (_, answer), reply in zip((*lesson.exchanges, *lesson.about_clip), [*followed, None], strict=True)
     )
     played = Trajectory(
         id=EpisodeId(0, f"lesson-{number}", 0),
@@ -243,7 +281,7 @@ def trajectory(lesson: Lesson, wire: WireFormat, number: int) -> tuple[Trajector
         turns=turns,
         status=Status.ANSWERED,
     )
-    return played, {frame.ref.digest: frame.rgb for frame in frames}
+    return played, {frame.ref.digest: frame.rgb for frame in (*frames, *clip)}
 
 
 def _frames(video: NeedleVideo, times_s: Sequence[float]) -> tuple[Frame, ...]:

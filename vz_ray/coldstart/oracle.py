@@ -38,6 +38,7 @@ class Oracle:
                 f"task {task.task_id} has no truth to play from: is its manifest beside the task file?"
             )
         self.path = [(float(a), float(b)) for a, b in truth["path"]]
+        self.shown = [float(start) for start, _ in truth["borders"]]
         self.symbol, self.border = str(truth["symbol"]), str(truth["border"])
 
     async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
@@ -52,10 +53,12 @@ class Oracle:
         return answer_text(self.border, self.symbol, self.task.answer, counted)
 
     def _think(self, turn: int, start_s: float) -> str:
+        """Where the border is, as far as it has been seen, and what was missed there."""
         if self.task.kind == "deep" and turn == 0:
             return f"night @{start_s:.2f}"
-        missed = "nothing, " if self.task.kind == "decoy" and turn else ""
-        return f"{missed}{self.border} border @{start_s:.2f}"
+        if self.task.kind == "decoy" and turn == 1:
+            return f"{self.border} border, nothing; @{start_s:.2f}"
+        return f"{self.border} border" + "".join(f" @{shown:.2f}" for shown in self.shown)
 
 
 class UniformOracle:

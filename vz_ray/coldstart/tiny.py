@@ -162,7 +162,8 @@ def _prime(model: Any) -> None:
     text, merger = model.model.language_model, model.model.visual.merger
     with torch.no_grad():
         text.embed_tokens.weight.mul_(EMBEDDING_STD / INIT_STD)
-        text.norm.weight.fill_(INIT_STD / EMBEDDING_STD)
+        if model.config.tie_word_embeddings:
+            text.norm.weight.fill_(INIT_STD / EMBEDDING_STD)
         merger.mlp[-1].weight.mul_(0.12)
         for layer in text.layers:
             attention = layer.self_attn

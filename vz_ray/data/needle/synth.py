@@ -132,7 +132,12 @@ def synthesize(config: SynthConfig, advance: Callable[[int], None] = lambda _: N
 
 def _truth(question: Question) -> dict[str, object]:
     """What an oracle needs to play the question."""
-    return {"path": question.path, "symbol": question.symbol, "border": question.border}
+    return {
+        "path": question.path,
+        "borders": question.borders,
+        "symbol": question.symbol,
+        "border": question.border,
+    }
 
 
 def _encode(job: tuple[NeedleVideo, Path, SynthConfig]) -> None:
@@ -159,5 +164,5 @@ def _manifest(config: SynthConfig, videos: dict[str, list[NeedleVideo]]) -> byte
                     "events": question.events,
                     **_truth(question),
                 }
-    content = {"version": 1, "settings": settings, "videos": listed, "questions": questions}
+    content = {"version": 2, "settings": settings, "videos": listed, "questions": questions}
     return (json.dumps(content, indent=1) + "\n").encode()

@@ -54,6 +54,7 @@ class Question:
         symbol: The symbol that flashes.
         events: When the flashes are visible; all must be seen for a count.
         path: Segments an oracle zooms into, in order, wrong turns included.
+        borders: Where the border it asks about is shown, in order.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Question:
     symbol: str
     events: tuple[tuple[float, float], ...]
     path: tuple[tuple[float, float], ...]
+    borders: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class _Builder:
         symbol = self.rng.choice(SYMBOLS)
         count = self.rng.randint(1, 4) if kind is Kind.COUNT else 1
         shot = self._shot()
-        path = [shot]
+        path, shown = [shot], []
         if kind is Kind.DEEP:
             self.nights.append(Span(*shot, "night"))
             slot_s = self.shot_s / SLOTS
@@ -139,12 +141,15 @@ class _Builder:
             path.append((start, start + slot_s))
         if kind is Kind.DECOY:
             other = self._shot()
-            self.borders.append(Span(*other, border))
+            shown.append(other)
             path = [other, shot] if other < shot else [shot]
-        self.borders.append(Span(*path[-1], border))
+        shown = sorted([*shown, path[-1]])
+        self.borders += [Span(*span, border) for span in shown]
         events = self._flash(path[-1], symbol, count)
         answer = str(count) if kind is Kind.COUNT else LETTERS[SYMBOLS.index(symbol)]
-        self.questions.append(Question(kind, border, ask(kind, border), answer, symbol, events, tuple(path)))
+        self.questions.append(
+            Question(kind, border, ask(kind, border), answer, symbol, events, tuple(path), tuple(shown))
+        )
 
 
 def make_video(seed: int, duration_s: float, kinds: tuple[Kind, ...]) -> NeedleVideo:
