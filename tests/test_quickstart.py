@@ -131,6 +131,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_com
     assert (run / "models/policy/config.json").is_file()
 
 
+@pytest.mark.timeout(1500)
 def test_a_quickstart_goes_on_in_whatever_stage_it_was_stopped(small):
     """Stopped in a supervised stage, between questions of an evaluation, and while the controls train."""
     steps = 30
@@ -145,7 +146,7 @@ def test_a_quickstart_goes_on_in_whatever_stage_it_was_stopped(small):
     run = small.runs / "often-stopped"
     for product in ("cold_start.jsonl", "eval/cold_start.jsonl", "sft_continued.jsonl"):
         process = begin(*arguments)
-        wait_for(lambda path=run / product: path.exists() and path.read_text().count("\n") > 0, process)
+        wait_for(lambda path=run / product: path.exists() and path.read_text().count("\n") > 0, process, 400)
         started = below(process)
         stop(process)
         done = finish(process, 120)
