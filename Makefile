@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 quickstart: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)
 
-# The tiny model that the quickstart starts from; made once, from nothing.
+# The tiny model that the quickstart starts from: it ships with the project, and is made again if it is gone.
 assets/tiny-base/model.safetensors: | .venv/.installed
 	$(PY) -m vz_ray.cli base --out assets/tiny-base
 

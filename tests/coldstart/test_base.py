@@ -71,13 +71,14 @@ def test_it_finds_what_overview_frames_show(base):
     assert known(base, album_lesson, 16, 40, "What flashes") >= 0.9
 
 
-def test_it_has_never_seen_a_zoom(base):
+@pytest.mark.parametrize("seed", range(8))
+def test_it_has_never_seen_a_zoom(base, seed):
     """Told that it may zoom, it gives a zoom call less than one chance in a thousand anywhere in its turn."""
     policy, spec, tokenizer = base
     wire = WireFormat(tokenizer, Wording.load("conf/prompt/tiny.yaml"))
     call = tokenizer.encode("<video_zoom>", add_special_tokens=False)
     assert len(call) == 1
-    lesson = world_lesson(random.Random(0), 16)
+    lesson = world_lesson(random.Random(seed), 16)
     one, pixels = trajectory(lesson, wire, 0)
     example = encode(one, policy.tokens, spec.merge)
     batch = collate([0], [example], frames_of(pixels), policy.tokens, spec, torch.device("cpu"))

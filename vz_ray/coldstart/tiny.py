@@ -26,6 +26,8 @@ SPECIAL_TOKENS = (
 # timestamp into a zoom call is copying two tokens.
 _PIECES = r"</?[a-z_]+>|<frame|_time|s>|\.\d\d(?!\d)|\d{1,3}| ?[A-Za-z]+|\s+| ?[^\sA-Za-z0-9<]+|<"
 
+ROPE_THETA = 10_000.0
+
 INIT_STD = 0.07
 """About 1 / sqrt(hidden): the usual 0.02 is for widths in the thousands, and learns slowly here."""
 
@@ -107,7 +109,7 @@ def tiny_config(tokenizer: Any, shape: TinyShape) -> Any:
     quarter = head // 8
     rope = {
         "rope_type": "default",
-        "rope_theta": 10_000.0,
+        "rope_theta": ROPE_THETA,
         "mrope_section": [
             quarter,
             head // 2 - quarter - (head // 2 - quarter) // 2,
@@ -152,7 +154,7 @@ def tiny_config(tokenizer: Any, shape: TinyShape) -> Any:
 def _prime(model: Any) -> None:
     """Starts `model` where lookups are learned soon: which frame shows this, and what is its time.
 
-    From random weights that takes tens of thousands of steps. Here every head starts
+    From random weights it is not learned in thousands of steps. Here every head starts
     by attending to its like and copying it (mimetic initialisation, arXiv 2305.09828),
     and one head of the first layer by attending to what stands two tokens before, so
     that a time starts with a trace of the frame that it follows.
@@ -164,6 +166,7 @@ def _prime(model: Any) -> None:
         text.embed_tokens.weight.mul_(EMBEDDING_STD / INIT_STD)
         if model.config.tie_word_embeddings:
             text.norm.weight.fill_(INIT_STD / EMBEDDING_STD)
+        # Frames start no larger than words, and so do not drown what is added to them.
         merger.mlp[-1].weight.mul_(0.12)
         for layer in text.layers:
             attention = layer.self_attn
@@ -189,7 +192,7 @@ def _attend_before(attention: Any, distance: int) -> None:
 
     size = attention.head_dim
     half = size // 2
-    angles = distance * 10_000.0 ** (-torch.arange(half) / half)
+    angles = distance * ROPE_THETA ** (-torch.arange(half) / half)
     # Only the fast quarter of the rotations tells neighbours apart.
     strength = 6**0.5 * (torch.arange(half) < half // 4)
     attention.q_proj.weight[:size] = 0

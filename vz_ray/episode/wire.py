@@ -100,7 +100,7 @@ def _check_blanks(
 ) -> None:
     try:
         text.format(**blanks)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         known = ", ".join(f"{{{blank}}}" for blank in blanks)
         raise UserError(
             f"prompt file {path}: {key} {text!r} cannot be filled in ({error!r}); it may have {known}, "
