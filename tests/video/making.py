@@ -26,7 +26,6 @@ class Made:
     options: dict[str, str] = field(default_factory=dict)
     start: int = 0
     uneven: bool = False
-    rotation: int = 0
     width: int = 96
     height: int = 64
     pix_fmt: str = "yuv420p"
@@ -46,14 +45,24 @@ def make(folder: Path, made: Made) -> Path:
         stream.width, stream.height, stream.pix_fmt = made.width, made.height, made.pix_fmt
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = made.gop, made.b_frames
         stream.codec_context.time_base = Fraction(1, made.rate)
-        if made.rotation:
-            stream.set_display_rotation(made.rotation)
         for index, ticks in enumerate(made.times()):
             frame = av.VideoFrame.from_ndarray(picture(index, made.width, made.height), format="rgb24")
             frame.pts, frame.time_base = ticks, Fraction(1, made.rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def turn(path: Path, to: Path, degrees: int) -> Path:
+    """The same packets in a file that asks players to turn them: encoding twice need not give the same bytes."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(degrees)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return to
 
 
 def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.video.making import Made, decode_all, make, times_to_ask
+from tests.video.making import Made, decode_all, make, times_to_ask, turn
 from vz_ray.video.errors import OverLimit, VideoDamaged
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.reader import VideoReader
@@ -96,7 +96,7 @@ def test_the_duration_includes_the_last_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_metadata_is_applied(degrees: int, tmp_path: Path) -> None:
     flat = make(tmp_path, Made("flat.mp4", frames=5))
-    turned = make(tmp_path, Made("turned.mp4", frames=5, rotation=degrees))
+    turned = turn(flat, tmp_path / "turned.mp4", degrees)
     size = FrameSize(min_pixels=28 * 28, max_pixels=96 * 64 * 4, factor=32)
     with VideoReader(str(flat)) as a, VideoReader(str(turned)) as b:
         sideways = degrees % 180 == 90
