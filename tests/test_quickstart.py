@@ -131,6 +131,7 @@ def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_com
     assert (run / "models/policy/config.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_quickstart_goes_on_in_whatever_stage_it_was_stopped(small):
     """Stopped in a supervised stage, between questions of an evaluation, and while the controls train."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import ray
 
 from tests.learner.rank_worker import small_config, small_world
-from tests.learner.worlds import Album, World, small_model
+from tests.learner.worlds import Album, Outdated, World, small_model
+from vz_ray.episode.trajectory import Group
 from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
@@ -38,6 +40,28 @@ async def test_two_ranks_learn_publish_and_name_the_one_that_died(world: World, 
             await group.logprobs(world.trajectories)
     finally:
         group.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_a_group_whose_frame_changed_is_left_out_on_every_rank(world: World) -> None:
+    """Two ranks with sharded weights: one that failed in mid-step would leave the other waiting."""
+    changed = world.groups[1].trajectories[0].refs[0].digest
+    album = Outdated({digest: rgb for digest, rgb in world.pixels.items() if digest != changed})
+
+    async def step(source: Album, groups: Sequence[Group], most: float) -> dict[str, float]:
+        config = small_config(world.model, 3, ranks=2, max_unreadable=most)
+        learner = await LearnerGroup.start(config, source)
+        try:
+            return await learner.grpo_step(groups)
+        finally:
+            learner.close()
+
+    learned = await step(album, world.groups, 0.4)
+    expected = await step(Album(world.pixels), [world.groups[0], world.groups[2]], 0.0)
+    assert (learned["groups_unreadable"], expected["groups_unreadable"]) == (1, 0)
+    assert (learned["groups"], learned["loss"]) == (2, expected["loss"])
+    with pytest.raises(UserError, match=r"1 of 3 groups .* learner.max_unreadable \(0.3\)"):
+        await step(album, world.groups, 0.3)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -21,6 +21,7 @@ from vz_ray.episode.trajectory import (
     Turn,
     VersionSpan,
 )
+from vz_ray.video.errors import FrameMismatch
 from vz_ray.video.frame import RGB, Frame, FrameRef
 
 TEXTS = ("<frame0_time0.00s> which colour flashes while the marker is shown? <answer>red</answer>",)
@@ -139,3 +140,12 @@ class Album:
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         self.asked.append([ref.digest for ref in refs])
         return [Frame(ref, self.pixels[ref.digest]) for ref in refs]
+
+
+class Outdated(Album):
+    """A source whose videos changed: frames that it lacks do not match their references any more."""
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        if any(ref.digest not in self.pixels for ref in refs):
+            raise FrameMismatch("v.mp4: its frame at 0 s is not the one referred to", "the video changed")
+        return await super().resolve(refs)

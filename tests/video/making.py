@@ -54,7 +54,7 @@ def make(folder: Path, made: Made) -> Path:
 
 
 def turn(path: Path, to: Path, degrees: int) -> Path:
-    """The same packets in a file that asks players to turn them: encoding twice need not give the same bytes."""
+    """The same packets in a file that asks players to turn them; encoding twice could give other bytes."""
     with av.open(str(path)) as source, av.open(str(to), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         stream.set_display_rotation(degrees)

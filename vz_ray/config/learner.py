@@ -123,6 +123,8 @@ class LearnerConfig:
     trajectories."""
     seed: int = 0
     """Seed of the order of minibatches."""
+    max_unreadable: float = 0.1
+    """Largest share of an iteration's groups with frames that cannot be got again: they are left out."""
     frame_cache_mib: int = 2048
     """Decoded frames that each rank keeps between passes over them, MiB."""
     threads: int = 0
@@ -149,5 +151,7 @@ class LearnerConfig:
             _positive("learner", key, getattr(self, key))
         for key in ("threads", "zero_keep_whole", "frame_cache_mib"):
             _positive("learner", key, getattr(self, key), zero=True)
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"learner.max_unreadable is {self.max_unreadable!r}; it is a share from 0 to 1")
         if self.offload and self.zero_stage == 0:
             raise ValueError("learner.offload needs learner.zero_stage 1, 2 or 3; it is 0")

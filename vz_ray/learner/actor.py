@@ -2,12 +2,14 @@
 
 driver: LearnerGroup --- trajectories, without pixels ---> LearnerRank 0 .. n-1
 each rank: FrameSource.resolve(refs of its own share) ---> pixels
+before an RL step: groups whose frames cannot be got again are left out, on all ranks alike
 rank 0: writes what all ranks gather: weights, checkpoints, exports
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,11 +27,14 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.video.frame import RGB, FrameRef
+from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import RGB, FrameRef, VideoError
 from vz_ray.weights.nccl import free_port
 from vz_ray.weights.publisher import Update
 from vz_ray.weights.store import WeightStore
 from vz_ray.weights.verify import Probe
+
+log = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 """When one rank fails, how long the others have to show that it was they who failed first."""
@@ -113,6 +118,17 @@ class LearnerRank:
 
     def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         return self._trainer.sft_step(trajectories, self._frames)
+
+    def unreadable(self, groups: Sequence[Group]) -> dict[int, str]:
+        """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
+        found = {}
+        for index in range(self._rank, len(groups), self._config.ranks):
+            refs = {_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
+            try:
+                self._frames(list(refs.values()))
+            except VideoError as error:
+                found[index] = str(error)
+        return found
 
     def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
         return self._trainer.grpo_step(groups, self._frames)
@@ -212,9 +228,28 @@ class LearnerGroup:
         return metrics
 
     async def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
-        """See `Trainer.grpo_step`."""
-        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(groups)))[0]
-        return metrics
+        """See `Trainer.grpo_step`. Groups with a frame that cannot be got again are left out and counted.
+
+        A rank that found out in the middle of a step would leave the others
+        waiting for it, so they are found before: what is fetched then is kept
+        for the step.
+
+        Raises:
+            UserError: More than `config.max_unreadable` of the groups are such; nothing was updated.
+        """
+        found: dict[int, str] = {}
+        for part in await self._all("unreadable", ray.put(groups)):
+            found |= part
+        for index, why in sorted(found.items()):
+            log.warning("task %s is not learned from: %s", groups[index].task, why)
+        if len(found) > self._config.max_unreadable * len(groups):
+            raise UserError(
+                f"frames of {len(found)} of {len(groups)} groups cannot be got again, more than "
+                f"learner.max_unreadable ({self._config.max_unreadable:g}); the first: {found[min(found)]}"
+            )
+        readable = [group for index, group in enumerate(groups) if index not in found]
+        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(readable)))[0]
+        return {**metrics, "groups_unreadable": len(found)}
 
     async def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.logprobs`."""
