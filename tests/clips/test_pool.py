@@ -35,7 +35,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def pool(request: pytest.FixtureRequest) -> Iterator[ClipPool]:
-    config = replace(ClipsConfig(actors=2, cpus=0, cache_mb=64), **getattr(request, "param", {}))
+    config = replace(ClipsConfig(actors=2, cpus=0, cache_mb=64, disk_gb=0), **getattr(request, "param", {}))
     started = ClipPool.start(config)
     asyncio.run(started.ready())
     yield started
@@ -84,7 +84,7 @@ async def test_samples_of_one_task_share_one_decode(pool: ClipPool, videos: list
     read = (await pool.stats()).read
     frames = len(clips[0].frames)
     assert len({clip.refs for clip in clips}) == 1
-    assert (read.misses, read.hits, read.opened) == (frames, 7 * frames, 1)
+    assert (read.misses, read.hits, read.scanned) == (frames, 7 * frames, 1)
 
 
 async def test_a_handle_works_inside_another_actor(pool: ClipPool, videos: list[str]) -> None:

@@ -112,7 +112,7 @@ async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[World]
         _temp_dir=str(Path(tempfile.gettempdir()) / f"vz-{os.getpid()}"),
         object_store_memory=200_000_000,
     )
-    pool = ClipPool.start(ClipsConfig(actors=1, cpus=0.1))
+    pool = ClipPool.start(ClipsConfig(actors=1, cpus=0.1, disk_gb=0))
     config = RolloutConfig(
         engine=replace(engine_config, max_num_seqs=16), workers=1, episodes_per_worker=8, cpus_per_worker=0.1
     )

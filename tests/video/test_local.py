@@ -112,7 +112,7 @@ def test_only_so_many_videos_stay_open(tmp_path: Path) -> None:
     for uri in [*uris, *uris]:
         reader.overview(uri, Overview(), SIZE)
     stats = reader.stats()
-    assert (stats.open_videos, stats.opened, stats.misses, stats.hits) == (2, 6, 3, 3)
+    assert (stats.open_videos, stats.scanned, stats.misses, stats.hits) == (2, 6, 3, 3)
     reader.close()
     assert reader.stats().open_videos == 0
     assert reader.stats().decoded == stats.decoded

@@ -10,6 +10,7 @@ import ray
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.video.clip_reader import ClipReader, ReadStats
+from vz_ray.video.disk import open_store
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 from vz_ray.video.source import Limits
 
@@ -27,8 +28,9 @@ class DecodeActor:
 
     def __init__(self, config: ClipsConfig) -> None:
         limits = Limits(config.max_duration_s, config.max_pixels, config.max_request_frames)
+        disk = open_store(config.disk_dir, config.disk_gb)
         self._reader = ClipReader(
-            cache_bytes=config.cache_mb * 2**20, videos=config.open_videos, limits=limits
+            cache_bytes=config.cache_mb * 2**20, videos=config.open_videos, limits=limits, disk=disk
         )
         self._busy_since: float | None = None
         self._stats = self._reader.stats()

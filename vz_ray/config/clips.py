@@ -20,7 +20,11 @@ class ClipsConfig:
     spill: int = 8
     """A video's own actor is passed over when it has this many requests more than the idlest one."""
     cache_mb: int = 256
-    """Decoded frames that each actor keeps, MB."""
+    """Decoded frames that each actor keeps in memory, MB."""
+    disk_gb: float = 20.0
+    """Decoded frames, and what scans found, that actors keep on the machine's disk, GB; 0 keeps none."""
+    disk_dir: str = ""
+    """Where on the disk, local to the machine; empty takes `vz_ray` in the user's cache directory."""
     open_videos: int = 8
     """Videos that each actor keeps open."""
     max_duration_s: float = 28800.0
@@ -37,6 +41,6 @@ class ClipsConfig:
         for name in ("deadline_s", "max_duration_s"):
             if (seconds := getattr(self, name)) <= 0:
                 raise ValueError(f"clips.{name} is {seconds}; it must be more than 0")
-        for name in ("cpus", "cache_mb"):
+        for name in ("cpus", "cache_mb", "disk_gb"):
             if (amount := getattr(self, name)) < 0:
                 raise ValueError(f"clips.{name} is {amount}; it must not be negative")

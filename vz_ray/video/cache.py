@@ -1,11 +1,16 @@
-"""Decoded frames kept in memory, up to so many bytes."""
+"""Decoded frames kept for the next request: in memory, and on disk for every process of the machine."""
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from dataclasses import asdict
 from typing import NamedTuple
 
-from vz_ray.video.frame import Frame
+import blake3
+
+from vz_ray.video.disk import DiskStore
+from vz_ray.video.frame import Frame, FrameRef
 
 
 class FrameKey(NamedTuple):
@@ -19,7 +24,7 @@ class FrameKey(NamedTuple):
 
 
 class FrameCache:
-    """The frames used last. Pixels alone are counted; a frame larger than the cache is not kept.
+    """The frames used last, in memory. Pixels alone are counted; a frame larger than the cache is not kept.
 
     Attributes:
         bytes: Held now.
@@ -52,3 +57,37 @@ class FrameCache:
         while self.bytes > self._most:
             _, dropped = self._frames.popitem(last=False)
             self.bytes -= dropped.rgb.nbytes
+
+
+class DiskFrames:
+    """Decoded frames on disk, shared by processes.
+
+    Args:
+        disk: Where they are kept.
+        made_by: Scaler and decoder with their versions: frames of others are not found.
+    """
+
+    def __init__(self, disk: DiskStore, made_by: str) -> None:
+        self._disk, self._made_by = disk, made_by
+
+    def get(self, key: FrameKey) -> Frame | None:
+        stored = self._disk.get(self._name(key))
+        if stored is None:
+            return None
+        end = _LENGTH + int.from_bytes(stored[:_LENGTH].tobytes(), "little")
+        ref = FrameRef(**json.loads(stored[_LENGTH:end].tobytes()))
+        rgb = stored[end:].reshape(ref.height, ref.width, 3)
+        rgb.flags.writeable = False
+        return Frame(ref, rgb)
+
+    def put(self, key: FrameKey, frame: Frame) -> None:
+        ref = json.dumps(asdict(frame.ref)).encode()
+        length = len(ref).to_bytes(_LENGTH, "little")
+        self._disk.put(self._name(key), length, ref, frame.rgb.reshape(-1).data)
+
+    def _name(self, key: FrameKey) -> str:
+        return blake3.blake3(repr(("frame", _VERSION, self._made_by, *key)).encode()).hexdigest()
+
+
+_VERSION, _LENGTH = 1, 4
+"""Of the layout of an entry: length of the reference (4 bytes, little-endian), reference as JSON, pixels."""

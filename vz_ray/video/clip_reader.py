@@ -6,10 +6,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from vz_ray.video.cache import FrameCache, FrameKey
+from vz_ray.video.cache import DiskFrames, FrameCache, FrameKey
+from vz_ray.video.disk import DiskStore
 from vz_ray.video.errors import FrameMismatch
+from vz_ray.video.facts import FactsStore
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
-from vz_ray.video.reader import VideoReader
+from vz_ray.video.reader import SCALER, VideoReader
 from vz_ray.video.sampling import overview_times, zoom_times
 from vz_ray.video.source import FileKey, Limits, file_key
 
@@ -20,11 +22,12 @@ class ReadStats:
 
     Attributes:
         requests: Calls of probe, overview, zoom and resolve.
-        hits: Frames found in the cache.
-        misses: Frames that had to be decoded.
+        hits: Frames found in memory.
+        disk_hits: Frames found on disk.
+        misses: Frames found in neither, which had to be decoded.
         decoded: Frames the decoders put out, those on the way to a wanted one included.
         seeks: Seeks and reopenings.
-        opened: Videos opened and scanned.
+        scanned: Videos of which nothing was known, so that every packet was looked at.
         cached_frames: In the cache now.
         cached_bytes: In the cache now.
         open_videos: Open now.
@@ -32,10 +35,11 @@ class ReadStats:
 
     requests: int = 0
     hits: int = 0
+    disk_hits: int = 0
     misses: int = 0
     decoded: int = 0
     seeks: int = 0
-    opened: int = 0
+    scanned: int = 0
     cached_frames: int = 0
     cached_bytes: int = 0
     open_videos: int = 0
@@ -52,20 +56,28 @@ class ClipReader:
     look-up. Every method raises `VideoError` if the video cannot be read as asked.
 
     Args:
-        cache_bytes: Most bytes of decoded frames to keep.
+        cache_bytes: Most bytes of decoded frames to keep in memory.
         videos: Most videos to keep open; each holds its decoder's buffers.
         limits: What is refused.
+        disk: Where decoded frames, and what scans found, are kept for every process of the machine;
+            None keeps them in memory only.
     """
 
     def __init__(
-        self, *, cache_bytes: int = 256 * 2**20, videos: int = 8, limits: Limits | None = None
+        self,
+        *,
+        cache_bytes: int = 256 * 2**20,
+        videos: int = 8,
+        limits: Limits | None = None,
+        disk: DiskStore | None = None,
     ) -> None:
         if videos < 1:
             raise ValueError(f"at least one video must stay open, got videos={videos}")
         self._cache, self._videos = FrameCache(cache_bytes), videos
         self._limits = limits or Limits()
+        self._disk, self._facts = disk, FactsStore(disk)
         self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
-        self._requests = self._opened = self._decoded = self._seeks = 0
+        self._requests = self._scanned = self._decoded = self._seeks = self._disk_hits = 0
 
     def probe(self, uri: str) -> VideoInfo:
         self._requests += 1
@@ -104,10 +116,11 @@ class ClipReader:
         return ReadStats(
             requests=self._requests,
             hits=self._cache.hits,
-            misses=self._cache.misses,
+            disk_hits=self._disk_hits,
+            misses=self._cache.misses - self._disk_hits,
             decoded=self._decoded + sum(reader.decoded for reader in readers),
             seeks=self._seeks + sum(reader.seeks for reader in readers),
-            opened=self._opened,
+            scanned=self._scanned,
             cached_frames=len(self._cache),
             cached_bytes=self._cache.bytes,
             open_videos=len(self._open),
@@ -128,12 +141,21 @@ class ClipReader:
         video, stream = reader.info.video_id, reader.info.stream
         keys = {one: FrameKey(video, stream, one, width, height) for one in pts}
         found = {one: frame for one, key in keys.items() if (frame := self._cache.get(key)) is not None}
+        disk = DiskFrames(self._disk, f"{SCALER} {reader.facts.decoder}") if self._disk else None
+        if disk is not None:
+            for one in keys.keys() - found.keys():
+                if (frame := disk.get(keys[one])) is not None:
+                    self._disk_hits += 1
+                    self._cache.put(keys[one], frame)
+                    found[one] = frame
         for one, frame in found.items():
             if frame.ref.uri != reader.info.uri:  # decoded from a copy, which may go away
                 found[one] = Frame(replace(frame.ref, uri=reader.info.uri), frame.rgb)
-        decoded = reader.at_pts([one for one in keys if one not in found], width, height)
+        decoded = reader.at_pts(keys.keys() - found.keys(), width, height)
         for one, frame in decoded.items():
             self._cache.put(keys[one], frame)
+            if disk is not None:
+                disk.put(keys[one], frame)
         return found | decoded
 
     def _reader(self, uri: str) -> VideoReader:
@@ -141,8 +163,11 @@ class ClipReader:
         key = file_key(uri)
         reader = self._open.get(key)
         if reader is None:
-            reader = self._open[key] = VideoReader(uri, limits=self._limits)
-            self._opened += 1
+            facts = self._facts.get(uri)
+            reader = self._open[key] = VideoReader(uri, limits=self._limits, facts=facts)
+            if facts is None:
+                self._scanned += 1
+                self._facts.put(reader.facts)
             while len(self._open) > self._videos:
                 self._close_oldest()
         self._open.move_to_end(key)

@@ -20,9 +20,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from vz_ray.video.errors import OverLimit, VideoDamaged
+from vz_ray.video.facts import VideoFacts
 from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize, VideoInfo
 from vz_ray.video.size import target_size
-from vz_ray.video.source import Limits, check_duration, open_video, video_id
+from vz_ray.video.source import Limits, check_duration, check_pixels, open_video, video_id
 from vz_ray.video.table import FrameTable, counted, frame_ticks, packets, scan
 
 SCALER = "bicubic+accurate_rnd+bitexact"
@@ -51,7 +52,14 @@ class VideoReader:
     dts, else one average frame after the one before, and the file is decoded
     once to learn all times.
 
+    Args:
+        uri: The file.
+        limits: What is refused.
+        facts: What is known of this content already: nothing is scanned then, and the file is not even
+            opened before the first frame is asked for.
+
     Attributes:
+        facts: What is known of the file now.
         info: What the file is.
         table: When each frame is shown.
         decoded: Frames the decoder has put out so far.
@@ -61,7 +69,7 @@ class VideoReader:
         VideoError: A subclass that says why the file cannot be used.
     """
 
-    def __init__(self, uri: str, *, limits: Limits | None = None) -> None:
+    def __init__(self, uri: str, *, limits: Limits | None = None, facts: VideoFacts | None = None) -> None:
         self._uri, self._limits = uri, limits or Limits()
         self._scaler = VideoReformatter()
         self._container: InputContainer | None = None
@@ -71,11 +79,16 @@ class VideoReader:
         self._counted_to: int | None = None
         self._landed = self._skipping = False
         self._unclean: set[int] = set()
-        self._quarter_turns = 0
+        self._wanted = frozenset[int]()
         self.decoded = self.seeks = 0
+        if facts is not None:
+            check_pixels(uri, facts.pixels, self._limits)
+            self._seekable, self.table = facts.table.seekable, facts.table
+            self._quarter_turns = facts.quarter_turns
         try:
-            self._open()
-            self.info = self._describe()
+            self.facts = self._examine() if facts is None else facts
+            self.info: VideoInfo = self.facts.info
+            check_duration(uri, self.info.duration_s, self._limits)
         except BaseException:
             self.close()
             raise
@@ -120,12 +133,12 @@ class VideoReader:
 
     # Opening
 
-    def _open(self) -> None:
+    def _examine(self) -> VideoFacts:
         """Scans the packets, then decodes the first frame: it fixes the start and the rotation."""
         container, stream = open_video(self._uri, self._limits)
         with contextlib.closing(container):
             table = scan(container, stream)
-        self._seekable, self._wanted = table is not None, frozenset[int]()
+        self._seekable = table is not None
         self._restart()
         first = next(self._out, None)
         if first is None:
@@ -133,7 +146,10 @@ class VideoReader:
         self._held, self._skipping = first, True
         self._quarter_turns = round(first.frame.rotation / 90) % 4
         self.table = table.from_first(first.pts) if table else self._count(first)
-        check_duration(self._uri, self.table.duration_s, self._limits)
+        codec = self._stream.codec_context.name
+        decoder = f"pyav-{av.__version__}/{codec}/{_version('libavcodec')}"
+        coded = self._stream.width * self._stream.height
+        return VideoFacts(self._describe(), self.table, self._quarter_turns, decoder, coded)
 
     def _count(self, first: _Shown) -> FrameTable:
         table: FrameTable = counted([first.pts, *(shown.pts for shown in self._out)], self._stream)
@@ -145,8 +161,6 @@ class VideoReader:
         if self._quarter_turns % 2:
             width, height = height, width
         duration = self.table.duration_s
-        codec = self._stream.codec_context.name
-        self._decoder = f"pyav-{av.__version__}/{codec}/{_version('libavcodec')}"
         return VideoInfo(
             video_id=video_id(self._uri),
             uri=self._uri,
@@ -219,7 +233,8 @@ class VideoReader:
         return self._held
 
     def _seek(self, key: int) -> None:
-        assert self._container is not None
+        if self._container is None:
+            self._container, self._stream = open_video(self._uri, self._limits)
         self.seeks += 1
         self._held = self._ahead = None
         self._out, self._landed = iter(()), False
@@ -292,7 +307,7 @@ class VideoReader:
             width=width,
             height=height,
             scaler=SCALER,
-            decoder=self._decoder,
+            decoder=self.facts.decoder,
             digest=blake3.blake3(rgb.data).hexdigest(),
         )
         return Frame(ref, rgb)

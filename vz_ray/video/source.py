@@ -173,17 +173,22 @@ def _checked_stream(uri: str, container: InputContainer, limits: Limits) -> Vide
         )
     if stream.width < 1 or stream.height < 1:
         raise NotAVideo(f"{uri}: its video stream states no frame size", "the video is damaged")
-    if stream.width * stream.height > limits.pixels:
-        raise OverLimit(
-            f"{uri}: frames of {stream.width}x{stream.height} exceed the limit of {limits.pixels} pixels",
-            "the video's resolution is too high",
-        )
+    check_pixels(uri, stream.width * stream.height, limits)
     check_duration(uri, _declared_duration(container, stream), limits)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1
     return stream
+
+
+def check_pixels(uri: str, pixels: int, limits: Limits) -> None:
+    """Raises `OverLimit` for coded frames larger than the limit."""
+    if pixels > limits.pixels:
+        raise OverLimit(
+            f"{uri}: frames of {pixels} pixels exceed the limit of {limits.pixels}; scale it down",
+            "the video's resolution is too high",
+        )
 
 
 def check_duration(uri: str, seconds: float, limits: Limits) -> None:
