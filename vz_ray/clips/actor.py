@@ -8,16 +8,15 @@ from typing import TypeVar
 
 import ray
 
+from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
-from vz_ray.video.clip_reader import ClipReader, ReadStats
-from vz_ray.video.disk import open_store
+from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
-from vz_ray.video.source import Limits
 
 T = TypeVar("T")
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"watch": 1})
+@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"watch": 1, "fetch": 4})
 class DecodeActor:
     """Serves requests one by one, in the order they came; `watch` methods answer meanwhile.
 
@@ -27,11 +26,7 @@ class DecodeActor:
     """
 
     def __init__(self, config: ClipsConfig) -> None:
-        limits = Limits(config.max_duration_s, config.max_pixels, config.max_request_frames)
-        disk = open_store(config.disk_dir, config.disk_gb)
-        self._reader = ClipReader(
-            cache_bytes=config.cache_mb * 2**20, videos=config.open_videos, limits=limits, disk=disk
-        )
+        self._reader, self._sources = open_reader(config), sources(config)
         self._busy_since: float | None = None
         self._stats = self._reader.stats()
 
@@ -46,6 +41,11 @@ class DecodeActor:
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return self._serve(lambda: self._reader.resolve(refs))
+
+    @ray.method(concurrency_group="fetch")
+    def fetch(self, uri: str) -> None:
+        """Brings what is at a URL to this machine, beside the requests that are served meanwhile."""
+        self._sources.path(uri)
 
     @ray.method(concurrency_group="watch")
     def busy_s(self) -> float:

@@ -22,6 +22,7 @@ from vz_ray.observe.deadline import Overdue, within
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import DecoderLost, VideoError
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.source import is_remote
 
 _ANSWER_S = 3.0
 """An actor whose watch thread does not answer within this is stuck."""
@@ -142,7 +143,9 @@ class ClipPool:
             try:
                 if index in tried:
                     await self._back(index, what)
-                return await self._attempt(index, what, call)
+                if is_remote(uri):
+                    await self._attempt(index, f"fetching {uri}", _fetching(uri), self._config.download_s)
+                return await self._attempt(index, what, call, self._config.deadline_s)
             except Overdue as overdue:
                 failure = overdue
                 self._counts.overdue += 1
@@ -157,11 +160,11 @@ class ClipPool:
             tried.add(index)
         raise failure
 
-    async def _attempt(self, index: int, what: str, call: Callable[[Any], Any]) -> Any:
+    async def _attempt(self, index: int, what: str, call: Callable[[Any], Any], deadline_s: float) -> Any:
         self._counts.in_flight[index] += 1
         answer = call(self._actors[index])
         try:
-            return await within(self._config.deadline_s, answer, who=_name(index), what=what)
+            return await within(deadline_s, answer, who=_name(index), what=what)
         except RayTaskError as error:
             if isinstance(error.cause, VideoError):
                 raise error.cause from None
@@ -206,6 +209,10 @@ class ClipPool:
         if busy >= self._config.deadline_s:
             self._counts.killed += 1
             ray.kill(self._actors[index], no_restart=False)
+
+
+def _fetching(uri: str) -> Callable[[Any], Any]:
+    return lambda actor: actor.fetch.remote(uri)
 
 
 def _name(index: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -24,7 +24,21 @@ class ClipsConfig:
     disk_gb: float = 20.0
     """Decoded frames, and what scans found, that actors keep on the machine's disk, GB; 0 keeps none."""
     disk_dir: str = ""
-    """Where on the disk, local to the machine; empty takes `vz_ray` in the user's cache directory."""
+    """Where frames and downloads are kept, on a local disk; empty takes the user's cache directory."""
+    roots: list[str] = field(default_factory=list)
+    """The only directories that video files may be in; empty allows all."""
+    schemes: list[str] = field(default_factory=lambda: ["http", "https"])
+    """URL schemes that are fetched; object stores (`s3`, `gs`) use this machine's own credentials."""
+    hosts: list[str] = field(default_factory=list)
+    """The only hosts or buckets that are fetched from; empty allows all public ones."""
+    private_hosts: list[str] = field(default_factory=list)
+    """Hosts that may have addresses that are not public, such as a cluster's own object store."""
+    download_gb: float = 8.0
+    """Largest file that is fetched, GB."""
+    download_s: float = 600.0
+    """Longest download, seconds."""
+    downloads_gb: float = 100.0
+    """Files fetched that are kept on the machine's disk, GB; the least recently used go first."""
     open_videos: int = 8
     """Videos that each actor keeps open."""
     max_duration_s: float = 28800.0
@@ -38,7 +52,7 @@ class ClipsConfig:
         for name in ("actors", "attempts", "spill", "open_videos", "max_pixels", "max_request_frames"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"clips.{name} is {value}; it must be at least 1")
-        for name in ("deadline_s", "max_duration_s"):
+        for name in ("deadline_s", "max_duration_s", "download_gb", "download_s", "downloads_gb"):
             if (seconds := getattr(self, name)) <= 0:
                 raise ValueError(f"clips.{name} is {seconds}; it must be more than 0")
         for name in ("cpus", "cache_mb", "disk_gb"):

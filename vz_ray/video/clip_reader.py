@@ -13,7 +13,7 @@ from vz_ray.video.facts import FactsStore
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 from vz_ray.video.reader import SCALER, VideoReader
 from vz_ray.video.sampling import overview_times, zoom_times
-from vz_ray.video.source import FileKey, Limits, file_key
+from vz_ray.video.source import LOCAL, FileKey, Limits, Sources, file_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class ClipReader:
         limits: What is refused.
         disk: Where decoded frames, and what scans found, are kept for every process of the machine;
             None keeps them in memory only.
+        sources: Where the files are.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class ClipReader:
         videos: int = 8,
         limits: Limits | None = None,
         disk: DiskStore | None = None,
+        sources: Sources = LOCAL,
     ) -> None:
         if videos < 1:
             raise ValueError(f"at least one video must stay open, got videos={videos}")
         self._cache, self._videos = FrameCache(cache_bytes), videos
         self._limits = limits or Limits()
+        self._sources = sources
         self._disk, self._facts = disk, FactsStore(disk)
         self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
         self._requests = self._scanned = self._decoded = self._seeks = self._disk_hits = 0
@@ -160,11 +163,12 @@ class ClipReader:
 
     def _reader(self, uri: str) -> VideoReader:
         """The open reader of this file; a file that changed since is another file."""
-        key = file_key(uri)
+        path = self._sources.path(uri)
+        key = file_key(uri, path)
         reader = self._open.get(key)
         if reader is None:
-            facts = self._facts.get(uri)
-            reader = self._open[key] = VideoReader(uri, limits=self._limits, facts=facts)
+            facts = self._facts.get(uri, path)
+            reader = self._open[key] = VideoReader(uri, path=path, limits=self._limits, facts=facts)
             if facts is None:
                 self._scanned += 1
                 self._facts.put(reader.facts)

@@ -179,9 +179,7 @@ class DiskStore:
         return os.path.join(self._root, key[:2], key)
 
 
-def open_store(directory: str, size_gb: float) -> DiskStore | None:
-    """The store in `directory` (empty: the user's cache directory), or None where its size is 0."""
-    if not size_gb:
-        return None
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return DiskStore(directory or os.path.join(cache, "vz_ray"), int(size_gb * 2**30))
+def cache_directory(directory: str) -> Path:
+    """`directory`, or `vz_ray` in the user's cache directory if it is empty."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(directory or os.path.join(home, "vz_ray"))

@@ -14,7 +14,11 @@ class VideoDenied(VideoError):
 
 
 class SourceRefused(VideoError):
-    """The address is of a kind that is not opened (a URL, a device, a pipe)."""
+    """The address is of a kind that is not opened (a private host, a device, a scheme not allowed)."""
+
+
+class DownloadFailed(VideoError):
+    """It is not at that address, or did not arrive, or not in time."""
 
 
 class NotAVideo(VideoError):

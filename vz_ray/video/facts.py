@@ -49,24 +49,24 @@ class FactsStore:
     def __init__(self, disk: DiskStore | None) -> None:
         self._disk = disk
 
-    def identity(self, uri: str) -> str:
+    def identity(self, uri: str, path: str | None = None) -> str:
         """`video_id` of the file, remembered by path, size, times and inode."""
-        key = file_key(uri)
+        key = file_key(uri, path)
         if self._disk is None:
-            return video_id(uri)
+            return video_id(uri, path)
         name = _name("identity", key)
         known = self._disk.get(name)
         if known is not None:
             return known.tobytes().decode()
-        found = video_id(uri)
+        found = video_id(uri, path)
         self._disk.put(name, found.encode())
         return found
 
-    def get(self, uri: str) -> VideoFacts | None:
+    def get(self, uri: str, path: str | None = None) -> VideoFacts | None:
         """What is known of the file's content, under this path; None if nothing is."""
         if self._disk is None:
             return None
-        stored = self._disk.get(_name("facts", self.identity(uri)))
+        stored = self._disk.get(_name("facts", self.identity(uri, path)))
         if stored is None:
             return None
         facts = _load(stored.tobytes())

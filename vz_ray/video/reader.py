@@ -53,7 +53,8 @@ class VideoReader:
     once to learn all times.
 
     Args:
-        uri: The file.
+        uri: What the video is called.
+        path: The file, where that is not `uri`.
         limits: What is refused.
         facts: What is known of this content already: nothing is scanned then, and the file is not even
             opened before the first frame is asked for.
@@ -69,7 +70,15 @@ class VideoReader:
         VideoError: A subclass that says why the file cannot be used.
     """
 
-    def __init__(self, uri: str, *, limits: Limits | None = None, facts: VideoFacts | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        path: str | None = None,
+        limits: Limits | None = None,
+        facts: VideoFacts | None = None,
+    ) -> None:
+        self._path = path
         self._uri, self._limits = uri, limits or Limits()
         self._scaler = VideoReformatter()
         self._container: InputContainer | None = None
@@ -135,7 +144,7 @@ class VideoReader:
 
     def _examine(self) -> VideoFacts:
         """Scans the packets, then decodes the first frame: it fixes the start and the rotation."""
-        container, stream = open_video(self._uri, self._limits)
+        container, stream = open_video(self._uri, self._limits, self._path)
         with contextlib.closing(container):
             table = scan(container, stream)
         self._seekable = table is not None
@@ -162,7 +171,7 @@ class VideoReader:
             width, height = height, width
         duration = self.table.duration_s
         return VideoInfo(
-            video_id=video_id(self._uri),
+            video_id=video_id(self._uri, self._path),
             uri=self._uri,
             stream=self._stream.index,
             duration_s=duration,
@@ -234,7 +243,7 @@ class VideoReader:
 
     def _seek(self, key: int) -> None:
         if self._container is None:
-            self._container, self._stream = open_video(self._uri, self._limits)
+            self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self.seeks += 1
         self._held = self._ahead = None
         self._out, self._landed = iter(()), False
@@ -247,7 +256,7 @@ class VideoReader:
         self.close()
         self.seeks += 1
         self._counted_to = None
-        self._container, self._stream = open_video(self._uri, self._limits)
+        self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self._out = self._decode(from_key=False)
 
     def _decode(self, *, from_key: bool) -> Iterator[_Shown]:

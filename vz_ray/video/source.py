@@ -1,5 +1,8 @@
 """The only place that opens a video, and what it refuses to open.
 
+A video has a `uri`, by which everyone names it, and a path on this machine,
+which is the same or, for a URL, the file that it was fetched to.
+
 A file is opened with a container allow-list and the `file` protocol alone:
 without them a text file in ffconcat format, whatever its name, would make
 FFmpeg read other files.
@@ -12,6 +15,7 @@ import re
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -30,6 +34,7 @@ from vz_ray.video.errors import (
     VideoDenied,
     VideoMissing,
 )
+from vz_ray.video.remote import Downloads
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,mpeg"
 CODECS = frozenset(
@@ -58,25 +63,63 @@ class Limits:
     request_frames: int = 4096
 
 
-def local_path(uri: str) -> Path:
-    """The file that `uri` names. Raises `SourceRefused` for anything with a scheme."""
-    if _SCHEME.match(uri):
-        raise SourceRefused(
-            f"{uri}: only files can be opened; download it and give its path",
-            "the video's address cannot be opened",
-        )
-    return Path(uri)
+class Sources:
+    """Where the file of a `uri` is on this machine.
+
+    Args:
+        downloads: Fetches URLs; none refuses them.
+        roots: The only directories that files may be in, links followed; empty allows all.
+    """
+
+    def __init__(self, downloads: Downloads | None = None, roots: Sequence[Path | str] = ()) -> None:
+        self._downloads = downloads
+        self._roots = tuple(os.path.realpath(root) for root in roots)
+
+    def path(self, uri: str) -> str:
+        """A path that can be opened now.
+
+        Raises:
+            SourceRefused, OverLimit, DownloadFailed: It may not be opened, or cannot be fetched.
+        """
+        if _SCHEME.match(uri):
+            if self._downloads is None:
+                raise SourceRefused(
+                    f"{uri}: only files can be opened here; download it and give its path",
+                    "the video's address cannot be opened",
+                )
+            return str(self._downloads.local(uri))
+        if self._roots and not any(_inside(uri, root) for root in self._roots):
+            raise SourceRefused(
+                f"{uri}: not in one of the directories that videos may be in, {', '.join(self._roots)} "
+                "(clips.roots)",
+                "the video's address cannot be opened",
+            )
+        return uri
 
 
-def file_key(uri: str) -> FileKey:
-    """Looks at the file without opening it.
+def is_remote(uri: str) -> bool:
+    """Whether it names something to be fetched."""
+    return _SCHEME.match(uri) is not None
+
+
+def _inside(path: str, root: str) -> bool:
+    real = os.path.realpath(path)
+    return real == root or real.startswith(root.rstrip("/") + "/")
+
+
+LOCAL = Sources()
+"""Files of this machine, all of them."""
+
+
+def file_key(uri: str, path: str | None = None) -> FileKey:
+    """Looks at the file without opening it; `path` where it is not `uri` itself.
 
     Raises:
         VideoMissing, VideoDenied, SourceRefused, NotAVideo: It is not a regular, non-empty file.
     """
-    path = local_path(uri)
+    path = LOCAL.path(uri) if path is None else path
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VideoMissing(f"{uri}: no such file; check the path", "the video is missing") from error
     except PermissionError as error:
@@ -99,8 +142,8 @@ class _Identities:
         self._most, self._lock = most, threading.Lock()
         self._known: OrderedDict[FileKey, str] = OrderedDict()
 
-    def of(self, uri: str) -> str:
-        key = file_key(uri)
+    def of(self, uri: str, path: str | None) -> str:
+        key = file_key(uri, path)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -119,7 +162,7 @@ class _Identities:
 _identities = _Identities(most=65_536)
 
 
-def video_id(uri: str) -> str:
+def video_id(uri: str, path: str | None = None) -> str:
     """`blake3:<hex>` of the whole file, the same for every copy of it.
 
     The whole file, since a sample of its bytes would give a re-muxed or
@@ -127,10 +170,10 @@ def video_id(uri: str) -> str:
     about a third of a second per GB, once per process: afterwards the path,
     size, modification time and inode stand for it.
     """
-    return _identities.of(uri)
+    return _identities.of(uri, path)
 
 
-def open_video(uri: str, limits: Limits) -> tuple[InputContainer, VideoStream]:
+def open_video(uri: str, limits: Limits, path: str | None = None) -> tuple[InputContainer, VideoStream]:
     """Opens a checked video with one decoder thread; the caller must close the container.
 
     The stream is the one FFmpeg calls best (marked default, then most frames
@@ -139,9 +182,9 @@ def open_video(uri: str, limits: Limits) -> tuple[InputContainer, VideoStream]:
     Raises:
         VideoError: A subclass that says why it was refused.
     """
-    file_key(uri)
+    file = file_key(uri, path)[0]
     try:
-        container = av.open(str(local_path(uri)), options=dict(_OPTIONS), metadata_errors="replace")
+        container = av.open(file, options=dict(_OPTIONS), metadata_errors="replace")
     except (av.error.PermissionError, PermissionError) as error:
         raise _denied(uri) from error
     except (av.error.FileNotFoundError, FileNotFoundError) as error:
