@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,9 +16,10 @@ from ray.exceptions import RayActorError
 
 from tests.video.making import Made, make
 from vz_ray.clips import ClipPool
+from vz_ray.clips.gate import asking_as
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue
-from vz_ray.video.errors import DecoderLost, FrameMismatch, VideoMissing
+from vz_ray.video.errors import DecoderLost, FrameMismatch, Quarantined, VideoMissing
 from vz_ray.video.frame import FrameSize, Overview, Zoom
 from vz_ray.video.local import LocalFrames
 
@@ -84,7 +86,70 @@ async def test_samples_of_one_task_share_one_decode(pool: ClipPool, videos: list
     read = (await pool.stats()).read
     frames = len(clips[0].frames)
     assert len({clip.refs for clip in clips}) == 1
-    assert (read.misses, read.hits, read.scanned) == (frames, 7 * frames, 1)
+    assert (read.requests, read.misses, read.scanned) == (1, frames, 1)
+    assert (await pool.stats()).shared == 7
+    again = await pool.overview(videos[0], Overview(fps=1.0), SIZE)
+    assert again.refs == clips[0].refs
+    assert (await pool.stats()).read.hits == frames
+
+
+async def test_who_leaves_does_not_take_the_answer_from_the_others(pool: ClipPool, videos: list[str]) -> None:
+    look = Zoom(1, 3, fps=4)
+    leaving, staying = (asyncio.create_task(pool.zoom(videos[1], look, SIZE)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert len((await staying).frames) == 8
+    assert leaving.cancelled()
+    alone = asyncio.create_task(pool.zoom(videos[1], Zoom(4, 6, fps=4), SIZE))
+    await asyncio.sleep(0.01)
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert (await pool.stats()).in_flight_bytes == 0
+
+
+@pytest.mark.parametrize("pool", [{"in_flight_mb": 1, "cache_mb": 0}], indirect=True)
+async def test_many_askers_are_all_served_under_the_cap(pool: ClipPool, videos: list[str]) -> None:
+    waits: list[float] = []
+
+    async def episode(number: int) -> None:
+        with asking_as(f"episode {number}"):
+            for turn in range(3):
+                began = time.monotonic()
+                start = (number % 10) + turn / 10
+                clip = await pool.zoom(videos[number % 4], Zoom(start, start + 1, fps=8), SIZE)
+                waits.append(time.monotonic() - began)
+                assert len(clip.frames) == 8
+
+    await asyncio.gather(*(episode(number) for number in range(64)))
+    stats = await pool.stats()
+    assert len(waits) == 192
+    assert stats.in_flight_bytes == 0
+    assert 2**19 < stats.in_flight_peak <= 2**20
+
+
+@pytest.mark.parametrize("pool", [{"attempts": 1, "quarantine_after": 2}], indirect=True)
+async def test_a_video_that_takes_decoders_with_it_is_quarantined(pool: ClipPool, videos: list[str]) -> None:
+    async def lose(uri: str) -> None:
+        owner = pool._route(uri, set())
+        await pool._back(owner, "this test")
+        pid = send(pool._actors[owner], signal.SIGSTOP)
+        pending = asyncio.create_task(pool.zoom(uri, Zoom(1, 3, fps=4), SIZE))
+        await asyncio.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(DecoderLost):
+            await pending
+        await pool._back(owner, "this test")
+
+    await lose(videos[1])
+    assert len((await pool.zoom(videos[1], Zoom(1, 3, fps=4), SIZE)).frames) == 8  # cleared of suspicion
+    await lose(videos[0])
+    await lose(videos[1])
+    await lose(videos[0])
+    with pytest.raises(Quarantined, match=r"a\.mp4: in quarantine \(a decoder died during zoom .* 2 such"):
+        await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
+    assert len((await pool.zoom(videos[1], Zoom(1, 3, fps=4), SIZE)).frames) == 8
+    assert list((await pool.stats()).quarantined) == [videos[0]]
 
 
 async def test_a_handle_works_inside_another_actor(pool: ClipPool, videos: list[str]) -> None:

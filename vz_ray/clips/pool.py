@@ -1,15 +1,23 @@
 """The handle through which everyone asks for frames.
 
-Requests for one video go to the actor that has it open, unless that one is
-behind. An attempt has a deadline; an actor that died is restarted by Ray, one
-that hangs is killed first, and the request is tried on another.
+    the same request in flight already  -> its answer is shared
+    quarantine, then the gate           -> bytes in flight are bounded, askers take turns
+    the actor that has the video open   -> or the idlest, where that one is behind
+    an attempt with a deadline          -> an actor that died is restarted by Ray, one that hangs is
+                                           killed first, and the request is tried on another
+
+A request that was with an actor when it died is a suspect: suspects are tried
+again one at a time, so that an innocent one is not killed again beside the
+culprit. A video whose requests were suspects too often in a row is quarantined.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +25,15 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from vz_ray.clips.actor import DecodeActor
+from vz_ray.clips.gate import ByteGate
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.video.clip_reader import ReadStats
-from vz_ray.video.errors import DecoderLost, VideoError
+from vz_ray.video.errors import DecoderLost, Quarantined, VideoError
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 from vz_ray.video.source import is_remote
+
+log = logging.getLogger(__name__)
 
 _ANSWER_S = 3.0
 """An actor whose watch thread does not answer within this is stuck."""
@@ -41,6 +52,10 @@ class PoolStats:
         overdue: Attempts that ran past their deadline, by this handle.
         lost: Attempts whose actor died, by this handle.
         killed: Stuck actors that this handle killed.
+        shared: Requests of this handle that were answered by one in flight.
+        in_flight_bytes: Frames asked for by this handle and not delivered yet, at most.
+        in_flight_peak: The most that this ever was.
+        quarantined: Videos that this handle does not ask for any more, and why.
     """
 
     read: ReadStats
@@ -49,6 +64,10 @@ class PoolStats:
     overdue: int
     lost: int
     killed: int
+    shared: int = 0
+    in_flight_bytes: int = 0
+    in_flight_peak: int = 0
+    quarantined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,7 +76,25 @@ class _Counts:
     overdue: int = 0
     lost: int = 0
     killed: int = 0
+    shared: int = 0
     in_flight: list[int] = field(default_factory=list)
+
+
+class _Loop:
+    """What belongs to one event loop: a handle may be used in one after another."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, most_bytes: int) -> None:
+        self.loop, self.gate = loop, ByteGate(most_bytes)
+        self.suspects = asyncio.Lock()
+        self.shared: dict[Hashable, _Shared] = {}
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A request in flight, and how many wait for it."""
+
+    task: asyncio.Task[Any]
+    waiting: int = 0
 
 
 class ClipPool:
@@ -67,13 +104,17 @@ class ClipPool:
     actors but counts its own load and failures.
 
     Raises (every request):
-        VideoError: The video cannot be read as asked; `DecoderLost` if actors died at every attempt.
+        VideoError: The video cannot be read as asked; `DecoderLost` if actors died at every attempt;
+            `Quarantined` if it is not tried any more.
         Overdue: The last attempt ran past `deadline_s`; it names that actor and the request.
     """
 
     def __init__(self, actors: Sequence[Any], config: ClipsConfig) -> None:
         self._actors, self._config = tuple(actors), config
         self._counts = _Counts(in_flight=[0] * len(self._actors))
+        self._suspected: dict[str, int] = {}
+        self._quarantined: dict[str, str] = {}
+        self._at: _Loop | None = None
 
     @classmethod
     def start(cls, config: ClipsConfig) -> ClipPool:
@@ -95,16 +136,34 @@ class ClipPool:
             await within(deadline_s, actor.busy_s.remote(), who=_name(index), what="its start")
 
     async def probe(self, uri: str) -> VideoInfo:
-        return await self._ask(uri, f"probe of {uri}", lambda actor: actor.probe.remote(uri))
+        found: VideoInfo = await self._once(
+            ("probe", uri), uri, f"probe of {uri}", 0, lambda actor: actor.probe.remote(uri)
+        )
+        return found
 
     async def overview(self, uri: str, request: Overview, size: FrameSize) -> Clip:
-        return await self._ask(
-            uri, f"overview of {uri}", lambda actor: actor.overview.remote(uri, request, size)
+        clip: Clip = await self._once(
+            (uri, request, size),
+            uri,
+            f"overview of {uri}",
+            self._bytes(request.max_frames, size.max_pixels),
+            lambda actor: actor.overview.remote(uri, request, size),
         )
+        return clip
 
     async def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
-        what = f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
-        return await self._ask(uri, what, lambda actor: actor.zoom.remote(uri, request, size))
+        try:
+            frames = request.frame_count
+        except (ValueError, OverflowError):  # not finite; the reader says so
+            frames = 0
+        clip: Clip = await self._once(
+            (uri, request, size),
+            uri,
+            f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps",
+            self._bytes(frames, size.max_pixels),
+            lambda actor: actor.zoom.remote(uri, request, size),
+        )
+        return clip
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         by_uri: dict[str, list[int]] = {}
@@ -126,14 +185,66 @@ class ClipPool:
         read = sum((a for a in answers if isinstance(a, ReadStats)), start=ReadStats())
         silent = tuple(_name(i) for i, a in enumerate(answers) if not isinstance(a, ReadStats))
         counts = self._counts
-        return PoolStats(read, silent, counts.retried, counts.overdue, counts.lost, counts.killed)
+        gate = self._here().gate
+        return PoolStats(
+            read=read,
+            silent=silent,
+            retried=counts.retried,
+            overdue=counts.overdue,
+            lost=counts.lost,
+            killed=counts.killed,
+            shared=counts.shared,
+            in_flight_bytes=gate.held,
+            in_flight_peak=gate.peak,
+            quarantined=dict(self._quarantined),
+        )
 
     async def _resolve_one(self, refs: list[FrameRef]) -> list[Frame]:
         uri = refs[0].uri
-        what = f"{len(refs)} frames of {uri} by reference"
-        return await self._ask(uri, what, lambda actor: actor.resolve.remote(refs))
+        frames: list[Frame] = await self._once(
+            tuple(refs),
+            uri,
+            f"{len(refs)} frames of {uri} by reference",
+            sum(ref.width * ref.height * 3 for ref in refs),
+            lambda actor: actor.resolve.remote(refs),
+        )
+        return frames
 
-    async def _ask(self, uri: str, what: str, call: Callable[[Any], Any]) -> Any:
+    def _here(self) -> _Loop:
+        loop = asyncio.get_running_loop()
+        if self._at is None or self._at.loop is not loop:
+            self._at = _Loop(loop, self._config.in_flight_mb * 2**20)
+            self._counts.in_flight = [0] * len(self._actors)
+        return self._at
+
+    def _bytes(self, frames: int, pixels: int) -> int:
+        return max(0, min(frames, self._config.max_request_frames)) * pixels * 3
+
+    async def _once(self, key: Hashable, uri: str, what: str, size: int, call: Callable[[Any], Any]) -> Any:
+        """Shares the answer of the same request in flight; who leaves does not take it from the others."""
+        here = self._here()
+        shared = here.shared.get(key)
+        if shared is None:
+            shared = _Shared(asyncio.create_task(self._gated(here, uri, what, size, call)))
+            here.shared[key] = shared
+            shared.task.add_done_callback(lambda _: here.shared.pop(key, None))
+        else:
+            self._counts.shared += 1
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting and not shared.task.done():
+                here.shared.pop(key, None)
+                shared.task.cancel()
+
+    async def _gated(self, here: _Loop, uri: str, what: str, size: int, call: Callable[[Any], Any]) -> Any:
+        self._check_quarantine(uri)
+        async with here.gate.hold(size):
+            return await self._ask(here, uri, what, call)
+
+    async def _ask(self, here: _Loop, uri: str, what: str, call: Callable[[Any], Any]) -> Any:
         """Tries the request on one actor after another; bounded by `attempts`."""
         tried: set[int] = set()
         failure: Exception = AssertionError("no attempt was made")
@@ -141,15 +252,21 @@ class ClipPool:
             self._counts.retried += attempt > 0
             index = self._route(uri, tried)
             try:
-                if index in tried:
-                    await self._back(index, what)
-                if is_remote(uri):
-                    await self._attempt(index, f"fetching {uri}", _fetching(uri), self._config.download_s)
-                return await self._attempt(index, what, call, self._config.deadline_s)
+                async with here.suspects if uri in self._suspected else nullcontext():
+                    self._check_quarantine(uri)
+                    if index in tried:
+                        await self._back(index, what)
+                    if is_remote(uri):
+                        fetching, most_s = f"fetching {uri}", self._config.download_s
+                        await self._attempt(index, fetching, lambda actor: actor.fetch.remote(uri), most_s)
+                    answer = await self._attempt(index, what, call, self._config.deadline_s)
+                self._suspected.pop(uri, None)
+                return answer
             except Overdue as overdue:
                 failure = overdue
                 self._counts.overdue += 1
-                await self._kill_if_stuck(index)
+                if await self._kill_if_stuck(index):
+                    self._suspect(uri, f"a decoder was stuck for {self._config.deadline_s:g} s during {what}")
             except (RayActorError, ObjectLostError) as died:
                 self._counts.lost += 1
                 failure = DecoderLost(
@@ -157,8 +274,23 @@ class ClipPool:
                     f"attempt {attempt + 1} of {self._config.attempts}",
                     "the video could not be read",
                 )
+                self._suspect(uri, f"a decoder died during {what}")
             tried.add(index)
         raise failure
+
+    def _suspect(self, uri: str, why: str) -> None:
+        """Counts a failure that took a decoder with it; too many in a row and the video is left alone."""
+        self._suspected[uri] = self._suspected.get(uri, 0) + 1
+        if self._suspected[uri] >= self._config.quarantine_after:
+            self._quarantined[uri] = f"{why}, the last of {self._suspected[uri]} such failures in a row"
+            log.error("%s is in quarantine: %s", uri, self._quarantined[uri])
+
+    def _check_quarantine(self, uri: str) -> None:
+        if uri in self._quarantined:
+            raise Quarantined(
+                f"{uri}: in quarantine ({self._quarantined[uri]}); convert it or take it out",
+                "the video could not be read",
+            )
 
     async def _attempt(self, index: int, what: str, call: Callable[[Any], Any], deadline_s: float) -> Any:
         self._counts.in_flight[index] += 1
@@ -196,23 +328,21 @@ class ClipPool:
 
         await within(self._config.deadline_s, answers(), who=_name(index), what=f"its restart for {what}")
 
-    async def _kill_if_stuck(self, index: int) -> None:
-        """Ray restarts what is killed here. An actor that is merely behind is left alone."""
+    async def _kill_if_stuck(self, index: int) -> bool:
+        """Whether it was stuck and so was killed (Ray restarts it); one merely behind is left alone."""
         try:
             busy = await within(
                 _ANSWER_S, self._actors[index].busy_s.remote(), who=_name(index), what="a sign of life"
             )
         except RayActorError:
-            return  # dead already, so being restarted
+            return False  # dead already, so being restarted
         except Overdue:
             busy = float("inf")
-        if busy >= self._config.deadline_s:
-            self._counts.killed += 1
-            ray.kill(self._actors[index], no_restart=False)
-
-
-def _fetching(uri: str) -> Callable[[Any], Any]:
-    return lambda actor: actor.fetch.remote(uri)
+        if busy < self._config.deadline_s:
+            return False
+        self._counts.killed += 1
+        ray.kill(self._actors[index], no_restart=False)
+        return True
 
 
 def _name(index: int) -> str:

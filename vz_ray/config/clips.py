@@ -17,6 +17,10 @@ class ClipsConfig:
     """Seconds that one attempt at a request may take, waiting in the actor's queue included."""
     attempts: int = 3
     """Actors that a request is tried on before it is given up."""
+    quarantine_after: int = 3
+    """A video is given up when requests for it took this many decoders in a row with them."""
+    in_flight_mb: int = 1024
+    """Frames that one handle may have asked for and not received yet, MB; others wait their turn."""
     spill: int = 8
     """A video's own actor is passed over when it has this many requests more than the idlest one."""
     cache_mb: int = 256
@@ -49,7 +53,16 @@ class ClipsConfig:
     """Most frames that one request may ask for."""
 
     def __post_init__(self) -> None:
-        for name in ("actors", "attempts", "spill", "open_videos", "max_pixels", "max_request_frames"):
+        for name in (
+            "actors",
+            "attempts",
+            "quarantine_after",
+            "in_flight_mb",
+            "spill",
+            "open_videos",
+            "max_pixels",
+            "max_request_frames",
+        ):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"clips.{name} is {value}; it must be at least 1")
         for name in ("deadline_s", "max_duration_s", "download_gb", "download_s", "downloads_gb"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from vz_ray.clips.gate import asking_as
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
@@ -141,7 +142,8 @@ class RolloutWorker:
                 drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
                 game = play(task, engine, setup.frames, wire, rules, id=id, sampling=drawn, worker=self.name)
                 deadline = setup.rollout.episode_deadline_s
-                trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")
+                with asking_as(str(id)):
+                    trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")
             finally:
                 self._playing -= 1
         self._played += 1

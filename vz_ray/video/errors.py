@@ -47,3 +47,7 @@ class FrameMismatch(VideoError):
 
 class DecoderLost(VideoError):
     """Every decode process that was given the request died of it, or before it."""
+
+
+class Quarantined(VideoError):
+    """Reading it took several decode processes with it, so it is not tried any more."""

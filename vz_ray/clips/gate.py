@@ -1,0 +1,87 @@
+"""How much may be asked of the pool at once, and whose turn it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+
+_asker: ContextVar[str] = ContextVar("asker", default="")
+
+
+@contextmanager
+def asking_as(name: str) -> Iterator[None]:
+    """Requests made inside count as those of `name`, such as an episode."""
+    token = _asker.set(name)
+    try:
+        yield
+    finally:
+        _asker.reset(token)
+
+
+class ByteGate:
+    """Lets requests through while their frames fit under a cap; askers take turns.
+
+    Each asker has a queue; the gate goes round the askers that wait. The next
+    in turn is waited for even if a smaller request of another would fit now,
+    so nobody starves. A request larger than the cap goes alone.
+
+    Attributes:
+        held: Bytes let through and not yet given back.
+        peak: Most that was ever held.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
+        self.held = self.peak = 0
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Returns when there is room for `size` bytes; gives it back at the end of the block."""
+        if self._waiting or not self._fits(size):
+            await self._wait(_asker.get(), size)
+        else:
+            self._take(size)
+        try:
+            yield
+        finally:
+            self.held -= size
+            self._admit()
+
+    async def _wait(self, asker: str, size: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(asker, deque()).append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.held -= size  # it was let through at the same moment
+            self._admit()
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting:
+            asker, queue = next(iter(self._waiting.items()))
+            while queue and queue[0][1].cancelled():
+                queue.popleft()
+            if queue:
+                size, turn = queue[0]
+                if not self._fits(size):
+                    return
+                queue.popleft()
+                self._take(size)
+                turn.set_result(None)
+            if queue:
+                self._waiting.move_to_end(asker)
+            else:
+                del self._waiting[asker]
+
+    def _fits(self, size: int) -> bool:
+        return not self.held or self.held + size <= self._most
+
+    def _take(self, size: int) -> None:
+        self.held += size
+        self.peak = max(self.peak, self.held)
