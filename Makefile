@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline test lint types format lock doctor clean
+.PHONY: quickstart baseline bench-clips test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -12,6 +12,14 @@ quickstart: .venv/.installed assets/tiny-base/model.safetensors
 # The tiny model that the quickstart starts from: it ships with the project, and is made again if it is gone.
 assets/tiny-base/model.safetensors: | .venv/.installed
 	$(PY) -m vz_ray.cli base --out assets/tiny-base
+
+# Zooms and overviews of long videos against decord, torchcodec (which needs the system's FFmpeg) and the decoder.
+bench-clips: .venv/.bench
+	$(PY) -m benchmarks.clips $(ARGS)
+
+.venv/.bench: .venv/.installed
+	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
+	touch $@
 
 test: .venv/.installed lint types
 	$(PY) -m pytest $(ARGS)
