@@ -217,5 +217,24 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print(write_report(path))
 
 
+@app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]) -> None:
+    """Prints the figures of several runs side by side, with their medians.
+
+    Example: vz-ray compare runs/seed0 runs/seed1 runs/seed2
+    """
+    from rich.console import Console
+
+    from vz_ray.evaluate.summary import write_summary
+    from vz_ray.evaluate.tables import LOG_WIDTH, runs_table
+    from vz_ray.observe.run_dir import RunDir
+
+    summaries = {path.name: write_summary(RunDir.open(path).path) for path in runs}
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, LOG_WIDTH)
+    console.print(runs_table(summaries))
+
+
 if __name__ == "__main__":
     main()

@@ -205,18 +205,20 @@ async def test_a_hung_actor_is_named_and_replaced(pool: ClipPool, videos: list[s
     with pytest.raises(Overdue, match=rf"decode-actor-{owner} did not finish zoom of .*a\.mp4 \[1, 3\]"):
         await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
     assert (await pool.stats()).killed == 1
-    assert await fresh_pid(pool, owner) != pid
+    assert await fresh_pid(pool, owner, pid) != pid
     assert len((await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)).frames) == 8
 
 
-async def fresh_pid(pool: ClipPool, index: int) -> int:
+async def fresh_pid(pool: ClipPool, index: int, before: int) -> int:
     """The actor's pid once Ray has restarted it."""
     for _ in range(60):
         try:
             call = pool._actors[index].__ray_call__.remote(lambda _: os.getpid())
-            return int(await asyncio.wait_for(call, 10))
+            if (pid := int(await asyncio.wait_for(call, 10))) != before:
+                return pid
         except (RayActorError, TimeoutError):
-            await asyncio.sleep(0.5)
+            pass
+        await asyncio.sleep(0.5)
     raise AssertionError(f"decode-actor-{index} did not come back")
 
 
@@ -247,6 +249,18 @@ async def test_a_video_spills_to_the_idlest_actor_only_when_its_own_is_behind(
 async def test_a_pool_of_one_waits_for_its_actor_to_come_back(pool: ClipPool, videos: list[str]) -> None:
     send(pool._actors[0], signal.SIGKILL)
     assert len((await pool.zoom(videos[2], Zoom(1, 3, fps=4), SIZE)).frames) == 8
+
+
+@pytest.mark.parametrize("pool", [{"actors": 1, "max_rss_mb": 1}], indirect=True)
+async def test_an_actor_that_has_grown_starts_anew_and_nothing_is_lost(
+    pool: ClipPool, videos: list[str]
+) -> None:
+    pid = ray.get(pool._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+    assert len((await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)).frames) == 8
+    assert await fresh_pid(pool, 0, pid) != pid
+    for start in range(3):
+        assert len((await pool.zoom(videos[0], Zoom(start, start + 2, fps=4), SIZE)).frames) == 8
+    assert (await pool.stats()).quarantined == {}
 
 
 async def test_frames_are_read_only_views(pool: ClipPool, videos: list[str]) -> None:

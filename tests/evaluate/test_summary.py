@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.evaluate.conftest import Make
 from vz_ray.evaluate.results import EvalLog
 from vz_ray.evaluate.summary import build_summary, eval_path, record_stage, uniform_stage, write_summary
-from vz_ray.evaluate.tables import duration, print_summary
+from vz_ray.evaluate.tables import duration, print_summary, runs_table
 from vz_ray.observe import names
 from vz_ray.observe.metrics import MetricLog
 
@@ -83,6 +83,18 @@ def test_the_table_shows_stages_in_the_order_they_ran(run_dir: Path) -> None:
     assert positions == sorted(positions)
     assert "+50.0 points" in text
     assert "1 min 15 s" in text
+
+
+def test_runs_are_compared_by_their_medians(run_dir: Path, tmp_path: Path) -> None:
+    whole = build_summary(run_dir)
+    better = {**whole, "accuracy": {**whole["accuracy"], "rl": 1.0}}
+    short = build_summary(tmp_path / "empty")
+    out = StringIO()
+    Console(file=out, width=110).print(runs_table({"a": whole, "b": better, "c": short}))
+    rows = {line.split()[0]: line.split()[1:] for line in out.getvalue().splitlines() if line.split()[1:]}
+    assert rows["accuracy.rl"] == ["0.9", "1", "-", "0.95"]
+    assert rows["accuracy.uniform.32"] == ["0.3", "0.3", "-", "0.3"]
+    assert "accuracy.uniform.128" not in rows
 
 
 def test_an_empty_table_is_still_a_table(tmp_path: Path) -> None:

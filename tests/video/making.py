@@ -65,6 +65,20 @@ def turn(path: Path, to: Path, degrees: int) -> Path:
     return to
 
 
+def shift(path: Path, to: Path, seconds: float) -> Path:
+    """The same packets, shown later or earlier; an edit list cuts off what would be shown before 0."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        given = source.streams.video[0]
+        stream = container.add_stream_from_template(given)
+        assert given.time_base is not None
+        ticks = round(seconds / given.time_base)
+        for packet in source.demux(given):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, stream
+                container.mux(packet)
+    return to
+
+
 def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
     """A moving gradient with a block of noise: nothing a codec can copy unchanged."""
     y, x = np.mgrid[0:height, 0:width]

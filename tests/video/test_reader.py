@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.video.making import Made, decode_all, make, times_to_ask, turn
+from tests.video.making import Made, decode_all, make, shift, times_to_ask, turn
 from vz_ray.video.errors import OverLimit, VideoDamaged
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.reader import VideoReader
@@ -17,6 +17,8 @@ from vz_ray.video.source import Limits
 
 SMALL = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
 TESTDATA = Path(__file__).resolve().parents[3] / "shared" / "testdata"
+
+QUIET = "log-level=none:pools=none"
 
 MATRIX = [
     Made("long_gop.mp4"),
@@ -34,10 +36,16 @@ MATRIX = [
     Made("h264.avi", gop=48),
     Made("h264.flv", gop=48),
     Made("program.mpg", codec="mpeg2video", gop=15),
-    Made("x265.mp4", codec="libx265", gop=48, options={"x265-params": "log-level=none:pools=none"}),
+    Made("x265.mp4", codec="libx265", gop=48, options={"x265-params": QUIET}),
     Made("vp8.webm", codec="libvpx", gop=60, b_frames=0, frames=160, options={"cpu-used": "8"}),
     Made("vp9.webm", codec="libvpx-vp9", gop=60, b_frames=0, frames=120, options={"cpu-used": "8"}),
     Made("ten_bit.mkv", gop=50, pix_fmt="yuv420p10le"),
+    Made("one_gop.mp4", gop=600, frames=650),
+    Made("mpeg4.mp4", codec="mpeg4", gop=48),
+    Made("open_gop_x265.mkv", codec="libx265", gop=48, options={"x265-params": f"{QUIET}:open-gop=1"}),
+    Made("ten_bit_x265.mp4", codec="libx265", gop=48, pix_fmt="yuv420p10le", options={"x265-params": QUIET}),
+    Made("av1.mp4", codec="libsvtav1", gop=60, b_frames=0, frames=160, options={"preset": "12"}),
+    Made("av1.webm", codec="libsvtav1", gop=30, b_frames=0, frames=90, options={"preset": "12"}),
 ]
 
 
@@ -60,6 +68,16 @@ def check_against_linear(path: Path, seed: int) -> None:
                 index = linear.at(second)
                 assert frame.pts_s == pytest.approx(linear.pts[index], abs=1e-9), second
                 assert np.array_equal(frame.rgb, linear.rgb(index, width, height)), second
+
+
+def test_frames_that_an_edit_list_cuts_off_are_not_there(tmp_path: Path) -> None:
+    whole = make(tmp_path, Made("whole.mp4", gop=100))
+    cut = tmp_path / "cut.mp4"
+    shift(whole, cut, -1.0)
+    with VideoReader(str(whole)) as reader, VideoReader(str(cut)) as other:
+        assert len(other.table.pts) == len(reader.table.pts) - 25
+        assert other.frames([0.0], SMALL)[0].ref.digest == reader.frames([1.0], SMALL)[0].ref.digest
+    check_against_linear(cut, seed=3)
 
 
 def test_one_at_a_time_and_backwards_are_as_exact_as_in_one_pass(tmp_path: Path) -> None:

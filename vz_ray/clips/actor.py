@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import psutil
 import ray
 
 from vz_ray.clips.opening import open_reader, sources
@@ -14,6 +18,12 @@ from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_IDLE_POLL_S = 0.2
+_GROWN = 3
+"""Exit status of an actor that has grown too large."""
 
 
 @ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"watch": 1, "fetch": 4})
@@ -27,6 +37,8 @@ class DecodeActor:
 
     def __init__(self, config: ClipsConfig) -> None:
         self._reader, self._sources = open_reader(config), sources(config)
+        self._max_rss, self._process = config.max_rss_mb * 2**20, psutil.Process()
+        self._leaving = False
         self._busy_since: float | None = None
         self._stats = self._reader.stats()
 
@@ -64,3 +76,14 @@ class DecodeActor:
             return call()
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
+            if not self._leaving and self._process.memory_info().rss > self._max_rss:
+                self._leaving = True
+                threading.Thread(target=self._leave, daemon=True).start()
+
+    def _leave(self) -> None:
+        """Ends the process once no request is in progress; one that comes just then is tried elsewhere."""
+        log.warning("memory is above clips.max_rss_mb (%d): starting anew", self._max_rss // 2**20)
+        time.sleep(_IDLE_POLL_S)
+        while self._busy_since is not None:
+            time.sleep(_IDLE_POLL_S)
+        os._exit(_GROWN)

@@ -45,6 +45,8 @@ class ClipsConfig:
     """Files fetched that are kept on the machine's disk, GB; the least recently used go first."""
     open_videos: int = 8
     """Videos that each actor keeps open."""
+    max_rss_mb: int = 4096
+    """An actor whose memory has grown above this ends when it is idle, and Ray starts it anew."""
     max_duration_s: float = 28800.0
     """Longest video that is accepted, seconds."""
     max_pixels: int = 37748736
@@ -60,6 +62,7 @@ class ClipsConfig:
             "in_flight_mb",
             "spill",
             "open_videos",
+            "max_rss_mb",
             "max_pixels",
             "max_request_frames",
         ):

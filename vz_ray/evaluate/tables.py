@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE
@@ -13,6 +14,55 @@ LOG_WIDTH = 110
 """Columns where the output is a file and has no width of its own."""
 
 _TITLES = {"cold_start": "after cold start", "sft_continued": "SFT continued", "rl": "after RL"}
+
+
+COMPARED = (
+    "accuracy.cold_start",
+    "accuracy.sft_continued",
+    "accuracy.rl",
+    "accuracy.uniform.8",
+    "accuracy.uniform.16",
+    "accuracy.uniform.32",
+    "accuracy.uniform.64",
+    "accuracy.uniform.128",
+    "gain.over_cold_start.mean",
+    "gain.over_sft_continued.mean",
+    "gain.over_uniform.mean",
+    "uniform_opponent_frames",
+    "reading_accuracy.rl",
+    "reading_accuracy.uniform_over_rl",
+    "frames_mean.rl",
+    "zooms_mean.rl",
+    "valid_zoom_rate.rl",
+    "event_coverage.rl",
+    "mismatch.logprob_abs_max",
+    "mismatch.kl",
+    "weights.sync_s_median",
+    "wall_s.total",
+)
+"""Figures of `summary.json` that runs are compared by, as paths of keys."""
+
+
+def figure(summary: Mapping[str, Any], path: str) -> float | None:
+    """The number at a path of keys; None where a run has none."""
+    found: Any = summary
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return None if found is None else float(found)
+
+
+def runs_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One column per run and one of medians; figures that no run has are left out."""
+    table = Table("", pad_edge=False, box=SIMPLE)
+    for name in (*summaries, "median"):
+        table.add_column(name, justify="right", style="bold" if name == "median" else None)
+    for path in COMPARED:
+        values = [figure(summary, path) for summary in summaries.values()]
+        known = [value for value in values if value is not None]
+        if known:
+            row = [*values, median(known)]
+            table.add_row(path, *("-" if value is None else f"{value:.4g}" for value in row))
+    return table
 
 
 def _percent(value: float | None) -> str:
