@@ -81,6 +81,9 @@ class Sender:
     async def prepare(self, version: int) -> Update:
         return Update(version, "", {}, 0)
 
+    async def connect(self, workers: Sequence[Any]) -> None:
+        return None
+
     async def send(self, update: Update) -> None:
         return None
 

@@ -54,6 +54,9 @@ class Sender:
     async def prepare(self, version: int) -> Update:
         return Update(version, "c", {}, 8, (-1.0, -2.0))
 
+    async def connect(self, workers: Sequence[Any]) -> None:
+        return None
+
     async def send(self, update: Update) -> None:
         if self.error:
             raise self.error
@@ -92,6 +95,18 @@ async def test_a_worker_that_computes_something_else_is_out(score: tuple[float, 
     report = await publisher().publish(1, Sender(), workers)
     assert report.updated == ("a",)
     assert "b does not compute with weight version 1" in report.failed["b"]
+
+
+async def test_workers_are_connected_before_any_is_paused() -> None:
+    class Connecting(Sender):
+        async def connect(self, workers: Sequence[Any]) -> None:
+            assert [worker.did for worker in workers] == [[], []]
+            raise RuntimeError("no route to b")
+
+    workers = [Worker("a"), Worker("b")]
+    with pytest.raises(WeightsBroken, match="connecting a, b for weight version 1: .* no route to b"):
+        await publisher().publish(1, Connecting(), workers)
+    assert [worker.did for worker in workers] == [[], []]
 
 
 async def test_a_cache_that_is_filled_by_the_first_look_is_looked_at_again() -> None:

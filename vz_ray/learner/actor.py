@@ -29,9 +29,9 @@ from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import RGB, FrameRef, VideoError
-from vz_ray.weights.nccl import free_port
-from vz_ray.weights.publisher import Update
-from vz_ray.weights.store import WeightStore
+from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
+from vz_ray.weights.publisher import Receiver, Update
+from vz_ray.weights.store import WeightsBroken, WeightStore
 from vz_ray.weights.verify import Probe
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class LearnerRank:
         self._config, self._rank = config, rank
         capacity = config.frame_cache_mib * 2**20
         self._frames = FrameStore(frames, capacity, config.deadline_s)
+        self._nccl, self._announced = NcclGroup(), (-1, -1)
 
     def address(self) -> tuple[str, int]:
         """Where the ranks can meet: this node, and a port that is free on it."""
@@ -167,6 +168,33 @@ class LearnerRank:
         if update is None:
             return None
         return Update(update.version, update.checksum, update.info, update.nbytes, expected)
+
+    def announce_weights(self, version: int, probe: Probe | None) -> Update:
+        """What the present weights are, as `version`, for engines that will receive them by NCCL."""
+        info, nbytes = update_info(self._trainer.source())
+        expected = self._trainer.score(probe) if probe is not None else None
+        self._announced = (version, self._trainer.engine.steps)
+        return Update(version, "", info, nbytes, expected)
+
+    def join_engines(self, roster: Roster) -> None:
+        """Rank 0 opens the group that the engines, told at the same time, join."""
+        if self._rank == 0:
+            self._nccl.open(roster)
+
+    def send_weights(self, version: int) -> None:
+        """Rank 0 broadcasts what was announced; the others gather along."""
+        now = (version, self._trainer.engine.steps)
+        if now != self._announced:
+            raise WeightsBroken(
+                f"the learner holds step {now[1]}; weight version {version} is not what it announced last "
+                f"(version {self._announced[0]} at step {self._announced[1]})"
+            )
+        source = self._trainer.source()
+        if self._rank == 0:
+            self._nccl.broadcast(source)
+        else:
+            for _ in source.buckets(BUCKET_BYTES):
+                continue
 
 
 class LearnerGroup:
@@ -277,6 +305,15 @@ class LearnerGroup:
         """What a `Publisher` sends from: versions in shared memory of rank 0's node, under `root`."""
         return LearnerSender(self, root, bucket_bytes, probe)
 
+    def nccl_sender(self, tensor_parallel: int, probe: Probe | None = None) -> LearnerNcclSender:
+        """What a `Publisher` sends from by NCCL: rank 0's GPU to those of all engines."""
+        return LearnerNcclSender(self, tensor_parallel, probe)
+
+    async def address(self) -> tuple[str, int]:
+        """Rank 0's node, and a port that is free on it."""
+        where: tuple[str, int] = (await self._all("address"))[0]
+        return where
+
     def close(self) -> None:
         """Kills the ranks and gives their place back."""
         for rank in self._ranks:
@@ -337,8 +374,51 @@ class LearnerSender:
         update: Update = answers[0]
         return update
 
+    async def connect(self, workers: Sequence[Receiver]) -> None:
+        """No group: workers read what `prepare` wrote."""
+
     async def send(self, update: Update) -> None:
-        """Nothing to push: workers read what `prepare` wrote."""
+        """Nothing to push."""
+
+
+class LearnerNcclSender:
+    """The learner's side of a publish by NCCL; see `weights.publisher.Sender`.
+
+    The group's roster is fixed, so it is opened anew whenever the workers are
+    not the ones of the last publish. A worker that joins between publishes is
+    sent the version that was announced last, if the learner still holds it.
+    """
+
+    def __init__(self, group: LearnerGroup, tensor_parallel: int, probe: Probe | None) -> None:
+        self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
+        self._joined: tuple[str, ...] = ()
+
+    async def prepare(self, version: int) -> Update:
+        """Announces the present weights as `version`, and scores the probe with them."""
+        update: Update = (await self._group._all("announce_weights", version, self._probe))[0]
+        return update
+
+    async def connect(self, workers: Sequence[Receiver]) -> None:
+        """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
+        names = tuple(worker.name for worker in workers)
+        if names == self._joined or not workers:
+            return
+        self._joined = ()
+        address, port = await self._group.address()
+        roster = Roster(address, port, len(workers), self._tensor_parallel)
+        await asyncio.gather(
+            self._group._all("join_engines", roster),
+            *(worker.init_weights(roster.init_info(index)) for index, worker in enumerate(workers)),
+        )
+        self._joined = names
+
+    async def send(self, update: Update) -> None:
+        """Broadcasts what was announced."""
+        try:
+            await self._group._all("send_weights", update.version)
+        except BaseException:
+            self._joined = ()  # a broadcast that broke off leaves the group unusable
+            raise
 
 
 def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:

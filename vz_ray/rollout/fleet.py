@@ -58,6 +58,8 @@ class RemoteWorker(Protocol):
 
     async def pause(self) -> None: ...
 
+    async def init_weights(self, info: dict[str, Any]) -> None: ...
+
     async def receive(self, update: Update) -> None: ...
 
     async def thaw(self) -> None: ...
@@ -136,6 +138,7 @@ class Fleet:
         starts: int = 3,
     ) -> None:
         self._spawn, self._config, self._publisher, self._starts = spawn, config, publisher, starts
+        self._sender: Sender | None = None
         self._seats: list[_Seat] = []
         self._changed = _Pulse()
         self._turnstile = asyncio.Lock()
@@ -204,7 +207,8 @@ class Fleet:
             async with self._weights:
                 self._step(seat, Event.STARTED)
                 if self._publisher.current is not None:
-                    report = await self._publisher.deliver(self._publisher.current, [worker])
+                    current = self._publisher.current
+                    report = await self._publisher.deliver(current, [worker], sender=self._sender)
                     if report.failed:
                         raise WorkerLost(report.failed[worker.name])
                 self._step(seat, Event.SYNCED)
@@ -263,7 +267,7 @@ class Fleet:
             WeightsBroken: The weights could not be sent; every worker is replaced.
         """
         async with self._weights:
-            began = time.monotonic()
+            began, self._sender = time.monotonic(), sender
             update = await self._publisher.prepare(version, sender)
             prepare_s = time.monotonic() - began
             seats = [s for s in self._seats if s.state is WorkerState.READY]

@@ -7,15 +7,13 @@ joined or left. Not exercised by the test suite, which runs without GPUs.
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vz_ray.weights.publisher import Update
 from vz_ray.weights.source import WeightSource
 
 BUCKET_BYTES = 1 << 30
@@ -62,50 +60,43 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class NcclSender:
-    """Broadcasts a source's tensors; lives in learner rank 0.
+def update_info(source: WeightSource) -> tuple[dict[str, Any], int]:
+    """What vLLM's NCCL backend is told of the tensors that will come, and their bytes."""
+    specs = source.specs()
+    info = {
+        "names": [spec.name for spec in specs],
+        "dtype_names": [spec.dtype for spec in specs],
+        "shapes": [list(spec.shape) for spec in specs],
+    }
+    return info, sum(spec.nbytes for spec in specs)
+
+
+class NcclGroup:
+    """Learner rank 0's end of the broadcast.
 
     Other learner ranks must walk through the source's buckets at the same time
     where gathering them is collective.
     """
 
-    def __init__(self, source: WeightSource, score: Callable[[], tuple[float, ...]] | None = None) -> None:
-        self._source, self._score = source, score
+    def __init__(self) -> None:
         self._group: Any = None
 
-    async def open(self, roster: Roster) -> None:
+    def open(self, roster: Roster) -> None:
         """Joins the group; returns when all engines, told at the same time, have joined too."""
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         self.close()
         info = {"master_address": roster.address, "master_port": roster.port, "world_size": roster.world_size}
-        self._group = await asyncio.to_thread(trainer_init, info)
+        self._group = trainer_init(info)
 
-    async def prepare(self, version: int) -> Update:
-        specs = self._source.specs()
-        info = {
-            "names": [spec.name for spec in specs],
-            "dtype_names": [spec.dtype for spec in specs],
-            "shapes": [list(spec.shape) for spec in specs],
-        }
-        expected = await asyncio.to_thread(self._score) if self._score else None
-        return Update(version, "", info, sum(spec.nbytes for spec in specs), expected)
-
-    async def send(self, update: Update) -> None:
-        if self._group is None:
-            raise RuntimeError("no NCCL group: open one with the present roster first")
-        await asyncio.to_thread(self._broadcast)
-
-    def close(self) -> None:
-        if self._group is not None:
-            self._group.destroy()
-            self._group = None
-
-    def _broadcast(self) -> None:
+    def broadcast(self, source: WeightSource) -> None:
+        """Sends every tensor to all engines of the roster."""
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
+        if self._group is None:
+            raise RuntimeError("no NCCL group: open one with the present roster first")
         packed_nccl_broadcast_producer(
-            iterator=self._tensors(),
+            iterator=on_gpu(source),
             group=self._group,
             src=0,
             post_iter_func=lambda item: item[1],
@@ -113,7 +104,14 @@ class NcclSender:
             num_buffers=_BUFFERS,
         )
 
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for bucket in self._source.buckets(BUCKET_BYTES):
-            for name, tensor in bucket.items():
-                yield name, tensor.cuda()
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.destroy()
+            self._group = None
+
+
+def on_gpu(source: WeightSource) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a source, in its order, on this process's GPU."""
+    for bucket in source.buckets(BUCKET_BYTES):
+        for name, tensor in bucket.items():
+            yield name, tensor.cuda()

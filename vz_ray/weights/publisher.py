@@ -1,8 +1,8 @@
 """Brings one version of the weights to every engine, or takes the engine out of service.
 
-    sender: prepare ----------------------------> send (NCCL only)
-    worker:          pause (caches dropped) ----> receive -> thaw -> probe -> resume
-                     |<--------------- pause to resume --------------------->|
+    sender: prepare -> connect --------------------> send (NCCL only)
+    worker:            connect   pause (caches dropped) -> receive -> thaw -> probe -> resume
+                                 |<--------------- pause to resume ------------------------>|
 
 A worker that fails at any step is never resumed: it may hold a mixture of
 weights. It is named in the report, and whoever runs the fleet replaces it.
@@ -48,8 +48,16 @@ class Sender(Protocol):
         """Gets the weights ready, while the engines still play."""
         ...
 
+    async def connect(self, workers: Sequence[Receiver]) -> None:
+        """Joins exactly these workers, while they still play; for transports that have a group."""
+        ...
+
     async def send(self, update: Update) -> None:
-        """Runs beside the workers' receiving; for transports that push."""
+        """Runs beside the workers' receiving; for transports that push.
+
+        Raises:
+            WeightsBroken: The weights of that version are not there any more.
+        """
         ...
 
 
@@ -58,6 +66,8 @@ class Receiver(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    async def init_weights(self, info: dict[str, Any]) -> None: ...
 
     async def pause(self) -> None: ...
 
@@ -89,8 +99,11 @@ class ShmSender:
         info = {"directory": str(self._store.path(version)), "checksum": checksum}
         return Update(version, checksum, info, manifest.nbytes, expected)
 
+    async def connect(self, workers: Sequence[Receiver]) -> None:
+        """No group: workers read what `prepare` wrote."""
+
     async def send(self, update: Update) -> None:
-        """Nothing to push: workers read what `prepare` wrote."""
+        """Nothing to push."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +211,12 @@ class Publisher:
         """Brings a prepared update to `workers`; also how a worker that joins gets the current one.
 
         Raises:
-            WeightsBroken: It could not be sent; none of the workers may go on.
+            WeightsBroken: Workers could not be connected, or it could not be sent; none of them may go on.
         """
         roll = _Roll(list(workers), self._deadline_s)
         what = f"weight version {update.version}"
+        if sender is not None:
+            await self._connect(sender, roll.workers, what)
         pause_s = await roll.all(f"pausing for {what}", lambda w: w.pause())
         sent, receive_s = await asyncio.gather(
             self._send(sender, update), roll.all(f"receiving {what}", lambda w: w.receive(update))
@@ -225,6 +240,13 @@ class Publisher:
             updated=tuple(w.name for w in roll.workers),
             failed=roll.failed,
         )
+
+    async def _connect(self, sender: Sender, workers: Sequence[Receiver], what: str) -> None:
+        joining = f"connecting {', '.join(worker.name for worker in workers)} for {what}"
+        try:
+            await within(self._deadline_s, sender.connect(workers), who="learner", what=joining)
+        except Exception as error:
+            raise WeightsBroken(f"{joining}: {type(error).__name__}: {error}") from error
 
     async def _send(self, sender: Sender | None, update: Update) -> str:
         """Pushes the weights; returns why it failed, so that receiving workers are still waited for."""

@@ -1,0 +1,73 @@
+"""Who is in the NCCL group, and when it is opened anew: control logic alone, NCCL itself needs GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vz_ray.learner.actor import LearnerNcclSender
+from vz_ray.weights.nccl import Roster
+from vz_ray.weights.publisher import Update
+
+
+class Ranks:
+    """Stands for the learner's ranks: notes what is asked of all of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.broken: set[str] = set()
+
+    async def address(self) -> tuple[str, int]:
+        return "learner", 29500 + len(self.asked)
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        self.asked.append((method, *args))
+        if method in self.broken:
+            raise RuntimeError(f"{method} broke")
+        return [None]
+
+
+class Engine:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.told: list[dict[str, Any]] = []
+
+    async def init_weights(self, info: dict[str, Any]) -> None:
+        self.told.append(info)
+
+
+def sender(ranks: Ranks, tensor_parallel: int = 2) -> LearnerNcclSender:
+    return LearnerNcclSender(ranks, tensor_parallel, None)  # type: ignore[arg-type]
+
+
+async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> None:
+    ranks, a, b, c = Ranks(), Engine("a"), Engine("b"), Engine("c")
+    publishing = sender(ranks)
+    for workers in ([a, b], [a, b], [a, c], [c]):
+        await publishing.connect(workers)  # type: ignore[arg-type]
+    assert ranks.asked == [
+        ("join_engines", Roster("learner", 29500, 2, 2)),
+        ("join_engines", Roster("learner", 29501, 2, 2)),
+        ("join_engines", Roster("learner", 29502, 1, 2)),
+    ]
+    assert [(info["rank_offset"], info["world_size"]) for info in c.told] == [(3, 5), (1, 3)]
+    assert [(info["rank_offset"], info["world_size"]) for info in a.told] == [(1, 5), (1, 5)]
+    assert len(b.told) == 1
+
+
+@pytest.mark.parametrize("method", ["join_engines", "send_weights"])
+async def test_a_group_that_broke_is_opened_anew(method: str) -> None:
+    ranks, a = Ranks(), Engine("a")
+    publishing = sender(ranks)
+    ranks.broken = {method}
+
+    async def publish() -> None:
+        await publishing.connect([a])  # type: ignore[list-item]
+        await publishing.send(Update(1, "", {}, 0))
+
+    with pytest.raises(RuntimeError, match=f"{method} broke"):
+        await publish()
+    ranks.broken = set()
+    await publishing.connect([a])  # type: ignore[list-item]
+    assert [asked[0] for asked in ranks.asked].count("join_engines") == 2
