@@ -104,7 +104,7 @@ async def test_workers_are_connected_before_any_is_paused() -> None:
             raise RuntimeError("no route to b")
 
     workers = [Worker("a"), Worker("b")]
-    with pytest.raises(WeightsBroken, match="connecting a, b for weight version 1: .* no route to b"):
+    with pytest.raises(WeightsBroken, match=r"connecting a, b for weight version 1: .* no route to b"):
         await publisher().publish(1, Connecting(), workers)
     assert [worker.did for worker in workers] == [[], []]
 
