@@ -197,7 +197,8 @@ async def sft(
     length: SftConfig,
 ) -> SftState:
     """Trains `start` on written turns and exports it as the model of `stage`."""
-    settings = replace(config.sft_learner, model=str(start))
+    rate = replace(config.sft_learner.optimizer, schedule=length.schedule, total_steps=length.steps)
+    settings = replace(config.sft_learner, model=str(start), optimizer=rate)
     checkpoint = at.run.checkpoints / stage
     async with actors.learner(settings, frames) as learner:
         with (

@@ -15,8 +15,14 @@ class SftConfig:
     """Stop after this much training time even if steps are left; 0 never does."""
     batch: int = 16
     """Trajectories in a step."""
+    schedule: str = "constant"
+    """Of the learning rate: `constant`, or `cosine` down to 0 at `steps`."""
 
     def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"sft.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+        if self.schedule == "cosine" and self.max_seconds:
+            raise ValueError("sft.schedule cosine ends at sft.steps; it does not go with sft.max_seconds")
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"sft.steps ({self.steps}) and sft.batch ({self.batch}) must be at least 1")
         if self.max_seconds < 0:

@@ -36,6 +36,11 @@ class QuickstartConfig(RunConfig):
             raise ValueError(
                 f"sft_learner.model is {self.sft_learner.model!r}; it is `model` of the run, set that instead"
             )
+        if self.sft_learner.optimizer.schedule != "constant":
+            raise ValueError(
+                f"sft_learner.optimizer.schedule is {self.sft_learner.optimizer.schedule!r}; "
+                "each stage has its own, such as cold_start.schedule"
+            )
         if self.sft_continued.max_seconds:
             raise ValueError(
                 f"sft_continued.max_seconds is {self.sft_continued.max_seconds}; "
