@@ -171,7 +171,7 @@ async def zooming_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
     with LocalFrames() as local:
-        return await play_exemplars(tasks, local, wire, config.episode, zooming(wire, config.episode))
+        return await play_exemplars(tasks, local, wire, config.episode, zooming(wire))
 
 
 async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:

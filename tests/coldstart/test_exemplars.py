@@ -59,7 +59,7 @@ def played(tasks, tokenizer, rules, expert):
 
 
 def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, tokenizer):
-    trajectories = played(tasks, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+    trajectories = played(tasks, tokenizer, RULES, zooming)
     reward = RewardConfig(max_zoom_frames=8)
     for task, trajectory in zip(tasks, trajectories, strict=True):
         assert trajectory.status is Status.ANSWERED
@@ -85,13 +85,13 @@ def test_the_answering_oracle_says_only_what_its_frames_show(tasks, tokenizer):
 def test_a_task_without_truth_is_named(tasks, tokenizer):
     blind = [replace(tasks[0], extra={})]
     with pytest.raises(ValueError, match=f"task {tasks[0].task_id} has no truth"):
-        played(blind, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+        played(blind, tokenizer, RULES, zooming)
 
 
 def test_a_missing_video_is_named(tasks, tokenizer):
     gone = [replace(tasks[0], video="nowhere.mp4")]
     with pytest.raises(UserError, match=r"nowhere\.mp4"):
-        played(gone, tokenizer, RULES, lambda wire: zooming(wire, RULES))
+        played(gone, tokenizer, RULES, zooming)
 
 
 def test_the_tokenizer_keeps_numbers_and_tags_whole_and_loses_nothing(tokenizer):

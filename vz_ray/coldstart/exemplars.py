@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vz_ray.coldstart.oracle import Oracle, UniformOracle
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.needle.world import SLOTS
 from vz_ray.data.task import Task
 from vz_ray.episode.protocols import FrameSource, Policy
 from vz_ray.episode.runner import play
@@ -45,9 +46,9 @@ async def play_exemplars(
     return list(await asyncio.gather(*(one(task) for task in tasks)))
 
 
-def zooming(wire: WireFormat, config: EpisodeConfig) -> Callable[[Task], Policy]:
-    """Experts that zoom along the truth."""
-    return lambda task: Oracle(task, wire, config.max_zoom_frames)
+def zooming(wire: WireFormat) -> Callable[[Task], Policy]:
+    """Experts that zoom along the truth, at the rate that shows each slot once."""
+    return lambda task: Oracle(task, wire, SLOTS)
 
 
 def answering(wire: WireFormat) -> Callable[[Task], Policy]:
