@@ -96,7 +96,7 @@ def test_a_missing_task_file_is_named(train, tmp_path):
         ("train.iterations=0", "train.iterations is 0; it must be at least 1"),
         ("train", "override 'train': write it as section.key=value"),
         ("learner.model=elsewhere", "it is `model` of the run, set that instead"),
-        ("episode.max_zoom_frames=4", "reward.max_zoom_frames is 16 and episode.max_zoom_frames 4"),
+        ("episode.max_zoom_frames=4", "reward.max_zoom_frames is 8 and episode.max_zoom_frames 4"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(train, override, message):
