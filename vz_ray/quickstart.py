@@ -19,7 +19,7 @@ from pathlib import Path
 from vz_ray import actors
 from vz_ray.actors import Actors
 from vz_ray.clips import ClipPool
-from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
+from vz_ray.coldstart.exemplars import answering, mixed, play_exemplars
 from vz_ray.coldstart.sft import SftState, supervise
 from vz_ray.config import load
 from vz_ray.config.coldstart import SftConfig
@@ -162,16 +162,17 @@ async def cold_start(config: QuickstartConfig, at: Desk, frames: ClipPool) -> Pa
     out = at.model(COLD_START)
     if not out.exists():
         with at.timed("cold start"):
-            exemplars = await zooming_exemplars(config)
+            exemplars = await cold_start_exemplars(config)
             await sft(config, at, frames, COLD_START, Path(config.model), exemplars, config.cold_start)
     return out
 
 
-async def zooming_exemplars(config: QuickstartConfig) -> list[Trajectory]:
+async def cold_start_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
     with LocalFrames() as local:
-        return await play_exemplars(tasks, local, wire, config.episode, zooming(wire))
+        expert = mixed(wire, config.hasty, config.seed)
+        return await play_exemplars(tasks, local, wire, config.episode, expert)
 
 
 async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
@@ -243,7 +244,7 @@ async def controls(config: QuickstartConfig, at: Desk, frames: ClipPool, cold: P
     stages = []
     if not at.model(SFT_CONTINUED).exists():
         length = replace(config.sft_continued, max_seconds=rl_seconds)
-        exemplars = await zooming_exemplars(config)
+        exemplars = await cold_start_exemplars(config)
         stages.append(sft(config, at, frames, SFT_CONTINUED, cold, exemplars, length))
     if not at.model(BASELINE).exists():
         answers = await uniform_exemplars(config)

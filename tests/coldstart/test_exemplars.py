@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.coldstart.base import corpus
-from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
+from vz_ray.coldstart.exemplars import answering, mixed, play_exemplars, uniform, zooming
 from vz_ray.coldstart.tiny import build_tokenizer
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
@@ -69,6 +69,19 @@ def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, toke
         assert len(trajectory.zooms) == len(task.extra["path"]) == trajectory.zooms_tried
     kinds = {task.kind: len(t.zooms) for task, t in zip(tasks, trajectories, strict=True)}
     assert kinds["deep"] == 2
+
+
+def test_hasty_experts_are_a_share_of_all_and_always_the_same_ones(tasks, tokenizer):
+    many = [replace(task, task_id=f"{task.task_id}/{n}") for task in tasks for n in range(6)]
+
+    def looked(hasty, seed):
+        return [bool(t.zooms) for t in played(many, tokenizer, RULES, lambda wire: mixed(wire, hasty, seed))]
+
+    once = looked(0.5, 3)
+    assert 0.3 < sum(once) / len(once) < 0.7
+    assert looked(0.5, 3) == once
+    assert looked(0.5, 4) != once
+    assert all(looked(0.0, 3))
 
 
 def test_the_answering_oracle_says_only_what_its_frames_show(tasks, tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -49,6 +50,12 @@ async def play_exemplars(
 def zooming(wire: WireFormat) -> Callable[[Task], Policy]:
     """Experts that zoom along the truth, at the rate that shows each slot once."""
     return lambda task: Oracle(task, wire, SLOTS)
+
+
+def mixed(wire: WireFormat, hasty: float, seed: int) -> Callable[[Task], Policy]:
+    """Experts of whom a share is hasty and answers from the overview; which task gets which is fixed."""
+    careful, quick = zooming(wire), answering(wire)
+    return lambda task: (quick if random.Random(f"{seed}/{task.task_id}").random() < hasty else careful)(task)
 
 
 def answering(wire: WireFormat) -> Callable[[Task], Policy]:
