@@ -83,6 +83,7 @@ async def test_damaged_files_give_typed_errors_and_harm_nobody(tmp_path: Path) -
         stats = await pool.stats()
         assert (stats.lost, stats.overdue, stats.killed, stats.silent) == (0, 0, 0, ())
         assert seen["frames"] > len(mutants)
+        assert not seen["ReaderBroken"]
         assert seen["NotAVideo"] + seen["VideoDamaged"] > 10
         after = await asyncio.gather(*(pool.overview(uri, Overview(fps=3), SIZE) for uri in good))
         again = await asyncio.gather(*(pool.overview(uri, Overview(fps=4), SIZE) for uri in good))

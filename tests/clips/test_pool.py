@@ -19,7 +19,7 @@ from vz_ray.clips import ClipPool
 from vz_ray.clips.gate import asking_as
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue
-from vz_ray.video.errors import DecoderLost, FrameMismatch, Quarantined, VideoMissing
+from vz_ray.video.errors import DecoderLost, FrameMismatch, Quarantined, ReaderBroken, VideoMissing
 from vz_ray.video.frame import FrameSize, Overview, Zoom
 from vz_ray.video.local import LocalFrames
 
@@ -168,6 +168,12 @@ async def test_errors_of_a_video_arrive_as_they_are(pool: ClipPool) -> None:
         await pool.probe("nowhere.mp4")
     assert type(caught.value) is VideoMissing
     assert caught.value.for_model == "the video is missing"
+
+
+async def test_a_failure_that_nobody_foresaw_is_a_video_error_too(pool: ClipPool, videos: list[str]) -> None:
+    with pytest.raises(ReaderBroken, match="reading failed with ZeroDivisionError"):
+        await pool.overview(videos[0], Overview(fps=1), FrameSize(factor=0))
+    assert len((await pool.overview(videos[0], Overview(fps=1), SIZE)).frames) == 13
 
 
 async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(

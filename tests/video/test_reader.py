@@ -179,6 +179,20 @@ def decode_all_that_can_be(path: Path) -> list[float]:
     return shown
 
 
+def test_a_stream_that_turns_up_in_mid_file_is_passed_over(tmp_path: Path) -> None:
+    content = bytearray(make(tmp_path, Made("whole.flv", gop=25)).read_bytes())
+    at, tags = 13, []  # after the header, each tag: kind, size of its data, 7 bytes, data, size of the tag
+    while at < len(content):
+        tags.append(at)
+        at += 11 + int.from_bytes(content[at + 1 : at + 4], "big") + 4
+    content[tags[200]] = 8  # a video tag becomes one of sound
+    path = tmp_path / "late.flv"
+    path.write_bytes(content)
+    with VideoReader(str(path)) as reader:
+        assert len(reader.table.pts) == 319
+        assert len(reader.frames([0.0, 12.0], SMALL)) == 2
+
+
 def test_a_file_without_a_decodable_frame_is_damaged(tmp_path: Path) -> None:
     path = make(tmp_path, Made("video.mp4", gop=25, frames=30))
     data = bytearray(path.read_bytes())

@@ -15,7 +15,8 @@ import ray
 from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.video.clip_reader import ReadStats
-from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.errors import ReaderBroken
+from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoError, VideoInfo, Zoom
 
 T = TypeVar("T")
 
@@ -74,6 +75,13 @@ class DecodeActor:
         self._busy_since = time.monotonic()
         try:
             return call()
+        except VideoError:
+            raise
+        except Exception as error:
+            log.exception("a request failed in a way that nobody foresaw")
+            raise ReaderBroken(
+                f"reading failed with {type(error).__name__}: {error}", "the video could not be read"
+            ) from error
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
             if not self._leaving and self._process.memory_info().rss > self._max_rss:

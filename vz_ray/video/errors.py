@@ -51,3 +51,7 @@ class DecoderLost(VideoError):
 
 class Quarantined(VideoError):
     """Reading it took several decode processes with it, so it is not tried any more."""
+
+
+class ReaderBroken(VideoError):
+    """Reading it failed in a way that nobody foresaw; the log has the traceback."""

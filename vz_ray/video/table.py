@@ -133,6 +133,9 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
             packet = next(demuxed, None)
         except av.error.FFmpegError:
             return
+        except IndexError:  # of a stream that turned up in mid-file, which PyAV does not know: go on after it
+            demuxed = container.demux(stream)
+            continue
         if packet is None:
             return
         if packet.size > 0:
