@@ -220,7 +220,7 @@ class Floor:
         wanted = {self.table.at(second) for second in times}
         left, context = len(wanted), self.stream.codec_context
         key = self.table.key_before(min(wanted))
-        self.container.seek(int(self.table.key_dts[key]), stream=self.stream)
+        self.container.seek(int(self.table.key_pts[key]), stream=self.stream)
         for packet in packets(self.container, self.stream):
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in packet.decode():

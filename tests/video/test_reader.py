@@ -148,6 +148,15 @@ def test_frames_that_nobody_asked_for_are_not_all_decoded(tmp_path: Path) -> Non
         assert reader.decoded - before < 90
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv"])
+def test_a_seek_lands_on_the_keyframe_before_and_not_a_gop_earlier(name: str, tmp_path: Path) -> None:
+    path = make(tmp_path, Made(name, gop=40, options={"x264-params": "scenecut=0"}))
+    with VideoReader(str(path)) as reader:
+        before = reader.decoded
+        reader.frames([165 / 25], SMALL)
+        assert reader.decoded - before < 20
+
+
 def test_two_requests_in_one_gop_decode_it_once(tmp_path: Path) -> None:
     path = make(tmp_path, Made("video.mp4", gop=250, frames=250))
     with VideoReader(str(path)) as reader:

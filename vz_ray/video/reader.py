@@ -217,10 +217,12 @@ class VideoReader:
         key, step = self._key_before(pts), 1
         self._skipping = skipping
         while key >= 0:
-            self._seek(key)
-            shown = self._advance(pts)
-            if shown is not None and self._landed:
-                return shown
+            # By pts first: asked for its dts, mp4 lands a whole GOP earlier. By pts, others may land later.
+            for stamp in (self.table.key_pts[key], self.table.key_dts[key]):
+                self._seek(int(stamp))
+                shown = self._advance(pts)
+                if shown is not None and self._landed:
+                    return shown
             self._unclean.add(key)
             key, step = key - step, step * 2
         self._restart()
@@ -241,7 +243,7 @@ class VideoReader:
             self._held, self._ahead = self._ahead, None
         return self._held
 
-    def _seek(self, key: int) -> None:
+    def _seek(self, stamp: int) -> None:
         if self._container is None:
             self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self.seeks += 1
@@ -249,7 +251,7 @@ class VideoReader:
         self._out, self._landed = iter(()), False
         # A seek that fails is one that landed nowhere: the caller steps back.
         with contextlib.suppress(av.error.FFmpegError):
-            self._container.seek(int(self.table.key_dts[key]), stream=self._stream)
+            self._container.seek(stamp, stream=self._stream)
             self._out = self._decode(from_key=True)
 
     def _restart(self) -> None:

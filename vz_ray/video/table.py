@@ -27,7 +27,7 @@ class FrameTable:
     Attributes:
         pts: `int64 [frames]`, ascending, distinct; of frames that are shown.
         key_pts: `int64 [keys]`, ascending.
-        key_dts: `int64 [keys]`, what to seek to in order to land on that key.
+        key_dts: `int64 [keys]`, to seek by where seeking by pts lands later than that key.
         end: When the last frame stops being shown.
         time_base: Seconds per tick.
         seekable: False where packets do not tell the times of frames: such a
