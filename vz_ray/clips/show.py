@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -62,7 +62,7 @@ def show_clip(
     except VideoError as error:
         raise UserError(str(error)) from error
     seconds = time.perf_counter() - began
-    stats = replace(reader.stats(), requests=1)
+    stats = reader.stats()
     reader.close()
     files = _write(clip.frames, out) if out is not None else ()
     return ShownClip(info, clip.frames, files, stats, seconds)
