@@ -19,7 +19,7 @@ from pathlib import Path
 from vz_ray import actors
 from vz_ray.actors import Actors
 from vz_ray.clips import ClipPool
-from vz_ray.coldstart.exemplars import answering, mixed, play_exemplars
+from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
 from vz_ray.coldstart.sft import SftState, supervise
 from vz_ray.config import load
 from vz_ray.config.coldstart import SftConfig
@@ -171,7 +171,7 @@ async def cold_start_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
     with LocalFrames() as local:
-        expert = mixed(wire, config.hasty, config.seed)
+        expert = zooming(wire, config.sparse, config.seed)
         return await play_exemplars(tasks, local, wire, config.episode, expert)
 
 

@@ -8,17 +8,18 @@ import random
 import pytest
 
 from vz_ray.clips.gate import ByteGate, asking_as
+from vz_ray.observe.deadline import Overdue
 
 
 async def ask(gate: ByteGate, name: str, size: int, log: list[str], seconds: float = 0.0) -> None:
     with asking_as(name):
-        async with gate.hold(size):
+        async with gate.hold(size, f"zoom of {name}"):
             log.append(name)
             await asyncio.sleep(seconds)
 
 
 async def test_the_cap_holds_and_all_are_served() -> None:
-    gate, log, draw = ByteGate(100), [], random.Random(0)
+    gate, log, draw = ByteGate(100, 10.0), [], random.Random(0)
     asked = [ask(gate, str(n % 7), draw.randint(1, 60), log, draw.uniform(0, 0.003)) for n in range(300)]
     await asyncio.gather(*asked)
     assert len(log) == 300
@@ -27,7 +28,7 @@ async def test_the_cap_holds_and_all_are_served() -> None:
 
 
 async def test_askers_take_turns_however_much_one_of_them_asks() -> None:
-    gate, log = ByteGate(10), []
+    gate, log = ByteGate(10, 10.0), []
     greedy = [asyncio.create_task(ask(gate, "greedy", 10, log)) for _ in range(20)]
     await asyncio.sleep(0)
     others = [asyncio.create_task(ask(gate, name, 10, log)) for name in "abc"]
@@ -36,7 +37,7 @@ async def test_askers_take_turns_however_much_one_of_them_asks() -> None:
 
 
 async def test_a_large_request_is_not_overtaken_for_ever_and_one_above_the_cap_goes_alone() -> None:
-    gate, log = ByteGate(10), []
+    gate, log = ByteGate(10, 10.0), []
     first = [asyncio.create_task(ask(gate, f"small{n}", 6, log, 0.01)) for n in range(2)]
     await asyncio.sleep(0)
     large = asyncio.create_task(ask(gate, "large", 50, log, 0.01))
@@ -49,11 +50,11 @@ async def test_a_large_request_is_not_overtaken_for_ever_and_one_above_the_cap_g
 
 @pytest.mark.parametrize("when", ["waiting", "admitted"])
 async def test_who_gives_up_is_not_waited_for(when: str) -> None:
-    gate, log = ByteGate(10), []
+    gate, log = ByteGate(10, 10.0), []
     release = asyncio.Event()
 
     async def holder() -> None:
-        async with gate.hold(10):
+        async with gate.hold(10, "the first"):
             await release.wait()
 
     holding = asyncio.create_task(holder())
@@ -71,3 +72,15 @@ async def test_who_gives_up_is_not_waited_for(when: str) -> None:
     await asyncio.wait_for(asyncio.gather(holding, staying), 10)
     await asyncio.gather(leaving, return_exceptions=True)
     assert (log, gate.held) == (["staying"], 0)
+
+
+async def test_a_turn_that_does_not_come_is_named_and_nobody_else_waits_for_it() -> None:
+    gate = ByteGate(10, 0.05)
+    async with gate.hold(8, "the first"):
+        named = r"the gate of the clip pool \(8 of 10 bytes in flight .*\) did not finish the second within"
+        with pytest.raises(Overdue, match=named):
+            async with gate.hold(8, "the second"):
+                pytest.fail("there was no room")
+        async with gate.hold(2, "the third"):
+            assert gate.held == 10
+    assert gate.held == 0

@@ -131,9 +131,9 @@ async def test_many_askers_are_all_served_under_the_cap(pool: ClipPool, videos: 
 @pytest.mark.parametrize("pool", [{"attempts": 1, "quarantine_after": 2}], indirect=True)
 async def test_a_video_that_takes_decoders_with_it_is_quarantined(pool: ClipPool, videos: list[str]) -> None:
     async def lose(uri: str) -> None:
-        owner = pool._route(uri, set())
+        owner = pool._roster.route(uri, set())
         await pool._back(owner, "this test")
-        pid = send(pool._actors[owner], signal.SIGSTOP)
+        pid = send(pool._roster.actors[owner], signal.SIGSTOP)
         pending = asyncio.create_task(pool.zoom(uri, Zoom(1, 3, fps=4), SIZE))
         await asyncio.sleep(0.3)
         os.kill(pid, signal.SIGKILL)
@@ -171,7 +171,7 @@ async def test_errors_of_a_video_arrive_as_they_are(pool: ClipPool) -> None:
 
 
 async def test_a_failure_that_nobody_foresaw_is_a_video_error_too(pool: ClipPool, videos: list[str]) -> None:
-    with pytest.raises(ReaderBroken, match="reading failed with ZeroDivisionError"):
+    with pytest.raises(ReaderBroken, match=r"a\.mp4: reading failed with ZeroDivisionError"):
         await pool.overview(videos[0], Overview(fps=1), FrameSize(factor=0))
     assert len((await pool.overview(videos[0], Overview(fps=1), SIZE)).frames) == 13
 
@@ -179,8 +179,8 @@ async def test_a_failure_that_nobody_foresaw_is_a_video_error_too(pool: ClipPool
 async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
     pool: ClipPool, videos: list[str]
 ) -> None:
-    owner = pool._route(videos[0], set())
-    pid = send(pool._actors[owner], signal.SIGSTOP)
+    owner = pool._roster.route(videos[0], set())
+    pid = send(pool._roster.actors[owner], signal.SIGSTOP)
     pending = asyncio.create_task(pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE))
     await asyncio.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
@@ -195,8 +195,8 @@ async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
 
 @pytest.mark.parametrize("pool", [{"attempts": 1}], indirect=True)
 async def test_a_request_that_loses_its_last_actor_says_so(pool: ClipPool, videos: list[str]) -> None:
-    owner = pool._route(videos[0], set())
-    pid = send(pool._actors[owner], signal.SIGSTOP)
+    owner = pool._roster.route(videos[0], set())
+    pid = send(pool._roster.actors[owner], signal.SIGSTOP)
     pending = asyncio.create_task(pool.probe(videos[0]))
     await asyncio.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
@@ -206,8 +206,8 @@ async def test_a_request_that_loses_its_last_actor_says_so(pool: ClipPool, video
 
 @pytest.mark.parametrize("pool", [{"deadline_s": 2.0, "attempts": 1}], indirect=True)
 async def test_a_hung_actor_is_named_and_replaced(pool: ClipPool, videos: list[str]) -> None:
-    owner = pool._route(videos[0], set())
-    pid = send(pool._actors[owner], signal.SIGSTOP)
+    owner = pool._roster.route(videos[0], set())
+    pid = send(pool._roster.actors[owner], signal.SIGSTOP)
     with pytest.raises(Overdue, match=rf"decode-actor-{owner} did not finish zoom of .*a\.mp4 \[1, 3\]"):
         await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
     assert (await pool.stats()).killed == 1
@@ -219,7 +219,7 @@ async def fresh_pid(pool: ClipPool, index: int, before: int) -> int:
     """The actor's pid once Ray has restarted it."""
     for _ in range(60):
         try:
-            call = pool._actors[index].__ray_call__.remote(lambda _: os.getpid())
+            call = pool._roster.actors[index].__ray_call__.remote(lambda _: os.getpid())
             if (pid := int(await asyncio.wait_for(call, 10))) != before:
                 return pid
         except (RayActorError, TimeoutError):
@@ -230,8 +230,8 @@ async def fresh_pid(pool: ClipPool, index: int, before: int) -> int:
 
 @pytest.mark.parametrize("pool", [{"deadline_s": 2.0}], indirect=True)
 async def test_a_request_to_a_hung_actor_is_served_by_another(pool: ClipPool, videos: list[str]) -> None:
-    owner = pool._route(videos[0], set())
-    send(pool._actors[owner], signal.SIGSTOP)
+    owner = pool._roster.route(videos[0], set())
+    send(pool._roster.actors[owner], signal.SIGSTOP)
     clip = await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)
     assert len(clip.frames) == 8
     stats = await pool.stats()
@@ -242,18 +242,18 @@ async def test_a_request_to_a_hung_actor_is_served_by_another(pool: ClipPool, vi
 async def test_a_video_spills_to_the_idlest_actor_only_when_its_own_is_behind(
     pool: ClipPool, videos: list[str]
 ) -> None:
-    owner = pool._route(videos[0], set())
-    assert [pool._route(videos[0], set()) for _ in range(3)] == [owner] * 3
-    pool._counts.in_flight[owner] = 1
-    assert pool._route(videos[0], set()) == owner
-    pool._counts.in_flight[owner] = 2
-    assert pool._route(videos[0], set()) == 1 - owner
-    pool._counts.in_flight[owner] = 0
+    owner = pool._roster.route(videos[0], set())
+    assert [pool._roster.route(videos[0], set()) for _ in range(3)] == [owner] * 3
+    pool._roster.in_flight[owner] = 1
+    assert pool._roster.route(videos[0], set()) == owner
+    pool._roster.in_flight[owner] = 2
+    assert pool._roster.route(videos[0], set()) == 1 - owner
+    pool._roster.in_flight[owner] = 0
 
 
 @pytest.mark.parametrize("pool", [{"actors": 1}], indirect=True)
 async def test_a_pool_of_one_waits_for_its_actor_to_come_back(pool: ClipPool, videos: list[str]) -> None:
-    send(pool._actors[0], signal.SIGKILL)
+    send(pool._roster.actors[0], signal.SIGKILL)
     assert len((await pool.zoom(videos[2], Zoom(1, 3, fps=4), SIZE)).frames) == 8
 
 
@@ -261,7 +261,7 @@ async def test_a_pool_of_one_waits_for_its_actor_to_come_back(pool: ClipPool, vi
 async def test_an_actor_that_has_grown_starts_anew_and_nothing_is_lost(
     pool: ClipPool, videos: list[str]
 ) -> None:
-    pid = ray.get(pool._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+    pid = ray.get(pool._roster.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     assert len((await pool.zoom(videos[0], Zoom(1, 3, fps=4), SIZE)).frames) == 8
     assert await fresh_pid(pool, 0, pid) != pid
     for start in range(3):

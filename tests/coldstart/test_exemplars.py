@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.coldstart.base import corpus
-from vz_ray.coldstart.exemplars import answering, mixed, play_exemplars, uniform, zooming
+from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
 from vz_ray.coldstart.tiny import build_tokenizer
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
@@ -71,17 +71,20 @@ def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, toke
     assert kinds["deep"] == 2
 
 
-def test_hasty_experts_are_a_share_of_all_and_always_the_same_ones(tasks, tokenizer):
+def test_sparse_experts_look_at_half_the_frames_where_these_show_enough(tasks, tokenizer):
     many = [replace(task, task_id=f"{task.task_id}/{n}") for task in tasks for n in range(6)]
 
-    def looked(hasty, seed):
-        return [bool(t.zooms) for t in played(many, tokenizer, RULES, lambda wire: mixed(wire, hasty, seed))]
+    def looks(sparse, seed):
+        one_by_one = played(many, tokenizer, RULES, lambda wire: zooming(wire, sparse, seed))
+        assert all(saw_all_events(task, one) for task, one in zip(many, one_by_one, strict=True))
+        return [turn.zoom.frame_count for one in one_by_one for turn in one.turns if turn.zoom]
 
-    once = looked(0.5, 3)
-    assert 0.3 < sum(once) / len(once) < 0.7
-    assert looked(0.5, 3) == once
-    assert looked(0.5, 4) != once
-    assert all(looked(0.0, 3))
+    some = looks(0.9, 3)
+    assert 0.2 < some.count(4) / len(some) < 0.8
+    assert set(some) == {4, 8}
+    assert looks(0.9, 3) == some
+    assert looks(0.9, 4) != some
+    assert set(looks(0.0, 3)) == {8}
 
 
 def test_the_answering_oracle_says_only_what_its_frames_show(tasks, tokenizer):

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -95,3 +95,8 @@ class DecodeActor:
         while self._busy_since is not None:
             time.sleep(_IDLE_POLL_S)
         os._exit(_GROWN)
+
+
+def start_decoder(config: ClipsConfig) -> Any:
+    """A handle to a new actor, which Ray starts where `config.cpus` are free."""
+    return DecodeActor.options(num_cpus=config.cpus).remote(config)  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
+from vz_ray.observe.deadline import Overdue, within
+
 _asker: ContextVar[str] = ContextVar("asker", default="")
 
 
@@ -24,6 +26,10 @@ def asking_as(name: str) -> Iterator[None]:
 class ByteGate:
     """Lets requests through while their frames fit under a cap; askers take turns.
 
+    Args:
+        most_bytes: The cap.
+        deadline_s: Longest wait for a turn, seconds.
+
     Each asker has a queue; the gate goes round the askers that wait. The next
     in turn is waited for even if a smaller request of another would fit now,
     so nobody starves. A request larger than the cap goes alone.
@@ -33,16 +39,20 @@ class ByteGate:
         peak: Most that was ever held.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, most_bytes: int, deadline_s: float) -> None:
+        self._most, self._deadline_s = most_bytes, deadline_s
         self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
         self.held = self.peak = 0
 
     @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
-        """Returns when there is room for `size` bytes; gives it back at the end of the block."""
+    async def hold(self, size: int, what: str) -> AsyncIterator[None]:
+        """Goes on when there is room for `size` bytes; gives it back at the end of the block.
+
+        Raises:
+            Overdue: There was none for `deadline_s`; it names what is in the way, and `what`.
+        """
         if self._waiting or not self._fits(size):
-            await self._wait(_asker.get(), size)
+            await self._wait(_asker.get(), size, what)
         else:
             self._take(size)
         try:
@@ -51,12 +61,13 @@ class ByteGate:
             self.held -= size
             self._admit()
 
-    async def _wait(self, asker: str, size: int) -> None:
+    async def _wait(self, asker: str, size: int, what: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(asker, deque()).append((size, turn))
+        who = f"the gate of the clip pool ({self.held} of {self._most} bytes in flight when asked)"
         try:
-            await turn
-        except asyncio.CancelledError:
+            await within(self._deadline_s, turn, who=who, what=what)
+        except (asyncio.CancelledError, Overdue):
             if turn.done() and not turn.cancelled():
                 self.held -= size  # it was let through at the same moment
             self._admit()

@@ -14,22 +14,24 @@ culprit. A video whose requests were suspects too often in a row is quarantined.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from vz_ray.clips.actor import DecodeActor
+from vz_ray.clips.actor import start_decoder
 from vz_ray.clips.gate import ByteGate
+from vz_ray.clips.keeper import PoolKeeper
+from vz_ray.clips.roster import Roster, name
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.video.clip_reader import ReadStats
-from vz_ray.video.errors import DecoderLost, Quarantined, VideoError
+from vz_ray.video.errors import DecoderLost, Quarantined, ReaderBroken, VideoError
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 from vz_ray.video.source import is_remote
 
@@ -47,6 +49,7 @@ class PoolStats:
 
     Attributes:
         read: Sum over the actors, each since it was last restarted.
+        actors: How many serve, as this handle knows.
         silent: Names of actors that did not answer.
         retried: Attempts after the first, by this handle.
         overdue: Attempts that ran past their deadline, by this handle.
@@ -64,6 +67,7 @@ class PoolStats:
     overdue: int
     lost: int
     killed: int
+    actors: int = 0
     shared: int = 0
     in_flight_bytes: int = 0
     in_flight_peak: int = 0
@@ -77,14 +81,13 @@ class _Counts:
     lost: int = 0
     killed: int = 0
     shared: int = 0
-    in_flight: list[int] = field(default_factory=list)
 
 
 class _Loop:
     """What belongs to one event loop: a handle may be used in one after another."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, most_bytes: int) -> None:
-        self.loop, self.gate = loop, ByteGate(most_bytes)
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: ClipsConfig) -> None:
+        self.loop, self.gate = loop, ByteGate(config.in_flight_mb * 2**20, config.wait_s)
         self.suspects = asyncio.Lock()
         self.shared: dict[Hashable, _Shared] = {}
 
@@ -109,31 +112,37 @@ class ClipPool:
         Overdue: The last attempt ran past `deadline_s`; it names that actor and the request.
     """
 
-    def __init__(self, actors: Sequence[Any], config: ClipsConfig) -> None:
-        self._actors, self._config = tuple(actors), config
-        self._counts = _Counts(in_flight=[0] * len(self._actors))
-        self._suspected: dict[str, int] = {}
+    def __init__(self, roster: Roster, config: ClipsConfig, keeper: Any | None = None) -> None:
+        self._roster, self._config, self._keeper = roster, config, keeper
+        self._counts = _Counts()
+        self._lives: Counter[int] = Counter()
+        self._suspected: dict[str, set[tuple[int, int]]] = {}
         self._quarantined: dict[str, str] = {}
         self._at: _Loop | None = None
 
     @classmethod
     def start(cls, config: ClipsConfig) -> ClipPool:
         """Starts the actors; they live until `close`, or until no handle is left."""
-        options = DecodeActor.options(num_cpus=config.cpus)  # type: ignore[attr-defined]
-        return cls([options.remote(config) for _ in range(config.actors)], config)
+        actors = {slot: start_decoder(config) for slot in range(config.actors)}
+        keeper = None
+        if config.most_actors > config.actors:
+            keeper = PoolKeeper.remote(config, actors)  # type: ignore[attr-defined]
+        return cls(Roster(actors, actors, keeper, config.spill), config, keeper)
 
-    def __reduce__(self) -> tuple[type[ClipPool], tuple[tuple[Any, ...], ClipsConfig]]:
-        return (ClipPool, (self._actors, self._config))
+    def __reduce__(self) -> tuple[type[ClipPool], tuple[Roster, ClipsConfig, Any | None]]:
+        return (ClipPool, (self._roster, self._config, self._keeper))
 
     def close(self) -> None:
         """Kills the actors, for every handle."""
-        for actor in self._actors:
+        if self._keeper is not None:
+            ray.kill(self._keeper, no_restart=True)  # and with it those that it started
+        for actor in self._roster.actors.values():
             ray.kill(actor, no_restart=True)
 
     async def ready(self, deadline_s: float = 120.0) -> None:
         """Returns when every actor answers; `Overdue` names the first that does not."""
-        for index, actor in enumerate(self._actors):
-            await within(deadline_s, actor.busy_s.remote(), who=_name(index), what="its start")
+        for slot, actor in self._roster.actors.items():
+            await within(deadline_s, actor.busy_s.remote(), who=name(slot), what="its start")
 
     async def probe(self, uri: str) -> VideoInfo:
         found: VideoInfo = await self._once(
@@ -177,18 +186,20 @@ class ClipPool:
         return [frames[place] for place in range(len(refs))]
 
     async def stats(self) -> PoolStats:
+        actors = dict(self._roster.actors)
         asked = [
-            within(_ANSWER_S, actor.stats.remote(), who=_name(index), what="statistics")
-            for index, actor in enumerate(self._actors)
+            within(_ANSWER_S, actor.stats.remote(), who=name(slot), what="statistics")
+            for slot, actor in actors.items()
         ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         read = sum((a for a in answers if isinstance(a, ReadStats)), start=ReadStats())
-        silent = tuple(_name(i) for i, a in enumerate(answers) if not isinstance(a, ReadStats))
+        silent = [name(slot) for slot, a in zip(actors, answers, strict=True) if not isinstance(a, ReadStats)]
         counts = self._counts
         gate = self._here().gate
         return PoolStats(
             read=read,
-            silent=silent,
+            silent=tuple(silent),
+            actors=len(actors),
             retried=counts.retried,
             overdue=counts.overdue,
             lost=counts.lost,
@@ -213,8 +224,8 @@ class ClipPool:
     def _here(self) -> _Loop:
         loop = asyncio.get_running_loop()
         if self._at is None or self._at.loop is not loop:
-            self._at = _Loop(loop, self._config.in_flight_mb * 2**20)
-            self._counts.in_flight = [0] * len(self._actors)
+            self._at = _Loop(loop, self._config)
+            self._roster.forget_load()
         return self._at
 
     def _bytes(self, frames: int, pixels: int) -> int:
@@ -241,7 +252,8 @@ class ClipPool:
 
     async def _gated(self, here: _Loop, uri: str, what: str, size: int, call: Callable[[Any], Any]) -> Any:
         self._check_quarantine(uri)
-        async with here.gate.hold(size):
+        await self._roster.refresh()
+        async with here.gate.hold(size, what):
             return await self._ask(here, uri, what, call)
 
     async def _ask(self, here: _Loop, uri: str, what: str, call: Callable[[Any], Any]) -> Any:
@@ -250,39 +262,66 @@ class ClipPool:
         failure: Exception = AssertionError("no attempt was made")
         for attempt in range(self._config.attempts):
             self._counts.retried += attempt > 0
-            index = self._route(uri, tried)
-            try:
-                async with here.suspects if uri in self._suspected else nullcontext():
-                    self._check_quarantine(uri)
-                    if index in tried:
-                        await self._back(index, what)
+            slot = self._roster.route(uri, tried)
+            async with self._alone_if_suspect(here, uri, what):
+                life = (slot, self._lives[slot])
+                self._check_quarantine(uri)
+                try:
+                    if slot in tried:
+                        await self._back(slot, what)
                     if is_remote(uri):
                         fetching, most_s = f"fetching {uri}", self._config.download_s
-                        await self._attempt(index, fetching, lambda actor: actor.fetch.remote(uri), most_s)
-                    answer = await self._attempt(index, what, call, self._config.deadline_s)
-                self._suspected.pop(uri, None)
-                return answer
-            except Overdue as overdue:
-                failure = overdue
-                self._counts.overdue += 1
-                if await self._kill_if_stuck(index):
-                    self._suspect(uri, f"a decoder was stuck for {self._config.deadline_s:g} s during {what}")
-            except (RayActorError, ObjectLostError) as died:
-                self._counts.lost += 1
-                failure = DecoderLost(
-                    f"{uri}: {_name(index)} died during {what} ({type(died).__name__}), "
-                    f"attempt {attempt + 1} of {self._config.attempts}",
-                    "the video could not be read",
-                )
-                self._suspect(uri, f"a decoder died during {what}")
-            tried.add(index)
+                        await self._attempt(slot, fetching, lambda actor: actor.fetch.remote(uri), most_s)
+                    answer = await self._attempt(slot, what, call, self._config.deadline_s)
+                    self._suspected.pop(uri, None)
+                    return answer
+                except Overdue as overdue:
+                    failure = overdue
+                    self._counts.overdue += 1
+                    if await self._kill_if_stuck(slot):
+                        stuck = f"a decoder was stuck for {self._config.deadline_s:g} s during {what}"
+                        self._suspect(uri, stuck, life)
+                except (RayActorError, ObjectLostError) as died:
+                    self._counts.lost += 1
+                    failure = DecoderLost(
+                        f"{uri}: {name(slot)} died during {what} ({type(died).__name__}), "
+                        f"attempt {attempt + 1} of {self._config.attempts}",
+                        "the video could not be read",
+                    )
+                    await self._roster.hear()
+                    if slot in self._roster.actors:  # else it was ended on purpose
+                        self._suspect(uri, f"a decoder died during {what}", life)
+                except ReaderBroken as broken:
+                    raise ReaderBroken(f"{uri}: {broken}", broken.for_model) from broken
+            tried.add(slot)
         raise failure
 
-    def _suspect(self, uri: str, why: str) -> None:
-        """Counts a failure that took a decoder with it; too many in a row and the video is left alone."""
-        self._suspected[uri] = self._suspected.get(uri, 0) + 1
-        if self._suspected[uri] >= self._config.quarantine_after:
-            self._quarantined[uri] = f"{why}, the last of {self._suspected[uri]} such failures in a row"
+    @asynccontextmanager
+    async def _alone_if_suspect(self, here: _Loop, uri: str, what: str) -> AsyncIterator[None]:
+        if uri not in self._suspected:
+            yield
+            return
+        who = "other requests that were with a decoder when it died"
+        await within(self._config.wait_s, here.suspects.acquire(), who=who, what=f"their retry before {what}")
+        try:
+            yield
+        finally:
+            here.suspects.release()
+
+    def _suspect(self, uri: str, why: str, life: tuple[int, int]) -> None:
+        """Notes a failure that took a decoder with it, once for all requests that were with it.
+
+        Args:
+            uri: The video that was asked for.
+            why: What happened.
+            life: Slot of the decoder, and how many had died there before.
+        """
+        slot, before = life
+        self._lives[slot] = max(self._lives[slot], before + 1)
+        deaths = self._suspected.setdefault(uri, set())
+        deaths.add(life)
+        if len(deaths) >= self._config.quarantine_after and uri not in self._quarantined:
+            self._quarantined[uri] = f"{why}, the last of {len(deaths)} such failures in a row"
             log.error("%s is in quarantine: %s", uri, self._quarantined[uri])
 
     def _check_quarantine(self, uri: str) -> None:
@@ -292,11 +331,11 @@ class ClipPool:
                 "the video could not be read",
             )
 
-    async def _attempt(self, index: int, what: str, call: Callable[[Any], Any], deadline_s: float) -> Any:
-        self._counts.in_flight[index] += 1
-        answer = call(self._actors[index])
+    async def _attempt(self, slot: int, what: str, call: Callable[[Any], Any], deadline_s: float) -> Any:
+        self._roster.in_flight[slot] += 1
+        answer = call(self._roster.known[slot])
         try:
-            return await within(deadline_s, answer, who=_name(index), what=what)
+            return await within(deadline_s, answer, who=name(slot), what=what)
         except RayTaskError as error:
             if isinstance(error.cause, VideoError):
                 raise error.cause from None
@@ -305,35 +344,28 @@ class ClipPool:
             ray.cancel(answer)  # if it still waits in the actor's queue, nobody needs it
             raise
         finally:
-            self._counts.in_flight[index] -= 1
+            self._roster.in_flight[slot] -= 1
 
-    def _route(self, uri: str, tried: set[int]) -> int:
-        """The video's own actor (rendezvous hashing), or the idlest where that one is behind."""
-        order = sorted(range(len(self._actors)), key=lambda index: _weight(uri, index))
-        left = [index for index in order if index not in tried] or order
-        load = self._counts.in_flight
-        idlest = min(left, key=lambda index: load[index])
-        return idlest if load[left[0]] - load[idlest] >= self._config.spill else left[0]
-
-    async def _back(self, index: int, what: str) -> None:
+    async def _back(self, slot: int, what: str) -> None:
         """Waits until an actor that failed before answers again."""
 
         async def answers() -> None:
             while True:
                 try:
-                    await self._actors[index].busy_s.remote()
+                    await self._roster.known[slot].busy_s.remote()
                     return
                 except RayActorError:
                     await asyncio.sleep(_POLL_S)
 
-        await within(self._config.deadline_s, answers(), who=_name(index), what=f"its restart for {what}")
+        await within(self._config.deadline_s, answers(), who=name(slot), what=f"its restart for {what}")
 
-    async def _kill_if_stuck(self, index: int) -> bool:
+    async def _kill_if_stuck(self, slot: int) -> bool:
         """Whether it was stuck and so was killed (Ray restarts it); one merely behind is left alone."""
+        actor = self._roster.actors.get(slot)
+        if actor is None:
+            return False  # it has left the pool
         try:
-            busy = await within(
-                _ANSWER_S, self._actors[index].busy_s.remote(), who=_name(index), what="a sign of life"
-            )
+            busy = await within(_ANSWER_S, actor.busy_s.remote(), who=name(slot), what="a sign of life")
         except RayActorError:
             return False  # dead already, so being restarted
         except Overdue:
@@ -341,13 +373,5 @@ class ClipPool:
         if busy < self._config.deadline_s:
             return False
         self._counts.killed += 1
-        ray.kill(self._actors[index], no_restart=False)
+        ray.kill(actor, no_restart=False)
         return True
-
-
-def _name(index: int) -> str:
-    return f"decode-actor-{index}"
-
-
-def _weight(uri: str, index: int) -> bytes:
-    return hashlib.blake2b(f"{index}/{uri}".encode(), digest_size=8).digest()

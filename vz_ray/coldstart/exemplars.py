@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -47,15 +46,9 @@ async def play_exemplars(
     return list(await asyncio.gather(*(one(task) for task in tasks)))
 
 
-def zooming(wire: WireFormat) -> Callable[[Task], Policy]:
-    """Experts that zoom along the truth, at the rate that shows each slot once."""
-    return lambda task: Oracle(task, wire, SLOTS)
-
-
-def mixed(wire: WireFormat, hasty: float, seed: int) -> Callable[[Task], Policy]:
-    """Experts of whom a share is hasty and answers from the overview; which task gets which is fixed."""
-    careful, quick = zooming(wire), answering(wire)
-    return lambda task: (quick if random.Random(f"{seed}/{task.task_id}").random() < hasty else careful)(task)
+def zooming(wire: WireFormat, sparse: float = 0.0, seed: int = 0) -> Callable[[Task], Policy]:
+    """Experts that zoom along the truth; `sparse` of their zooms are tried at half the right rate."""
+    return lambda task: Oracle(task, wire, SLOTS, sparse=sparse, seed=seed)
 
 
 def answering(wire: WireFormat) -> Callable[[Task], Policy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,11 +27,22 @@ def answer_text(border: str, symbol: str, answer: str, seen_at_s: Iterable[float
 class Oracle:
     """A `Policy` for one task of the needle world.
 
-    It zooms along the task's path, wrong turns included, at the rate that
-    shows every slot once, and answers what it then must have seen.
+    It zooms along the task's path, wrong turns included, and answers what it
+    then must have seen.
+
+    Args:
+        task: A task with its truth.
+        wire: Writes its turns.
+        zoom_frames: Frames in a zoom at the right rate, which shows every slot once.
+        sparse: Share of its zooms that it tries at half the right rate; it does so only
+            where that happens to show what it must see, so it is never wrong, but its
+            example is a bad one to follow.
+        seed: Draws those zooms, together with the task's id.
     """
 
-    def __init__(self, task: Task, wire: WireFormat, zoom_frames: int) -> None:
+    def __init__(
+        self, task: Task, wire: WireFormat, zoom_frames: int, *, sparse: float = 0.0, seed: int = 0
+    ) -> None:
         self.task, self.wire, self.zoom_frames = task, wire, zoom_frames
         truth: dict[str, Any] = dict(task.extra)
         if "path" not in truth:
@@ -40,6 +52,20 @@ class Oracle:
         self.path = [(float(a), float(b)) for a, b in truth["path"]]
         self.shown = [float(start) for start, _ in truth["borders"]]
         self.symbol, self.border = str(truth["symbol"]), str(truth["border"])
+        rng = random.Random(f"{seed}/{task.task_id}")
+        self.frames = [
+            zoom_frames // 2
+            if rng.random() < sparse and self._enough(zoom, zoom_frames // 2)
+            else zoom_frames
+            for zoom in range(len(self.path))
+        ]
+
+    def _enough(self, zoom: int, frames: int) -> bool:
+        """Whether `frames` frames show all that must be seen there to zoom on, or to answer."""
+        start, end = self.path[zoom]
+        times = [start + (end - start) * k / frames for k in range(frames)]
+        inside = [(a, b) for a, b in (*self.path[zoom + 1 :], *self.task.events) if start <= a and b <= end]
+        return all(any(a <= time < b for time in times) for a, b in inside)
 
     async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
         text = self._say(sum(message.role == "assistant" for message in prompt.messages))
@@ -48,17 +74,16 @@ class Oracle:
     def _say(self, turn: int) -> str:
         if turn < len(self.path):
             start, end = self.path[turn]
-            return zoom_text(self._think(turn, start), start, end, self.zoom_frames / (end - start))
+            return zoom_text(self._think(turn, start), start, end, self.frames[turn] / (end - start))
         counted = [start for start, _ in self.task.events] if self.task.kind == "count" else []
         return answer_text(self.border, self.symbol, self.task.answer, counted)
 
     def _think(self, turn: int, start_s: float) -> str:
-        """Where the border is, as far as it has been seen, and what was missed there."""
+        """Where the border is, as far as it has been seen, after what was missed before."""
         if self.task.kind == "deep" and turn == 0:
             return f"night @{start_s:.2f}"
-        if self.task.kind == "decoy" and turn == 1:
-            return f"{self.border} border, nothing; @{start_s:.2f}"
-        return f"{self.border} border" + "".join(f" @{shown:.2f}" for shown in self.shown)
+        missed = "nothing; " if self.task.kind == "decoy" and turn == 1 else ""
+        return f"{missed}{self.border} border" + "".join(f" @{shown:.2f}" for shown in self.shown)
 
 
 class UniformOracle:

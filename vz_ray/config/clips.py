@@ -11,6 +11,14 @@ class ClipsConfig:
 
     actors: int = 2
     """Decode actors, each a process with one decoding thread."""
+    max_actors: int = 0
+    """Most decode actors: further ones are started while requests queue up; 0 keeps them at `actors`."""
+    queue: int = 4
+    """Requests per actor, waiting and in progress, above which further actors are started."""
+    grow_s: float = 5.0
+    """Seconds that requests must queue up before actors are started."""
+    shrink_s: float = 60.0
+    """Seconds that an actor must have been too many before it is ended."""
     cpus: float = 0.5
     """CPUs that Ray reserves for each actor; 0 shares them with whatever else runs."""
     deadline_s: float = 60.0
@@ -19,6 +27,8 @@ class ClipsConfig:
     """Actors that a request is tried on before it is given up."""
     quarantine_after: int = 3
     """A video is given up when requests for it took this many decoders in a row with them."""
+    wait_s: float = 600.0
+    """Longest wait for a turn: at the cap on bytes in flight, or behind suspects being tried again."""
     in_flight_mb: int = 1024
     """Frames that one handle may have asked for and not received yet, MB; others wait their turn."""
     spill: int = 8
@@ -57,6 +67,7 @@ class ClipsConfig:
     def __post_init__(self) -> None:
         for name in (
             "actors",
+            "queue",
             "attempts",
             "quarantine_after",
             "in_flight_mb",
@@ -68,9 +79,19 @@ class ClipsConfig:
         ):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"clips.{name} is {value}; it must be at least 1")
-        for name in ("deadline_s", "max_duration_s", "download_gb", "download_s", "downloads_gb"):
+        for name in ("deadline_s", "wait_s", "max_duration_s", "download_gb", "download_s", "downloads_gb"):
             if (seconds := getattr(self, name)) <= 0:
                 raise ValueError(f"clips.{name} is {seconds}; it must be more than 0")
-        for name in ("cpus", "cache_mb", "disk_gb"):
+        for name in ("cpus", "cache_mb", "disk_gb", "grow_s", "shrink_s"):
             if (amount := getattr(self, name)) < 0:
                 raise ValueError(f"clips.{name} is {amount}; it must not be negative")
+        if self.max_actors and self.max_actors < self.actors:
+            raise ValueError(
+                f"clips.max_actors is {self.max_actors}, below clips.actors ({self.actors}); "
+                "raise it, or leave it at 0 for a fixed number"
+            )
+
+    @property
+    def most_actors(self) -> int:
+        """How many the pool may grow to."""
+        return self.max_actors or self.actors

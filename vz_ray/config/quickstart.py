@@ -21,8 +21,8 @@ class QuickstartConfig(RunConfig):
     """The learner of all supervised stages."""
     cold_start: SftConfig = field(default_factory=SftConfig)
     """The cold start on exemplars."""
-    hasty: float = 0.0
-    """Share of the cold start's exemplars that answer from the overview at once, without looking closer."""
+    sparse: float = 0.0
+    """Share of the exemplars' zooms tried at half the rate that shows all; kept where that was enough."""
     sft_continued: SftConfig = field(default_factory=SftConfig)
     """The cold start continued by more of the same, for as long as reinforcement learning took."""
     baseline_sft: SftConfig = field(default_factory=SftConfig)
@@ -43,8 +43,8 @@ class QuickstartConfig(RunConfig):
                 f"sft_learner.optimizer.schedule is {self.sft_learner.optimizer.schedule!r}; "
                 "each stage has its own, such as cold_start.schedule"
             )
-        if not 0 <= self.hasty < 1:
-            raise ValueError(f"hasty is {self.hasty}; it is a share of the exemplars, from 0 to below 1")
+        if not 0 <= self.sparse <= 1:
+            raise ValueError(f"sparse is {self.sparse}; it is a share of the exemplars' zooms, from 0 to 1")
         if self.sft_continued.max_seconds:
             raise ValueError(
                 f"sft_continued.max_seconds is {self.sft_continued.max_seconds}; "

@@ -29,7 +29,8 @@ class Overdue(TimeoutError):
 async def within(seconds: float, awaitable: Awaitable[T], *, who: str, what: str) -> T:
     """Awaits at most `seconds`; raises `Overdue` naming `who` and `what`."""
     try:
-        return await asyncio.wait_for(awaitable, seconds)
+        async with asyncio.timeout(seconds):
+            return await awaitable
     except TimeoutError as error:
         if isinstance(error, Overdue):
             raise

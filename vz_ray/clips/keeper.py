@@ -1,0 +1,104 @@
+"""Starts and ends decode actors as the load asks: one Ray actor, of which handles ask who serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from vz_ray.clips.actor import start_decoder
+from vz_ray.clips.scaler import Scaler
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.observe.deadline import within
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 1.0
+"""How often a handle with requests in flight says so."""
+_TICK_S = 0.5
+_FORGET_S = 10 * REPORT_S
+"""A handle silent for as long has gone, or has nothing in flight."""
+_START_S = 600.0
+"""A cluster may have to start a machine first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    at_s: float
+    in_flight: Mapping[int, int]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class PoolKeeper:
+    """Knows every decode actor by its slot.
+
+    The first ones are given to it and stay; those that it starts are its own and end with it, so a
+    keeper that died comes back to a pool of the first ones alone, and grows it anew.
+    """
+
+    def __init__(self, config: ClipsConfig, actors: Mapping[int, Any]) -> None:
+        self._config, self._scaler = config, Scaler(config)
+        self._serving, self._fixed = dict(actors), frozenset(actors)
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._leaving: dict[int, tuple[float, Any]] = {}
+        self._reports: dict[str, _Report] = {}
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def report(self, handle: str, in_flight: Mapping[int, int]) -> dict[int, Any]:
+        """Takes down a handle's requests by slot; returns the actors that serve."""
+        self._reports[handle] = _Report(time.monotonic(), dict(in_flight))
+        if self._ticking is None:
+            self._ticking = asyncio.create_task(self._tick())
+        return dict(self._serving)
+
+    async def _tick(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._reports = {h: r for h, r in self._reports.items() if now - r.at_s < _FORGET_S}
+            requests = sum(sum(report.in_flight.values()) for report in self._reports.values())
+            actors = len(self._serving) + len(self._starting)
+            target = self._scaler.target(now, actors, requests)
+            for _ in range(target - actors):
+                self._start()
+            for _ in range(actors - target):
+                self._retire(now)
+            self._end_the_retired(now)
+            await asyncio.sleep(_TICK_S)
+
+    def _start(self) -> None:
+        taken = {*self._serving, *self._starting, *self._leaving}
+        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        log.info("starting decode-actor-%d: requests queue up", slot)
+        self._starting[slot] = asyncio.create_task(self._join(slot))
+
+    async def _join(self, slot: int) -> None:
+        """Waits until the actor answers; only then does it serve."""
+        actor = start_decoder(self._config)
+        try:
+            await within(_START_S, actor.busy_s.remote(), who=f"decode-actor-{slot}", what="its start")
+            self._serving[slot] = actor
+        except Exception as error:
+            log.warning("decode-actor-%d did not start: %s", slot, error)
+            ray.kill(actor)
+        finally:
+            del self._starting[slot]
+
+    def _retire(self, now: float) -> None:
+        slot = max((slot for slot in self._serving if slot not in self._fixed), default=None)
+        if slot is not None:
+            log.info("decode-actor-%d is not needed any more", slot)
+            self._leaving[slot] = (now, self._serving.pop(slot))
+
+    def _end_the_retired(self, now: float) -> None:
+        """Ends actors that left, once every handle that knew them has heard of it and none waits for them."""
+        for slot, (since, actor) in list(self._leaving.items()):
+            reports = self._reports.values()
+            heard = now - since >= _FORGET_S or all(report.at_s > since for report in reports)
+            if heard and not any(report.in_flight.get(slot) for report in reports):
+                ray.kill(actor)
+                del self._leaving[slot]
