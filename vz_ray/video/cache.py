@@ -76,9 +76,7 @@ class DiskFrames:
             return None
         end = _LENGTH + int.from_bytes(stored[:_LENGTH].tobytes(), "little")
         ref = FrameRef(**json.loads(stored[_LENGTH:end].tobytes()))
-        rgb = stored[end:].reshape(ref.height, ref.width, 3)
-        rgb.flags.writeable = False
-        return Frame(ref, rgb)
+        return Frame(ref, stored[end:].reshape(ref.height, ref.width, 3))
 
     def put(self, key: FrameKey, frame: Frame) -> None:
         ref = json.dumps(asdict(frame.ref)).encode()
@@ -89,5 +87,5 @@ class DiskFrames:
         return blake3.blake3(repr(("frame", _VERSION, self._made_by, *key)).encode()).hexdigest()
 
 
-_VERSION, _LENGTH = 1, 4
+_VERSION, _LENGTH = 2, 4
 """Of the layout of an entry: length of the reference (4 bytes, little-endian), reference as JSON, pixels."""

@@ -1,7 +1,8 @@
 """Small files under one directory, shared by all processes of a machine, within a size cap.
 
 An entry appears whole or not at all, so readers need no lock, and it is sealed
-with its hash: one that was damaged is dropped as if it had never been. Writers count
+with its hash: one that was damaged is dropped as if it had never been. Large ones are
+mapped, not copied: who holds such bytes holds the file's pages. Writers count
 what they add; whoever has added a share of the cap looks at the whole
 directory and drops what was not used for longest, one process at a time.
 Nothing here fails: a cache that cannot be read or written is slow, not wrong.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
+import mmap
 import os
 import threading
 import time
@@ -19,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import blake3
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
@@ -35,8 +38,10 @@ _PAUSE_S = 30.0
 """How long nothing is written after the disk was found full."""
 _PART = ".part"
 _LOCK = "sweep.lock"
-_SEAL = 32
+_SEAL = 16
 """Bytes of the hash that an entry begins with."""
+_MAPPED = 64 * 2**10
+"""Entries at least this large are mapped; there is a limit to how many mappings a process may have."""
 
 
 class _Entry(NamedTuple):
@@ -66,17 +71,15 @@ class DiskStore:
         self.failed = self.damaged = self.swept = 0
 
     def get(self, key: str) -> Bytes | None:
-        """The entry's bytes, or None; being read makes it recently used."""
+        """The entry's bytes, read-only, or None; being read makes it recently used."""
         path = self._path(key)
         try:
             with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                found = np.empty(size, dtype=np.uint8)
-                read = file.readinto(found.data) if size else 0
+                found = _contents(file)
                 os.utime(file.fileno())
         except OSError:
             return None
-        if read == size >= _SEAL and blake3.blake3(found[_SEAL:].data).digest() == found[:_SEAL].tobytes():
+        if len(found) >= _SEAL and xxhash.xxh3_128_digest(found[_SEAL:].data) == found[:_SEAL].tobytes():
             return found[_SEAL:]
         self.damaged += 1
         with contextlib.suppress(OSError):
@@ -96,7 +99,7 @@ class DiskStore:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             try:
                 with open(part, "wb") as file:
-                    seal = blake3.blake3()
+                    seal = xxhash.xxh3_128()
                     for piece in parts:
                         seal.update(piece)
                     for piece in (seal.digest(), *parts):
@@ -177,6 +180,14 @@ class DiskStore:
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key[:2], key)
+
+
+def _contents(file: io.FileIO) -> Bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size < _MAPPED:
+        return np.frombuffer(file.read(), dtype=np.uint8)
+    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+    return np.frombuffer(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), dtype=np.uint8)
 
 
 def cache_directory(directory: str) -> Path:

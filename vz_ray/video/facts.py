@@ -17,7 +17,7 @@ from vz_ray.video.frame import VideoInfo
 from vz_ray.video.source import FileKey, file_key, video_id
 from vz_ray.video.table import FrameTable
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,7 +58,8 @@ class FrameTable:
     def at(self, second: float) -> int:
         """pts of the frame shown at `second`: the last that is not later; the first if all are."""
         ticks = (second + _ROUNDING_S) * self.time_base.denominator / self.time_base.numerator
-        index = int(np.searchsorted(self.pts, self.start + np.floor(ticks), side="right")) - 1
+        # An integer, as the table has: for a float the whole table would be converted.
+        index = int(np.searchsorted(self.pts, self.start + math.floor(ticks), side="right")) - 1
         return int(self.pts[max(index, 0)])
 
     def rank(self, pts: int) -> int:
