@@ -20,6 +20,7 @@ def open_reader(config: ClipsConfig) -> ClipReader:
         limits=Limits(config.max_duration_s, config.max_pixels, config.max_request_frames),
         disk=disk,
         sources=sources(config),
+        decoder=config.decoder,
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DECODERS = ("pyav", "torchcodec")
+
 
 @dataclass
 class ClipsConfig:
     """Who decodes, how long it may take, and what is refused."""
 
+    decoder: str = "pyav"
+    """What decodes: `pyav`, or `torchcodec` where that and FFmpeg's libraries are installed."""
     actors: int = 2
     """Decode actors, each a process with one decoding thread."""
     max_actors: int = 0
@@ -65,6 +69,8 @@ class ClipsConfig:
     """Most frames that one request may ask for."""
 
     def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"clips.decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}")
         for name in (
             "actors",
             "queue",

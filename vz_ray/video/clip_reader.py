@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from vz_ray.video.cache import DiskFrames, FrameCache, FrameKey
@@ -11,9 +11,23 @@ from vz_ray.video.disk import DiskStore
 from vz_ray.video.errors import FrameMismatch
 from vz_ray.video.facts import FactsStore
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
-from vz_ray.video.reader import SCALER, VideoReader
+from vz_ray.video.reader import VideoReader
 from vz_ray.video.sampling import overview_times, zoom_times
 from vz_ray.video.source import LOCAL, FileKey, Limits, Sources, file_key
+
+
+def _torchcodec() -> type[VideoReader]:
+    from vz_ray.video import torchcodec
+
+    torchcodec.load()
+    return torchcodec.TorchcodecReader
+
+
+DECODERS: Mapping[str, Callable[[], type[VideoReader]]] = {
+    "pyav": lambda: VideoReader,
+    "torchcodec": _torchcodec,
+}
+"""Kinds of reader by name, loaded when they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,10 @@ class ClipReader:
         disk: Where decoded frames, and what scans found, are kept for every process of the machine;
             None keeps them in memory only.
         sources: Where the files are.
+        decoder: What decodes, one of `DECODERS`.
+
+    Raises:
+        UserError: The decoder cannot be loaded here.
     """
 
     def __init__(
@@ -72,12 +90,14 @@ class ClipReader:
         limits: Limits | None = None,
         disk: DiskStore | None = None,
         sources: Sources = LOCAL,
+        decoder: str = "pyav",
     ) -> None:
         if videos < 1:
             raise ValueError(f"at least one video must stay open, got videos={videos}")
         self._cache, self._videos = FrameCache(cache_bytes), videos
         self._limits = limits or Limits()
         self._sources = sources
+        self._reader_type = DECODERS[decoder]()
         self._disk, self._facts = disk, FactsStore(disk)
         self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
         self._requests = self._scanned = self._decoded = self._seeks = self._disk_hits = 0
@@ -144,7 +164,7 @@ class ClipReader:
         video, stream = reader.info.video_id, reader.info.stream
         keys = {one: FrameKey(video, stream, one, width, height) for one in pts}
         found = {one: frame for one, key in keys.items() if (frame := self._cache.get(key)) is not None}
-        disk = DiskFrames(self._disk, f"{SCALER} {reader.facts.decoder}") if self._disk else None
+        disk = DiskFrames(self._disk, f"{reader.scaler} {reader.decoder}") if self._disk else None
         if disk is not None:
             for one in keys.keys() - found.keys():
                 if (frame := disk.get(keys[one])) is not None:
@@ -168,7 +188,7 @@ class ClipReader:
         reader = self._open.get(key)
         if reader is None:
             facts = self._facts.get(uri, path)
-            reader = self._open[key] = VideoReader(uri, path=path, limits=self._limits, facts=facts)
+            reader = self._open[key] = self._reader_type(uri, path=path, limits=self._limits, facts=facts)
             if facts is None:
                 self._scanned += 1
                 self._facts.put(reader.facts)

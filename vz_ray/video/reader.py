@@ -63,12 +63,15 @@ class VideoReader:
         facts: What is known of the file now.
         info: What the file is.
         table: When each frame is shown.
+        scaler: What scales frames, as references name it.
         decoded: Frames the decoder has put out so far.
         seeks: Seeks so far, reopenings included.
 
     Raises (when opened):
         VideoError: A subclass that says why the file cannot be used.
     """
+
+    scaler = SCALER
 
     def __init__(
         self,
@@ -102,6 +105,11 @@ class VideoReader:
             self.close()
             raise
 
+    @property
+    def decoder(self) -> str:
+        """What decodes frames, with its version, as references name it."""
+        return self.facts.decoder
+
     def __enter__(self) -> VideoReader:
         return self
 
@@ -131,14 +139,18 @@ class VideoReader:
 
     def at_pts(self, wanted: Iterable[int], width: int, height: int) -> dict[int, Frame]:
         """Frame by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
+        ordered = self._ordered(wanted)
+        self._wanted = frozenset(ordered)
+        return {pts: self._deliver(self._reach(pts), width, height) for pts in ordered}
+
+    def _ordered(self, wanted: Iterable[int]) -> list[int]:
         ordered = sorted(set(wanted))
         if len(ordered) > self._limits.request_frames:
             raise OverLimit(
                 f"{self._uri}: {len(ordered)} frames asked for at once, over {self._limits.request_frames}",
                 f"at most {self._limits.request_frames} frames can be fetched at once",
             )
-        self._wanted = frozenset(ordered)
-        return {pts: self._deliver(self._reach(pts), width, height) for pts in ordered}
+        return ordered
 
     # Opening
 
@@ -310,18 +322,20 @@ class VideoReader:
 
     def _deliver(self, shown: _Shown, width: int, height: int) -> Frame:
         rgb = self._scaled(shown.frame, width, height)
-        ref = FrameRef(
+        return Frame(self._ref(shown.pts, width, height, rgb), rgb)
+
+    def _ref(self, pts: int, width: int, height: int, rgb: RGB) -> FrameRef:
+        return FrameRef(
             video_id=self.info.video_id,
             uri=self._uri,
             stream=self.info.stream,
-            pts_s=self.table.seconds(shown.pts),
+            pts_s=self.table.seconds(pts),
             width=width,
             height=height,
-            scaler=SCALER,
-            decoder=self.facts.decoder,
+            scaler=self.scaler,
+            decoder=self.decoder,
             digest=blake3.blake3(rgb.data).hexdigest(),
         )
-        return Frame(ref, rgb)
 
     def _scaled(self, frame: VideoFrame, width: int, height: int) -> RGB:
         """Scaled before it is turned: the smaller array is the cheaper one to turn."""
