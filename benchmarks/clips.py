@@ -33,88 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from benchmarks.videos import make_video
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.disk import DiskStore
 from vz_ray.video.frame import FrameSize, Overview, Zoom
 from vz_ray.video.reader import VideoReader
 from vz_ray.video.table import packets
 
-FPS, GOP, B_FRAMES, CRF = 30, 250, 2, 23
 CLIP_S, CLIP_FPS = 8.0, 2.0
 OVERVIEW = Overview(fps=0.5, max_frames=64)
 SIZE = FrameSize(min_pixels=25_088, max_pixels=100_352)
-
-
-# -- the videos -------------------------------------------------------------
-
-
-def make_video(folder: Path, width: int, height: int, minutes: int) -> Path:
-    """One encoded minute, its packets repeated; kept for the next run."""
-    path = folder / f"{width}x{height}-{minutes}min.mp4"
-    if path.exists():
-        return path
-    minute = folder / f"{width}x{height}-minute.mp4"
-    if not minute.exists():
-        encode_minute(minute, width, height)
-    part = path.with_suffix(".part.mp4")
-    with av.open(str(minute)) as source, av.open(str(part), "w") as container:
-        given = source.streams.video[0]
-        stream = container.add_stream_from_template(given)
-        assert given.time_base is not None
-        assert given.duration is not None
-        for lap in range(minutes):
-            source.seek(0)
-            for packet in source.demux(given):
-                if packet.dts is None or packet.pts is None:
-                    continue
-                packet.pts += lap * given.duration
-                packet.dts += lap * given.duration
-                packet.stream = stream
-                container.mux(packet)
-    part.rename(path)
-    return path
-
-
-def encode_minute(path: Path, width: int, height: int) -> None:
-    """A camera that pans and shakes over a textured scene with moving things in it and sensor noise."""
-    print(f"encoding one minute at {width}x{height} ...", flush=True)
-    draw = np.random.default_rng(0)
-    scene = texture(draw, height * 2, width * 2)
-    things = [(texture(draw, height // 4, height // 4), draw.uniform(0.2, 2.0, 4)) for _ in range(4)]
-    noise = draw.normal(0, 4, (8, height, width, 1)).astype(np.float32)
-    part = path.with_suffix(".part.mp4")
-    with av.open(str(part), "w") as container:
-        options = {"crf": str(CRF), "preset": "veryfast"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.max_b_frames = GOP, B_FRAMES
-        for index in range(60 * FPS):
-            t = index / FPS
-            top = int(height / 2 * (1 + 0.9 * np.sin(t / 7))) + index % 2
-            left = int(width / 2 * (1 + 0.9 * np.sin(t / 11))) + (index // 2) % 2
-            image = scene[top : top + height, left : left + width].copy()
-            for thing, (a, b, c, d) in things:
-                y = int((height - len(thing)) / 2 * (1 + np.sin(a * t + c)))
-                x = int((width - len(thing)) / 2 * (1 + np.sin(b * t + d)))
-                image[y : y + len(thing), x : x + len(thing)] = thing
-            image = np.clip(image + noise[index % 8], 0, 255).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    part.rename(path)
-
-
-def texture(draw: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Detail at every scale, as in a photograph: each octave half as strong as the one above."""
-    image = np.full((height, width, 3), 128, dtype=np.float32)
-    for octave in range(1, 8):
-        cells = draw.normal(0, 60 / octave, (2**octave, 2**octave, 3)).astype(np.float32)
-        rows = np.linspace(0, 2**octave - 1e-3, height, dtype=np.float32).astype(int)
-        columns = np.linspace(0, 2**octave - 1e-3, width, dtype=np.float32).astype(int)
-        image += cells[rows][:, columns]
-    return image
 
 
 # -- the readers ------------------------------------------------------------
@@ -366,9 +296,9 @@ def warm_overview(path: Path, repeats: int = 9) -> tuple[float, float]:
             ClipReader(cache_bytes=0, disk=store).overview(str(path), OVERVIEW, SIZE)
             warm.append((time.perf_counter() - began) * 1e3)
             began = time.perf_counter()
-            for file in files:
-                file.read_bytes()
+            kept = [file.read_bytes() for file in files]  # as an overview does: all are there in the end
             read.append((time.perf_counter() - began) * 1e3)
+            del kept
     return statistics.median(warm), statistics.median(read)
 
 
@@ -388,36 +318,50 @@ def rss_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def pool_rate(path: Path, minutes: int, clips: int) -> float:
-    """Zooms a second that the pool delivers to 64 concurrent askers."""
+def pool_load(path: Path, minutes: int, episodes: int = 64, turns: int = 4) -> dict[str, float]:
+    """Concurrent episodes of a few zooms each over eight videos: what the pool delivers, and who waits."""
     import asyncio
 
     import ray
 
     from vz_ray.clips import ClipPool
+    from vz_ray.clips.gate import asking_as
     from vz_ray.config.clips import ClipsConfig
 
     folder = tempfile.mkdtemp(prefix="vz_ray_")
+    videos = [Path(folder) / f"{number}.mp4" for number in range(8)]
+    for video in videos:
+        video.symlink_to(path.resolve())
     ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
     draw = random.Random(2)
-    starts = [draw.uniform(0, minutes * 60 - CLIP_S) for _ in range(clips)]
+    waits: list[float] = []
 
-    async def all_of_them() -> float:
-        pool = ClipPool.start(ClipsConfig(actors=os.cpu_count() or 1, cpus=0, cache_mb=0, disk_gb=0))
+    async def all_of_them() -> dict[str, float]:
+        config = ClipsConfig(actors=os.cpu_count() or 1, cpus=0, cache_mb=0, disk_gb=0, in_flight_mb=64)
+        pool = ClipPool.start(config)
         await pool.ready()
-        await asyncio.gather(*(pool.probe(str(path)) for _ in range(4)))
-        room = asyncio.Semaphore(64)
+        await asyncio.gather(*(pool.probe(str(video)) for video in videos))
 
-        async def one(start: float) -> None:
-            async with room:
-                await pool.zoom(str(path), Zoom(start, start + CLIP_S, CLIP_FPS), SIZE)
+        async def episode(number: int) -> None:
+            with asking_as(f"episode {number}"):
+                for _ in range(turns):
+                    start, began = draw.uniform(0, minutes * 60 - CLIP_S), time.perf_counter()
+                    await pool.zoom(str(videos[number % 8]), Zoom(start, start + CLIP_S, CLIP_FPS), SIZE)
+                    waits.append(time.perf_counter() - began)
 
         began = time.perf_counter()
-        await asyncio.gather(*(one(start) for start in starts))
-        return clips / (time.perf_counter() - began)
+        await asyncio.gather(*(episode(number) for number in range(episodes)))
+        seconds, stats = time.perf_counter() - began, await pool.stats()
+        return {
+            "pool_clips_per_s": round(len(waits) / seconds, 2),
+            "pool_wait_s_median": round(statistics.median(waits), 2),
+            "pool_wait_max_over_median": round(max(waits) / statistics.median(waits), 2),
+            "pool_in_flight_peak_mb": round(stats.in_flight_peak / 2**20, 1),
+            "pool_in_flight_cap_mb": config.in_flight_mb,
+        }
 
     try:
-        return round(asyncio.run(all_of_them()), 2)
+        return asyncio.run(all_of_them())
     finally:
         ray.shutdown()
 
@@ -432,7 +376,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=40, help="zooms on each file")
     parser.add_argument("--overviews", type=int, default=3, help="overviews of each file")
     parser.add_argument("--soak", type=int, default=5000, help="clips over which memory is watched")
-    parser.add_argument("--pool-clips", type=int, default=200, help="zooms asked of the pool")
+    parser.add_argument("--pool-turns", type=int, default=4, help="zooms of each of the pool's 64 episodes")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
 
@@ -450,7 +394,7 @@ def main() -> None:
     easy = make_video(asked.folder, width, height, longest)
     result = {
         **worst(list(hard.values())),
-        "pool_clips_per_s": pool_rate(easy, longest, asked.pool_clips),
+        **pool_load(easy, longest, turns=asked.pool_turns),
         "rss_growth_mb": soak(easy, longest, asked.soak)["rss_growth_mb"],
         "soak_clips": asked.soak,
         "of": list(hard),

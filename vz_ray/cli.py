@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -122,6 +122,7 @@ def clip(
     max_pixels: Annotated[int, typer.Option(help="Largest area of a frame.")] = 100_352,
     out: Annotated[Path | None, typer.Option(help="Directory for the images.", show_default=False)] = None,
     cache: Annotated[bool, typer.Option(help="Use the frames on disk, and leave these there.")] = True,
+    decoder: Annotated[Literal["pyav", "torchcodec"], typer.Option(help="What decodes.")] = "pyav",
 ) -> None:
     """Shows what the model would see: the frames of a zoom or an overview, as images, with their times.
 
@@ -138,7 +139,9 @@ def clip(
         raise UserError("give either --segment START END or --overview")
     request = Overview(fps or 0.5, max_frames) if segment is None else Zoom(*segment, fps or 2.0)
     size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
-    config = ClipsConfig() if cache else ClipsConfig(disk_gb=0)
+    config = ClipsConfig(decoder=decoder)
+    if not cache:
+        config.disk_gb = 0
     print_clip(show_clip(video, request, size, out, open_reader(config)))
 
 
@@ -207,14 +210,17 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
 
     Example: vz-ray report runs/quickstart
     """
+    import yaml
+
     from vz_ray.evaluate.summary import write_summary
     from vz_ray.evaluate.tables import print_summary
     from vz_ray.observe.run_dir import RunDir
     from vz_ray.report import write_report
 
-    path = RunDir.open(run).path
-    print_summary(write_summary(path))
-    print(write_report(path))
+    opened = RunDir.open(run)
+    print_summary(write_summary(opened.path))
+    clips = (yaml.safe_load(opened.config.read_text()) or {}).get("clips", {})
+    print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
 
 
 @app.command()

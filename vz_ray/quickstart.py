@@ -85,7 +85,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
             asyncio.run(_stages(config, at))
             write_summary(at.run.path, config.evaluate)
             with at.timed("report"):
-                write_report(at.run.path, config.report)
+                write_report(at.run.path, config.report, decoder=config.clips.decoder)
         summary = write_summary(at.run.path, config.evaluate)
     print_summary(summary)
     print(f"report: {report}")
@@ -170,7 +170,7 @@ async def cold_start(config: QuickstartConfig, at: Desk, frames: ClipPool) -> Pa
 async def cold_start_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
-    with LocalFrames() as local:
+    with LocalFrames(decoder=config.clips.decoder) as local:
         expert = zooming(wire, config.sparse, config.seed)
         return await play_exemplars(tasks, local, wire, config.episode, expert)
 
@@ -180,7 +180,7 @@ async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
     tasks = [*read_tasks(config.data.sft), *read_tasks(config.data.train)]
     counts = config.baseline.train_frames
     played: list[Trajectory] = []
-    with LocalFrames() as local:
+    with LocalFrames(decoder=config.clips.decoder) as local:
         for count in counts:
             episode = uniform_episode(config, count)
             wire = wire_of(config.model, episode)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("videos")
-    return [str(make(folder, Made(f"{name}.mp4", gop=100, start=i))) for i, name in enumerate("abcd")]
+    return [str(make(folder, Made(f"{name}.mp4", gop=100, start=i))) for i, name in enumerate("abcdefgh")]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def send(actor: object, number: signal.Signals) -> int:
 
 async def test_the_pool_gives_what_a_reader_in_this_process_gives(pool: ClipPool, videos: list[str]) -> None:
     with LocalFrames() as local:
-        for uri in videos:
+        for uri in videos[:4]:
             assert await pool.probe(uri) == await local.probe(uri)
             for request in (Overview(fps=1.0), Overview(fps=2.0, max_frames=5)):
                 ours, theirs = await asyncio.gather(
@@ -117,7 +117,7 @@ async def test_many_askers_are_all_served_under_the_cap(pool: ClipPool, videos: 
             for turn in range(3):
                 began = time.monotonic()
                 start = (number % 10) + turn / 10
-                clip = await pool.zoom(videos[number % 4], Zoom(start, start + 1, fps=8), SIZE)
+                clip = await pool.zoom(videos[number % 8], Zoom(start, start + 1, fps=8), SIZE)
                 waits.append(time.monotonic() - began)
                 assert len(clip.frames) == 8
 

@@ -78,13 +78,13 @@ async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None
     )
 
 
-def write_report(run_dir: Path, config: ReportConfig | None = None) -> Path:
+def write_report(run_dir: Path, config: ReportConfig | None = None, *, decoder: str = "pyav") -> Path:
     """Writes `report.html` into the run directory, whole or not at all; returns its path.
 
-    Decodes in this process. Not for use inside a running event loop: there,
-    await `render`. Raises what `render` raises.
+    Decodes in this process, with the `decoder` that the run had. Not for use inside a running
+    event loop: there, await `render`. Raises what `render` raises.
     """
-    with LocalFrames() as frames:
+    with LocalFrames(decoder=decoder) as frames:
         page = asyncio.run(render(run_dir, frames, config))
     path = run_dir / "report.html"
     write_atomic(path, page.encode())

@@ -33,9 +33,10 @@ class LocalFrames:
         cache_bytes: int = 256 * 2**20,
         videos: int = 8,
         limits: Limits | None = None,
+        decoder: str = "pyav",
         deadline_s: float = 120.0,
     ) -> None:
-        self._reader = ClipReader(cache_bytes=cache_bytes, videos=videos, limits=limits)
+        self._reader = ClipReader(cache_bytes=cache_bytes, videos=videos, limits=limits, decoder=decoder)
         self._deadline_s = deadline_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
