@@ -17,6 +17,8 @@ from vz_ray.observe.errors import UserError
         ("sft_continued.max_seconds=5", "leave it at 0"),
         ("cold_start.schedule=linear", "'linear'; it must be 'constant' or 'cosine'"),
         ("cold_start.steps=0", "must be at least 1"),
+        ("sparse=1.5", "sparse is 1.5; it is a share"),
+        ("weights.transport=nccl", "which takes 'shm'"),
     ],
 )
 def test_a_setting_that_would_be_ignored_or_makes_no_sense_is_refused(override: str, message: str) -> None:

@@ -51,6 +51,18 @@ def test_the_least_recently_used_are_dropped(tmp_path: Path) -> None:
     assert store.swept > 0
 
 
+def test_a_process_that_starts_looks_through_the_cache_only_if_nobody_did_lately(tmp_path: Path) -> None:
+    assert DiskStore(tmp_path, 2**20).put("aa", b"one")
+    left = tmp_path / "aa" / "bb.1-1.part"
+    left.write_bytes(b"by a process that died")
+    os.utime(left, (1, 1))
+    assert DiskStore(tmp_path, 2**20).put("ab", b"two")
+    assert left.exists()
+    os.utime(tmp_path / "sweep.lock", (1, 1))
+    assert DiskStore(tmp_path, 2**20).put("ac", b"three")
+    assert not left.exists()
+
+
 def test_a_second_process_decodes_and_scans_nothing(video: str, tmp_path: Path) -> None:
     first = reader(tmp_path)
     shown = first.overview(video, LOOK, SIZE)

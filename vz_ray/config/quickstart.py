@@ -43,6 +43,11 @@ class QuickstartConfig(RunConfig):
                 f"sft_learner.optimizer.schedule is {self.sft_learner.optimizer.schedule!r}; "
                 "each stage has its own, such as cold_start.schedule"
             )
+        if self.weights.transport != "shm":
+            raise ValueError(
+                f"weights.transport is {self.weights.transport!r}; the quickstart evaluates several models "
+                "on the same engines, which takes 'shm' (`vz-ray train` takes any)"
+            )
         if not 0 <= self.sparse <= 1:
             raise ValueError(f"sparse is {self.sparse}; it is a share of the exemplars' zooms, from 0 to 1")
         if self.sft_continued.max_seconds:

@@ -30,6 +30,8 @@ Bytes = NDArray[np.uint8]
 
 _SWEEP_SHARE = 16
 """A sweep is due when a sixteenth of the cap was added."""
+_SWEPT_S = 600.0
+"""A process that starts looks at the directory itself only if nobody did for as long."""
 _KEEP = 0.9
 """A sweep leaves this much of the cap."""
 _STALE_S = 600.0
@@ -66,7 +68,7 @@ class DiskStore:
     def __init__(self, root: Path | str, most_bytes: int) -> None:
         self._root, self._most = Path(root), most_bytes
         self._lock = threading.Lock()
-        self._added = most_bytes  # the first write looks at what is there
+        self._added = 0 if self._just_swept() else most_bytes  # else the first write looks at what is there
         self._paused_until = 0.0
         self.failed = self.damaged = self.swept = 0
 
@@ -124,6 +126,8 @@ class DiskStore:
         with self._alone() as alone:
             if not alone:
                 return
+            with contextlib.suppress(OSError):
+                os.utime(self._root / _LOCK)
             entries = sorted(self._entries())
             left = sum(entry.size for entry in entries)
             if left <= over:
@@ -143,6 +147,11 @@ class DiskStore:
                 return
             self._added = 0
         self.sweep(self._most, int(self._most * _KEEP))
+
+    def _just_swept(self) -> bool:
+        with contextlib.suppress(OSError):
+            return 0 <= time.time() - os.stat(self._root / _LOCK).st_mtime < _SWEPT_S
+        return False
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
