@@ -98,14 +98,17 @@ def tasks_by_iteration(run: Path) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked to stop", "killed"])
-def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number):
-    name, iterations = f"stopped-{number}", 6
+@pytest.mark.parametrize("behind", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number, behind):
+    name, iterations = f"stopped-{number}-{behind}", 6
     arguments = [
         "train",
         "conf/tiny.yaml",
         f"name={name}",
         f"train.iterations={iterations}",
+        f"train.max_staleness={behind}",
         *small.overrides(),
+        "learner.loss.importance_cap=2.0",
     ]
     run = small.runs / name
     process = begin(*arguments)
@@ -126,8 +129,12 @@ def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_com
     assert again.returncode == 0, again.stderr
     cursor = TaskCursor(read_tasks(small.data("train")), seed=0)
     assert tasks_by_iteration(run) == [{t.task_id for t in cursor.take(2)} for _ in range(iterations)]
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(iterations))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(iterations))
+    # Engines played on while the learner worked, never further behind than allowed; where weights
+    # are the same, so are log-probs.
+    assert max(row["staleness/max"] for row in rows) == behind
+    assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4
     assert (run / "models/policy/config.json").is_file()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,14 @@ async def fail(directory: Path) -> None:
 
 
 def played(iterations: int) -> RunState:
-    """A state after so many iterations of three tasks, with one sample of the next one owed."""
+    """A state after so many iterations of three tasks each."""
     state = RunState(TaskCursor(TASKS, seed=3))
     for iteration in range(iterations):
-        for task in state.cursor.take(3):
+        for task in state.tasks_of(iteration).take(3):
             for id in state.ledger.owe(iteration, task.task_id, 2):
                 assert state.ledger.accept(id)
-        state.ledger.close(iteration)
-    state.ledger.owe(iterations, "t0", 1)
-    state.iteration, state.weight_version = iterations, iterations + 1
+        state.close()
+    state.weight_version = iterations + 1
     return state
 
 
@@ -69,14 +69,33 @@ async def test_only_the_newest_are_kept(run):
     assert [path.name for path in checkpoints(run)] == ["step-000010", "step-000011"]
 
 
-async def test_a_copy_stays_as_it_was(run):
+def ids(tasks):
+    return [task.task_id for task in tasks]
+
+
+async def test_iterations_under_way_are_played_again_with_their_tasks_and_nothing_is_skipped(run):
     state = played(2)
-    before, same = state.copy(), played(2)
-    state.cursor.take(2)
-    state.ledger.owe(2, "t5", 4)
-    state.iteration += 1
-    assert before == same
-    assert before != state
+    now, ahead = state.tasks_of(2), state.tasks_of(3)
+    first = [ids(now.take(2)), ids(ahead.take(2)), ids(now.take(1)), ids(ahead.take(1))]
+    state.ledger.owe(2, first[0][0], 2)
+    done = state.ledger.owe(3, first[1][0], 2)
+    state.ledger.accept(done[0])
+    loaded = RunState.load(await state.save(run, save_learner, keep=2), TASKS)
+    assert loaded.ledger.owed == ()
+    for iteration, parts in ((2, (0, 2)), (3, (1, 3))):
+        again = loaded.tasks_of(iteration)
+        assert ids(again.take(3)) == [id for part in parts for id in first[part]]
+        loaded.ledger.owe(iteration, first[parts[0]][0], 2)  # as if it had never been owed
+    assert ids(loaded.tasks_of(4).take(1)) == ids(state.tasks_of(4).take(1))
+
+
+async def test_a_task_that_is_gone_from_the_data_file_is_named(run):
+    state = played(1)
+    (gone,) = ids(state.tasks_of(1).take(1))
+    path = await state.save(run, save_learner, keep=2)
+    others = [replace(task, task_id="other") if task.task_id == gone else task for task in TASKS]
+    with pytest.raises(UserError, match=f"has no task {gone} any more"):
+        RunState.load(path, others).tasks_of(1)
 
 
 def test_a_run_without_checkpoints_begins_afresh(run):

@@ -11,10 +11,10 @@ import json
 import re
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.cursor import IterationTasks, TaskCursor
 from vz_ray.data.task import Task
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import RunDir, whole_directory, write_atomic
@@ -33,16 +33,24 @@ class RunState:
         ledger: Which samples are owed.
         iteration: Iterations done.
         weight_version: Version that the engines hold.
+        taken: Ids of the tasks that each iteration under way has taken from the cursor.
     """
 
     cursor: TaskCursor
     ledger: Ledger = field(default_factory=Ledger)
     iteration: int = 0
     weight_version: int = 0
+    taken: dict[int, list[str]] = field(default_factory=dict)
 
-    def copy(self) -> RunState:
-        """As it is now, whatever happens to this one."""
-        return replace(self, cursor=replace(self.cursor), ledger=Ledger.from_dict(self.ledger.to_dict()))
+    def tasks_of(self, iteration: int) -> IterationTasks:
+        """Where an iteration gets its tasks from."""
+        return IterationTasks(self.cursor, self.taken.setdefault(iteration, []))
+
+    def close(self) -> None:
+        """Ends the iteration that is next to be done; nothing of it may be owed any more."""
+        self.ledger.close(self.iteration)
+        self.taken.pop(self.iteration, None)
+        self.iteration += 1
 
     async def save(self, run: RunDir, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
         """Writes a checkpoint and deletes all but the newest `keep`; returns its directory."""
@@ -52,6 +60,7 @@ class RunState:
             "weight_version": self.weight_version,
             "cursor": self.cursor.to_dict(),
             "ledger": self.ledger.to_dict(),
+            "taken": [[iteration, ids] for iteration, ids in self.taken.items()],
         }
         with whole_directory(final) as partial:
             await save_learner(partial / LEARNER)
@@ -64,13 +73,17 @@ class RunState:
     def load(cls, checkpoint: Path, tasks: Sequence[Task]) -> RunState:
         """Reads a checkpoint of a run over `tasks`.
 
+        Iterations that were under way are played again, with the tasks that they had taken.
+
         Raises:
             UserError: It was written for another number of tasks.
         """
         content = json.loads((checkpoint / STATE).read_text())
         cursor = TaskCursor.from_dict(content["cursor"], tasks)
         ledger = Ledger.from_dict(content["ledger"])
-        return cls(cursor, ledger, content["iteration"], content["weight_version"])
+        ledger.reopen(content["iteration"])
+        taken = {iteration: list(ids) for iteration, ids in content["taken"]}
+        return cls(cursor, ledger, content["iteration"], content["weight_version"], taken)
 
 
 def forget_after(run: RunDir, iteration: int) -> None:

@@ -5,8 +5,9 @@
     bring the new weights to every engine, verified                 fleet
     log; checkpoint and evaluate when due
 
-Engines and learner take turns here: every token of an iteration comes from the
-weights of its beginning.
+With `train.max_staleness: 0` engines and learner take turns, and every token comes from the
+weights that it is learned with; with k, engines play on while the learner works, and a token is
+at most k updates old (`rollout/ahead.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from vz_ray.observe.interrupt import Interrupt, StopRequested
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
+from vz_ray.rollout.ahead import Ahead, staleness
 from vz_ray.rollout.collect import Batch, collect
 from vz_ray.run_state import RunState, forget_after, newest
 from vz_ray.weights import PublishReport
@@ -42,6 +44,12 @@ LEARNER_NAMES = {
     "grad_norm": names.GRAD_NORM,
     "mismatch_abs_max": names.MISMATCH_MAX,
     "mismatch_kl": names.MISMATCH_KL,
+    "mismatch_abs_max_after_image": "mismatch/logprob_abs_max_after_image",
+    "mismatch_kl_after_image": names.MISMATCH_KL_IMAGE,
+    "mismatch_abs_max_after_text": "mismatch/logprob_abs_max_after_text",
+    "mismatch_kl_after_text": names.MISMATCH_KL_TEXT,
+    "mismatch_abs_max_stale": "staleness/logprob_abs_max",
+    "mismatch_kl_stale": "staleness/kl",
 }
 
 SHOWN = (names.REWARD_TOTAL, names.REWARD_ACCURACY, names.ZOOM_VALID_RATE, names.MISMATCH_KL, names.SYNC_S)
@@ -59,33 +67,39 @@ async def train(
     """
     state = await begin(config, run, actors)
     total = config.train.iterations
-    with (
-        MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
-        progress.stage("rl", total, state.iteration) as stage,
-    ):
-        while state.iteration < total:
-            clock = _Clock()
-            batch = await play(config, state, run, actors, interrupt)
-            stop_on_failures(batch)
-            clock.lap("rollout")
-            learned = await actors.learner.grpo_step(batch.kept)
-            clock.lap("learn")
-            state.weight_version += 1
-            published = await actors.fleet.publish(state.weight_version, actors.sender)
-            clock.lap("publish")
+    batches = Ahead(
+        lambda iteration: play(config, state, actors, iteration), config.train.max_staleness, total
+    )
+    async with batches as ahead:
+        with (
+            MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
+            progress.stage("rl", total, state.iteration) as stage,
+        ):
+            while state.iteration < total:
+                clock = _Clock()
+                batch = await next_batch(config, state, run, actors, ahead, interrupt)
+                stop_on_failures(batch)
+                clock.lap("rollout")
+                learned = await actors.learner.grpo_step(batch.kept, state.weight_version)
+                ages = token_ages(batch, state, config)
+                clock.lap("learn")
+                state.weight_version += 1
+                published = await actors.fleet.publish(
+                    state.weight_version, actors.sender, finish_first=config.train.finish_before_update
+                )
+                clock.lap("publish")
 
-            records = records_of(batch, state.iteration, config)
-            append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
-            row = {**step_metrics(records), **_figures(batch, learned, published), **clock.laps}
-            row["data/epoch"] = state.cursor.epoch
-            log.log(state.iteration, row)
-            progress.show({name: row[name] for name in SHOWN if name in row})
-            stop_on_mismatch(row, config)
+                records = records_of(batch, state.iteration, config)
+                append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
+                row = {**step_metrics(records), **_figures(batch, learned, published), **ages, **clock.laps}
+                row["data/epoch"] = state.cursor.epoch
+                log.log(state.iteration, row)
+                progress.show({name: row[name] for name in SHOWN if name in row})
+                stop_on_mismatch(row, config)
 
-            state.ledger.close(state.iteration)
-            state.iteration += 1
-            stage.advance()
-            await validate_and_save(config, state, run, actors, log)
+                state.close()
+                stage.advance()
+                await validate_and_save(config, state, run, actors, log)
     return state
 
 
@@ -106,30 +120,32 @@ async def begin(config: RunConfig, run: RunDir, actors: Actors) -> RunState:
     return state
 
 
-async def play(
-    config: RunConfig, state: RunState, run: RunDir, actors: Actors, interrupt: Interrupt
-) -> Batch:
-    """One iteration's episodes. A stop asked for meanwhile leaves a checkpoint from before them."""
-    before = state.copy()
+async def play(config: RunConfig, state: RunState, actors: Actors, iteration: int) -> Batch:
+    """One iteration's episodes."""
     wanted = config.train
-    sampling = Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, config.seed)
+    return await collect(
+        actors.fleet,
+        state.tasks_of(iteration),
+        state.ledger,
+        iteration=iteration,
+        tasks=wanted.tasks,
+        max_tasks=wanted.max_tasks,
+        samples=wanted.samples,
+        sampling=Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
+        keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+    )
+
+
+async def next_batch(
+    config: RunConfig, state: RunState, run: RunDir, actors: Actors, ahead: Ahead, interrupt: Interrupt
+) -> Batch:
+    """The batch to learn from. A stop asked for meanwhile leaves a checkpoint from before it."""
     try:
-        return await interrupt.watch(
-            collect(
-                actors.fleet,
-                state.cursor,
-                state.ledger,
-                iteration=state.iteration,
-                tasks=wanted.tasks,
-                max_tasks=wanted.max_tasks,
-                samples=wanted.samples,
-                sampling=sampling,
-                keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
-            )
-        )
+        return await interrupt.watch(ahead.batch(state.iteration))
     except StopRequested:
-        if before.iteration:
-            await save(before, config, run, actors)
+        await ahead.give_up()
+        if state.iteration:
+            await save(state, config, run, actors)
         raise
 
 
@@ -183,13 +199,32 @@ def stop_on_failures(batch: Batch) -> None:
 
 
 def stop_on_mismatch(row: Mapping[str, float], config: RunConfig) -> None:
-    """`UserError` if what the engine sampled from is not what the learner computes."""
-    found, most = row.get(names.MISMATCH_KL, 0.0), config.train.max_mismatch_kl
-    if found > most:
-        raise UserError(
-            f"engine and learner disagree: KL {found:.3g} per token, above train.max_mismatch_kl ({most:g}); "
-            "they do not hold the same weights or do not see the same frames"
-        )
+    """`UserError` if what the engine sampled from is not what the learner computes with the same weights."""
+    most = config.train.max_mismatch_kl
+    for name, where in names.MISMATCH_PARTS.items():
+        found = row.get(name, 0.0)
+        if found > most:
+            raise UserError(
+                f"engine and learner disagree{where}: KL {found:.3g} per token, above train.max_mismatch_kl "
+                f"({most:g}); they do not hold the same weights or do not see the same frames"
+            )
+
+
+def token_ages(batch: Batch, state: RunState, config: RunConfig) -> dict[str, float]:
+    """How many updates behind the sampled tokens were: the shares by age, mean and most.
+
+    Raises:
+        RuntimeError: One was more than `train.max_staleness` behind: a bug of the schedule.
+    """
+    ages = staleness(batch.kept, state.weight_version)
+    tokens = max(1, sum(ages.values()))
+    if ages and not 0 <= max(ages) <= config.train.max_staleness:
+        raise RuntimeError(f"tokens are {max(ages)} updates old, above {config.train.max_staleness}: {ages}")
+    return {
+        **{f"{names.STALENESS_PREFIX}{age}": count / tokens for age, count in ages.items()},
+        names.STALENESS_MEAN: sum(age * count for age, count in ages.items()) / tokens,
+        names.STALENESS_MAX: float(max(ages, default=0)),
+    }
 
 
 def _figures(batch: Batch, learned: Mapping[str, float], published: PublishReport) -> dict[str, float]:

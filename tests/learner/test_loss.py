@@ -137,13 +137,15 @@ def test_far_away_log_probs_stay_finite() -> None:
     assert low_variance_kl(old, new).isfinite().all()
 
 
-def test_mismatch_counts_only_tokens_that_an_engine_sampled() -> None:
-    old, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[1.0, 1.0, 0.0]])
-    engine = torch.tensor([[-1.5, float("nan"), -9.0]])
-    sums, worst = mismatch(old, engine, mask)
-    assert worst == 0.5
-    assert sums["compared"] == 1
+def test_mismatch_counts_only_tokens_that_an_engine_sampled_and_each_part_apart() -> None:
+    old, mask = torch.tensor([[-1.0, -2.0, -3.0, -1.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+    engine = torch.tensor([[-1.5, float("nan"), -9.0, -3.0]])
+    late = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    sums, worst = mismatch(old, engine, {"": mask - late, "_stale": late})
+    assert worst == {"mismatch_abs_max": 0.5, "mismatch_abs_max_stale": 2.0}
+    assert (sums["compared"], sums["compared_stale"]) == (1, 1)
     assert sums["mismatch_kl"] == pytest.approx(math.exp(0.5) - 0.5 - 1)
+    assert sums["mismatch_kl_stale"] == pytest.approx(math.exp(2.0) - 2.0 - 1)
 
 
 def test_an_unknown_aggregation_is_named() -> None:

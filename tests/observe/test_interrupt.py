@@ -59,3 +59,14 @@ def test_a_second_signal_kills(number):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == ("first\n", -number)
+
+
+async def test_a_stop_asked_for_before_is_noticed_by_work_that_ends_at_once() -> None:
+    async def work() -> int:
+        return 1
+
+    with Interrupt() as interrupt:
+        assert await interrupt.watch(work()) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequested):
+            await interrupt.watch(work())

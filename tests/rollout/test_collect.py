@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.cursor import IterationTasks, TaskCursor
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
 from vz_ray.rollout.collect import collect
@@ -37,7 +37,8 @@ class Players:
 async def gather(keep, cursor, **wanted):
     players, ledger = Players(), Ledger()
     wanted = {"tasks": 4, "max_tasks": 10, "samples": 2, **wanted}
-    batch = await collect(players, cursor, ledger, iteration=0, sampling=Sampling(), keep=keep, **wanted)
+    source = IterationTasks(cursor, [])
+    batch = await collect(players, source, ledger, iteration=0, sampling=Sampling(), keep=keep, **wanted)
     return batch, players, ledger
 
 
@@ -71,7 +72,7 @@ async def test_a_failure_stops_the_rest_and_leaves_no_task_running():
     with pytest.raises(RuntimeError, match="no worker"):
         await collect(
             Failing(),
-            TaskCursor(TASKS),
+            IterationTasks(TaskCursor(TASKS), []),
             Ledger(),
             iteration=0,
             tasks=12,

@@ -226,6 +226,53 @@ async def test_a_publish_reaches_ready_workers_and_drops_the_one_that_failed() -
     await fleet.close()
 
 
+@pytest.mark.parametrize("finish_first", [True, False])
+async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_first: bool) -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=1, episodes_per_worker=4)
+    (worker,) = yard.workers
+    worker.gate.clear()
+    begun = asyncio.create_task(fleet.play_group(TASKS[0], 2, Sampling(), ledger))
+    await settle()
+    publishing = asyncio.create_task(fleet.publish(5, Sender(), finish_first=finish_first))
+    await settle()
+    waiting = asyncio.create_task(fleet.play_group(TASKS[1], 2, Sampling(), ledger))
+    await settle()
+    assert publishing.done() is not finish_first
+    assert worker.asked.count("play 0/t1/0#0") == (0 if finish_first else 1)
+    worker.gate.set()
+    await asyncio.gather(begun, publishing, waiting)
+    first = 0 if finish_first else 5
+    assert [version for id, version in sorted(worker.played, key=lambda one: one[0].owed)] == [
+        first,
+        first,
+        5,
+        5,
+    ]
+    await fleet.close()
+
+
+async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=2, episodes_per_worker=4)
+    for worker in yard.workers:
+        worker.gate.clear()
+    begun = asyncio.create_task(fleet.play_group(TASKS[0], 2, Sampling(), ledger))
+    await settle()
+    publishing = asyncio.create_task(fleet.publish(5, Sender(), finish_first=True))
+    await settle()
+    player = next(worker for worker in yard.workers if any("play" in what for what in worker.asked))
+    player.fail["play"] = WorkerLost("gone")
+    for worker in yard.workers:
+        worker.gate.set()
+    group = await begun
+    assert [t.status for t in group.trajectories] == [Status.ANSWERED] * 2
+    assert (await publishing).version == 5
+    await settle()
+    assert {worker.version for worker in yard.workers if not worker.ended} == {5}
+    await fleet.close()
+
+
 async def test_a_joiner_has_the_present_weights_before_its_first_episode() -> None:
     yard = Yard()
     fleet = await make(yard, workers=1)

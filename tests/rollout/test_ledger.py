@@ -69,3 +69,14 @@ def test_every_sample_is_in_exactly_one_book_after_any_events(happened):
         assert sum(key in book for book in (ledger.attempts, ledger.accepted, ledger.dropped)) == 1
         assert taken[key] == (key in ledger.accepted)
     assert Ledger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
+
+
+def test_iterations_that_are_played_again_are_owed_anew():
+    ledger = Ledger()
+    for iteration in range(3):
+        first, second = ledger.owe(iteration, "t", 2)
+        ledger.accept(first)
+        ledger.drop(second.owed, "slow")
+    ledger.reopen(1)
+    assert {key[0] for key in (*ledger.accepted, *ledger.dropped)} == {0}
+    assert len(ledger.owe(1, "t", 2)) == 2

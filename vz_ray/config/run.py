@@ -46,6 +46,10 @@ class TrainConfig:
     """Trajectories in a group (paper: 16)."""
     max_tasks: int = 384
     """Most tasks played in an iteration to fill the batch; groups of equal rewards teach nothing."""
+    max_staleness: int = 0
+    """Most updates that a token may be older than the weights that learn from it; 0 takes turns."""
+    finish_before_update: bool = False
+    """Episodes in flight end before engines load new weights; otherwise they go on with them."""
     temperature: float = 1.0
     """Sampling temperature of training episodes."""
     evaluate_every: int = 20
@@ -61,6 +65,8 @@ class TrainConfig:
         for name in ("iterations", "tasks", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_staleness < 0:
+            raise ValueError(f"train.max_staleness is {self.max_staleness}; it must not be negative")
         if self.samples < 2:
             raise ValueError(f"train.samples is {self.samples}; a group needs at least 2 to compare")
         if self.max_tasks < self.tasks:
@@ -106,6 +112,16 @@ class RunConfig:
         if self.learner.model:
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
+            )
+        if self.train.max_staleness and self.learner.loss.importance_cap is None:
+            raise ValueError(
+                f"train.max_staleness is {self.train.max_staleness} and learner.loss.importance_cap is not "
+                "set; tokens of older weights need truncated importance weights, 2.0 is usual"
+            )
+        if self.train.max_staleness and self.learner.old_logprobs != "recompute":
+            raise ValueError(
+                f"learner.old_logprobs is {self.learner.old_logprobs!r}; with train.max_staleness "
+                f"{self.train.max_staleness} it must be 'recompute'"
             )
         if self.reward.max_zoom_frames != self.episode.max_zoom_frames:
             raise ValueError(

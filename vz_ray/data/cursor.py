@@ -55,6 +55,17 @@ class TaskCursor:
             )
         return cls(tasks, content["seed"], content["taken"])
 
+    def find(self, ids: Sequence[str]) -> list[Task]:
+        """The tasks of these ids, in that order.
+
+        Raises:
+            UserError: The data file does not have one of them.
+        """
+        by_id = {task.task_id: task for task in self.tasks}
+        if lost := [id for id in ids if id not in by_id]:
+            raise UserError(f"the data file has no task {lost[0]} any more: restore it or start another run")
+        return [by_id[id] for id in ids]
+
     def _next(self, count: int) -> range:
         return range(self.taken, self.taken + count)
 
@@ -62,3 +73,35 @@ class TaskCursor:
         order = list(range(len(self.tasks)))
         random.Random(f"{self.seed}/{epoch}").shuffle(order)
         return order
+
+
+class IterationTasks:
+    """The tasks of one iteration, none twice: first those that it had taken before a restart.
+
+    Args:
+        cursor: Where further ones come from; shared by the iterations under way.
+        taken: Ids of all that the iteration has taken, in order; grows, and belongs in the checkpoint.
+    """
+
+    def __init__(self, cursor: TaskCursor, taken: list[str]) -> None:
+        self._cursor, self._taken = cursor, taken
+        self._again = cursor.find(taken)
+        self.given = 0
+
+    @property
+    def all(self) -> int:
+        """How many different tasks there are to give."""
+        return len(self._cursor.tasks)
+
+    def take(self, count: int) -> list[Task]:
+        """`count` further tasks; an epoch that begins in mid-iteration may hold some that were given."""
+        batch = [self._again.pop(0) if self._again else self._other() for _ in range(count)]
+        self.given += count
+        return batch
+
+    def _other(self) -> Task:
+        while True:
+            (task,) = self._cursor.take(1)
+            if task.task_id not in self._taken:
+                self._taken.append(task.task_id)
+                return task

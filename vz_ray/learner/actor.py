@@ -131,8 +131,8 @@ class LearnerRank:
                 found[index] = str(error)
         return found
 
-    def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
-        return self._trainer.grpo_step(groups, self._frames)
+    def grpo_step(self, groups: Sequence[Group], version: int | None) -> dict[str, float]:
+        return self._trainer.grpo_step(groups, self._frames, version)
 
     def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         return self._trainer.logprobs(trajectories, self._frames)
@@ -255,7 +255,7 @@ class LearnerGroup:
         metrics: dict[str, float] = (await self._all("sft_step", ray.put(trajectories)))[0]
         return metrics
 
-    async def grpo_step(self, groups: Sequence[Group]) -> dict[str, float]:
+    async def grpo_step(self, groups: Sequence[Group], version: int | None = None) -> dict[str, float]:
         """See `Trainer.grpo_step`. Groups with a frame that cannot be got again are left out and counted.
 
         A rank that found out in the middle of a step would leave the others
@@ -276,7 +276,7 @@ class LearnerGroup:
                 f"learner.max_unreadable ({self._config.max_unreadable:g}); the first: {found[min(found)]}"
             )
         readable = [group for index, group in enumerate(groups) if index not in found]
-        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(readable)))[0]
+        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(readable), version))[0]
         return {**metrics, "groups_unreadable": len(found)}
 
     async def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:

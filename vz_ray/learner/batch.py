@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vz_ray.episode.trajectory import Sampled, Trajectory
+from vz_ray.episode.trajectory import Context, Sampled, Trajectory
 from vz_ray.episode.wire import placeholder_ids
 from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.pixels import PixelSpec, patches
@@ -25,6 +26,7 @@ from vz_ray.video.frame import RGB, FrameRef
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 Pixels = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
 """Gives the arrays of the frames asked for, by digest; what else it gives is ignored."""
@@ -67,6 +69,8 @@ class Example:
         sampled: `[S]` places of sampled tokens in `ids`, ascending.
         engine_logprobs: `[S]`; NaN where a turn was written rather than sampled.
         temperature: `[S]`, at which each was sampled; 1 for greedy and written turns.
+        versions: `[S]` weight version that each was sampled from; -1 where a turn was written.
+        after_image: `[S]`, True in turns that answer to frames, False in those that answer to text alone.
         grids: `[N, 3]` patch grids.
         refs: N frames.
     """
@@ -77,6 +81,8 @@ class Example:
     sampled: Ints
     engine_logprobs: Floats
     temperature: Floats
+    versions: Ints
+    after_image: Bools
     grids: Ints
     refs: tuple[FrameRef, ...]
 
@@ -110,28 +116,40 @@ def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
         raise ValueError(
             f"trajectory {name} sampled the vision placeholder {ids[sampled][found][0]}: it must be banned"
         )
-    logprobs, temperature = _of_turns(trajectory)
     group = f"{trajectory.id.iteration}/{trajectory.id.task}"
-    return Example(name, group, ids, sampled, logprobs, temperature, grids, trajectory.refs)
+    return Example(name, group, ids, sampled, **_of_turns(trajectory), grids=grids, refs=trajectory.refs)
 
 
-def _of_turns(trajectory: Trajectory) -> tuple[Floats, Floats]:
-    """Engine log-probs and temperatures of the tokens that the loss mask marks."""
+def _of_turns(trajectory: Trajectory) -> dict[str, Any]:
+    """What is known of the tokens that the loss mask marks, by field of `Example`."""
     logprobs: list[float] = []
     temperature: list[float] = []
+    versions: list[int] = []
+    after_image: list[bool] = []
+    before: Context | None = trajectory.prompt
     for turn in trajectory.turns:
         count = len(turn.action.token_ids)
+        after_image += [bool(before and before.refs)] * count
+        before = turn.reply
         if isinstance(turn.action, Sampled):
             logprobs += turn.action.logprobs
             temperature += [turn.action.sampling.temperature or 1.0] * count
+            versions += [span.version for span in turn.action.versions for _ in range(span.start, span.end)]
         else:
             logprobs += [float("nan")] * count
             temperature += [1.0] * count
-    if len(logprobs) != len(temperature):
+            versions += [-1] * count
+    if not len(logprobs) == len(versions) == len(temperature):
         raise ValueError(
-            f"trajectory {trajectory.id} has {len(temperature)} sampled tokens, {len(logprobs)} log-probs"
+            f"trajectory {trajectory.id} has {len(temperature)} sampled tokens, {len(logprobs)} log-probs "
+            f"and weight versions of {len(versions)}"
         )
-    return np.asarray(logprobs, dtype=np.float32), np.asarray(temperature, dtype=np.float32)
+    return {
+        "engine_logprobs": np.asarray(logprobs, dtype=np.float32),
+        "temperature": np.asarray(temperature, dtype=np.float32),
+        "versions": np.asarray(versions, dtype=np.int64),
+        "after_image": np.asarray(after_image, dtype=np.bool_),
+    }
 
 
 def plan(examples: Sequence[Example], budget: int, ranks: int) -> list[list[list[int]]]:
@@ -209,6 +227,8 @@ class MicroBatch:
         mask: `[B, S]`, 1 where there is one.
         temperature: `[B, S]`.
         engine_logprobs: `[B, S]`, NaN where there are none.
+        versions: `[B, S]`, -1 where nothing was sampled.
+        after_image: `[B, S]`.
     """
 
     indices: tuple[int, ...]
@@ -224,6 +244,8 @@ class MicroBatch:
     mask: Tensor
     temperature: Tensor
     engine_logprobs: Tensor
+    versions: Tensor
+    after_image: Tensor
 
 
 def collate(
@@ -316,18 +338,22 @@ def _sampled(chosen: Sequence[Example], width: int) -> dict[str, NDArray[np.gene
     shape = (max(len(chosen), 1), max((len(e.sampled) for e in chosen), default=1))
     hidden, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     mask, temperature = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
-    engine = np.zeros(shape, dtype=np.float32)
+    engine, versions = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
+    after_image = np.zeros(shape, dtype=np.bool_)
     for row, e in enumerate(chosen):
         part = (row, slice(0, len(e.sampled)))
         hidden[part] = row * width + e.sampled - 1
         targets[part] = e.ids[e.sampled]
         mask[part], temperature[part], engine[part] = 1.0, e.temperature, e.engine_logprobs
+        versions[part], after_image[part] = e.versions, e.after_image
     return {
         "hidden": hidden,
         "targets": targets,
         "mask": mask,
         "temperature": temperature,
         "engine_logprobs": engine,
+        "versions": versions,
+        "after_image": after_image,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +66,26 @@ def objective(logprobs: Tensor, entropy: Tensor, given: Given, config: LossConfi
     return loss, sums
 
 
-def mismatch(old: Tensor, engine: Tensor, mask: Tensor) -> tuple[Sums, float]:
+def mismatch(old: Tensor, engine: Tensor, parts: Mapping[str, Tensor]) -> tuple[Sums, dict[str, float]]:
     """How far the learner is from the engine that sampled: sums for the metrics, and max |difference|.
 
     `mismatch_kl` is the k3 estimate of KL(engine || learner) on the engine's
     own samples; tokens without an engine log-prob do not count.
+
+    Args:
+        old: `[B, S]` the learner's log-probs.
+        engine: `[B, S]` the engine's, NaN where there are none.
+        parts: Masks `[B, S]` of tokens to tell apart; each name is appended to those of its sums.
     """
-    known = mask * (~engine.isnan())
-    gap = torch.nan_to_num(old - engine, nan=0.0) * known
+    gap = torch.nan_to_num(old - engine, nan=0.0)
     kl = low_variance_kl(torch.zeros_like(gap), gap)
-    sums = {"mismatch_kl": _sum(kl, known), "compared": float(known.sum())}
-    return sums, float(gap.abs().max()) if gap.numel() else 0.0
+    sums: Sums = {}
+    worst: dict[str, float] = {}
+    for part, mask in parts.items():
+        known = mask * (~engine.isnan())
+        sums |= {f"mismatch_kl{part}": _sum(kl, known), f"compared{part}": float(known.sum())}
+        worst[f"mismatch_abs_max{part}"] = float((gap * known).abs().max()) if gap.numel() else 0.0
+    return sums, worst
 
 
 def _sum(values: Tensor, mask: Tensor) -> float:

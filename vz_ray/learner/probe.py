@@ -27,6 +27,8 @@ def probe_example(probe: Probe, spec: PixelSpec) -> tuple[Example, dict[str, RGB
         sampled=np.arange(len(ids) - count, len(ids)),
         engine_logprobs=np.full(count, np.nan, dtype=np.float32),
         temperature=np.ones(count, dtype=np.float32),
+        versions=np.full(count, -1, dtype=np.int64),
+        after_image=np.ones(count, dtype=np.bool_),
         grids=np.asarray(grids, dtype=np.int64).reshape(-1, 3),
         refs=refs,
     )

@@ -106,8 +106,16 @@ class Trainer:
         nats = total({"nats": nats}, self.place)["nats"]
         return {"loss": nats / tokens, **updated, **_speed(examples, started)}
 
-    def grpo_step(self, groups: Sequence[Group], pixels: Pixels | Mapping[str, RGB]) -> Metrics:
+    def grpo_step(
+        self,
+        groups: Sequence[Group],
+        pixels: Pixels | Mapping[str, RGB],
+        version: int | None = None,
+    ) -> Metrics:
         """One iteration of RL: `epochs` passes over the groups, one optimizer step per minibatch.
+
+        `version` is that of the weights as they are now. Tokens sampled from older ones are compared
+        with the engine apart (`_stale`), since a difference is no fault there; None takes all for current.
 
         Groups that teach nothing (see `is_informative`) are left out and
         counted; if none is left, nothing is updated.
@@ -120,7 +128,7 @@ class Trainer:
         minibatches = self._minibatches(kept)
         once = len(minibatches) == 1 and self.config.epochs == 1
         given = [self._given(minibatch, pixels, once) for minibatch in minibatches]
-        log = _Log()
+        log = _Log(version)
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
             for which in order.permutation(len(minibatches)):
@@ -252,34 +260,52 @@ class Trainer:
         return torch.tensor(chosen, dtype=torch.float32, device=self.place.device)
 
 
+_PARTS = ("", "_after_image", "_after_text", "_stale")
+"""Tokens of the present weights, and of these in turns that answer to frames, to text; of older weights."""
+
+
 class _Log:
     """Sums over micro-batches and updates of one iteration, made into metrics at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int | None) -> None:
+        self._version = version
         self._sums: dict[str, float] = {}
         self._ratio_max = 0.0
-        self._mismatch_max = 0.0
+        self._mismatch_max = dict.fromkeys((f"mismatch_abs_max{part}" for part in _PARTS), 0.0)
         self._updates: list[Metrics] = []
 
     def add(self, sums: Metrics, change: Tensor, own: Tensor, batch: MicroBatch) -> None:
         """`change` is new - old, `own` the learner's log-probs to compare with the engine's; `[B, S]`."""
-        gaps, worst = mismatch(own, batch.engine_logprobs, batch.mask)
+        gaps, worst = mismatch(own, batch.engine_logprobs, self._parts(batch))
         for name, value in (sums | gaps).items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._mismatch_max = max(self._mismatch_max, worst)
+        self._mismatch_max = {name: max(value, worst[name]) for name, value in self._mismatch_max.items()}
         self._ratio_max = max(self._ratio_max, float((change * batch.mask).abs().max().exp()))
+
+    def _parts(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Masks `[B, S]` of the tokens that are compared with the engine apart from others."""
+        stale = torch.zeros_like(batch.mask)
+        if self._version is not None:
+            stale = batch.mask * (batch.versions != self._version)
+        fresh = batch.mask - stale
+        masks = (fresh, fresh * batch.after_image, fresh * ~batch.after_image, stale)
+        return dict(zip(_PARTS, masks, strict=True))
 
     def updated(self, metrics: Metrics) -> None:
         self._updates.append(metrics)
 
     def metrics(self, trainer: Trainer) -> Metrics:
         sums = total(self._sums, trainer.place)
-        sampled, compared, updates = sums.pop("sampled"), sums.pop("compared"), len(self._updates)
+        sampled, updates = sums.pop("sampled"), len(self._updates)
         mean = {name: sums.pop(name) / updates for name in ("loss", "policy_loss")}
-        mean["mismatch_kl"] = sums.pop("mismatch_kl") / max(compared, 1.0)
+        for part in _PARTS:
+            found, compared = sums.pop(f"mismatch_kl{part}"), sums.pop(f"compared{part}")
+            worst = largest(self._mismatch_max[f"mismatch_abs_max{part}"], trainer.place)
+            if compared or not part:
+                mean[f"mismatch_kl{part}"] = found / max(compared, 1.0)
+                mean[f"mismatch_abs_max{part}"] = worst
         mean |= {name: value / sampled for name, value in sums.items()}
         return mean | {
-            "mismatch_abs_max": largest(self._mismatch_max, trainer.place),
             "ratio_max": largest(self._ratio_max, trainer.place),
             "updates": float(updates),
             "grad_norm": sum(u["grad_norm"] for u in self._updates) / updates,

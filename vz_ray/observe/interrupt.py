@@ -77,13 +77,12 @@ class Interrupt:
             raise StopRequested(f"stopped by {self._name}")
 
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits `work`; cancels it and raises `StopRequested` if a stop is asked for meanwhile."""
+        """Awaits `work`; cancels it and raises `StopRequested` if a stop was asked for."""
         task = asyncio.create_task(work)
         try:
             while not task.done():
+                self.check()
                 await asyncio.wait({task}, timeout=POLL_S)
-                if not task.done():
-                    self.check()
             return task.result()
         finally:
             task.cancel()

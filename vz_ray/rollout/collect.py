@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.cursor import IterationTasks
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Group, Sampling
 from vz_ray.rollout.fleet import Fleet
@@ -28,7 +28,7 @@ class Batch:
 
 async def collect(
     fleet: Fleet,
-    cursor: TaskCursor,
+    source: IterationTasks,
     ledger: Ledger,
     *,
     iteration: int,
@@ -46,7 +46,7 @@ async def collect(
 
     Args:
         fleet: Who plays.
-        cursor: Where tasks come from; moves past every task taken.
+        source: Where tasks come from.
         ledger: Keeps account of every sample.
         iteration: Names the episodes.
         tasks: Groups to keep.
@@ -57,11 +57,10 @@ async def collect(
         advance: Called with the number of groups kept since the last call.
     """
     batch, playing = Batch(), set[asyncio.Task[tuple[Task, Group]]]()
-    taken: set[str] = set()
 
     def refill() -> None:
-        wanted = min(tasks - len(batch.kept) - len(playing), min(max_tasks, len(cursor.tasks)) - len(taken))
-        for task in _others(cursor, max(0, wanted), taken):
+        wanted = min(tasks - len(batch.kept) - len(playing), min(max_tasks, source.all) - source.given)
+        for task in source.take(max(0, wanted)):
             playing.add(asyncio.create_task(_play(fleet, task, samples, sampling, ledger, iteration)))
 
     try:
@@ -88,13 +87,3 @@ async def _play(
     fleet: Fleet, task: Task, samples: int, sampling: Sampling, ledger: Ledger, iteration: int
 ) -> tuple[Task, Group]:
     return task, await fleet.play_group(task, samples, sampling, ledger, iteration=iteration)
-
-
-def _others(cursor: TaskCursor, count: int, taken: set[str]) -> Iterator[Task]:
-    """`count` tasks that are not in `taken` yet: an epoch that begins in mid-iteration may repeat some."""
-    while count:
-        (task,) = cursor.take(1)
-        if task.task_id not in taken:
-            taken.add(task.task_id)
-            count -= 1
-            yield task

@@ -147,6 +147,7 @@ class Fleet:
         self._born = 0
         self._failures: list[str] = []
         self._closed = False
+        self._admitting = True
 
     # -- workers ----------------------------------------------------------------
 
@@ -258,8 +259,11 @@ class Fleet:
 
     # -- weights ----------------------------------------------------------------
 
-    async def publish(self, version: int, sender: Sender) -> PublishReport:
+    async def publish(self, version: int, sender: Sender, *, finish_first: bool = False) -> PublishReport:
         """Brings new weights to every ready worker; those that fail are replaced.
+
+        Episodes in flight go on with the new weights; with `finish_first`, they end before, and
+        groups that have not begun wait.
 
         Raises:
             ValueError: `version` is not newer than the last one.
@@ -270,22 +274,41 @@ class Fleet:
             began, self._sender = time.monotonic(), sender
             update = await self._publisher.prepare(version, sender)
             prepare_s = time.monotonic() - began
-            seats = [s for s in self._seats if s.state is WorkerState.READY]
+            async with self._standstill() if finish_first else contextlib.nullcontext():
+                return await self._deliver(update, sender, prepare_s)
+
+    @contextlib.asynccontextmanager
+    async def _standstill(self) -> AsyncIterator[None]:
+        """No group begins inside, and those that have begun have ended."""
+        self._admitting = False
+        try:
+            still = self._wait_for(lambda: not any(seat.load for seat in self._seats))
+            # Each episode has its own deadline, for each of its attempts.
+            once_s = self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
+            most_s = self._config.attempts * once_s
+            await within(most_s, still, who="fleet", what="the episodes in flight before an update")
+            yield
+        finally:
+            self._admitting = True
+            self._changed.beat()
+
+    async def _deliver(self, update: Update, sender: Sender, prepare_s: float) -> PublishReport:
+        seats = [s for s in self._seats if s.state is WorkerState.READY]
+        for seat in seats:
+            self._step(seat, Event.PUBLISH)
+        workers = [s.worker for s in seats]
+        try:
+            report = await self._publisher.deliver(update, workers, sender=sender, prepare_s=prepare_s)
+        except BaseException as error:
             for seat in seats:
-                self._step(seat, Event.PUBLISH)
-            workers = [s.worker for s in seats]
-            try:
-                report = await self._publisher.deliver(update, workers, sender=sender, prepare_s=prepare_s)
-            except BaseException as error:
-                for seat in seats:
-                    self._keep(self._lose(seat, str(error)))
-                raise
-            for seat in seats:
-                if (why := report.failed.get(seat.worker.name)) is not None:
-                    self._keep(self._lose(seat, why))
-                elif seat.state is WorkerState.SYNCING:
-                    self._step(seat, Event.SYNCED)
-            return report
+                self._keep(self._lose(seat, str(error)))
+            raise
+        for seat in seats:
+            if (why := report.failed.get(seat.worker.name)) is not None:
+                self._keep(self._lose(seat, why))
+            elif seat.state is WorkerState.SYNCING:
+                self._step(seat, Event.SYNCED)
+        return report
 
     # -- play -------------------------------------------------------------------
 
@@ -342,7 +365,7 @@ class Fleet:
     ) -> Group:
         """As `play_group`, for samples that `ledger` already knows to be owed."""
         async with self._turnstile:
-            home = _Home(await self._reserve(len(ids)))
+            home = _Home(await self._reserve(len(ids), begins=True))
         plays = [asyncio.create_task(self._play_one(task, id, sampling, ledger, home, episode)) for id in ids]
         # Lets each of them begin, as each gives its reserved place back when it ends.
         await asyncio.sleep(0)
@@ -396,10 +419,11 @@ class Fleet:
             await self._lose(seat, str(error))
             raise
 
-    async def _reserve(self, places: int) -> _Seat:
+    async def _reserve(self, places: int, *, begins: bool = False) -> _Seat:
         """The ready worker with the least to do, once one has room; `places` on it are taken.
 
-        A group larger than a worker's capacity goes to an idle one.
+        A group larger than a worker's capacity goes to an idle one; one that `begins` waits
+        while the fleet admits none.
         """
         cap = self._config.episodes_per_worker
 
@@ -407,7 +431,7 @@ class Fleet:
             ready = (s for s in self._seats if s.state is WorkerState.READY)
             return [s for s in ready if s.load + places <= cap or s.load == 0]
 
-        await self._wait_for(lambda: bool(free()))
+        await self._wait_for(lambda: (self._admitting or not begins) and bool(free()))
         seat = min(free(), key=lambda s: s.load)
         seat.load += places
         return seat

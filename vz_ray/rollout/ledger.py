@@ -90,6 +90,12 @@ class Ledger:
             for key in [key for key in book if key[0] <= iteration]:
                 del book[key]
 
+    def reopen(self, iteration: int) -> None:
+        """Forgets iterations from `iteration` on: they are played again from their beginning."""
+        for book in (self.attempts, self.accepted, self.dropped):
+            for key in [key for key in book if key[0] >= iteration]:
+                del book[key]
+
     @property
     def owed(self) -> tuple[Owed, ...]:
         return tuple(self.attempts)
