@@ -33,6 +33,7 @@ class Scripted:
         self.gate = asyncio.Event()
         self.gate.set()
         self.ended = False
+        self.leaving = ""
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -69,6 +70,9 @@ class Scripted:
 
     async def check(self) -> None:
         self._ask("check")
+
+    def notice(self) -> str:
+        return self.leaving
 
     async def stats(self) -> Any:
         raise NotImplementedError
@@ -358,3 +362,121 @@ async def test_whoever_waits_when_the_fleet_is_closed_is_told() -> None:
 
 async def _all(fleet: Fleet, tasks: list[Task], samples: int) -> list[Any]:
     return [group async for group in fleet.play(tasks, samples, Sampling(), Ledger())]
+
+
+async def until(what: Callable[[], bool], seconds: float = 10.0) -> None:
+    for _ in range(int(seconds / 0.01)):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come to that")
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vz_ray.rollout.fleet._SCALE_S", 0.01)
+
+
+def alive(yard: Yard) -> list[str]:
+    return [worker.name for worker in yard.workers if not worker.ended]
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_workers_come_with_the_load_drain_when_it_is_gone_and_nothing_is_lost() -> None:
+    yard = Yard(lambda worker: worker.gate.clear())
+    fleet = await make(
+        yard, workers=1, max_workers=3, episodes_per_worker=4, grow_s=0.05, shrink_s=0.05, attempts=1
+    )
+    ledger = Ledger()
+    playing = [asyncio.create_task(fleet.play_group(task, 4, Sampling(), ledger)) for task in TASKS]
+    await until(lambda: sum(seat.load for seat in fleet.seats()) == 12)
+    assert len(alive(yard)) == 3
+    await asyncio.sleep(0.1)
+    assert len(alive(yard)) == 3  # there may be no more
+    for worker in yard.workers:
+        worker.gate.set()
+    groups = await asyncio.gather(*playing)
+    assert {t.status for group in groups for t in group.trajectories} == {Status.ANSWERED}
+    assert len(ledger.accepted) == 24
+    await until(lambda: len(alive(yard)) == 1)
+    await fleet.close()
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_fleet_goes_to_none_and_back_and_who_comes_back_has_the_present_weights() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=0, max_workers=2, grow_s=0.02, shrink_s=0.05)
+    assert yard.workers == []
+    for version in (1, 2):
+        await fleet.publish(version, Sender())
+        await _all(fleet, TASKS, 2)
+        await until(lambda: not alive(yard))
+        assert {held for worker in yard.workers for _, held in worker.played} == set(range(1, version + 1))
+    await fleet.close()
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_worker_that_will_have_to_go_finishes_takes_nothing_new_and_is_replaced() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=1, health_every_s=0.02)
+    (first,) = yard.workers
+    first.gate.clear()
+    begun = asyncio.create_task(fleet.play_group(TASKS[0], 2, Sampling(), ledger))
+    await settle()
+    first.leaving = "its node is about to go"
+    await until(lambda: len(yard.workers) == 2)
+    await fleet.play_group(TASKS[1], 2, Sampling(), ledger)
+    assert first.played == []
+    assert not first.ended
+    first.gate.set()
+    assert {t.worker for t in (await begun).trajectories} == {"rollout-0"}
+    await until(lambda: first.ended)
+    gone = fleet.seats()[0]
+    assert (gone.state, gone.why) == (WorkerState.DEAD, "its node is about to go")
+    await fleet.close()
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_further_workers_that_find_no_place_leave_those_that_there_are_playing() -> None:
+    room = False
+
+    def script(worker: Scripted) -> None:
+        if worker.name != "rollout-0" and not room:
+            worker.fail["start"] = WorkerLost("found no place")
+
+    yard = Yard(script)
+    fleet = await make(
+        yard, workers=1, max_workers=3, episodes_per_worker=4, grow_s=0.01, health_every_s=0.05
+    )
+    yard.workers[0].gate.clear()
+    playing = asyncio.create_task(_all(fleet, TASKS, 4))
+    await until(lambda: len(yard.workers) > 6)  # tried again and again
+    yard.workers[0].gate.set()
+    groups = await playing
+    assert len(groups) == 6
+    assert {t.worker for group in groups for t in group.trajectories} == {"rollout-0"}
+    room = True
+    yard.workers[0].fail["check"] = WorkerLost("gone")
+    await until(lambda: any(s.state is WorkerState.READY and s.name != "rollout-0" for s in fleet.seats()))
+    await fleet.close()
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
+    yard = Yard(lambda worker: worker.fail.update(start=WorkerLost("found no place")))
+    fleet = await make(yard, workers=0, max_workers=2, grow_s=0.01)
+    with pytest.raises(FleetFailed, match="found no place"):
+        await fleet.play_group(TASKS[0], 2, Sampling(), Ledger())
+    await fleet.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"workers": 3, "max_workers": 2}, r"max_workers=2 is below rollout\.workers \(3\)"),
+        ({"workers": 0}, "must be at least 1, or 0 with"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused(config: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RolloutConfig(**config)

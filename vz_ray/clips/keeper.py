@@ -12,9 +12,9 @@ from typing import Any
 import ray
 
 from vz_ray.clips.actor import start_decoder
-from vz_ray.clips.scaler import Scaler
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import within
+from vz_ray.observe.scaler import Scaler
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,14 @@ class PoolKeeper:
     """
 
     def __init__(self, config: ClipsConfig, actors: Mapping[int, Any]) -> None:
-        self._config, self._scaler = config, Scaler(config)
+        self._config = config
+        self._scaler = Scaler(
+            least=config.actors,
+            most=config.most_actors,
+            each=config.queue,
+            grow_s=config.grow_s,
+            shrink_s=config.shrink_s,
+        )
         self._serving, self._fixed = dict(actors), frozenset(actors)
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._leaving: dict[int, tuple[float, Any]] = {}

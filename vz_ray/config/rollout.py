@@ -56,7 +56,12 @@ class RolloutConfig:
 
     Attributes:
         engine: What each worker's engine is started with.
-        workers: How many workers there are.
+        workers: How many workers there are; the fewest where there may be more, 0 lets all go
+            when there is nothing to play.
+        max_workers: Most workers: further ones are started while episodes wait for a place, which makes
+            Ray's autoscaler look for nodes; 0 keeps them at `workers`.
+        grow_s: Seconds that episodes must have waited before workers are started.
+        shrink_s: Seconds that a worker must have been too many before it is let go.
         episodes_per_worker: Most episodes that one worker plays at once.
         cpus_per_worker: Logical CPUs that Ray reserves for a worker.
         attempts: Most times that an episode is played before it is given up
@@ -69,6 +74,9 @@ class RolloutConfig:
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     workers: int = 1
+    max_workers: int = 0
+    grow_s: float = 10.0
+    shrink_s: float = 120.0
     episodes_per_worker: int = 32
     cpus_per_worker: float = 1.0
     attempts: int = 3
@@ -78,11 +86,28 @@ class RolloutConfig:
     health_every_s: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "episodes_per_worker", "attempts"):
+        for name in ("episodes_per_worker", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be at least 1")
+        if self.workers < (0 if self.max_workers else 1):
+            raise ValueError(
+                f"rollout.workers={self.workers}: must be at least 1, or 0 with rollout.max_workers"
+            )
+        if self.max_workers and self.max_workers < self.workers:
+            raise ValueError(
+                f"rollout.max_workers={self.max_workers} is below rollout.workers ({self.workers}); "
+                "raise it, or leave it at 0 for a fixed number"
+            )
+        for name in ("grow_s", "shrink_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rollout.{name}={getattr(self, name)}: must be 0 or more")
         for name in ("start_deadline_s", "turn_deadline_s", "episode_deadline_s", "health_every_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be positive")
         if self.cpus_per_worker < 0:
             raise ValueError(f"rollout.cpus_per_worker={self.cpus_per_worker}: must be 0 or more")
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be."""
+        return self.max_workers or self.workers

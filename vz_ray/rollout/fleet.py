@@ -9,6 +9,9 @@
                    one that fails is killed and replaced
     a worker that starts gets the present weights before its first token
 
+    scale      --> episodes wait for places: more workers; workers idle: one of them drains
+    notice     --> a worker whose node is about to go drains, and is replaced if it is needed
+
 Consumes tasks, produces groups in the order in which they finish. One asyncio
 loop owns all state; no pixels pass through it.
 """
@@ -28,6 +31,7 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.scaler import Scaler
 from vz_ray.rollout.ledger import Ledger
 from vz_ray.rollout.state import Event, WorkerState, after
 from vz_ray.rollout.worker import WorkerStats
@@ -35,6 +39,9 @@ from vz_ray.weights.publisher import Publisher, PublishReport, Sender, Update
 from vz_ray.weights.verify import Probe
 
 log = logging.getLogger(__name__)
+
+_SCALE_S = 0.5
+"""How often the load is looked at."""
 
 
 class WorkerLost(RuntimeError):
@@ -70,6 +77,10 @@ class RemoteWorker(Protocol):
 
     async def check(self) -> None: ...
 
+    def notice(self) -> str:
+        """Why it will have to go before long, such as its node being reclaimed; empty if nothing is known."""
+        ...
+
     async def stats(self) -> WorkerStats: ...
 
     async def end(self) -> None:
@@ -85,6 +96,8 @@ class _Seat:
     state: WorkerState = WorkerState.STARTING
     load: int = 0
     why: str = ""
+    extra: bool = False
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +161,21 @@ class Fleet:
         self._failures: list[str] = []
         self._closed = False
         self._admitting = True
+        self._waiting = 0
+        self._scaler = Scaler(
+            least=config.workers,
+            most=config.most_workers,
+            each=config.episodes_per_worker,
+            grow_s=config.grow_s,
+            shrink_s=config.shrink_s,
+        )
 
     # -- workers ----------------------------------------------------------------
 
     async def start(self) -> None:
         """Starts the workers; returns when the first is ready, the others come when they can.
+
+        Where there may be none, it returns at once: workers come with the first episodes.
 
         Raises:
             FleetFailed, Overdue: None got ready; the fleet is closed.
@@ -160,6 +183,10 @@ class Fleet:
         for _ in range(self._config.workers):
             self._add()
         self._keep(self._watch())
+        if self._config.most_workers > self._config.workers:
+            self._keep(self._scale())
+        if not self._config.workers:
+            return
         ready = self._wait_for(lambda: any(s.state is WorkerState.READY for s in self._seats))
         try:
             await within(self._config.start_deadline_s, ready, who="fleet", what="starting its first worker")
@@ -193,10 +220,13 @@ class Fleet:
         await asyncio.gather(*self._background, return_exceptions=True)
         for seat in self._seats:
             await self._lose(seat, "the fleet was closed")
+            await self._end(seat)
 
     def _add(self) -> None:
         self._born += 1
-        seat = _Seat(self._spawn(f"rollout-{self._born - 1}"))
+        # The fleet does not depend on one that comes beside those it needs.
+        extra = len(self._staying()) >= max(1, self._config.workers)
+        seat = _Seat(self._spawn(f"rollout-{self._born - 1}"), extra=extra)
         self._seats.append(seat)
         self._keep(self._bring_up(seat))
 
@@ -206,6 +236,8 @@ class Fleet:
         try:
             await within(deadline, worker.start(), who=worker.name, what="starting")
             async with self._weights:
+                if seat.state is WorkerState.DEAD:
+                    return  # let go before it was there
                 self._step(seat, Event.STARTED)
                 if self._publisher.current is not None:
                     current = self._publisher.current
@@ -215,7 +247,8 @@ class Fleet:
                 self._step(seat, Event.SYNCED)
             self._failures.clear()
         except Exception as error:
-            self._failures.append(f"{worker.name}: {type(error).__name__}: {error}")
+            if seat.state is not WorkerState.DEAD and not seat.extra:
+                self._failures.append(f"{worker.name}: {type(error).__name__}: {error}")
             await self._lose(seat, str(error))
 
     def _step(self, seat: _Seat, event: Event) -> None:
@@ -230,17 +263,62 @@ class Fleet:
         self._step(seat, Event.DIED)
         if not self._closed:
             log.warning("%s is out of service: %s", seat.worker.name, why)
-            if len(self._failures) < self._starts:
+            if len(self._failures) < self._starts and len(self._staying()) < self._config.workers:
                 self._add()
+        await self._end(seat)
+
+    def _staying(self) -> list[_Seat]:
+        """Workers that play, or will."""
+        gone = (WorkerState.DEAD, WorkerState.DRAINING)
+        return [seat for seat in self._seats if seat.state not in gone]
+
+    async def _scale(self) -> None:
+        """Starts and lets go workers as the load asks."""
+        while True:
+            await asyncio.sleep(_SCALE_S)
+            staying = self._staying()
+            load = sum(seat.load for seat in staying) + self._waiting
+            target = self._scaler.target(time.monotonic(), len(staying), load)
+            for _ in range(target - len(staying)):
+                self._add()
+            # One that gets weights at this moment could not finish what it plays.
+            spare = [seat for seat in staying if seat.state is not WorkerState.SYNCING]
+            if target < len(staying) and spare:
+                first = min(spare, key=lambda seat: (seat.state is WorkerState.READY, seat.load))
+                self._drain(first, "fewer workers will do")
+
+    def _drain(self, seat: _Seat, why: str) -> None:
+        """Gives a worker no new episodes, and ends it when it has played those that it has."""
+        log.info("%s is to go: %s", seat.worker.name, why)
+        seat.why = why
+        self._step(seat, Event.DRAIN)
+        self._keep(self._let_go(seat))
+
+    async def _let_go(self, seat: _Seat) -> None:
+        # Its episodes have deadlines of their own, and leave it in any case.
+        await self._changed.until(lambda: not seat.load or seat.state is WorkerState.DEAD)
+        if seat.state is WorkerState.DRAINING:
+            self._step(seat, Event.EMPTY)
+        await self._end(seat)
+
+    async def _end(self, seat: _Seat) -> None:
+        if seat.ended:
+            return
         try:
             await within(60, seat.worker.end(), who=seat.worker.name, what="ending")
         except Exception as error:
             log.warning("%s did not end cleanly: %s", seat.worker.name, error)
+        seat.ended = True
 
     async def _watch(self) -> None:
-        """Finds workers that died while nobody asked anything of them."""
+        """Finds workers that died while nobody asked anything of them, and those that will have to go."""
         while True:
             await asyncio.sleep(self._config.health_every_s)
+            for seat in [s for s in self._seats if s.state is WorkerState.READY]:
+                if why := seat.worker.notice():
+                    self._drain(seat, why)
+                    if len(self._staying()) < self._config.workers:
+                        self._add()
             ready = [s for s in self._seats if s.state is WorkerState.READY]
             await asyncio.gather(*(self._probe_health(seat) for seat in ready))
 
@@ -364,8 +442,12 @@ class Fleet:
         episode: EpisodeConfig | None = None,
     ) -> Group:
         """As `play_group`, for samples that `ledger` already knows to be owed."""
-        async with self._turnstile:
-            home = _Home(await self._reserve(len(ids), begins=True))
+        self._waiting += len(ids)
+        try:
+            async with self._turnstile:
+                home = _Home(await self._reserve(len(ids), begins=True))
+        finally:
+            self._waiting -= len(ids)
         plays = [asyncio.create_task(self._play_one(task, id, sampling, ledger, home, episode)) for id in ids]
         # Lets each of them begin, as each gives its reserved place back when it ends.
         await asyncio.sleep(0)

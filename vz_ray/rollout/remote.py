@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
-from vz_ray.observe.deadline import within
+from vz_ray.observe.deadline import Overdue, within
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.fleet import WorkerLost
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
@@ -50,6 +50,8 @@ class RayWorker:
         self._node = ""
         config = setup.rollout
         gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
+        self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus} GPU on one node" if gpus else "")
+        self._place_s = config.start_deadline_s / 2
         actor = ray.remote(WorkerActor).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=gpus,
@@ -61,7 +63,19 @@ class RayWorker:
         self._actor: Any = actor.remote(name, setup)
 
     async def start(self) -> None:
-        self._node = await self._call("node")
+        """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
+        try:
+            self._node = await within(
+                self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
+            )
+        except Overdue as error:
+            free = {
+                name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")
+            }
+            raise WorkerLost(
+                f"{self.name} found no place within {self._place_s:g} s: it needs {self._needs}, and the "
+                f"cluster has {free} free; add nodes, or lower rollout.max_workers"
+            ) from error
         await self._call("start")
 
     async def play_episode(
@@ -95,6 +109,9 @@ class RayWorker:
     async def check(self) -> None:
         await self._call("check")
 
+    def notice(self) -> str:
+        return "its node is about to go" if self._node in _leaving_nodes() else ""
+
     async def stats(self) -> WorkerStats:
         stats: WorkerStats = await self._call("stats")
         return stats
@@ -121,6 +138,14 @@ class RayWorker:
             raise cause from error
         except RayActorError as error:
             raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}") from error
+
+
+def _leaving_nodes() -> Collection[str]:
+    """Ray's ids of the nodes that are being drained: reclaimed by the cloud, or idle and let go."""
+    from ray._private.state import state  # Ray offers it nowhere else
+
+    draining: Collection[str] = state.get_draining_nodes()
+    return draining
 
 
 def _first_line(error: Exception) -> str:
