@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline bench-clips test lint types format lock doctor clean
+.PHONY: quickstart baseline bench-clips bench-weights bench-schedule test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -16,6 +16,14 @@ assets/tiny-base/model.safetensors: | .venv/.installed
 # Zooms and overviews of long videos against decord, torchcodec (which needs the system's FFmpeg) and the decoder.
 bench-clips: .venv/.bench
 	$(PY) -m benchmarks.clips $(ARGS)
+
+# What a publish costs, against a plain copy of the same bytes and the engine's own reload.
+bench-weights: .venv/.installed
+	$(PY) -m benchmarks.weights $(ARGS)
+
+# What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
+bench-schedule: .venv/.installed
+	$(PY) -m benchmarks.schedule $(ARGS)
 
 .venv/.bench: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0

@@ -200,6 +200,11 @@ class Fleet:
         current = self._publisher.current
         return current.version if current is not None else 0
 
+    @property
+    def waiting(self) -> int:
+        """Episodes of groups that have no worker yet."""
+        return self._waiting
+
     def seats(self) -> list[Seat]:
         """All workers there ever were, in order of their start."""
         return [Seat(s.worker.name, s.state, s.load, s.why) for s in self._seats]
@@ -362,7 +367,7 @@ class Fleet:
         try:
             still = self._wait_for(lambda: not any(seat.load for seat in self._seats))
             # Each episode has its own deadline, for each of its attempts.
-            once_s = self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
+            once_s = 2 * (self._config.episode_deadline_s + self._config.turn_deadline_s)
             most_s = self._config.attempts * once_s
             await within(most_s, still, who="fleet", what="the episodes in flight before an update")
             yield
@@ -489,7 +494,8 @@ class Fleet:
     ) -> Trajectory:
         worker = seat.worker
         # The worker has the same deadline, and names the cause; this one is for a worker that hangs.
-        deadline = self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
+        # Before its place there is free, another episode may have to end.
+        deadline = 2 * self._config.episode_deadline_s + 2 * self._config.turn_deadline_s
         try:
             return await within(
                 deadline,
@@ -502,16 +508,16 @@ class Fleet:
             raise
 
     async def _reserve(self, places: int, *, begins: bool = False) -> _Seat:
-        """The ready worker with the least to do, once one has room; `places` on it are taken.
+        """The ready worker with the least to do, once one has a free place; `places` on it are taken.
 
-        A group larger than a worker's capacity goes to an idle one; one that `begins` waits
-        while the fleet admits none.
+        A group goes to one worker as soon as that has any place: samples beyond its places wait
+        there for the next ones to end, so that no place stays empty until a whole group fits. One
+        that `begins` waits while the fleet admits none.
         """
         cap = self._config.episodes_per_worker
 
         def free() -> list[_Seat]:
-            ready = (s for s in self._seats if s.state is WorkerState.READY)
-            return [s for s in ready if s.load + places <= cap or s.load == 0]
+            return [s for s in self._seats if s.state is WorkerState.READY and s.load < cap]
 
         await self._wait_for(lambda: (self._admitting or not begins) and bool(free()))
         seat = min(free(), key=lambda s: s.load)
