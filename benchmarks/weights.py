@@ -1,17 +1,17 @@
-"""What a publish costs: pause to resume, against a plain copy of the same bytes and against the engine's own floor.
+"""What a publish costs, against a plain copy of the same bytes and against the engine's own floor.
 
     make bench-weights
     make bench-weights ARGS="--publishes 5 --layers 24"
 
-The real engine, with two models: the tiny one, and one of half a billion random parameters in float32. Measured
-are whole publishes through shared memory, hashes checked, caches dropped; the probe, which compares log-probs, is
-counted apart. In the engine's own process, with the same tensors in its memory already:
+The real engine, with two models: the tiny one, and one of half a billion random parameters in float32.
+Measured are whole publishes through shared memory, from pause to resume, hashes checked, caches dropped;
+without the probe that compares log-probs. In the engine's own process, with the same tensors in its memory:
 
 - copy: fresh memory and a plain copy, tensor by tensor, nothing else;
-- floor: fresh memory, copy, and what vLLM does to weights before it computes with them (packing on CPU): its own
-  layerwise reload, without hashes, files or pauses.
+- floor: fresh memory, copy, and what vLLM does to weights before it computes with them (packing on CPU):
+  its own layerwise reload, without hashes, files or pauses.
 
-The last line is one JSON object; `ratio_vs_floor` and `ratio_vs_copy` are ours / theirs, of the larger model.
+The last line is one JSON object; `ratio_vs_floor` and `ratio_vs_copy` are ours / theirs, larger model.
 """
 
 from __future__ import annotations
