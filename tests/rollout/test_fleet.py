@@ -74,6 +74,10 @@ class Scripted:
     def notice(self) -> str:
         return self.leaving
 
+    async def whereabouts(self) -> tuple[str, str]:
+        self._ask("whereabouts")
+        return "3 episodes playing", "thread decode: ..."
+
     async def stats(self) -> Any:
         raise NotImplementedError
 
@@ -467,6 +471,22 @@ async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
     fleet = await make(yard, workers=0, max_workers=2, grow_s=0.01)
     with pytest.raises(FleetFailed, match="found no place"):
         await fleet.play_group(TASKS[0], 2, Sampling(), Ledger())
+    await fleet.close()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_worker_that_is_late_is_asked_what_it_is_doing(
+    answers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=1, attempts=1)
+    yard.workers[0].fail["play"] = Overdue("rollout-0", "episode 0/t0/0#0", 5)
+    if not answers:
+        yard.workers[0].fail["whereabouts"] = WorkerLost("gone")
+    group = await fleet.play_group(TASKS[0], 1, Sampling(), ledger)
+    known = "3 episodes playing" if answers else "does not say what it is doing: WorkerLost"
+    assert known in group.trajectories[0].error
+    assert ("thread decode" in caplog.text) is answers
     await fleet.close()
 
 

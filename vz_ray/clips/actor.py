@@ -14,6 +14,7 @@ import ray
 
 from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
+from vz_ray.observe.stacks import stacks
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import ReaderBroken
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoError, VideoInfo, Zoom
@@ -65,6 +66,11 @@ class DecodeActor:
         """Seconds that the request in progress has run; 0 when idle."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    @ray.method(concurrency_group="watch")
+    def stacks(self) -> str:
+        """Where its threads are."""
+        return stacks()
 
     @ray.method(concurrency_group="watch")
     def stats(self) -> ReadStats:

@@ -372,6 +372,15 @@ class ClipPool:
             busy = float("inf")
         if busy < self._config.deadline_s:
             return False
+        await self._note_stacks(slot, actor)
         self._counts.killed += 1
         ray.kill(actor, no_restart=False)
         return True
+
+    async def _note_stacks(self, slot: int, actor: Any) -> None:
+        """Logs where a stuck actor is, if it can still say so."""
+        try:
+            where = await within(_ANSWER_S, actor.stacks.remote(), who=name(slot), what="its stacks")
+        except (Overdue, RayActorError) as error:
+            where = f"it does not answer: {error}"
+        log.warning("%s is stuck and will be killed:\n%s", name(slot), where)

@@ -16,14 +16,16 @@ class Overdue(TimeoutError):
         who: The actor or service waited for, for example `rollout-worker-3`.
         what: The request, for example `publish of weight version 7`.
         seconds: How long was waited.
+        state: What was last known of it; empty if nothing was asked.
     """
 
-    def __init__(self, who: str, what: str, seconds: float) -> None:
-        super().__init__(f"{who} did not finish {what} within {seconds:g} s")
-        self.who, self.what, self.seconds = who, what, seconds
+    def __init__(self, who: str, what: str, seconds: float, state: str = "") -> None:
+        known = f" ({state})" if state else ""
+        super().__init__(f"{who} did not finish {what} within {seconds:g} s{known}")
+        self.who, self.what, self.seconds, self.state = who, what, seconds, state
 
-    def __reduce__(self) -> tuple[type[Overdue], tuple[str, str, float]]:
-        return (Overdue, (self.who, self.what, self.seconds))
+    def __reduce__(self) -> tuple[type[Overdue], tuple[str, str, float, str]]:
+        return (Overdue, (self.who, self.what, self.seconds, self.state))
 
 
 async def within(seconds: float, awaitable: Awaitable[T], *, who: str, what: str) -> T:

@@ -40,6 +40,8 @@ from vz_ray.weights.verify import Probe
 
 log = logging.getLogger(__name__)
 
+_ANSWER_S = 10.0
+"""How long a worker that is late may take to say what it is doing."""
 _SCALE_S = 0.5
 """How often the load is looked at."""
 
@@ -82,6 +84,10 @@ class RemoteWorker(Protocol):
         ...
 
     async def stats(self) -> WorkerStats: ...
+
+    async def whereabouts(self) -> tuple[str, str]:
+        """What it is doing, in a few words, and the stacks of its threads and tasks."""
+        ...
 
     async def end(self) -> None:
         """Ends it with everything it started, cleanly if it still answers."""
@@ -506,6 +512,23 @@ class Fleet:
         except WorkerLost as error:
             await self._lose(seat, str(error))
             raise
+        except Overdue as overdue:
+            if overdue.state:
+                raise
+            raise Overdue(
+                overdue.who, overdue.what, overdue.seconds, await self._look_into(worker)
+            ) from overdue
+
+    async def _look_into(self, worker: RemoteWorker) -> str:
+        """What a worker that was waited for too long is doing; its stacks go to the log."""
+        try:
+            state, where = await within(
+                _ANSWER_S, worker.whereabouts(), who=worker.name, what="its whereabouts"
+            )
+        except Exception as error:
+            return f"and does not say what it is doing: {type(error).__name__}"
+        log.warning("%s was waited for too long: %s\n%s", worker.name, state, where)
+        return state
 
     async def _reserve(self, places: int, *, begins: bool = False) -> _Seat:
         """The ready worker with the least to do, once one has a free place; `places` on it are taken.

@@ -116,6 +116,10 @@ class RayWorker:
         stats: WorkerStats = await self._call("stats")
         return stats
 
+    async def whereabouts(self) -> tuple[str, str]:
+        found: tuple[str, str] = await self._call("whereabouts")
+        return found
+
     async def end(self) -> None:
         """Shuts the engine down if the worker still answers; kills the actor in any case."""
         try:

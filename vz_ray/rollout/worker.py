@@ -26,6 +26,7 @@ from vz_ray.episode.trajectory import EpisodeId, RewardParts, Sampling, Trajecto
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
 from vz_ray.observe.logs import keep_output_in
+from vz_ray.observe.stacks import stacks
 from vz_ray.rollout.engine import Engine, EngineFailed
 from vz_ray.weights import Probe, Update
 
@@ -196,6 +197,11 @@ class RolloutWorker:
             rss_mb=psutil.Process().memory_info().rss / 1e6,
             engine=engine.stats(),
         )
+
+    async def whereabouts(self) -> tuple[str, str]:
+        """What it is doing, in a few words, and the stacks of its threads and tasks."""
+        turns = 0 if self._engine is None else self._engine.stats().running
+        return f"{self._playing} episodes playing, {turns} turns in the engine", stacks()
 
     async def shutdown(self) -> None:
         """Ends the engine's process."""
