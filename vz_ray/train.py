@@ -131,6 +131,7 @@ async def play(config: RunConfig, state: RunState, actors: Actors, iteration: in
         tasks=wanted.tasks,
         max_tasks=wanted.max_tasks,
         samples=wanted.samples,
+        spare=wanted.spare_samples,
         sampling=Sampling(wanted.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
         keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
     )

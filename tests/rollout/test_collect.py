@@ -21,7 +21,7 @@ class Players:
     def __init__(self) -> None:
         self.playing, self.most = 0, 0
 
-    async def play_group(self, task, samples, sampling, ledger, *, iteration):
+    async def play_group(self, task, samples, sampling, ledger, *, iteration, spare):
         self.playing += 1
         self.most = max(self.most, self.playing)
         await asyncio.sleep(0)

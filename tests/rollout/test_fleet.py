@@ -474,6 +474,49 @@ async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
     await fleet.close()
 
 
+async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_waits_for_the_others() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=1)
+    (worker,) = yard.workers
+    slow = asyncio.Event()
+    play = worker.play_episode
+
+    async def some_are_slow(task: Task, id: EpisodeId, *rest: Any) -> Trajectory:
+        if id.sample in (1, 2):
+            await slow.wait()
+        return await play(task, id, *rest)
+
+    worker.play_episode = some_are_slow  # type: ignore[method-assign]
+    group = await fleet.play_group(TASKS[0], 3, Sampling(), ledger, spare=2)
+    assert [t.id.sample for t in group.trajectories] == [0, 3, 4]
+    assert ledger.owed == ()
+    assert {key[2]: why for key, why in ledger.dropped.items()} == dict.fromkeys(
+        (1, 2), "a spare sample, not needed"
+    )
+    assert fleet.seats()[0].load == 0
+    await fleet.close()
+
+
+async def test_spares_take_the_place_of_failed_samples() -> None:
+    yard, ledger = Yard(), Ledger()
+    fleet = await make(yard, workers=1, attempts=1)
+    (worker,) = yard.workers
+    play = worker.play_episode
+
+    async def one_fails(task: Task, id: EpisodeId, *rest: Any) -> Trajectory:
+        if id.sample == 0:
+            raise Overdue("rollout-0", f"episode {id}", 5, "stuck")
+        return await play(task, id, *rest)
+
+    worker.play_episode = one_fails  # type: ignore[method-assign]
+    group = await fleet.play_group(TASKS[0], 2, Sampling(), ledger, spare=1)
+    assert [(t.id.sample, t.status) for t in group.trajectories] == [
+        (1, Status.ANSWERED),
+        (2, Status.ANSWERED),
+    ]
+    await fleet.close()
+
+
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_worker_that_is_late_is_asked_what_it_is_doing(
     answers: bool, caplog: pytest.LogCaptureFixture

@@ -44,6 +44,9 @@ class TrainConfig:
     """Groups in an iteration's batch (paper: 128)."""
     samples: int = 16
     """Trajectories in a group (paper: 16)."""
+    spare_samples: int = 0
+    """Further trajectories played in each group; the first `samples` that end are kept. No group waits for
+    its longest episodes, which are learned from less often than they are played; 0 has no such bias."""
     max_tasks: int = 384
     """Most tasks played in an iteration to fill the batch; groups of equal rewards teach nothing."""
     max_staleness: int = 0
@@ -65,8 +68,9 @@ class TrainConfig:
         for name in ("iterations", "tasks", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_staleness < 0:
-            raise ValueError(f"train.max_staleness is {self.max_staleness}; it must not be negative")
+        for name in ("max_staleness", "spare_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if self.samples < 2:
             raise ValueError(f"train.samples is {self.samples}; a group needs at least 2 to compare")
         if self.max_tasks < self.tasks:

@@ -37,6 +37,7 @@ async def collect(
     samples: int,
     sampling: Sampling,
     keep: Callable[[Group], bool],
+    spare: int = 0,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Batch:
     """Plays tasks until `tasks` groups are kept, or `max_tasks` have been played.
@@ -54,6 +55,7 @@ async def collect(
         samples: Trajectories in a group.
         sampling: How they are drawn.
         keep: Whether a group is worth learning from.
+        spare: Further samples of each group; see `Fleet.play_group`.
         advance: Called with the number of groups kept since the last call.
     """
     batch, playing = Batch(), set[asyncio.Task[tuple[Task, Group]]]()
@@ -61,7 +63,7 @@ async def collect(
     def refill() -> None:
         wanted = min(tasks - len(batch.kept) - len(playing), min(max_tasks, source.all) - source.given)
         for task in source.take(max(0, wanted)):
-            playing.add(asyncio.create_task(_play(fleet, task, samples, sampling, ledger, iteration)))
+            playing.add(asyncio.create_task(_play(fleet, task, samples, spare, sampling, ledger, iteration)))
 
     try:
         refill()
@@ -84,6 +86,13 @@ async def collect(
 
 
 async def _play(
-    fleet: Fleet, task: Task, samples: int, sampling: Sampling, ledger: Ledger, iteration: int
+    fleet: Fleet,
+    task: Task,
+    samples: int,
+    spare: int,
+    sampling: Sampling,
+    ledger: Ledger,
+    iteration: int,
 ) -> tuple[Task, Group]:
-    return task, await fleet.play_group(task, samples, sampling, ledger, iteration=iteration)
+    group = await fleet.play_group(task, samples, sampling, ledger, iteration=iteration, spare=spare)
+    return task, group

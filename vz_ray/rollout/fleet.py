@@ -429,10 +429,14 @@ class Fleet:
         *,
         iteration: int = 0,
         episode: EpisodeConfig | None = None,
+        spare: int = 0,
     ) -> Group:
         """Plays all samples of a task on one worker, as long as it lives.
 
         `episode` takes the place of the workers' own rules, for an evaluation of another kind.
+        With `spare`, so many further samples are played, the first `samples` that end are the group
+        and the others are given up: no group waits for its longest episodes, and long ones are
+        in groups less often than they are played.
 
         A sample that was tried too often becomes a FAILED trajectory that says
         why, and is dropped in `ledger`. Waits for a worker with room first, in
@@ -441,8 +445,8 @@ class Fleet:
         Raises:
             FleetFailed: No worker can be had.
         """
-        ids = ledger.owe(iteration, task.task_id, samples)
-        return await self.play_owed(task, ids, sampling, ledger, episode)
+        ids = ledger.owe(iteration, task.task_id, samples + spare)
+        return await self.play_owed(task, ids, sampling, ledger, episode, keep=samples)
 
     async def play_owed(
         self,
@@ -451,8 +455,10 @@ class Fleet:
         sampling: Sampling,
         ledger: Ledger,
         episode: EpisodeConfig | None = None,
+        *,
+        keep: int | None = None,
     ) -> Group:
-        """As `play_group`, for samples that `ledger` already knows to be owed."""
+        """As `play_group`, for samples that `ledger` already knows to be owed; the first `keep` are kept."""
         self._waiting += len(ids)
         try:
             async with self._turnstile:
@@ -463,9 +469,13 @@ class Fleet:
         # Lets each of them begin, as each gives its reserved place back when it ends.
         await asyncio.sleep(0)
         try:
-            return Group(task.task_id, tuple(await asyncio.gather(*plays)))
+            kept = await _first(plays, len(ids) if keep is None else keep)
         finally:
             await _cancel(plays)
+        for id in ids:
+            if id.owed in ledger.attempts:
+                ledger.drop(id.owed, "a spare sample, not needed")
+        return Group(task.task_id, kept)
 
     async def _play_one(
         self,
@@ -573,6 +583,16 @@ class Fleet:
     def _hopeless(self) -> bool:
         alive = any(s.state is not WorkerState.DEAD for s in self._seats)
         return not alive and len(self._failures) >= self._starts
+
+
+async def _first(plays: Sequence[asyncio.Task[Trajectory]], keep: int) -> tuple[Trajectory, ...]:
+    """The first `keep` that did not fail, or failed ones where there are not as many; in order of sample."""
+    pending, ended = set(plays), list[Trajectory]()
+    while pending and sum(t.status is not Status.FAILED for t in ended) < keep:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        ended += [play.result() for play in done]
+    ended.sort(key=lambda t: t.status is Status.FAILED)
+    return tuple(sorted(ended[:keep], key=lambda t: t.id.sample))
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -1,0 +1,190 @@
+"""A cluster of several nodes on this machine, with Ray's real autoscaler, to rehearse on.
+
+    python -m cluster.local up --nodes 3 --cpus 2
+    vz-ray train conf/tiny.yaml model=assets/tiny-base ray.address=127.0.0.1:6399 rollout.max_workers=3
+    python -m cluster.local down
+
+Nodes are processes with resources that are only counted: the head has room for a driver, a learner and
+decoders, and worker nodes come when something waits for their resource, one rollout worker each, and go when
+idle. It has a temporary directory and ports of its own, and ends only what it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from vz_ray.observe.errors import UserError
+
+PORT = 6399
+HEAD, NODE = "ray.head.default", "worker"
+START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCluster:
+    """A head and up to `nodes` worker nodes.
+
+    Attributes:
+        nodes: Most worker nodes.
+        cpus: Logical CPUs of each.
+        head_cpus: Logical CPUs of the head.
+        port: Of the head's address.
+        folder: Temporary directory of all nodes; its path must be short, since sockets lie in it.
+        idle_s: A worker node that nobody used for as long goes.
+    """
+
+    nodes: int = 3
+    cpus: float = 2
+    head_cpus: float = 6
+    port: int = PORT
+    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "vz_ray_cluster")
+    idle_s: float = 20.0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        """Starts the head; worker nodes come when something needs them.
+
+        Raises:
+            UserError: It runs already, or does not start.
+        """
+        if self.processes():
+            raise UserError(
+                f"a cluster with files in {self.folder} runs already: `python -m cluster.local down`"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "autoscaler.json"
+        config.write_text(json.dumps(self._autoscaler()))
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={self.port}",
+            f"--temp-dir={self.folder}",
+            f"--autoscaling-config={config}",
+            f"--num-cpus={self.head_cpus:g}",
+            "--object-store-memory=268435456",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+        ]
+        env = {
+            **os.environ,
+            "RAY_FAKE_CLUSTER": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        }
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_S, check=False)
+        if done.returncode:
+            self.down()
+            raise UserError(
+                f"the head did not start: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+            )
+
+    def down(self) -> None:
+        """Ends every process of it."""
+        found = self.processes()
+        for process in found:
+            _quietly(process.terminate)
+        _, alive = psutil.wait_procs(found, timeout=5)
+        for process in alive:
+            _quietly(process.kill)
+        psutil.wait_procs(alive, timeout=5)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those whose command lines name its folder, and all that they have started."""
+        roots = [p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.folder) in _command(p)]
+        found = {process.pid: process for root in roots for process in (root, *_children(root))}
+        return [process for pid, process in found.items() if pid != os.getpid()]
+
+    def _autoscaler(self) -> dict[str, Any]:
+        resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20}
+        return {
+            "cluster_name": "local",
+            "max_workers": self.nodes,
+            "upscaling_speed": 20,
+            "idle_timeout_minutes": self.idle_s / 60,
+            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "head_node_type": HEAD,
+            "available_node_types": {
+                HEAD: {"resources": {"CPU": self.head_cpus}, "node_config": {}, "max_workers": 0},
+                NODE: {
+                    "resources": resources,
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": self.nodes,
+                },
+            },
+            "auth": {},
+            "file_mounts": {},
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "initialization_commands": [],
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
+        }
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
+
+
+def _quietly(action: Any) -> None:
+    try:
+        action()
+    except psutil.Error:
+        return  # it has ended by itself
+
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option(help="Most worker nodes.")] = 3,
+    cpus: Annotated[float, typer.Option(help="Logical CPUs of each.")] = 2,
+    port: Annotated[int, typer.Option(help="Port of the head.")] = PORT,
+) -> None:
+    """Starts it."""
+    cluster = LocalCluster(nodes=nodes, cpus=cpus, port=port)
+    began = time.monotonic()
+    try:
+        cluster.up()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(f"up after {time.monotonic() - began:.0f} s; use it with ray.address={cluster.address}")
+
+
+@app.command()
+def down() -> None:
+    """Ends it, and nothing else."""
+    LocalCluster().down()
+
+
+if __name__ == "__main__":
+    app()
