@@ -13,7 +13,8 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue
-from vz_ray.rollout.fleet import Fleet, FleetFailed, WorkerLost
+from vz_ray.rollout.crew import FleetFailed, WorkerLost
+from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
 from vz_ray.rollout.state import WorkerState
 from vz_ray.weights import Probe, Publisher, Update
@@ -378,7 +379,7 @@ async def until(what: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vz_ray.rollout.fleet._SCALE_S", 0.01)
+    monkeypatch.setattr("vz_ray.rollout.crew._SCALE_S", 0.01)
 
 
 def alive(yard: Yard) -> list[str]:

@@ -16,8 +16,8 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.rollout.crew import WorkerLost
 from vz_ray.rollout.engine import EngineFailed
-from vz_ray.rollout.fleet import WorkerLost
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.store import MANIFEST
