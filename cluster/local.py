@@ -117,7 +117,14 @@ class LocalCluster:
             "max_workers": self.nodes,
             "upscaling_speed": 20,
             "idle_timeout_minutes": self.idle_s / 60,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                # All nodes have one address here.
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
             "head_node_type": HEAD,
             "available_node_types": {
                 HEAD: {"resources": {"CPU": self.head_cpus}, "node_config": {}, "max_workers": 0},
@@ -130,6 +137,10 @@ class LocalCluster:
             },
             "auth": {},
             "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
             "setup_commands": [],
             "head_setup_commands": [],
             "worker_setup_commands": [],

@@ -92,7 +92,7 @@ async def train(
                 records = records_of(batch, state.iteration, config)
                 append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
                 row = {**step_metrics(records), **_figures(batch, learned, published), **ages, **clock.laps}
-                row["data/epoch"] = state.cursor.epoch
+                row |= {"data/epoch": state.cursor.epoch, names.WORKERS: float(actors.fleet.size)}
                 log.log(state.iteration, row)
                 progress.show({name: row[name] for name in SHOWN if name in row})
                 stop_on_mismatch(row, config)

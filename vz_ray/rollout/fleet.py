@@ -91,6 +91,12 @@ class Fleet:
         """Episodes of groups that have no worker yet."""
         return self._crew.waiting
 
+    @property
+    def size(self) -> int:
+        """Workers that serve now."""
+        serving = (WorkerState.READY, WorkerState.SYNCING)
+        return sum(seat.state in serving for seat in self.seats())
+
     def seats(self) -> list[Seat]:
         """All workers there ever were, in order of their start."""
         return self._crew.seats()
