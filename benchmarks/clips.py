@@ -324,6 +324,7 @@ def pool_load(path: Path, minutes: int, episodes: int = 64, turns: int = 4) -> d
 
     import ray
 
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     from vz_ray.clips import ClipPool
     from vz_ray.clips.gate import asking_as
     from vz_ray.config.clips import ClipsConfig
