@@ -57,13 +57,14 @@ def test_every_frame_and_pts_equals_that_of_a_linear_decode(made: Made, tmp_path
 
 def check_against_linear(path: Path, seed: int) -> None:
     linear = decode_all(path)
-    times = times_to_ask(linear, 200, seed)
+    times = times_to_ask(linear, 300, seed)
     draw = np.random.default_rng(seed)
-    with VideoReader(str(path)) as reader:
-        width, height = reader.target_size(SMALL)
+    with VideoReader(str(path)) as alone, VideoReader(str(path), threads=3) as together:
+        width, height = alone.target_size(SMALL)
         while len(times):
             count = int(draw.integers(1, 24))
             asked, times = times[:count], times[count:]
+            reader = (alone, together)[int(draw.integers(2))]
             for second, frame in zip(asked, reader.frames(asked, SMALL), strict=True):
                 index = linear.at(second)
                 assert frame.pts_s == pytest.approx(linear.pts[index], abs=1e-9), second
@@ -87,6 +88,27 @@ def test_one_at_a_time_and_backwards_are_as_exact_as_in_one_pass(tmp_path: Path)
         together = reader.frames(times, SMALL)
         apart = [reader.frames([second], SMALL)[0] for second in reversed(times)]
     assert [frame.ref for frame in together] == [frame.ref for frame in reversed(apart)]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_parts_decoded_at_once_give_the_same_frames_for_no_more_decoding(
+    threads: int, tmp_path: Path
+) -> None:
+    path = make(tmp_path, Made("video.mp4", gop=40))
+    times = [k * 0.4 for k in range(32)]
+    with VideoReader(str(path)) as alone, VideoReader(str(path), threads=threads) as together:
+        before = together.decoded
+        assert [f.ref for f in together.frames(times, SMALL)] == [f.ref for f in alone.frames(times, SMALL)]
+        parts = together._parts(together._ordered(together.table.at(t) for t in times))
+        assert len(parts) == threads
+        keys = [{together.table.key_before(pts) for pts in part} for part in parts]
+        assert sum(map(len, keys)) == len(set.union(*keys))  # no GOP is decoded by two
+        assert max(map(len, parts)) <= 2 * min(map(len, parts)) + 4
+        reorder = 8 * threads  # frames that each decoder puts out beyond the last one wanted
+        assert together.decoded - before <= alone.decoded + reorder
+        assert len(together.frames([1.0], SMALL)) == 1
+    assert together._container is None
+    assert all(other._container is None for other in together._others)
 
 
 @pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"the sample videos are not at {TESTDATA}")

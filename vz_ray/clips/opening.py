@@ -21,6 +21,7 @@ def open_reader(config: ClipsConfig) -> ClipReader:
         disk=disk,
         sources=sources(config),
         decoder=config.decoder,
+        threads=config.threads,
     )
 
 

@@ -14,7 +14,9 @@ class ClipsConfig:
     decoder: str = "pyav"
     """What decodes: `pyav`, or `torchcodec` where that and FFmpeg's libraries are installed."""
     actors: int = 2
-    """Decode actors, each a process with one decoding thread."""
+    """Decode actors, each a process."""
+    threads: int = 2
+    """Parts in which an actor decodes a request that spans several GOPs, at once (`pyav` only)."""
     max_actors: int = 0
     """Most decode actors: further ones are started while requests queue up; 0 keeps them at `actors`."""
     queue: int = 4
@@ -73,6 +75,7 @@ class ClipsConfig:
             raise ValueError(f"clips.decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}")
         for name in (
             "actors",
+            "threads",
             "queue",
             "attempts",
             "quarantine_after",

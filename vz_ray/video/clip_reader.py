@@ -77,6 +77,7 @@ class ClipReader:
             None keeps them in memory only.
         sources: Where the files are.
         decoder: What decodes, one of `DECODERS`.
+        threads: Parts in which `pyav` decodes a request that spans several GOPs.
 
     Raises:
         UserError: The decoder cannot be loaded here.
@@ -91,13 +92,14 @@ class ClipReader:
         disk: DiskStore | None = None,
         sources: Sources = LOCAL,
         decoder: str = "pyav",
+        threads: int = 1,
     ) -> None:
         if videos < 1:
             raise ValueError(f"at least one video must stay open, got videos={videos}")
         self._cache, self._videos = FrameCache(cache_bytes), videos
         self._limits = limits or Limits()
         self._sources = sources
-        self._reader_type = DECODERS[decoder]()
+        self._reader_type, self._threads = DECODERS[decoder](), threads
         self._disk, self._facts = disk, FactsStore(disk)
         self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
         self._requests = self._scanned = self._decoded = self._seeks = self._disk_hits = 0
@@ -188,7 +190,9 @@ class ClipReader:
         reader = self._open.get(key)
         if reader is None:
             facts = self._facts.get(uri, path)
-            reader = self._open[key] = self._reader_type(uri, path=path, limits=self._limits, facts=facts)
+            reader = self._open[key] = self._reader_type(
+                uri, path=path, limits=self._limits, facts=facts, threads=self._threads
+            )
             if facts is None:
                 self._scanned += 1
                 self._facts.put(reader.facts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import av
@@ -58,14 +59,14 @@ class VideoReader:
         limits: What is refused.
         facts: What is known of this content already: nothing is scanned then, and the file is not even
             opened before the first frame is asked for.
+        threads: A request that spans several GOPs is decoded in as many parts at once, each by a decoder
+            with one thread: the same frames at the same CPU time, sooner.
 
     Attributes:
         facts: What is known of the file now.
         info: What the file is.
         table: When each frame is shown.
         scaler: What scales frames, as references name it.
-        decoded: Frames the decoder has put out so far.
-        seeks: Seeks so far, reopenings included.
 
     Raises (when opened):
         VideoError: A subclass that says why the file cannot be used.
@@ -80,8 +81,11 @@ class VideoReader:
         path: str | None = None,
         limits: Limits | None = None,
         facts: VideoFacts | None = None,
+        threads: int = 1,
     ) -> None:
         self._path = path
+        self._threads = threads
+        self._others: list[VideoReader] = []
         self._uri, self._limits = uri, limits or Limits()
         self._scaler = VideoReformatter()
         self._container: InputContainer | None = None
@@ -92,7 +96,7 @@ class VideoReader:
         self._landed = self._skipping = False
         self._unclean: set[int] = set()
         self._wanted = frozenset[int]()
-        self.decoded = self.seeks = 0
+        self._own_decoded = self._own_seeks = 0
         if facts is not None:
             check_pixels(uri, facts.pixels, self._limits)
             self._seekable, self.table = facts.table.seekable, facts.table
@@ -116,7 +120,23 @@ class VideoReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def decoded(self) -> int:
+        """Frames that decoders have put out so far."""
+        return self._own_decoded + sum(other.decoded for other in self._others)
+
+    @property
+    def seeks(self) -> int:
+        """Seeks so far, reopenings included."""
+        return self._own_seeks + sum(other.seeks for other in self._others)
+
     def close(self) -> None:
+        """Gives the file back; a later request opens it again."""
+        for other in self._others:
+            other.close()
+        self._shut()
+
+    def _shut(self) -> None:
         if self._container is not None:
             self._container.close()
         self._container = self._held = self._ahead = None
@@ -139,9 +159,43 @@ class VideoReader:
 
     def at_pts(self, wanted: Iterable[int], width: int, height: int) -> dict[int, Frame]:
         """Frame by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
-        ordered = self._ordered(wanted)
+        parts = self._parts(self._ordered(wanted))
+        if len(parts) == 1:
+            return self._pass(parts[0], width, height)
+        while len(self._others) < len(parts) - 1:
+            self._others.append(
+                VideoReader(self._uri, path=self._path, limits=self._limits, facts=self.facts)
+            )
+        with ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="decode") as pool:
+            readers = zip(self._others, parts[1:], strict=False)
+            rest = [pool.submit(reader._pass, part, width, height) for reader, part in readers]
+            found = self._pass(parts[0], width, height)
+            for others in rest:
+                found |= others.result()
+        return found
+
+    def _pass(self, ordered: Sequence[int], width: int, height: int) -> dict[int, Frame]:
         self._wanted = frozenset(ordered)
         return {pts: self._deliver(self._reach(pts), width, height) for pts in ordered}
+
+    def _parts(self, ordered: list[int]) -> list[list[int]]:
+        """`ordered` in at most `threads` parts of about the same cost, cut where another GOP begins."""
+        if self._threads == 1 or not self._seekable or len(ordered) < 2:
+            return [ordered]
+        gops: dict[int, list[int]] = {}
+        for pts in ordered:
+            gops.setdefault(self.table.key_before(pts), []).append(pts)
+        rank, keys = self.table.rank, self.table.key_pts
+        costs = [rank(within[-1]) - rank(int(keys[max(key, 0)])) + 1 for key, within in gops.items()]
+        parts: list[list[int]] = [[]]
+        spent, share = 0, sum(costs) / min(self._threads, len(gops))
+        for within, cost in zip(gops.values(), costs, strict=True):
+            # A GOP goes where more than half of it belongs.
+            if parts[-1] and spent + cost / 2 > share * len(parts) and len(parts) < self._threads:
+                parts.append([])
+            parts[-1] += within
+            spent += cost
+        return parts
 
     def _ordered(self, wanted: Iterable[int]) -> list[int]:
         ordered = sorted(set(wanted))
@@ -258,7 +312,7 @@ class VideoReader:
     def _seek(self, stamp: int) -> None:
         if self._container is None:
             self._container, self._stream = open_video(self._uri, self._limits, self._path)
-        self.seeks += 1
+        self._own_seeks += 1
         self._held = self._ahead = None
         self._out, self._landed = iter(()), False
         # A seek that fails is one that landed nowhere: the caller steps back.
@@ -267,8 +321,8 @@ class VideoReader:
             self._out = self._decode(from_key=True)
 
     def _restart(self) -> None:
-        self.close()
-        self.seeks += 1
+        self._shut()
+        self._own_seeks += 1
         self._counted_to = None
         self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self._out = self._decode(from_key=False)
@@ -305,7 +359,7 @@ class VideoReader:
                 yield from self._timed(frame, first_pts)
 
     def _timed(self, frame: VideoFrame, first_pts: int | None) -> Iterator[_Shown]:
-        self.decoded += 1
+        self._own_decoded += 1
         if self._seekable:
             if frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
                 self._landed = self._landed or frame.pts == first_pts

@@ -64,7 +64,7 @@ class TorchcodecReader(VideoReader):
             batch = self._open(width, height).get_frames_played_at([(one + 0.5) * tick for one in pts])
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._unusable(str(error).strip().splitlines()[0]) from error
-        self.decoded += len(pts)
+        self._own_decoded += len(pts)
         for one, got in zip(pts, batch.pts_seconds.tolist(), strict=True):
             if abs(got - one * tick) > tick / 2:
                 raise self._unusable(f"the frame at {one * tick:.4f} s is one at {got:.4f} s there")
@@ -77,7 +77,7 @@ class TorchcodecReader(VideoReader):
         """The decoder for this size; the last one is kept."""
         if self._decoder is None or self._decoder[0] != (width, height):
             decoders, transforms = load()
-            self.seeks += 1
+            self._own_seeks += 1
             opened = decoders.VideoDecoder(
                 self._path or self._uri,
                 stream_index=self.info.stream,
