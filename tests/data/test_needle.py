@@ -98,6 +98,26 @@ def test_decoded_frames_look_like_the_drawing(world):
         assert np.abs(drawn - frame.rgb).mean() < 12
 
 
+def test_more_than_an_hour_is_searched_as_a_minute_is(tmp_path):
+    sizes = {"train": 0, "sft": 0, "validation": 0, "test": 1, "shot_s": [256], "fps": 2, "workers": 1}
+    config = SynthConfig(directory=str(tmp_path / "needle"), **sizes)
+    (video,) = plan(config)["test"]
+    tasks = read_tasks(synthesize(config)["test"])
+    size = FrameSize(112 * 112, 112 * 112)
+    with LocalFrames() as frames:
+        info = asyncio.run(frames.probe(tasks[0].video))
+        assert info.duration_s == pytest.approx(4096)
+        overview = asyncio.run(frames.overview(tasks[0].video, Overview(0.5, 16), size))
+        assert [frame.pts_s for frame in overview.frames] == [256.0 * k for k in range(16)]
+        for task in tasks:
+            (start, end), (a, b) = task.events[0], task.extra["path"][-1]
+            clip = asyncio.run(frames.zoom(task.video, Zoom(a, b, 8 / (b - a)), size))
+            shown = [frame for frame in clip.frames if start <= frame.pts_s < end]
+            assert len(shown) == 1
+            drawn = draw_frames(video, [shown[0].pts_s], 112)[0].astype(float)
+            assert np.abs(drawn - shown[0].rgb).mean() < 12
+
+
 def test_tasks_are_read_back_with_their_truth(world):
     _, files = world
     tasks = read_tasks(files["train"])

@@ -65,6 +65,19 @@ def turn(path: Path, to: Path, degrees: int) -> Path:
     return to
 
 
+def stretch(path: Path, to: Path, times: int) -> Path:
+    """The same packets, each shown `times` as long."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts = packet.pts * times, packet.dts * times
+                packet.duration = (packet.duration or 0) * times
+                packet.stream = stream
+                container.mux(packet)
+    return to
+
+
 def shift(path: Path, to: Path, seconds: float) -> Path:
     """The same packets, shown later or earlier; an edit list cuts off what would be shown before 0."""
     with av.open(str(path)) as source, av.open(str(to), "w") as container:

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.video.making import Made, decode_all, make, shift, times_to_ask, turn
+from tests.video.making import Made, decode_all, make, shift, stretch, times_to_ask, turn
 from vz_ray.video.errors import OverLimit, VideoDamaged
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.reader import VideoReader
@@ -232,6 +232,26 @@ def test_a_file_without_a_decodable_frame_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(VideoDamaged, match="no frame of it can be decoded"):
         VideoReader(str(path))
+
+
+def test_ten_hours_are_too_long_as_things_are_set(tmp_path: Path) -> None:
+    path = tmp_path / "ten_hours.mp4"
+    stretch(make(tmp_path, Made("ten_minutes.mp4", frames=601, rate=1, gop=50)), path, 60)
+    with pytest.raises(OverLimit, match="36060 s long, over the limit of 28800 s; cut it") as caught:
+        VideoReader(str(path))
+    assert caught.value.for_model == "the video is too long"
+
+
+def test_16k_is_too_large_as_things_are_set(tmp_path: Path) -> None:
+    path = tmp_path / "16k.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 16384, 2400, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(16384, 2400, "yuv420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(OverLimit, match="frames of 39321600 pixels exceed the limit of 37748736") as caught:
+        VideoReader(str(path))
+    assert caught.value.for_model == "the video's resolution is too high"
 
 
 def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:
