@@ -94,6 +94,6 @@ def test_what_it_cannot_read_as_asked_is_an_error_that_names_the_other_decoder(t
 def test_where_it_is_missing_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(
-        UserError, match=r"clips\.decoder is torchcodec, which cannot be loaded .* install torchcodec"
+        UserError, match=r"clips\.decoder is torchcodec, which cannot be loaded .* install vz_ray"
     ):
         ClipReader(decoder="torchcodec")

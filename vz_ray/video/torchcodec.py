@@ -121,6 +121,6 @@ def load() -> tuple[Any, Any]:
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(
             f"clips.decoder is torchcodec, which cannot be loaded ({str(error).strip().splitlines()[0]}); "
-            "install torchcodec and FFmpeg's shared libraries, or set clips.decoder to pyav"
+            "install vz_ray[torchcodec] and FFmpeg's shared libraries, or set clips.decoder to pyav"
         ) from error
     return decoders, transforms
