@@ -97,8 +97,15 @@ def tasks_by_iteration(run: Path) -> list[set[str]]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked to stop", "killed"])
-@pytest.mark.parametrize("behind", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "behind"),
+    [
+        pytest.param(signal.SIGTERM, 1, id="asked to stop"),
+        pytest.param(signal.SIGKILL, 1, id="killed", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0, id="asked to stop, in turns", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 0, id="killed, in turns", marks=pytest.mark.slow),
+    ],
+)
 def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number, behind):
     name, iterations = f"stopped-{number}-{behind}", 6
     arguments = [
