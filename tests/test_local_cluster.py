@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ print(ray.cluster_resources()["CPU"])
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     # Ray's sockets lie in it: pytest's own paths are too long.
-    folder = Path("/tmp") / f"vzc{time.time_ns() % 10**8}"
+    folder = Path(tempfile.gettempdir()) / f"vzc{time.time_ns() % 10**8}"
     made = LocalCluster(nodes=2, cpus=2, head_cpus=4, port=6411, folder=folder, idle_s=5)
     made.up()
     yield made
