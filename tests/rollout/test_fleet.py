@@ -261,9 +261,12 @@ async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_f
     await fleet.close()
 
 
-async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun(workers: int) -> None:
+    """With one worker, on the one that takes its place: that needs weights while the update waits."""
     yard, ledger = Yard(), Ledger()
-    fleet = await make(yard, workers=2, episodes_per_worker=4)
+    fleet = await make(yard, workers=workers, episodes_per_worker=4)
+    await fleet.publish(4, Sender())
     for worker in yard.workers:
         worker.gate.clear()
     begun = asyncio.create_task(fleet.play_group(TASKS[0], 2, Sampling(), ledger))
@@ -274,8 +277,9 @@ async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun() -> N
     player.fail["play"] = WorkerLost("gone")
     for worker in yard.workers:
         worker.gate.set()
-    group = await begun
+    group = await asyncio.wait_for(begun, 10)
     assert [t.status for t in group.trajectories] == [Status.ANSWERED] * 2
+    assert {version for worker in yard.workers for _, version in worker.played} == {4}
     assert (await publishing).version == 5
     await settle()
     assert {worker.version for worker in yard.workers if not worker.ended} == {5}

@@ -10,6 +10,8 @@ import pytest
 
 from tests.video.making import Made, make, turn
 from tests.video.test_oracle import FILES
+from vz_ray.clips import ClipPool
+from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import OverLimit, VideoDamaged
@@ -93,6 +95,8 @@ def test_what_it_cannot_read_as_asked_is_an_error_that_names_the_other_decoder(t
 
 def test_where_it_is_missing_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ClipPool.start(ClipsConfig(decoder="torchcodec"))
     with pytest.raises(
         UserError, match=r"clips\.decoder is torchcodec, which cannot be loaded .* install vz_ray"
     ):

@@ -30,7 +30,7 @@ from vz_ray.clips.keeper import PoolKeeper
 from vz_ray.clips.roster import Roster, name
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.video.clip_reader import ReadStats
+from vz_ray.video.clip_reader import DECODERS, ReadStats
 from vz_ray.video.errors import DecoderLost, Quarantined, ReaderBroken, VideoError
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 from vz_ray.video.source import is_remote
@@ -122,7 +122,12 @@ class ClipPool:
 
     @classmethod
     def start(cls, config: ClipsConfig) -> ClipPool:
-        """Starts the actors; they live until `close`, or until no handle is left."""
+        """Starts the actors; they live until `close`, or until no handle is left.
+
+        Raises:
+            UserError: The decoder that `config` asks for cannot be loaded.
+        """
+        DECODERS[config.decoder]()
         actors = {slot: start_decoder(config) for slot in range(config.actors)}
         keeper = None
         if config.most_actors > config.actors:

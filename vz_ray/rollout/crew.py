@@ -135,6 +135,7 @@ class Crew:
         members: All workers there ever were, in order of their start.
         admitting: Whether groups may begin.
         waiting: Episodes of groups that have no worker yet.
+        begun: Groups that have one and have not ended; between two attempts none of their episodes plays.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Crew:
         self._sender: Sender | None = None
         self.members: list[Member] = []
         self.changed = Pulse()
-        self.admitting, self.waiting = True, 0
+        self.admitting, self.waiting, self.begun = True, 0, 0
         self._weights = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._born = 0
@@ -334,19 +335,18 @@ class Crew:
             Overdue: The learner was not ready in time; workers play on.
             WeightsBroken: The weights could not be sent; every worker is replaced.
         """
-        async with self._weights:
+        # Stands still before it holds the weights: a worker that takes the place of a lost one needs them.
+        async with self._standstill() if finish_first else contextlib.nullcontext(), self._weights:
             began, self._sender = time.monotonic(), sender
             update = await self._publisher.prepare(version, sender)
-            prepare_s = time.monotonic() - began
-            async with self._standstill() if finish_first else contextlib.nullcontext():
-                return await self._deliver(update, sender, prepare_s)
+            return await self._deliver(update, sender, time.monotonic() - began)
 
     @contextlib.asynccontextmanager
     async def _standstill(self) -> AsyncIterator[None]:
         """No group begins inside, and those that have begun have ended."""
         self.admitting = False
         try:
-            still = self.wait_for(lambda: not any(member.load for member in self.members))
+            still = self.wait_for(lambda: not self.begun)
             # Each episode has its own deadline, for each of its attempts.
             once_s = 2 * (self._config.episode_deadline_s + self._config.turn_deadline_s)
             most_s = self._config.attempts * once_s

@@ -165,13 +165,16 @@ class Fleet:
                 home = _Home(await self._reserve(len(ids), begins=True))
         finally:
             self._crew.waiting -= len(ids)
+        self._crew.begun += 1
         plays = [asyncio.create_task(self._play_one(task, id, sampling, ledger, home, episode)) for id in ids]
-        # Lets each of them begin, as each gives its reserved place back when it ends.
-        await asyncio.sleep(0)
         try:
+            # Lets each of them begin, as each gives its reserved place back when it ends.
+            await asyncio.sleep(0)
             kept = await _first(plays, len(ids) if keep is None else keep)
         finally:
             await _cancel(plays)
+            self._crew.begun -= 1
+            self._crew.changed.beat()
         for id in ids:
             if id.owed in ledger.attempts:
                 ledger.drop(id.owed, "a spare sample, not needed")
