@@ -54,7 +54,7 @@ from vz_ray.rollout.ledger import Ledger
 from vz_ray.video.frame import FrameRef, Zoom
 from vz_ray.weights.publisher import Publisher, Update
 
-FRAME_TOKENS, OVERVIEW, PER_PROCESS = 128, 64, 16
+PAD, OVERVIEW, PER_PROCESS = 7, 64, 16
 SAMPLES, PLACES = 8, 8
 
 
@@ -118,7 +118,8 @@ def context(frames: int) -> Context:
         FrameRef("blake3:" + "0" * 64, "/data/video.mp4", 0, k / 2, 448, 224, "bicubic", "pyav", f"{k:064x}")
         for k in range(frames)
     )
-    return Context(tuple(range(frames)), tuple(range(frames * FRAME_TOKENS)), ((1, 16, 32),) * frames, refs)
+    ids = tuple(token for k in range(frames) for token in (1000 + k, 1000, PAD, 1001))
+    return Context(ids, ((1, 16, 32),) * frames, refs, PAD)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.video.frame import FrameRef, Zoom
 
 number = st.floats(allow_nan=False, allow_infinity=False)
+PAD = 151_655
 ids = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 200_000)), max_size=30).map(tuple)
 refs = st.builds(
     FrameRef,
@@ -46,7 +47,8 @@ refs = st.builds(
 def contexts(draw: st.DrawFn) -> Context:
     frames = draw(st.lists(refs, max_size=4))
     grids = tuple((1, draw(st.integers(2, 40)), draw(st.integers(2, 40))) for _ in frames)
-    return Context(draw(ids), draw(ids), grids, tuple(frames))
+    text = [token for token in draw(ids) if token != PAD]
+    return Context((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD)
 
 
 spans = st.lists(
@@ -103,7 +105,7 @@ def test_round_trip_is_exact(trajectory: Trajectory) -> None:
 def test_what_frames_share_is_written_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
-    prompt = Context((1,) * 64, (7,) * 8192, ((1, 2, 2),) * 64, frames)
+    prompt = Context((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
     written = json.dumps(
         trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), Status.FAILED))
     )
@@ -112,7 +114,7 @@ def test_what_frames_share_is_written_once() -> None:
 
 
 def test_another_format_version_is_refused() -> None:
-    prompt = Context((), ())
+    prompt = Context(())
     data = trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), Status.FAILED))
     with pytest.raises(ValueError, match="version 999"):
         trajectory_from_dict({**data, "v": 999})

@@ -72,11 +72,10 @@ class Author:
         ids, grids = list(self.text(before)), []
         for ref in refs:
             grids.append((1, ref.height // 14, ref.width // 14))
-            visual = ref.height * ref.width // 28**2
             ids += [*self.text(between), self.ids["<|vision_start|>"]]
-            ids += [self.ids["<|image_pad|>"]] * visual + [self.ids["<|vision_end|>"]]
+            ids += [self.ids["<|image_pad|>"], self.ids["<|vision_end|>"]]
         ids += self.text(after)
-        return Context((), tuple(ids), tuple(grids), refs)
+        return Context(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"])
 
     def turn(self, count: int, reply: Context | None, temperature: float = 1.0) -> Turn:
         logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)

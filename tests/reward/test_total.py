@@ -23,7 +23,7 @@ from vz_ray.video.frame import Zoom
 
 TASK = Task("t", "v.mp4", "What flashes? A. disc B. cross", "B")
 ASK = '<think>Look.</think><video_zoom>{"segment": [1, 3], "fps": 2}</video_zoom>'
-CLIP = Context((1,), (1,))
+CLIP = Context((1,))
 REFUSED = ZoomRefused(ZoomFault.REVERSED, "the segment ends before it starts")
 
 

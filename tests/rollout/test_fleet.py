@@ -51,7 +51,7 @@ class Scripted:
         await self.gate.wait()
         self._ask("play")
         self.played.append((id, self.version))
-        return Trajectory(id, "wire", Context((), ()), (), Status.ANSWERED, worker=self.name)
+        return Trajectory(id, "wire", Context(()), (), Status.ANSWERED, worker=self.name)
 
     async def pause(self) -> None:
         self._ask("pause")

@@ -56,5 +56,5 @@ async def play(
 
 
 def _failed(id: EpisodeId, wire: WireFormat, error: str, worker: str, seconds: float) -> Trajectory:
-    nothing = Context((), ())
+    nothing = Context(())
     return Trajectory(id, wire.name, nothing, (), Status.FAILED, worker=worker, seconds=seconds, error=error)

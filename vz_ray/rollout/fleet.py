@@ -204,7 +204,7 @@ class Fleet:
                 self._crew.changed.beat()
             if id.attempt + 1 >= self._config.attempts:
                 ledger.drop(id.owed, why)
-                return Trajectory(id, "", Context((), ()), (), Status.FAILED, error=why)
+                return Trajectory(id, "", Context(()), (), Status.FAILED, error=why)
             id = ledger.retry(id.owed)
             member = await self._rehome(home)
 
