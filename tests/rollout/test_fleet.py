@@ -14,6 +14,7 @@ from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue
 from vz_ray.rollout.crew import FleetFailed, WorkerLost
+from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
 from vz_ray.rollout.state import WorkerState
@@ -27,6 +28,7 @@ class Scripted:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.room: Room | None = None
         self.version = 0
         self.asked: list[str] = []
         self.played: list[tuple[EpisodeId, int]] = []

@@ -151,6 +151,21 @@ async def test_the_prefix_cache_spares_the_shared_part(side: Side) -> None:
     after = side.engine.stats()
     assert after.cached_tokens > before.cached_tokens
     assert after.sampled_tokens - before.sampled_tokens == 2
+    shown = len(prompt.frames)
+    assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (shown, shown)
+
+
+async def test_turns_fill_the_key_value_cache_and_empty_it_again(side: Side) -> None:
+    turn = asyncio.create_task(side.engine.act(side.overview(), Sampling(max_tokens=400), request="long"))
+    used = 0
+    while not turn.done():
+        await asyncio.sleep(0.01)
+        used = max(used, side.engine.stats().kv_used)
+    # A little later than the turn's end the scheduler says that it is gone.
+    await side.engine.act(side.overview(), Sampling(max_tokens=2), request="short")
+    after = side.engine.stats()
+    assert len(side.overview().compact_ids) < used <= after.kv_tokens
+    assert after.kv_used < used
 
 
 async def test_turns_in_flight_go_on_with_the_new_weights(side: Side) -> None:

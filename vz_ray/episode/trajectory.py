@@ -266,6 +266,12 @@ class Trajectory:
         return tuple(ids)
 
     @property
+    def length(self) -> int:
+        """Tokens of the whole conversation."""
+        said = sum(len(turn.action.token_ids) for turn in self.turns)
+        return said + sum(context.length for context in self.contexts)
+
+    @property
     def loss_mask(self) -> tuple[int, ...]:
         """`[L]`: 1 exactly on the tokens of the policy's own turns."""
         mask = [0] * self.prompt.length

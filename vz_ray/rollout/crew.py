@@ -25,6 +25,7 @@ from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import within
 from vz_ray.observe.scaler import Scaler
+from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.state import Event, WorkerState, after
 from vz_ray.rollout.worker import WorkerStats
 from vz_ray.weights.publisher import Publisher, PublishReport, Sender, Update
@@ -48,6 +49,8 @@ class RemoteWorker(Protocol):
     """A worker, wherever it runs. Every method may raise `WorkerLost`."""
 
     name: str
+    room: Room | None
+    """What it could still take in when it last said so: with each episode and each health check."""
 
     async def start(self) -> None: ...
 
@@ -94,6 +97,10 @@ class Member:
     why: str = ""
     extra: bool = False
     ended: bool = False
+
+    @property
+    def room(self) -> Room | None:
+        return self.worker.room
 
 
 @dataclass(frozen=True, slots=True)

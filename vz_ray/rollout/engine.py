@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.episode.wire import placeholder_ids
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
+from vz_ray.rollout.engine_stats import EngineGauge, EngineStats
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.weights import BACKENDS, Probe, Update
 
@@ -42,21 +43,6 @@ T = TypeVar("T")
 
 class EngineFailed(RuntimeError):
     """The engine cannot go on: it must be replaced, and what it was doing done elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counts since the start of the engine.
-
-    `cached_tokens` are those of `prompt_tokens` (visual ones included) that the
-    prefix cache spared.
-    """
-
-    turns: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    sampled_tokens: int = 0
-    running: int = 0
 
 
 def banned_ids(model: str | Path) -> tuple[int, ...]:
@@ -157,6 +143,7 @@ class Engine:
         version: int,
         training: bool,
         deadline_s: float,
+        gauge: EngineGauge,
     ) -> None:
         self.name = name
         self._training = training
@@ -167,7 +154,7 @@ class Engine:
         self._deadline_s = deadline_s
         self._open = asyncio.Event()
         self._open.set()
-        self._stats = EngineStats()
+        self._stats, self._gauge = EngineStats(), gauge
         self._running = 0
 
     @classmethod
@@ -207,7 +194,8 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = _engine_args(model, config, ids, log, BACKENDS[transport])
-        start = asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        gauge = EngineGauge()
+        start = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[gauge])
         llm = await within(
             start_deadline_s, start, who=name, what=f"starting an engine on {model} (log: {log})"
         )
@@ -219,6 +207,7 @@ class Engine:
             version=version,
             training=training,
             deadline_s=turn_deadline_s,
+            gauge=gauge,
         )
         await engine._call("labelling its weights", llm.update_weight_version(str(version)))
         return engine
@@ -344,8 +333,8 @@ class Engine:
         await self._call("resetting its encoder cache", self._llm.reset_encoder_cache())
 
     def stats(self) -> EngineStats:
-        """Counts since the start."""
-        return replace(self._stats, running=self._running)
+        """Counts since the start, and the state of its key/value cache."""
+        return self._gauge.onto(replace(self._stats, running=self._running))
 
     async def check(self) -> None:
         """Raises `EngineFailed` if the engine's process is gone."""

@@ -18,6 +18,7 @@ from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.rollout.crew import WorkerLost
 from vz_ray.rollout.engine import EngineFailed
+from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.store import MANIFEST
@@ -30,6 +31,12 @@ class WorkerActor(RolloutWorker):
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    async def play_and_tell(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> tuple[Trajectory, Room]:
+        """An episode, and what could be taken in after it."""
+        return await self.play_episode(task, id, sampling, episode), self.room()
 
     def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
         """Writes a version that was fetched from another node to the same place on this one."""
@@ -46,6 +53,7 @@ class RayWorker:
 
     def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
         self.name = name
+        self.room: Room | None = None
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
@@ -81,7 +89,8 @@ class RayWorker:
     async def play_episode(
         self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
     ) -> Trajectory:
-        trajectory: Trajectory = await self._call("play_episode", task, id, sampling, episode)
+        trajectory: Trajectory
+        trajectory, self.room = await self._call("play_and_tell", task, id, sampling, episode)
         return trajectory
 
     async def pause(self) -> None:
@@ -107,7 +116,7 @@ class RayWorker:
         await self._call("resume")
 
     async def check(self) -> None:
-        await self._call("check")
+        self.room = await self._call("check")
 
     def notice(self) -> str:
         return "its node is about to go" if self._node in _leaving_nodes() else ""

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -28,10 +27,8 @@ from vz_ray.observe.deadline import within
 from vz_ray.observe.logs import keep_output_in
 from vz_ray.observe.stacks import stacks
 from vz_ray.rollout.engine import Engine, EngineFailed
+from vz_ray.rollout.engine_stats import EngineStats, Room
 from vz_ray.weights import Probe, Update
-
-if TYPE_CHECKING:
-    from vz_ray.rollout.engine import EngineStats
 
 Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
 """May block: it is called in a thread."""
@@ -180,9 +177,15 @@ class RolloutWorker:
     async def resume(self) -> None:
         await self._ready().resume()
 
-    async def check(self) -> None:
-        """Raises `EngineFailed` if the engine's process is gone."""
+    async def check(self) -> Room:
+        """What it could still take in; raises `EngineFailed` if the engine's process is gone."""
         await self._ready().check()
+        return self.room()
+
+    def room(self) -> Room:
+        """What it could still take in."""
+        stats = self._ready().stats()
+        return Room(stats.kv_tokens - stats.kv_used, self._playing)
 
     async def stats(self) -> WorkerStats:
         import psutil
