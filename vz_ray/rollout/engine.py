@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.episode.protocols import Prompt
@@ -93,7 +93,14 @@ def _logging_to(file: Path) -> str:
     return str(path)
 
 
-def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: Path, backend: str) -> Any:
+def _engine_args(
+    model: Path,
+    config: EngineConfig,
+    banned: Sequence[int],
+    log: Path,
+    backend: str,
+    processors: Sequence[type] = (),
+) -> Any:
     import torch
     from vllm.config import WeightTransferConfig
     from vllm.config.logging import LoggingConfig
@@ -117,7 +124,7 @@ def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: 
         block_size=None if torch.cuda.is_available() else _CPU_BLOCK,
         trust_remote_code=False,
         weight_transfer_config=WeightTransferConfig(backend=backend),
-        logits_processors=[BanTokens],
+        logits_processors=[BanTokens, *processors],
         additional_config={CONFIG_KEY: list(banned)},
         logging_config=LoggingConfig(pylogging_config_file=_logging_to(log)),
         disable_log_stats=True,
@@ -132,6 +139,9 @@ class Engine:
         turn = await engine.act(prompt, Sampling(temperature=1.0), request="0/q7/3#0:1")
         await engine.shutdown()
     """
+
+    processors: ClassVar[Sequence[type]] = ()
+    """Further logits processors of vLLM, after the ban."""
 
     def __init__(
         self,
@@ -193,7 +203,7 @@ class Engine:
         ids = banned_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = _engine_args(model, config, ids, log, BACKENDS[transport])
+        args = _engine_args(model, config, ids, log, BACKENDS[transport], cls.processors)
         gauge = EngineGauge()
         start = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[gauge])
         llm = await within(

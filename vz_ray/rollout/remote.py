@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -51,6 +51,8 @@ class RayWorker:
             by default this process's.
     """
 
+    actor_type: ClassVar[type[WorkerActor]] = WorkerActor
+
     def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
         self.name = name
         self.room: Room | None = None
@@ -60,7 +62,7 @@ class RayWorker:
         gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
         self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus} GPU on one node" if gpus else "")
         self._place_s = config.start_deadline_s / 2
-        actor = ray.remote(WorkerActor).options(
+        actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=gpus,
             max_restarts=0,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from blake3 import blake3
 
@@ -90,6 +91,8 @@ def sample_seed(seed: int | None, id: EpisodeId) -> int | None:
 class RolloutWorker:
     """Plays episodes with its own engine; every method names this worker in its errors."""
 
+    engine_type: ClassVar[type[Engine]] = Engine
+
     def __init__(self, name: str, setup: WorkerSetup, *, own_process: bool = True) -> None:
         self.name = name
         self._setup = setup
@@ -106,7 +109,7 @@ class RolloutWorker:
         from transformers import AutoTokenizer
 
         setup, config = self._setup, self._setup.rollout
-        self._engine = await Engine.start(
+        self._engine = await self.engine_type.start(
             setup.model,
             config.engine,
             name=self.name,
