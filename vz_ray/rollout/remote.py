@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vz_ray.config.episode import EpisodeConfig
@@ -24,6 +24,8 @@ from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
+_REASON = 300
+"""Most characters of Ray's own account of a death; the rest is general advice."""
 
 
 class WorkerActor(RolloutWorker):
@@ -139,7 +141,12 @@ class RayWorker:
             ray.kill(self._actor, no_restart=True)
 
     async def _call(self, method: str, *args: Any) -> Any:
-        """Calls the actor; its own errors come as they were raised there."""
+        """Calls the actor; its own errors come as they were raised there.
+
+        Raises:
+            WorkerLost: It has died, was reclaimed with its node, could not be reached, or its answer went
+                with its node. In each case it may have done what was asked, and nobody will know.
+        """
         ref = getattr(self._actor, method).remote(*args)
         try:
             return await ref
@@ -151,8 +158,31 @@ class RayWorker:
             if isinstance(cause, EngineFailed):
                 raise WorkerLost(f"{self.name}: {cause}") from error
             raise cause from error
-        except RayActorError as error:
-            raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}") from error
+        except RayError as error:
+            raise WorkerLost(f"{self.name} {_fate(error)} during {method}: {_reason(error)}") from error
+
+
+def _fate(error: RayError) -> str:
+    """What Ray's error says of an actor.
+
+    One that cannot be reached may live on behind a broken network. It is lost all the same: the answers
+    to all its calls are, and what it goes on to play would be played twice.
+    """
+    if isinstance(error, ActorUnavailableError):
+        return "could not be reached"
+    if isinstance(error, ObjectLostError):
+        return "was lost with its answer"
+    if isinstance(error, RayActorError) and error.preempted:
+        return "was reclaimed with its node"
+    return "died"
+
+
+def _reason(error: RayError) -> str:
+    """Ray's own account in one line: without the actor's ids, and without general advice."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return lines[-1]  # a traceback
+    return (" ".join(lines[1:2]) or lines[0] if lines else type(error).__name__)[:_REASON]
 
 
 def _leaving_nodes() -> Collection[str]:
@@ -161,10 +191,6 @@ def _leaving_nodes() -> Collection[str]:
 
     draining: Collection[str] = state.get_draining_nodes()
     return draining
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_manifest(directory: str) -> str:
