@@ -148,7 +148,7 @@ class Sleeper:
 
     pause = init_weights = receive = thaw = resume = check = end = _nothing
 
-    def notice(self) -> str:
+    async def notice(self) -> str:
         return ""
 
     async def score(self, probe: object) -> Sequence[float]:

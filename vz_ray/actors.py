@@ -182,7 +182,9 @@ async def fleet(config: RunConfig, model: Path | str, frames: ClipPool, run: Run
         tolerance=config.weights.probe_tolerance,
         every=config.weights.probe_every,
     )
-    workers = Fleet(lambda name: RayWorker(name, setup), config.rollout, publisher)
+    # Once for the whole run: while all nodes with GPUs are away, the cluster has none.
+    gpus = _gpus() > 0
+    workers = Fleet(lambda name: RayWorker(name, setup, gpus=gpus), config.rollout, publisher)
     try:
         await workers.start()
         yield workers

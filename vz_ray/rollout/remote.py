@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +16,10 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.rollout.crew import WorkerLost
+from vz_ray.rollout.crew import NoPlace, WorkerLost
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.engine_stats import Room
+from vz_ray.rollout.place import lacking
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.store import MANIFEST
@@ -49,24 +50,28 @@ class RayWorker:
     """A `RemoteWorker` of the fleet.
 
     Args:
+        gpus: Whether its engine runs on GPUs.
         weights_node: Ray's id of the node whose shared memory the learner writes to;
             by default this process's.
     """
 
     actor_type: ClassVar[type[WorkerActor]] = WorkerActor
 
-    def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
+    def __init__(
+        self, name: str, setup: WorkerSetup, *, gpus: bool = False, weights_node: str | None = None
+    ) -> None:
         self.name = name
         self.room: Room | None = None
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
-        gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
-        self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus} GPU on one node" if gpus else "")
+        self._needs = {"CPU": config.cpus_per_worker}
+        if gpus:
+            self._needs["GPU"] = config.engine.tensor_parallel
         self._place_s = config.start_deadline_s / 2
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
-            num_gpus=gpus,
+            num_gpus=self._needs.get("GPU", 0),
             max_restarts=0,
             max_task_retries=0,
             # Methods that pause or check must get through while all episodes play.
@@ -81,12 +86,10 @@ class RayWorker:
                 self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
-            free = {
-                name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")
-            }
-            raise WorkerLost(
-                f"{self.name} found no place within {self._place_s:g} s: it needs {self._needs}, and the "
-                f"cluster has {free} free; add nodes, or lower rollout.max_workers"
+            needs = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
+            raise NoPlace(
+                f"{self.name} found no place within {self._place_s:g} s: it needs {needs} on one node, and "
+                + lacking(self._needs, *await asyncio.to_thread(_nodes))
             ) from error
         await self._call("start")
 
@@ -122,8 +125,9 @@ class RayWorker:
     async def check(self) -> None:
         self.room = await self._call("check")
 
-    def notice(self) -> str:
-        return "its node is about to go" if self._node in _leaving_nodes() else ""
+    async def notice(self) -> str:
+        leaving = await asyncio.to_thread(_leaving_nodes)
+        return "its node is about to go" if self._node in leaving else ""
 
     async def stats(self) -> WorkerStats:
         stats: WorkerStats = await self._call("stats")
@@ -136,7 +140,8 @@ class RayWorker:
     async def end(self) -> None:
         """Shuts the engine down if the worker still answers; kills the actor in any case."""
         try:
-            await within(_END_S, self._call("shutdown"), who=self.name, what="shutting down")
+            if self._node:  # else it has no process yet, and would go on asking for a place
+                await within(_END_S, self._call("shutdown"), who=self.name, what="shutting down")
         finally:
             ray.kill(self._actor, no_restart=True)
 
@@ -185,12 +190,21 @@ def _reason(error: RayError) -> str:
     return (" ".join(lines[1:2]) or lines[0] if lines else type(error).__name__)[:_REASON]
 
 
-def _leaving_nodes() -> Collection[str]:
+def _leaving_nodes() -> Mapping[str, int]:
     """Ray's ids of the nodes that are being drained: reclaimed by the cloud, or idle and let go."""
     from ray._private.state import state  # Ray offers it nowhere else
 
-    draining: Collection[str] = state.get_draining_nodes()
+    draining: Mapping[str, int] = state.get_draining_nodes()
     return draining
+
+
+def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """What each node that stays has, and what of it is free."""
+    from ray._private.state import available_resources_per_node  # Ray offers only their sum
+
+    leaving, free = _leaving_nodes(), available_resources_per_node()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes]
 
 
 def _read_manifest(directory: str) -> str:
