@@ -29,6 +29,7 @@ class Scripted:
     def __init__(self, name: str) -> None:
         self.name = name
         self.room: Room | None = None
+        self.pulls = False
         self.version = 0
         self.asked: list[str] = []
         self.played: list[tuple[EpisodeId, int]] = []
@@ -96,6 +97,12 @@ class Sender:
         return None
 
     async def send(self, update: Update) -> None:
+        return None
+
+    async def abort(self) -> None:
+        return None
+
+    async def copy(self, update: Update) -> Update | None:
         return None
 
 

@@ -49,6 +49,8 @@ class RemoteWorker(Protocol):
     """A worker, wherever it runs. Every method may raise `WorkerLost`."""
 
     name: str
+    pulls: bool
+    """Its node may be reclaimed at any moment, so it pulls weights rather than being in a group."""
     room: Room | None
     """What it could still take in when it last said so: with each episode and each health check."""
 
@@ -235,7 +237,9 @@ class Crew:
                 self._step(member, Event.STARTED)
                 if self._publisher.current is not None:
                     current = self._publisher.current
-                    report = await self._publisher.deliver(current, [worker], sender=self._sender)
+                    report = await self._publisher.deliver(
+                        current, [worker], sender=self._sender, joining=True
+                    )
                     if report.failed:
                         raise WorkerLost(report.failed[worker.name])
                 self._step(member, Event.SYNCED)

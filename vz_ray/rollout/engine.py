@@ -155,7 +155,7 @@ class Engine:
         deadline_s: float,
         gauge: EngineGauge,
     ) -> None:
-        self.name = name
+        self.name, self.pulls = name, False
         self._training = training
         self._pad_id = pad_id
         self.banned = banned

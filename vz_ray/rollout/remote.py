@@ -24,13 +24,17 @@ from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
+MARKET = "ray.io/market-type"
+"""Ray's label of nodes, `spot` or `on-demand`."""
 
 
 class WorkerActor(RolloutWorker):
     """A rollout worker that knows its node."""
 
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
+    def node(self) -> tuple[str, bool]:
+        """Ray's id of its node, and whether the cloud may reclaim that."""
+        here = ray.get_runtime_context()
+        return str(here.get_node_id()), here.get_node_labels().get(MARKET) == "spot"
 
     async def play_and_tell(
         self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
@@ -56,6 +60,7 @@ class RayWorker:
     def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
         self.name = name
         self.room: Room | None = None
+        self.pulls = False
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
@@ -75,7 +80,7 @@ class RayWorker:
     async def start(self) -> None:
         """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
         try:
-            self._node = await within(
+            self._node, self.pulls = await within(
                 self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
