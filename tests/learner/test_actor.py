@@ -12,7 +12,8 @@ import ray
 from tests.learner.rank_worker import small_config, small_world
 from tests.learner.worlds import Album, Outdated, World, small_model
 from vz_ray.episode.trajectory import Group
-from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
+from vz_ray.learner.actor import LearnerGroup, LearnerLost
+from vz_ray.learner.rank import FrameStore
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
 
