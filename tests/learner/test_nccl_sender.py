@@ -15,6 +15,7 @@ class Ranks:
     """Stands for the learner's ranks: notes what is asked of all of them."""
 
     def __init__(self) -> None:
+        self.life = 1
         self.asked: list[tuple[Any, ...]] = []
         self.broken: set[str] = set()
 
@@ -54,6 +55,15 @@ async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> No
     assert [(info["rank_offset"], info["world_size"]) for info in c.told] == [(3, 5), (1, 3)]
     assert [(info["rank_offset"], info["world_size"]) for info in a.told] == [(1, 5), (1, 5)]
     assert len(b.told) == 1
+
+
+async def test_a_learner_that_was_started_again_opens_the_group_anew() -> None:
+    ranks, a = Ranks(), Engine("a")
+    publishing = sender(ranks)
+    for life in (1, 1, 2, 2):
+        ranks.life = life
+        await publishing.connect([a])  # type: ignore[list-item]
+    assert len(a.told) == len(ranks.asked) == 2
 
 
 @pytest.mark.parametrize("method", ["join_engines", "send_weights"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never, TypeVar
 
 import numpy as np
 import ray
@@ -29,10 +30,16 @@ from vz_ray.weights.nccl import Roster
 from vz_ray.weights.publisher import Receiver, Update
 from vz_ray.weights.verify import Probe
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
-_GRACE_S = 5.0
-"""When one rank fails, how long the others have to show that it was they who failed first."""
+_GRACE_S = 90.0
+"""When one rank fails, how long the others have to show that it was they who failed first: Ray gives up
+a node that fell silent after five checks of at most 10 s each, 3 s apart."""
+_LOOK_S = 2.0
+"""How often ranks are looked at that nobody asks anything of."""
+_POLL_S = 1.0
 
 
 class LearnerLost(RuntimeError):
@@ -42,13 +49,33 @@ class LearnerLost(RuntimeError):
 class LearnerGroup:
     """All ranks of the learner, as the driver sees them.
 
+    A rank whose process dies is noticed at once in a call, and within 2 s between calls by whoever
+    `watch`es; one whose node falls silent, when Ray gives that up: about a minute by Ray's own settings.
+
+    Args:
+        frames: A handle that can be sent to actors, such as the clip pool's.
+
+    Attributes:
+        life: How often it has been started.
+
     Raises (every call):
-        LearnerLost: A rank died; the message names it and the call.
+        LearnerLost: A rank died; the message names it and the call. `restart`, then load a checkpoint.
         Overdue: A rank did not finish within `config.deadline_s`.
     """
 
-    def __init__(self, config: LearnerConfig, ranks: Sequence[Any], place: PlacementGroup) -> None:
-        self._config, self._ranks, self._place = config, list(ranks), place
+    def __init__(
+        self,
+        config: LearnerConfig,
+        frames: FrameSource,
+        *,
+        cpus_per_rank: float = 1.0,
+        gpus_per_rank: float = 0.0,
+    ) -> None:
+        self._config, self._frames = config, frames
+        self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
+        self._ranks: list[Any] = []
+        self._place: PlacementGroup | None = None
+        self.life = 0
 
     @classmethod
     async def start(
@@ -59,38 +86,78 @@ class LearnerGroup:
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
     ) -> LearnerGroup:
-        """Places the ranks, close to each other, and loads the model on them.
+        """A learner that has been started; see `restart`."""
+        group = cls(config, frames, cpus_per_rank=cpus_per_rank, gpus_per_rank=gpus_per_rank)
+        await group.restart()
+        return group
 
-        Args:
-            frames: A handle that can be sent to actors, such as the clip pool's.
+    async def restart(self) -> None:
+        """Ends the ranks there are, places new ones, close to each other, and loads `config.model` on them.
+
+        Senders of this group go on with the new ranks. What the old ones had learned is in their
+        checkpoints alone.
 
         Raises:
-            Overdue: Ray could not place them in time; the message says what was asked for.
+            Overdue: Ray could not place them within `config.deadline_s`; says what was asked for.
             UserError: See `Trainer`.
         """
-        bundle = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
-        place = placement_group([bundle] * config.ranks, strategy="PACK")
-        if not await asyncio.to_thread(place.wait, config.deadline_s):
-            remove_placement_group(place)
-            raise Overdue("Ray", f"placing {config.ranks} learner ranks of {bundle}", config.deadline_s)
-        ranks = []
-        for rank in range(config.ranks):
-            where = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank)
-            options = LearnerRank.options(  # type: ignore[attr-defined]
-                num_cpus=cpus_per_rank,
-                num_gpus=gpus_per_rank,
-                scheduling_strategy=where,
-                runtime_env={"env_vars": _environment(config, gpus_per_rank)},
-            )
-            ranks.append(options.remote(config, rank, frames))
-        group = cls(config, ranks, place)
+        self.close()
+        self.life += 1
         try:
-            address, port = (await group._all("address"))[0]
-            await group._all("start", address, port)
+            self._place = await self._reserve()
+            self._ranks = [self._spawn(self._place, rank) for rank in range(self._config.ranks)]
+            address, port = (await self._all("address"))[0]
+            await self._all("start", address, port)
         except BaseException:
-            group.close()
+            self.close()
             raise
-        return group
+
+    async def _reserve(self) -> PlacementGroup:
+        """Room for all ranks."""
+        config = self._config
+        bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        place = placement_group([bundle] * config.ranks, strategy="PACK")
+
+        async def placed() -> None:
+            # In short waits, as a thread that waits for all of the deadline would outlive a stop.
+            while not await asyncio.to_thread(place.wait, _POLL_S):
+                continue
+
+        what = f"placing {config.ranks} learner ranks of {bundle}"
+        try:
+            await within(config.deadline_s, placed(), who="Ray", what=what)
+        except BaseException as error:
+            remove_placement_group(place)
+            if isinstance(error, Overdue):
+                free = {name: n for name, n in ray.available_resources().items() if name in bundle}
+                raise Overdue("Ray", what, config.deadline_s, f"the cluster has {free} free") from error
+            raise
+        return place
+
+    def _spawn(self, place: PlacementGroup, rank: int) -> Any:
+        options = LearnerRank.options(  # type: ignore[attr-defined]
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
+            runtime_env={"env_vars": _environment(self._config, self._gpus)},
+        )
+        return options.remote(self._config, rank, self._frames)
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, which others do; ends it with `LearnerLost` as soon as a rank is found dead."""
+        working, looking = asyncio.create_task(work), asyncio.create_task(self._look())
+        try:
+            await asyncio.wait({working, looking}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else looking.result()
+        finally:
+            working.cancel()
+            looking.cancel()
+            await asyncio.gather(working, looking, return_exceptions=True)
+
+    async def _look(self) -> Never:
+        while True:
+            await self._all("check")
+            await asyncio.sleep(_LOOK_S)
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
@@ -160,10 +227,14 @@ class LearnerGroup:
         """Kills the ranks and gives their place back."""
         for rank in self._ranks:
             ray.kill(rank)
-        remove_placement_group(self._place)
+        if self._place is not None:
+            remove_placement_group(self._place)
+        self._ranks, self._place = [], None
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
+        if not self._ranks:
+            raise LearnerLost(f"the learner has no ranks to do {method}: it is being started again")
         calls = [
             asyncio.ensure_future(
                 within(
@@ -175,31 +246,44 @@ class LearnerGroup:
             )
             for index, rank in enumerate(self._ranks)
         ]
-        done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-        if any(call.exception() for call in done):
-            # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
-            await asyncio.wait(calls, timeout=_GRACE_S)
-            raise self._fault(method, calls)
-        return [call.result() for call in calls]
-
-    def _fault(self, method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
-        faults: dict[int, BaseException] = {}
-        for index, call in enumerate(calls):
-            if not call.done():
+        try:
+            await _settled(calls)
+            if all(call.done() and not call.exception() for call in calls):
+                return [call.result() for call in calls]
+            raise _fault(method, calls)
+        finally:
+            for call in calls:
                 call.cancel()
-            elif (error := call.exception()) is not None:
-                faults[index] = error
-        for index, error in faults.items():
-            if isinstance(error, ActorDiedError | ActorUnavailableError):
-                reason = str(error).strip().splitlines()[0]
-                return LearnerLost(
-                    f"{_name(index)} died during {method} ({reason}); "
-                    "start the learner again and load its last checkpoint"
-                )
-        first = next(iter(faults.values()))
-        if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
-            return first.cause
-        return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
+
+
+async def _settled(calls: Sequence[asyncio.Future[Any]]) -> None:
+    """Returns when all ranks have answered, or one has died, or one failed and the others' grace is over."""
+    pending, until = set(calls), float("inf")
+    while pending and (left := until - time.monotonic()) > 0:
+        wait_s = None if left == float("inf") else left
+        done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if any(_died(call) for call in done):
+            return
+        # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
+        if until == float("inf") and any(call.exception() for call in done):
+            until = time.monotonic() + _GRACE_S
+
+
+def _died(call: asyncio.Future[Any]) -> bool:
+    return isinstance(call.exception(), ActorDiedError | ActorUnavailableError)
+
+
+def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
+    """The error of the rank at fault: one that died, or else the first that failed."""
+    faults = {i: error for i, call in enumerate(calls) if call.done() and (error := call.exception())}
+    for index, error in faults.items():
+        if _died(calls[index]):
+            reason = str(error).strip().splitlines()[0]
+            return LearnerLost(f"{_name(index)} died during {method} ({reason})")
+    first = next(iter(faults.values()))
+    if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
+        return first.cause
+    return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
 
 
 class LearnerSender:
@@ -227,13 +311,14 @@ class LearnerNcclSender:
     """The learner's side of a publish by NCCL; see `weights.publisher.Sender`.
 
     The group's roster is fixed, so it is opened anew whenever the workers are
-    not the ones of the last publish. A worker that joins between publishes is
-    sent the version that was announced last, if the learner still holds it.
+    not the ones of the last publish, or the learner was started again. A worker
+    that joins between publishes is sent the version that was announced last, if
+    the learner still holds it.
     """
 
     def __init__(self, group: LearnerGroup, tensor_parallel: int, probe: Probe | None) -> None:
         self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
-        self._joined: tuple[str, ...] = ()
+        self._joined: tuple[int, list[str]] | None = None
 
     async def prepare(self, version: int) -> Update:
         """Announces the present weights as `version`, and scores the probe with them."""
@@ -242,24 +327,24 @@ class LearnerNcclSender:
 
     async def connect(self, workers: Sequence[Receiver]) -> None:
         """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
-        names = tuple(worker.name for worker in workers)
-        if names == self._joined or not workers:
+        joined = (self._group.life, [worker.name for worker in workers])
+        if joined == self._joined or not workers:
             return
-        self._joined = ()
+        self._joined = None
         address, port = await self._group.address()
         roster = Roster(address, port, len(workers), self._tensor_parallel)
         await asyncio.gather(
             self._group._all("join_engines", roster),
             *(worker.init_weights(roster.init_info(index)) for index, worker in enumerate(workers)),
         )
-        self._joined = names
+        self._joined = joined
 
     async def send(self, update: Update) -> None:
         """Broadcasts what was announced."""
         try:
             await self._group._all("send_weights", update.version)
         except BaseException:
-            self._joined = ()  # a broadcast that broke off leaves the group unusable
+            self._joined = None  # a broadcast that broke off leaves the group unusable
             raise
 
 

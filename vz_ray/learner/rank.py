@@ -100,6 +100,9 @@ class LearnerRank:
 
         self._trainer = Trainer(self._config)
 
+    def check(self) -> None:
+        """Answers, if this process lives and has nothing else to do."""
+
     def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         return self._trainer.sft_step(trajectories, self._frames)
 

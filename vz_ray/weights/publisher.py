@@ -222,7 +222,7 @@ class Publisher:
             self._send(sender, update), roll.all(f"receiving {what}", lambda w: w.receive(update))
         )
         if sent:
-            raise WeightsBroken(f"{what} was not sent: {sent}")
+            raise WeightsBroken(f"{what} was not sent: {type(sent).__name__}: {sent}") from sent
         await roll.all(f"thawing after {what}", lambda w: w.thaw())
         gaps: dict[str, float] = {}
         probe_s = await roll.all(f"probing {what}", lambda w: self._check(w, update, gaps))
@@ -248,16 +248,16 @@ class Publisher:
         except Exception as error:
             raise WeightsBroken(f"{joining}: {type(error).__name__}: {error}") from error
 
-    async def _send(self, sender: Sender | None, update: Update) -> str:
+    async def _send(self, sender: Sender | None, update: Update) -> Exception | None:
         """Pushes the weights; returns why it failed, so that receiving workers are still waited for."""
         if sender is None:
-            return ""
+            return None
         try:
             what = f"sending weight version {update.version}"
             await within(self._deadline_s, sender.send(update), who="learner", what=what)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+            return error
+        return None
 
     async def _check(self, worker: Receiver, update: Update, gaps: dict[str, float]) -> None:
         if self._probe is None or update.expected is None or update.version % self._every:
