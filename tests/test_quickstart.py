@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_run import SmallRun, begin, below, finish, left_of, stop, vz_ray, wait_for
+from tests.small_run import (
+    SmallRun,
+    begin,
+    below,
+    finish,
+    left_of,
+    stop,
+    tasks_by_iteration,
+    vz_ray,
+    wait_for,
+)
 from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.record import read_records
 from vz_ray.data.rl_file import read_tasks
@@ -84,17 +94,6 @@ def test_another_configuration_of_the_same_name_is_refused(small, finished):
     done = vz_ray("quickstart", "--name", "whole", *small.quickstart(), "train.samples=3")
     assert done.returncode == 2
     assert "holds a run of another configuration ('samples: 2' there, 'samples: 3' now)" in done.stderr
-
-
-def tasks_by_iteration(run: Path) -> list[set[str]]:
-    """Task ids of each iteration; every sample of each is there once."""
-    found = []
-    for path in sorted((run / "episodes").glob("*.jsonl")):
-        owed = [record.trajectory.id.owed for record in read_records(path)]
-        assert len(owed) == len(set(owed))
-        assert {key[0] for key in owed} == {int(path.stem)}
-        found.append({key[1] for key in owed})
-    return found
 
 
 @pytest.mark.parametrize(

@@ -209,9 +209,11 @@ def probe_of(model: Path | str) -> Probe:
 
 def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path | str) -> Sender:
     """The learner's side of a publish."""
-    if config.weights.transport == "nccl":
-        return group.nccl_sender(config.rollout.engine.tensor_parallel, probe_of(model))
-    return group.sender(store, config.weights.bucket_mib * 2**20, probe_of(model))
+    bucket_bytes = config.weights.bucket_mib * 2**20
+    if config.weights.transport == "shm":
+        return group.sender(store, bucket_bytes, probe_of(model))
+    copies = group.sender(store, bucket_bytes) if config.weights.copies else None
+    return group.nccl_sender(config.rollout.engine.tensor_parallel, probe_of(model), copies)
 
 
 def _gpus() -> float:

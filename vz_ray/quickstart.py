@@ -44,6 +44,7 @@ from vz_ray.examiner import Examiner, uniform_episode
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.report import write_report
+from vz_ray.restarts import restarting
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
@@ -201,23 +202,30 @@ async def sft(
     rate = replace(config.sft_learner.optimizer, schedule=length.schedule, total_steps=length.steps)
     settings = replace(config.sft_learner, model=str(start), optimizer=rate)
     checkpoint = at.run.checkpoints / stage
+    metrics = at.run.path / f"{stage}.jsonl"
     async with actors.learner(settings, frames) as learner:
-        with (
-            MetricLog(at.run.path / f"{stage}.jsonl") as log,
-            at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
-        ):
-            state = await supervise(
-                learner,
-                trajectories,
-                length,
-                seed=config.seed,
-                checkpoint=checkpoint,
-                log=log,
-                stage=bar,
-                interrupt=at.interrupt,
-            )
-        await learner.export_hf(at.model(stage))
-    return state
+
+        async def attempt() -> SftState:
+            with (
+                MetricLog(metrics, resume_after=SftState.load(checkpoint).steps) as log,
+                at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
+            ):
+                state = await supervise(
+                    learner,
+                    trajectories,
+                    length,
+                    seed=config.seed,
+                    checkpoint=checkpoint,
+                    log=log,
+                    stage=bar,
+                    interrupt=at.interrupt,
+                )
+            await learner.export_hf(at.model(stage))
+            return state
+
+        return await restarting(
+            learner, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
+        )
 
 
 async def reinforce(
@@ -233,8 +241,14 @@ async def reinforce(
             learner = await stack.enter_async_context(actors.learner(settings, frames))
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
-            await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
-            await learner.export_hf(out)
+
+            async def attempt() -> None:
+                await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
+                await learner.export_hf(out)
+
+            await restarting(
+                learner, attempt, most=settings.restarts, metrics=at.run.metrics, interrupt=at.interrupt
+            )
     return out
 
 

@@ -63,6 +63,7 @@ async def train(
 
     Raises:
         StopRequested: A stop was asked for; the checkpoint holds everything up to the last whole iteration.
+        LearnerLost: A rank of the learner died; once the learner is started again, so may this be.
         UserError: Engine and learner disagree beyond `train.max_mismatch_kl`.
     """
     state = await begin(config, run, actors)
@@ -140,9 +141,12 @@ async def play(config: RunConfig, state: RunState, actors: Actors, iteration: in
 async def next_batch(
     config: RunConfig, state: RunState, run: RunDir, actors: Actors, ahead: Ahead, interrupt: Interrupt
 ) -> Batch:
-    """The batch to learn from. A stop asked for meanwhile leaves a checkpoint from before it."""
+    """The batch to learn from, not played to its end for a learner that died meanwhile.
+
+    A stop asked for meanwhile leaves a checkpoint from before it.
+    """
     try:
-        return await interrupt.watch(ahead.batch(state.iteration))
+        return await interrupt.watch(actors.learner.watch(ahead.batch(state.iteration)))
     except StopRequested:
         await ahead.give_up()
         if state.iteration:
@@ -158,14 +162,9 @@ async def validate_and_save(
     if every and done % every == 0:
         tasks = read_tasks(config.data.validation)
         path = run.path / "validation" / f"{done:06d}.jsonl"
-        results = await evaluate(
-            actors.fleet,
-            tasks,
-            EvalLog(path, {"iteration": done, "tasks": config.data.validation}),
-            config.episode,
-            stage="validation",
-            step=done,
-        )
+        answers = EvalLog(path, {"iteration": done, "tasks": config.data.validation})
+        playing = evaluate(actors.fleet, tasks, answers, config.episode, stage="validation", step=done)
+        results = await actors.learner.watch(playing)
         measured = step_metrics(results)
         log.log(done - 1, {f"validation/{name}": value for name, value in measured.items()})
     if done % config.train.checkpoint_every == 0 or done == config.train.iterations:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,9 @@ import ray
 from tests.learner.rank_worker import small_config, small_world
 from tests.learner.worlds import Album, Outdated, World, small_model
 from vz_ray.episode.trajectory import Group
-from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
+from vz_ray.learner.actor import LearnerGroup, LearnerLost
+from vz_ray.learner.rank import FrameStore
+from vz_ray.observe.deadline import Overdue
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
 
@@ -23,21 +29,37 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.mark.usefixtures("ray_session")
-async def test_two_ranks_learn_publish_and_name_the_one_that_died(world: World, tmp_path: Path) -> None:
+async def test_two_ranks_learn_publish_name_the_one_that_died_and_start_again(
+    world: World, tmp_path: Path
+) -> None:
     config = small_config(world.model, 2, ranks=2)
     group = await LearnerGroup.start(config, Album(world.pixels))
     try:
+        untrained = await group.logprobs(world.trajectories)
         first = await group.grpo_step(world.groups)
         assert first["updates"] == 2
         assert np.isfinite(first["loss"])
-        update = await group.sender(tmp_path / "weights", 100_000).prepare(1)
+        sender = group.sender(tmp_path / "weights", 100_000)
+        update = await sender.prepare(1)
         manifest = read_manifest(update.info["directory"])
         names = [name for name, _ in read_tensors(update.info["directory"], manifest)]
         assert "lm_head.weight" in names
         assert len(names) == len(set(names))
+        dying = asyncio.create_task(group.watch(asyncio.sleep(60)))
+        await asyncio.sleep(0.1)
         ray.kill(group._ranks[1])
+        began = time.monotonic()
+        with pytest.raises(LearnerLost, match="learner-rank-1 died during check"):
+            await dying
+        assert time.monotonic() - began < 10
         with pytest.raises(LearnerLost, match="learner-rank-1 died during logprobs"):
             await group.logprobs(world.trajectories)
+
+        await group.restart()
+        assert await group.watch(asyncio.sleep(0, "played")) == "played"
+        again = await group.logprobs(world.trajectories)
+        assert all(np.array_equal(before, now) for before, now in zip(untrained, again, strict=True))
+        assert (await sender.prepare(2)).checksum != update.checksum
     finally:
         group.close()
 
@@ -62,6 +84,14 @@ async def test_a_group_whose_frame_changed_is_left_out_on_every_rank(world: Worl
     assert (learned["groups"], learned["loss"]) == (2, expected["loss"])
     with pytest.raises(UserError, match=r"1 of 3 groups .* learner.max_unreadable \(0.3\)"):
         await step(album, world.groups, 0.3)
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_ranks_for_which_there_is_no_place_are_named() -> None:
+    config = replace(small_config("nowhere", 0, ranks=2), deadline_s=2.0)
+    asked = "placing 2 learner ranks of {'CPU': 3.0} within 2 s (the cluster has {'CPU': 4.0} free)"
+    with pytest.raises(Overdue, match=re.escape(asked)):
+        await LearnerGroup.start(config, Album({}), cpus_per_rank=3.0)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -167,16 +167,16 @@ class _Push:
     members: set[str]
     deadline_s: float
 
-    async def send(self, update: Update) -> str:
+    async def send(self, update: Update) -> Exception | None:
         """Returns why it failed, so that receiving workers are still waited for."""
         if self.sender is None:
-            return ""
+            return None
         try:
             what = f"sending weight version {update.version}"
             await within(self.deadline_s, self.sender.send(update), who="learner", what=what)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+            return error
+        return None
 
     async def guard(self, worker: Receiver, update: Update) -> None:
         """Lets a worker receive; if a member fails at it, nobody waits for the others' share any longer."""
@@ -296,9 +296,9 @@ class Publisher:
             ),
         )
         if sent:
-            roll.drop(push.members, f"{what} was not sent: {sent}")
-        if workers and not roll.workers and sent:
-            raise WeightsBroken(f"{what} was not sent: {sent}")
+            roll.drop(push.members, f"{what} was not sent: {type(sent).__name__}: {sent}")
+            if not roll.workers:
+                raise WeightsBroken(f"{what} was not sent: {type(sent).__name__}: {sent}") from sent
         await roll.all(f"thawing after {what}", lambda w: w.thaw())
         gaps: dict[str, float] = {}
         probe_s = await roll.all(f"probing {what}", lambda w: self._check(w, update, gaps))
