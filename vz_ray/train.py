@@ -34,6 +34,7 @@ from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.ahead import Ahead, staleness
 from vz_ray.rollout.collect import Batch, collect
+from vz_ray.rollout.figures import FleetFigures
 from vz_ray.run_state import RunState, forget_after, newest
 from vz_ray.weights import PublishReport
 
@@ -71,6 +72,7 @@ async def train(
     batches = Ahead(
         lambda iteration: play(config, state, actors, iteration), config.train.max_staleness, total
     )
+    figures = FleetFigures()
     async with batches as ahead:
         with (
             MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
@@ -93,7 +95,8 @@ async def train(
                 records = records_of(batch, state.iteration, config)
                 append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
                 row = {**step_metrics(records), **_figures(batch, learned, published), **ages, **clock.laps}
-                row |= {"data/epoch": state.cursor.epoch, names.WORKERS: float(actors.fleet.size)}
+                row |= figures.step(await actors.fleet.stats(), sum(clock.laps.values()))
+                row |= {"data/epoch": state.cursor.epoch}
                 log.log(state.iteration, row)
                 progress.show({name: row[name] for name in SHOWN if name in row})
                 stop_on_mismatch(row, config)

@@ -209,6 +209,16 @@ def training_charts(rows: Rows) -> str:
                 log=True,
             ),
             chart("Weight sync, seconds from pause to resume", [(names.SYNC_S, "Sync")]),
+            chart(
+                "What engines had computed or been sent before",
+                [(names.PREFIX_CACHE_HIT, "Prompt tokens"), (names.FRAME_CACHE_HIT, "Frames")],
+                pct=True,
+            ),
+            chart("Rollout workers", [(names.WORKERS, "Serving")]),
+            chart(
+                "Resident memory, MB",
+                [(names.DRIVER_MB, "Driver"), (names.WORKER_MB, "Worker"), (names.ENGINE_MB, "Engine")],
+            ),
             step_times(rows),
         ]
     )

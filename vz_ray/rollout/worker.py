@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 from blake3 import blake3
 
 from vz_ray.clips.gate import asking_as
@@ -70,6 +71,7 @@ class WorkerStats:
         played: Episodes finished.
         pid: Of the worker's own process.
         rss_mb: Resident memory of that process.
+        engine_mb: Resident memory of the processes that it has started.
     """
 
     name: str
@@ -78,6 +80,7 @@ class WorkerStats:
     playing: int
     played: int
     rss_mb: float
+    engine_mb: float
     engine: EngineStats
 
 
@@ -86,6 +89,13 @@ def sample_seed(seed: int | None, id: EpisodeId) -> int | None:
     if seed is None:
         return None
     return int.from_bytes(blake3(f"{seed}|{id.owed}".encode()).digest(4), "big") >> 1
+
+
+def _rss_mb(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_info().rss) / 1e6
+    except psutil.Error:
+        return 0.0  # it has ended
 
 
 class RolloutWorker:
@@ -191,16 +201,16 @@ class RolloutWorker:
         return Room(stats.kv_tokens - stats.kv_used, self._playing)
 
     async def stats(self) -> WorkerStats:
-        import psutil
-
-        engine = self._ready()
+        engine, process = self._ready(), psutil.Process()
+        below = [_rss_mb(child) for child in process.children(recursive=True)]
         return WorkerStats(
             name=self.name,
             pid=os.getpid(),
             version=engine.version,
             playing=self._playing,
             played=self._played,
-            rss_mb=psutil.Process().memory_info().rss / 1e6,
+            rss_mb=_rss_mb(process),
+            engine_mb=sum(below),
             engine=engine.stats(),
         )
 
