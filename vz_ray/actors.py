@@ -209,9 +209,10 @@ def probe_of(model: Path | str) -> Probe:
 
 def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path | str) -> Sender:
     """The learner's side of a publish."""
-    if config.weights.transport == "nccl":
-        return group.nccl_sender(config.rollout.engine.tensor_parallel, probe_of(model))
-    return group.sender(store, config.weights.bucket_mib * 2**20, probe_of(model))
+    probe, weights = probe_of(model), config.weights
+    if weights.transport == "nccl":
+        return group.nccl_sender(config.rollout.engine.tensor_parallel, probe, weights.deadline_s)
+    return group.sender(store, weights.bucket_mib * 2**20, probe, weights.deadline_s)
 
 
 def _gpus() -> float:

@@ -22,7 +22,7 @@ class Ranks:
     async def address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.asked)
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
+    async def _all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
         self.asked.append((method, *args))
         if method in self.broken:
             raise RuntimeError(f"{method} broke")
@@ -39,7 +39,7 @@ class Engine:
 
 
 def sender(ranks: Ranks, tensor_parallel: int = 2) -> LearnerNcclSender:
-    return LearnerNcclSender(ranks, tensor_parallel, None)  # type: ignore[arg-type]
+    return LearnerNcclSender(ranks, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
 
 
 async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> None:
