@@ -209,11 +209,12 @@ def probe_of(model: Path | str) -> Probe:
 
 def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path | str) -> Sender:
     """The learner's side of a publish."""
-    bucket_bytes = config.weights.bucket_mib * 2**20
-    if config.weights.transport == "shm":
-        return group.sender(store, bucket_bytes, probe_of(model))
-    copies = group.sender(store, bucket_bytes) if config.weights.copies else None
-    return group.nccl_sender(config.rollout.engine.tensor_parallel, probe_of(model), copies)
+    probe, weights = probe_of(model), config.weights
+    bucket_bytes = weights.bucket_mib * 2**20
+    if weights.transport == "shm":
+        return group.sender(store, bucket_bytes, probe, weights.deadline_s)
+    copies = group.sender(store, bucket_bytes, None, weights.deadline_s) if weights.copies else None
+    return group.nccl_sender(config.rollout.engine.tensor_parallel, probe, weights.deadline_s, copies)
 
 
 def _gpus() -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ import pytest
 import ray
 
 from tests.learner.rank_worker import small_config, small_world
-from tests.learner.worlds import Album, Outdated, World, small_model
+from tests.learner.worlds import Album, Outdated, Stuck, World, small_model
 from vz_ray.episode.trajectory import Group
 from vz_ray.learner.actor import LearnerGroup, LearnerLost
 from vz_ray.learner.rank import FrameStore
@@ -39,7 +41,7 @@ async def test_two_ranks_learn_publish_name_the_one_that_died_and_start_again(
         first = await group.grpo_step(world.groups)
         assert first["updates"] == 2
         assert np.isfinite(first["loss"])
-        sender = group.sender(tmp_path / "weights", 100_000)
+        sender = group.sender(tmp_path / "weights", 100_000, None, 60.0)
         update = await sender.prepare(1)
         manifest = read_manifest(update.info["directory"])
         names = [name for name, _ in read_tensors(update.info["directory"], manifest)]
@@ -84,6 +86,30 @@ async def test_a_group_whose_frame_changed_is_left_out_on_every_rank(world: Worl
     assert (learned["groups"], learned["loss"]) == (2, expected["loss"])
     with pytest.raises(UserError, match=r"1 of 3 groups .* learner.max_unreadable \(0.3\)"):
         await step(album, world.groups, 0.3)
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_a_late_rank_says_what_it_is_doing_unless_it_cannot(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await LearnerGroup.start(small_config(world.model, 0), Stuck({}))
+    group._config = replace(group._config, deadline_s=1.0)
+    pid = group._stations[0].armed.pid
+    try:
+        with pytest.raises(Overdue) as late:
+            await group.grpo_step(world.groups)
+        assert (late.value.who, late.value.what) == ("learner-rank-0", "unreadable")
+        assert re.search(r"learner-rank-0 is in _fetch \(vz_ray/learner/rank.py:\d+\)", str(late.value))
+        assert re.search(r"worlds.py\", line \d+ in resolve", caplog.text)
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(Overdue, match=r"write_weights within 0\.5 s") as late:
+            await group.sender(tmp_path, 100_000, None, 0.5).prepare(1)
+        assert time.monotonic() - began < 25
+        assert f"does not say what it is doing: process {pid} (stopped) wrote no stacks" in str(late.value)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        group.close()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -24,7 +24,7 @@ class Ranks:
     async def address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.asked)
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
+    async def _all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
         self.asked.append((method, *args))
         if method in self.broken:
             raise RuntimeError(f"{method} broke")
@@ -42,7 +42,7 @@ class Engine:
 
 
 def sender(ranks: Ranks, tensor_parallel: int = 2) -> LearnerNcclSender:
-    return LearnerNcclSender(ranks, tensor_parallel, None)  # type: ignore[arg-type]
+    return LearnerNcclSender(ranks, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
 
 
 async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> None:
@@ -104,8 +104,8 @@ async def test_an_aborted_group_is_opened_anew() -> None:
 
 async def test_the_copy_of_a_version_has_its_probe_and_no_other_versions() -> None:
     ranks = Ranks()
-    copies = LearnerSender(ranks, Path("/there"), 1, None)  # type: ignore[arg-type]
-    publishing = LearnerNcclSender(ranks, 1, None, copies)  # type: ignore[arg-type]
+    copies = LearnerSender(ranks, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
+    publishing = LearnerNcclSender(ranks, 1, None, 60.0, copies)  # type: ignore[arg-type]
     ranks.answers["announce_weights"] = [[Update(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)]
     ranks.answers["write_weights"] = [[Update(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
     first, second = await publishing.prepare(1), await publishing.prepare(2)

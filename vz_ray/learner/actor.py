@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never, TypeVar
@@ -25,7 +25,9 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.learner.rank import LearnerRank
+from vz_ray.learner.station import Station
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.nccl import Roster
 from vz_ray.weights.publisher import Receiver, Update
@@ -61,7 +63,7 @@ class LearnerGroup:
 
     Raises (every call):
         LearnerLost: A rank died; the message names it and the call. `restart`, then load a checkpoint.
-        Overdue: A rank did not finish within `config.deadline_s`.
+        Overdue: A rank did not finish within `config.deadline_s`; says what each late one is doing.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class LearnerGroup:
         self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
         self._ranks: list[Any] = []
         self._place: PlacementGroup | None = None
+        self._stations: list[Station] = []
         self.life = 0
 
     @classmethod
@@ -107,6 +110,7 @@ class LearnerGroup:
         try:
             self._place = await self._reserve()
             self._ranks = [self._spawn(self._place, rank) for rank in range(self._config.ranks)]
+            self._stations = await self._all("station")
             address, port = (await self._all("address"))[0]
             await self._all("start", address, port)
         except BaseException:
@@ -211,15 +215,19 @@ class LearnerGroup:
         """See `Trainer.export_hf`."""
         await self._all("export_hf", directory)
 
-    def sender(self, root: Path, bucket_bytes: int, probe: Probe | None = None) -> LearnerSender:
+    def sender(self, root: Path, bucket_bytes: int, probe: Probe | None, deadline_s: float) -> LearnerSender:
         """What a `Publisher` sends from: versions in shared memory of rank 0's node, under `root`."""
-        return LearnerSender(self, root, bucket_bytes, probe)
+        return LearnerSender(self, root, bucket_bytes, probe, deadline_s)
 
     def nccl_sender(
-        self, tensor_parallel: int, probe: Probe | None = None, copies: LearnerSender | None = None
+        self,
+        tensor_parallel: int,
+        probe: Probe | None,
+        deadline_s: float,
+        copies: LearnerSender | None = None,
     ) -> LearnerNcclSender:
         """What a `Publisher` sends from by NCCL: rank 0's GPU to those of all engines."""
-        return LearnerNcclSender(self, tensor_parallel, probe, copies)
+        return LearnerNcclSender(self, tensor_parallel, probe, deadline_s, copies)
 
     async def address(self) -> tuple[str, int]:
         """Rank 0's node, and a port that is free on it."""
@@ -232,21 +240,15 @@ class LearnerGroup:
             ray.kill(rank)
         if self._place is not None:
             remove_placement_group(self._place)
-        self._ranks, self._place = [], None
+        self._ranks, self._place, self._stations = [], None, []
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
+    async def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
         """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
         if not self._ranks:
             raise LearnerLost(f"the learner has no ranks to do {method}: it is being started again")
+        most_s = deadline_s or self._config.deadline_s
         calls = [
-            asyncio.ensure_future(
-                within(
-                    self._config.deadline_s,
-                    getattr(rank, method).remote(*args),
-                    who=_name(index),
-                    what=method,
-                )
-            )
+            asyncio.ensure_future(self._answer(index, method, getattr(rank, method).remote(*args), most_s))
             for index, rank in enumerate(self._ranks)
         ]
         try:
@@ -257,6 +259,27 @@ class LearnerGroup:
         finally:
             for call in calls:
                 call.cancel()
+
+    async def _answer(self, index: int, method: str, call: Awaitable[Any], most_s: float) -> Any:
+        """What a rank answers; one that is late is looked into."""
+        try:
+            return await within(most_s, call, who=_name(index), what=method)
+        except Overdue as late:
+            if isinstance(late, RayTaskError):
+                raise  # the rank itself waited for somebody else
+            raise Overdue(late.who, late.what, late.seconds, await self._look_into(index)) from late
+
+    async def _look_into(self, index: int) -> str:
+        """What a rank that was waited for too long is doing; its stacks go to the log."""
+        who = _name(index)
+        try:
+            if not self._stations:
+                raise Silent("it has not started")
+            state, stacks = await self._stations[index].whereabouts(who)
+        except Exception as error:
+            return f"{who} does not say what it is doing: {error}"
+        log.warning("%s was waited for too long: it is %s\n%s", who, state, stacks)
+        return f"{who} is {state}"
 
 
 async def _settled(calls: Sequence[asyncio.Future[Any]]) -> None:
@@ -284,6 +307,10 @@ def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
             reason = str(error).strip().splitlines()[0]
             return LearnerLost(f"{_name(index)} died during {method} ({reason})")
     first = next(iter(faults.values()))
+    if isinstance(first, Overdue) and first.state:
+        # Of ranks that wait for each other, the one that is elsewhere than the rest is at fault.
+        states = [error.state for error in faults.values() if isinstance(error, Overdue) and error.state]
+        return Overdue(first.who, first.what, first.seconds, "; ".join(states))
     if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
         return first.cause
     return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
@@ -292,14 +319,16 @@ def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
 class LearnerSender:
     """The learner's side of a publish through shared memory; see `weights.publisher.Sender`."""
 
-    def __init__(self, group: LearnerGroup, root: Path, bucket_bytes: int, probe: Probe | None) -> None:
+    def __init__(
+        self, group: LearnerGroup, root: Path, bucket_bytes: int, probe: Probe | None, deadline_s: float
+    ) -> None:
         self._group, self._root, self._bucket_bytes, self._probe = group, root, bucket_bytes, probe
+        self._deadline_s = deadline_s
 
     async def prepare(self, version: int) -> Update:
         """Writes the present weights as `version`, and scores the probe with them."""
-        answers = await self._group._all(
-            "write_weights", version, self._root, self._bucket_bytes, self._probe
-        )
+        what = (version, self._root, self._bucket_bytes, self._probe)
+        answers = await self._group._all("write_weights", *what, deadline_s=self._deadline_s)
         update: Update = answers[0]
         return update
 
@@ -332,15 +361,19 @@ class LearnerNcclSender:
         group: LearnerGroup,
         tensor_parallel: int,
         probe: Probe | None,
+        deadline_s: float,
         copies: LearnerSender | None = None,
     ) -> None:
         self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
+        self._deadline_s = deadline_s
         self._copies, self._copy = copies, dict[int, Update]()
         self._joined: tuple[int, list[str]] | None = None
 
     async def prepare(self, version: int) -> Update:
         """Announces the present weights as `version`, and scores the probe with them."""
-        update: Update = (await self._group._all("announce_weights", version, self._probe))[0]
+        what = (version, self._probe)
+        answers = await self._group._all("announce_weights", *what, deadline_s=self._deadline_s)
+        update: Update = answers[0]
         if self._copies is not None:
             copy = await self._copies.prepare(version)
             self._copy = {version: replace(copy, expected=update.expected)}
@@ -359,7 +392,7 @@ class LearnerNcclSender:
         address, port = await self._group.address()
         roster = Roster(address, port, len(workers), self._tensor_parallel)
         await asyncio.gather(
-            self._group._all("join_engines", roster),
+            self._group._all("join_engines", roster, deadline_s=self._deadline_s),
             *(worker.init_weights(roster.init_info(index)) for index, worker in enumerate(workers)),
         )
         self._joined = joined
@@ -367,8 +400,8 @@ class LearnerNcclSender:
     async def send(self, update: Update) -> None:
         """Broadcasts what was announced."""
         try:
-            await self._group._all("begin_send", update.version)
-            while not all(await self._group._all("sent")):
+            await self._group._all("begin_send", update.version, deadline_s=self._deadline_s)
+            while not all(await self._group._all("sent", deadline_s=self._deadline_s)):
                 continue  # each rank waits for its part for a moment
         except BaseException:
             self._joined = None  # a broadcast that broke off leaves the group unusable
@@ -377,7 +410,7 @@ class LearnerNcclSender:
     async def abort(self) -> None:
         """Rank 0 leaves the group, so that a broadcast to it fails."""
         self._joined = None
-        await self._group._all("abort_send")
+        await self._group._all("abort_send", deadline_s=self._deadline_s)
 
 
 def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.learner.station import Station
 from vz_ray.observe.deadline import within
+from vz_ray.observe.dump import arm
 from vz_ray.video.frame import RGB, FrameRef, VideoError
 from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
 from vz_ray.weights.publisher import Update
@@ -88,6 +90,11 @@ class LearnerRank:
         self._nccl, self._announced = NcclGroup(), (-1, -1)
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._sending: Future[None] = Future()
+        self._armed = arm()
+
+    def station(self) -> Station:
+        """Where to ask what this rank is doing, should it be late."""
+        return Station(ray.get_runtime_context().get_node_id(), self._armed)
 
     def address(self) -> tuple[str, int]:
         """Where the ranks can meet: this node, and a port that is free on it."""

@@ -47,7 +47,7 @@ class Update:
 
 
 class Sender(Protocol):
-    """The learner's side."""
+    """The learner's side. Its calls have deadlines of their own, and say what the learner is doing."""
 
     async def prepare(self, version: int) -> Update:
         """Gets the weights ready, while the engines still play."""
@@ -173,7 +173,7 @@ class _Push:
             return None
         try:
             what = f"sending weight version {update.version}"
-            await within(self.deadline_s, self.sender.send(update), who="learner", what=what)
+            await within(2 * self.deadline_s, self.sender.send(update), who="learner", what=what)
         except Exception as error:
             return error
         return None
@@ -184,7 +184,7 @@ class _Push:
             await worker.receive(update)
         except Exception:
             if self.sender is not None and worker.name in self.members:
-                await within(self.deadline_s, self.sender.abort(), who="learner", what="aborting a push")
+                await within(2 * self.deadline_s, self.sender.abort(), who="learner", what="aborting a push")
             raise
 
 
@@ -222,7 +222,8 @@ class Publisher:
     """Publishes versions, one at a time.
 
     Args:
-        deadline_s: Seconds that each worker has for each step.
+        deadline_s: Seconds that each worker has for each step; a sender has twice as many, as it has
+            a deadline of its own, of the same length, and may then find out what the learner is doing.
         probe: What engine and learner are compared on; None compares nothing.
         tolerance: Largest difference in log-prob that passes.
         every: Compare at every n-th version.
@@ -244,7 +245,7 @@ class Publisher:
         if self.current is not None and version <= self.current.version:
             raise ValueError(f"weight version {version} is not newer than {self.current.version}")
         what = f"preparing weight version {version}"
-        self.current = await within(self._deadline_s, sender.prepare(version), who="learner", what=what)
+        self.current = await within(2 * self._deadline_s, sender.prepare(version), who="learner", what=what)
         return self.current
 
     async def publish(self, version: int, sender: Sender, workers: Sequence[Receiver]) -> PublishReport:
@@ -320,7 +321,7 @@ class Publisher:
     async def _connect(self, sender: Sender, workers: Sequence[Receiver], what: str) -> None:
         joining = f"connecting {', '.join(worker.name for worker in workers)} for {what}"
         try:
-            await within(self._deadline_s, sender.connect(workers), who="learner", what=joining)
+            await within(2 * self._deadline_s, sender.connect(workers), who="learner", what=joining)
         except Exception as error:
             raise WeightsBroken(f"{joining}: {type(error).__name__}: {error}") from error
 
@@ -328,7 +329,7 @@ class Publisher:
         if update.pulled or sender is None or not wanted:
             return None
         what = f"a copy of weight version {update.version}"
-        return await within(self._deadline_s, sender.copy(update), who="learner", what=what)
+        return await within(2 * self._deadline_s, sender.copy(update), who="learner", what=what)
 
     async def _check(self, worker: Receiver, update: Update, gaps: dict[str, float]) -> None:
         if self._probe is None or update.expected is None or update.version % self._every:
