@@ -18,6 +18,7 @@ import ray
 from vz_ray.clips import ClipPool
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import RayConfig, RunConfig
+from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
@@ -154,9 +155,12 @@ async def clip_pool(config: RunConfig) -> AsyncIterator[ClipPool]:
 
 
 @asynccontextmanager
-async def learner(config: LearnerConfig, frames: ClipPool) -> AsyncIterator[LearnerGroup]:
-    """A learner with its model loaded; it ends with the block."""
-    group = await LearnerGroup.start(config, frames, gpus_per_rank=_gpus())
+async def learner(
+    config: LearnerConfig, frames: ClipPool, *, gpu_share: float = 1.0
+) -> AsyncIterator[LearnerGroup]:
+    """A learner with its model loaded; it ends with the block. Ranks have `gpu_share` of a GPU each."""
+    gpus = gpu_share if ray.cluster_resources().get("GPU") else 0.0
+    group = await LearnerGroup.start(config, frames, gpus_per_rank=gpus)
     try:
         yield group
     finally:
@@ -209,14 +213,5 @@ def probe_of(model: Path | str) -> Probe:
 
 def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path | str) -> Sender:
     """The learner's side of a publish."""
-    probe, weights = probe_of(model), config.weights
-    bucket_bytes = weights.bucket_mib * 2**20
-    if weights.transport == "shm":
-        return group.sender(store, bucket_bytes, probe, weights.deadline_s)
-    copies = group.sender(store, bucket_bytes, None, weights.deadline_s) if weights.copies else None
-    return group.nccl_sender(config.rollout.engine.tensor_parallel, probe, weights.deadline_s, copies)
-
-
-def _gpus() -> float:
-    """GPUs of each rank: one where the cluster has any."""
-    return 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    parallel = config.rollout.engine.tensor_parallel
+    return senders.sender_of(group, config.weights, store, probe_of(model), parallel)

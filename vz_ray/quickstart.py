@@ -48,6 +48,7 @@ from vz_ray.restarts import restarting
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
+from vz_ray.weights.backends import gpu_share
 
 BASELINE = "baseline"
 
@@ -238,7 +239,8 @@ async def reinforce(
     with at.timed("rl"):
         async with AsyncExitStack() as stack:
             settings = replace(config.learner, model=str(start))
-            learner = await stack.enter_async_context(actors.learner(settings, frames))
+            share = gpu_share(config.weights.transport)
+            learner = await stack.enter_async_context(actors.learner(settings, frames, gpu_share=share))
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vz_ray.learner.actor import LearnerNcclSender, LearnerSender
+from vz_ray.learner.senders import LearnerNcclSender, LearnerSender
 from vz_ray.weights.nccl import Roster
 from vz_ray.weights.publisher import Update
 
@@ -24,7 +24,7 @@ class Ranks:
     async def address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.asked)
 
-    async def _all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
+    async def all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
         self.asked.append((method, *args))
         if method in self.broken:
             raise RuntimeError(f"{method} broke")

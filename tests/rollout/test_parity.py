@@ -78,8 +78,8 @@ async def side(
 ) -> AsyncIterator[Side]:
     path = tmp_path_factory.mktemp("side")
     model = tiny(path / "model", tied=request.param)
-    # An engine for NCCL takes copies in shared memory as one that knows nothing else does.
-    transport = "nccl" if request.param else "shm"
+    # Engines for NCCL and for a shared GPU take copies in shared memory as one does that knows nothing else.
+    transport = "nccl" if request.param else "ipc"
     engine = await Engine.start(
         model, engine_config, name="engine", log=path / "engine.log", transport=transport
     )

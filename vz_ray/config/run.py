@@ -127,6 +127,18 @@ class RunConfig:
                 f"learner.old_logprobs is {self.learner.old_logprobs!r}; with train.max_staleness "
                 f"{self.train.max_staleness} it must be 'recompute'"
             )
+        if self.weights.transport == "ipc":
+            for name, value, wanted in (
+                ("learner.ranks", self.learner.ranks, (1,)),
+                ("learner.zero_stage", self.learner.zero_stage, (0, 1, 2)),
+                ("rollout.engine.tensor_parallel", self.rollout.engine.tensor_parallel, (1,)),
+                ("rollout.workers", self.rollout.most_workers, (1,)),
+            ):
+                if value not in wanted:
+                    raise ValueError(
+                        f"{name} is {value}; with weights.transport ipc, which is for one GPU that one rank "
+                        f"and one worker share, it must be {' or '.join(map(str, wanted))}: or use nccl"
+                    )
         if self.reward.max_zoom_frames != self.episode.max_zoom_frames:
             raise ValueError(
                 f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "

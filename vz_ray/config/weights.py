@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRANSPORTS = ("shm", "nccl")
+TRANSPORTS = ("shm", "nccl", "ipc")
 
 
 @dataclass
@@ -13,9 +13,9 @@ class WeightsConfig:
 
     Attributes:
         transport: `shm`: through shared memory of each node, on CPU or GPU; `nccl`: broadcast
-            between GPUs.
-        copies: With `nccl`, keep the newest version in shared memory, too: workers that join between
-            publishes or run on spot nodes pull it from there, and are in no group that would wait for them.
+            between GPUs; `ipc`: learner and engine on one GPU, which each gets half of.
+        copies: With `nccl` and `ipc`, keep the newest version in shared memory, too: workers that join
+            between publishes or run on spot nodes pull it from there, and no group waits for them.
         directory: Where versions in shared memory lie; null is a directory of this run in /dev/shm.
         bucket_mib: Most MiB in one file, or in one gathering of a sharded model.
         probe_every: Compare engine and learner on a fixed prompt at every n-th publish.

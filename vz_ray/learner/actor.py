@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never, TypeVar
 
@@ -29,8 +28,6 @@ from vz_ray.learner.station import Station
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
-from vz_ray.weights.nccl import Roster
-from vz_ray.weights.publisher import Receiver, Update
 from vz_ray.weights.verify import Probe
 
 T = TypeVar("T")
@@ -110,9 +107,9 @@ class LearnerGroup:
         try:
             self._place = await self._reserve()
             self._ranks = [self._spawn(self._place, rank) for rank in range(self._config.ranks)]
-            self._stations = await self._all("station")
-            address, port = (await self._all("address"))[0]
-            await self._all("start", address, port)
+            self._stations = await self.all("station")
+            address, port = (await self.all("address"))[0]
+            await self.all("start", address, port)
         except BaseException:
             self.close()
             raise
@@ -161,12 +158,12 @@ class LearnerGroup:
 
     async def _look(self) -> Never:
         while True:
-            await self._all("check")
+            await self.all("check")
             await asyncio.sleep(_LOOK_S)
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
-        metrics: dict[str, float] = (await self._all("sft_step", ray.put(trajectories)))[0]
+        metrics: dict[str, float] = (await self.all("sft_step", ray.put(trajectories)))[0]
         return metrics
 
     async def grpo_step(self, groups: Sequence[Group], version: int | None = None) -> dict[str, float]:
@@ -180,7 +177,7 @@ class LearnerGroup:
             UserError: More than `config.max_unreadable` of the groups are such; nothing was updated.
         """
         found: dict[int, str] = {}
-        for part in await self._all("unreadable", ray.put(groups)):
+        for part in await self.all("unreadable", ray.put(groups)):
             found |= part
         for index, why in sorted(found.items()):
             log.warning("task %s is not learned from: %s", groups[index].task, why)
@@ -190,48 +187,34 @@ class LearnerGroup:
                 f"learner.max_unreadable ({self._config.max_unreadable:g}); the first: {found[min(found)]}"
             )
         readable = [group for index, group in enumerate(groups) if index not in found]
-        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(readable), version))[0]
+        metrics: dict[str, float] = (await self.all("grpo_step", ray.put(readable), version))[0]
         return {**metrics, "groups_unreadable": len(found)}
 
     async def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.logprobs`."""
-        found: list[NDArray[np.float32]] = (await self._all("logprobs", ray.put(trajectories)))[0]
+        found: list[NDArray[np.float32]] = (await self.all("logprobs", ray.put(trajectories)))[0]
         return found
 
     async def score(self, probe: Probe) -> tuple[float, ...]:
         """See `Trainer.score`."""
-        found: tuple[float, ...] = (await self._all("score", probe))[0]
+        found: tuple[float, ...] = (await self.all("score", probe))[0]
         return found
 
     async def save_checkpoint(self, directory: Path) -> None:
         """See `Trainer.save_checkpoint`; `directory` must be shared by the ranks' nodes."""
-        await self._all("save_checkpoint", directory)
+        await self.all("save_checkpoint", directory)
 
     async def load_checkpoint(self, directory: Path) -> None:
         """See `Trainer.load_checkpoint`."""
-        await self._all("load_checkpoint", directory)
+        await self.all("load_checkpoint", directory)
 
     async def export_hf(self, directory: Path) -> None:
         """See `Trainer.export_hf`."""
-        await self._all("export_hf", directory)
-
-    def sender(self, root: Path, bucket_bytes: int, probe: Probe | None, deadline_s: float) -> LearnerSender:
-        """What a `Publisher` sends from: versions in shared memory of rank 0's node, under `root`."""
-        return LearnerSender(self, root, bucket_bytes, probe, deadline_s)
-
-    def nccl_sender(
-        self,
-        tensor_parallel: int,
-        probe: Probe | None,
-        deadline_s: float,
-        copies: LearnerSender | None = None,
-    ) -> LearnerNcclSender:
-        """What a `Publisher` sends from by NCCL: rank 0's GPU to those of all engines."""
-        return LearnerNcclSender(self, tensor_parallel, probe, deadline_s, copies)
+        await self.all("export_hf", directory)
 
     async def address(self) -> tuple[str, int]:
         """Rank 0's node, and a port that is free on it."""
-        where: tuple[str, int] = (await self._all("address"))[0]
+        where: tuple[str, int] = (await self.all("address"))[0]
         return where
 
     def close(self) -> None:
@@ -242,7 +225,7 @@ class LearnerGroup:
             remove_placement_group(self._place)
         self._ranks, self._place, self._stations = [], None, []
 
-    async def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
+    async def all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
         """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
         if not self._ranks:
             raise LearnerLost(f"the learner has no ranks to do {method}: it is being started again")
@@ -314,103 +297,6 @@ def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
     if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
         return first.cause
     return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
-
-
-class LearnerSender:
-    """The learner's side of a publish through shared memory; see `weights.publisher.Sender`."""
-
-    def __init__(
-        self, group: LearnerGroup, root: Path, bucket_bytes: int, probe: Probe | None, deadline_s: float
-    ) -> None:
-        self._group, self._root, self._bucket_bytes, self._probe = group, root, bucket_bytes, probe
-        self._deadline_s = deadline_s
-
-    async def prepare(self, version: int) -> Update:
-        """Writes the present weights as `version`, and scores the probe with them."""
-        what = (version, self._root, self._bucket_bytes, self._probe)
-        answers = await self._group._all("write_weights", *what, deadline_s=self._deadline_s)
-        update: Update = answers[0]
-        return update
-
-    async def connect(self, workers: Sequence[Receiver]) -> None:
-        """No group: workers read what `prepare` wrote."""
-
-    async def send(self, update: Update) -> None:
-        """Nothing to push."""
-
-    async def abort(self) -> None:
-        """Nothing is pushed."""
-
-    async def copy(self, update: Update) -> Update | None:
-        """Every version lies where it can be pulled."""
-        return update
-
-
-class LearnerNcclSender:
-    """The learner's side of a publish by NCCL; see `weights.publisher.Sender`.
-
-    The group's roster is fixed, so it is opened anew whenever the workers are
-    not the ones of the last publish, or the learner was started again. Workers
-    that are in no group pull the copies of `copies`, which writes the same
-    versions to shared memory. Without it, one that joins between publishes is
-    sent the version that was announced last, if the learner still holds it.
-    """
-
-    def __init__(
-        self,
-        group: LearnerGroup,
-        tensor_parallel: int,
-        probe: Probe | None,
-        deadline_s: float,
-        copies: LearnerSender | None = None,
-    ) -> None:
-        self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
-        self._deadline_s = deadline_s
-        self._copies, self._copy = copies, dict[int, Update]()
-        self._joined: tuple[int, list[str]] | None = None
-
-    async def prepare(self, version: int) -> Update:
-        """Announces the present weights as `version`, and scores the probe with them."""
-        what = (version, self._probe)
-        answers = await self._group._all("announce_weights", *what, deadline_s=self._deadline_s)
-        update: Update = answers[0]
-        if self._copies is not None:
-            copy = await self._copies.prepare(version)
-            self._copy = {version: replace(copy, expected=update.expected)}
-        return update
-
-    async def copy(self, update: Update) -> Update | None:
-        """The copy in shared memory of rank 0's node, if copies are kept."""
-        return self._copy.get(update.version)
-
-    async def connect(self, workers: Sequence[Receiver]) -> None:
-        """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
-        joined = (self._group.life, [worker.name for worker in workers])
-        if joined == self._joined or not workers:
-            return
-        self._joined = None
-        address, port = await self._group.address()
-        roster = Roster(address, port, len(workers), self._tensor_parallel)
-        await asyncio.gather(
-            self._group._all("join_engines", roster, deadline_s=self._deadline_s),
-            *(worker.init_weights(roster.init_info(index)) for index, worker in enumerate(workers)),
-        )
-        self._joined = joined
-
-    async def send(self, update: Update) -> None:
-        """Broadcasts what was announced."""
-        try:
-            await self._group._all("begin_send", update.version, deadline_s=self._deadline_s)
-            while not all(await self._group._all("sent", deadline_s=self._deadline_s)):
-                continue  # each rank waits for its part for a moment
-        except BaseException:
-            self._joined = None  # a broadcast that broke off leaves the group unusable
-            raise
-
-    async def abort(self) -> None:
-        """Rank 0 leaves the group, so that a broadcast to it fails."""
-        self._joined = None
-        await self._group._all("abort_send", deadline_s=self._deadline_s)
 
 
 def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:

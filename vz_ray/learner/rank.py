@@ -24,6 +24,7 @@ from vz_ray.learner.station import Station
 from vz_ray.observe.deadline import within
 from vz_ray.observe.dump import arm
 from vz_ray.video.frame import RGB, FrameRef, VideoError
+from vz_ray.weights.ipc import Loans
 from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
 from vz_ray.weights.publisher import Update
 from vz_ray.weights.store import WeightsBroken, WeightStore
@@ -87,7 +88,7 @@ class LearnerRank:
         self._config, self._rank = config, rank
         capacity = config.frame_cache_mib * 2**20
         self._frames = FrameStore(frames, capacity, config.deadline_s)
-        self._nccl, self._announced = NcclGroup(), (-1, -1)
+        self._nccl, self._announced, self._loans = NcclGroup(), (-1, -1), Loans()
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._sending: Future[None] = Future()
         self._armed = arm()
@@ -174,6 +175,12 @@ class LearnerRank:
         info, nbytes = update_info(self._trainer.source())
         expected = self._trainer.score(probe) if probe is not None else None
         self._announced = (version, self._trainer.engine.steps)
+        return Update(version, "", info, nbytes, expected)
+
+    def lend_weights(self, version: int, probe: Probe | None) -> Update:
+        """The present weights, as `version`, for an engine on the same GPU to read them where they are."""
+        info, nbytes = self._loans.lend(self._trainer.source())
+        expected = self._trainer.score(probe) if probe is not None else None
         return Update(version, "", info, nbytes, expected)
 
     def join_engines(self, roster: Roster) -> None:

@@ -21,6 +21,7 @@ from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
+from vz_ray.weights.backends import gpu_share
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
@@ -64,8 +65,9 @@ class RayWorker:
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
-        gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
-        self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus} GPU on one node" if gpus else "")
+        wanted = config.engine.tensor_parallel * gpu_share(setup.transport)
+        gpus = wanted if ray.cluster_resources().get("GPU") else 0
+        self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus:g} GPU on one node" if gpus else "")
         self._place_s = config.start_deadline_s / 2
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,

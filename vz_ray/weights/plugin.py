@@ -95,3 +95,6 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(
         BACKENDS["nccl"], "vz_ray.weights.nccl_engine", "CompleteNcclEngine"
     )
+    WeightTransferEngineFactory.register_engine(
+        BACKENDS["ipc"], "vz_ray.weights.ipc_engine", "IpcWeightTransferEngine"
+    )
