@@ -67,7 +67,7 @@ def test_every_dependency_says_why():
 
 
 def test_nothing_waits_by_a_clock_that_can_jump():
-    """Deadlines, loads and intervals go by the monotonic clock; what is logged and the ages of files do not."""
+    """Deadlines and loads go by the monotonic clock; what is logged and the ages of files do not."""
     told = re.compile(r"\btime\.time\(|datetime\.(now|today|utcnow)")
     files = (ROOT / "vz_ray").rglob("*.py")
     found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
