@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.fingerprint import check_same_code, fingerprint
 from vz_ray.rollout.crew import WorkerLost
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
@@ -26,10 +27,22 @@ _END_S = 45.0
 
 
 class WorkerActor(RolloutWorker):
-    """A rollout worker that knows its node."""
+    """A rollout worker that knows its node, and is told what to do only if it runs the driver's code."""
 
-    def node(self) -> str:
+    def __init__(self, name: str) -> None:
+        self.name, self._engine = name, None
+
+    def admit(self, driver: Mapping[str, str]) -> str:
+        """Ray's id of its node.
+
+        Raises:
+            UserError: The node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, self.name, ray.util.get_node_ip_address())
         return str(ray.get_runtime_context().get_node_id())
+
+    def prepare(self, setup: WorkerSetup) -> None:
+        super().__init__(self.name, setup)
 
     def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
         """Writes a version that was fetched from another node to the same place on this one."""
@@ -45,7 +58,7 @@ class RayWorker:
     """
 
     def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
-        self.name = name
+        self.name, self._setup = name, setup
         self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
@@ -60,13 +73,13 @@ class RayWorker:
             # Methods that pause or check must get through while all episodes play.
             max_concurrency=4 * config.episodes_per_worker + 64,
         )
-        self._actor: Any = actor.remote(name, setup)
+        self._actor: Any = actor.remote(name)
 
     async def start(self) -> None:
         """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
         try:
             self._node = await within(
-                self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
+                self._place_s, self._call("admit", fingerprint()), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
             free = {
@@ -76,6 +89,7 @@ class RayWorker:
                 f"{self.name} found no place within {self._place_s:g} s: it needs {self._needs}, and the "
                 f"cluster has {free} free; add nodes, or lower rollout.max_workers"
             ) from error
+        await self._call("prepare", self._setup)
         await self._call("start")
 
     async def play_episode(
