@@ -20,6 +20,7 @@ from tests.learner.worlds import Album, Outdated, Stuck, World, small_model
 from vz_ray.episode.trajectory import Group
 from vz_ray.learner.actor import LearnerGroup, LearnerLost
 from vz_ray.learner.rank import FrameStore
+from vz_ray.learner.senders import LearnerSender
 from vz_ray.observe.deadline import Overdue
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
@@ -41,7 +42,7 @@ async def test_two_ranks_learn_publish_name_the_one_that_died_and_start_again(
         first = await group.grpo_step(world.groups)
         assert first["updates"] == 2
         assert np.isfinite(first["loss"])
-        sender = group.sender(tmp_path / "weights", 100_000, None, 60.0)
+        sender = LearnerSender(group, tmp_path / "weights", 100_000, None, 60.0)
         update = await sender.prepare(1)
         manifest = read_manifest(update.info["directory"])
         names = [name for name, _ in read_tensors(update.info["directory"], manifest)]
@@ -104,7 +105,7 @@ async def test_a_late_rank_says_what_it_is_doing_unless_it_cannot(
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(Overdue, match=r"write_weights within 0\.5 s") as late:
-            await group.sender(tmp_path, 100_000, None, 0.5).prepare(1)
+            await LearnerSender(group, tmp_path, 100_000, None, 0.5).prepare(1)
         assert time.monotonic() - began < 25
         assert f"does not say what it is doing: process {pid} (stopped) wrote no stacks" in str(late.value)
     finally:

@@ -24,10 +24,11 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.learner.rank import LearnerRank
-from vz_ray.learner.station import Station
+from vz_ray.learner.station import Station, rank_name
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.fingerprint import fingerprint
 from vz_ray.weights.verify import Probe
 
 T = TypeVar("T")
@@ -100,16 +101,16 @@ class LearnerGroup:
 
         Raises:
             Overdue: Ray could not place them within `config.deadline_s`; says what was asked for.
-            UserError: See `Trainer`.
+            UserError: A node has another version of the code than this process. See also `Trainer`.
         """
         self.close()
         self.life += 1
         try:
             self._place = await self._reserve()
             self._ranks = [self._spawn(self._place, rank) for rank in range(self._config.ranks)]
-            self._stations = await self.all("station")
+            self._stations = await self.all("admit", fingerprint())
             address, port = (await self.all("address"))[0]
-            await self.all("start", address, port)
+            await self.all("start", self._config, self._frames, address, port)
         except BaseException:
             self.close()
             raise
@@ -143,7 +144,7 @@ class LearnerGroup:
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
             runtime_env={"env_vars": _environment(self._config, self._gpus)},
         )
-        return options.remote(self._config, rank, self._frames)
+        return options.remote(rank)
 
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits `work`, which others do; ends it with `LearnerLost` as soon as a rank is found dead."""
@@ -246,7 +247,7 @@ class LearnerGroup:
     async def _answer(self, index: int, method: str, call: Awaitable[Any], most_s: float) -> Any:
         """What a rank answers; one that is late is looked into."""
         try:
-            return await within(most_s, call, who=_name(index), what=method)
+            return await within(most_s, call, who=rank_name(index), what=method)
         except Overdue as late:
             if isinstance(late, RayTaskError):
                 raise  # the rank itself waited for somebody else
@@ -254,7 +255,7 @@ class LearnerGroup:
 
     async def _look_into(self, index: int) -> str:
         """What a rank that was waited for too long is doing; its stacks go to the log."""
-        who = _name(index)
+        who = rank_name(index)
         try:
             if not self._stations:
                 raise Silent("it has not started")
@@ -288,7 +289,7 @@ def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
     for index, error in faults.items():
         if _died(calls[index]):
             reason = str(error).strip().splitlines()[0]
-            return LearnerLost(f"{_name(index)} died during {method} ({reason})")
+            return LearnerLost(f"{rank_name(index)} died during {method} ({reason})")
     first = next(iter(faults.values()))
     if isinstance(first, Overdue) and first.state:
         # Of ranks that wait for each other, the one that is elsewhere than the rest is at fault.
@@ -306,7 +307,3 @@ def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
     if config.threads:
         variables["OMP_NUM_THREADS"] = str(config.threads)
     return variables
-
-
-def _name(rank: int) -> str:
-    return f"learner-rank-{rank}"

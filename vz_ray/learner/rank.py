@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
-from vz_ray.learner.station import Station
+from vz_ray.learner.station import Station, rank_name
 from vz_ray.observe.deadline import within
 from vz_ray.observe.dump import arm
+from vz_ray.observe.fingerprint import check_same_code
 from vz_ray.video.frame import RGB, FrameRef, VideoError
 from vz_ray.weights.ipc import Loans
 from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
@@ -84,25 +86,29 @@ _STEP_S = 0.2
 class LearnerRank:
     """One rank. Calls must be made on all ranks alike; they run one at a time."""
 
-    def __init__(self, config: LearnerConfig, rank: int, frames: FrameSource) -> None:
-        self._config, self._rank = config, rank
-        capacity = config.frame_cache_mib * 2**20
-        self._frames = FrameStore(frames, capacity, config.deadline_s)
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
         self._nccl, self._announced, self._loans = NcclGroup(), (-1, -1), Loans()
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._sending: Future[None] = Future()
-        self._armed = arm()
 
-    def station(self) -> Station:
-        """Where to ask what this rank is doing, should it be late."""
-        return Station(ray.get_runtime_context().get_node_id(), self._armed)
+    def admit(self, driver: Mapping[str, str]) -> Station:
+        """Where to ask what this rank is doing, should it be late.
+
+        Raises:
+            UserError: This node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, rank_name(self._rank), ray.util.get_node_ip_address())
+        return Station(ray.get_runtime_context().get_node_id(), arm())
 
     def address(self) -> tuple[str, int]:
         """Where the ranks can meet: this node, and a port that is free on it."""
         return ray.util.get_node_ip_address(), free_port()
 
-    def start(self, address: str, port: int) -> None:
+    def start(self, config: LearnerConfig, frames: FrameSource, address: str, port: int) -> None:
         """Joins the other ranks and loads the model."""
+        self._config = config
+        self._frames = FrameStore(frames, config.frame_cache_mib * 2**20, config.deadline_s)
         os.environ |= {
             "RANK": str(self._rank),
             "WORLD_SIZE": str(self._config.ranks),
@@ -161,14 +167,15 @@ class LearnerRank:
             manifest = store.publish(version, source)
             checksum = manifest.version.checksum
             info = {"directory": str(store.path(version)), "checksum": checksum}
-            update = Update(version, checksum, info, manifest.nbytes)
+            node = str(ray.get_runtime_context().get_node_id())
+            update = Update(version, checksum, info, manifest.nbytes, node=node)
         else:
             for _ in source.buckets(bucket_bytes):
                 continue
         expected = self._trainer.score(probe) if probe is not None else None
         if update is None:
             return None
-        return Update(update.version, update.checksum, update.info, update.nbytes, expected)
+        return replace(update, expected=expected)
 
     def announce_weights(self, version: int, probe: Probe | None) -> Update:
         """What the present weights are, as `version`, for engines that will receive them by NCCL."""

@@ -20,6 +20,11 @@ _ANSWER_S = 30.0
 """A node that is busy may need most of it to start a process for the task."""
 
 
+def rank_name(rank: int) -> str:
+    """What a rank is called in errors and logs."""
+    return f"learner-rank-{rank}"
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """Attributes:

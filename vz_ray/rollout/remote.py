@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.fingerprint import check_same_code, fingerprint
 from vz_ray.rollout.crew import WorkerLost
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.engine_stats import Room
@@ -30,10 +31,18 @@ MARKET = "ray.io/market-type"
 
 
 class WorkerActor(RolloutWorker):
-    """A rollout worker that knows its node."""
+    """A rollout worker that knows its node, and is told what to do only if it runs the driver's code."""
 
-    def node(self) -> tuple[str, bool]:
-        """Ray's id of its node, and whether the cloud may reclaim that."""
+    def __init__(self, name: str) -> None:
+        self.name, self._engine = name, None
+
+    def admit(self, driver: Mapping[str, str]) -> tuple[str, bool]:
+        """Ray's id of its node, and whether the cloud may reclaim that.
+
+        Raises:
+            UserError: The node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, self.name, ray.util.get_node_ip_address())
         here = ray.get_runtime_context()
         return str(here.get_node_id()), here.get_node_labels().get(MARKET) == "spot"
 
@@ -43,26 +52,23 @@ class WorkerActor(RolloutWorker):
         """An episode, and what could be taken in after it."""
         return await self.play_episode(task, id, sampling, episode), self.room()
 
+    def prepare(self, setup: WorkerSetup) -> None:
+        super().__init__(self.name, setup)
+
     def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
         """Writes a version that was fetched from another node to the same place on this one."""
         WeightStore(Path(directory).parent).adopt(Manifest.from_json(manifest), buckets)
 
 
 class RayWorker:
-    """A `RemoteWorker` of the fleet.
-
-    Args:
-        weights_node: Ray's id of the node whose shared memory the learner writes to;
-            by default this process's.
-    """
+    """A `RemoteWorker` of the fleet."""
 
     actor_type: ClassVar[type[WorkerActor]] = WorkerActor
 
-    def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, setup: WorkerSetup) -> None:
+        self.name, self._setup = name, setup
         self.room: Room | None = None
         self.pulls = False
-        self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
         self._node = ""
         config = setup.rollout
         wanted = config.engine.tensor_parallel * gpu_share(setup.transport)
@@ -77,13 +83,13 @@ class RayWorker:
             # Methods that pause or check must get through while all episodes play.
             max_concurrency=4 * config.episodes_per_worker + 64,
         )
-        self._actor: Any = actor.remote(name, setup)
+        self._actor: Any = actor.remote(name)
 
     async def start(self) -> None:
         """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
         try:
             self._node, self.pulls = await within(
-                self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
+                self._place_s, self._call("admit", fingerprint()), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
             free = {
@@ -93,6 +99,7 @@ class RayWorker:
                 f"{self.name} found no place within {self._place_s:g} s: it needs {self._needs}, and the "
                 f"cluster has {free} free; add nodes, or lower rollout.max_workers"
             ) from error
+        await self._call("prepare", self._setup)
         await self._call("start")
 
     async def play_episode(
@@ -107,8 +114,9 @@ class RayWorker:
 
     async def receive(self, update: Update) -> None:
         directory = update.info.get("directory")
-        if directory is not None and self._node != self._weights_node:
-            await self._call("adopt", directory, *await fetch(directory, self._weights_node))
+        there = update.node or str(ray.get_runtime_context().get_node_id())
+        if directory is not None and self._node != there:
+            await self._call("adopt", directory, *await fetch(directory, there))
         await self._call("receive", update)
 
     async def init_weights(self, info: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Update:
         info: The transfer backend's own `update_info`.
         nbytes: Size of the weights.
         expected: The learner's log-probs of the probe, if this publish is probed.
+        node: Which node `directory` of `info` is on; empty means the driver's.
     """
 
     version: int
@@ -39,6 +40,7 @@ class Update:
     info: dict[str, Any]
     nbytes: int
     expected: tuple[float, ...] | None = None
+    node: str = ""
 
     @property
     def pulled(self) -> bool:
