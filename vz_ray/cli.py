@@ -223,6 +223,29 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
 
 
+@app.command("check-reward")
+def check_reward(
+    function: Annotated[str, typer.Argument(help="package.module:name")],
+    episodes: Annotated[
+        Path | None,
+        typer.Option(help="Episodes of a run to try it on too (.jsonl).", show_default=False),
+    ] = None,
+) -> None:
+    """Tries a reward function of your own on episodes of every kind.
+
+    Example: vz-ray check-reward my_rewards:brevity --episodes runs/quickstart/episodes/000003.jsonl
+    """
+    from vz_ray.evaluate.results import read_results
+    from vz_ray.reward.contract import print_trials, try_function
+
+    try:
+        records = [] if episodes is None else read_results(episodes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{episodes} is no log of episodes: {error!r}") from error
+    trials = try_function(function, [(record.trajectory, record.task) for record in records])
+    raise typer.Exit(0 if print_trials(function, trials) else 1)
+
+
 @app.command()
 def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]) -> None:
     """Prints the figures of several runs side by side, with their medians.

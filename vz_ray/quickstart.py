@@ -45,6 +45,7 @@ from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.report import write_report
 from vz_ray.restarts import restarting
+from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
@@ -57,7 +58,9 @@ def run_training(config: RunConfig) -> None:
     """`vz-ray train`: the loop alone, from `config.model`, and its export."""
     watched = [config.data.validation] if config.train.evaluate_every else []
     for path in [config.data.train, *watched]:
-        check_videos(read_tasks(path), path)
+        tasks = read_tasks(path)
+        check_videos(tasks, path)
+        require_scorers(config.reward, tasks, path)
     with desk(config) as at:
         asyncio.run(_training(config, at))
 
@@ -80,6 +83,7 @@ async def start_fleet(config: RunConfig, at: Desk, frames: ClipPool, stack: Asyn
 
 def run_quickstart(config: QuickstartConfig) -> None:
     """`vz-ray quickstart`."""
+    require_scorers(config.reward, (), "the needle world")
     with desk(config) as at:
         report = at.run.path / "report.html"
         if not report.exists():

@@ -193,11 +193,16 @@ def records_of(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeR
 
 
 def stop_on_failures(batch: Batch) -> None:
-    """`UserError` if no episode of a batch could be played: the next one would fare no better."""
+    """`UserError` if no episode of a batch could be played, or none judged: the next would fare no better."""
     played = [trajectory for _, group in batch.played for trajectory in group.trajectories]
     if all(trajectory.status is Status.FAILED for trajectory in played):
         raise UserError(
             f"all {len(played)} episodes of an iteration failed, the first with: {played[0].error}"
+        )
+    parts = [trajectory.reward for trajectory in played if trajectory.reward is not None]
+    if parts and not any(part.valid for part in parts):
+        raise UserError(
+            f"none of the {len(parts)} episodes of an iteration could be judged, the last: {parts[-1].note}"
         )
 
 

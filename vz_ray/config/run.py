@@ -144,6 +144,11 @@ class RunConfig:
                 f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
                 f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
             )
+        if self.reward.deadline_s > 2 * self.rollout.turn_deadline_s:
+            raise ValueError(
+                f"reward.deadline_s is {self.reward.deadline_s:g}, above twice rollout.turn_deadline_s "
+                f"({self.rollout.turn_deadline_s:g}): episodes would be given up while they are being scored"
+            )
         if self.episode.max_context > self.rollout.engine.max_model_len:
             raise ValueError(
                 f"episode.max_context is {self.episode.max_context}, above rollout.engine.max_model_len "

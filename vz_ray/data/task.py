@@ -9,7 +9,11 @@ from enum import StrEnum
 class AnswerType(StrEnum):
     MULTIPLE_CHOICE = "multiple_choice"
     NUMBER = "number"
+    """A number or a formula."""
     OPEN_ENDED = "open_ended"
+    """A judge says whether it is right."""
+    GRADED = "graded"
+    """A judge says whether it is right, and grades it from 0 to 5 (Video-MMLU)."""
 
 
 @dataclass(frozen=True, slots=True)

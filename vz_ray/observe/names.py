@@ -8,6 +8,8 @@ from __future__ import annotations
 
 STEP = "step"
 
+REWARD_PREFIX = "reward/"
+"""Followed by the name of a part; those below are in every run, others are a run's own."""
 REWARD_TOTAL = "reward/total"
 REWARD_ACCURACY = "reward/accuracy"
 REWARD_FORMAT = "reward/format"
@@ -25,6 +27,8 @@ FRAMES_MEAN = "frames/mean"
 ANSWERED = "episodes/answered"
 UNPARSED = "episodes/unparsed"
 INVALID = "episodes/invalid"
+INVALID_PREFIX = "episodes/invalid/"
+"""Followed by a reason, such as `judge_timeout`: the share of episodes that nobody could judge for it."""
 
 MISMATCH_MAX = "mismatch/logprob_abs_max"
 """Largest |learner - engine| log-prob of a sampled token in the step, nats."""

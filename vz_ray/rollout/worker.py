@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -33,7 +34,7 @@ from vz_ray.rollout.engine_stats import EngineStats, Room
 from vz_ray.weights import Probe, Update
 
 Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
-"""May block: it is called in a thread."""
+"""May block, while a judge is asked: it is called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class RolloutWorker:
         self._slots = asyncio.Semaphore(setup.rollout.episodes_per_worker)
         self._playing = 0
         self._played = 0
+        # Episodes that wait for a judge keep no place, so there may be more of them than play.
+        self._scoring = ThreadPoolExecutor(2 * setup.rollout.episodes_per_worker, thread_name_prefix="score")
         if own_process:
             keep_output_in(Path(setup.logs) / f"{name}.log")
 
@@ -158,8 +161,9 @@ class RolloutWorker:
             finally:
                 self._playing -= 1
         self._played += 1
-        score = asyncio.to_thread(setup.score, trajectory, task, setup.reward)
-        parts = await within(setup.rollout.turn_deadline_s, score, who=self.name, what=f"the reward of {id}")
+        loop = asyncio.get_running_loop()
+        score = loop.run_in_executor(self._scoring, setup.score, trajectory, task, setup.reward)
+        parts = await within(setup.reward.deadline_s, score, who=self.name, what=f"the reward of {id}")
         return replace(trajectory, reward=parts)
 
     def _wire(self, rules: EpisodeConfig) -> WireFormat:
@@ -221,6 +225,7 @@ class RolloutWorker:
 
     async def shutdown(self) -> None:
         """Ends the engine's process."""
+        self._scoring.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             await self._engine.shutdown()
 
