@@ -44,7 +44,7 @@ def score(trajectory: Trajectory, task: Task, config: RewardConfig) -> RewardPar
     """
     if trajectory.status is Status.FAILED:
         return _invalid(f"failed: {trajectory.error}")
-    if task.answer_type is AnswerType.OPEN_ENDED:
+    if task.answer_type in (AnswerType.OPEN_ENDED, AnswerType.GRADED):
         return _invalid("no judge is configured for open-ended questions")
     turns = [turn.text for turn in trajectory.turns]
     right = _right(trajectory.answer, turns, task, config)
