@@ -29,6 +29,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: 2 for an error that the user can mend, 130 after a requested stop."""
+    # Where a reward function of the user's own is looked for last; Ray's workers look there too.
+    sys.path.append(os.getcwd())
     try:
         app(prog_name="vz-ray")
     except UserError as error:
