@@ -15,10 +15,10 @@ episodes at a time on each engine, and the same caches. Schedules:
 - floor: the fleet's schedule with clips in memory: nobody waits for one.
 
 Two modes: `latency`, where clips take as long as the workload says and cost no CPU, and `decode`, where the
-clip pool decodes them; its floor has the same clips decoded beside the episodes, with nobody waiting for them.
+clip pool decodes them; its floor has the same clips decoded beside the episodes, nobody waiting for them.
 
-The last line is one JSON object. Ratios are ours / theirs in episodes a second, medians over the repeats; those
-at the top level are of the mode `latency`.
+The last line is one JSON object. Ratios are ours / theirs in episodes a second, medians over the repeats;
+those at the top level are of the mode `latency`.
 """
 
 from __future__ import annotations

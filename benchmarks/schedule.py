@@ -131,6 +131,7 @@ class Sleeper:
     host: Any
     spans: list[tuple[float, float]]
     room: None = None
+    pulls: bool = False
 
     async def start(self) -> None:
         await asyncio.sleep(0)
@@ -167,6 +168,12 @@ class Sender:
 
     async def send(self, update: Update) -> None:
         await asyncio.sleep(0)
+
+    async def abort(self) -> None:
+        await asyncio.sleep(0)
+
+    async def copy(self, update: Update) -> Update | None:
+        return None
 
 
 @dataclass

@@ -29,6 +29,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: 2 for an error that the user can mend, 130 after a requested stop."""
+    # Where a reward function of the user's own is looked for last; Ray's workers look there too.
+    sys.path.append(os.getcwd())
     try:
         app(prog_name="vz-ray")
     except UserError as error:
@@ -204,6 +206,33 @@ def baseline(run: Annotated[Path, typer.Argument(help="A finished quickstart run
     run_baseline(run)
 
 
+@app.command("eval")
+def evaluate(
+    arguments: Settings = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Play uniform frames and the agent at several settings.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Plays public benchmarks and shows their official figures beside the paper's.
+
+    Stop it with Ctrl-C and run it again: it goes on where it was.
+
+    Example: vz-ray eval conf/eval/mlvu.yaml model=checkpoints/agent data=datasets/mlvu
+
+    Example: vz-ray eval conf/eval/needle.yaml model=runs/quickstart/models/rl name=curve --curve
+    """
+    from vz_ray.benchmarking import run_benchmarks
+    from vz_ray.config.benchmarks import BenchmarksConfig
+
+    given = list(arguments or [])
+    config = settings(BenchmarksConfig, given, None, dry_run and not curve)
+    if curve:
+        modes = f"modes=[{','.join(config.curve.modes)}]"
+        config = settings(BenchmarksConfig, [*given, modes], None, dry_run)
+    run_benchmarks(config)
+
+
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Writes report.html and summary.json of a run from what its stages left behind.
@@ -221,6 +250,29 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print_summary(write_summary(opened.path))
     clips = (yaml.safe_load(opened.config.read_text()) or {}).get("clips", {})
     print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
+
+
+@app.command("check-reward")
+def check_reward(
+    function: Annotated[str, typer.Argument(help="package.module:name")],
+    episodes: Annotated[
+        Path | None,
+        typer.Option(help="Episodes of a run to try it on too (.jsonl).", show_default=False),
+    ] = None,
+) -> None:
+    """Tries a reward function of your own on episodes of every kind.
+
+    Example: vz-ray check-reward my_rewards:brevity --episodes runs/quickstart/episodes/000003.jsonl
+    """
+    from vz_ray.evaluate.results import read_results
+    from vz_ray.reward.contract import print_trials, try_function
+
+    try:
+        records = [] if episodes is None else read_results(episodes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{episodes} is no log of episodes: {error!r}") from error
+    trials = try_function(function, [(record.trajectory, record.task) for record in records])
+    raise typer.Exit(0 if print_trials(function, trials) else 1)
 
 
 @app.command()

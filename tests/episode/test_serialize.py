@@ -72,6 +72,10 @@ turns = st.builds(
     reply=st.none() | contexts(),
     seconds=st.tuples(number, number),
 )
+rewards = st.builds(
+    RewardParts, number, number, number, number,
+    valid=st.booleans(), note=st.text(), more=st.dictionaries(st.text(), number),
+)  # fmt: skip
 trajectories = st.builds(
     Trajectory,
     id=st.builds(EpisodeId, st.integers(0, 99), st.text(), st.integers(0, 15), st.integers(0, 3)),
@@ -82,7 +86,17 @@ trajectories = st.builds(
     answer=st.none() | st.text(),
     worker=st.text(),
     seconds=number,
-    reward=st.none() | st.builds(RewardParts, number, number, number, number, st.booleans(), st.text()),
+    reward=st.none()
+    | st.builds(
+        RewardParts,
+        number,
+        number,
+        number,
+        number,
+        st.booleans(),
+        st.text(),
+        st.dictionaries(st.text(), number),
+    ),
     error=st.text(),
     extra=st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(number)),
 )
@@ -111,6 +125,14 @@ def test_what_frames_share_is_written_once() -> None:
     )
     assert written.count(uri) == 1
     assert len(written) < 3000
+
+
+def test_rewards_without_further_parts_are_read_as_having_none() -> None:
+    parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="as written before there were any")
+    played = Trajectory(EpisodeId(0, "t", 0), "clean", Context(()), (), Status.ANSWERED, reward=parts)
+    data = through_json(trajectory_to_dict(played))
+    del data["reward"]["more"]
+    assert trajectory_from_dict(data) == played
 
 
 def test_another_format_version_is_refused() -> None:

@@ -13,6 +13,7 @@ from vz_ray.episode.trajectory import Context
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import FrameRef
+from vz_ray.video.subtitles import Subtitle
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FRAMES = f"<frame0_time8.00s>{IMAGE}<frame1_time9.50s>{IMAGE}"
@@ -75,6 +76,19 @@ def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
     wrong.write_text("systm: hello\n")
     with pytest.raises(UserError, match="systm"):
         Wording.load(wrong)
+
+
+def test_subtitles_stand_between_the_frames_that_show_them(wire):
+    frames = make_clip([0.0, 10.0]).frames
+    said = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
+    assert wire.frames_text(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
+
+
+def test_pictures_of_a_question_follow_the_frames_of_the_video(wire):
+    overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
+    context = wire.prompt("What is this?", overview, pictures=picture)
+    assert [ref.pts_s for ref in context.refs] == [0.0, 8.0, 3.0]
+    assert wire.question_text("What?", overview, pictures=picture) == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
 
 
 def test_the_wire_name_changes_with_the_wording(wire, compat_wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,14 @@ class Album:
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         self.asked.append([ref.digest for ref in refs])
         return [Frame(ref, self.pixels[ref.digest]) for ref in refs]
+
+
+class Stuck(Album):
+    """A source that never answers, in a way that no deadline within its process can end."""
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        time.sleep(600)  # noqa: ASYNC251 - it is meant
+        raise AssertionError("nobody waits for as long")
 
 
 class Outdated(Album):

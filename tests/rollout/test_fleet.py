@@ -13,10 +13,11 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue
-from vz_ray.rollout.crew import FleetFailed, NoPlace, WorkerLost
+from vz_ray.rollout.crew import FleetFailed
 from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.member import NoPlace, WorkerLost
 from vz_ray.rollout.state import WorkerState
 from vz_ray.weights import Probe, Publisher, Update
 
@@ -29,6 +30,7 @@ class Scripted:
     def __init__(self, name: str) -> None:
         self.name = name
         self.room: Room | None = None
+        self.pulls = False
         self.version = 0
         self.asked: list[str] = []
         self.played: list[tuple[EpisodeId, int]] = []
@@ -96,6 +98,12 @@ class Sender:
         return None
 
     async def send(self, update: Update) -> None:
+        return None
+
+    async def abort(self) -> None:
+        return None
+
+    async def copy(self, update: Update) -> Update | None:
         return None
 
 

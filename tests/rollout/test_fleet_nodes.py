@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.rollout.world import NODE, World, engines_of, opened
 from tests.small_run import left_of
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.rollout.crew import NoPlace, WorkerLost
+from vz_ray.rollout.member import NoPlace, WorkerLost
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.state import WorkerState
 

@@ -78,7 +78,11 @@ async def side(
 ) -> AsyncIterator[Side]:
     path = tmp_path_factory.mktemp("side")
     model = tiny(path / "model", tied=request.param)
-    engine = await Engine.start(model, engine_config, name="engine", log=path / "engine.log")
+    # Engines for NCCL and for a shared GPU take copies in shared memory as one does that knows nothing else.
+    transport = "nccl" if request.param else "ipc"
+    engine = await Engine.start(
+        model, engine_config, name="engine", log=path / "engine.log", transport=transport
+    )
     side = Side(engine, Reference(model, engine.banned), WeightStore(path / "weights"))
     yield side
     await engine.shutdown()

@@ -15,7 +15,7 @@ from ray.exceptions import (
     RaySystemError,
 )
 
-from vz_ray.rollout.crew import WorkerLost
+from vz_ray.rollout.member import WorkerLost
 from vz_ray.rollout.remote import RayWorker
 
 

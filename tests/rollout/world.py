@@ -29,9 +29,9 @@ from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Group, Sampling, Status
 from vz_ray.observe.deadline import within
 from vz_ray.reward import score
-from vz_ray.rollout.crew import Seat
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.member import Seat
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.state import WorkerState
 from vz_ray.rollout.worker import WorkerSetup, WorkerStats

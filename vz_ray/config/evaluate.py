@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SAMPLING = r"all|(?:first|end|random):\d+|\d+(?:\.\d+)?%"
+"""Which questions of a set are played; a regular expression of the whole."""
+
 
 @dataclass
 class EvaluateConfig:

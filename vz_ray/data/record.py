@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.data.task import AnswerType, SubtitleFile, Task
 from vz_ray.episode.serialize import trajectory_from_dict, trajectory_to_dict
 from vz_ray.episode.trajectory import Trajectory
 
@@ -35,13 +35,24 @@ class EpisodeRecord:
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """`task` as JSON values; `extra` must hold nothing else."""
-    return {**asdict(task), "answer_type": task.answer_type.value, "events": [list(e) for e in task.events]}
+    return {
+        **asdict(task),
+        "answer_type": task.answer_type.value,
+        "events": [list(event) for event in task.events],
+        "pictures": list(task.pictures),
+    }
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
     """The task that `task_to_dict` wrote."""
-    events = tuple((start, end) for start, end in data["events"])
-    return Task(**{**data, "answer_type": AnswerType(data["answer_type"]), "events": events})
+    subtitles = data.get("subtitles")
+    known = {
+        "answer_type": AnswerType(data["answer_type"]),
+        "events": tuple((start, end) for start, end in data["events"]),
+        "subtitles": SubtitleFile(**subtitles) if subtitles else None,
+        "pictures": tuple(data.get("pictures", ())),
+    }
+    return Task(**{**data, **known})
 
 
 def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:

@@ -9,7 +9,24 @@ from enum import StrEnum
 class AnswerType(StrEnum):
     MULTIPLE_CHOICE = "multiple_choice"
     NUMBER = "number"
+    """A number or a formula."""
     OPEN_ENDED = "open_ended"
+    """A judge says whether it is right."""
+    GRADED = "graded"
+    """A judge says whether it is right, and grades it from 0 to 5 (Video-MMLU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubtitleFile:
+    """Where a video's subtitles are.
+
+    Attributes:
+        path: A `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
+        starts_s: What the subtitles' clock shows where the video begins, seconds.
+    """
+
+    path: str
+    starts_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +43,8 @@ class Task:
         kind: Kind of question, for tables (needle world: identify, count, ...).
         events: `(start_s, end_s)` of what must be seen to answer, where known.
         extra: Whatever else the data file said.
+        subtitles: Shown between the frames, where they are to be shown.
+        pictures: Images that belong to the question, each a video of one frame; shown after the overview.
     """
 
     task_id: str
@@ -37,3 +56,5 @@ class Task:
     kind: str = ""
     events: tuple[tuple[float, float], ...] = ()
     extra: dict[str, object] = field(default_factory=dict)
+    subtitles: SubtitleFile | None = None
+    pictures: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.episode.wire import WireFormat
 from vz_ray.episode.zoom_call import read_turn
 from vz_ray.video.frame import Clip, Frame, Overview, VideoInfo, Zoom
+from vz_ray.video.subtitles import Subtitle
 
 MIN_TURN_TOKENS = 16
 """A turn with less room than this is not begun: it could not hold an answer."""
@@ -54,6 +55,7 @@ class Episode:
     video: VideoInfo
     wire: WireFormat
     config: EpisodeConfig
+    subtitles: tuple[Subtitle, ...] = ()
     state: State = State.NEW
     turns: list[Turn] = field(default_factory=list)
     status: Status = Status.NO_ANSWER
@@ -64,7 +66,9 @@ class Episode:
     @property
     def overview(self) -> Overview:
         c = self.config
-        return Overview(c.overview_fps, c.overview_frames, c.overview_spread)
+        # Pictures of the question are images too.
+        frames = min(c.overview_frames, c.max_images - len(self.task.pictures))
+        return Overview(c.overview_fps, frames, c.overview_spread)
 
     @property
     def prompt(self) -> Prompt:
@@ -80,17 +84,18 @@ class Episode:
 
     # -- events -----------------------------------------------------------------
 
-    def begin(self, overview: Clip) -> None:
-        """The overview has been decoded."""
+    def begin(self, overview: Clip, pictures: tuple[Frame, ...] = ()) -> None:
+        """The overview has been decoded, and the pictures of the question."""
         self._expect(State.NEW)
-        self._begun = self.wire.prompt(self.task.question, overview.frames)
-        text = self.wire.question_text(self.task.question, overview.frames)
+        asked = (self.task.question, overview.frames, self.subtitles, pictures)
+        self._begun = self.wire.prompt(*asked)
+        shown = (*overview.frames, *pictures)
         self._messages = [
             Message("system", self.wire.wording.system),
-            Message("user", text, overview.frames),
+            Message("user", self.wire.question_text(*asked), shown),
         ]
         self._compact = list(self._begun.compact_ids)
-        self._frames: list[Frame] = list(overview.frames)
+        self._frames: list[Frame] = list(shown)
         self._length = self._begun.length
         self.state = State.ACT
         if self._length + MIN_TURN_TOKENS > self.config.max_context:
@@ -122,7 +127,7 @@ class Episode:
     def clip(self, clip: Clip, seconds: float = 0.0) -> None:
         """The clip that was asked for has been decoded."""
         self._expect(State.LOOK)
-        text = self.wire.reply_text(clip.frames, last_round=self._notice_due)
+        text = self.wire.reply_text(clip.frames, last_round=self._notice_due, subtitles=self.subtitles)
         reply = self.wire.reply(text, clip.frames, ended=self._ended)
         self._pending = replace(self._pending, seconds=(self._pending.seconds[0], seconds))
         if not self._fits(reply):

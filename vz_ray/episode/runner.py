@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from vz_ray.config.episode import EpisodeConfig
@@ -10,7 +11,12 @@ from vz_ray.episode.machine import Episode, State
 from vz_ray.episode.protocols import FrameSource, Policy
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.episode.wire import WireFormat
-from vz_ray.video.frame import FrameSize, VideoError
+from vz_ray.observe.deadline import within
+from vz_ray.video.frame import FrameSize, Overview, VideoError
+from vz_ray.video.subtitles import Subtitle, read_subtitles
+
+SUBTITLES_S = 60.0
+"""How long a file of subtitles may take to be read; it lies where the videos lie."""
 
 
 async def play(
@@ -34,8 +40,10 @@ async def play(
     size = FrameSize(config.min_pixels, config.max_pixels)
     try:
         video = await frames.probe(task.video)
-        episode = Episode(id, task, video, wire, config)
-        episode.begin(await frames.overview(task.video, episode.overview, size))
+        episode = Episode(id, task, video, wire, config, await _subtitles(task))
+        overview = await frames.overview(task.video, episode.overview, size)
+        pictures = [await frames.overview(uri, Overview(1, 1), size) for uri in task.pictures]
+        episode.begin(overview, tuple(picture.frames[0] for picture in pictures))
     except VideoError as error:
         return _failed(id, wire, str(error), worker, time.monotonic() - began)
     while episode.state is not State.OVER:
@@ -53,6 +61,15 @@ async def play(
         else:
             episode.clip(clip, time.monotonic() - at)
     return episode.trajectory(worker=worker, seconds=time.monotonic() - began)
+
+
+async def _subtitles(task: Task) -> tuple[Subtitle, ...]:
+    """Those of the video; a `VideoError` where they cannot be read."""
+    if task.subtitles is None:
+        return ()
+    where = task.subtitles
+    reading = asyncio.to_thread(read_subtitles, where.path, where.starts_s)
+    return await within(SUBTITLES_S, reading, who="the disk", what=f"subtitles {where.path}")
 
 
 def _failed(id: EpisodeId, wire: WireFormat, error: str, worker: str, seconds: float) -> Trajectory:

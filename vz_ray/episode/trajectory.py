@@ -201,8 +201,17 @@ class EpisodeId:
 class RewardParts:
     """The reward and its parts, logged apart (paper, section on rewards).
 
-    `valid` is False where the sample could not be judged (a judge failed);
-    such a sample drops its group and never counts as 0.
+    Attributes:
+        total: Their weighted sum.
+        accuracy: How right the answer is, in `[0, 1]`.
+        format: 1 for a well-formed transcript.
+        tool: 1 where using the tool is paid for.
+        valid: False where the sample could not be judged (a judge failed);
+            such a sample drops its group and never counts as 0.
+        note: Why it is invalid, or its answer wrong: a few words, the same for all of a
+            kind, then `: ` and details.
+        more: Parts that not every run has, by name: `length`, `frames`, `judge_score`, and those
+            of a user's own function.
     """
 
     total: float
@@ -211,6 +220,12 @@ class RewardParts:
     tool: float
     valid: bool = True
     note: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """The note without details, to be counted by."""
+        return self.note.partition(": ")[0]
 
 
 @dataclass(frozen=True, slots=True)

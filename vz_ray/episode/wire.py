@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +21,13 @@ import yaml
 from vz_ray.episode.trajectory import MERGE, Context, Grid
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
+from vz_ray.video.subtitles import Subtitle, between_frames
 
 PAD = "<|image_pad|>"
 IMAGE = f"<|vision_start|>{PAD}<|vision_end|>"
 END = "<|im_end|>"
+SUBTITLE = "\n{text}\n"
+"""A line of subtitles among frames (as the interleaved form of LongVideoBench)."""
 PATCH = 14
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", PAD, "<|video_pad|>")
 """Tokens that stand for vision input: engines never sample them, and the learner masks the same ones."""
@@ -124,18 +128,32 @@ class WireFormat:
 
     # -- text ---------------------------------------------------------------
 
-    def frames_text(self, frames: Sequence[Frame]) -> str:
-        return "".join(
+    def frames_text(self, frames: Sequence[Frame], subtitles: Sequence[Subtitle] = ()) -> str:
+        """Each frame with its time; what was said around it stands between them."""
+        between = between_frames(subtitles, [frame.pts_s for frame in frames])
+        shown = [
             self.wording.frame.format(number=number, time=frame.pts_s, image=IMAGE)
             for number, frame in enumerate(frames)
-        )
+        ]
+        said = ["".join(SUBTITLE.format(text=line.text) for line in lines) for lines in between]
+        return "".join(a + b for a, b in zip_longest(said, shown, fillvalue=""))
 
-    def question_text(self, question: str, frames: Sequence[Frame]) -> str:
-        return self.wording.question.format(frames=self.frames_text(frames), question=question)
+    def question_text(
+        self,
+        question: str,
+        frames: Sequence[Frame],
+        subtitles: Sequence[Subtitle] = (),
+        pictures: Sequence[Frame] = (),
+    ) -> str:
+        """The first user turn; `pictures`, which belong to the question, follow the frames of the video."""
+        shown = self.frames_text(frames, subtitles) + IMAGE * len(pictures)
+        return self.wording.question.format(frames=shown, question=question)
 
-    def reply_text(self, frames: Sequence[Frame], *, last_round: bool) -> str:
+    def reply_text(
+        self, frames: Sequence[Frame], *, last_round: bool, subtitles: Sequence[Subtitle] = ()
+    ) -> str:
         notice = self.wording.notice if last_round else ""
-        return self.wording.reply.format(frames=self.frames_text(frames), notice=notice)
+        return self.wording.reply.format(frames=self.frames_text(frames, subtitles), notice=notice)
 
     def refusal_text(self, error: str, *, last_round: bool, decode: bool = False) -> str:
         wording = (
@@ -145,9 +163,16 @@ class WireFormat:
 
     # -- tokens -------------------------------------------------------------
 
-    def prompt(self, question: str, frames: Sequence[Frame]) -> Context:
+    def prompt(
+        self,
+        question: str,
+        frames: Sequence[Frame],
+        subtitles: Sequence[Subtitle] = (),
+        pictures: Sequence[Frame] = (),
+    ) -> Context:
         """System prompt, overview and question, up to where the policy starts."""
-        return self._context(self._template(self.question_text(question, frames)), frames)
+        text = self.question_text(question, frames, subtitles, pictures)
+        return self._context(self._template(text), (*frames, *pictures))
 
     def reply(self, text: str, frames: Sequence[Frame], *, ended: bool) -> Context:
         """What follows a sampled turn: its end token unless it was sampled (`ended`), then a user turn."""

@@ -16,22 +16,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.data.task import Task
-from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.scaler import Scaler
 from vz_ray.rollout.absence import Absence
-from vz_ray.rollout.engine_stats import Room
+from vz_ray.rollout.member import Member, NoPlace, RemoteWorker, Seat, WorkerLost
 from vz_ray.rollout.state import Event, WorkerState, after
 from vz_ray.rollout.worker import WorkerStats
 from vz_ray.weights.publisher import Publisher, PublishReport, Sender, Update
-from vz_ray.weights.verify import Probe
 
 log = logging.getLogger(__name__)
 
@@ -41,88 +36,8 @@ _FIRST_WORD_S, _NEXT_WORD_S = 10.0, 60.0
 """When a fleet without a worker says so, and how often again."""
 
 
-class WorkerLost(RuntimeError):
-    """The worker is gone, or of no use: what it was doing must be done elsewhere."""
-
-
-class NoPlace(WorkerLost):
-    """No node has room for the worker, yet: nothing is wrong with it."""
-
-
 class FleetFailed(RuntimeError):
     """No worker can be had; says why the last ones could not."""
-
-
-class RemoteWorker(Protocol):
-    """A worker, wherever it runs. Every method may raise `WorkerLost`."""
-
-    name: str
-    room: Room | None
-    """What it could still take in when it last said so: with each episode and each health check."""
-
-    async def start(self) -> None: ...
-
-    async def play_episode(
-        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
-    ) -> Trajectory: ...
-
-    async def pause(self) -> None: ...
-
-    async def init_weights(self, info: dict[str, Any]) -> None: ...
-
-    async def receive(self, update: Update) -> None: ...
-
-    async def thaw(self) -> None: ...
-
-    async def score(self, probe: Probe) -> Sequence[float]: ...
-
-    async def resume(self) -> None: ...
-
-    async def check(self) -> None: ...
-
-    async def notice(self) -> str:
-        """Why it will have to go before long, such as its node being reclaimed; empty if nothing is known."""
-        ...
-
-    async def stats(self) -> WorkerStats: ...
-
-    async def whereabouts(self) -> tuple[str, str]:
-        """What it is doing, in a few words, and the stacks of its threads and tasks."""
-        ...
-
-    async def end(self) -> None:
-        """Ends it with everything it started, cleanly if it still answers."""
-        ...
-
-
-@dataclass(eq=False)
-class Member:
-    """A worker and what is known of it.
-
-    `load` counts episodes that it plays or is to play; `served` says that it has been ready.
-    """
-
-    worker: RemoteWorker
-    state: WorkerState = WorkerState.STARTING
-    load: int = 0
-    why: str = ""
-    extra: bool = False
-    served: bool = False
-    ended: bool = False
-
-    @property
-    def room(self) -> Room | None:
-        return self.worker.room
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A member at one moment, for people and metrics."""
-
-    name: str
-    state: WorkerState
-    load: int
-    why: str
 
 
 class Pulse:
@@ -253,7 +168,9 @@ class Crew:
                 self._step(member, Event.STARTED)
                 if self._publisher.current is not None:
                     current = self._publisher.current
-                    report = await self._publisher.deliver(current, [worker], sender=self._sender)
+                    report = await self._publisher.deliver(
+                        current, [worker], sender=self._sender, joining=True
+                    )
                     if report.failed:
                         raise WorkerLost(report.failed[worker.name])
                 self._step(member, Event.SYNCED)

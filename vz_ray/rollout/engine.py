@@ -7,9 +7,12 @@ model in a child process of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
 import os
 from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -20,6 +23,7 @@ from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.episode.wire import placeholder_ids
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.scratch import scratch
 from vz_ray.rollout.engine_stats import EngineGauge, EngineStats
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.weights import BACKENDS, Probe, Update
@@ -65,16 +69,27 @@ def prepare_environment(config: EngineConfig) -> None:
     """Sets what vLLM reads from the environment; must run before vLLM is imported."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", str(_sockets()))
     import torch
 
     if torch.cuda.is_available():
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # oneDNN keeps what it compiled for each shape, 0.3 MB each, and every turn has a shape of its own.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # Threads that spin while they wait starve decoders and learner on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+@functools.cache
+def _sockets() -> Path:
+    """Where this process's engines have their sockets; it goes with the process, or with a later one."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(scratch("vz_ray_engine_"))
 
 
 def _logging_to(file: Path) -> str:
@@ -155,7 +170,7 @@ class Engine:
         deadline_s: float,
         gauge: EngineGauge,
     ) -> None:
-        self.name = name
+        self.name, self.pulls = name, False
         self._training = training
         self._pad_id = pad_id
         self.banned = banned

@@ -25,8 +25,9 @@ from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.rollout.admission import Admission
-from vz_ray.rollout.crew import Crew, Member, RemoteWorker, Seat, WorkerLost
+from vz_ray.rollout.crew import Crew
 from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.member import Member, RemoteWorker, Seat, WorkerLost
 from vz_ray.rollout.state import WorkerState
 from vz_ray.rollout.worker import WorkerStats
 from vz_ray.weights.publisher import Publisher, PublishReport, Sender

@@ -16,24 +16,38 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.rollout.crew import NoPlace, WorkerLost
+from vz_ray.observe.fingerprint import check_same_code, fingerprint
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.engine_stats import Room
+from vz_ray.rollout.member import NoPlace, WorkerLost
 from vz_ray.rollout.place import lacking
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
+from vz_ray.weights.backends import gpu_share
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
 _REASON = 300
 """Most characters of Ray's own account of a death; the rest is general advice."""
+MARKET = "ray.io/market-type"
+"""Ray's label of nodes, `spot` or `on-demand`."""
 
 
 class WorkerActor(RolloutWorker):
-    """A rollout worker that knows its node."""
+    """A rollout worker that knows its node, and is told what to do only if it runs the driver's code."""
 
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
+    def __init__(self, name: str) -> None:
+        self.name, self._engine = name, None
+
+    def admit(self, driver: Mapping[str, str]) -> tuple[str, bool]:
+        """Ray's id of its node, and whether the cloud may reclaim that.
+
+        Raises:
+            UserError: The node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, self.name, ray.util.get_node_ip_address())
+        here = ray.get_runtime_context()
+        return str(here.get_node_id()), here.get_node_labels().get(MARKET) == "spot"
 
     async def play_and_tell(
         self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
@@ -41,33 +55,28 @@ class WorkerActor(RolloutWorker):
         """An episode, and what could be taken in after it."""
         return await self.play_episode(task, id, sampling, episode), self.room()
 
+    def prepare(self, setup: WorkerSetup) -> None:
+        super().__init__(self.name, setup)
+
     def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
         """Writes a version that was fetched from another node to the same place on this one."""
         WeightStore(Path(directory).parent).adopt(Manifest.from_json(manifest), buckets)
 
 
 class RayWorker:
-    """A `RemoteWorker` of the fleet.
-
-    Args:
-        gpus: Whether its engine runs on GPUs.
-        weights_node: Ray's id of the node whose shared memory the learner writes to;
-            by default this process's.
-    """
+    """A `RemoteWorker` of the fleet; its engine runs on GPUs if `gpus`."""
 
     actor_type: ClassVar[type[WorkerActor]] = WorkerActor
 
-    def __init__(
-        self, name: str, setup: WorkerSetup, *, gpus: bool = False, weights_node: str | None = None
-    ) -> None:
-        self.name = name
+    def __init__(self, name: str, setup: WorkerSetup, *, gpus: bool = False) -> None:
+        self.name, self._setup = name, setup
         self.room: Room | None = None
-        self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
+        self.pulls = False
         self._node = ""
         config = setup.rollout
         self._needs = {"CPU": config.cpus_per_worker}
         if gpus:
-            self._needs["GPU"] = config.engine.tensor_parallel
+            self._needs["GPU"] = config.engine.tensor_parallel * gpu_share(setup.transport)
         self._place_s = config.start_deadline_s / 2
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
@@ -77,13 +86,13 @@ class RayWorker:
             # Methods that pause or check must get through while all episodes play.
             max_concurrency=4 * config.episodes_per_worker + 64,
         )
-        self._actor: Any = actor.remote(name, setup)
+        self._actor: Any = actor.remote(name)
 
     async def start(self) -> None:
         """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
         try:
-            self._node = await within(
-                self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
+            self._node, self.pulls = await within(
+                self._place_s, self._call("admit", fingerprint()), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
             needs = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
@@ -91,6 +100,7 @@ class RayWorker:
                 f"{self.name} found no place within {self._place_s:g} s: it needs {needs} on one node, and "
                 + lacking(self._needs, *await asyncio.to_thread(_nodes))
             ) from error
+        await self._call("prepare", self._setup)
         await self._call("start")
 
     async def play_episode(
@@ -105,8 +115,9 @@ class RayWorker:
 
     async def receive(self, update: Update) -> None:
         directory = update.info.get("directory")
-        if directory is not None and self._node != self._weights_node:
-            await self._call("adopt", directory, *await fetch(directory, self._weights_node))
+        there = update.node or str(ray.get_runtime_context().get_node_id())
+        if directory is not None and self._node != there:
+            await self._call("adopt", directory, *await fetch(directory, there))
         await self._call("receive", update)
 
     async def init_weights(self, info: dict[str, Any]) -> None:

@@ -55,3 +55,7 @@ class Quarantined(VideoError):
 
 class ReaderBroken(VideoError):
     """Reading it failed in a way that nobody foresaw; the log has the traceback."""
+
+
+class SubtitlesBroken(VideoError):
+    """A file of subtitles is missing or of another format."""

@@ -1,0 +1,85 @@
+"""An episode with subtitles and a picture of its question, on a real file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.benchmarks.test_lectures import png
+from tests.video.making import Made, make
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.record import task_from_dict, task_to_dict
+from vz_ray.data.task import SubtitleFile, Task
+from vz_ray.episode.protocols import Prompt
+from vz_ray.episode.runner import play
+from vz_ray.episode.trajectory import EpisodeId, Sampling, Status, Written
+from vz_ray.evaluate.benchmarks.pictures import keep_picture
+from vz_ray.video.local import LocalFrames
+
+SRT = "1\n00:00:03,000 --> 00:00:05,000\nhello\n\n2\n00:00:08,500 --> 00:00:09,500\nbye\n"
+
+
+class Zoomer:
+    """Zooms once, then answers; keeps what it was shown."""
+
+    def __init__(self, wire) -> None:
+        self.wire, self.seen = wire, []
+
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
+        self.seen = [message.text for message in prompt.messages]
+        turns = sum(message.role == "assistant" for message in prompt.messages)
+        text = '<think>x</think><video_zoom>{"segment": [8, 10], "fps": 2}</video_zoom>'
+        text = "<think>x</think><answer>A</answer>" if turns else text
+        return Written(text, self.wire.written(text))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    video = make(tmp_path, Made("v.mp4", frames=300))  # twelve seconds
+    (tmp_path / "v.srt").write_text(SRT)
+    picture = keep_picture(png(56, 56), tmp_path, "here")
+    return Task(
+        "t",
+        str(video),
+        "What is said?",
+        "A",
+        subtitles=SubtitleFile(str(tmp_path / "v.srt")),
+        pictures=(picture,),
+    )
+
+
+CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, max_rounds=3)
+
+
+async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task, wire):
+    with LocalFrames() as frames:
+        policy = Zoomer(wire)
+        id = EpisodeId(0, "t", 0)
+        played = await play(task, policy, frames, wire, CONFIG, id=id, sampling=Sampling())
+        again = await frames.resolve(list(played.refs))
+    assert played.status is Status.ANSWERED
+    overview, zoomed = policy.seen[1], policy.seen[3]
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    # Frames lie at 0, 3, 6 and 9 seconds; the picture has no time.
+    assert overview == (f"{image}0.00{image}3.00\nhello\n{image}6.00{image}9.00\nbye\n{image}\nWhat is said?")
+    assert "9.00\nbye\n" in zoomed
+    assert zoomed.count("bye") == 1
+    assert "hello" not in zoomed
+    assert [ref.uri for ref in played.prompt.refs] == [task.video] * 4 + list(task.pictures)
+    assert [frame.ref for frame in again] == list(played.refs)
+
+
+async def test_subtitles_that_cannot_be_read_fail_the_episode(task, wire):
+    Path(task.subtitles.path).unlink()
+    with LocalFrames() as frames:
+        id = EpisodeId(0, "t", 0)
+        played = await play(task, Zoomer(wire), frames, wire, CONFIG, id=id, sampling=Sampling())
+    assert played.status is Status.FAILED
+    assert "v.srt" in played.error
+
+
+def test_a_task_comes_back_from_its_record(task):
+    assert task_from_dict(task_to_dict(task)) == task
+    old = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "pictures")}
+    assert task_from_dict(old) == Task("t", task.video, task.question, "A")

@@ -1,0 +1,234 @@
+"""LongVideoReason, TemporalBench and CLEVRER."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluate.benchmarks.making import REASON, answered, figures, touch, write_json, write_jsonl
+from vz_ray.evaluate.benchmarks import Reading, Source, read_benchmark
+from vz_ray.evaluate.benchmarks.clevrer import letters_in
+from vz_ray.observe.errors import UserError
+
+
+def reason(number: int, **more: Any) -> dict[str, Any]:
+    return {**REASON, "problem_id": number, **more}
+
+
+def test_longvideoreason_keeps_questions_without_options_and_tells_them_apart(tmp_path: Path) -> None:
+    rows = [
+        reason(0),
+        reason(1, problem_type="spatial", videos=["longvila_videos/other.webm"]),
+        reason(2, problem="Who is it?\n\n", answer="<answer>C</answer>"),
+        reason(3, problem="Why?\nC. But the user wants several steps.", answer="<answer>C</answer>"),
+    ]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    touch(tmp_path, "longvideo_eval_subset7/clip.mp4", "longvideo_eval_subset7/other.webm")
+    benchmark = read_benchmark("longvideoreason", Source(tmp_path, tmp_path))
+    assert benchmark.tasks[0].video.endswith("longvideo_eval_subset7/clip.mp4")
+    assert benchmark.tasks[1].video.endswith("longvideo_eval_subset7/other.webm")
+    assert benchmark.notes == ("2 questions have no readable options, first 2",)
+    found = figures(benchmark, answered(benchmark, ["A", "B", "C", "no idea"]))
+    assert found["accuracy"] == (0.5, 4)
+    assert found["with readable options"] == (0.5, 2)
+    assert found["type/goal"] == (pytest.approx(2 / 3), 3)
+    assert found["type/spatial"] == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": "B"}, "'answer' is 'B' .*a letter in its tags"),
+        ({"answer": "<answer>because</answer>"}, "a letter in its tags"),
+        ({"problem_type": "narrative"}, "one of temporal, goal, plot, spatial"),
+        ({"videos": ["a.mp4", "b.mp4"]}, "'videos' is .*a path, or a list of one"),
+        ({"data_type": "image"}, "expected 'video'"),
+    ],
+)
+def test_a_wrong_field_of_longvideoreason_is_named(tmp_path: Path, change: Any, said: str) -> None:
+    file = write_jsonl(tmp_path / "test.jsonl", [reason(0), reason(1, **change)])
+    with pytest.raises(UserError, match=f"record 1: field .*{said}"):
+        read_benchmark("longvideoreason", Source(file, tmp_path))
+
+
+def test_the_rl_schema_is_told_from_longvideoreason(tmp_path: Path) -> None:
+    row = {"videos": ["a.mp4"], "problem": "?", "solution": "A", "problem_id": "1"}
+    with pytest.raises(UserError, match="it is the RL schema"):
+        read_benchmark("longvideoreason", Source(write_json(tmp_path / "test.json", [row]), tmp_path))
+
+
+def temporal(number: int, video: str, **more: Any) -> dict[str, Any]:
+    return {
+        "idx": f"{video}_{number}",
+        "video_name": video,
+        "category": "Action Order",
+        "source_dataset": "Charades",
+        "question": "Which caption is best?\nA. He sits, then stands. \nB. He stands, then sits. ",
+        "GT": "B",
+        **more,
+    }
+
+
+def test_all_questions_of_a_video_must_be_right_for_it_to_count(tmp_path: Path) -> None:
+    one, two = "short_video/Charades/a.mp4", "short_video/ActivityNet/b.mp4"
+    rows = [
+        temporal(0, one),
+        temporal(1, one, GT="A", category="Others"),
+        temporal(0, two, source_dataset="ActivityNet"),
+        temporal(1, two, source_dataset="ActivityNet"),
+    ]
+    file = write_json(tmp_path / "temporalbench_short_qa.json", rows)
+    touch(tmp_path, one)
+    benchmark = read_benchmark("temporalbench", Source(tmp_path, tmp_path))
+    assert benchmark.title == "TemporalBench short_qa"
+    found = figures(benchmark, answered(benchmark, ["B", "He sits, then stands.", "B", "A"]))
+    assert found["binary"] == (0.75, 4)
+    assert found["multiple-binary"] == (0.5, 2)
+    assert found["data set, multiple-binary/ActivityNet"] == (0.0, 1)
+    assert found["category, binary/Action Order"] == (pytest.approx(2 / 3), 3)
+    assert found["category, multiple-binary/Action Order"] == (0.5, 2)
+    write_json(file, [{key: value for key, value in rows[0].items() if key != "GT"}])
+    with pytest.raises(UserError, match="field 'GT' is missing"):
+        read_benchmark("temporalbench", Source(file, tmp_path))
+
+
+def caption(number: int) -> dict[str, Any]:
+    return {
+        "idx": number,
+        "video_name": f"short_video/{number}.mp4",
+        "dataset": "Charades",
+        "question": "Describe the video.",
+        "GT": "a red dog runs",
+    }
+
+
+def test_captions_without_a_model_of_sentences_are_said_to_be_not_measured(tmp_path: Path) -> None:
+    write_json(tmp_path / "temporalbench_short_caption.json", [caption(0)])
+    benchmark = read_benchmark("temporalbench_caption", Source(tmp_path, tmp_path))
+    assert benchmark.notes == ("captions are not measured: `embedding_model` is not set",)
+    marked = answered(benchmark, ["a dog"])
+    assert marked[0].strict.reading is Reading.UNJUDGED
+    assert figures(benchmark, marked)["cosine"] == (None, 0)
+    with pytest.raises(UserError, match=r"no sentence-embedding model at .*config\.json is missing"):
+        read_benchmark("temporalbench_caption", Source(tmp_path, tmp_path, embedding_model=tmp_path))
+
+
+def sentence_model(folder: Path) -> Path:
+    """A tiny BERT of random weights; words are its tokens."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "a", "red", "blue", "dog", "cat", "runs", "sleeps"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    tokens.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
+    return folder
+
+
+def test_captions_are_compared_by_their_embeddings(tmp_path: Path) -> None:
+    write_json(tmp_path / "temporalbench_short_caption.json", [caption(i) for i in range(3)])
+    source = Source(tmp_path, tmp_path, embedding_model=sentence_model(tmp_path / "model"))
+    benchmark = read_benchmark("temporalbench_caption", source)
+    marked = answered(benchmark, ["a red dog runs", "a blue cat sleeps", None])
+    same, other, none = (sample.strict.score for sample in marked)
+    assert same == pytest.approx(1.0, abs=1e-5)
+    assert 0 <= other < 0.99
+    assert none == 0
+    assert figures(benchmark, marked)["cosine"] == (pytest.approx((same + other) / 3), 3)
+
+
+CHOICES = [
+    {"choice_id": 0, "choice": "The cube enters", "answer": "correct"},
+    {"choice_id": 1, "choice": "The sphere exits", "answer": "wrong"},
+    {"choice_id": 2, "choice": "The cylinder stops", "answer": "correct"},
+]
+
+
+def clevrer(*questions: dict[str, Any]) -> list[dict[str, Any]]:
+    numbered = [{"question_id": i, "program": [], **values} for i, values in enumerate(questions)]
+    return [{"scene_index": 10000, "video_filename": "video_10000.mp4", "questions": numbered}]
+
+
+def test_clevrer_counts_words_options_and_questions(tmp_path: Path) -> None:
+    asked = [
+        {
+            "question": "What shape?",
+            "question_type": "descriptive",
+            "question_subtype": "q",
+            "answer": "cube",
+        },
+        {"question": "How many?", "question_type": "descriptive", "answer": "0"},
+        {"question": "Why?", "question_type": "explanatory", "choices": CHOICES},
+        {"question": "Why?", "question_type": "explanatory", "choices": CHOICES},
+        {
+            "question": "What then?",
+            "question_type": "predictive",
+            "choices": [{**CHOICES[1]}, {**CHOICES[1]}],
+        },
+        {"question": "If?", "question_type": "counterfactual", "choices": CHOICES[:2]},
+        {"question": "If?", "question_type": "counterfactual", "choices": CHOICES[:2]},
+    ]
+    write_json(tmp_path / "validation.json", clevrer(*asked))
+    touch(tmp_path, "video_10000-11000/video_10000.mp4")
+    benchmark = read_benchmark("clevrer", Source(tmp_path, tmp_path))
+    assert benchmark.tasks[2].question.splitlines()[:4] == [
+        "Why?", "A. The cube enters", "B. The sphere exits", "C. The cylinder stops",
+    ]  # fmt: skip
+    assert [task.answer for task in benchmark.tasks] == ["cube", "0", "A, C", "A, C", "none", "A", "A"]
+    said = ["Cube.", "2", "(A) and (C)", "A, B", "None of them", "perhaps", None]
+    found = figures(benchmark, answered(benchmark, said))
+    assert found["by question"] == (pytest.approx(3 / 7), 7)
+    assert found["by question/descriptive"] == (0.5, 2)
+    assert found["by question/explanatory"] == (0.5, 2)
+    # All three of the first question; of the second, A alone. What cannot be read has no option right.
+    assert found["by option/explanatory"] == (pytest.approx(4 / 6), 6)
+    assert found["by option/predictive"] == (1.0, 2)
+    assert found["by option/counterfactual"] == (0.0, 4)
+    assert "by option/descriptive" not in found
+
+
+@pytest.mark.parametrize(
+    ("said", "letters"),
+    [
+        ("A", "A"),
+        ("a, c", "AC"),
+        ("A and C.", "AC"),
+        ("The answer is (B), (C)", "BC"),
+        (r"\boxed{A, B, C}", "ABC"),
+        ("None", ""),
+        ("D", None),
+        ("A because it moves", None),
+        ("", None),
+    ],
+)
+def test_sets_of_letters(said: str, letters: str | None) -> None:
+    options = {"A": "x", "B": "y", "C": "z"}
+    assert letters_in(said, options) == (None if letters is None else frozenset(letters))
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (
+            {"question": "?", "question_type": "descriptive"},
+            "question 0: field 'answer' is missing.*test.json",
+        ),
+        (
+            {"question": "?", "question_type": "predictive", "choices": [{"choice_id": 0, "choice": "x"}]},
+            "question 0, choice 0: field 'answer' is missing.*it is test.json",
+        ),
+        ({"question": "?", "question_type": "predictive", "choices": []}, "'choices' is .*expected a list"),
+        ({"question": "?", "question_type": "other", "choices": CHOICES}, "one of descriptive, explanatory"),
+    ],
+)
+def test_what_is_not_clevrers_validation_set_is_named(tmp_path: Path, question: Any, said: str) -> None:
+    file = write_json(tmp_path / "validation.json", clevrer(question))
+    with pytest.raises(UserError, match=said):
+        read_benchmark("clevrer", Source(file, tmp_path))

@@ -1,0 +1,97 @@
+"""Official metrics as pure functions over scored samples: overall, by group, macro averages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vz_ray.data.task import Task
+
+PERCENT = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A question and what its answer is worth.
+
+    Attributes:
+        score: In `[0, 1]`; 1 is right.
+        detail: Whatever else a metric counts, by name (options right, a judge's grade).
+    """
+
+    task: Task
+    score: float
+    detail: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a benchmark.
+
+    Attributes:
+        name: What it is: `accuracy`, or the group's name in a table.
+        value: The number; None where nothing was there to measure.
+        count: What it is the mean of: questions, or whatever the metric counts.
+        table: The grouping it belongs to; empty for headlines.
+        scale: What it is shown times: 100 for fractions, 1 for grades.
+    """
+
+    name: str
+    value: float | None
+    count: int
+    table: str = ""
+    scale: float = PERCENT
+
+
+Label = Callable[[Task], str | Sequence[str]]
+"""A question's group, or groups where it has several."""
+
+
+def mean(values: Iterable[float], name: str, table: str = "", scale: float = PERCENT) -> Figure:
+    """The mean of `values`."""
+    found = list(values)
+    return Figure(name, sum(found) / len(found) if found else None, len(found), table, scale)
+
+
+def accuracy(samples: Sequence[Scored], name: str = "accuracy", table: str = "") -> Figure:
+    """Mean score over all samples (micro average)."""
+    return mean((sample.score for sample in samples), name, table)
+
+
+def by(samples: Iterable[Scored], label: Label, order: Sequence[str] = ()) -> dict[str, list[Scored]]:
+    """Samples by group, `order` first, then by name; a question with several labels is in each."""
+    groups: defaultdict[str, list[Scored]] = defaultdict(list)
+    for sample in samples:
+        labels = label(sample.task)
+        for name in [labels] if isinstance(labels, str) else labels:
+            groups[name].append(sample)
+    known = [name for name in order if name in groups]
+    return {name: groups[name] for name in [*known, *sorted(set(groups) - set(known))]}
+
+
+def table_of(samples: Iterable[Scored], table: str, label: Label, order: Sequence[str] = ()) -> list[Figure]:
+    """Accuracy of each group."""
+    return [accuracy(members, name, table) for name, members in by(samples, label, order).items()]
+
+
+def macro(figures: Sequence[Figure], name: str) -> Figure:
+    """Mean of groups' means, each group counting the same; `count` is that of all their samples."""
+    values = [figure.value for figure in figures if figure.value is not None]
+    value = sum(values) / len(values) if values else None
+    return Figure(name, value, sum(figure.count for figure in figures))
+
+
+def extra(name: str) -> Label:
+    """The label that an adapter left in `Task.extra`."""
+
+    def label(task: Task) -> str | Sequence[str]:
+        found = task.extra[name]
+        return [str(item) for item in found] if isinstance(found, list) else str(found)
+
+    return label
+
+
+def kind(task: Task) -> str:
+    """The label that is the task's kind."""
+    return task.kind
