@@ -65,7 +65,7 @@ async def test_one_killed_between_pause_and_resume_is_replaced_and_its_episodes_
         play = world.begin(4)
         victim = await world.playing(8)
         engines = engines_of(victim)
-        world.sender.kill = psutil.Process(victim.pid).kill
+        world.trap.spring = psutil.Process(victim.pid).kill
         report = await world.publish()
     assert (report.updated, list(report.failed)) == ((), [victim.name])
     assert "its worker process has died" in report.failed[victim.name]
@@ -81,7 +81,7 @@ async def test_one_whose_engine_is_killed_between_pause_and_resume_is_replaced(w
         play = world.begin(4)
         victim = await world.playing(8)
         actor, (engine, *others) = psutil.Process(victim.pid), engines_of(victim)
-        world.sender.kill = engine.kill
+        world.trap.spring = engine.kill
         report = await world.publish()
     assert (report.updated, list(report.failed)) == ((), [victim.name])
     assert victim.name not in await world.end(play)

@@ -54,17 +54,28 @@ EPISODE = EpisodeConfig(
 )
 
 
-class KillingSender(ShmSender):
-    """Runs `kill` once, when the workers have been paused and before they receive."""
+class Trap:
+    """Something that happens once, to whoever is next to step into it."""
 
-    def __init__(self, store: WeightStore, source: ModuleSource) -> None:
-        super().__init__(store, source)
-        self.kill: Callable[[], None] | None = None
+    def __init__(self) -> None:
+        self.spring: Callable[[], None] | None = None
 
-    async def send(self, update: Update) -> None:
-        kill, self.kill = self.kill, None
-        if kill is not None:
-            kill()
+    def step_in(self) -> None:
+        spring, self.spring = self.spring, None
+        if spring is not None:
+            spring()
+
+
+class TrappedWorker(RayWorker):
+    """Steps into a trap when it has been paused for new weights, before it receives them."""
+
+    def __init__(self, name: str, setup: WorkerSetup, trap: Trap) -> None:
+        super().__init__(name, setup)
+        self._trap = trap
+
+    async def receive(self, update: Update) -> None:
+        self._trap.step_in()
+        await super().receive(update)
 
 
 @dataclass
@@ -76,7 +87,9 @@ class World:
     fleet: Fleet
     tasks: list[Task]
     model: Any
-    sender: KillingSender
+    sender: ShmSender
+    trap: Trap
+    """Sprung by the next worker that has been paused for new weights."""
     ledger: Ledger = field(default_factory=Ledger)
     iterations: int = 0
     places: list[Any] = field(default_factory=list)
@@ -201,15 +214,17 @@ async def opened(
         patch.setattr("vz_ray.rollout.crew._FIRST_WORD_S", 1.0)
         pool = ClipPool.start(ClipsConfig(actors=2, cpus=0.1, disk_gb=0))
         setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score, str(path / "logs"))
-        fleet = Fleet(lambda name: RayWorker(name, setup), config, Publisher(deadline_s=60))
-        sender = KillingSender(WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learned))
-        world = World(nodes, setup, fleet, tasks, learned, sender)
+        trap = Trap()
+        fleet = Fleet(lambda name: TrappedWorker(name, setup, trap), config, Publisher(deadline_s=60))
+        sender = ShmSender(WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learned))
+        world = World(nodes, setup, fleet, tasks, learned, sender, trap)
         for _ in range(workers):
             world.places.append(nodes.add(**NODE))
         try:
             await fleet.start()
             await world.publish()
             yield world
+            assert world.ledger == Ledger()
         finally:
             for play in world.plays:
                 play.cancel()
@@ -217,4 +232,3 @@ async def opened(
             engines = nodes.below("WorkerActor")
             await fleet.close()
             assert not left_of(engines)
-            assert world.ledger == Ledger()
