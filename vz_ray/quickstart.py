@@ -44,9 +44,12 @@ from vz_ray.examiner import Examiner, uniform_episode
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.report import write_report
+from vz_ray.restarts import restarting
+from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
+from vz_ray.weights.backends import gpu_share
 
 BASELINE = "baseline"
 
@@ -55,7 +58,9 @@ def run_training(config: RunConfig) -> None:
     """`vz-ray train`: the loop alone, from `config.model`, and its export."""
     watched = [config.data.validation] if config.train.evaluate_every else []
     for path in [config.data.train, *watched]:
-        check_videos(read_tasks(path), path)
+        tasks = read_tasks(path)
+        check_videos(tasks, path)
+        require_scorers(config.reward, tasks, path)
     with desk(config) as at:
         asyncio.run(_training(config, at))
 
@@ -78,6 +83,7 @@ async def start_fleet(config: RunConfig, at: Desk, frames: ClipPool, stack: Asyn
 
 def run_quickstart(config: QuickstartConfig) -> None:
     """`vz-ray quickstart`."""
+    require_scorers(config.reward, (), "the needle world")
     with desk(config) as at:
         report = at.run.path / "report.html"
         if not report.exists():
@@ -201,23 +207,30 @@ async def sft(
     rate = replace(config.sft_learner.optimizer, schedule=length.schedule, total_steps=length.steps)
     settings = replace(config.sft_learner, model=str(start), optimizer=rate)
     checkpoint = at.run.checkpoints / stage
+    metrics = at.run.path / f"{stage}.jsonl"
     async with actors.learner(settings, frames) as learner:
-        with (
-            MetricLog(at.run.path / f"{stage}.jsonl") as log,
-            at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
-        ):
-            state = await supervise(
-                learner,
-                trajectories,
-                length,
-                seed=config.seed,
-                checkpoint=checkpoint,
-                log=log,
-                stage=bar,
-                interrupt=at.interrupt,
-            )
-        await learner.export_hf(at.model(stage))
-    return state
+
+        async def attempt() -> SftState:
+            with (
+                MetricLog(metrics, resume_after=SftState.load(checkpoint).steps) as log,
+                at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
+            ):
+                state = await supervise(
+                    learner,
+                    trajectories,
+                    length,
+                    seed=config.seed,
+                    checkpoint=checkpoint,
+                    log=log,
+                    stage=bar,
+                    interrupt=at.interrupt,
+                )
+            await learner.export_hf(at.model(stage))
+            return state
+
+        return await restarting(
+            learner, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
+        )
 
 
 async def reinforce(
@@ -230,11 +243,18 @@ async def reinforce(
     with at.timed("rl"):
         async with AsyncExitStack() as stack:
             settings = replace(config.learner, model=str(start))
-            learner = await stack.enter_async_context(actors.learner(settings, frames))
+            share = gpu_share(config.weights.transport)
+            learner = await stack.enter_async_context(actors.learner(settings, frames, gpu_share=share))
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
-            await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
-            await learner.export_hf(out)
+
+            async def attempt() -> None:
+                await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
+                await learner.export_hf(out)
+
+            await restarting(
+                learner, attempt, most=settings.restarts, metrics=at.run.metrics, interrupt=at.interrupt
+            )
     return out
 
 

@@ -34,6 +34,7 @@ from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.ahead import Ahead, staleness
 from vz_ray.rollout.collect import Batch, collect
+from vz_ray.rollout.figures import FleetFigures
 from vz_ray.run_state import RunState, forget_after, newest
 from vz_ray.weights import PublishReport
 
@@ -63,6 +64,7 @@ async def train(
 
     Raises:
         StopRequested: A stop was asked for; the checkpoint holds everything up to the last whole iteration.
+        LearnerLost: A rank of the learner died; once the learner is started again, so may this be.
         UserError: Engine and learner disagree beyond `train.max_mismatch_kl`.
     """
     state = await begin(config, run, actors)
@@ -70,6 +72,7 @@ async def train(
     batches = Ahead(
         lambda iteration: play(config, state, actors, iteration), config.train.max_staleness, total
     )
+    figures = FleetFigures()
     async with batches as ahead:
         with (
             MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
@@ -92,7 +95,8 @@ async def train(
                 records = records_of(batch, state.iteration, config)
                 append_records(run.episodes / f"{state.iteration:06d}.jsonl", records)
                 row = {**step_metrics(records), **_figures(batch, learned, published), **ages, **clock.laps}
-                row |= {"data/epoch": state.cursor.epoch, names.WORKERS: float(actors.fleet.size)}
+                row |= figures.step(await actors.fleet.stats(), sum(clock.laps.values()))
+                row |= {"data/epoch": state.cursor.epoch}
                 log.log(state.iteration, row)
                 progress.show({name: row[name] for name in SHOWN if name in row})
                 stop_on_mismatch(row, config)
@@ -140,9 +144,12 @@ async def play(config: RunConfig, state: RunState, actors: Actors, iteration: in
 async def next_batch(
     config: RunConfig, state: RunState, run: RunDir, actors: Actors, ahead: Ahead, interrupt: Interrupt
 ) -> Batch:
-    """The batch to learn from. A stop asked for meanwhile leaves a checkpoint from before it."""
+    """The batch to learn from, not played to its end for a learner that died meanwhile.
+
+    A stop asked for meanwhile leaves a checkpoint from before it.
+    """
     try:
-        return await interrupt.watch(ahead.batch(state.iteration))
+        return await interrupt.watch(actors.learner.watch(ahead.batch(state.iteration)))
     except StopRequested:
         await ahead.give_up()
         if state.iteration:
@@ -158,14 +165,9 @@ async def validate_and_save(
     if every and done % every == 0:
         tasks = read_tasks(config.data.validation)
         path = run.path / "validation" / f"{done:06d}.jsonl"
-        results = await evaluate(
-            actors.fleet,
-            tasks,
-            EvalLog(path, {"iteration": done, "tasks": config.data.validation}),
-            config.episode,
-            stage="validation",
-            step=done,
-        )
+        answers = EvalLog(path, {"iteration": done, "tasks": config.data.validation})
+        playing = evaluate(actors.fleet, tasks, answers, config.episode, stage="validation", step=done)
+        results = await actors.learner.watch(playing)
         measured = step_metrics(results)
         log.log(done - 1, {f"validation/{name}": value for name, value in measured.items()})
     if done % config.train.checkpoint_every == 0 or done == config.train.iterations:
@@ -191,11 +193,16 @@ def records_of(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeR
 
 
 def stop_on_failures(batch: Batch) -> None:
-    """`UserError` if no episode of a batch could be played: the next one would fare no better."""
+    """`UserError` if no episode of a batch could be played, or none judged: the next would fare no better."""
     played = [trajectory for _, group in batch.played for trajectory in group.trajectories]
     if all(trajectory.status is Status.FAILED for trajectory in played):
         raise UserError(
             f"all {len(played)} episodes of an iteration failed, the first with: {played[0].error}"
+        )
+    parts = [trajectory.reward for trajectory in played if trajectory.reward is not None]
+    if parts and not any(part.valid for part in parts):
+        raise UserError(
+            f"none of the {len(parts)} episodes of an iteration could be judged, the last: {parts[-1].note}"
         )
 
 

@@ -13,7 +13,10 @@ from mypy.options import Options
 from mypy.traverser import NameAndMemberCollector
 from mypy.types import Instance, Type, UnionType, get_proper_type
 
-LARGE = ("torch", "transformers", "vllm", "deepspeed", "ray", "numpy", "av", "rich", "psutil", "tokenizers")
+LARGE = (
+    "torch", "transformers", "vllm", "deepspeed", "ray", "numpy", "av", "rich", "psutil", "tokenizers",
+    "openai",
+)  # fmt: skip
 """Packages that say nothing about our own classes, and take a minute to read."""
 
 Field = tuple[str, str]

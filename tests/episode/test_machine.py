@@ -16,8 +16,8 @@ from vz_ray.episode.trajectory import (
     VersionSpan,
     ZoomFault,
     ZoomRefused,
+    visual_tokens,
 )
-from vz_ray.episode.wire import visual_tokens
 
 TASK = Task("t", "v.mp4", "What flashes?", "A")
 ZOOM = '<think>there</think><video_zoom>{"segment": [8.00, 16.00], "fps": 1}</video_zoom>'

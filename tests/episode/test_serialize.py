@@ -27,6 +27,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.video.frame import FrameRef, Zoom
 
 number = st.floats(allow_nan=False, allow_infinity=False)
+PAD = 151_655
 ids = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 200_000)), max_size=30).map(tuple)
 refs = st.builds(
     FrameRef,
@@ -46,7 +47,8 @@ refs = st.builds(
 def contexts(draw: st.DrawFn) -> Context:
     frames = draw(st.lists(refs, max_size=4))
     grids = tuple((1, draw(st.integers(2, 40)), draw(st.integers(2, 40))) for _ in frames)
-    return Context(draw(ids), draw(ids), grids, tuple(frames))
+    text = [token for token in draw(ids) if token != PAD]
+    return Context((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD)
 
 
 spans = st.lists(
@@ -70,6 +72,10 @@ turns = st.builds(
     reply=st.none() | contexts(),
     seconds=st.tuples(number, number),
 )
+rewards = st.builds(
+    RewardParts, number, number, number, number,
+    valid=st.booleans(), note=st.text(), more=st.dictionaries(st.text(), number),
+)  # fmt: skip
 trajectories = st.builds(
     Trajectory,
     id=st.builds(EpisodeId, st.integers(0, 99), st.text(), st.integers(0, 15), st.integers(0, 3)),
@@ -80,7 +86,17 @@ trajectories = st.builds(
     answer=st.none() | st.text(),
     worker=st.text(),
     seconds=number,
-    reward=st.none() | st.builds(RewardParts, number, number, number, number, st.booleans(), st.text()),
+    reward=st.none()
+    | st.builds(
+        RewardParts,
+        number,
+        number,
+        number,
+        number,
+        st.booleans(),
+        st.text(),
+        st.dictionaries(st.text(), number),
+    ),
     error=st.text(),
     extra=st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(number)),
 )
@@ -103,7 +119,7 @@ def test_round_trip_is_exact(trajectory: Trajectory) -> None:
 def test_what_frames_share_is_written_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
-    prompt = Context((1,) * 64, (7,) * 8192, ((1, 2, 2),) * 64, frames)
+    prompt = Context((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
     written = json.dumps(
         trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), Status.FAILED))
     )
@@ -111,8 +127,16 @@ def test_what_frames_share_is_written_once() -> None:
     assert len(written) < 3000
 
 
+def test_rewards_without_further_parts_are_read_as_having_none() -> None:
+    parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="as written before there were any")
+    played = Trajectory(EpisodeId(0, "t", 0), "clean", Context(()), (), Status.ANSWERED, reward=parts)
+    data = through_json(trajectory_to_dict(played))
+    del data["reward"]["more"]
+    assert trajectory_from_dict(data) == played
+
+
 def test_another_format_version_is_refused() -> None:
-    prompt = Context((), ())
+    prompt = Context(())
     data = trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), Status.FAILED))
     with pytest.raises(ValueError, match="version 999"):
         trajectory_from_dict({**data, "v": 999})

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from tests.episode.conftest import make_clip
+from vz_ray.episode.trajectory import Context
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import FrameRef
 from vz_ray.video.subtitles import Subtitle
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -116,3 +118,15 @@ def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, wire, key, text
     path.write_text(yaml.safe_dump(asdict(wire.wording) | {key: text}))
     with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
         Wording.load(path)
+
+
+def test_a_context_whose_slots_grids_and_frames_disagree_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 image slots and 0 image grids for 0 frames"):
+        Context((5, 7, 6), pad_id=7)
+
+
+def test_a_context_expands_each_slot_to_its_visual_tokens() -> None:
+    refs = (FrameRef("v", "v.mp4", 0, 0.0, 56, 28, "bicubic", "av", "00"),) * 2
+    context = Context((5, 7, 6, 7), ((1, 2, 4), (1, 4, 4)), refs, pad_id=7)
+    assert context.expanded_ids == (5, 7, 7, 6, 7, 7, 7, 7)
+    assert context.length == len(context.expanded_ids)

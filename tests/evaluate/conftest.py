@@ -27,7 +27,7 @@ Make = Callable[..., EvalResult]
 
 def frames_at(times: Sequence[float]) -> Context:
     refs = tuple(FrameRef("blake3:v", "v.mp4", 0, time, 28, 28, "bicubic", "av", "00") for time in times)
-    return Context((1,) * len(refs), (1,) * len(refs), ((1, 2, 2),) * len(refs), refs)
+    return Context((1,) * len(refs), ((1, 2, 2),) * len(refs), refs, pad_id=1)
 
 
 @pytest.fixture

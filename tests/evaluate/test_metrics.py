@@ -10,6 +10,7 @@ from tests.evaluate.conftest import Make
 from vz_ray.episode.trajectory import Status
 from vz_ray.evaluate.interval import bootstrap, paired_difference
 from vz_ray.evaluate.metrics import accuracy_by_task, measure, step_metrics
+from vz_ray.evaluate.results import EvalResult
 from vz_ray.observe import names
 from vz_ray.reward import UNPARSED
 
@@ -77,6 +78,30 @@ def test_step_metrics_use_the_shared_names(make: Make) -> None:
     assert flat[names.REWARD_ACCURACY] == 0.5
     assert flat[names.EVENT_COVERAGE] == 1.0
     assert all(isinstance(value, float | int) for value in flat.values())
+
+
+def test_why_episodes_were_left_out_is_counted_and_logged(make: Make) -> None:
+    notes = ("judge timeout: 30 s", "judge timeout: 31 s", "judge nonsense: 'well'", "failed: worker died")
+    results = [make("a"), *(make(f"b{k}", valid=False, note=note) for k, note in enumerate(notes))]
+    found = measure(results)
+    assert found.invalid_reasons == {"judge timeout": 2, "judge nonsense": 1, "failed": 1}
+    flat = step_metrics(results)
+    assert flat["episodes/invalid"] == 4 / 5
+    assert flat["episodes/invalid/judge_timeout"] == 2 / 5
+    assert flat["episodes/invalid/judge_nonsense"] == flat["episodes/invalid/failed"] == 1 / 5
+
+
+def test_further_parts_are_logged_apart_over_the_episodes_that_have_them(make: Make) -> None:
+    def scored(task: str, more: dict[str, float]) -> EvalResult:
+        result = make(task)
+        assert result.trajectory.reward is not None
+        reward = replace(result.trajectory.reward, more=more)
+        return replace(result, trajectory=replace(result.trajectory, reward=reward))
+
+    flat = step_metrics([scored("a", {"judge_score": 4.0}), scored("b", {"frames": -0.5}), make("c")])
+    assert flat["reward/judge_score"] == 4.0
+    assert flat["reward/frames"] == -0.5
+    assert flat["reward/accuracy"] == 1.0
 
 
 def test_accuracy_by_task_averages_samples_and_skips_invalid_ones(make: Make) -> None:

@@ -70,6 +70,18 @@ def test_a_failed_episode_is_played_again_and_the_later_line_counts(tmp_path: Pa
     assert read_results(path) == again.results == [make("a"), make("b")]
 
 
+def test_a_question_whose_judge_failed_is_asked_again_and_one_without_a_judge_is_not(
+    tmp_path: Path, make: Make
+) -> None:
+    log = EvalLog(tmp_path / "rl.jsonl", IDENTITY)
+    log.append(make("a", valid=False, note="judge timeout: 30 s"))
+    log.append(make("b", valid=False, note="no judge: open_ended answers need reward.judge.model"))
+    log.append(make("c", right=False, note="unparsed: 'judge'"))
+    assert EvalLog(log.path, IDENTITY).done == {("b", 0), ("c", 0)}
+    log.append(make("a"))
+    assert EvalLog(log.path, IDENTITY).done == {("a", 0), ("b", 0), ("c", 0)}
+
+
 def test_identities_are_compared_as_written(tmp_path: Path) -> None:
     EvalLog(tmp_path / "rl.jsonl", {"sizes": (1, 2)})
     assert EvalLog(tmp_path / "rl.jsonl", {"sizes": [1, 2]}).results == []

@@ -85,6 +85,30 @@ def test_the_table_shows_stages_in_the_order_they_ran(run_dir: Path) -> None:
     assert "1 min 15 s" in text
 
 
+def test_what_went_wrong_is_in_the_summary_and_in_the_table(run_dir: Path) -> None:
+    summary = build_summary(run_dir)
+    # Every zoom shows the event, so whoever is wrong has misread; 8 uniform frames do not show it.
+    assert {k: v for k, v in summary["failures"]["rl"].items() if v} == {"right_evidence_wrong_answer": 1}
+    assert {k: v for k, v in summary["failures"]["uniform_8"].items() if v} == {"never_zoomed": 8}
+    assert sum(summary["failures"]["cold_start"].values()) == 6
+    out = StringIO()
+    print_summary(summary, Console(file=out, width=120))
+    (row,) = [line for line in out.getvalue().splitlines() if line.lstrip().startswith("right evidence")]
+    assert row.split()[4:] == ["60.0", "(6)", "50.0", "(5)", "10.0", "(1)"]
+    assert "never zoomed" not in out.getvalue(), "only evaluations of the agent are shown"
+
+
+def test_questions_that_were_left_out_are_said_so_with_the_reason(tmp_path: Path, make: Make) -> None:
+    log = EvalLog(eval_path(tmp_path, "rl"), {})
+    log.append(make("a"))
+    for task in ("b", "c"):
+        log.append(make(task, valid=False, note="judge timeout: 30 s"))
+    out = StringIO()
+    print_summary(build_summary(tmp_path), Console(file=out, width=120))
+    assert "after RL: left out 2 (judge timeout)" in out.getvalue()
+    assert "What went wrong" not in out.getvalue()
+
+
 def test_runs_are_compared_by_their_medians(run_dir: Path, tmp_path: Path) -> None:
     whole = build_summary(run_dir)
     better = {**whole, "accuracy": {**whole["accuracy"], "rl": 1.0}}

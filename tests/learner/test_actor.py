@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import signal
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +16,12 @@ import pytest
 import ray
 
 from tests.learner.rank_worker import small_config, small_world
-from tests.learner.worlds import Album, Outdated, World, small_model
+from tests.learner.worlds import Album, Outdated, Stuck, World, small_model
 from vz_ray.episode.trajectory import Group
-from vz_ray.learner.actor import FrameStore, LearnerGroup, LearnerLost
+from vz_ray.learner.actor import LearnerGroup, LearnerLost
+from vz_ray.learner.rank import FrameStore
+from vz_ray.learner.senders import LearnerSender
+from vz_ray.observe.deadline import Overdue
 from vz_ray.observe.errors import UserError
 from vz_ray.weights.store import read_manifest, read_tensors
 
@@ -23,21 +32,37 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.mark.usefixtures("ray_session")
-async def test_two_ranks_learn_publish_and_name_the_one_that_died(world: World, tmp_path: Path) -> None:
+async def test_two_ranks_learn_publish_name_the_one_that_died_and_start_again(
+    world: World, tmp_path: Path
+) -> None:
     config = small_config(world.model, 2, ranks=2)
     group = await LearnerGroup.start(config, Album(world.pixels))
     try:
+        untrained = await group.logprobs(world.trajectories)
         first = await group.grpo_step(world.groups)
         assert first["updates"] == 2
         assert np.isfinite(first["loss"])
-        update = await group.sender(tmp_path / "weights", 100_000).prepare(1)
+        sender = LearnerSender(group, tmp_path / "weights", 100_000, None, 60.0)
+        update = await sender.prepare(1)
         manifest = read_manifest(update.info["directory"])
         names = [name for name, _ in read_tensors(update.info["directory"], manifest)]
         assert "lm_head.weight" in names
         assert len(names) == len(set(names))
+        dying = asyncio.create_task(group.watch(asyncio.sleep(60)))
+        await asyncio.sleep(0.1)
         ray.kill(group._ranks[1])
+        began = time.monotonic()
+        with pytest.raises(LearnerLost, match="learner-rank-1 died during check"):
+            await dying
+        assert time.monotonic() - began < 10
         with pytest.raises(LearnerLost, match="learner-rank-1 died during logprobs"):
             await group.logprobs(world.trajectories)
+
+        await group.restart()
+        assert await group.watch(asyncio.sleep(0, "played")) == "played"
+        again = await group.logprobs(world.trajectories)
+        assert all(np.array_equal(before, now) for before, now in zip(untrained, again, strict=True))
+        assert (await sender.prepare(2)).checksum != update.checksum
     finally:
         group.close()
 
@@ -62,6 +87,38 @@ async def test_a_group_whose_frame_changed_is_left_out_on_every_rank(world: Worl
     assert (learned["groups"], learned["loss"]) == (2, expected["loss"])
     with pytest.raises(UserError, match=r"1 of 3 groups .* learner.max_unreadable \(0.3\)"):
         await step(album, world.groups, 0.3)
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_a_late_rank_says_what_it_is_doing_unless_it_cannot(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = await LearnerGroup.start(small_config(world.model, 0), Stuck({}))
+    group._config = replace(group._config, deadline_s=1.0)
+    pid = group._stations[0].armed.pid
+    try:
+        with pytest.raises(Overdue) as late:
+            await group.grpo_step(world.groups)
+        assert (late.value.who, late.value.what) == ("learner-rank-0", "unreadable")
+        assert re.search(r"learner-rank-0 is in _fetch \(vz_ray/learner/rank.py:\d+\)", str(late.value))
+        assert re.search(r"worlds.py\", line \d+ in resolve", caplog.text)
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(Overdue, match=r"write_weights within 0\.5 s") as late:
+            await LearnerSender(group, tmp_path, 100_000, None, 0.5).prepare(1)
+        assert time.monotonic() - began < 25
+        assert f"does not say what it is doing: process {pid} (stopped) wrote no stacks" in str(late.value)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        group.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_ranks_for_which_there_is_no_place_are_named() -> None:
+    config = replace(small_config("nowhere", 0, ranks=2), deadline_s=2.0)
+    asked = "placing 2 learner ranks of {'CPU': 3.0} within 2 s (the cluster has {'CPU': 4.0} free)"
+    with pytest.raises(Overdue, match=re.escape(asked)):
+        await LearnerGroup.start(config, Album({}), cpus_per_rank=3.0)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -141,8 +141,8 @@ def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
     black = np.zeros((28, 56, 3), dtype=np.uint8)
     ref = replace(wide.refs[0], digest="black", width=56, height=28)
     tall = replace(ref, width=28, height=56)
-    vision = [policy.tokens.image] * 2
-    context = Context((), (30, *vision, 31, *vision, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall))
+    image = policy.tokens.image
+    context = Context((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
     turn = Turn(Written("", (40, 41)), "", None, None)
     example = encode(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.merge)
     batch = collate([0], [example], frames_of({"black": black}), policy.tokens, spec, CPU)
@@ -164,14 +164,9 @@ def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(world: World, pol
 
 def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
     first, *rest = trajectory.turns
-    if kind == "slots":
-        prompt = replace(trajectory.prompt, expanded_ids=(*trajectory.prompt.expanded_ids, image))
-        return replace(trajectory, prompt=prompt)
     if kind == "placeholder":
         action = replace(first.action, token_ids=(image, *first.action.token_ids[1:]))
-        grids = (*trajectory.prompt.grids, (1, 2, 2))
-        prompt = replace(trajectory.prompt, grids=grids, refs=(*trajectory.prompt.refs, trajectory.refs[0]))
-        return replace(trajectory, prompt=prompt, turns=(replace(first, action=action), *rest))
+        return replace(trajectory, turns=(replace(first, action=action), *rest))
     if kind == "logprobs":
         action = replace(first.action, logprobs=first.action.logprobs[1:])
         return replace(trajectory, turns=(replace(first, action=action), *rest))
@@ -181,7 +176,6 @@ def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("slots", "image slots, but its 5 frames"),
         ("placeholder", "sampled the vision placeholder"),
         ("logprobs", "log-probs"),
         ("nothing", "no sampled token"),
@@ -193,6 +187,11 @@ def test_a_trajectory_whose_counts_disagree_is_refused(
     broken = _broken(world.trajectories[0], kind, policy.tokens.image)
     with pytest.raises(ValueError, match=message):
         encode(broken, policy.tokens, policy.merge)
+
+
+def test_a_model_that_merges_otherwise_is_refused(world: World, policy: Policy) -> None:
+    with pytest.raises(ValueError, match="image slots, but its 5 frames make"):
+        encode(world.trajectories[0], policy.tokens, 1)
 
 
 def test_missing_pixels_and_pixels_of_another_size_are_named(

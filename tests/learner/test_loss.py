@@ -27,7 +27,7 @@ def group(*rewards: float, valid: bool = True) -> Group:
         Trajectory(
             EpisodeId(0, "t", i),
             "",
-            Context((), (1,)),
+            Context((1,)),
             (),
             Status.ANSWERED,
             reward=RewardParts(r, r, 0, 0, valid),
@@ -56,7 +56,7 @@ def test_groups_that_teach_nothing_are_told_apart() -> None:
     assert not is_informative(group(0.5, 0.5, 0.5))
     assert not is_informative(group(0.0, 1.0, valid=False))
     assert not is_informative(group(1.0))
-    unscored = Trajectory(EpisodeId(0, "t", 0), "", Context((), (1,)), (), Status.ANSWERED)
+    unscored = Trajectory(EpisodeId(0, "t", 0), "", Context((1,)), (), Status.ANSWERED)
     assert not is_informative(Group("t", (unscored, *group(0.0, 1.0).trajectories)))
 
 

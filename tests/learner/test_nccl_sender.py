@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vz_ray.learner.actor import LearnerNcclSender
+from vz_ray.learner.senders import LearnerNcclSender, LearnerSender
 from vz_ray.weights.nccl import Roster
 from vz_ray.weights.publisher import Update
 
@@ -15,17 +16,20 @@ class Ranks:
     """Stands for the learner's ranks: notes what is asked of all of them."""
 
     def __init__(self) -> None:
+        self.life = 1
         self.asked: list[tuple[Any, ...]] = []
         self.broken: set[str] = set()
+        self.answers: dict[str, list[Any]] = {}
 
     async def address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.asked)
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
+    async def all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
         self.asked.append((method, *args))
         if method in self.broken:
             raise RuntimeError(f"{method} broke")
-        return [None]
+        later = self.answers.get(method)
+        return later.pop(0) if later else [True]
 
 
 class Engine:
@@ -38,7 +42,7 @@ class Engine:
 
 
 def sender(ranks: Ranks, tensor_parallel: int = 2) -> LearnerNcclSender:
-    return LearnerNcclSender(ranks, tensor_parallel, None)  # type: ignore[arg-type]
+    return LearnerNcclSender(ranks, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
 
 
 async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> None:
@@ -56,7 +60,16 @@ async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> No
     assert len(b.told) == 1
 
 
-@pytest.mark.parametrize("method", ["join_engines", "send_weights"])
+async def test_a_learner_that_was_started_again_opens_the_group_anew() -> None:
+    ranks, a = Ranks(), Engine("a")
+    publishing = sender(ranks)
+    for life in (1, 1, 2, 2):
+        ranks.life = life
+        await publishing.connect([a])  # type: ignore[list-item]
+    assert len(a.told) == len(ranks.asked) == 2
+
+
+@pytest.mark.parametrize("method", ["join_engines", "begin_send", "sent"])
 async def test_a_group_that_broke_is_opened_anew(method: str) -> None:
     ranks, a = Ranks(), Engine("a")
     publishing = sender(ranks)
@@ -71,3 +84,31 @@ async def test_a_group_that_broke_is_opened_anew(method: str) -> None:
     ranks.broken = set()
     await publishing.connect([a])  # type: ignore[list-item]
     assert [asked[0] for asked in ranks.asked].count("join_engines") == 2
+
+
+async def test_a_broadcast_is_waited_for_until_every_rank_has_done_its_part() -> None:
+    ranks = Ranks()
+    ranks.answers["sent"] = [[False, False], [False, True], [True, True]]
+    await sender(ranks).send(Update(4, "", {}, 0))
+    assert [asked[0] for asked in ranks.asked] == ["begin_send", "sent", "sent", "sent"]
+
+
+async def test_an_aborted_group_is_opened_anew() -> None:
+    ranks, a = Ranks(), Engine("a")
+    publishing = sender(ranks)
+    for _ in range(2):
+        await publishing.connect([a])  # type: ignore[list-item]
+        await publishing.abort()
+    assert [asked[0] for asked in ranks.asked] == ["join_engines", "abort_send"] * 2
+
+
+async def test_the_copy_of_a_version_has_its_probe_and_no_other_versions() -> None:
+    ranks = Ranks()
+    copies = LearnerSender(ranks, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
+    publishing = LearnerNcclSender(ranks, 1, None, 60.0, copies)  # type: ignore[arg-type]
+    ranks.answers["announce_weights"] = [[Update(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)]
+    ranks.answers["write_weights"] = [[Update(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
+    first, second = await publishing.prepare(1), await publishing.prepare(2)
+    assert await publishing.copy(second) == Update(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
+    assert await publishing.copy(first) is None
+    assert not second.pulled

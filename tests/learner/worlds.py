@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,10 @@ class Author:
         ids, grids = list(self.text(before)), []
         for ref in refs:
             grids.append((1, ref.height // 14, ref.width // 14))
-            visual = ref.height * ref.width // 28**2
             ids += [*self.text(between), self.ids["<|vision_start|>"]]
-            ids += [self.ids["<|image_pad|>"]] * visual + [self.ids["<|vision_end|>"]]
+            ids += [self.ids["<|image_pad|>"], self.ids["<|vision_end|>"]]
         ids += self.text(after)
-        return Context((), tuple(ids), tuple(grids), refs)
+        return Context(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"])
 
     def turn(self, count: int, reply: Context | None, temperature: float = 1.0) -> Turn:
         logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)
@@ -140,6 +140,14 @@ class Album:
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         self.asked.append([ref.digest for ref in refs])
         return [Frame(ref, self.pixels[ref.digest]) for ref in refs]
+
+
+class Stuck(Album):
+    """A source that never answers, in a way that no deadline within its process can end."""
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        time.sleep(600)  # noqa: ASYNC251 - it is meant
+        raise AssertionError("nobody waits for as long")
 
 
 class Outdated(Album):

@@ -41,7 +41,7 @@ SIZE = FrameSize(28 * 28, 28 * 28, 28)
 def context(clip: Clip) -> Context:
     refs = clip.refs
     grids = tuple((1, ref.height // 14, ref.width // 14) for ref in refs)
-    return Context((7,) * len(refs), (7,) * len(refs), grids, refs)
+    return Context((7,) * len(refs), grids, refs, pad_id=7)
 
 
 def turn(text: str, zoom: Zoom | ZoomRefused | None, reply: Context | None) -> Turn:
@@ -72,7 +72,7 @@ class Player:
         if len(zooms) > 1:
             refused = ZoomRefused(ZoomFault.REVERSED, "segment [9, 4] ends before it starts")
             text = '<think>Again.</think><video_zoom>{"segment": [9, 4], "fps": 2}</video_zoom>'
-            turns.insert(1, turn(text, refused, Context((3,), (3,))))
+            turns.insert(1, turn(text, refused, Context((3,))))
         answer = task.answer if right else "F"
         turns.append(turn(f"<think>It is <b>clear</b>.</think><answer>{answer}</answer>", None, None))
         uniform = int(stage.removeprefix("uniform_")) if stage.startswith("uniform") else 16

@@ -81,8 +81,8 @@ def ref(time: float) -> FrameRef:
 
 
 def looked(times: list[float], zoom: Zoom | None) -> Trajectory:
-    prompt = Context((1,) * len(times), (1,) * len(times), ((1, 2, 2),) * len(times), tuple(map(ref, times)))
-    turn = Turn(Written("z", ()), "z", zoom, Context((), ()))
+    prompt = Context((1,) * len(times), ((1, 2, 2),) * len(times), tuple(map(ref, times)), pad_id=1)
+    turn = Turn(Written("z", ()), "z", zoom, Context(()))
     return Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (turn,), Status.ANSWERED)
 
 

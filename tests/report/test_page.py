@@ -16,6 +16,7 @@ from vz_ray.observe import names
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.report import render, write_report
+from vz_ray.report.sections import failure_bars
 from vz_ray.video.local import LocalFrames
 
 _VOID = {"meta", "img", "br"}
@@ -69,6 +70,7 @@ def test_every_part_is_there(run_dir: Path) -> None:
     for words in (
         "Accuracy on held-out questions",
         "Accuracy against frames seen",
+        "What went wrong",
         "Accuracy by kind of question",
         "Reward and its parts",
         "Zooming",
@@ -81,6 +83,41 @@ def test_every_part_is_there(run_dir: Path) -> None:
         assert words in page
     accuracy = json.loads((run_dir / "summary.json").read_text())["accuracy"]["rl"]
     assert f"<b>{100 * accuracy:.1f}%</b>" in page
+
+
+def test_what_went_wrong_is_drawn_for_each_evaluation_of_the_agent(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    wrong = {stage: round(6 * (1 - summary["accuracy"][stage])) for stage in ("cold_start", "rl")}
+    assert wrong["cold_start"] > wrong["rl"] > 0
+    bars = failure_bars(summary)
+    parsed(bars)
+    shown = re.findall(r'title="(.*?): (\d+) of 6 episodes"', bars)
+    assert sum(int(count) for stage, count in shown if stage == "After cold start") == wrong["cold_start"]
+    assert sum(int(count) for stage, count in shown if stage == "After RL") == wrong["rl"]
+    assert "Uniform" not in bars
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", bars)]
+    assert max(widths) == 100
+    assert bars in write_report(run_dir).read_text()
+
+
+def test_a_run_without_failures_has_no_such_chart(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    none = {stage: dict.fromkeys(found, 0) for stage, found in summary["failures"].items()}
+    assert failure_bars({**summary, "failures": none}) == ""
+    assert failure_bars({**summary, "failures": {}}) == failure_bars({}) == ""
+
+
+def test_parts_of_a_runs_own_have_a_chart_and_a_place_on_the_card(copy: Path) -> None:
+    assert "Further parts of the reward" not in write_report(copy).read_text()
+    with MetricLog(copy / "metrics.jsonl") as log:
+        log.log(40, {names.REWARD_TOTAL: 0.5, "reward/judge_score": 3.5})
+        log.log(41, {names.REWARD_TOTAL: 0.5, "reward/judge_score": 4.0})
+    path = copy / "eval" / "rl.jsonl"
+    path.write_text(path.read_text().replace('"more":{}', '"more":{"judge_score":4.0}'))
+    page = write_report(copy).read_text()
+    parsed(page)
+    assert "Further parts of the reward" in page
+    assert "<dt>Judge score</dt><dd>4.00</dd>" in page
 
 
 def test_thumbnails_are_the_frames_of_the_episodes(run_dir: Path) -> None:

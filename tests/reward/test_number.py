@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vz_ray.reward.math_answer import MathChild, math_equal
+from vz_ray.observe.errors import UserError
+from vz_ray.reward.math_answer import MathChild, UnreadableTruth, as_formula, looks_like_formula, math_equal
 from vz_ray.reward.number import number_equal, parse_number
 
 
@@ -85,10 +88,70 @@ def test_any_text_is_a_number_or_none(text: str) -> None:
         ("$(x+1)^2$", "$x^2+2x+1$", True),
         ("$x+1$", "$x+2$", False),
         (" X + 1.", "x + 1", True),
+        ("The answer is 2x", "x + x", True),
+        ("we get $x$, thus $2x$", "2x", True),
+        ("2", "2x", False),
+        ("2", r"2\pi", False),
+        ("2", "(1, 2)", False),
+        ("$(1,2)$", "(1, 2)", True),
+        ("sin(x)", r"\sin(x)", True),
+        (r"\[x+1\]", "x+1", True),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True),
+        ("3 cm", r"3 \text{ cm}", True),
+        ("a dog", r"\frac{x}{2}", False),
+        ("1" * 2000, "$x$", None),
     ],
 )
 def test_formulas_are_compared_symbolically(answer: str, truth: str, verdict: bool) -> None:
     assert math_equal(answer, truth, seconds=120) is verdict
+
+
+def test_a_truth_that_is_no_expression_is_not_the_answers_fault() -> None:
+    with pytest.raises(UnreadableTruth, match=r"\$\$"):
+        math_equal("x", "$$", seconds=120)
+    assert math_equal("$$", "$$") is True
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [("2x", "$2x$"), ("**$2x$**", "$2x$"), ("tan(x)", r"$\tan(x)$"), (r"\tan x", r"$\tan x$"),
+     ("two x", "two x"), ("", ""), ("x or $y$", "x or $y$")],
+)  # fmt: skip
+def test_only_a_bare_formula_is_marked_as_one(text: str, formula: str) -> None:
+    assert as_formula(text) == formula
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [("x = 3", True), (r"\sqrt{9}", True), ("2 + 1", True), ("Answer: 3^2", True), ("3", False),
+     ("12s", False), ("10-20", False), ("3 or 2 + 1", False), ("a + b = many", False),
+     ("x" * 2000 + "^2", False)],
+)  # fmt: skip
+def test_a_formula_is_told_from_words(text: str, formula: bool) -> None:
+    assert looks_like_formula(text) is formula
+
+
+def test_a_child_that_dies_is_replaced() -> None:
+    child = MathChild()
+    try:
+        assert child.ask("$2x$", "$x+x$", seconds=120) is True
+        assert child._process is not None
+        child._process.kill()  # between poll and write, or before: both must be survived
+        assert child.ask("$2x$", "$x+x$", seconds=120) in (True, None)
+        assert child.ask("$2x$", "$x+x$", seconds=120) is True
+    finally:
+        child.close()
+
+
+def test_math_verify_that_cannot_be_loaded_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('antlr is missing')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    child = MathChild()
+    with pytest.raises(UserError, match="ImportError: antlr is missing"):
+        child.ask("x", "y", seconds=20)
+    assert child._process is None
 
 
 def test_a_hanging_formula_gives_no_verdict_and_the_next_one_is_scored() -> None:

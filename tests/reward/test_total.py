@@ -18,12 +18,12 @@ from vz_ray.episode.trajectory import (
     ZoomFault,
     ZoomRefused,
 )  # fmt: skip
-from vz_ray.reward import UNPARSED, score
+from vz_ray.reward import NO_ANSWER, UNPARSED, score
 from vz_ray.video.frame import Zoom
 
 TASK = Task("t", "v.mp4", "What flashes? A. disc B. cross", "B")
 ASK = '<think>Look.</think><video_zoom>{"segment": [1, 3], "fps": 2}</video_zoom>'
-CLIP = Context((1,), (1,))
+CLIP = Context((1,))
 REFUSED = ZoomRefused(ZoomFault.REVERSED, "the segment ends before it starts")
 
 
@@ -78,6 +78,38 @@ def test_numbers_and_formulas() -> None:
     assert score(play("4"), count, RewardConfig()).accuracy == 0
     formula = replace(count, answer="$x+x$")
     assert score(play("$2x$"), formula, RewardConfig()).accuracy == 1
+
+
+def test_a_number_may_be_stated_as_a_formula() -> None:
+    count = replace(TASK, question="How often?", answer="3", answer_type=AnswerType.NUMBER)
+    assert score(play(r"$\sqrt{9}$"), count, RewardConfig()).accuracy == 1
+    assert score(play("x = 4"), count, RewardConfig()).accuracy == 0
+    unread = score(play("3 or 4"), count, RewardConfig())
+    assert (unread.accuracy, unread.valid, unread.reason) == (0, True, UNPARSED)
+
+
+@pytest.mark.parametrize(
+    ("truth", "kind", "reason"),
+    [
+        ("", AnswerType.MULTIPLE_CHOICE, "no ground truth"),
+        (" ", AnswerType.OPEN_ENDED, "no ground truth"),
+        ("$$", AnswerType.NUMBER, "unreadable ground truth"),
+    ],
+)
+def test_a_truth_that_cannot_be_used_is_not_the_policys_fault(
+    truth: str, kind: AnswerType, reason: str
+) -> None:
+    for scorer in ("clean", "compat"):
+        parts = score(play("B"), replace(TASK, answer=truth, answer_type=kind), RewardConfig(scorer=scorer))
+        assert (parts.valid, parts.reason) == (False, reason)
+
+
+def test_an_empty_answer_is_unreadable_and_none_is_none() -> None:
+    for kind in AnswerType:
+        task = replace(TASK, answer_type=kind, answer="3" if kind is AnswerType.NUMBER else "B")
+        empty, none = (score(play(said), task, RewardConfig()) for said in (" ", None))
+        assert (empty.valid, empty.accuracy, empty.reason) == (True, 0, UNPARSED)
+        assert (none.valid, none.accuracy, none.reason) == (True, 0, NO_ANSWER)
 
 
 def test_a_failed_episode_and_an_unjudged_question_are_invalid() -> None:

@@ -12,7 +12,8 @@ from blake3 import blake3
 
 from vz_ray.coldstart.tiny import TinyShape, build_tiny
 from vz_ray.episode.protocols import Prompt
-from vz_ray.episode.wire import grid_of, visual_tokens
+from vz_ray.episode.trajectory import visual_tokens
+from vz_ray.episode.wire import grid_of
 from vz_ray.video.frame import Frame, FrameRef
 
 TEXTS = (

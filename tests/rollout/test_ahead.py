@@ -77,5 +77,5 @@ def test_tokens_are_counted_by_their_age() -> None:
         Turn(Sampled((1,) * 5, (-1.0,) * 5, spans, Sampling(), "zoom"), "", None, None),
         Turn(Written("", (1, 2)), "", None, None),
     )
-    played = Trajectory(EpisodeId(0, "t", 0), "", Context((), ()), turns, Status.ANSWERED)
+    played = Trajectory(EpisodeId(0, "t", 0), "", Context(()), turns, Status.ANSWERED)
     assert staleness([Group("t", (played, played))], 8) == {1: 4, 2: 6}

@@ -29,9 +29,7 @@ class Players:
         for id in ids:
             ledger.accept(id)
         self.playing -= 1
-        return Group(
-            task.task_id, tuple(Trajectory(id, "", Context((), ()), (), Status.ANSWERED) for id in ids)
-        )
+        return Group(task.task_id, tuple(Trajectory(id, "", Context(()), (), Status.ANSWERED) for id in ids))
 
 
 async def gather(keep, cursor, **wanted):

@@ -13,9 +13,11 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue
-from vz_ray.rollout.crew import FleetFailed, WorkerLost
+from vz_ray.rollout.crew import FleetFailed
+from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.member import NoPlace, WorkerLost
 from vz_ray.rollout.state import WorkerState
 from vz_ray.weights import Probe, Publisher, Update
 
@@ -27,6 +29,8 @@ class Scripted:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.room: Room | None = None
+        self.pulls = False
         self.version = 0
         self.asked: list[str] = []
         self.played: list[tuple[EpisodeId, int]] = []
@@ -51,7 +55,7 @@ class Scripted:
         await self.gate.wait()
         self._ask("play")
         self.played.append((id, self.version))
-        return Trajectory(id, "wire", Context((), ()), (), Status.ANSWERED, worker=self.name)
+        return Trajectory(id, "wire", Context(()), (), Status.ANSWERED, worker=self.name)
 
     async def pause(self) -> None:
         self._ask("pause")
@@ -72,7 +76,7 @@ class Scripted:
     async def check(self) -> None:
         self._ask("check")
 
-    def notice(self) -> str:
+    async def notice(self) -> str:
         return self.leaving
 
     async def whereabouts(self) -> tuple[str, str]:
@@ -94,6 +98,12 @@ class Sender:
         return None
 
     async def send(self, update: Update) -> None:
+        return None
+
+    async def abort(self) -> None:
+        return None
+
+    async def copy(self, update: Update) -> Update | None:
         return None
 
 
@@ -477,6 +487,101 @@ async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
     with pytest.raises(FleetFailed, match="found no place"):
         await fleet.play_group(TASKS[0], 2, Sampling(), Ledger())
     await fleet.close()
+
+
+async def test_a_fleet_that_lacks_places_plays_on_asks_again_and_does_not_fail_for_it() -> None:
+    room = False
+
+    def script(worker: Scripted) -> None:
+        if worker.name != "rollout-0" and not room:
+            worker.fail["start"] = NoPlace("found no place")
+
+    yard = Yard(script)
+    fleet = await make(yard, workers=2, health_every_s=0.01)
+    await until(lambda: len(yard.workers) > 6)
+    assert {t.worker for group in await _all(fleet, TASKS, 2) for t in group.trajectories} == {"rollout-0"}
+    yard.workers[0].fail["check"] = WorkerLost("gone")
+    await until(lambda: yard.workers[0].ended)
+    waiting = asyncio.create_task(_all(fleet, TASKS, 2))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    room = True
+    assert len(await waiting) == 6
+    await until(lambda: fleet.size == 2)
+    await fleet.close()
+
+
+async def test_a_fleet_without_a_worker_says_so_and_gives_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vz_ray.rollout.crew._FIRST_WORD_S", 0.1)
+
+    def script(worker: Scripted) -> None:
+        if worker.name != "rollout-0":
+            worker.fail["start"] = NoPlace(f"{worker.name} found no place: it needs 4 GPU")
+
+    yard = Yard(script)
+    fleet = await make(yard, workers=1, health_every_s=0.01, nodes_deadline_s=0.5)
+    yard.workers[0].fail["check"] = WorkerLost("gone")
+    await until(lambda: yard.workers[0].ended)
+    with pytest.raises(FleetFailed, match=r"rollout\.nodes_deadline_s is 0\.5.*it needs 4 GPU"):
+        await fleet.play_group(TASKS[0], 3, Sampling(), Ledger())
+    assert "no rollout worker for 0 s: 3 episodes wait, and 0 groups in part" in caplog.text
+    await fleet.close()
+
+
+async def test_failures_to_start_do_not_keep_a_fleet_small_for_ever() -> None:
+    broken = True
+
+    def script(worker: Scripted) -> None:
+        if worker.name != "rollout-0" and broken:
+            worker.fail["start"] = RuntimeError("no such device")
+
+    yard = Yard(script)
+    fleet = await make(yard, workers=2, health_every_s=0.01)
+    await until(lambda: len(yard.workers) > 6)
+    broken = False
+    await until(lambda: fleet.size == 2)
+    await fleet.close()
+
+
+async def test_a_worker_lost_in_service_is_replaced_though_others_could_not_be_started() -> None:
+    broken = True
+
+    def script(worker: Scripted) -> None:
+        if worker.name != "rollout-0" and broken:
+            worker.fail["start"] = RuntimeError("no such device")
+
+    yard = Yard(script)
+    fleet = await make(yard, workers=2)
+    await until(lambda: len(yard.workers) == 4)
+    await settle()
+    broken = False
+    yard.workers[0].fail["play"] = WorkerLost("gone")
+    assert len(await _all(fleet, TASKS, 2)) == 6
+    await fleet.close()
+
+
+async def test_a_worker_that_hangs_does_not_keep_others_from_being_watched() -> None:
+    yard = Yard()
+    fleet = await make(yard, workers=2, health_every_s=0.01)
+    first, second = yard.workers
+    stuck = asyncio.Event()
+
+    async def hang() -> None:
+        await stuck.wait()
+
+    first.check = hang  # type: ignore[method-assign]
+    await asyncio.sleep(0.05)
+    second.fail["check"] = WorkerLost("its engine is gone")
+    await until(lambda: second.ended)
+    await fleet.close()
+
+
+async def test_a_start_that_takes_too_long_says_why_the_last_worker_was_lost() -> None:
+    yard = Yard(lambda worker: worker.fail.update(start=NoPlace("found no place: it needs 4 GPU")))
+    with pytest.raises(Overdue, match=r"starting its first worker within 0\.2 s .*it needs 4 GPU"):
+        await make(yard, workers=1, health_every_s=0.01, start_deadline_s=0.2)
 
 
 async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_waits_for_the_others() -> None:

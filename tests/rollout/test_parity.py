@@ -78,7 +78,11 @@ async def side(
 ) -> AsyncIterator[Side]:
     path = tmp_path_factory.mktemp("side")
     model = tiny(path / "model", tied=request.param)
-    engine = await Engine.start(model, engine_config, name="engine", log=path / "engine.log")
+    # Engines for NCCL and for a shared GPU take copies in shared memory as one does that knows nothing else.
+    transport = "nccl" if request.param else "ipc"
+    engine = await Engine.start(
+        model, engine_config, name="engine", log=path / "engine.log", transport=transport
+    )
     side = Side(engine, Reference(model, engine.banned), WeightStore(path / "weights"))
     yield side
     await engine.shutdown()
@@ -151,6 +155,21 @@ async def test_the_prefix_cache_spares_the_shared_part(side: Side) -> None:
     after = side.engine.stats()
     assert after.cached_tokens > before.cached_tokens
     assert after.sampled_tokens - before.sampled_tokens == 2
+    shown = len(prompt.frames)
+    assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (shown, shown)
+
+
+async def test_turns_fill_the_key_value_cache_and_empty_it_again(side: Side) -> None:
+    turn = asyncio.create_task(side.engine.act(side.overview(), Sampling(max_tokens=400), request="long"))
+    used = 0
+    while not turn.done():
+        await asyncio.sleep(0.01)
+        used = max(used, side.engine.stats().kv_used)
+    # A little later than the turn's end the scheduler says that it is gone.
+    await side.engine.act(side.overview(), Sampling(max_tokens=2), request="short")
+    after = side.engine.stats()
+    assert len(side.overview().compact_ids) < used <= after.kv_tokens
+    assert after.kv_used < used
 
 
 async def test_turns_in_flight_go_on_with_the_new_weights(side: Side) -> None:

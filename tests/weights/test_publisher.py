@@ -18,6 +18,8 @@ PROBE = Probe((1,), (1,), (np.zeros((28, 28, 3), np.uint8),), (2, 3), 0)
 class Worker:
     def __init__(self, name: str, scores: Sequence[Sequence[float]] = ((-1.0, -2.0),)) -> None:
         self.name = name
+        self.pulls = False
+        self.got: list[Update] = []
         self.did: list[str] = []
         self.broken: dict[str, Any] = {}
         self._scores = [list(score) for score in scores]
@@ -34,6 +36,7 @@ class Worker:
         await self._do("pause")
 
     async def receive(self, update: Update) -> None:
+        self.got.append(update)
         await self._do("receive")
 
     async def thaw(self) -> None:
@@ -60,6 +63,12 @@ class Sender:
     async def send(self, update: Update) -> None:
         if self.error:
             raise self.error
+
+    async def abort(self) -> None:
+        return None
+
+    async def copy(self, update: Update) -> Update | None:
+        return None
 
 
 def publisher(**options: Any) -> Publisher:
@@ -162,3 +171,62 @@ async def test_a_learner_that_is_late_is_named() -> None:
 
     with pytest.raises(Overdue, match="learner did not finish preparing weight version 1"):
         await publisher(deadline_s=0.05).publish(1, Late(), [Worker("a")])
+
+
+class Pushing(Sender):
+    """Pushes to a group, and waits for all of it."""
+
+    def __init__(self, copies: bool = True) -> None:
+        super().__init__()
+        self.copies, self.connected, self.aborted = copies, list[str](), asyncio.Event()
+        self.waits = False
+
+    async def prepare(self, version: int) -> Update:
+        return Update(version, "", {"names": []}, 8, (-1.0, -2.0))
+
+    async def connect(self, workers: Sequence[Any]) -> None:
+        self.connected = [worker.name for worker in workers]
+
+    async def send(self, update: Update) -> None:
+        if self.waits:
+            await self.aborted.wait()
+            raise RuntimeError("the group was aborted")
+
+    async def abort(self) -> None:
+        self.aborted.set()
+
+    async def copy(self, update: Update) -> Update | None:
+        return Update(update.version, "c", {"directory": "/there"}, 8, (-1.0, -2.0)) if self.copies else None
+
+
+async def test_a_worker_that_may_vanish_pulls_a_copy_and_is_in_no_group() -> None:
+    workers, sender = [Worker("a"), Worker("spot")], Pushing()
+    workers[1].pulls = True
+    report = await publisher().publish(1, sender, workers)
+    assert report.updated == ("a", "spot")
+    assert sender.connected == ["a"]
+    assert [worker.got[0].pulled for worker in workers] == [False, True]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+async def test_a_worker_that_joins_pulls_a_copy_or_where_none_is_kept_is_sent_it_alone(copies: bool) -> None:
+    worker, sender, publishing = Worker("late"), Pushing(copies), publisher()
+    update = await publishing.prepare(1, sender)
+    report = await publishing.deliver(update, [worker], sender=sender, joining=True)
+    assert report.updated == ("late",)
+    assert worker.got[0].pulled is copies
+    assert sender.connected == ([] if copies else ["late"])
+
+
+async def test_a_member_that_dies_aborts_the_push_and_all_that_it_went_to_are_out() -> None:
+    """Nobody waits for a broadcast that cannot end, and whoever has part of it does not play on."""
+    workers, sender = [Worker("a"), Worker("b"), Worker("spot")], Pushing()
+    workers[2].pulls, sender.waits = True, True
+    workers[1].broken["receive"] = RuntimeError("died")
+    report = await publisher(deadline_s=30.0).publish(1, sender, workers)
+    assert sender.aborted.is_set()
+    assert report.updated == ("spot",)
+    assert report.failed == {
+        "a": "weight version 1 was not sent: RuntimeError: the group was aborted",
+        "b": "RuntimeError: died",
+    }

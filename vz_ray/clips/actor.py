@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import psutil
@@ -14,6 +15,8 @@ import ray
 
 from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.fingerprint import check_same_code
 from vz_ray.observe.stacks import stacks
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import ReaderBroken
@@ -37,12 +40,20 @@ class DecodeActor:
     tries them elsewhere.
     """
 
-    def __init__(self, config: ClipsConfig) -> None:
-        self._reader, self._sources = open_reader(config), sources(config)
-        self._max_rss, self._process = config.max_rss_mb * 2**20, psutil.Process()
+    def __init__(self, who: str, driver: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self._leaving = False
         self._busy_since: float | None = None
-        self._stats = self._reader.stats()
+        self._stats = ReadStats()
+        self._refusal: UserError | None = None
+        try:
+            check_same_code(driver, who, ray.util.get_node_ip_address())
+        except UserError as error:
+            # Requests raise it: of an error raised here, Ray would tell only that the actor is dead.
+            self._refusal = error
+            return
+        config = ClipsConfig(**settings)
+        self._reader, self._sources = open_reader(config), sources(config)
+        self._max_rss, self._process = config.max_rss_mb * 2**20, psutil.Process()
 
     def probe(self, uri: str) -> VideoInfo:
         return self._serve(lambda: self._reader.probe(uri))
@@ -59,11 +70,13 @@ class DecodeActor:
     @ray.method(concurrency_group="fetch")
     def fetch(self, uri: str) -> None:
         """Brings what is at a URL to this machine, beside the requests that are served meanwhile."""
+        self._check_refusal()
         self._sources.path(uri)
 
     @ray.method(concurrency_group="watch")
     def busy_s(self) -> float:
         """Seconds that the request in progress has run; 0 when idle."""
+        self._check_refusal()
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -77,7 +90,12 @@ class DecodeActor:
         """As of the last request that was served."""
         return self._stats
 
+    def _check_refusal(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
     def _serve(self, call: Callable[[], T]) -> T:
+        self._check_refusal()
         self._busy_since = time.monotonic()
         try:
             return call()
@@ -103,6 +121,10 @@ class DecodeActor:
         os._exit(_GROWN)
 
 
-def start_decoder(config: ClipsConfig) -> Any:
-    """A handle to a new actor, which Ray starts where `config.cpus` are free."""
-    return DecodeActor.options(num_cpus=config.cpus).remote(config)  # type: ignore[attr-defined]
+def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig) -> Any:
+    """A handle to a new actor, which Ray starts where `config.cpus` are free.
+
+    On a node of another version than `driver`, its fingerprint, every request raises `UserError`.
+    """
+    options = DecodeActor.options(num_cpus=config.cpus)  # type: ignore[attr-defined]
+    return options.remote(who, dict(driver), asdict(config))

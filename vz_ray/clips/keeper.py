@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from vz_ray.clips.actor import start_decoder
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import within
+from vz_ray.observe.fingerprint import check_same_code
 from vz_ray.observe.scaler import Scaler
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,9 @@ class PoolKeeper:
     keeper that died comes back to a pool of the first ones alone, and grows it anew.
     """
 
-    def __init__(self, config: ClipsConfig, actors: Mapping[int, Any]) -> None:
-        self._config = config
+    def __init__(self, driver: Mapping[str, str], config: ClipsConfig, actors: Mapping[int, Any]) -> None:
+        check_same_code(driver, "the clip pool's keeper", ray.util.get_node_ip_address())
+        self._driver, self._config = driver, config
         self._scaler = Scaler(
             least=config.actors,
             most=config.most_actors,
@@ -85,12 +88,14 @@ class PoolKeeper:
 
     async def _join(self, slot: int) -> None:
         """Waits until the actor answers; only then does it serve."""
-        actor = start_decoder(self._config)
+        who = f"decode-actor-{slot}"
+        actor = start_decoder(who, self._driver, self._config)
         try:
-            await within(_START_S, actor.busy_s.remote(), who=f"decode-actor-{slot}", what="its start")
+            await within(_START_S, actor.busy_s.remote(), who=who, what="its start")
             self._serving[slot] = actor
         except Exception as error:
-            log.warning("decode-actor-%d did not start: %s", slot, error)
+            why = error.cause if isinstance(error, RayTaskError) else error
+            log.warning("%s did not start: %s", who, why)
             ray.kill(actor)
         finally:
             del self._starting[slot]

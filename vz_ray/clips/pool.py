@@ -30,6 +30,8 @@ from vz_ray.clips.keeper import PoolKeeper
 from vz_ray.clips.roster import Roster, name
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.fingerprint import fingerprint
 from vz_ray.video.clip_reader import DECODERS, ReadStats
 from vz_ray.video.errors import DecoderLost, Quarantined, ReaderBroken, VideoError
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
@@ -109,6 +111,7 @@ class ClipPool:
     Raises (every request):
         VideoError: The video cannot be read as asked; `DecoderLost` if actors died at every attempt;
             `Quarantined` if it is not tried any more.
+        UserError: An actor was restarted on a node of another version of the code.
         Overdue: The last attempt ran past `deadline_s`; it names that actor and the request.
     """
 
@@ -128,10 +131,11 @@ class ClipPool:
             UserError: The decoder that `config` asks for cannot be loaded.
         """
         DECODERS[config.decoder]()
-        actors = {slot: start_decoder(config) for slot in range(config.actors)}
+        driver = fingerprint()
+        actors = {slot: start_decoder(name(slot), driver, config) for slot in range(config.actors)}
         keeper = None
         if config.most_actors > config.actors:
-            keeper = PoolKeeper.remote(config, actors)  # type: ignore[attr-defined]
+            keeper = PoolKeeper.remote(driver, config, actors)  # type: ignore[attr-defined]
         return cls(Roster(actors, actors, keeper, config.spill), config, keeper)
 
     def __reduce__(self) -> tuple[type[ClipPool], tuple[Roster, ClipsConfig, Any | None]]:
@@ -145,9 +149,16 @@ class ClipPool:
             ray.kill(actor, no_restart=True)
 
     async def ready(self, deadline_s: float = 120.0) -> None:
-        """Returns when every actor answers; `Overdue` names the first that does not."""
+        """Returns when every actor answers; `Overdue` names the first that does not.
+
+        Raises:
+            UserError: One is on a node of another version of the code.
+        """
         for slot, actor in self._roster.actors.items():
-            await within(deadline_s, actor.busy_s.remote(), who=name(slot), what="its start")
+            try:
+                await within(deadline_s, actor.busy_s.remote(), who=name(slot), what="its start")
+            except RayTaskError as error:
+                raise error.cause from error
 
     async def probe(self, uri: str) -> VideoInfo:
         found: VideoInfo = await self._once(
@@ -342,7 +353,7 @@ class ClipPool:
         try:
             return await within(deadline_s, answer, who=name(slot), what=what)
         except RayTaskError as error:
-            if isinstance(error.cause, VideoError):
+            if isinstance(error.cause, VideoError | UserError):
                 raise error.cause from None
             raise
         except (Overdue, asyncio.CancelledError):

@@ -36,6 +36,12 @@ class SftState:
     seconds: float = 0.0
     samples: int = 0
 
+    @classmethod
+    def load(cls, checkpoint: Path) -> SftState:
+        """That of a checkpoint; the beginning if there is none."""
+        path = checkpoint / STATE
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
     def done(self, config: SftConfig) -> bool:
         late = 0 < config.max_seconds <= self.seconds
         return late or self.steps >= config.steps
@@ -57,9 +63,8 @@ async def supervise(
     Raises:
         StopRequested: A stop was asked for; `checkpoint` holds everything up to the last step.
     """
-    state = SftState()
-    if (checkpoint / STATE).exists():
-        state = SftState(**json.loads((checkpoint / STATE).read_text()))
+    state = SftState.load(checkpoint)
+    if state.steps:
         await learner.load_checkpoint(checkpoint / LEARNER)
     stage.advance(state.steps)
     saved = state

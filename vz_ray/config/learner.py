@@ -130,7 +130,10 @@ class LearnerConfig:
     threads: int = 0
     """CPU threads of each rank; 0 leaves torch's own choice."""
     deadline_s: float = 3600.0
-    """How long one call to a rank may take before it counts as hung."""
+    """How long one call to a rank, or placing the ranks, may take before it counts as hung."""
+    restarts: int = 3
+    """Times in a row that a learner which lost a rank is started again; 0 ends the run at the first loss.
+    A step that had not been done before ends the row."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -149,7 +152,7 @@ class LearnerConfig:
             "deadline_s",
         ):
             _positive("learner", key, getattr(self, key))
-        for key in ("threads", "zero_keep_whole", "frame_cache_mib"):
+        for key in ("threads", "zero_keep_whole", "frame_cache_mib", "restarts"):
             _positive("learner", key, getattr(self, key), zero=True)
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"learner.max_unreadable is {self.max_unreadable!r}; it is a share from 0 to 1")

@@ -67,6 +67,8 @@ class RolloutConfig:
         attempts: Most times that an episode is played before it is given up
             (a worker that dies takes its episodes with it; they are played again).
         start_deadline_s: Seconds in which an engine must have started.
+        nodes_deadline_s: Seconds that episodes may wait while there is no worker at all, such as when every
+            node was taken away; the run stops then, and can be resumed.
         turn_deadline_s: Seconds in which a turn must have been sampled.
         episode_deadline_s: Seconds in which an episode must have been played.
         health_every_s: Seconds between looks at workers that nobody asks anything of.
@@ -81,6 +83,7 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     attempts: int = 3
     start_deadline_s: float = 600.0
+    nodes_deadline_s: float = 3600.0
     turn_deadline_s: float = 300.0
     episode_deadline_s: float = 1200.0
     health_every_s: float = 10.0
@@ -101,7 +104,8 @@ class RolloutConfig:
         for name in ("grow_s", "shrink_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("start_deadline_s", "turn_deadline_s", "episode_deadline_s", "health_every_s"):
+        deadlines = ("start_deadline_s", "nodes_deadline_s", "turn_deadline_s", "episode_deadline_s")
+        for name in (*deadlines, "health_every_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"rollout.{name}={getattr(self, name)}: must be positive")
         if self.cpus_per_worker < 0:

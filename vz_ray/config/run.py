@@ -112,6 +112,11 @@ class PlayConfig:
                 f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
                 f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
             )
+        if self.reward.deadline_s > 2 * self.rollout.turn_deadline_s:
+            raise ValueError(
+                f"reward.deadline_s is {self.reward.deadline_s:g}, above twice rollout.turn_deadline_s "
+                f"({self.rollout.turn_deadline_s:g}): episodes would be given up while they are being scored"
+            )
         if self.episode.max_context > self.rollout.engine.max_model_len:
             raise ValueError(
                 f"episode.max_context is {self.episode.max_context}, above rollout.engine.max_model_len "
@@ -146,3 +151,15 @@ class RunConfig(PlayConfig):
                 f"learner.old_logprobs is {self.learner.old_logprobs!r}; with train.max_staleness "
                 f"{self.train.max_staleness} it must be 'recompute'"
             )
+        if self.weights.transport == "ipc":
+            for name, value, wanted in (
+                ("learner.ranks", self.learner.ranks, (1,)),
+                ("learner.zero_stage", self.learner.zero_stage, (0, 1, 2)),
+                ("rollout.engine.tensor_parallel", self.rollout.engine.tensor_parallel, (1,)),
+                ("rollout.workers", self.rollout.most_workers, (1,)),
+            ):
+                if value not in wanted:
+                    raise ValueError(
+                        f"{name} is {value}; with weights.transport ipc, which is for one GPU that one rank "
+                        f"and one worker share, it must be {' or '.join(map(str, wanted))}: or use nccl"
+                    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRANSPORTS = ("shm", "nccl")
+TRANSPORTS = ("shm", "nccl", "ipc")
 
 
 @dataclass
@@ -13,8 +13,10 @@ class WeightsConfig:
 
     Attributes:
         transport: `shm`: through shared memory of each node, on CPU or GPU; `nccl`: broadcast
-            between GPUs.
-        directory: Where versions are kept for `shm`; null is a directory of this run in /dev/shm.
+            between GPUs; `ipc`: learner and engine on one GPU, which each gets half of.
+        copies: With `nccl` and `ipc`, keep the newest version in shared memory, too: workers that join
+            between publishes or run on spot nodes pull it from there, and no group waits for them.
+        directory: Where versions in shared memory lie; null is a directory of this run in /dev/shm.
         bucket_mib: Most MiB in one file, or in one gathering of a sharded model.
         probe_every: Compare engine and learner on a fixed prompt at every n-th publish.
         probe_tolerance: Largest difference in log-prob there (1e-4 in float32; about 0.1 in bfloat16).
@@ -22,6 +24,7 @@ class WeightsConfig:
     """
 
     transport: str = "shm"
+    copies: bool = True
     directory: str | None = None
     bucket_mib: int = 256
     probe_every: int = 1

@@ -98,7 +98,7 @@ class Episode:
         ]
         self._compact = list(self._begun.compact_ids)
         self._frames: list[Frame] = list(shown)
-        self._length = len(self._begun.expanded_ids)
+        self._length = self._begun.length
         self.state = State.ACT
         if self._length + MIN_TURN_TOKENS > self.config.max_context:
             self._over(Status.TRUNCATED)
@@ -196,14 +196,14 @@ class Episode:
 
     def _fits(self, reply: Context) -> bool:
         said = len(self._pending.action.token_ids)
-        needed = self._length + said + len(reply.expanded_ids) + MIN_TURN_TOKENS
+        needed = self._length + said + reply.length + MIN_TURN_TOKENS
         return needed <= self.config.max_context
 
     def _append(self, reply: Context, message: Message, frames: tuple[Frame, ...]) -> None:
         turn = replace(self._pending, reply=reply)
         self.turns.append(turn)
         self._compact += [*turn.action.token_ids, *reply.compact_ids]
-        self._length += len(turn.action.token_ids) + len(reply.expanded_ids)
+        self._length += len(turn.action.token_ids) + reply.length
         self._frames += frames
         self._messages += [Message("assistant", turn.text), message]
         self.state = State.ACT

@@ -73,5 +73,5 @@ async def _subtitles(task: Task) -> tuple[Subtitle, ...]:
 
 
 def _failed(id: EpisodeId, wire: WireFormat, error: str, worker: str, seconds: float) -> Trajectory:
-    nothing = Context((), ())
+    nothing = Context(())
     return Trajectory(id, wire.name, nothing, (), Status.FAILED, worker=worker, seconds=seconds, error=error)

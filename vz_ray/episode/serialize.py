@@ -29,7 +29,7 @@ from vz_ray.episode.trajectory import (
 )
 from vz_ray.video.frame import FrameRef, Zoom
 
-VERSION = 1
+VERSION = 2
 
 Json = dict[str, Any]
 _SHARED = ("video_id", "uri", "stream", "width", "height", "scaler", "decoder")
@@ -67,7 +67,7 @@ def _ref_from_list(item: Sequence[Any], shared: _Table) -> FrameRef:
 def _context_to_dict(context: Context, shared: _Table) -> Json:
     return {
         "compact": _pack(context.compact_ids),
-        "expanded": _pack(context.expanded_ids),
+        "pad": context.pad_id,
         "grids": [list(grid) for grid in context.grids],
         "refs": [_ref_to_list(ref, shared) for ref in context.refs],
     }
@@ -76,9 +76,9 @@ def _context_to_dict(context: Context, shared: _Table) -> Json:
 def _context_from_dict(data: Json, shared: _Table) -> Context:
     return Context(
         compact_ids=_unpack(data["compact"]),
-        expanded_ids=_unpack(data["expanded"]),
         grids=tuple((t, h, w) for t, h, w in data["grids"]),
         refs=tuple(_ref_from_list(item, shared) for item in data["refs"]),
+        pad_id=data["pad"],
     )
 
 

@@ -14,6 +14,14 @@ from vz_ray.video.frame import FrameRef, Zoom
 Grid = tuple[int, int, int]
 """Rows of patches of one image: (1, height / patch, width / patch), before merging."""
 
+MERGE = 2
+"""Patches that become one visual token, along each side."""
+
+
+def visual_tokens(grid: Grid) -> int:
+    """Tokens that an image of this patch grid takes after merging."""
+    return grid[0] * grid[1] * grid[2] // MERGE**2
+
 
 class Status(StrEnum):
     """How an episode ended."""
@@ -119,19 +127,36 @@ class Context:
 
     Attributes:
         compact_ids: One image pad per image; what the engine is given.
-        expanded_ids: One image pad per visual token; what the learner is given.
         grids: Patch grid of each image, in order.
         refs: Frame of each image, in order.
+        pad_id: The image pad; without images it may be anything.
     """
 
     compact_ids: tuple[int, ...]
-    expanded_ids: tuple[int, ...]
     grids: tuple[Grid, ...] = ()
     refs: tuple[FrameRef, ...] = ()
+    pad_id: int = -1
 
     def __post_init__(self) -> None:
-        if len(self.grids) != len(self.refs):
-            raise ValueError(f"{len(self.grids)} image grids for {len(self.refs)} frames")
+        slots = self.compact_ids.count(self.pad_id)
+        if not slots == len(self.grids) == len(self.refs):
+            raise ValueError(
+                f"{slots} image slots and {len(self.grids)} image grids for {len(self.refs)} frames"
+            )
+
+    @property
+    def expanded_ids(self) -> tuple[int, ...]:
+        """One image pad per visual token; what the learner is given. Made anew: it is many times longer."""
+        visual = iter(self.grids)
+        expanded: list[int] = []
+        for token in self.compact_ids:
+            expanded += [token] * visual_tokens(next(visual)) if token == self.pad_id else [token]
+        return tuple(expanded)
+
+    @property
+    def length(self) -> int:
+        """Tokens of `expanded_ids`."""
+        return len(self.compact_ids) - len(self.grids) + sum(map(visual_tokens, self.grids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +201,17 @@ class EpisodeId:
 class RewardParts:
     """The reward and its parts, logged apart (paper, section on rewards).
 
-    `valid` is False where the sample could not be judged (a judge failed);
-    such a sample drops its group and never counts as 0.
+    Attributes:
+        total: Their weighted sum.
+        accuracy: How right the answer is, in `[0, 1]`.
+        format: 1 for a well-formed transcript.
+        tool: 1 where using the tool is paid for.
+        valid: False where the sample could not be judged (a judge failed);
+            such a sample drops its group and never counts as 0.
+        note: Why it is invalid, or its answer wrong: a few words, the same for all of a
+            kind, then `: ` and details.
+        more: Parts that not every run has, by name: `length`, `frames`, `judge_score`, and those
+            of a user's own function.
     """
 
     total: float
@@ -186,6 +220,12 @@ class RewardParts:
     tool: float
     valid: bool = True
     note: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """The note without details, to be counted by."""
+        return self.note.partition(": ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,12 +281,18 @@ class Trajectory:
         return tuple(ids)
 
     @property
+    def length(self) -> int:
+        """Tokens of the whole conversation."""
+        said = sum(len(turn.action.token_ids) for turn in self.turns)
+        return said + sum(context.length for context in self.contexts)
+
+    @property
     def loss_mask(self) -> tuple[int, ...]:
         """`[L]`: 1 exactly on the tokens of the policy's own turns."""
-        mask = [0] * len(self.prompt.expanded_ids)
+        mask = [0] * self.prompt.length
         for turn in self.turns:
             mask += [1] * len(turn.action.token_ids)
-            mask += [0] * (len(turn.reply.expanded_ids) if turn.reply else 0)
+            mask += [0] * (turn.reply.length if turn.reply else 0)
         return tuple(mask)
 
     @property

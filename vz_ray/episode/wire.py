@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from vz_ray.episode.trajectory import Context, Grid
+from vz_ray.episode.trajectory import MERGE, Context, Grid
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
 from vz_ray.video.subtitles import Subtitle, between_frames
@@ -28,7 +28,7 @@ IMAGE = f"<|vision_start|>{PAD}<|vision_end|>"
 END = "<|im_end|>"
 SUBTITLE = "\n{text}\n"
 """A line of subtitles among frames (as the interleaved form of LongVideoBench)."""
-PATCH, MERGE = 14, 2
+PATCH = 14
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", PAD, "<|video_pad|>")
 """Tokens that stand for vision input: engines never sample them, and the learner masks the same ones."""
 
@@ -213,11 +213,7 @@ class WireFormat:
         if pads != len(frames):
             raise UserError(f"{pads} image slots for {len(frames)} frames: the text itself contains {PAD}")
         grids = tuple(grid_of(frame) for frame in frames)
-        expanded: list[int] = []
-        left = iter(grids)
-        for token in compact:
-            expanded += [token] * (visual_tokens(next(left)) if token == self.pad_id else 1)
-        return Context(tuple(compact), tuple(expanded), grids, tuple(frame.ref for frame in frames))
+        return Context(tuple(compact), grids, tuple(frame.ref for frame in frames), self.pad_id)
 
 
 def placeholder_ids(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
@@ -234,8 +230,3 @@ def grid_of(frame: Frame) -> Grid:
             f"a frame of {width}x{height} is not a multiple of {side} px: it was not resized for the model"
         )
     return (1, height // PATCH, width // PATCH)
-
-
-def visual_tokens(grid: Grid) -> int:
-    """Tokens that an image of this patch grid takes after merging."""
-    return grid[0] * grid[1] * grid[2] // MERGE**2

@@ -6,7 +6,7 @@ left out of every mean; an answer that cannot be read is wrong, and counted.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from vz_ray.reward import UNPARSED
 from vz_ray.video.frame import Zoom
 
 
-def _within(times: Iterable[float], event: tuple[float, float]) -> bool:
+def in_frames(times: Iterable[float], event: tuple[float, float]) -> bool:
     """Whether a frame lies in `[start, end)`; an event of no length is met at its instant."""
     start, end = event
     return any(start <= time < end or time == start for time in times)
@@ -42,13 +42,13 @@ def zoomed_times(trajectory: Trajectory) -> list[float]:
 def covers_event(task: Task, trajectory: Trajectory) -> bool:
     """Whether a zoom showed a frame of an event."""
     times = zoomed_times(trajectory)
-    return any(_within(times, event) for event in task.events)
+    return any(in_frames(times, event) for event in task.events)
 
 
 def saw_all_events(task: Task, trajectory: Trajectory) -> bool:
     """Whether any frame, overview included, showed each event: the question can be answered."""
     times = [ref.pts_s for ref in trajectory.refs]
-    return all(_within(times, event) for event in task.events)
+    return all(in_frames(times, event) for event in task.events)
 
 
 def parts_of(result: EvalResult) -> RewardParts:
@@ -78,9 +78,11 @@ class EvalMetrics:
     Attributes:
         questions: Valid episodes; all means are over these.
         invalid: Episodes left out.
+        invalid_reasons: How many of them for which reason.
         accuracy: Right answers, with an interval over videos.
         accuracy_by_kind: The same for each kind of question.
-        reward: Mean of each reward part, unweighted, and of the total.
+        reward: Mean of each reward part, unweighted, and of the total; a part that only some
+            episodes have, such as a judge's score, over those.
         frames_mean: Frames shown, overview included.
         frames_p95: 95th percentile of the same.
         zooms_mean: Zooms carried out.
@@ -97,6 +99,7 @@ class EvalMetrics:
 
     questions: int
     invalid: int
+    invalid_reasons: dict[str, int]
     accuracy: Interval | None
     accuracy_by_kind: dict[str, Interval]
     reward: dict[str, float]
@@ -147,8 +150,12 @@ def _by_kind(results: Sequence[EvalResult], config: EvaluateConfig) -> dict[str,
 
 
 def _reward_means(parts: Sequence[RewardParts]) -> dict[str, float]:
-    fields = ("total", "accuracy", "format", "tool")
-    return {name: sum(getattr(p, name) for p in parts) / len(parts) for name in fields} if parts else {}
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for p in parts:
+        own = {"total": p.total, "accuracy": p.accuracy, "format": p.format, "tool": p.tool}
+        for name, value in {**p.more, **own}.items():
+            found[name].append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def measure(results: Sequence[EvalResult], config: EvaluateConfig | None = None) -> EvalMetrics:
@@ -167,6 +174,7 @@ def measure(results: Sequence[EvalResult], config: EvaluateConfig | None = None)
     return EvalMetrics(
         questions=len(valid),
         invalid=len(results) - len(valid),
+        invalid_reasons=dict(Counter(p.reason for p in map(parts_of, results) if not p.valid)),
         accuracy=_interval(valid, config),
         accuracy_by_kind=_by_kind(valid, config),
         reward=_reward_means([parts_of(result) for result in valid]),
@@ -196,10 +204,7 @@ def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
     """
     figures = measure(results, EvaluateConfig(bootstrap=100))
     flat: dict[str, float | None] = {
-        names.REWARD_TOTAL: figures.reward.get("total"),
-        names.REWARD_ACCURACY: figures.reward.get("accuracy"),
-        names.REWARD_FORMAT: figures.reward.get("format"),
-        names.REWARD_TOOL: figures.reward.get("tool"),
+        **{f"{names.REWARD_PREFIX}{name}": value for name, value in figures.reward.items()},
         names.ZOOM_CALL_RATE: figures.zoom_call_rate,
         names.ZOOM_VALID_RATE: figures.valid_zoom_rate,
         names.ZOOMS_MEAN: figures.zooms_mean,
@@ -209,4 +214,6 @@ def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
         names.UNPARSED: figures.unparsed / figures.questions if figures.questions else None,
         names.INVALID: figures.invalid / len(results) if results else None,
     }
+    for reason, count in figures.invalid_reasons.items():
+        flat[f"{names.INVALID_PREFIX}{reason.replace(' ', '_')}"] = count / len(results)
     return {name: value for name, value in flat.items() if value is not None}

@@ -17,6 +17,7 @@ from vz_ray.data.record import (
 )
 from vz_ray.episode.trajectory import Status
 from vz_ray.observe.errors import UserError
+from vz_ray.reward import JUDGE_FAILED
 
 EvalResult = EpisodeRecord
 """One question played and scored; `stage` names the evaluation."""
@@ -32,8 +33,8 @@ class EvalLog:
 
     Opening an existing log cuts off a half-written last line, and refuses a
     log of something else: results of two models must not be mixed. A question
-    whose episode failed (a dead worker) is not done: it is played again, and
-    the later line counts.
+    whose episode failed (a dead worker), or whose judge did, is not done: it
+    is played again, and the later line counts.
 
     Args:
         path: Where the log is or will be.
@@ -99,7 +100,10 @@ def _key(result: EvalResult) -> Key:
 
 
 def _failed(result: EvalResult) -> bool:
-    return result.trajectory.status is Status.FAILED
+    """Whether trying again may give what this lacks."""
+    reward = result.trajectory.reward
+    unjudged = reward is not None and not reward.valid and reward.reason.startswith(f"{JUDGE_FAILED} ")
+    return result.trajectory.status is Status.FAILED or unjudged
 
 
 def read_results(path: Path) -> list[EvalResult]:

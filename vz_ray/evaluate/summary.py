@@ -18,6 +18,7 @@ from typing import Any
 
 from vz_ray.config.evaluate import EvaluateConfig
 from vz_ray.data.record import append_lines, to_line, whole_lines
+from vz_ray.evaluate.failures import count_failures
 from vz_ray.evaluate.interval import Interval, paired_difference
 from vz_ray.evaluate.metrics import EvalMetrics, accuracy_by_task, measure
 from vz_ray.evaluate.results import EvalResult, read_results
@@ -163,6 +164,7 @@ def build_summary(run_dir: Path, config: EvaluateConfig | None = None) -> Json:
     summary |= _training(read_metrics(run_dir / "metrics.jsonl"))
     summary["interval_level"] = config.level
     summary["wall_s"] = stage_seconds(run_dir)
+    summary["failures"] = {stage: count_failures(found) for stage, found in results.items()}
     summary["evaluations"] = {stage: metrics.to_dict() for stage, metrics in figures.items()}
     return summary
 

@@ -10,6 +10,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from vz_ray.evaluate.failures import Failure
+
 LOG_WIDTH = 110
 """Columns where the output is a file and has no width of its own."""
 
@@ -121,6 +123,24 @@ def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def failures_table(
+    failures: Mapping[str, Mapping[str, int]], evaluations: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """What went wrong, one column per evaluation of the agent, in percent of its episodes (and how many)."""
+    stages = [s for s in sorted(failures, key=_order) if not s.startswith("uniform_")]
+    table = Table(title="What went wrong, %", title_justify="left", pad_edge=False, box=SIMPLE)
+    table.add_column("", no_wrap=True)
+    for stage in stages:
+        table.add_column(title_of(stage), justify="right", no_wrap=True)
+    played = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
+    for failure in Failure:
+        counts = {stage: failures[stage].get(failure, 0) for stage in stages}
+        if any(counts.values()):
+            cells = (f"{_percent(count / played[s])} ({count})" for s, count in counts.items())
+            table.add_row(failure.replace("_", " "), *cells)
+    return table
+
+
 def times_table(wall_s: Mapping[str, float]) -> Table:
     """One row per stage, from `wall_s` of `summary.json`."""
     table = Table(title="Time", title_justify="left", pad_edge=False)
@@ -145,13 +165,25 @@ def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _invalid_lines(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why questions were left out, by evaluation."""
+    return [
+        f"{title_of(stage)}: left out {', '.join(f'{count} ({why})' for why, count in reasons.items())}"
+        for stage, row in evaluations.items()
+        if (reasons := row["invalid_reasons"])
+    ]
+
+
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """The final table of a run: evaluations, gains, health of the training, time."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
     console.print(evaluations_table(summary["evaluations"]))
-    lines = _gain_lines(summary)
+    failures = failures_table(summary["failures"], summary["evaluations"])
+    if failures.row_count:
+        console.print(failures)
+    lines = _gain_lines(summary) + _invalid_lines(summary["evaluations"])
     if mismatch := summary.get("mismatch"):
         parts = [f"{name} {value:.2g}" for name, value in mismatch.items() if value is not None]
         lines.append(f"engine against learner: {', '.join(parts)}")

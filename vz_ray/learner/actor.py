@@ -1,20 +1,17 @@
-"""The learner as Ray actors, one per rank; everything it does is `Trainer`'s.
+"""The learner as the driver sees it: Ray actors, one per rank; everything it does is `Trainer`'s.
 
 driver: LearnerGroup --- trajectories, without pixels ---> LearnerRank 0 .. n-1
-each rank: FrameSource.resolve(refs of its own share) ---> pixels
 before an RL step: groups whose frames cannot be got again are left out, on all ranks alike
-rank 0: writes what all ranks gather: weights, checkpoints, exports
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never, TypeVar
 
 import numpy as np
 import ray
@@ -26,187 +23,61 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.learner.rank import LearnerRank
+from vz_ray.learner.station import Station, rank_name
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
-from vz_ray.video.frame import RGB, FrameRef, VideoError
-from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
-from vz_ray.weights.publisher import Receiver, Update
-from vz_ray.weights.store import WeightsBroken, WeightStore
+from vz_ray.observe.fingerprint import fingerprint
 from vz_ray.weights.verify import Probe
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_GRACE_S = 5.0
-"""When one rank fails, how long the others have to show that it was they who failed first."""
+_GRACE_S = 90.0
+"""When one rank fails, how long the others have to show that it was they who failed first: Ray gives up
+a node that fell silent after five checks of at most 10 s each, 3 s apart."""
+_LOOK_S = 2.0
+"""How often ranks are looked at that nobody asks anything of."""
+_POLL_S = 1.0
 
 
 class LearnerLost(RuntimeError):
     """A rank died: the others cannot go on, and the learner must be started again."""
 
 
-class FrameStore:
-    """A rank's window on the frame source: fetches what it lacks, keeps the latest.
-
-    Args:
-        source: Whoever has the pixels.
-        capacity: Most bytes kept between calls.
-        deadline_s: How long one fetch may take.
-    """
-
-    def __init__(self, source: FrameSource, capacity: int, deadline_s: float) -> None:
-        self._source, self._capacity, self._deadline_s = source, capacity, deadline_s
-        self._kept: OrderedDict[tuple[str, int, int], RGB] = OrderedDict()
-        self._size = 0
-        self._runner = asyncio.Runner()
-
-    def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:
-        """Arrays by digest; raises what the source raises."""
-        missing = [ref for ref in refs if _key(ref) not in self._kept]
-        fresh = self._runner.run(self._fetch(missing)) if missing else {}
-        found = {}
-        for ref in refs:
-            if (key := _key(ref)) in self._kept:
-                self._kept.move_to_end(key)
-            found[ref.digest] = self._kept[key] if key in self._kept else fresh[key]
-        self._keep(fresh)
-        return found
-
-    async def _fetch(self, refs: list[FrameRef]) -> dict[tuple[str, int, int], RGB]:
-        what = f"{len(refs)} frames for the learner"
-        frames = await within(self._deadline_s, self._source.resolve(refs), who="frame source", what=what)
-        return {_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
-
-    def _keep(self, fresh: Mapping[tuple[str, int, int], RGB]) -> None:
-        for key, rgb in fresh.items():
-            self._kept[key] = rgb
-            self._size += rgb.nbytes
-        while self._size > self._capacity:
-            _, dropped = self._kept.popitem(last=False)
-            self._size -= dropped.nbytes
-
-
-def _key(ref: FrameRef) -> tuple[str, int, int]:
-    return (ref.digest, ref.width, ref.height)
-
-
-@ray.remote(max_restarts=0, max_task_retries=0)
-class LearnerRank:
-    """One rank. Calls must be made on all ranks alike; they run one at a time."""
-
-    def __init__(self, config: LearnerConfig, rank: int, frames: FrameSource) -> None:
-        self._config, self._rank = config, rank
-        capacity = config.frame_cache_mib * 2**20
-        self._frames = FrameStore(frames, capacity, config.deadline_s)
-        self._nccl, self._announced = NcclGroup(), (-1, -1)
-
-    def address(self) -> tuple[str, int]:
-        """Where the ranks can meet: this node, and a port that is free on it."""
-        return ray.util.get_node_ip_address(), free_port()
-
-    def start(self, address: str, port: int) -> None:
-        """Joins the other ranks and loads the model."""
-        os.environ |= {
-            "RANK": str(self._rank),
-            "WORLD_SIZE": str(self._config.ranks),
-            # Ray shows each actor its own GPUs only, so the first is always its own.
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(port),
-        }
-        from vz_ray.learner.trainer import Trainer
-
-        self._trainer = Trainer(self._config)
-
-    def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        return self._trainer.sft_step(trajectories, self._frames)
-
-    def unreadable(self, groups: Sequence[Group]) -> dict[int, str]:
-        """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
-        found = {}
-        for index in range(self._rank, len(groups), self._config.ranks):
-            refs = {_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
-            try:
-                self._frames(list(refs.values()))
-            except VideoError as error:
-                found[index] = str(error)
-        return found
-
-    def grpo_step(self, groups: Sequence[Group], version: int | None) -> dict[str, float]:
-        return self._trainer.grpo_step(groups, self._frames, version)
-
-    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
-        return self._trainer.logprobs(trajectories, self._frames)
-
-    def score(self, probe: Probe) -> tuple[float, ...]:
-        return self._trainer.score(probe)
-
-    def save_checkpoint(self, directory: Path) -> None:
-        self._trainer.save_checkpoint(directory)
-
-    def load_checkpoint(self, directory: Path) -> None:
-        self._trainer.load_checkpoint(directory)
-
-    def export_hf(self, directory: Path) -> None:
-        self._trainer.export_hf(directory)
-
-    def write_weights(
-        self, version: int, root: Path, bucket_bytes: int, probe: Probe | None
-    ) -> Update | None:
-        """Rank 0 writes the weights to shared memory and says where; the others gather along."""
-        source = self._trainer.source()
-        update = None
-        if self._rank == 0:
-            store = WeightStore(root, bucket_bytes=bucket_bytes)
-            manifest = store.publish(version, source)
-            checksum = manifest.version.checksum
-            info = {"directory": str(store.path(version)), "checksum": checksum}
-            update = Update(version, checksum, info, manifest.nbytes)
-        else:
-            for _ in source.buckets(bucket_bytes):
-                continue
-        expected = self._trainer.score(probe) if probe is not None else None
-        if update is None:
-            return None
-        return Update(update.version, update.checksum, update.info, update.nbytes, expected)
-
-    def announce_weights(self, version: int, probe: Probe | None) -> Update:
-        """What the present weights are, as `version`, for engines that will receive them by NCCL."""
-        info, nbytes = update_info(self._trainer.source())
-        expected = self._trainer.score(probe) if probe is not None else None
-        self._announced = (version, self._trainer.engine.steps)
-        return Update(version, "", info, nbytes, expected)
-
-    def join_engines(self, roster: Roster) -> None:
-        """Rank 0 opens the group that the engines, told at the same time, join."""
-        if self._rank == 0:
-            self._nccl.open(roster)
-
-    def send_weights(self, version: int) -> None:
-        """Rank 0 broadcasts what was announced; the others gather along."""
-        now = (version, self._trainer.engine.steps)
-        if now != self._announced:
-            raise WeightsBroken(
-                f"the learner holds step {now[1]}; weight version {version} is not what it announced last "
-                f"(version {self._announced[0]} at step {self._announced[1]})"
-            )
-        source = self._trainer.source()
-        if self._rank == 0:
-            self._nccl.broadcast(source)
-        else:
-            for _ in source.buckets(BUCKET_BYTES):
-                continue
-
-
 class LearnerGroup:
     """All ranks of the learner, as the driver sees them.
 
+    A rank whose process dies is noticed at once in a call, and within 2 s between calls by whoever
+    `watch`es; one whose node falls silent, when Ray gives that up: about a minute by Ray's own settings.
+
+    Args:
+        frames: A handle that can be sent to actors, such as the clip pool's.
+
+    Attributes:
+        life: How often it has been started.
+
     Raises (every call):
-        LearnerLost: A rank died; the message names it and the call.
-        Overdue: A rank did not finish within `config.deadline_s`.
+        LearnerLost: A rank died; the message names it and the call. `restart`, then load a checkpoint.
+        Overdue: A rank did not finish within `config.deadline_s`; says what each late one is doing.
     """
 
-    def __init__(self, config: LearnerConfig, ranks: Sequence[Any], place: PlacementGroup) -> None:
-        self._config, self._ranks, self._place = config, list(ranks), place
+    def __init__(
+        self,
+        config: LearnerConfig,
+        frames: FrameSource,
+        *,
+        cpus_per_rank: float = 1.0,
+        gpus_per_rank: float = 0.0,
+    ) -> None:
+        self._config, self._frames = config, frames
+        self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
+        self._ranks: list[Any] = []
+        self._place: PlacementGroup | None = None
+        self._stations: list[Station] = []
+        self.life = 0
 
     @classmethod
     async def start(
@@ -217,42 +88,83 @@ class LearnerGroup:
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
     ) -> LearnerGroup:
-        """Places the ranks, close to each other, and loads the model on them.
+        """A learner that has been started; see `restart`."""
+        group = cls(config, frames, cpus_per_rank=cpus_per_rank, gpus_per_rank=gpus_per_rank)
+        await group.restart()
+        return group
 
-        Args:
-            frames: A handle that can be sent to actors, such as the clip pool's.
+    async def restart(self) -> None:
+        """Ends the ranks there are, places new ones, close to each other, and loads `config.model` on them.
+
+        Senders of this group go on with the new ranks. What the old ones had learned is in their
+        checkpoints alone.
 
         Raises:
-            Overdue: Ray could not place them in time; the message says what was asked for.
-            UserError: See `Trainer`.
+            Overdue: Ray could not place them within `config.deadline_s`; says what was asked for.
+            UserError: A node has another version of the code than this process. See also `Trainer`.
         """
-        bundle = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
-        place = placement_group([bundle] * config.ranks, strategy="PACK")
-        if not await asyncio.to_thread(place.wait, config.deadline_s):
-            remove_placement_group(place)
-            raise Overdue("Ray", f"placing {config.ranks} learner ranks of {bundle}", config.deadline_s)
-        ranks = []
-        for rank in range(config.ranks):
-            where = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank)
-            options = LearnerRank.options(  # type: ignore[attr-defined]
-                num_cpus=cpus_per_rank,
-                num_gpus=gpus_per_rank,
-                scheduling_strategy=where,
-                runtime_env={"env_vars": _environment(config, gpus_per_rank)},
-            )
-            ranks.append(options.remote(config, rank, frames))
-        group = cls(config, ranks, place)
+        self.close()
+        self.life += 1
         try:
-            address, port = (await group._all("address"))[0]
-            await group._all("start", address, port)
+            self._place = await self._reserve()
+            self._ranks = [self._spawn(self._place, rank) for rank in range(self._config.ranks)]
+            self._stations = await self.all("admit", fingerprint())
+            address, port = (await self.all("address"))[0]
+            await self.all("start", self._config, self._frames, address, port)
         except BaseException:
-            group.close()
+            self.close()
             raise
-        return group
+
+    async def _reserve(self) -> PlacementGroup:
+        """Room for all ranks."""
+        config = self._config
+        bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        place = placement_group([bundle] * config.ranks, strategy="PACK")
+
+        async def placed() -> None:
+            # In short waits, as a thread that waits for all of the deadline would outlive a stop.
+            while not await asyncio.to_thread(place.wait, _POLL_S):
+                continue
+
+        what = f"placing {config.ranks} learner ranks of {bundle}"
+        try:
+            await within(config.deadline_s, placed(), who="Ray", what=what)
+        except BaseException as error:
+            remove_placement_group(place)
+            if isinstance(error, Overdue):
+                free = {name: n for name, n in ray.available_resources().items() if name in bundle}
+                raise Overdue("Ray", what, config.deadline_s, f"the cluster has {free} free") from error
+            raise
+        return place
+
+    def _spawn(self, place: PlacementGroup, rank: int) -> Any:
+        options = LearnerRank.options(  # type: ignore[attr-defined]
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
+            runtime_env={"env_vars": _environment(self._config, self._gpus)},
+        )
+        return options.remote(rank)
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, which others do; ends it with `LearnerLost` as soon as a rank is found dead."""
+        working, looking = asyncio.create_task(work), asyncio.create_task(self._look())
+        try:
+            await asyncio.wait({working, looking}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else looking.result()
+        finally:
+            working.cancel()
+            looking.cancel()
+            await asyncio.gather(working, looking, return_exceptions=True)
+
+    async def _look(self) -> Never:
+        while True:
+            await self.all("check")
+            await asyncio.sleep(_LOOK_S)
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
-        metrics: dict[str, float] = (await self._all("sft_step", ray.put(trajectories)))[0]
+        metrics: dict[str, float] = (await self.all("sft_step", ray.put(trajectories)))[0]
         return metrics
 
     async def grpo_step(self, groups: Sequence[Group], version: int | None = None) -> dict[str, float]:
@@ -266,7 +178,7 @@ class LearnerGroup:
             UserError: More than `config.max_unreadable` of the groups are such; nothing was updated.
         """
         found: dict[int, str] = {}
-        for part in await self._all("unreadable", ray.put(groups)):
+        for part in await self.all("unreadable", ray.put(groups)):
             found |= part
         for index, why in sorted(found.items()):
             log.warning("task %s is not learned from: %s", groups[index].task, why)
@@ -276,149 +188,116 @@ class LearnerGroup:
                 f"learner.max_unreadable ({self._config.max_unreadable:g}); the first: {found[min(found)]}"
             )
         readable = [group for index, group in enumerate(groups) if index not in found]
-        metrics: dict[str, float] = (await self._all("grpo_step", ray.put(readable), version))[0]
+        metrics: dict[str, float] = (await self.all("grpo_step", ray.put(readable), version))[0]
         return {**metrics, "groups_unreadable": len(found)}
 
     async def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.logprobs`."""
-        found: list[NDArray[np.float32]] = (await self._all("logprobs", ray.put(trajectories)))[0]
+        found: list[NDArray[np.float32]] = (await self.all("logprobs", ray.put(trajectories)))[0]
         return found
 
     async def score(self, probe: Probe) -> tuple[float, ...]:
         """See `Trainer.score`."""
-        found: tuple[float, ...] = (await self._all("score", probe))[0]
+        found: tuple[float, ...] = (await self.all("score", probe))[0]
         return found
 
     async def save_checkpoint(self, directory: Path) -> None:
         """See `Trainer.save_checkpoint`; `directory` must be shared by the ranks' nodes."""
-        await self._all("save_checkpoint", directory)
+        await self.all("save_checkpoint", directory)
 
     async def load_checkpoint(self, directory: Path) -> None:
         """See `Trainer.load_checkpoint`."""
-        await self._all("load_checkpoint", directory)
+        await self.all("load_checkpoint", directory)
 
     async def export_hf(self, directory: Path) -> None:
         """See `Trainer.export_hf`."""
-        await self._all("export_hf", directory)
-
-    def sender(self, root: Path, bucket_bytes: int, probe: Probe | None = None) -> LearnerSender:
-        """What a `Publisher` sends from: versions in shared memory of rank 0's node, under `root`."""
-        return LearnerSender(self, root, bucket_bytes, probe)
-
-    def nccl_sender(self, tensor_parallel: int, probe: Probe | None = None) -> LearnerNcclSender:
-        """What a `Publisher` sends from by NCCL: rank 0's GPU to those of all engines."""
-        return LearnerNcclSender(self, tensor_parallel, probe)
+        await self.all("export_hf", directory)
 
     async def address(self) -> tuple[str, int]:
         """Rank 0's node, and a port that is free on it."""
-        where: tuple[str, int] = (await self._all("address"))[0]
+        where: tuple[str, int] = (await self.all("address"))[0]
         return where
 
     def close(self) -> None:
         """Kills the ranks and gives their place back."""
         for rank in self._ranks:
             ray.kill(rank)
-        remove_placement_group(self._place)
+        if self._place is not None:
+            remove_placement_group(self._place)
+        self._ranks, self._place, self._stations = [], None, []
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
+    async def all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
         """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
+        if not self._ranks:
+            raise LearnerLost(f"the learner has no ranks to do {method}: it is being started again")
+        most_s = deadline_s or self._config.deadline_s
         calls = [
-            asyncio.ensure_future(
-                within(
-                    self._config.deadline_s,
-                    getattr(rank, method).remote(*args),
-                    who=_name(index),
-                    what=method,
-                )
-            )
+            asyncio.ensure_future(self._answer(index, method, getattr(rank, method).remote(*args), most_s))
             for index, rank in enumerate(self._ranks)
         ]
-        done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-        if any(call.exception() for call in done):
-            # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
-            await asyncio.wait(calls, timeout=_GRACE_S)
-            raise self._fault(method, calls)
-        return [call.result() for call in calls]
-
-    def _fault(self, method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
-        faults: dict[int, BaseException] = {}
-        for index, call in enumerate(calls):
-            if not call.done():
-                call.cancel()
-            elif (error := call.exception()) is not None:
-                faults[index] = error
-        for index, error in faults.items():
-            if isinstance(error, ActorDiedError | ActorUnavailableError):
-                reason = str(error).strip().splitlines()[0]
-                return LearnerLost(
-                    f"{_name(index)} died during {method} ({reason}); "
-                    "start the learner again and load its last checkpoint"
-                )
-        first = next(iter(faults.values()))
-        if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
-            return first.cause
-        return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
-
-
-class LearnerSender:
-    """The learner's side of a publish through shared memory; see `weights.publisher.Sender`."""
-
-    def __init__(self, group: LearnerGroup, root: Path, bucket_bytes: int, probe: Probe | None) -> None:
-        self._group, self._root, self._bucket_bytes, self._probe = group, root, bucket_bytes, probe
-
-    async def prepare(self, version: int) -> Update:
-        """Writes the present weights as `version`, and scores the probe with them."""
-        answers = await self._group._all(
-            "write_weights", version, self._root, self._bucket_bytes, self._probe
-        )
-        update: Update = answers[0]
-        return update
-
-    async def connect(self, workers: Sequence[Receiver]) -> None:
-        """No group: workers read what `prepare` wrote."""
-
-    async def send(self, update: Update) -> None:
-        """Nothing to push."""
-
-
-class LearnerNcclSender:
-    """The learner's side of a publish by NCCL; see `weights.publisher.Sender`.
-
-    The group's roster is fixed, so it is opened anew whenever the workers are
-    not the ones of the last publish. A worker that joins between publishes is
-    sent the version that was announced last, if the learner still holds it.
-    """
-
-    def __init__(self, group: LearnerGroup, tensor_parallel: int, probe: Probe | None) -> None:
-        self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
-        self._joined: tuple[str, ...] = ()
-
-    async def prepare(self, version: int) -> Update:
-        """Announces the present weights as `version`, and scores the probe with them."""
-        update: Update = (await self._group._all("announce_weights", version, self._probe))[0]
-        return update
-
-    async def connect(self, workers: Sequence[Receiver]) -> None:
-        """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
-        names = tuple(worker.name for worker in workers)
-        if names == self._joined or not workers:
-            return
-        self._joined = ()
-        address, port = await self._group.address()
-        roster = Roster(address, port, len(workers), self._tensor_parallel)
-        await asyncio.gather(
-            self._group._all("join_engines", roster),
-            *(worker.init_weights(roster.init_info(index)) for index, worker in enumerate(workers)),
-        )
-        self._joined = names
-
-    async def send(self, update: Update) -> None:
-        """Broadcasts what was announced."""
         try:
-            await self._group._all("send_weights", update.version)
-        except BaseException:
-            self._joined = ()  # a broadcast that broke off leaves the group unusable
-            raise
+            await _settled(calls)
+            if all(call.done() and not call.exception() for call in calls):
+                return [call.result() for call in calls]
+            raise _fault(method, calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def _answer(self, index: int, method: str, call: Awaitable[Any], most_s: float) -> Any:
+        """What a rank answers; one that is late is looked into."""
+        try:
+            return await within(most_s, call, who=rank_name(index), what=method)
+        except Overdue as late:
+            if isinstance(late, RayTaskError):
+                raise  # the rank itself waited for somebody else
+            raise Overdue(late.who, late.what, late.seconds, await self._look_into(index)) from late
+
+    async def _look_into(self, index: int) -> str:
+        """What a rank that was waited for too long is doing; its stacks go to the log."""
+        who = rank_name(index)
+        try:
+            if not self._stations:
+                raise Silent("it has not started")
+            state, stacks = await self._stations[index].whereabouts(who)
+        except Exception as error:
+            return f"{who} does not say what it is doing: {error}"
+        log.warning("%s was waited for too long: it is %s\n%s", who, state, stacks)
+        return f"{who} is {state}"
+
+
+async def _settled(calls: Sequence[asyncio.Future[Any]]) -> None:
+    """Returns when all ranks have answered, or one has died, or one failed and the others' grace is over."""
+    pending, until = set(calls), float("inf")
+    while pending and (left := until - time.monotonic()) > 0:
+        wait_s = None if left == float("inf") else left
+        done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if any(_died(call) for call in done):
+            return
+        # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
+        if until == float("inf") and any(call.exception() for call in done):
+            until = time.monotonic() + _GRACE_S
+
+
+def _died(call: asyncio.Future[Any]) -> bool:
+    return isinstance(call.exception(), ActorDiedError | ActorUnavailableError)
+
+
+def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
+    """The error of the rank at fault: one that died, or else the first that failed."""
+    faults = {i: error for i, call in enumerate(calls) if call.done() and (error := call.exception())}
+    for index, error in faults.items():
+        if _died(calls[index]):
+            reason = str(error).strip().splitlines()[0]
+            return LearnerLost(f"{rank_name(index)} died during {method} ({reason})")
+    first = next(iter(faults.values()))
+    if isinstance(first, Overdue) and first.state:
+        # Of ranks that wait for each other, the one that is elsewhere than the rest is at fault.
+        states = [error.state for error in faults.values() if isinstance(error, Overdue) and error.state]
+        return Overdue(first.who, first.what, first.seconds, "; ".join(states))
+    if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
+        return first.cause
+    return first if isinstance(first, Exception) else RuntimeError(f"{method} failed: {first!r}")
 
 
 def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
@@ -428,7 +307,3 @@ def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
     if config.threads:
         variables["OMP_NUM_THREADS"] = str(config.threads)
     return variables
-
-
-def _name(rank: int) -> str:
-    return f"learner-rank-{rank}"

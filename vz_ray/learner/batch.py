@@ -105,16 +105,16 @@ def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
         raise ValueError(f"trajectory {name} has no sampled token to learn from")
     if sampled[0] == 0:
         raise ValueError(f"trajectory {name} has an empty prompt: its first token has no context")
+    if (found := np.isin(ids[sampled], tokens.vision)).any():
+        raise ValueError(
+            f"trajectory {name} sampled the vision placeholder {ids[sampled][found][0]}: it must be banned"
+        )
     grids = np.asarray(trajectory.grids, dtype=np.int64).reshape(-1, 3)
     slots, expected = int((ids == tokens.image).sum()), int(grids.prod(axis=1).sum()) // merge**2
     if slots != expected:
         raise ValueError(
             f"trajectory {name} has {slots} image slots, but its {len(grids)} frames "
             f"make {expected} visual tokens"
-        )
-    if (found := np.isin(ids[sampled], tokens.vision)).any():
-        raise ValueError(
-            f"trajectory {name} sampled the vision placeholder {ids[sampled][found][0]}: it must be banned"
         )
     group = f"{trajectory.id.iteration}/{trajectory.id.task}"
     return Example(name, group, ids, sampled, **_of_turns(trajectory), grids=grids, refs=trajectory.refs)

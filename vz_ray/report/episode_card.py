@@ -98,9 +98,10 @@ def _facts(played: Played) -> str:
     if reward is not None:
         facts += [
             ("Reward", number(reward.total, 2)),
-            ("Accuracy", number(reward.accuracy, 0)),
+            ("Accuracy", f"{reward.accuracy:.3g}"),
             ("Format", number(reward.format, 0)),
             ("Tool", number(reward.tool, 0)),
+            *((name.replace("_", " ").capitalize(), number(value, 2)) for name, value in reward.more.items()),
         ]
     facts += [("Frames", len(trajectory.refs)), ("Seconds", number(trajectory.seconds, 2))]
     if trajectory.weight_versions:

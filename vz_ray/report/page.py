@@ -55,6 +55,7 @@ async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None
     config = config or ReportConfig()
     run = read_run(run_dir)
     results = sections.accuracy_bars(run.summary) + sections.frames_curve(run.summary)
+    results += sections.failure_bars(run.summary)
     results += sections.kinds_table(run.summary) + sections.evaluations_table(run.summary)
     body = (
         sections.tiles(run.summary)

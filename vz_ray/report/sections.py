@@ -13,6 +13,8 @@ from vz_ray.report.markup import duration, number, percent, stage_title, text
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]
 _AGENT = ("cold_start", "sft_continued", "rl")
+_SLOTS = {"cold_start": 3, "sft_continued": 4, "rl": 1}
+"""The colour of each, the same in every chart; 2 is that of uniform frames."""
 _UNIFORM = re.compile(r"uniform_(\d+)")
 
 
@@ -109,7 +111,7 @@ def frames_curve(summary: Json) -> str:
             agents.append((stage, at, interval))
     series = [Series("Uniform frames", curve, slot=2, marked=True, whiskers=bounds)]
     for stage, at, interval in agents:
-        slot = {"cold_start": 3, "sft_continued": 4, "rl": 1}[stage]
+        slot = _SLOTS[stage]
         name = f"Agent {stage_title(stage)[0].lower()}{stage_title(stage)[1:]}"
         series.append(Series(name, [at], slot=slot, marked=True, whiskers=[interval]))
     marks = [x for x, _ in curve]
@@ -117,6 +119,36 @@ def frames_curve(summary: Json) -> str:
         "Accuracy against frames seen", series,
         x_label="frames (logarithmic)", as_percent=True, x_log=True, x_ticks=marks,
     )  # fmt: skip
+
+
+def failure_bars(summary: Json) -> str:
+    """Why wrong episodes of the agent went wrong, in percent of all its episodes."""
+    evaluations, failures = summary.get("evaluations", {}), summary.get("failures", {})
+    stages = [s for s in _stages(evaluations) if s in failures and not _UNIFORM.fullmatch(s)][-5:]
+    played = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
+    shares = {s: {name: count / played[s] for name, count in failures[s].items()} for s in stages}
+    largest = max((share for found in shares.values() for share in found.values()), default=0.0)
+    if not largest:
+        return ""
+    slots = {stage: _SLOTS.get(stage, (5, 2)[k % 2]) for k, stage in enumerate(stages)}
+    rows = ""
+    for name in shares[stages[0]]:
+        if not any(shares[stage].get(name) for stage in stages):
+            continue
+        for stage, slot in slots.items():
+            share = shares[stage].get(name, 0.0)
+            label = text(name.replace("_", " ")) if stage == stages[0] else ""
+            title = text(f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {played[stage]} episodes")
+            bar = f'<b style="width:{100 * share / largest:.2f}%"></b>' if share else ""
+            rows += (
+                f'<div class="bar s{slot}" title="{title}"><span>{label}</span>'
+                f'<div class="track">{bar}</div><em>{100 * share:.1f}%</em></div>'
+            )
+    legend = "".join(f'<span class="s{k}"><i></i>{text(stage_title(s))}</span>' for s, k in slots.items())
+    return (
+        '<figure class="wide"><figcaption>What went wrong, in % of all episodes</figcaption>'
+        f'<div class="legend">{legend}</div>{rows}</figure>'
+    )
 
 
 def kinds_table(summary: Json) -> str:
@@ -192,6 +224,7 @@ def training_charts(rows: Rows) -> str:
                     (names.REWARD_TOOL, "Tool"),
                 ],
             ),
+            own_parts(rows),
             chart(
                 "Zooming",
                 [(names.ZOOM_CALL_RATE, "Episodes that zoom"), (names.ZOOM_VALID_RATE, "Valid calls")],
@@ -209,9 +242,30 @@ def training_charts(rows: Rows) -> str:
                 log=True,
             ),
             chart("Weight sync, seconds from pause to resume", [(names.SYNC_S, "Sync")]),
+            chart(
+                "What engines had computed or been sent before",
+                [(names.PREFIX_CACHE_HIT, "Prompt tokens"), (names.FRAME_CACHE_HIT, "Frames")],
+                pct=True,
+            ),
+            chart("Rollout workers", [(names.WORKERS, "Serving")]),
+            chart(
+                "Resident memory, MB",
+                [(names.DRIVER_MB, "Driver"), (names.WORKER_MB, "Worker"), (names.ENGINE_MB, "Engine")],
+            ),
             step_times(rows),
         ]
     )
+
+
+def own_parts(rows: Rows) -> str:
+    """Parts of the reward that are this run's own: costs, a judge's score, those of a user's function."""
+    known = {names.REWARD_TOTAL, names.REWARD_ACCURACY, names.REWARD_FORMAT, names.REWARD_TOOL}
+    found = {name for row in rows for name in row if name.startswith(names.REWARD_PREFIX)} - known
+    lines = [
+        _line(rows, name, name.removeprefix(names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
+        for k, name in enumerate(sorted(found))
+    ]
+    return line_chart("Further parts of the reward", lines)
 
 
 def step_times(rows: Rows) -> str:

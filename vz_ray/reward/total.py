@@ -1,66 +1,99 @@
 """The sum: R = 0.9 accuracy + 0.1 format + 0.5 [accuracy = 1 and a zoom] (paper, section on rewards).
 
-The only file of this room that knows `Trajectory` and `Task`; it takes plain
-values out of them for the others.
+Optional parts are added to it: costs of length and of frames, and those of a
+user's own function. The only file of this room, beside that function, that
+knows `Trajectory`; it takes plain values out of it for the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import RewardParts, Status, Trajectory
-from vz_ray.reward.choice import choice_clean, choice_compat, options_of
+from vz_ray.reward.accuracy import Accuracy, accuracy_of
 from vz_ray.reward.format import format_ok
-from vz_ray.reward.math_answer import math_equal
-from vz_ray.reward.number import number_equal, parse_number
+from vz_ray.reward.function import ACCURACY, Invalid, call_function
+from vz_ray.reward.shaping import frame_cost, length_penalty
 from vz_ray.reward.tool import earned_tool
 
 UNPARSED = "unparsed"
 """Start of the note on an answer span that states no option or number; it counts as wrong."""
+NO_ANSWER = "no answer"
 
 
 def _invalid(note: str) -> RewardParts:
     return RewardParts(total=0.0, accuracy=0.0, format=0.0, tool=0.0, valid=False, note=note)
 
 
-def _right(answer: str | None, turns: list[str], task: Task, config: RewardConfig) -> bool | None:
-    """Whether the answer is right; None if there is an answer but it cannot be read."""
-    if task.answer_type is AnswerType.MULTIPLE_CHOICE and config.scorer == "compat":
-        return choice_compat("\n".join(turns), task.answer)
-    if answer is None:
-        return False
-    if task.answer_type is AnswerType.MULTIPLE_CHOICE:
-        return choice_clean(answer, task.answer, options_of(task.question))
-    if parse_number(task.answer) is None:
-        return math_equal(answer, task.answer)
-    return number_equal(answer, task.answer, config.number_rel_tol)
-
-
 def score(trajectory: Trajectory, task: Task, config: RewardConfig) -> RewardParts:
-    """Scores an episode; the parts are 0 or 1, `total` is their weighted sum.
+    """Scores an episode; parts are unweighted, `total` is their weighted sum.
 
     A failed episode and a question that nobody here can judge are *invalid*:
-    they drop their group and never count as 0.
+    they drop their group and never count as 0. May block while a judge is
+    asked, for `config.judge.deadline_s` at most.
+
+    Raises:
+        UserError: The judge's key or prompt file is missing, or the user's own
+            function is not there, raises, or returns what is no set of parts.
     """
     if trajectory.status is Status.FAILED:
         return _invalid(f"failed: {trajectory.error}")
-    if task.answer_type in (AnswerType.OPEN_ENDED, AnswerType.GRADED):
-        return _invalid("no judge is configured for open-ended questions")
     turns = [turn.text for turn in trajectory.turns]
-    right = _right(trajectory.answer, turns, task, config)
-    accuracy = float(right is True)
+    found = accuracy_of(trajectory.answer, turns, task, config)
+    parts = _parts(trajectory, turns, found, config)
+    if not config.function:
+        return parts
+    try:
+        own = call_function(config.function, trajectory, task, parts)
+    except Invalid as error:
+        return _invalid(f"own function: {error}")
+    if ACCURACY in own:
+        found = Accuracy(own[ACCURACY], more=found.more)
+    return _parts(trajectory, turns, found, config, {k: v for k, v in own.items() if k != ACCURACY})
+
+
+def _parts(
+    trajectory: Trajectory,
+    turns: Sequence[str],
+    found: Accuracy,
+    config: RewardConfig,
+    own: Mapping[str, float] | None = None,
+) -> RewardParts:
+    """All parts, and their sum."""
+    if found.invalid:
+        return _invalid(found.invalid)
+    own = own or {}
     shaped = float(format_ok(turns, config.max_zoom_frames))
     zooms = trajectory.zooms_tried if config.scorer == "compat" else len(trajectory.zooms)
-    tool = float(earned_tool(accuracy, zooms))
-    note = ""
-    if trajectory.answer is None:
-        note = "no answer"
-    elif right is None:
-        note = f"{UNPARSED}: {trajectory.answer[:80]!r}"
+    tool = float(earned_tool(found.value, zooms))
+    costs = _costs(trajectory, config)
+    total = config.accuracy * found.value + config.format * shaped + config.tool * tool
+    total += config.length * costs.get("length", 0.0) + config.frames * costs.get("frames", 0.0)
     return RewardParts(
-        total=config.accuracy * accuracy + config.format * shaped + config.tool * tool,
-        accuracy=accuracy,
+        total=total + sum(own.values()),
+        accuracy=found.value,
         format=shaped,
         tool=tool,
-        note=note,
+        note=_note(trajectory, found),
+        more={**found.more, **costs, **own},
     )
+
+
+def _costs(trajectory: Trajectory, config: RewardConfig) -> dict[str, float]:
+    """Those that are switched on."""
+    costs: dict[str, float] = {}
+    if config.length:
+        tokens = sum(len(turn.action.token_ids) for turn in trajectory.turns)
+        costs["length"] = length_penalty(tokens, config.length_free, config.length_full)
+    if config.frames:
+        zoomed = len(trajectory.refs) - len(trajectory.prompt.refs)
+        costs["frames"] = frame_cost(zoomed, config.frames_full)
+    return costs
+
+
+def _note(trajectory: Trajectory, found: Accuracy) -> str:
+    if trajectory.answer is None:
+        return NO_ANSWER
+    return "" if found.readable else f"{UNPARSED}: {trajectory.answer[:80]!r}"

@@ -4,6 +4,7 @@
     publish      --> every ready worker pauses, receives, is checked, resumes;
                      one that fails is killed and replaced
     watch        --> one that died is replaced; one whose node is about to go drains
+    upkeep       --> those that could not be had before are tried again; a lack of any is told
     scale        --> episodes wait for places: more workers; workers idle: one of them drains
 
 One asyncio loop owns all state, and every change of it beats `changed`.
@@ -15,95 +16,28 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.data.task import Task
-from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
-from vz_ray.observe.deadline import within
+from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.scaler import Scaler
+from vz_ray.rollout.absence import Absence
+from vz_ray.rollout.member import Member, NoPlace, RemoteWorker, Seat, WorkerLost
 from vz_ray.rollout.state import Event, WorkerState, after
 from vz_ray.rollout.worker import WorkerStats
 from vz_ray.weights.publisher import Publisher, PublishReport, Sender, Update
-from vz_ray.weights.verify import Probe
 
 log = logging.getLogger(__name__)
 
 _SCALE_S = 0.5
 """How often the load is looked at."""
-
-
-class WorkerLost(RuntimeError):
-    """The worker is gone, or of no use: what it was doing must be done elsewhere."""
+_FIRST_WORD_S, _NEXT_WORD_S = 10.0, 60.0
+"""When a fleet without a worker says so, and how often again."""
 
 
 class FleetFailed(RuntimeError):
     """No worker can be had; says why the last ones could not."""
-
-
-class RemoteWorker(Protocol):
-    """A worker, wherever it runs. Every method may raise `WorkerLost`."""
-
-    name: str
-
-    async def start(self) -> None: ...
-
-    async def play_episode(
-        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
-    ) -> Trajectory: ...
-
-    async def pause(self) -> None: ...
-
-    async def init_weights(self, info: dict[str, Any]) -> None: ...
-
-    async def receive(self, update: Update) -> None: ...
-
-    async def thaw(self) -> None: ...
-
-    async def score(self, probe: Probe) -> Sequence[float]: ...
-
-    async def resume(self) -> None: ...
-
-    async def check(self) -> None: ...
-
-    def notice(self) -> str:
-        """Why it will have to go before long, such as its node being reclaimed; empty if nothing is known."""
-        ...
-
-    async def stats(self) -> WorkerStats: ...
-
-    async def whereabouts(self) -> tuple[str, str]:
-        """What it is doing, in a few words, and the stacks of its threads and tasks."""
-        ...
-
-    async def end(self) -> None:
-        """Ends it with everything it started, cleanly if it still answers."""
-        ...
-
-
-@dataclass(eq=False)
-class Member:
-    """A worker and what is known of it. `load` counts episodes that it plays or is to play."""
-
-    worker: RemoteWorker
-    state: WorkerState = WorkerState.STARTING
-    load: int = 0
-    why: str = ""
-    extra: bool = False
-    ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """A member at one moment, for people and metrics."""
-
-    name: str
-    state: WorkerState
-    load: int
-    why: str
 
 
 class Pulse:
@@ -150,6 +84,8 @@ class Crew:
         self._background: set[asyncio.Task[None]] = set()
         self._born = 0
         self._failures: list[str] = []
+        self._absence = Absence(_FIRST_WORD_S, _NEXT_WORD_S)
+        self._given_up = ""
         self._closed = False
         self._scaler = Scaler(
             least=config.workers,
@@ -169,16 +105,20 @@ class Crew:
         """
         for _ in range(self._config.workers):
             self._add()
-        self._keep(self._watch())
+        self._keep(self._upkeep())
         if self._config.most_workers > self._config.workers:
             self._keep(self._scale())
         if not self._config.workers:
             return
         ready = self.wait_for(lambda: any(s.state is WorkerState.READY for s in self.members))
+        deadline, what = self._config.start_deadline_s, "starting its first worker"
         try:
-            await within(self._config.start_deadline_s, ready, who="fleet", what="starting its first worker")
-        except BaseException:
+            await within(deadline, ready, who="fleet", what=what)
+        except BaseException as error:
+            why = self._last_loss()
             await self.close()
+            if isinstance(error, Overdue):
+                raise Overdue("fleet", what, deadline, why) from error
             raise
 
     @property
@@ -228,31 +168,52 @@ class Crew:
                 self._step(member, Event.STARTED)
                 if self._publisher.current is not None:
                     current = self._publisher.current
-                    report = await self._publisher.deliver(current, [worker], sender=self._sender)
+                    report = await self._publisher.deliver(
+                        current, [worker], sender=self._sender, joining=True
+                    )
                     if report.failed:
                         raise WorkerLost(report.failed[worker.name])
                 self._step(member, Event.SYNCED)
+            member.served = True
             self._failures.clear()
+        except NoPlace as error:
+            await self.lose(member, str(error), again=False)
         except Exception as error:
             if member.state is not WorkerState.DEAD and not member.extra:
                 self._failures.append(f"{worker.name}: {type(error).__name__}: {error}")
             await self.lose(member, str(error))
+        else:
+            await self._watch(member)
 
     def _step(self, member: Member, event: Event) -> None:
         member.state = after(member.state, event)
         self.changed.beat()
 
-    async def lose(self, member: Member, why: str) -> None:
-        """Marks a worker dead, ends what is left of it, and starts another in its place."""
+    async def lose(self, member: Member, why: str, *, again: bool = True) -> None:
+        """Marks a worker dead, ends what is left of it, and starts another in its place.
+
+        Not `again` leaves the other to the upkeep.
+        """
         if member.state is WorkerState.DEAD:
             return
         member.why = why
         self._step(member, Event.DIED)
         if not self._closed:
             log.warning("%s is out of service: %s", member.worker.name, why)
-            if len(self._failures) < self._starts and len(self._staying()) < self._config.workers:
-                self._add()
+            if member.served:
+                self._failures.clear()
+            if again and len(self._failures) < self._starts:
+                self._make_up()
         await self._end(member)
+
+    def _make_up(self) -> None:
+        """Starts as many workers as there are too few."""
+        for _ in range(self._config.workers - len(self._staying())):
+            self._add()
+
+    def _serving(self) -> bool:
+        """Whether any worker plays."""
+        return any(s.state not in (WorkerState.STARTING, WorkerState.DEAD) for s in self.members)
 
     def _staying(self) -> list[Member]:
         """Workers that play, or will."""
@@ -297,24 +258,44 @@ class Crew:
             log.warning("%s did not end cleanly: %s", member.worker.name, error)
         member.ended = True
 
-    async def _watch(self) -> None:
-        """Finds workers that died while nobody asked anything of them, and those that will have to go."""
+    async def _watch(self, member: Member) -> None:
+        """Finds out if a worker dies while nobody asks anything of it, or will have to go."""
+        worker, deadline = member.worker, self._config.turn_deadline_s
+        while member.state in (WorkerState.READY, WorkerState.SYNCING):
+            await asyncio.sleep(self._config.health_every_s)
+            if member.state is not WorkerState.READY:
+                continue
+            try:
+                await within(deadline, worker.check(), who=worker.name, what="a health check")
+                why = await within(deadline, worker.notice(), who=worker.name, what="word of its node")
+            except Exception as error:
+                await self.lose(member, str(error))
+                return
+            if why and member.state is WorkerState.READY:
+                self._drain(member, why)
+                self._make_up()
+
+    async def _upkeep(self) -> None:
+        """Tries again to have as many workers as there should be, and tells when there is none at all."""
         while True:
             await asyncio.sleep(self._config.health_every_s)
-            for member in [s for s in self.members if s.state is WorkerState.READY]:
-                if why := member.worker.notice():
-                    self._drain(member, why)
-                    if len(self._staying()) < self._config.workers:
-                        self._add()
-            ready = [s for s in self.members if s.state is WorkerState.READY]
-            await asyncio.gather(*(self._probe_health(member) for member in ready))
+            # Without any that plays, failures to start are counted, and are the end in a while.
+            if len(self._failures) < self._starts or self._serving():
+                self._make_up()
+            self._tell_absence(time.monotonic())
 
-    async def _probe_health(self, member: Member) -> None:
-        worker = member.worker
-        try:
-            await within(self._config.turn_deadline_s, worker.check(), who=worker.name, what="a health check")
-        except Exception as error:
-            await self.lose(member, str(error))
+    def _tell_absence(self, now_s: float) -> None:
+        absent = bool(self.waiting or self.begun) and not self._serving()
+        seconds, most_s = self._absence.seconds(now_s, absent), self._config.nodes_deadline_s
+        if self._absence.to_say(now_s):
+            coming = ", ".join(s.worker.name for s in self._staying()) or "none"
+            log.warning(
+                "no rollout worker for %.0f s: %d episodes wait, and %d groups in part; to come: %s",
+                *(seconds, self.waiting, self.begun, coming),
+            )
+        if seconds > most_s:
+            self._given_up = f"for {seconds:.0f} s there was none (rollout.nodes_deadline_s is {most_s:g})"
+            self.changed.beat()
 
     def _keep(self, work: Any) -> None:
         """Runs in the background; asyncio itself would not keep it alive."""
@@ -384,10 +365,15 @@ class Crew:
         if self._closed:
             raise FleetFailed("the fleet was closed")
         if not condition():
-            raise FleetFailed(
-                f"no rollout worker can be started: {'; '.join(self._failures[-self._starts :])}"
-            )
+            why = self._failures[-self._starts :] or [self._given_up, self._last_loss()]
+            raise FleetFailed(f"no rollout worker can be started: {'; '.join(filter(None, why))}")
+
+    def _last_loss(self) -> str:
+        """Why the last worker that was lost was lost; empty if none was."""
+        return next((member.why for member in reversed(self.members) if member.why), "")
 
     def _hopeless(self) -> bool:
+        if self._given_up:
+            return True
         alive = any(s.state is not WorkerState.DEAD for s in self.members)
         return not alive and len(self._failures) >= self._starts

@@ -7,12 +7,15 @@ model in a child process of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
 import os
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.episode.protocols import Prompt
@@ -20,6 +23,8 @@ from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.episode.wire import placeholder_ids
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.scratch import scratch
+from vz_ray.rollout.engine_stats import EngineGauge, EngineStats
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.weights import BACKENDS, Probe, Update
 
@@ -44,21 +49,6 @@ class EngineFailed(RuntimeError):
     """The engine cannot go on: it must be replaced, and what it was doing done elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counts since the start of the engine.
-
-    `cached_tokens` are those of `prompt_tokens` (visual ones included) that the
-    prefix cache spared.
-    """
-
-    turns: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    sampled_tokens: int = 0
-    running: int = 0
-
-
 def banned_ids(model: str | Path) -> tuple[int, ...]:
     """Ids that are never sampled from the checkpoint `model`; the learner masks the same ones."""
     from transformers import AutoTokenizer
@@ -79,16 +69,27 @@ def prepare_environment(config: EngineConfig) -> None:
     """Sets what vLLM reads from the environment; must run before vLLM is imported."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", str(_sockets()))
     import torch
 
     if torch.cuda.is_available():
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # oneDNN keeps what it compiled for each shape, 0.3 MB each, and every turn has a shape of its own.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # Threads that spin while they wait starve decoders and learner on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+@functools.cache
+def _sockets() -> Path:
+    """Where this process's engines have their sockets; it goes with the process, or with a later one."""
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(scratch("vz_ray_engine_"))
 
 
 def _logging_to(file: Path) -> str:
@@ -107,7 +108,14 @@ def _logging_to(file: Path) -> str:
     return str(path)
 
 
-def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: Path, backend: str) -> Any:
+def _engine_args(
+    model: Path,
+    config: EngineConfig,
+    banned: Sequence[int],
+    log: Path,
+    backend: str,
+    processors: Sequence[type] = (),
+) -> Any:
     import torch
     from vllm.config import WeightTransferConfig
     from vllm.config.logging import LoggingConfig
@@ -131,7 +139,7 @@ def _engine_args(model: Path, config: EngineConfig, banned: Sequence[int], log: 
         block_size=None if torch.cuda.is_available() else _CPU_BLOCK,
         trust_remote_code=False,
         weight_transfer_config=WeightTransferConfig(backend=backend),
-        logits_processors=[BanTokens],
+        logits_processors=[BanTokens, *processors],
         additional_config={CONFIG_KEY: list(banned)},
         logging_config=LoggingConfig(pylogging_config_file=_logging_to(log)),
         disable_log_stats=True,
@@ -147,6 +155,9 @@ class Engine:
         await engine.shutdown()
     """
 
+    processors: ClassVar[Sequence[type]] = ()
+    """Further logits processors of vLLM, after the ban."""
+
     def __init__(
         self,
         llm: AsyncLLM,
@@ -157,8 +168,9 @@ class Engine:
         version: int,
         training: bool,
         deadline_s: float,
+        gauge: EngineGauge,
     ) -> None:
-        self.name = name
+        self.name, self.pulls = name, False
         self._training = training
         self._pad_id = pad_id
         self.banned = banned
@@ -167,7 +179,7 @@ class Engine:
         self._deadline_s = deadline_s
         self._open = asyncio.Event()
         self._open.set()
-        self._stats = EngineStats()
+        self._stats, self._gauge = EngineStats(), gauge
         self._running = 0
 
     @classmethod
@@ -206,8 +218,9 @@ class Engine:
         ids = banned_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = _engine_args(model, config, ids, log, BACKENDS[transport])
-        start = asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        args = _engine_args(model, config, ids, log, BACKENDS[transport], cls.processors)
+        gauge = EngineGauge()
+        start = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[gauge])
         llm = await within(
             start_deadline_s, start, who=name, what=f"starting an engine on {model} (log: {log})"
         )
@@ -219,6 +232,7 @@ class Engine:
             version=version,
             training=training,
             deadline_s=turn_deadline_s,
+            gauge=gauge,
         )
         await engine._call("labelling its weights", llm.update_weight_version(str(version)))
         return engine
@@ -344,8 +358,8 @@ class Engine:
         await self._call("resetting its encoder cache", self._llm.reset_encoder_cache())
 
     def stats(self) -> EngineStats:
-        """Counts since the start."""
-        return replace(self._stats, running=self._running)
+        """Counts since the start, and the state of its key/value cache."""
+        return self._gauge.onto(replace(self._stats, running=self._running))
 
     async def check(self) -> None:
         """Raises `EngineFailed` if the engine's process is gone."""

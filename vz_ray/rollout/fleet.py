@@ -24,8 +24,10 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.rollout.crew import Crew, Member, RemoteWorker, Seat, WorkerLost
+from vz_ray.rollout.admission import Admission
+from vz_ray.rollout.crew import Crew
 from vz_ray.rollout.ledger import Ledger
+from vz_ray.rollout.member import Member, RemoteWorker, Seat, WorkerLost
 from vz_ray.rollout.state import WorkerState
 from vz_ray.rollout.worker import WorkerStats
 from vz_ray.weights.publisher import Publisher, PublishReport, Sender
@@ -63,7 +65,7 @@ class Fleet:
         starts: int = 3,
     ) -> None:
         self._crew, self._config = Crew(spawn, config, publisher, starts), config
-        self._turnstile = asyncio.Lock()
+        self._turnstile, self._admission = asyncio.Lock(), Admission()
 
     async def start(self) -> None:
         """See `Crew.start`."""
@@ -198,13 +200,14 @@ class Fleet:
                 why = str(error)
             else:
                 ledger.accept(trajectory.id)
+                self._admission.ended(trajectory.length)
                 return trajectory
             finally:
                 member.load -= 1
                 self._crew.changed.beat()
             if id.attempt + 1 >= self._config.attempts:
                 ledger.drop(id.owed, why)
-                return Trajectory(id, "", Context((), ()), (), Status.FAILED, error=why)
+                return Trajectory(id, "", Context(()), (), Status.FAILED, error=why)
             id = ledger.retry(id.owed)
             member = await self._rehome(home)
 
@@ -244,7 +247,7 @@ class Fleet:
         return state
 
     async def _reserve(self, places: int, *, begins: bool = False) -> Member:
-        """The ready worker with the least to do, once one has a free place; `places` on it are taken.
+        """The ready worker with the most room, once one has a free place; `places` on it are taken.
 
         A group goes to one worker as soon as that has any place: samples beyond its places wait
         there for the next ones to end, so that no place stays empty until a whole group fits. One
@@ -256,7 +259,7 @@ class Fleet:
             return [s for s in self._crew.members if s.state is WorkerState.READY and s.load < cap]
 
         await self._crew.wait_for(lambda: (self._crew.admitting or not begins) and bool(free()))
-        member = min(free(), key=lambda s: s.load)
+        member = self._admission.choose(free())
         member.load += places
         return member
 

@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.rollout.crew import WorkerLost
+from vz_ray.observe.fingerprint import check_same_code, fingerprint
 from vz_ray.rollout.engine import EngineFailed
+from vz_ray.rollout.engine_stats import Room
+from vz_ray.rollout.member import NoPlace, WorkerLost
+from vz_ray.rollout.place import lacking
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
+from vz_ray.weights.backends import gpu_share
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
+_REASON = 300
+"""Most characters of Ray's own account of a death; the rest is general advice."""
+MARKET = "ray.io/market-type"
+"""Ray's label of nodes, `spot` or `on-demand`."""
 
 
 class WorkerActor(RolloutWorker):
-    """A rollout worker that knows its node."""
+    """A rollout worker that knows its node, and is told what to do only if it runs the driver's code."""
 
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
+    def __init__(self, name: str) -> None:
+        self.name, self._engine = name, None
+
+    def admit(self, driver: Mapping[str, str]) -> tuple[str, bool]:
+        """Ray's id of its node, and whether the cloud may reclaim that.
+
+        Raises:
+            UserError: The node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, self.name, ray.util.get_node_ip_address())
+        here = ray.get_runtime_context()
+        return str(here.get_node_id()), here.get_node_labels().get(MARKET) == "spot"
+
+    async def play_and_tell(
+        self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
+    ) -> tuple[Trajectory, Room]:
+        """An episode, and what could be taken in after it."""
+        return await self.play_episode(task, id, sampling, episode), self.room()
+
+    def prepare(self, setup: WorkerSetup) -> None:
+        super().__init__(self.name, setup)
 
     def adopt(self, directory: str, manifest: str, *buckets: bytes) -> None:
         """Writes a version that was fetched from another node to the same place on this one."""
@@ -37,51 +64,50 @@ class WorkerActor(RolloutWorker):
 
 
 class RayWorker:
-    """A `RemoteWorker` of the fleet.
+    """A `RemoteWorker` of the fleet; its engine runs on GPUs if `gpus`."""
 
-    Args:
-        weights_node: Ray's id of the node whose shared memory the learner writes to;
-            by default this process's.
-    """
+    actor_type: ClassVar[type[WorkerActor]] = WorkerActor
 
-    def __init__(self, name: str, setup: WorkerSetup, *, weights_node: str | None = None) -> None:
-        self.name = name
-        self._weights_node = weights_node or str(ray.get_runtime_context().get_node_id())
+    def __init__(self, name: str, setup: WorkerSetup, *, gpus: bool = False) -> None:
+        self.name, self._setup = name, setup
+        self.room: Room | None = None
+        self.pulls = False
         self._node = ""
         config = setup.rollout
-        gpus = config.engine.tensor_parallel if ray.cluster_resources().get("GPU") else 0
-        self._needs = f"{config.cpus_per_worker:g} CPU" + (f" and {gpus} GPU on one node" if gpus else "")
+        self._needs = {"CPU": config.cpus_per_worker}
+        if gpus:
+            self._needs["GPU"] = config.engine.tensor_parallel * gpu_share(setup.transport)
         self._place_s = config.start_deadline_s / 2
-        actor = ray.remote(WorkerActor).options(
+        actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
-            num_gpus=gpus,
+            num_gpus=self._needs.get("GPU", 0),
             max_restarts=0,
             max_task_retries=0,
             # Methods that pause or check must get through while all episodes play.
             max_concurrency=4 * config.episodes_per_worker + 64,
         )
-        self._actor: Any = actor.remote(name, setup)
+        self._actor: Any = actor.remote(name)
 
     async def start(self) -> None:
         """Waits for a place in the cluster, half the time that a start may take; then starts the engine."""
         try:
-            self._node = await within(
-                self._place_s, self._call("node"), who="Ray", what=f"placing {self.name}"
+            self._node, self.pulls = await within(
+                self._place_s, self._call("admit", fingerprint()), who="Ray", what=f"placing {self.name}"
             )
         except Overdue as error:
-            free = {
-                name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")
-            }
-            raise WorkerLost(
-                f"{self.name} found no place within {self._place_s:g} s: it needs {self._needs}, and the "
-                f"cluster has {free} free; add nodes, or lower rollout.max_workers"
+            needs = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
+            raise NoPlace(
+                f"{self.name} found no place within {self._place_s:g} s: it needs {needs} on one node, and "
+                + lacking(self._needs, *await asyncio.to_thread(_nodes))
             ) from error
+        await self._call("prepare", self._setup)
         await self._call("start")
 
     async def play_episode(
         self, task: Task, id: EpisodeId, sampling: Sampling, episode: EpisodeConfig | None
     ) -> Trajectory:
-        trajectory: Trajectory = await self._call("play_episode", task, id, sampling, episode)
+        trajectory: Trajectory
+        trajectory, self.room = await self._call("play_and_tell", task, id, sampling, episode)
         return trajectory
 
     async def pause(self) -> None:
@@ -89,8 +115,9 @@ class RayWorker:
 
     async def receive(self, update: Update) -> None:
         directory = update.info.get("directory")
-        if directory is not None and self._node != self._weights_node:
-            await self._call("adopt", directory, *await fetch(directory, self._weights_node))
+        there = update.node or str(ray.get_runtime_context().get_node_id())
+        if directory is not None and self._node != there:
+            await self._call("adopt", directory, *await fetch(directory, there))
         await self._call("receive", update)
 
     async def init_weights(self, info: dict[str, Any]) -> None:
@@ -107,10 +134,11 @@ class RayWorker:
         await self._call("resume")
 
     async def check(self) -> None:
-        await self._call("check")
+        self.room = await self._call("check")
 
-    def notice(self) -> str:
-        return "its node is about to go" if self._node in _leaving_nodes() else ""
+    async def notice(self) -> str:
+        leaving = await asyncio.to_thread(_leaving_nodes)
+        return "its node is about to go" if self._node in leaving else ""
 
     async def stats(self) -> WorkerStats:
         stats: WorkerStats = await self._call("stats")
@@ -123,12 +151,18 @@ class RayWorker:
     async def end(self) -> None:
         """Shuts the engine down if the worker still answers; kills the actor in any case."""
         try:
-            await within(_END_S, self._call("shutdown"), who=self.name, what="shutting down")
+            if self._node:  # else it has no process yet, and would go on asking for a place
+                await within(_END_S, self._call("shutdown"), who=self.name, what="shutting down")
         finally:
             ray.kill(self._actor, no_restart=True)
 
     async def _call(self, method: str, *args: Any) -> Any:
-        """Calls the actor; its own errors come as they were raised there."""
+        """Calls the actor; its own errors come as they were raised there.
+
+        Raises:
+            WorkerLost: It has died, was reclaimed with its node, could not be reached, or its answer went
+                with its node. In each case it may have done what was asked, and nobody will know.
+        """
         ref = getattr(self._actor, method).remote(*args)
         try:
             return await ref
@@ -140,20 +174,48 @@ class RayWorker:
             if isinstance(cause, EngineFailed):
                 raise WorkerLost(f"{self.name}: {cause}") from error
             raise cause from error
-        except RayActorError as error:
-            raise WorkerLost(f"{self.name} died during {method}: {_first_line(error)}") from error
+        except RayError as error:
+            raise WorkerLost(f"{self.name} {_fate(error)} during {method}: {_reason(error)}") from error
 
 
-def _leaving_nodes() -> Collection[str]:
+def _fate(error: RayError) -> str:
+    """What Ray's error says of an actor.
+
+    One that cannot be reached may live on behind a broken network. It is lost all the same: the answers
+    to all its calls are, and what it goes on to play would be played twice.
+    """
+    if isinstance(error, ActorUnavailableError):
+        return "could not be reached"
+    if isinstance(error, ObjectLostError):
+        return "was lost with its answer"
+    if isinstance(error, RayActorError) and error.preempted:
+        return "was reclaimed with its node"
+    return "died"
+
+
+def _reason(error: RayError) -> str:
+    """Ray's own account in one line: without the actor's ids, and without general advice."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return lines[-1]  # a traceback
+    return (" ".join(lines[1:2]) or lines[0] if lines else type(error).__name__)[:_REASON]
+
+
+def _leaving_nodes() -> Mapping[str, int]:
     """Ray's ids of the nodes that are being drained: reclaimed by the cloud, or idle and let go."""
     from ray._private.state import state  # Ray offers it nowhere else
 
-    draining: Collection[str] = state.get_draining_nodes()
+    draining: Mapping[str, int] = state.get_draining_nodes()
     return draining
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """What each node that stays has, and what of it is free."""
+    from ray._private.state import available_resources_per_node  # Ray offers only their sum
+
+    leaving, free = _leaving_nodes(), available_resources_per_node()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes]
 
 
 def _read_manifest(directory: str) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
+import psutil
 from blake3 import blake3
 
 from vz_ray.clips.gate import asking_as
@@ -28,13 +30,11 @@ from vz_ray.observe.deadline import within
 from vz_ray.observe.logs import keep_output_in
 from vz_ray.observe.stacks import stacks
 from vz_ray.rollout.engine import Engine, EngineFailed
+from vz_ray.rollout.engine_stats import EngineStats, Room
 from vz_ray.weights import Probe, Update
 
-if TYPE_CHECKING:
-    from vz_ray.rollout.engine import EngineStats
-
 Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
-"""May block: it is called in a thread."""
+"""May block, while a judge is asked: it is called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class WorkerStats:
         played: Episodes finished.
         pid: Of the worker's own process.
         rss_mb: Resident memory of that process.
+        engine_mb: Resident memory of the processes that it has started.
     """
 
     name: str
@@ -80,6 +81,7 @@ class WorkerStats:
     playing: int
     played: int
     rss_mb: float
+    engine_mb: float
     engine: EngineStats
 
 
@@ -90,8 +92,17 @@ def sample_seed(seed: int | None, id: EpisodeId) -> int | None:
     return int.from_bytes(blake3(f"{seed}|{id.owed}".encode()).digest(4), "big") >> 1
 
 
+def _rss_mb(process: psutil.Process) -> float:
+    try:
+        return float(process.memory_info().rss) / 1e6
+    except psutil.Error:
+        return 0.0  # it has ended
+
+
 class RolloutWorker:
     """Plays episodes with its own engine; every method names this worker in its errors."""
+
+    engine_type: ClassVar[type[Engine]] = Engine
 
     def __init__(self, name: str, setup: WorkerSetup, *, own_process: bool = True) -> None:
         self.name = name
@@ -101,6 +112,8 @@ class RolloutWorker:
         self._slots = asyncio.Semaphore(setup.rollout.episodes_per_worker)
         self._playing = 0
         self._played = 0
+        # Episodes that wait for a judge keep no place, so there may be more of them than play.
+        self._scoring = ThreadPoolExecutor(2 * setup.rollout.episodes_per_worker, thread_name_prefix="score")
         if own_process:
             keep_output_in(Path(setup.logs) / f"{name}.log")
 
@@ -109,7 +122,7 @@ class RolloutWorker:
         from transformers import AutoTokenizer
 
         setup, config = self._setup, self._setup.rollout
-        self._engine = await Engine.start(
+        self._engine = await self.engine_type.start(
             setup.model,
             config.engine,
             name=self.name,
@@ -148,8 +161,9 @@ class RolloutWorker:
             finally:
                 self._playing -= 1
         self._played += 1
-        score = asyncio.to_thread(setup.score, trajectory, task, setup.reward)
-        parts = await within(setup.rollout.turn_deadline_s, score, who=self.name, what=f"the reward of {id}")
+        loop = asyncio.get_running_loop()
+        score = loop.run_in_executor(self._scoring, setup.score, trajectory, task, setup.reward)
+        parts = await within(setup.reward.deadline_s, score, who=self.name, what=f"the reward of {id}")
         return replace(trajectory, reward=parts)
 
     def _wire(self, rules: EpisodeConfig) -> WireFormat:
@@ -180,21 +194,27 @@ class RolloutWorker:
     async def resume(self) -> None:
         await self._ready().resume()
 
-    async def check(self) -> None:
-        """Raises `EngineFailed` if the engine's process is gone."""
+    async def check(self) -> Room:
+        """What it could still take in; raises `EngineFailed` if the engine's process is gone."""
         await self._ready().check()
+        return self.room()
+
+    def room(self) -> Room:
+        """What it could still take in."""
+        stats = self._ready().stats()
+        return Room(stats.kv_tokens - stats.kv_used, self._playing)
 
     async def stats(self) -> WorkerStats:
-        import psutil
-
-        engine = self._ready()
+        engine, process = self._ready(), psutil.Process()
+        below = [_rss_mb(child) for child in process.children(recursive=True)]
         return WorkerStats(
             name=self.name,
             pid=os.getpid(),
             version=engine.version,
             playing=self._playing,
             played=self._played,
-            rss_mb=psutil.Process().memory_info().rss / 1e6,
+            rss_mb=_rss_mb(process),
+            engine_mb=sum(below),
             engine=engine.stats(),
         )
 
@@ -205,6 +225,7 @@ class RolloutWorker:
 
     async def shutdown(self) -> None:
         """Ends the engine's process."""
+        self._scoring.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             await self._engine.shutdown()
 

@@ -1,16 +1,21 @@
-"""vLLM's NCCL weight transfer, made to notice what did not arrive.
+"""vLLM's NCCL weight transfer, made to notice what did not arrive, and to take copies, too.
 
 The built-in engine keeps the old weights of a layer that got none; this one
-refuses. Not exercised by the test suite, which runs without GPUs.
+refuses. A worker that is in no group, since it joins between publishes or may
+vanish in the middle of one, is told of a directory instead. The test suite,
+which runs without GPUs, exercises copies, and not the broadcast.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
 
+from vz_ray.weights.plugin import ShmUpdateInfo, load_directory
 from vz_ray.weights.reload import Reload
 from vz_ray.weights.store import WeightsBroken
 
@@ -20,10 +25,18 @@ class CompleteNcclEngine(NCCLWeightTransferEngine):
 
     _reload: Reload | None = None
 
+    def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
+        if "directory" in update_dict:
+            return ShmUpdateInfo(**update_dict)
+        return super().parse_update_info(update_dict)
+
     def start_weight_update(self) -> None:
         self._reload = Reload(self.model, self.model_config)
 
-    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo | ShmUpdateInfo) -> None:
+        if isinstance(update_info, ShmUpdateInfo):
+            load_directory(self._reload, update_info)
+            return
         if twice := {name for name in update_info.names if update_info.names.count(name) > 1}:
             raise WeightsBroken(f"{sorted(twice)[0]} was announced twice")
         super().receive_weights(update_info)

@@ -20,13 +20,15 @@ def exit_with_parent(poll_s: float = 1.0) -> None:
     Does nothing in a process that multiprocessing did not start.
     """
     global _watching
-    if _watching or multiprocessing.parent_process() is None:
+    starter = multiprocessing.parent_process()
+    if _watching or starter is None:
         return
     _watching = True
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        # The starter may be gone before this process asks for its parent for the first time.
+        while os.getppid() == parent and starter.is_alive():
             time.sleep(poll_s)
         os.kill(os.getpid(), signal.SIGKILL)
 

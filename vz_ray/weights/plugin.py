@@ -40,6 +40,19 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     checksum: str
 
 
+def load_directory(reload: Reload | None, update: ShmUpdateInfo) -> None:
+    """Loads a version where it lies, each tensor checked before it is loaded."""
+    if reload is None:
+        raise RuntimeError("weights came before start_weight_update")
+    manifest = read_manifest(update.directory)
+    if manifest.version.checksum != update.checksum:
+        raise RuntimeError(
+            f"{update.directory} holds checksum {manifest.version.checksum[:12]}, "
+            f"announced as {update.checksum[:12]}"
+        )
+    reload.load(read_tensors(update.directory, manifest))
+
+
 class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     """Reads bucket files by mapping them, and checks each tensor before it is loaded."""
 
@@ -54,15 +67,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         self._reload = Reload(self.model, self.model_config)
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        if self._reload is None:
-            raise RuntimeError("weights came before start_weight_update")
-        manifest = read_manifest(update_info.directory)
-        if manifest.version.checksum != update_info.checksum:
-            raise RuntimeError(
-                f"{update_info.directory} holds checksum {manifest.version.checksum[:12]}, "
-                f"announced as {update_info.checksum[:12]}"
-            )
-        self._reload.load(read_tensors(update_info.directory, manifest))
+        load_directory(self._reload, update_info)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -89,4 +94,7 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(BACKENDS["shm"], ShmWeightTransferEngine)
     WeightTransferEngineFactory.register_engine(
         BACKENDS["nccl"], "vz_ray.weights.nccl_engine", "CompleteNcclEngine"
+    )
+    WeightTransferEngineFactory.register_engine(
+        BACKENDS["ipc"], "vz_ray.weights.ipc_engine", "IpcWeightTransferEngine"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ class Update:
         info: The transfer backend's own `update_info`.
         nbytes: Size of the weights.
         expected: The learner's log-probs of the probe, if this publish is probed.
+        node: Which node `directory` of `info` is on; empty means the driver's.
     """
 
     version: int
@@ -39,10 +40,16 @@ class Update:
     info: dict[str, Any]
     nbytes: int
     expected: tuple[float, ...] | None = None
+    node: str = ""
+
+    @property
+    def pulled(self) -> bool:
+        """Workers read it where it lies; otherwise it is pushed to a group of them."""
+        return "directory" in self.info
 
 
 class Sender(Protocol):
-    """The learner's side."""
+    """The learner's side. Its calls have deadlines of their own, and say what the learner is doing."""
 
     async def prepare(self, version: int) -> Update:
         """Gets the weights ready, while the engines still play."""
@@ -60,12 +67,25 @@ class Sender(Protocol):
         """
         ...
 
+    async def abort(self) -> None:
+        """Makes a `send` that is under way fail: one of those that it waits for is gone."""
+        ...
+
+    async def copy(self, update: Update) -> Update | None:
+        """The same version where it can be pulled; None if no copy of it is kept."""
+        ...
+
 
 class Receiver(Protocol):
     """A worker's side; every method ends when the worker has done it."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def pulls(self) -> bool:
+        """It may vanish at any moment, so it is not to be in a group: it pulls a copy where there is one."""
+        ...
 
     async def init_weights(self, info: dict[str, Any]) -> None: ...
 
@@ -105,6 +125,13 @@ class ShmSender:
     async def send(self, update: Update) -> None:
         """Nothing to push."""
 
+    async def abort(self) -> None:
+        """Nothing is pushed."""
+
+    async def copy(self, update: Update) -> Update | None:
+        """Every version lies where it can be pulled."""
+        return update
+
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
@@ -135,6 +162,35 @@ class PublishReport:
 
 
 @dataclass
+class _Push:
+    """A transfer to a group of workers, none of which may be missing. Without a sender there is none."""
+
+    sender: Sender | None
+    members: set[str]
+    deadline_s: float
+
+    async def send(self, update: Update) -> Exception | None:
+        """Returns why it failed, so that receiving workers are still waited for."""
+        if self.sender is None:
+            return None
+        try:
+            what = f"sending weight version {update.version}"
+            await within(2 * self.deadline_s, self.sender.send(update), who="learner", what=what)
+        except Exception as error:
+            return error
+        return None
+
+    async def guard(self, worker: Receiver, update: Update) -> None:
+        """Lets a worker receive; if a member fails at it, nobody waits for the others' share any longer."""
+        try:
+            await worker.receive(update)
+        except Exception:
+            if self.sender is not None and worker.name in self.members:
+                await within(2 * self.deadline_s, self.sender.abort(), who="learner", what="aborting a push")
+            raise
+
+
+@dataclass
 class _Roll:
     """The workers that still take part, and why the others do not."""
 
@@ -156,12 +212,20 @@ class _Roll:
         self.workers = [w for w in self.workers if w.name not in self.failed]
         return time.monotonic() - began
 
+    def drop(self, names: Collection[str], why: str) -> None:
+        """These are out, too."""
+        for worker in self.workers:
+            if worker.name in names:
+                self.failed[worker.name] = why
+        self.workers = [w for w in self.workers if w.name not in self.failed]
+
 
 class Publisher:
     """Publishes versions, one at a time.
 
     Args:
-        deadline_s: Seconds that each worker has for each step.
+        deadline_s: Seconds that each worker has for each step; a sender has twice as many, as it has
+            a deadline of its own, of the same length, and may then find out what the learner is doing.
         probe: What engine and learner are compared on; None compares nothing.
         tolerance: Largest difference in log-prob that passes.
         every: Compare at every n-th version.
@@ -183,7 +247,7 @@ class Publisher:
         if self.current is not None and version <= self.current.version:
             raise ValueError(f"weight version {version} is not newer than {self.current.version}")
         what = f"preparing weight version {version}"
-        self.current = await within(self._deadline_s, sender.prepare(version), who="learner", what=what)
+        self.current = await within(2 * self._deadline_s, sender.prepare(version), who="learner", what=what)
         return self.current
 
     async def publish(self, version: int, sender: Sender, workers: Sequence[Receiver]) -> PublishReport:
@@ -207,22 +271,37 @@ class Publisher:
         *,
         sender: Sender | None = None,
         prepare_s: float = 0.0,
+        joining: bool = False,
     ) -> PublishReport:
-        """Brings a prepared update to `workers`; also how a worker that joins gets the current one.
+        """Brings a prepared update to `workers`; `joining`, the current one to workers that come later.
+
+        Of an update that is pushed, those that join or may vanish pull a copy, if one is kept. Where
+        one of the others dies while it is pushed, the push is aborted, and all that it went to are out
+        of service: whatever has reached them is a part.
 
         Raises:
             WeightsBroken: Workers could not be connected, or it could not be sent; none of them may go on.
         """
         roll = _Roll(list(workers), self._deadline_s)
         what = f"weight version {update.version}"
+        copy = await self._copy(sender, update, joining or any(w.pulls for w in workers))
+        pulling = {w.name for w in workers if copy is not None and (joining or w.pulls)}
+        pushed = [] if update.pulled else [w for w in workers if w.name not in pulling]
         if sender is not None:
-            await self._connect(sender, roll.workers, what)
+            await self._connect(sender, pushed, what)
         pause_s = await roll.all(f"pausing for {what}", lambda w: w.pause())
+        push = _Push(sender if pushed else None, {w.name for w in pushed}, self._deadline_s)
         sent, receive_s = await asyncio.gather(
-            self._send(sender, update), roll.all(f"receiving {what}", lambda w: w.receive(update))
+            push.send(update),
+            roll.all(
+                f"receiving {what}",
+                lambda w: push.guard(w, copy if copy is not None and w.name in pulling else update),
+            ),
         )
         if sent:
-            raise WeightsBroken(f"{what} was not sent: {sent}")
+            roll.drop(push.members, f"{what} was not sent: {type(sent).__name__}: {sent}")
+            if not roll.workers:
+                raise WeightsBroken(f"{what} was not sent: {type(sent).__name__}: {sent}") from sent
         await roll.all(f"thawing after {what}", lambda w: w.thaw())
         gaps: dict[str, float] = {}
         probe_s = await roll.all(f"probing {what}", lambda w: self._check(w, update, gaps))
@@ -244,20 +323,15 @@ class Publisher:
     async def _connect(self, sender: Sender, workers: Sequence[Receiver], what: str) -> None:
         joining = f"connecting {', '.join(worker.name for worker in workers)} for {what}"
         try:
-            await within(self._deadline_s, sender.connect(workers), who="learner", what=joining)
+            await within(2 * self._deadline_s, sender.connect(workers), who="learner", what=joining)
         except Exception as error:
             raise WeightsBroken(f"{joining}: {type(error).__name__}: {error}") from error
 
-    async def _send(self, sender: Sender | None, update: Update) -> str:
-        """Pushes the weights; returns why it failed, so that receiving workers are still waited for."""
-        if sender is None:
-            return ""
-        try:
-            what = f"sending weight version {update.version}"
-            await within(self._deadline_s, sender.send(update), who="learner", what=what)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+    async def _copy(self, sender: Sender | None, update: Update, wanted: bool) -> Update | None:
+        if update.pulled or sender is None or not wanted:
+            return None
+        what = f"a copy of weight version {update.version}"
+        return await within(2 * self._deadline_s, sender.copy(update), who="learner", what=what)
 
     async def _check(self, worker: Receiver, update: Update, gaps: dict[str, float]) -> None:
         if self._probe is None or update.expected is None or update.version % self._every:

@@ -1,0 +1,229 @@
+"""One rank of the learner as a Ray actor: `Trainer`'s methods, and the pixels that they need.
+
+FrameSource.resolve(refs of the rank's own share) ---> pixels
+rank 0 writes what all ranks gather: weights, checkpoints, exports
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.episode.protocols import FrameSource
+from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.learner.station import Station, rank_name
+from vz_ray.observe.deadline import within
+from vz_ray.observe.dump import arm
+from vz_ray.observe.fingerprint import check_same_code
+from vz_ray.video.frame import RGB, FrameRef, VideoError
+from vz_ray.weights.ipc import Loans
+from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
+from vz_ray.weights.publisher import Update
+from vz_ray.weights.store import WeightsBroken, WeightStore
+from vz_ray.weights.verify import Probe
+
+
+class FrameStore:
+    """A rank's window on the frame source: fetches what it lacks, keeps the latest.
+
+    Args:
+        source: Whoever has the pixels.
+        capacity: Most bytes kept between calls.
+        deadline_s: How long one fetch may take.
+    """
+
+    def __init__(self, source: FrameSource, capacity: int, deadline_s: float) -> None:
+        self._source, self._capacity, self._deadline_s = source, capacity, deadline_s
+        self._kept: OrderedDict[tuple[str, int, int], RGB] = OrderedDict()
+        self._size = 0
+        self._runner = asyncio.Runner()
+
+    def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:
+        """Arrays by digest; raises what the source raises."""
+        missing = [ref for ref in refs if _key(ref) not in self._kept]
+        fresh = self._runner.run(self._fetch(missing)) if missing else {}
+        found = {}
+        for ref in refs:
+            if (key := _key(ref)) in self._kept:
+                self._kept.move_to_end(key)
+            found[ref.digest] = self._kept[key] if key in self._kept else fresh[key]
+        self._keep(fresh)
+        return found
+
+    async def _fetch(self, refs: list[FrameRef]) -> dict[tuple[str, int, int], RGB]:
+        what = f"{len(refs)} frames for the learner"
+        frames = await within(self._deadline_s, self._source.resolve(refs), who="frame source", what=what)
+        return {_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
+
+    def _keep(self, fresh: Mapping[tuple[str, int, int], RGB]) -> None:
+        for key, rgb in fresh.items():
+            self._kept[key] = rgb
+            self._size += rgb.nbytes
+        while self._size > self._capacity:
+            _, dropped = self._kept.popitem(last=False)
+            self._size -= dropped.nbytes
+
+
+def _key(ref: FrameRef) -> tuple[str, int, int]:
+    return (ref.digest, ref.width, ref.height)
+
+
+_STEP_S = 0.2
+"""How long a rank waits for its broadcast before it listens to whoever wants to abort it."""
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerRank:
+    """One rank. Calls must be made on all ranks alike; they run one at a time."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._nccl, self._announced, self._loans = NcclGroup(), (-1, -1), Loans()
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
+        self._sending: Future[None] = Future()
+
+    def admit(self, driver: Mapping[str, str]) -> Station:
+        """Where to ask what this rank is doing, should it be late.
+
+        Raises:
+            UserError: This node has another version of the code than `driver`, its fingerprint.
+        """
+        check_same_code(driver, rank_name(self._rank), ray.util.get_node_ip_address())
+        return Station(ray.get_runtime_context().get_node_id(), arm())
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks can meet: this node, and a port that is free on it."""
+        return ray.util.get_node_ip_address(), free_port()
+
+    def start(self, config: LearnerConfig, frames: FrameSource, address: str, port: int) -> None:
+        """Joins the other ranks and loads the model."""
+        self._config = config
+        self._frames = FrameStore(frames, config.frame_cache_mib * 2**20, config.deadline_s)
+        os.environ |= {
+            "RANK": str(self._rank),
+            "WORLD_SIZE": str(self._config.ranks),
+            # Ray shows each actor its own GPUs only, so the first is always its own.
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }
+        from vz_ray.learner.trainer import Trainer
+
+        self._trainer = Trainer(self._config)
+
+    def check(self) -> None:
+        """Answers, if this process lives and has nothing else to do."""
+
+    def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        return self._trainer.sft_step(trajectories, self._frames)
+
+    def unreadable(self, groups: Sequence[Group]) -> dict[int, str]:
+        """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
+        found = {}
+        for index in range(self._rank, len(groups), self._config.ranks):
+            refs = {_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
+            try:
+                self._frames(list(refs.values()))
+            except VideoError as error:
+                found[index] = str(error)
+        return found
+
+    def grpo_step(self, groups: Sequence[Group], version: int | None) -> dict[str, float]:
+        return self._trainer.grpo_step(groups, self._frames, version)
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
+        return self._trainer.logprobs(trajectories, self._frames)
+
+    def score(self, probe: Probe) -> tuple[float, ...]:
+        return self._trainer.score(probe)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        self._trainer.save_checkpoint(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self._trainer.load_checkpoint(directory)
+
+    def export_hf(self, directory: Path) -> None:
+        self._trainer.export_hf(directory)
+
+    def write_weights(
+        self, version: int, root: Path, bucket_bytes: int, probe: Probe | None
+    ) -> Update | None:
+        """Rank 0 writes the weights to shared memory and says where; the others gather along."""
+        source = self._trainer.source()
+        update = None
+        if self._rank == 0:
+            store = WeightStore(root, bucket_bytes=bucket_bytes)
+            manifest = store.publish(version, source)
+            checksum = manifest.version.checksum
+            info = {"directory": str(store.path(version)), "checksum": checksum}
+            node = str(ray.get_runtime_context().get_node_id())
+            update = Update(version, checksum, info, manifest.nbytes, node=node)
+        else:
+            for _ in source.buckets(bucket_bytes):
+                continue
+        expected = self._trainer.score(probe) if probe is not None else None
+        if update is None:
+            return None
+        return replace(update, expected=expected)
+
+    def announce_weights(self, version: int, probe: Probe | None) -> Update:
+        """What the present weights are, as `version`, for engines that will receive them by NCCL."""
+        info, nbytes = update_info(self._trainer.source())
+        expected = self._trainer.score(probe) if probe is not None else None
+        self._announced = (version, self._trainer.engine.steps)
+        return Update(version, "", info, nbytes, expected)
+
+    def lend_weights(self, version: int, probe: Probe | None) -> Update:
+        """The present weights, as `version`, for an engine on the same GPU to read them where they are."""
+        info, nbytes = self._loans.lend(self._trainer.source())
+        expected = self._trainer.score(probe) if probe is not None else None
+        return Update(version, "", info, nbytes, expected)
+
+    def join_engines(self, roster: Roster) -> None:
+        """Rank 0 opens the group that the engines, told at the same time, join."""
+        if self._rank == 0:
+            self._nccl.open(roster)
+
+    def begin_send(self, version: int) -> None:
+        """Begins to broadcast what was announced: rank 0 sends, the others gather along.
+
+        In a thread, so that the rank can be told to abort it.
+        """
+        now = (version, self._trainer.engine.steps)
+        if now != self._announced:
+            raise WeightsBroken(
+                f"the learner holds step {now[1]}; weight version {version} is not what it announced last "
+                f"(version {self._announced[0]} at step {self._announced[1]})"
+            )
+        self._sending = self._sender.submit(self._send)
+
+    def _send(self) -> None:
+        source = self._trainer.source()
+        if self._rank == 0:
+            self._nccl.broadcast(source)
+        else:
+            for _ in source.buckets(BUCKET_BYTES):
+                continue
+
+    def sent(self) -> bool:
+        """Whether the broadcast is over; waits for it for a moment. Raises what it raised."""
+        wait([self._sending], timeout=_STEP_S)
+        if self._sending.done():
+            self._sending.result()
+        return self._sending.done()
+
+    def abort_send(self) -> None:
+        """Lets rank 0's part of a broadcast fail that somebody does not take part in any more."""
+        if self._rank == 0:
+            self._nccl.close()

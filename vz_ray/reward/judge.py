@@ -1,0 +1,300 @@
+"""A judge model behind an OpenAI-compatible endpoint, asked only where an answer needs it.
+
+    verdict(form, question, truth, answer)
+        on disk already                     -> that one
+        being asked by another episode      -> the same one
+        else a request, when one of `concurrency` places is free
+             429, 5xx, timeout, connection  -> again, later each time
+             nonsense, anything else        -> JudgeFailed
+    and JudgeFailed after `deadline_s`, whatever happens
+
+Callers block; all requests of a process run on one event loop in a thread of
+its own, so that a deadline ends also a reply that trickles. Nothing is
+imported, opened or connected before the first answer that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from blake3 import blake3
+
+from vz_ray.config.reward import JudgeConfig
+from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.run_dir import write_atomic
+from vz_ray.reward.verdict import Form, JudgeWording, Verdict, read_reply
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AGAIN = (408, 409, 429)
+"""Statuses below 500 after which the same request may succeed."""
+_LONGEST_WAIT_S = 60.0
+"""Between two attempts."""
+_GRACE_S = 5.0
+"""How much longer than its deadline a verdict is waited for: by then the loop itself hangs."""
+_NO_KEY = "none"
+"""Sent to servers that need no key, since the client insists on one."""
+
+
+class JudgeFailed(Exception):
+    """There is no verdict.
+
+    Attributes:
+        reason: One of a few, to be counted: `timeout`, `connection`, `status 500`, `nonsense`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[JudgeFailed], tuple[str, str]]:
+        return (JudgeFailed, (self.reason, str(self).removeprefix(f"{self.reason}: ")))
+
+
+class _Again(JudgeFailed):
+    """Another attempt may do better, not before `after_s` seconds."""
+
+    def __init__(self, reason: str, detail: str, after_s: float = 0.0) -> None:
+        super().__init__(reason, detail)
+        self.after_s = after_s
+
+
+class Judge:
+    """Asks for verdicts; threads may share it.
+
+    Raises:
+        UserError: A prompt file is wrong, or the environment lacks the key.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._config = config
+        self._wordings = {
+            Form.BINARY: JudgeWording.load(config.prompt),
+            Form.GRADED: JudgeWording.load(config.graded_prompt),
+        }
+        self._key = api_key(config)
+        self._parameters = {name: value for name, value in config.parameters.items() if value is not None}
+        self._asked: dict[str, asyncio.Task[Verdict]] = {}
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: AsyncOpenAI | None = None
+        self._disk = _directory(config.cache)
+
+    def verdict(self, form: Form, question: str, truth: str, answer: str) -> Verdict:
+        """Whether `answer` says what `truth` does; blocks for at most `deadline_s`.
+
+        Raises:
+            JudgeFailed: It could not be had, or was nonsense.
+        """
+        messages = self._wordings[form].messages(question, truth, answer)
+        key = self._identity(form, messages)
+        return self._recalled(form, key) or self._run(self._shared(form, key, messages))
+
+    def close(self) -> None:
+        """Closes its connections; it may be used again."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result(_GRACE_S)
+            loop.call_soon_threadsafe(loop.stop)
+
+    # -- once for all who want it ---------------------------------------------------
+
+    def _identity(self, form: Form, messages: list[dict[str, str]]) -> str:
+        """Names a verdict by all that decides it."""
+        said = [form.value, self._config.base_url, self._config.model, self._parameters, messages]
+        return blake3(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _path(self, key: str) -> Path:
+        return self._disk / key[:2] / f"{key}.json"
+
+    def _recalled(self, form: Form, key: str) -> Verdict | None:
+        """The verdict on disk; None if there is none, or a damaged one."""
+        if not self._config.cached:
+            return None
+        try:
+            return read_reply(form, json.loads(self._path(key).read_bytes())["reply"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _keep(self, key: str, reply: str, messages: list[dict[str, str]]) -> None:
+        if not self._config.cached:
+            return
+        path = self._path(key)
+        said = {"model": self._config.model, "reply": reply, "asked": messages[-1]["content"]}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(said, ensure_ascii=False).encode())
+        except OSError as error:
+            log.warning("a verdict could not be kept in %s: %s", path.parent, error)
+
+    async def _shared(self, form: Form, key: str, messages: list[dict[str, str]]) -> Verdict:
+        """The verdict that is being asked for already, or a new request's."""
+        if key not in self._asked:
+            task = asyncio.ensure_future(self._ask(form, key, messages))
+            task.add_done_callback(lambda _: self._asked.pop(key))
+            self._asked[key] = task
+        return await asyncio.shield(self._asked[key])
+
+    # -- asking ---------------------------------------------------------------------
+
+    async def _ask(self, form: Form, key: str, messages: list[dict[str, str]]) -> Verdict:
+        who, deadline = f"judge {self._config.model}", self._config.deadline_s
+        try:
+            reply = await within(deadline, self._attempts(messages), who=who, what="a verdict")
+        except Overdue as error:
+            raise JudgeFailed("timeout", str(error)) from error
+        found = read_reply(form, reply)
+        if found is None:
+            raise JudgeFailed("nonsense", f"{self._config.model} replied {reply[:120]!r}")
+        self._keep(key, reply, messages)
+        return found
+
+    async def _attempts(self, messages: list[dict[str, str]]) -> str:
+        """The first reply; the last failure where there is no time for another attempt."""
+        config, loop = self._config, asyncio.get_running_loop()
+        end = loop.time() + config.deadline_s
+        for attempt in range(1, config.attempts + 1):
+            try:
+                async with self._free:
+                    return await self._request(messages)
+            except _Again as error:
+                backoff = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+                wait = min(max(backoff, error.after_s), _LONGEST_WAIT_S)
+                log.info("judge %s, attempt %d: %s", config.model, attempt, error)
+                if attempt == config.attempts or loop.time() + wait >= end:
+                    raise
+            await asyncio.sleep(wait)
+        raise AssertionError("every attempt returns or raises")
+
+    async def _request(self, messages: list[dict[str, str]]) -> str:
+        """One request's reply."""
+        import openai
+
+        config = self._config
+        try:
+            reply = await within(
+                config.timeout_s, self._create(messages), who=config.base_url, what="a judge's reply"
+            )
+        except (Overdue, openai.APITimeoutError) as error:
+            raise _Again("timeout", str(error)) from error
+        except openai.APIConnectionError as error:
+            raise _Again("connection", f"{config.base_url}: {error.__cause__ or error}") from error
+        except openai.APIStatusError as error:
+            status = error.status_code
+            kind, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"
+            if status in _AGAIN or status >= 500:
+                raise _Again(kind, detail, _retry_after(error.response.headers)) from error
+            raise JudgeFailed(kind, detail) from error
+        except (openai.APIError, ValueError) as error:
+            raise JudgeFailed("nonsense", f"{config.base_url}: {error}") from error
+        try:
+            text = reply.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise JudgeFailed("nonsense", f"{config.model} replied no text: {str(reply)[:120]!r}")
+        return text
+
+    def _create(self, messages: list[dict[str, str]]) -> Coroutine[Any, Any, Any]:
+        from openai import AsyncOpenAI
+
+        if self._client is None:
+            self._client = AsyncOpenAI(
+                api_key=self._key,
+                base_url=self._config.base_url,
+                timeout=self._config.timeout_s,
+                max_retries=0,  # ours are counted, and wait within the verdict's deadline
+            )
+        create: Any = self._client.chat.completions.create
+        said: Coroutine[Any, Any, Any] = create(
+            model=self._config.model, messages=messages, extra_body=self._parameters
+        )
+        return said
+
+    # -- the loop -------------------------------------------------------------------
+
+    def _run(self, asking: Coroutine[Any, Any, T]) -> T:
+        waiting = asyncio.run_coroutine_threadsafe(asking, self._running())
+        try:
+            return waiting.result(self._config.deadline_s + _GRACE_S)
+        except CancelledError as error:
+            raise JudgeFailed("closed", "the judge was closed while it was asked") from error
+        except TimeoutError as error:
+            waiting.cancel()
+            raise JudgeFailed("timeout", "the loop that asks the judge hangs") from error
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._free = asyncio.Semaphore(self._config.concurrency)
+                threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
+            return self._loop
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)  # each must tell its asker
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+
+def api_key(config: JudgeConfig) -> str:
+    """The key that `api_key_env` names.
+
+    Raises:
+        UserError: It is not set.
+    """
+    if not config.api_key_env:
+        return _NO_KEY
+    key = os.environ.get(config.api_key_env, "")
+    if not key:
+        raise UserError(
+            f"the judge {config.model} needs a key: set {config.api_key_env} in the environment of the "
+            "rollout workers, or leave reward.judge.api_key_env empty for a server that needs none"
+        )
+    return key
+
+
+def _retry_after(headers: Any) -> float:
+    """Seconds that the server asks to wait; a date is not read."""
+    try:
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _directory(directory: str) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(directory or os.path.join(home, "vz_ray", "verdicts"))
+
+
+_JUDGES: dict[str, Judge] = {}
+_MAKING = threading.Lock()
+
+
+def judge_of(config: JudgeConfig) -> Judge:
+    """This process's judge of that configuration, made when first asked for."""
+    key = json.dumps(asdict(config), sort_keys=True, default=str)
+    with _MAKING:
+        if key not in _JUDGES:
+            _JUDGES[key] = Judge(config)
+        return _JUDGES[key]

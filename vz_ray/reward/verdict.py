@@ -1,0 +1,123 @@
+"""What a judge is asked, and reading what it says. Pure.
+
+Two forms: `binary` (1 or 0) for open-ended answers, `graded` (yes or no, and 0
+to 5) as the judge of Video-MMLU. A reply is read strictly: what is neither is
+nonsense, never a guess.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vz_ray.observe.errors import UserError
+
+LARGEST_SCORE = 5
+_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_BINARY = re.compile(
+    r"[\s*_`\"'(\[]*(?:(?:the\s+)?(?:verdict|score|judge?ment|answer)(?:\s+is)?\s*[:=]?)?"
+    r"[\s*_`\"'(\[]*([01])[\s*_`\"')\].]*",
+    re.IGNORECASE,
+)
+_BRACED = re.compile(r"\{[^{}]*\}")
+
+
+class Form(StrEnum):
+    """What a judge replies with."""
+
+    BINARY = "binary"
+    GRADED = "graded"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge found.
+
+    Attributes:
+        right: Whether the answer is right.
+        score: 0 to 5; None in the binary form.
+    """
+
+    right: bool
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeWording:
+    """What a judge is told; `{question}`, `{truth}` and `{answer}` are filled in."""
+
+    system: str
+    user: str
+
+    @classmethod
+    def load(cls, path: Path | str) -> JudgeWording:
+        """Reads a wording file; `UserError` if it is missing, has wrong keys or blanks."""
+        path = Path(path)
+        if not path.is_absolute() and not path.exists():
+            path = Path(__file__).resolve().parents[2] / path
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the judge's prompt file {path}: {error}") from error
+        keys = set(values) if isinstance(values, dict) else set()
+        if keys != set(cls.__slots__) or not all(isinstance(text, str) for text in values.values()):
+            raise UserError(f"prompt file {path}: its keys must be {', '.join(cls.__slots__)}, each a text")
+        wording = cls(**values)
+        try:
+            asked = wording.messages("\0question", "\0truth", "\0answer")[1]["content"]
+            wording.system.format()
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"prompt file {path}: it cannot be filled in ({error!r}); user may have {{question}}, "
+                "{truth} and {answer}, and braces of its own are doubled"
+            ) from error
+        for blank in ("question", "truth", "answer"):
+            if f"\0{blank}" not in asked:
+                raise UserError(f"prompt file {path}: user lacks {{{blank}}}")
+        return wording
+
+    def messages(self, question: str, truth: str, answer: str) -> list[dict[str, str]]:
+        """The conversation that a judge is asked to continue."""
+        user = self.user.format(question=question, truth=truth, answer=answer)
+        return [{"role": "system", "content": self.system.format()}, {"role": "user", "content": user}]
+
+
+def read_reply(form: Form, reply: str) -> Verdict | None:
+    """The verdict that `reply` states, None if it states none; reasoning in `<think>` is passed over.
+
+    Example: `read_reply(Form.BINARY, "Verdict: 1")`, `read_reply(Form.GRADED, "{'pred': 'yes', 'score': 4}")`
+    """
+    said = _THOUGHTS.sub("", reply)
+    if form is Form.BINARY:
+        match = _BINARY.fullmatch(said)
+        return None if match is None else Verdict(match[1] == "1")
+    found = _BRACED.findall(said)
+    return _graded(_literal(found[0])) if len(found) == 1 else None
+
+
+def _literal(text: str) -> Any:
+    """A dictionary in JSON, or as Python prints it."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _graded(said: Any) -> Verdict | None:
+    if not isinstance(said, dict) or not {"pred", "score"} <= set(said):
+        return None
+    pred, score = str(said["pred"]).strip().casefold(), said["score"]
+    if isinstance(score, str) and re.fullmatch(r"\s*\d(\.\d+)?\s*", score):
+        score = float(score)
+    if pred not in ("yes", "no") or isinstance(score, bool) or not isinstance(score, int | float):
+        return None
+    return Verdict(pred == "yes", float(score)) if 0 <= score <= LARGEST_SCORE else None
