@@ -74,7 +74,7 @@ def read(source: Source) -> Benchmark:
         tasks += _tasks(file, videos)
     released = sum(RELEASED[file.stem] for file in files)
     notes = ("captioning is not measured",)
-    return Benchmark("TempCompass", tuple(tasks), figures, mark, judged=False, released=released, notes=notes)
+    return Benchmark("TempCompass", tuple(tasks), figures, mark, released=released, notes=notes)
 
 
 def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
