@@ -9,11 +9,11 @@ mistake that the expert corrects. In the SFT layout they have weight 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vz_ray.coldstart.distill.studio import Job
-from vz_ray.data.record import EpisodeRecord, read_records
+from vz_ray.data.record import EpisodeRecord, record_from_dict, whole_lines
 from vz_ray.episode.trajectory import Context, Status, Turn
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Zoom
@@ -56,7 +56,7 @@ def read_wrong(files: Iterable[Path], wire: str, *, rounds: int, most: int) -> t
     of_task: Counter[str] = Counter()
     for file in files:
         try:
-            for record in read_records(file):
+            for record in _records(file):
                 counts["episodes"] += 1
                 reason = unfit(record, wire, rounds)
                 if not reason and of_task[record.task.task_id] >= most:
@@ -69,6 +69,14 @@ def read_wrong(files: Iterable[Path], wire: str, *, rounds: int, most: int) -> t
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is no episode log: {error!r}") from error
     return jobs, counts
+
+
+def _records(file: Path) -> Iterator[EpisodeRecord]:
+    """Those of an episode log, or of an evaluation's, which begins with a header."""
+    for number, line in enumerate(whole_lines(file)):
+        header = number == 0 and len(line) == 1 and isinstance(next(iter(line.values())), dict)
+        if not header:
+            yield record_from_dict(line)
 
 
 def unfit(record: EpisodeRecord, wire: str, rounds: int) -> str:
