@@ -16,6 +16,7 @@ import psutil
 import ray
 
 from vz_ray.clips import ClipPool
+from vz_ray.config.distill import DistillConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.learner import senders
@@ -144,7 +145,7 @@ def _knock(address: str) -> None:
 
 
 @asynccontextmanager
-async def clip_pool(config: PlayConfig) -> AsyncIterator[ClipPool]:
+async def clip_pool(config: PlayConfig | DistillConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
     pool = ClipPool.start(config.clips)
     try:
