@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from vz_ray.config.selector import SelectorConfig
 
 FORMATS = ("clean", "compat")
 SPREADS = ("starts", "endpoints")
@@ -32,6 +34,8 @@ class EpisodeConfig:
     """Most frames in the overview; longer videos spread them evenly."""
     overview_spread: str = "starts"
     """Where spread frames lie: `starts` (k / n of the duration) or `endpoints` (first to last frame)."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """Which frames the overview shows."""
     min_pixels: int = 25088
     """Smallest area of a frame, pixels."""
     max_pixels: int = 100352
