@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import ray
 
-from vz_ray.clips import ClipPool
+from vz_ray.clips import ClipPool, Ranking
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import RayConfig, RunConfig
+from vz_ray.config.selector import SelectorConfig
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
@@ -167,6 +168,15 @@ async def learner(
         group.close()
 
 
+async def image_text(config: SelectorConfig, frames: ClipPool) -> Ranking | None:
+    """The image-text model, loaded, where overviews are chosen with one; it ends with its last handle."""
+    if config.kind != "query":
+        return None
+    ranking = Ranking.start(config, frames)
+    await ranking.ready()
+    return ranking
+
+
 @asynccontextmanager
 async def fleet(config: RunConfig, model: Path | str, frames: ClipPool, run: RunDir) -> AsyncIterator[Fleet]:
     """Rollout workers that hold `model` as weight version 0; they end with the block."""
@@ -179,6 +189,7 @@ async def fleet(config: RunConfig, model: Path | str, frames: ClipPool, run: Run
         score=score,
         logs=str(run.logs.resolve()),
         transport=config.weights.transport,
+        ranker=await image_text(config.episode.selector, frames),
     )
     publisher = Publisher(
         deadline_s=config.weights.deadline_s,
