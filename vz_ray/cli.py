@@ -246,6 +246,32 @@ def check_reward(
     raise typer.Exit(0 if print_trials(function, trials) else 1)
 
 
+@app.command("calibrate-gate")
+def calibrate_gate(
+    log: Annotated[Path, typer.Argument(help="Evaluation log, played with episode.gate.mode=measure.")],
+    out: Annotated[Path, typer.Option(help="Thresholds, for episode.gate.file.")] = Path("gate.json"),
+    price: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy that a further frame must bring; none takes the most accuracy per frame.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Finds how uncertain an answer must be for zooming to be worth it.
+
+    Example: vz-ray calibrate-gate runs/eval/eval/needle.jsonl --out gate.json
+    """
+    from vz_ray.evaluate.gate import calibrate_file
+
+    for kind, found in calibrate_file(log, out, price=price).items():
+        print(f"{kind}: zoom above {found.best.threshold:.4f}, {found.questions} questions")
+        for name, one in (("gated", found.best), ("always", found.always), ("never", found.never)):
+            figures = f"accuracy {one.accuracy:.4f}, frames {one.frames:.1f}, zooming {one.zooming:.1%}"
+            print(f"  {name}: {figures}")
+    print(out)
+
+
 @app.command()
 def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]) -> None:
     """Prints the figures of several runs side by side, with their medians.

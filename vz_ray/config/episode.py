@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vz_ray.config.gate import GateConfig
 from vz_ray.config.selector import SelectorConfig
 
 FORMATS = ("clean", "compat")
@@ -36,6 +37,8 @@ class EpisodeConfig:
     """Where spread frames lie: `starts` (k / n of the duration) or `endpoints` (first to last frame)."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """Which frames the overview shows."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """Whether episodes zoom only where their answer is uncertain."""
     min_pixels: int = 25088
     """Smallest area of a frame, pixels."""
     max_pixels: int = 100352

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
+from vz_ray.episode.gate import pass_gate
 from vz_ray.episode.machine import Episode, State
 from vz_ray.episode.protocols import FrameSource, Policy, Ranker
 from vz_ray.episode.selectors import selector_of
@@ -51,6 +52,11 @@ async def play(
         episode.begin(overview, tuple(picture.frames[0] for picture in pictures))
     except VideoError as error:
         return _failed(id, wire, str(error), worker, time.monotonic() - began)
+    notes: dict[str, object] = {}
+    if config.selector.kind != "uniform":
+        notes["overview"] = {"selector": config.selector.kind, "fell_back": selection.fell_back}
+    if config.gate.mode != "off" and episode.state is State.ACT:
+        notes["gate"] = asdict(await pass_gate(episode, policy))
     while episode.state is not State.OVER:
         at = time.monotonic()
         turn = f"{id}/turn{len(episode.turns)}"
@@ -66,10 +72,7 @@ async def play(
         else:
             episode.clip(clip, time.monotonic() - at)
     played = episode.trajectory(worker=worker, seconds=time.monotonic() - began)
-    if config.selector.kind != "uniform":
-        shown = {"selector": config.selector.kind, "fell_back": selection.fell_back}
-        played = replace(played, extra={**played.extra, "overview": shown})
-    return played
+    return replace(played, extra={**played.extra, **notes})
 
 
 async def _subtitles(task: Task) -> tuple[Subtitle, ...]:
