@@ -96,6 +96,9 @@ def test_a_missing_task_file_is_named(train, tmp_path):
         ("train.iterations=0", "train.iterations is 0; it must be at least 1"),
         ("train", "override 'train': write it as section.key=value"),
         ("learner.model=elsewhere", "it is `model` of the run, set that instead"),
+        ("reward.deadline_s=900", "reward.deadline_s is 900, above twice rollout.turn_deadline_s (300)"),
+        ("reward.function=mine", "reward.function is 'mine'; write it as package.module:name"),
+        ("reward.judge.model=m", "reward.judge.base_url is ''; with reward.judge.model 'm' it must be"),
         ("episode.max_zoom_frames=4", "reward.max_zoom_frames is 8 and episode.max_zoom_frames 4"),
     ],
 )
@@ -103,6 +106,39 @@ def test_a_wrong_key_or_value_is_named(train, override, message):
     err = train(override)
     assert message in err
     assert f"override '{override}'" in err
+
+
+@pytest.fixture
+def open_ended(tasks):
+    """The same tasks, the first of them open-ended."""
+    records = json.loads(tasks.read_text())
+    records[0]["extra_info"]["answer_type"] = "open_ended"
+    tasks.write_text(json.dumps(records))
+    return tasks
+
+
+def test_open_ended_questions_without_a_judge_are_named(train, open_ended):
+    err = train(f"data.train={open_ended}")
+    assert f"questions of {open_ended} need a judge" in err
+    assert "set reward.judge.model and reward.judge.base_url" in err
+
+
+def test_a_judge_without_its_key_is_named(train, open_ended, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    judge = ["model=m", "base_url=http://judge/v1", "api_key_env=NO_SUCH_KEY"]
+    err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
+    assert "set NO_SUCH_KEY in the environment" in err
+
+
+def test_a_judge_without_its_prompt_is_named(train, open_ended):
+    judge = ["model=m", "base_url=http://judge/v1", "prompt=gone.yaml"]
+    err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
+    assert "gone.yaml" in err
+
+
+def test_a_reward_function_that_is_not_there_is_named(train):
+    err = train("reward.function=no_such_package.rewards:mine")
+    assert "reward.function 'no_such_package.rewards:mine': importing no_such_package.rewards raised" in err
 
 
 def test_a_wrong_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,43 +98,8 @@ def test_another_configuration_of_the_same_name_is_refused(small, finished):
     assert "holds a run of another configuration ('samples: 2' there, 'samples: 3' now)" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "behind"),
-    [
-        pytest.param(signal.SIGTERM, 1, id="asked to stop"),
-        pytest.param(signal.SIGKILL, 1, id="killed", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 0, id="asked to stop, in turns", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 0, id="killed, in turns", marks=pytest.mark.slow),
-    ],
-)
-def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number, behind):
-    name, iterations = f"stopped-{number}-{behind}", 6
-    arguments = [
-        "train",
-        "conf/tiny.yaml",
-        f"name={name}",
-        f"train.iterations={iterations}",
-        f"train.max_staleness={behind}",
-        *small.overrides(),
-        "learner.loss.importance_cap=2.0",
-    ]
-    run = small.runs / name
-    process = begin(*arguments)
-    wait_for(lambda: (run / "checkpoints/step-000001").is_dir(), process)
-    started = below(process)
-    stop(process, number)
-    done = finish(process, 120)
-    # Nobody is left to end Ray's agents of a killed run: they notice after a while.
-    agents = ("ray::RuntimeEnvAgent", "ray::DashboardAgent") if number == signal.SIGKILL else ()
-    left = [command for command in left_of(started) if not command.startswith(agents)]
-    assert not left
-    assert done.returncode == (130 if number == signal.SIGTERM else -number), done.stderr
-    if number == signal.SIGTERM:
-        assert "the same command goes on from the last checkpoint" in done.stderr
-    assert not (run / "models/policy").exists()
-
-    again = vz_ray(*arguments)
-    assert again.returncode == 0, again.stderr
+def goes_on(small: SmallRun, run: Path, iterations: int, behind: int) -> None:
+    """What a run of two tasks an iteration must have left, whatever happened to it on the way."""
     cursor = TaskCursor(read_tasks(small.data("train")), seed=0)
     assert tasks_by_iteration(run) == [{t.task_id for t in cursor.take(2)} for _ in range(iterations)]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -142,6 +109,69 @@ def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_com
     assert max(row["staleness/max"] for row in rows) == behind
     assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4
     assert (run / "models/policy/config.json").is_file()
+
+
+def training(small: SmallRun, name: str, iterations: int, behind: int) -> list[str]:
+    return [
+        "train",
+        "conf/tiny.yaml",
+        f"name={name}",
+        f"train.iterations={iterations}",
+        f"train.max_staleness={behind}",
+        *small.overrides(),
+        "learner.loss.importance_cap=2.0",
+    ]
+
+
+def ended(process: subprocess.Popen[str], number: int) -> str:
+    """Sends a signal, checks that the run ended by it and left nobody behind; what it said."""
+    started = below(process)
+    stop(process, number)
+    done = finish(process, 120)
+    # Nobody is left to end Ray's agents of a killed run: they notice after a while.
+    agents = ("ray::RuntimeEnvAgent", "ray::DashboardAgent") if number == signal.SIGKILL else ()
+    left = [command for command in left_of(started) if not command.startswith(agents)]
+    assert not left
+    assert done.returncode == (130 if number == signal.SIGTERM else -number), done.stderr
+    return done.stderr
+
+
+def test_training_outlives_its_learner_its_driver_and_being_asked_to_stop(small):
+    """One run through all of it, since each start takes a while; the slow tests take them one by one."""
+    arguments, run = training(small, "outlives", 7, 1), small.runs / "outlives"
+
+    def saved(step: int) -> Callable[[], bool]:
+        return lambda: (run / f"checkpoints/step-{step:06d}").is_dir()
+
+    process = begin(*arguments)
+    wait_for(saved(1), process)
+    [rank] = [p for p in below(process) if " ".join(p.cmdline()).startswith("ray::LearnerRank")]
+    rank.kill()
+    wait_for(saved(3), process)
+    assert "learner-rank-0 died during" in ended(process, signal.SIGKILL)
+    assert not (run / "models/policy").exists()
+
+    process = begin(*arguments)
+    wait_for(saved(5), process)
+    assert "the same command goes on from the last checkpoint" in ended(process, signal.SIGTERM)
+
+    done = vz_ray(*arguments)
+    assert done.returncode == 0, done.stderr
+    goes_on(small, run, 7, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_training_goes_on_from_its_checkpoint_with_the_tasks_that_would_have_come(small, number, behind):
+    name = f"stopped-{number}-{behind}"
+    arguments, run = training(small, name, 6, behind), small.runs / name
+    process = begin(*arguments)
+    wait_for(lambda: (run / "checkpoints/step-000001").is_dir(), process)
+    ended(process, number)
+    again = vz_ray(*arguments)
+    assert again.returncode == 0, again.stderr
+    goes_on(small, run, 6, behind)
 
 
 @pytest.mark.slow

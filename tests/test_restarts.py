@@ -108,6 +108,7 @@ async def test_whatever_else_goes_wrong_is_raised_as_it_is(error: Exception, tmp
     assert not learner.started
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_learner_that_is_killed_in_mid_run_comes_back_and_no_episode_is_lost(tmp_path: Path) -> None:
     """SIGKILL after the third of four iterations: the third is played again from the checkpoint before it."""

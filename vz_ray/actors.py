@@ -17,7 +17,7 @@ import ray
 
 from vz_ray.clips import ClipPool, Ranking
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import RayConfig, RunConfig
+from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.config.selector import SelectorConfig
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
@@ -145,7 +145,7 @@ def _knock(address: str) -> None:
 
 
 @asynccontextmanager
-async def clip_pool(config: RunConfig) -> AsyncIterator[ClipPool]:
+async def clip_pool(config: PlayConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
     pool = ClipPool.start(config.clips)
     try:
@@ -178,7 +178,7 @@ async def image_text(config: SelectorConfig, frames: ClipPool) -> Ranking | None
 
 
 @asynccontextmanager
-async def fleet(config: RunConfig, model: Path | str, frames: ClipPool, run: RunDir) -> AsyncIterator[Fleet]:
+async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: RunDir) -> AsyncIterator[Fleet]:
     """Rollout workers that hold `model` as weight version 0; they end with the block."""
     setup = WorkerSetup(
         model=str(model),

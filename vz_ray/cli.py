@@ -29,6 +29,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: 2 for an error that the user can mend, 130 after a requested stop."""
+    # Where a reward function of the user's own is looked for last; Ray's workers look there too.
+    sys.path.append(os.getcwd())
     try:
         app(prog_name="vz-ray")
     except UserError as error:
@@ -202,6 +204,33 @@ def baseline(run: Annotated[Path, typer.Argument(help="A finished quickstart run
     from vz_ray.quickstart import run_baseline
 
     run_baseline(run)
+
+
+@app.command("eval")
+def evaluate(
+    arguments: Settings = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Play uniform frames and the agent at several settings.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Plays public benchmarks and shows their official figures beside the paper's.
+
+    Stop it with Ctrl-C and run it again: it goes on where it was.
+
+    Example: vz-ray eval conf/eval/mlvu.yaml model=checkpoints/agent data=datasets/mlvu
+
+    Example: vz-ray eval conf/eval/needle.yaml model=runs/quickstart/models/rl name=curve --curve
+    """
+    from vz_ray.benchmarking import run_benchmarks
+    from vz_ray.config.benchmarks import BenchmarksConfig
+
+    given = list(arguments or [])
+    config = settings(BenchmarksConfig, given, None, dry_run and not curve)
+    if curve:
+        modes = f"modes=[{','.join(config.curve.modes)}]"
+        config = settings(BenchmarksConfig, [*given, modes], None, dry_run)
+    run_benchmarks(config)
 
 
 @app.command()

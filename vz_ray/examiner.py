@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vz_ray import actors
-from vz_ray.coldstart.exemplars import uniform
-from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.episode import EpisodeConfig, uniform
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.data.rl_file import read_tasks
 from vz_ray.desk import Desk

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.coldstart.base import corpus
-from vz_ray.coldstart.exemplars import answering, play_exemplars, uniform, zooming
+from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
 from vz_ray.coldstart.tiny import build_tokenizer
 from vz_ray.config.data import SynthConfig
-from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.episode import EpisodeConfig, uniform
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.rl_file import read_tasks

@@ -54,3 +54,16 @@ def test_on_a_terminal_the_bar_reaches_its_end():
         progress.show({"files": 7})
     assert "7/7" in out.getvalue()
     assert "files 7" in out.getvalue()
+
+
+def test_time_left_is_that_of_the_pace_after_what_was_done_before(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("vz_ray.observe.progress.time.monotonic", lambda: now[0])
+    console, out = screen(terminal=False)
+    with Progress(console) as progress, progress.stage("eval", total=100) as stage:
+        stage.advance(40)  # of an earlier run
+        assert stage.left_s is None
+        now[0] = 20.0
+        stage.advance(10)
+        assert stage.left_s == 100.0
+    assert "  eval 50 of 100, 100 s left" in out.getvalue().splitlines()

@@ -124,8 +124,8 @@ def test_nobody_listening_is_a_lost_connection(config: JudgeConfig) -> None:
 
 
 def test_a_request_that_takes_too_long_is_tried_again(config: JudgeConfig) -> None:
-    with serving(lambda number, body: Reply("1", after_s=0 if number else 5)) as endpoint:
-        judge = Judge(replace(config, base_url=endpoint.url, timeout_s=0.5))
+    with serving(lambda number, body: Reply("1", after_s=0 if number else 30)) as endpoint:
+        judge = Judge(replace(config, base_url=endpoint.url, timeout_s=3))
         assert judge.verdict(*ASK) == Verdict(True)
         judge.close()
     assert len(endpoint.requests) == 2
@@ -138,7 +138,7 @@ def test_a_verdict_has_a_deadline_whatever_the_server_does(config: JudgeConfig, 
         judge = Judge(replace(config, base_url=endpoint.url, timeout_s=20, deadline_s=1.0))
         began = time.monotonic()
         refused(judge, "timeout")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         judge.close()
 
 
@@ -147,7 +147,7 @@ def test_no_attempt_is_waited_for_that_the_deadline_forbids(config: JudgeConfig)
         judge = Judge(replace(config, base_url=endpoint.url, deadline_s=20))
         began = time.monotonic()
         refused(judge, "status 429")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 15
         judge.close()
     assert len(endpoint.requests) == 1
 

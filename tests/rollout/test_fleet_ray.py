@@ -116,7 +116,8 @@ async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[World]
     config = RolloutConfig(
         engine=replace(engine_config, max_num_seqs=16), workers=1, episodes_per_worker=8, cpus_per_worker=0.1
     )
-    setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score, str(path / "logs"))
+    reward = RewardConfig(function="tests.reward.own:brevity")
+    setup = WorkerSetup(str(model), config, EPISODE, reward, pool, score, str(path / "logs"))
     reference = Reference(model, banned_ids(model))
     publisher = Publisher(deadline_s=60, probe=build_probe(reference.tokenizer))
     fleet = Fleet(lambda name: RayWorker(name, setup), config, publisher)
@@ -139,6 +140,9 @@ async def test_groups_are_played_scored_and_equal_to_the_learner(world: World) -
     for trajectory in (t for group in groups for t in group.trajectories):
         assert trajectory.status is not Status.FAILED, trajectory.error
         assert trajectory.reward is not None
+        assert set(trajectory.reward.more) == {"brevity", "turns"}, (
+            "the user's own parts, found in the worker"
+        )
         assert trajectory.weight_versions == (1,)
         assert len(trajectory.refs) == len(trajectory.grids) >= 8
         assert await world.worst_gap(trajectory) <= 1e-4

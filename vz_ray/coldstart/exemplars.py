@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from vz_ray.coldstart.oracle import Oracle, UniformOracle
 from vz_ray.config.episode import EpisodeConfig
@@ -54,14 +53,3 @@ def zooming(wire: WireFormat, sparse: float = 0.0, seed: int = 0) -> Callable[[T
 def answering(wire: WireFormat) -> Callable[[Task], Policy]:
     """Experts that answer at once, saying what the frames they were given show."""
     return lambda task: UniformOracle(task, wire)
-
-
-def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
-    """`config` for a model that is shown `frames` uniform frames and can only answer."""
-    return replace(
-        config,
-        max_rounds=1,
-        max_images=max(frames, config.max_images),
-        overview_fps=1e6,
-        overview_frames=frames,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vz_ray.config.gate import GateConfig
 from vz_ray.config.selector import SelectorConfig
@@ -66,3 +66,16 @@ class EpisodeConfig:
                 f"episode.min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; "
                 "they must be above 0 and in order"
             )
+
+
+def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
+    """`config` for a model that is shown `frames` uniform frames and can only answer."""
+    return replace(
+        config,
+        max_rounds=1,
+        max_images=max(frames, config.max_images),
+        overview_fps=1e6,
+        overview_frames=frames,
+        selector=SelectorConfig(),
+        gate=GateConfig(),
+    )

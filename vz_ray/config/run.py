@@ -80,8 +80,8 @@ class TrainConfig:
 
 
 @dataclass
-class RunConfig:
-    """One run; `vz-ray train conf/x.yaml key=value` fills it in."""
+class PlayConfig:
+    """What every run that plays episodes needs: a model, engines, decoders, a cluster."""
 
     name: str = "run"
     """Directory of the run under `runs`."""
@@ -90,9 +90,7 @@ class RunConfig:
     seed: int = 0
     """Order of tasks, sampling and shuffling."""
     model: str = ""
-    """Checkpoint directory that training starts from."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Task files."""
+    """Checkpoint directory that training starts from, or that is evaluated."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     """What an episode may do."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -103,16 +101,42 @@ class RunConfig:
     """The engines."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     """How new weights reach the engines."""
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    """The GRPO learner."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The loop."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How figures are taken."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
 
     def __post_init__(self) -> None:
+        if self.reward.max_zoom_frames != self.episode.max_zoom_frames:
+            raise ValueError(
+                f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
+                f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
+            )
+        if self.reward.deadline_s > 2 * self.rollout.turn_deadline_s:
+            raise ValueError(
+                f"reward.deadline_s is {self.reward.deadline_s:g}, above twice rollout.turn_deadline_s "
+                f"({self.rollout.turn_deadline_s:g}): episodes would be given up while they are being scored"
+            )
+        if self.episode.max_context > self.rollout.engine.max_model_len:
+            raise ValueError(
+                f"episode.max_context is {self.episode.max_context}, above rollout.engine.max_model_len "
+                f"({self.rollout.engine.max_model_len}): the engine would refuse long episodes"
+            )
+
+
+@dataclass
+class RunConfig(PlayConfig):
+    """One training run; `vz-ray train conf/x.yaml key=value` fills it in."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Task files."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """The GRPO learner."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learner.model:
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
@@ -144,18 +168,3 @@ class RunConfig:
                         f"{name} is {value}; with weights.transport ipc, which is for one GPU that one rank "
                         f"and one worker share, it must be {' or '.join(map(str, wanted))}: or use nccl"
                     )
-        if self.reward.max_zoom_frames != self.episode.max_zoom_frames:
-            raise ValueError(
-                f"reward.max_zoom_frames is {self.reward.max_zoom_frames} and episode.max_zoom_frames "
-                f"{self.episode.max_zoom_frames}; they must be equal, or good zooms would lose format reward"
-            )
-        if self.reward.deadline_s > 2 * self.rollout.turn_deadline_s:
-            raise ValueError(
-                f"reward.deadline_s is {self.reward.deadline_s:g}, above twice rollout.turn_deadline_s "
-                f"({self.rollout.turn_deadline_s:g}): episodes would be given up while they are being scored"
-            )
-        if self.episode.max_context > self.rollout.engine.max_model_len:
-            raise ValueError(
-                f"episode.max_context is {self.episode.max_context}, above rollout.engine.max_model_len "
-                f"({self.rollout.engine.max_model_len}): the engine would refuse long episodes"
-            )

@@ -66,7 +66,9 @@ class Episode:
     @property
     def overview(self) -> Overview:
         c = self.config
-        return Overview(c.overview_fps, c.overview_frames, c.overview_spread)
+        # Pictures of the question are images too.
+        frames = min(c.overview_frames, c.max_images - len(self.task.pictures))
+        return Overview(c.overview_fps, frames, c.overview_spread)
 
     @property
     def prompt(self) -> Prompt:

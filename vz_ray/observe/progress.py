@@ -22,6 +22,8 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 15.0
 """Seconds between lines of one stage where there is no terminal to redraw."""
+RESUMED_WITHIN_S = 1.0
+"""What is done by then was done before: it says nothing about the pace."""
 
 
 class Stage:
@@ -29,11 +31,22 @@ class Stage:
 
     def __init__(self, progress: Progress, name: str, total: int | None, done: int) -> None:
         self._progress, self.name, self.total, self.done = progress, name, total, done
+        self._began, self._before = time.monotonic(), done
 
     def advance(self, steps: int = 1) -> None:
         """`steps` more of `total` are done."""
         self.done += steps
+        if time.monotonic() - self._began < RESUMED_WITHIN_S:
+            self._before = self.done
         self._progress._moved(self)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end at the pace so far; None where nobody can say."""
+        paced = self.done - self._before
+        if self.total is None or paced <= 0:
+            return None
+        return max(0, self.total - self.done) * (time.monotonic() - self._began) / paced
 
 
 class Progress:
@@ -125,4 +138,6 @@ class Progress:
         now = time.monotonic()
         if now - self._last_line >= PLAIN_EVERY_S:
             self._last_line = now
-            self.say(f"  {stage.name} {stage.done}" + (f" of {stage.total}" if stage.total else ""))
+            of = f" of {stage.total}" if stage.total else ""
+            left = "" if stage.left_s is None else f", {round(stage.left_s)} s left"
+            self.say(f"  {stage.name} {stage.done}{of}{left}")

@@ -12,8 +12,9 @@ project's own parts have been found, and returns further parts by name:
   could judge (`parts.valid` is False for those).
 - `raise Invalid("reason")` drops the episode, and its group, as not judged.
 
-It runs in the rollout workers, in several threads at once, and must give the
-same result for the same episode. `vz-ray check-reward package.module:name`
+Its module is looked for on PYTHONPATH and in the directory that the command is
+run in. It runs in the rollout workers, in several threads at once, and must
+give the same result for the same episode. `vz-ray check-reward package.module:name`
 tries it.
 
 Example:
@@ -60,7 +61,7 @@ def load_function(path: str) -> RewardFunction:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported
         absent = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
-        hint = "; install it, or put its directory on PYTHONPATH" if absent else ""
+        hint = "; install it, or put its directory on PYTHONPATH, of Ray's nodes too" if absent else ""
         raise UserError(
             f"reward.function {path!r}: importing {module_name} raised {type(error).__name__}: {error}{hint}"
         ) from error

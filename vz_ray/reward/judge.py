@@ -248,8 +248,10 @@ class Judge:
             return self._loop
 
     async def _end(self) -> None:
-        for task in self._asked.values():
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
             task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)  # each must tell its asker
         if self._client is not None:
             await self._client.close()
             self._client = None

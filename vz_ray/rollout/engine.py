@@ -81,6 +81,8 @@ def prepare_environment(config: EngineConfig) -> None:
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # oneDNN keeps what it compiled for each shape, 0.3 MB each, and every turn has a shape of its own.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # Threads that spin while they wait starve decoders and learner on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.threads:

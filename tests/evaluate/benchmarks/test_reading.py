@@ -94,7 +94,7 @@ def test_the_projects_own_files_one_or_a_list(tmp_path: Path) -> None:
     write_json(tmp_path / "one.json", [rl(0), rl(1, solution="3", extra_info={"answer_type": "number"})])
     write_json(tmp_path / "two.json", [rl(0, data_source="other"), rl(1), rl(2)])
     alone = read_benchmark("rl", Source(tmp_path / "one.json", tmp_path))
-    assert (alone.title, [task.answer for task in alone.tasks]) == ("one", ["B", "3"])
+    assert (alone.title, [task.answer for task in alone.tasks]) == (f"{tmp_path.name}/one", ["B", "3"])
     assert figures(alone, answered(alone, ["cross", "three"])) == {"accuracy": (1.0, 2)}
     (tmp_path / "sets.yaml").write_text(
         "datasets:\n- json_path: one.json\n- json_path: two.json\n  sampling_strategy: first:2\n"

@@ -47,7 +47,7 @@ def read(source: Source) -> Benchmark:
             tasks = [replace(t, task_id=f"{i}/{t.task_id}") for i, tasks in enumerate(sets) for t in tasks]
     else:
         tasks = read_tasks(file)
-    return Benchmark(file.stem, tuple(tasks), figures)
+    return Benchmark(f"{file.parent.name}/{file.stem}", tuple(tasks), figures)
 
 
 def _listed(file: Path) -> list[Any]:

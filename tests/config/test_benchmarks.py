@@ -1,0 +1,71 @@
+"""The files in conf/eval, and what an evaluation's settings must not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vz_ray
+from vz_ray.config import load
+from vz_ray.config.benchmarks import BenchmarksConfig
+from vz_ray.evaluate.benchmarks import ADAPTERS
+from vz_ray.evaluate.modes import Mode
+from vz_ray.observe.errors import UserError
+
+FOLDER = Path(vz_ray.__file__).parent.parent / "conf" / "eval"
+NEEDLE = FOLDER / "needle.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_loads_and_names_benchmarks_that_there_are(path: Path) -> None:
+    config = load(BenchmarksConfig, path)
+    assert config.benchmarks or path.stem == "7b"
+    assert {entry.adapter or key for key, entry in config.benchmarks.items()} <= set(ADAPTERS)
+    assert all(entry.annotations for entry in config.benchmarks.values())
+    assert all(
+        (FOLDER.parent.parent / prompt).is_file() for prompt in (config.uniform_prompt, config.episode.prompt)
+    )
+
+
+def test_every_benchmark_has_a_file() -> None:
+    configs = [load(BenchmarksConfig, path) for path in FOLDER.glob("*.yaml")]
+    assert {e.adapter or key for config in configs for key, e in config.benchmarks.items()} == set(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("benchmarks.needle.sampling_strategy=some", "sampling_strategy is 'some'; it must be all, first:N"),
+        ("benchmarks.needle.vidoes=x", "did you mean benchmarks.needle.videos"),
+        ("modes=[agent,uniform]", "modes has 'uniform'; a mode is agent, agent:N or uniform:N"),
+        ("modes=[uniform:0]", "modes has 'uniform:0'"),
+        ("modes=[uniform:256]", "images_per_prompt is 128, below the 256 frames"),
+        ("curve.zooms=[-1]", r"curve.zooms \[-1\]"),
+        ("train.iterations=3", "there is no key train"),
+        ("episode.max_zoom_frames=4", "they must be equal"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load(BenchmarksConfig, NEEDLE, [override])
+
+
+def test_modes_change_the_rules_of_an_episode() -> None:
+    config = load(BenchmarksConfig, NEEDLE)
+    agent, two, frames = (
+        Mode.of(text).rules(config.episode, "p.yaml") for text in ("agent", "agent:2", "uniform:96")
+    )
+    assert agent == config.episode
+    assert (two.max_rounds, two.overview_frames, two.prompt) == (3, 16, "conf/prompt/tiny.yaml")
+    assert (frames.max_rounds, frames.overview_frames, frames.max_images, frames.prompt) == (
+        1,
+        96,
+        96,
+        "p.yaml",
+    )
+    assert config.curve.modes == [
+        *(f"uniform:{n}" for n in (8, 16, 32, 64, 128)),
+        *(f"agent:{n}" for n in range(5)),
+    ]
+    assert (Mode.of("agent:0").stage, Mode.of("uniform:8").title) == ("agent_0", "uniform, 8 frames")

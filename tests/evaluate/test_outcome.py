@@ -1,0 +1,150 @@
+"""What benchmarks leave behind: figures beside the paper's, tables, a curve, a line per question."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.evaluate.benchmarks.making import MME, played, touch, write_parquet
+from tests.evaluate.conftest import frames_at
+from vz_ray.config.evaluate import EvaluateConfig
+from vz_ray.episode.trajectory import Status
+from vz_ray.evaluate.benchmark_tables import print_outcome
+from vz_ray.evaluate.benchmarks import Benchmark, Missing, Source, mark_all, read_benchmark
+from vz_ray.evaluate.curve import write_curve
+from vz_ray.evaluate.modes import Mode
+from vz_ray.evaluate.outcome import Played, outcome, write_outcome, write_samples
+from vz_ray.evaluate.paper import paper
+from vz_ray.report.curves import write_curves
+
+CONFIG = EvaluateConfig(bootstrap=100)
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Benchmark:
+    rows = [{**MME, "question_id": str(i), "duration": "long" if i > 1 else "short"} for i in range(5)]
+    write_parquet(tmp_path / "a.parquet", rows)
+    touch(tmp_path, "fFjv93ACGo8.mp4")
+    return read_benchmark("videomme", Source(tmp_path, tmp_path))
+
+
+def play(benchmark: Benchmark, answers: Sequence[str | None], frames: int) -> list[Any]:
+    """Marks of answers from `frames` frames; an answer of None is an episode that failed."""
+    results = []
+    for task, answer in zip(benchmark.tasks, answers, strict=True):
+        text = f"<think>t</think><answer>{answer}</answer>"
+        result = played(task, text, prompt=frames_at(range(frames)), seconds=2.0)
+        if answer is None:
+            gone = replace(result.trajectory, status=Status.FAILED, error="the video is broken", turns=())
+            result = replace(result, trajectory=gone)
+        results.append(result)
+    return mark_all(benchmark, results)
+
+
+@pytest.fixture
+def found(benchmark: Benchmark) -> tuple[Played, dict[str, Any]]:
+    marks = {
+        Mode.of("agent"): play(benchmark, ["C", "C", "A", "the answer? C", None], 16),
+        Mode.of("uniform:8"): play(benchmark, ["C", "B", "A", "B", "C"], 8),
+        Mode.of("agent:0"): play(benchmark, ["C", "C", "C", "C", "C"], 12),
+    }
+    one = Played("mme", "videomme", benchmark, 5, Missing(("/x/b.mp4",), 2, 3), marks)
+    return one, outcome([one], CONFIG, "checkpoints/agent")
+
+
+def test_figures_are_read_strictly_and_leniently_and_stand_beside_the_papers(found: Any) -> None:
+    _, values = found
+    agent = values["benchmarks"]["mme"]["modes"]["agent"]
+    overall, long = agent["figures"][:2]
+    assert (overall["name"], overall["strict"], overall["lenient"], overall["count"]) == (
+        "overall",
+        0.5,
+        0.5,
+        4,
+    )
+    assert overall["paper"]["VideoZoomer 7B"] == 65.2
+    assert (long["strict"], long["count"], long["paper"]["GPT-4o"]) == (0.0, 2, 65.3)
+    assert agent["readings"]["strict"] == {
+        "read": 3,
+        "unparsed": 1,
+        "no_answer": 0,
+        "unjudged": 0,
+        "failed": 1,
+    }
+    assert agent["metrics"]["accuracy"]["mean"] == 0.5
+    assert (agent["metrics"]["unparsed"], agent["metrics"]["invalid"]) == (1, 1)
+    assert agent["metrics"]["frames_mean"] == 16
+    assert values["benchmarks"]["mme"]["missing"]["questions"] == 3
+
+
+def test_files_hold_the_same_figures_and_a_line_per_question(found: Any, tmp_path: Path) -> None:
+    one, values = found
+    write_outcome(tmp_path, values)
+    write_samples(tmp_path, one)
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == values
+    rows = list(csv.DictReader((tmp_path / "benchmarks.csv").open()))
+    first = rows[0]
+    assert (first["benchmark"], first["mode"], first["figure"], first["strict"]) == (
+        "mme",
+        "agent",
+        "overall",
+        "50.0",
+    )
+    assert (first["VideoZoomer 7B"], first["missing_questions"], first["failed"]) == ("65.2", "3", "1")
+    lines = [json.loads(line) for line in (tmp_path / "samples/mme/agent.jsonl").read_text().splitlines()]
+    assert [line["strict"]["reading"] for line in lines] == ["read", "read", "read", "unparsed", "failed"]
+    assert lines[0]["strict"]["answer"] == lines[0]["truth"] == "C"
+    assert lines[4]["error"] == "the video is broken"
+
+
+@pytest.mark.parametrize("width", [90, 160])
+def test_tables_say_what_was_left_out(found: Any, width: int) -> None:
+    out = StringIO()
+    print_outcome(found[1], Console(file=out, width=width, force_terminal=True, color_system=None))
+    text = out.getvalue()
+    assert ("Cost of a question" in text) == (width < 150)
+    assert "65.2" in text
+    flat = " ".join(text.split())
+    assert "VideoMME: 1 of 2 videos do not exist: their 3 questions were left out" in flat
+    assert "VideoMME: 5 of 2700 questions were asked" in flat
+    assert "VideoMME: agent: 1 questions are in no figure (0 not judged, 1 failed)" in flat
+    assert "arXiv 2512.22315" in flat
+    assert all(name in text for name in ("uniform:8", "agent:0", "unparsed", "frames", "zooms", "long"))
+
+
+def test_a_curve_has_uniform_frames_and_zooms_apart(found: Any, tmp_path: Path) -> None:
+    write_curve(tmp_path, found[1])
+    curve = json.loads((tmp_path / "curve.json").read_text())["benchmarks"]["mme"]
+    (uniform,) = curve["uniform"]
+    assert (uniform["limit"], uniform["accuracy"]["mean"], uniform["frames_mean"]) == (8, 0.4, 8)
+    assert [point["limit"] for point in curve["agent"]] == [0, None]
+    page = write_curves(tmp_path).read_text()
+    assert "uniform, 8 frames" in page
+    assert "agent, 0 zooms" in page
+    assert page.count("<svg") == 1  # one number of zooms makes no line
+
+
+def test_the_papers_numbers_are_per_cent_of_benchmarks_that_there_are() -> None:
+    from vz_ray.evaluate.benchmarks import ADAPTERS
+
+    assert set(paper().figures) | set(paper().zooms) <= set(ADAPTERS)
+    values = [
+        v for figures in paper().figures.values() for models in figures.values() for v in models.values()
+    ]
+    assert all(1 < value < 100 for value in [*values, *(v for row in paper().zooms.values() for v in row)])
+    for benchmark, figures in paper().figures.items():
+        for figure, models in figures.items():
+            assert set(paper().shown) <= set(models), (benchmark, figure)
+    # The last of the numbers by zooms is the main table's.
+    for benchmark, row in paper().zooms.items():
+        assert len(row) == 5
+        headline = next(iter(paper().figures[benchmark].values()))
+        assert row[-1] == headline["VideoZoomer 7B"]

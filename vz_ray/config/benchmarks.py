@@ -1,0 +1,93 @@
+"""An evaluation on public benchmarks: which, where their files are, and how they are played."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from vz_ray.config.evaluate import SAMPLING
+from vz_ray.config.run import PlayConfig
+
+MODE = r"agent|agent:\d+|uniform:[1-9]\d*"
+"""How questions are played; a regular expression of the whole."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark's files, and which of its questions are played."""
+
+    adapter: str = ""
+    """What reads the files: a benchmark's name, or `package.module:function`; empty is the entry's name."""
+    annotations: str = ""
+    """The released annotation file, or the folder with it."""
+    videos: str = ""
+    """Folder of the videos, searched whole; empty is that of the annotations."""
+    answers: str = ""
+    """File with the truth, where it is apart (MLVU test)."""
+    subtitles: str = ""
+    """Folder of subtitles, shown between the frames; empty shows none."""
+    embedding_model: str = ""
+    """Folder of a sentence-embedding model (TemporalBench captions); empty leaves those unmeasured."""
+    sampling_strategy: str = "all"
+    """Which questions: `all`, `first:N`, `end:N`, `random:N`, or a share `N%`, drawn; with `seed`."""
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(SAMPLING, self.sampling_strategy) is None:
+            raise ValueError(
+                f"sampling_strategy is {self.sampling_strategy!r}; "
+                "it must be all, first:N, end:N, random:N or N%"
+            )
+
+
+@dataclass
+class CurveConfig:
+    """What `vz-ray eval --curve` plays in place of `modes`."""
+
+    uniform: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    """Numbers of uniform frames, without the tool."""
+    zooms: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    """Most zooms that the agent may make."""
+
+    def __post_init__(self) -> None:
+        if any(frames < 1 for frames in self.uniform) or any(zooms < 0 for zooms in self.zooms):
+            raise ValueError(
+                f"curve.uniform is {self.uniform} and curve.zooms {self.zooms}; "
+                "numbers of frames are at least 1, of zooms at least 0"
+            )
+
+    @property
+    def modes(self) -> list[str]:
+        return [f"uniform:{count}" for count in self.uniform] + [f"agent:{count}" for count in self.zooms]
+
+
+@dataclass
+class BenchmarksConfig(PlayConfig):
+    """`vz-ray eval conf/eval/x.yaml model=... data=...` fills it in."""
+
+    data: str = ""
+    """Folder that the paths of `benchmarks` are relative to; empty is the working directory."""
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    """What is played, by a name of your choice; a benchmark's own name needs no `adapter`."""
+    modes: list[str] = field(default_factory=lambda: ["agent"])
+    """How: `agent`, `agent:N` (at most N zooms), `uniform:N` (N uniform frames, no tool)."""
+    uniform_prompt: str = "conf/prompt/answer.yaml"
+    """Wording for uniform frames: a prompt without the tool."""
+    curve: CurveConfig = field(default_factory=CurveConfig)
+    """Accuracy against frames and zooms."""
+    allow_missing: bool = False
+    """Play the questions whose videos are there; the others are counted and shown, not played."""
+    pictures: str = ""
+    """Where images of questions are kept; every node must see it. Empty takes the user's cache directory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for mode in self.modes:
+            if re.fullmatch(MODE, mode) is None:
+                raise ValueError(f"modes has {mode!r}; a mode is agent, agent:N or uniform:N")
+        counts = [int(mode.removeprefix("uniform:")) for mode in self.modes if mode.startswith("uniform")]
+        most, needed = self.rollout.engine.images_per_prompt, max([self.episode.max_images, *counts])
+        if needed > most:
+            raise ValueError(
+                f"rollout.engine.images_per_prompt is {most}, below the {needed} frames of "
+                "episode.max_images or of a mode: the engine would refuse them"
+            )
