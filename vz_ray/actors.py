@@ -19,6 +19,7 @@ from vz_ray.clips import ClipPool, Ranking
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.config.selector import SelectorConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
@@ -145,7 +146,7 @@ def _knock(address: str) -> None:
 
 
 @asynccontextmanager
-async def clip_pool(config: PlayConfig) -> AsyncIterator[ClipPool]:
+async def clip_pool(config: PlayConfig | SftRunConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
     pool = ClipPool.start(config.clips)
     try:

@@ -177,6 +177,18 @@ def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def sft(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Teaches a checkpoint by trajectories: the cold start.
+
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=exemplars.jsonl
+    """
+    from vz_ray.config.sft import SftRunConfig
+    from vz_ray.supervised import run_sft
+
+    run_sft(settings(SftRunConfig, arguments, None, dry_run))
+
+
+@app.command()
 def quickstart(
     arguments: Settings = None,
     name: Annotated[str, typer.Option(help="Directory of the run under runs/.")] = "quickstart",

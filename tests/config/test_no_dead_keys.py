@@ -18,8 +18,9 @@ from vz_ray.config.benchmarks import BenchmarksConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
+from vz_ray.config.sft import SftRunConfig
 
-COMMANDS = (RunConfig, QuickstartConfig, SynthConfig, BenchmarksConfig)
+COMMANDS = (RunConfig, QuickstartConfig, SynthConfig, BenchmarksConfig, SftRunConfig)
 """What a command's file and overrides are read into."""
 
 
