@@ -16,7 +16,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="an image-text checkpoint; none trains a tiny one")
     parser.add_argument("--agent", type=Path, help="a checkpoint whose accuracy is measured too")
     parser.add_argument("--videos", type=int, default=32)
-    parser.add_argument("--segments", type=float, default=SelectorConfig().segments)
+    parser.add_argument("--segments", type=float, nargs="+", default=[SelectorConfig().segments, 1.0])
     parser.add_argument("--diversity", type=float, default=SelectorConfig().diversity)
     given = parser.parse_args()
     tasks = make_world(given.folder, given.videos)
@@ -67,10 +67,10 @@ def main() -> None:
         candidate_fps=2.0,
         candidates=1024,
         candidate_pixels=12_544,
-        segments=given.segments,
         diversity=given.diversity,
     )
-    selectors = [SelectorConfig("uniform"), SelectorConfig("count"), SelectorConfig("keyframes"), query]
+    selectors = {"uniform": SelectorConfig(), "keyframes": SelectorConfig("keyframes")}
+    selectors |= {f"query, segments {share:g}": replace(query, segments=share) for share in given.segments}
     found = asyncio.run(measure(given.folder, tasks, selectors, given.agent))
     print(json.dumps({"questions": len(tasks), "clip_training_s": round(trained_s, 1), **found}))
 
@@ -91,27 +91,31 @@ def make_world(folder: Path, videos: int) -> list[Task]:
 
 
 async def measure(
-    folder: Path, tasks: Sequence[Task], selectors: Sequence[SelectorConfig], agent: Path | None
+    folder: Path, tasks: Sequence[Task], selectors: Mapping[str, SelectorConfig], agent: Path | None
 ) -> dict[str, Any]:
     config = load(RunConfig, "conf/tiny.yaml", [f"runs={folder / 'runs'}"])
-    config.episode.selector = selectors[-1]
+    config.episode.selector = list(selectors.values())[-1]
     found: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(actors.ray_cluster(config.ray))
         frames = await stack.enter_async_context(actors.clip_pool(config))
         ranker = await actors.image_text(config.episode.selector, frames)
-        for selector in selectors:
+        for name, selector in selectors.items():
             rules = replace(config.episode, selector=selector)
-            found[selector.kind] = await coverage(tasks, rules, frames, ranker)
+            found[name] = await coverage(tasks, rules, frames, ranker)
+            print(name, found[name], flush=True)
         if agent is not None:
             results = await play(folder, tasks, config, selectors, agent, frames, stack)
             uniform = accuracy_by_task(results["uniform"])
-            for kind, played in results.items():
+            for name, played in results.items():
                 scores = accuracy_by_task(played)
-                found[kind]["accuracy"] = round(sum(scores.values()) / len(scores), 4)
-                found[kind]["zooms"] = round(sum(len(r.trajectory.zooms) for r in played) / len(played), 3)
                 gain = paired_difference(scores, uniform, {task.task_id: task.video for task in tasks})
-                found[kind]["over_uniform"] = [round(x, 4) for x in (gain.mean, gain.low, gain.high)]
+                found[name] |= {
+                    "accuracy": round(sum(scores.values()) / len(scores), 4),
+                    "over_uniform": [round(x, 4) for x in (gain.mean, gain.low, gain.high)],
+                    "zooms": round(sum(len(r.trajectory.zooms) for r in played) / len(played), 3),
+                    "frames_seen": round(sum(len(r.trajectory.refs) for r in played) / len(played), 2),
+                }
     return found
 
 
@@ -149,7 +153,7 @@ async def play(
     folder: Path,
     tasks: Sequence[Task],
     config: RunConfig,
-    selectors: Sequence[SelectorConfig],
+    selectors: Mapping[str, SelectorConfig],
     agent: Path,
     frames: ClipPool,
     stack: AsyncExitStack,
@@ -158,11 +162,11 @@ async def play(
     run, _ = RunDir.begin(folder / "runs" / "selectors", "")
     fleet = await stack.enter_async_context(actors.fleet(config, agent, frames, run))
     found = {}
-    for selector in selectors:
+    for name, selector in selectors.items():
         rules = replace(config.episode, selector=selector)
         identity = {"agent": str(agent), "selector": vars(selector), "tasks": len(tasks)}
-        log = EvalLog(run.path / f"{selector.kind}-{selector.segments}-{selector.diversity}.jsonl", identity)
-        found[selector.kind] = await evaluate(fleet, tasks, log, rules, stage=selector.kind)
+        log = EvalLog(run.path / f"{name}.jsonl", identity)
+        found[name] = await evaluate(fleet, tasks, log, rules, stage=name)
     return found
 
 
