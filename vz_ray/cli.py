@@ -177,6 +177,18 @@ def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def sft(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Teaches a checkpoint by trajectories: the cold start.
+
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=exemplars.jsonl
+    """
+    from vz_ray.config.sft import SftRunConfig
+    from vz_ray.supervised import run_sft
+
+    run_sft(settings(SftRunConfig, arguments, None, dry_run))
+
+
+@app.command()
 def quickstart(
     arguments: Settings = None,
     name: Annotated[str, typer.Option(help="Directory of the run under runs/.")] = "quickstart",
@@ -305,6 +317,32 @@ def check_reward(
         raise UserError(f"{episodes} is no log of episodes: {error!r}") from error
     trials = try_function(function, [(record.trajectory, record.task) for record in records])
     raise typer.Exit(0 if print_trials(function, trials) else 1)
+
+
+@app.command("calibrate-gate")
+def calibrate_gate(
+    log: Annotated[Path, typer.Argument(help="Evaluation log, played with episode.gate.mode=measure.")],
+    out: Annotated[Path, typer.Option(help="Thresholds, for episode.gate.file.")] = Path("gate.json"),
+    price: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy that a further frame must bring; none takes the most accuracy per frame.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Finds how uncertain an answer must be for zooming to be worth it.
+
+    Example: vz-ray calibrate-gate runs/eval/eval/needle.jsonl --out gate.json
+    """
+    from vz_ray.evaluate.gate import calibrate_file
+
+    for kind, found in calibrate_file(log, out, price=price).items():
+        print(f"{kind}: zoom above {found.best.threshold:.4f}, {found.questions} questions")
+        for name, one in (("gated", found.best), ("always", found.always), ("never", found.never)):
+            figures = f"accuracy {one.accuracy:.4f}, frames {one.frames:.1f}, zooming {one.zooming:.1%}"
+            print(f"  {name}: {figures}")
+    print(out)
 
 
 @app.command()

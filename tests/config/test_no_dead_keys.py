@@ -19,8 +19,17 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.config.distill import ExemplarConfig, ReflectConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
+from vz_ray.config.sft import SftRunConfig
 
-COMMANDS = (RunConfig, QuickstartConfig, SynthConfig, BenchmarksConfig, ExemplarConfig, ReflectConfig)
+COMMANDS = (
+    RunConfig,
+    SftRunConfig,
+    QuickstartConfig,
+    SynthConfig,
+    BenchmarksConfig,
+    ExemplarConfig,
+    ReflectConfig,
+)
 """What a command's file and overrides are read into."""
 
 

@@ -121,6 +121,13 @@ def remarks(benchmark: Json) -> list[str]:
                 f"{Mode.of(mode).title}: {left} questions are in no figure "
                 f"({counts['unjudged']} not judged, {counts['failed']} failed)"
             )
+        if fell := played["metrics"]["fell_back"]:
+            said.append(
+                f"{Mode.of(mode).title}: {fell} questions were shown uniform frames, "
+                "for want of a record in the frame selector's index"
+            )
+        if (rate := played["metrics"]["gate_rate"]) is not None:
+            said.append(f"{Mode.of(mode).title}: the gate let {rate:.1%} of the questions zoom")
     return [f"{benchmark['title']}: {line}" for line in [*said, *benchmark["notes"]]]
 
 
