@@ -22,9 +22,10 @@ from rich.console import Console
 from vz_ray import actors
 from vz_ray.coldstart.distill.account import Account
 from vz_ray.coldstart.distill.card import Card, make_card, table
-from vz_ray.coldstart.distill.curate import curate
+from vz_ray.coldstart.distill.chat import Guide
+from vz_ray.coldstart.distill.curate import Curated, curate
 from vz_ray.coldstart.distill.decontaminate import HeldOut, identity
-from vz_ray.coldstart.distill.expert import Expert, Guide, LimitReached, api_key
+from vz_ray.coldstart.distill.expert import Expert, LimitReached, api_key
 from vz_ray.coldstart.distill.log import PlayLog
 from vz_ray.coldstart.distill.publish import publish
 from vz_ray.coldstart.distill.reflect import log_files, read_wrong
@@ -133,22 +134,9 @@ async def _distill(
     expert = Expert(config.expert, account, interrupt.check)
     if log.records or account.spent.requests:
         progress.say(f"going on with {run.path}: {_paid(account)}")
-    short = ""
     async with actors.ray_cluster(config.ray), actors.clip_pool(config) as frames:
         studio = Studio(expert, wire, frames, config.episode, config.reward, plan.guide, plan.stage)
-        with progress.stage(plan.stage, len(plan.jobs)) as stage:
-            try:
-                await studio.play_all(
-                    plan.jobs,
-                    log,
-                    at_once=config.episodes_at_once,
-                    advance=stage.advance,
-                    show=progress.show,
-                )
-            except LimitReached as error:
-                short = f"{error}, {_paid(account)}"
-            finally:
-                await expert.close()
+        short = await _play(studio, plan.jobs, log, config.episodes_at_once, progress)
         curated = curate(
             log.records,
             config.curate,
@@ -156,22 +144,38 @@ async def _distill(
             max_zoom_frames=config.episode.max_zoom_frames,
             seed=config.seed,
         )
-        card = make_card(
-            f"{config.name}: {plan.stage}",
-            config.expert.model,
-            log.records,
-            curated.kept,
-            curated.dropped,
-            account.spent,
-            planned=len(plan.jobs),
-            rates=curated.rates,
-            came_in=plan.came_in,
-            against=config.curate.against,
-        )
+        card = _card(config, plan, log, curated, account)
         with progress.stage("data set"):
             dataset = run.path / "dataset"
             await publish(dataset, curated.kept, curated.dropped, card, wire, frames, config.image)
     return card, short
+
+
+async def _play(studio: Studio, jobs: Sequence[Job], log: PlayLog, at_once: int, progress: Progress) -> str:
+    """Plays what the log does not hold; returns why not all of it, if the cost limit was in the way."""
+    with progress.stage(studio.stage, len(jobs)) as stage:
+        try:
+            await studio.play_all(jobs, log, at_once=at_once, advance=stage.advance, show=progress.show)
+        except LimitReached as error:
+            return f"{error}, {_paid(studio.expert.account)}"
+        finally:
+            await studio.expert.close()
+    return ""
+
+
+def _card(config: DistillConfig, plan: Plan, log: PlayLog, curated: Curated, account: Account) -> Card:
+    return make_card(
+        f"{config.name}: {plan.stage}",
+        config.expert.model,
+        log.records,
+        curated.kept,
+        curated.dropped,
+        account.spent,
+        planned=len(plan.jobs),
+        rates=curated.rates,
+        came_in=plan.came_in,
+        against=config.curate.against,
+    )
 
 
 def _paid(account: Account) -> str:

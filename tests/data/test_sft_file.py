@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -95,6 +96,14 @@ def test_a_sample_has_one_mark_for_each_frame_and_the_turns_as_they_were_said(pl
         assert marks == [len(context.refs) for context in trajectory.contexts]
         assert sample["images"] == [ref.digest for ref in trajectory.refs]
         assert not re.search(r"<\|\w+\|>", json.dumps(sample))
+
+
+def test_samples_with_and_without_weights_make_one_table(played, wire):
+    """As tools see them that read the file into Arrow: no column changes its type from record to record."""
+    samples = [sample_of(t, wire, lambda ref: ref.digest, given=i % 2) for i, t in enumerate(played[0])]
+    messages = pa.Table.from_pylist(samples).column("messages")
+    assert {field.name for field in messages.type.value_type} == {"role", "content", "weight"}
+    assert {m["weight"] for sample in messages.to_pylist() for m in sample} == {0, None}
 
 
 def test_what_was_written_is_read_back_as_the_same_tokens_frames_and_turns(played, wire, tmp_path):

@@ -29,18 +29,19 @@ class ExpertConfig:
         top_p: Its nucleus mass.
         tokens_key: What the most tokens of a reply are called there; some hosted models want
             `max_completion_tokens`.
-        parameters: Sent with every request; null leaves one out.
+        parameters: Sent with every request; null leaves one out, also `temperature` and `top_p`.
         concurrency: Most requests in flight.
         attempts: Most requests for one turn; 429, 5xx, timeouts, lost connections and replies that are
             no completion are tried again.
         backoff_s: Wait before the second attempt, doubled with each further one; a server's
             `Retry-After` counts where it is longer.
         timeout_s: Seconds that one request may take.
-        turn_s: Seconds that a turn may take, waits and all attempts included.
-        episode_s: Seconds that an episode may take.
+        turn_s: Seconds that a turn may take: all its requests, and the waits between them.
+        episode_s: Seconds that an episode may take; waiting for the limits below counts too.
         requests_per_minute: Most requests in any 60 s; 0 has no limit.
         tokens_per_minute: Most tokens in any 60 s, those of prompts included; 0 has no limit.
-        image_tokens: Tokens that a frame takes at most, for estimates made before a request.
+        image_tokens: Tokens that a frame takes at most, for estimates made before a request; they are
+            raised where the server counts more.
         input_usd: Price of a million tokens of prompts.
         output_usd: Price of a million tokens of replies.
         limit_usd: Nothing is asked that could bring the cost above this; 0 has no limit.

@@ -15,16 +15,10 @@ from tests.coldstart.distill.serving import images_of, said, text_of
 from tests.reward.endpoint import Reply as Http
 from tests.reward.endpoint import serving
 from vz_ray.coldstart.distill.account import Account
-from vz_ray.coldstart.distill.expert import (
-    Expert,
-    ExpertFailed,
-    Guide,
-    LimitReached,
-    _retry_after,
-    guided,
-    one_turn,
-)
+from vz_ray.coldstart.distill.chat import Guide, guided, one_turn, retry_after
+from vz_ray.coldstart.distill.expert import Expert, ExpertFailed, LimitReached
 from vz_ray.config.distill import ExpertConfig
+from vz_ray.data.record import whole_lines
 from vz_ray.episode.protocols import Message
 from vz_ray.episode.trajectory import Sampling
 from vz_ray.episode.wire import IMAGE
@@ -138,8 +132,8 @@ def test_a_server_is_given_the_time_it_asks_for(config, tmp_path):
     with serving(lambda number, body: said(ANSWER) if number else later) as endpoint:
         ask(replace(config, base_url=endpoint.url), tmp_path)
     assert endpoint.at[1] - endpoint.at[0] >= 1.5
-    assert _retry_after(dates) == 2.0
-    assert _retry_after({"retry-after": "soon"}) == 0.0
+    assert retry_after(dates) == 2.0
+    assert retry_after({"retry-after": "soon"}) == 0.0
 
 
 def test_a_reply_that_trickles_is_given_up_and_counts_at_its_most(config, tmp_path):
@@ -152,6 +146,55 @@ def test_a_reply_that_trickles_is_given_up_and_counts_at_its_most(config, tmp_pa
     assert time.monotonic() - began < 10
     assert len(endpoint.requests) == 2
     assert account.spent.unsure_usd > 0
+
+
+def test_waiting_for_a_place_takes_none_of_a_turn_s_time(config, tmp_path):
+    queued = replace(config, concurrency=1, turn_s=1.5)
+    with serving(lambda number, body: replace(said(ANSWER), after_s=0.4)) as endpoint:
+        replies, _ = ask(replace(queued, base_url=endpoint.url), tmp_path, times=6)
+    assert [reply.text for reply in replies] == [ANSWER] * 6
+
+
+def test_a_stop_is_heard_while_a_server_makes_it_wait(config, tmp_path):
+    class Stop(Exception):
+        pass
+
+    checks = []
+
+    def stopping() -> None:
+        checks.append(time.monotonic())
+        if len(checks) > 3:
+            raise Stop
+
+    later = Http(status=429, body=b"{}", headers={"retry-after": "50"})
+    with serving(lambda number, body: later) as endpoint:
+        began = time.monotonic()
+        (stopped,), _ = ask(replace(config, base_url=endpoint.url), tmp_path, check=stopping)
+    assert isinstance(stopped, Stop)
+    assert time.monotonic() - began < 20
+
+
+def test_estimates_follow_what_the_server_counts(config, tmp_path):
+    async def go(url: str) -> list[float]:
+        expert = Expert(replace(config, base_url=url, image_tokens=1), Account(tmp_path / "replies.jsonl"))
+        ratios = []
+        for batch in range(2):
+            turns = (
+                expert.reply(ASK, Sampling(max_tokens=9), request=f"{batch}/{i}", encoded={})
+                for i in range(4)
+            )
+            await asyncio.gather(*turns)
+            ratios.append(expert._ratio)
+        await expert.close()
+        return ratios
+
+    with serving(lambda number, body: said(ANSWER)) as endpoint:
+        first, second = asyncio.run(go(endpoint.url))
+    # The text is about 60 tokens by the estimate, and 1000 by the server's word.
+    assert first == second > 10
+    asked = [line["usd"] for line in whole_lines(tmp_path / "replies.jsonl") if "asked" in line]
+    assert max(asked[:4]) < min(asked[4:])
+    assert asked[-1] == pytest.approx((1000 * 10 + 9 * 100) / 1e6, rel=0.01)
 
 
 def test_a_turn_has_a_deadline_of_its_own(config, tmp_path):
@@ -247,13 +290,15 @@ def test_no_text_is_an_empty_reply(config, tmp_path):
 
 def test_parameters_can_be_renamed_and_left_out(config, tmp_path):
     hosted = replace(
-        config, tokens_key="max_completion_tokens", parameters={"stop": None, "reasoning": "low"}
+        config,
+        tokens_key="max_completion_tokens",
+        parameters={"stop": None, "top_p": None, "reasoning": "low"},
     )
     with serving(lambda number, body: said(ANSWER)) as endpoint:
         ask(replace(hosted, base_url=endpoint.url), tmp_path)
     (body,) = endpoint.requests
     assert body["max_completion_tokens"] == 100
-    assert not {"stop", "max_tokens"} & set(body)
+    assert not {"stop", "top_p", "max_tokens"} & set(body)
     assert json.dumps(body["reasoning"]) == '"low"'
 
 

@@ -18,7 +18,8 @@ from tests.coldstart.distill.conftest import RULES
 from tests.rollout.reference import Reference
 from tests.small_run import ROOT
 from vz_ray.coldstart.distill.account import Account
-from vz_ray.coldstart.distill.expert import Expert, ExpertPolicy, Guide
+from vz_ray.coldstart.distill.chat import Guide
+from vz_ray.coldstart.distill.expert import Expert, ExpertPolicy
 from vz_ray.config.distill import ExpertConfig
 from vz_ray.episode.runner import play
 from vz_ray.episode.trajectory import EpisodeId, Sampling

@@ -12,7 +12,8 @@ from tests.coldstart.distill.serving import OracleServer, said, turns_of
 from tests.reward.endpoint import Reply as Http
 from tests.reward.endpoint import serving
 from vz_ray.coldstart.distill.account import Account
-from vz_ray.coldstart.distill.expert import Expert, Guide, LimitReached
+from vz_ray.coldstart.distill.chat import Guide
+from vz_ray.coldstart.distill.expert import Expert, LimitReached
 from vz_ray.coldstart.distill.log import PlayLog
 from vz_ray.coldstart.distill.patterns import Pattern, pattern_of
 from vz_ray.coldstart.distill.select import fault_of

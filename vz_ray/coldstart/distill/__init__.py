@@ -6,6 +6,7 @@ layout, and a card that says where each came from and what it cost. Knows
 nothing of engines or learners: episodes are played by the ordinary runner.
 
     account    replies and their cost, on disk: nothing is paid for twice
+    chat       what is sent, and how a reply is taken
     pace       requests and tokens a minute
     expert     the endpoint as a `Policy`
     studio     plays many episodes side by side into a log, resumable

@@ -8,7 +8,7 @@
              a reply that is no completion   -> again, later each time
              401, 403, 404                   -> UserError: the next one would fare no better
              any other status                -> ExpertFailed
-    and ExpertFailed after `turn_s`, whatever happens
+    and ExpertFailed after `turn_s` of requests and waits between them
 
 What the expert says is taken as it is: cut after its first `</video_zoom>`, which
 servers leave out, pass on, or do not stop at, and otherwise judged by the episode.
@@ -17,32 +17,25 @@ servers leave out, pass on, or do not stop at, and otherwise judged by the episo
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from blake3 import blake3
 
 from vz_ray.coldstart.distill.account import Account, Reply
-from vz_ray.coldstart.distill.pace import Pace
+from vz_ray.coldstart.distill.chat import Guide, content_of, guided, one_turn, retry_after, tokens_about
+from vz_ray.coldstart.distill.pace import Pace, Sent
 from vz_ray.config.distill import ExpertConfig
 from vz_ray.episode.protocols import Message, Prompt
 from vz_ray.episode.trajectory import Sampling, Written
-from vz_ray.episode.wire import IMAGE, PLACEHOLDERS, WireFormat
-from vz_ray.episode.zoom_call import CLOSE, OPEN
+from vz_ray.episode.wire import PLACEHOLDERS, WireFormat
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.errors import UserError
-from vz_ray.video.frame import Frame
-from vz_ray.video.image import encode_image
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -61,9 +54,6 @@ _LONGEST_WAIT_S = 60.0
 """Between two attempts."""
 _NO_KEY = "none"
 """Sent to servers that need no key, since the client insists on one."""
-_BYTES_PER_TOKEN = 2
-"""Of text, for estimates that must not be too low."""
-_MESSAGE_TOKENS = 16
 _CONTROL = (*PLACEHOLDERS, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 """What no text may hold: the tokenizer would make tokens of it that mean something else."""
 
@@ -92,34 +82,6 @@ class _Again(ExpertFailed):
         self.after_s = after_s
 
 
-@dataclass(frozen=True, slots=True)
-class Guide:
-    """What the expert alone is told.
-
-    Attributes:
-        system: Added to the system message.
-        turn: Added to the message that it answers first.
-    """
-
-    system: str = ""
-    turn: str = ""
-
-    @classmethod
-    def load(cls, path: Path | str) -> Guide:
-        """Reads a prompt file; `UserError` if it is missing or has wrong keys."""
-        path = Path(path)
-        if not path.is_absolute() and not path.exists():
-            path = Path(__file__).resolve().parents[3] / path
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read the expert's prompt file {path}: {error}") from error
-        keys = set(values) if isinstance(values, dict) else set()
-        if keys != set(cls.__slots__) or not all(isinstance(text, str) for text in values.values()):
-            raise UserError(f"prompt file {path}: its keys must be {', '.join(cls.__slots__)}, each a text")
-        return cls(**values)
-
-
 class Expert:
     """The endpoint; all episodes of a process share one.
 
@@ -138,7 +100,6 @@ class Expert:
         self.config, self.account = config, account
         self._check = check
         self._key = api_key(config)
-        self._parameters = {name: value for name, value in config.parameters.items() if value is not None}
         self._pace = Pace(config.requests_per_minute, config.tokens_per_minute)
         self._places = asyncio.Semaphore(config.concurrency)
         self._closed = asyncio.Condition()
@@ -159,12 +120,9 @@ class Expert:
         if (known := self.account.reply(key)) is not None:
             return known
         body = await asyncio.to_thread(self._body, messages, sampling, encoded)
-        who, deadline = f"expert {self.config.model}", self.config.turn_s
-        tokens = self._prompt_tokens(messages), sampling.max_tokens
-        try:
-            return await within(deadline, self._attempts(key, body, tokens), who=who, what=request)
-        except Overdue as error:
-            raise ExpertFailed("timeout", str(error)) from error
+        return await self._attempts(
+            key, body, (tokens_about(messages, self.config.image_tokens), sampling.max_tokens)
+        )
 
     async def close(self) -> None:
         if self._client is not None:
@@ -176,48 +134,24 @@ class Expert:
     def _identity(self, messages: Sequence[Message], sampling: Sampling, request: str) -> str:
         """Names a reply by all that decides it, and by which of several equal requests it answers."""
         said = [[m.role, m.text, [frame.ref.digest for frame in m.frames]] for m in messages]
-        drawn = [sampling.temperature, sampling.top_p, sampling.max_tokens, self._parameters]
+        drawn = [sampling.temperature, sampling.top_p, sampling.max_tokens, self.config.parameters]
         everything = [request, self.config.model, drawn, said]
         return blake3(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encoded: dict[str, str]
     ) -> dict[str, Any]:
-        return {
+        body = {
             "model": self.config.model,
-            "messages": [{"role": m.role, "content": self._content(m, encoded)} for m in messages],
+            "messages": [
+                {"role": m.role, "content": content_of(m, self.config.image, encoded)} for m in messages
+            ],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             self.config.tokens_key: sampling.max_tokens,
-            **self._parameters,
+            **self.config.parameters,
         }
-
-    def _content(self, message: Message, encoded: dict[str, str]) -> str | list[dict[str, Any]]:
-        """Text, or text and images in their places."""
-        if not message.frames:
-            return message.text
-        texts = message.text.split(IMAGE)
-        parts: list[dict[str, Any]] = []
-        for number, text in enumerate(texts):
-            parts += [{"type": "text", "text": text}] if text else []
-            if number < len(message.frames):
-                url = self._url(message.frames[number], encoded)
-                parts.append({"type": "image_url", "image_url": {"url": url}})
-        return parts
-
-    def _url(self, frame: Frame, encoded: dict[str, str]) -> str:
-        name = f"{frame.ref.digest}/{frame.ref.width}"
-        if name not in encoded:
-            kind = self.config.image
-            data = base64.b64encode(encode_image(frame.rgb, kind)).decode()
-            encoded[name] = f"data:image/{kind};base64,{data}"
-        return encoded[name]
-
-    def _prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """About how many, rather too many."""
-        text = sum(len(m.text.encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
-        images = self.config.image_tokens * sum(len(m.frames) for m in messages)
-        return math.ceil(self._ratio * (text + images))
+        return {name: value for name, value in body.items() if value is not None}
 
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self.config.input_usd + completion * self.config.output_usd) / 1e6
@@ -225,36 +159,58 @@ class Expert:
     # -- asking ---------------------------------------------------------------------
 
     async def _attempts(self, key: str, body: dict[str, Any], tokens: tuple[int, int]) -> Reply:
-        """The first completion; the last failure where there is no time for another attempt."""
+        """The first completion; the last failure where there is no time for another attempt.
+
+        Waiting for its turn takes none of the turn's time: only the episode's.
+        """
         config, loop = self.config, asyncio.get_running_loop()
-        end = loop.time() + config.turn_s
+        left_s = config.turn_s
         for attempt in range(1, config.attempts + 1):
-            try:
-                async with self._places:
-                    return await self._request(key, body, tokens)
-            except _Again as error:
-                backoff = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                wait = max(min(backoff, _LONGEST_WAIT_S), error.after_s)
-                log.info("expert %s, attempt %d: %s", config.model, attempt, error)
-                if attempt == config.attempts or loop.time() + wait >= end:
-                    raise
-            await asyncio.sleep(wait)
+            async with self._places:
+                prompt = math.ceil(self._ratio * tokens[0])
+                sent = await self._paced(prompt + tokens[1])
+                await self._admit(key, self._usd(prompt, tokens[1]))
+                began = loop.time()
+                try:
+                    reply = await self._request(key, body, (prompt, tokens[1]), min(config.timeout_s, left_s))
+                except _Again as error:
+                    failed = error
+                else:
+                    sent.tokens = reply.prompt_tokens + reply.completion_tokens
+                    self._ratio = max(self._ratio, reply.prompt_tokens / tokens[0])
+                    return reply
+            log.info("expert %s, attempt %d: %s", config.model, attempt, failed)
+            backoff = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
+            wait = max(min(backoff, _LONGEST_WAIT_S), failed.after_s)
+            left_s -= loop.time() - began + wait
+            if attempt == config.attempts or left_s <= 0:
+                raise failed
+            await self._sleep(wait)
         raise AssertionError("every attempt returns or raises")
 
-    async def _request(self, key: str, body: dict[str, Any], tokens: tuple[int, int]) -> Reply:
-        """One request, paced, accounted for, and closed in the account whatever comes of it."""
+    async def _paced(self, tokens: int) -> Sent:
+        """Waits until a request of `tokens` may go out."""
         loop = asyncio.get_running_loop()
-        while (wait := self._pace.wait_s(loop.time(), sum(tokens))) > 0:  # noqa: ASYNC110 - others go first
-            await asyncio.sleep(wait)
-        sent = self._pace.send(loop.time(), sum(tokens))
-        await self._admit(key, self._usd(*tokens))
+        while (wait := self._pace.wait_s(loop.time(), tokens)) > 0:
+            await self._sleep(wait)
+        return self._pace.send(loop.time(), tokens)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits; a stop that is asked for meanwhile is raised within a second."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            self._check()
+            await asyncio.sleep(min(left, 1.0))
+
+    async def _request(
+        self, key: str, body: dict[str, Any], tokens: tuple[int, int], timeout_s: float
+    ) -> Reply:
+        """One request that is on the account, and closed there whatever comes of it."""
         closed = False
         try:
-            response = await self._answered(body)
-            reply = self._read(response, tokens)
+            reply = self._read(await self._answered(body, timeout_s), tokens)
             self.account.replied(key, reply)
-            sent.tokens = reply.prompt_tokens + reply.completion_tokens
-            self._ratio *= max(1.0, reply.prompt_tokens / tokens[0])
             closed = True
             return reply
         except _Refused as refused:
@@ -279,15 +235,13 @@ class Expert:
                     raise LimitReached(f"the next request may cost ${usd:.4f}")
                 await self._closed.wait()
 
-    async def _answered(self, body: dict[str, Any]) -> Any:
+    async def _answered(self, body: dict[str, Any], timeout_s: float) -> Any:
         """What the server said. Raises `_Refused` for a status, `_Again` where nothing came."""
         import openai
 
         config = self.config
         try:
-            return await within(
-                config.timeout_s, self._create(body), who=config.base_url, what="an expert's reply"
-            )
+            return await within(timeout_s, self._create(body), who=config.base_url, what="an expert's reply")
         except (Overdue, openai.APITimeoutError) as error:
             raise _Again("timeout", str(error)) from error
         except openai.APIConnectionError as error:
@@ -305,7 +259,7 @@ class Expert:
                 f"the expert {config.model} refuses with status {status} ({detail}); {_HOPELESS[status]}"
             )
         if status in _AGAIN or status >= 500:
-            return _Again(kind, detail, _retry_after(error.response.headers))
+            return _Again(kind, detail, retry_after(error.response.headers))
         return ExpertFailed(kind, detail)
 
     def _create(self, body: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -368,30 +322,6 @@ class ExpertPolicy:
         return Written(text, self._wire.written(text))
 
 
-def guided(messages: Sequence[Message], guide: Guide, after: int) -> list[Message]:
-    """`messages` with what the expert alone is told, in the system message and in the user turn after
-    `after` turns of others."""
-    found: list[Message] = []
-    turns = 0
-    for message in messages:
-        more = guide.system if message.role == "system" else ""
-        if message.role == "user" and turns == after:
-            more = guide.turn
-        turns += message.role == "assistant"
-        text = f"{message.text}\n{more}" if more and message.role == "system" else message.text + more
-        found.append(Message(message.role, text, message.frames))
-    return found
-
-
-def one_turn(text: str, stop: str) -> str:
-    """What was said up to and with the first `</video_zoom>`; put back where a server left it out."""
-    said, close, _ = text.partition(CLOSE)
-    if close:
-        return said.strip() + close
-    cut_off = OPEN in said and stop == "stop"
-    return said.strip() + (CLOSE if cut_off else "")
-
-
 def api_key(config: ExpertConfig) -> str:
     """The key that `api_key_env` names.
 
@@ -407,17 +337,3 @@ def api_key(config: ExpertConfig) -> str:
             "expert.api_key_env empty for a server that needs none"
         )
     return key
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds that the server asks to wait: a number, or a date compared with the server's own clock."""
-    said = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(said or 0))
-    except ValueError:
-        pass
-    try:
-        then, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("date", ""))
-        return max(0.0, (then - now).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

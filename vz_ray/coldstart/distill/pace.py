@@ -9,7 +9,9 @@ WINDOW_S = 60.0
 
 
 @dataclass
-class _Sent:
+class Sent:
+    """A request that went out: when, and how many tokens it takes."""
+
     at_s: float
     tokens: int
 
@@ -26,7 +28,7 @@ class Pace:
 
     def __init__(self, requests: int, tokens: int) -> None:
         self._requests, self._tokens = requests, tokens
-        self._sent: deque[_Sent] = deque()
+        self._sent: deque[Sent] = deque()
 
     def wait_s(self, at_s: float, tokens: int) -> float:
         """Seconds until a request of `tokens` may go out; one above the limit goes out alone."""
@@ -41,9 +43,9 @@ class Pace:
                 return free_at_s - at_s
         return 0.0
 
-    def send(self, at_s: float, tokens: int) -> _Sent:
+    def send(self, at_s: float, tokens: int) -> Sent:
         """A request goes out; `tokens` of what it returns may be set right once they are known."""
-        sent = _Sent(at_s, tokens)
+        sent = Sent(at_s, tokens)
         self._sent.append(sent)
         return sent
 

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vz_ray.coldstart.distill.expert import Expert, ExpertFailed, ExpertPolicy, Guide, LimitReached
+from vz_ray.coldstart.distill.chat import Guide
+from vz_ray.coldstart.distill.expert import Expert, ExpertFailed, ExpertPolicy, LimitReached
 from vz_ray.coldstart.distill.log import Key, PlayLog
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
