@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where videos, CLIP and logs are kept")
     parser.add_argument("--clip", type=Path, help="an image-text checkpoint; none trains a tiny one")
     parser.add_argument("--agent", type=Path, help="a checkpoint whose accuracy is measured too")
+    parser.add_argument("--answers-only", action="store_true", help="the agent was taught no zoom")
     parser.add_argument("--videos", type=int, default=32)
     parser.add_argument("--segments", type=float, nargs="+", default=[SelectorConfig().segments, 1.0])
     parser.add_argument("--diversity", type=float, default=SelectorConfig().diversity)
@@ -71,7 +72,7 @@ def main() -> None:
     )
     selectors = {"uniform": SelectorConfig(), "keyframes": SelectorConfig("keyframes")}
     selectors |= {f"query, segments {share:g}": replace(query, segments=share) for share in given.segments}
-    found = asyncio.run(measure(given.folder, tasks, selectors, given.agent))
+    found = asyncio.run(measure(given.folder, tasks, selectors, given.agent, given.answers_only))
     print(json.dumps({"questions": len(tasks), "clip_training_s": round(trained_s, 1), **found}))
 
 
@@ -91,9 +92,15 @@ def make_world(folder: Path, videos: int) -> list[Task]:
 
 
 async def measure(
-    folder: Path, tasks: Sequence[Task], selectors: Mapping[str, SelectorConfig], agent: Path | None
+    folder: Path,
+    tasks: Sequence[Task],
+    selectors: Mapping[str, SelectorConfig],
+    agent: Path | None,
+    answers_only: bool,
 ) -> dict[str, Any]:
     config = load(RunConfig, "conf/tiny.yaml", [f"runs={folder / 'runs'}"])
+    if answers_only:
+        config.episode.prompt, config.episode.max_rounds = "conf/prompt/tiny-answer.yaml", 1
     config.episode.selector = list(selectors.values())[-1]
     found: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
@@ -159,7 +166,7 @@ async def play(
     stack: AsyncExitStack,
 ) -> dict[str, list[EvalResult]]:
     """The agent's episodes on every selector's overviews."""
-    run, _ = RunDir.begin(folder / "runs" / "selectors", "")
+    run, _ = RunDir.begin(folder / "runs" / f"selectors-{config.episode.max_rounds}", "")
     fleet = await stack.enter_async_context(actors.fleet(config, agent, frames, run))
     found = {}
     for name, selector in selectors.items():

@@ -166,17 +166,18 @@ async def cold_start(config: QuickstartConfig, at: Desk, frames: ClipPool) -> Pa
     out = at.model(COLD_START)
     if not out.exists():
         with at.timed("cold start"):
-            exemplars = await cold_start_exemplars(config)
+            exemplars = await cold_start_exemplars(config, frames)
             await sft(config, at, frames, COLD_START, Path(config.model), exemplars, config.cold_start)
     return out
 
 
-async def cold_start_exemplars(config: QuickstartConfig) -> list[Trajectory]:
+async def cold_start_exemplars(config: QuickstartConfig, pool: ClipPool) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
+    ranker = await actors.image_text(config.episode.selector, pool)
     with LocalFrames(decoder=config.clips.decoder) as local:
         expert = zooming(wire, config.sparse, config.seed)
-        return await play_exemplars(tasks, local, wire, config.episode, expert)
+        return await play_exemplars(tasks, local, wire, config.episode, expert, ranker)
 
 
 async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
@@ -237,7 +238,7 @@ async def controls(config: QuickstartConfig, at: Desk, frames: ClipPool, cold: P
     stages = []
     if not at.model(SFT_CONTINUED).exists():
         length = replace(config.sft_continued, max_seconds=rl_seconds)
-        exemplars = await cold_start_exemplars(config)
+        exemplars = await cold_start_exemplars(config, frames)
         stages.append(sft(config, at, frames, SFT_CONTINUED, cold, exemplars, length))
     if not at.model(BASELINE).exists():
         answers = await uniform_exemplars(config)
