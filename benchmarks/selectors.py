@@ -7,7 +7,7 @@ it likes, with a bootstrap interval over videos of the difference to `uniform`.
 
 Prints one JSON object as its last line.
 
-    python -m benchmarks.selectors --folder /tmp/selectors --agent runs/quickstart/models/rl
+    python -m benchmarks.selectors --folder selectors --agent runs/quickstart/models/rl
 """
 
 from __future__ import annotations
