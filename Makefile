@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline bench-clips bench-rollout bench-weights bench-schedule test lint types format lock doctor clean
+.PHONY: quickstart baseline bench-clips bench-rollout bench-weights bench-schedule bench-selectors test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -24,6 +24,10 @@ bench-weights: .venv/.installed
 # Episodes a second of the fleet, against lockstep rounds, static shards and the floor.
 bench-rollout: .venv/.installed
 	$(PY) -m benchmarks.rollout $(ARGS)
+
+# Which frame selector shows what is asked about, at the same number of frames.
+bench-selectors: .venv/.installed
+	$(PY) -m benchmarks.selectors $(ARGS)
 
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
 bench-schedule: .venv/.installed

@@ -85,7 +85,7 @@ class Bench:
         self.runs += 1
         minute = self.runs % (MINUTES - 1)
         waits = "memory" if schedule == "floor" else mode
-        await asyncio.gather(*(worker.ask("prepare", waits, minute) for worker in self.workers))
+        await asyncio.gather(*(worker.ask("reset", waits, minute) for worker in self.workers))
         before = await self.fleet.stats()
         began = time.monotonic()
         if schedule == "floor" and mode == "decode":

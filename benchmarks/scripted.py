@@ -173,7 +173,7 @@ class ScriptedWorker(WorkerActor):
 
         engine.script = script
 
-    async def prepare(self, mode: str, minute: int) -> None:
+    async def reset(self, mode: str, minute: int) -> None:
         """Empty caches, and clips that come as `mode` says."""
         assert self._engine is not None
         await self._engine.reset_caches()

@@ -11,7 +11,11 @@ import pytest
 
 from tests.evaluate.benchmarks.making import LVB, write_json
 from tests.small_run import SmallRun, vz_ray
+from tests.video.making import Made, make
+from vz_ray.benchmarking import read_exams
+from vz_ray.config.benchmarks import BenchmarkConfig, BenchmarksConfig
 from vz_ray.data.rl_file import read_tasks
+from vz_ray.observe.errors import UserError
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -65,6 +69,15 @@ def test_missing_videos_stop_it_before_anything_is_started(small: SmallRun) -> N
     assert "LongVideoBench: 1 of 2 videos do not exist (1 questions): " in done.stderr
     assert "allow_missing=true" in done.stderr
     assert not (small.runs / "exam").exists()
+
+
+def test_questions_that_take_a_judge_stop_it_where_there_is_none(tmp_path: Path) -> None:
+    video = make(tmp_path, Made("lecture.mp4", frames=25))
+    row = f"index\tvideo\tdiscipline\tquestion\tanswer\n0\t{video.stem}\tmath\tWhy?\tBecause.\n"
+    (tmp_path / "Video_MMLU.tsv").write_text(row)
+    config = BenchmarksConfig(benchmarks={"video_mmlu": BenchmarkConfig(annotations=str(tmp_path))})
+    with pytest.raises(UserError, match=r"Video-MMLU need a judge.*set reward\.judge\.model"):
+        read_exams(config)
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ async def test_whatever_else_goes_wrong_is_raised_as_it_is(error: Exception, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_learner_that_is_killed_in_mid_run_comes_back_and_no_episode_is_lost(tmp_path: Path) -> None:
     """SIGKILL after the third of four iterations: the third is played again from the checkpoint before it."""
     small, iterations = SmallRun.make(tmp_path), 4

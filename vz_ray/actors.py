@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import ray
 
-from vz_ray.clips import ClipPool
+from vz_ray.clips import ClipPool, Ranking
+from vz_ray.config.distill import DistillConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
+from vz_ray.config.selector import SelectorConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
@@ -144,7 +147,7 @@ def _knock(address: str) -> None:
 
 
 @asynccontextmanager
-async def clip_pool(config: PlayConfig) -> AsyncIterator[ClipPool]:
+async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
     pool = ClipPool.start(config.clips)
     try:
@@ -167,6 +170,15 @@ async def learner(
         group.close()
 
 
+async def image_text(config: SelectorConfig, frames: ClipPool) -> Ranking | None:
+    """The image-text model, loaded, where overviews are chosen with one; it ends with its last handle."""
+    if config.kind != "query":
+        return None
+    ranking = Ranking.start(config, frames)
+    await ranking.ready()
+    return ranking
+
+
 @asynccontextmanager
 async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: RunDir) -> AsyncIterator[Fleet]:
     """Rollout workers that hold `model` as weight version 0; they end with the block."""
@@ -179,6 +191,7 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         score=score,
         logs=str(run.logs.resolve()),
         transport=config.weights.transport,
+        ranker=await image_text(config.episode.selector, frames),
     )
     publisher = Publisher(
         deadline_s=config.weights.deadline_s,

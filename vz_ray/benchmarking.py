@@ -30,7 +30,6 @@ from vz_ray.evaluate.benchmarks import (
     read_benchmark,
     sample,
 )
-from vz_ray.evaluate.benchmarks.marks import Judge, judged_by_reward
 from vz_ray.evaluate.benchmarks.pictures import picture_folder
 from vz_ray.evaluate.curve import write_curve
 from vz_ray.evaluate.modes import Mode
@@ -39,6 +38,7 @@ from vz_ray.evaluate.play import evaluate
 from vz_ray.evaluate.results import EvalLog
 from vz_ray.observe.errors import UserError
 from vz_ray.report.curves import write_curves
+from vz_ray.reward import require_scorers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,8 @@ class Exam:
     missing: Missing
 
 
-def run_benchmarks(config: BenchmarksConfig, judge: Judge = judged_by_reward) -> None:
+def run_benchmarks(config: BenchmarksConfig) -> None:
     """Plays all benchmarks in all modes; writes and prints what came out.
-
-    Args:
-        config: What is played, and how.
-        judge: Who says whether open answers are right.
 
     Raises:
         UserError: A benchmark's files are not what they should be, or videos are missing.
@@ -86,7 +82,7 @@ def run_benchmarks(config: BenchmarksConfig, judge: Judge = judged_by_reward) ->
                 benchmark=exam.benchmark,
                 asked=len(exam.tasks),
                 missing=exam.missing,
-                marks={m: mark_all(exam.benchmark, logs[exam.key, m].results, judge) for m in modes},
+                marks={m: mark_all(exam.benchmark, logs[exam.key, m].results) for m in modes},
             )
             for exam in exams
         ]
@@ -113,7 +109,8 @@ def read_exams(config: BenchmarksConfig) -> list[Exam]:
     """Every benchmark's questions, in order; videos have been looked for, and some of them opened.
 
     Raises:
-        UserError: No benchmarks; a file is not what it should be; videos are missing and may not be.
+        UserError: No benchmarks; a file is not what it should be; videos are missing and may not be;
+            a judge is needed and there is none.
     """
     if not config.benchmarks:
         raise UserError("no benchmarks: give a config such as conf/eval/mlvu.yaml, or set benchmarks.<name>")
@@ -126,6 +123,7 @@ def read_exams(config: BenchmarksConfig) -> list[Exam]:
         if not exam.tasks:
             raise UserError(f"{exam.benchmark.title}: no questions are left ({exam.missing})")
         check_videos(list(exam.tasks), exam.benchmark.title)
+        require_scorers(config.reward, exam.tasks, exam.benchmark.title)
     return exams
 
 

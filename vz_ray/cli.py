@@ -177,6 +177,18 @@ def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def sft(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Teaches a checkpoint by trajectories: the cold start.
+
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=exemplars.jsonl
+    """
+    from vz_ray.config.sft import SftRunConfig
+    from vz_ray.supervised import run_sft
+
+    run_sft(settings(SftRunConfig, arguments, None, dry_run))
+
+
+@app.command()
 def quickstart(
     arguments: Settings = None,
     name: Annotated[str, typer.Option(help="Directory of the run under runs/.")] = "quickstart",
@@ -252,6 +264,38 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
 
 
+distill = typer.Typer(
+    help="Makes trajectories to learn from, with an expert behind an OpenAI-compatible endpoint."
+)
+app.add_typer(distill, name="distill", no_args_is_help=True)
+
+
+@distill.command()
+def exemplar(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """An expert plays tasks; its right episodes become a data set.
+
+    Stop it at any time and run it again: what is played or paid for is not played or paid for again.
+
+    Example: vz-ray distill exemplar conf/distill/exemplar.yaml tasks=data/train.json expert.limit_usd=50
+    """
+    from vz_ray.config.distill import ExemplarConfig
+    from vz_ray.distill import run_exemplar
+
+    run_exemplar(settings(ExemplarConfig, arguments, None, dry_run))
+
+
+@distill.command()
+def reflect(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """An expert corrects the policy's own wrong episodes that zoomed; those made right become a data set.
+
+    Example: vz-ray distill reflect conf/distill/reflect.yaml episodes=[runs/rl/episodes]
+    """
+    from vz_ray.config.distill import ReflectConfig
+    from vz_ray.distill import run_reflect
+
+    run_reflect(settings(ReflectConfig, arguments, None, dry_run))
+
+
 @app.command("check-reward")
 def check_reward(
     function: Annotated[str, typer.Argument(help="package.module:name")],
@@ -273,6 +317,32 @@ def check_reward(
         raise UserError(f"{episodes} is no log of episodes: {error!r}") from error
     trials = try_function(function, [(record.trajectory, record.task) for record in records])
     raise typer.Exit(0 if print_trials(function, trials) else 1)
+
+
+@app.command("calibrate-gate")
+def calibrate_gate(
+    log: Annotated[Path, typer.Argument(help="Evaluation log, played with episode.gate.mode=measure.")],
+    out: Annotated[Path, typer.Option(help="Thresholds, for episode.gate.file.")] = Path("gate.json"),
+    price: Annotated[
+        float | None,
+        typer.Option(
+            help="Accuracy that a further frame must bring; none takes the most accuracy per frame.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Finds how uncertain an answer must be for zooming to be worth it.
+
+    Example: vz-ray calibrate-gate runs/eval/eval/needle.jsonl --out gate.json
+    """
+    from vz_ray.evaluate.gate import calibrate_file
+
+    for kind, found in calibrate_file(log, out, price=price).items():
+        print(f"{kind}: zoom above {found.best.threshold:.4f}, {found.questions} questions")
+        for name, one in (("gated", found.best), ("always", found.always), ("never", found.never)):
+            figures = f"accuracy {one.accuracy:.4f}, frames {one.frames:.1f}, zooming {one.zooming:.1%}"
+            print(f"  {name}: {figures}")
+    print(out)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vz_ray.config import to_yaml
 from vz_ray.config.run import PlayConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.doctor import disk, memory, require, shared_memory
 from vz_ray.evaluate.summary import record_stage
 from vz_ray.learner.model import check_checkpoint
@@ -42,7 +43,7 @@ class Desk:
 
 
 @contextmanager
-def desk(config: PlayConfig) -> Iterator[Desk]:
+def desk(config: PlayConfig | SftRunConfig) -> Iterator[Desk]:
     """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
     require(memory(), shared_memory(), disk(Path(config.runs)))
     check_checkpoint(config.model)

@@ -20,10 +20,9 @@ from vz_ray import actors
 from vz_ray.actors import Actors
 from vz_ray.clips import ClipPool
 from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
-from vz_ray.coldstart.sft import SftState, supervise
+from vz_ray.coldstart.sft import SftState
 from vz_ray.config import load
 from vz_ray.config.coldstart import SftConfig
-from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
 from vz_ray.data.needle.synth import synthesize
@@ -31,7 +30,6 @@ from vz_ray.data.record import read_records
 from vz_ray.data.rl_file import check_videos, read_tasks
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
-from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.evaluate.summary import (
     COLD_START,
     RL,
@@ -41,12 +39,12 @@ from vz_ray.evaluate.summary import (
 )
 from vz_ray.evaluate.tables import print_summary
 from vz_ray.examiner import Examiner, uniform_episode
-from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.report import write_report
 from vz_ray.restarts import restarting
 from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
+from vz_ray.supervised import teach, wire_of
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
 from vz_ray.weights.backends import gpu_share
@@ -168,17 +166,18 @@ async def cold_start(config: QuickstartConfig, at: Desk, frames: ClipPool) -> Pa
     out = at.model(COLD_START)
     if not out.exists():
         with at.timed("cold start"):
-            exemplars = await cold_start_exemplars(config)
+            exemplars = await cold_start_exemplars(config, frames)
             await sft(config, at, frames, COLD_START, Path(config.model), exemplars, config.cold_start)
     return out
 
 
-async def cold_start_exemplars(config: QuickstartConfig) -> list[Trajectory]:
+async def cold_start_exemplars(config: QuickstartConfig, pool: ClipPool) -> list[Trajectory]:
     tasks = read_tasks(config.data.sft)
     wire = wire_of(config.model, config.episode)
+    ranker = await actors.image_text(config.episode.selector, pool)
     with LocalFrames(decoder=config.clips.decoder) as local:
         expert = zooming(wire, config.sparse, config.seed)
-        return await play_exemplars(tasks, local, wire, config.episode, expert)
+        return await play_exemplars(tasks, local, wire, config.episode, expert, ranker)
 
 
 async def uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
@@ -204,33 +203,8 @@ async def sft(
     length: SftConfig,
 ) -> SftState:
     """Trains `start` on written turns and exports it as the model of `stage`."""
-    rate = replace(config.sft_learner.optimizer, schedule=length.schedule, total_steps=length.steps)
-    settings = replace(config.sft_learner, model=str(start), optimizer=rate)
-    checkpoint = at.run.checkpoints / stage
-    metrics = at.run.path / f"{stage}.jsonl"
-    async with actors.learner(settings, frames) as learner:
-
-        async def attempt() -> SftState:
-            with (
-                MetricLog(metrics, resume_after=SftState.load(checkpoint).steps) as log,
-                at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
-            ):
-                state = await supervise(
-                    learner,
-                    trajectories,
-                    length,
-                    seed=config.seed,
-                    checkpoint=checkpoint,
-                    log=log,
-                    stage=bar,
-                    interrupt=at.interrupt,
-                )
-            await learner.export_hf(at.model(stage))
-            return state
-
-        return await restarting(
-            learner, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
-        )
+    learner = replace(config.sft_learner, model=str(start))
+    return await teach(learner, at, frames, stage, trajectories, length, config.seed)
 
 
 async def reinforce(
@@ -264,7 +238,7 @@ async def controls(config: QuickstartConfig, at: Desk, frames: ClipPool, cold: P
     stages = []
     if not at.model(SFT_CONTINUED).exists():
         length = replace(config.sft_continued, max_seconds=rl_seconds)
-        exemplars = await cold_start_exemplars(config)
+        exemplars = await cold_start_exemplars(config, frames)
         stages.append(sft(config, at, frames, SFT_CONTINUED, cold, exemplars, length))
     if not at.model(BASELINE).exists():
         answers = await uniform_exemplars(config)
@@ -272,11 +246,3 @@ async def controls(config: QuickstartConfig, at: Desk, frames: ClipPool, cold: P
         stages.append(sft(config, at, frames, BASELINE, base, answers, config.baseline_sft))
     with at.timed("controls"):
         await asyncio.gather(*stages)
-
-
-def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:
-    """The wire format of a checkpoint directory under these rules."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
-    return WireFormat(tokenizer, Wording.load(episode.prompt), compat=episode.format == "compat")

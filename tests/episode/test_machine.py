@@ -175,3 +175,8 @@ def test_events_out_of_order_are_errors(wire, video):
         episode.clip(make_clip([1.0]))
     with pytest.raises(RuntimeError, match="expected over"):
         episode.trajectory()
+
+
+def test_an_episode_of_one_round_is_told_so_at_once(wire, video):
+    said = [wire.text_of(begun(wire, video, max_rounds=rounds).prompt.compact_ids) for rounds in (1, 2)]
+    assert ["Answer now." in text for text in said] == [True, False]

@@ -139,3 +139,21 @@ def test_no_values_make_no_interval() -> None:
         bootstrap([])
     with pytest.raises(ValueError, match="1 clusters for 2 values"):
         bootstrap([1, 2], ["v"])
+
+
+def test_what_the_runner_noted_is_counted(make: Make) -> None:
+    notes = [
+        {"overview": {"selector": "tspo", "fell_back": True}, "gate": {"zoom": True}},
+        {"overview": {"selector": "tspo", "fell_back": False}, "gate": {"zoom": False}},
+        {},
+    ]
+    results = [make(name) for name in "abc"]
+    noted = [
+        replace(result, trajectory=replace(result.trajectory, extra=note))
+        for result, note in zip(results, notes, strict=True)
+    ]
+    found = measure(noted)
+    assert (found.fell_back, found.gate_rate) == (1, 0.5)
+    assert step_metrics(noted)[names.FELL_BACK] == pytest.approx(1 / 3)
+    assert names.FELL_BACK not in step_metrics(results)
+    assert measure(results).gate_rate is None

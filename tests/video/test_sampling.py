@@ -89,7 +89,7 @@ def test_a_zoom_may_reach_the_end_as_rounded_for_display() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [Overview(fps=0), Overview(fps=math.inf), Overview(max_frames=0), Overview(spread="random")]
+    "request_", [Overview(fps=0), Overview(fps=math.nan), Overview(max_frames=0), Overview(spread="random")]
 )
 def test_an_overview_that_makes_no_sense_is_refused(request_: Overview) -> None:
     with pytest.raises(BadRequest):

@@ -3,9 +3,11 @@
 In: paths, times and frame references, from rollout workers, the learner and
 scripts. Out: frames, as Ray objects straight from the process that decoded
 them to the one that asked, never through the driver. It must not know what
-the frames are for: neither episodes nor models.
+the frames are for: neither episodes nor the models that play them. An
+image-text model, in a process of its own, finds frames that are like a text.
 """
 
 from vz_ray.clips.pool import ClipPool, PoolStats
+from vz_ray.clips.ranking import Ranking
 
-__all__ = ["ClipPool", "PoolStats"]
+__all__ = ["ClipPool", "PoolStats", "Ranking"]

@@ -9,7 +9,7 @@ from vz_ray.coldstart.oracle import Oracle, UniformOracle
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.needle.world import SLOTS
 from vz_ray.data.task import Task
-from vz_ray.episode.protocols import FrameSource, Policy
+from vz_ray.episode.protocols import FrameSource, Policy, Ranker
 from vz_ray.episode.runner import play
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Status, Trajectory
 from vz_ray.episode.wire import WireFormat
@@ -25,8 +25,9 @@ async def play_exemplars(
     wire: WireFormat,
     config: EpisodeConfig,
     expert: Callable[[Task], Policy],
+    ranker: Ranker | None = None,
 ) -> list[Trajectory]:
-    """Each task played once by its expert, in order.
+    """Each task played once by its expert, in order; `ranker` is for the frame selector `query`.
 
     Raises:
         UserError: An episode did not end in an answer: the video or the expert is at fault.
@@ -36,7 +37,8 @@ async def play_exemplars(
     async def one(task: Task) -> Trajectory:
         async with room:
             id = EpisodeId(0, task.task_id, 0)
-            played = await play(task, expert(task), frames, wire, config, id=id, sampling=Sampling())
+            policy, greedy = expert(task), Sampling()
+            played = await play(task, policy, frames, wire, config, id=id, sampling=greedy, ranker=ranker)
         if played.status is not Status.ANSWERED:
             why = played.error or str(played.status)
             raise UserError(f"exemplar of task {task.task_id} on {task.video}: {why}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from vz_ray.config.gate import GateConfig
+from vz_ray.config.selector import SelectorConfig
 
 FORMATS = ("clean", "compat")
 SPREADS = ("starts", "endpoints")
@@ -32,6 +35,10 @@ class EpisodeConfig:
     """Most frames in the overview; longer videos spread them evenly."""
     overview_spread: str = "starts"
     """Where spread frames lie: `starts` (k / n of the duration) or `endpoints` (first to last frame)."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """Which frames the overview shows."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """Whether episodes zoom only where their answer is uncertain."""
     min_pixels: int = 25088
     """Smallest area of a frame, pixels."""
     max_pixels: int = 100352
@@ -69,4 +76,6 @@ def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
         max_images=max(frames, config.max_images),
         overview_fps=1e6,
         overview_frames=frames,
+        selector=SelectorConfig(),
+        gate=GateConfig(),
     )

@@ -141,6 +141,11 @@ class RunConfig(PlayConfig):
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
             )
+        if self.episode.gate.mode != "off":
+            raise ValueError(
+                f"episode.gate.mode is {self.episode.gate.mode!r}; a gate is for evaluation and serving, "
+                "training needs 'off': a draft's log-probs are not those of a sampled turn"
+            )
         if self.train.max_staleness and self.learner.loss.importance_cap is None:
             raise ValueError(
                 f"train.max_staleness is {self.train.max_staleness} and learner.loss.importance_cap is not "

@@ -87,7 +87,9 @@ class Episode:
     def begin(self, overview: Clip, pictures: tuple[Frame, ...] = ()) -> None:
         """The overview has been decoded, and the pictures of the question."""
         self._expect(State.NEW)
-        asked = (self.task.question, overview.frames, self.subtitles, pictures)
+        # Where the first round is the last one, there is no reply that could say so.
+        notice = self.wire.wording.notice if self.config.max_rounds == 1 else ""
+        asked = (f"{self.task.question}{notice}", overview.frames, self.subtitles, pictures)
         self._begun = self.wire.prompt(*asked)
         shown = (*overview.frames, *pictures)
         self._messages = [

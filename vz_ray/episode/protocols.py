@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vz_ray.episode.trajectory import Sampled, Sampling, Written
-from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.choice import Search
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,21 @@ class FrameSource(Protocol):
 
     async def probe(self, uri: str) -> VideoInfo: ...
 
-    async def overview(self, uri: str, request: Overview, size: FrameSize) -> Clip: ...
+    async def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip: ...
 
     async def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip: ...
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         """The same bytes again, in the order asked; checked against each ref's digest."""
+        ...
+
+
+class Ranker(Protocol):
+    """Whoever knows which frames of a video are like a text: an image-text model."""
+
+    async def rank(self, uri: str, question: str, search: Search) -> tuple[float, ...]:
+        """Seconds of the chosen frames, ascending; the same for the same arguments.
+
+        Raises `VideoError` if the video cannot be read, and `Overdue` past its own deadline.
+        """
         ...

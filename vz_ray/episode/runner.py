@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict, replace
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
+from vz_ray.episode.gate import pass_gate
 from vz_ray.episode.machine import Episode, State
-from vz_ray.episode.protocols import FrameSource, Policy
+from vz_ray.episode.protocols import FrameSource, Policy, Ranker
+from vz_ray.episode.selectors import selector_of
 from vz_ray.episode.trajectory import Context, EpisodeId, Sampling, Status, Trajectory
 from vz_ray.episode.wire import WireFormat
 from vz_ray.observe.deadline import within
@@ -29,23 +32,31 @@ async def play(
     id: EpisodeId,
     sampling: Sampling,
     worker: str = "",
+    ranker: Ranker | None = None,
 ) -> Trajectory:
     """Plays `task` to its end.
 
     A video that cannot be opened gives a FAILED trajectory; a clip that cannot
     be decoded gives the model an error turn. Whatever else goes wrong (a dead
-    actor, an overdue wait) is raised: the episode is owed again.
+    actor, an overdue wait) is raised: the episode is owed again. `ranker` is
+    for the frame selector `query`.
     """
     began = time.monotonic()
     size = FrameSize(config.min_pixels, config.max_pixels)
     try:
         video = await frames.probe(task.video)
         episode = Episode(id, task, video, wire, config, await _subtitles(task))
-        overview = await frames.overview(task.video, episode.overview, size)
+        selection = await selector_of(config.selector, ranker).select(task, video, episode.overview)
+        overview = await frames.overview(task.video, selection.request, size)
         pictures = [await frames.overview(uri, Overview(1, 1), size) for uri in task.pictures]
         episode.begin(overview, tuple(picture.frames[0] for picture in pictures))
     except VideoError as error:
         return _failed(id, wire, str(error), worker, time.monotonic() - began)
+    notes: dict[str, object] = {}
+    if config.selector.kind != "uniform":
+        notes["overview"] = {"selector": config.selector.kind, "fell_back": selection.fell_back}
+    if config.gate.mode != "off" and episode.state is State.ACT:
+        notes["gate"] = asdict(await pass_gate(episode, policy))
     while episode.state is not State.OVER:
         at = time.monotonic()
         turn = f"{id}/turn{len(episode.turns)}"
@@ -60,7 +71,8 @@ async def play(
             episode.no_clip(error.for_model)
         else:
             episode.clip(clip, time.monotonic() - at)
-    return episode.trajectory(worker=worker, seconds=time.monotonic() - began)
+    played = episode.trajectory(worker=worker, seconds=time.monotonic() - began)
+    return replace(played, extra={**played.extra, **notes})
 
 
 async def _subtitles(task: Task) -> tuple[Subtitle, ...]:

@@ -174,6 +174,11 @@ class WireFormat:
         text = self.question_text(question, frames, subtitles, pictures)
         return self._context(self._template(text), (*frames, *pictures))
 
+    def opening(self, system: str | None, text: str, frames: Sequence[Frame]) -> Context:
+        """A prompt in other words, with `IMAGE` for each frame; without `system`, the template's own."""
+        said = [{"role": "system", "content": system}] if system is not None else []
+        return self._context(self._render([*said, {"role": "user", "content": text}]), frames)
+
     def reply(self, text: str, frames: Sequence[Frame], *, ended: bool) -> Context:
         """What follows a sampled turn: its end token unless it was sampled (`ended`), then a user turn."""
         after = self._after(text)

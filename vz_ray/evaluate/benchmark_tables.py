@@ -12,8 +12,10 @@ from rich.table import Table
 from vz_ray.evaluate.modes import Mode
 from vz_ray.evaluate.outcome import shown
 
-LOG_WIDTH = 150
+LOG_WIDTH = 180
 """Columns where the output is a file and has no width of its own."""
+WIDE = 150
+"""Columns from which figures and costs stand in one table."""
 
 Json = Mapping[str, Any]
 
@@ -38,11 +40,11 @@ def _table(title: str, *headings: str) -> Table:
 COST = ("frames", "p95", "zooms", "valid %", "hit %", "s", "unparsed", "left out")
 
 
-def overview_tables(found: Json, width: int = LOG_WIDTH) -> list[Table]:
+def overview_tables(found: Json, width: int) -> list[Table]:
     """A row per headline figure and mode, and what an episode cost; beside each other if there is room."""
     models = found["paper"]["shown"]
     figures = ("mode", "n", "strict", "lenient", *models)
-    if width < LOG_WIDTH:
+    if width < WIDE:
         accuracy, costs = _table("Benchmarks", *figures), _table("Cost of a question", "mode", *COST)
     else:
         accuracy, costs = _table("Benchmarks", *figures, *COST), None
@@ -119,6 +121,13 @@ def remarks(benchmark: Json) -> list[str]:
                 f"{Mode.of(mode).title}: {left} questions are in no figure "
                 f"({counts['unjudged']} not judged, {counts['failed']} failed)"
             )
+        if fell := played["metrics"]["fell_back"]:
+            said.append(
+                f"{Mode.of(mode).title}: {fell} questions were shown uniform frames, "
+                "for want of a record in the frame selector's index"
+            )
+        if (rate := played["metrics"]["gate_rate"]) is not None:
+            said.append(f"{Mode.of(mode).title}: the gate let {rate:.1%} of the questions zoom")
     return [f"{benchmark['title']}: {line}" for line in [*said, *benchmark["notes"]]]
 
 

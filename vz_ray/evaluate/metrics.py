@@ -95,6 +95,8 @@ class EvalMetrics:
         status: Fraction of episodes by how they ended.
         seconds_mean: Wall seconds per question.
         seconds_p95: 95th percentile of the same.
+        fell_back: Overviews of uniform frames because the selector had nothing for the question.
+        gate_rate: Episodes that the gate let zoom, of those that passed one.
     """
 
     questions: int
@@ -115,6 +117,8 @@ class EvalMetrics:
     status: dict[str, float]
     seconds_mean: float | None
     seconds_p95: float | None
+    fell_back: int = 0
+    gate_rate: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -194,7 +198,15 @@ def measure(results: Sequence[EvalResult], config: EvaluateConfig | None = None)
         },
         seconds_mean=_mean([play.seconds for play in plays]),
         seconds_p95=_p95([play.seconds for play in plays]),
+        fell_back=sum(bool(note["fell_back"]) for note in _noted(plays, "overview")),
+        gate_rate=_mean([float(note["zoom"]) for note in _noted(plays, "gate")]),
     )
+
+
+def _noted(plays: Sequence[Trajectory], name: str) -> list[dict[str, Any]]:
+    """What the runner noted of each episode under this name, where it did."""
+    notes = (play.extra.get(name) for play in plays)
+    return [note for note in notes if isinstance(note, dict)]
 
 
 def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
@@ -212,6 +224,7 @@ def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
         names.FRAMES_MEAN: figures.frames_mean,
         names.ANSWERED: figures.status.get(Status.ANSWERED.value),
         names.UNPARSED: figures.unparsed / figures.questions if figures.questions else None,
+        names.FELL_BACK: figures.fell_back / figures.questions if figures.fell_back else None,
         names.INVALID: figures.invalid / len(results) if results else None,
     }
     for reason, count in figures.invalid_reasons.items():

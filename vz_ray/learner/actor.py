@@ -16,7 +16,7 @@ from typing import Any, Never, TypeVar
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -280,7 +280,8 @@ async def _settled(calls: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def _died(call: asyncio.Future[Any]) -> bool:
-    return isinstance(call.exception(), ActorDiedError | ActorUnavailableError)
+    # Ray raises the latter where it ended the process itself, as the node ran out of memory.
+    return isinstance(call.exception(), RayActorError | OutOfMemoryError)
 
 
 def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:

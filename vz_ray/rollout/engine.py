@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.episode.gate import Draft
 from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.episode.wire import placeholder_ids
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 ZOOM_END = "</video_zoom>"
 """A turn stops where a zoom call is complete."""
+ANSWER_END = "</answer>"
+"""A draft stops where its answer is complete."""
+_LIKELIEST = 20
+"""Tokens whose log-probs are told at each position of a draft; vLLM tells no more by default."""
 
 _GIB = 1 << 30
 _SENDS = 3
@@ -298,6 +303,33 @@ class Engine:
             return float(output.outputs[0].logprobs[0][wanted].logprob)
 
         return tuple(await asyncio.gather(*(score(position) for position in range(len(token_ids)))))
+
+    async def draft(
+        self, prompt: Prompt, forced: Sequence[int], about: Sequence[int], *, max_tokens: int, request: str
+    ) -> Draft:
+        """Continues `prompt` and `forced` greedily, up to `</answer>` (kept) or the end token (kept).
+
+        Tells the log-probs of the tokens in `about` at every position, or of the likeliest ones
+        where that is empty; of the same distribution as in `act`.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            logprobs=None if about else _LIKELIEST,
+            logprob_token_ids=list(about) or None,
+            stop=[ANSWER_END],
+            include_stop_str_in_output=True,
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        so_far = Prompt((*prompt.compact_ids, *forced), prompt.frames, ())
+        completion = (await self._generate(so_far, params, request)).outputs[0]
+        told = [{token: found.logprob for token, found in row.items()} for row in completion.logprobs or ()]
+        rows = [{token: row[token] for token in about} if about else row for row in told]
+        return Draft(tuple(completion.token_ids), tuple(rows))
 
     async def pause(self, *, clear_caches: bool = True) -> None:
         """Freezes turns where they are; new ones wait at the gate until `resume`.

@@ -22,8 +22,9 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
-from vz_ray.episode.protocols import FrameSource
+from vz_ray.episode.protocols import FrameSource, Ranker
 from vz_ray.episode.runner import play
+from vz_ray.episode.selectors import selector_of
 from vz_ray.episode.trajectory import EpisodeId, RewardParts, Sampling, Trajectory
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
@@ -49,6 +50,7 @@ class WorkerSetup:
         logs: Directory for `<worker>.log` and `<worker>.engine.log`.
         transport: How weights come: `shm` or `nccl`.
         training: Refuse to sample what cannot be trained on.
+        ranker: The image-text model, for episodes whose frames are chosen with it.
     """
 
     model: str
@@ -61,6 +63,7 @@ class WorkerSetup:
     version: int = 0
     transport: str = "shm"
     training: bool = True
+    ranker: Ranker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class RolloutWorker:
         from transformers import AutoTokenizer
 
         setup, config = self._setup, self._setup.rollout
+        selector_of(setup.episode.selector, setup.ranker)  # what it lacks is said before an engine starts
         self._engine = await self.engine_type.start(
             setup.model,
             config.engine,
@@ -154,7 +158,17 @@ class RolloutWorker:
             self._playing += 1
             try:
                 drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
-                game = play(task, engine, setup.frames, wire, rules, id=id, sampling=drawn, worker=self.name)
+                game = play(
+                    task,
+                    engine,
+                    setup.frames,
+                    wire,
+                    rules,
+                    id=id,
+                    sampling=drawn,
+                    worker=self.name,
+                    ranker=setup.ranker,
+                )
                 deadline = setup.rollout.episode_deadline_s
                 with asking_as(str(id)):
                     trajectory = await within(deadline, game, who=self.name, what=f"episode {id}")

@@ -10,9 +10,10 @@ from vz_ray.video.cache import DiskFrames, FrameCache, FrameKey
 from vz_ray.video.disk import DiskStore
 from vz_ray.video.errors import FrameMismatch
 from vz_ray.video.facts import FactsStore
-from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.overview import overview_pts
 from vz_ray.video.reader import VideoReader
-from vz_ray.video.sampling import overview_times, zoom_times
+from vz_ray.video.sampling import zoom_times
 from vz_ray.video.source import LOCAL, FileKey, Limits, Sources, file_key
 
 
@@ -108,15 +109,16 @@ class ClipReader:
         self._requests += 1
         return self._reader(uri).info
 
-    def overview(self, uri: str, request: Overview, size: FrameSize) -> Clip:
+    def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
         self._requests += 1
         reader = self._reader(uri)
-        return self._clip(reader, request, overview_times(request, reader.info), size)
+        return self._clip(reader, request, overview_pts(request, reader.info, reader.table), size)
 
     def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
         self._requests += 1
         reader = self._reader(uri)
-        return self._clip(reader, request, zoom_times(request, reader.info), size)
+        pts = [reader.table.at(second) for second in zoom_times(request, reader.info)]
+        return self._clip(reader, request, pts, size)
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         """The referenced frames, in the order asked.
@@ -156,9 +158,8 @@ class ClipReader:
             self._close_oldest()
 
     def _clip(
-        self, reader: VideoReader, request: Overview | Zoom, times: list[float], size: FrameSize
+        self, reader: VideoReader, request: Overview | Chosen | Zoom, pts: list[int], size: FrameSize
     ) -> Clip:
-        pts = [reader.table.at(second) for second in times]
         frames = self._frames(reader, pts, *reader.target_size(size))
         return Clip(request, tuple(frames[one] for one in pts))
 

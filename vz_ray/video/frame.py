@@ -94,12 +94,34 @@ class Overview:
     At `fps` frames a second; where that makes more than `max_frames`, that
     many spread evenly, the k-th of n at k / n of the duration (`starts`) or
     from the first frame to the last (`endpoints`, as the released VideoZoomer
-    code does).
+    code does). At a rate of infinity it is always `max_frames`, or every frame
+    of a video that has fewer.
+
+    With `keyframes`, each frame is moved to a keyframe near it, which can be
+    decoded alone; no keyframe is taken twice.
     """
 
     fps: float = 0.5
     max_frames: int = 64
     spread: str = "starts"
+    keyframes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An overview whose frames someone has chosen, one by one.
+
+    Attributes:
+        times_s: Seconds, ascending; the frame shown at each.
+        numbers: Native frame numbers from 0, ascending; in place of times.
+    """
+
+    times_s: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def max_frames(self) -> int:
+        return len(self.times_s) + len(self.numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +151,7 @@ class Zoom:
 class Clip:
     """Ordered frames and the request that made them."""
 
-    request: Overview | Zoom
+    request: Overview | Chosen | Zoom
     frames: tuple[Frame, ...]
 
     @property

@@ -20,7 +20,7 @@ _SPREADS = ("starts", "endpoints")
 
 
 def overview_times(request: Overview, info: VideoInfo) -> list[float]:
-    """Seconds of each overview frame, ascending.
+    """Seconds of each overview frame, ascending; keyframes are another matter (`overview_pts`).
 
     `starts`: at k / fps while that is inside the video; where there would be
     more than `max_frames`, that many, the k-th of n at k / n of the duration.
@@ -30,16 +30,17 @@ def overview_times(request: Overview, info: VideoInfo) -> list[float]:
     Raises:
         BadRequest: A rate or number of frames that is not positive, an unknown spread.
     """
-    _positive(request.fps, "fps")
+    if request.fps != math.inf:
+        _positive(request.fps, "fps")
     if request.max_frames < 1:
         raise BadRequest(f"max_frames must be at least 1, got {request.max_frames}", "no frames asked for")
     if request.spread not in _SPREADS:
         raise BadRequest(f"spread must be one of {_SPREADS}, got {request.spread!r}", "unknown spread")
     if request.spread == "endpoints":
         return _overview_by_index(request, info)
-    count = max(1, math.ceil(info.duration_s * request.fps - _ROUNDING))
-    if count <= request.max_frames:
-        return [k / request.fps for k in range(count)]
+    frames = info.duration_s * request.fps - _ROUNDING
+    if frames <= request.max_frames:
+        return [k / request.fps for k in range(max(1, math.ceil(frames)))]
     return [k * info.duration_s / request.max_frames for k in range(request.max_frames)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluate.benchmarks.making import answered, figures, touch, write_json
+from tests.evaluate.benchmarks.making import answered, figures, touch, write_json, write_parquet
 from vz_ray.data.task import AnswerType
 from vz_ray.evaluate.benchmarks import Source, Verdict, missing_videos, read_benchmark
 from vz_ray.evaluate.benchmarks.mlvu import CHOICE_FILES, CHOICE_TASKS
@@ -15,13 +15,14 @@ from vz_ray.observe.errors import UserError
 
 
 def dev(task: str, answer: str = "Blue", **more: Any) -> dict[str, Any]:
+    """A record; those of the needle file call their task otherwise."""
     return {
         "video": f"{task}_1.mp4",
         "duration": 480.03,
         "question": "What colour is the coat?",
         "candidates": ["Red", "Blue", "Green", "Yellow"],
         "answer": answer,
-        "question_type": task,
+        "question_type": "findNeedle" if task == "needle" else task,
         **more,
     }
 
@@ -44,7 +45,8 @@ def dev_folder(tmp_path: Path) -> Path:
     for name, task in zip(CHOICE_FILES, CHOICE_TASKS, strict=True):
         rows = [dev(task)] if task != "plotQA" else [dev(task), dev(task, "Red"), dev(task, "Yellow")]
         write_json(tmp_path / "json" / name, rows)
-        touch(tmp_path / "video", f"{name.removesuffix('.json')}/{task}_1.mp4")
+        # A video of the same name in two folders is told apart by the file.
+        touch(tmp_path / "video", f"{name.removesuffix('.json')}/{task}_1.mp4", f"9_summary/{task}_1.mp4")
     return tmp_path
 
 
@@ -78,9 +80,12 @@ def test_m_avg_counts_each_task_the_same_and_micro_each_question(dev_folder: Pat
 
 def test_the_layout_with_letters(tmp_path: Path) -> None:
     rows = [lettered_row(), lettered_row(question="What is hidden?", question_id="Q8", answer="(A)")]
-    file = write_json(tmp_path / "mlvu.json", rows)
     touch(tmp_path, "2_needle/needle_32.mp4")
+    write_parquet(tmp_path / "mlvu.parquet", rows)
+    file = write_json(tmp_path / "mlvu.json", rows)
     benchmark = read_benchmark("mlvu_dev", Source(file, tmp_path))
+    assert read_benchmark("mlvu_dev", Source(tmp_path / "mlvu.parquet", tmp_path)).tasks == benchmark.tasks
+    assert len(read_benchmark("mlvu_test", Source(file, tmp_path)).tasks) == 2
     one, two = benchmark.tasks
     assert (one.task_id, one.kind, one.answer) == ("needle/Q7", "needle", "B")
     assert one.question == rows[0]["question"]
@@ -105,7 +110,7 @@ def test_open_ended_tasks_are_judged_and_what_cannot_be_judged_is_left_out(tmp_p
     assert [sample.strict.reading for sample in marked] == ["read", "unjudged", "read", "no_answer"]
     found = figures(benchmark, marked)
     assert found["accuracy"] == (pytest.approx(1 / 3), 3)
-    assert found["task/subPlot"] == (1.0, 1)
+    assert found["task/sub_scene"] == (1.0, 1)
 
 
 def question(number: int, kind: str) -> dict[str, Any]:

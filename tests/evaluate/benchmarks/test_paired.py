@@ -232,3 +232,81 @@ def test_what_is_not_clevrers_validation_set_is_named(tmp_path: Path, question: 
     file = write_json(tmp_path / "validation.json", clevrer(question))
     with pytest.raises(UserError, match=said):
         read_benchmark("clevrer", Source(file, tmp_path))
+
+
+COMPASS: dict[str, list[dict[str, str]]] = {
+    "multi-choice": [
+        {"question": "What does he do?\nA. dunk\nB. dribble\nC. pass", "answer": "C. pass"},
+        {"question": "What does he do?\nA. dunk\nB. dribble", "answer": "A. dunk"},
+    ],
+    "yes_no": [{"question": "Is he dunking?", "answer": "yes"}, {"question": "Is it red?", "answer": "no"}],
+    "caption_matching": [
+        {"question": "Which?\nOption 1: He sits.\nOption 2: He runs.", "answer": "Option 2: He runs."},
+        {"question": "Which?\nSentence A: He sits.\nSentence B: He runs.", "answer": "Sentence A: He sits."},
+    ],
+}
+
+
+def compass(folder: Path, **changed: Any) -> Path:
+    for name, questions in {**COMPASS, **changed}.items():
+        write_json(
+            folder / "questions" / f"{name}.json", {"1034": {"action": questions[:1], "order": questions[1:]}}
+        )
+    return folder / "questions"
+
+
+def test_tempcompass_by_task_and_aspect(tmp_path: Path) -> None:
+    touch(tmp_path, "videos/1034.mp4")
+    benchmark = read_benchmark("tempcompass", Source(compass(tmp_path), tmp_path / "videos"))
+    assert [task.answer for task in benchmark.tasks] == ["C", "A", "yes", "no", "B", "A"]
+    assert benchmark.tasks[0].task_id == "multi-choice/1034/action/0"
+    assert benchmark.released == 1580 + 2453 + 1503
+    said = ["(C) pass", "B", "Yes, he is.", "it is not", "2", "Sentence A: He sits."]
+    marked = answered(benchmark, said)
+    assert [sample.strict.reading for sample in marked].count(Reading.UNPARSED) == 1
+    found = figures(benchmark, marked)
+    assert found["average"] == (pytest.approx((0.5 + 0.5 + 1) / 3), 6)
+    assert found["micro"] == (pytest.approx(4 / 6), 6)
+    assert found["task/caption_matching"] == (1.0, 2)
+    assert found["multi-choice, by aspect/order"] == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("Option 2", "B"),
+        ("option 2.", "B"),
+        ("He sits", "A"),
+        ("Option 1: whatever", "A"),
+        ("both", ""),
+        ("3", ""),
+    ],
+)
+def test_captions_are_named_by_label_or_text(tmp_path: Path, said: str, letter: str) -> None:
+    source = Source(compass(tmp_path) / "caption_matching.json", tmp_path)
+    benchmark = read_benchmark("tempcompass", source)
+    marked = answered(benchmark, [said, None])
+    assert marked[0].strict.answer == letter
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"yes_no": [{"question": "?", "answer": "maybe"}]},
+            "action, question 0: field 'answer' is 'maybe'.*yes, no",
+        ),
+        (
+            {"multi-choice": [{"question": "?\nA. x\nB. y", "answer": "C. z"}]},
+            "one of the question's options",
+        ),
+        (
+            {"caption_matching": [{"question": "?\nOption 1: x", "answer": "x"}]},
+            "one of the question's captions",
+        ),
+        ({"caption_matching": [{"question": "?"}]}, "field 'answer' is missing"),
+    ],
+)
+def test_what_is_not_tempcompass_is_named(tmp_path: Path, changed: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_benchmark("tempcompass", Source(compass(tmp_path, **changed), tmp_path))

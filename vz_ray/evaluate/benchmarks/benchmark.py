@@ -54,8 +54,7 @@ class Benchmark:
         title: Its name for people.
         tasks: Its questions, in the order of the file; ids are unique.
         figures: The official figures of scored samples, headlines first. Pure.
-        mark: What a text that states an answer is worth.
-        judged: Answers of the types that take a judge are judged, not marked.
+        mark: What a text that states an answer is worth; not asked of answers whose type takes a judge.
         released: Questions in the released file; 0 where that is not known.
         notes: What was found odd in the files, or cannot be measured.
     """
@@ -64,7 +63,6 @@ class Benchmark:
     tasks: tuple[Task, ...]
     figures: Callable[[Sequence[Scored]], list[Figure]]
     mark: Marker = mark_answer
-    judged: bool = True
     released: int = 0
     notes: tuple[str, ...] = field(default=())
 
@@ -104,7 +102,7 @@ def mark_all(
 
 def _marked(benchmark: Benchmark, result: EvalResult, judge: Judge) -> Marked:
     task, played = result.task, result.trajectory
-    if benchmark.judged and task.answer_type in JUDGED:
+    if task.answer_type in JUDGED:
         judged = mark_judged(result, judge)
         return Marked(result, judged, judged)
     strict = mark_strictly(benchmark.mark, task, played)

@@ -153,6 +153,12 @@ def read_records(path: Path, schema: Schema) -> list[Record]:
     return [schema.check(values, f"{path}, record {index}") for index, values in enumerate(rows)]
 
 
+def first_record(path: Path) -> Mapping[str, Any]:
+    """The first record of a file, unchecked: what tells one layout from another. Empty if it is no object."""
+    first: Any = next(iter(_rows(path)), {})
+    return first if isinstance(first, Mapping) else {}
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises `UserError` if it cannot be read."""
     try:

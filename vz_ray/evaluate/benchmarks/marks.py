@@ -14,7 +14,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from vz_ray.data.task import AnswerType, Task
-from vz_ray.episode.trajectory import RewardParts, Status, Trajectory
+from vz_ray.episode.trajectory import Status, Trajectory
 from vz_ray.evaluate.results import EvalResult
 from vz_ray.reward import number_equal, options_of, parse_choice, parse_number
 from vz_ray.reward.choice import LETTERS
@@ -22,9 +22,8 @@ from vz_ray.reward.math_answer import math_equal
 from vz_ray.reward.span import bare, folded
 
 JUDGED = (AnswerType.OPEN_ENDED, AnswerType.GRADED)
-HIGHEST_GRADE = 5.0
-"""What a judge of `GRADED` answers gives at most."""
 GRADE = "grade"
+"""What a judge of `GRADED` answers gives beside right and wrong, 0 to 5."""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _TAG = re.compile(r"</?(?:answer|think|video_zoom)>|<video_zoom>.*?(?:</video_zoom>|$)", re.DOTALL)
@@ -214,10 +213,4 @@ def judged_by_reward(result: EvalResult) -> Verdict | None:
     reward = result.trajectory.reward
     if reward is None or not reward.valid:
         return None
-    return Verdict(reward.accuracy == 1, _grade(reward))
-
-
-def _grade(reward: RewardParts) -> float | None:
-    # The rewards' optional parts; a reward of a kind without them has no grade.
-    more: Mapping[str, float] = getattr(reward, "more", {})
-    return more.get("judge_score")
+    return Verdict(reward.accuracy == 1, reward.more.get("judge_score"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.evaluate.benchmarks.benchmark import Benchmark, Source, ask, lettered
 from vz_ray.evaluate.benchmarks.figures import Figure, Scored, accuracy, kind, macro, table_of
-from vz_ray.evaluate.benchmarks.files import Record, Schema, find_file, read_json, read_records
+from vz_ray.evaluate.benchmarks.files import Record, Schema, find_file, first_record, read_json, read_records
 from vz_ray.evaluate.benchmarks.videos import VideoFolder
 from vz_ray.observe.errors import UserError
 from vz_ray.reward import options_of, parse_choice
@@ -22,26 +22,28 @@ DEV = Schema(
     ("video", "duration", "question", "candidates", "answer", "question_type"),
     {
         "video_name": "the layout with letters, which may not be mixed with this one",
-        "question_id": "MLVU test",
+        "question_id": "MLVU test (use the benchmark mlvu_test)",
     },
 )
-DEV_LETTERS = Schema(
-    "MLVU dev (layout with letters)",
-    ("video_name", "question", "candidates", "answer", "task_type", "question_id"),
-    {"video": "the layout with texts, which may not be mixed with this one"},
-)
-OPEN = Schema("MLVU dev, open-ended", ("video", "duration", "question", "answer", "question_type"))
 TEST = Schema(
     "MLVU test",
     ("video", "question", "candidates", "question_type", "question_id"),
-    {"duration": "MLVU dev (use the benchmark mlvu_dev)"},
+    {"answer": "MLVU dev (use the benchmark mlvu_dev)"},
 )
+LETTERED = Schema(
+    "MLVU (layout with letters)",
+    ("video_name", "question", "answer", "task_type", "question_id"),
+    {"video": "the layout with texts, which may not be mixed with this one"},
+)
+OPEN = Schema("MLVU dev, open-ended", ("video", "duration", "question", "answer", "question_type"))
 
 CHOICE_TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
 OPEN_TASKS = ("sub_scene", "summary")
 CHOICE_FILES = tuple(f"{number}_{name}.json" for number, name in enumerate(CHOICE_TASKS, start=1))
 OPEN_FILES = tuple(f"{number}_{name}.json" for number, name in enumerate(OPEN_TASKS, start=8))
 DEV_RELEASED, OPEN_RELEASED, TEST_RELEASED = 2174, 418, 502
+OTHER_NAMES = {"findNeedle": "needle", "subPlot": "sub_scene"}
+"""Tasks that records call otherwise than their files."""
 
 
 def choice_figures(samples: Sequence[Scored]) -> list[Figure]:
@@ -56,11 +58,14 @@ def open_figures(samples: Sequence[Scored]) -> list[Figure]:
 
 
 def read_dev(source: Source) -> Benchmark:
-    """The seven choice tasks of the dev set."""
+    """The seven choice tasks of the dev set: a folder of files, or one file in either layout."""
     videos, tasks = VideoFolder(source.videos), list[Task]()
     for file in _files(source.annotations, CHOICE_FILES):
-        records = read_records(file, _layout(file))
-        tasks += [_dev_task(record, file, i, videos) for i, record in enumerate(records)]
+        if _is_lettered(file):
+            tasks += [_lettered(record, "MLVU dev", videos) for record in read_records(file, LETTERED)]
+        else:
+            records = enumerate(read_records(file, DEV))
+            tasks += [_dev_task(record, file, index, videos) for index, record in records]
     return Benchmark("MLVU dev", tuple(tasks), choice_figures, released=DEV_RELEASED)
 
 
@@ -72,26 +77,30 @@ def read_open(source: Source) -> Benchmark:
             tasks.append(
                 Task(
                     task_id=f"{file.stem}/{index}",
-                    video=videos.find(record.text("video")),
+                    video=videos.find(f"{file.stem}/{record.text('video')}"),
                     question=record.text("question"),
                     answer=record.text("answer"),
                     answer_type=AnswerType.OPEN_ENDED,
                     source="MLVU dev",
-                    kind=_kind(record.text("question_type"), file),
+                    kind=_kind(record.text("question_type")),
                 )
             )
     return Benchmark("MLVU dev, open-ended", tuple(tasks), open_figures, released=OPEN_RELEASED)
 
 
 def read_test(source: Source) -> Benchmark:
-    """The test set; its answers are in a file of their own."""
+    """The test set; its answers are in a file of their own, except in the layout with letters."""
     file = find_file(source.annotations, "test_question.json")
-    if source.answers is None:
+    videos = VideoFolder(source.videos)
+    if _is_lettered(file):
+        tasks = [_lettered(record, "MLVU test", videos) for record in read_records(file, LETTERED)]
+    elif source.answers is None:
         raise UserError(
             f"{file} has questions alone: set `answers` to the file with MLVU test's ground truth"
         )
-    truths, videos = _truths(source.answers), VideoFolder(source.videos)
-    tasks = [_test_task(record, truths, source.answers, videos) for record in read_records(file, TEST)]
+    else:
+        truths, records = _truths(source.answers), read_records(file, TEST)
+        tasks = [_test_task(record, truths, source.answers, videos) for record in records]
     return Benchmark("MLVU test", tuple(tasks), choice_figures, released=TEST_RELEASED)
 
 
@@ -100,53 +109,51 @@ def _files(root: Path, names: Iterable[str]) -> list[Path]:
     return [root] if root.is_file() else [find_file(root, name) for name in names]
 
 
-def _layout(file: Path) -> Schema:
-    """The layout of a file, by its first record."""
-    rows = read_json(file)
-    first = rows[0] if isinstance(rows, list) and rows else {}
-    return DEV_LETTERS if isinstance(first, dict) and "video_name" in first else DEV
+def _is_lettered(file: Path) -> bool:
+    """Which layout a file has, by its first record."""
+    return "video_name" in first_record(file)
 
 
-def _kind(name: str, file: Path) -> str:
-    """A task's name without its number: `1_plotQA` is `plotQA`."""
-    known = {f"{number}_{task}": task for number, task in enumerate((*CHOICE_TASKS, *OPEN_TASKS), start=1)}
-    return known.get(name, name) or file.stem
+def _kind(name: str) -> str:
+    """A task's name as its file has it, unnumbered: `1_plotQA` is `plotQA`, `findNeedle` is `needle`."""
+    bare = name.split("_", 1)[1] if name[:1].isdigit() and "_" in name else name
+    return OTHER_NAMES.get(bare, bare)
 
 
 def _dev_task(record: Record, file: Path, index: int, videos: VideoFolder) -> Task:
-    letters = "video_name" in record.values
+    record.number("duration")
     options = lettered(record.options("candidates"))
-    question = record.text("question")
-    if letters:
-        written = options_of(question)
-        kind_of, video, name = (
-            record.text("task_type"),
-            record.text("video_name"),
-            record.label("question_id"),
-        )
-        answer = _letter(record, options)
-        question, options = (question, written) if written else (ask(question, options), options)
-    else:
-        kind_of, video, name = record.text("question_type"), record.text("video"), f"{file.stem}/{index}"
-        record.number("duration")
-        answer, question = _letter_of_text(record, options), ask(question, options)
     return Task(
-        task_id=f"{_kind(kind_of, file)}/{name}" if letters else name,
-        video=videos.find(video),
-        question=question,
-        answer=answer,
+        task_id=f"{file.stem}/{index}",
+        # Videos of each task are in a folder of their own, named as the file.
+        video=videos.find(f"{file.stem}/{record.text('video')}"),
+        question=ask(record.text("question"), options),
+        answer=_letter_of_text(record, options),
         source="MLVU dev",
-        kind=_kind(kind_of, file),
+        kind=_kind(record.text("question_type")),
         extra={"options": options},
     )
 
 
-def _letter(record: Record, options: dict[str, str]) -> str:
-    """The letter that the answer is, `B` or `(B)`."""
-    letter = parse_choice(record.text("answer"), options)
-    if letter not in options:
+def _lettered(record: Record, name: str, videos: VideoFolder) -> Task:
+    """A record whose answer is a letter, `B` or `(B)`, and whose question most often holds the options."""
+    question = record.text("question")
+    options = options_of(question)
+    if not options:
+        options = lettered(record.options("candidates"))
+        question = ask(question, options)
+    answer = parse_choice(record.text("answer"), options)
+    if answer not in options:
         raise record.fault("answer", f"a letter from A to {max(options)}")
-    return letter
+    return Task(
+        task_id=f"{_kind(record.text('task_type'))}/{record.label('question_id')}",
+        video=videos.find(record.text("video_name")),
+        question=question,
+        answer=answer,
+        source=name,
+        kind=_kind(record.text("task_type")),
+        extra={"options": options},
+    )
 
 
 def _letter_of_text(record: Record, options: dict[str, str]) -> str:
@@ -184,6 +191,6 @@ def _test_task(record: Record, truths: dict[str, str], file: Path, videos: Video
         question=ask(record.text("question"), options),
         answer=answer,
         source="MLVU test",
-        kind=record.text("question_type"),
+        kind=_kind(record.text("question_type")),
         extra={"options": options},
     )

@@ -13,6 +13,7 @@ from vz_ray.evaluate.benchmarks import (
     lvbench,
     mlvu,
     rl,
+    tempcompass,
     temporalbench,
     video_mmlu,
     videomme,
@@ -33,6 +34,7 @@ ADAPTERS: Mapping[str, Adapter] = {
     "longvideoreason": longvideoreason.read,
     "temporalbench": temporalbench.read,
     "temporalbench_caption": temporalbench.read_captions,
+    "tempcompass": tempcompass.read,
     "clevrer": clevrer.read,
     "rl": rl.read,
 }

@@ -69,7 +69,7 @@ def read_captions(source: Source) -> Benchmark:
     tasks = tuple(_caption(record, videos) for record in read_records(file, CAPTIONS))
     notes = () if source.embedding_model else ("captions are not measured: `embedding_model` is not set",)
     marker = by_cosine(Embedder(source.embedding_model)) if source.embedding_model else not_measured
-    return Benchmark("TemporalBench captions", tasks, caption_figures, mark=marker, judged=False, notes=notes)
+    return Benchmark("TemporalBench captions", tasks, caption_figures, mark=marker, notes=notes)
 
 
 def by_cosine(embedder: Embedder) -> Marker:
@@ -109,7 +109,8 @@ def _caption(record: Record, videos: VideoFolder) -> Task:
         video=videos.find(record.text("video_name")),
         question=record.text("question"),
         answer=record.text("GT"),
-        answer_type=AnswerType.OPEN_ENDED,
+        # Not open-ended: the rollout workers' judge is not asked about it.
+        answer_type=AnswerType.MULTIPLE_CHOICE,
         source="TemporalBench",
         kind="caption",
         extra={"dataset": _dataset(record)},

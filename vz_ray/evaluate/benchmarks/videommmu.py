@@ -56,9 +56,7 @@ def read(source: Source) -> Benchmark:
         tasks += [_task(record, track, videos, source.pictures) for record in read_records(file, schema)]
     found = {task.kind for task in tasks}
     notes = tuple(f"the track {track} is not there" for track in TRACKS if track not in found)
-    return Benchmark(
-        "VideoMMMU", tuple(tasks), figures, mark=mark, judged=False, released=RELEASED, notes=notes
-    )
+    return Benchmark("VideoMMMU", tuple(tasks), figures, mark=mark, released=RELEASED, notes=notes)
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:

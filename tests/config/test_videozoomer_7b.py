@@ -1,0 +1,130 @@
+"""The 7B recipes resolve, fit the model that they are for, and fit themselves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.config.qwen_7b import PARAMETERS, TEXT, VISION, VISION_PARAMETERS, on_meta
+from vz_ray.config import load
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.run import RunConfig
+from vz_ray.config.sft import SftRunConfig
+
+SFT, RL = Path("conf/videozoomer-7b-sft.yaml"), Path("conf/videozoomer-7b-rl.yaml")
+GPU_BYTES = 80e9
+TRAINED, FROZEN, SAMPLED = 2 + 2 + 3 * 4, 2, 2
+"""Bytes per parameter: bf16 weight and gradient, fp32 weight and two moments; or bf16 weight alone."""
+
+
+@pytest.fixture(scope="module")
+def sft() -> SftRunConfig:
+    return load(SftRunConfig, SFT)
+
+
+@pytest.fixture(scope="module")
+def rl() -> RunConfig:
+    return load(RunConfig, RL)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return on_meta()
+
+
+def count(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def visual_tokens(episode: EpisodeConfig) -> int:
+    """Of one frame at its largest."""
+    return episode.max_pixels // (VISION["patch_size"] * VISION["spatial_merge_size"]) ** 2
+
+
+def test_the_model_on_meta_is_the_released_one(model: Any) -> None:
+    assert count(model) == PARAMETERS
+    assert count(model.model.visual) == VISION_PARAMETERS
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_both_stages_play_the_same_episodes(sft: SftRunConfig, rl: RunConfig) -> None:
+    assert sft.episode == rl.episode
+
+
+def test_every_value_has_its_source(sft: SftRunConfig, rl: RunConfig) -> None:
+    for file in (SFT, RL):
+        for line in file.read_text().splitlines():
+            if re.match(r"\s+\w+: +\S", line) and not re.search(r"# (paper|code|ours|as )", line):
+                raise AssertionError(f"{file}: no source in {line!r}")
+
+
+def test_an_episodes_frames_fit_its_images_and_its_context(rl: RunConfig) -> None:
+    episode = rl.episode
+    frames = episode.overview_frames + (episode.max_rounds - 1) * episode.max_zoom_frames
+    assert frames <= episode.max_images <= rl.rollout.engine.images_per_prompt
+    assert visual_tokens(episode) == 128
+    # Besides frames at their largest, an episode can hold three turns at their longest.
+    assert frames * visual_tokens(episode) + 3 * episode.max_turn_tokens < episode.max_context
+    assert episode.max_context <= rl.rollout.engine.max_model_len <= TEXT["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_the_longest_episode_fits_a_micro_batch(stage: str, request: pytest.FixtureRequest) -> None:
+    config = request.getfixturevalue(stage)
+    assert config.episode.max_context <= config.learner.micro_batch_tokens
+
+
+def test_batches_divide_evenly(sft: SftRunConfig, rl: RunConfig) -> None:
+    assert rl.train.tasks % rl.learner.minibatch_tasks == 0
+    assert rl.learner.minibatch_tasks * rl.train.samples % rl.learner.ranks == 0
+    assert sft.sft.batch % sft.learner.ranks == 0
+    assert abs(sft.sft.steps * sft.sft.batch - 11_000) < sft.sft.batch
+    assert abs(rl.train.iterations * rl.train.tasks - 52_000) < rl.train.tasks
+    assert rl.rollout.engine.max_num_seqs >= rl.rollout.episodes_per_worker
+
+
+def test_heads_divide_over_an_engines_gpus(rl: RunConfig) -> None:
+    parallel = rl.rollout.engine.tensor_parallel
+    assert TEXT["num_attention_heads"] % parallel == TEXT["num_key_value_heads"] % parallel == 0
+
+
+def state_bytes(learner: LearnerConfig, model: Any, *, reference: bool) -> float:
+    """On one rank, sharded whole."""
+    vision = count(model.model.visual)
+    frozen = vision if learner.freeze_vision else 0
+    trained = count(model) - frozen
+    kept = trained * TRAINED + frozen * FROZEN + (count(model) * FROZEN if reference else 0)
+    return kept / learner.ranks
+
+
+def test_weights_and_optimizer_leave_most_of_a_gpu_to_activations(
+    sft: SftRunConfig, rl: RunConfig, model: Any
+) -> None:
+    assert sft.learner.zero_stage == rl.learner.zero_stage == 3
+    assert state_bytes(sft.learner, model, reference=False) < GPU_BYTES / 3
+    assert state_bytes(rl.learner, model, reference=rl.learner.loss.kl > 0) < GPU_BYTES / 3
+
+
+def test_an_engine_has_room_for_its_episodes_at_their_longest(rl: RunConfig, model: Any) -> None:
+    engine = rl.rollout.engine
+    assert engine.kv_cache_gib is None
+    weights = count(model) * SAMPLED / engine.tensor_parallel
+    head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
+    per_token = 2 * TEXT["num_hidden_layers"] * TEXT["num_key_value_heads"] * head * SAMPLED
+    room = engine.gpu_memory * GPU_BYTES - weights
+    # Sixteen samples of a task share their prompt, so that more than these fit.
+    assert room / (per_token * rl.episode.max_context) > rl.train.samples
+
+
+def test_the_papers_recipe(sft: SftRunConfig, rl: RunConfig) -> None:
+    optimizer, loss = rl.learner.optimizer, rl.learner.loss
+    assert (optimizer.learning_rate, optimizer.schedule) == (1e-6, "constant")
+    assert (loss.clip_low, loss.clip_high, loss.kl, loss.entropy) == (0.2, 0.27, 0.001, 0.001)
+    assert (rl.train.tasks, rl.train.samples, rl.learner.minibatch_tasks) == (128, 16, 32)
+    assert not rl.learner.freeze_vision
+    assert (sft.learner.optimizer.learning_rate, sft.learner.optimizer.warmup) == (5e-6, 0.1)
+    assert (sft.sft.schedule, sft.learner.freeze_vision) == ("cosine", True)

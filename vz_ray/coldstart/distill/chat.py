@@ -1,0 +1,123 @@
+"""What a chat endpoint is sent, and how its reply is taken. Pure, but for reading a prompt file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vz_ray.episode.protocols import Message
+from vz_ray.episode.wire import IMAGE
+from vz_ray.episode.zoom_call import CLOSE, OPEN
+from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import Frame
+from vz_ray.video.image import encode_image
+
+_BYTES_PER_TOKEN = 2
+"""Of text, for estimates that must not be too low."""
+_MESSAGE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the expert alone is told.
+
+    Attributes:
+        system: Added to the system message.
+        turn: Added to the message that it answers first.
+    """
+
+    system: str = ""
+    turn: str = ""
+
+    @classmethod
+    def load(cls, path: Path | str) -> Guide:
+        """Reads a prompt file; `UserError` if it is missing or has wrong keys."""
+        path = Path(path)
+        if not path.is_absolute() and not path.exists():
+            path = Path(__file__).resolve().parents[3] / path
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the expert's prompt file {path}: {error}") from error
+        keys = set(values) if isinstance(values, dict) else set()
+        if keys != set(cls.__slots__) or not all(isinstance(text, str) for text in values.values()):
+            raise UserError(f"prompt file {path}: its keys must be {', '.join(cls.__slots__)}, each a text")
+        return cls(**values)
+
+
+def content_of(message: Message, image: str, encoded: dict[str, str]) -> str | list[dict[str, Any]]:
+    """Text, or text and images in their places.
+
+    Args:
+        message: With `IMAGE` for each of its frames.
+        image: `jpeg` or `png`.
+        encoded: Images made so far, by frame; kept from turn to turn.
+    """
+    if not message.frames:
+        return message.text
+    parts: list[dict[str, Any]] = []
+    for number, text in enumerate(message.text.split(IMAGE)):
+        parts += [{"type": "text", "text": text}] if text else []
+        if number < len(message.frames):
+            url = _url(message.frames[number], image, encoded)
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
+
+
+def _url(frame: Frame, image: str, encoded: dict[str, str]) -> str:
+    name = f"{frame.ref.digest}/{frame.ref.width}"
+    if name not in encoded:
+        encoded[name] = (
+            f"data:image/{image};base64,{base64.b64encode(encode_image(frame.rgb, image)).decode()}"
+        )
+    return encoded[name]
+
+
+def tokens_about(messages: Sequence[Message], image_tokens: int) -> int:
+    """How many tokens a prompt takes, rather too many."""
+    text = sum(len(m.text.encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
+    return text + image_tokens * sum(len(m.frames) for m in messages)
+
+
+def guided(messages: Sequence[Message], guide: Guide, after: int) -> list[Message]:
+    """`messages` with what the expert alone is told, in the system message and in the user turn after
+    `after` turns of others."""
+    found: list[Message] = []
+    turns = 0
+    for message in messages:
+        more = guide.system if message.role == "system" else ""
+        if message.role == "user" and turns == after:
+            more = guide.turn
+        turns += message.role == "assistant"
+        text = f"{message.text}\n{more}" if more and message.role == "system" else message.text + more
+        found.append(Message(message.role, text, message.frames))
+    return found
+
+
+def one_turn(text: str, stop: str) -> str:
+    """What was said up to and with the first `</video_zoom>`; put back where a server left it out."""
+    said, close, _ = text.partition(CLOSE)
+    if close:
+        return said.strip() + close
+    cut_off = OPEN in said and stop == "stop"
+    return said.strip() + (CLOSE if cut_off else "")
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait: a number, or a date compared with the server's own clock."""
+    said = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(said or 0))
+    except ValueError:
+        pass
+    try:
+        then, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (then - now).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,47 @@
+"""A cold start on trajectories from a file: supervised training alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.coldstart import SftConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.run import RayConfig
+
+
+@dataclass
+class SftRunConfig:
+    """One supervised run; `vz-ray sft conf/x.yaml key=value` fills it in."""
+
+    name: str = "sft"
+    """Directory of the run under `runs`."""
+    runs: str = "runs"
+    """Where run directories are made."""
+    seed: int = 0
+    """Order of the trajectories."""
+    model: str = ""
+    """Checkpoint directory that training starts from."""
+    data: str = ""
+    """Trajectories to imitate: episodes of this project (`episodes/*.jsonl`), in its own tokens."""
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """The wording and limits that the trajectories were made with, which are checked."""
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    """The decoders."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Who learns; its schedule is that of `sft`."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """How long, and in what batches."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """The cluster."""
+
+    def __post_init__(self) -> None:
+        if self.learner.model:
+            raise ValueError(
+                f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
+            )
+        if self.learner.optimizer.schedule != "constant":
+            raise ValueError(
+                f"learner.optimizer.schedule is {self.learner.optimizer.schedule!r}; it is sft.schedule"
+            )

@@ -1,0 +1,214 @@
+"""Trajectories in the SFT layout that common tools read, and back.
+
+    [{"messages": [{"role": "system", "content": ...},
+                   {"role": "user", "content": "<frame0_time0.00s><image>... What is shown?"},
+                   {"role": "assistant", "content": "<think>...</think><video_zoom>...</video_zoom>"}, ...],
+      "images": ["images/0a/0a1b.png", ...]}]
+
+One `<image>` in a message for each frame, in the order of `images`, whose paths
+are relative to the file. An assistant's message that is not to be learned from
+has `"weight": 0`, as in OpenAI's own fine-tuning files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vz_ray.episode.trajectory import (
+    Context,
+    EpisodeId,
+    Status,
+    Trajectory,
+    Turn,
+    Written,
+)
+from vz_ray.episode.wire import IMAGE, PLACEHOLDERS, WireFormat
+from vz_ray.episode.zoom_call import answer_of, read_turn
+from vz_ray.observe.errors import UserError
+from vz_ray.video.frame import Frame, FrameRef, FrameSize, VideoError
+from vz_ray.video.image_files import read_image
+
+MARK = "<image>"
+_MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
+_ROLES = ("system", "user", "assistant")
+_CONTROL = (*PLACEHOLDERS, "<|im_start|>", "<|im_end|>")
+
+
+class NotWritable(ValueError):
+    """A trajectory cannot be written in this layout: its text has a mark that stands for a frame."""
+
+
+def sample_of(
+    trajectory: Trajectory, wire: WireFormat, path_of: Callable[[FrameRef], str], *, given: int = 0
+) -> dict[str, Any]:
+    """A trajectory in the layout.
+
+    Args:
+        trajectory: Played under `wire`.
+        wire: Its tokenizer.
+        path_of: Where the image of a frame lies.
+        given: First turns that are not to be learned from.
+
+    Raises:
+        NotWritable: A text holds `<image>`, or marks and frames do not match.
+    """
+    messages: list[dict[str, Any]] = []
+    turns = 0
+    for role, text in _MESSAGE.findall(_spelled(trajectory, wire)):
+        if MARK in text:
+            raise NotWritable(f"trajectory {trajectory.id}: a message holds {MARK}, which stands for a frame")
+        message: dict[str, Any] = {"role": role, "content": text.replace(IMAGE, MARK)}
+        if role == "assistant":
+            turns += 1
+            message |= {"weight": 0} if turns <= given else {}
+        messages.append(message)
+    images = [path_of(ref) for ref in trajectory.refs]
+    marks = sum(message["content"].count(MARK) for message in messages)
+    if marks != len(images) or turns != len(trajectory.turns):
+        raise NotWritable(
+            f"trajectory {trajectory.id}: {marks} marks for {len(images)} frames, and {turns} assistant "
+            f"messages for {len(trajectory.turns)} turns"
+        )
+    return {"messages": messages, "images": images}
+
+
+def _spelled(trajectory: Trajectory, wire: WireFormat) -> str:
+    """The whole conversation as text, one pad per frame."""
+    ids = list(trajectory.prompt.compact_ids)
+    for turn in trajectory.turns:
+        ids += [*turn.action.token_ids, *(turn.reply.compact_ids if turn.reply else ())]
+    return wire.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A message with its frames."""
+
+    role: str
+    text: str
+    frames: tuple[Frame, ...]
+    learned: bool
+
+
+def trajectory_of(
+    sample: Mapping[str, Any], frames: Sequence[Frame], wire: WireFormat, name: str
+) -> Trajectory:
+    """A sample of the layout as a trajectory to learn from.
+
+    Turns of weight 0 become part of what the policy reads: of the prompt, or of
+    the reply before the next turn.
+
+    Args:
+        sample: One record.
+        frames: Its images, in order.
+        wire: Of the policy that is to learn from it.
+        name: Its id; unique in its file.
+
+    Raises:
+        ValueError: It is not of the layout; says what is wrong.
+    """
+    said = _messages(sample, frames)
+    system = said.pop(0).text if said[0].role == "system" else None
+    if [m.role for m in said] != ["user", "assistant"] * (len(said) // 2) or not said:
+        raise ValueError("after an optional system message, user and assistant must take turns")
+    context = wire.opening(system, said[0].text, said[0].frames)
+    prompt: Context | None = None
+    turns: list[Turn] = []
+    for answer, asked in zip(said[1::2], [*said[2::2], None], strict=True):
+        ids = wire.written(answer.text)
+        ended = ids[-1] == wire.end_id
+        reply = None if asked is None else wire.reply(asked.text, asked.frames, ended=ended)
+        if not answer.learned:
+            context = _joined(context, Context(ids, pad_id=wire.pad_id), reply)
+            continue
+        if prompt is None:
+            prompt = context
+        else:
+            turns[-1] = replace(turns[-1], reply=context)
+        zoom = read_turn(answer.text, duration_s=float("inf"), max_frames=2**31).zoom
+        turns.append(Turn(Written(answer.text, ids), answer.text, zoom, None))
+        if reply is not None:
+            context = reply
+    if prompt is None or not said[-1].learned:
+        raise ValueError("the last message must be an assistant's, and one to learn from")
+    found = answer_of(said[-1].text)
+    status = Status.NO_ANSWER if found is None else Status.ANSWERED
+    return Trajectory(EpisodeId(0, name, 0), wire.name, prompt, tuple(turns), status, found, worker="file")
+
+
+def _joined(*parts: Context | None) -> Context:
+    """Contexts one after another."""
+    there = [part for part in parts if part is not None]
+    return Context(
+        compact_ids=tuple(id for part in there for id in part.compact_ids),
+        grids=tuple(grid for part in there for grid in part.grids),
+        refs=tuple(ref for part in there for ref in part.refs),
+        pad_id=there[0].pad_id,
+    )
+
+
+def folded(trajectory: Trajectory, given: int) -> Trajectory:
+    """`trajectory` with its first `given` turns made part of the prompt: read, and not learned from."""
+    first = trajectory.turns[:given]
+    said = [
+        part
+        for turn in first
+        for part in (Context(turn.action.token_ids, pad_id=trajectory.prompt.pad_id), turn.reply)
+    ]
+    prompt = _joined(trajectory.prompt, *said)
+    return replace(trajectory, prompt=prompt, turns=trajectory.turns[given:])
+
+
+def _messages(sample: Mapping[str, Any], frames: Sequence[Frame]) -> list[_Said]:
+    """The messages of a record, each with its frames."""
+    messages = sample.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' must be a list of messages")
+    said: list[_Said] = []
+    taken = 0
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        text = message.get("content") if isinstance(message, dict) else None
+        if role not in _ROLES or not isinstance(text, str):
+            raise ValueError(f"message {number} needs a role of {', '.join(_ROLES)} and a text as content")
+        if found := next((token for token in _CONTROL if token in text), None):
+            raise ValueError(f"message {number} holds the control token {found}")
+        count = text.count(MARK)
+        own = tuple(frames[taken : taken + count])
+        taken += count
+        said.append(_Said(role, text.replace(MARK, IMAGE), own, message.get("weight") != 0))
+    if taken != len(frames):
+        raise ValueError(f"{taken} {MARK} in messages for {len(frames)} images")
+    if any(m.frames for m in said if m.role != "user"):
+        raise ValueError(f"only messages of the user may hold {MARK}")
+    return said
+
+
+def read_sft(path: Path | str, wire: WireFormat, size: FrameSize) -> list[Trajectory]:
+    """Every sample of a file, its images read and resized for the model.
+
+    Raises:
+        UserError: The file is missing or not of the layout, or an image cannot be read; names the record.
+    """
+    path = Path(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the SFT file {path}: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path} holds no samples: expected a JSON list of records with messages and images")
+    found = []
+    for number, record in enumerate(records):
+        try:
+            if not isinstance(record, dict):
+                raise ValueError(f"expected an object, found {type(record).__name__}")
+            frames = [read_image(str(path.parent / image), size) for image in record.get("images") or ()]
+            found.append(trajectory_of(record, frames, wire, f"{path.stem}-{number}"))
+        except (ValueError, TypeError, VideoError) as error:
+            raise UserError(f"{path}, record {number}: {error}") from error
+    return found

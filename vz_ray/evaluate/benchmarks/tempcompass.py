@@ -1,0 +1,123 @@
+"""TempCompass: multiple choice, yes or no, and caption matching, by temporal aspect.
+
+Source of the metric: accuracy of each task over its questions, and by aspect;
+`average` is the mean of the tasks. The fourth task, captioning, is not
+measured: it takes a judge that answers a choice question from the caption.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vz_ray.data.task import Task
+from vz_ray.evaluate.benchmarks.benchmark import Benchmark, Source
+from vz_ray.evaluate.benchmarks.figures import Figure, Scored, accuracy, by, extra, kind, macro, table_of
+from vz_ray.evaluate.benchmarks.files import Record, Schema, find_file, read_json
+from vz_ray.evaluate.benchmarks.marks import UNPARSED, Mark, Reading, mark_choice, options_in
+from vz_ray.evaluate.benchmarks.videos import VideoFolder
+from vz_ray.observe.errors import UserError
+from vz_ray.reward.choice import LETTERS
+from vz_ray.reward.span import bare, folded
+
+SCHEMA = Schema("TempCompass's questions", ("question", "answer"))
+CHOICE, YES_NO, CAPTIONS = "multi-choice", "yes_no", "caption_matching"
+RELEASED = {CHOICE: 1580, YES_NO: 2453, CAPTIONS: 1503}
+ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
+
+_LABELLED = re.compile(r"^((?:Option|Sentence|Caption) [A-Z0-9]): (.+)$", re.MULTILINE)
+_YES_NO = re.compile(r"(yes|no)\b")
+
+
+def figures(samples: Sequence[Scored]) -> list[Figure]:
+    """Mean of the tasks, each task, and each aspect within its task."""
+    tasks = table_of(samples, "task", kind, tuple(RELEASED))
+    found = [macro(tasks, "average"), accuracy(samples, "micro"), *tasks]
+    for task, members in by(samples, kind, tuple(RELEASED)).items():
+        found += table_of(members, f"{task}, by aspect", extra("aspect"), ASPECTS)
+    return found
+
+
+def mark(task: Task, text: str) -> Mark:
+    """As the task asks: an option, yes or no, or which of two captions."""
+    if task.kind == CHOICE:
+        return mark_choice(task, text)
+    said = folded(bare(text))
+    if task.kind == YES_NO:
+        match = _YES_NO.match(said)
+        return Mark(Reading.READ, float(match[1] == task.answer), match[1]) if match else UNPARSED
+    letter = _caption(task, said)
+    return Mark(Reading.READ, float(letter == task.answer), letter) if letter else UNPARSED
+
+
+def _caption(task: Task, said: str) -> str | None:
+    """The letter of the caption that is named by its label (`Option 2`, `2`), its text, or both."""
+    found = set()
+    for letter, caption in options_in(task).items():
+        label, text = (folded(part) for part in caption.split(": ", 1))
+        names = (label, label.split()[-1])
+        if said in (*names, text) or said.startswith(tuple(f"{name}:" for name in names)):
+            found.add(letter)
+    return found.pop() if len(found) == 1 else None
+
+
+def read(source: Source) -> Benchmark:
+    """Reads the question files of the three tasks in a folder, or one of them."""
+    root, videos, tasks = source.annotations, VideoFolder(source.videos), list[Task]()
+    files = [root] if root.is_file() else [find_file(root, f"{name}.json") for name in RELEASED]
+    for file in files:
+        if file.stem not in RELEASED:
+            raise UserError(
+                f"{file}: TempCompass's files are {', '.join(f'{name}.json' for name in RELEASED)}"
+            )
+        tasks += _tasks(file, videos)
+    released = sum(RELEASED[file.stem] for file in files)
+    notes = ("captioning is not measured",)
+    return Benchmark("TempCompass", tuple(tasks), figures, mark, released=released, notes=notes)
+
+
+def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected an object of videos, found {type(values).__name__}")
+    for video, aspects in values.items():
+        if not isinstance(aspects, dict) or not set(aspects) <= set(ASPECTS):
+            raise UserError(f"{file}, video {video}: expected questions by aspect ({', '.join(ASPECTS)})")
+        for aspect, questions in aspects.items():
+            place = f"{file}, video {video}, {aspect}"
+            if not isinstance(questions, list):
+                raise UserError(f"{place}: expected a list of questions, found {type(questions).__name__}")
+            for index, question in enumerate(questions):
+                record = SCHEMA.check(question, f"{place}, question {index}")
+                yield _task(record, file.stem, video, aspect, index, videos)
+
+
+def _task(record: Record, kind_of: str, video: str, aspect: str, index: int, videos: VideoFolder) -> Task:
+    question = record.text("question")
+    answer, more = _truth(record, kind_of, question)
+    return Task(
+        task_id=f"{kind_of}/{video}/{aspect}/{index}",
+        video=videos.find(video),
+        question=question,
+        answer=answer,
+        source="TempCompass",
+        kind=kind_of,
+        extra={"aspect": aspect, **more},
+    )
+
+
+def _truth(record: Record, kind_of: str, question: str) -> tuple[str, dict[str, object]]:
+    """The answer as a letter, or yes or no; and options that have no letters of their own."""
+    answer = record.text("answer").strip()
+    if kind_of == YES_NO:
+        return record.one_of("answer", ("yes", "no")), {}
+    if kind_of == CHOICE:
+        if answer not in [line.strip() for line in question.split("\n")] or answer[:1] not in LETTERS:
+            raise record.fault("answer", "one of the question's options, such as 'A. left'")
+        return answer[0], {}
+    captions = [f"{label}: {text}" for label, text in _LABELLED.findall(question)]
+    if answer not in captions:
+        raise record.fault("answer", "one of the question's captions, such as 'Option 1: ...'")
+    options = dict(zip(LETTERS, captions, strict=False))
+    return LETTERS[captions.index(answer)], {"options": options}

@@ -1,0 +1,125 @@
+"""`vz-ray sft`: a checkpoint taught by trajectories, and the stage that every supervised run is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from vz_ray import actors
+from vz_ray.clips import ClipPool
+from vz_ray.coldstart.sft import SftState, supervise
+from vz_ray.config.coldstart import SftConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.record import read_records
+from vz_ray.desk import Desk, desk
+from vz_ray.episode.trajectory import Trajectory
+from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.metrics import MetricLog
+from vz_ray.restarts import restarting
+
+POLICY = "policy"
+
+
+def run_sft(config: SftRunConfig) -> None:
+    """Trains `config.model` on the trajectories of `config.data`, and exports it; resumable.
+
+    Raises:
+        UserError: The file is missing, or its trajectories are of another wording, or too long.
+    """
+    if not config.data:
+        raise UserError("no trajectories: set data to a file of episodes (.jsonl)")
+    with desk(config) as at:
+        trajectories = read_trajectories(config)
+        asyncio.run(_run(config, at, trajectories))
+
+
+async def _run(config: SftRunConfig, at: Desk, trajectories: Sequence[Trajectory]) -> None:
+    if not at.model(POLICY).exists():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            frames = await stack.enter_async_context(actors.clip_pool(config))
+            learner = replace(config.learner, model=config.model)
+            await teach(learner, at, frames, POLICY, trajectories, config.sft, config.seed)
+    at.progress.say(f"the policy is in {at.model(POLICY)}")
+
+
+async def teach(
+    learner: LearnerConfig,
+    at: Desk,
+    frames: ClipPool,
+    stage: str,
+    trajectories: Sequence[Trajectory],
+    length: SftConfig,
+    seed: int,
+) -> SftState:
+    """Trains `learner.model` on written turns, and exports it as the model of `stage`."""
+    rate = replace(learner.optimizer, schedule=length.schedule, total_steps=length.steps)
+    settings = replace(learner, optimizer=rate)
+    checkpoint = at.run.checkpoints / stage
+    metrics = at.run.path / f"{stage}.jsonl"
+    async with actors.learner(settings, frames) as group:
+
+        async def attempt() -> SftState:
+            with (
+                MetricLog(metrics, resume_after=SftState.load(checkpoint).steps) as log,
+                at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
+            ):
+                state = await supervise(
+                    group,
+                    trajectories,
+                    length,
+                    seed=seed,
+                    checkpoint=checkpoint,
+                    log=log,
+                    stage=bar,
+                    interrupt=at.interrupt,
+                )
+            await group.export_hf(at.model(stage))
+            return state
+
+        return await restarting(
+            group, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
+        )
+
+
+def read_trajectories(config: SftRunConfig) -> list[Trajectory]:
+    """The trajectories of `config.data`, of the wording and within the limits of `config.episode`.
+
+    Raises:
+        UserError: One is not; the message names it, and the value.
+    """
+    path = Path(config.data)
+    try:
+        trajectories = [record.trajectory for record in read_records(path)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no file of episodes: {error!r}") from error
+    if not trajectories:
+        raise UserError(f"{path} holds no trajectories")
+    wire = wire_of(config.model, config.episode).name
+    for trajectory in trajectories:
+        if trajectory.wire != wire:
+            raise UserError(
+                f"{path}: trajectory {trajectory.id} is written as {trajectory.wire}, and {config.model} "
+                f"with {config.episode.prompt} writes {wire}: set episode.prompt and model to those it was "
+                "made with"
+            )
+        if trajectory.length > config.episode.max_context:
+            raise UserError(
+                f"{path}: trajectory {trajectory.id} has {trajectory.length} tokens, above "
+                f"episode.max_context ({config.episode.max_context})"
+            )
+    return trajectories
+
+
+def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:
+    """The wire format of a checkpoint directory under these rules."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    return WireFormat(tokenizer, Wording.load(episode.prompt), compat=episode.format == "compat")
