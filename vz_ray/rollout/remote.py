@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -218,10 +217,13 @@ def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
     return [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes]
 
 
+# Made once: Ray keeps something of every remote function there ever was.
+@ray.remote(num_cpus=0)
 def _read_manifest(directory: str) -> str:
     return (Path(directory) / MANIFEST).read_text()
 
 
+@ray.remote(num_cpus=0)
 def _read_buckets(directory: str, count: int) -> bytes | tuple[bytes, ...]:
     buckets = tuple((Path(directory) / f"{index:04d}.bin").read_bytes() for index in range(count))
     return buckets[0] if count == 1 else buckets
@@ -233,8 +235,7 @@ async def fetch(directory: str, node: str) -> tuple[Any, ...]:
     Ray moves each file to a node once, however many workers there want it.
     """
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    here = functools.partial(ray.remote, num_cpus=0, scheduling_strategy=there)
-    manifest = here()(_read_manifest).remote(directory)
+    manifest = _read_manifest.options(scheduling_strategy=there).remote(directory)
     count = len(Manifest.from_json(await manifest).bucket_bytes)
-    buckets = here(num_returns=count)(_read_buckets).remote(directory, count)
+    buckets = _read_buckets.options(scheduling_strategy=there, num_returns=count).remote(directory, count)
     return (manifest, *([buckets] if count == 1 else buckets))
