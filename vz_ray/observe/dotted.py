@@ -22,11 +22,13 @@ def load_function(key: str, path: str, arguments: Sequence[str]) -> Callable[...
         UserError: There is none, or it does not take so many.
     """
     module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise UserError(f"{key} is {path!r}; write it as package.module:name")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported
         absent = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
-        hint = "; install it, or put its directory on PYTHONPATH" if absent else ""
+        hint = "; install it, or put its directory on PYTHONPATH, of Ray's nodes too" if absent else ""
         raise UserError(
             f"{key} {path!r}: importing {module_name} raised {type(error).__name__}: {error}{hint}"
         ) from error

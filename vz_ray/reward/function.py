@@ -25,8 +25,6 @@ Example:
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -34,6 +32,7 @@ from typing import Any
 
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import RewardParts, Trajectory
+from vz_ray.observe import dotted
 from vz_ray.observe.errors import UserError
 
 ACCURACY = "accuracy"
@@ -54,30 +53,7 @@ def load_function(path: str) -> RewardFunction:
     Raises:
         UserError: There is none, or it does not take three arguments.
     """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise UserError(f"reward.function is {path!r}; write it as package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
-        absent = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
-        hint = "; install it, or put its directory on PYTHONPATH, of Ray's nodes too" if absent else ""
-        raise UserError(
-            f"reward.function {path!r}: importing {module_name} raised {type(error).__name__}: {error}{hint}"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        known = f"its functions are {', '.join(there)}" if there else "it has no functions"
-        raise UserError(f"reward.function {path!r}: {module_name} has no function {name!r}; {known}")
-    try:
-        inspect.signature(function).bind(None, None, None)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"reward.function {path!r} cannot be called with (trajectory, task, parts): {error}"
-        ) from error
-    found: RewardFunction = function
-    return found
+    return dotted.load_function("reward.function", path, ("trajectory", "task", "parts"))
 
 
 def call_function(path: str, trajectory: Trajectory, task: Task, parts: RewardParts) -> dict[str, float]:
