@@ -125,14 +125,16 @@ def test_every_question_has_its_line_and_saw_the_subtitles(
 ) -> None:
     run, _ = finished
     lines = (run / "samples/longvideobench/uniform_8.jsonl").read_text().splitlines()
-    assert [json.loads(line)["task"] for line in lines] == ["q0", "q1"]
+    # In the order in which they ended.
+    assert sorted(json.loads(line)["task"] for line in lines) == ["q0", "q1"]
     assert {"strict", "lenient", "said", "frames", "zooms", "seconds", "truth"} <= set(json.loads(lines[0]))
     from transformers import AutoTokenizer
 
     from vz_ray.evaluate.results import read_results
 
     tokenizer = AutoTokenizer.from_pretrained(small.folder / "base")
-    (first, *_) = read_results(run / "eval/longvideobench/agent.jsonl")
+    results = read_results(run / "eval/longvideobench/agent.jsonl")
+    (first,) = [result for result in results if result.task.task_id == "q0"]
     assert tokenizer.decode(first.trajectory.prompt.compact_ids).count("\nred green blue\n") == 1
 
 
