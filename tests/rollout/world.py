@@ -150,6 +150,10 @@ class World:
         (stats,) = await self.fleet.stats()
         return stats
 
+    async def all_serve(self) -> None:
+        """Waits until there are as many workers as there should be, and no more."""
+        await self.until(lambda: self.fleet.size == self.setup.rollout.workers)
+
     def seat(self, name: str) -> Seat:
         return next(seat for seat in self.fleet.seats() if seat.name == name)
 
