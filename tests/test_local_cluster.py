@@ -29,7 +29,7 @@ class Waiting:
         return ray.get_runtime_context().get_node_id()
 
 actors = [Waiting.remote() for _ in range(4)]
-print(len(set(ray.get([actor.node.remote() for actor in actors], timeout=60))))
+print(len(set(ray.get([actor.node.remote() for actor in actors], timeout=150))))
 del actors
 end = time.monotonic() + 90
 while ray.cluster_resources()["CPU"] > 4 and time.monotonic() < end:
@@ -66,7 +66,7 @@ def test_nodes_come_for_what_waits_and_go_when_idle(cluster: LocalCluster) -> No
     with pytest.raises(UserError, match="runs already"):
         cluster.up()
     command = [sys.executable, "-c", WORK, cluster.address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "4.0"]
 
