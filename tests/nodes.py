@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,11 +66,16 @@ class Nodes:
 
     def actors(self, kind: str) -> list[psutil.Process]:
         """The processes of the actors of a class."""
-        return [process for process in self.processes() if _command(process).startswith(f"ray::{kind}")]
+        return of_kind(self.processes(), kind)
 
     def below(self, kind: str) -> list[psutil.Process]:
         """What the actors of a class have started."""
         return [below for actor in self.actors(kind) for below in actor.children(recursive=True)]
+
+
+def of_kind(processes: Iterable[psutil.Process], kind: str) -> list[psutil.Process]:
+    """Those that are actors of a class."""
+    return [process for process in processes if _command(process).startswith(f"ray::{kind}")]
 
 
 def _command(process: psutil.Process) -> str:

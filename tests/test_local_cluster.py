@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cluster.local import LocalCluster
+from tests.nodes import of_kind
 from tests.small_run import SmallRun, begin, finish, wait_for
 from vz_ray.observe.errors import UserError
 
@@ -41,14 +42,11 @@ print(ray.cluster_resources()["CPU"])
 ITERATIONS = 16
 
 
-def actors(cluster: LocalCluster, kind: str) -> list[psutil.Process]:
-    """The processes of the actors of a class, on all nodes."""
-    return [p for p in cluster.processes() if any(a.startswith(f"ray::{kind}") for a in p.cmdline()[:1])]
-
-
 def nodes(cluster: LocalCluster) -> int:
     """Worker nodes: raylets besides the head's."""
-    return sum(process.name() == "raylet" for process in cluster.processes()) - 1
+    ours = {process.pid for process in cluster.processes()}
+    named = psutil.process_iter(["pid", "name"])
+    return sum(found.info["name"] == "raylet" and found.info["pid"] in ours for found in named) - 1
 
 
 @pytest.fixture
@@ -103,9 +101,9 @@ def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again
 
     try:
         wait_for(lambda: 3 in workers(), process, 400)
-        [learner] = actors(cluster, "LearnerRank")
+        [learner] = of_kind(cluster.processes(), "LearnerRank")
         learner.suspend()
-        wait_for(lambda: len(actors(cluster, "WorkerActor")) == least, process, 200)
+        wait_for(lambda: len(of_kind(cluster.processes(), "WorkerActor")) == least, process, 200)
         wait_for(lambda: nodes(cluster) <= least, process, 100)
         before = len(workers())
         learner.resume()
