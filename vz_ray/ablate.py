@@ -29,7 +29,7 @@ from vz_ray.data.record import EpisodeRecord, read_records, record_to_dict, to_l
 from vz_ray.data.rl_file import read_tasks
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Sampling
-from vz_ray.evaluate.ablation import Json, ablation, write_json
+from vz_ray.evaluate.ablation import JSON, MARKDOWN, Json, ablation, write_json
 from vz_ray.evaluate.ablation_tables import print_ablation, write_markdown
 from vz_ray.evaluate.play import evaluate
 from vz_ray.evaluate.results import EvalLog, EvalResult, read_results
@@ -38,7 +38,7 @@ from vz_ray.evaluate.tables import duration
 from vz_ray.examiner import Examiner, hold
 from vz_ray.observe.run_dir import RunDir, write_atomic
 from vz_ray.quickstart import cold_start_exemplars, make_world, reinforce, sft, start_fleet
-from vz_ray.report.ablation import write_ablation_page
+from vz_ray.report.ablation import PAGE, write_ablation_page
 from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.supervised import wire_of
@@ -64,9 +64,8 @@ def run_ablation(config: AblateConfig) -> None:
         if left:
             asyncio.run(_Ablation(config, at, tree, todo).run(left))
         found = write_findings(config, tree)
-        page = write_ablation_page(at.run.path)
     print_ablation(found)
-    print(f"figures: {at.run.path / 'ablation.json'}\npage: {page}")
+    print(f"figures: {at.run.path / JSON}\npage: {at.run.path / PAGE}")
 
 
 def make_worlds(config: AblateConfig, at: Desk) -> None:
@@ -78,7 +77,7 @@ def make_worlds(config: AblateConfig, at: Desk) -> None:
 
 
 def write_findings(config: AblateConfig, tree: Tree) -> Json:
-    """Figures of all that has been evaluated: `ablation.json`, `.csv` and `.md`."""
+    """Figures of all that has been evaluated: `ablation.json`, `.csv`, `.md` and `.html`."""
     results: dict[str, dict[int, Sequence[EvalResult]]] = {variant: {} for variant in config.variants}
     questions = len(read_tasks(config.data.test))
     for variant, runs in results.items():
@@ -92,8 +91,11 @@ def write_findings(config: AblateConfig, tree: Tree) -> Json:
     found["reflections"] = {
         str(seed): json.loads(path.read_text()) for seed, path in counts.items() if path.exists()
     }
+    done = [stage for stage in stages(config.seeds, config.variants) if tree.done(stage, questions)]
+    found["seconds"] = timed(tree, done)
     write_json(tree.root, found)
     write_markdown(tree.root, found)
+    write_ablation_page(tree.root)
     return found
 
 
@@ -157,6 +159,7 @@ class _Ablation:
                 await self._do(stage, frames, engines)
                 if all(later.seed != stage.seed for later in left[number + 1 :]):
                     write_findings(self.config, self.tree)
+                    self.at.progress.say(f"seed {stage.seed} is done: {self.tree.root / MARKDOWN}")
 
     def _announce(self, stage: Stage, left: Sequence[Stage]) -> None:
         behind = [one for one in self.todo if one not in left]
@@ -174,7 +177,7 @@ class _Ablation:
             return
         fleet = await engines.serving(stage, config)
         if stage.part is Part.REFLECT:
-            await self._reflect(config, stage, at, fleet)
+            await self._reflect(config, stage, at, frames, fleet)
         elif stage.part is Part.RL:
             await reinforce(config, at, tree.start(seed, variant), frames, fleet, RL)
         else:
@@ -189,16 +192,21 @@ class _Ablation:
             base = Path(config.model)
             await sft(config, at, frames, stage.part, base, lessons, config.cold_start)
 
-    async def _reflect(self, config: QuickstartConfig, stage: Stage, at: Desk, fleet: Fleet) -> None:
+    async def _reflect(
+        self, config: QuickstartConfig, stage: Stage, at: Desk, frames: ClipPool, fleet: Fleet
+    ) -> None:
         """The policy that exemplars alone have made plays the cold start's tasks, and is corrected."""
         sizes, product = self.config.reflection, self.tree.reflections(stage.seed)
         with at.timed(stage.part):
             log = await self._play(config, stage, at, fleet)
             wire, rules = wire_of(config.model, config.episode), config.episode
             jobs, counts = read_wrong([log.path], wire.name, rounds=rules.max_rounds, most=sizes.per_task)
+            # Questions were played to their ends in any order.
+            jobs.sort(key=lambda job: job.key)
+            ranker = await actors.image_text(rules.selector, frames)
             with LocalFrames(decoder=config.clips.decoder) as local:
                 expert = correcting(wire)
-                corrected = await play_reflections(jobs, local, wire, rules, config.reward, expert)
+                corrected = await play_reflections(jobs, local, wire, rules, config.reward, expert, ranker)
         kept, dropped = without_faults(corrected, CurateConfig(), rules.max_zoom_frames)
         learned = drawn(kept, sizes.most, config.seed)
         counts.update(f"corrected: {one.reason}" for one in dropped)

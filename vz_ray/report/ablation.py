@@ -27,6 +27,8 @@ from vz_ray.report.markup import number, percent, text
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]
 
+PAGE = "ablation.html"
+
 SLOTS = {FULL: 1, WITHOUT_RL: 4, WITHOUT_COLD_START: 2, WITHOUT_REFLECTION: 3, WITHOUT_TOOL_REWARD: 5}
 """The colour of each variant, the same in every chart."""
 
@@ -52,7 +54,7 @@ def write_ablation_page(run_dir: Path) -> Path:
         variant: [read_metrics(run_dir / f"seed{seed}" / variant / "metrics.jsonl") for seed in one["seeds"]]
         for variant, one in found["variants"].items()
     }
-    path = run_dir / "ablation.html"
+    path = run_dir / PAGE
     write_atomic(path, render_ablation(found, training, run_dir.resolve().name).encode())
     return path
 
