@@ -27,6 +27,7 @@ from vz_ray.config.ablate import (
     WITHOUT_REFLECTION,
     WITHOUT_RL,
     WITHOUT_TOOL_REWARD,
+    title_of,
 )
 from vz_ray.evaluate.results import answered
 from vz_ray.evaluate.summary import COLD_START, RL, eval_path, stage_seconds
@@ -46,11 +47,11 @@ class Part(StrEnum):
 
 
 EXPECTED_S = {
-    Part.EXEMPLARS: 60.0,
-    Part.REFLECT: 60.0,
-    Part.REFLECTIONS: 60.0,
+    Part.EXEMPLARS: 75.0,
+    Part.REFLECT: 40.0,
+    Part.REFLECTIONS: 100.0,
     Part.RL: 340.0,
-    Part.EVALUATE: 90.0,
+    Part.EVALUATE: 130.0,
 }
 """Seconds of each at the quickstart's size on two cores, until one has been timed."""
 
@@ -70,7 +71,7 @@ class Stage:
     part: Part
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, {self.variant.replace('_', ' ')}: {self.part}"
+        return f"seed {self.seed}, {title_of(self.variant)}: {self.part}"
 
 
 def stages(seeds: Sequence[int], variants: Sequence[str]) -> list[Stage]:

@@ -17,6 +17,11 @@ VARIANTS = (FULL, WITHOUT_RL, WITHOUT_COLD_START, WITHOUT_REFLECTION, WITHOUT_TO
 """In the order of the paper's table."""
 
 
+def title_of(variant: str) -> str:
+    """A variant's name for people."""
+    return variant.replace("_", " ").replace(" rl", " RL")
+
+
 @dataclass
 class ReflectionConfig:
     """How the cold start's reflections are made: the policy's wrong zooms, corrected."""

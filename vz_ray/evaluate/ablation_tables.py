@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from vz_ray.config.ablate import FULL
+from vz_ray.config.ablate import FULL, title_of
 from vz_ray.evaluate.ablation import ACCURACY, MARKDOWN, Verdict
 from vz_ray.observe.run_dir import write_atomic
 
@@ -58,11 +58,6 @@ class Rows:
     def markdown(self) -> str:
         lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.body]
         return f"### {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def title_of(variant: str) -> str:
-    """A variant's name for people."""
-    return variant.replace("_", " ").replace(" rl", " RL")
 
 
 def tables(found: Json) -> list[Rows]:

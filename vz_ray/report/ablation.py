@@ -16,6 +16,7 @@ from vz_ray.config.ablate import (
     WITHOUT_REFLECTION,
     WITHOUT_RL,
     WITHOUT_TOOL_REWARD,
+    title_of,
 )
 from vz_ray.observe import names
 from vz_ray.observe.errors import UserError
@@ -93,7 +94,7 @@ def _about(found: Json) -> str:
 
 
 def _title(variant: str) -> str:
-    words = variant.replace("_", " ").replace(" rl", " RL")
+    words = title_of(variant)
     return f"{words[:1].upper()}{words[1:]}"
 
 
@@ -122,7 +123,7 @@ def _claims(found: Json) -> str:
         scale, digits = (100, 1) if claim["figure"] == "accuracy" else (1, 2)
         low, high, mean = (scale * claim["difference"][end] for end in ("low", "high", "mean"))
         seeds = " / ".join(f"{scale * value:+.{digits}f}" for value in claim["seeds"].values())
-        what = f"{claim['figure']}: {_title(claim['more'])} > {_title(claim['less']).lower()}"
+        what = f"{claim['figure']}: {title_of(claim['more'])} > {title_of(claim['less'])}"
         cells = (
             f"{mean:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}", seeds, str(claim["questions"]),
             claim["verdict"],
