@@ -5,6 +5,8 @@ PY := .venv/bin/python
 NAME ?= quickstart
 ARGS ?=
 export RAY_AUTH_MODE ?= disabled
+# Where it is set, every process compiles its imports anew: ten seconds or more for each.
+unexport PYTHONDONTWRITEBYTECODE
 
 quickstart: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)

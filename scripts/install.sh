@@ -35,7 +35,7 @@ if ! "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11)
     "$python" -m venv --clear "$venv"
 fi
 
-# --no-compile: most of what is installed is never imported; what is, is compiled then.
+# --no-compile: most of what is installed is never imported; what is, is compiled at the end.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 add() { pip install --quiet --progress-bar off --no-deps --no-compile "$@"; }
 
@@ -69,4 +69,10 @@ rm -f "$venv/torch.log" "$venv/half-0.txt" "$venv/half-1.txt"
 say "installing vz_ray"
 add --no-build-isolation --config-settings editable_mode=compat --editable .
 "$venv/bin/python" -c 'from vz_ray.torchvision_ops import write_pth; write_pth()'
+
+# Else each process would compile it anew where the environment forbids to write bytecode, as many images do:
+# half a minute for each engine, learner and decoder.
+say "compiling what every process imports (half a minute)"
+PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c \
+    'from vz_ray.doctor import ENGINES; [exec(code) for code in ENGINES.values()]' >/dev/null
 touch "$venv/.installed"

@@ -11,6 +11,7 @@ import pytest
 
 # Before torch, vLLM or Ray are imported, so that their child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile its imports anew
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import py_compile
 from pathlib import Path
 
 import psutil
@@ -50,6 +51,16 @@ def test_an_engine_that_cannot_be_imported_says_why(monkeypatch):
     check = doctor.engine_imports("deepspeed")
     assert check.verdict is Verdict.PROBLEM
     assert check.found == "ModuleNotFoundError: No module named 'no_such_engine'"
+
+
+def test_bytecode_that_is_not_kept_is_noted_with_a_way_out(tmp_path, monkeypatch):
+    (tmp_path / "large_package.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    check = doctor.bytecode("large_package")
+    assert (check.verdict, "unset PYTHONDONTWRITEBYTECODE" in check.fix) == (Verdict.NOTE, True)
+    py_compile.compile(str(tmp_path / "large_package.py"))
+    assert doctor.bytecode("large_package").verdict is Verdict.OK
+    assert doctor.bytecode("no_such_package").found == "no_such_package is not installed"
 
 
 def test_a_child_that_hangs_is_given_up():

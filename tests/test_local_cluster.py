@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.local import LocalCluster
-from tests.small_run import SmallRun, vz_ray
+from tests.small_run import SmallRun, begin, finish, wait_for
 from vz_ray.observe.errors import UserError
 
 pytestmark = pytest.mark.timeout(900)
@@ -28,13 +29,26 @@ class Waiting:
         return ray.get_runtime_context().get_node_id()
 
 actors = [Waiting.remote() for _ in range(4)]
-print(len(set(ray.get([actor.node.remote() for actor in actors], timeout=60))))
+print(len(set(ray.get([actor.node.remote() for actor in actors], timeout=150))))
 del actors
 end = time.monotonic() + 90
 while ray.cluster_resources()["CPU"] > 4 and time.monotonic() < end:
     time.sleep(0.5)
 print(ray.cluster_resources()["CPU"])
 """
+
+
+ITERATIONS = 16
+
+
+def actors(cluster: LocalCluster, kind: str) -> list[psutil.Process]:
+    """The processes of the actors of a class, on all nodes."""
+    return [p for p in cluster.processes() if any(a.startswith(f"ray::{kind}") for a in p.cmdline()[:1])]
+
+
+def nodes(cluster: LocalCluster) -> int:
+    """Worker nodes: raylets besides the head's."""
+    return sum(process.name() == "raylet" for process in cluster.processes()) - 1
 
 
 @pytest.fixture
@@ -52,36 +66,55 @@ def test_nodes_come_for_what_waits_and_go_when_idle(cluster: LocalCluster) -> No
     with pytest.raises(UserError, match="runs already"):
         cluster.up()
     command = [sys.executable, "-c", WORK, cluster.address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "4.0"]
 
 
 @pytest.mark.slow
-def test_a_run_grows_onto_nodes_that_come_for_it_and_every_episode_counts_once(
-    cluster: LocalCluster, tmp_path: Path
+@pytest.mark.parametrize("least", [1, 0])
+def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again(
+    cluster: LocalCluster, tmp_path: Path, least: int
 ) -> None:
+    """From the fewest workers to three and back and to three, as the learner takes one long step between."""
     small = SmallRun.make(tmp_path)
-    done = vz_ray(
+    process = begin(
         "train",
         "conf/tiny.yaml",
         "name=elastic",
         *small.overrides(),
         f"ray.address={cluster.address}",
-        "rollout.workers=1",
+        f"rollout.workers={least}",
         "rollout.max_workers=3",
         "rollout.cpus_per_worker=2",
         "rollout.episodes_per_worker=2",
         "rollout.grow_s=0.5",
-        "rollout.shrink_s=600",
-        "train.iterations=12",
-        "train.tasks=8",
-        "train.max_tasks=8",
-        seconds=800,
+        "rollout.shrink_s=10",
+        f"train.iterations={ITERATIONS}",
+        "train.tasks=16",
+        "train.max_tasks=16",
+        "train.samples=4",
     )
+    metrics = small.runs / "elastic/metrics.jsonl"
+
+    def workers() -> list[float]:
+        rows = metrics.read_text().splitlines() if metrics.exists() else []
+        return [json.loads(row)["fleet/workers"] for row in rows]
+
+    try:
+        wait_for(lambda: 3 in workers(), process, 400)
+        [learner] = actors(cluster, "LearnerRank")
+        learner.suspend()
+        wait_for(lambda: len(actors(cluster, "WorkerActor")) == least, process, 200)
+        wait_for(lambda: nodes(cluster) <= least, process, 100)
+        before = len(workers())
+        learner.resume()
+        wait_for(lambda: 3 in workers()[before + 1 :], process, 400)
+        done = finish(process, 600)
+    finally:
+        process.kill()
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (small.runs / "elastic/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(12))
-    assert max(row["fleet/workers"] for row in rows) == 3
-    assert {row["groups/played"] for row in rows} == {8}
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(ITERATIONS))
+    assert {row["groups/played"] for row in rows} == {16}
     assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4

@@ -159,10 +159,10 @@ async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncI
 
 @asynccontextmanager
 async def learner(
-    config: LearnerConfig, frames: ClipPool, *, gpu_share: float = 1.0
+    config: LearnerConfig, ray_config: RayConfig, frames: ClipPool, *, gpu_share: float = 1.0
 ) -> AsyncIterator[LearnerGroup]:
     """A learner with its model loaded; it ends with the block. Ranks have `gpu_share` of a GPU each."""
-    gpus = gpu_share if _has_gpus() else 0.0
+    gpus = gpu_share if on_gpus(ray_config) else 0.0
     group = await LearnerGroup.start(config, frames, gpus_per_rank=gpus)
     try:
         yield group
@@ -200,7 +200,7 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         every=config.weights.probe_every,
     )
     # Once for the whole run: while all nodes with GPUs are away, the cluster has none.
-    gpus = _has_gpus()
+    gpus = on_gpus(config.ray)
     workers = Fleet(lambda name: RayWorker(name, setup, gpus=gpus), config.rollout, publisher)
     try:
         await workers.start()
@@ -232,5 +232,8 @@ def sender_of(group: LearnerGroup, config: RunConfig, store: Path, model: Path |
     return senders.sender_of(group, config.weights, store, probe_of(model), parallel)
 
 
-def _has_gpus() -> bool:
-    return bool(ray.cluster_resources().get("GPU"))
+def on_gpus(config: RayConfig) -> bool:
+    """Whether engines and learner ranks get GPUs in the cluster that was joined."""
+    if config.gpus == "auto":
+        return bool(ray.cluster_resources().get("GPU"))
+    return config.gpus == "always"

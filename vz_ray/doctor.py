@@ -7,6 +7,7 @@ error, for commands that want to know before they start.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import io
 import os
 import re
@@ -89,6 +90,7 @@ def examine(folder: Path) -> list[Check]:
         python_version,
         locked_versions,
         *(partial(engine_imports, name) for name in ENGINES),
+        bytecode,
         torchvision_operators,
         video_round_trip,
         ray_starts,
@@ -145,6 +147,18 @@ def engine_imports(name: str) -> Check:
     """Imports one engine in a process of its own."""
     works, found = _run(f"{ENGINES[name]}; print(m.__version__)", 180)
     return _judge(name, works, found, REINSTALL)
+
+
+def bytecode(package: str = "vllm") -> Check:
+    """Whether a large package's bytecode is kept; else every process that imports it compiles it anew."""
+    name, spec = "bytecode", importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return Check(name, Verdict.NOTE, f"{package} is not installed")
+    if Path(importlib.util.cache_from_source(spec.origin)).is_file():
+        return Check(name, Verdict.OK, "kept beside the packages")
+    fix = "unset PYTHONDONTWRITEBYTECODE, or compile them once: " + REINSTALL
+    found = f"that of {package} is not kept: each process takes half a minute longer to start"
+    return Check(name, Verdict.NOTE, found, fix)
 
 
 def torchvision_operators() -> Check:

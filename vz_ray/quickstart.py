@@ -204,7 +204,7 @@ async def sft(
 ) -> SftState:
     """Trains `start` on written turns and exports it as the model of `stage`."""
     learner = replace(config.sft_learner, model=str(start))
-    return await teach(learner, at, frames, stage, trajectories, length, config.seed)
+    return await teach(learner, config.ray, at, frames, stage, trajectories, length, config.seed)
 
 
 async def reinforce(
@@ -218,7 +218,9 @@ async def reinforce(
         async with AsyncExitStack() as stack:
             settings = replace(config.learner, model=str(start))
             share = gpu_share(config.weights.transport)
-            learner = await stack.enter_async_context(actors.learner(settings, frames, gpu_share=share))
+            learner = await stack.enter_async_context(
+                actors.learner(settings, config.ray, frames, gpu_share=share)
+            )
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
 

@@ -14,6 +14,7 @@ from vz_ray.coldstart.sft import SftState, supervise
 from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.run import RayConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.record import read_records
 from vz_ray.desk import Desk, desk
@@ -45,12 +46,13 @@ async def _run(config: SftRunConfig, at: Desk, trajectories: Sequence[Trajectory
             await stack.enter_async_context(actors.ray_cluster(config.ray))
             frames = await stack.enter_async_context(actors.clip_pool(config))
             learner = replace(config.learner, model=config.model)
-            await teach(learner, at, frames, POLICY, trajectories, config.sft, config.seed)
+            await teach(learner, config.ray, at, frames, POLICY, trajectories, config.sft, config.seed)
     at.progress.say(f"the policy is in {at.model(POLICY)}")
 
 
 async def teach(
     learner: LearnerConfig,
+    ray: RayConfig,
     at: Desk,
     frames: ClipPool,
     stage: str,
@@ -63,7 +65,7 @@ async def teach(
     settings = replace(learner, optimizer=rate)
     checkpoint = at.run.checkpoints / stage
     metrics = at.run.path / f"{stage}.jsonl"
-    async with actors.learner(settings, frames) as group:
+    async with actors.learner(settings, ray, frames) as group:
 
         async def attempt() -> SftState:
             with (

@@ -15,6 +15,7 @@ import torch
 
 from tests.learner.worlds import World, make_world
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.learner.distributed import leave
 from vz_ray.learner.trainer import Trainer
 
 
@@ -92,6 +93,7 @@ def main(model: str, out: str, stage: str, *scenarios: str) -> None:
     world = small_world(model)
     report = {name: globals()[name](trainer, world, Path(out)) for name in scenarios}
     (Path(out) / f"report-{trainer.place.rank}.json").write_text(json.dumps(report))
+    leave()
 
 
 if __name__ == "__main__":

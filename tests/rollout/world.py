@@ -188,10 +188,10 @@ class World:
 
 
 def engines_of(stats: WorkerStats) -> list[psutil.Process]:
-    """The processes of a worker's engine; the one that computes is the first."""
+    """The processes of a worker's engine; the one that computes, and holds the memory, is the first."""
     found: list[psutil.Process] = psutil.Process(stats.pid).children(recursive=True)
-    found.sort(key=lambda process: "EngineCore" not in " ".join(process.cmdline()))
-    assert "EngineCore" in " ".join(found[0].cmdline())
+    found.sort(key=lambda process: process.memory_info().rss, reverse=True)
+    assert found, stats
     return found
 
 

@@ -26,8 +26,13 @@ class RayConfig:
     """Shared memory of a private cluster's object store."""
     start_deadline_s: float = 120.0
     """How long starting or joining may take."""
+    gpus: str = "auto"
+    """Whether engines and learner ranks get GPUs: `always`, `never`, or `auto`: if the cluster has any as the
+    run starts. Where nodes with GPUs only come when something waits for them, it must be `always`."""
 
     def __post_init__(self) -> None:
+        if self.gpus not in ("auto", "always", "never"):
+            raise ValueError(f"ray.gpus is {self.gpus!r}; it must be 'auto', 'always' or 'never'")
         if self.num_cpus < 4:
             raise ValueError(f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need 4")
         if self.object_store_mib < 80:

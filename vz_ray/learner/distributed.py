@@ -50,6 +50,12 @@ def join(deadline_s: float) -> Place:
     return Place(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
+def leave() -> None:
+    """Leaves the process group; a process that ends without it may be aborted by the group's own threads."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def total(values: dict[str, float], place: Place) -> dict[str, float]:
     """Sums each value over ranks; every rank must name the same ones."""
     if place.world == 1:
