@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)
 
-# The loop without one of its parts at a time, three seeds: an hour and three quarters on two cores.
+# The loop without one of its parts at a time, three seeds: two hours and more on two cores.
 ablate: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli ablate conf/ablate.yaml $(ARGS)
 

@@ -100,7 +100,7 @@ def test_an_evaluation_that_lacks_answers_or_has_failed_ones_is_not_done(tmp_pat
 
 def test_the_time_left_is_what_was_measured_and_else_what_is_usual(tmp_path: Path) -> None:
     tree, plan = Tree(tmp_path, Path("base")), stages([0, 1], VARIANTS)
-    assert left_s(plan, {}) == 2 * (sum(EXPECTED_S[part] for part in COLD) + 4 * 340 + 5 * 130)
+    assert left_s(plan, {}) == 2 * (sum(EXPECTED_S[part] for part in COLD) + 4 * 400 + 5 * 130)
     record_stage(tree.folder(0, "full"), "rl", 100.0)
     record_stage(tree.folder(0, "full"), "rl", 50.0)
     record_stage(tree.folder(0, "without_reflection"), "rl", 250.0)
