@@ -218,6 +218,22 @@ def baseline(run: Annotated[Path, typer.Argument(help="A finished quickstart run
     run_baseline(run)
 
 
+@app.command()
+def ablate(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Trains the loop without one of its parts at a time, several seeds; writes the paper's ablation table.
+
+    Stop it with Ctrl-C and run it again: it goes on where it was.
+
+    Example: vz-ray ablate conf/ablate.yaml
+
+    Example: vz-ray ablate conf/ablate.yaml name=one 'seeds=[0]'
+    """
+    from vz_ray.ablate import run_ablation
+    from vz_ray.config.ablate import AblateConfig
+
+    run_ablation(settings(AblateConfig, arguments, "conf/ablate.yaml", dry_run))
+
+
 @app.command("eval")
 def evaluate(
     arguments: Settings = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from vz_ray import actors
 from vz_ray.config.episode import EpisodeConfig, uniform
 from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.run import RunConfig
 from vz_ray.data.rl_file import read_tasks
 from vz_ray.desk import Desk
 from vz_ray.evaluate.play import evaluate
@@ -46,16 +47,20 @@ class Examiner:
 
     async def _hold(self, model: Path) -> None:
         """Publishes `model` to the engines unless they hold it."""
-        if self.holds == model:
-            return
-        import torch
+        if self.holds != model:
+            await hold(model, self.config, self.fleet)
+            self.holds = model
 
-        from vz_ray.learner.model import load_pretrained
 
-        async with actors.weight_store(self.config) as folder:
-            source = ModuleSource(load_pretrained(model, torch.float32))
-            await self.fleet.publish(self.fleet.version + 1, ShmSender(WeightStore(folder), source))
-        self.holds = model
+async def hold(model: Path, config: RunConfig, fleet: Fleet) -> None:
+    """Publishes the weights of a checkpoint directory to the engines."""
+    import torch
+
+    from vz_ray.learner.model import load_pretrained
+
+    async with actors.weight_store(config) as folder:
+        source = ModuleSource(load_pretrained(model, torch.float32))
+        await fleet.publish(fleet.version + 1, ShmSender(WeightStore(folder), source))
 
 
 def uniform_episode(config: QuickstartConfig, frames: int) -> EpisodeConfig:

@@ -7,49 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from vz_ray.coldstart.base import corpus
+from tests.coldstart.conftest import RULES
 from vz_ray.coldstart.exemplars import answering, play_exemplars, zooming
-from vz_ray.coldstart.tiny import build_tokenizer
-from vz_ray.config.data import SynthConfig
-from vz_ray.config.episode import EpisodeConfig, uniform
+from vz_ray.config.episode import uniform
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.needle.synth import synthesize
-from vz_ray.data.rl_file import read_tasks
 from vz_ray.episode.trajectory import Status
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.evaluate.metrics import saw_all_events
 from vz_ray.observe.errors import UserError
 from vz_ray.reward import score
 from vz_ray.video.local import LocalFrames
-
-RULES = EpisodeConfig(
-    prompt="conf/prompt/tiny.yaml",
-    max_zoom_frames=8,
-    max_images=64,
-    max_context=2048,
-    overview_frames=16,
-    min_pixels=784,
-    max_pixels=784,
-)
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    config = SynthConfig(
-        directory=str(tmp_path_factory.mktemp("needle")),
-        train=4,
-        sft=0,
-        validation=0,
-        test=0,
-        shot_s=[4, 16],
-        workers=1,
-    )
-    return read_tasks(synthesize(config)["train"])
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(corpus(), 1792)
 
 
 def played(tasks, tokenizer, rules, expert):

@@ -14,6 +14,7 @@ import pytest
 import vz_ray
 import vz_ray.config
 from tests.config.keys_read import fields_read
+from vz_ray.config.ablate import AblateConfig
 from vz_ray.config.benchmarks import BenchmarksConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.distill import ExemplarConfig, ReflectConfig
@@ -25,6 +26,7 @@ COMMANDS = (
     RunConfig,
     SftRunConfig,
     QuickstartConfig,
+    AblateConfig,
     SynthConfig,
     BenchmarksConfig,
     ExemplarConfig,

@@ -56,6 +56,19 @@ def test_on_a_terminal_the_bar_reaches_its_end():
     assert "files 7" in out.getvalue()
 
 
+def test_what_is_done_can_be_taken_off_the_display():
+    console, out = screen(terminal=True)
+    with Progress(console) as progress:
+        for name in ("first", "second"):
+            progress.clear()
+            with progress.stage(name, total=1) as stage:
+                stage.advance()
+        out.truncate(0)
+        progress.show({"x": 1})
+    assert "second" in out.getvalue()
+    assert "first" not in out.getvalue()
+
+
 def test_time_left_is_that_of_the_pace_after_what_was_done_before(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("vz_ray.observe.progress.time.monotonic", lambda: now[0])

@@ -45,6 +45,19 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_killed_while_it_was_made_goes_on(tmp_path):
+    run = tmp_path / "r"
+    (run / "episodes").mkdir(parents=True)
+    (run / "logs").mkdir()
+    (run / ".config.yaml.123.tmp").write_text("a: ")
+    assert RunDir.begin(run, "a: 1\n") == (RunDir(run), False)
+    assert (run / "config.yaml").read_text() == "a: 1\n"
+    (run / "config.yaml").unlink()
+    (run / "episodes/000000.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDir.begin(run, "a: 1\n")
+
+
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "a").write_text("x")
     with pytest.raises(UserError, match=r"cannot use .*/a/b as run directory: Not a directory"):

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from vz_ray.coldstart.oracle import answer_text
+from vz_ray.coldstart.oracle import NOTHING, answer_text
 from vz_ray.data.needle.draw import draw_frames
 from vz_ray.data.needle.synth import kinds_for
 from vz_ray.data.needle.world import (
@@ -50,8 +50,6 @@ EXCHANGES = 6
 
 MOST_SHOWN = 4
 """Most frames of an album that asks what is shown at each time, which is harder than the reverse."""
-
-NOTHING = "nothing"
 
 Times = list[float]
 Exchange = tuple[str, str]

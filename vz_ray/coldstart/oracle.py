@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from vz_ray.data.task import Task
 from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import Sampling, Written
 from vz_ray.episode.wire import WireFormat
+
+NOTHING, MORE, OUTSIDE = "nothing", "more frames", "outside"
+"""Said of a clip: it shows nothing of what is asked about; it has too few frames; it is of another place."""
 
 
 def zoom_text(think: str, start_s: float, end_s: float, fps: float) -> str:
@@ -20,8 +24,11 @@ def zoom_text(think: str, start_s: float, end_s: float, fps: float) -> str:
 
 def answer_text(border: str, symbol: str, answer: str, seen_at_s: Iterable[float] = ()) -> str:
     """An answer turn; a count lists when each flash was seen."""
-    times = "".join(f" @{time:.2f}" for time in seen_at_s)
-    return f"<think>{border} border, {symbol}{times}</think><answer>{answer}</answer>"
+    return f"<think>{border} border, {symbol}{_at(seen_at_s)}</think><answer>{answer}</answer>"
+
+
+def _at(times_s: Iterable[float]) -> str:
+    return "".join(f" @{time:.2f}" for time in times_s)
 
 
 class Oracle:
@@ -50,7 +57,8 @@ class Oracle:
                 f"task {task.task_id} has no truth to play from: is its manifest beside the task file?"
             )
         self.path = [(float(a), float(b)) for a, b in truth["path"]]
-        self.shown = [float(start) for start, _ in truth["borders"]]
+        self._borders = [(float(a), float(b)) for a, b in truth["borders"]]
+        self.shown = [start for start, _ in self._borders]
         self.symbol, self.border = str(truth["symbol"]), str(truth["border"])
         rng = random.Random(f"{seed}/{task.task_id}")
         self.frames = [
@@ -80,10 +88,80 @@ class Oracle:
 
     def _think(self, turn: int, start_s: float) -> str:
         """Where the border is, as far as it has been seen, after what was missed before."""
+        missed = f"{NOTHING}; " if self.task.kind == "decoy" and turn == 1 else ""
+        return missed + self._place(turn, start_s)
+
+    def _place(self, turn: int, start_s: float) -> str:
+        """Where to look next: at the border, or at the night that hides it."""
         if self.task.kind == "deep" and turn == 0:
             return f"night @{start_s:.2f}"
-        missed = "nothing; " if self.task.kind == "decoy" and turn == 1 else ""
-        return f"{missed}{self.border} border" + "".join(f" @{shown:.2f}" for shown in self.shown)
+        return f"{self.border} border" + _at(self.shown)
+
+
+class Corrector(Oracle):
+    """A `Policy` for one task that goes on from turns that someone else took and that led to a wrong answer.
+
+    From the frames shown so far it tells what was missed, says so, zooms there at the rate that
+    shows everything, and answers once the evidence is there. It does not look again at what has
+    been seen well enough: where nothing was wrong with the zooms, it answers at once.
+
+    What it says was wrong, before it says where to look next:
+
+    - `nothing; more frames`: the right place, with too few frames to show what happens there;
+    - `disc @12.50; more frames`: the same, where some of what must be counted was seen;
+    - `outside`: a place where there was nothing to be seen;
+    - `nothing`: one of two places with the border, and it is the other.
+    """
+
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
+        text = self._next([frame.pts_s for frame in prompt.frames], _last_shown(prompt))
+        return Written(text, self.wire.written(text))
+
+    def _next(self, times: Sequence[float], last: Sequence[float]) -> str:
+        """What to say after frames at `times`, the `last` of them in the latest clip."""
+        turn = next((turn for turn in range(len(self.path)) if not self._known(turn, times)), None)
+        if turn is None or self._known(len(self.path) - 1, times):
+            return self._say(len(self.path))
+        start, end = self.path[turn]
+        think = self._wrong(turn, last) + self._place(turn, start)
+        return zoom_text(think, start, end, self.zoom_frames / (end - start))
+
+    def _known(self, turn: int, times: Sequence[float]) -> bool:
+        """Whether frames at `times` show what there is to be seen at this place of the path."""
+        if turn == len(self.path) - 1:
+            seen = all(_any_in(times, *event) for event in self.task.events)
+            # One that counts must know of every slot: a flash may hide between two frames.
+            return seen and (self.task.kind != "count" or self._every_slot(turn, times))
+        if self.task.kind == "deep":
+            return _any_in(times, *self.path[-1])
+        return self._every_slot(turn, times)
+
+    def _every_slot(self, turn: int, times: Sequence[float]) -> bool:
+        start, end = self.path[turn]
+        edges = [start + (end - start) * k / self.zoom_frames for k in range(self.zoom_frames + 1)]
+        return all(_any_in(times, *slot) for slot in pairwise(edges))
+
+    def _wrong(self, turn: int, last: Sequence[float]) -> str:
+        """What the latest clip lacked, as a beginning of the next thought."""
+        (night, dawn), (start, end) = self.path[0], self.path[-1]
+        if turn and self.task.kind == "deep" and (_any_in(last, night, start) or _any_in(last, end, dawn)):
+            return ""  # a look at the night has found the border: that was no mistake
+        if _any_in(last, *self.path[turn]):
+            seen = [start for start, end in self.task.events if _any_in(last, start, end)]
+            found = f"{self.symbol}{_at(seen)}" if seen else NOTHING
+            return f"{found}; {MORE}; "
+        decoys = [place for place in self._borders if place != self.path[-1]]
+        return f"{NOTHING}; " if any(_any_in(last, *place) for place in decoys) else f"{OUTSIDE}; "
+
+
+def _any_in(times: Iterable[float], start_s: float, end_s: float) -> bool:
+    return any(start_s <= time < end_s for time in times)
+
+
+def _last_shown(prompt: Prompt) -> list[float]:
+    """Times of the frames that came last."""
+    shown = next((message.frames for message in reversed(prompt.messages) if message.frames), ())
+    return [frame.pts_s for frame in shown]
 
 
 class UniformOracle:
@@ -102,6 +180,6 @@ class UniformOracle:
         seen = [next((t for t in times if a <= t < b), None) for a, b in self.task.events]
         shown = [time for time in seen if time is not None]
         counted = shown if self.task.kind == "count" else []
-        symbol = self.symbol if shown else "nothing"
+        symbol = self.symbol if shown else NOTHING
         text = answer_text(self.border, symbol, self.task.answer, counted)
         return Written(text, self.wire.written(text))

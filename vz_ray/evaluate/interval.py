@@ -1,7 +1,8 @@
 """Bootstrap intervals of means.
 
 Questions about one video are not independent, so whole videos are drawn: the
-cluster bootstrap (percentile intervals).
+cluster bootstrap (percentile intervals). Where a figure is a mean over several
+trainings, trainings are drawn as well, independently of videos.
 """
 
 from __future__ import annotations
@@ -82,3 +83,44 @@ def paired_difference(
         level=level,
         seed=seed,
     )
+
+
+def crossed_bootstrap(
+    runs: Sequence[Mapping[str, float]],
+    clusters: Mapping[str, Hashable],
+    *,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean over runs and tasks; both runs and whole clusters are drawn, each with replacement.
+
+    With one run it says nothing about other runs: it is `bootstrap` over the clusters.
+
+    Args:
+        runs: Of each training, a value by task id; a difference of two trainings, for a paired one.
+        clusters: What each task belongs to (its video), by task id.
+        samples: Resamples.
+        level: Coverage.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: A run has no values.
+    """
+    if not runs or not all(runs):
+        raise ValueError(f"{sum(map(bool, runs))} of {len(runs)} runs have values to take an interval of")
+    index = {label: i for i, label in enumerate({clusters[task]: None for run in runs for task in run})}
+    sums, counts = np.zeros((len(runs), len(index))), np.zeros((len(runs), len(index)))
+    for row, run in enumerate(runs):
+        for task, value in run.items():
+            sums[row, index[clusters[task]]] += value
+            counts[row, index[clusters[task]]] += 1
+    rng = np.random.default_rng(seed)
+    # How often each run and each cluster is drawn, `[samples, runs]` and `[samples, clusters]`.
+    rows, columns = (
+        rng.multinomial(size, np.full(size, 1 / size), size=samples).astype(float) for size in sums.shape
+    )
+    drawn = ((rows @ counts) * columns).sum(axis=1)
+    means = ((rows @ sums) * columns).sum(axis=1)[drawn > 0] / drawn[drawn > 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))

@@ -19,12 +19,14 @@ class Paper:
         shown: The models that tables show, in order.
         figures: By benchmark, figure (`table/name`, or a headline's name) and model.
         zooms: By benchmark: at most 0, 1, 2, ... zooms.
+        mean_zooms: Zooms in an episode on average, by model; "about", it says, and "towards 0".
     """
 
     source: str
     shown: Sequence[str]
     figures: Mapping[str, Mapping[str, Mapping[str, float]]]
     zooms: Mapping[str, Sequence[float]]
+    mean_zooms: Mapping[str, float]
 
     def of(self, benchmark: str, figure: str) -> Mapping[str, float]:
         """By model; empty where the paper says nothing."""

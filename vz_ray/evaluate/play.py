@@ -23,6 +23,8 @@ async def evaluate(
     *,
     stage: str,
     step: int = 0,
+    samples: int = 1,
+    sampling: Sampling = GREEDY,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[EvalResult]:
     """Plays the tasks that `log` does not hold yet; returns all results, the old ones first.
@@ -34,21 +36,27 @@ async def evaluate(
         episode: What an episode may do.
         stage: Name of the evaluation.
         step: Training iteration of the weights.
+        samples: Episodes of each task; one that lacks some is played again, and what the log has stays.
+        sampling: How they are drawn; greedily, unless there are to be several.
         advance: Called with the number of questions done since the last call.
     """
     done = log.done
-    left = [task for task in tasks if (task.task_id, 0) not in done]
+    left = [task for task in tasks if any((task.task_id, k) not in done for k in range(samples))]
     advance(len(tasks) - len(left))
     ledger = Ledger()
     games = [
-        asyncio.create_task(fleet.play_group(task, 1, GREEDY, ledger, iteration=step, episode=episode))
+        asyncio.create_task(
+            fleet.play_group(task, samples, sampling, ledger, iteration=step, episode=episode)
+        )
         for task in left
     ]
     tasks_by_id = {task.task_id: task for task in left}
     try:
         for game in asyncio.as_completed(games):
             group = await game
-            log.append(EvalResult(tasks_by_id[group.task], group.trajectories[0], stage, step))
+            for trajectory in group.trajectories:
+                if (group.task, trajectory.id.sample) not in done:
+                    log.append(EvalResult(tasks_by_id[group.task], trajectory, stage, step))
             advance(1)
     finally:
         for unfinished in games:

@@ -95,6 +95,11 @@ class EvalLog:
         self._results[key] = result
 
 
+def answered(path: Path) -> int:
+    """How many questions a log holds a result of that counts; 0 if there is no log."""
+    return sum(not _failed(result) for result in read_results(path)) if path.exists() else 0
+
+
 def _key(result: EvalResult) -> Key:
     return (result.task.task_id, result.trajectory.id.sample)
 

@@ -128,6 +128,12 @@ class Progress:
         """A line that stays, above the display."""
         self.console.print(line, highlight=False, markup=False)
 
+    def clear(self) -> None:
+        """Takes all stages so far off the display: a run of dozens would not fit a screen."""
+        for task in self._bars.task_ids:
+            self._bars.remove_task(task)
+        self._tasks.clear()
+
     def _drawing(self) -> Group:
         return Group(self._bars, self._metrics)
 

@@ -32,7 +32,7 @@ class RunDir:
             resumed = run.config.is_file()
             if resumed:
                 run._check_same(config_yaml)
-            elif run.path.exists() and any(run.path.iterdir()):
+            elif run.path.exists() and not run._only_begun():
                 raise UserError(f"{run.path} is not empty and holds no config.yaml: not a run directory")
             for folder in (run.path, run.episodes, run.checkpoints, run.logs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,14 @@ class RunDir:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    def _only_begun(self) -> bool:
+        """Whether it is empty, or holds what a run that was killed at its very beginning leaves."""
+        ours = (self.episodes, self.checkpoints, self.logs)
+        begun = (*ours, *self.path.glob(f".{self.config.name}.*.tmp"))
+        return set(self.path.iterdir()) <= set(begun) and not any(
+            any(folder.iterdir()) for folder in ours if folder.is_dir()
+        )
 
     def _check_same(self, config_yaml: str) -> None:
         before, now = self.config.read_text().splitlines(), config_yaml.splitlines()
