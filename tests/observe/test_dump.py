@@ -19,12 +19,12 @@ import ctypes, threading
 from vz_ray.observe.dump import arm
 
 def wait_for_a_peer():
+    print(armed.pid, armed.descriptor, armed.name, flush=True)
     while True:
         ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock; a signal ends it
 
 armed = arm()
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-print(armed.pid, armed.descriptor, armed.name, flush=True)
 wait_for_a_peer()
 """
 
