@@ -14,7 +14,7 @@ import torch
 
 from vz_ray.coldstart.tiny import TinyShape, build_tokenizer, tiny_config
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.rollout.engine import prepare_environment
+from vz_ray.rollout.engine_args import prepare_environment
 from vz_ray.weights import ModuleSource, WeightsBroken
 
 

@@ -7,12 +7,7 @@ model in a child process of its own.
 from __future__ import annotations
 
 import asyncio
-import atexit
-import functools
-import json
-import os
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -24,7 +19,7 @@ from vz_ray.episode.trajectory import Sampled, Sampling, VersionSpan
 from vz_ray.episode.wire import placeholder_ids
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
-from vz_ray.observe.scratch import scratch
+from vz_ray.rollout.engine_args import engine_args, prepare_environment
 from vz_ray.rollout.engine_stats import EngineGauge, EngineStats
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.weights import BACKENDS, Probe, Update
@@ -39,13 +34,8 @@ ANSWER_END = "</answer>"
 _LIKELIEST = 20
 """Tokens whose log-probs are told at each position of a draft; vLLM tells no more by default."""
 
-_GIB = 1 << 30
 _SENDS = 3
 _SHUTDOWN_S = 30.0
-
-# Tokens in a block of the prefix cache on CPU. vLLM's default of 128 is longer
-# than a turn of a small model; two-turn episodes of 400 tokens are 1.4 times faster with 32.
-_CPU_BLOCK = 32
 
 T = TypeVar("T")
 
@@ -68,92 +58,6 @@ def frame_key(frame: Frame) -> str:
     have the same, but not the same patches.
     """
     return f"{frame.ref.digest}-{frame.ref.width}x{frame.ref.height}"
-
-
-def prepare_environment(config: EngineConfig) -> None:
-    """Sets what vLLM reads from the environment; must run before vLLM is imported."""
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
-    os.environ.setdefault("VLLM_RPC_BASE_PATH", str(_sockets()))
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # oneDNN keeps what it compiled for each shape, 0.3 MB each, and every turn has a shape of its own.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    # Threads that spin while they wait starve decoders and learner on the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if config.threads:
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-
-
-@functools.cache
-def _sockets() -> Path:
-    """Where this process's engines have their sockets; it goes with the process, or with a later one."""
-    kept = ExitStack()
-    atexit.register(kept.close)
-    return kept.enter_context(scratch("vz_ray_engine_"))
-
-
-def _logging_to(file: Path) -> str:
-    """Writes a logging configuration that sends vLLM's log to `file`; returns its path."""
-    handler = {"class": "logging.FileHandler", "filename": str(file), "formatter": "plain"}
-    config = {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"}},
-        "handlers": {"file": handler},
-        "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    path = file.with_suffix(".logging.json")
-    path.write_text(json.dumps(config))
-    return str(path)
-
-
-def _engine_args(
-    model: Path,
-    config: EngineConfig,
-    banned: Sequence[int],
-    log: Path,
-    backend: str,
-    processors: Sequence[type] = (),
-) -> Any:
-    import torch
-    from vllm.config import WeightTransferConfig
-    from vllm.config.logging import LoggingConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    from vz_ray.rollout.ban import CONFIG_KEY, BanTokens
-
-    # By name vLLM refuses it on CPU, where a process of its own lets it bind threads to cores; none are bound
-    # here, and one process less starts a third faster and saves a message in each step.
-    alone = config.tensor_parallel == 1 and not torch.cuda.is_available()
-    return AsyncEngineArgs(
-        model=str(model),
-        distributed_executor_backend=UniProcExecutor if alone else None,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        tensor_parallel_size=config.tensor_parallel,
-        kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
-        gpu_memory_utilization=config.gpu_memory,
-        limit_mm_per_prompt={"image": config.images_per_prompt, "video": 0},
-        mm_processor_cache_gb=config.mm_cache_gib,
-        logprobs_mode="processed_logprobs",
-        enable_prefix_caching=True,
-        block_size=None if torch.cuda.is_available() else _CPU_BLOCK,
-        trust_remote_code=False,
-        weight_transfer_config=WeightTransferConfig(backend=backend),
-        logits_processors=[BanTokens, *processors],
-        additional_config={CONFIG_KEY: list(banned)},
-        logging_config=LoggingConfig(pylogging_config_file=_logging_to(log)),
-        disable_log_stats=True,
-    )
 
 
 class Engine:
@@ -228,7 +132,7 @@ class Engine:
         ids = banned_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = _engine_args(model, config, ids, log, BACKENDS[transport], cls.processors)
+        args = engine_args(model, config, ids, log, BACKENDS[transport], cls.processors)
         gauge = EngineGauge()
         start = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[gauge])
         llm = await within(
