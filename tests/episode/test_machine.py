@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.episode.conftest import make_clip
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.machine import Episode, State
+from vz_ray.episode.serialize import trajectory_from_dict, trajectory_to_dict
 from vz_ray.episode.trajectory import (
     EpisodeId,
     Sampled,
@@ -60,6 +63,19 @@ def test_zoom_then_answer(wire, video):
     assert (trajectory.status, trajectory.answer) == (Status.ANSWERED, "A")
     assert (len(trajectory.zooms), trajectory.zooms_tried, len(trajectory.refs)) == (1, 1, 12)
     assert trajectory.weight_versions == (3,)
+    check_invariants(trajectory, wire)
+
+
+def test_a_fixed_rate_is_what_is_shown_and_the_one_asked_for_is_kept(wire, video):
+    episode = begun(wire, video, zoom_fps=0.5)
+    zoom_once(episode, wire)
+    episode.act(sampled(wire, ANSWER))
+    trajectory = episode.trajectory()
+    (zoom,) = trajectory.zooms
+    assert (zoom.fps, zoom.frame_count, len(trajectory.refs)) == (0.5, 4, 8)
+    assert [turn.asked_fps for turn in trajectory.turns] == [1.0, None]
+    assert '"fps": 1' in trajectory.turns[0].text
+    assert trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(trajectory)))) == trajectory
     check_invariants(trajectory, wire)
 
 

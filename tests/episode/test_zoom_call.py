@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vz_ray.episode.trajectory import ZoomFault, ZoomRefused
-from vz_ray.episode.zoom_call import read_turn
+from vz_ray.episode.zoom_call import at_rate, read_turn
 from vz_ray.video.frame import Zoom
 
 
@@ -21,6 +21,49 @@ def read(text: str, duration_s: float = 100.0, max_frames: int = 16):
 
 def test_a_good_call_is_read_as_written():
     assert read(call(' {"segment": [10, 18.5], "fps": 1.5} ')).zoom == Zoom(10.0, 18.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("segment", "asked", "shown"),
+    [
+        ([10, 18], 1, 2.0),
+        ([10, 30], 4, 0.8),  # more than 16 frames at either rate: as many as there may be
+        ([10, 10.25], 4, 4.0),  # less than one frame at 2: one
+    ],
+)
+def test_a_fixed_rate_stands_in_for_the_one_asked_for(segment, asked, shown):
+    said = read_turn(
+        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+    )
+    assert said.zoom == Zoom(*map(float, segment), shown)
+    assert said.asked_fps == (None if asked == shown else asked)
+    assert 1 <= said.zoom.frame_count <= 16
+
+
+@pytest.mark.parametrize(
+    ("segment", "asked", "fault"),
+    [
+        ([10, 10], 1, ZoomFault.EMPTY),
+        ([10, 20], 0, ZoomFault.EMPTY),
+        ([10, 20], -1, ZoomFault.NEGATIVE),
+        ([20, 10], 1, ZoomFault.REVERSED),
+        ([10, 200], 1, ZoomFault.OUTSIDE),
+        ([0, 5e-324], 1, ZoomFault.TOO_FEW_FRAMES),
+    ],
+)
+def test_a_fixed_rate_mends_no_other_fault(segment, asked, fault):
+    said = read_turn(
+        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+    )
+    assert isinstance(said.zoom, ZoomRefused)
+    assert said.zoom.fault is fault
+
+
+@given(st.floats(0, 3600), st.floats(0.01, 3600), st.floats(0.01, 120), st.integers(1, 64))
+def test_a_fixed_rate_always_shows_from_one_frame_to_the_most(start, span, fps, most):
+    zoom = at_rate(Zoom(start, start + span, 1.0), fps, most)
+    assert 1 <= zoom.frame_count <= most
+    assert (zoom.start_s, zoom.end_s) == (start, start + span)
 
 
 def test_an_answer_is_the_last_span():

@@ -23,6 +23,8 @@ class EpisodeConfig:
     """Turns of the policy; one fewer zooms. 1 makes it a model that only answers."""
     max_zoom_frames: int = 16
     """Most frames in one zoom."""
+    zoom_fps: float = 0.0
+    """Frame rate of every zoom, whatever was asked for, cut to `max_zoom_frames`; 0 is what was asked for."""
     max_images: int = 128
     """Most images in an episode, overview included."""
     max_turn_tokens: int = 4096
@@ -56,6 +58,10 @@ class EpisodeConfig:
                 raise ValueError(f"episode.{name} is {getattr(self, name)}; it must be at least 1")
         if self.overview_fps <= 0:
             raise ValueError(f"episode.overview_fps is {self.overview_fps}; it must be above 0")
+        if not 0 <= self.zoom_fps < float("inf"):
+            raise ValueError(
+                f"episode.zoom_fps is {self.zoom_fps}; it must be a frame rate, or 0 for the one asked for"
+            )
         if self.overview_frames > self.max_images:
             raise ValueError(
                 f"episode.overview_frames is {self.overview_frames}, "

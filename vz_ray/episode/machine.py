@@ -107,11 +107,15 @@ class Episode:
         """The policy took a turn; returns the zoom to carry out, if it asked for one that can be."""
         self._expect(State.ACT)
         text = self.wire.text_of(action.token_ids)
-        limit = self.config.max_zoom_frames
-        compat = self.config.format == "compat"
-        said = read_turn(text, duration_s=self.video.duration_s, max_frames=limit, inclusive=compat)
+        said = read_turn(
+            text,
+            duration_s=self.video.duration_s,
+            max_frames=self.config.max_zoom_frames,
+            inclusive=self.config.format == "compat",
+            fixed_fps=self.config.zoom_fps,
+        )
         zoom = self._admit(said.zoom) if isinstance(said.zoom, Zoom) else said.zoom
-        self._pending = Turn(action, text, zoom, None, (seconds, 0.0))
+        self._pending = Turn(action, text, zoom, None, (seconds, 0.0), said.asked_fps)
         if isinstance(action, Sampled) and action.stop == "length":
             self._over(Status.TRUNCATED)
         elif zoom is None:

@@ -128,6 +128,7 @@ def _turn_to_dict(turn: Turn, shared: _Table) -> Json:
         "zoom": _zoom_to_dict(turn.zoom),
         "reply": None if turn.reply is None else _context_to_dict(turn.reply, shared),
         "seconds": list(turn.seconds),
+        **({} if turn.asked_fps is None else {"asked_fps": turn.asked_fps}),
     }
 
 
@@ -139,6 +140,7 @@ def _turn_from_dict(data: Json, shared: _Table) -> Turn:
         zoom=_zoom_from_dict(data["zoom"]),
         reply=None if data["reply"] is None else _context_from_dict(data["reply"], shared),
         seconds=(sample_s, clip_s),
+        asked_fps=data.get("asked_fps"),
     )
 
 

@@ -170,6 +170,7 @@ class Turn:
         reply: Tokens appended after the action, the end token that was
             appended rather than sampled included; None after the last turn.
         seconds: Wall time of sampling and of fetching the clip.
+        asked_fps: Frame rate that the policy asked for, where `episode.zoom_fps` set another.
     """
 
     action: Sampled | Written
@@ -177,6 +178,7 @@ class Turn:
     zoom: Zoom | ZoomRefused | None
     reply: Context | None
     seconds: tuple[float, float] = (0.0, 0.0)
+    asked_fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

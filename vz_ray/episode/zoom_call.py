@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vz_ray.episode.trajectory import ZoomFault, ZoomRefused
@@ -22,14 +22,23 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 EXAMPLE = '{"segment": [start, end], "fps": n}'
 PAST_END_S = 0.05
 """A segment may end this long after the video: times are shown rounded to 0.01 s."""
+_FASTEST = 1e6
+"""No segment is shown at a higher rate: one that would need it has no length to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One turn, read: at most one of the two is set."""
+    """One turn, read: at most one of zoom and answer is set.
+
+    Attributes:
+        zoom: What is to be carried out, or why nothing is.
+        answer: Text of the answer span.
+        asked_fps: Frame rate that was asked for, where the rules set another.
+    """
 
     zoom: Zoom | ZoomRefused | None
     answer: str | None
+    asked_fps: float | None = None
 
 
 def answer_of(text: str) -> str | None:
@@ -38,7 +47,9 @@ def answer_of(text: str) -> str | None:
     return str(spans[-1]).strip() if spans else None
 
 
-def read_turn(text: str, *, duration_s: float, max_frames: int, inclusive: bool = False) -> Said:
+def read_turn(
+    text: str, *, duration_s: float, max_frames: int, inclusive: bool = False, fixed_fps: float = 0.0
+) -> Said:
     """Reads one turn of the policy.
 
     Args:
@@ -46,6 +57,7 @@ def read_turn(text: str, *, duration_s: float, max_frames: int, inclusive: bool 
         duration_s: Length of the video, seconds.
         max_frames: Most frames a zoom may ask for.
         inclusive: Passed on to `Zoom`.
+        fixed_fps: Frame rate of every zoom, whatever was asked for; 0 leaves that as it is.
     """
     answer = answer_of(text)
     calls = _CALL.findall(text)
@@ -57,10 +69,25 @@ def read_turn(text: str, *, duration_s: float, max_frames: int, inclusive: bool 
         return Said(_refuse(ZoomFault.TWO_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None)
     if answer is not None:
         return Said(_refuse(ZoomFault.WITH_ANSWER, "a turn holds either a zoom or an answer, not both"), None)
-    zoom = _read_call(calls[0], inclusive)
-    if isinstance(zoom, Zoom):
-        zoom = _check(zoom, duration_s, max_frames) or zoom
-    return Said(zoom, None)
+    call = _read_call(calls[0], inclusive)
+    if isinstance(call, ZoomRefused):
+        return Said(call, None)
+    zoom = at_rate(call, fixed_fps, max_frames) if fixed_fps and not _misplaced(call, duration_s) else call
+    refused = _misplaced(zoom, duration_s) or _miscounted(zoom, max_frames)
+    return Said(refused or zoom, None, call.fps if zoom.fps != call.fps else None)
+
+
+def at_rate(zoom: Zoom, fps: float, max_frames: int) -> Zoom:
+    """The same segment at `fps`, or at the nearest rate that gives one frame to `max_frames`.
+
+    Example: `[10, 20]` at 2 with at most 16 frames comes at 1.6, `[10, 11]` at 0.5 comes at 1.
+    """
+    span = zoom.end_s - zoom.start_s
+    if span * fps >= max_frames + 1:
+        fps = max_frames / span
+    elif span * fps < 1:
+        fps = min(1 / span, _FASTEST)
+    return replace(zoom, fps=fps)
 
 
 def _refuse(fault: ZoomFault, message: str) -> ZoomRefused:
@@ -98,8 +125,8 @@ def _read_call(body: str, inclusive: bool) -> Zoom | ZoomRefused:
     return Zoom(start, end, rate, inclusive)
 
 
-def _check(zoom: Zoom, duration_s: float, max_frames: int) -> ZoomRefused | None:
-    """Why `zoom` cannot be carried out on a video of `duration_s`, if it cannot."""
+def _misplaced(zoom: Zoom, duration_s: float) -> ZoomRefused | None:
+    """What is wrong with where `zoom` looks in a video of `duration_s`, if anything is."""
     start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
     span = f"[{start:g}, {end:g}]"
     if start < 0 or end < 0 or fps < 0:
@@ -110,6 +137,13 @@ def _check(zoom: Zoom, duration_s: float, max_frames: int) -> ZoomRefused | None
         return _refuse(ZoomFault.EMPTY, f"segment {span} at fps {fps:g} is empty")
     if start >= duration_s or end > duration_s + PAST_END_S:
         return _refuse(ZoomFault.OUTSIDE, f"segment {span} is outside the video of {duration_s:.2f} seconds")
+    return None
+
+
+def _miscounted(zoom: Zoom, max_frames: int) -> ZoomRefused | None:
+    """What is wrong with how many frames `zoom` asks for, if anything is."""
+    start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
+    span = f"[{start:g}, {end:g}]"
     # Multiplied in floats: a huge fps must be compared before it is made an integer.
     wanted = (end - start) * fps
     if wanted >= max_frames + 1:

@@ -73,6 +73,7 @@ def _turn(
     got = ""
     if isinstance(turn.zoom, Zoom):
         span = f"{clock(turn.zoom.start_s)}–{clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
+        span += "" if turn.asked_fps is None else f" (asked for: {turn.asked_fps:g} fps)"
         shown = _strip(turn.reply, pictures, events, most) if turn.reply else ""
         got = f'<p class="got">Zoom {span}</p>{shown}'
     elif isinstance(turn.zoom, ZoomRefused):
