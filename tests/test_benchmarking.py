@@ -1,4 +1,4 @@
-"""`vz-ray eval` with every part the real one: two benchmarks, two modes, a missing video, subtitles."""
+"""`vz-ray eval` with every part the real one: two benchmarks, two models, three modes, a missing video."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from vz_ray.observe.errors import UserError
 
 pytestmark = pytest.mark.timeout(600)
 
+MODES = ("agent", "uniform:8", "agent@0.5fps")
+"""Each is played by the run's own model, and by a second one that is the same."""
+ALL_MODES = {*MODES, *(f"again/{mode}" for mode in MODES)}
 LINES = [{"start": "00:00:00.000", "end": "00:01:50.000", "line": "red green blue"}]
 
 
@@ -54,7 +57,8 @@ def arguments(small: SmallRun, *more: str) -> list[str]:
         "benchmarks.longvideobench.annotations=lvb/lvb_val.json",
         "benchmarks.longvideobench.videos=needle",
         "benchmarks.longvideobench.subtitles=lvb/subtitles",
-        "modes=[agent,uniform:8]",
+        "modes=[agent,uniform:8,agent@0.5fps]",
+        f"compare.again={small.folder / 'base'}",
         "episode.max_turn_tokens=24",
         "episode.max_rounds=2",
         "rollout.engine.kv_cache_gib=0.25",
@@ -98,14 +102,14 @@ def test_figures_costs_and_what_was_left_out_are_written(finished: tuple[Path, s
     lvb = benchmarks["longvideobench"]
     assert (lvb["released"], lvb["read"], lvb["asked"]) == (1337, 3, 2)
     assert (lvb["missing"]["videos"], lvb["missing"]["questions"]) == (1, 1)
-    assert set(lvb["modes"]) == {"agent", "uniform:8"}
+    assert set(lvb["modes"]) == ALL_MODES
     for benchmark, questions in ((lvb, 2), (benchmarks["needle"], 4)):
         for mode, played in benchmark["modes"].items():
             assert sum(played["readings"]["strict"].values()) == questions
             assert played["metrics"]["questions"] == questions
             assert played["metrics"]["seconds_mean"] > 0
             assert played["figures"][0]["count"] == questions
-            if mode == "uniform:8":
+            if mode.endswith("uniform:8"):
                 assert played["metrics"]["frames_mean"] == 8
                 assert played["metrics"]["zooms_mean"] == 0
     agent = lvb["modes"]["agent"]["figures"]
@@ -113,7 +117,7 @@ def test_figures_costs_and_what_was_left_out_are_written(finished: tuple[Path, s
     assert [figure["name"] for figure in agent if figure["table"] == "duration group, s"] == ["60"]
     rows = list(csv.DictReader((run / "benchmarks.csv").open()))
     assert {(row["benchmark"], row["mode"]) for row in rows} == {
-        (key, mode) for key in benchmarks for mode in ("agent", "uniform:8")
+        (key, mode) for key in benchmarks for mode in ALL_MODES
     }
     assert "LongVideoBench, accuracy" in shown
     assert "1 of 2 videos do not exist: their 1 questions were left out" in shown
@@ -141,8 +145,14 @@ def test_every_question_has_its_line_and_saw_the_subtitles(
 def test_a_curve_is_drawn_from_several_modes(finished: tuple[Path, str]) -> None:
     run, _ = finished
     curve = json.loads((run / "curve.json").read_text())["benchmarks"]["longvideobench"]
-    assert [point["limit"] for point in curve["uniform"]] == [8]
-    assert [point["limit"] for point in curve["agent"]] == [None]
+    own, again = curve["models"]["model"], curve["models"]["again"]
+    assert [point["limit"] for point in own["uniform"]] == [8]
+    assert [point["limit"] for point in own["agent"]] == [None]
+    assert [point["fps"] for point in own["fixed_fps"]] == [0.5]
+    for kind, points in own.items():
+        assert [(at["accuracy"], at["frames_mean"]) for at in points] == [
+            (at["accuracy"], at["frames_mean"]) for at in again[kind]
+        ]
     assert curve["paper_zooms"] == [0.527, 0.553, 0.57, 0.562, 0.577]
     page = (run / "curve.html").read_text()
     assert page.count("<svg") >= 2

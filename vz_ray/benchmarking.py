@@ -1,7 +1,7 @@
 """`vz-ray eval`: benchmarks played greedily on the same engines and decoders as training.
 
 read every benchmark's files, look for its videos          nothing is started before all is well
--> for each benchmark and mode: play what its log lacks    a log per question, so it is resumable
+-> for each model, benchmark and mode: play what is left   a log per question, so it is resumable
 -> marks, official figures, tables beside the paper's      benchmarks.json, .csv, samples/, curve.*
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
 
 from vz_ray import actors
+from vz_ray.clips import ClipPool
 from vz_ray.config.benchmarks import BenchmarkConfig, BenchmarksConfig
 from vz_ray.data.record import task_to_dict, to_line
 from vz_ray.data.rl_file import check_videos
@@ -32,10 +33,11 @@ from vz_ray.evaluate.benchmarks import (
 )
 from vz_ray.evaluate.benchmarks.pictures import picture_folder
 from vz_ray.evaluate.curve import write_curve
-from vz_ray.evaluate.modes import Mode
+from vz_ray.evaluate.modes import OWN, Mode
 from vz_ray.evaluate.outcome import Played, outcome, write_outcome, write_samples
 from vz_ray.evaluate.play import evaluate
 from vz_ray.evaluate.results import EvalLog
+from vz_ray.learner.model import check_checkpoint
 from vz_ray.observe.errors import UserError
 from vz_ray.report.curves import write_curves
 from vz_ray.reward import require_scorers
@@ -64,17 +66,24 @@ def run_benchmarks(config: BenchmarksConfig) -> None:
     """Plays all benchmarks in all modes; writes and prints what came out.
 
     Raises:
-        UserError: A benchmark's files are not what they should be, or videos are missing.
+        UserError: A benchmark's files are not what they should be, or videos are missing, or a model is.
     """
     exams = read_exams(config)
-    modes = [Mode.of(text) for text in config.modes]
+    models = {OWN: config.model, **config.compare}
+    for checkpoint in models.values():
+        check_checkpoint(checkpoint)
+    modes = [replace(Mode.of(text), model=label) for label in models for text in config.modes]
     with desk(config) as at:
         for exam in exams:
             if exam.missing.videos:
                 at.progress.say(f"{exam.benchmark.title}: {exam.missing}; going on without them")
-        logs = {(exam.key, mode): _log(exam, mode, config, at) for exam in exams for mode in modes}
+        logs = {
+            (exam.key, mode): _log(exam, mode, models[mode.model], config, at)
+            for exam in exams
+            for mode in modes
+        }
         if any(_left(exam, logs[exam.key, mode]) for exam in exams for mode in modes):
-            asyncio.run(_play(config, at, exams, modes, logs))
+            asyncio.run(_play(config, at, exams, models, logs))
         played = [
             Played(
                 key=exam.key,
@@ -91,13 +100,13 @@ def run_benchmarks(config: BenchmarksConfig) -> None:
 
 def write_all(config: BenchmarksConfig, run: Path, played: list[Played]) -> None:
     """The figures of a run: files, tables, and a curve where there are several modes."""
-    found = outcome(played, config.evaluate, config.model)
+    found = outcome(played, config.evaluate, {OWN: config.model, **config.compare})
     write_outcome(run, found)
     for one in played:
         write_samples(run, one)
     print_outcome(found)
     print(f"figures: {run / 'benchmarks.json'}")
-    if len(config.modes) > 1:
+    if len(config.modes) > 1 or config.compare:
         write_curve(run, found)
         print(f"curve: {write_curves(run)}")
 
@@ -155,11 +164,11 @@ def _read(key: str, entry: BenchmarkConfig, config: BenchmarksConfig) -> Exam:
 # -- playing ----------------------------------------------------------------------
 
 
-def _log(exam: Exam, mode: Mode, config: BenchmarksConfig, at: Desk) -> EvalLog:
+def _log(exam: Exam, mode: Mode, model: str, config: BenchmarksConfig, at: Desk) -> EvalLog:
     """The log of a benchmark and mode, refused if it holds results of something else."""
     questions = blake3("".join(to_line(task_to_dict(task)) for task in exam.tasks).encode()).hexdigest()[:16]
     identity = {
-        "model": config.model,
+        "model": model,
         "benchmark": exam.adapter,
         "questions": questions,
         "mode": str(mode),
@@ -177,24 +186,36 @@ async def _play(
     config: BenchmarksConfig,
     at: Desk,
     exams: list[Exam],
-    modes: list[Mode],
+    models: dict[str, str],
     logs: dict[tuple[str, Mode], EvalLog],
 ) -> None:
+    """Plays what the logs lack, model by model: the same decoders, and engines of the same settings."""
     async with AsyncExitStack() as stack:
         with at.timed("start Ray"):
             await stack.enter_async_context(actors.ray_cluster(config.ray))
             frames = await stack.enter_async_context(actors.clip_pool(config))
+        for label, model in models.items():
+            left = [
+                (exam, mode, log)
+                for exam in exams
+                for (key, mode), log in logs.items()
+                if key == exam.key and mode.model == label and _left(exam, log)
+            ]
+            if left:
+                await _play_model(model, left, frames, config, at)
+
+
+async def _play_model(
+    model: str, left: list[tuple[Exam, Mode, EvalLog]], frames: ClipPool, config: BenchmarksConfig, at: Desk
+) -> None:
+    async with AsyncExitStack() as stack:
         with at.timed("start engine"), at.progress.stage("start engine", 1) as stage:
-            starting = stack.enter_async_context(actors.fleet(config, config.model, frames, at.run))
+            starting = stack.enter_async_context(actors.fleet(config, model, frames, at.run))
             fleet = await at.interrupt.watch(starting)
             stage.advance()
-        for exam in exams:
-            for mode in modes:
-                log = logs[exam.key, mode]
-                if not _left(exam, log):
-                    continue
-                name = f"{exam.key} {mode}"
-                rules = mode.rules(config.episode, config.uniform_prompt)
-                with at.timed(name), at.progress.stage(name, len(exam.tasks)) as stage:
-                    playing = evaluate(fleet, exam.tasks, log, rules, stage=mode.stage, advance=stage.advance)
-                    await at.interrupt.watch(playing)
+        for exam, mode, log in left:
+            name = f"{exam.key} {mode}"
+            rules = mode.rules(config.episode, config.uniform_prompt)
+            with at.timed(name), at.progress.stage(name, len(exam.tasks)) as stage:
+                playing = evaluate(fleet, exam.tasks, log, rules, stage=mode.stage, advance=stage.advance)
+                await at.interrupt.watch(playing)

@@ -38,7 +38,13 @@ def test_every_benchmark_has_a_file() -> None:
     [
         ("benchmarks.needle.sampling_strategy=some", "sampling_strategy is 'some'; it must be all, first:N"),
         ("benchmarks.needle.vidoes=x", "did you mean benchmarks.needle.videos"),
-        ("modes=[agent,uniform]", "modes has 'uniform'; a mode is agent, agent:N or uniform:N"),
+        ("modes=[agent,uniform]", "modes has 'uniform'; a mode is agent, agent:N, agent@Nfps"),
+        ("modes=[agent@0fps]", "modes has 'agent@0fps'"),
+        ("modes=[agent@2]", "modes has 'agent@2'"),
+        ("curve.fps=[0]", r"curve.fps is \[0.0\]; frame rates are above 0"),
+        ("compare.agent=x", "compare has the label 'agent'; labels are letters, digits and hyphens"),
+        ("compare.a_b=x", "compare has the label 'a_b'"),
+        ("episode.zoom_fps=-1", "episode.zoom_fps is -1.0; it must be a frame rate, or 0"),
         ("modes=[uniform:0]", "modes has 'uniform:0'"),
         ("modes=[uniform:256]", "images_per_prompt is 128, below the 256 frames"),
         ("curve.zooms=[-1]", r"curve.zooms \[-1\]"),
@@ -67,5 +73,21 @@ def test_modes_change_the_rules_of_an_episode() -> None:
     assert config.curve.modes == [
         *(f"uniform:{n}" for n in (8, 16, 32, 64, 128)),
         *(f"agent:{n}" for n in range(5)),
+        *(f"agent@{n}fps" for n in ("0.5", "1", "2", "4")),
     ]
     assert (Mode.of("agent:0").stage, Mode.of("uniform:8").title) == ("agent_0", "uniform, 8 frames")
+
+
+def test_a_mode_may_fix_the_rate_of_zooms_and_name_who_plays() -> None:
+    config = load(BenchmarksConfig, NEEDLE, ["compare.sft=checkpoints/sft"])
+    assert config.compare == {"sft": "checkpoints/sft"}
+    mode = Mode.of("sft/agent:2@0.5fps")
+    assert mode == Mode("agent", 2, 0.5, "sft")
+    rules = mode.rules(config.episode, "p.yaml")
+    assert (rules.max_rounds, rules.zoom_fps) == (3, 0.5)
+    assert (mode.stage, mode.title) == ("sft_agent_2_0.5fps", "sft: agent, zooms <= 2, zooms at 0.5 fps")
+    assert str(Mode.of("agent@2.0fps")) == "agent@2fps"
+    for text in ("agent", "agent:2", "agent@0.5fps", "uniform:32", "sft/agent:2@4fps", "sft/uniform:8"):
+        assert str(Mode.of(text)) == text
+    with pytest.raises(ValueError, match="no mode such as"):
+        Mode.of("agent@fast")

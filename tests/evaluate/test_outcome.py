@@ -57,7 +57,7 @@ def found(benchmark: Benchmark) -> tuple[Played, dict[str, Any]]:
         Mode.of("agent:0"): play(benchmark, ["C", "C", "C", "C", "C"], 12),
     }
     one = Played("mme", "videomme", benchmark, 5, Missing(("/x/b.mp4",), 2, 3), marks)
-    return one, outcome([one], CONFIG, "checkpoints/agent")
+    return one, outcome([one], CONFIG, {"model": "checkpoints/agent"})
 
 
 def test_figures_are_read_strictly_and_leniently_and_stand_beside_the_papers(found: Any) -> None:
@@ -122,14 +122,56 @@ def test_tables_say_what_was_left_out(found: Any, width: int) -> None:
 
 def test_a_curve_has_uniform_frames_and_zooms_apart(found: Any, tmp_path: Path) -> None:
     write_curve(tmp_path, found[1])
-    curve = json.loads((tmp_path / "curve.json").read_text())["benchmarks"]["mme"]
+    curve = json.loads((tmp_path / "curve.json").read_text())["benchmarks"]["mme"]["models"]["model"]
     (uniform,) = curve["uniform"]
     assert (uniform["limit"], uniform["accuracy"]["mean"], uniform["frames_mean"]) == (8, 0.4, 8)
     assert [point["limit"] for point in curve["agent"]] == [0, None]
+    assert curve["fixed_fps"] == []
     page = write_curves(tmp_path).read_text()
     assert "uniform, 8 frames" in page
     assert "agent, 0 zooms" in page
-    assert page.count("<svg") == 1  # one number of zooms makes no line
+    assert page.count("<svg") == 1  # one number of zooms makes no line, and no rate was fixed
+
+
+def test_a_curve_shows_fixed_rates_and_a_second_model_each_under_its_name(
+    benchmark: Benchmark, tmp_path: Path
+) -> None:
+    right = {
+        "uniform:8": 1, "agent:0": 2, "agent:4": 4, "agent@0.5fps": 2, "agent@4fps": 3,
+        "sft/uniform:8": 0, "sft/agent:0": 1, "sft/agent:4": 2, "sft/agent@0.5fps": 1, "sft/agent@4fps": 1,
+    }  # fmt: skip
+    marks = {
+        Mode.of(mode): play(benchmark, ["C"] * count + ["A"] * (5 - count), 8)
+        for mode, count in right.items()
+    }
+    one = Played("mme", "videomme", benchmark, 5, Missing((), 1, 0), marks)
+    models = {"model": "checkpoints/agent", "sft": "checkpoints/sft"}
+    write_curve(tmp_path, outcome([one], CONFIG, models))
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve["models"] == models
+    found = {
+        label: {
+            kind: [(at.get("fps", at["limit"]), at["accuracy"]["mean"]) for at in points]
+            for kind, points in played.items()
+        }
+        for label, played in curve["benchmarks"]["mme"]["models"].items()
+    }
+    assert found["model"] == {
+        "uniform": [(8, 0.2)],
+        "agent": [(0, 0.4), (4, 0.8)],
+        "fixed_fps": [(0.5, 0.4), (4, 0.6)],
+    }
+    assert found["sft"] == {
+        "uniform": [(8, 0.0)],
+        "agent": [(0, 0.2), (4, 0.4)],
+        "fixed_fps": [(0.5, 0.2), (4, 0.2)],
+    }
+    page = write_curves(tmp_path).read_text()
+    assert page.count("<svg") == 3
+    assert "Model: checkpoints/agent; sft: checkpoints/sft" in page
+    for name in ("model: uniform frames", "sft: agent", "sft: fixed rate", "agent, at most 4 zooms"):
+        assert name in page
+    assert "<th>sft: agent at 0.5 fps</th>" in page
 
 
 def test_the_papers_numbers_are_per_cent_of_benchmarks_that_there_are() -> None:

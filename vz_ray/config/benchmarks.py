@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from vz_ray.config.evaluate import SAMPLING
 from vz_ray.config.run import PlayConfig
 
-MODE = r"agent|agent:\d+|uniform:[1-9]\d*"
+MODE = r"agent(:\d+)?(@(?=.*[1-9])\d+(\.\d+)?fps)?|uniform:[1-9]\d*"
 """How questions are played; a regular expression of the whole."""
+LABEL = r"(?!(agent|uniform|model)$)[A-Za-z][A-Za-z0-9-]*"
+"""What a further checkpoint may be called in tables and names of files; a regular expression of the whole."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class CurveConfig:
     """Numbers of uniform frames, without the tool."""
     zooms: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Most zooms that the agent may make."""
+    fps: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
+    """Frame rates of every zoom, whatever rate the agent asks for."""
 
     def __post_init__(self) -> None:
         if any(frames < 1 for frames in self.uniform) or any(zooms < 0 for zooms in self.zooms):
@@ -54,10 +58,16 @@ class CurveConfig:
                 f"curve.uniform is {self.uniform} and curve.zooms {self.zooms}; "
                 "numbers of frames are at least 1, of zooms at least 0"
             )
+        if not all(0 < fps < 1000 for fps in self.fps):
+            raise ValueError(f"curve.fps is {self.fps}; frame rates are above 0 and below 1000")
 
     @property
     def modes(self) -> list[str]:
-        return [f"uniform:{count}" for count in self.uniform] + [f"agent:{count}" for count in self.zooms]
+        return [
+            *(f"uniform:{count}" for count in self.uniform),
+            *(f"agent:{count}" for count in self.zooms),
+            *(f"agent@{fps:g}fps" for fps in self.fps),
+        ]
 
 
 @dataclass
@@ -69,11 +79,14 @@ class BenchmarksConfig(PlayConfig):
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
     """What is played, by a name of your choice; a benchmark's own name needs no `adapter`."""
     modes: list[str] = field(default_factory=lambda: ["agent"])
-    """How: `agent`, `agent:N` (at most N zooms), `uniform:N` (N uniform frames, no tool)."""
+    """How: `agent`, `agent:N` (at most N zooms), `agent@Nfps` (every zoom at N frames a second), both in
+    `agent:N@Mfps`, or `uniform:N` (N uniform frames, no tool)."""
+    compare: dict[str, str] = field(default_factory=dict)
+    """Further checkpoints that answer the same questions in the same modes, by a label of your choice."""
     uniform_prompt: str = "conf/prompt/answer.yaml"
     """Wording for uniform frames: a prompt without the tool."""
     curve: CurveConfig = field(default_factory=CurveConfig)
-    """Accuracy against frames and zooms."""
+    """Accuracy against frames, zooms and the zooms' frame rate."""
     allow_missing: bool = False
     """Play the questions whose videos are there; the others are counted and shown, not played."""
     pictures: str = ""
@@ -83,7 +96,15 @@ class BenchmarksConfig(PlayConfig):
         super().__post_init__()
         for mode in self.modes:
             if re.fullmatch(MODE, mode) is None:
-                raise ValueError(f"modes has {mode!r}; a mode is agent, agent:N or uniform:N")
+                raise ValueError(
+                    f"modes has {mode!r}; a mode is agent, agent:N, agent@Nfps, agent:N@Mfps or uniform:N"
+                )
+        for label in self.compare:
+            if re.fullmatch(LABEL, label) is None:
+                raise ValueError(
+                    f"compare has the label {label!r}; labels are letters, digits and hyphens, and none is "
+                    "agent, uniform or model"
+                )
         counts = [int(mode.removeprefix("uniform:")) for mode in self.modes if mode.startswith("uniform")]
         most, needed = self.rollout.engine.images_per_prompt, max([self.episode.max_images, *counts])
         if needed > most:

@@ -1,4 +1,4 @@
-"""Accuracy against frames and against zooms: `curve.json`, from what was played in several modes.
+"""Accuracy against frames, zooms and the zooms' frame rate: `curve.json`, from several modes and models.
 
 Accuracy is the mean over questions, strictly read, with its interval over
 videos; where a benchmark's headline is another average, it is not this one.
@@ -18,20 +18,24 @@ from vz_ray.observe.run_dir import write_atomic
 Json = dict[str, Any]
 
 CURVE = "curve.json"
+FIXED = "fixed_fps"
 _COST = ("frames_mean", "frames_p95", "zooms_mean", "valid_zoom_rate", "seconds_mean")
 
 
 def curve_of(found: Mapping[str, Any]) -> Json:
-    """Points of each benchmark, from the JSON values of its outcome; uniform by frames, agents by zooms."""
+    """Points of each benchmark and model, from the JSON values of its outcome.
+
+    `uniform` goes by frames (`limit`), `agent` by the most zooms (`limit`), `fixed_fps` by the rate that
+    the agent's zooms were shown at (`fps`).
+    """
     return {
-        "model": found["model"],
+        "models": found["models"],
         "paper": found["paper"]["source"],
         "interval_level": found["interval_level"],
         "benchmarks": {
             key: {
                 "title": benchmark["title"],
-                UNIFORM: _points(benchmark["modes"], UNIFORM),
-                AGENT: _points(benchmark["modes"], AGENT),
+                "models": {label: _series(benchmark["modes"], label) for label in found["models"]},
                 "paper_zooms": [
                     round(value / 100, 4) for value in paper().zooms.get(benchmark["adapter"], ())
                 ],
@@ -41,15 +45,22 @@ def curve_of(found: Mapping[str, Any]) -> Json:
     }
 
 
-def _points(modes: Mapping[str, Any], kind: str) -> list[Json]:
-    """Ascending; an agent without a limit comes last, its `limit` being null."""
-    points = []
+def _series(modes: Mapping[str, Any], label: str) -> dict[str, list[Json]]:
+    """A model's points; ascending, and an agent without a limit comes last, its `limit` being null."""
+    found: dict[str, list[Json]] = {UNIFORM: [], AGENT: [], FIXED: []}
     for name, played in modes.items():
         mode, metrics = Mode.of(name), played["metrics"]
-        if mode.kind == kind and metrics["accuracy"] is not None:
-            cost = {key: metrics[key] for key in _COST}
-            points.append({"limit": mode.limit, "accuracy": metrics["accuracy"], **cost})
-    return sorted(points, key=lambda point: (point["limit"] is None, point["limit"] or 0))
+        if mode.model != label or metrics["accuracy"] is None:
+            continue
+        cost = {key: metrics[key] for key in _COST}
+        point = {"limit": mode.limit, "accuracy": metrics["accuracy"], **cost}
+        if mode.fps is None:
+            found[mode.kind].append(point)
+        else:
+            found[FIXED].append({"fps": mode.fps, **point})
+    for points in found.values():
+        points.sort(key=lambda at: (at.get("fps", 0), at["limit"] is None, at["limit"] or 0))
+    return found
 
 
 def write_curve(run: Path, found: Mapping[str, Any]) -> None:

@@ -53,10 +53,10 @@ class Played:
     marks: Mapping[Mode, Sequence[Marked]]
 
 
-def outcome(played: Sequence[Played], config: EvaluateConfig, model: str) -> Json:
-    """All figures of a run, as JSON values."""
+def outcome(played: Sequence[Played], config: EvaluateConfig, models: Mapping[str, str]) -> Json:
+    """All figures of a run, as JSON values; `models` are checkpoints by label, the run's own first."""
     return {
-        "model": model,
+        "models": dict(models),
         "interval_level": config.level,
         "paper": {"source": paper().source, "shown": list(paper().shown)},
         "benchmarks": {one.key: _benchmark(one, config) for one in played},

@@ -30,6 +30,7 @@ class Series:
         slot: Colour, 1 to 5.
         marked: Points drawn as dots.
         whiskers: `(low, high)` for each point.
+        dashed: A dashed line.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Series:
     slot: int = 1
     marked: bool = False
     whiskers: Sequence[tuple[float, float]] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +157,17 @@ def _drawn(series: Series, x: Scale, y: Scale, as_percent: bool) -> str:
         at = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in series.points)
         path = f'<polyline class="line" points="{at}"/>'
     whiskers = _whiskers(series, x, y) if series.whiskers else ""
-    return f'<g class="s{series.slot}">{path}{whiskers}{_dots(series, x, y, as_percent)}</g>'
+    return f'<g class="{_classes(series)}">{path}{whiskers}{_dots(series, x, y, as_percent)}</g>'
+
+
+def _classes(series: Series) -> str:
+    return f"s{series.slot} dashed" if series.dashed else f"s{series.slot}"
 
 
 def _legend(series: Sequence[Series]) -> str:
     if len(series) < 2:
         return ""
-    items = "".join(f'<span class="s{s.slot}"><i></i>{text(s.name)}</span>' for s in series)
+    items = "".join(f'<span class="{_classes(s)}"><i></i>{text(s.name)}</span>' for s in series)
     return f'<div class="legend">{items}</div>'
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against frames and zooms, drawn: `curve.html`, from the run's `curve.json`."""
+"""Accuracy against frames, zooms and the zooms' frame rate, drawn: `curve.html`, from `curve.json`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from vz_ray.report.chart import Series, line_chart
 from vz_ray.report.markup import number, percent, text
 
 Json = Mapping[str, Any]
+
+_SLOTS = (1, 2, 4, 5)
+"""Colours of the models, in order; 3 is the paper's."""
 
 
 def write_curves(run_dir: Path) -> Path:
@@ -41,39 +44,112 @@ def render_curves(curve: Json, name: str) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{text(name)} · curves</title><style>{css}</style></head>"
         f"<body><main><header><h1>{text(name)}</h1></header>"
-        f'<p class="note">Model: {text(curve["model"])}. Accuracy over questions, strictly read; '
+        f'<p class="note">{text(_models(curve["models"]))}. Accuracy over questions, strictly read; '
         f"lines are {level} intervals, drawn over whole videos.</p>"
         f"{body or '<p>Nothing has been played yet.</p>'}</main></body></html>\n"
     )
 
 
+def _models(models: Mapping[str, str]) -> str:
+    """Who was played, and under which label."""
+    own, *others = models.items()
+    compared = "".join(f"; {label}: {checkpoint}" for label, checkpoint in others)
+    return f"Model: {own[1]}{compared}"
+
+
 def _benchmark(benchmark: Json, source: str) -> str:
-    uniform, agent = benchmark["uniform"], benchmark["agent"]
-    frames = line_chart(
+    models = benchmark["models"]
+    names = {label: "" if len(models) == 1 else f"{label}: " for label in models}
+    charts = (
+        _frames_chart(models, names)
+        + _zooms_chart(models, names, _published(benchmark["paper_zooms"], source))
+        + _fps_chart(models, names)
+    )
+    rows = "".join(_rows(played, names[label]) for label, played in models.items())
+    return (
+        f"<section><h2>{text(benchmark['title'])}</h2>"
+        f'<div class="charts pair">{charts}{_table(rows)}</div></section>'
+    )
+
+
+def _slot(index: int) -> int:
+    return _SLOTS[index % len(_SLOTS)]
+
+
+def _frames_chart(models: Json, names: Mapping[str, str]) -> str:
+    """What a model makes of uniform frames, and of those that it chose: one colour for each model."""
+    series = []
+    for index, (label, played) in enumerate(models.items()):
+        uniform = [(point["limit"], point) for point in played["uniform"]]
+        agent = [(point["frames_mean"], point) for point in played["agent"]]
+        series += [
+            _series(f"{names[label]}uniform frames", uniform, _slot(index), dashed=True),
+            _series(f"{names[label]}agent", agent, _slot(index)),
+        ]
+    ticks = sorted({point["limit"] for played in models.values() for point in played["uniform"]})
+    return line_chart(
         "Accuracy against frames seen",
-        [
-            _series("Uniform frames", [(p["limit"], p) for p in uniform], 2),
-            _series("Agent", [(p["frames_mean"], p) for p in agent], 1),
-        ],
+        series,
         x_label="frames (logarithmic)",
         as_percent=True,
         x_log=True,
-        x_ticks=[p["limit"] for p in uniform],
+        x_ticks=ticks,
     )
-    limited = [(p["limit"], p) for p in agent if p["limit"] is not None]
-    zooms = line_chart(
+
+
+def _zooms_chart(models: Json, names: Mapping[str, str], published: Series) -> str:
+    """By the most zooms allowed, beside the paper's; nothing where only one number was allowed."""
+    limited = {
+        label: [(point["limit"], point) for point in played["agent"] if point["limit"] is not None]
+        for label, played in models.items()
+    }
+    ticks = sorted({limit for points in limited.values() for limit, _ in points})
+    if len(ticks) < 2:
+        return ""
+    drawn = [
+        _series(f"{names[label]}agent", points, _slot(index))
+        for index, (label, points) in enumerate(limited.items())
+    ]
+    return line_chart(
         "Accuracy against zooms allowed",
-        [_series("Agent", limited, 1), _published(benchmark["paper_zooms"], source)],
+        [*drawn, published],
         x_label="most zooms",
         as_percent=True,
-        x_ticks=[limit for limit, _ in limited],
+        x_ticks=ticks,
     )
-    charts = frames + (zooms if len(limited) > 1 else "")
-    body = charts + _table([*uniform, *agent], len(uniform))
-    return f'<section><h2>{text(benchmark["title"])}</h2><div class="charts pair">{body}</div></section>'
 
 
-def _series(name: str, points: Sequence[tuple[float, Json]], slot: int) -> Series:
+def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
+    """By the rate that every zoom was shown at, beside the same agent with rates of its own choice."""
+    rates = sorted({point["fps"] for played in models.values() for point in played["fixed_fps"]})
+    if not rates:
+        return ""
+    series = []
+    for index, (label, played) in enumerate(models.items()):
+        fixed = [(point["fps"], point) for point in played["fixed_fps"]]
+        series.append(_series(f"{names[label]}fixed rate", fixed, _slot(index)))
+        if free := _freest(played["agent"]):
+            level = [(rate, free["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))]
+            allowed = "" if free["limit"] is None else f", at most {free['limit']} zooms"
+            series.append(
+                Series(f"{names[label]}rate chosen by the agent{allowed}", level, _slot(index), dashed=True)
+            )
+    return line_chart(
+        "Accuracy against the zooms' frame rate",
+        series,
+        x_label="frames a second (logarithmic)",
+        as_percent=True,
+        x_log=True,
+        x_ticks=rates,
+    )
+
+
+def _freest(agent: Sequence[Json]) -> Json | None:
+    """The point with the fewest restrictions: without a limit, else with the highest; they come in order."""
+    return agent[-1] if agent else None
+
+
+def _series(name: str, points: Sequence[tuple[float, Json]], slot: int, *, dashed: bool = False) -> Series:
     ordered = sorted(points, key=lambda item: item[0])
     return Series(
         name,
@@ -81,6 +157,7 @@ def _series(name: str, points: Sequence[tuple[float, Json]], slot: int) -> Serie
         slot=slot,
         marked=True,
         whiskers=[(point["accuracy"]["low"], point["accuracy"]["high"]) for _, point in ordered],
+        dashed=dashed,
     )
 
 
@@ -88,19 +165,31 @@ def _published(values: Sequence[float], source: str) -> Series:
     return Series(f"VideoZoomer 7B ({source})", list(enumerate(values)), slot=3, marked=True)
 
 
-def _table(points: Sequence[Json], uniform: int) -> str:
+def _table(rows: str) -> str:
     names = ("", "Accuracy", "Interval", "Frames", "p95", "Zooms", "Valid", "Seconds")
     head = "".join(f"<th>{name}</th>" for name in names)
-    rows = "".join(_row(point, index < uniform) for index, point in enumerate(points))
     return (
         '<figure class="wide"><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
     )
 
 
-def _row(point: Json, uniform: bool) -> str:
-    limit, accuracy = point["limit"], point["accuracy"]
-    name = f"uniform, {limit} frames" if uniform else "agent" if limit is None else f"agent, {limit} zooms"
+def _rows(played: Json, who: str) -> str:
+    """A row for each point of a model."""
+    named = [
+        *((f"{who}uniform, {point['limit']} frames", point) for point in played["uniform"]),
+        *((f"{who}{_agent(point)}", point) for point in played["agent"]),
+        *((f"{who}{_agent(point)} at {point['fps']:g} fps", point) for point in played["fixed_fps"]),
+    ]
+    return "".join(_row(name, point) for name, point in named)
+
+
+def _agent(point: Json) -> str:
+    return "agent" if point["limit"] is None else f"agent, {point['limit']} zooms"
+
+
+def _row(name: str, point: Json) -> str:
+    accuracy = point["accuracy"]
     cells = (
         percent(accuracy["mean"]),
         f"{percent(accuracy['low'])} to {percent(accuracy['high'])}",
