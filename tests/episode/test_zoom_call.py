@@ -59,6 +59,11 @@ def test_a_fixed_rate_mends_no_other_fault(segment, asked, fault):
     assert said.zoom.fault is fault
 
 
+@pytest.mark.parametrize(("segment", "fps"), [("[0, 5e-324]", "1"), ("[0, 1e-306]", "1e308")])
+def test_a_segment_of_next_to_no_length_is_refused_whatever_the_rate(segment, fps):
+    assert isinstance(read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom, ZoomRefused)
+
+
 @given(st.floats(0, 3600), st.floats(0.01, 3600), st.floats(0.01, 120), st.integers(1, 64))
 def test_a_fixed_rate_always_shows_from_one_frame_to_the_most(start, span, fps, most):
     zoom = at_rate(Zoom(start, start + span, 1.0), fps, most)

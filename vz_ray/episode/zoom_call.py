@@ -22,8 +22,8 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 EXAMPLE = '{"segment": [start, end], "fps": n}'
 PAST_END_S = 0.05
 """A segment may end this long after the video: times are shown rounded to 0.01 s."""
-_FASTEST = 1e6
-"""No segment is shown at a higher rate: one that would need it has no length to speak of."""
+_SHORTEST_S = 1e-6
+"""A shorter segment has no length to speak of; it is shown at no rate that would be fast enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def at_rate(zoom: Zoom, fps: float, max_frames: int) -> Zoom:
     if span * fps >= max_frames + 1:
         fps = max_frames / span
     elif span * fps < 1:
-        fps = min(1 / span, _FASTEST)
+        fps = 1 / max(span, _SHORTEST_S)
     return replace(zoom, fps=fps)
 
 
@@ -144,10 +144,12 @@ def _miscounted(zoom: Zoom, max_frames: int) -> ZoomRefused | None:
     """What is wrong with how many frames `zoom` asks for, if anything is."""
     start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
     span = f"[{start:g}, {end:g}]"
+    # Divided by: a segment of next to no length must not make it infinite.
+    length = max(end - start, _SHORTEST_S)
     # Multiplied in floats: a huge fps must be compared before it is made an integer.
     wanted = (end - start) * fps
     if wanted >= max_frames + 1:
-        largest_fps = math.floor(100 * max_frames / (end - start)) / 100
+        largest_fps = math.floor(100 * max_frames / length) / 100
         fits = (
             f"fps up to {largest_fps:g}" if largest_fps else f"a segment up to {max_frames / fps:.2f} seconds"
         )
@@ -156,7 +158,7 @@ def _miscounted(zoom: Zoom, max_frames: int) -> ZoomRefused | None:
             f"segment {span} at fps {fps:g} has more than {max_frames} frames; {fits} would fit",
         )
     if zoom.frame_count < 1:
-        smallest = math.ceil(100 / (end - start)) / 100
+        smallest = math.ceil(100 / length) / 100
         return _refuse(
             ZoomFault.TOO_FEW_FRAMES,
             f"segment {span} at fps {fps:g} has no frame; fps of at least {smallest:g} would",
