@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,13 @@ from vz_ray.coldstart.exemplars import play_exemplars, zooming
 from vz_ray.config import load
 from vz_ray.config.run import RunConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.data.record import EpisodeRecord, append_records
+from vz_ray.data.record import EpisodeRecord, append_records, read_records
 from vz_ray.data.rl_file import read_tasks
+from vz_ray.data.sft_file import sample_of
 from vz_ray.observe.errors import UserError
-from vz_ray.supervised import read_trajectories, wire_of
+from vz_ray.supervised import read_source, wire_of
+from vz_ray.video.frame import Frame, FrameRef
+from vz_ray.video.image import encode_image
 from vz_ray.video.local import LocalFrames
 
 
@@ -56,20 +61,87 @@ def test_a_checkpoint_is_taught_and_exported(small: SmallRun, exemplars: Path) -
 
 def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, exemplars: Path) -> None:
     given = overrides(small, exemplars)
-    assert len(read_trajectories(load(SftRunConfig, None, given))) == 4
+    assert len(read_source(load(SftRunConfig, None, given))) == 4
     other = load(SftRunConfig, None, [*given, "episode.prompt=conf/prompt/zoom.yaml"])
     with pytest.raises(
         UserError, match=r"trajectory 0/sft-0000-\w+/0#0 is written as clean-.*set episode.prompt"
     ):
-        read_trajectories(other)
+        read_source(other)
     tight = load(SftRunConfig, None, [*given, "episode.max_context=64"])
     with pytest.raises(UserError, match=r"tokens, above episode\.max_context \(64\)"):
-        read_trajectories(tight)
+        read_source(tight)
 
 
-def test_a_file_that_holds_no_episodes_is_named(small: SmallRun, exemplars: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.jsonl").write_text("exemplars\n")
-    for name in ("none.jsonl", "text.jsonl"):
-        config = load(SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / name}"])
-        with pytest.raises(UserError, match=rf"{name} is no file of episodes"):
-            read_trajectories(config)
+@pytest.fixture(scope="module")
+def samples(small: SmallRun, exemplars: Path) -> Path:
+    """The same exemplars in the common layout, with images on disk; one has a turn that is only read."""
+    folder = small.folder / "samples"
+    config = load(RunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
+    wire = wire_of(config.model, config.episode)
+    trajectories = [record.trajectory for record in read_records(exemplars)]
+    with LocalFrames() as frames:
+        refs = [ref for trajectory in trajectories for ref in trajectory.refs]
+        found = asyncio.run(resolved(frames, refs))
+    (folder / "images").mkdir(parents=True)
+    for frame in found:
+        (folder / "images" / f"{frame.ref.digest}.png").write_bytes(encode_image(frame.rgb))
+    records = [
+        sample_of(one, wire, lambda ref: f"images/{ref.digest}.png", given=int(number == 0))
+        for number, one in enumerate(sorted(trajectories, key=lambda one: -len(one.turns)))
+    ]
+    (folder / "sft.json").write_text(json.dumps(records))
+    return folder / "sft.json"
+
+
+async def resolved(frames: LocalFrames, refs: Sequence[FrameRef]) -> list[Frame]:
+    return await frames.resolve(refs)
+
+
+def test_samples_of_the_common_layout_teach_as_episodes_do(
+    small: SmallRun, exemplars: Path, samples: Path
+) -> None:
+    """Through the real learner, with images by path that the decoders read."""
+    ended = vz_ray("sft", *overrides(small, samples), "sft.batch=4", "name=samples")
+    assert ended.returncode == 0, ended.stderr
+    assert "4 trajectories, at most 2 times each" in ended.stdout
+    policy = small.runs / "samples" / "models" / "policy"
+    assert (policy / "config.json").exists()
+    weights = "model.safetensors"
+    assert (policy / weights).read_bytes() != (small.folder / "base" / weights).read_bytes()
+    assert len((small.runs / "samples" / "policy.jsonl").read_text().splitlines()) == 2
+
+
+def test_samples_too_long_or_not_of_the_layout_are_named(
+    small: SmallRun, samples: Path, tmp_path: Path
+) -> None:
+    tight = vz_ray("sft", *overrides(small, samples), "episode.max_context=64", "name=tight")
+    assert tight.returncode == 2
+    assert "sft.json: trajectory 0/sft-0/0#0 has" in tight.stderr
+    assert "above episode.max_context (64)" in tight.stderr
+    broken = samples.parent / "broken.json"
+    broken.write_text(json.dumps([{**json.loads(samples.read_text())[0], "images": []}]))
+    config = load(SftRunConfig, None, [*overrides(small, samples), f"data={broken}"])
+    with pytest.raises(UserError, match=r"broken\.json, record 0: \d+ <image> in messages for 0 images"):
+        read_source(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["exemplars\n", "", "{}", '{"task": 1}\n', '"messages"', "{\n", "\x00\xff", '{"conversations": []}'],
+)
+def test_a_file_of_neither_layout_is_named(
+    small: SmallRun, exemplars: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "other.jsonl").write_text(text, encoding="latin-1")
+    config = load(SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / 'other.jsonl'}"])
+    with pytest.raises(UserError, match=r"other\.jsonl holds neither samples .* nor episodes"):
+        read_source(config)
+
+
+def test_a_missing_file_and_a_broken_log_are_named(small: SmallRun, exemplars: Path, tmp_path: Path) -> None:
+    given = overrides(small, exemplars)
+    with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
+        read_source(load(SftRunConfig, None, [*given, f"data={tmp_path / 'none.jsonl'}"]))
+    (tmp_path / "log.jsonl").write_text('{"trajectory": 1}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl is no file of episodes"):
+        read_source(load(SftRunConfig, None, [*given, f"data={tmp_path / 'log.jsonl'}"]))

@@ -180,7 +180,7 @@ def train(arguments: Settings = None, dry_run: DryRun = False) -> None:
 def sft(arguments: Settings = None, dry_run: DryRun = False) -> None:
     """Teaches a checkpoint by trajectories: the cold start.
 
-    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=exemplars.jsonl
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=dataset/sft.json
     """
     from vz_ray.config.sft import SftRunConfig
     from vz_ray.supervised import run_sft

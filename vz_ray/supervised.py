@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vz_ray import actors
 from vz_ray.clips import ClipPool
@@ -17,12 +19,14 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import RayConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.record import read_records
+from vz_ray.data.sft_file import SftFile
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.restarts import restarting
+from vz_ray.video.frame import FrameSize
 
 POLICY = "policy"
 
@@ -31,23 +35,39 @@ def run_sft(config: SftRunConfig) -> None:
     """Trains `config.model` on the trajectories of `config.data`, and exports it; resumable.
 
     Raises:
-        UserError: The file is missing, or its trajectories are of another wording, or too long.
+        UserError: The file is missing or of neither layout, or its trajectories are of another wording, or
+            too long.
     """
     if not config.data:
-        raise UserError("no trajectories: set data to a file of episodes (.jsonl)")
+        raise UserError(
+            "nothing to learn from: set data to a file of episodes, or of samples with messages and images"
+        )
     with desk(config) as at:
-        trajectories = read_trajectories(config)
-        asyncio.run(_run(config, at, trajectories))
+        asyncio.run(_run(config, at, read_source(config)))
 
 
-async def _run(config: SftRunConfig, at: Desk, trajectories: Sequence[Trajectory]) -> None:
+async def _run(config: SftRunConfig, at: Desk, source: SftFile | list[Trajectory]) -> None:
     if not at.model(POLICY).exists():
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(actors.ray_cluster(config.ray))
             frames = await stack.enter_async_context(actors.clip_pool(config))
+            trajectories = source if isinstance(source, list) else await _read(source, config, at, frames)
+            epochs = config.sft.steps * config.sft.batch / len(trajectories)
+            at.progress.say(f"{len(trajectories)} trajectories, at most {epochs:.3g} times each")
             learner = replace(config.learner, model=config.model)
             await teach(learner, config.ray, at, frames, POLICY, trajectories, config.sft, config.seed)
     at.progress.say(f"the policy is in {at.model(POLICY)}")
+
+
+async def _read(source: SftFile, config: SftRunConfig, at: Desk, frames: ClipPool) -> list[Trajectory]:
+    """The trajectories of a file of samples, in the model's own tokens."""
+    wire, episode = wire_of(config.model, config.episode), config.episode
+    size = FrameSize(episode.min_pixels, episode.max_pixels)
+    with at.progress.stage("read images", len(source.records)) as bar:
+        reading = source.trajectories(wire, size, frames, bar.advance)
+        trajectories = await at.interrupt.watch(reading)
+    check_lengths(source.path, trajectories, episode)
+    return trajectories
 
 
 async def teach(
@@ -90,8 +110,43 @@ async def teach(
         )
 
 
-def read_trajectories(config: SftRunConfig) -> list[Trajectory]:
-    """The trajectories of `config.data`, of the wording and within the limits of `config.episode`.
+def read_source(config: SftRunConfig) -> SftFile | list[Trajectory]:
+    """What `config.data` holds, told apart by its first record: samples of the SFT layout, or episodes.
+
+    Raises:
+        UserError: It holds neither, or what it holds is not as it should be; the message names it.
+    """
+    path = Path(config.data)
+    match _beginning(path):
+        case [] | {"messages": _}:
+            return SftFile.load(path)
+        case {"trajectory": _}:
+            return read_episodes(config)
+    raise UserError(
+        f"{path} holds neither samples (a JSON list of objects with messages and images) nor episodes of "
+        "this project (a line each, with a trajectory)"
+    )
+
+
+def _beginning(path: Path) -> Any:
+    """`[]` where a list begins, else what the first line says; None if that is no JSON."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = next((line for line in file if line.strip()), "")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        return None
+    if line.lstrip().startswith("["):
+        return []
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def read_episodes(config: SftRunConfig) -> list[Trajectory]:
+    """The episodes of `config.data`, of the wording and within the limits of `config.episode`.
 
     Raises:
         UserError: One is not; the message names it, and the value.
@@ -111,12 +166,18 @@ def read_trajectories(config: SftRunConfig) -> list[Trajectory]:
                 f"with {config.episode.prompt} writes {wire}: set episode.prompt and model to those it was "
                 "made with"
             )
-        if trajectory.length > config.episode.max_context:
+    check_lengths(path, trajectories, config.episode)
+    return trajectories
+
+
+def check_lengths(path: Path, trajectories: Sequence[Trajectory], episode: EpisodeConfig) -> None:
+    """`UserError` that names a trajectory which is longer than an episode may be."""
+    for trajectory in trajectories:
+        if trajectory.length > episode.max_context:
             raise UserError(
                 f"{path}: trajectory {trajectory.id} has {trajectory.length} tokens, above "
-                f"episode.max_context ({config.episode.max_context})"
+                f"episode.max_context ({episode.max_context})"
             )
-    return trajectories
 
 
 def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:

@@ -19,7 +19,7 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.rl_file import read_tasks
-from vz_ray.data.sft_file import NotWritable, folded, read_sft, sample_of, trajectory_of
+from vz_ray.data.sft_file import NotWritable, SftFile, folded, sample_of, trajectory_of
 from vz_ray.episode.trajectory import Written
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.learner.batch import TokenIds, collate, encode, frames_of
@@ -28,7 +28,6 @@ from vz_ray.learner.pixels import PixelSpec
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.image import encode_image
-from vz_ray.video.image_files import ImageFiles
 from vz_ray.video.local import LocalFrames
 
 RULES = EpisodeConfig(
@@ -76,6 +75,12 @@ async def _resolved(frames, refs):
     return await frames.resolve(refs)
 
 
+def read_sft(path, wire):
+    """The trajectories of a file."""
+    with LocalFrames() as frames:
+        return asyncio.run(SftFile.load(path).trajectories(wire, SIZE, frames))
+
+
 def write(folder, trajectories, frames, wire, given=0):
     """A file of the layout with its images; its path."""
     for digest, frame in frames.items():
@@ -108,7 +113,7 @@ def test_samples_with_and_without_weights_make_one_table(played, wire):
 
 def test_what_was_written_is_read_back_as_the_same_tokens_frames_and_turns(played, wire, tmp_path):
     trajectories, frames = played
-    again = read_sft(write(tmp_path, trajectories, frames, wire), wire, SIZE)
+    again = read_sft(write(tmp_path, trajectories, frames, wire), wire)
     for before, after in zip(trajectories, again, strict=True):
         assert after.expanded_ids == before.expanded_ids
         assert after.loss_mask == before.loss_mask
@@ -122,7 +127,7 @@ def test_turns_of_weight_0_are_read_and_not_learned_from(played, wire, tmp_path)
     trajectories, frames = played
     several = [t for t in trajectories if len(t.turns) > 1]
     assert several
-    again = read_sft(write(tmp_path, several, frames, wire, given=1), wire, SIZE)
+    again = read_sft(write(tmp_path, several, frames, wire, given=1), wire)
     for before, after in zip(several, again, strict=True):
         assert after.expanded_ids == before.expanded_ids
         assert after.loss_mask == folded(before, 1).loss_mask
@@ -148,8 +153,9 @@ def test_a_turn_of_weight_0_in_the_middle_is_part_of_what_comes_before_the_next(
 
 def test_the_learner_s_loss_of_a_file_is_that_of_the_episodes(played, wire, checkpoint, tmp_path):
     trajectories, frames = played
-    again = read_sft(write(tmp_path, trajectories[:2], frames, wire), wire, SIZE)
-    images = asyncio.run(_resolved(ImageFiles(), [ref for t in again for ref in t.refs]))
+    again = read_sft(write(tmp_path, trajectories[:2], frames, wire), wire)
+    with LocalFrames() as source:
+        images = asyncio.run(_resolved(source, [ref for t in again for ref in t.refs]))
     policy, spec = Policy.load(checkpoint), PixelSpec.of_checkpoint(checkpoint)
     tokens = TokenIds.of_checkpoint(checkpoint)
 
@@ -180,23 +186,37 @@ USER, SAID = {"role": "user", "content": "Q"}, {"role": "assistant", "content": 
         ({"messages": [{"role": "system", "content": "S"}]}, "must take turns"),
         ({"messages": [USER, {**SAID, "weight": 0}]}, "one to learn from"),
         ({"messages": [{"role": "user", "content": "<|image_pad|>"}, SAID]}, "control token"),
-        ({"messages": [USER, SAID], "images": ["gone.png"]}, r"gone\.png"),
-        ({"messages": [USER, SAID], "images": [3]}, "record 1"),
+        (
+            {"messages": [{**USER, "content": "<image>"}, SAID], "images": ["gone.png"]},
+            r"no image .*gone\.png",
+        ),
+        ({"messages": [{**USER, "content": "<image>"}, SAID], "images": ["sft.json"]}, r"sft\.json"),
+        ({"messages": [USER, SAID], "images": [3]}, "'images' must be a list of paths"),
+        ({"messages": [USER, SAID], "images": "a.png"}, "'images' must be a list of paths"),
     ],
 )
 def test_a_record_of_another_layout_is_named(wire, tmp_path, record, message):
     path = tmp_path / "sft.json"
     path.write_text(json.dumps([{"messages": [USER, SAID]}, record]))
     with pytest.raises(UserError, match=message) as caught:
-        read_sft(path, wire, SIZE)
+        read_sft(path, wire)
     assert "record 1" in str(caught.value)
+
+
+def test_a_record_on_each_line_does_as_well_as_a_list_of_them(played, wire, tmp_path):
+    path = write(tmp_path, *played, wire)
+    lines = "".join(json.dumps(record) + "\n" for record in json.loads(path.read_text()))
+    (tmp_path / "lines.jsonl").write_text(f"{lines}\n")
+    listed, lined = read_sft(path, wire), read_sft(tmp_path / "lines.jsonl", wire)
+    assert [t.expanded_ids for t in lined] == [t.expanded_ids for t in listed]
+    assert [t.id.task for t in lined] == [f"lines-{i}" for i in range(len(listed))]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "[", '"x"'])
 def test_a_file_that_holds_no_samples_is_named(wire, tmp_path, text):
     (tmp_path / "sft.json").write_text(text)
     with pytest.raises(UserError, match=r"sft\.json"):
-        read_sft(tmp_path / "sft.json", wire, SIZE)
+        read_sft(tmp_path / "sft.json", wire)
 
 
 def test_a_text_with_a_mark_of_its_own_cannot_be_written(played, wire):

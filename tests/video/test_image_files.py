@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import pickle
-
 import numpy as np
 import pytest
 
-from vz_ray.video.errors import FrameMismatch, NotAVideo, VideoMissing
+from vz_ray.video.clip_reader import ClipReader
+from vz_ray.video.errors import FrameMismatch, NotAVideo, SourceRefused, VideoMissing
 from vz_ray.video.frame import FrameSize, Overview, VideoError, Zoom
 from vz_ray.video.image import encode_image
-from vz_ray.video.image_files import ImageFiles, read_image
+from vz_ray.video.image_files import is_image, read_again, read_image
+from vz_ray.video.source import Sources
 
 ANY = FrameSize(min_pixels=784, max_pixels=100_352)
 
@@ -41,10 +40,9 @@ def test_other_sizes_are_made_the_model_s(tmp_path, kind, size):
     assert frame.rgb.shape == (frame.ref.height, frame.ref.width, 3)
 
 
-def test_references_give_the_same_bytes_again_also_in_another_process_s_copy(path):
+def test_references_give_the_same_bytes_again(path):
     frame = read_image(path, ANY)
-    source = pickle.loads(pickle.dumps(ImageFiles()))
-    (again,) = asyncio.run(source.resolve([frame.ref]))
+    again = read_again(frame.ref)
     np.testing.assert_array_equal(again.rgb, frame.rgb)
     assert again.ref == frame.ref
 
@@ -52,15 +50,38 @@ def test_references_give_the_same_bytes_again_also_in_another_process_s_copy(pat
 def test_a_resized_image_is_the_same_again(tmp_path):
     (tmp_path / "b.jpg").write_bytes(encode_image(picture(640, 360), "jpeg"))
     frame = read_image(str(tmp_path / "b.jpg"), ANY)
-    (again,) = asyncio.run(ImageFiles().resolve([frame.ref]))
-    np.testing.assert_array_equal(again.rgb, frame.rgb)
+    np.testing.assert_array_equal(read_again(frame.ref).rgb, frame.rgb)
+
+
+def test_whoever_reads_videos_reads_images_too(path, tmp_path):
+    (tmp_path / "b.JPG").write_bytes(encode_image(picture(640, 360), "jpeg"))
+    reader = ClipReader()
+    refs = []
+    for name in ("a.png", "b.JPG"):
+        uri = str(tmp_path / name)
+        (frame,) = reader.overview(uri, Overview(1, 1), ANY).frames
+        assert frame.ref == read_image(uri, ANY).ref
+        refs.append(frame.ref)
+    found = reader.resolve([*refs, refs[0]])
+    assert [frame.ref for frame in found] == [*refs, refs[0]]
+    np.testing.assert_array_equal(found[0].rgb, picture(56, 28))
+
+
+def test_an_image_is_as_bound_to_its_folders_as_a_video(path, tmp_path):
+    with pytest.raises(SourceRefused, match=r"clips\.roots"):
+        ClipReader(sources=Sources(None, [str(tmp_path / "elsewhere")])).overview(path, Overview(1, 1), ANY)
+
+
+def test_images_are_told_by_the_ending_of_their_names():
+    assert all(map(is_image, ("a.png", "/x/b.JPEG", "https://host/c.webp?size=9")))
+    assert not any(map(is_image, ("a.mp4", "png", "a.png.mp4")))
 
 
 def test_a_changed_image_is_not_taken_for_the_one_referenced(path, tmp_path):
     frame = read_image(path, ANY)
     (tmp_path / "a.png").write_bytes(encode_image(picture(56, 28, seed=1)))
     with pytest.raises(FrameMismatch):
-        asyncio.run(ImageFiles().resolve([frame.ref]))
+        read_again(frame.ref)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", encode_image(picture(56, 28))[:60]])
@@ -77,9 +98,8 @@ def test_a_missing_one_is_named(tmp_path):
 
 
 def test_an_image_has_no_time(path):
-    source = ImageFiles()
-    with pytest.raises(NotAVideo):
-        asyncio.run(source.zoom(path, Zoom(0, 1, 1), ANY))
-    with pytest.raises(NotAVideo):
-        asyncio.run(source.probe(path))
-    assert len(asyncio.run(source.overview(path, Overview(), ANY)).frames) == 1
+    reader = ClipReader()
+    with pytest.raises(NotAVideo, match="an image has no duration"):
+        reader.zoom(path, Zoom(0, 1, 1), ANY)
+    with pytest.raises(NotAVideo, match="an image has no duration"):
+        reader.probe(path)

@@ -24,9 +24,11 @@ class SftRunConfig:
     model: str = ""
     """Checkpoint directory that training starts from."""
     data: str = ""
-    """Trajectories to imitate: episodes of this project (`episodes/*.jsonl`), in its own tokens."""
+    """What is to be imitated: episodes of this project (`episodes/*.jsonl`), or samples with `messages` and
+    `images` (a JSON list, or one on each line; paths are relative to the file)."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
-    """The wording and limits that the trajectories were made with, which are checked."""
+    """Wording and limits: those that episodes were made with, which is checked; of samples, which bring
+    their own wording, only the chat format, sizes of frames and the longest context."""
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     """The decoders."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)

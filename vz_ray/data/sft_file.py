@@ -6,19 +6,23 @@
       "images": ["images/0a/0a1b.png", ...]}]
 
 One `<image>` in a message for each frame, in the order of `images`, whose paths
-are relative to the file. An assistant's message that is not to be learned from
-has `"weight": 0`, as in OpenAI's own fine-tuning files.
+are relative to the file; a record on each line does as well as a list of them.
+An assistant's message that is not to be learned from has `"weight": 0`, as in
+OpenAI's own fine-tuning files.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import (
     Context,
     EpisodeId,
@@ -30,8 +34,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.episode.wire import IMAGE, PLACEHOLDERS, WireFormat
 from vz_ray.episode.zoom_call import answer_of, read_turn
 from vz_ray.observe.errors import UserError
-from vz_ray.video.frame import Frame, FrameRef, FrameSize, VideoError
-from vz_ray.video.image_files import read_image
+from vz_ray.video.frame import Frame, FrameRef, FrameSize, Overview, VideoError
 
 MARK = "<image>"
 _MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
@@ -87,11 +90,11 @@ def _spelled(trajectory: Trajectory, wire: WireFormat) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A message with its frames."""
+    """A message, and how many frames it shows."""
 
     role: str
     text: str
-    frames: tuple[Frame, ...]
+    images: int
     learned: bool
 
 
@@ -112,17 +115,19 @@ def trajectory_of(
     Raises:
         ValueError: It is not of the layout; says what is wrong.
     """
-    said = _messages(sample, frames)
-    system = said.pop(0).text if said[0].role == "system" else None
-    if [m.role for m in said] != ["user", "assistant"] * (len(said) // 2) or not said:
-        raise ValueError("after an optional system message, user and assistant must take turns")
-    context = wire.opening(system, said[0].text, said[0].frames)
+    system, said = _conversation(sample)
+    shown = iter(frames)
+
+    def own(message: _Said) -> list[Frame]:
+        return list(islice(shown, message.images))
+
+    context = wire.opening(system, said[0].text, own(said[0]))
     prompt: Context | None = None
     turns: list[Turn] = []
     for answer, asked in zip(said[1::2], [*said[2::2], None], strict=True):
         ids = wire.written(answer.text)
         ended = ids[-1] == wire.end_id
-        reply = None if asked is None else wire.reply(asked.text, asked.frames, ended=ended)
+        reply = None if asked is None else wire.reply(asked.text, own(asked), ended=ended)
         if not answer.learned:
             context = _joined(context, Context(ids, pad_id=wire.pad_id), reply)
             continue
@@ -134,8 +139,7 @@ def trajectory_of(
         turns.append(Turn(Written(answer.text, ids), answer.text, zoom, None))
         if reply is not None:
             context = reply
-    if prompt is None or not said[-1].learned:
-        raise ValueError("the last message must be an assistant's, and one to learn from")
+    assert prompt is not None  # the last turn is learned from
     found = answer_of(said[-1].text)
     status = Status.NO_ANSWER if found is None else Status.ANSWERED
     return Trajectory(EpisodeId(0, name, 0), wire.name, prompt, tuple(turns), status, found, worker="file")
@@ -164,13 +168,35 @@ def folded(trajectory: Trajectory, given: int) -> Trajectory:
     return replace(trajectory, prompt=prompt, turns=trajectory.turns[given:])
 
 
-def _messages(sample: Mapping[str, Any], frames: Sequence[Frame]) -> list[_Said]:
-    """The messages of a record, each with its frames."""
+def _conversation(sample: Any) -> tuple[str | None, list[_Said]]:
+    """The system message of a record, and those of user and assistant in turns.
+
+    Raises:
+        ValueError: It is not of the layout; says what is wrong.
+    """
+    if not isinstance(sample, Mapping):
+        raise ValueError(f"expected an object, found {type(sample).__name__}")
+    said = _messages(sample)
+    images = sample.get("images") or []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise ValueError("'images' must be a list of paths")
+    marks = sum(message.images for message in said)
+    if marks != len(images):
+        raise ValueError(f"{marks} {MARK} in messages for {len(images)} images")
+    system = said.pop(0).text if said[0].role == "system" else None
+    if [message.role for message in said] != ["user", "assistant"] * (len(said) // 2) or not said:
+        raise ValueError("after an optional system message, user and assistant must take turns")
+    if not said[-1].learned:
+        raise ValueError("the last message must be an assistant's, and one to learn from")
+    return system, said
+
+
+def _messages(sample: Mapping[str, Any]) -> list[_Said]:
+    """The messages of a record, marks put as the wire format has them."""
     messages = sample.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' must be a list of messages")
     said: list[_Said] = []
-    taken = 0
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         text = message.get("content") if isinstance(message, dict) else None
@@ -179,36 +205,81 @@ def _messages(sample: Mapping[str, Any], frames: Sequence[Frame]) -> list[_Said]
         if found := next((token for token in _CONTROL if token in text), None):
             raise ValueError(f"message {number} holds the control token {found}")
         count = text.count(MARK)
-        own = tuple(frames[taken : taken + count])
-        taken += count
-        said.append(_Said(role, text.replace(MARK, IMAGE), own, message.get("weight") != 0))
-    if taken != len(frames):
-        raise ValueError(f"{taken} {MARK} in messages for {len(frames)} images")
-    if any(m.frames for m in said if m.role != "user"):
+        said.append(_Said(role, text.replace(MARK, IMAGE), count, message.get("weight") != 0))
+    if any(m.images for m in said if m.role != "user"):
         raise ValueError(f"only messages of the user may hold {MARK}")
     return said
 
 
-def read_sft(path: Path | str, wire: WireFormat, size: FrameSize) -> list[Trajectory]:
-    """Every sample of a file, its images read and resized for the model.
+@dataclass(frozen=True, slots=True)
+class SftFile:
+    """The samples of a file, checked, their images not read yet."""
 
-    Raises:
-        UserError: The file is missing or not of the layout, or an image cannot be read; names the record.
-    """
-    path = Path(path)
+    path: Path
+    records: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def load(cls, path: Path | str) -> SftFile:
+        """Reads and checks a file.
+
+        Raises:
+            UserError: It is missing or not of the layout, or an image is missing; names the record.
+        """
+        path = Path(path)
+        records = _records(path)
+        for number, record in enumerate(records):
+            try:
+                _conversation(record)
+                for image in record.get("images") or ():
+                    if not (path.parent / image).is_file():
+                        raise ValueError(f"there is no image {path.parent / image}")
+            except ValueError as error:
+                raise UserError(f"{path}, record {number}: {error}") from error
+        return cls(path, tuple(records))
+
+    async def trajectories(
+        self,
+        wire: WireFormat,
+        size: FrameSize,
+        frames: FrameSource,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Trajectory]:
+        """Every sample to learn from, its images read and resized for the model.
+
+        Args:
+            wire: Of the policy that is to learn.
+            size: What its frames may be.
+            frames: Who reads the images.
+            advance: Called with the number of samples done since the last call.
+
+        Raises:
+            UserError: An image cannot be read; names the record.
+        """
+        found = []
+        for number, record in enumerate(self.records):
+            paths = [str(self.path.parent / image) for image in record.get("images") or ()]
+            try:
+                read = await asyncio.gather(
+                    *(frames.overview(image, Overview(1, 1), size) for image in paths)
+                )
+                shown = [clip.frames[0] for clip in read]
+                found.append(trajectory_of(record, shown, wire, f"{self.path.stem}-{number}"))
+            except (ValueError, VideoError) as error:
+                raise UserError(f"{self.path}, record {number}: {error}") from error
+            advance(1)
+        return found
+
+
+def _records(path: Path) -> list[Any]:
+    """The records of a JSON list, or of lines."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        lines = text.lstrip().startswith("{")
+        records = (
+            [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the SFT file {path}: {error}") from error
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} holds no samples: expected a JSON list of records with messages and images")
-    found = []
-    for number, record in enumerate(records):
-        try:
-            if not isinstance(record, dict):
-                raise ValueError(f"expected an object, found {type(record).__name__}")
-            frames = [read_image(str(path.parent / image), size) for image in record.get("images") or ()]
-            found.append(trajectory_of(record, frames, wire, f"{path.stem}-{number}"))
-        except (ValueError, TypeError, VideoError) as error:
-            raise UserError(f"{path}, record {number}: {error}") from error
-    return found
+    return records

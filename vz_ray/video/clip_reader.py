@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 
 from vz_ray.video.cache import DiskFrames, FrameCache, FrameKey
 from vz_ray.video.disk import DiskStore
-from vz_ray.video.errors import FrameMismatch
+from vz_ray.video.errors import FrameMismatch, NotAVideo
 from vz_ray.video.facts import FactsStore
 from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.image_files import DECODER as IMAGE
+from vz_ray.video.image_files import is_image, read_again, read_image
 from vz_ray.video.overview import overview_pts
 from vz_ray.video.reader import VideoReader
 from vz_ray.video.sampling import zoom_times
@@ -68,7 +70,8 @@ class ClipReader:
 
     Every decoded frame is cached by content, pts and size, so a clip that
     overlaps an earlier one, and a frame asked for again by reference, cost a
-    look-up. Every method raises `VideoError` if the video cannot be read as asked.
+    look-up. The overview of an image file is that image, which is read each time.
+    Every method raises `VideoError` if the video cannot be read as asked.
 
     Args:
         cache_bytes: Most bytes of decoded frames to keep in memory.
@@ -111,6 +114,8 @@ class ClipReader:
 
     def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
         self._requests += 1
+        if is_image(uri):
+            return Clip(request, (read_image(uri, size, self._limits, path=self._sources.path(uri)),))
         reader = self._reader(uri)
         return self._clip(reader, request, overview_pts(request, reader.info, reader.table), size)
 
@@ -128,9 +133,13 @@ class ClipReader:
         """
         self._requests += 1
         batches: dict[tuple[str, int, int], set[float]] = {}
-        for ref in refs:
-            batches.setdefault((ref.uri, ref.width, ref.height), set()).add(ref.pts_s)
         found: dict[tuple[str, int, int, float], Frame] = {}
+        for ref in refs:
+            if ref.decoder.startswith(f"{IMAGE} "):
+                again = read_again(ref, self._limits, path=self._sources.path(ref.uri))
+                found[ref.uri, ref.width, ref.height, ref.pts_s] = again
+            else:
+                batches.setdefault((ref.uri, ref.width, ref.height), set()).add(ref.pts_s)
         for (uri, width, height), seconds in batches.items():
             reader = self._reader(uri)
             pts_of = {second: reader.table.at(second) for second in seconds}
@@ -186,6 +195,8 @@ class ClipReader:
 
     def _reader(self, uri: str) -> VideoReader:
         """The open reader of this file; a file that changed since is another file."""
+        if is_image(uri):
+            raise NotAVideo(f"{uri}: an image has no duration", "the file is an image, not a video")
         path = self._sources.path(uri)
         key = file_key(uri, path)
         reader = self._open.get(key)
