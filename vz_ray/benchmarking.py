@@ -91,7 +91,7 @@ def run_benchmarks(config: BenchmarksConfig) -> None:
                 benchmark=exam.benchmark,
                 asked=len(exam.tasks),
                 missing=exam.missing,
-                marks={m: mark_all(exam.benchmark, logs[exam.key, m].results) for m in modes},
+                marks={m: mark_all(exam.benchmark, logs[exam.key, m].records) for m in modes},
             )
             for exam in exams
         ]

@@ -21,7 +21,7 @@ def test_results_come_back_equal(tmp_path: Path, make: Make) -> None:
     for result in (make("a"), make("b", events=((1.0, 2.0), (3.0, 4.0)))):
         log.append(result)
     again = EvalLog(path, IDENTITY)
-    assert again.results == log.results == read_results(path)
+    assert again.records == log.records == read_results(path)
     assert again.done == {("a", 0), ("b", 0)}
 
 
@@ -35,7 +35,7 @@ def test_a_half_written_line_is_cut_and_played_again(tmp_path: Path, make: Make,
     again = EvalLog(path, IDENTITY)
     assert again.done == {("a", 0)}
     again.append(make("b"))
-    assert read_results(path) == log.results
+    assert read_results(path) == log.records
 
 
 def test_a_log_that_lost_even_its_header_starts_afresh(tmp_path: Path, make: Make) -> None:
@@ -47,7 +47,7 @@ def test_a_log_that_lost_even_its_header_starts_afresh(tmp_path: Path, make: Mak
 
 def test_results_of_other_weights_are_refused(tmp_path: Path) -> None:
     EvalLog(tmp_path / "rl.jsonl", IDENTITY)
-    with pytest.raises(UserError, match="'weights': 7"):
+    with pytest.raises(UserError, match=r"another weights \(7 there, 8 now\)"):
         EvalLog(tmp_path / "rl.jsonl", {**IDENTITY, "weights": 8})
 
 
@@ -67,7 +67,7 @@ def test_a_failed_episode_is_played_again_and_the_later_line_counts(tmp_path: Pa
     assert again.done == {("b", 0)}
     again.append(make("a"))
     assert again.done == {("a", 0), ("b", 0)}
-    assert read_results(path) == again.results == [make("a"), make("b")]
+    assert read_results(path) == again.records == [make("a"), make("b")]
 
 
 def test_a_question_whose_judge_failed_is_asked_again_and_one_without_a_judge_is_not(
@@ -84,7 +84,7 @@ def test_a_question_whose_judge_failed_is_asked_again_and_one_without_a_judge_is
 
 def test_identities_are_compared_as_written(tmp_path: Path) -> None:
     EvalLog(tmp_path / "rl.jsonl", {"sizes": (1, 2)})
-    assert EvalLog(tmp_path / "rl.jsonl", {"sizes": [1, 2]}).results == []
+    assert EvalLog(tmp_path / "rl.jsonl", {"sizes": [1, 2]}).records == []
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, make: Make) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.evaluate.conftest import Make
 from vz_ray.evaluate.results import EvalLog
 from vz_ray.evaluate.summary import build_summary, eval_path, record_stage, uniform_stage, write_summary
-from vz_ray.evaluate.tables import duration, print_summary, runs_table
+from vz_ray.evaluate.tables import print_summary, runs_table
 from vz_ray.observe import names
 from vz_ray.observe.metrics import MetricLog
 
@@ -125,11 +125,6 @@ def test_an_empty_table_is_still_a_table(tmp_path: Path) -> None:
     console = Console(file=StringIO())
     print_summary(build_summary(tmp_path), console)
     assert "Evaluation" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (75, "1 min 15 s"), (3660, "1 h 01 min")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_uniform_stages_are_named_by_frames() -> None:

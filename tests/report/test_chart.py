@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vz_ray.episode.trajectory import Context, EpisodeId, Status, Trajectory, Turn, Written
 from vz_ray.report.chart import HEIGHT, WIDTH, Series, line_chart, thinned, ticks
-from vz_ray.report.markup import clock, duration
+from vz_ray.report.markup import clock
 from vz_ray.report.pictures import data_uri
 from vz_ray.report.timeline import length_of, timeline
 from vz_ray.video.frame import FrameRef, Zoom
@@ -130,8 +130,3 @@ def test_a_large_frame_is_shrunk_and_looks_alike() -> None:
 )
 def test_clock(seconds: float, words: str) -> None:
     assert clock(seconds) == words
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(3.41, "3.4 s"), (75, "1 min 15 s"), (3660, "1 h 01 min")])
-def test_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from vz_ray.video.frame import FrameRef, Zoom
 
+JUDGE_FAILED = "judge"
+"""Start of a reward's note where a judge was asked and gave no verdict."""
+
 Grid = tuple[int, int, int]
 """Rows of patches of one image: (1, height / patch, width / patch), before merging."""
 
@@ -229,6 +232,11 @@ class RewardParts:
         """The note without details, to be counted by."""
         return self.note.partition(": ")[0]
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether a judge was asked and gave no verdict: asking again may help."""
+        return not self.valid and self.reason.startswith(f"{JUDGE_FAILED} ")
+
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
@@ -312,6 +320,11 @@ class Trajectory:
     @property
     def zooms_tried(self) -> int:
         return sum(turn.zoom is not None for turn in self.turns)
+
+    @property
+    def failed(self) -> bool:
+        """Whether playing or judging it again may give what it lacks."""
+        return self.status is Status.FAILED or (self.reward is not None and self.reward.unjudged)
 
     @property
     def weight_versions(self) -> tuple[int, ...]:

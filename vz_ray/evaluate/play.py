@@ -61,4 +61,4 @@ async def evaluate(
     finally:
         for unfinished in games:
             unfinished.cancel()
-    return log.results
+    return log.records

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vz_ray.evaluate.failures import Failure
+from vz_ray.observe.spoken import duration
 
 LOG_WIDTH = 110
 """Columns where the output is a file and has no width of its own."""
@@ -73,15 +74,6 @@ def _percent(value: float | None) -> str:
 
 def _plain(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def title_of(stage: str) -> str:

@@ -31,19 +31,29 @@ class CheckpointBroken(RuntimeError):
     """A checkpoint is incomplete, damaged, or of another shape of learner."""
 
 
+def begin_draft(directory: Path, place: Place) -> Path:
+    """An empty directory beside `directory`, to be filled and sealed; every rank must call.
+
+    Raises:
+        FileExistsError: `directory` is there already.
+    """
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists, and is never written over: choose another directory")
+    draft = directory.with_name(f".{directory.name}.draft")
+    with agree(place, f"preparing {draft}"):
+        if place.rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+    return draft
+
+
 def save(directory: Path, engine: Engine, place: Place, zero_stage: int) -> None:
     """Writes model, optimizer, schedule and every rank's random state; every rank must call.
 
     Raises:
         FileExistsError: `directory` is there already.
     """
-    if directory.exists():
-        raise FileExistsError(f"{directory} exists; a checkpoint is never written over another")
-    draft = directory.with_name(f".{directory.name}.draft")
-    with agree(place, f"preparing {draft}"):
-        if place.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+    draft = begin_draft(directory, place)
     with agree(place, f"writing {draft}"):
         engine.deepspeed.save_checkpoint(str(draft), tag=_TAG, client_state={"steps": engine.steps})
         write_atomic(draft / f"random-{place.rank}.json", json.dumps(random_state()).encode())

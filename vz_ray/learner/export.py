@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vz_ray.learner.checkpoint import seal
+from vz_ray.learner.checkpoint import begin_draft, seal
 from vz_ray.learner.distributed import Place, agree
 from vz_ray.learner.weights import TrainerSource
 from vz_ray.weights.version import TensorSpec
@@ -28,13 +28,7 @@ def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
     Raises:
         FileExistsError: `directory` is there already.
     """
-    if directory.exists():
-        raise FileExistsError(f"{directory} exists; choose another directory for the export")
-    draft = directory.with_name(f".{directory.name}.draft")
-    with agree(place, f"preparing {draft}"):
-        if place.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+    draft = begin_draft(directory, place)
     with agree(place, f"writing {draft}"):
         _write_weights(draft, TrainerSource(hf), place)
     with agree(place, f"sealing {draft}"):

@@ -26,15 +26,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
 
 
-def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def stage_title(stage: str) -> str:
     """A stage's name for people."""
     if stage.startswith("uniform_"):

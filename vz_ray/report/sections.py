@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vz_ray.observe import names
+from vz_ray.observe.spoken import duration
 from vz_ray.report.chart import Series, line_chart
-from vz_ray.report.markup import duration, number, percent, stage_title, text
+from vz_ray.report.markup import number, percent, stage_title, text
 
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from vz_ray.coldstart.distill.chat import Guide
 from vz_ray.coldstart.distill.expert import Expert, ExpertFailed, ExpertPolicy, LimitReached
-from vz_ray.coldstart.distill.log import Key, PlayLog
+from vz_ray.coldstart.distill.log import PlayLog
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
+from vz_ray.data.episode_log import Key
 from vz_ray.data.record import EpisodeRecord
 from vz_ray.data.task import Task
 from vz_ray.episode.protocols import FrameSource, Policy, Prompt
