@@ -110,7 +110,7 @@ def test_the_wording_of_a_frame_may_be_another(wire):
         ("frame", "{image}{when}", "cannot be filled in"),
         ("question", "{question}", "lacks {frames}"),
         ("refusal", "{", "cannot be filled in"),
-        ("reply", None, "cannot be filled in"),
+        ("reply", None, "is no text"),
     ],
 )
 def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, wire, key, text, said):

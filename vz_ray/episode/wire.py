@@ -16,8 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from vz_ray.config.prompt import prompt_texts
 from vz_ray.episode.trajectory import MERGE, Context, Grid
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
@@ -66,24 +65,15 @@ class Wording:
     reply: str
     refusal: str
     notice: str
+    # The last two may be left out of a file.
     decode_refusal: str = ""
     frame: str = "<frame{number}_time{time:.2f}s>{image}"
 
     @classmethod
     def load(cls, path: Path | str) -> Wording:
         """Reads a wording file; `UserError` if it is missing or has wrong keys."""
-        path = Path(path)
-        if not path.is_absolute() and not path.exists():
-            path = Path(__file__).resolve().parents[2] / path
-        if not path.exists():
-            raise UserError(f"prompt file {path} does not exist; set episode.prompt to an existing one")
-        values = yaml.safe_load(path.read_text())
-        try:
-            wording = cls(**values)
-        except TypeError as error:
-            raise UserError(
-                f"prompt file {path}: {error}; expected keys {', '.join(cls.__slots__)}"
-            ) from error
+        path, values = prompt_texts(path, cls.__slots__[:-2], cls.__slots__[-2:])
+        wording = cls(**values)
         for key, (blanks, needed) in _BLANKS.items():
             _check_blanks(path, key, getattr(wording, key), blanks, needed)
         return wording

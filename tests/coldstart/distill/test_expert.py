@@ -15,7 +15,7 @@ from tests.coldstart.distill.serving import images_of, said, text_of
 from tests.reward.endpoint import Reply as Http
 from tests.reward.endpoint import serving
 from vz_ray.coldstart.distill.account import Account
-from vz_ray.coldstart.distill.chat import Guide, guided, one_turn, retry_after
+from vz_ray.coldstart.distill.chat import Guide, guided, one_turn
 from vz_ray.coldstart.distill.expert import Expert, ExpertFailed, LimitReached
 from vz_ray.config.distill import ExpertConfig
 from vz_ray.data.record import whole_lines
@@ -127,13 +127,10 @@ def test_what_may_pass_is_tried_again(config, tmp_path, bad):
 
 
 def test_a_server_is_given_the_time_it_asks_for(config, tmp_path):
-    dates = {"date": "Sun, 06 Nov 1994 08:49:37 GMT", "retry-after": "Sun, 06 Nov 1994 08:49:39 GMT"}
     later = Http(status=429, body=b"{}", headers={"retry-after": "1.5"})
     with serving(lambda number, body: said(ANSWER) if number else later) as endpoint:
         ask(replace(config, base_url=endpoint.url), tmp_path)
     assert endpoint.at[1] - endpoint.at[0] >= 1.5
-    assert retry_after(dates) == 2.0
-    assert retry_after({"retry-after": "soon"}) == 0.0
 
 
 def test_a_reply_that_trickles_is_given_up_and_counts_at_its_most(config, tmp_path):

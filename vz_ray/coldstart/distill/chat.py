@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vz_ray.config.prompt import prompt_texts
 from vz_ray.episode.protocols import Message
 from vz_ray.episode.wire import IMAGE
 from vz_ray.episode.zoom_call import CLOSE, OPEN
-from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
 from vz_ray.video.image import encode_image
 
@@ -38,16 +35,7 @@ class Guide:
     @classmethod
     def load(cls, path: Path | str) -> Guide:
         """Reads a prompt file; `UserError` if it is missing or has wrong keys."""
-        path = Path(path)
-        if not path.is_absolute() and not path.exists():
-            path = Path(__file__).resolve().parents[3] / path
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read the expert's prompt file {path}: {error}") from error
-        keys = set(values) if isinstance(values, dict) else set()
-        if keys != set(cls.__slots__) or not all(isinstance(text, str) for text in values.values()):
-            raise UserError(f"prompt file {path}: its keys must be {', '.join(cls.__slots__)}, each a text")
+        _, values = prompt_texts(path, cls.__slots__)
         return cls(**values)
 
 
@@ -107,17 +95,3 @@ def one_turn(text: str, stop: str) -> str:
         return said.strip() + close
     cut_off = OPEN in said and stop == "stop"
     return said.strip() + (CLOSE if cut_off else "")
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait: a number, or a date compared with the server's own clock."""
-    said = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(said or 0))
-    except ValueError:
-        pass
-    try:
-        then, now = parsedate_to_datetime(said), parsedate_to_datetime(headers.get("date", ""))
-        return max(0.0, (then - now).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

@@ -20,7 +20,6 @@ import asyncio
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from vz_ray.coldstart.distill.account import Account, Reply
-from vz_ray.coldstart.distill.chat import Guide, content_of, guided, one_turn, retry_after, tokens_about
+from vz_ray.coldstart.distill.chat import Guide, content_of, guided, one_turn, tokens_about
 from vz_ray.coldstart.distill.pace import Pace, Sent
 from vz_ray.config.distill import ExpertConfig
 from vz_ray.episode.protocols import Message, Prompt
 from vz_ray.episode.trajectory import Sampling, Written
 from vz_ray.episode.wire import PLACEHOLDERS, WireFormat
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.endpoint import key_from, retry_after
 from vz_ray.observe.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ _HOPELESS = {
 """Statuses that every further request would get too, and the fix."""
 _LONGEST_WAIT_S = 60.0
 """Between two attempts."""
-_NO_KEY = "none"
-"""Sent to servers that need no key, since the client insists on one."""
 _CONTROL = (*PLACEHOLDERS, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 """What no text may hold: the tokenizer would make tokens of it that mean something else."""
 
@@ -99,7 +97,7 @@ class Expert:
     ) -> None:
         self.config, self.account = config, account
         self._check = check
-        self._key = api_key(config)
+        self._key = key_from(config.api_key_env, f"the expert {config.model}", "expert.api_key_env")
         self._pace = Pace(config.requests_per_minute, config.tokens_per_minute)
         self._places = asyncio.Semaphore(config.concurrency)
         self._closed = asyncio.Condition()
@@ -320,20 +318,3 @@ class ExpertPolicy:
         if found := next((token for token in _CONTROL if token in text), None):
             raise ExpertFailed("control token", f"the reply to {request} holds {found}")
         return Written(text, self._wire.written(text))
-
-
-def api_key(config: ExpertConfig) -> str:
-    """The key that `api_key_env` names.
-
-    Raises:
-        UserError: It is not set.
-    """
-    if not config.api_key_env:
-        return _NO_KEY
-    key = os.environ.get(config.api_key_env, "")
-    if not key:
-        raise UserError(
-            f"the expert {config.model} needs a key: set {config.api_key_env} in the environment, or leave "
-            "expert.api_key_env empty for a server that needs none"
-        )
-    return key
