@@ -18,10 +18,11 @@ import pytest
 from tests.reward.endpoint import Reply, Script, serving
 from tests.reward.test_total import GOOD, TASK, play
 from vz_ray.config.reward import JudgeConfig, RewardConfig
-from vz_ray.data.task import AnswerType
+from vz_ray.data.task import AnswerType, Check
+from vz_ray.episode.trajectory import JUDGE_FAILED
 from vz_ray.observe.errors import UserError
-from vz_ray.reward import JUDGE_FAILED, score
 from vz_ray.reward import judge as judge_module
+from vz_ray.reward import require_scorers, score
 from vz_ray.reward.judge import Judge, JudgeFailed, judge_of
 from vz_ray.reward.verdict import Form, Verdict
 
@@ -102,6 +103,7 @@ def test_what_is_no_verdict_makes_the_sample_invalid_and_is_counted_by_its_reaso
         parts = score(play("the dog", GOOD), OPEN, RewardConfig(judge=replace(config, base_url=endpoint.url)))
     assert (parts.valid, parts.total, parts.accuracy) == (False, 0.0, 0.0)
     assert parts.reason == reason
+    assert parts.unjudged
     assert parts.reason.startswith(JUDGE_FAILED)
     again = reason in ("judge status 500", "judge status 429", "judge connection")
     assert len(endpoint.requests) == (config.attempts if again else 1)
@@ -342,3 +344,60 @@ def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
 def test_the_judge_must_be_done_before_the_scorer_is_given_up() -> None:
     with pytest.raises(ValueError, match=r"reward.deadline_s is 100; it must be above .* \(120\)"):
         RewardConfig(deadline_s=100)
+
+
+CAPTION = replace(
+    TASK,
+    question="Describe the video.",
+    answer="",
+    answer_type=AnswerType.CAPTION,
+    checks=(
+        Check("What runs?", "a dog"),
+        Check("Where?", "in a park"),
+        Check("Which way?\nA. left\nB. right", "B", AnswerType.MULTIPLE_CHOICE),
+    ),
+)
+READ = {"What runs?": "A dog.", "Where?": "It does not say.", "Which way?": "B. right"}
+
+
+def examiner(number: int, body: dict[str, Any]) -> Reply:
+    """Reads a description, and grades what was read."""
+    said = body["messages"][-1]["content"]
+    if "<description>" in said:
+        return Reply(next(answer for question, answer in READ.items() if f"Question: {question}" in said))
+    return Reply("{'pred': 'yes', 'score': 5}" if "A dog." in said else "{'pred': 'no', 'score': 1}")
+
+
+def test_a_caption_is_worth_the_share_of_its_questions_that_it_answers(config: JudgeConfig) -> None:
+    with serving(examiner) as endpoint:
+        reward = RewardConfig(judge=replace(config, base_url=endpoint.url))
+        parts = score(play("A dog runs to the right."), CAPTION, reward)
+        again = score(play("A dog runs to the right."), CAPTION, reward)
+    assert parts.valid
+    assert parts.accuracy == pytest.approx(2 / 3)
+    assert parts.more == {"judge_score": 3.0}  # of the two that were graded
+    assert again == parts
+    # Three readings, two of which are graded; all are kept.
+    assert len(endpoint.requests) == 5
+    readings = [r for r in endpoint.requests if "<description>" in r["messages"][-1]["content"]]
+    assert len(readings) == 3
+    assert not any("a dog" in r["messages"][-1]["content"] for r in readings)
+
+
+def test_a_caption_one_of_whose_questions_cannot_be_judged_is_invalid(config: JudgeConfig) -> None:
+    def broken(number: int, body: dict[str, Any]) -> Reply:
+        reply = examiner(number, body)
+        return Reply("perhaps") if "'no'" in str(reply.text) else reply
+
+    with serving(broken) as endpoint:
+        parts = score(play("A dog."), CAPTION, RewardConfig(judge=replace(config, base_url=endpoint.url)))
+    assert (parts.valid, parts.reason) == (False, "judge nonsense")
+
+
+def test_captions_want_time_for_two_steps(config: JudgeConfig) -> None:
+    short = RewardConfig(judge=replace(config, deadline_s=60), deadline_s=100)
+    require_scorers(short, [GRADED], "x")
+    with pytest.raises(UserError, match=r"reward\.deadline_s is 100; x has captions.*above twice"):
+        require_scorers(short, [CAPTION], "x")
+    nothing = score(play("A dog."), replace(CAPTION, checks=()), RewardConfig(judge=config))
+    assert nothing.reason == "no ground truth"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_ray.observe.errors import UserError
-from vz_ray.reward.verdict import Form, JudgeWording, Verdict, read_reply
+from vz_ray.reward.verdict import Form, JudgeWording, Verdict, read_reply, readable, said_in
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_any_reply_is_a_verdict_or_none(form: Form, reply: str) -> None:
     assert found is None or (found.score is None) == (form is Form.BINARY)
 
 
-@pytest.mark.parametrize("name", ["judge", "judge-graded"])
-def test_the_prompts_that_ship_can_be_filled_in(name: str) -> None:
-    wording = JudgeWording.load(f"conf/prompt/{name}.yaml")
+@pytest.mark.parametrize(("name", "form"), [("judge", Form.BINARY), ("judge-graded", Form.GRADED)])
+def test_the_prompts_that_ship_can_be_filled_in(name: str, form: Form) -> None:
+    wording = JudgeWording.load(f"conf/prompt/{name}.yaml", form)
     system, user = wording.messages("Why {x}?", "be{cause}", "{answer}")
     assert "{{" not in system["content"]
     assert "Why {x}?" in user["content"]
@@ -90,7 +90,7 @@ def test_the_prompts_that_ship_can_be_filled_in(name: str) -> None:
     [
         ("system: a", "keys must be system, user"),
         ("system: a\nuser: b\nmore: c", "keys must be system, user"),
-        ("system: 1\nuser: '{question}{truth}{answer}'", "each a text"),
+        ("system: 1\nuser: '{question}{truth}{answer}'", "system 1 is no text"),
         ("- a", "keys must be system, user"),
         ("system: [", "cannot read"),
         ("system: a\nuser: '{question}{truth}'", "user lacks {answer}"),
@@ -102,10 +102,37 @@ def test_a_wrong_prompt_file_is_named_with_its_fault(tmp_path: Path, text: str, 
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        JudgeWording.load(path)
+        JudgeWording.load(path, Form.BINARY)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.yaml"):
-        JudgeWording.load(tmp_path / "gone.yaml")
+        JudgeWording.load(tmp_path / "gone.yaml", Form.BINARY)
+
+
+def test_who_reads_a_caption_is_not_told_the_truth(tmp_path: Path) -> None:
+    wording = JudgeWording.load("conf/prompt/judge-caption.yaml", Form.READING)
+    _, user = wording.messages("Why {x}?", "be{cause}", "A dog {runs}.")
+    assert "Why {x}?" in user["content"]
+    assert "<description>A dog {runs}.</description>" in user["content"]
+    assert "be{cause}" not in user["content"]
+    path = tmp_path / "mine.yaml"
+    path.write_text("system: a\nuser: '{question}{truth}{answer}'")
+    with pytest.raises(UserError, match=r"user must not have \{truth\}"):
+        JudgeWording.load(path, Form.READING)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("red", "red"),
+        ("<think>blue? no</think> red\n", "red"),
+        ("Reasoning: it says so.\nAnswer: B. dunking", "B. dunking"),
+        (" \n", ""),
+        ("<think>red</think>", ""),
+    ],
+)
+def test_what_a_caption_says_comes_without_the_reasoning(reply: str, said: str) -> None:
+    assert said_in(reply) == said
+    assert readable(Form.READING, reply) == bool(said)

@@ -22,6 +22,7 @@ class JudgeConfig:
             server that needs none.
         prompt: Wording for open-ended answers, judged 0 or 1.
         graded_prompt: Wording for graded answers, judged yes or no and 0 to 5.
+        caption_prompt: Wording for questions that are answered from a caption alone.
         parameters: Sent with every request; null leaves one out (some hosted models want
             `max_completion_tokens` in place of `max_tokens`).
         concurrency: Most requests in flight from one rollout worker.
@@ -39,6 +40,7 @@ class JudgeConfig:
     api_key_env: str = ""
     prompt: str = "conf/prompt/judge.yaml"
     graded_prompt: str = "conf/prompt/judge-graded.yaml"
+    caption_prompt: str = "conf/prompt/judge-caption.yaml"
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
     concurrency: int = 16
     attempts: int = 6

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import AnswerType, SubtitleFile, Task
+from vz_ray.data.task import AnswerType, Check, SubtitleFile, Task
 from vz_ray.episode.serialize import trajectory_from_dict, trajectory_to_dict
 from vz_ray.episode.trajectory import Trajectory
 
@@ -40,6 +40,7 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "answer_type": task.answer_type.value,
         "events": [list(event) for event in task.events],
         "pictures": list(task.pictures),
+        "checks": [[check.question, check.answer, check.answer_type.value] for check in task.checks],
     }
 
 
@@ -51,6 +52,7 @@ def task_from_dict(data: dict[str, Any]) -> Task:
         "events": tuple((start, end) for start, end in data["events"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
         "pictures": tuple(data.get("pictures", ())),
+        "checks": tuple(Check(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
     }
     return Task(**{**data, **known})
 

@@ -14,6 +14,8 @@ class AnswerType(StrEnum):
     """A judge says whether it is right."""
     GRADED = "graded"
     """A judge says whether it is right, and grades it from 0 to 5 (Video-MMLU)."""
+    CAPTION = "caption"
+    """A judge answers questions from it, the task's `checks` (VDC, TempCompass)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,21 @@ class SubtitleFile:
 
     path: str
     starts_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A question that a good caption answers.
+
+    Attributes:
+        question: For whoever reads the caption alone, options included.
+        answer: The truth.
+        answer_type: `GRADED`, or `MULTIPLE_CHOICE` where the question has options.
+    """
+
+    question: str
+    answer: str
+    answer_type: AnswerType = AnswerType.GRADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,7 @@ class Task:
         extra: Whatever else the data file said.
         subtitles: Shown between the frames, where they are to be shown.
         pictures: Images that belong to the question, each a video of one frame; shown after the overview.
+        checks: What a caption is asked; for `CAPTION` alone.
     """
 
     task_id: str
@@ -58,3 +76,4 @@ class Task:
     extra: dict[str, object] = field(default_factory=dict)
     subtitles: SubtitleFile | None = None
     pictures: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()

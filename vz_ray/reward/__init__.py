@@ -9,7 +9,6 @@ and `math_answer` keeps one child process, because symbolic equality can hang
 and a hang inside a big-integer power can only be killed.
 """
 
-from vz_ray.reward.accuracy import JUDGE_FAILED
 from vz_ray.reward.choice import choice_clean, choice_compat, options_of, parse_choice
 from vz_ray.reward.format import format_ok
 from vz_ray.reward.function import Invalid, load_function
@@ -19,7 +18,6 @@ from vz_ray.reward.tool import earned_tool
 from vz_ray.reward.total import NO_ANSWER, UNPARSED, score
 
 __all__ = [
-    "JUDGE_FAILED",
     "NO_ANSWER",
     "UNPARSED",
     "Invalid",

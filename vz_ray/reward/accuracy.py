@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.task import AnswerType, Task
+from vz_ray.episode.trajectory import JUDGE_FAILED
 from vz_ray.reward.choice import choice_clean, choice_compat, options_of
 from vz_ray.reward.judge import JudgeFailed, judge_of
 from vz_ray.reward.math_answer import UnreadableTruth, looks_like_formula, math_equal
 from vz_ray.reward.number import number_equal, parse_number
 from vz_ray.reward.verdict import Form
 
-JUDGE_FAILED = "judge"
-"""Start of the reason where a judge was asked and gave no verdict: asking again may help."""
 NO_JUDGE = "no judge"
 """The reason where one would have been needed and none is configured."""
-JUDGED = {AnswerType.OPEN_ENDED: Form.BINARY, AnswerType.GRADED: Form.GRADED}
-"""Answers that take a judge, and how it replies."""
+FORMS = {AnswerType.OPEN_ENDED: Form.BINARY, AnswerType.GRADED: Form.GRADED}
+"""How a judge replies to answers that it compares with the truth."""
+JUDGED = (*FORMS, AnswerType.CAPTION)
+"""Answers that take a judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,10 @@ class Accuracy:
     """What a scorer found.
 
     Attributes:
-        value: In `[0, 1]`.
+        value: In `[0, 1]`; of a caption, the share of its questions that it answers rightly.
         readable: False where there is an answer, and it states no option, number or formula.
         invalid: Why nobody can tell; empty if somebody can.
-        more: Further parts: `judge_score`, 0 to 5.
+        more: Further parts: `judge_score`, 0 to 5; of a caption, the mean over its questions.
     """
 
     value: float = 0.0
@@ -47,7 +48,7 @@ def accuracy_of(answer: str | None, turns: Sequence[str], task: Task, config: Re
         task: The question and its truth.
         config: The scorers.
     """
-    if not task.answer.strip():
+    if not task.answer.strip() and not task.checks:
         return Accuracy(invalid="no ground truth: the task's answer is empty")
     if task.answer_type is AnswerType.MULTIPLE_CHOICE and config.scorer == "compat":
         return _found(choice_compat("\n".join(turns), task.answer))
@@ -82,8 +83,14 @@ def _judged(answer: str, task: Task, config: RewardConfig) -> Accuracy:
         return Accuracy(invalid=f"{NO_JUDGE}: {task.answer_type} answers need reward.judge.model")
     try:
         judge = judge_of(config.judge)
-        verdict = judge.verdict(JUDGED[task.answer_type], task.question, task.answer, answer)
+        if task.answer_type is AnswerType.CAPTION:
+            verdicts = judge.examine(answer, task.checks)
+        else:
+            verdicts = [judge.verdict(FORMS[task.answer_type], task.question, task.answer, answer)]
     except JudgeFailed as error:
         return Accuracy(invalid=f"{JUDGE_FAILED} {error}")
-    more = {} if verdict.score is None else {"judge_score": verdict.score}
-    return Accuracy(float(verdict.right), more=more)
+    if not verdicts:
+        return Accuracy(invalid="no ground truth: the task asks nothing of the caption")
+    scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+    more = {"judge_score": sum(scores) / len(scores)} if scores else {}
+    return Accuracy(sum(verdict.right for verdict in verdicts) / len(verdicts), more=more)

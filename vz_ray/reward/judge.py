@@ -1,6 +1,6 @@
 """A judge model behind an OpenAI-compatible endpoint, asked only where an answer needs it.
 
-    verdict(form, question, truth, answer)
+    verdict(form, question, truth, answer), or several of a caption (examine)
         on disk already                     -> that one
         being asked by another episode      -> the same one
         else a request, when one of `concurrency` places is free
@@ -21,7 +21,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
@@ -30,10 +30,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from blake3 import blake3
 
 from vz_ray.config.reward import JudgeConfig
+from vz_ray.data.task import AnswerType, Check
 from vz_ray.observe.deadline import Overdue, within
-from vz_ray.observe.errors import UserError
+from vz_ray.observe.endpoint import key_from, retry_after
 from vz_ray.observe.run_dir import write_atomic
-from vz_ray.reward.verdict import Form, JudgeWording, Verdict, read_reply
+from vz_ray.reward.choice import options_of, parse_choice
+from vz_ray.reward.verdict import Form, JudgeWording, Verdict, read_reply, readable, said_in
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -47,8 +49,6 @@ _LONGEST_WAIT_S = 60.0
 """Between two attempts."""
 _GRACE_S = 5.0
 """How much longer than its deadline a verdict is waited for: by then the loop itself hangs."""
-_NO_KEY = "none"
-"""Sent to servers that need no key, since the client insists on one."""
 
 
 class JudgeFailed(Exception):
@@ -83,13 +83,10 @@ class Judge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
-        self._wordings = {
-            Form.BINARY: JudgeWording.load(config.prompt),
-            Form.GRADED: JudgeWording.load(config.graded_prompt),
-        }
+        self._wordings = {form: JudgeWording.load(path, form) for form, path in prompts(config).items()}
         self._key = api_key(config)
         self._parameters = {name: value for name, value in config.parameters.items() if value is not None}
-        self._asked: dict[str, asyncio.Task[Verdict]] = {}
+        self._asked: dict[str, asyncio.Task[str]] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: AsyncOpenAI | None = None
@@ -103,7 +100,19 @@ class Judge:
         """
         messages = self._wordings[form].messages(question, truth, answer)
         key = self._identity(form, messages)
-        return self._recalled(form, key) or self._run(self._shared(form, key, messages))
+        reply = self._recalled(form, key) or self._run(self._shared(form, key, messages))
+        return _verdict(form, reply)
+
+    def examine(self, caption: str, checks: Sequence[Check]) -> list[Verdict]:
+        """What a caption says about each question, and whether that is the truth.
+
+        Blocks for at most twice `deadline_s`: the judge answers a question from the caption alone, and
+        then grades that answer; of a question with options, the answer names one.
+
+        Raises:
+            JudgeFailed: As `verdict`, for one of the questions.
+        """
+        return self._run(self._examined(caption, checks), 2 * self._config.deadline_s)
 
     def close(self) -> None:
         """Closes its connections; it may be used again."""
@@ -123,12 +132,13 @@ class Judge:
     def _path(self, key: str) -> Path:
         return self._disk / key[:2] / f"{key}.json"
 
-    def _recalled(self, form: Form, key: str) -> Verdict | None:
-        """The verdict on disk; None if there is none, or a damaged one."""
+    def _recalled(self, form: Form, key: str) -> str | None:
+        """The reply on disk; None if there is none, or a damaged one."""
         if not self._config.cached:
             return None
         try:
-            return read_reply(form, json.loads(self._path(key).read_bytes())["reply"])
+            reply = json.loads(self._path(key).read_bytes())["reply"]
+            return str(reply) if readable(form, reply) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -143,27 +153,43 @@ class Judge:
         except OSError as error:
             log.warning("a verdict could not be kept in %s: %s", path.parent, error)
 
-    async def _shared(self, form: Form, key: str, messages: list[dict[str, str]]) -> Verdict:
-        """The verdict that is being asked for already, or a new request's."""
+    async def _shared(self, form: Form, key: str, messages: list[dict[str, str]]) -> str:
+        """The reply that is being asked for already, or a new request's."""
         if key not in self._asked:
             task = asyncio.ensure_future(self._ask(form, key, messages))
             task.add_done_callback(lambda _: self._asked.pop(key))
             self._asked[key] = task
         return await asyncio.shield(self._asked[key])
 
+    # -- captions -------------------------------------------------------------------
+
+    async def _examined(self, caption: str, checks: Sequence[Check]) -> list[Verdict]:
+        return list(await asyncio.gather(*(self._check(caption, check) for check in checks)))
+
+    async def _check(self, caption: str, check: Check) -> Verdict:
+        said = said_in(await self._reply(Form.READING, check.question, "", caption))
+        if check.answer_type is AnswerType.MULTIPLE_CHOICE:
+            return Verdict(parse_choice(said, options_of(check.question)) == check.answer)
+        return _verdict(Form.GRADED, await self._reply(Form.GRADED, check.question, check.answer, said))
+
+    async def _reply(self, form: Form, question: str, truth: str, answer: str) -> str:
+        messages = self._wordings[form].messages(question, truth, answer)
+        key = self._identity(form, messages)
+        kept = await asyncio.to_thread(self._recalled, form, key)
+        return kept if kept is not None else await self._shared(form, key, messages)
+
     # -- asking ---------------------------------------------------------------------
 
-    async def _ask(self, form: Form, key: str, messages: list[dict[str, str]]) -> Verdict:
+    async def _ask(self, form: Form, key: str, messages: list[dict[str, str]]) -> str:
         who, deadline = f"judge {self._config.model}", self._config.deadline_s
         try:
             reply = await within(deadline, self._attempts(messages), who=who, what="a verdict")
         except Overdue as error:
             raise JudgeFailed("timeout", str(error)) from error
-        found = read_reply(form, reply)
-        if found is None:
+        if not readable(form, reply):
             raise JudgeFailed("nonsense", f"{self._config.model} replied {reply[:120]!r}")
         self._keep(key, reply, messages)
-        return found
+        return reply
 
     async def _attempts(self, messages: list[dict[str, str]]) -> str:
         """The first reply; the last failure where there is no time for another attempt."""
@@ -199,7 +225,7 @@ class Judge:
             status = error.status_code
             kind, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"
             if status in _AGAIN or status >= 500:
-                raise _Again(kind, detail, _retry_after(error.response.headers)) from error
+                raise _Again(kind, detail, retry_after(error.response.headers)) from error
             raise JudgeFailed(kind, detail) from error
         except (openai.APIError, ValueError) as error:
             raise JudgeFailed("nonsense", f"{config.base_url}: {error}") from error
@@ -229,10 +255,10 @@ class Judge:
 
     # -- the loop -------------------------------------------------------------------
 
-    def _run(self, asking: Coroutine[Any, Any, T]) -> T:
+    def _run(self, asking: Coroutine[Any, Any, T], deadline_s: float | None = None) -> T:
         waiting = asyncio.run_coroutine_threadsafe(asking, self._running())
         try:
-            return waiting.result(self._config.deadline_s + _GRACE_S)
+            return waiting.result((deadline_s or self._config.deadline_s) + _GRACE_S)
         except CancelledError as error:
             raise JudgeFailed("closed", "the judge was closed while it was asked") from error
         except TimeoutError as error:
@@ -257,29 +283,26 @@ class Judge:
             self._client = None
 
 
+def _verdict(form: Form, reply: str) -> Verdict:
+    """What a reply that is `readable` states."""
+    found = read_reply(form, reply)
+    assert found is not None
+    return found
+
+
+def prompts(config: JudgeConfig) -> dict[Form, str]:
+    """The wording file of each form."""
+    return {
+        Form.BINARY: config.prompt,
+        Form.GRADED: config.graded_prompt,
+        Form.READING: config.caption_prompt,
+    }
+
+
 def api_key(config: JudgeConfig) -> str:
-    """The key that `api_key_env` names.
-
-    Raises:
-        UserError: It is not set.
-    """
-    if not config.api_key_env:
-        return _NO_KEY
-    key = os.environ.get(config.api_key_env, "")
-    if not key:
-        raise UserError(
-            f"the judge {config.model} needs a key: set {config.api_key_env} in the environment of the "
-            "rollout workers, or leave reward.judge.api_key_env empty for a server that needs none"
-        )
-    return key
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds that the server asks to wait; a date is not read."""
-    try:
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
+    """The key that `api_key_env` names; `UserError` if it is not set."""
+    who = f"the judge {config.model} of the rollout workers"
+    return key_from(config.api_key_env, who, "reward.judge.api_key_env")
 
 
 def _directory(directory: str) -> Path:

@@ -2,7 +2,8 @@
 
 Two forms: `binary` (1 or 0) for open-ended answers, `graded` (yes or no, and 0
 to 5) as the judge of Video-MMLU. A reply is read strictly: what is neither is
-nonsense, never a guess.
+nonsense, never a guess. A third, `reading`, is no verdict yet: what a caption
+says about a question, which is then graded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vz_ray.config.prompt import prompt_texts
 from vz_ray.observe.errors import UserError
 
 LARGEST_SCORE = 5
@@ -34,6 +34,7 @@ class Form(StrEnum):
 
     BINARY = "binary"
     GRADED = "graded"
+    READING = "reading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +58,12 @@ class JudgeWording:
     user: str
 
     @classmethod
-    def load(cls, path: Path | str) -> JudgeWording:
-        """Reads a wording file; `UserError` if it is missing, has wrong keys or blanks."""
-        path = Path(path)
-        if not path.is_absolute() and not path.exists():
-            path = Path(__file__).resolve().parents[2] / path
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read the judge's prompt file {path}: {error}") from error
-        keys = set(values) if isinstance(values, dict) else set()
-        if keys != set(cls.__slots__) or not all(isinstance(text, str) for text in values.values()):
-            raise UserError(f"prompt file {path}: its keys must be {', '.join(cls.__slots__)}, each a text")
+    def load(cls, path: Path | str, form: Form) -> JudgeWording:
+        """Reads a wording file; `UserError` if it is missing, has wrong keys or blanks.
+
+        Who reads a caption is not told the truth.
+        """
+        path, values = prompt_texts(path, cls.__slots__)
         wording = cls(**values)
         try:
             asked = wording.messages("\0question", "\0truth", "\0answer")[1]["content"]
@@ -79,14 +74,27 @@ class JudgeWording:
                 "{truth} and {answer}, and braces of its own are doubled"
             ) from error
         for blank in ("question", "truth", "answer"):
-            if f"\0{blank}" not in asked:
-                raise UserError(f"prompt file {path}: user lacks {{{blank}}}")
+            wanted = blank != "truth" or form is not Form.READING
+            if (f"\0{blank}" in asked) is not wanted:
+                raise UserError(
+                    f"prompt file {path}: user {'lacks' if wanted else 'must not have'} {{{blank}}}"
+                )
         return wording
 
     def messages(self, question: str, truth: str, answer: str) -> list[dict[str, str]]:
         """The conversation that a judge is asked to continue."""
         user = self.user.format(question=question, truth=truth, answer=answer)
         return [{"role": "system", "content": self.system.format()}, {"role": "user", "content": user}]
+
+
+def said_in(reply: str) -> str:
+    """A reply without its reasoning, in `<think>` or before a last `Answer:`."""
+    return _THOUGHTS.sub("", reply).rpartition("Answer:")[2].strip()
+
+
+def readable(form: Form, reply: str) -> bool:
+    """Whether a reply is of its form."""
+    return bool(said_in(reply)) if form is Form.READING else read_reply(form, reply) is not None
 
 
 def read_reply(form: Form, reply: str) -> Verdict | None:

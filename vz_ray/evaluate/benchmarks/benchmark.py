@@ -9,7 +9,6 @@ from pathlib import Path
 from vz_ray.data.task import Task
 from vz_ray.evaluate.benchmarks.figures import Figure, Scored
 from vz_ray.evaluate.benchmarks.marks import (
-    JUDGED,
     LEFT_OUT,
     Judge,
     Mark,
@@ -22,6 +21,7 @@ from vz_ray.evaluate.benchmarks.marks import (
     mark_strictly,
 )
 from vz_ray.evaluate.results import EvalResult
+from vz_ray.reward.accuracy import JUDGED
 from vz_ray.reward.choice import LETTERS
 
 

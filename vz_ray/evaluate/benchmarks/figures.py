@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from vz_ray.data.task import Task
 
 PERCENT = 100.0
+GRADE = "grade"
+"""What a judge gives beside right and wrong, 0 to 5: its name in `Scored.detail`."""
+GRADES = "grade, 0 to 5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,23 @@ def macro(figures: Sequence[Figure], name: str) -> Figure:
     values = [figure.value for figure in figures if figure.value is not None]
     value = sum(values) / len(values) if values else None
     return Figure(name, value, sum(figure.count for figure in figures))
+
+
+def graded(samples: Sequence[Scored], table: str, order: Sequence[str] = ()) -> list[Figure]:
+    """Of answers that a judge marks and grades, by kind: the means of kinds, the micro average, each kind."""
+    right = table_of(samples, table, kind, order)
+    grades = [
+        mean((sample.detail[GRADE] for sample in members if GRADE in sample.detail), name, GRADES, 1)
+        for name, members in by(samples, kind, order).items()
+    ]
+    over_kinds = macro(grades, GRADES)
+    return [
+        macro(right, "accuracy"),
+        Figure(over_kinds.name, over_kinds.value, over_kinds.count, scale=1),
+        accuracy(samples, "micro"),
+        *right,
+        *grades,
+    ]
 
 
 def extra(name: str) -> Label:

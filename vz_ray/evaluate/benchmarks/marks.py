@@ -15,15 +15,12 @@ from fractions import Fraction
 
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.episode.trajectory import Status, Trajectory
+from vz_ray.evaluate.benchmarks.figures import GRADE
 from vz_ray.evaluate.results import EvalResult
 from vz_ray.reward import number_equal, options_of, parse_choice, parse_number
 from vz_ray.reward.choice import LETTERS
 from vz_ray.reward.math_answer import math_equal
 from vz_ray.reward.span import bare, folded
-
-JUDGED = (AnswerType.OPEN_ENDED, AnswerType.GRADED)
-GRADE = "grade"
-"""What a judge of `GRADED` answers gives beside right and wrong, 0 to 5."""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _TAG = re.compile(r"</?(?:answer|think|video_zoom)>|<video_zoom>.*?(?:</video_zoom>|$)", re.DOTALL)
@@ -74,9 +71,9 @@ UNPARSED = Mark(Reading.UNPARSED)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge found: right or not, and a grade from 0 to 5 if it gave one."""
+    """What a judge found: how right, in `[0, 1]`, and a grade from 0 to 5 if it gave one."""
 
-    right: bool
+    right: float
     grade: float | None = None
 
 
@@ -205,7 +202,7 @@ def mark_judged(result: EvalResult, judge: Judge) -> Mark:
     if verdict is None:
         return Mark(Reading.UNJUDGED)
     detail = {} if verdict.grade is None else {GRADE: verdict.grade}
-    return Mark(Reading.READ, float(verdict.right), result.trajectory.answer[:80], detail)
+    return Mark(Reading.READ, verdict.right, result.trajectory.answer[:80], detail)
 
 
 def judged_by_reward(result: EvalResult) -> Verdict | None:
@@ -213,4 +210,4 @@ def judged_by_reward(result: EvalResult) -> Verdict | None:
     reward = result.trajectory.reward
     if reward is None or not reward.valid:
         return None
-    return Verdict(reward.accuracy == 1, reward.more.get("judge_score"))
+    return Verdict(reward.accuracy, reward.more.get("judge_score"))

@@ -15,6 +15,7 @@ from vz_ray.evaluate.benchmarks import (
     rl,
     tempcompass,
     temporalbench,
+    vdc,
     video_mmlu,
     videomme,
     videommmu,
@@ -35,6 +36,8 @@ ADAPTERS: Mapping[str, Adapter] = {
     "temporalbench": temporalbench.read,
     "temporalbench_caption": temporalbench.read_captions,
     "tempcompass": tempcompass.read,
+    "tempcompass_caption": tempcompass.read_captions,
+    "vdc": vdc.read,
     "clevrer": clevrer.read,
     "rl": rl.read,
 }

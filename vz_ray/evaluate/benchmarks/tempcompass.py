@@ -1,8 +1,9 @@
-"""TempCompass: multiple choice, yes or no, and caption matching, by temporal aspect.
+"""TempCompass: multiple choice, yes or no, caption matching, and captioning, by temporal aspect.
 
 Source of the metric: accuracy of each task over its questions, and by aspect;
-`average` is the mean of the tasks. The fourth task, captioning, is not
-measured: it takes a judge that answers a choice question from the caption.
+`average` is the mean of the first three tasks. A caption is right if a judge
+who reads it alone finds the answer to the first choice question about the same
+video and aspect.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vz_ray.data.task import Task
+from vz_ray.data.task import AnswerType, Check, Task
 from vz_ray.evaluate.benchmarks.benchmark import Benchmark, Source
 from vz_ray.evaluate.benchmarks.figures import Figure, Scored, accuracy, by, extra, kind, macro, table_of
 from vz_ray.evaluate.benchmarks.files import Record, Schema, find_file, read_json
@@ -24,6 +25,7 @@ from vz_ray.reward.span import bare, folded
 SCHEMA = Schema("TempCompass's questions", ("question", "answer"))
 CHOICE, YES_NO, CAPTIONS = "multi-choice", "yes_no", "caption_matching"
 RELEASED = {CHOICE: 1580, YES_NO: 2453, CAPTIONS: 1503}
+CAPTIONING, CAPTIONS_RELEASED = "captioning", 2004
 ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
 
 _LABELLED = re.compile(r"^((?:Option|Sentence|Caption) [A-Z0-9]): (.+)$", re.MULTILINE)
@@ -73,11 +75,53 @@ def read(source: Source) -> Benchmark:
             )
         tasks += _tasks(file, videos)
     released = sum(RELEASED[file.stem] for file in files)
-    notes = ("captioning is not measured",)
-    return Benchmark("TempCompass", tuple(tasks), figures, mark, released=released, notes=notes)
+    return Benchmark("TempCompass", tuple(tasks), figures, mark, released=released)
+
+
+def caption_figures(samples: Sequence[Scored]) -> list[Figure]:
+    """Accuracy of all captions, and by aspect."""
+    return [accuracy(samples), *table_of(samples, "aspect", extra("aspect"), ASPECTS)]
+
+
+def read_captions(source: Source) -> Benchmark:
+    """Reads `captioning.json`, and beside it `multi-choice.json`, whose questions captions are judged by."""
+    root, videos = source.annotations, VideoFolder(source.videos)
+    file = find_file(root, "captioning.json")
+    choices = {
+        (video, aspect): (record, place)
+        for video, aspect, index, record, place in _questions(file.parent / f"{CHOICE}.json")
+        if index == 0
+    }
+    tasks = []
+    for video, aspect, index, record, place in _questions(file):
+        if (video, aspect) not in choices:
+            raise UserError(f"{place}: {CHOICE}.json has no question about that video and aspect")
+        choice, _ = choices[video, aspect]
+        question = choice.text("question")
+        letter, _ = _truth(choice, CHOICE, question)
+        tasks.append(
+            Task(
+                task_id=f"{CAPTIONING}/{video}/{aspect}/{index}",
+                video=videos.find(video),
+                question=record.text("question"),
+                answer=record.text("answer"),
+                answer_type=AnswerType.CAPTION,
+                source="TempCompass",
+                kind=CAPTIONING,
+                extra={"aspect": aspect},
+                checks=(Check(question, letter, AnswerType.MULTIPLE_CHOICE),),
+            )
+        )
+    return Benchmark("TempCompass captions", tuple(tasks), caption_figures, released=CAPTIONS_RELEASED)
 
 
 def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
+    for video, aspect, index, record, _ in _questions(file):
+        yield _task(record, file.stem, video, aspect, index, videos)
+
+
+def _questions(file: Path) -> Iterator[tuple[str, str, int, Record, str]]:
+    """Video, aspect and number of every question of a file, its record, and where that stands."""
     values = read_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object of videos, found {type(values).__name__}")
@@ -89,8 +133,8 @@ def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
             if not isinstance(questions, list):
                 raise UserError(f"{place}: expected a list of questions, found {type(questions).__name__}")
             for index, question in enumerate(questions):
-                record = SCHEMA.check(question, f"{place}, question {index}")
-                yield _task(record, file.stem, video, aspect, index, videos)
+                where = f"{place}, question {index}"
+                yield video, aspect, index, SCHEMA.check(question, where), where
 
 
 def _task(record: Record, kind_of: str, video: str, aspect: str, index: int, videos: VideoFolder) -> Task:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.evaluate.benchmarks.benchmark import Benchmark, Source
-from vz_ray.evaluate.benchmarks.figures import Figure, Scored, accuracy, by, kind, macro, mean, table_of
+from vz_ray.evaluate.benchmarks.figures import Figure, Scored, graded
 from vz_ray.evaluate.benchmarks.files import Record, Schema, find_file, read_records
-from vz_ray.evaluate.benchmarks.marks import GRADE
 from vz_ray.evaluate.benchmarks.videos import VideoFolder
 
 SCHEMA = Schema("Video-MMLU's TSV file", ("index", "video", "discipline", "question", "answer"))
@@ -20,19 +19,7 @@ SCHEMA = Schema("Video-MMLU's TSV file", ("index", "video", "discipline", "quest
 
 def figures(samples: Sequence[Scored]) -> list[Figure]:
     """Mean over disciplines of accuracy and grade, the micro average, and each discipline."""
-    right = table_of(samples, "discipline", kind)
-    grades = [
-        mean((sample.detail[GRADE] for sample in members if GRADE in sample.detail), name, "grade, 0 to 5", 1)
-        for name, members in by(samples, kind).items()
-    ]
-    graded = macro(grades, "grade, 0 to 5")
-    return [
-        macro(right, "accuracy"),
-        Figure(graded.name, graded.value, graded.count, scale=1),
-        accuracy(samples, "micro"),
-        *right,
-        *grades,
-    ]
+    return graded(samples, "discipline")
 
 
 def read(source: Source) -> Benchmark:

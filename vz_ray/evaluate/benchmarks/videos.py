@@ -34,7 +34,9 @@ class VideoFolder:
         if direct.is_file():
             return str(direct)
         found = self._files.get(Path(name).name) or [
-            path for ending in ENDINGS for path in self._files.get(Path(name).name + ending, ())
+            path
+            for ending in (*ENDINGS, *map(str.upper, ENDINGS))
+            for path in self._files.get(Path(name).name + ending, ())
         ]
         nearer = [path for path in found if str(path).endswith(os.sep + name)] or found
         if len(nearer) > 1:
