@@ -83,6 +83,29 @@ def test_the_locks_hold_everything_declared_and_do_not_overlap():
     assert set(map(name_of, declared())) - elsewhere <= set(names)
 
 
+def anchors(page: Path) -> set[str]:
+    """What headings can be linked by, as code hosts make it of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=str)
+def test_links_lead_to_pages_and_headings_that_there_are(page: Path):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.is_file(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_page_is_linked_and_every_file_that_is_named_is_there():
+    readme = (ROOT / "README.md").read_text()
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert all(f"docs/{page.name}" in readme for page in pages)
+    for text in (readme, *(page.read_text() for page in pages)):
+        for name in re.findall(r"\b((?:conf|vz_ray|tests)/[\w./-]+\.(?:yaml|py))\b", text):
+            assert (ROOT / name).is_file(), name
+
+
 def test_torchaudio_is_not_locked():
     """The index has no CPU build of it, and `import transformers` breaks where it cannot load."""
     assert not {"torchaudio", "torchcodec"} & set(pins("cpu.lock"))
