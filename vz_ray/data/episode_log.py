@@ -22,7 +22,7 @@ Key = tuple[str, int]
 
 
 class EpisodeLog:
-    """A header that says what is played and how, then one line per episode.
+    """A header that says what is played and how, then one line per episode; a subclass for each kind of log.
 
     Opening an existing log cuts off a half-written last line, and refuses a
     log of something else: episodes of two models must not be mixed. An episode
