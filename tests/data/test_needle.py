@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 
 import av
@@ -165,9 +166,10 @@ def test_a_bad_task_file_is_one_clear_line(tmp_path, content, message):
 def test_a_wrong_answer_type_and_a_missing_video_are_named(tmp_path):
     record = {"videos": ["gone.mp4"], "problem": "<image>q", "solution": "A"}
     path = tmp_path / "tasks.json"
-    path.write_text(json.dumps([{**record, "extra_info": {"answer_type": "essay"}}]))
-    with pytest.raises(UserError, match="'essay' is none of multiple_choice"):
-        read_tasks(path)
+    for wrong in ("essay", "caption", ["number"]):
+        path.write_text(json.dumps([{**record, "extra_info": {"answer_type": wrong}}]))
+        with pytest.raises(UserError, match=rf"{re.escape(repr(wrong))} is none of multiple_choice"):
+            read_tasks(path)
     path.write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"1 of 1 videos of x do not exist, first .*gone\.mp4"):
         check_videos(read_tasks(path), "x")

@@ -19,6 +19,8 @@ from vz_ray.video.frame import VideoError
 from vz_ray.video.source import Limits, open_video
 
 MANIFEST = "manifest.json"
+ANSWERS = tuple(kind.value for kind in AnswerType if kind is not AnswerType.CAPTION)
+"""Types that the schema can state; it has no place for what a caption is asked."""
 OPENED = 512
 """Videos opened before a run: a few milliseconds each."""
 
@@ -102,10 +104,8 @@ def _task(path: Path, index: int, record: Any, truth: Mapping[str, Any]) -> Task
         raise UserError(f"{where}: 'videos' must be a list of one path")
     extra = dict(record.get("extra_info") or {})
     kind = extra.pop("answer_type", AnswerType.MULTIPLE_CHOICE)
-    try:
-        answer_type = AnswerType(kind)
-    except ValueError:
-        raise UserError(f"{where}: answer_type {kind!r} is none of {', '.join(AnswerType)}") from None
+    if kind not in ANSWERS:
+        raise UserError(f"{where}: answer_type {kind!r} is none of {', '.join(ANSWERS)}")
     identity = record.get("problem_id", record.get("doc_id", index))
     known = truth.get(str(identity), {})
     video = videos[0] if "://" in videos[0] else str(path.parent / videos[0])
@@ -114,7 +114,7 @@ def _task(path: Path, index: int, record: Any, truth: Mapping[str, Any]) -> Task
         video=video,
         question=str(record["problem"]).replace("<image>", "").strip(),
         answer=str(record["solution"]),
-        answer_type=answer_type,
+        answer_type=AnswerType(kind),
         source=str(record.get("data_source", "")),
         kind=str(known.get("kind", "")),
         events=tuple((float(a), float(b)) for a, b in known.get("events", ())),
