@@ -12,13 +12,14 @@ _NO_KEY = "none"
 """Sent to servers that need no key, since the client insists on one."""
 
 
-def key_from(variable: str, who: str, setting: str) -> str:
+def key_from(variable: str, who: str, setting: str, where: str = "the environment") -> str:
     """The key that an environment variable holds.
 
     Args:
         variable: Its name; empty for a server that needs none.
         who: Needs it, for the message.
         setting: Names the variable in the configuration.
+        where: Whose environment is looked into, for the message.
 
     Raises:
         UserError: It is not set.
@@ -28,8 +29,8 @@ def key_from(variable: str, who: str, setting: str) -> str:
     key = os.environ.get(variable, "")
     if not key:
         raise UserError(
-            f"{who} needs a key: set {variable} in its environment, or leave {setting} empty for a server "
-            "that needs none"
+            f"{who} needs a key: set {variable} in {where}, or leave {setting} empty for a server that needs "
+            "none"
         )
     return key
 

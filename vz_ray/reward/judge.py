@@ -301,8 +301,12 @@ def prompts(config: JudgeConfig) -> dict[Form, str]:
 
 def api_key(config: JudgeConfig) -> str:
     """The key that `api_key_env` names; `UserError` if it is not set."""
-    who = f"the judge {config.model} of the rollout workers"
-    return key_from(config.api_key_env, who, "reward.judge.api_key_env")
+    return key_from(
+        config.api_key_env,
+        f"the judge {config.model}",
+        "reward.judge.api_key_env",
+        "the environment of the rollout workers",
+    )
 
 
 def _directory(directory: str) -> Path:

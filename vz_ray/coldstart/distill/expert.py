@@ -97,7 +97,7 @@ class Expert:
     ) -> None:
         self.config, self.account = config, account
         self._check = check
-        self._key = key_from(config.api_key_env, f"the expert {config.model}", "expert.api_key_env")
+        self._key = api_key(config)
         self._pace = Pace(config.requests_per_minute, config.tokens_per_minute)
         self._places = asyncio.Semaphore(config.concurrency)
         self._closed = asyncio.Condition()
@@ -318,3 +318,8 @@ class ExpertPolicy:
         if found := next((token for token in _CONTROL if token in text), None):
             raise ExpertFailed("control token", f"the reply to {request} holds {found}")
         return Written(text, self._wire.written(text))
+
+
+def api_key(config: ExpertConfig) -> str:
+    """The key that `api_key_env` names; `UserError` if it is not set."""
+    return key_from(config.api_key_env, f"the expert {config.model}", "expert.api_key_env")
