@@ -40,7 +40,7 @@ async def test_a_question_is_played_once_unless_more_samples_are_asked_for(tmp_p
     assert sorted((id.task, id.sample) for id in asked) == [("t0", 0), ("t1", 0)] == sorted(log.done)
     assert sum(told) == 2
     asked, log, _ = await played(tmp_path / "three.jsonl", 3)
-    assert len(asked) == len(log.results) == 6
+    assert len(asked) == len(log.records) == 6
 
 
 async def test_a_task_that_lacks_a_sample_is_played_again_and_what_there_is_stays(tmp_path: Path) -> None:
@@ -57,6 +57,6 @@ async def test_a_task_that_lacks_a_sample_is_played_again_and_what_there_is_stay
     asked, log, told = await played(path, 2)
     assert sorted((id.task, id.sample) for id in asked) == [("t1", 0), ("t1", 1)]
     assert told == [1, 1]
-    found = {(r.task.task_id, r.trajectory.id.sample): r.trajectory.wire for r in log.results}
+    found = {(r.task.task_id, r.trajectory.id.sample): r.trajectory.wire for r in log.records}
     assert found == {("t0", 0): "old", ("t0", 1): "old", ("t1", 0): "old", ("t1", 1): "wire"}
     assert (await played(path, 2))[0] == []
