@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from dataclasses import dataclass, replace
@@ -21,11 +22,13 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.record import whole_lines
 from vz_ray.data.rl_file import read_tasks
-from vz_ray.data.sft_file import read_sft
+from vz_ray.data.sft_file import SftFile
 from vz_ray.data.task import Task
+from vz_ray.episode.trajectory import Trajectory
 from vz_ray.episode.wire import WireFormat
 from vz_ray.quickstart import wire_of
 from vz_ray.video.frame import FrameSize
+from vz_ray.video.local import LocalFrames
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,6 +77,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder, read_tasks(path), wire)
 
 
+def learned(path: Path, world: World) -> list[Trajectory]:
+    """What `vz-ray sft` would learn from a file."""
+    with LocalFrames() as frames:
+        reading = SftFile.load(path).trajectories(world.wire, FrameSize(784, 784), frames)
+        return asyncio.run(reading)
+
+
 class Late(OracleServer):
     """So slow that there is time to stop whoever asks."""
 
@@ -113,8 +123,7 @@ def test_killed_and_begun_again_it_pays_for_nothing_twice_and_leaves_a_whole_dat
     assert card["cost"]["requests"] == turns + unsure
     assert card["played"] == 2 * len(world.tasks) == card["kept"] + sum(card["dropped"].values())
     assert card["kept"] == len(world.tasks)
-    samples = read_sft(run / "dataset" / "sft.json", world.wire, FrameSize(784, 784))
-    assert len(samples) == card["kept"]
+    assert len(learned(run / "dataset" / "sft.json", world)) == card["kept"]
     assert "going on with" in done.stdout
     assert "Kept, by pattern" in done.stdout
 
@@ -161,7 +170,7 @@ def test_what_the_policy_got_wrong_is_corrected(world):
         weights = [m.get("weight") for m in sample["messages"] if m["role"] == "assistant"]
         assert weights[0] == 0
         assert set(weights[1:]) == {None}
-    for trajectory in read_sft(dataset / "sft.json", world.wire, FrameSize(784, 784)):
+    for trajectory in learned(dataset / "sft.json", world):
         assert trajectory.answer is not None
 
 

@@ -34,9 +34,9 @@ from vz_ray.evaluate.ablation_tables import print_ablation, write_markdown
 from vz_ray.evaluate.play import evaluate
 from vz_ray.evaluate.results import EvalLog, EvalResult, read_results
 from vz_ray.evaluate.summary import COLD_START, RL
-from vz_ray.evaluate.tables import duration
 from vz_ray.examiner import Examiner, hold
 from vz_ray.observe.run_dir import RunDir, write_atomic
+from vz_ray.observe.spoken import duration
 from vz_ray.quickstart import cold_start_exemplars, make_world, reinforce, sft, start_fleet
 from vz_ray.report.ablation import PAGE, write_ablation_page
 from vz_ray.reward import require_scorers
