@@ -16,6 +16,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from tests.small_run import command_of
+
 RAYLET = "raylet"
 
 # A raylet that was killed refuses to be called, and is noticed after three calls. One that is merely
@@ -61,7 +63,7 @@ class Nodes:
 
     def processes(self) -> list[psutil.Process]:
         """All of the cluster's, on every node, with what they have started."""
-        roots = [child for child in psutil.Process().children() if self._folder in _command(child)]
+        roots = [child for child in psutil.Process().children() if self._folder in command_of(child)]
         return [process for root in roots for process in (root, *root.children(recursive=True))]
 
     def actors(self, kind: str) -> list[psutil.Process]:
@@ -75,14 +77,7 @@ class Nodes:
 
 def of_kind(processes: Iterable[psutil.Process], kind: str) -> list[psutil.Process]:
     """Those that are actors of a class."""
-    return [process for process in processes if _command(process).startswith(f"ray::{kind}")]
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return [process for process in processes if command_of(process).startswith(f"ray::{kind}")]
 
 
 @contextmanager

@@ -118,6 +118,14 @@ def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def left_of(started: list[psutil.Process], seconds: float = 20) -> list[str]:
     """What still runs of these after a while."""
     _, alive = psutil.wait_procs(started, timeout=seconds)

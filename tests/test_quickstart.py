@@ -14,6 +14,7 @@ from tests.small_run import (
     SmallRun,
     begin,
     below,
+    command_of,
     finish,
     left_of,
     stop,
@@ -125,13 +126,12 @@ def training(small: SmallRun, name: str, iterations: int, behind: int) -> list[s
 
 def ended(process: subprocess.Popen[str], number: int) -> str:
     """Sends a signal, checks that the run ended by it and left nobody behind; what it said."""
-    started = below(process)
-    stop(process, number)
-    done = finish(process, 120)
     # Nobody is left to end Ray's agents of a killed run: they notice after a while.
     agents = ("ray::RuntimeEnvAgent", "ray::DashboardAgent") if number == signal.SIGKILL else ()
-    left = [command for command in left_of(started) if not command.startswith(agents)]
-    assert not left
+    started = [one for one in below(process) if not command_of(one).startswith(agents)]
+    stop(process, number)
+    done = finish(process, 120)
+    assert not left_of(started)
     assert done.returncode == (130 if number == signal.SIGTERM else -number), done.stderr
     return done.stderr
 

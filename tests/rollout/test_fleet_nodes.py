@@ -84,6 +84,7 @@ async def test_one_whose_engine_is_killed_between_pause_and_resume_is_replaced(w
         world.trap.spring = engine.kill
         report = await world.publish()
     assert (report.updated, list(report.failed)) == ((), [victim.name])
+    assert "did not finish" not in report.failed[victim.name]  # nobody waited for the deadline
     assert victim.name not in await world.end(play)
     await world.plays_on(report.version, victim.name)
     assert not left_of([actor, engine, *others])

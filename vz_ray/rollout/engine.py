@@ -35,6 +35,8 @@ _LIKELIEST = 20
 """Tokens whose log-probs are told at each position of a draft; vLLM tells no more by default."""
 
 _SENDS = 3
+_LOOK_S = 1.0
+"""Between two looks whether an engine that has not answered lives."""
 _SHUTDOWN_S = 30.0
 
 T = TypeVar("T")
@@ -360,11 +362,25 @@ class Engine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
-            return await within(self._deadline_s, call, who=self.name, what=what)
+            return await within(self._deadline_s, self._while_alive(call, what), who=self.name, what=what)
         except VLLMClientError as error:
             raise ValueError(f"{self.name} cannot do {what}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"{self.name} failed at {what}: {error.__cause__ or error}") from error
+
+    async def _while_alive(self, call: Awaitable[T], what: str) -> T:
+        """Awaits the engine, as long as its process lives.
+
+        vLLM fails turns when that dies, but leaves all other calls without an answer.
+        """
+        waiting = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
+                if self._running_llm is not None and self._running_llm.errored:
+                    raise EngineFailed(f"{self.name} failed at {what}: its process has died")
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
 
 def _stop(finish: str | None, reason: int | str | None) -> str:
