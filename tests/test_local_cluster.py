@@ -89,8 +89,8 @@ def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again
         "rollout.grow_s=0.5",
         "rollout.shrink_s=10",
         f"train.iterations={ITERATIONS}",
-        "train.tasks=16",
-        "train.max_tasks=16",
+        "train.tasks=8",
+        "train.max_tasks=8",
         "train.samples=4",
     )
     metrics = small.runs / "elastic/metrics.jsonl"
@@ -114,5 +114,5 @@ def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(ITERATIONS))
-    assert {row["groups/played"] for row in rows} == {16}
+    assert {row["groups/played"] for row in rows} == {8}
     assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4
