@@ -12,7 +12,8 @@ and returns a trajectory of the size that a real one has. Durations come from a 
   further group was waiting.
 - driver_cpu_ms_per_episode: CPU of this process, all threads, Ray's included; of 64 workers.
 - driver_rss_growth_mb: of the driver's memory, from when a quarter of the time had passed; of 64 workers.
-- async_ratio_vs_max: seconds of an iteration with `max_staleness` 1, over the longer of rollout and learning.
+- async_ratio_vs_max: seconds of an iteration with `max_staleness` 1, over the longer of rollout and learning, each
+  alone; below 1 where the next batch fills the places that the last episodes of a rollout leave empty.
 
 The last line is one JSON object.
 """
@@ -255,18 +256,18 @@ async def asynchronous(workers: int, iterations: int, workload: Workload) -> dic
         run = await Run.start(workers, workload)
         cursor = TaskCursor(tasks)
         batches = Ahead(lambda i, run=run, cursor=cursor: run.collect(cursor, i, size), staleness, iterations)
-        began = time.monotonic()
+        ready: list[float] = []
         async with batches as ahead:
             for iteration in range(iterations):
                 since = time.monotonic()
                 await ahead.batch(iteration)
+                ready.append(time.monotonic())
                 if not staleness:
-                    alone.append(time.monotonic() - since)
-                if iteration == 0:
-                    began = time.monotonic()  # nothing can overlap with the first rollout
+                    alone.append(ready[-1] - since)
                 await asyncio.sleep(workload.learn_s)
                 await run.fleet.publish(iteration + 1, Sender())
-        times[staleness] = (time.monotonic() - began) / iterations
+        # From batch to batch: nothing can overlap with the first rollout, nor with the last learning.
+        times[staleness] = (ready[-1] - ready[0]) / (iterations - 1)
         await run.fleet.close()
     rollout = sum(alone) / len(alone)
     longer = max(rollout, workload.learn_s)
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of durations")
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 64, 256])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each fleet is kept full")
-    parser.add_argument("--iterations", type=int, default=5, help="of the asynchronous schedule")
+    parser.add_argument("--iterations", type=int, default=5, help="of each schedule, 2 or more")
     asked = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     workload = Workload.load(asked.workload)
