@@ -12,8 +12,8 @@ and returns a trajectory of the size that a real one has. Durations come from a 
   further group was waiting.
 - driver_cpu_ms_per_episode: CPU of this process, all threads, Ray's included; of 64 workers.
 - driver_rss_growth_mb: of the driver's memory, from when a quarter of the time had passed; of 64 workers.
-- async_ratio_vs_max: seconds of an iteration with `max_staleness` 1, over the longer of rollout and learning, each
-  alone; below 1 where the next batch fills the places that the last episodes of a rollout leave empty.
+- async_ratio_vs_max: seconds of an iteration with `max_staleness` 1, over the longer of rollout and learning,
+  each alone; below 1 where the next batch fills the places that the last episodes of a rollout leave empty.
 
 The last line is one JSON object.
 """
