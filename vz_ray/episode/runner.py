@@ -55,7 +55,7 @@ async def play(
         return _failed(id, wire, str(error), worker, time.monotonic() - began)
     if config.gate.mode != "off" and episode.state is State.ACT:
         notes["gate"] = asdict(await pass_gate(episode, policy))
-        if episode.state is State.OVER:
+        if episode.turns:
             watcher(Ended(0, episode.turns[0]))
     while episode.state is not State.OVER:
         at, number = time.monotonic(), len(episode.turns)

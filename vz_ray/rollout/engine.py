@@ -40,8 +40,8 @@ _LOOK_S = 1.0
 _SHUTDOWN_S = 30.0
 
 T = TypeVar("T")
-Heard: TypeAlias = Callable[[Sequence[int]], None]
-"""Is given all tokens of a turn so far, each time that there are more."""
+Heard: TypeAlias = Callable[[str], None]
+"""Is given all text of a turn so far, each time that there is more."""
 
 
 class EngineFailed(RuntimeError):
@@ -158,7 +158,7 @@ class Engine:
     async def act(
         self, prompt: Prompt, sampling: Sampling, *, request: str, heard: Heard | None = None
     ) -> Sampled:
-        """Samples one turn; `heard` is told its tokens as they come.
+        """Samples one turn; `heard` is told its text as it comes.
 
         Stops after `</video_zoom>` (kept) or the end token (kept). Log-probs are of
         the distribution sampled from: banned ids at minus infinity, then divided
@@ -360,7 +360,7 @@ class Engine:
             output = None
             async for output in self._llm.generate(text, params, f"{request}~{attempt}"):
                 if heard is not None:
-                    heard(output.outputs[0].token_ids)
+                    heard(output.outputs[0].text)
             # A pause between preprocessing and arrival drops frames that the engine was
             # believed to have; nothing was sampled, and the next send brings them along.
             if output is not None and output.outputs[0].finish_reason != "error":

@@ -1,0 +1,110 @@
+"""The application: an ingress before agents, as Ray Serve deploys it.
+
+By hand: `vz-ray serve`. In production: `serve run conf/serve/production.yaml`, or a RayService, whose
+`import_path` is `vz_ray.serve.app:build`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from vz_ray.config import load
+from vz_ray.config.serve import ServeConfig
+from vz_ray.observe.errors import UserError
+from vz_ray.serve.agent import Agent
+from vz_ray.serve.ingress import Ingress
+
+APP = "vz_ray"
+_LOOK_S = 5.0
+"""Between two looks whether a replica is well."""
+
+
+@serve.deployment(name="Agent")
+class AgentReplica(Agent):
+    """An agent that Ray Serve starts, asks after, and ends."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        logging.getLogger("vz_ray").setLevel(logging.INFO)
+        super().__init__(config, serve.get_replica_context().replica_id.unique_id)
+
+    async def __del__(self) -> None:
+        await self.shutdown()
+
+
+@serve.deployment(name="Ingress")
+@serve.ingress()
+class IngressReplica(Ingress):
+    """An ingress that Ray Serve starts."""
+
+    def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
+        logging.getLogger("vz_ray").setLevel(logging.INFO)
+        super().__init__(config, agent)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.build()
+
+
+def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str = "") -> serve.Application:
+    """What `config` asks for; only its weights may change while it runs.
+
+    Args:
+        config: Of the whole application.
+        gpus: Whether engines get GPUs.
+        version: Number of the weights in `config.model`.
+        code: Deployments of the same code and configuration are updated in place, and not started anew.
+    """
+    if not config.model:
+        raise UserError("serve what? give the agent's checkpoint directory: model=...")
+    weights = {"model": str(Path(config.model).resolve()), "version": version}
+    # Not part of what replicas are made from, so that other weights do not make other replicas.
+    fixed = _without_weights(config)
+    agent = AgentReplica.options(
+        user_config=weights,
+        max_ongoing_requests=config.requests_per_replica,
+        max_queued_requests=config.queue,
+        autoscaling_config={
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_requests,
+        },
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.engine.tensor_parallel if gpus else 0,
+        },
+        health_check_period_s=_LOOK_S,
+        graceful_shutdown_timeout_s=config.drain_s,
+        **({"version": code} if code else {}),
+    ).bind(fixed)
+    ingress = IngressReplica.options(
+        user_config=weights,
+        max_ongoing_requests=4 * (config.queue + config.requests_per_replica * config.max_replicas),
+        ray_actor_options={"num_cpus": 0},
+        **({"version": code} if code else {}),
+    )
+    app: serve.Application = ingress.bind(fixed, agent)
+    return app
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """For `serve run` and `serve deploy`: arguments `config` (a file) and further keys of it.
+
+    Example: `args: {config: conf/serve-7b.yaml, model: /models/agent}`
+    """
+    given = dict(arguments)
+    file = given.pop("config", None)
+    config = load(ServeConfig, file, [f"{key}={value}" for key, value in given.items()])
+    os.environ.setdefault("RAY_SERVE_ENABLE_SCALING_LOGS", "0")
+    return application(config, gpus=config.ray.gpus != "never")
+
+
+def _without_weights(config: ServeConfig) -> ServeConfig:
+    from dataclasses import replace
+
+    return replace(config, model="")
