@@ -1,0 +1,1 @@
+"""The served agent: an OpenAI-compatible endpoint, its files and its safety."""
