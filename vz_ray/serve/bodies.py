@@ -9,7 +9,6 @@ does not count.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass
 
@@ -78,12 +77,10 @@ class Body:
         self._started = True
         await self._send(message)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Nothing waits any more."""
         if self._next is not None:
             self._next.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._next
 
     @property
     def refusal(self) -> ApiError | None:

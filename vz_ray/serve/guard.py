@@ -95,7 +95,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, method = scope["path"], scope["method"]
+        path, method = _route(scope), scope["method"]
         if path in PROBES and method in _SAFE:
             await self._app(scope, receive, send)
             return
@@ -113,7 +113,7 @@ class Guard:
 
     async def _admitted(self, key: Key | None, scope: Scope, receive: Receive, send: Send) -> None:
         who = key.id if key else NOBODY
-        if self._busy[who] >= self._config.requests_per_key and not _is_open(scope["path"], scope["method"]):
+        if self._busy[who] >= self._config.requests_per_key and not _is_open(_route(scope), scope["method"]):
             raise overloaded(
                 f"{self._config.requests_per_key} requests of this key are in progress; wait for one to end.",
                 _RETRY_S,
@@ -127,7 +127,7 @@ class Guard:
                 del self._busy[who]
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+        path = _route(scope)
         limits = self._upload if path == UPLOADS else self._login if path == SESSION else self._json
         body = Body(limits, scope, receive, send)
         try:
@@ -137,7 +137,7 @@ class Guard:
                 raise body.refusal from error
             raise
         finally:
-            await body.close()
+            body.close()
 
     def _check_host(self, headers: Headers) -> None:
         allowed = self._config.allowed_hosts
@@ -148,7 +148,7 @@ class Guard:
         if host not in allowed and not (self._keys is None and is_loopback(host)):
             raise ApiError(
                 421,
-                "This server is not known by the name that it was asked by; its guard.allowed_hosts lists names.",
+                "This server is not known by the name that it was asked by (guard.allowed_hosts).",
                 code="unknown_host",
             )
 
@@ -157,8 +157,9 @@ class Guard:
         if origin is None:
             return
         host = _without_port(urlsplit(origin).netloc.lower())
-        same = host[0] and host == _without_port(headers.get("host", "").lower())
-        if not same and host[0] not in self._config.allowed_hosts:
+        own = _without_port(headers.get("host", "").lower())
+        known = host[0] in self._config.allowed_hosts and host[1] in ("", own[1])
+        if not host[0] or (host != own and not known):
             raise ApiError(
                 403,
                 "A page of another site must not do this.",
@@ -234,6 +235,12 @@ def session_router(config: GuardConfig, keys: KeyRing | None) -> APIRouter:
         return response
 
     return router
+
+
+def _route(scope: Scope) -> str:
+    """The path below where the application is mounted, as its router sees it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def _is_open(path: str, method: str) -> bool:
