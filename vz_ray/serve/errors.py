@@ -12,6 +12,7 @@ import logging
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from http.client import responses
 from typing import Any
 
 from fastapi import FastAPI
@@ -170,7 +171,8 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id, self.started = request_id(scope), False
-        self._receive, self._send = receive, send
+        self._scope, self._receive, self._send = scope, receive, send
+        self._bare: Message | None = None
         headers = Headers(scope=scope)
         self._unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
@@ -181,6 +183,16 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_bare(message):
+            self._bare = message
+        elif self._bare is not None:
+            if not message.get("more_body"):
+                refusal, self._bare = _dressed(self._bare), None
+                await refusal(self._scope, self.receive, self.send)
+        else:
+            await self._pass(message)
+
+    async def _pass(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             headers = MutableHeaders(scope=message)
@@ -188,6 +200,23 @@ class _Exchange:
             if self._unread:
                 headers["connection"] = "close"
         await self._send(message)
+
+
+def _is_bare(start: Message) -> bool:
+    """Whether this begins an error that some library says in a text of its own."""
+    kind = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] >= 400 and kind.partition(";")[0].strip() in ("text/plain", "text/html")
+
+
+def _dressed(start: Message) -> Response:
+    told = Headers(raw=start["headers"])
+    kept = {name: value for name, value in told.items() if name not in ("content-length", "content-type")}
+    status = int(start["status"])
+    phrase = responses.get(status, "refused")
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return ApiError(
+        status, f"The request was answered with {status}: {phrase}.", kind, headers=kept
+    ).response()
 
 
 def _answer(error: Exception, id: str) -> ApiError:
