@@ -6,6 +6,7 @@ They come at the size that the model wants; what `encode_image` wrote as `png` c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +69,17 @@ def read_again(ref: FrameRef, limits: Limits | None = None, *, path: Path | str 
 
 def _read(uri: str, path: str, sized: Callable[[int, int], tuple[int, int]], limits: Limits) -> Frame:
     identity = video_id(uri, path)
-    # Opened by content alone: a name may be a pattern for other files. The limit is told to the decoder, since
+    # Opened by content alone: a name may be a pattern for other files. The decoder is told the limit, since
     # FFmpeg decodes an image in order to say how large it is: a megabyte of file may be a gigabyte then.
-    options = {"max_pixels": str(limits.pixels), "err_detect": "explode"}
+    options = {
+        "format_whitelist": ",".join(_FORMATS),
+        "protocol_whitelist": "none",
+        "max_pixels": str(limits.pixels),
+        "err_detect": "explode",
+    }
     try:
-        with open(path, "rb") as file, av.open(file, "r", options=options) as container:
-            if container.format.name not in _FORMATS:
-                raise NotAVideo(f"{uri}: not an image but {container.format.name}", "an image is damaged")
+        # By its descriptor it has no name.
+        with open(os.open(path, os.O_RDONLY), "rb") as file, av.open(file, "r", options=options) as container:
             stream = container.streams.video[0]
             if not stream.width * stream.height:
                 raise OverLimit(
@@ -82,6 +87,7 @@ def _read(uri: str, path: str, sized: Callable[[int, int], tuple[int, int]], lim
                     "an image is damaged, or its resolution is too high",
                 )
             check_pixels(uri, stream.width * stream.height, limits)
+            stream.codec_context.options = {name: options[name] for name in ("max_pixels", "err_detect")}
             image = next(container.decode(stream))
             rgb = _resized(image, *sized(image.width, image.height))
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError) as error:
