@@ -263,6 +263,8 @@ def validation_refusal(found: Sequence[Mapping[str, Any]]) -> ApiError:
     return invalid_request(f"{param or 'The body'}: {what}{more}.", param, code)
 
 
+_UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for what the JSON parser gives up on: too deep, too long a number."""
 _HTTP_MESSAGES = {
     404: "There is no such address: {method} {path}.",
     405: "{path} does not take {method}.",
@@ -271,6 +273,8 @@ _HTTP_MESSAGES = {
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.detail == _UNREADABLE:
+        return invalid_request("The body cannot be read as JSON.", code="invalid_json").response()
     shown = _HTTP_MESSAGES.get(error.status_code, "{detail}") if _plain(error) else "{detail}"
     message = shown.format(
         method=request.method, path=request.url.path[:_MOST_SHOWN], detail=str(error.detail)[:_MOST_SHOWN]

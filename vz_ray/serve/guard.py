@@ -15,7 +15,6 @@ import ipaddress
 from collections import Counter
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -156,7 +155,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             return
-        host = _without_port(urlsplit(origin).netloc.lower())
+        host = _without_port(origin.lower().partition("://")[2])
         own = _without_port(headers.get("host", "").lower())
         known = host[0] in self._config.allowed_hosts and host[1] in ("", own[1])
         if not host[0] or (host != own and not known):

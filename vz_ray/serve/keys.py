@@ -194,6 +194,21 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         raise UserError(f"{file} is no file of keys ({error}); `vz-ray keys create` makes one") from error
 
 
+def as_line(key: Key) -> str:
+    """A key for people: name, when it was made, when it expires."""
+    until = "never expires" if key.expires_at is None else f"expires {_when(key.expires_at)}"
+    return f"{key.name}  made {_when(key.created_at)}, {'expired' if key.expired(time.time()) else until}"
+
+
+def as_variable(key: Key) -> str:
+    """A key as the environment variable takes it; no secret."""
+    return f"{key.name}:{key.hash}" + ("" if key.expires_at is None else f":{_when(key.expires_at)}")
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _of_environment(text: str) -> tuple[Key, ...]:
     keys = []
     for place, entry in enumerate(re.split(r"[\s,]+", text.strip()) if text.strip() else []):
