@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from vz_ray.observe import logs
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import Interrupt
 from vz_ray.observe.spoken import duration
-from vz_ray.serve import replies
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.asking import Answered, Failed, Question, Said
 from vz_ray.serve.replies import Reply
@@ -37,7 +36,9 @@ from vz_ray.video.source import is_remote
 Json = dict[str, Any]
 
 
-def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = "") -> None:
+def run_ask(
+    config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = ""
+) -> None:
     """Prints what the agent looks at, what it thinks of it, and what it answers.
 
     Args:
@@ -51,13 +52,15 @@ def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server
         UserError: There is no such model or server, or it refuses the question.
     """
     with Interrupt() as interrupt:
-        chunks = _of_server(server, key_env, config.name, videos, question) if server else _of_engine(
-            config, videos, question
+        chunks = (
+            _of_server(server, key_env, config.name, videos, question)
+            if server
+            else _of_engine(config, videos, question)
         )
         asyncio.run(interrupt.watch(_show(chunks, Console(highlight=False))))
 
 
-async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncIterator[Json]:
+async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
     check_model(config.model)
     logs.configure(Path(config.logs))
     # Whoever asks here may read what it asks about.
@@ -74,8 +77,10 @@ async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) 
                         if isinstance(event, Failed):
                             raise UserError(event.message)
                         said |= isinstance(event, Said) and event.answer
-                        last = isinstance(event, Answered)
-                        yield reply.last(event, said=said) if last else reply.chunk(event)
+                        if isinstance(event, Answered):
+                            yield reply.last(event, said=said)
+                        else:
+                            yield reply.chunk(event)
         finally:
             await agent.shutdown()
 
@@ -95,7 +100,7 @@ def _question(config: ServeConfig, videos: Sequence[str], question: str) -> Ques
 
 async def _of_server(
     server: str, key_env: str, model: str, videos: Sequence[str], question: str
-) -> AsyncIterator[Json]:
+) -> AsyncGenerator[Json]:
     import openai
 
     key = os.environ.get(key_env, "") if key_env else "none"
@@ -131,8 +136,8 @@ async def _part(client: Any, video: str, uploads: list[str]) -> Json:
     return {"type": "file", "file": {"file_id": stored.id}}
 
 
-async def _show(chunks: AsyncIterator[Json], console: Console) -> None:
-    async with aclosing(chunks) as stream:  # type: ignore[type-var]
+async def _show(chunks: AsyncGenerator[Json], console: Console) -> None:
+    async with aclosing(chunks) as stream:
         async for chunk in stream:
             for choice in chunk["choices"]:
                 _show_delta(choice["delta"], console)

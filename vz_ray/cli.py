@@ -374,6 +374,67 @@ def reflect(arguments: Settings = None, dry_run: DryRun = False) -> None:
     run_reflect(settings(ReflectConfig, arguments, None, dry_run))
 
 
+keys = typer.Typer(help="Keys that open a served agent; the server keeps their hashes alone.")
+app.add_typer(keys, name="keys", no_args_is_help=True)
+
+KeysFile = Annotated[Path, typer.Option(help="Where hashes of keys are kept, for guard.keys.")]
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    file: KeysFile = Path("keys.json"),
+    days: Annotated[
+        float | None, typer.Option(help="Days until it expires; none never does.", min=0, show_default=False)
+    ] = None,
+) -> None:
+    """Makes a key and prints it, this once.
+
+    Example: vz-ray keys create alice --days 90
+    """
+    from vz_ray.serve.keys import add_key, new_key
+
+    try:
+        secret, key = new_key(name, days)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    add_key(file, key)
+    print(secret)
+    print(f"its hash is in {file}; the key itself is shown only now", file=sys.stderr)
+
+
+@keys.command("list")
+def list_keys(
+    file: KeysFile = Path("keys.json"),
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Print them as the environment variable takes them.")
+    ] = False,
+) -> None:
+    """Prints names of keys and when they were made and expire; never a key.
+
+    Example: vz-ray keys list --hashes
+    """
+    from vz_ray.serve.keys import as_line, as_variable, read_keys
+
+    for key in read_keys(file):
+        print(as_variable(key) if hashes else as_line(key))
+
+
+@keys.command("revoke")
+def revoke(
+    name: Annotated[str, typer.Argument(help="As `vz-ray keys list` prints it.")],
+    file: KeysFile = Path("keys.json"),
+) -> None:
+    """Takes a key away; running servers notice with the next request, and its browser sessions end.
+
+    Example: vz-ray keys revoke alice
+    """
+    from vz_ray.serve.keys import revoke_key
+
+    revoke_key(file, name)
+    print(f"{name} is revoked")
+
+
 @app.command("check-reward")
 def check_reward(
     function: Annotated[str, typer.Argument(help="package.module:name")],

@@ -27,9 +27,9 @@ from vz_ray.config import load, to_yaml
 from vz_ray.config.serve import ServeConfig
 from vz_ray.observe import logs
 from vz_ray.observe.errors import UserError
-from vz_ray.observe.interrupt import POLL_S, Interrupt, take_back_signals
+from vz_ray.observe.interrupt import Interrupt, take_back_signals
 from vz_ray.observe.run_dir import write_atomic
-from vz_ray.serve.app import APP, application
+from vz_ray.serve.app import AGENT, APP, application
 from vz_ray.serve.guard import is_loopback
 from vz_ray.serve.keys import KeyRing
 
@@ -102,12 +102,13 @@ async def _serve(config: ServeConfig) -> None:
     console = Console(highlight=False)
     with Interrupt() as interrupt:
         async with served(config) as serving:
-            console.print(f"[bold]{config.name}[/] answers at [bold]{serving.url}[/]  (page, and /v1 for clients)")
+            console.print(
+                f"[bold]{config.name}[/] answers at [bold]{serving.url}[/]  (page, and /v1 for clients)"
+            )
             console.print(f"  model   {config.model}")
             console.print(f"  logs    {folder}")
             console.print(f"  curl {serving.url}/v1/models     Ctrl-C ends it")
-            while not interrupt.requested:
-                await asyncio.sleep(POLL_S)
+            await interrupt.asked()
             console.print("ending: requests under way are finished first")
 
 
@@ -125,7 +126,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Serving]:
                 url=f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}",
                 ray=ray.get_runtime_context().gcs_address,
                 pid=os.getpid(),
-                history=(str(Path(config.model).resolve()),),
+                history=(os.path.abspath(config.model),),
             )
             write_atomic(Path(config.logs) / CONFIG, to_yaml(config).encode())
             serving.write(Path(config.logs))
@@ -136,9 +137,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Serving]:
 
 
 def _deploy(config: ServeConfig, version: int) -> None:
-    app = application(
-        config, gpus=actors.on_gpus(config.ray), version=version, code=_code(config)
-    )
+    app = application(config, gpus=actors.on_gpus(config.ray), version=version, code=_code(config))
     try:
         serve.run(app, name=APP, route_prefix="/", logging_config=_logging(config))
     except RuntimeError as error:
@@ -194,13 +193,13 @@ async def _roll(model: Path | None, folder: Path) -> None:
     serving = read_serving(folder)
     if model is None and serving.version < 2:
         raise UserError("there is nothing to go back to: the server has its first weights")
-    chosen = str(model.resolve()) if model else serving.history[-2]
+    chosen = os.path.abspath(model) if model else serving.history[-2]
     check_model(chosen)
     config, version = load(ServeConfig, folder / CONFIG), serving.version + 1
     began = time.monotonic()
     async with actors.ray_cluster(replace(config.ray, address=serving.ray)):
         await asyncio.to_thread(_deploy, replace(config, model=chosen), version)
-        state = await serve.get_deployment_handle("Agent", APP).ready.remote()
+        state = await serve.get_deployment_handle(AGENT, APP).ready.remote()
         if state["version"] != version:
             # What Ray Serve holds a replica to that it starts later must be what the others have.
             await asyncio.to_thread(_deploy, replace(config, model=serving.history[-1]), serving.version)

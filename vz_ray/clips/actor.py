@@ -20,7 +20,18 @@ from vz_ray.observe.fingerprint import check_same_code
 from vz_ray.observe.stacks import stacks
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import ReaderBroken
-from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoError, VideoInfo, Zoom
+from vz_ray.video.frame import (
+    Chosen,
+    Clip,
+    Frame,
+    FrameRef,
+    FrameSize,
+    Overview,
+    Still,
+    VideoError,
+    VideoInfo,
+    Zoom,
+)
 
 T = TypeVar("T")
 
@@ -58,7 +69,7 @@ class DecodeActor:
     def probe(self, uri: str) -> VideoInfo:
         return self._serve(lambda: self._reader.probe(uri))
 
-    def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
+    def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip:
         return self._serve(lambda: self._reader.overview(uri, request, size))
 
     def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:

@@ -34,7 +34,7 @@ from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import fingerprint
 from vz_ray.video.clip_reader import DECODERS, ReadStats
 from vz_ray.video.errors import DecoderLost, Quarantined, ReaderBroken, VideoError
-from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, Still, VideoInfo, Zoom
 from vz_ray.video.source import is_remote
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class ClipPool:
         )
         return found
 
-    async def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
+    async def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip:
         clip: Clip = await self._once(
             (uri, request, size),
             uri,

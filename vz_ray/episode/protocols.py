@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vz_ray.episode.trajectory import Sampled, Sampling, Written
 from vz_ray.video.choice import Search
-from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, Still, VideoInfo, Zoom
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class FrameSource(Protocol):
 
     async def probe(self, uri: str) -> VideoInfo: ...
 
-    async def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip: ...
+    async def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip: ...
 
     async def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip: ...
 

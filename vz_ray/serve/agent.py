@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from vz_ray.serve import asking
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
 from vz_ray.serve.holding import Holding
 from vz_ray.serve.speech import Speech
-from vz_ray.video.frame import Clip, Frame, VideoInfo, Zoom
+from vz_ray.video.frame import Clip, Frame, FrameSize, Still, VideoInfo, Zoom
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,10 @@ class Agent:
         """What a video is; raises a `VideoError` where it is none."""
         return await self._pool.probe(uri)
 
+    async def look(self, uri: str) -> None:
+        """Decodes an image; raises a `VideoError` where it is none."""
+        await self._pool.overview(uri, Still(), FrameSize())
+
     async def answer(self, question: Question) -> list[Event]:
         """Plays a question; everything that happened, the last of it `Answered` or `Failed`.
 
@@ -133,7 +137,7 @@ class Agent:
         told, end = await self._play(question, None)
         return [*told, end]
 
-    async def stream(self, question: Question) -> AsyncIterator[list[Event]]:
+    async def stream(self, question: Question) -> AsyncGenerator[list[Event]]:
         """Plays a question, and tells what happens when it does; the last event is `Answered` or `Failed`.
 
         What happens while the last events are on their way comes in one batch. Leaving it ends the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from vz_ray.config import load
 from vz_ray.config.serve import ServeConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.serve.agent import Agent
+from vz_ray.serve.files import upload_directory
 from vz_ray.serve.ingress import Ingress
 
-APP = "vz_ray"
+APP, AGENT = "vz_ray", "Agent"
 _LOOK_S = 5.0
 """Between two looks whether a replica is well."""
 
 
-@serve.deployment(name="Agent")
 class AgentReplica(Agent):
     """An agent that Ray Serve starts, asks after, and ends."""
 
@@ -38,8 +39,6 @@ class AgentReplica(Agent):
         await self.shutdown()
 
 
-@serve.deployment(name="Ingress")
-@serve.ingress()
 class IngressReplica(Ingress):
     """An ingress that Ray Serve starts."""
 
@@ -63,9 +62,9 @@ def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str 
     if not config.model:
         raise UserError("serve what? give the agent's checkpoint directory: model=...")
     weights = {"model": str(Path(config.model).resolve()), "version": version}
-    # Not part of what replicas are made from, so that other weights do not make other replicas.
-    fixed = _without_weights(config)
-    agent = AgentReplica.options(
+    fixed = _fixed(config)
+    agent = serve.deployment(AgentReplica).options(
+        name=AGENT,
         user_config=weights,
         max_ongoing_requests=config.requests_per_replica,
         max_queued_requests=config.queue,
@@ -80,15 +79,17 @@ def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str 
         },
         health_check_period_s=_LOOK_S,
         graceful_shutdown_timeout_s=config.drain_s,
-        **({"version": code} if code else {}),
-    ).bind(fixed)
-    ingress = IngressReplica.options(
+    )
+    ingress = serve.deployment(serve.ingress()(IngressReplica)).options(
+        name="Ingress",
         user_config=weights,
         max_ongoing_requests=4 * (config.queue + config.requests_per_replica * config.max_replicas),
         ray_actor_options={"num_cpus": 0},
-        **({"version": code} if code else {}),
     )
-    app: serve.Application = ingress.bind(fixed, agent)
+    if code:
+        # Else each call would make a version of its own, and start every replica anew.
+        agent._version = ingress._version = code
+    app: serve.Application = ingress.bind(fixed, agent.bind(fixed))
     return app
 
 
@@ -104,7 +105,10 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     return application(config, gpus=config.ray.gpus != "never")
 
 
-def _without_weights(config: ServeConfig) -> ServeConfig:
-    from dataclasses import replace
+def _fixed(config: ServeConfig) -> ServeConfig:
+    """What replicas are made from: without the weights, so that others do not make other replicas.
 
-    return replace(config, model="")
+    Decoders may open uploads and what requests may name, and no other file of the server's.
+    """
+    roots = [*config.files.roots, str(upload_directory(config.files))]
+    return replace(config, model="", clips=replace(config.clips, roots=roots))

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from vz_ray.clips.opening import remote_rules
 from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import AnswerType, Chat, Task
 from vz_ray.episode.trajectory import Sampling
@@ -31,13 +32,12 @@ from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
 from vz_ray.serve.chat import Conversation, read_conversation, read_model, read_request
 from vz_ray.serve.chat import Request as ChatRequest
 from vz_ray.serve.errors import ApiError, not_found, overloaded, request_id, server_error
-from vz_ray.serve.files import FileStore
+from vz_ray.serve.files import open_store
 from vz_ray.serve.files import router as files_router
 from vz_ray.serve.guard import owner, protect
 from vz_ray.serve.keys import KeyRing
 from vz_ray.serve.measures import Course, Measures
-from vz_ray.serve.media import Media, MediaRules
-from vz_ray.serve.page import page_router
+from vz_ray.serve.media import Media
 from vz_ray.serve.replies import Reply
 from vz_ray.video.frame import VideoInfo
 
@@ -76,11 +76,10 @@ class Ingress:
         config = self.config
         app = FastAPI(title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None)
         keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
-        self._store = FileStore.configured(config.files)
-        self._media_rules = MediaRules.configured(config.files, config.clips)
+        self._store = open_store(config.files, config.guard)
+        self._rules = remote_rules(config.clips)
         app.include_router(self._routes())
-        app.include_router(files_router(self._store, self._probe))
-        app.include_router(page_router())
+        app.include_router(files_router(self._store, self._probe, self._look))
         protect(app, config.guard, keys)
         return app
 
@@ -102,7 +101,8 @@ class Ingress:
         conversation = read_conversation(asked.messages, self.config)
         version = read_model(asked.model, self.config.name)
         async with AsyncExitStack() as stack:
-            media = await stack.enter_async_context(Media(self._media_rules, self._store, owner(request)))
+            whose, roots = owner(request), self.config.files.roots
+            media = await stack.enter_async_context(Media(self._store, whose, self._rules, roots))
             question = Question(
                 id=request_id(request.scope),
                 task=await self._task(conversation, media),
@@ -153,10 +153,14 @@ class Ingress:
     # -- parts ------------------------------------------------------------------
 
     async def _task(self, conversation: Conversation, media: Media) -> Task:
-        videos, pictures = [], []
+        videos: list[str] = []
+        pictures: list[str] = []
         for one in conversation.media:
-            found = await media.resolve(one.url, one.kind, param=one.param)
-            (videos if found.kind == "video" else pictures).append(found.uri)
+            if one.kind == "file":
+                found = await media.upload(one.url, one.param)
+            else:
+                found = await media.resolve(one.url, one.kind, one.param)
+            (videos if found.medium == "video" else pictures).append(found.uri)
         return Task(
             task_id="",
             video=videos[0] if videos else "",
@@ -229,7 +233,7 @@ class Ingress:
                 yield replies.sse(self._refusal(error, course).body())
             yield replies.DONE
 
-    async def _stream(self, question: Question) -> AsyncIterator[Event]:
+    async def _stream(self, question: Question) -> AsyncGenerator[Event]:
         """What happens, tried on another agent where one died before it had said anything."""
         agent = self.agent.options(stream=True)
         for attempt in range(_ATTEMPTS):
@@ -267,7 +271,9 @@ class Ingress:
             return overloaded(waiting, self.config.retry_after_s, status=503)
         if isinstance(cause, RayActorError | DeploymentUnavailableError):
             message = "The agent that played this request has died; try again."
-            return ApiError(503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s)
+            return ApiError(
+                503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s
+            )
         if isinstance(cause, Overdue):
             log.warning("%s", cause)
             return server_error("The request took too long, and was given up.", "timeout", 504)
@@ -285,12 +291,18 @@ class Ingress:
             raise overloaded("No agent is ready yet.", self.config.retry_after_s, status=503) from error
 
     async def _probe(self, path: Path | str) -> VideoInfo:
-        """What an upload is; raises a `VideoError` where it is no video."""
+        """What an uploaded video is; raises a `VideoError` where it is none."""
+        info: VideoInfo = await self._opened(self.agent.probe.remote(str(path)))
+        return info
+
+    async def _look(self, path: Path | str) -> None:
+        """Raises a `VideoError` where an uploaded image is none."""
+        await self._opened(self.agent.look.remote(str(path)))
+
+    async def _opened(self, answer: Any) -> Any:
+        seconds = self.config.clips.deadline_s
         try:
-            info: VideoInfo = await within(
-                self.config.clips.deadline_s, self.agent.probe.remote(str(path)), who="the agents", what="a probe"
-            )
-            return info
+            return await within(seconds, answer, who="the agents", what="a look at an upload")
         except RayTaskError as error:
             raise error.cause from None
 

@@ -37,21 +37,23 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        at = {"registry": self.registry}
-        self._requests = Counter("vz_ray_requests", "Chat requests, by how they ended", ["outcome"], **at)
-        self._playing = Gauge("vz_ray_requests_in_progress", "Chat requests under way", **at)
-        self._seconds = Histogram("vz_ray_request_seconds", "Whole requests", buckets=_SECONDS, **at)
+        at = self.registry
+        self._requests = Counter(
+            "vz_ray_requests", "Chat requests, by how they ended", ["outcome"], registry=at
+        )
+        self._playing = Gauge("vz_ray_requests_in_progress", "Chat requests under way", registry=at)
+        self._seconds = Histogram("vz_ray_request_seconds", "Whole requests", buckets=_SECONDS, registry=at)
         self._first = Histogram(
-            "vz_ray_first_token_seconds", "Until the first text of a stream", buckets=_SECONDS, **at
+            "vz_ray_first_token_seconds", "Until the first text of a stream", buckets=_SECONDS, registry=at
         )
         self._zoom = Histogram(
-            "vz_ray_first_zoom_seconds", "Until the first clip of a stream", buckets=_SECONDS, **at
+            "vz_ray_first_zoom_seconds", "Until the first clip of a stream", buckets=_SECONDS, registry=at
         )
-        self._tokens = Counter("vz_ray_tokens", "Tokens read and said", ["kind"], **at)
-        self._frames = Counter("vz_ray_frames", "Frames shown to the model", **at)
-        self._zooms = Counter("vz_ray_zooms", "Zooms carried out", **at)
-        self._gated = Counter("vz_ray_gated", "Answers that the zoom gate gave at once", **at)
-        self.version = Gauge("vz_ray_weight_version", "Weights that answered last", **at)
+        self._tokens = Counter("vz_ray_tokens", "Tokens read and said", ["kind"], registry=at)
+        self._frames = Counter("vz_ray_frames", "Frames shown to the model", registry=at)
+        self._zooms = Counter("vz_ray_zooms", "Zooms carried out", registry=at)
+        self._gated = Counter("vz_ray_gated", "Answers that the zoom gate gave at once", registry=at)
+        self.version = Gauge("vz_ray_weight_version", "Weights that answered last", registry=at)
 
     @contextmanager
     def course(self) -> Iterator[Course]:

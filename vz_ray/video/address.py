@@ -7,6 +7,7 @@ address when it is checked and a private one when it is connected to.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Collection, Iterable
 
@@ -17,6 +18,39 @@ from vz_ray.video.errors import SourceRefused
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is assigned to hosts of the Internet."""
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's machines get their secrets from there
+            "192.0.0.0/24",  # protocol assignments; one cloud's metadata service
+            "192.88.99.0/24",  # relays to IPv6, given up (RFC 7526)
+            "3fff::/20",  # documentation (RFC 9637)
+        ),
+    )
+)
+"""Refused besides what Python calls not global, which differs between its versions."""
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+def is_number(host: str) -> bool:
+    """Whether a host is not a name but an address, in any of the ways of writing one.
+
+    The rule of URLs in browsers: the last label is a number, decimal, octal or hexadecimal.
+
+    Example: `127.0.0.1`, `127.1`, `2130706433`, `0x7f.1`, `017700000001`, `::1`.
+    """
+    return ":" in host or bool(_NUMBER.fullmatch(host.lower().removesuffix(".").rpartition(".")[2]))
+
+
+def is_public_literal(host: str) -> bool:
+    """Whether a host is a public address, written in the usual way; without looking anything up."""
+    try:
+        return is_public(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def is_public(address: Address) -> bool:
@@ -29,6 +63,10 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
+    if any(address in network for network in _NOT_PUBLIC if network.version == address.version):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 

@@ -10,7 +10,7 @@ from vz_ray.video.cache import DiskFrames, FrameCache, FrameKey
 from vz_ray.video.disk import DiskStore
 from vz_ray.video.errors import FrameMismatch, NotAVideo
 from vz_ray.video.facts import FactsStore
-from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, Still, VideoInfo, Zoom
 from vz_ray.video.image_files import DECODER as IMAGE
 from vz_ray.video.image_files import is_image, read_again, read_image
 from vz_ray.video.overview import overview_pts
@@ -70,7 +70,8 @@ class ClipReader:
 
     Every decoded frame is cached by content, pts and size, so a clip that
     overlaps an earlier one, and a frame asked for again by reference, cost a
-    look-up. The overview of an image file is that image, which is read each time.
+    look-up. The overview of an image file is that image, which is read each time;
+    what it is called does not matter where a `Still` is asked for.
     Every method raises `VideoError` if the video cannot be read as asked.
 
     Args:
@@ -112,9 +113,9 @@ class ClipReader:
         self._requests += 1
         return self._reader(uri).info
 
-    def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
+    def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip:
         self._requests += 1
-        if is_image(uri):
+        if isinstance(request, Still) or is_image(uri):
             return Clip(request, (read_image(uri, size, self._limits, path=self._sources.path(uri)),))
         reader = self._reader(uri)
         return self._clip(reader, request, overview_pts(request, reader.info, reader.table), size)

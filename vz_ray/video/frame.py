@@ -125,6 +125,15 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Still:
+    """An image file as it is, whatever its name ends with: one frame, at time 0."""
+
+    @property
+    def max_frames(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
 class Zoom:
     """A short, dense look: frames at start + j / fps, j < round-down((end - start) * fps).
 
@@ -153,7 +162,7 @@ class Zoom:
 class Clip:
     """Ordered frames and the request that made them."""
 
-    request: Overview | Chosen | Zoom
+    request: Overview | Chosen | Still | Zoom
     frames: tuple[Frame, ...]
 
     @property

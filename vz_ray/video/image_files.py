@@ -6,6 +6,7 @@ They come at the size that the model wants; what `encode_image` wrote as `png` c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import blake3
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation
 
-from vz_ray.video.errors import FrameMismatch, NotAVideo
+from vz_ray.video.errors import FrameMismatch, NotAVideo, OverLimit
 from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize
 from vz_ray.video.size import target_size
 from vz_ray.video.source import Limits, check_pixels, video_id
@@ -25,7 +26,7 @@ _FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITE
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DECODER = "image"
 """Start of the decoder's name in references to image files."""
-_FORMATS = ("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "image2", "mjpeg")
+_FORMATS = ("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe")
 
 
 def is_image(uri: str) -> bool:
@@ -68,15 +69,28 @@ def read_again(ref: FrameRef, limits: Limits | None = None, *, path: Path | str 
 
 def _read(uri: str, path: str, sized: Callable[[int, int], tuple[int, int]], limits: Limits) -> Frame:
     identity = video_id(uri, path)
+    # Opened by content alone: a name may be a pattern for other files. The decoder is told the limit, since
+    # FFmpeg decodes an image in order to say how large it is: a megabyte of file may be a gigabyte then.
+    options = {
+        "format_whitelist": ",".join(_FORMATS),
+        "protocol_whitelist": "none",
+        "max_pixels": str(limits.pixels),
+        "err_detect": "explode",
+    }
     try:
-        with av.open(path, "r") as container:
-            if container.format.name not in _FORMATS:
-                raise NotAVideo(f"{uri}: not an image but {container.format.name}", "an image is damaged")
+        # By its descriptor it has no name.
+        with open(os.open(path, os.O_RDONLY), "rb") as file, av.open(file, "r", options=options) as container:
             stream = container.streams.video[0]
+            if not stream.width * stream.height:
+                raise OverLimit(
+                    f"{uri}: an image that is damaged, or of more than {limits.pixels} pixels; scale it down",
+                    "an image is damaged, or its resolution is too high",
+                )
             check_pixels(uri, stream.width * stream.height, limits)
+            stream.codec_context.options = {name: options[name] for name in ("max_pixels", "err_detect")}
             image = next(container.decode(stream))
             rgb = _resized(image, *sized(image.width, image.height))
-    except (av.FFmpegError, StopIteration, IndexError, OSError) as error:
+    except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError) as error:
         raise NotAVideo(f"{uri}: an image that cannot be decoded ({error})", "an image is damaged") from error
     height, width = rgb.shape[:2]
     digest, decoder = blake3.blake3(rgb.data).hexdigest(), f"{DECODER} {av.__version__}"

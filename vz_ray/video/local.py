@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from vz_ray.observe.deadline import within
 from vz_ray.video.clip_reader import ClipReader, ReadStats
-from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, VideoInfo, Zoom
+from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, Still, VideoInfo, Zoom
 from vz_ray.video.source import Limits
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class LocalFrames:
     async def probe(self, uri: str) -> VideoInfo:
         return await self._run(f"probe of {uri}", lambda: self._reader.probe(uri))
 
-    async def overview(self, uri: str, request: Overview | Chosen, size: FrameSize) -> Clip:
+    async def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip:
         return await self._run(f"overview of {uri}", lambda: self._reader.overview(uri, request, size))
 
     async def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:

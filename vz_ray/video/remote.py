@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import blake3
 import httpcore
 
-from vz_ray.video.address import VettedBackend
+from vz_ray.video.address import VettedBackend, is_number, is_public_literal
 from vz_ray.video.errors import DownloadFailed, OverLimit, SourceRefused
 
 HTTP = frozenset({"http", "https"})
@@ -31,6 +32,11 @@ _SILENCE_S = 30.0
 """A server may be silent for this long."""
 _POLL_S = 0.1
 _AGENT = b"vz_ray"
+_LONGEST_URL = 4096
+"""Characters; signed URLs of object stores have up to about 2,000."""
+_SHOWN = 200
+_PLAIN = re.compile(r"[!-\[\]-~]+")
+"""Printable ASCII without blanks and without the backslash, which some take for a slash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Downloads:
             OverLimit: It is too large.
             DownloadFailed: It is not there, or did not arrive in time.
         """
-        self._check(url)
+        check_url(url, self._rules)
         path = self._root / (blake3.blake3(url.encode()).hexdigest() + Path(urlsplit(url).path).suffix[:8])
         until = time.monotonic() + self._rules.seconds
         try:
@@ -91,25 +97,6 @@ class Downloads:
                 "the video could not be fetched",
             ) from error
         return path
-
-    def _check(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in self._rules.schemes:
-            raise SourceRefused(
-                f"{url}: the scheme {parts.scheme} is not among {', '.join(self._rules.schemes)} "
-                "(clips.schemes)",
-                "the video's address cannot be opened",
-            )
-        if parts.username or parts.password:
-            raise SourceRefused(
-                f"{parts.hostname}: a URL with a user name or password in it",
-                "the video's address cannot be opened",
-            )
-        if self._rules.hosts and parts.hostname not in self._rules.hosts:
-            raise SourceRefused(
-                f"{url}: the host {parts.hostname} is not among {', '.join(self._rules.hosts)} (clips.hosts)",
-                "the video's address cannot be opened",
-            )
 
     def _fetch(self, url: str, path: Path, until: float) -> None:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -175,7 +162,7 @@ class Downloads:
             )
         if urlsplit(target).scheme not in HTTP:
             raise SourceRefused(f"{url}: redirects to {target}", "the video's address cannot be opened")
-        self._check(target)
+        check_url(target, self._rules)
         return target
 
     def _body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
@@ -241,6 +228,43 @@ class Downloads:
                 return
             path.unlink(missing_ok=True)
             left -= size
+
+
+def check_url(url: str, rules: RemoteRules) -> None:
+    """What a URL itself says against it; nothing is looked up.
+
+    Raises:
+        SourceRefused: The rules do not allow it, or it is written so that two readers could differ on it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise _refused(f"{url[:_SHOWN]}: not a URL ({error})") from error
+    if parts.username is not None or parts.password is not None:
+        raise _refused(f"{host}: a URL with a user name or password in it")
+    if len(url) > _LONGEST_URL:
+        raise _refused(f"{url[:_SHOWN]}: a URL of {len(url)} characters; {_LONGEST_URL} are the most")
+    if not _PLAIN.fullmatch(url):
+        raise _refused(f"{url!r}: a URL with signs that must be percent-encoded, or a host not in ASCII")
+    if parts.scheme not in rules.schemes:
+        raise _refused(
+            f"{url}: the scheme {parts.scheme} is not among {', '.join(rules.schemes)} (clips.schemes)"
+        )
+    if not host:
+        raise _refused(f"{url}: a URL without a host")
+    if rules.hosts and host not in rules.hosts:
+        raise _refused(f"{url}: the host {host} is not among {', '.join(rules.hosts)} (clips.hosts)")
+    literal = parts.scheme in HTTP and is_number(host)
+    if literal and host not in rules.private_hosts and not is_public_literal(host):
+        raise _refused(
+            f"{url}: the host {host} is an address that is not public, or not written as addresses usually "
+            "are; if videos are meant to come from there, add it to clips.private_hosts"
+        )
+
+
+def _refused(why: str) -> SourceRefused:
+    return SourceRefused(why, "the video's address cannot be opened")
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:

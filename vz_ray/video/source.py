@@ -184,7 +184,8 @@ def open_video(uri: str, limits: Limits, path: str | None = None) -> tuple[Input
     """
     file = file_key(uri, path)[0]
     try:
-        container = av.open(file, options=dict(_OPTIONS), metadata_errors="replace")
+        options = {**_OPTIONS, "max_pixels": _most_coded(limits)}
+        container = av.open(file, options=options, metadata_errors="replace")
     except (av.error.PermissionError, PermissionError) as error:
         raise _denied(uri) from error
     except (av.error.FileNotFoundError, FileNotFoundError) as error:
@@ -222,7 +223,14 @@ def _checked_stream(uri: str, container: InputContainer, limits: Limits) -> Vide
         if other is not stream:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1
+    # Frames within may be larger than the container says, or become so midway.
+    stream.codec_context.options = {"max_pixels": _most_coded(limits)}
     return stream
+
+
+def _most_coded(limits: Limits) -> str:
+    """The limit as the decoder is told it, with room for sides that are coded in blocks of up to 128."""
+    return str(limits.pixels + limits.pixels // 8 + 128 * 128)
 
 
 def check_pixels(uri: str, pixels: int, limits: Limits) -> None:

@@ -1,0 +1,202 @@
+"""A server of the guard and the Files API alone: a real uvicorn, on loopback, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import StreamingResponse
+
+from tests.video.making import Made, make
+from vz_ray.config.serve import FilesConfig, GuardConfig
+from vz_ray.serve.errors import overloaded
+from vz_ray.serve.files import router
+from vz_ray.serve.guard import owner, protect
+from vz_ray.serve.keys import KeyRing, add_key, new_key
+from vz_ray.serve.media import Media
+from vz_ray.serve.store import FileStore
+from vz_ray.video.clip_reader import ClipReader
+from vz_ray.video.errors import SourceRefused
+from vz_ray.video.frame import FrameSize, Still, VideoInfo
+from vz_ray.video.remote import RemoteRules
+
+
+class Ask(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    video: str = ""
+    image: str = ""
+    count: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass
+class Served:
+    """A running server.
+
+    Attributes:
+        directory: Where it keeps uploads.
+        keys: Its file of keys.
+        busy: Requests to /v1/hold that have begun.
+        seen: What the media of /v1/ask were resolved to, and whether they were there.
+    """
+
+    port: int
+    directory: Path
+    keys: Path
+    secret: str
+    hold: threading.Event = field(default_factory=threading.Event)
+    busy: list[str] = field(default_factory=list)
+    seen: list[tuple[str, bool]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, secret: str | None = None, **more: Any) -> httpx.Client:
+        key = self.secret if secret is None else secret
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **more)
+
+    def left(self) -> list[str]:
+        """What lies in the directory of uploads."""
+        return sorted(path.name for path in self.directory.iterdir())
+
+    def raw(self, head: str, body: bytes = b"") -> socket.socket:
+        """A connection on which `head` (request line and headers, less Host) and `body` were sent."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        key = f"Authorization: Bearer {self.secret}\r\n" if self.secret else ""
+        lines = head.strip().replace("\n", "\r\n")
+        connection.sendall(f"{lines}\r\nHost: 127.0.0.1:{self.port}\r\n{key}\r\n".encode() + body)
+        return connection
+
+
+def application(served: Served, guard: GuardConfig, store: FileStore, files: FilesConfig) -> FastAPI:
+    app = FastAPI()
+    reader, rules = ClipReader(videos=1), RemoteRules(hosts=())
+
+    async def probe(path: str) -> VideoInfo:
+        return await asyncio.to_thread(reader.probe, path)
+
+    async def look(path: str) -> object:
+        return await asyncio.to_thread(reader.overview, path, Still(), FrameSize())
+
+    @app.get("/health")
+    async def health() -> dict[str, bool]:
+        return {"ok": True}
+
+    @app.get("/")
+    async def page() -> dict[str, bool]:
+        return {"page": True}
+
+    @app.post("/v1/ask")
+    async def ask(body: Ask, request: Request) -> dict[str, Any]:
+        async with Media(store, owner(request), rules, files.roots) as media:
+            for place, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
+                if url:
+                    source = await media.resolve(url, kind, f"content.{place}")
+                    served.seen.append((source.uri, Path(source.uri).exists()))
+        return {"count": body.count}
+
+    @app.post("/v1/hold")
+    async def hold(request: Request) -> dict[str, bool]:
+        await request.body()
+        served.busy.append(owner(request))
+        await asyncio.to_thread(served.hold.wait, 30)
+        return {"ok": True}
+
+    @app.get("/v1/fail")
+    async def fail() -> None:
+        raise RuntimeError(f"a secret of {store.directory}")
+
+    @app.get("/v1/full")
+    async def full() -> None:
+        raise overloaded("All engines are busy.", 7.2, 503)
+
+    @app.get("/v1/refused")
+    async def refused() -> None:
+        raise SourceRefused(f"{store.directory} is private", "the video's address cannot be opened")
+
+    @app.get("/v1/midway")
+    async def midway() -> StreamingResponse:
+        async def lines() -> Any:
+            yield b"data: 1\n\n"
+            raise RuntimeError("a secret")
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    app.include_router(router(store, probe, look))
+    return app
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Starts servers: `serve(with_keys=False, json_mb=1)`; options of both configurations, by name."""
+    running: list[tuple[uvicorn.Server, threading.Thread, Served]] = []
+
+    def start(*, with_keys: bool = True, file_bytes: int = 2**30, **options: Any) -> Served:
+        of_files = {name: options.pop(name) for name in ("files_gb", "days", "roots") if name in options}
+        files, guard = FilesConfig(**of_files), GuardConfig(**options)
+        store = FileStore(tmp_path / "uploads", int(files.files_gb * 2**30), files.days, file_bytes)
+        secret, key = new_key("alice")
+        served = Served(0, store.directory, tmp_path / "keys" / "keys.json", secret if with_keys else "")
+        if with_keys and not served.keys.exists():
+            add_key(served.keys, key)
+        app = application(served, guard, store, files)
+        protect(app, guard, KeyRing(served.keys) if with_keys else None)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        served.port = listening.getsockname()[1]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        running.append((server, thread, served))
+        return served
+
+    yield start
+    for server, _, served in running:
+        served.hold.set()
+        server.should_exit = server.force_exit = True
+    for _, thread, _ in running:
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("video"), Made("video.mp4"))
+
+
+def answered(connection: socket.socket) -> tuple[int, str]:
+    """Status and the rest of what comes until the server closes the connection."""
+    received = b""
+    with connection:
+        while chunk := connection.recv(65536):
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), (head + b"\r\n\r\n" + body).decode()
+
+
+def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a response, which must have OpenAI's form and carry an id."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    return error
