@@ -51,6 +51,9 @@ def run_ask(
     Raises:
         UserError: There is no such model or server, or it refuses the question.
     """
+    for video in videos:
+        if not is_remote(video) and not Path(video).is_file():
+            raise UserError(f"there is no file {video}")
     with Interrupt() as interrupt:
         chunks = (
             _of_server(server, key_env, config.name, videos, question)
@@ -129,8 +132,6 @@ async def _part(client: Any, video: str, uploads: list[str]) -> Json:
     """The part of a message that shows a video; a file is uploaded, to be deleted afterwards."""
     if is_remote(video):
         return {"type": "video_url", "video_url": {"url": video}}
-    if not Path(video).is_file():
-        raise UserError(f"there is no file {video}")
     stored = await client.files.create(file=Path(video), purpose="user_data")
     uploads.append(stored.id)
     return {"type": "file", "file": {"file_id": stored.id}}

@@ -90,10 +90,11 @@ def check(config: ServeConfig) -> None:
             ) from error
 
 
-def check_model(model: str) -> None:
-    """Raises `UserError` unless there is a checkpoint in that directory."""
+def check_model(model: str) -> str:
+    """The absolute path of a checkpoint; raises `UserError` where there is none."""
     if not model or not list(Path(model).glob("*.safetensors")):
         raise UserError(f"there is no checkpoint at {model!r}; give the agent's directory: model=...")
+    return os.path.abspath(model)
 
 
 async def _serve(config: ServeConfig) -> None:
@@ -126,7 +127,7 @@ async def served(config: ServeConfig) -> AsyncIterator[Serving]:
                 url=f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}",
                 ray=ray.get_runtime_context().gcs_address,
                 pid=os.getpid(),
-                history=(os.path.abspath(config.model),),
+                history=(check_model(config.model),),
             )
             write_atomic(Path(config.logs) / CONFIG, to_yaml(config).encode())
             serving.write(Path(config.logs))
@@ -193,8 +194,7 @@ async def _roll(model: Path | None, folder: Path) -> None:
     serving = read_serving(folder)
     if model is None and serving.version < 2:
         raise UserError("there is nothing to go back to: the server has its first weights")
-    chosen = os.path.abspath(model) if model else serving.history[-2]
-    check_model(chosen)
+    chosen = check_model(str(model) if model else serving.history[-2])
     config, version = load(ServeConfig, folder / CONFIG), serving.version + 1
     began = time.monotonic()
     async with actors.ray_cluster(replace(config.ray, address=serving.ray)):

@@ -52,7 +52,7 @@ async def play(
         episode = Episode(id, task, videos[0], wire, config, await _subtitles(task), more=tuple(videos[1:]))
         notes = await _show(episode, frames, size, ranker, watcher)
     except VideoError as error:
-        return _failed(id, wire, str(error), worker, time.monotonic() - began)
+        return _failed(id, wire, error, worker, time.monotonic() - began)
     if config.gate.mode != "off" and episode.state is State.ACT:
         notes["gate"] = asdict(await pass_gate(episode, policy))
         if episode.turns:
@@ -112,6 +112,15 @@ async def _subtitles(task: Task) -> tuple[Subtitle, ...]:
     return await within(SUBTITLES_S, reading, who="the disk", what=f"subtitles {where.path}")
 
 
-def _failed(id: EpisodeId, wire: WireFormat, error: str, worker: str, seconds: float) -> Trajectory:
-    nothing = Context(())
-    return Trajectory(id, wire.name, nothing, (), Status.FAILED, worker=worker, seconds=seconds, error=error)
+def _failed(id: EpisodeId, wire: WireFormat, error: VideoError, worker: str, seconds: float) -> Trajectory:
+    return Trajectory(
+        id,
+        wire.name,
+        Context(()),
+        (),
+        Status.FAILED,
+        worker=worker,
+        seconds=seconds,
+        error=str(error),
+        extra={"in_short": error.for_model},
+    )

@@ -309,7 +309,8 @@ def reasoning_of(text: str) -> str:
 def ending(trajectory: Trajectory, version: int) -> Answered | Failed:
     """What the client is told of a played episode."""
     if trajectory.status is Status.FAILED:
-        return Failed(trajectory.error, "invalid_media")
+        # The whole error names paths of the server's.
+        return Failed(f"{trajectory.extra['in_short']}", "invalid_media")
     if not trajectory.turns:
         return Failed(
             "the question and the video's overview are longer than the context", "context_length_exceeded"
