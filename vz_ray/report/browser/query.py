@@ -91,7 +91,7 @@ def _literal(text: str) -> str:
 
 
 def page(db: sqlite3.Connection, where: Filter, sort: str, up: bool, offset: int, limit: int) -> Json:
-    """Rows `[offset, offset + limit)` of the sorted list, at most `MOST_ROWS`, and how many there are in all."""
+    """Rows `[offset, offset + limit)` of the sorted list, at most `MOST_ROWS`, and their number in all."""
     condition, values = where.sql()
     total = count(db, where)
     way = "ASC" if up else "DESC"
