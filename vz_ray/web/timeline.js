@@ -3,7 +3,9 @@
  *
  *   const line = timeline({ duration: 64, ticks: [0, 4], events: [[9, 10]], zooms: [], onSeek: (s, zoom) => {} });
  *   page.append(line.element);
- *   line.add({ turn: 1, start: 8, end: 12, fps: 4 });   // as often as zooms arrive
+ *   const bar = line.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // as often as zooms arrive
+ *   bar.settle();                                       // it was carried out, or
+ *   bar.settle("refused", "no room is left");           // it was not
  *   line.setDuration(63.9);                             // once it is known better
  *   line.setNow(8.2);                                   // where a player is; null hides it
  *
@@ -13,6 +15,8 @@
  * time of a click elsewhere on the track. Without `onSeek` nothing can be clicked.
  */
 import { clock, el } from "./dom.js";
+
+const NOTES = { pending: () => ", being decoded", refused: (why) => `, refused: ${why}` };
 
 function describe(zoom) {
   const where = zoom.video ? ` of ${zoom.video}` : "";
@@ -46,10 +50,15 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
     if (scale) scale.replaceChildren(...[0, 1, 2, 3, 4].map((k) => el("span", {}, clock((length * k) / 4))));
   }
 
-  function add(zoom) {
+  function add(zoom, state = "") {
     shown.push(zoom);
-    const words = describe(zoom);
-    const bar = el("button.tl-zoom", { type: "button", title: words, "aria-label": words, disabled: !onSeek });
+    const bar = el("button.tl-zoom", { type: "button", disabled: !onSeek });
+    const settle = (now = "", why = "") => {
+      bar.dataset.state = now;
+      bar.title = describe(zoom) + (NOTES[now]?.(why) ?? "");
+      bar.setAttribute("aria-label", bar.title);
+    };
+    settle(state);
     if (onSeek) bar.addEventListener("click", () => onSeek(zoom.start, zoom));
     span(bar, zoom.start, zoom.end);
     if (compact) {
@@ -65,6 +74,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
       track.append(el("div.tl-row", {}, bar, tag));
     }
     relabel();
+    return { settle };
   }
 
   for (const [start, end] of events) {
@@ -78,7 +88,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
     overview.append(mark);
   }
   track.append(now);
-  zooms.forEach(add);
+  zooms.forEach((zoom) => add(zoom));
   relabel();
   if (onSeek)
     track.addEventListener("click", (event) => {
