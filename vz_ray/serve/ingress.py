@@ -230,7 +230,8 @@ class Ingress:
                             said |= isinstance(event, Said) and event.answer
                             yield replies.sse(reply.chunk(event))
             except Exception as error:
-                yield replies.sse(self._refusal(error, course).body())
+                refused = self._refusal(error, course)
+                yield replies.sse(refused.body(), refused.retry_after_s)
             yield replies.DONE
 
     async def _stream(self, question: Question) -> AsyncGenerator[Event]:

@@ -86,9 +86,10 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": model}
 
 
-def sse(value: Json) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def sse(value: Json, retry_s: float | None = None) -> str:
+    """One server-sent event; `retry_s` is after how long the client may ask again, where it is refused."""
+    retry = "" if retry_s is None else f"retry: {round(1000 * retry_s)}\n"
+    return f"{retry}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def finish_reason(end: Answered) -> str:
