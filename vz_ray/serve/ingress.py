@@ -38,6 +38,7 @@ from vz_ray.serve.guard import owner, protect
 from vz_ray.serve.keys import KeyRing
 from vz_ray.serve.measures import Course, Measures
 from vz_ray.serve.media import Media
+from vz_ray.serve.page import page_router
 from vz_ray.serve.replies import Reply
 from vz_ray.video.frame import VideoInfo
 
@@ -80,6 +81,7 @@ class Ingress:
         self._rules = remote_rules(config.clips)
         app.include_router(self._routes())
         app.include_router(files_router(self._store, self._probe, self._look))
+        app.include_router(page_router())
         protect(app, config.guard, keys)
         return app
 

@@ -1,0 +1,120 @@
+/**
+ * Where videos come from: files of this machine, an address, or what was uploaded before.
+ *
+ *   const source = chooser({ onVideo: (given) => {} });   // `given` as Video takes it
+ *   page.append(source.element); await source.refresh();
+ *   acceptDrops(onFiles);                                 // anywhere on the page, and pasted files
+ */
+import { call, get } from "./api.js";
+import { clock, el } from "./web/dom.js";
+import { day, size } from "./words.js";
+
+const KINDS = "video/*,.mp4,.m4v,.mov,.mkv,.webm,.avi,.ts,.mpg,.mpeg,.flv";
+/** Earlier uploads that are shown at once. */
+const SHOWN = 6;
+
+export function chooser({ onVideo }) {
+  const problem = el("p.warn", { role: "alert", hidden: true });
+  const says = (words) => {
+    problem.textContent = words;
+    problem.hidden = !words;
+  };
+  const take = (files) => {
+    const wrong = [...files].filter((file) => file.type && !file.type.startsWith("video/"));
+    says(wrong.length ? `${wrong.map((file) => file.name).join(", ")}: not a video.` : "");
+    for (const file of files) if (!wrong.includes(file)) onVideo({ file });
+  };
+  const earlier = shelf(onVideo, says);
+  const element = el("div.chooser", {}, picker(take), byAddress(onVideo), problem, earlier.element);
+  return { element, take, refresh: earlier.refresh };
+}
+
+function picker(take) {
+  const input = el("input.hidden-input", { type: "file", accept: KINDS, multiple: true, tabindex: -1, "aria-hidden": "true" });
+  input.addEventListener("change", () => {
+    take(input.files);
+    input.value = "";
+  });
+  const button = el("button.drop", { type: "button", onclick: () => input.click() }, el("b", {}, "Choose a video"), el("span", {}, "or drop one or several anywhere on this page"));
+  return el("div", {}, button, input);
+}
+
+function byAddress(onVideo) {
+  const input = el("input", { type: "url", id: "address", placeholder: "https://…", autocomplete: "off", spellcheck: "false", required: true, pattern: "https?://.+" });
+  const form = el("form.address", {}, el("label", { for: "address" }, "By address"), input, el("button.quiet", { type: "submit" }, "Add"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    onVideo({ url: input.value.trim() });
+    form.reset();
+  });
+  return form;
+}
+
+function shelf(onVideo, says) {
+  const list = el("ul.shelf");
+  const more = el("button.quiet", { type: "button", onclick: () => draw(Infinity) }, "Show all");
+  const element = el("section.earlier", { hidden: true }, el("h2", {}, "Uploaded before"), list, more);
+  let files = [];
+
+  function draw(most) {
+    element.hidden = !files.length;
+    more.hidden = files.length <= most;
+    list.replaceChildren(...files.slice(0, most).map(line));
+  }
+
+  function line(file) {
+    const words = [file.duration_s && clock(Math.round(file.duration_s)), size(file.bytes), day(file.created_at)].filter(Boolean).join(" · ");
+    const use = el("button.shelf-use", { type: "button", onclick: () => onVideo({ object: file }) }, el("b", {}, file.filename), el("span", {}, words));
+    const remove = el("button.icon", { type: "button", title: "Delete from the server", "aria-label": `Delete ${file.filename} from the server` }, "×");
+    remove.addEventListener("click", () => {
+      // A second press deletes; there is no way back.
+      if (remove.dataset.sure) return forget(file);
+      remove.dataset.sure = "yes";
+      remove.textContent = "Delete?";
+      remove.addEventListener("blur", () => draw(SHOWN), { once: true });
+    });
+    return el("li", {}, use, remove);
+  }
+
+  async function forget(file) {
+    try {
+      await call(`v1/files/${file.id}`, { method: "DELETE" });
+      files = files.filter((one) => one !== file);
+    } catch (refusal) {
+      says(refusal.message);
+    }
+    draw(SHOWN);
+    (list.querySelector("button") ?? element.parentElement.querySelector("button")).focus();
+  }
+
+  return {
+    element,
+    async refresh() {
+      try {
+        files = (await get("v1/files")).data.filter((file) => file.content_type.startsWith("video/"));
+      } catch (refusal) {
+        says(refusal.message);
+      }
+      draw(SHOWN);
+    },
+  };
+}
+
+/** Files that are dropped or pasted anywhere. */
+export function acceptDrops(onFiles) {
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  const over = (on) => document.body.classList.toggle("dropping", on);
+  document.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    over(true);
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget === null && over(false));
+  document.addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    over(false);
+    onFiles(event.dataTransfer.files);
+  });
+  document.addEventListener("paste", (event) => event.clipboardData.files.length && onFiles(event.clipboardData.files));
+}

@@ -1,0 +1,40 @@
+/** Numbers as people read them. */
+
+/** `1 zoom`, `2 zooms`, `1,024 frames`. */
+export function count(number, what) {
+  return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+}
+
+/** Bytes as `59 KB`, `3.4 MB`, `1.2 GB`. */
+export function size(bytes) {
+  const [unit, each] = bytes >= 1e9 ? ["GB", 1e9] : bytes >= 1e6 ? ["MB", 1e6] : ["KB", 1e3];
+  const amount = bytes / each;
+  return `${amount < 10 && unit !== "KB" ? amount.toFixed(1) : Math.ceil(amount)} ${unit}`;
+}
+
+/** Seconds that something will take: `5 s`, `3 min`, `1 h 20 min`. */
+export function span(seconds) {
+  if (seconds < 60) return `${Math.max(1, Math.ceil(seconds))} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** `4 fps`, `0.25 fps`. */
+export function rate(fps) {
+  return `${Number(fps.toFixed(2))} fps`;
+}
+
+/** The last part of an address, as a name. */
+export function nameOf(url) {
+  try {
+    const { hostname, pathname } = new URL(url);
+    return decodeURIComponent(pathname.split("/").filter(Boolean).pop() ?? hostname);
+  } catch {
+    return url;
+  }
+}
+
+/** Seconds since 1970 as a day. */
+export function day(seconds) {
+  return new Date(seconds * 1000).toLocaleDateString("en", { day: "numeric", month: "short" });
+}
