@@ -64,6 +64,8 @@ export function roundLooks(videos, onSeek, compact) {
 
   return {
     element,
+    /** " of NAME", where there are several videos. */
+    of: (number) => (videos.length > 1 ? ` of ${videos[number]?.name ?? `video ${number}`}` : ""),
     overview(seen) {
       const one = lanes[seen.video];
       one.video.knows(seen.duration);

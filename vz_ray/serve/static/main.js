@@ -58,8 +58,12 @@ function detach(video) {
   question.focus();
 }
 
+/** Whether an answer is about a video: taking it away would change what the chat's later questions mean. */
+const bound = (video) => Boolean(running) || rounds.some((round) => round.answer && round.videos.includes(video));
+const answered = () => rounds.some((round) => round.answer);
+
 function update(one) {
-  one.line.update(rounds.length > 0);
+  one.line.update(bound(one.video));
   if (shown?.before && one.video.duration && !one.known) {
     one.known = true;
     rest();
@@ -68,7 +72,7 @@ function update(one) {
 
 /** Timelines without looks, while there is nothing to show on them. */
 function rest() {
-  if (rounds.length) return;
+  if (running || answered()) return;
   shown = roundLooks(videos.map((one) => one.video), seek, narrow.matches);
   shown.before = true;
   byId("lanes").replaceChildren(shown.element);
@@ -87,16 +91,17 @@ function arrange() {
   document.body.classList.toggle("empty", empty);
   byId("stage").hidden = empty;
   byId("intro").hidden = !empty;
+  byId("lead").hidden = empty || rounds.length > 0;
   byId("new").hidden = empty;
   byId("add").hidden = empty;
   byId("examples").hidden = rounds.length > 0;
   byId("stop").hidden = !running;
   byId("ask").hidden = Boolean(running);
   byId("missing").hidden = true;
-  question.placeholder = rounds.length ? "Ask more about it" : "What do you want to know? Options may follow: A. … B. …";
+  question.placeholder = answered() ? "Ask more about it" : "What do you want to know? Options may follow: A. … B. …";
   document.body.classList.toggle("asked", rounds.length > 0);
   byId("videos").replaceChildren(...videos.map((one) => one.line.element));
-  for (const one of videos) one.line.update(rounds.length > 0);
+  for (const one of videos) one.line.update(bound(one.video));
   if (empty) byId("choose").append(source.element);
   else byId("adding").append(source.element);
 }
@@ -119,14 +124,18 @@ const tellStatus = (words) => (byId("status").textContent = words);
 
 // -- questions --------------------------------------------------------------------------
 
-async function ask(text) {
-  if (running) return;
-  if (!videos.length) return missing("Choose a video first.");
-  if (!text.trim()) return missing("Write a question first.");
+/** Why a question cannot be asked now, or "". */
+function obstacle(text) {
+  if (!videos.length) return "Choose a video first.";
+  if (!text.trim()) return "Write a question first.";
   const broken = videos.find(({ video }) => video.state === "failed");
-  if (broken) return missing(`${broken.video.name} is not on the server: try again, or remove it.`);
-  const looks = newLooks();
-  const round = new Round(text.trim(), looks, { onRetry: again, onShow: () => onStage(looks), onStatus: tellStatus });
+  return broken ? `${broken.video.name} is not on the server: remove it, or try again.` : "";
+}
+
+async function ask(text) {
+  const attached = videos.map((one) => one.video);
+  const looks = newLooks(attached);
+  const round = new Round(text.trim(), attached, looks, { onRetry: again, onShow: () => onStage(looks), onStatus: tellStatus });
   const past = [...rounds];
   const abort = new AbortController();
   running = { abort, round };
@@ -153,8 +162,7 @@ async function ask(text) {
 }
 
 /** The timelines and strips of a new round. */
-function newLooks() {
-  const attached = videos.map((one) => one.video);
+function newLooks(attached) {
   const looks = roundLooks(attached, (video, seconds) => {
     onStage(looks);
     seek(video, seconds);
@@ -164,15 +172,14 @@ function newLooks() {
 
 async function play(round, past, signal) {
   round.status("Waiting for the video");
-  await orAborted(Promise.all(videos.map((one) => one.video.ready)), signal);
+  await orAborted(Promise.all(round.videos.map((video) => video.ready)), signal);
   round.status("Looking over the video");
   model ||= (await models()).id;
-  const attached = videos.map((one) => one.video);
   const zooms = byId("zooms").value;
-  const request = requestOf(model, messagesOf(attached, past, round.question), zooms === "" ? null : Number(zooms));
+  const request = requestOf(model, messagesOf(round.videos, past, round.question), zooms === "" ? null : Number(zooms));
   for await (const chunk of chunks(request, signal)) {
     follow(() => round.hear(chunk));
-    remember(chunk.choices[0]?.delta ?? {}, attached);
+    remember(chunk.choices[0]?.delta ?? {}, round.videos);
   }
 }
 
@@ -189,6 +196,8 @@ function orAborted(promise, signal) {
 }
 
 function again(round) {
+  const why = running ? "Another question is being answered." : obstacle(round.question);
+  if (why) return missing(why);
   round.element.remove();
   rounds = rounds.filter((one) => one !== round);
   ask(round.question);
@@ -242,8 +251,11 @@ async function begin() {
 
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (running) return;
   const text = question.value;
-  if (!running && videos.length && text.trim()) question.value = "";
+  const why = obstacle(text);
+  if (why) return missing(why);
+  question.value = "";
   ask(text);
 });
 question.addEventListener("input", () => (byId("missing").hidden = true));

@@ -1,7 +1,7 @@
 /**
  * One question and what came of it, drawn as it happens.
  *
- *   const round = new Round("What flashes? A. disc B. ring", looks, { onRetry, onShow, onStatus });
+ *   const round = new Round("What flashes? A. disc B. ring", videos, looks, { onRetry, onShow, onStatus });
  *   talk.append(round.element);
  *   round.hear(chunk);            // of the stream, as often as they come
  *   round.end() / round.stop() / round.fail(refusal)
@@ -21,8 +21,8 @@ export class Round {
   #said = "";
   #facts = {};
 
-  constructor(question, looks, { onRetry, onShow, onStatus }) {
-    Object.assign(this, { question, looks, onRetry, onStatus });
+  constructor(question, videos, looks, { onRetry, onShow, onStatus }) {
+    Object.assign(this, { question, videos, looks, onRetry, onStatus });
     const { stem, options } = optionsOf(question);
     this.options = options;
     this.list = options.length > 0 && el("ol.options", {}, options.map(([name, text]) => el("li", { "data-name": name }, el("b", {}, name), text)));
@@ -74,8 +74,7 @@ export class Round {
   }
 
   #looked(seen) {
-    const of = seen.name ? ` of ${seen.name}` : "";
-    const head = el("p.zoom-line", {}, `${count(seen.pts.length, "frame")} of ${clock(seen.duration)}${of}`);
+    const head = el("p.zoom-line", {}, `${count(seen.pts.length, "frame")} of ${clock(seen.duration)}${this.looks.of(seen.video)}`);
     this.steps.append(el("section.step.look", {}, el("h3", {}, "First look"), el("div.step-body", {}, head, this.looks.overview(seen))));
     this.status("Thinking");
   }
@@ -86,7 +85,7 @@ export class Round {
   }
 
   #zooming(zoom) {
-    this.#turn().asked.textContent = `Zooms into ${where(zoom)}`;
+    this.#turn().asked.textContent = `Zooms into ${this.#where(zoom)}`;
     this.looks.zooming(zoom);
     this.status(`Zooming into ${clock(zoom.segment[0])} to ${clock(zoom.segment[1])}`);
   }
@@ -100,10 +99,14 @@ export class Round {
       turn.asked.replaceWith(el("p.refused", {}, turn.asked.textContent && `${turn.asked.textContent}. `, `Refused: ${zoom.refused}`));
     } else {
       const took = zoom.latency ? ` · decoded in ${zoom.latency.clip_s.toFixed(2)} s` : "";
-      turn.asked.textContent = `Zoomed into ${where(zoom)} · ${count(zoom.pts.length, "frame")}${took}`;
+      turn.asked.textContent = `Zoomed into ${this.#where(zoom)} · ${count(zoom.pts.length, "frame")}${took}`;
     }
     if (strip) turn.element.querySelector(".step-body").append(strip);
     this.status("Thinking");
+  }
+
+  #where({ segment, fps, video }) {
+    return `${clock(segment[0])} to ${clock(segment[1])}${this.looks.of(video)} at ${rate(fps)}`;
   }
 
   #answers(text) {
@@ -175,8 +178,4 @@ export class Round {
     this.state.hidden = true;
     this.reply.setAttribute("aria-busy", "false");
   }
-}
-
-function where(zoom) {
-  return `${clock(zoom.segment[0])} to ${clock(zoom.segment[1])} at ${rate(zoom.fps)}`;
 }
