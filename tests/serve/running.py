@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.directed import DirectedAgent
+from benchmarks.directed import DirectedAgent
 from tests.video.making import Made, make
 from vz_ray.config import load
 from vz_ray.config.serve import ServeConfig
