@@ -29,7 +29,7 @@ from vz_ray.observe import logs
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import Interrupt, take_back_signals
 from vz_ray.observe.run_dir import write_atomic
-from vz_ray.serve.app import AGENT, APP, application
+from vz_ray.serve.app import AGENT, APP, AgentReplica, application
 from vz_ray.serve.guard import is_loopback
 from vz_ray.serve.keys import KeyRing
 
@@ -114,14 +114,16 @@ async def _serve(config: ServeConfig) -> None:
 
 
 @asynccontextmanager
-async def served(config: ServeConfig) -> AsyncIterator[Serving]:
+async def served(
+    config: ServeConfig, agent_type: type[AgentReplica] = AgentReplica
+) -> AsyncIterator[Serving]:
     """The application on Ray, ready to answer; it ends with the block."""
     port = config.port or free_port(config.host)
     async with actors.ray_cluster(config.ray):
         options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
         await asyncio.to_thread(serve.start, http_options=options, logging_config=_logging(config))
         try:
-            await asyncio.to_thread(_deploy, config, 1)
+            await asyncio.to_thread(deploy, config, 1, agent_type)
             take_back_signals()
             serving = Serving(
                 url=f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}",
@@ -137,8 +139,19 @@ async def served(config: ServeConfig) -> AsyncIterator[Serving]:
             await asyncio.to_thread(serve.shutdown)
 
 
-def _deploy(config: ServeConfig, version: int) -> None:
-    app = application(config, gpus=actors.on_gpus(config.ray), version=version, code=_code(config))
+def deploy(config: ServeConfig, version: int, agent_type: type[AgentReplica] = AgentReplica) -> None:
+    """Deploys the application, or gives the one that runs other weights, `config.model`.
+
+    Raises:
+        UserError: It did not start.
+    """
+    app = application(
+        config,
+        gpus=actors.on_gpus(config.ray),
+        version=version,
+        code=_code(config),
+        agent_type=agent_type,
+    )
     try:
         serve.run(app, name=APP, route_prefix="/", logging_config=_logging(config))
     except RuntimeError as error:
@@ -198,11 +211,11 @@ async def _roll(model: Path | None, folder: Path) -> None:
     config, version = load(ServeConfig, folder / CONFIG), serving.version + 1
     began = time.monotonic()
     async with actors.ray_cluster(replace(config.ray, address=serving.ray)):
-        await asyncio.to_thread(_deploy, replace(config, model=chosen), version)
-        state = await serve.get_deployment_handle(AGENT, APP).ready.remote()
+        await asyncio.to_thread(deploy, replace(config, model=chosen), version)
+        state = await serve.getdeployment_handle(AGENT, APP).ready.remote()
         if state["version"] != version:
             # What Ray Serve holds a replica to that it starts later must be what the others have.
-            await asyncio.to_thread(_deploy, replace(config, model=serving.history[-1]), serving.version)
+            await asyncio.to_thread(deploy, replace(config, model=serving.history[-1]), serving.version)
             raise UserError(f"{state['refused']}; version {serving.version} is still served")
     replace(serving, history=(*serving.history, chosen)).write(folder)
     print(f"version {version} is served: {chosen} ({time.monotonic() - began:.1f} s)")

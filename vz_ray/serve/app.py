@@ -7,21 +7,19 @@ By hand: `vz-ray serve`. In production: `serve run conf/serve/production.yaml`, 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+import ray
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from vz_ray.config import load
 from vz_ray.config.serve import ServeConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.files import upload_directory
-from vz_ray.serve.ingress import Ingress
+from vz_ray.serve.ingress import IngressReplica
 
 APP, AGENT = "vz_ray", "Agent"
 _LOOK_S = 5.0
@@ -39,18 +37,14 @@ class AgentReplica(Agent):
         await self.shutdown()
 
 
-class IngressReplica(Ingress):
-    """An ingress that Ray Serve starts."""
-
-    def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
-        logging.getLogger("vz_ray").setLevel(logging.INFO)
-        super().__init__(config, agent)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return self.build()
-
-
-def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str = "") -> serve.Application:
+def application(
+    config: ServeConfig,
+    *,
+    gpus: bool,
+    version: int = 1,
+    code: str = "",
+    agent_type: type[AgentReplica] = AgentReplica,
+) -> serve.Application:
     """What `config` asks for; only its weights may change while it runs.
 
     Args:
@@ -58,12 +52,13 @@ def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str 
         gpus: Whether engines get GPUs.
         version: Number of the weights in `config.model`.
         code: Deployments of the same code and configuration are updated in place, and not started anew.
+        agent_type: What replicas are.
     """
     if not config.model:
         raise UserError("serve what? give the agent's checkpoint directory: model=...")
     weights = {"model": str(Path(config.model).resolve()), "version": version}
     fixed = _fixed(config)
-    agent = serve.deployment(AgentReplica).options(
+    agent = serve.deployment(agent_type).options(
         name=AGENT,
         user_config=weights,
         max_ongoing_requests=config.requests_per_replica,
@@ -82,7 +77,6 @@ def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str 
     )
     ingress = serve.deployment(serve.ingress()(IngressReplica)).options(
         name="Ingress",
-        user_config=weights,
         max_ongoing_requests=4 * (config.queue + config.requests_per_replica * config.max_replicas),
         ray_actor_options={"num_cpus": 0},
     )
@@ -96,13 +90,15 @@ def application(config: ServeConfig, *, gpus: bool, version: int = 1, code: str 
 def build(arguments: dict[str, Any]) -> serve.Application:
     """For `serve run` and `serve deploy`: arguments `config` (a file) and further keys of it.
 
-    Example: `args: {config: conf/serve-7b.yaml, model: /models/agent}`
+    Example: `args: {config: conf/serve/7b.yaml, model: /models/agent}`
     """
     given = dict(arguments)
     file = given.pop("config", None)
     config = load(ServeConfig, file, [f"{key}={value}" for key, value in given.items()])
-    os.environ.setdefault("RAY_SERVE_ENABLE_SCALING_LOGS", "0")
-    return application(config, gpus=config.ray.gpus != "never")
+    gpus = config.ray.gpus == "always" or (
+        config.ray.gpus == "auto" and bool(ray.cluster_resources().get("GPU"))
+    )
+    return application(config, gpus=gpus)
 
 
 def _fixed(config: ServeConfig) -> ServeConfig:

@@ -65,12 +65,7 @@ class Ingress:
 
     def __post_init__(self) -> None:
         self._created = int(time.time())
-        self._weights: dict[str, Any] = {}
         self._measures = Measures()
-
-    def reconfigure(self, weights: dict[str, Any]) -> None:
-        """Is told which weights the agents are to answer with."""
-        self._weights = weights
 
     def build(self) -> FastAPI:
         """The application, made where it runs."""
@@ -318,3 +313,14 @@ class Ingress:
 
     def _card_of(self, state: dict[str, Any]) -> dict[str, Any]:
         return self._card(f"{self.config.name}@{state['version']}", state)
+
+
+class IngressReplica(Ingress):
+    """An ingress that Ray Serve starts; here, so that its process need not import what agents need."""
+
+    def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
+        logging.getLogger("vz_ray").setLevel(logging.INFO)
+        super().__init__(config, agent)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.build()
