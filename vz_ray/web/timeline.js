@@ -10,7 +10,7 @@
  *   line.setNow(8.2);                                   // where a player is; null hides it
  *
  * Times are seconds. A zoom is { turn, start, end, fps, video? }, `video` a name where there are several.
- * `compact` puts all bars into one row, with their turns in place of tags, and leaves the scale out.
+ * `compact` puts bars that do not overlap into one row, with their turns in place of tags, without a scale.
  * Bars are buttons with labels; `onSeek` is called with the start of a bar and its zoom, or with the
  * time of a click elsewhere on the track. Without `onSeek` nothing can be clicked.
  */
@@ -32,6 +32,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   const scale = compact ? null : el("div.tl-scale", { "aria-hidden": "true" });
   const element = el(compact ? "div.tl.compact" : "div.tl", { role: "group" }, track, scale);
   const shown = [];
+  const rows = [{ row: overview, taken: [] }]; // Of a compact timeline.
 
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds / length, 0), 1)).toFixed(3)}%`;
   const place = (move) => {
@@ -43,6 +44,18 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
       node.style.left = percent(start);
       node.style.width = percent(Math.max(0, Math.min(end, length) - Math.max(start, 0)));
     });
+
+  /** The first row in which a bar overlaps no other. */
+  function rowFor({ start, end }) {
+    let free = rows.find(({ taken }) => taken.every(([from, to]) => end <= from || to <= start));
+    if (!free) {
+      free = { row: el("div.tl-row"), taken: [] };
+      rows.push(free);
+      track.append(free.row);
+    }
+    free.taken.push([start, end]);
+    return free.row;
+  }
 
   function relabel() {
     const found = `${shown.length} zoom${shown.length === 1 ? "" : "s"}, ${events.length} event${events.length === 1 ? "" : "s"}`;
@@ -63,7 +76,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
     span(bar, zoom.start, zoom.end);
     if (compact) {
       bar.append(String(zoom.turn));
-      overview.append(bar);
+      rowFor(zoom).append(bar);
     } else {
       const tag = el("span.tl-tag", { "aria-hidden": "true" }, `turn ${zoom.turn} · ${Number(zoom.fps.toFixed(2))} fps`);
       place(() => {

@@ -165,45 +165,61 @@ def make_run(run: Path, tasks: Sequence[Task], iterations: int = 6, samples: int
 # -- a large run --------------------------------------------------------------------
 
 
-def light_line(number: int, samples: int = 8, groups: int = 16) -> str:
-    """One of many episodes without videos, as a run of `groups` tasks an iteration would log it."""
+@dataclass(frozen=True)
+class Light:
+    """How much each of many episodes holds; the defaults are those of a quickstart's."""
+
+    samples: int = 8
+    groups: int = 16
+    frames: int = 16
+    tokens: int = 40
+
+
+def light_record(number: int, light: Light = Light()) -> EpisodeRecord:
+    """One of many episodes without videos, of `groups` tasks an iteration."""
     rng = random.Random(number)
-    step, task = number // (samples * groups), number // samples % (groups * 12)
+    step = number // (light.samples * light.groups)
+    task = number // light.samples % (light.groups * 12)
+    of = ("blake3:" + "0" * 64, f"/videos/{task}.mp4", 0)
     refs = tuple(
-        FrameRef(
-            "blake3:" + "0" * 64, f"/videos/{task}.mp4", 0, k * 4.0, 28, 28, "bicubic", "av", f"{number:064x}"
-        )
-        for k in range(16)
+        FrameRef(*of, k * 4.0, 28, 28, "bicubic", "av", f"{number:064x}") for k in range(light.frames)
     )
-    prompt = Context((5, 6, *[7] * 16, 8), ((1, 2, 2),) * 16, refs, pad_id=7)
+    prompt = Context((5, 6, *[7] * len(refs), 8), ((1, 2, 2),) * len(refs), refs, pad_id=7)
+    half = refs[: len(refs) // 2]
     zooms = rng.choice((0, 1, 1, 2))
-    turns = [_light_turn(rng, step, Zoom(8.0 * k, 8.0 * k + 4, 2), refs[:8]) for k in range(zooms)]
-    turns.append(_light_turn(rng, step, None, ()))
+    turns = [_light_turn(rng, step, Zoom(8.0 * k, 8.0 * k + 4, 2), half, light.tokens) for k in range(zooms)]
+    turns.append(_light_turn(rng, step, None, (), light.tokens))
     right = rng.random() < 0.5
     played = Trajectory(
-        EpisodeId(step, f"t{task}", number % samples), "clean", prompt, tuple(turns), Status.ANSWERED,
+        EpisodeId(step, f"t{task}", number % light.samples), "clean", prompt, tuple(turns), Status.ANSWERED,
         answer="A" if right else "B", worker="rollout-0", seconds=rng.uniform(1, 5),
         reward=RewardParts(float(right) * 0.9 + 0.1, float(right), 1.0, 0.0),
     )  # fmt: skip
     question = f"Which symbol flashes while border {task} is shown?\nA. star\nB. ring"
     kind = ("identify", "count", "decoy")[task % 3]
     asked = Task(f"t{task}", f"/videos/{task}.mp4", question, "A", kind=kind, events=((9.0, 10.0),))
-    return to_line(record_to_dict(EpisodeRecord(asked, played, "train", step, rng.gauss(0, 1))))
+    return EpisodeRecord(asked, played, "train", step, rng.gauss(0, 1))
 
 
-def _light_turn(rng: random.Random, step: int, zoom: Zoom | None, refs: Sequence[FrameRef]) -> Turn:
+def light_line(number: int, light: Light = Light()) -> str:
+    return to_line(record_to_dict(light_record(number, light)))
+
+
+def _light_turn(
+    rng: random.Random, step: int, zoom: Zoom | None, refs: Sequence[FrameRef], count: int
+) -> Turn:
     said = Sampled(
-        tuple(rng.randrange(10, 900) for _ in range(40)), tuple(-rng.random() for _ in range(40)),
-        (VersionSpan(0, 40, step),), Sampling(), "end",
+        tuple(rng.randrange(10, 900) for _ in range(count)), tuple(-rng.random() for _ in range(count)),
+        (VersionSpan(0, count, step),), Sampling(), "end",
     )  # fmt: skip
     reply = Context((7,) * len(refs), ((1, 2, 2),) * len(refs), tuple(refs), pad_id=7) if zoom else None
     return Turn(said, "<think>look</think>", zoom, reply, (0.5, 0.01))
 
 
-def write_light_run(run: Path, episodes: int, per_file: int = 1000) -> Path:
-    """A run of many light episodes; a line is made once for each of 2,000 and numbered anew."""
+def write_light_run(run: Path, episodes: int, light: Light = Light(), per_file: int = 1000) -> Path:
+    """A run of many light episodes: 2,000 different ones, again and again with other steps."""
     (run / "episodes").mkdir(parents=True)
-    base = [json.loads(light_line(number)) for number in range(min(episodes, 2000))]
+    base = [json.loads(light_line(number, light)) for number in range(min(episodes, 2000))]
     for begin in range(0, episodes, per_file):
         with (run / "episodes" / f"{begin // per_file:06d}.jsonl").open("w") as file:
             for number in range(begin, min(begin + per_file, episodes)):

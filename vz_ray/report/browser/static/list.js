@@ -10,7 +10,7 @@ const SPARE = 12; // Rows drawn above and below what is in sight.
 const TALLEST = 15e6; // Pixels that browsers lay out; rows beyond are found by filters.
 
 const COLUMNS = [
-  [null, "Outcome", ""], ["step", "Step", "right"], [null, "Kind", ""], [null, "Question", ""], [null, "Answer", ""],
+  [null, "Outcome", ""], [null, "Stage", ""], ["step", "Step", "right"], [null, "Kind", ""], [null, "Question", ""], [null, "Answer", ""],
   ["reward", "Reward", "right"], ["advantage", "Advantage", "right"], ["zooms", "Zooms", "right"],
   ["frames", "Frames", "right"], ["seconds", "Seconds", "right"],
 ];
@@ -190,17 +190,17 @@ export function listPage(root) {
 
   function cells(one) {
     const answer = one.answer === null ? words(one.status) : one.answer;
-    const place = one.stage === "train" ? `${one.step}` : stageWords(one.stage);
     return el(
       "a", {},
       el(`span.came.${tone(one)}`, {}, outcomeWords(cameOf(one))),
-      el("span.num.step", { title: stageWords(one.stage) }, place),
+      el("span.stage", {}, stageWords(one.stage)),
+      el("span.num.step", {}, String(one.step)),
       el("span.kind", {}, words(one.kind)),
       el("span.question", {}, one.question),
       el("span.answer", {}, answer),
       el("span.num.reward", {}, number(one.reward)),
       el("span.num.advantage", {}, signed(one.advantage)),
-      el("span.num.zooms", {}, one.zooms + (one.refused ? ` +${one.refused}✕` : "")),
+      el("span.num.zooms", { title: one.refused > 0 && `${one.refused} refused` }, one.refused ? el("small", {}, `${one.refused}✕ `) : null, String(one.zooms)),
       el("span.num.frames", {}, String(one.frames)),
       el("span.num.seconds", {}, number(one.seconds, 1)),
     );
