@@ -51,8 +51,10 @@ export function optionsOf(text) {
   return { stem: text.slice(0, run[0].index).trim(), options };
 }
 
-/** The letter of the option that an answer names ("B", "(b)", "B. ring"), or "". */
+/** The letter of the option that an answer names ("B", "(b)", "B. ring", "ring"), or ""; "A ring" names none. */
 export function chosen(answer, options) {
-  const letter = /^\W*([A-Za-z])(?:$|[^A-Za-z0-9])/.exec(answer.trim())?.[1].toUpperCase() ?? "";
-  return options.some(([name]) => name === letter) ? letter : "";
+  const marked = /^\W*([A-Za-z])\W*$/.exec(answer) ?? /^\W*([A-Z])\s*[.):,]/.exec(answer);
+  const letter = marked?.[1].toUpperCase();
+  const said = answer.trim().toLowerCase();
+  return options.find(([name, text]) => name === letter || text.toLowerCase() === said)?.[0] ?? "";
 }

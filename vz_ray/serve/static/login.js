@@ -19,7 +19,8 @@ function ask(why) {
     "form",
     { method: "dialog" },
     el("h2", { id: "key-title" }, "This server asks for a key"),
-    el("p", {}, "It is exchanged for a cookie that this browser keeps for some hours. `vz-ray keys create` makes one."),
+    el("p", {}, "It is exchanged for a cookie that this browser keeps for some hours. ", el("code", {}, "vz-ray keys create"), " makes one."),
+    el("input", { type: "text", autocomplete: "username", value: "vz_ray", hidden: true }), // For password managers.
     el("label", { for: "key" }, "API key"),
     input,
     problem,

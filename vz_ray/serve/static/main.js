@@ -98,7 +98,7 @@ function arrange() {
   byId("stop").hidden = !running;
   byId("ask").hidden = Boolean(running);
   byId("missing").hidden = true;
-  question.placeholder = answered() ? "Ask more about it" : "What do you want to know? Options may follow: A. … B. …";
+  question.placeholder = answered() ? "Ask more about it" : "Your question. Options may follow: A. … B. …";
   document.body.classList.toggle("asked", rounds.length > 0);
   byId("videos").replaceChildren(...videos.map((one) => one.line.element));
   for (const one of videos) one.line.update(bound(one.video));

@@ -25,9 +25,9 @@ export class Round {
     Object.assign(this, { question, videos, looks, onRetry, onStatus });
     const { stem, options } = optionsOf(question);
     this.options = options;
-    this.list = options.length > 0 && el("ol.options", {}, options.map(([name, text]) => el("li", { "data-name": name }, el("b", {}, name), text)));
+    this.list = options.length > 0 && el("ol.options", {}, options.map(([name, text]) => el("li", { "data-name": name }, el("b", {}, name), " ", text)));
     this.steps = el("div.steps");
-    this.reply = el("div.answer", { "aria-live": "polite", "aria-busy": "true", "aria-label": "Answer", role: "region", hidden: true });
+    this.reply = el("div.answer", { "aria-live": "polite", "aria-busy": "true", hidden: true });
     this.state = el("p.state.busy", {}, "Waiting");
     this.foot = el("div.foot");
     this.show = el("button.show", { type: "button", hidden: true, onclick: onShow }, "Show on the timeline");
@@ -121,7 +121,7 @@ export class Round {
     const option = this.options.find(([name]) => name === letter);
     this.reply.hidden = !said;
     this.reply.classList.toggle("short", said.length <= SHORT);
-    if (option && said.length <= option[1].length + 4) this.reply.replaceChildren(el("b", {}, letter), el("span", {}, option[1]));
+    if (option && said.length <= option[1].length + 4) this.reply.replaceChildren(el("b", {}, letter), " ", el("span", {}, option[1]));
     else this.reply.replaceChildren(el("span", {}, said));
     if (this.list) for (const item of this.list.children) item.classList.toggle("chosen", item.dataset.name === letter);
   }
@@ -142,7 +142,7 @@ export class Round {
       model && ["model", model],
     ].filter(Boolean);
     this.foot.append(el("dl.facts", {}, facts.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, String(value))))));
-    this.onStatus(this.answer ? `Answer: ${this.reply.innerText.replace(/\s+/g, " ")}` : "It gave no answer.");
+    this.onStatus(this.answer ? `Answer: ${this.reply.textContent}` : "It gave no answer.");
   }
 
   /** Whoever asked does not want it any more. */

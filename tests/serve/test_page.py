@@ -1,0 +1,247 @@
+"""The page's files: all served, nothing from elsewhere, nothing inline; and its pure parts, in a browser."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from posixpath import dirname, join, normpath
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.browser import chromium  # noqa: F401
+from vz_ray.config.serve import GuardConfig
+from vz_ray.serve.guard import PAGE_POLICY, protect
+from vz_ray.serve.keys import KeyRing, add_key, new_key
+from vz_ray.serve.page import page_assets, page_router
+
+ASSETS = {path: asset.content.decode() for path, asset in page_assets().items()}
+REFERENCE = {
+    "text/html": re.compile(r'(?:href|src)="([^"#]+)"'),
+    "text/javascript": re.compile(r'(?:from|import) "([^"]+)"'),
+    "text/css": re.compile(r"url\(([^)]+)\)"),
+}
+
+
+def application(keys: KeyRing | None = None) -> FastAPI:
+    app = FastAPI()
+    app.include_router(page_router())
+    protect(app, GuardConfig(), keys)
+    return app
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    return TestClient(application(), base_url="http://127.0.0.1")
+
+
+# -- files ---------------------------------------------------------------------------
+
+
+def test_everything_that_the_page_names_is_served(client: TestClient):
+    seen, ahead = set(), ["/"]
+    while ahead:
+        path = ahead.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        kind = answer.headers["content-type"].partition(";")[0]
+        found = REFERENCE[kind].findall(answer.text) if kind in REFERENCE else []
+        ahead += [normpath(join(dirname(path), name)) for name in found]
+    assert seen <= set(ASSETS)
+    # The component of the episode browser, and no copy of it.
+    assert "/static/web/timeline.js" in seen
+    # Files that nothing leads to would be dead.
+    assert {path for path in ASSETS if "/web/" not in path} <= seen
+
+
+@pytest.mark.parametrize("path", ASSETS)
+def test_nothing_comes_from_elsewhere(path: str):
+    # The namespace of SVG is a name, not an address; the other is what an input shows while it is empty.
+    text = (
+        ASSETS[path]
+        .replace("http://www.w3.org/2000/svg", "")
+        .replace("https://…", "")
+        .replace("https?://.+", "")
+    )
+    assert not re.search(r"https?://|[\"'(]//\w", text)
+
+
+@pytest.mark.parametrize("path", ASSETS)
+def test_nothing_is_inline_and_no_text_becomes_markup(path: str):
+    text = ASSETS[path]
+    if path == "/":
+        assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
+        assert all(tag.endswith("></script>") for tag in re.findall(r"<script.*", text))
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text
+    )
+
+
+def test_headers(client: TestClient):
+    for path in ("/", "/static/main.js"):
+        answer = client.get(path)
+        assert answer.headers["content-security-policy"] == PAGE_POLICY
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        same = client.get(path, headers={"if-none-match": f'"other", W/{answer.headers["etag"]}'})
+        assert (same.status_code, same.content) == (304, b"")
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/index.html",
+        "/static/../page.py",
+        "/static/%2e%2e/page.py",
+        "/static/web/__init__.py",
+        "/static/",
+        "/page.css",
+    ],
+)
+def test_what_is_not_in_the_table_is_not_there(client: TestClient, path: str):
+    assert client.get(path).status_code == 404
+
+
+def test_the_page_needs_no_key(tmp_path):
+    _, key = new_key("alice")
+    add_key(tmp_path / "keys.json", key)
+    guarded = TestClient(application(KeyRing(tmp_path / "keys.json")), base_url="http://127.0.0.1")
+    assert {path: guarded.get(path).status_code for path in ASSETS} == dict.fromkeys(ASSETS, 200)
+    assert guarded.get("/session").json() == {"needs_key": True, "name": None}
+
+
+# -- pure parts, in a browser ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def module(chromium: Any) -> Iterator[Any]:  # noqa: F811
+    """Calls what a module of the page exports: `module("chat.js", "m => m.chosen('B', [])")`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application(), log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    page = chromium.new_page()
+    page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/static/sse.js")
+    yield lambda name, code, given=None: page.evaluate(
+        f"async (given) => ({code})(await import('/static/{name}'), given)", given
+    )
+    server.should_exit = True
+    thread.join()
+
+
+STREAM = (
+    ': a comment\n\ndata: {"a": "ä"}\n\nretry: 5000\ndata: one\ndata:two\n\n'
+    'event: x\ndata: {"b":1}\r\n\r\ndata: [DONE]\n\n'
+)
+EVENTS = [
+    {"data": '{"a": "ä"}', "retry": None},
+    {"data": "one\ntwo", "retry": 5000},
+    {"data": '{"b":1}', "retry": None},
+    {"data": "[DONE]", "retry": None},
+]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 1000])
+def test_events_are_the_same_however_the_stream_is_cut(module: Any, length: int):
+    pieces = [STREAM[at : at + length] for at in range(0, len(STREAM), length)]
+    code = (
+        "(m, pieces) => { const events = new m.Events(); return pieces.flatMap((one) => events.hear(one)); }"
+    )
+    assert module("sse.js", code, pieces) == EVENTS
+
+
+def test_an_event_that_has_not_ended_is_kept(module: Any):
+    code = "(m) => { const e = new m.Events(); return [e.hear('data: 1'), e.hear('\\n'), e.hear('\\n')]; }"
+    assert module("sse.js", code) == [[], [], [{"data": "1", "retry": None}]]
+
+
+def test_history_holds_answered_rounds_and_all_videos_first(module: Any):
+    given = {
+        "videos": [{"id": "file-1"}, {"id": None, "url": "https://a.example/v.mp4"}],
+        "rounds": [
+            {"question": "failed?", "answer": ""},
+            {"question": "one?", "answer": "1"},
+            {"question": "stopped?", "answer": ""},
+        ],
+    }
+    messages = module("chat.js", "(m, g) => m.messagesOf(g.videos, g.rounds, 'two?')", given)
+    assert messages == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "file", "file": {"file_id": "file-1"}},
+                {"type": "video_url", "video_url": {"url": "https://a.example/v.mp4"}},
+                {"type": "text", "text": "one?"},
+            ],
+        },
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two?"},
+    ]
+
+
+def test_a_request_is_what_the_server_reads(module: Any):
+    from vz_ray.serve.chat import read_request
+
+    messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
+    code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"
+    for zooms in (None, 0, 3):
+        asked = read_request(module("chat.js", code, zooms).encode())
+        assert asked.stream
+        assert asked.vz_ray.max_zooms == zooms
+        assert asked.vz_ray.thumbnails == 96
+
+
+@pytest.mark.parametrize(
+    ("question", "stem", "options"),
+    [
+        ("What flashes? A. disc B. ring", "What flashes?", [["A", "disc"], ["B", "ring"]]),
+        (
+            "Which?\nA) one\nB) two words\nC) three",
+            "Which?",
+            [["A", "one"], ["B", "two words"], ["C", "three"]],
+        ),
+        ("Who is J. S. Bach?", "Who is J. S. Bach?", []),
+        ("Is vitamin A. in it?", "Is vitamin A. in it?", []),
+        ("A. red B. blue D. none", "", [["A", "red"], ["B", "blue D. none"]]),
+    ],
+)
+def test_options_are_read_from_the_question(module: Any, question: str, stem: str, options: list[list[str]]):
+    assert module("chat.js", "(m, text) => m.optionsOf(text)", question) == {"stem": stem, "options": options}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("(b)", "B"),
+        ("B. ring", "B"),
+        ("Bring", ""),
+        ("C", ""),
+        ("", ""),
+        ("A ring", ""),
+        ("Ring", "B"),
+    ],
+)
+def test_the_option_that_an_answer_names(module: Any, answer: str, letter: str):
+    assert module("chat.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+
+
+def test_numbers_in_words(module: Any):
+    sizes = module("words.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
+    assert sizes == ["59 KB", "3.4 MB", "1.3 GB"]
+    spans = module("words.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
+    assert spans == ["1 s", "60 s", "3 min", "1 h 20 min"]

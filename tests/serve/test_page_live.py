@@ -1,0 +1,420 @@
+"""The page in a real Chromium, before a real server behind keys, whose agent does as its question says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import chromium  # noqa: F401
+from tests.serve.browsing import DESK, PHONE, Page, answered, ask, attach, axe, fits, shot, shown_at, until
+from tests.serve.running import Running, config_of, running
+from tests.video.making import Made, make
+from vz_ray.serve.keys import add_key, new_key
+
+QUESTION = "What flashes? {think 12} {zoom 2 4 2} {zoom 6 10 1} {answer B} A. disc B. ring C. cross"
+LONG = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
+MOST_GB = 0.001
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+    """A server behind a key, with that key; bodies of more than a megabyte are refused."""
+    folder = tmp_path_factory.mktemp("page")
+    secret, key = new_key("alice")
+    add_key(folder / "keys.json", key)
+    more = {"guard.keys": folder / "keys.json", "guard.upload_gb": MOST_GB}
+    with running(config_of(folder, **more), folder) as found:
+        yield found, secret
+
+
+@pytest.fixture
+def opened(chromium: Any, server: tuple[Running, str]) -> Iterator[Open]:  # noqa: F811
+    """Opens the page, signed in unless told otherwise; no test may leave a complaint in the console.
+
+    Chromium itself notes every response of 400 and above there; `refused` says how many of them a test wants.
+    """
+    said: list[str] = []
+    contexts, wanted = [], [0]
+
+    def make_page(
+        size: dict[str, int] = DESK, scheme: str = "light", *, key: bool = True, refused: int = 0
+    ) -> Page:
+        found, secret = server
+        wanted[0] = refused
+        context = chromium.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        if key:
+            answer = context.request.post(f"{found.url}/session", data={"key": secret})
+            assert answer.ok
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(found.url)
+        if key:
+            page.wait_for_selector("#model:has-text('zoomer@1')")
+        return page
+
+    yield make_page
+    for context in contexts:
+        context.close()
+    notes = [text for text in said if text.startswith("Failed to load resource")]
+    assert [text for text in said if text not in notes] == []
+    assert len(notes) == wanted[0], notes
+
+
+@pytest.fixture
+def video(server: tuple[Running, str]) -> Path:
+    return server[0].video
+
+
+# -- asking ---------------------------------------------------------------------------
+
+
+def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    # Bars are watched from inside, since the first may be complete before a test could look.
+    page.evaluate(
+        """() => {
+             window.bars = [];
+             const note = (bar) => window.bars.push(`${bar.getAttribute('aria-label')}|${bar.dataset.state}`);
+             const lanes = document.getElementById('lanes');
+             new MutationObserver(() => lanes.querySelectorAll('.tl-zoom').forEach(note))
+               .observe(lanes, { subtree: true, childList: true, attributes: true });
+           }"""
+    )
+    found = answered(page, QUESTION)
+    bars = page.evaluate("window.bars")
+    assert "Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending" in bars
+    assert bars.index("Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending") < bars.index(
+        "Turn 1: 0:02 to 0:04 at 2 fps|"
+    )
+    assert [bar.get_attribute("aria-label") for bar in page.locator(".tl-zoom").all()] == [
+        "Turn 1: 0:02 to 0:04 at 2 fps",
+        "Turn 2: 0:06 to 0:10 at 1 fps",
+    ]
+    assert page.locator(".tl-tick").count() == 6
+    strips = found.locator(".strip")
+    until(lambda: strips.count() == 3, "three strips")
+    times = [strip.locator("time").all_text_contents() for strip in strips.all()]
+    assert times[1] == ["0:02", "0:02.5", "0:03", "0:03.5"]
+    assert times[2] == ["0:06", "0:07", "0:08", "0:09"]
+    assert all(found.locator(".strip img").evaluate_all("all => all.map((one) => one.naturalWidth > 0)"))
+    assert found.locator(".thought").all_text_contents() == [" ".join(["see"] * 12), "see", "see"]
+    assert found.locator(".answer").text_content().split() == ["B", "ring"]
+    assert found.locator(".options .chosen").inner_text().split() == ["B", "ring"]
+    facts = dict(
+        zip(found.locator("dt").all_text_contents(), found.locator("dd").all_text_contents(), strict=True)
+    )
+    assert (facts["frames"], facts["zooms"], facts["model"]) == ("14", "2", "zoomer@1")
+    assert float(facts["time"].removesuffix(" s")) > 0
+    assert int(facts["tokens"]) > 14
+    assert page.get_by_role("status").inner_text() == "Answer: B ring"
+    shot(page, "answered")
+
+
+def test_a_click_on_a_frame_or_a_bar_shows_that_moment(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    found = answered(page, QUESTION)
+    found.get_by_role("button", name="Frame at 0:07").click()
+    # The video's frames lie on a grid of 25 a second, and 7 s is one of them.
+    until(lambda: shown_at(page) == 7.0, "7 s")
+    assert found.locator(".strip").nth(2).locator("li.at time").inner_text() == "0:07"
+    page.get_by_role("button", name="Turn 1: 0:02 to 0:04 at 2 fps").click()
+    until(lambda: shown_at(page) == 2.0, "2 s")
+    page.locator(".tl-overview").click(position={"x": 5, "y": 10})
+    until(lambda: shown_at(page) < 0.5, "the beginning")
+    assert page.evaluate("document.querySelector('video').src").startswith("blob:")
+    assert page.evaluate("document.querySelector('video').error") is None
+
+
+def test_a_follow_up_takes_the_history_along(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    answered(page, "What is it? {answer a disc}")
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request) if request.url.endswith("completions") else None)
+    second = answered(page, "Sure? {zoom 2 4 2} {answer yes}")
+    assert second.locator(".answer").inner_text() == "yes"
+    messages = json.loads(sent[0].post_data)["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert [part["type"] for part in messages[0]["content"]] == ["file", "text"]
+    assert messages[1:] == [
+        {"role": "assistant", "content": "a disc"},
+        {"role": "user", "content": "Sure? {zoom 2 4 2} {answer yes}"},
+    ]
+    assert page.locator(".tl-zoom").count() == 1
+    page.get_by_role("button", name="Show on the timeline").click()
+    assert page.locator(".tl-zoom").count() == 0
+    shot(page, "follow-up")
+
+
+def test_several_videos_each_have_a_timeline(opened: Open, server: tuple[Running, str], video: Path):
+    page = opened()
+    attach(page, video, make(server[0].folder, Made("w.mp4", frames=100)))
+    found = answered(page, "{zoom 1 3 2 2} {answer B}")
+    bar = page.get_by_role("button", name="Turn 1: 0:01 to 0:03 at 2 fps")
+    assert "w.mp4" in page.locator(".lane", has=bar).inner_text()
+    assert "of w.mp4" in found.locator(".step", has_text="Turn 1").inner_text()
+    bar.click()
+    until(lambda: page.evaluate("document.querySelector('video').duration") == 4.0, "the second video")
+    until(lambda: shown_at(page) == 1.0, "1 s")
+    shot(page, "two-videos")
+
+
+def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    page.reload()
+    page.locator(".shelf-use").first.click()
+    until(lambda: page.evaluate("document.querySelector('video').duration") == 12.0, "12 s")
+    found = answered(page, "{zoom 6 10 1} {answer B}")
+    found.get_by_role("button", name="Frame at 0:09").click()
+    until(
+        lambda: shown_at(page) == 9.0 and not page.evaluate("document.querySelector('video').seeking"), "9 s"
+    )
+    assert re.search(
+        r"/v1/files/file-\w+/content$", page.evaluate("document.querySelector('video').currentSrc")
+    )
+    page.get_by_role("button", name="New chat").click()
+    before = page.locator(".shelf-use").count()
+    page.locator(".shelf .icon").first.click()
+    page.get_by_role("button", name="Delete v.mp4 from the server").filter(has_text="Delete?").click()
+    until(lambda: page.locator(".shelf-use").count() == before - 1, "one file less")
+
+
+def test_zooms_can_be_limited(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    page.locator("#zooms").select_option("none")
+    found = answered(page, QUESTION)
+    assert page.locator(".tl-zoom").count() == 0
+    assert "Refused" in found.locator(".step").nth(1).inner_text()
+    assert "gave no answer" in found.locator(".foot").inner_text()
+    shot(page, "refused")
+
+
+# -- stopping, starting again ------------------------------------------------------------
+
+
+def in_progress(page: Page, url: str) -> float:
+    text = page.request.get(f"{url}/metrics").text()
+    line = next(line for line in text.splitlines() if line.startswith("vz_ray_requests_in_progress"))
+    return float(line.split()[-1])
+
+
+def test_stopping_frees_the_server(opened: Open, server: tuple[Running, str], video: Path):
+    page = opened()
+    attach(page, video)
+    found = ask(page, LONG)
+    found.locator(".look").wait_for()
+    page.keyboard.press("Escape")
+    found.get_by_text("Stopped. It is not part of the chat.").wait_for()
+    assert found.locator(".answer").is_hidden()
+    until(lambda: in_progress(page, server[0].url) == 0, "no request under way")
+    assert page.locator("#ask").is_visible()
+    found.get_by_role("button", name="Ask again").click()
+    page.locator(".look").wait_for()
+    shot(page, "streaming")
+    page.locator("dl.facts").wait_for()
+    assert page.locator("article.round").count() == 1
+    assert page.locator(".answer").inner_text() == "A"
+
+
+def test_a_new_chat_begins_with_nothing(opened: Open, video: Path):
+    page = opened()
+    attach(page, video)
+    answered(page, "{answer B}")
+    page.get_by_role("button", name="New chat").click()
+    assert page.locator("article.round, li.video").count() == 0
+    assert page.get_by_role("heading", name="Ask about a video").is_visible()
+    assert page.get_by_role("button", name="Choose a video").evaluate("one => one === document.activeElement")
+
+
+# -- what goes wrong ----------------------------------------------------------------------
+
+
+def test_what_is_no_video_is_said_beside_it(opened: Open, tmp_path: Path, video: Path):
+    page = opened(refused=1)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"\0\0\0\x18ftypmp42" + b"x" * 3000)
+    page.set_input_files("input[type=file]", broken)
+    page.locator("li.video.failed").wait_for()
+    assert "not a video" in page.locator("li.video").inner_text()
+    assert not page.get_by_role("button", name="Try again").is_visible()
+    attach(page, video)
+    ask(page, "What? {answer B}")
+    assert "broken.mp4 is not on the server" in page.locator("#missing").inner_text()
+    assert page.input_value("#question") == "What? {answer B}"
+    shot(page, "broken-upload")
+    page.get_by_role("button", name="Remove broken.mp4").click()
+    page.locator("#ask").click()
+    page.locator("dl.facts").wait_for()
+
+
+def test_an_address_that_the_server_does_not_open(opened: Open):
+    page = opened(refused=1)
+    page.get_by_label("By address").fill("http://127.0.0.1:9/talks/one.mp4")
+    page.keyboard.press("Enter")
+    found = ask(page, "What?")
+    alert = found.get_by_role("alert")
+    alert.wait_for()
+    assert "cannot be opened" in alert.inner_text()
+    assert alert.get_by_role("button").count() == 0
+    page.get_by_role("button", name="Remove one.mp4").click()
+    shot(page, "address")
+
+
+def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: Path):
+    """The answer is the server's own form, put in its place: to fill a real queue takes 100 requests."""
+    page = opened(refused=1)
+    attach(page, video)
+    error = {
+        "message": "64 requests are waiting already; try again later.",
+        "type": "server_error",
+        "code": "overloaded",
+    }
+    full = {"status": 503, "headers": {"retry-after": "7"}, "json": {"error": error}}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**full), times=1)
+    found = ask(page, "{answer B}")
+    assert "64 requests are waiting" in found.get_by_role("alert").inner_text()
+    assert re.search("best in [67] s", found.inner_text())
+    shot(page, "overloaded")
+    within = {"status": 200, "content_type": "text/event-stream"}
+    body = f"retry: 3000\ndata: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**within, body=body), times=1)
+    found.get_by_role("button", name="Try again").click()
+    until(lambda: re.search("best in [23] s", page.locator("article.round").inner_text()), "3 s")
+    page.get_by_role("button", name="Try again").click()
+    page.locator("dl.facts").wait_for()
+    assert page.locator("article.round").count() == 1
+    assert page.locator(".answer").inner_text() == "B"
+
+
+def test_a_server_that_is_gone_is_said(opened: Open, video: Path):
+    page = opened(refused=1)
+    attach(page, video)
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    found = ask(page, "{answer B}")
+    assert "The server does not answer" in found.get_by_role("alert").inner_text()
+    assert found.get_by_role("button", name="Try again").is_visible()
+
+
+def test_the_key_is_asked_for_once(opened: Open, server: tuple[Running, str], video: Path):
+    page = opened(key=False, refused=1)
+    box = page.get_by_role("dialog", name="This server asks for a key")
+    box.wait_for()
+    assert axe(page) == []
+    shot(page, "key")
+    page.keyboard.type("vz-wrong")
+    page.keyboard.press("Enter")
+    box.get_by_text("not valid").wait_for()
+    page.keyboard.type(server[1])
+    page.keyboard.press("Enter")
+    box.wait_for(state="detached")
+    page.wait_for_selector("#model:has-text('zoomer@1')")
+    attach(page, video)
+    assert answered(page, "{answer B}").locator(".answer").inner_text() == "B"
+    page.get_by_role("button", name="Sign out").click()
+    box.wait_for()
+
+
+def test_a_session_that_ends_is_opened_again_and_the_question_goes_on(
+    opened: Open, server: tuple[Running, str], video: Path
+):
+    page = opened(refused=1)
+    attach(page, video)
+    page.context.clear_cookies()
+    found = ask(page, "{answer B}")
+    box = page.get_by_role("dialog", name="This server asks for a key")
+    box.wait_for()
+    page.keyboard.type(server[1])
+    page.keyboard.press("Enter")
+    found.locator("dl.facts").wait_for()
+    assert found.locator(".answer").inner_text() == "B"
+
+
+# -- for everyone -------------------------------------------------------------------------------
+
+
+def test_with_the_keyboard_alone(opened: Open, video: Path):
+    page = opened()
+    focused = "document.activeElement.textContent + (document.activeElement.getAttribute('aria-label') ?? '')"
+
+    def tab_to(words: str, key: str = "Tab") -> None:
+        for _ in range(80):
+            page.keyboard.press(key)
+            if words in page.evaluate(focused):
+                outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert outline != "none", words
+                return
+        raise AssertionError(f"{words} is not reached")
+
+    tab_to("Choose a video")
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Enter")
+    chosen.value.set_files(video)
+    page.locator("li.video .video-words", has_text="KB").wait_for()
+    page.keyboard.type(QUESTION)  # The question has the focus once there is a video.
+    page.keyboard.press("Control+Enter")
+    page.locator("dl.facts").wait_for()
+    tab_to("Frame at 0:07", "Shift+Tab")
+    page.keyboard.press("Enter")
+    until(lambda: shown_at(page) == 7.0, "7 s")
+    tab_to("Turn 1: 0:02", "Shift+Tab")
+    page.keyboard.press("Space")
+    until(lambda: shown_at(page) == 2.0, "2 s")
+    tab_to("Add video")
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog", name="Add a video").wait_for()
+    page.keyboard.press("Escape")
+    tab_to("New chat", "Shift+Tab")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("heading", name="Ask about a video").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("where", "size"), [("desk", DESK), ("phone", PHONE)])
+def test_it_can_be_used_by_everyone_at_every_size(
+    opened: Open, video: Path, scheme: str, where: str, size: dict[str, int]
+):
+    page = opened(size, scheme)
+    page.wait_for_selector(".example")
+    assert (axe(page), fits(page)) == ([], True)
+    shot(page, f"empty-{where}-{scheme}")
+    attach(page, video)
+    assert (axe(page), fits(page)) == ([], True)
+    shot(page, f"attached-{where}-{scheme}")
+    answered(page, QUESTION)
+    answered(
+        page,
+        "And then? {zoom 8 9 4} {zoom 30 40 1} {answer A word about it, or two, as long as an answer is}",
+    )
+    page.locator("article.round .strip").nth(4).wait_for()
+    assert (axe(page), fits(page)) == ([], True)
+    shot(page, f"done-{where}-{scheme}")
+    page.get_by_role("button", name="Add video").click()
+    assert (axe(page), fits(page)) == ([], True)
+    shot(page, f"adding-{where}-{scheme}")
+
+
+def test_on_a_phone_the_player_stays_in_sight(opened: Open, video: Path):
+    page = opened(PHONE)
+    attach(page, video)
+    found = answered(page, QUESTION)
+    frame = found.get_by_role("button", name="Frame at 0:09")
+    frame.scroll_into_view_if_needed()
+    frame.click()
+    until(lambda: shown_at(page) == 9.0, "9 s")
+    box = page.locator("video").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + box["height"] < PHONE["height"] / 2
+    assert [bar.inner_text() for bar in page.locator(".tl-zoom").all()] == ["1", "2"]
