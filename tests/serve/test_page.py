@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -17,9 +18,11 @@ from fastapi.testclient import TestClient
 
 from tests.browser import chromium  # noqa: F401
 from vz_ray.config.serve import GuardConfig
+from vz_ray.serve.errors import invalid_request, overloaded
 from vz_ray.serve.guard import PAGE_POLICY, protect
 from vz_ray.serve.keys import KeyRing, add_key, new_key
 from vz_ray.serve.page import page_assets, page_router
+from vz_ray.serve.replies import sse
 
 ASSETS = {path: asset.content.decode() for path, asset in page_assets().items()}
 REFERENCE = {
@@ -167,6 +170,15 @@ def test_events_are_the_same_however_the_stream_is_cut(module: Any, length: int)
 def test_an_event_that_has_not_ended_is_kept(module: Any):
     code = "(m) => { const e = new m.Events(); return [e.hear('data: 1'), e.hear('\\n'), e.hear('\\n')]; }"
     assert module("sse.js", code) == [[], [], [{"data": "1", "retry": None}]]
+
+
+def test_a_stream_that_is_refused_says_when_to_ask_again(module: Any):
+    refused = overloaded("64 requests are waiting already.", 5.0, status=503)
+    text = sse(refused.body(), refused.retry_after_s)
+    (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", text)
+    assert (json.loads(event["data"]), event["retry"]) == (refused.body(), 5000)
+    (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", sse(invalid_request("no").body()))
+    assert event["retry"] is None
 
 
 def test_history_holds_answered_rounds_and_all_videos_first(module: Any):

@@ -1,4 +1,7 @@
-"""The page in a real Chromium, before a real server behind keys, whose agent does as its question says."""
+"""The page in a real Chromium, before a real server behind keys, whose agent does as its question says.
+
+One file, since each would start a server of its own.
+"""
 
 from __future__ import annotations
 
@@ -239,7 +242,64 @@ def test_a_new_chat_begins_with_nothing(opened: Open, video: Path):
     assert page.get_by_role("button", name="Choose a video").evaluate("one => one === document.activeElement")
 
 
+# -- videos ---------------------------------------------------------------------------------
+
+
+def test_an_upload_says_how_long_it_will_take_and_a_question_waits_for_it(opened: Open, video: Path):
+    page = opened()
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 20_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    page.set_input_files("input[type=file]", video)
+    found = ask(page, "{answer B}")
+    assert found.locator(".state").inner_text() == "Waiting for the video"
+    words = page.locator(".video-words")
+    until(lambda: re.search(r"^Uploading \d+ % of 90 KB, \d+ s left$", words.inner_text()), "time left")
+    shot(page, "uploading")
+    found.locator("dl.facts").wait_for()
+    assert found.locator(".answer").inner_text() == "B"
+
+
+def test_files_are_dropped_anywhere(opened: Open, video: Path):
+    page = opened()
+    page.evaluate(
+        """(bytes) => {
+             const dataTransfer = new DataTransfer();
+             dataTransfer.items.add(new File([new Uint8Array(bytes)], "dropped.mp4", { type: "video/mp4" }));
+             dataTransfer.items.add(new File(["x"], "notes.txt", { type: "text/plain" }));
+             for (const kind of ["dragover", "drop"])
+               document.querySelector("header").dispatchEvent(
+                 new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }));
+           }""",
+        list(video.read_bytes()),
+    )
+    page.locator("li.video .video-words", has_text="KB").wait_for()
+    assert page.locator("li.video .video-name").all_text_contents() == ["dropped.mp4"]
+    assert page.get_by_text("notes.txt: not a video.").is_visible()
+
+
+def test_of_a_video_that_the_browser_cannot_play_the_frames_are_shown(
+    opened: Open, server: tuple[Running, str]
+):
+    page = opened()
+    attach(page, make(server[0].folder, Made("old.avi", codec="mpeg4", frames=200)))
+    page.get_by_text("This browser cannot play this kind of video; the agent can.").wait_for()
+    found = answered(page, "{zoom 2 4 2} {answer B}")
+    frame = found.get_by_role("button", name="Frame at 0:03.5")
+    frame.click()
+    assert page.locator(".still").get_attribute("src") == frame.locator("img").get_attribute("src")
+    assert page.locator(".still").evaluate("one => one.naturalWidth > 0")
+    shot(page, "unplayable")
+
+
 # -- what goes wrong ----------------------------------------------------------------------
+
+
+def test_a_file_that_is_too_large_is_refused_in_words(opened: Open, tmp_path: Path):
+    page = opened(refused=1)
+    (tmp_path / "large.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(3_000_000))
+    page.set_input_files("input[type=file]", tmp_path / "large.mp4")
+    page.locator("li.video.failed", has_text="larger than").wait_for()
+    assert not page.get_by_role("button", name="Try again").is_visible()
 
 
 def test_what_is_no_video_is_said_beside_it(opened: Open, tmp_path: Path, video: Path):

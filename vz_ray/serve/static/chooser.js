@@ -1,7 +1,8 @@
 /**
  * Where videos come from: files of this machine, an address, or what was uploaded before.
  *
- *   const source = chooser({ onVideo: (given) => {} });   // `given` as Video takes it
+ *   const source = chooser({ onVideo: (given) => {},       // `given` as Video takes it
+ *                            onProblem: (words) => {} });  // which cannot be shown here, out of sight
  *   page.append(source.element); await source.refresh();
  *   acceptDrops(onFiles);                                 // anywhere on the page, and pasted files
  */
@@ -13,16 +14,17 @@ const KINDS = "video/*,.mp4,.m4v,.mov,.mkv,.webm,.avi,.ts,.mpg,.mpeg,.flv";
 /** Earlier uploads that are shown at once. */
 const SHOWN = 6;
 
-export function chooser({ onVideo }) {
+export function chooser({ onVideo, onProblem }) {
   const problem = el("p.warn", { role: "alert", hidden: true });
   const says = (words) => {
     problem.textContent = words;
     problem.hidden = !words;
+    if (words && !element.checkVisibility()) onProblem(words);
   };
   const take = (files) => {
     const wrong = [...files].filter((file) => file.type && !file.type.startsWith("video/"));
-    says(wrong.length ? `${wrong.map((file) => file.name).join(", ")}: not a video.` : "");
     for (const file of files) if (!wrong.includes(file)) onVideo({ file });
+    says(wrong.length ? `${wrong.map((file) => file.name).join(", ")}: not a video.` : "");
   };
   const earlier = shelf(onVideo, says);
   const element = el("div.chooser", {}, picker(take), byAddress(onVideo), problem, earlier.element);

@@ -27,7 +27,7 @@ const narrow = matchMedia("(max-width: 860px)");
 const question = byId("question");
 
 const screen = player((video, seconds) => shown?.setNow(video, seconds));
-const source = chooser({ onVideo: attach });
+const source = chooser({ onVideo: attach, onProblem: missing });
 let videos = []; // Of this chat: { video, card, index }.
 let rounds = [];
 let shown = null; // The looks on stage: of a round, or those before the first.
