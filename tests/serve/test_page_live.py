@@ -274,7 +274,7 @@ def test_files_are_dropped_anywhere(opened: Open, video: Path):
     )
     page.locator("li.video .video-words", has_text="KB").wait_for()
     assert page.locator("li.video .video-name").all_text_contents() == ["dropped.mp4"]
-    assert page.get_by_text("notes.txt: not a video.").is_visible()
+    assert page.locator("#missing", has_text="notes.txt: not a video.").is_visible()
 
 
 def test_of_a_video_that_the_browser_cannot_play_the_frames_are_shown(

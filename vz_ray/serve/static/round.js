@@ -132,6 +132,7 @@ export class Round {
     this.#close("no clip came");
     const { status, finish, gated, usage, seconds, model } = this.#facts;
     const short = finish === "length" ? "Cut off: the room for its tokens ran out." : status === "no_answer" ? "It gave no answer; this is what it said." : "";
+    this.reply.classList.toggle("none", short !== "");
     if (short) this.foot.append(el("p.warn", {}, short));
     else if (gated) this.foot.append(el("p.aside", {}, "Answered from the first look: it was sure enough not to zoom."));
     const facts = [
