@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -266,6 +267,18 @@ async def test_what_a_server_that_died_had_begun_is_gone_at_the_next_start(tmp_p
     assert left == [f"{stored.id}.json", f"{stored.id}.png", "notes.txt"]
     FileStore(directory, 2**30, 1, 2**30)
     assert store.get(stored.id, "alice") == stored
+
+
+async def test_expired_files_go_though_nobody_asks_for_them(tmp_path):
+    store = FileStore(tmp_path, 2**30, 1, 2**30)
+    sweeping = asyncio.create_task(store.keep_swept(every_s=0.01))
+    async with store.incoming("alice") as incoming:
+        incoming.write(PNG)
+        incoming.finish()
+        store.add(incoming, "a.png", "vision", expires_s=0)
+    while any(tmp_path.iterdir()):
+        await asyncio.sleep(0.01)
+    sweeping.cancel()
 
 
 async def test_facts_that_are_damaged_take_their_file_with_them(tmp_path):
