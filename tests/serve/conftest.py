@@ -101,7 +101,7 @@ def application(served: Served, guard: GuardConfig, store: FileStore, files: Fil
 
     @app.post("/v1/ask")
     async def ask(body: Ask, request: Request) -> dict[str, Any]:
-        async with Media(store, owner(request), rules, files) as media:
+        async with Media(store, owner(request), rules, files.roots) as media:
             for place, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
                 if url:
                     source = await media.resolve(url, kind, f"content.{place}")

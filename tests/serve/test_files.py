@@ -276,8 +276,11 @@ async def test_expired_files_go_though_nobody_asks_for_them(tmp_path):
         incoming.write(PNG)
         incoming.finish()
         store.add(incoming, "a.png", "vision", expires_s=0)
-    while any(tmp_path.iterdir()):
+    for _ in range(1000):
         await asyncio.sleep(0.01)
+        if not any(tmp_path.iterdir()):
+            break
+    assert not any(tmp_path.iterdir())
     sweeping.cancel()
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 
 from vz_ray import cli
-from vz_ray.config.serve import GuardConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.serve.keys import KeyRing, add_key, as_variable, new_key, read_keys, revoke_key
 
@@ -66,12 +65,12 @@ def test_an_expired_key_opens_nothing(file):
 def test_the_environment_holds_keys_too(file):
     (secret, key), (late, expired) = new_key("pod"), new_key("late")
     told = f"{as_variable(key)}, {as_variable(replace(expired, expires_at=1.0))}"
-    ring = KeyRing.configured(GuardConfig(keys_env="KEYS"), {"KEYS": told})
+    ring = KeyRing.configured("", "KEYS", {"KEYS": told})
     assert ring.check(secret).name == "pod"
     assert ring.check(late) is None
-    assert KeyRing.configured(GuardConfig(keys_env="KEYS"), {"VZ_RAY_KEYS": told}) is None
+    assert KeyRing.configured("", "KEYS", {"OTHER": told}) is None
     with pytest.raises(UserError, match="there are no keys at"):
-        KeyRing.configured(GuardConfig(keys=str(file)), {})
+        KeyRing.configured(str(file), "KEYS", {})
 
 
 def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated():

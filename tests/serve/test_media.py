@@ -9,7 +9,6 @@ import pytest
 
 from tests.serve.conftest import refusal
 from tests.serve.test_files import PNG, send
-from vz_ray.config.serve import FilesConfig
 from vz_ray.serve.errors import ApiError
 from vz_ray.serve.keys import add_key, new_key
 from vz_ray.serve.media import Media
@@ -89,7 +88,7 @@ def test_what_is_sent_inline_is_there_for_the_request_and_gone_after_it(serve, v
     ids=range(15),
 )
 async def test_inline_media_that_are_not_what_they_say_are_refused(store, kind, url, status, code):
-    async with Media(store, "alice", RemoteRules(), FilesConfig()) as media:
+    async with Media(store, "alice", RemoteRules()) as media:
         with pytest.raises(ApiError) as caught:
             await media.resolve(url, kind, "content.0")
         assert (caught.value.status, caught.value.param) == (status, "content.0")
@@ -160,7 +159,7 @@ async def test_inline_media_that_are_not_what_they_say_are_refused(store, kind, 
 )
 async def test_what_is_no_public_url_is_refused_without_a_word_about_the_server(store, url):
     for kind in ("video", "image"):
-        async with Media(store, "alice", RemoteRules(), FilesConfig()) as media:
+        async with Media(store, "alice", RemoteRules()) as media:
             with pytest.raises(ApiError) as caught:
                 await media.resolve(url, kind)
         assert caught.value.status == 400
@@ -172,14 +171,14 @@ async def test_what_is_no_public_url_is_refused_without_a_word_about_the_server(
     "url", ["https://example.org/v.mp4?a=b", "http://93.184.215.14:81/v", "HTTPS://Example.org/v"]
 )
 async def test_public_urls_are_left_to_the_decoders(store, url):
-    async with Media(store, "alice", RemoteRules(), FilesConfig()) as media:
+    async with Media(store, "alice", RemoteRules()) as media:
         source = await media.resolve(url, "image")
         assert (source.uri, source.medium) == (url, "image")
 
 
 async def test_only_hosts_that_are_allowed_are_named(store):
     rules = RemoteRules(hosts=("example.org",))
-    async with Media(store, "alice", rules, FilesConfig()) as media:
+    async with Media(store, "alice", rules) as media:
         assert (await media.resolve("https://example.org/v", "video")).uri
         for host in ("example.com", "example.org.", "www.example.org", "example.org.evil.example"):
             with pytest.raises(ApiError):
@@ -188,7 +187,7 @@ async def test_only_hosts_that_are_allowed_are_named(store):
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}"])
 async def test_files_inside_the_roots_are_found_by_their_real_paths(store, root, form):
-    async with Media(store, "alice", RemoteRules(), FilesConfig(roots=[str(root)])) as media:
+    async with Media(store, "alice", RemoteRules(), [str(root)]) as media:
         for name in ("a b.mp4", "inside.mp4", "../videos/a b.mp4"):
             path = f"{root}/{name}".replace(" ", "%20" if form != "{}" else " ")
             assert (await media.resolve(form.format(path), "video")).uri == f"{root}/a b.mp4"
@@ -209,7 +208,7 @@ async def test_files_inside_the_roots_are_found_by_their_real_paths(store, root,
     ],
 )
 async def test_neither_links_nor_dots_lead_out_of_the_roots(store, root, name):
-    async with Media(store, "alice", RemoteRules(), FilesConfig(roots=[str(root)])) as media:
+    async with Media(store, "alice", RemoteRules(), [str(root)]) as media:
         plain = f"{root}/{name}"
         for url in (plain, f"file://{plain}", f"file://{plain}".replace("..", "%2e%2e")):
             with pytest.raises(ApiError) as caught:
@@ -220,7 +219,7 @@ async def test_neither_links_nor_dots_lead_out_of_the_roots(store, root, name):
 
 async def test_what_is_outside_the_roots_is_told_alike_whether_it_is_there_or_not(store, root):
     told = set()
-    async with Media(store, "alice", RemoteRules(), FilesConfig(roots=[str(root)])) as media:
+    async with Media(store, "alice", RemoteRules(), [str(root)]) as media:
         for path in (root.parent / "videos-secret" / "a b.mp4", root.parent / "nothing", Path("/etc/passwd")):
             with pytest.raises(ApiError) as caught:
                 await media.resolve(str(path), "video")
@@ -229,7 +228,7 @@ async def test_what_is_outside_the_roots_is_told_alike_whether_it_is_there_or_no
 
 
 async def test_a_request_shows_so_many_media_and_no_more(store):
-    async with Media(store, "alice", RemoteRules(), FilesConfig()) as media:
+    async with Media(store, "alice", RemoteRules()) as media:
         for _ in range(64):
             await media.resolve("https://example.org/v", "video")
         with pytest.raises(ApiError, match="64 videos and images"):

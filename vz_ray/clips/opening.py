@@ -27,16 +27,12 @@ def open_reader(config: ClipsConfig) -> ClipReader:
 
 def sources(config: ClipsConfig) -> Sources:
     """Where videos may come from."""
-    root = cache_directory(config.disk_dir) / "downloads"
-    return Sources(Downloads(root, int(config.downloads_gb * 2**30), remote_rules(config)), config.roots)
-
-
-def remote_rules(config: ClipsConfig) -> RemoteRules:
-    """Which URLs are fetched."""
-    return RemoteRules(
+    rules = RemoteRules(
         schemes=tuple(config.schemes),
         hosts=tuple(config.hosts),
         private_hosts=tuple(config.private_hosts),
         file_bytes=int(config.download_gb * 2**30),
         seconds=config.download_s,
     )
+    root = cache_directory(config.disk_dir) / "downloads"
+    return Sources(Downloads(root, int(config.downloads_gb * 2**30), rules), config.roots)

@@ -27,7 +27,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vz_ray.config.serve import GuardConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import write_atomic
 
@@ -100,14 +99,14 @@ class KeyRing:
             self._seen, self._read = _stamp(self._file), read_keys(self._file)
 
     @classmethod
-    def configured(cls, config: GuardConfig, environment: Mapping[str, str]) -> KeyRing | None:
+    def configured(cls, file: str, variable: str, environment: Mapping[str, str]) -> KeyRing | None:
         """The ring that a configuration asks for; None where there are no keys at all.
 
         Raises:
             UserError: As the ring itself.
         """
-        told = environment.get(config.keys_env, "")
-        return cls(config.keys or None, told) if config.keys or told.strip() else None
+        told = environment.get(variable, "")
+        return cls(file or None, told) if file or told.strip() else None
 
     def keys(self) -> tuple[Key, ...]:
         """All that are not revoked; none of a file that can no longer be read, so that it fails closed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +22,6 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 
-from vz_ray.config.serve import FilesConfig
 from vz_ray.serve.errors import ApiError, from_video_error, invalid_request, not_found, too_large
 from vz_ray.serve.sniff import DECLARED, Medium
 from vz_ray.serve.store import FileStore, Incoming
@@ -57,16 +57,16 @@ class Media:
         store: Uploads, and where inline media lie meanwhile.
         owner: Whose request it is.
         rules: Which URLs are fetched; those of the clip pool.
-        files: Says in which directories files may be named by their paths.
+        roots: Directories in which files may be named by their paths; none refuses paths.
 
     Example:
-        async with Media(store, owner(request), rules, config.files) as media:
+        async with Media(store, owner(request), rules, config.files.roots) as media:
             source = await media.resolve(part.video_url.url, "video", param="messages.0.content.1")
     """
 
-    def __init__(self, store: FileStore, owner: str, rules: RemoteRules, files: FilesConfig) -> None:
+    def __init__(self, store: FileStore, owner: str, rules: RemoteRules, roots: Sequence[str] = ()) -> None:
         self._store, self._owner, self._rules = store, owner, rules
-        self._roots = tuple(os.path.realpath(root) for root in files.roots)
+        self._roots = tuple(os.path.realpath(root) for root in roots)
         self._stack, self._found = AsyncExitStack(), 0
 
     async def __aenter__(self) -> Self:

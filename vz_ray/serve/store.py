@@ -285,7 +285,7 @@ class FileStore:
                 self.delete(stored)
 
     async def keep_swept(self, every_s: float = 3600.0) -> None:
-        """Sweeps now and then until it is cancelled; who serves runs it, since idle servers get no uploads."""
+        """Sweeps now and then until cancelled; who serves runs it, since an idle server gets no uploads."""
         while True:
             try:
                 await asyncio.to_thread(self.sweep)
