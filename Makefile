@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors test lint types format lock doctor clean
+.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -34,6 +34,10 @@ bench-rollout: .venv/.installed
 # Which frame selector shows what is asked about, at the same number of frames.
 bench-selectors: .venv/.installed
 	$(PY) -m benchmarks.selectors $(ARGS)
+
+# The served agent under load, against its bare engine.
+bench-serve: .venv/.installed
+	$(PY) -m benchmarks.serve $(ARGS)
 
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
 bench-schedule: .venv/.installed

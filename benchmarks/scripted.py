@@ -104,9 +104,9 @@ class ScriptedEngine(Engine):
     processors: ClassVar[Sequence[type]] = (FollowScript,)
     script: Callable[[str], Sequence[int]]
 
-    async def _generate(self, prompt: Any, params: Any, request: str, *, gated: bool = True) -> Any:
+    async def _generate(self, prompt: Any, params: Any, request: str, **how: Any) -> Any:
         params.extra_args = {FORCED: list(self.script(request))}
-        return await super()._generate(prompt, params, request, gated=gated)
+        return await super()._generate(prompt, params, request, **how)
 
 
 @dataclass

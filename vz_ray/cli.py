@@ -262,6 +262,68 @@ def evaluate(
 
 
 @app.command()
+def serve(arguments: Settings = None, dry_run: DryRun = False) -> None:
+    """Answers questions about videos: a page for people, an OpenAI-compatible endpoint for programs.
+
+    Example: vz-ray serve conf/serve/tiny.yaml model=runs/quickstart/models/rl
+
+    Example: vz-ray serve conf/serve/7b.yaml model=checkpoints/agent host=0.0.0.0 guard.keys=keys.json
+    """
+    from vz_ray.config.serve import ServeConfig
+    from vz_ray.serving import run_serve
+
+    run_serve(settings(ServeConfig, arguments, None, dry_run))
+
+
+@app.command()
+def roll(
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint directory of the new weights.", show_default=False)
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="Go back to the weights before.")] = False,
+    at: Annotated[Path, typer.Option(help="Logs of the running server.")] = Path("runs/serve"),
+) -> None:
+    """Gives a running server other weights without dropping a request, or those that it had before.
+
+    Example: vz-ray roll runs/quickstart/models/rl
+
+    Example: vz-ray roll --back
+    """
+    from vz_ray.serving import run_roll
+
+    if (model is None) != back:
+        raise UserError("give either the checkpoint of the new weights or --back")
+    run_roll(model, at)
+
+
+@app.command()
+def ask(
+    given: Annotated[
+        list[str],
+        typer.Argument(metavar="[VIDEO]... QUESTION", help="Files or URLs, then the question."),
+    ],
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="A config file or KEY=VALUE, for an engine started here."),
+    ] = None,
+    server: Annotated[str, typer.Option(help="Address of a server that runs.")] = "",
+    key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "",
+) -> None:
+    """Asks one question in the terminal, and shows every zoom as it happens.
+
+    Example: vz-ray ask talk.mp4 "What is on the second slide?" --server http://127.0.0.1:8000
+
+    Example: vz-ray ask talk.mp4 "Who speaks?" -s conf/serve/tiny.yaml -s model=runs/quickstart/models/rl
+    """
+    from vz_ray.asking import run_ask
+    from vz_ray.config.serve import ServeConfig
+
+    resolved = settings(ServeConfig, config, None, False)
+    *videos, question = given
+    run_ask(resolved, videos, question, server=server, key_env=key_env)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Writes report.html and summary.json of a run from what its stages left behind.
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.episode.conftest import make_clip
+from vz_ray.data.task import Chat
 from vz_ray.episode.trajectory import Context
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
@@ -86,7 +87,8 @@ def test_subtitles_stand_between_the_frames_that_show_them(wire):
 
 def test_pictures_of_a_question_follow_the_frames_of_the_video(wire):
     overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
-    context = wire.prompt("What is this?", overview, pictures=picture)
+    text = wire.question_text("What is this?", overview, pictures=picture)
+    context = wire.begun(wire.conversation(text, "", Chat()), (*overview, *picture))
     assert [ref.pts_s for ref in context.refs] == [0.0, 8.0, 3.0]
     assert wire.question_text("What?", overview, pictures=picture) == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
 

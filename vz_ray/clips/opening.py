@@ -27,12 +27,17 @@ def open_reader(config: ClipsConfig) -> ClipReader:
 
 def sources(config: ClipsConfig) -> Sources:
     """Where videos may come from."""
-    rules = RemoteRules(
+    root = cache_directory(config.disk_dir) / "downloads"
+    downloads = Downloads(root, int(config.downloads_gb * 2**30), remote_rules(config))
+    return Sources(downloads, config.roots)
+
+
+def remote_rules(config: ClipsConfig) -> RemoteRules:
+    """Which URLs are fetched."""
+    return RemoteRules(
         schemes=tuple(config.schemes),
         hosts=tuple(config.hosts),
         private_hosts=tuple(config.private_hosts),
         file_bytes=int(config.download_gb * 2**30),
         seconds=config.download_s,
     )
-    root = cache_directory(config.disk_dir) / "downloads"
-    return Sources(Downloads(root, int(config.downloads_gb * 2**30), rules), config.roots)

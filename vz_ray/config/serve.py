@@ -1,8 +1,13 @@
-"""Who may ask the served agent, how much they may send, and what it keeps of it."""
+"""The served agent: where it listens, what it plays with, how much it takes on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.config.run import RayConfig
 
 
 @dataclass
@@ -72,3 +77,87 @@ class FilesConfig:
                 raise ValueError(f"files.roots has {root!r}; give an absolute path")
             if not root.strip("/"):
                 raise ValueError("files.roots has '/', which is every file of the server; name directories")
+
+
+@dataclass
+class ServeConfig:
+    """One agent behind one endpoint."""
+
+    model: str = ""
+    """Checkpoint directory of the agent; every node must see it at this path."""
+    name: str = "zoomer"
+    """What requests call it; `name@3` is its third set of weights."""
+    host: str = "127.0.0.1"
+    """Address to listen on; other than loopback it needs API keys."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    logs: str = "runs/serve"
+    """Directory for the engines' logs, on each node."""
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """What an episode may do."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What each replica's engine is started with."""
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    """The decoders of each replica."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """The cluster."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Who may ask, and how much."""
+    files: FilesConfig = field(default_factory=FilesConfig)
+    """Uploads, and files of the server's that requests may name."""
+    temperature: float = 0.0
+    """Of requests that name none; 0 is greedy."""
+    min_replicas: int = 1
+    """Fewest engines."""
+    max_replicas: int = 1
+    """Most engines: further ones are started while requests wait."""
+    requests_per_replica: int = 32
+    """Requests that an engine plays at once."""
+    target_requests: int = 16
+    """Requests for each engine that further ones are started above."""
+    queue: int = 64
+    """Requests that may wait for a place; more are refused with status 503."""
+    retry_after_s: float = 5.0
+    """How long a refused client is asked to wait."""
+    cpus_per_replica: float = 1.0
+    """CPUs that Ray reserves for each engine."""
+    start_deadline_s: float = 600.0
+    """How long an engine may take to start."""
+    turn_deadline_s: float = 120.0
+    """How long a turn may take."""
+    episode_deadline_s: float = 600.0
+    """How long a request may take, from its first look at the video to the answer."""
+    drain_s: float = 120.0
+    """How long new weights wait for requests under way; those that take longer end with the new ones."""
+    max_messages: int = 256
+    """Most messages of a conversation."""
+    max_text: int = 200_000
+    """Most characters of a conversation's text."""
+    max_videos: int = 8
+    """Most videos of a request."""
+    max_pictures: int = 16
+    """Most pictures of a request."""
+    log_prompts: bool = False
+    """Write questions and answers to the log; they are left out of it otherwise."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_replicas", "requests_per_replica", "target_requests", "max_messages", "max_text"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, below min_replicas ({self.min_replicas}); raise it"
+            )
+        for name in ("retry_after_s", "start_deadline_s", "turn_deadline_s", "episode_deadline_s", "drain_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("queue", "temperature", "cpus_per_replica", "max_videos", "max_pictures", "port"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.name or "@" in self.name or "/" in self.name:
+            raise ValueError(f"name is {self.name!r}; it must be a word without '@' and '/'")
+        if self.episode.max_context > self.engine.max_model_len:
+            raise ValueError(
+                f"episode.max_context is {self.episode.max_context}, above engine.max_model_len "
+                f"({self.engine.max_model_len}): the engine would refuse long conversations"
+            )

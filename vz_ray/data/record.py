@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import AnswerType, Check, SubtitleFile, Task
+from vz_ray.data.task import AnswerType, Chat, Check, SubtitleFile, Task
 from vz_ray.episode.serialize import trajectory_from_dict, trajectory_to_dict
 from vz_ray.episode.trajectory import Trajectory
 
@@ -35,24 +35,32 @@ class EpisodeRecord:
 
 def task_to_dict(task: Task) -> dict[str, Any]:
     """`task` as JSON values; `extra` must hold nothing else."""
-    return {
+    data = {
         **asdict(task),
         "answer_type": task.answer_type.value,
         "events": [list(event) for event in task.events],
         "pictures": list(task.pictures),
         "checks": [[check.question, check.answer, check.answer_type.value] for check in task.checks],
+        "more_videos": list(task.more_videos),
     }
+    # Only what was asked in a chat has these.
+    for name, default in (("more_videos", []), ("chat", asdict(Chat()))):
+        if data[name] == default:
+            del data[name]
+    return data
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
     """The task that `task_to_dict` wrote."""
-    subtitles = data.get("subtitles")
+    subtitles, chat = data.get("subtitles"), data.get("chat", {})
     known = {
         "answer_type": AnswerType(data["answer_type"]),
         "events": tuple((start, end) for start, end in data["events"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
         "pictures": tuple(data.get("pictures", ())),
         "checks": tuple(Check(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
+        "more_videos": tuple(data.get("more_videos", ())),
+        "chat": Chat(chat.get("system", ""), tuple((q, a) for q, a in chat.get("past", ()))),
     }
     return Task(**{**data, **known})
 

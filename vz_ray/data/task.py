@@ -47,12 +47,25 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """What a conversation held before its question.
+
+    Attributes:
+        system: Instructions of whoever asks, beside the agent's own.
+        past: `(question, answer)` of earlier rounds, in order.
+    """
+
+    system: str = ""
+    past: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One question, with all that is needed to play and score it.
 
     Attributes:
         task_id: Unique within its data file.
-        video: Path or URL of the video.
+        video: Path or URL of the video; empty where a chat is about none.
         question: The text shown to the model, options included.
         answer: The ground truth: a letter, a number or a sentence.
         answer_type: How the answer is scored.
@@ -63,6 +76,8 @@ class Task:
         subtitles: Shown between the frames, where they are to be shown.
         pictures: Images that belong to the question, each a video of one frame; shown after the overview.
         checks: What a caption is asked; for `CAPTION` alone.
+        more_videos: Further videos that the question is about; zooms say which they mean.
+        chat: The conversation that the question goes on with, where there is one.
     """
 
     task_id: str
@@ -77,3 +92,10 @@ class Task:
     subtitles: SubtitleFile | None = None
     pictures: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    more_videos: tuple[str, ...] = ()
+    chat: Chat = Chat()
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        """All of them, in the order in which they are counted."""
+        return (self.video, *self.more_videos) if self.video else ()

@@ -56,6 +56,8 @@ class Episode:
     wire: WireFormat
     config: EpisodeConfig
     subtitles: tuple[Subtitle, ...] = ()
+    more: tuple[VideoInfo, ...] = ()
+    """Further videos that the question is about."""
     state: State = State.NEW
     turns: list[Turn] = field(default_factory=list)
     status: Status = Status.NO_ANSWER
@@ -65,10 +67,11 @@ class Episode:
 
     @property
     def overview(self) -> Overview:
+        """Of each video: several share what may be shown."""
         c = self.config
         # Pictures of the question are images too.
         frames = min(c.overview_frames, c.max_images - len(self.task.pictures))
-        return Overview(c.overview_fps, frames, c.overview_spread)
+        return Overview(c.overview_fps, max(1, frames // (1 + len(self.more))), c.overview_spread)
 
     @property
     def prompt(self) -> Prompt:
@@ -84,18 +87,20 @@ class Episode:
 
     # -- events -----------------------------------------------------------------
 
-    def begin(self, overview: Clip, pictures: tuple[Frame, ...] = ()) -> None:
-        """The overview has been decoded, and the pictures of the question."""
+    def begin(self, overview: Clip, pictures: tuple[Frame, ...] = (), more: tuple[Clip, ...] = ()) -> None:
+        """The overview has been decoded, those of further videos, and the pictures of the question."""
         self._expect(State.NEW)
         # Where the first round is the last one, there is no reply that could say so.
         notice = self.wire.wording.notice if self.config.max_rounds == 1 else ""
-        asked = (f"{self.task.question}{notice}", overview.frames, self.subtitles, pictures)
-        self._begun = self.wire.prompt(*asked)
-        shown = (*overview.frames, *pictures)
-        self._messages = [
-            Message("system", self.wire.wording.system),
-            Message("user", self.wire.question_text(*asked), shown),
-        ]
+        question, chat = f"{self.task.question}{notice}", self.task.chat
+        first = chat.past[0][0] if chat.past else question
+        further = tuple(clip.frames for clip in more)
+        opening = self.wire.question_text(first, overview.frames, self.subtitles, pictures, further)
+        said = self.wire.conversation(opening, question, chat)
+        shown = (*overview.frames, *(frame for frames in further for frame in frames), *pictures)
+        self._begun = self.wire.begun(said, shown)
+        self._messages = [Message(role, text) for role, text in said]
+        self._messages[1] = Message("user", opening, shown)
         self._compact = list(self._begun.compact_ids)
         self._frames: list[Frame] = list(shown)
         self._length = self._begun.length
@@ -113,6 +118,7 @@ class Episode:
             max_frames=self.config.max_zoom_frames,
             inclusive=self.config.format == "compat",
             fixed_fps=self.config.zoom_fps,
+            more_s=[video.duration_s for video in self.more],
         )
         zoom = self._admit(said.zoom) if isinstance(said.zoom, Zoom) else said.zoom
         self._pending = Turn(action, text, zoom, None, (seconds, 0.0), said.asked_fps)
@@ -133,7 +139,12 @@ class Episode:
     def clip(self, clip: Clip, seconds: float = 0.0) -> None:
         """The clip that was asked for has been decoded."""
         self._expect(State.LOOK)
-        text = self.wire.reply_text(clip.frames, last_round=self._notice_due, subtitles=self.subtitles)
+        which = self._pending.zoom.video if self.more and isinstance(self._pending.zoom, Zoom) else None
+        # Subtitles are those of the first video.
+        subtitles = () if which else self.subtitles
+        text = self.wire.reply_text(
+            clip.frames, last_round=self._notice_due, subtitles=subtitles, video=which
+        )
         reply = self.wire.reply(text, clip.frames, ended=self._ended)
         self._pending = replace(self._pending, seconds=(self._pending.seconds[0], seconds))
         if not self._fits(reply):

@@ -110,7 +110,10 @@ def _action_from_dict(data: Json) -> Sampled | Written:
 def _zoom_to_dict(zoom: Zoom | ZoomRefused | None) -> Json | None:
     if isinstance(zoom, ZoomRefused):
         return {"fault": zoom.fault.value, "message": zoom.message}
-    return None if zoom is None else asdict(zoom)
+    if zoom is None:
+        return None
+    data = asdict(zoom)
+    return data if zoom.video else {name: value for name, value in data.items() if name != "video"}
 
 
 def _zoom_from_dict(data: Json | None) -> Zoom | ZoomRefused | None:

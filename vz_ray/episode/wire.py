@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 from vz_ray.config.prompt import prompt_texts
+from vz_ray.data.task import Chat
 from vz_ray.episode.trajectory import MERGE, Context, Grid
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import Frame
@@ -58,6 +59,8 @@ class Wording:
         notice: Added to the reply before the last round.
         decode_refusal: The same where the clip could not be decoded.
         frame: One frame with its time.
+        video: Before the frames of each video, where a question is about several; `{number}` is from 1.
+        several: Added to such a question; `{count}` videos.
     """
 
     system: str
@@ -65,26 +68,40 @@ class Wording:
     reply: str
     refusal: str
     notice: str
-    # The last two may be left out of a file.
+    # The rest may be left out of a file.
     decode_refusal: str = ""
     frame: str = "<frame{number}_time{time:.2f}s>{image}"
+    video: str = "\nVideo {number}:\n"
+    several: str = (
+        "\nThere are {count} videos; a zoom says which: "
+        '{{"video": i, "segment": [start_sec, end_sec], "fps": n}}.'
+    )
 
     @classmethod
     def load(cls, path: Path | str) -> Wording:
         """Reads a wording file; `UserError` if it is missing or has wrong keys."""
-        path, values = prompt_texts(path, cls.__slots__[:-2], cls.__slots__[-2:])
+        path, values = prompt_texts(path, cls.__slots__[:-_OPTIONAL], cls.__slots__[-_OPTIONAL:])
         wording = cls(**values)
         for key, (blanks, needed) in _BLANKS.items():
             _check_blanks(path, key, getattr(wording, key), blanks, needed)
         return wording
 
+    @property
+    def told_apart_by(self) -> list[tuple[str, str]]:
+        """What makes this another wording; what is said of several videos counts where a file says it."""
+        later = {field.name: field.default for field in fields(self) if field.name in ("video", "several")}
+        return sorted((key, text) for key, text in asdict(self).items() if later.get(key) != text)
 
+
+_OPTIONAL = 4
 _BLANKS: Mapping[str, tuple[Mapping[str, object], Sequence[str]]] = {
     "question": ({"frames": "", "question": ""}, ("frames", "question")),
     "reply": ({"frames": "", "notice": ""}, ("frames",)),
     "refusal": ({"error": "", "notice": ""}, ("error",)),
     "decode_refusal": ({"error": "", "notice": ""}, ()),
     "frame": ({"number": 0, "time": 0.0, "image": ""}, ("time", "image")),
+    "video": ({"number": 0}, ("number",)),
+    "several": ({"count": 0}, ()),
 }
 """What may be filled in, by key of the wording, and what must be."""
 
@@ -112,7 +129,7 @@ class WireFormat:
         self.tokenizer, self.wording, self.compat = tokenizer, wording, compat
         self.pad_id = tokenizer.convert_tokens_to_ids(PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END)
-        spelled = repr((compat, sorted(asdict(wording).items()), self._template("q"), self._after("r")))
+        spelled = repr((compat, wording.told_apart_by, self._template("q"), self._after("r")))
         digest = hashlib.blake2s(spelled.encode(), digest_size=6).hexdigest()
         self.name = f"{'compat' if compat else 'clean'}-{digest}"
 
@@ -134,16 +151,58 @@ class WireFormat:
         frames: Sequence[Frame],
         subtitles: Sequence[Subtitle] = (),
         pictures: Sequence[Frame] = (),
+        more: Sequence[Sequence[Frame]] = (),
     ) -> str:
-        """The first user turn; `pictures`, which belong to the question, follow the frames of the video."""
-        shown = self.frames_text(frames, subtitles) + IMAGE * len(pictures)
+        """The first user turn.
+
+        Args:
+            question: What is asked.
+            frames: Of the video, or of the first of several.
+            subtitles: Of that video.
+            pictures: Belong to the question, and follow the frames.
+            more: Frames of the further videos.
+        """
+        shown = self.frames_text(frames, subtitles)
+        if more:
+            shown = "".join(
+                self.video_text(k) + self.frames_text(of_one) for k, of_one in enumerate((frames, *more))
+            )
+            question += self.wording.several.format(count=1 + len(more))
+        shown += IMAGE * len(pictures)
         return self.wording.question.format(frames=shown, question=question)
 
+    def video_text(self, video: int) -> str:
+        """What stands before the frames of one of several videos, counted from 0."""
+        return self.wording.video.format(number=video + 1)
+
+    def conversation(self, opening: str, question: str, chat: Chat) -> list[tuple[str, str]]:
+        """Role and text of every message up to the policy's turn.
+
+        Args:
+            opening: The first user turn, frames and all.
+            question: Of this round, without frames; where nothing was said before, it is in `opening`.
+            chat: What came before; the answers stand as the policy would have given them.
+        """
+        system = f"{self.wording.system}\n{chat.system}" if chat.system else self.wording.system
+        said = [("system", system), ("user", opening)]
+        for number, (_, answer) in enumerate(chat.past):
+            asked = chat.past[number + 1][0] if number + 1 < len(chat.past) else question
+            said += [("assistant", f"<answer>{answer}</answer>"), ("user", asked)]
+        return said
+
     def reply_text(
-        self, frames: Sequence[Frame], *, last_round: bool, subtitles: Sequence[Subtitle] = ()
+        self,
+        frames: Sequence[Frame],
+        *,
+        last_round: bool,
+        subtitles: Sequence[Subtitle] = (),
+        video: int | None = None,
     ) -> str:
+        """The user turn after a good zoom; `video` is which of several it looked at."""
         notice = self.wording.notice if last_round else ""
-        return self.wording.reply.format(frames=self.frames_text(frames, subtitles), notice=notice)
+        label = "" if video is None else self.video_text(video)
+        shown = label + self.frames_text(frames, subtitles)
+        return self.wording.reply.format(frames=shown, notice=notice)
 
     def refusal_text(self, error: str, *, last_round: bool, decode: bool = False) -> str:
         wording = (
@@ -153,16 +212,13 @@ class WireFormat:
 
     # -- tokens -------------------------------------------------------------
 
-    def prompt(
-        self,
-        question: str,
-        frames: Sequence[Frame],
-        subtitles: Sequence[Subtitle] = (),
-        pictures: Sequence[Frame] = (),
-    ) -> Context:
+    def prompt(self, question: str, frames: Sequence[Frame]) -> Context:
         """System prompt, overview and question, up to where the policy starts."""
-        text = self.question_text(question, frames, subtitles, pictures)
-        return self._context(self._template(text), (*frames, *pictures))
+        return self.begun(self.conversation(self.question_text(question, frames), question, Chat()), frames)
+
+    def begun(self, said: Sequence[tuple[str, str]], frames: Sequence[Frame]) -> Context:
+        """A conversation up to where the policy starts, with `IMAGE` for each frame."""
+        return self._context(self._render([{"role": role, "content": text} for role, text in said]), frames)
 
     def opening(self, system: str | None, text: str, frames: Sequence[Frame]) -> Context:
         """A prompt in other words, with `IMAGE` for each frame; without `system`, the template's own."""

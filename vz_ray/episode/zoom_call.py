@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ _CALL = re.compile(re.escape(OPEN) + r"(.*?)" + re.escape(CLOSE), re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 EXAMPLE = '{"segment": [start, end], "fps": n}'
+WHICH = '{"video": i, "segment": [start, end], "fps": n}'
 PAST_END_S = 0.05
 """A segment may end this long after the video: times are shown rounded to 0.01 s."""
 _SHORTEST_S = 1e-6
@@ -48,16 +50,23 @@ def answer_of(text: str) -> str | None:
 
 
 def read_turn(
-    text: str, *, duration_s: float, max_frames: int, inclusive: bool = False, fixed_fps: float = 0.0
+    text: str,
+    *,
+    duration_s: float,
+    max_frames: int,
+    inclusive: bool = False,
+    fixed_fps: float = 0.0,
+    more_s: Sequence[float] = (),
 ) -> Said:
     """Reads one turn of the policy.
 
     Args:
         text: The turn, decoded.
-        duration_s: Length of the video, seconds.
+        duration_s: Length of the video, seconds; 0 where there is none.
         max_frames: Most frames a zoom may ask for.
         inclusive: Passed on to `Zoom`.
         fixed_fps: Frame rate of every zoom, whatever was asked for; 0 leaves that as it is.
+        more_s: Lengths of further videos, seconds; a call must then say which it means, from 1.
     """
     answer = answer_of(text)
     calls = _CALL.findall(text)
@@ -69,11 +78,12 @@ def read_turn(
         return Said(_refuse(ZoomFault.TWO_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None)
     if answer is not None:
         return Said(_refuse(ZoomFault.WITH_ANSWER, "a turn holds either a zoom or an answer, not both"), None)
-    call = _read_call(calls[0], inclusive)
+    call = _read_call(calls[0], inclusive, 1 + len(more_s))
     if isinstance(call, ZoomRefused):
         return Said(call, None)
-    zoom = at_rate(call, fixed_fps, max_frames) if fixed_fps and not _misplaced(call, duration_s) else call
-    refused = _misplaced(zoom, duration_s) or _miscounted(zoom, max_frames)
+    length_s = (duration_s, *more_s)[call.video]
+    zoom = at_rate(call, fixed_fps, max_frames) if fixed_fps and not _misplaced(call, length_s) else call
+    refused = _misplaced(zoom, length_s) or _miscounted(zoom, max_frames)
     return Said(refused or zoom, None, call.fps if zoom.fps != call.fps else None)
 
 
@@ -101,16 +111,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_call(body: str, inclusive: bool) -> Zoom | ZoomRefused:
+def _read_call(body: str, inclusive: bool, videos: int) -> Zoom | ZoomRefused:
+    expected = EXAMPLE if videos == 1 else WHICH
     try:
         call = json.loads(body, object_pairs_hook=_unique)
     except KeyError as error:
-        return _refuse(ZoomFault.WRONG_KEYS, f"key {error.args[0]!r} is given twice; expected {EXAMPLE}")
+        return _refuse(ZoomFault.WRONG_KEYS, f"key {error.args[0]!r} is given twice; expected {expected}")
     except (ValueError, RecursionError):
-        return _refuse(ZoomFault.BROKEN_JSON, f"the call is not valid JSON; expected {EXAMPLE}")
-    if not isinstance(call, dict) or set(call) != {"segment", "fps"}:
+        return _refuse(ZoomFault.BROKEN_JSON, f"the call is not valid JSON; expected {expected}")
+    if not isinstance(call, dict) or set(call) - {"video" if videos > 1 else ""} != {"segment", "fps"}:
         found = ", ".join(map(repr, call)) if isinstance(call, dict) else type(call).__name__
         return _refuse(ZoomFault.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {found or 'none'}")
+    video = _which(call, videos)
+    if isinstance(video, ZoomRefused):
+        return video
     segment, fps = call["segment"], call["fps"]
     if not isinstance(segment, list) or len(segment) != 2:
         return _refuse(ZoomFault.NOT_NUMBERS, "segment must be a list of two numbers, [start, end]")
@@ -122,13 +136,29 @@ def _read_call(body: str, inclusive: bool) -> Zoom | ZoomRefused:
         return _refuse(ZoomFault.NOT_FINITE, "segment and fps must be finite numbers")
     if not all(map(math.isfinite, (start, end, rate))):
         return _refuse(ZoomFault.NOT_FINITE, "segment and fps must be finite numbers")
-    return Zoom(start, end, rate, inclusive)
+    return Zoom(start, end, rate, inclusive, video)
+
+
+def _which(call: dict[str, Any], videos: int) -> int | ZoomRefused:
+    """Which of `videos` a call means, from 0; with one there is nothing to say."""
+    if videos == 1:
+        return 0
+    if "video" not in call:
+        return _refuse(ZoomFault.WRONG_KEYS, f"there are {videos} videos: say which one, as in {WHICH}")
+    video = call["video"]
+    if not isinstance(video, int) or isinstance(video, bool):
+        return _refuse(ZoomFault.NOT_NUMBERS, f"video must be a whole number from 1 to {videos}")
+    if not 1 <= video <= videos:
+        return _refuse(ZoomFault.OUTSIDE, f"there is no video {video}; video must be from 1 to {videos}")
+    return video - 1
 
 
 def _misplaced(zoom: Zoom, duration_s: float) -> ZoomRefused | None:
     """What is wrong with where `zoom` looks in a video of `duration_s`, if anything is."""
     start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
     span = f"[{start:g}, {end:g}]"
+    if not duration_s:
+        return _refuse(ZoomFault.OUTSIDE, "there is no video to look at")
     if start < 0 or end < 0 or fps < 0:
         return _refuse(ZoomFault.NEGATIVE, f"segment {span} and fps {fps:g} must not be negative")
     if end < start:

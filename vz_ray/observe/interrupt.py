@@ -76,6 +76,11 @@ class Interrupt:
         if self.requested:
             raise StopRequested(f"stopped by {self._name}")
 
+    async def asked(self) -> None:
+        """Returns once a stop was asked for."""
+        while not self.requested:  # noqa: ASYNC110 - a signal sets no asyncio event
+            await asyncio.sleep(POLL_S)
+
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits `work`; cancels it and raises `StopRequested` if a stop was asked for."""
         task = asyncio.create_task(work)

@@ -7,10 +7,10 @@ model in a child process of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.episode.gate import Draft
@@ -40,6 +40,8 @@ _LOOK_S = 1.0
 _SHUTDOWN_S = 30.0
 
 T = TypeVar("T")
+Heard: TypeAlias = Callable[[str], None]
+"""Is given all text of a turn so far, each time that there is more."""
 
 
 class EngineFailed(RuntimeError):
@@ -153,8 +155,10 @@ class Engine:
         await engine._call("labelling its weights", llm.update_weight_version(str(version)))
         return engine
 
-    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Sampled:
-        """Samples one turn.
+    async def act(
+        self, prompt: Prompt, sampling: Sampling, *, request: str, heard: Heard | None = None
+    ) -> Sampled:
+        """Samples one turn; `heard` is told its text as it comes.
 
         Stops after `</video_zoom>` (kept) or the end token (kept). Log-probs are of
         the distribution sampled from: banned ids at minus infinity, then divided
@@ -180,9 +184,9 @@ class Engine:
             stop=[ZOOM_END],
             include_stop_str_in_output=True,
             skip_special_tokens=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE if heard else RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._generate(prompt, params, request)
+        output = await self._generate(prompt, params, request, heard=heard)
         completion = output.outputs[0]
         ids = tuple(completion.token_ids)
         return Sampled(
@@ -322,7 +326,9 @@ class Engine:
             raise EngineFailed(f"{self.name} was shut down")
         return self._running_llm
 
-    async def _generate(self, prompt: Prompt, params: Any, request: str, *, gated: bool = True) -> Any:
+    async def _generate(
+        self, prompt: Prompt, params: Any, request: str, *, gated: bool = True, heard: Heard | None = None
+    ) -> Any:
         """Plays one request to its end; returns vLLM's `RequestOutput`."""
         if (pads := prompt.compact_ids.count(self._pad_id)) != len(prompt.frames):
             raise ValueError(f"turn {request} has {pads} image slots for {len(prompt.frames)} frames")
@@ -333,7 +339,7 @@ class Engine:
         self._running += 1
         try:
             # A cancelled generator aborts its request in the engine.
-            output = await self._call(f"turn {request}", self._play(text, params, request, gated))
+            output = await self._call(f"turn {request}", self._play(text, params, request, gated, heard))
         finally:
             self._running -= 1
         self._stats = replace(
@@ -345,15 +351,20 @@ class Engine:
         )
         return output
 
-    async def _play(self, text: dict[str, Any], params: Any, request: str, gated: bool) -> Any:
+    async def _play(
+        self, text: dict[str, Any], params: Any, request: str, gated: bool, heard: Heard | None
+    ) -> Any:
         for attempt in range(_SENDS):
             if gated:
                 await self._open.wait()
-            outputs = [output async for output in self._llm.generate(text, params, f"{request}~{attempt}")]
+            output = None
+            async for output in self._llm.generate(text, params, f"{request}~{attempt}"):
+                if heard is not None:
+                    heard(output.outputs[0].text)
             # A pause between preprocessing and arrival drops frames that the engine was
             # believed to have; nothing was sampled, and the next send brings them along.
-            if outputs and outputs[-1].outputs[0].finish_reason != "error":
-                return outputs[-1]
+            if output is not None and output.outputs[0].finish_reason != "error":
+                return output
         raise EngineFailed(f"{self.name} refused turn {request} {_SENDS} times (its log says why)")
 
     async def _call(self, what: str, call: Awaitable[T]) -> T:

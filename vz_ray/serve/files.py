@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -50,8 +51,14 @@ def open_store(files: FilesConfig, guard: GuardConfig) -> FileStore:
     Raises:
         UserError: Its directory cannot be written.
     """
-    directory = files.directory or cache_directory("") / "uploads"
-    return FileStore(directory, int(files.files_gb * 2**30), files.days, int(guard.upload_gb * 2**30))
+    return FileStore(
+        upload_directory(files), int(files.files_gb * 2**30), files.days, int(guard.upload_gb * 2**30)
+    )
+
+
+def upload_directory(files: FilesConfig) -> Path:
+    """Where uploads are kept."""
+    return Path(files.directory) if files.directory else cache_directory("") / "uploads"
 
 
 @dataclass(slots=True)

@@ -106,12 +106,21 @@ class Media:
             raise _refused(param) from error
         return Source(url, kind)
 
-    async def _upload(self, id: str, kind: Medium, param: str | None) -> Source:
+    async def upload(self, id: str, param: str | None = None) -> Source:
+        """The upload `id`, whichever medium it is.
+
+        Raises:
+            ApiError: 404, where it is not there or not this owner's.
+        """
         stored = await run_in_threadpool(self._store.get, id, self._owner)
         if stored is None:
             raise not_found("There is no such file; upload it with POST /v1/files.", param)
-        _check_medium(stored.kind.medium, kind, param)
-        return Source(str(self._store.path(stored)), kind)
+        return Source(str(self._store.path(stored)), stored.kind.medium)
+
+    async def _upload(self, id: str, kind: Medium, param: str | None) -> Source:
+        found = await self.upload(id, param)
+        _check_medium(found.medium, kind, param)
+        return found
 
     async def _inline(self, url: str, kind: Medium, param: str | None) -> str:
         head = _DATA.match(url[:_LONGEST_HEAD])

@@ -143,12 +143,14 @@ class Zoom:
         fps: Frames per second of video time.
         inclusive: Spread the frames from start to end inclusive, by native
             frame index, as the released VideoZoomer code does.
+        video: Which of the episode's videos, from 0.
     """
 
     start_s: float
     end_s: float
     fps: float
     inclusive: bool = False
+    video: int = 0
 
     @property
     def frame_count(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from fractions import Fraction
 
 import av
@@ -9,6 +10,8 @@ import numpy as np
 
 from vz_ray.video.frame import RGB
 
+_LOSSLESS_AREA = 64 * 64
+"""Frames up to this area are embedded exactly; a lossy 28 x 28 frame would mislead."""
 _KINDS = {"png": ("png", "rgb24"), "jpeg": ("mjpeg", "yuvj420p")}
 
 
@@ -26,3 +29,12 @@ def encode_image(rgb: RGB, kind: str = "png", size: tuple[int, int] | None = Non
     encoder.time_base = Fraction(1, 25)
     encoder.thread_count = 1
     return b"".join(bytes(packet) for packet in [*encoder.encode(image), *encoder.encode(None)])
+
+
+def data_uri(rgb: RGB, longest: int) -> str:
+    """`rgb` as a `data:` URI, at most `longest` pixels a side: PNG if tiny, else JPEG."""
+    height, width = rgb.shape[:2]
+    scale = min(1.0, longest / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    kind = "png" if size[0] * size[1] <= _LOSSLESS_AREA else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encode_image(rgb, kind, size)).decode()}"

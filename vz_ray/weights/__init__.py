@@ -7,6 +7,7 @@ inside vLLM's processes, and the NCCL sender.
 """
 
 from vz_ray.weights.backends import BACKENDS
+from vz_ray.weights.checkpoint_source import CheckpointSource
 from vz_ray.weights.publisher import Publisher, PublishReport, Receiver, Sender, ShmSender, Update
 from vz_ray.weights.source import ModuleSource, WeightSource
 from vz_ray.weights.store import WeightsBroken, WeightStore
@@ -15,6 +16,7 @@ from vz_ray.weights.version import Manifest, TensorSpec, WeightVersion
 
 __all__ = [
     "BACKENDS",
+    "CheckpointSource",
     "Manifest",
     "ModuleSource",
     "Probe",

@@ -1,0 +1,170 @@
+"""`vz-ray ask`: one question in the terminal, of a server that runs or of an engine started for it.
+
+Both tell what happens in the same chunks, those of a streamed chat completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from vz_ray import actors
+from vz_ray.config.serve import ServeConfig
+from vz_ray.data.task import AnswerType, Task
+from vz_ray.episode.trajectory import Sampling
+from vz_ray.observe import logs
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.interrupt import Interrupt
+from vz_ray.observe.spoken import duration
+from vz_ray.serve.agent import Agent
+from vz_ray.serve.asking import Answered, Failed, Question, Said
+from vz_ray.serve.replies import Reply
+from vz_ray.serving import check_model
+from vz_ray.video.source import is_remote
+
+Json = dict[str, Any]
+
+
+def run_ask(
+    config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = ""
+) -> None:
+    """Prints what the agent looks at, what it thinks of it, and what it answers.
+
+    Args:
+        config: Of the engine, where there is no server.
+        videos: Files or URLs.
+        question: Options included.
+        server: Address of a server that runs; empty starts an engine here.
+        key_env: Environment variable with the server's key.
+
+    Raises:
+        UserError: There is no such model or server, or it refuses the question.
+    """
+    for video in videos:
+        if not is_remote(video) and not Path(video).is_file():
+            raise UserError(f"there is no file {video}")
+    with Interrupt() as interrupt:
+        chunks = (
+            _of_server(server, key_env, config.name, videos, question)
+            if server
+            else _of_engine(config, videos, question)
+        )
+        asyncio.run(interrupt.watch(_show(chunks, Console(highlight=False))))
+
+
+async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
+    check_model(config.model)
+    logs.configure(Path(config.logs))
+    # Whoever asks here may read what it asks about.
+    config = replace(config, clips=replace(config.clips, roots=[]))
+    async with actors.ray_cluster(config.ray):
+        agent = Agent(config)
+        try:
+            await agent.reconfigure({"model": config.model, "version": 1})
+            reply = Reply(uuid.uuid4().hex, config.name, int(time.time()))
+            said = False
+            async with aclosing(agent.stream(_question(config, videos, question))) as stream:
+                async for batch in stream:
+                    for event in batch:
+                        if isinstance(event, Failed):
+                            raise UserError(event.message)
+                        said |= isinstance(event, Said) and event.answer
+                        if isinstance(event, Answered):
+                            yield reply.last(event, said=said)
+                        else:
+                            yield reply.chunk(event)
+        finally:
+            await agent.shutdown()
+
+
+def _question(config: ServeConfig, videos: Sequence[str], question: str) -> Question:
+    task = Task(
+        "ask",
+        videos[0] if videos else "",
+        question,
+        "",
+        AnswerType.MULTIPLE_CHOICE,
+        more_videos=tuple(videos[1:]),
+    )
+    sampling = Sampling(temperature=config.temperature, max_tokens=config.episode.max_context)
+    return Question("ask", task, sampling)
+
+
+async def _of_server(
+    server: str, key_env: str, model: str, videos: Sequence[str], question: str
+) -> AsyncGenerator[Json]:
+    import openai
+
+    key = os.environ.get(key_env, "") if key_env else "none"
+    if not key:
+        raise UserError(f"{key_env} is not set; it should hold a key of {server}")
+    async with openai.AsyncOpenAI(base_url=f"{server.rstrip('/')}/v1", api_key=key) as client:
+        uploads: list[str] = []
+        try:
+            parts: list[Any] = [await _part(client, video, uploads) for video in videos]
+            parts.append({"type": "text", "text": question})
+            chunks = await client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": parts}], stream=True
+            )
+            async for chunk in chunks:
+                yield chunk.model_dump()
+        except openai.APIStatusError as error:
+            raise UserError(f"{server} refuses: {error.message}") from error
+        except openai.APIError as error:
+            raise UserError(f"{server}: {error.message}") from error
+        finally:
+            for id in uploads:
+                await client.files.delete(id)
+
+
+async def _part(client: Any, video: str, uploads: list[str]) -> Json:
+    """The part of a message that shows a video; a file is uploaded, to be deleted afterwards."""
+    if is_remote(video):
+        return {"type": "video_url", "video_url": {"url": video}}
+    stored = await client.files.create(file=Path(video), purpose="user_data")
+    uploads.append(stored.id)
+    return {"type": "file", "file": {"file_id": stored.id}}
+
+
+async def _show(chunks: AsyncGenerator[Json], console: Console) -> None:
+    async with aclosing(chunks) as stream:
+        async for chunk in stream:
+            for choice in chunk["choices"]:
+                _show_delta(choice["delta"], console)
+            if (facts := chunk.get("vz_ray")) is not None:
+                _show_end(facts, console)
+
+
+def _show_delta(delta: Json, console: Console) -> None:
+    if overview := delta.get("overview"):
+        shown, video = len(overview["pts"]), overview["video"] + 1
+        console.print(f"[dim]video {video}: {duration(overview['duration'])}, {shown} frames of it shown[/]")
+    if text := delta.get("reasoning_content"):
+        console.print(Text(text, style="dim"), end="")
+    if zoom := delta.get("zoom"):
+        console.print(_zoom_line(zoom))
+    if text := delta.get("content"):
+        console.print(Text(text, style="bold green"), end="")
+
+
+def _zoom_line(zoom: Json) -> str:
+    if zoom["refused"]:
+        return f"\n[yellow]zoom {zoom['turn'] + 1}  refused: {escape(zoom['refused'])}[/]"
+    start, end = zoom["segment"]
+    where = f"{start:.2f} to {end:.2f} s at {zoom['fps']:g} fps"
+    return f"\n[cyan]zoom {zoom['turn'] + 1}  {where}, {len(zoom['pts'])} frames[/]"
+
+
+def _show_end(facts: Json, console: Console) -> None:
+    console.print(f"\n[dim]{facts['status'].replace('_', ' ')} after {facts['seconds']:.1f} s[/]")

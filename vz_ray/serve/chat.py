@@ -1,0 +1,230 @@
+"""Chat completions: what a request may hold, and what it means.
+
+Field names and their meaning are OpenAI's (`POST /v1/chat/completions`); `video_url` parts are
+those of vLLM, and everything of our own is in `vz_ray`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vz_ray.config.serve import ServeConfig
+from vz_ray.serve.errors import invalid_request, validation_refusal
+
+
+class Strict(BaseModel):
+    """What is not known is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Url(Strict):
+    url: str
+    detail: str | None = None
+
+
+class FileId(Strict):
+    file_id: str
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class VideoPart(Strict):
+    type: Literal["video_url"]
+    video_url: Url
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: Url
+
+
+class FilePart(Strict):
+    type: Literal["file"]
+    file: FileId
+
+
+Part = Annotated[TextPart | VideoPart | ImagePart | FilePart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """One message; what clients send back of our replies (`reasoning_content`, `zooms`) is not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+
+class Own(Strict):
+    """What only this server knows.
+
+    Attributes:
+        max_zooms: Fewer zooms than the agent may take; 0 answers from the overview.
+        thumbnails: Pixels of the longest side of the pictures sent of frames; 0 sends none.
+    """
+
+    max_zooms: Annotated[int, Field(ge=0)] | None = None
+    thumbnails: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class Request(Strict):
+    """The body of a request. Fields that this server has no use for are accepted at their defaults only."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    seed: int | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    n: Literal[1] | None = None
+    stop: None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    vz_ray: Own = Own()
+
+
+class Media(BaseModel):
+    """A video or picture of a request, not resolved yet.
+
+    Attributes:
+        kind: `video`, `image`, or `file` for an upload that says itself which it is.
+        url: A URL, a `data:` URI, a path of the server's or the id of an upload.
+        param: Where in the request it stands, for messages.
+    """
+
+    kind: Literal["video", "image", "file"]
+    url: str
+    param: str
+
+
+class Conversation(BaseModel):
+    """What a request asks.
+
+    Attributes:
+        question: The last user message.
+        system: Every system message.
+        past: Question and answer of earlier rounds.
+        media: In the order in which they are mentioned.
+    """
+
+    question: str
+    system: str
+    past: list[tuple[str, str]]
+    media: list[Media]
+
+
+def read_conversation(messages: list[Message], limits: ServeConfig) -> Conversation:
+    """Raises `ApiError` where messages are too many, too long, or end with another role than the user's."""
+    if len(messages) > limits.max_messages:
+        raise invalid_request(
+            f"{len(messages)} messages; at most {limits.max_messages} are read", param="messages"
+        )
+    media: list[Media] = []
+    system: list[str] = []
+    rounds: list[tuple[str, str]] = []
+    for number, message in enumerate(messages):
+        text = _text(message, f"messages.{number}", media)
+        if message.role in ("system", "developer"):
+            system.append(text)
+        elif rounds and rounds[-1][0] == message.role:
+            rounds[-1] = (message.role, f"{rounds[-1][1]}\n{text}")
+        else:
+            rounds.append((message.role, text))
+    letters = sum(len(text) for text in system) + sum(len(text) for _, text in rounds)
+    if letters > limits.max_text:
+        raise invalid_request(f"{letters} characters; at most {limits.max_text} are read", param="messages")
+    if not rounds or rounds[-1][0] != "user":
+        raise invalid_request("the last message must be the user's", param="messages")
+    if rounds[0][0] != "user":
+        raise invalid_request("the first message after the system's must be the user's", param="messages")
+    _check_count(media, "video", limits.max_videos)
+    _check_count(media, "image", limits.max_pictures)
+    past = [(rounds[k][1], rounds[k + 1][1]) for k in range(0, len(rounds) - 1, 2)]
+    return Conversation(question=rounds[-1][1], system="\n".join(system), past=past, media=media)
+
+
+def _text(message: Message, where: str, media: list[Media]) -> str:
+    """The text of a message; its videos and pictures are added to `media`."""
+    if message.content is None:
+        raise invalid_request("a message needs content", param=f"{where}.content")
+    if isinstance(message.content, str):
+        return message.content
+    words = []
+    for number, part in enumerate(message.content):
+        param = f"{where}.content.{number}"
+        if isinstance(part, TextPart):
+            words.append(part.text)
+            continue
+        if message.role != "user":
+            raise invalid_request(f"a message of the {message.role}'s can hold text only", param=param)
+        if isinstance(part, VideoPart):
+            media.append(Media(kind="video", url=part.video_url.url, param=f"{param}.video_url.url"))
+        elif isinstance(part, ImagePart):
+            media.append(Media(kind="image", url=part.image_url.url, param=f"{param}.image_url.url"))
+        else:
+            media.append(Media(kind="file", url=part.file.file_id, param=f"{param}.file.file_id"))
+    return "\n".join(words)
+
+
+def _check_count(media: list[Media], kind: str, most: int) -> None:
+    found = sum(one.kind == kind for one in media)
+    if found > most:
+        raise invalid_request(f"{found} {kind}s; at most {most} can be shown", param="messages")
+
+
+def read_model(model: str, name: str) -> int | None:
+    """The version that `model` asks for; None for whichever is served.
+
+    Example: 3 of `zoomer@3`, None of `zoomer`.
+
+    Raises:
+        ApiError: There is no such model.
+    """
+    base, at, version = model.partition("@")
+    if base != name or (at and not version.isdigit()):
+        raise invalid_request(
+            f"the model {model!r} does not exist; {name!r} does", "model", "model_not_found", 404
+        )
+    return int(version) if at else None
+
+
+_UNIONS = frozenset({"str", "list[tagged-union]", "text", "video_url", "image_url", "file"})
+
+
+def read_request(body: bytes) -> Request:
+    """Raises `ApiError` where it is no JSON, or a field is unknown or wrong."""
+    try:
+        return Request.model_validate_json(body)
+    except ValidationError as error:
+        raise validation_refusal([_untagged(one) for one in error.errors(include_url=False)]) from None
+
+
+def _untagged(error: Any) -> dict[str, Any]:
+    """pydantic's error with the place as the client wrote it: without the alternatives of a union."""
+    place = list(error["loc"])
+    kept = [
+        part
+        for k, part in enumerate(place)
+        if not (part in _UNIONS and k and (place[k - 1] == "content" or isinstance(place[k - 1], int)))
+    ]
+    return {**error, "loc": tuple(kept)}

@@ -1,0 +1,323 @@
+"""The front door: checks requests, hands them to agents, streams their replies.
+
+It has no model and no pixels, so that it stays small and quick; several of them
+may stand behind one address.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from vz_ray.clips.opening import remote_rules
+from vz_ray.config.serve import ServeConfig
+from vz_ray.data.task import AnswerType, Chat, Task
+from vz_ray.episode.trajectory import Sampling
+from vz_ray.observe.deadline import Overdue, within
+from vz_ray.serve import replies
+from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
+from vz_ray.serve.chat import Conversation, read_conversation, read_model, read_request
+from vz_ray.serve.chat import Request as ChatRequest
+from vz_ray.serve.errors import ApiError, not_found, overloaded, request_id, server_error
+from vz_ray.serve.files import open_store
+from vz_ray.serve.files import router as files_router
+from vz_ray.serve.guard import owner, protect
+from vz_ray.serve.keys import KeyRing
+from vz_ray.serve.measures import Course, Measures
+from vz_ray.serve.media import Media
+from vz_ray.serve.replies import Reply
+from vz_ray.video.frame import VideoInfo
+
+log = logging.getLogger(__name__)
+
+READY_S = 10.0
+"""How long an agent may take to say that it is well."""
+SLACK_S = 30.0
+"""How much longer than an episode a request may take: waiting for a place is not part of it."""
+_ATTEMPTS = 2
+"""Agents that a request is tried on; one that died took nothing with it that cannot be done again."""
+
+
+@dataclass
+class Ingress:
+    """One process of the front door.
+
+    Attributes:
+        agent: Handle of the agents.
+    """
+
+    config: ServeConfig
+    agent: DeploymentHandle
+
+    def __post_init__(self) -> None:
+        self._created = int(time.time())
+        self._measures = Measures()
+
+    def build(self) -> FastAPI:
+        """The application, made where it runs."""
+        config = self.config
+        app = FastAPI(title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None)
+        keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
+        self._store = open_store(config.files, config.guard)
+        self._rules = remote_rules(config.clips)
+        app.include_router(self._routes())
+        app.include_router(files_router(self._store, self._probe, self._look))
+        protect(app, config.guard, keys)
+        return app
+
+    def _routes(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        router.add_api_route("/v1/models", self.models, methods=["GET"])
+        router.add_api_route("/v1/models/{model}", self.model, methods=["GET"])
+        router.add_api_route("/health", self.health, methods=["GET"])
+        router.add_api_route("/ready", self.ready, methods=["GET"])
+        router.add_api_route("/metrics", self.metrics, methods=["GET"])
+        return router
+
+    # -- routes -------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        asked = read_request(await request.body())
+        conversation = read_conversation(asked.messages, self.config)
+        version = read_model(asked.model, self.config.name)
+        async with AsyncExitStack() as stack:
+            whose, roots = owner(request), self.config.files.roots
+            media = await stack.enter_async_context(Media(self._store, whose, self._rules, roots))
+            question = Question(
+                id=request_id(request.scope),
+                task=await self._task(conversation, media),
+                sampling=self._sampling(asked),
+                max_zooms=asked.vz_ray.max_zooms,
+                thumbnails=asked.vz_ray.thumbnails,
+                version=version,
+            )
+            course = stack.enter_context(self._measures.course())
+            reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
+            if not asked.stream:
+                return JSONResponse(await self._whole(question, reply, course))
+            # The media are kept until the stream ends.
+            rest = stack.pop_all()
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        events = self._events(question, reply, course, rest, usage=usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    async def models(self) -> dict[str, Any]:
+        """`GET /v1/models`: the agent, and the weights that it answers with."""
+        state = await self._agent_state()
+        return {"object": "list", "data": [self._card(self.config.name, state), self._card_of(state)]}
+
+    async def model(self, model: str) -> dict[str, Any]:
+        """`GET /v1/models/{model}`."""
+        version = read_model(model, self.config.name)
+        state = await self._agent_state()
+        if version not in (None, state["version"]):
+            raise not_found(f"version {version} is not served; version {state['version']} is", "model")
+        return self._card(model, state)
+
+    async def health(self) -> dict[str, str]:
+        """`GET /health`: this process runs."""
+        return {"status": "ok"}
+
+    async def ready(self) -> Response:
+        """`GET /ready`: an agent can answer."""
+        try:
+            await self._agent_state()
+        except ApiError as error:
+            return error.response()
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self) -> Response:
+        """`GET /metrics`, for Prometheus."""
+        return Response(self._measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # -- parts ------------------------------------------------------------------
+
+    async def _task(self, conversation: Conversation, media: Media) -> Task:
+        videos: list[str] = []
+        pictures: list[str] = []
+        for one in conversation.media:
+            if one.kind == "file":
+                found = await media.upload(one.url, one.param)
+            else:
+                found = await media.resolve(one.url, one.kind, one.param)
+            (videos if found.medium == "video" else pictures).append(found.uri)
+        return Task(
+            task_id="",
+            video=videos[0] if videos else "",
+            question=conversation.question,
+            answer="",
+            answer_type=AnswerType.MULTIPLE_CHOICE,
+            pictures=tuple(pictures),
+            more_videos=tuple(videos[1:]),
+            chat=Chat(conversation.system, tuple(conversation.past)),
+        )
+
+    def _sampling(self, asked: ChatRequest) -> Sampling:
+        config = self.config
+        most = asked.max_completion_tokens or asked.max_tokens
+        return Sampling(
+            temperature=config.temperature if asked.temperature is None else asked.temperature,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            max_tokens=most or config.episode.max_context,
+            seed=asked.seed,
+        )
+
+    async def _whole(self, question: Question, reply: Reply, course: Course) -> dict[str, Any]:
+        try:
+            *told, end = await self._answer(question)
+        except Exception as error:
+            raise self._refusal(error, course) from error
+        if isinstance(end, Failed):
+            course.outcome = "refused"
+            raise replies.refusal(end)
+        assert isinstance(end, Answered)
+        self._ended(question, end, course)
+        return reply.whole(told, end)
+
+    async def _answer(self, question: Question) -> list[Event]:
+        seconds = self.config.episode_deadline_s + SLACK_S
+        for attempt in range(_ATTEMPTS):
+            answer = self.agent.answer.remote(question)
+            try:
+                events: list[Event] = await within(seconds, answer, who="the agents", what=question.id)
+                return events
+            except RayActorError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                log.warning("request %s: its agent died; another one is asked", question.id)
+        raise AssertionError("no attempt was made")
+
+    async def _events(
+        self, question: Question, reply: Reply, course: Course, rest: AsyncExitStack, *, usage: bool
+    ) -> AsyncIterator[str]:
+        """The stream's lines; ends with an error event where it fails midway."""
+        async with rest:
+            said = False
+            yield replies.sse(reply.first())
+            try:
+                async with aclosing(self._stream(question)) as stream:
+                    async for event in stream:
+                        course.happened(event)
+                        if isinstance(event, Failed):
+                            course.outcome = "refused"
+                            raise replies.refusal(event)
+                        if isinstance(event, Answered):
+                            self._ended(question, event, course)
+                            yield replies.sse(reply.last(event, said=said))
+                            if usage:
+                                yield replies.sse(reply.usage(event))
+                        else:
+                            said |= isinstance(event, Said) and event.answer
+                            yield replies.sse(reply.chunk(event))
+            except Exception as error:
+                yield replies.sse(self._refusal(error, course).body())
+            yield replies.DONE
+
+    async def _stream(self, question: Question) -> AsyncGenerator[Event]:
+        """What happens, tried on another agent where one died before it had said anything."""
+        agent = self.agent.options(stream=True)
+        for attempt in range(_ATTEMPTS):
+            batches, begun = agent.stream.remote(question), False
+            try:
+                async for batch in batches:
+                    begun = True
+                    for event in batch:
+                        yield event
+                return
+            except RayActorError:
+                if begun or attempt + 1 == _ATTEMPTS:
+                    raise
+                log.warning("request %s: its agent died; another one is asked", question.id)
+            finally:
+                batches.cancel()
+
+    def _ended(self, question: Question, end: Answered, course: Course) -> None:
+        course.outcome = end.status
+        self._measures.answered(end)
+        words = f": {question.task.question!r} -> {end.text!r}" if self.config.log_prompts else ""
+        log.info(
+            "request %s: %s after %.2f s, %d frames, %d zooms%s",
+            question.id, end.status, end.seconds, end.frames, end.zooms, words,
+        )  # fmt: skip
+
+    def _refusal(self, error: Exception, course: Course) -> ApiError:
+        """What the client is told of whatever went wrong."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, ApiError):
+            return cause
+        if isinstance(cause, BackPressureError):
+            course.outcome = "shed"
+            waiting = f"{self.config.queue} requests are waiting already; try again later."
+            return overloaded(waiting, self.config.retry_after_s, status=503)
+        if isinstance(cause, RayActorError | DeploymentUnavailableError):
+            message = "The agent that played this request has died; try again."
+            return ApiError(
+                503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s
+            )
+        if isinstance(cause, Overdue):
+            log.warning("%s", cause)
+            return server_error("The request took too long, and was given up.", "timeout", 504)
+        log.error("a request failed in a way that nobody foresaw", exc_info=error)
+        return server_error("The server failed on this request.")
+
+    async def _agent_state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = await within(
+                READY_S, self.agent.ready.remote(), who="the agents", what="a sign of life"
+            )
+            return state
+        except Exception as error:
+            log.info("no agent is ready: %s", error)
+            raise overloaded("No agent is ready yet.", self.config.retry_after_s, status=503) from error
+
+    async def _probe(self, path: Path | str) -> VideoInfo:
+        """What an uploaded video is; raises a `VideoError` where it is none."""
+        info: VideoInfo = await self._opened(self.agent.probe.remote(str(path)))
+        return info
+
+    async def _look(self, path: Path | str) -> None:
+        """Raises a `VideoError` where an uploaded image is none."""
+        await self._opened(self.agent.look.remote(str(path)))
+
+    async def _opened(self, answer: Any) -> Any:
+        seconds = self.config.clips.deadline_s
+        try:
+            return await within(seconds, answer, who="the agents", what="a look at an upload")
+        except RayTaskError as error:
+            raise error.cause from None
+
+    def _card(self, id: str, state: dict[str, Any]) -> dict[str, Any]:
+        card = {"id": id, "object": "model", "created": self._created, "owned_by": "vz_ray"}
+        card |= {"version": state["version"]}
+        if state["refused"]:
+            card["refused"] = state["refused"]
+        return card
+
+    def _card_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        return self._card(f"{self.config.name}@{state['version']}", state)
+
+
+class IngressReplica(Ingress):
+    """An ingress that Ray Serve starts; here, so that its process need not import what agents need."""
+
+    def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
+        logging.getLogger("vz_ray").setLevel(logging.INFO)
+        super().__init__(config, agent)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.build()

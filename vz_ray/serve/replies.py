@@ -1,0 +1,152 @@
+"""Replies in OpenAI's form: whole, or in chunks as it happens.
+
+Everything of our own stands beside the standard fields, where plain clients
+pass over it: `zooms` and `reasoning_content` in a message, `zoom`, `zooming`,
+`overview` and `reasoning_content` in a delta, `vz_ray` at the top.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vz_ray.serve.asking import Answered, Event, Failed, Overview, Said, Shown, Zoomed, Zooming
+from vz_ray.serve.errors import ApiError
+
+Json = dict[str, Any]
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Names one reply.
+
+    Attributes:
+        id: Of the completion.
+        model: As the client will see it, without its version.
+        created: Seconds since 1970.
+    """
+
+    id: str
+    model: str
+    created: int
+
+    def whole(self, told: Iterable[Event], end: Answered) -> Json:
+        """`chat.completion`."""
+        message: Json = {"role": "assistant", "content": end.text, "refusal": None}
+        if end.reasoning:
+            message["reasoning_content"] = end.reasoning
+        message["zooms"] = [zoom_to_dict(event) for event in told if isinstance(event, Zoomed)]
+        message["overviews"] = [overview_to_dict(event) for event in told if isinstance(event, Overview)]
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(end)}
+        return {
+            **self._head("chat.completion", end.version),
+            "choices": [choice],
+            "usage": usage(end),
+            "vz_ray": facts(end),
+        }
+
+    def first(self) -> Json:
+        """The chunk that opens a stream."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def chunk(self, event: Overview | Said | Zooming | Zoomed) -> Json:
+        """`chat.completion.chunk` of something that happened."""
+        match event:
+            case Said(_, text, answer):
+                return self._chunk({"content" if answer else "reasoning_content": text})
+            case Overview():
+                return self._chunk({"overview": overview_to_dict(event)})
+            case Zooming(turn, video, segment, fps):
+                return self._chunk(
+                    {"zooming": {"turn": turn, "video": video, "segment": list(segment), "fps": fps}}
+                )
+            case Zoomed():
+                return self._chunk({"zoom": zoom_to_dict(event)})
+
+    def last(self, end: Answered, *, said: bool) -> Json:
+        """The chunk that ends the answer; `said`: its text has been streamed."""
+        head = self._head("chat.completion.chunk", end.version)
+        delta = {} if said else {"content": end.text}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason(end)}
+        return {**head, "choices": [choice], "vz_ray": facts(end)}
+
+    def usage(self, end: Answered) -> Json:
+        """The chunk with token counts, for clients that asked for one."""
+        return {**self._head("chat.completion.chunk", end.version), "choices": [], "usage": usage(end)}
+
+    def _chunk(self, delta: Json) -> Json:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {**self._head("chat.completion.chunk", None), "choices": [choice]}
+
+    def _head(self, kind: str, version: int | None) -> Json:
+        model = self.model if version is None else f"{self.model}@{version}"
+        return {"id": self.id, "object": kind, "created": self.created, "model": model}
+
+
+def sse(value: Json) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def finish_reason(end: Answered) -> str:
+    """`length` where tokens or room ran out, else `stop`."""
+    return "length" if end.status == "truncated" else "stop"
+
+
+def usage(end: Answered) -> Json:
+    """Tokens as OpenAI counts them, and frames and zooms."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.sampled_tokens,
+        "total_tokens": end.prompt_tokens + end.sampled_tokens,
+        "frames": end.frames,
+        "zooms": end.zooms,
+    }
+
+
+def facts(end: Answered) -> Json:
+    """How the answer came about."""
+    return {
+        "status": end.status,
+        "answer": end.text,
+        "seconds": round(end.seconds, 4),
+        "version": end.version,
+        "gated": end.gated,
+    }
+
+
+def overview_to_dict(overview: Overview) -> Json:
+    return {
+        "video": overview.video,
+        "duration": round(overview.duration_s, 3),
+        **_frames(overview.frames),
+    }
+
+
+def zoom_to_dict(zoom: Zoomed) -> Json:
+    """A zoom as clients see it: `pts` are the times of the frames that were shown, seconds."""
+    return {
+        "turn": zoom.turn,
+        "video": zoom.video,
+        "segment": None if zoom.segment is None else list(zoom.segment),
+        "fps": zoom.fps,
+        **_frames(zoom.frames),
+        "refused": zoom.refused or None,
+        "reasoning": zoom.reasoning,
+        "latency": {"turn_s": round(zoom.seconds[0], 4), "clip_s": round(zoom.seconds[1], 4)},
+    }
+
+
+def _frames(frames: tuple[Shown, ...]) -> Json:
+    found: Json = {"pts": [round(frame.pts_s, 3) for frame in frames]}
+    if any(frame.image for frame in frames):
+        found["thumbnails"] = [frame.image for frame in frames]
+    return found
+
+
+def refusal(failed: Failed) -> ApiError:
+    """The error that a client gets in place of an answer."""
+    return ApiError(failed.status, failed.message, code=failed.code)

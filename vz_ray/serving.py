@@ -1,0 +1,221 @@
+"""`vz-ray serve`, `roll` and `ask`: an agent for programs, other weights for it, one question by hand.
+
+serve: Ray and Ray Serve on this machine, until Ctrl-C    serving.json: where it listens, what it has held
+roll:  joins that Ray, deploys the same application with other weights; replicas exchange them in place
+ask:   a running server by HTTP, or an engine of its own for one question
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from rich.console import Console
+
+from vz_ray import actors
+from vz_ray.config import load, to_yaml
+from vz_ray.config.serve import ServeConfig
+from vz_ray.observe import logs
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.interrupt import Interrupt, take_back_signals
+from vz_ray.observe.run_dir import write_atomic
+from vz_ray.serve.app import AGENT, APP, AgentReplica, application
+from vz_ray.serve.guard import is_loopback
+from vz_ray.serve.keys import KeyRing
+
+STATE, CONFIG = "serving.json", "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A server that runs, as `serving.json` in its logs tells it.
+
+    Attributes:
+        url: Where it listens.
+        ray: Address of its Ray cluster.
+        pid: Of the process that started it.
+        history: Checkpoints in the order of their versions, the first of them 1.
+    """
+
+    url: str
+    ray: str
+    pid: int
+    history: tuple[str, ...]
+
+    @property
+    def version(self) -> int:
+        return len(self.history)
+
+    def write(self, folder: Path) -> None:
+        write_atomic(folder / STATE, json.dumps(asdict(self), indent=1).encode())
+
+
+def run_serve(config: ServeConfig) -> None:
+    """Serves until Ctrl-C.
+
+    Raises:
+        UserError: There is no model, the port is taken, or there are no keys where there must be.
+    """
+    check(config)
+    asyncio.run(_serve(config))
+
+
+def check(config: ServeConfig) -> None:
+    """What can be said before anything is started."""
+    check_model(config.model)
+    keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
+    if keys is None and not is_loopback(config.host):
+        raise UserError(
+            f"host {config.host} can be reached by others, and there are no API keys: make one with "
+            "`vz-ray keys create NAME --file keys.json` and set guard.keys=keys.json, or listen on 127.0.0.1"
+        )
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as knock:
+        knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            knock.bind((config.host, config.port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}): choose another port=..., "
+                "or 0 for a free one"
+            ) from error
+
+
+def check_model(model: str) -> str:
+    """The absolute path of a checkpoint; raises `UserError` where there is none."""
+    if not model or not list(Path(model).glob("*.safetensors")):
+        raise UserError(f"there is no checkpoint at {model!r}; give the agent's directory: model=...")
+    return os.path.abspath(model)
+
+
+async def _serve(config: ServeConfig) -> None:
+    folder = Path(config.logs)
+    logs.configure(folder)
+    console = Console(highlight=False)
+    with Interrupt() as interrupt:
+        async with served(config) as serving:
+            console.print(
+                f"[bold]{config.name}[/] answers at [bold]{serving.url}[/]  (page, and /v1 for clients)"
+            )
+            console.print(f"  model   {config.model}")
+            console.print(f"  logs    {folder}")
+            console.print(f"  curl {serving.url}/v1/models     Ctrl-C ends it")
+            await interrupt.asked()
+            console.print("ending: requests under way are finished first")
+
+
+@asynccontextmanager
+async def served(
+    config: ServeConfig, agent_type: type[AgentReplica] = AgentReplica
+) -> AsyncIterator[Serving]:
+    """The application on Ray, ready to answer; it ends with the block."""
+    port = config.port or free_port(config.host)
+    async with actors.ray_cluster(config.ray):
+        options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
+        await asyncio.to_thread(serve.start, http_options=options, logging_config=_logging(config))
+        try:
+            await asyncio.to_thread(deploy, config, 1, agent_type)
+            take_back_signals()
+            serving = Serving(
+                url=f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}",
+                ray=ray.get_runtime_context().gcs_address,
+                pid=os.getpid(),
+                history=(check_model(config.model),),
+            )
+            write_atomic(Path(config.logs) / CONFIG, to_yaml(config).encode())
+            serving.write(Path(config.logs))
+            yield serving
+        finally:
+            (Path(config.logs) / STATE).unlink(missing_ok=True)
+            await asyncio.to_thread(serve.shutdown)
+
+
+def deploy(config: ServeConfig, version: int, agent_type: type[AgentReplica] = AgentReplica) -> None:
+    """Deploys the application, or gives the one that runs other weights, `config.model`.
+
+    Raises:
+        UserError: It did not start.
+    """
+    app = application(
+        config,
+        gpus=actors.on_gpus(config.ray),
+        version=version,
+        code=_code(config),
+        agent_type=agent_type,
+    )
+    try:
+        serve.run(app, name=APP, route_prefix="/", logging_config=_logging(config))
+    except RuntimeError as error:
+        raise UserError(
+            f"the agent did not start: {str(error).splitlines()[-1]}; its log is in {config.logs}"
+        ) from error
+
+
+def _code(config: ServeConfig) -> str:
+    """The same for all deployments of one server, whatever weights they have."""
+    from blake3 import blake3
+
+    return blake3(to_yaml(replace(config, model="")).encode()).hexdigest(length=8)
+
+
+def _logging(config: ServeConfig) -> dict[str, Any]:
+    folder = Path(config.logs).resolve()
+    return {"logs_dir": str(folder), "enable_access_log": False}
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+def read_serving(folder: Path) -> Serving:
+    """The server whose logs are in `folder`.
+
+    Raises:
+        UserError: None runs.
+    """
+    try:
+        found = json.loads((folder / STATE).read_text())
+        serving = Serving(**{**found, "history": tuple(found["history"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no server runs with its logs in {folder}: start one with `vz-ray serve`") from error
+    if not Path(f"/proc/{serving.pid}").exists():
+        raise UserError(f"the server with its logs in {folder} has ended: start it with `vz-ray serve`")
+    return serving
+
+
+def run_roll(model: Path | None, folder: Path) -> None:
+    """Gives a running server other weights: those of `model`, or None for those that it had before.
+
+    Raises:
+        UserError: No server runs, or its agents refuse the weights; they go on with theirs then.
+    """
+    asyncio.run(_roll(model, folder))
+
+
+async def _roll(model: Path | None, folder: Path) -> None:
+    serving = read_serving(folder)
+    if model is None and serving.version < 2:
+        raise UserError("there is nothing to go back to: the server has its first weights")
+    chosen = check_model(str(model) if model else serving.history[-2])
+    config, version = load(ServeConfig, folder / CONFIG), serving.version + 1
+    began = time.monotonic()
+    async with actors.ray_cluster(replace(config.ray, address=serving.ray)):
+        await asyncio.to_thread(deploy, replace(config, model=chosen), version)
+        state = await serve.getdeployment_handle(AGENT, APP).ready.remote()
+        if state["version"] != version:
+            # What Ray Serve holds a replica to that it starts later must be what the others have.
+            await asyncio.to_thread(deploy, replace(config, model=serving.history[-1]), serving.version)
+            raise UserError(f"{state['refused']}; version {serving.version} is still served")
+    replace(serving, history=(*serving.history, chosen)).write(folder)
+    print(f"version {version} is served: {chosen} ({time.monotonic() - began:.1f} s)")
