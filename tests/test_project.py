@@ -73,6 +73,7 @@ def test_nothing_waits_by_a_clock_that_can_jump():
     found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
     assert found == {
         "vz_ray/observe/metrics.py",
+        "vz_ray/serve/ingress.py",
         "vz_ray/serve/keys.py",
         "vz_ray/serve/store.py",
         "vz_ray/video/disk.py",
