@@ -72,6 +72,7 @@ def test_nothing_waits_by_a_clock_that_can_jump():
     files = (ROOT / "vz_ray").rglob("*.py")
     found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
     assert found == {
+        "vz_ray/asking.py",
         "vz_ray/observe/metrics.py",
         "vz_ray/serve/ingress.py",
         "vz_ray/serve/keys.py",

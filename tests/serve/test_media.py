@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from tests.serve.conftest import refusal
 from tests.serve.test_files import PNG, send
 from vz_ray.serve.errors import ApiError
 from vz_ray.serve.keys import add_key, new_key
-from vz_ray.serve.media import Media
+from vz_ray.serve.media import KeepingStream, Media
 from vz_ray.serve.store import FileStore
 from vz_ray.video.remote import RemoteRules
 
@@ -225,6 +229,32 @@ async def test_what_is_outside_the_roots_is_told_alike_whether_it_is_there_or_no
                 await media.resolve(str(path), "video")
             told.add((caught.value.status, caught.value.message))
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_media_of_a_stream_are_gone_after_it_even_if_it_never_began(store, gone):
+    async with AsyncExitStack() as stack:
+        media = await stack.enter_async_context(Media(store, "alice", RemoteRules()))
+        source = await media.resolve(data(PNG, "image/png"), "image")
+        kept = stack.pop_all()
+    there = []
+
+    async def events() -> AsyncIterator[str]:
+        there.append(Path(source.uri).exists())
+        yield "data: 1\n\n"
+
+    async def send(_: object) -> None:
+        if gone:
+            raise OSError("the client is gone")
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    with suppress(ClientDisconnect):
+        await KeepingStream(events(), kept)({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
+    assert there == ([] if gone else [True])
+    assert list(store.directory.iterdir()) == []
 
 
 async def test_a_request_shows_so_many_media_and_no_more(store):
