@@ -20,7 +20,7 @@ from fastapi import APIRouter, FastAPI, Request
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from vz_ray.clips.opening import remote_rules
 from vz_ray.config.serve import ServeConfig
@@ -37,7 +37,7 @@ from vz_ray.serve.files import router as files_router
 from vz_ray.serve.guard import owner, protect
 from vz_ray.serve.keys import KeyRing
 from vz_ray.serve.measures import Course, Measures
-from vz_ray.serve.media import Media
+from vz_ray.serve.media import KeepingStream, Media
 from vz_ray.serve.replies import Reply
 from vz_ray.video.frame import VideoInfo
 
@@ -114,7 +114,7 @@ class Ingress:
             rest = stack.pop_all()
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         events = self._events(question, reply, course, rest, usage=usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        return KeepingStream(events, rest, {"x-accel-buffering": "no"})
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`: the agent, and the weights that it answers with."""
