@@ -6,12 +6,13 @@ may stand behind one address.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ class Ingress:
     def build(self) -> FastAPI:
         """The application, made where it runs."""
         config = self.config
-        app = FastAPI(title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(
+            title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._while_alive
+        )
         keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
         self._store = open_store(config.files, config.guard)
         self._rules = remote_rules(config.clips)
@@ -77,6 +80,12 @@ class Ingress:
         app.include_router(files_router(self._store, self._probe, self._look))
         protect(app, config.guard, keys)
         return app
+
+    @asynccontextmanager
+    async def _while_alive(self, _: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(self._store.keep_swept())
+        yield
+        sweeping.cancel()
 
     def _routes(self) -> APIRouter:
         router = APIRouter()
