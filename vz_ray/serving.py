@@ -105,7 +105,7 @@ async def _serve(config: ServeConfig) -> None:
     with Interrupt() as interrupt:
         async with AsyncExitStack() as stack:
             with console.status(f"starting an engine on {config.model} (logs: {folder}) ..."):
-                serving = await stack.enter_async_context(served(config))
+                serving = await interrupt.watch(stack.enter_async_context(served(config)))
             console.print(
                 f"[bold]{config.name}[/] answers at [bold]{serving.url}[/]  (page, and /v1 for clients)"
             )

@@ -30,8 +30,9 @@ from vz_ray.episode.trajectory import Sampling
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.serve import replies
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
-from vz_ray.serve.chat import Conversation, read_conversation, read_model, read_request
+from vz_ray.serve.chat import Conversation, Zoomed, read_conversation, read_model, read_request
 from vz_ray.serve.chat import Request as ChatRequest
+from vz_ray.serve.client_tools import Exchange
 from vz_ray.serve.errors import ApiError, not_found, overloaded, request_id, server_error
 from vz_ray.serve.files import open_store
 from vz_ray.serve.files import router as files_router
@@ -114,6 +115,8 @@ class Ingress:
                 max_zooms=asked.vz_ray.max_zooms,
                 thumbnails=asked.vz_ray.thumbnails,
                 version=version,
+                exchanges=tuple([await exchange(one, media) for one in conversation.zoomed]),
+                client_zooms=asked.client_zooms,
             )
             course = stack.enter_context(self._measures.course())
             reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
@@ -319,6 +322,17 @@ class Ingress:
 
     def _card_of(self, state: dict[str, Any]) -> dict[str, Any]:
         return self._card(f"{self.config.name}@{state['version']}", state)
+
+
+async def exchange(zoomed: Zoomed, media: Media) -> Exchange:
+    """A tool call and its reply, with the frames that the client shows resolved."""
+    found = [await media.resolve(frame.url, "image", frame.param) for frame in zoomed.frames]
+    return Exchange(
+        arguments=zoomed.arguments,
+        reasoning=zoomed.reasoning,
+        pictures=tuple(source.uri for source in found),
+        times_s=tuple(frame.pts or 0.0 for frame in zoomed.frames),
+    )
 
 
 class IngressReplica(Ingress):
