@@ -342,6 +342,34 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
     print(write_report(opened.path, decoder=clips.get("decoder", "pyav")))
 
 
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(help="A run directory, of a run that is over or goes on.")],
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; on loopback no key is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="0 takes any free one; without it, 8765 or any free one.",
+            show_default=False,
+        ),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = False,
+) -> None:
+    """Shows a run's episodes in the browser, new ones as they are played; Ctrl-C ends it.
+
+    Example: vz-ray view runs/quickstart
+
+    Example: vz-ray view runs/quickstart --port 0 --open
+    """
+    from vz_ray.report.browser import serve
+
+    serve(run, host=host, port=port, open_page=open_page)
+
+
 distill = typer.Typer(
     help="Makes trajectories to learn from, with an expert behind an OpenAI-compatible endpoint."
 )

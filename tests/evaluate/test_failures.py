@@ -10,6 +10,7 @@ import pytest
 from tests.evaluate.conftest import Make, frames_at
 from vz_ray.data.needle.world import Kind, make_video
 from vz_ray.data.task import Task
+from vz_ray.episode.failure import Failure, overlaps
 from vz_ray.episode.trajectory import (
     Context,
     EpisodeId,
@@ -20,7 +21,7 @@ from vz_ray.episode.trajectory import (
     ZoomFault,
     ZoomRefused,
 )
-from vz_ray.evaluate.failures import Failure, count_failures, failure_of, failure_of_result, overlaps
+from vz_ray.evaluate.failures import count_failures, failure_of, failure_of_result
 from vz_ray.reward import UNPARSED
 from vz_ray.video.frame import Zoom
 
@@ -171,7 +172,7 @@ def test_borders_of_an_event(looked: Look, failure: Failure) -> None:
     ("segment", "inside"), [((10, 12), True), ((12, 14), True), ((12.1, 14), False), ((10, 11.9), False)]
 )
 def test_an_event_of_no_length_is_an_instant(segment: tuple[float, float], inside: bool) -> None:
-    assert overlaps(Zoom(*segment, 1), (12.0, 12.0)) is inside
+    assert overlaps(segment, (12.0, 12.0)) is inside
 
 
 def test_a_right_episode_has_no_failure_however_it_went() -> None:
@@ -193,7 +194,7 @@ def test_in_the_needle_world_the_oracles_zooms_give_the_evidence_and_others_do_n
         blind = look(start, end, *(t for t in sees.times if not any(a <= t < b for a, b in task.events)))
         assert why(play(blind, overview=()), *task.events) is Failure.TOO_COARSE
         away = look(end % 60, end % 60 + 4, end % 60)
-        if not any(overlaps(away.zoom, event) for event in task.events):
+        if not any(overlaps((away.zoom.start_s, away.zoom.end_s), event) for event in task.events):
             assert why(play(away, overview=()), *task.events) is Failure.ELSEWHERE
 
 

@@ -13,6 +13,8 @@ from vz_ray.video.frame import FrameRef, Zoom
 
 JUDGE_FAILED = "judge"
 """Start of a reward's note where a judge was asked and gave no verdict."""
+UNPARSED = "unparsed"
+"""Start of a reward's note where the answer states no option or number; it counts as wrong."""
 
 Grid = tuple[int, int, int]
 """Rows of patches of one image: (1, height / patch, width / patch), before merging."""

@@ -5,7 +5,8 @@ wrong episodes went wrong, per-sample logs that an interrupted evaluation contin
 tables for the terminal. Must not know how a model is trained.
 """
 
-from vz_ray.evaluate.failures import Failure, count_failures, failure_of
+from vz_ray.episode.failure import Failure
+from vz_ray.evaluate.failures import count_failures, failure_of
 from vz_ray.evaluate.interval import Interval, bootstrap, paired_difference
 from vz_ray.evaluate.metrics import EvalMetrics, measure, step_metrics
 from vz_ray.evaluate.results import EvalLog, EvalResult, read_results

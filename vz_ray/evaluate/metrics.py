@@ -15,18 +15,13 @@ import numpy as np
 
 from vz_ray.config.evaluate import EvaluateConfig
 from vz_ray.data.task import Task
+from vz_ray.episode.failure import in_frames
 from vz_ray.episode.trajectory import RewardParts, Status, Trajectory
 from vz_ray.evaluate.interval import Interval, bootstrap
 from vz_ray.evaluate.results import EvalResult
 from vz_ray.observe import names
 from vz_ray.reward import UNPARSED
 from vz_ray.video.frame import Zoom
-
-
-def in_frames(times: Iterable[float], event: tuple[float, float]) -> bool:
-    """Whether a frame lies in `[start, end)`; an event of no length is met at its instant."""
-    start, end = event
-    return any(start <= time < end or time == start for time in times)
 
 
 def zoomed_times(trajectory: Trajectory) -> list[float]:

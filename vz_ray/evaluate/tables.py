@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from vz_ray.evaluate.failures import Failure
+from vz_ray.episode.failure import Failure
 from vz_ray.observe.spoken import duration
 
 LOG_WIDTH = 110

@@ -9,13 +9,14 @@ and `math_answer` keeps one child process, because symbolic equality can hang
 and a hang inside a big-integer power can only be killed.
 """
 
+from vz_ray.episode.trajectory import UNPARSED
 from vz_ray.reward.choice import choice_clean, choice_compat, options_of, parse_choice
 from vz_ray.reward.format import format_ok
 from vz_ray.reward.function import Invalid, load_function
 from vz_ray.reward.number import number_equal, parse_number
 from vz_ray.reward.ready import require_scorers
 from vz_ray.reward.tool import earned_tool
-from vz_ray.reward.total import NO_ANSWER, UNPARSED, score
+from vz_ray.reward.total import NO_ANSWER, score
 
 __all__ = [
     "NO_ANSWER",

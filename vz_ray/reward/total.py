@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.task import Task
-from vz_ray.episode.trajectory import RewardParts, Status, Trajectory
+from vz_ray.episode.trajectory import UNPARSED, RewardParts, Status, Trajectory
 from vz_ray.reward.accuracy import Accuracy, accuracy_of
 from vz_ray.reward.format import format_ok
 from vz_ray.reward.function import ACCURACY, Invalid, call_function
 from vz_ray.reward.shaping import frame_cost, length_penalty
 from vz_ray.reward.tool import earned_tool
 
-UNPARSED = "unparsed"
-"""Start of the note on an answer span that states no option or number; it counts as wrong."""
 NO_ANSWER = "no answer"
 
 

@@ -1,0 +1,199 @@
+"""What a browser is told of one episode, and of a group of them: JSON values from trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from vz_ray.episode.serialize import trajectory_from_dict
+from vz_ray.episode.trajectory import Context, Sampled, Trajectory, Turn, ZoomRefused
+from vz_ray.observe import names
+from vz_ray.report.browser.columns import NoEpisode
+from vz_ray.report.browser.tokens import texts_of
+from vz_ray.report.timeline import length_of
+from vz_ray.video.frame import Zoom
+
+Json = dict[str, Any]
+
+MOST_TEXT = 200_000
+"""Characters of a turn, question or answer that are shown."""
+MOST_TOKENS = 20_000
+"""Tokens of a turn that are shown one by one."""
+MOST_FRAMES = 256
+"""Frames of the overview or a zoom that are shown; more are thinned evenly."""
+
+MISMATCH = ("mismatch/", "staleness/")
+"""Prefixes of the metrics that compare engine and learner."""
+
+
+def trajectory_of(line: Json) -> Trajectory:
+    """The trajectory of a line.
+
+    Raises:
+        NoEpisode: It is broken beyond what lists need of it.
+    """
+    try:
+        return trajectory_from_dict(line["trajectory"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise NoEpisode(f"the episode cannot be read: {error!r}") from error
+
+
+def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, float] | None) -> Json:
+    """One episode.
+
+    Args:
+        line: As logged.
+        tokenizer: Of the run's model, if it was found.
+        metrics: Of its training iteration, if it has one.
+
+    Raises:
+        NoEpisode: It cannot be read.
+    """
+    played, task = trajectory_of(line), line["task"]
+    reward = played.reward
+    return {
+        "task": {
+            "id": task["task_id"],
+            "question": _cut(task["question"]),
+            "answer": _cut(task["answer"]),
+            "answer_type": task["answer_type"],
+            "source": task["source"],
+            "kind": task["kind"],
+            "video": task["video"],
+            "events": task["events"],
+        },
+        "attempt": played.id.attempt,
+        "status": played.status.value,
+        "answer": None if played.answer is None else _cut(played.answer),
+        "error": played.error,
+        "reward": None
+        if reward is None
+        else {
+            "total": reward.total,
+            "parts": {
+                "accuracy": reward.accuracy,
+                "format": reward.format,
+                "tool": reward.tool,
+                **reward.more,
+            },
+            "valid": reward.valid,
+            "note": reward.note,
+        },
+        "advantage": line["advantage"],
+        "worker": played.worker,
+        "seconds": played.seconds,
+        "wire": played.wire,
+        "versions": list(played.weight_versions),
+        "tokens": played.length,
+        "duration": length_of(played, task["events"]),
+        "overview": _frames(played.prompt, task["video"]),
+        "turns": [_turn(turn, tokenizer, task["video"]) for turn in played.turns],
+        "mismatch": {k: v for k, v in (metrics or {}).items() if k.startswith(MISMATCH)},
+        "names": {"max": names.MISMATCH_MAX, "kl": names.MISMATCH_KL},
+    }
+
+
+def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
+    view: Json = {
+        "text": _cut(turn.text),
+        "zoom": None,
+        "refused": None,
+        "frames": _frames(turn.reply, video) if turn.reply else None,
+        "reply_tokens": turn.reply.length if turn.reply else 0,
+        "seconds": list(turn.seconds),
+        "sampled": None,
+    }
+    if isinstance(turn.zoom, Zoom):
+        view["zoom"] = _zoom(turn)
+    elif isinstance(turn.zoom, ZoomRefused):
+        view["refused"] = {"fault": turn.zoom.fault.value, "message": turn.zoom.message}
+    if isinstance(turn.action, Sampled):
+        view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
+    return view
+
+
+def _zoom(turn: Turn) -> Json:
+    assert isinstance(turn.zoom, Zoom)
+    return {
+        "start": turn.zoom.start_s,
+        "end": turn.zoom.end_s,
+        "fps": turn.zoom.fps,
+        "asked_fps": turn.asked_fps,
+    }
+
+
+def _sampled(action: Sampled, said: str, tokenizer: Tokenizer | None) -> Json:
+    count = len(action.token_ids)
+    shown = count <= MOST_TOKENS
+    return {
+        "count": count,
+        "ids": list(action.token_ids) if shown else None,
+        "texts": texts_of(tokenizer, action.token_ids, said) if shown else None,
+        "logprobs": list(action.logprobs) if shown else None,
+        "versions": [[span.start, span.end, span.version] for span in action.versions],
+        "stop": action.stop,
+        "temperature": action.sampling.temperature,
+        "top_p": action.sampling.top_p,
+        "seed": action.sampling.seed,
+        "max_tokens": action.sampling.max_tokens,
+    }
+
+
+def shown_refs(context: Context) -> list[int]:
+    """Which of a context's frames are shown: all, or `MOST_FRAMES` spread evenly."""
+    count = len(context.refs)
+    return (
+        list(range(count)) if count <= MOST_FRAMES else [k * count // MOST_FRAMES for k in range(MOST_FRAMES)]
+    )
+
+
+def _frames(context: Context, video: str) -> Json:
+    """Times and size; None for a picture that belongs to the question, which is of another file."""
+    refs = [context.refs[k] for k in shown_refs(context)]
+    return {
+        "count": len(context.refs),
+        "times": [ref.pts_s if ref.uri == video else None for ref in refs],
+        "width": refs[0].width if refs else 0,
+        "height": refs[0].height if refs else 0,
+    }
+
+
+def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
+    """The samples of a group on one timeline.
+
+    Args:
+        lines: Of each sample, its row of the index and its line.
+
+    Raises:
+        NoEpisode: One of them cannot be read.
+    """
+    played = [trajectory_of(line) for _, line in lines]
+    task = lines[0][1]["task"]
+    samples = [
+        {
+            **row,
+            "zoomed": [
+                {**_zoom(turn), "turn": number}
+                for number, turn in enumerate(one.turns, start=1)
+                if isinstance(turn.zoom, Zoom)
+            ],
+        }
+        for (row, _), one in zip(lines, played, strict=True)
+    ]
+    return {
+        "task": {
+            "question": _cut(task["question"]),
+            "answer": _cut(task["answer"]),
+            "events": task["events"],
+        },
+        "duration": max(length_of(one, task["events"]) for one in played),
+        "ticks": [time for time in _frames(played[0].prompt, task["video"])["times"] if time is not None],
+        "samples": samples,
+    }
+
+
+def _cut(text: str) -> Json:
+    """As much of a text as is shown, and how many characters it has."""
+    return {"text": text[:MOST_TEXT], "length": len(text)}

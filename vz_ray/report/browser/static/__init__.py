@@ -1,0 +1,1 @@
+"""What the browser runs: ES modules and CSS as they are, no build step."""

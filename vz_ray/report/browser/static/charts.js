@@ -1,0 +1,136 @@
+/** Charts above the list: means by step, and how episodes came out. Plain SVG at the size that it is shown. */
+import { el, svg } from "/web/dom.js";
+import { count, number, outcomeWords, stageWords } from "./words.js";
+
+const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [132, 38, 20, 8, 10];
+const LINES = 5;
+
+/** Three or four round numbers that span [low, high]. */
+export function ticks(low, high) {
+  const span = Math.max(high - low, 1e-9) / 3;
+  const unit = 10 ** Math.floor(Math.log10(span));
+  const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= span - 1e-12);
+  const found = [];
+  for (let value = Math.floor(low / step) * step; value < high + step * 0.999; value += step) found.push(value);
+  return found;
+}
+
+/** A line per stage. `points` are [x, y, episodes]; `pick` is called with an x that was clicked. */
+function lines(title, stages, { width: step, digits, pick }) {
+  const told = el("output", {}, "");
+  const figure = el("figure", {}, el("figcaption", {}, el("b", {}, title), told));
+  const box = el("div.plot");
+  figure.append(box);
+  const draw = () => {
+    const width = Math.max(box.clientWidth, 160);
+    const all = stages.flatMap((stage) => stage.points);
+    const xs = all.map((p) => p[0]);
+    const [first, final] = [Math.min(...xs), Math.max(...xs)];
+    const marks = ticks(Math.min(0, ...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]), 0.01));
+    const [low, high] = [marks[0], marks[marks.length - 1]];
+    const x = (value) => LEFT + ((width - LEFT - RIGHT) * (value - first)) / Math.max(final - first, 1);
+    const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low));
+    const picture = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": summary(title, stages, digits) });
+    for (const mark of marks)
+      picture.append(
+        svg("line.grid", { x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark) }),
+        svg("text.end", { x: LEFT - 6, y: y(mark) + 4 }, String(Number(mark.toFixed(6)))),
+      );
+    for (const [value, anchor] of first === final ? [[first, ""]] : [[first, ""], [final, "end"]])
+      picture.append(svg(`text${anchor ? ".end" : ""}`, { x: x(value), y: HEIGHT - 4 }, `step ${value}`));
+    stages.forEach((stage, k) => {
+      const path = stage.points.map((p, n) => `${n ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("");
+      picture.append(svg(`path.line.s${k + 1}`, { d: path }));
+      if (stage.points.length <= 40)
+        for (const p of stage.points) picture.append(svg(`circle.dot.s${k + 1}`, { cx: x(p[0]), cy: y(p[1]), r: 2.5 }));
+    });
+    const cursor = svg("line.cursor", { y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+    picture.append(cursor);
+    const nearest = (event) => {
+      const at = event.clientX - picture.getBoundingClientRect().left;
+      let best = null;
+      stages.forEach((stage) => stage.points.forEach((p) => {
+        if (!best || Math.abs(x(p[0]) - at) < Math.abs(x(best.point[0]) - at)) best = { stage, point: p };
+      }));
+      return best;
+    };
+    picture.addEventListener("pointermove", (event) => {
+      const { stage, point } = nearest(event);
+      const to = step > 1 ? `–${point[0] + step - 1}` : "";
+      told.textContent = `${stages.length > 1 ? `${stageWords(stage.stage)}, ` : ""}step ${point[0]}${to}: ${number(point[1], digits)} of ${count(point[2])}`;
+      for (const name of ["x1", "x2"]) cursor.setAttribute(name, x(point[0]));
+      cursor.setAttribute("visibility", "visible");
+    });
+    picture.addEventListener("pointerleave", () => {
+      told.textContent = "";
+      cursor.setAttribute("visibility", "hidden");
+    });
+    picture.addEventListener("click", (event) => {
+      const { point } = nearest(event);
+      pick(point[0], point[0] + step - 1);
+    });
+    box.replaceChildren(picture);
+  };
+  return { figure, draw, box };
+}
+
+function summary(title, stages, digits) {
+  const told = stages.map((stage) => {
+    const [first, final] = [stage.points[0], stage.points[stage.points.length - 1]];
+    return `${stageWords(stage.stage)} from ${number(first[1], digits)} at step ${first[0]} to ${number(final[1], digits)} at step ${final[0]}`;
+  });
+  return `${title}: ${told.join("; ")}`;
+}
+
+/** Rows of a name, a bar and a number; each a button that filters. */
+function bars(title, rows, { pick, chosen }) {
+  const most = Math.max(...rows.map((row) => row.value), 1e-9);
+  return el(
+    "figure", {}, el("figcaption", {}, el("b", {}, title)),
+    el("ul.bars", {}, rows.map((row) => {
+      const fill = el(`i.${row.tone}`);
+      fill.style.width = `${(100 * Math.max(row.value, 0)) / most}%`;
+      const press = { type: "button", "aria-pressed": String(row.name === chosen), onclick: () => pick(row.name === chosen ? "" : row.name) };
+      return el("li", {}, el("button", press, el("span", {}, row.title), el("span.track", { "aria-hidden": "true" }, fill), el("em", {}, row.said)));
+    })),
+  );
+}
+
+const legend = (stages) =>
+  el("ul.legend", {}, stages.map((stage, k) => el(`li.s${k + 1}`, {}, el("i"), stageWords(stage.stage))));
+
+/**
+ * Draws the charts into `root`.
+ *
+ * data: `/api/charts`; params: the list's settings; set(changes): changes them.
+ */
+export function drawCharts(root, data, params, set) {
+  const drawn = [];
+  const pickStep = (from, to) => set({ step_from: from, step_to: to });
+  const charts = (title, column, digits) => {
+    const stages = data.stages
+      .map(({ stage, points }) => ({ stage, points: points.filter((p) => p[column] !== null).map((p) => [p[0], p[column], p[4]]) }))
+      .filter((stage) => stage.points.length);
+    if (!stages.length) return null;
+    if (stages.every((stage) => stage.points.length === 1))
+      return bars(title, stages.slice(0, 10).map((stage) => ({ name: stage.stage, title: stageWords(stage.stage), value: stage.points[0][1], said: number(stage.points[0][1], digits), tone: "s1" })),
+        { pick: (stage) => set({ stage }), chosen: params.get("stage") || "" });
+    // Evaluations are single points beside the lines of training.
+    const made = lines(title, stages.slice(0, LINES), { width: data.width, digits, pick: pickStep });
+    if (stages.length > 1) made.figure.append(legend(stages.slice(0, LINES)));
+    drawn.push(made);
+    return made.figure;
+  };
+  const total = data.outcomes.reduce((sum, one) => sum + one.count, 0);
+  const rows = data.outcomes.map((one) => ({
+    name: one.name, title: outcomeWords(one.name), value: one.count, said: `${count(one.count)} · ${Math.round((100 * one.count) / total)} %`,
+    tone: one.name === "right" ? "right" : ["unjudged", "failed"].includes(one.name) ? "unknown" : "wrong",
+  }));
+  const parts = [
+    charts("Reward", 1, 3), charts("Zooms", 2, 2),
+    rows.length ? bars("How it went", rows, { pick: (outcome) => set({ outcome }), chosen: params.get("outcome") || "" }) : null,
+  ];
+  root.replaceChildren(...parts.filter(Boolean));
+  drawn.forEach((one) => one.draw());
+  return () => drawn.forEach((one) => one.draw());
+}

@@ -1,0 +1,73 @@
+/** The bar of filters; their values are in the page's address. */
+import { el } from "/web/dom.js";
+import { count, outcomeWords, stageWords, words } from "./words.js";
+
+const FAILURES = [
+  "never_zoomed", "zoomed_elsewhere", "right_place_too_coarse", "right_evidence_wrong_answer", "zoomed_place_unknown",
+  "bad_format", "ran_out_of_rounds", "truncated", "failed",
+];
+const NAMES = ["text", "stage", "kind", "zooms", "outcome", "step_from", "step_to", "reward_from", "reward_to"];
+const TYPING_MS = 250;
+
+/**
+ * Returns { element, fill(choices, params), search }.
+ *
+ * set(changes) is called with new values by name; an empty one is taken out.
+ */
+export function filterBar(set) {
+  const fields = {};
+  const select = (name, title) => {
+    fields[name] = el("select", { onchange: (event) => set({ [name]: event.target.value }) });
+    return el("label", {}, el("span", {}, title), fields[name]);
+  };
+  const from = (name, title, step) => {
+    fields[name] = el("input", { type: "number", step, "aria-label": title, onchange: (event) => set({ [name]: event.target.value }) });
+    return fields[name];
+  };
+  const range = (name, title, step) =>
+    el("fieldset", {}, el("legend", {}, title), from(`${name}_from`, `${title} from`, step), el("span", { "aria-hidden": "true" }, "–"), from(`${name}_to`, `${title} to`, step));
+
+  let typing = 0;
+  fields.text = el("input", {
+    type: "search", placeholder: "Question or answer", maxlength: 200, autocomplete: "off", spellcheck: "false",
+    oninput: (event) => {
+      clearTimeout(typing);
+      typing = setTimeout(() => set({ text: event.target.value }), TYPING_MS);
+    },
+  });
+  const search = el("label.search", {}, el("span", {}, "Search ", el("kbd", {}, "/")), fields.text);
+  const clear = el("button.quiet", { type: "button", onclick: () => set(Object.fromEntries(NAMES.map((name) => [name, ""]))) }, "Clear");
+  const more = el("div.more", { id: "filters-more" }, select("stage", "Stage"), select("kind", "Kind"), select("outcome", "Outcome"), select("zooms", "Zooms"), range("step", "Step", "1"), range("reward", "Reward", "any"), clear);
+  const fold = el("button.quiet.fold", { type: "button", "aria-expanded": "false", "aria-controls": "filters-more" }, "Filters");
+  fold.addEventListener("click", () => fold.setAttribute("aria-expanded", String(element.classList.toggle("open"))));
+  const element = el("form.filters", { role: "search", onsubmit: (event) => event.preventDefault() }, search, fold, more);
+
+  const options = (name, all, rows) => {
+    const option = ([value, title, number]) => el("option", { value }, number === undefined ? title : `${title} (${count(number)})`);
+    fields[name].replaceChildren(option(["", all]), ...rows.map((row) => (row.group ? el("optgroup", { label: row.group }, row.rows.map(option)) : option(row))));
+  };
+
+  return {
+    element,
+    search: fields.text,
+    fill(choices, params) {
+      if (choices) {
+        options("stage", "all", choices.stages.map(([stage, number]) => [stage, stageWords(stage), number]));
+        options("kind", "all", choices.kinds.map(([kind, number]) => [kind, words(kind) || "none", number]));
+        const few = choices.zooms.filter(([zooms]) => zooms < choices.many_zooms);
+        const many = choices.zooms.filter(([zooms]) => zooms >= choices.many_zooms).reduce((sum, [, number]) => sum + number, 0);
+        options("zooms", "any", [...few.map(([zooms, number]) => [zooms, zooms, number]), ...(many ? [[choices.many_zooms, `${choices.many_zooms} or more`, many]] : [])]);
+        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not judged"], { group: "What went wrong", rows: FAILURES.map((name) => [name, outcomeWords(name)]) }]);
+        const [low, high] = choices.steps;
+        for (const [name, value] of [["step_from", low], ["step_to", high]]) fields[name].placeholder = value ?? "";
+        const [least, most] = choices.rewards;
+        for (const [name, value] of [["reward_from", least], ["reward_to", most]]) fields[name].placeholder = value === null ? "" : Number(value.toFixed(2));
+      }
+      const set_ = NAMES.filter((name) => params.get(name));
+      for (const name of NAMES) if (document.activeElement !== fields[name]) fields[name].value = params.get(name) || "";
+      clear.hidden = !set_.length;
+      const folded = set_.filter((name) => name !== "text").length;
+      fold.textContent = folded ? `Filters (${folded})` : "Filters";
+    },
+  };
+}

@@ -1,0 +1,64 @@
+/** The samples of a group, one under the other on a common timeline. */
+import { el } from "/web/dom.js";
+import { timeline } from "/web/timeline.js";
+import { address, get, listed } from "./api.js";
+import { cameOf, count, number, outcomeWords, signed, stageWords, tone, words } from "./words.js";
+
+export async function groupPage(id, params) {
+  const group = await get(`/api/episode/${id}/group`);
+  const kept = listed(params);
+  const open = (sample, time) => {
+    const asked = new URLSearchParams(kept);
+    if (time !== undefined) asked.set("t", time);
+    return address("episode", sample.id, asked);
+  };
+  const lines = [];
+  const line = (options) => {
+    const made = timeline({ duration: group.duration, events: group.task.events, ...options });
+    lines.push(made);
+    return made.element;
+  };
+  const row = (sample) =>
+    el(
+      sample.id === id ? "li.sample.here" : "li.sample", {},
+      el("a", { href: open(sample), "aria-current": sample.id === id && "true" },
+        el("b", {}, `Sample ${sample.sample}${sample.attempt ? `, attempt ${sample.attempt}` : ""}`),
+        el(`span.came.${tone(sample)}`, {}, outcomeWords(cameOf(sample)))),
+      line({ compact: true, zooms: sample.zoomed, label: `Sample ${sample.sample}`, onSeek: (time) => (location.hash = open(sample, time)) }),
+      el("dl.facts", {}, fact("Reward", number(sample.reward)), fact("Advantage", signed(sample.advantage)), fact("Answer", sample.answer ?? `none (${words(sample.status)})`), fact("Frames", sample.frames)),
+    );
+  const shown = group.samples.length < group.size ? `, of which ${count(group.samples.length)} are shown` : "";
+  const rows = el("ol.samples", {}, group.samples.map(row));
+  const element = el(
+    "article.group", {},
+    el("header.where", {},
+      el("nav", { "aria-label": "Episodes" }, el("a.quiet", { href: address("list", 0, kept) }, "← Episodes"), el("a.quiet", { href: address("episode", id, kept) }, "Episode")),
+      el("h2", { tabindex: -1 }, `${group.size} sample${group.size === 1 ? "" : "s"}`, el("small", {}, `${stageWords(group.stage)}, step ${group.step}${shown}`)),
+      el("p.question", {}, group.task.question.text), el("p.note", {}, `Truth: ${group.task.answer.text}`)),
+    el("section.card", { "aria-label": "Samples" },
+      el("div.sample.common", {}, el("span.note", {}, "Overview"), line({ ticks: group.ticks, label: "Overview" }), el("span")),
+      rows),
+  );
+  const links = () => [...rows.querySelectorAll("li > a")];
+
+  function keys(event) {
+    const at = links().indexOf(document.activeElement);
+    const here = group.samples.findIndex((sample) => sample.id === id);
+    if (event.key === "Escape") location.hash = address("list", 0, kept);
+    else if (event.key === "g") location.hash = address("episode", id, kept);
+    else if (["j", "ArrowDown"].includes(event.key)) links()[at < 0 ? here : Math.min(at + 1, links().length - 1)].focus();
+    else if (["k", "ArrowUp"].includes(event.key)) links()[at < 0 ? here : Math.max(at - 1, 0)].focus();
+    else return false;
+    return true;
+  }
+
+  /** The video's own length, where it can be read. */
+  async function begin() {
+    const facts = await get(`/api/video/${group.video}`).catch(() => ({ trouble: "gone" }));
+    if (!facts.trouble) lines.forEach((one) => one.setDuration(Math.max(facts.duration, group.duration * 0.5)));
+  }
+
+  return { element, title: `${group.size} samples, step ${group.step}`, keys, begin, close: () => {} };
+}
+
+const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)));

@@ -1,0 +1,149 @@
+/** The page: which part of it is shown, what changes while the run goes on, and the keys. */
+import { el } from "/web/dom.js";
+import { address, get, listed, where } from "./api.js";
+import { episodePage } from "./episode.js";
+import { groupPage } from "./group.js";
+import { listPage } from "./list.js";
+import { count } from "./words.js";
+
+const POLL_MS = 1000;
+
+const [list, detail, live, problems, dialog] = ["list", "detail", "live", "problems", "dialog"].map((id) =>
+  document.getElementById(id),
+);
+const episodes = listPage(list);
+let shown = null; // The page in #detail: { keys, close }.
+let last = { revision: -1 };
+let scrolled = 0;
+
+// -- pages ------------------------------------------------------------------------
+
+async function route() {
+  const { page, id, params } = where();
+  shown?.close();
+  shown = null;
+  detail.replaceChildren();
+  const inList = page !== "episode" && page !== "group";
+  if (!list.hidden) scrolled = inList ? scrolled : window.scrollY;
+  const wasInDetail = list.hidden;
+  list.hidden = !inList;
+  detail.hidden = inList;
+  if (inList) {
+    document.title = `${last.run || "vz_ray"} · episodes`;
+    episodes.show(params);
+    if (wasInDetail) {
+      window.scrollTo(0, scrolled);
+      episodes.focus();
+    }
+    return;
+  }
+  window.scrollTo(0, 0);
+  const make = page === "episode" ? episodePage : groupPage;
+  detail.append(el("p.wait", {}, "…"));
+  try {
+    const made = await make(id, params);
+    if (where().page !== page || where().id !== id) return made.close();
+    shown = made;
+    detail.replaceChildren(made.element);
+    document.title = `${made.title} · ${last.run || "vz_ray"}`;
+    made.element.querySelector("h2").focus({ preventScroll: true });
+    made.begin?.();
+  } catch (error) {
+    detail.replaceChildren(
+      el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This cannot be shown"), el("p", {}, error.message),
+        el("p", {}, el("a", { href: address("list", 0, listed(params)) }, "Back to the episodes"))),
+    );
+  }
+}
+
+// -- what changes -----------------------------------------------------------------
+
+function say(state) {
+  const [done, total] = state.indexed;
+  document.getElementById("run").textContent = state.run;
+  live.className = state.fault ? "lost" : state.behind ? "busy" : "on";
+  live.textContent = state.fault
+    ? state.fault
+    : state.behind
+      ? `Reading the logs: ${Math.floor((100 * done) / Math.max(total, 1))} % of ${(total / 1e6).toFixed(0)} MB`
+      : `${count(state.episodes)} episode${state.episodes === 1 ? "" : "s"}, following`;
+  problems.hidden = !state.problems;
+  problems.textContent = `${count(state.problems)} line${state.problems === 1 ? "" : "s"} skipped`;
+}
+
+async function poll() {
+  if (!document.hidden) {
+    try {
+      const state = await get("/api/state");
+      say(state);
+      if (state.revision !== last.revision) {
+        const first = !last.run;
+        last = state;
+        await episodes.refresh(state);
+        if (first) document.title = document.title.replace(/vz_ray$/, state.run);
+      }
+    } catch (error) {
+      live.className = "lost";
+      live.textContent = error.message;
+      last = { ...last, revision: -1 }; // Whoever answers next is asked for everything anew.
+    }
+  }
+  setTimeout(poll, POLL_MS);
+}
+
+// -- dialogs ----------------------------------------------------------------------
+
+function open(title, ...content) {
+  dialog.replaceChildren(
+    el("h2", { id: "dialog-title" }, title), ...content,
+    el("form", { method: "dialog" }, el("button", {}, "Close")),
+  );
+  dialog.showModal();
+}
+
+const KEYS = [
+  ["j, ↓ / k, ↑", "next, previous episode"],
+  ["Enter", "open it"],
+  ["Esc", "back to the list; there, clear the search"],
+  ["/", "search in questions and answers"],
+  ["g", "samples of the same group, and back"],
+  ["s", "shade tokens: log-prob, advantage, not at all"],
+  ["Space", "play or pause"],
+  ["?", "this help"],
+];
+
+function help() {
+  open("Keys", el("dl.keys", {}, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))));
+}
+
+async function showProblems() {
+  const found = await get("/api/problems");
+  const rest = found.count - found.lines.length;
+  open(
+    "Lines that were skipped",
+    el("p", {}, "They hold no episode that can be read; everything else is shown."),
+    el("ul.problems", {}, found.lines.map((one) => el("li", {}, el("code", {}, `${one.file}, line ${one.line}`), el("span", {}, one.why)))),
+    rest > 0 && el("p", {}, `and ${count(rest)} more`),
+  );
+}
+
+document.getElementById("keys").addEventListener("click", help);
+problems.addEventListener("click", showProblems);
+
+// -- keys -------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+  const typing = event.target.closest("input, select, textarea");
+  if (typing && event.key !== "Escape") return;
+  if (event.key === "?") help();
+  else if (event.key === "/") {
+    if (list.hidden) location.hash = address("list", 0, listed(where().params));
+    episodes.search();
+  } else if (!(list.hidden ? shown?.keys(event) : episodes.keys(event))) return;
+  event.preventDefault();
+});
+
+window.addEventListener("hashchange", route);
+route();
+poll();

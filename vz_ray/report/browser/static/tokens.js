@@ -1,0 +1,46 @@
+/** What the policy sampled, token by token, shaded by how likely each was or by the episode's advantage. */
+import { el } from "/web/dom.js";
+import { signed } from "./words.js";
+
+export const SHADES = [["logprob", "Log-prob"], ["advantage", "Advantage"], ["none", "None"]];
+const STRONGEST = 0.55;
+const LARGE = 2; // An advantage that is shaded fully, standard deviations.
+
+/** The version of the weights that sampled token k. */
+function versionOf(sampled, k) {
+  const span = sampled.versions.find(([start, end]) => start <= k && k < end);
+  return span ? span[2] : null;
+}
+
+/** A turn's text; { element, shade(kind) }. */
+export function tokenText(turn, advantage) {
+  const sampled = turn.sampled;
+  if (!sampled || !sampled.logprobs) return { element: el("div.said", {}, turn.text.text), shade: () => {} };
+  const named = sampled.texts !== null;
+  const spans = sampled.logprobs.map((logprob, k) => {
+    const version = versionOf(sampled, k);
+    const told = `p ${Math.exp(logprob).toFixed(3)} · log-prob ${signed(logprob, 3)} · id ${sampled.ids[k]}${version === null ? "" : ` · weights v${version}`}`;
+    return el("span.tok", { title: told }, named ? sampled.texts[k] : `${sampled.ids[k]} `);
+  });
+  const text = el(named ? "div.said" : "div.said.ids", {}, spans);
+  const element = named
+    ? text
+    : el("div", {}, el("div.said", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run was not found, or spells this turn differently: the token ids."), text);
+  const shade = (kind) => {
+    element.dataset.shade = kind;
+    sampled.logprobs.forEach((logprob, k) => {
+      const strength = kind === "logprob" ? 1 - Math.exp(logprob) : kind === "advantage" ? Math.min(Math.abs(advantage ?? 0) / LARGE, 1) : 0;
+      const colour = kind === "logprob" ? "--s2" : (advantage ?? 0) >= 0 ? "--s3" : "--wrong";
+      spans[k].style.background = strength > 0.02 ? `color-mix(in srgb, var(${colour}) ${(100 * STRONGEST * strength).toFixed(0)}%, transparent)` : "";
+    });
+  };
+  return { element, shade };
+}
+
+/** What the shading means. */
+export function shadeLegend(kind, advantage) {
+  if (kind === "logprob") return ["likely", el("i.ramp.s2"), "unlikely: probability of the token under the engine that sampled it"];
+  if (kind === "advantage")
+    return [advantage === null ? "This episode has no advantage: nothing was learned from it." : `Every sampled token was learned from with advantage ${signed(advantage)}: ${advantage >= 0 ? "made likelier" : "made less likely"}.`];
+  return [];
+}

@@ -1,0 +1,42 @@
+/** How values are said. */
+
+export const words = (name) => name.replaceAll("_", " ");
+
+const SHORT = {
+  right_place_too_coarse: "too coarse",
+  right_evidence_wrong_answer: "saw it, misread",
+  zoomed_place_unknown: "zoomed, wrong",
+  unjudged: "not judged",
+};
+
+/** An outcome or failure, for lists. */
+export const outcomeWords = (name) => SHORT[name] || words(name);
+
+/** What came of an episode: its failure, or right, wrong, not judged. */
+export const cameOf = (row) => row.failure || row.outcome;
+
+/** The class that colours it. */
+export const tone = (row) => (row.outcome === "right" ? "right" : row.outcome === "wrong" ? "wrong" : "unknown");
+
+export function number(value, digits = 2) {
+  return value === null || value === undefined ? "–" : value.toFixed(digits);
+}
+
+export function signed(value, digits = 2) {
+  return value === null || value === undefined ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`;
+}
+
+/** 3.2e-6 as it is, 12345 as 12,345. */
+export function figure(value) {
+  if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value)) return count(value);
+  return Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
+}
+
+export const count = (value) => value.toLocaleString("en");
+
+export const seconds = (value) => (value < 10 ? `${value.toFixed(2)} s` : `${value.toFixed(0)} s`);
+
+export const stageWords = (stage) =>
+  ({ train: "training", rl: "after RL", cold_start: "after cold start", sft_continued: "SFT continued" })[stage] ||
+  (stage.startsWith("uniform_") ? `uniform, ${stage.slice(8)} frames` : words(stage));

@@ -1,0 +1,40 @@
+/**
+ * Elements from plain data. Text always becomes a text node, never markup.
+ *
+ *   el("a.name.other", { href: "#", onclick: go, "aria-label": "Go" }, "text", el("b", {}, "more"))
+ *
+ * Attributes that are null, undefined or false are left out; `on...` are listeners.
+ * Children that are null, undefined or false are left out; arrays are spread.
+ */
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(node, names, attributes, children) {
+  if (names.length) node.setAttribute("class", names.join(" "));
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+/** An HTML element. */
+export function el(what, attributes = {}, ...children) {
+  const [tag, ...names] = what.split(".");
+  return fill(document.createElement(tag), names, attributes, children);
+}
+
+/** An SVG element. */
+export function svg(what, attributes = {}, ...children) {
+  const [tag, ...names] = what.split(".");
+  return fill(document.createElementNS(SVG, tag), names, attributes, children);
+}
+
+/** Seconds as `1:15.5`, tenths only where there are some. */
+export function clock(seconds) {
+  const tenths = Math.round(seconds * 10);
+  const [hours, minutes, rest] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60, (tenths % 600) / 10];
+  const tail = rest.toFixed(1).padStart(4, "0").replace(".0", "");
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${tail}` : `${minutes}:${tail}`;
+}
