@@ -187,7 +187,7 @@ class Conversation(BaseModel):
 
 
 def read_conversation(messages: list[Message], limits: ServeConfig) -> Conversation:
-    """Raises `ApiError` where messages are too many, too long, or end with neither question nor tool reply."""
+    """Raises `ApiError` where messages are too many or too long, or end with another than a question."""
     if len(messages) > limits.max_messages:
         raise invalid_request(
             f"{len(messages)} messages; at most {limits.max_messages} are read", param="messages"
