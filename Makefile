@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve test lint types format lock doctor clean
+.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -42,6 +42,10 @@ bench-serve: .venv/.installed
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
 bench-schedule: .venv/.installed
 	$(PY) -m benchmarks.schedule $(ARGS)
+
+# The episode browser on a run of 100,000 episodes.
+bench-view: .venv/.installed
+	$(PY) -m benchmarks.view $(ARGS)
 
 .venv/.bench: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0

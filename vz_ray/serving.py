@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ async def _serve(config: ServeConfig) -> None:
     logs.configure(folder)
     console = Console(highlight=False)
     with Interrupt() as interrupt:
-        async with served(config) as serving:
+        async with AsyncExitStack() as stack:
+            with console.status(f"starting an engine on {config.model} (logs: {folder}) ..."):
+                serving = await interrupt.watch(stack.enter_async_context(served(config)))
             console.print(
                 f"[bold]{config.name}[/] answers at [bold]{serving.url}[/]  (page, and /v1 for clients)"
             )
@@ -122,6 +125,7 @@ async def served(
     async with actors.ray_cluster(config.ray):
         options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
         await asyncio.to_thread(serve.start, http_options=options, logging_config=_logging(config))
+        _keep_out_of_the_terminal(logging.getLogger("ray.serve"))
         try:
             await asyncio.to_thread(deploy, config, 1, agent_type)
             take_back_signals()
@@ -170,6 +174,13 @@ def _code(config: ServeConfig) -> str:
 def _logging(config: ServeConfig) -> dict[str, Any]:
     folder = Path(config.logs).resolve()
     return {"logs_dir": str(folder), "enable_access_log": False}
+
+
+def _keep_out_of_the_terminal(noise: logging.Logger) -> None:
+    """What Ray Serve logs is in its files; here only what went wrong is shown."""
+    for handler in noise.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.ERROR)
 
 
 def free_port(host: str) -> int:

@@ -20,6 +20,7 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.config.distill import ExemplarConfig, ReflectConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import RunConfig
+from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
 
 COMMANDS = (
@@ -31,6 +32,7 @@ COMMANDS = (
     BenchmarksConfig,
     ExemplarConfig,
     ReflectConfig,
+    ServeConfig,
 )
 """What a command's file and overrides are read into."""
 

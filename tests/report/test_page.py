@@ -65,6 +65,12 @@ def test_the_report_is_one_file_that_needs_no_network(run_dir: Path) -> None:
     assert "@import" not in page
 
 
+def test_it_says_how_to_see_every_episode(copy: Path) -> None:
+    spaced = copy.rename(copy.with_name("my run"))
+    page = write_report(spaced).read_text()
+    assert f"All episodes, with their videos: <code>vz-ray view &#x27;{spaced}&#x27;</code>" in page
+
+
 def test_every_part_is_there(run_dir: Path) -> None:
     page = write_report(run_dir).read_text()
     for words in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.evaluate.benchmarks.test_lectures import png
 from tests.serve.running import Running, server  # noqa: F401
 from tests.video.making import Made, make
+from vz_ray.asking import run_ask
+from vz_ray.config.serve import ServeConfig
 
 ZOOMS = "What is it? {zoom 2 4 2} {zoom 6 10 1} {answer B}"
 
@@ -230,3 +235,58 @@ def test_prompts_are_not_in_the_logs(server: Running):  # noqa: F811
     for file in Path(server.config.logs).rglob("*"):
         if file.is_file():
             assert b"a secret word" not in file.read_bytes(), file
+
+
+TOOLS = [{"type": "function", "function": {"name": "video_zoom", "parameters": {"type": "object"}}}]
+
+
+def test_a_client_that_zooms_itself_gets_tool_calls(server: Running):  # noqa: F811
+    video = {"type": "video_url", "video_url": {"url": str(server.video)}}
+    messages = [{"role": "user", "content": [video, {"type": "text", "text": ZOOMS}]}]
+    first = server.ask("", messages=messages, tools=TOOLS).choices[0]
+    assert first.finish_reason == "tool_calls"
+    (call,) = first.message.tool_calls
+    assert call.function.name == "video_zoom"
+    assert json.loads(call.function.arguments) == {"segment": [2.0, 4.0], "fps": 2.0}
+    # The server decodes the first clip; of the second, the client shows a frame of its own.
+    messages += [first.message.model_dump(exclude_none=True), tool_reply(call.id, "go on")]
+    second = server.ask("", messages=messages, tools=TOOLS).choices[0]
+    (call,) = second.message.tool_calls
+    assert json.loads(call.function.arguments) == {"segment": [6.0, 10.0], "fps": 1.0}
+    image = "data:image/png;base64," + base64.b64encode(png(56, 56)).decode()
+    frame = {"type": "image_url", "image_url": {"url": image}, "pts": 6.5}
+    messages += [second.message.model_dump(exclude_none=True), tool_reply(call.id, [frame])]
+    last = server.ask("", messages=messages, tools=TOOLS)
+    assert last.choices[0].message.content == "B"
+    assert last.choices[0].finish_reason == "stop"
+    assert last.usage.frames == 6 + 4 + 1
+    assert [zoom["pts"] for zoom in last.choices[0].message.zooms] == [[2.0, 2.48, 3.0, 3.48], [6.5]]
+
+
+def test_a_stream_ends_with_the_tool_call(server: Running):  # noqa: F811
+    chunks = list(server.ask(ZOOMS, tools=TOOLS, stream=True))
+    calls = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.tool_calls]
+    assert [chunk.choices[0].finish_reason for chunk in calls] == ["tool_calls"]
+
+
+def tool_reply(id: str, content: object) -> dict[str, object]:
+    return {"role": "tool", "tool_call_id": id, "content": content}
+
+
+def test_a_question_in_the_terminal(server: Running, capsys):  # noqa: F811
+    run_ask(ServeConfig(), [str(server.video)], ZOOMS, server=server.url)
+    said = capsys.readouterr().out
+    assert "zoom 1  2.00 to 4.00 s at 2 fps, 4 frames" in said
+    assert "answered after" in said
+    assert not [file for file in (server.folder / "uploads").rglob("*") if file.is_file()]
+
+
+def test_a_real_parser_reads_the_metrics(server: Running):  # noqa: F811
+    server.ask(ZOOMS)
+    found = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+        for sample in family.samples
+    }
+    assert found["vz_ray_zooms_total"] >= 2
+    assert found["vz_ray_weight_version"] == 1

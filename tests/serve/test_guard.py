@@ -83,6 +83,15 @@ def test_a_cookie_does_not_help_a_wrong_key(serve):
         assert client.get("/v1/files", headers={"authorization": "Bearer vz-x"}).status_code == 401
 
 
+def test_cookies_of_other_servers_of_this_machine_do_no_harm(serve):
+    served = serve()
+    with served.client(secret="") as client:
+        cookie = client.post("/session", json={"key": served.secret}).headers["set-cookie"].partition(";")[0]
+    with served.client(secret="") as client:
+        headers = {"cookie": f'_xsrf="{{[2|;é}}; ={{]; a b=c; {cookie}; x'.encode("latin-1")}
+        assert client.get("/v1/files", headers=headers).status_code == 200
+
+
 def test_who_has_shown_no_key_is_not_listened_to_for_long(serve):
     with serve().client(secret="") as client:
         refusal(client.post("/session", json={"key": "a" * 10_000}), 413)

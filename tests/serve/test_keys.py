@@ -68,7 +68,9 @@ def test_the_environment_holds_keys_too(file):
     ring = KeyRing.configured("", "KEYS", {"KEYS": told})
     assert ring.check(secret).name == "pod"
     assert ring.check(late) is None
-    assert KeyRing.configured("", "KEYS", {}) is None
+    assert KeyRing.configured("", "KEYS", {"OTHER": told}) is None
+    with pytest.raises(UserError, match="there are no keys at"):
+        KeyRing.configured(str(file), "KEYS", {})
 
 
 def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated():

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import av
 import numpy as np
 import pytest
 
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import FrameMismatch, NotAVideo, SourceRefused, VideoMissing
-from vz_ray.video.frame import FrameSize, Overview, VideoError, Zoom
+from vz_ray.video.frame import FrameSize, Overview, Still, VideoError, Zoom
 from vz_ray.video.image import encode_image
 from vz_ray.video.image_files import is_image, read_again, read_image
 from vz_ray.video.source import Sources
@@ -90,6 +97,104 @@ def test_what_is_no_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"bad\.png"):
         read_image(str(path), ANY)
+
+
+def bomb(kind):
+    """A few hundred bytes that say they are 15,000 x 15,000 pixels, less than FFmpeg itself refuses."""
+    side = 15_000
+    if kind == "png":
+        parts = (
+            (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(bytes(999))),
+        )
+        chunks = (struct.pack(">I", len(b)) + t + b + struct.pack(">I", zlib.crc32(t + b)) for t, b in parts)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    if kind == "jpeg":
+        plain = bytearray(encode_image(picture(64, 64), "jpeg"))
+        place = plain.index(b"\xff\xc0") + 5
+        plain[place : place + 4] = struct.pack(">HH", side, side)
+        return bytes(plain)
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 154, 0, 0, 54) + header + bytes(100)
+
+
+READ_IN_LITTLE_MEMORY = """
+import sys
+from vz_ray.video.errors import OverLimit
+from vz_ray.video.frame import FrameSize
+from vz_ray.video.image_files import read_image
+
+def megabytes(line):
+    (found,) = [row for row in open("/proc/self/status") if row.startswith(line)]
+    return int(found.split()[1]) // 1024
+
+read_image(sys.argv[1], FrameSize())
+before = megabytes("VmPeak")
+try:
+    read_image(sys.argv[2], FrameSize())
+except OverLimit:
+    print(megabytes("VmPeak") - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp"])
+def test_an_image_of_too_many_pixels_is_refused_before_there_is_room_for_them(kind, path, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(bomb(kind))
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, path, str(tmp_path / "bomb.png")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 300  # of 675 MB
+
+
+LISTS = {
+    "ffconcat": b"ffconcat version 1.0\nfile '%s'\n",
+    "m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="%s"/></svg>',
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_what_lists_other_files_is_no_image_and_they_are_not_opened(kind, path, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # whoever opened it would wait for ever
+    (tmp_path / "list.png").write_bytes(LISTS[kind] % b"pipe")
+    with pytest.raises(NotAVideo):
+        read_image(str(tmp_path / "list.png"), ANY)
+
+
+def test_a_name_is_not_a_pattern_for_other_files(path, tmp_path):
+    (tmp_path / "a1.png").write_bytes(encode_image(picture(56, 28, seed=1)))
+    (tmp_path / "a%d.png").write_bytes(encode_image(picture(56, 28, seed=2)))
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a%d.png"), ANY).rgb, picture(56, 28, seed=2))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_half_an_image_is_refused_rather_than_filled_with_grey(kind, tmp_path):
+    content = encode_image(picture(640, 360), kind)
+    (tmp_path / "half").write_bytes(content[: len(content) // 2])
+    with pytest.raises(NotAVideo, match="cannot be decoded"):
+        read_image(str(tmp_path / "half"), ANY)
+
+
+def test_moving_images_are_no_images(tmp_path):
+    with av.open(str(tmp_path / "a.apng"), "w", format="apng") as container:
+        stream = container.add_stream("apng", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 56, 28, "rgb24"
+        for seed in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(56, 28, seed), format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.raises(NotAVideo):
+        read_image(str(tmp_path / "a.apng"), ANY)
+
+
+def test_an_image_needs_no_ending_where_a_still_is_asked_for(path, tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_bytes((tmp_path / "a.png").read_bytes())
+    reader = ClipReader()
+    (frame,) = reader.overview(str(bare), Still(), ANY).frames
+    np.testing.assert_array_equal(frame.rgb, picture(56, 28))
+    assert reader.resolve([frame.ref])[0].ref == frame.ref
+    with pytest.raises(VideoError):
+        reader.overview(str(bare), Overview(1, 1), ANY)
 
 
 def test_a_missing_one_is_named(tmp_path):

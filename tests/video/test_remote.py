@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import fsspec
 import httpcore
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.video.making import Made, make
-from vz_ray.video.address import VettedBackend, is_public, vetted
+from vz_ray.video.address import VettedBackend, is_number, is_public, vetted
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import DownloadFailed, NotAVideo, OverLimit, SourceRefused
 from vz_ray.video.frame import FrameSize, VideoError, Zoom
@@ -102,6 +104,10 @@ def test_redirects_are_followed_and_vetted(server: str, video: Path, tmp_path: P
             "/relative": (302, {"Location": "v"}, []),
             "/private": (302, {"Location": f"http://localhost:{port}/v"}, []),
             "/file": (302, {"Location": "file:///etc/passwd"}, []),
+            "/metadata": (302, {"Location": "http://169.254.169.254/latest/meta-data"}, []),
+            "/decimal": (302, {"Location": f"http://2130706434:{port}/v"}, []),
+            "/userinfo": (302, {"Location": "http://user:secret@example.org/v"}, []),
+            "/ftp": (302, {"Location": "ftp://example.org/v"}, []),
             "/nowhere": (302, {}, []),
             "/round": (302, {"Location": "/round"}, []),
         }
@@ -110,6 +116,10 @@ def test_redirects_are_followed_and_vetted(server: str, video: Path, tmp_path: P
     for path, message in {
         "/private": "localhost has the address .* not public.*clips.private_hosts",
         "/file": "redirects to file",
+        "/metadata": "169.254.169.254 is an address that is not public",
+        "/decimal": "2130706434 is an address that is not public",
+        "/userinfo": "^example.org: a URL with a user name",
+        "/ftp": "redirects to ftp",
     }.items():
         with pytest.raises(SourceRefused, match=message):
             downloads(tmp_path).local(server + path)
@@ -141,14 +151,69 @@ def test_redirects_are_followed_and_vetted(server: str, video: Path, tmp_path: P
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
         "224.0.0.1",
+        "017700000001",
+        "0177.0.0.1",
+        "0xA9FEA9FE",
+        "127.0.0.1.",
+        "①②⑦.0.0.1",
+        "168.63.129.16",
+        "192.0.0.192",
+        "[::]",
+        "[::127.0.0.1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::1]",
+        "[fec0::1]",
+        "[fd00:ec2::254]",
+        "[ff02::1]",
+        "[2001:0:a:b::80ff:fffe]",
     ],
 )
 def test_an_address_that_is_not_public_is_refused_before_it_is_connected_to(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: pytest.fail("connected"))
-    with pytest.raises(SourceRefused, match="not public"):
+    with pytest.raises(SourceRefused, match=r"not public|not in ASCII"):
         downloads(tmp_path, RemoteRules()).local(f"http://{host}:8080/v.mp4")
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f.1", "0177.1", "[::ffff:127.0.0.1]", "LOCALHOST", "①②⑦.0.0.1"]
+)
+def test_whatever_is_connected_to_is_vetted_by_its_address_not_by_how_it_is_written(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: pytest.fail("connected"))
+    with pytest.raises(SourceRefused, match="not public"):
+        VettedBackend(("127.0.0.1",)).connect_tcp(host.strip("[]"), 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_address"),
+    [
+        ("127.0.0.1", True),
+        ("1", True),
+        ("0x7F.1", True),
+        ("a.0x", True),
+        ("1.2.3.4.", True),
+        ("::1", True),
+        ("example.org", False),
+        ("1.example", False),
+        ("v1", False),
+        ("0xample.org", False),
+        ("", False),
+    ],
+)
+def test_addresses_are_told_from_names_as_browsers_do(host: str, is_address: bool) -> None:
+    assert is_number(host) == is_address
+
+
+@given(st.ip_addresses())
+def test_what_is_public_is_global_and_says_so_however_it_is_wrapped(address: Any) -> None:
+    if is_public(address):
+        assert address.is_global
+    if address.version == 4:
+        wrapped = [ipaddress.IPv6Address(prefix + int(address)) for prefix in (0xFFFF << 32, 0x64FF9B << 96)]
+        assert {is_public(one) for one in wrapped} == {is_public(address)}
 
 
 def test_addresses_of_the_internet_are_public() -> None:
@@ -190,6 +255,15 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
         ({}, "s3://bucket/v.mp4", "the scheme s3"),
         ({}, "http://user:secret@example.org/v.mp4", "^example.org: a URL with a user name"),
         ({"hosts": ("example.org",)}, "http://example.com/v.mp4", "example.com is not among example.org"),
+        ({}, "http://@example.org/v.mp4", "with a user name"),
+        ({"hosts": ("example.org",)}, "http://example.org./v.mp4", "example.org. is not among"),
+        ({}, "http://[::1/v.mp4", "not a URL"),
+        ({}, "http://example.org:99999/v.mp4", "not a URL"),
+        ({}, "http:///v.mp4", "without a host"),
+        ({}, "http://exämple.org/v.mp4", "not in ASCII"),
+        ({}, "http://example.org/a b", "percent-encoded"),
+        ({}, "http://example.org\\@127.0.0.1/v", "percent-encoded|user name"),
+        ({}, "http://example.org/" + "a" * 5000, "4096 are the most"),
         ({"schemes": ("nostore",)}, "nostore://bucket/v.mp4", "nostore"),
     ],
 )

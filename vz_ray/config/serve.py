@@ -22,8 +22,8 @@ class GuardConfig:
     """Host names by which the server may be asked; empty allows all with keys, and loopback alone without."""
     json_mb: float = 64.0
     """Largest body of a JSON request, MB; videos and images inside it (`data:` URIs) count in full."""
-    upload_gb: float = 8.0
-    """Largest body of an upload, GB."""
+    upload_gb: float = 2.0
+    """Largest body of an upload, GB; Ray Serve's proxy may hold as much in memory where a disk is slow."""
     body_s: float = 60.0
     """Longest time that the body of a JSON request may take to arrive, seconds."""
     upload_s: float = 3600.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +22,7 @@ from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import read_metrics
 from vz_ray.observe.run_dir import write_atomic
 from vz_ray.report.chart import Series, line_chart
-from vz_ray.report.markup import number, percent, text
+from vz_ray.report.markup import number, percent, style, text
 
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]
@@ -62,7 +61,6 @@ def write_ablation_page(run_dir: Path) -> Path:
 
 def render_ablation(found: Json, training: Mapping[str, Sequence[Rows]], name: str) -> str:
     """The page; `training` holds the metrics of each variant's seeds."""
-    css = files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")
     curves = "".join(_curve(metric, title, share, training) for metric, title, share in CURVES)
     body = (
         '<section><h2>Results</h2><div class="charts pair">'
@@ -77,7 +75,7 @@ def render_ablation(found: Json, training: Mapping[str, Sequence[Rows]], name: s
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(name)} · ablation</title><style>{css}</style></head>"
+        f"<title>{text(name)} · ablation</title><style>{style()}</style></head>"
         f'<body><main><header><h1>{text(name)}</h1></header><p class="note">{text(_about(found))}</p>'
         f"{body}</main></body></html>\n"
     )

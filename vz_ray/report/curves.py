@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import write_atomic
 from vz_ray.report.chart import Series, line_chart
-from vz_ray.report.markup import number, percent, text
+from vz_ray.report.markup import number, percent, style, text
 
 Json = Mapping[str, Any]
 
@@ -36,13 +35,12 @@ def write_curves(run_dir: Path) -> Path:
 def render_curves(curve: Json, name: str) -> str:
     """The page of a run's curves."""
     body = "".join(_benchmark(benchmark, curve["paper"]) for benchmark in curve["benchmarks"].values())
-    css = files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")
     level = f"{100 * curve['interval_level']:g}%"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(name)} · curves</title><style>{css}</style></head>"
+        f"<title>{text(name)} · curves</title><style>{style()}</style></head>"
         f"<body><main><header><h1>{text(name)}</h1></header>"
         f'<p class="note">{text(_models(curve["models"]))}. Accuracy over questions, strictly read; '
         f"lines are {level} intervals, drawn over whole videos.</p>"

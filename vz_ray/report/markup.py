@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+from importlib.resources import files
+
+from vz_ray.web import asset
 
 
 def text(value: object) -> str:
@@ -32,3 +35,8 @@ def stage_title(stage: str) -> str:
         return f"Uniform, {stage.removeprefix('uniform_')} frames"
     known = {"cold_start": "After cold start", "sft_continued": "SFT continued", "rl": "After RL"}
     return known.get(stage, stage.replace("_", " ").capitalize())
+
+
+def style() -> str:
+    """The CSS of every report; a page holds it, so that it is one file."""
+    return asset("base.css") + files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")

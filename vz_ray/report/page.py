@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.resources import files
+import shlex
 from pathlib import Path
 
 from vz_ray.config.report import ReportConfig
@@ -11,7 +11,7 @@ from vz_ray.episode.protocols import FrameSource
 from vz_ray.observe.run_dir import write_atomic
 from vz_ray.report import sections
 from vz_ray.report.episode_card import choose, episode_card, refs_shown
-from vz_ray.report.markup import text
+from vz_ray.report.markup import style, text
 from vz_ray.report.pictures import thumbnails
 from vz_ray.report.run_data import RunData, read_run
 from vz_ray.video.local import LocalFrames
@@ -21,7 +21,7 @@ def _section(title: str, body: str, kind: str = "charts") -> str:
     return f'<section><h2>{text(title)}</h2><div class="{kind}">{body}</div></section>' if body else ""
 
 
-async def _episodes(run: RunData, frames: FrameSource, config: ReportConfig) -> str:
+async def _episodes(run_dir: Path, run: RunData, frames: FrameSource, config: ReportConfig) -> str:
     cards: list[str] = []
     for played in choose(run.played, config.episodes):
         refs = refs_shown(played.trajectory, config.frames)
@@ -36,7 +36,12 @@ async def _episodes(run: RunData, frames: FrameSource, config: ReportConfig) -> 
         '<span><b class="zoom"></b>zoom, by turn and frame rate</span>'
         '<span><b class="event"></b>when what is asked about can be seen (its frames: time marked)</span></p>'
     )
-    return legend + "".join(cards)
+    return f"<div>{legend}{_all_of_them(run_dir)}</div>" + "".join(cards)
+
+
+def _all_of_them(run_dir: Path) -> str:
+    command = f"vz-ray view {shlex.quote(str(run_dir))}"
+    return f'<p class="note">All episodes, with their videos: <code>{text(command)}</code></p>'
 
 
 async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None = None) -> str:
@@ -62,19 +67,18 @@ async def render(run_dir: Path, frames: FrameSource, config: ReportConfig | None
         + _section("Results", results, "charts pair")
         + _section("Training", sections.training_charts(run.rows))
         + _section("Time", sections.stage_times(run.summary))
-        + _section("Episodes", await _episodes(run, frames, config), "episodes")
+        + _section("Episodes", await _episodes(run_dir, run, frames, config), "episodes")
     )
     if not body:
         body = "<p>Nothing has been measured in this run yet.</p>"
     if run.config:
         config_text = f"<summary>Configuration</summary><pre>{text(run.config)}</pre>"
         body += f"<section><details>{config_text}</details></section>"
-    css = files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(run.name)} · vz_ray</title><style>{css}</style></head>"
+        f"<title>{text(run.name)} · vz_ray</title><style>{style()}</style></head>"
         f"<body><main><header><h1>{text(run.name)}</h1></header>{body}</main></body></html>\n"
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,24 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import Chat, Task
 from vz_ray.episode import events
-from vz_ray.episode.protocols import Prompt
+from vz_ray.episode.protocols import FrameSource, Policy, Prompt
 from vz_ray.episode.runner import play
-from vz_ray.episode.trajectory import EpisodeId, Sampled, Sampling, Status, Trajectory, Turn
-from vz_ray.episode.wire import WireFormat, Wording
+from vz_ray.episode.trajectory import (
+    EpisodeId,
+    Sampled,
+    Sampling,
+    Status,
+    Trajectory,
+    Turn,
+    visual_tokens,
+)
+from vz_ray.episode.wire import WireFormat, Wording, grid_of
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.rollout.engine import Engine, Heard
 from vz_ray.serve import asking
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
+from vz_ray.serve.client_tools import ClientFrames, Replayed, ZoomForClient
 from vz_ray.serve.holding import Holding
 from vz_ray.serve.speech import Speech
 from vz_ray.video.frame import Clip, Frame, FrameSize, Still, VideoInfo, Zoom
@@ -39,11 +49,15 @@ class Speaker:
     Attributes:
         tokens: That may still be said, over all turns.
         spoke: Is told the text of a turn so far; None does without.
+        said: Tokens of each turn, in order.
+        prompt: What it read before the last of them.
     """
 
     engine: Engine
     tokens: int
     spoke: Heard | None = None
+    said: list[Sequence[int]] = field(default_factory=list)
+    prompt: Prompt | None = None
 
     async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Sampled:
         left = max(1, min(sampling.max_tokens, self.tokens))
@@ -51,6 +65,8 @@ class Speaker:
             prompt, replace(sampling, max_tokens=left), request=request, heard=self.spoke
         )
         self.tokens -= len(said.token_ids)
+        self.said.append(said.token_ids)
+        self.prompt = prompt
         return said
 
     @property
@@ -174,11 +190,18 @@ class Agent:
                     404,
                 )
             told = Telling(question, tell)
-            policy = Speaker(engine, question.sampling.max_tokens, told.spoken if tell else None)
+            speaker = Speaker(engine, question.sampling.max_tokens, told.spoken if tell else None)
+            policy: Policy = speaker
+            frames: FrameSource = self._pool
+            if question.client_zooms or question.exchanges:
+                policy = Replayed(speaker, self._wire, question.exchanges)
+                frames = ClientFrames(
+                    self._pool, question.exchanges, question.task.videos, stop=question.client_zooms
+                )
             game = play(
                 plain(question.task, self._special),
                 policy,
-                self._pool,
+                frames,
                 self._wire,
                 rules(config.episode, question.max_zooms),
                 id=EpisodeId(0, question.id, 0),
@@ -186,10 +209,16 @@ class Agent:
                 worker=self._name,
                 watcher=told.happened,
             )
+            began = time.monotonic()
             with asking_as(question.id):
-                trajectory = await within(
-                    config.episode_deadline_s, game, who=self._name, what=f"request {question.id}"
-                )
+                try:
+                    trajectory = await within(
+                        config.episode_deadline_s, game, who=self._name, what=f"request {question.id}"
+                    )
+                except ZoomForClient as asked:
+                    return told.events, calling(
+                        asked, speaker, self._wire, engine.version, time.monotonic() - began
+                    )
             return told.events, ending(trajectory, engine.version)
 
     async def shutdown(self) -> None:
@@ -304,6 +333,26 @@ def reasoning_of(text: str) -> str:
     speech = Speech()
     speech.hear(text, over=True)
     return speech.reasoning.strip()
+
+
+def calling(
+    asked: ZoomForClient, speaker: Speaker, wire: WireFormat, version: int, seconds: float
+) -> Answered:
+    """The end of a request whose next zoom is the client's."""
+    assert speaker.prompt is not None
+    read, frames = speaker.prompt.compact_ids, speaker.prompt.frames
+    return Answered(
+        text="",
+        reasoning=reasoning_of(wire.text_of(speaker.said[-1])),
+        status="zoom",
+        version=version,
+        prompt_tokens=len(read) + sum(visual_tokens(grid_of(frame)) - 1 for frame in frames),
+        sampled_tokens=sum(map(len, speaker.said)),
+        frames=len(frames),
+        zooms=0,
+        seconds=seconds,
+        call=asked.arguments,
+    )
 
 
 def ending(trajectory: Trajectory, version: int) -> Answered | Failed:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Sampling
+from vz_ray.serve.client_tools import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Question:
         max_zooms: Fewer than the agent's own limit, or None.
         thumbnails: Pixels of the longest side of the frames that are told; 0 tells only their times.
         version: Weights that must answer; None takes those at hand.
+        exchanges: What the client has said to zooms since the question.
+        client_zooms: Further zooms are the client's to carry out.
     """
 
     id: str
@@ -31,6 +34,8 @@ class Question:
     max_zooms: int | None = None
     thumbnails: int = 0
     version: int | None = None
+    exchanges: tuple[Exchange, ...] = ()
+    client_zooms: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ class Answered:
         zooms: That were carried out.
         seconds: Wall time of the episode.
         gated: The zoom gate took the draft for certain, and there was no zoom.
+        call: Arguments of a zoom that the client is to carry out; there is no answer yet then.
     """
 
     text: str
@@ -137,6 +143,7 @@ class Answered:
     zooms: int
     seconds: float
     gated: bool = False
+    call: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,11 @@ class VideoPart(Strict):
 
 
 class ImagePart(Strict):
+    """`pts` is ours: the time of a frame that a tool message shows, seconds."""
+
     type: Literal["image_url"]
     image_url: Url
+    pts: float | None = None
 
 
 class FilePart(Strict):
@@ -52,13 +55,37 @@ class FilePart(Strict):
 Part = Annotated[TextPart | VideoPart | ImagePart | FilePart, Field(discriminator="type")]
 
 
+class Function(Strict):
+    name: Literal["video_zoom"]
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
 class Message(BaseModel):
-    """One message; what clients send back of our replies (`reasoning_content`, `zooms`) is not read."""
+    """One message; of what clients send back of our replies, only tool calls and their reasoning are read."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=1)] | None = None
+
+
+class Offered(BaseModel):
+    """A function that the client offers; its description and parameters are the agent's own business."""
+
+    name: Literal["video_zoom"]
+
+
+class Tool(BaseModel):
+    type: Literal["function"]
+    function: Offered
 
 
 class Own(Strict):
@@ -100,7 +127,15 @@ class Request(Strict):
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
     vz_ray: Own = Own()
+
+    @property
+    def client_zooms(self) -> bool:
+        """Whether zooms are returned as tool calls instead of being carried out here."""
+        return bool(self.tools) and self.tool_choice != "none"
 
 
 class Media(BaseModel):
@@ -110,11 +145,27 @@ class Media(BaseModel):
         kind: `video`, `image`, or `file` for an upload that says itself which it is.
         url: A URL, a `data:` URI, a path of the server's or the id of an upload.
         param: Where in the request it stands, for messages.
+        pts: Of a frame that a tool message shows, seconds.
     """
 
     kind: Literal["video", "image", "file"]
     url: str
     param: str
+    pts: float | None = None
+
+
+class Zoomed(BaseModel):
+    """A zoom that was returned as a tool call, and what the client said to it.
+
+    Attributes:
+        arguments: Of the call, JSON.
+        reasoning: Before it.
+        frames: That the client shows; none lets the server decode the clip.
+    """
+
+    arguments: str
+    reasoning: str
+    frames: list[Media] = []
 
 
 class Conversation(BaseModel):
@@ -125,16 +176,18 @@ class Conversation(BaseModel):
         system: Every system message.
         past: Question and answer of earlier rounds.
         media: In the order in which they are mentioned.
+        zoomed: Tool calls since the question, each with its reply.
     """
 
     question: str
     system: str
     past: list[tuple[str, str]]
     media: list[Media]
+    zoomed: list[Zoomed]
 
 
 def read_conversation(messages: list[Message], limits: ServeConfig) -> Conversation:
-    """Raises `ApiError` where messages are too many, too long, or end with another role than the user's."""
+    """Raises `ApiError` where messages are too many or too long, or end with another than a question."""
     if len(messages) > limits.max_messages:
         raise invalid_request(
             f"{len(messages)} messages; at most {limits.max_messages} are read", param="messages"
@@ -142,8 +195,16 @@ def read_conversation(messages: list[Message], limits: ServeConfig) -> Conversat
     media: list[Media] = []
     system: list[str] = []
     rounds: list[tuple[str, str]] = []
+    zoomed: list[Zoomed] = []
     for number, message in enumerate(messages):
+        if message.tool_calls or message.role == "tool":
+            _add_exchange(
+                zoomed, message, number, waiting=bool(number) and bool(messages[number - 1].tool_calls)
+            )
+            continue
         text = _text(message, f"messages.{number}", media)
+        # What was zoomed into for an earlier answer is not shown again.
+        zoomed = []
         if message.role in ("system", "developer"):
             system.append(text)
         elif rounds and rounds[-1][0] == message.role:
@@ -159,8 +220,29 @@ def read_conversation(messages: list[Message], limits: ServeConfig) -> Conversat
         raise invalid_request("the first message after the system's must be the user's", param="messages")
     _check_count(media, "video", limits.max_videos)
     _check_count(media, "image", limits.max_pictures)
+    if messages[-1].tool_calls:
+        raise invalid_request("the last tool call has no reply", param=f"messages.{len(messages) - 1}")
     past = [(rounds[k][1], rounds[k + 1][1]) for k in range(0, len(rounds) - 1, 2)]
-    return Conversation(question=rounds[-1][1], system="\n".join(system), past=past, media=media)
+    return Conversation(
+        question=rounds[-1][1], system="\n".join(system), past=past, media=media, zoomed=zoomed
+    )
+
+
+def _add_exchange(zoomed: list[Zoomed], message: Message, number: int, *, waiting: bool) -> None:
+    """Adds a tool call, or the reply to the one before."""
+    where = f"messages.{number}"
+    if message.tool_calls:
+        call = message.tool_calls[0].function
+        zoomed.append(Zoomed(arguments=call.arguments, reasoning=message.reasoning_content or ""))
+        return
+    if not waiting:
+        raise invalid_request("a tool message must follow its tool call", param=where)
+    frames = [part for part in message.content or [] if isinstance(part, ImagePart)]
+    for place, part in enumerate(frames):
+        param = f"{where}.content.{place}"
+        if part.pts is None:
+            raise invalid_request("a frame needs its time: `pts`, seconds", param=f"{param}.pts")
+        zoomed[-1].frames.append(Media(kind="image", url=part.image_url.url, param=param, pts=part.pts))
 
 
 def _text(message: Message, where: str, media: list[Media]) -> str:

@@ -6,12 +6,13 @@ may stand behind one address.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fastapi import APIRouter, FastAPI, Request
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from vz_ray.clips.opening import remote_rules
 from vz_ray.config.serve import ServeConfig
@@ -29,15 +30,16 @@ from vz_ray.episode.trajectory import Sampling
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.serve import replies
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
-from vz_ray.serve.chat import Conversation, read_conversation, read_model, read_request
+from vz_ray.serve.chat import Conversation, Zoomed, read_conversation, read_model, read_request
 from vz_ray.serve.chat import Request as ChatRequest
+from vz_ray.serve.client_tools import Exchange
 from vz_ray.serve.errors import ApiError, not_found, overloaded, request_id, server_error
 from vz_ray.serve.files import open_store
 from vz_ray.serve.files import router as files_router
 from vz_ray.serve.guard import owner, protect
 from vz_ray.serve.keys import KeyRing
 from vz_ray.serve.measures import Course, Measures
-from vz_ray.serve.media import Media
+from vz_ray.serve.media import KeepingStream, Media
 from vz_ray.serve.page import page_router
 from vz_ray.serve.replies import Reply
 from vz_ray.video.frame import VideoInfo
@@ -70,7 +72,9 @@ class Ingress:
     def build(self) -> FastAPI:
         """The application, made where it runs."""
         config = self.config
-        app = FastAPI(title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(
+            title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._while_alive
+        )
         keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
         self._store = open_store(config.files, config.guard)
         self._rules = remote_rules(config.clips)
@@ -79,6 +83,12 @@ class Ingress:
         app.include_router(page_router())
         protect(app, config.guard, keys)
         return app
+
+    @asynccontextmanager
+    async def _while_alive(self, _: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(self._store.keep_swept())
+        yield
+        sweeping.cancel()
 
     def _routes(self) -> APIRouter:
         router = APIRouter()
@@ -107,6 +117,8 @@ class Ingress:
                 max_zooms=asked.vz_ray.max_zooms,
                 thumbnails=asked.vz_ray.thumbnails,
                 version=version,
+                exchanges=tuple([await exchange(one, media) for one in conversation.zoomed]),
+                client_zooms=asked.client_zooms,
             )
             course = stack.enter_context(self._measures.course())
             reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
@@ -116,7 +128,7 @@ class Ingress:
             rest = stack.pop_all()
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         events = self._events(question, reply, course, rest, usage=usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        return KeepingStream(events, rest, {"x-accel-buffering": "no"})
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`: the agent, and the weights that it answers with."""
@@ -313,6 +325,17 @@ class Ingress:
 
     def _card_of(self, state: dict[str, Any]) -> dict[str, Any]:
         return self._card(f"{self.config.name}@{state['version']}", state)
+
+
+async def exchange(zoomed: Zoomed, media: Media) -> Exchange:
+    """A tool call and its reply, with the frames that the client shows resolved."""
+    found = [await media.resolve(frame.url, "image", frame.param) for frame in zoomed.frames]
+    return Exchange(
+        arguments=zoomed.arguments,
+        reasoning=zoomed.reasoning,
+        pictures=tuple(source.uri for source in found),
+        times_s=tuple(frame.pts or 0.0 for frame in zoomed.frames),
+    )
 
 
 class IngressReplica(Ingress):

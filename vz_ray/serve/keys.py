@@ -100,8 +100,12 @@ class KeyRing:
 
     @classmethod
     def configured(cls, file: str, variable: str, environment: Mapping[str, str]) -> KeyRing | None:
-        """The ring that a configuration asks for; None where it names no keys at all."""
-        told = environment.get(variable, "") if variable else ""
+        """The ring that a configuration asks for; None where there are no keys at all.
+
+        Raises:
+            UserError: As the ring itself.
+        """
+        told = environment.get(variable, "")
         return cls(file or None, told) if file or told.strip() else None
 
     def keys(self) -> tuple[Key, ...]:

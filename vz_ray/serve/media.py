@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +21,8 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from vz_ray.serve.errors import ApiError, from_video_error, invalid_request, not_found, too_large
 from vz_ray.serve.sniff import DECLARED, Medium
@@ -154,6 +156,28 @@ class Media:
         if not os.path.isfile(real):
             raise not_found("There is no such file.", param)
         return real
+
+
+class KeepingStream(StreamingResponse):
+    """A stream for which media are kept; they are gone after it, also if the client left before it began.
+
+    What a generator does at its end it does only if it was begun.
+
+    Args:
+        events: What is sent.
+        kept: Closed at the end.
+        headers: Further headers of the response.
+    """
+
+    def __init__(
+        self, events: AsyncIterable[str], kept: AsyncExitStack, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._kept = kept
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._kept:
+            await super().__call__(scope, receive, send)
 
 
 def _decode(url: str, start: int, incoming: Incoming) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vz_ray.serve.asking import Answered, Event, Failed, Overview, Said, Shown, Zoomed, Zooming
+from vz_ray.serve.client_tools import TOOL
 from vz_ray.serve.errors import ApiError
 
 Json = dict[str, Any]
@@ -38,6 +39,8 @@ class Reply:
         message: Json = {"role": "assistant", "content": end.text, "refusal": None}
         if end.reasoning:
             message["reasoning_content"] = end.reasoning
+        if end.call:
+            message |= {"content": None, "tool_calls": [tool_call(self.id, end)]}
         message["zooms"] = [zoom_to_dict(event) for event in told if isinstance(event, Zoomed)]
         message["overviews"] = [overview_to_dict(event) for event in told if isinstance(event, Overview)]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(end)}
@@ -69,7 +72,9 @@ class Reply:
     def last(self, end: Answered, *, said: bool) -> Json:
         """The chunk that ends the answer; `said`: its text has been streamed."""
         head = self._head("chat.completion.chunk", end.version)
-        delta = {} if said else {"content": end.text}
+        delta: Json = {} if said else {"content": end.text}
+        if end.call:
+            delta = {"tool_calls": [{"index": 0, **tool_call(self.id, end)}]}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason(end)}
         return {**head, "choices": [choice], "vz_ray": facts(end)}
 
@@ -93,8 +98,16 @@ def sse(value: Json, retry_s: float | None = None) -> str:
 
 
 def finish_reason(end: Answered) -> str:
-    """`length` where tokens or room ran out, else `stop`."""
+    """`tool_calls` where the client is to zoom, `length` where tokens or room ran out, else `stop`."""
+    if end.call:
+        return "tool_calls"
     return "length" if end.status == "truncated" else "stop"
+
+
+def tool_call(id: str, end: Answered) -> Json:
+    """A zoom for the client to carry out."""
+    name = f"call_{id.rpartition('-')[2][:24]}"
+    return {"id": name, "type": "function", "function": {"name": TOOL, "arguments": end.call}}
 
 
 def usage(end: Answered) -> Json:

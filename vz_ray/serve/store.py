@@ -11,6 +11,7 @@ A file is in use when its facts were touched lately.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -282,6 +283,15 @@ class FileStore:
         for stored in self._all():
             if self._expired(stored):
                 self.delete(stored)
+
+    async def keep_swept(self, every_s: float = 3600.0) -> None:
+        """Sweeps now and then until cancelled; who serves runs it, since an idle server gets no uploads."""
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except OSError:
+                log.exception("expired files in %s could not be deleted; this is tried again", self.directory)
+            await asyncio.sleep(every_s)
 
     def make_room(self, owner: str, size: int) -> None:
         """Deletes what has expired and, if that is not enough, what this owner used least recently.

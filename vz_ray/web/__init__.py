@@ -1,4 +1,4 @@
-"""What pages for a browser share: colours and type, the timeline of an episode.
+"""What pages for a browser share: colours and type, the timeline of an episode, strips of frames.
 
 Files that a browser reads as they are (no build step), and where they lie.
 In: nothing. Out: `asset(name)`. Knows no other room; pages themselves belong to

@@ -223,7 +223,7 @@ def test_a_question_that_makes_no_sense_is_answered_in_words(client: TestClient)
     for query, why in (
         ("sort=colour", "query.sort: Input should be 'newest', "),
         ("step_from=x", "query.step_from: Input should be a valid integer"),
-        ("reward_from=nan", "query.reward_from: Value error, not a finite number"),
+        ("reward_from=nan", "query.reward_from: Input should be a finite number"),
         ("limit=100000", "query.limit: Input should be less than or equal to 200"),
         (f"offset={2**63}", "query.offset: Input should be less than or equal to "),
         ("text=" + "x" * 300, "query.text: String should have at most 200 characters"),

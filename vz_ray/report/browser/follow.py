@@ -39,6 +39,8 @@ class Follower:
         """Bytes of logs in the index, and on disk when they were last looked at."""
         self.fault = ""
         """Why the last look failed; empty if it did not."""
+        self._looked: dict[str, tuple[int, int, int]] = {}
+        """What each log was like at the last look: one that is still so is not opened."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -66,13 +68,17 @@ class Follower:
         read = {name: min(state.offset, sizes[name]) for name, state in known.items() if name in sizes}
         self.total, self.done = sum(sizes.values()), sum(read.values())
         for name, (path, status) in found.items():
-            state = known.get(name)
+            state, like = known.get(name), (status.st_mtime_ns, status.st_size, status.st_ino)
+            if state is not None and self._looked.get(name) == like:
+                continue
             if state is not None and not _same(path, status, state):
                 self.index.forget(name)
                 self.done -= read[name]
                 state = None
-            if state is None or status.st_size > state.offset:
-                self._read_on(path, name, status.st_ino, state)
+            if (state is not None and status.st_size == state.offset) or self._read_on(
+                path, name, status.st_ino, state
+            ):
+                self._looked[name] = like
 
     def _found(self) -> dict[str, tuple[Path, os.stat_result]]:
         """Logs by name, the one written to longest ago first, so that newer episodes have higher ids."""
@@ -86,17 +92,19 @@ class Follower:
         found.sort(key=lambda one: (one[1].st_mtime_ns, one[0].name))
         return {path.relative_to(self.run).as_posix(): (path, status) for path, status in found}
 
-    def _read_on(self, path: Path, name: str, inode: int, state: FileState | None) -> None:
+    def _read_on(self, path: Path, name: str, inode: int, state: FileState | None) -> bool:
+        """Reads a log to its end; False where that did not work out, so that the next look tries again."""
         try:
             file = path.open("rb")
         except OSError as error:
             self.fault = f"{name} cannot be read: {error.strerror or error}"
-            return
+            return False
         with file:
             for batch in batches(file, name, inode, state):
                 if self._stop.is_set() or not self.index.add(batch):
-                    return
+                    return False
                 self.done += batch.after.offset - (batch.before.offset if batch.before else 0)
+        return True
 
     def _follow(self) -> None:
         while not self._stop.is_set():

@@ -166,33 +166,44 @@ def outcomes(db: sqlite3.Connection, where: Filter) -> list[Json]:
 
 
 def series(db: sqlite3.Connection, where: Filter) -> Json:
-    """Means by step, one line per stage, the stages with most episodes first.
+    """Means by step, one line per stage, the stages with most points first.
 
     Returns:
         `width`, how many steps a point stands for, and `stages`: of each its
-        name, number of episodes and `points`, `[first step, mean reward or None,
-        mean zooms, share right of those judged or None, episodes]`.
+        name and `points`, `[first step, mean reward or None, mean zooms, share
+        right of those judged or None, episodes]`.
     """
     condition, values = where.sql()
     low, high = db.execute(f"SELECT min(step), max(step) FROM episodes WHERE {condition}", values).fetchone()
     if low is None:
         return {"width": 1, "stages": []}
     width = (high - low) // MOST_POINTS + 1
+    # Sums by single steps come out of an index in order; several to a point would be sorted first.
     rows = db.execute(
-        f"SELECT stage, ? + (step - ?) / ? * ? AS first, avg(reward), avg(zooms),"
-        " avg(CASE outcome WHEN 'right' THEN 1.0 WHEN 'wrong' THEN 0.0 END), count(*)"
-        f" FROM episodes WHERE {condition} GROUP BY stage, first ORDER BY stage, first",
-        [low, low, width, width, *values],
+        "SELECT stage, step, total(reward), count(reward), sum(zooms), sum(outcome = 'right'),"
+        " sum(outcome = 'wrong'), count(*)"
+        f" FROM episodes WHERE {condition} GROUP BY stage, step ORDER BY stage, step",
+        values,
     )
-    lines: dict[str, list[list[Any]]] = {}
-    for stage, *point in rows:
-        lines.setdefault(stage, []).append(point)
+    sums: dict[str, dict[int, list[float]]] = {}
+    for stage, step, *parts in rows:
+        first = low + (step - low) // width * width
+        of_point = sums.setdefault(stage, {}).setdefault(first, [0.0] * len(parts))
+        of_point[:] = [before + more for before, more in zip(of_point, parts, strict=True)]
     stages = [
-        {"stage": name, "episodes": sum(p[-1] for p in points), "points": points}
-        for name, points in lines.items()
+        {"stage": stage, "points": [_point(first, *parts) for first, parts in points.items()]}
+        for stage, points in sums.items()
     ]
-    stages.sort(key=lambda one: (-len(one["points"]), -one["episodes"]))
+    stages.sort(key=lambda one: (-len(one["points"]), one["stage"]))
     return {"width": width, "stages": stages}
+
+
+def _point(
+    step: int, reward: float, judged: float, zooms: float, right: float, wrong: float, episodes: float
+) -> list[Any]:
+    """Means from sums."""
+    share = right / (right + wrong) if right + wrong else None
+    return [step, reward / judged if judged else None, zooms / episodes, share, int(episodes)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import socket
 import webbrowser
@@ -14,7 +13,6 @@ import uvicorn
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import AfterValidator
 
 from vz_ray.observe.errors import UserError
 from vz_ray.report.browser.access import Access, is_loopback
@@ -34,13 +32,7 @@ Number = Annotated[int, Query(ge=0, le=LARGEST)]
 Sort = Literal["newest", "step", "reward", "advantage", "zooms", "frames", "seconds"]
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise ValueError("not a finite number")
-    return value
-
-
-Finite = Annotated[float | None, AfterValidator(_finite)]
+Finite = Annotated[float | None, Query(allow_inf_nan=False)]
 Whole = Annotated[int | None, Query(ge=-LARGEST, le=LARGEST)]
 
 

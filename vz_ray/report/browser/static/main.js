@@ -77,7 +77,7 @@ async function poll() {
       const state = await get("/api/state");
       say(state);
       if (state.revision !== last.revision) {
-        const first = last.revision < 0;
+        const first = !last.run;
         last = state;
         await episodes.refresh(state);
         if (first) document.title = document.title.replace(/vz_ray$/, state.run);
@@ -85,6 +85,7 @@ async function poll() {
     } catch (error) {
       live.className = "lost";
       live.textContent = error.message;
+      last = { ...last, revision: -1 }; // Whoever answers next is asked for everything anew.
     }
   }
   setTimeout(poll, POLL_MS);
