@@ -93,6 +93,8 @@ export class Round {
   #zoomed(zoom) {
     const turn = this.#turn();
     turn.over = true;
+    this.#said = "";
+    this.#showAnswer();
     if (zoom.reasoning) turn.words.textContent = zoom.reasoning;
     const strip = this.looks.zoom(zoom);
     if (zoom.refused) {
@@ -128,6 +130,9 @@ export class Round {
 
   /** The stream has ended as it should. */
   end() {
+    // What was streamed may hold the answer of a turn that zoomed as well, which does not count.
+    this.#said = this.#facts.answer ?? this.#said;
+    this.#showAnswer();
     this.answer = this.#said.trim();
     this.#close("no clip came");
     const { status, finish, gated, usage, seconds, model } = this.#facts;
