@@ -27,7 +27,7 @@ from vz_ray.serving import deploy, read_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ASK = "{think 20} {zoom 2 4 2} {answer B}"
+ASK = "{think 6} {zoom 2 4 2} {answer B}"
 BACK_S = 300.0
 
 
@@ -81,7 +81,7 @@ def test_without_the_right_key_nobody_is_answered(guarded):
 def test_more_than_it_can_take_on_is_refused_and_the_rest_is_answered(guarded):
     server, client = guarded
     server.ask(ASK, client=client)
-    found = outcomes(server, client, 48, "{think 50} {zoom 2 4 2} {think 50} {zoom 6 8 2} {answer B}")
+    found = outcomes(server, client, 48, "{think 12} {zoom 2 4 2} {think 12} {zoom 6 8 2} {answer B}")
     assert set(found) <= {"B", 503, 429}, found
     assert found["B"] >= 4
     assert found[503] > 0
@@ -96,7 +96,7 @@ def refuse_one(server: Running, client: openai.OpenAI) -> None:
 
     def ask(_: int) -> None:
         try:
-            server.ask("{think 50} {zoom 2 4 2} {answer B}", client=client)
+            server.ask("{think 12} {zoom 2 4 2} {answer B}", client=client)
         except openai.APIStatusError as error:
             errors.append(error)
 
