@@ -18,8 +18,9 @@ from vz_ray.episode.trajectory import (
     ZoomFault,
     ZoomRefused,
 )
-from vz_ray.serve.agent import Speaker, Telling, ending, joined, plain, rules
+from vz_ray.serve.agent import Speaker, plain, rules
 from vz_ray.serve.asking import Answered, Failed, Question, Said, Zoomed, Zooming
+from vz_ray.serve.telling import Telling, ending, joined
 from vz_ray.video.frame import VideoInfo, Zoom
 
 QUESTION = Question("q", Task("", "v.mp4", "What?", ""), Sampling(), thumbnails=28)

@@ -16,28 +16,22 @@ from vz_ray.clips.gate import asking_as
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import Chat, Task
-from vz_ray.episode import events
 from vz_ray.episode.protocols import FrameSource, Policy, Prompt
 from vz_ray.episode.runner import play
 from vz_ray.episode.trajectory import (
     EpisodeId,
     Sampled,
     Sampling,
-    Status,
-    Trajectory,
-    Turn,
-    visual_tokens,
 )
-from vz_ray.episode.wire import WireFormat, Wording, grid_of
+from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.rollout.engine import Engine, Heard
-from vz_ray.serve import asking
-from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
+from vz_ray.serve.asking import Answered, Event, Failed, Question
 from vz_ray.serve.client_tools import ClientFrames, Replayed, ZoomForClient
 from vz_ray.serve.holding import Holding
-from vz_ray.serve.speech import Speech
-from vz_ray.video.frame import Clip, Frame, FrameSize, Still, VideoInfo, Zoom
+from vz_ray.serve.telling import Telling, calling, ending, joined
+from vz_ray.video.frame import FrameSize, Still, VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -216,9 +210,12 @@ class Agent:
                         config.episode_deadline_s, game, who=self._name, what=f"request {question.id}"
                     )
                 except ZoomForClient as asked:
-                    return told.events, calling(
-                        asked, speaker, self._wire, engine.version, time.monotonic() - began
+                    assert speaker.prompt is not None  # it has asked
+                    took = time.monotonic() - began
+                    end = calling(
+                        asked, speaker.prompt, speaker.said, self._wire, version=engine.version, seconds=took
                     )
+                    return told.events, end
             return told.events, ending(trajectory, engine.version)
 
     async def shutdown(self) -> None:
@@ -233,76 +230,6 @@ class Agent:
         if self._frames is None:
             raise UserError(f"{self._name} has not started yet")
         return self._frames
-
-
-@dataclass
-class Telling:
-    """Turns what happens in an episode into what its client is told."""
-
-    question: Question
-    tell: Callable[[Event], None] | None
-
-    def __post_init__(self) -> None:
-        self.events: list[Event] = []
-        self._turn, self._speech = 0, Speech()
-
-    def happened(self, event: events.Event) -> None:
-        match event:
-            case events.Begun(videos, overviews):
-                for number, (video, clip) in enumerate(zip(videos, overviews, strict=True)):
-                    self._add(asking.Overview(number, video.duration_s, self._shown(clip)))
-            case events.Asked(turn, zoom):
-                self._flush(over=True)
-                self._add(asking.Zooming(turn, zoom.video, (zoom.start_s, zoom.end_s), zoom.fps))
-            case events.Ended(number, turn, clip):
-                self._flush(over=True)
-                self._turn, self._speech = number + 1, Speech()
-                if turn.zoom is not None:
-                    self._add(self._zoomed(number, turn, clip))
-
-    def spoken(self, so_far: str) -> None:
-        self._so_far = so_far
-        self._flush()
-
-    def _flush(self, *, over: bool = False) -> None:
-        for text, answer in self._speech.hear(getattr(self, "_so_far", ""), over=over):
-            self._add(asking.Said(self._turn, text, answer))
-        if over:
-            self._so_far = ""
-
-    def _zoomed(self, number: int, turn: Turn, clip: Clip | None) -> asking.Zoomed:
-        zoom = turn.zoom if isinstance(turn.zoom, Zoom) else None
-        return asking.Zoomed(
-            turn=number,
-            video=zoom.video if zoom else 0,
-            segment=(zoom.start_s, zoom.end_s) if zoom else None,
-            fps=zoom.fps if zoom else None,
-            frames=self._shown(clip) if clip else (),
-            refused="" if turn.zoom is None or zoom else str(getattr(turn.zoom, "message", "")),
-            reasoning=reasoning_of(turn.text),
-            seconds=turn.seconds,
-        )
-
-    def _shown(self, clip: Clip) -> tuple[asking.Shown, ...]:
-        return tuple(asking.Shown(frame.pts_s, self._image(frame)) for frame in clip.frames)
-
-    def _image(self, frame: Frame) -> str:
-        from vz_ray.video.image import data_uri
-
-        return data_uri(frame.rgb, self.question.thumbnails) if self.question.thumbnails else ""
-
-    def _add(self, event: Event) -> None:
-        self.events.append(event)
-        if self.tell is not None:
-            self.tell(event)
-
-
-def joined(batch: list[Event], event: Event) -> list[Event]:
-    """`batch` and one more; text that goes on is put together."""
-    last = batch[-1]
-    if isinstance(last, Said) and isinstance(event, Said) and last.answer == event.answer:
-        return [*batch[:-1], replace(last, text=last.text + event.text)]
-    return [*batch, event]
 
 
 def rules(config: EpisodeConfig, max_zooms: int | None) -> EpisodeConfig:
@@ -326,55 +253,3 @@ def plain(task: Task, special: list[str]) -> Task:
 
     past = tuple((clean(asked), clean(answer)) for asked, answer in task.chat.past)
     return replace(task, question=clean(task.question), chat=Chat(clean(task.chat.system), past))
-
-
-def reasoning_of(text: str) -> str:
-    """What a turn says beside its zoom and its answer."""
-    speech = Speech()
-    speech.hear(text, over=True)
-    return speech.reasoning.strip()
-
-
-def calling(
-    asked: ZoomForClient, speaker: Speaker, wire: WireFormat, version: int, seconds: float
-) -> Answered:
-    """The end of a request whose next zoom is the client's."""
-    assert speaker.prompt is not None
-    read, frames = speaker.prompt.compact_ids, speaker.prompt.frames
-    return Answered(
-        text="",
-        reasoning=reasoning_of(wire.text_of(speaker.said[-1])),
-        status="zoom",
-        version=version,
-        prompt_tokens=len(read) + sum(visual_tokens(grid_of(frame)) - 1 for frame in frames),
-        sampled_tokens=sum(map(len, speaker.said)),
-        frames=len(frames),
-        zooms=0,
-        seconds=seconds,
-        call=asked.arguments,
-    )
-
-
-def ending(trajectory: Trajectory, version: int) -> Answered | Failed:
-    """What the client is told of a played episode."""
-    if trajectory.status is Status.FAILED:
-        # The whole error names paths of the server's.
-        return Failed(f"{trajectory.extra['in_short']}", "invalid_media")
-    if not trajectory.turns:
-        return Failed(
-            "the question and the video's overview are longer than the context", "context_length_exceeded"
-        )
-    last = trajectory.turns[-1]
-    gate = trajectory.extra.get("gate")
-    return Answered(
-        text=trajectory.answer if trajectory.answer is not None else reasoning_of(last.text),
-        reasoning=reasoning_of(last.text) if trajectory.answer is not None else "",
-        status=trajectory.status.value,
-        version=max(trajectory.weight_versions, default=version),
-        prompt_tokens=trajectory.length - sum(len(turn.action.token_ids) for turn in trajectory.turns),
-        sampled_tokens=sum(len(turn.action.token_ids) for turn in trajectory.turns),
-        frames=len(trajectory.refs),
-        zooms=len(trajectory.zooms),
-        seconds=trajectory.seconds,
-        gated=isinstance(gate, dict) and gate.get("zoom") is False,
-    )
