@@ -136,6 +136,7 @@ def ended(process: subprocess.Popen[str], number: int) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_training_outlives_its_learner_its_driver_and_being_asked_to_stop(small):
     """One run through all of it, since each start takes a while; the slow tests take them one by one."""
     arguments, run = training(small, "outlives", 7, 1), small.runs / "outlives"

@@ -30,6 +30,7 @@ async def world(
         yield made
 
 
+@pytest.mark.slow
 async def test_one_killed_while_idle_is_found_and_replaced_though_the_next_dies_while_it_starts(
     world: World,
 ) -> None:
@@ -76,6 +77,7 @@ async def test_one_killed_between_pause_and_resume_is_replaced_and_its_episodes_
     assert not left_of(engines)
 
 
+@pytest.mark.slow
 async def test_one_whose_engine_is_killed_between_pause_and_resume_is_replaced(world: World) -> None:
     with world.held():
         play = world.begin(4)
@@ -109,6 +111,7 @@ async def test_one_on_a_drained_node_ends_what_it_plays_while_another_comes_else
     await world.until(lambda: world.nodes.gone(old), 30)
 
 
+@pytest.mark.slow
 async def test_groups_wait_while_there_is_no_node_and_are_played_on_the_next_that_comes(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,7 +105,10 @@ def running(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """For this machine alone, without keys."""
+    """For this machine alone, without keys, with limits on bodies that a test can reach."""
     folder = tmp_path_factory.mktemp("serve")
-    with running(config_of(folder), folder) as found:
+    limits = {"json_mb": 16, "upload_gb": 0.02, "grace_s": 3, "min_kb_s": 50}
+    with running(
+        config_of(folder, **{f"guard.{name}": value for name, value in limits.items()}), folder
+    ) as found:
         yield found

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import select
+import socket
+import struct
 import time
+import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -195,20 +201,29 @@ def test_what_is_no_video_is_said_without_a_path(server: Running):  # noqa: F811
     assert refused.value.code == "invalid_media"
 
 
-def test_a_client_that_leaves_frees_everything(server: Running):  # noqa: F811
-    def in_progress() -> float:
-        text = httpx.get(f"{server.url}/metrics").text
-        line = next(line for line in text.splitlines() if line.startswith("vz_ray_requests_in_progress"))
-        return float(line.split()[-1])
+def measured(server: Running) -> dict[str, float]:  # noqa: F811
+    """The metrics, by name and labels, as a real parser reads them."""
+    text = httpx.get(f"{server.url}/metrics").text
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
-    for stream in (True, False):
-        with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
-            list(server.ask("{think 55} " + ZOOMS * 2, stream=stream, timeout=0.3))
-        deadline = time.monotonic() + 60
-        while in_progress() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert in_progress() == 0
-    assert not [file for file in (server.folder / "uploads").rglob("*") if file.is_file()]
+
+def test_a_client_that_leaves_frees_everything(server: Running):  # noqa: F811
+    long = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
+    before = measured(server).get("vz_ray_requests_total left", 0)
+    with server.ask(long, stream=True) as chunks:
+        next(iter(chunks))
+    with pytest.raises(openai.APITimeoutError):
+        server.ask(long, timeout=0.1)
+    until = time.monotonic() + 60
+    while (now := measured(server)).get("vz_ray_requests_total left", 0) < before + 2:
+        assert time.monotonic() < until, now
+        time.sleep(0.1)
+    assert now["vz_ray_requests_in_progress"] == 0
+    assert left(server) == []
     assert server.ask(ZOOMS).choices[0].message.content == "B"
 
 
@@ -281,12 +296,105 @@ def test_a_question_in_the_terminal(server: Running, capsys):  # noqa: F811
     assert not [file for file in (server.folder / "uploads").rglob("*") if file.is_file()]
 
 
-def test_a_real_parser_reads_the_metrics(server: Running):  # noqa: F811
+def test_what_agents_did_is_counted(server: Running):  # noqa: F811
+    before = measured(server)
     server.ask(ZOOMS)
-    found = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
-        for sample in family.samples
-    }
-    assert found["vz_ray_zooms_total"] >= 2
-    assert found["vz_ray_weight_version"] == 1
+    after = measured(server)
+    assert after["vz_ray_zooms_total"] == before.get("vz_ray_zooms_total", 0) + 2
+    assert after["vz_ray_requests_total answered"] == before.get("vz_ray_requests_total answered", 0) + 1
+    assert after["vz_ray_weight_version"] == 1
+
+
+# -- bodies, through Ray Serve's own proxy ---------------------------------------------------
+
+CHAT = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+UPLOAD = "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="v.mp4"\r\n\r\n'
+
+
+def sent(server: Running, head: str, pieces: Iterable[bytes], pause_s: float = 0.0) -> int:  # noqa: F811
+    """The status that came of a body, sent until the server said something."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}\r\n".encode())
+        for piece in pieces:
+            if select.select([connection], [], [], pause_s)[0]:
+                break
+            try:
+                connection.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        answer = connection.recv(65536).decode("latin-1")
+    assert answer.startswith("HTTP/1.1 "), answer
+    assert '"error"' in answer or not answer.partition("\r\n\r\n")[2], answer
+    return int(answer.split()[1])
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def left(server: Running) -> list[Path]:  # noqa: F811
+    return [file for file in (server.folder / "uploads").rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("head", [CHAT, UPLOAD])
+def test_100_gb_that_are_declared_are_refused(server: Running, head):  # noqa: F811
+    assert sent(server, f"{head}Content-Length: {100 * 2**30}\r\n", [b""]) == 413
+    assert left(server) == []
+
+
+@pytest.mark.parametrize(("head", "start"), [(CHAT, b'{"model": "'), (UPLOAD, PART)])
+def test_a_stream_that_never_ends_is_cut_off(server: Running, head, start):  # noqa: F811
+    endless = itertools.chain([chunked(start)], itertools.repeat(chunked(b"x" * 65536), 4000))
+    assert sent(server, f"{head}Transfer-Encoding: chunked\r\n", endless) in (400, 413)
+    assert left(server) == []
+    assert server.ask("{answer A}").choices[0].message.content == "A"
+
+
+@pytest.mark.parametrize(("head", "start"), [(CHAT, b'{"model": "'), (UPLOAD, PART)])
+def test_a_body_that_drips_is_given_up(server: Running, head, start):  # noqa: F811
+    drips = itertools.chain([start], itertools.repeat(b"x", 600))
+    assert sent(server, f"{head}Content-Length: 1000000\r\n", drips, pause_s=0.1) == 408
+    assert left(server) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b'{"model": "zoomer", "messages": [', "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"{}", "text/plain", 415),
+        (b"{}", "application/x-www-form-urlencoded", 415),
+    ],
+)
+def test_what_is_no_request(server: Running, body, kind, status):  # noqa: F811
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_page_of_another_site_reaches_nothing(server: Running):  # noqa: F811
+    for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={}, headers=headers)
+        assert answer.status_code in (403, 421)
+    assert httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_an_image_that_is_a_bomb_and_a_link_out_of_the_roots(server: Running):  # noqa: F811
+    (server.folder / "videos" / "link.mp4").symlink_to("/etc/passwd")
+    parts = [{"type": "video_url", "video_url": {"url": str(server.folder / "videos/link.mp4")}}]
+    with pytest.raises(openai.BadRequestError):
+        server.ask("", messages=[{"role": "user", "content": parts}])
+    head = struct.pack(">II5B", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")]
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    url = "data:image/png;base64," + base64.b64encode(bomb).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "x"}]
+    with pytest.raises(openai.BadRequestError):
+        server.ask("", messages=[{"role": "user", "content": parts}])
+    assert left(server) == []

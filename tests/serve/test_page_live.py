@@ -19,6 +19,8 @@ from tests.serve.running import Running, config_of, running
 from tests.video.making import Made, make
 from vz_ray.serve.keys import add_key, new_key
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "What flashes? {think 12} {zoom 2 4 2} {zoom 6 10 1} {answer B} A. disc B. ring C. cross"
 LONG = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
 MOST_GB = 0.001

@@ -133,6 +133,11 @@ class Request(Strict):
     vz_ray: Own = Own()
 
     @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
     def client_zooms(self) -> bool:
         """Whether zooms are returned as tool calls instead of being carried out here."""
         return bool(self.tools) and self.tool_choice != "none"

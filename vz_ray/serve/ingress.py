@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,22 @@ SLACK_S = 30.0
 """How much longer than an episode a request may take: waiting for a place is not part of it."""
 _ATTEMPTS = 2
 """Agents that a request is tried on; one that died took nothing with it that cannot be done again."""
+
+
+@dataclass
+class Told:
+    """A stream under way.
+
+    Attributes:
+        usage: It is to end with token counts.
+        said: Some of the answer's text has been sent.
+    """
+
+    question: Question
+    reply: Reply
+    course: Course
+    usage: bool
+    said: bool = False
 
 
 @dataclass
@@ -124,11 +140,15 @@ class Ingress:
             reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
             if not asked.stream:
                 return JSONResponse(await self._whole(question, reply, course))
+            batches = self._batches(question)
+            stack.push_async_callback(batches.aclose)
+            # What is refused before anything has happened is refused with a status of its own.
+            first = await self._first(batches, course)
             # The media are kept until the stream ends.
             rest = stack.pop_all()
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
-        events = self._events(question, reply, course, rest, usage=usage)
-        return KeepingStream(events, rest, {"x-accel-buffering": "no"})
+        told = Told(question, reply, course, usage=asked.wants_usage)
+        lines = self._lines(first, batches, told)
+        return KeepingStream(lines, rest, {"x-accel-buffering": "no"})
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`: the agent, and the weights that it answers with."""
@@ -204,11 +224,10 @@ class Ingress:
         return reply.whole(told, end)
 
     async def _answer(self, question: Question) -> list[Event]:
-        seconds = self.config.episode_deadline_s + SLACK_S
         for attempt in range(_ATTEMPTS):
             answer = self.agent.answer.remote(question)
             try:
-                events: list[Event] = await within(seconds, answer, who="the agents", what=question.id)
+                events: list[Event] = await within(self._seconds, answer, who="the agents", what=question.id)
                 return events
             except RayActorError:
                 if attempt + 1 == _ATTEMPTS:
@@ -216,50 +235,71 @@ class Ingress:
                 log.warning("request %s: its agent died; another one is asked", question.id)
         raise AssertionError("no attempt was made")
 
-    async def _events(
-        self, question: Question, reply: Reply, course: Course, rest: AsyncExitStack, *, usage: bool
-    ) -> AsyncIterator[str]:
-        """The stream's lines; ends with an error event where it fails midway."""
-        async with rest:
-            said = False
-            yield replies.sse(reply.first())
-            try:
-                async with aclosing(self._stream(question)) as stream:
-                    async for event in stream:
-                        course.happened(event)
-                        if isinstance(event, Failed):
-                            course.outcome = "refused"
-                            raise replies.refusal(event)
-                        if isinstance(event, Answered):
-                            self._ended(question, event, course)
-                            yield replies.sse(reply.last(event, said=said))
-                            if usage:
-                                yield replies.sse(reply.usage(event))
-                        else:
-                            said |= isinstance(event, Said) and event.answer
-                            yield replies.sse(reply.chunk(event))
-            except Exception as error:
-                refused = self._refusal(error, course)
-                yield replies.sse(refused.body(), refused.retry_after_s)
-            yield replies.DONE
+    async def _first(self, batches: AsyncGenerator[list[Event]], course: Course) -> list[Event]:
+        try:
+            first = await anext(batches)
+        except Exception as error:
+            raise self._refusal(error, course) from error
+        if isinstance(first[-1], Failed):
+            course.outcome = "refused"
+            raise replies.refusal(first[-1])
+        return first
 
-    async def _stream(self, question: Question) -> AsyncGenerator[Event]:
+    async def _lines(
+        self, first: list[Event], batches: AsyncGenerator[list[Event]], told: Told
+    ) -> AsyncIterator[str]:
+        """The stream's lines, those of a batch together; ends with an error event where it fails midway."""
+        yield replies.sse(told.reply.first()) + self._told(first, told)
+        try:
+            async for batch in batches:
+                yield self._told(batch, told)
+        except Exception as error:
+            refused = self._refusal(error, told.course)
+            yield replies.sse(refused.body(), refused.retry_after_s)
+        yield replies.DONE
+
+    def _told(self, batch: list[Event], told: Told) -> str:
+        """The lines of what happened. Raises `ApiError` where that is a failure."""
+        lines = []
+        for event in batch:
+            told.course.happened(event)
+            if isinstance(event, Failed):
+                told.course.outcome = "refused"
+                raise replies.refusal(event)
+            if isinstance(event, Answered):
+                self._ended(told.question, event, told.course)
+                lines.append(replies.sse(told.reply.last(event, said=told.said)))
+                lines += [replies.sse(told.reply.usage(event))] if told.usage else []
+            else:
+                told.said |= isinstance(event, Said) and event.answer
+                lines.append(replies.sse(told.reply.chunk(event)))
+        return "".join(lines)
+
+    async def _batches(self, question: Question) -> AsyncGenerator[list[Event]]:
         """What happens, tried on another agent where one died before it had said anything."""
-        agent = self.agent.options(stream=True)
+        agent, until = self.agent.options(stream=True), time.monotonic() + self._seconds
         for attempt in range(_ATTEMPTS):
             batches, begun = agent.stream.remote(question), False
             try:
-                async for batch in batches:
+                while True:
+                    left = max(0.0, until - time.monotonic())
+                    batch = anext(batches, None)
+                    events: list[Event] | None = await within(left, batch, who="the agents", what=question.id)
+                    if events is None:
+                        return
                     begun = True
-                    for event in batch:
-                        yield event
-                return
+                    yield events
             except RayActorError:
                 if begun or attempt + 1 == _ATTEMPTS:
                     raise
                 log.warning("request %s: its agent died; another one is asked", question.id)
             finally:
                 batches.cancel()
+
+    @property
+    def _seconds(self) -> float:
+        """How long a request may take in all."""
+        return self.config.episode_deadline_s + SLACK_S
 
     def _ended(self, question: Question, end: Answered, course: Course) -> None:
         course.outcome = end.status
@@ -275,6 +315,7 @@ class Ingress:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, ApiError):
             return cause
+        course.outcome = "error"
         if isinstance(cause, BackPressureError):
             course.outcome = "shed"
             waiting = f"{self.config.queue} requests are waiting already; try again later."

@@ -16,10 +16,14 @@ _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 
 @dataclass(slots=True)
 class Course:
-    """One request under way: what it has come to, and when."""
+    """One request under way: what it has come to, and when.
+
+    Attributes:
+        outcome: As of the trajectory, or `refused`, `shed`, `error`, or `left`: nobody waited for the end.
+    """
 
     began: float = field(default_factory=time.monotonic)
-    outcome: str = "error"
+    outcome: str = "left"
     first_token_s: float | None = None
     first_zoom_s: float | None = None
 
