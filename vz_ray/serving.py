@@ -223,7 +223,7 @@ async def _roll(model: Path | None, folder: Path) -> None:
     began = time.monotonic()
     async with actors.ray_cluster(replace(config.ray, address=serving.ray)):
         await asyncio.to_thread(deploy, replace(config, model=chosen), version)
-        state = await serve.getdeployment_handle(AGENT, APP).ready.remote()
+        state = await serve.get_deployment_handle(AGENT, APP).ready.remote()
         if state["version"] != version:
             # What Ray Serve holds a replica to that it starts later must be what the others have.
             await asyncio.to_thread(deploy, replace(config, model=serving.history[-1]), serving.version)
