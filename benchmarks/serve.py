@@ -52,7 +52,7 @@ from vz_ray.serving import served
 MODEL = "assets/tiny-base"
 VIDEOS, MINUTES, SIZE = 4, 20, (640, 360)
 CLIENTS = (1, 8, 32)
-REQUESTS = {1: 16, 8: 64, 32: 128}
+REQUESTS = {1: 6, 8: 48, 32: 128}
 PLACES, QUEUE = 32, 64
 SAMPLING = Sampling(temperature=0.0, max_tokens=4096)
 DEADLINE_S = 600.0
@@ -211,9 +211,12 @@ async def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     async with served(config, DirectedAgent) as serving:
         floor = await floor_of(config, folder)
         try:
+            warm = asks(workload, videos, 16, -1)
+            await by_http(serving.url, warm, 8)
+            await floor.run(warm, 8)
             laps = [
-                await lap(serving.url, floor, workload, videos, number) for number in range(given.repeats + 1)
-            ][1:]  # the first warms up
+                await lap(serving.url, floor, workload, videos, number) for number in range(given.repeats)
+            ]
             overload = await overloaded(serving.url, workload, videos)
         finally:
             await floor.engine.shutdown()
