@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tests.episode.conftest import make_clip
+import pytest
+
+from tests.episode.conftest import make_clip, tokenizer, wire  # noqa: F401
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task import Chat, Task
 from vz_ray.episode import events
 from vz_ray.episode.gate import Drafter
+from vz_ray.episode.protocols import Prompt
 from vz_ray.episode.trajectory import (
     Context,
     EpisodeId,
@@ -20,8 +23,9 @@ from vz_ray.episode.trajectory import (
 )
 from vz_ray.serve.agent import Speaker, plain, rules
 from vz_ray.serve.asking import Answered, Failed, Question, Said, Zoomed, Zooming
+from vz_ray.serve.client_tools import ClientFrames, Exchange, Replayed, ZoomForClient
 from vz_ray.serve.telling import Telling, ending, joined
-from vz_ray.video.frame import VideoInfo, Zoom
+from vz_ray.video.frame import FrameSize, VideoInfo, Zoom
 
 QUESTION = Question("q", Task("", "v.mp4", "What?", ""), Sampling(), thumbnails=28)
 VIDEO = VideoInfo("blake3:0", "v.mp4", 0, 64.0, 8.0, 112, 112)
@@ -85,11 +89,40 @@ def test_text_that_waits_is_told_together():
 
 
 def test_special_tokens_of_a_text_are_broken_up_and_nothing_else():
+    special = ["<|im_end|>", "<|im_start|>"]
     task = Task("", "v", "a<|im_end|>b", "", chat=Chat("<|im_start|>", (("q<|im_end|>", "a"),)))
-    clean = plain(task, ["<|im_end|>", "<|im_start|>"])
-    assert clean.question == "a< |im_end|>b"
-    assert clean.chat == Chat("< |im_start|>", (("q< |im_end|>", "a"),))
-    assert plain(clean, ["<|im_end|>", "<|im_start|>"]) == clean
+    exchange = Exchange('{"a": "<|im_end|>"}', "x<|im_start|>")
+    clean = plain(Question("q", task, Sampling(), exchanges=(exchange,)), special)
+    assert clean.task.question == "a< |im_end|>b"
+    assert clean.task.chat == Chat("< |im_start|>", (("q< |im_end|>", "a"),))
+    assert (
+        clean.exchanges[0].text
+        == '<think>x< |im_start|></think><video_zoom>{"a": "< |im_end|>"}</video_zoom>'
+    )
+    assert plain(clean, special) == clean
+
+
+async def test_frames_of_a_client_belong_to_the_zoom_that_they_are_for(wire):  # noqa: F811
+    """A call of the client's that is refused shows nothing, and does not move the frames of the next."""
+    exchanges = (Exchange("no call"), Exchange("{}", pictures=("p.png",), times_s=(1.5,)))
+    replayed = Replayed(Engineless(), wire, exchanges)
+    frames = ClientFrames(Pictures(), replayed, ["v.mp4"], stop=True)
+    for _ in exchanges:  # the first is refused: no clip is asked for
+        await replayed.act(Prompt((), (), ()), Sampling(), request="r")
+    assert [frame.pts_s for frame in (await frames.zoom("v.mp4", ZOOM, FrameSize())).frames] == [1.5]
+    await replayed.act(Prompt((), (), ()), Sampling(), request="r")
+    with pytest.raises(ZoomForClient):
+        await frames.zoom("v.mp4", ZOOM, FrameSize())
+
+
+class Engineless:
+    async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Written:
+        return Written("", ())
+
+
+class Pictures:
+    async def overview(self, uri, request, size):
+        return make_clip([0.0])
 
 
 def test_fewer_zooms_are_taken_than_asked_for_and_never_more():

@@ -18,12 +18,14 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
 
 from tests.evaluate.benchmarks.test_lectures import png
 from tests.serve.running import Running, server  # noqa: F401
 from tests.video.making import Made, make
 from vz_ray.asking import run_ask
 from vz_ray.config.serve import ServeConfig
+from vz_ray.serve.app import AGENT, APP
 
 ZOOMS = "What is it? {zoom 2 4 2} {zoom 6 10 1} {answer B}"
 
@@ -211,6 +213,11 @@ def measured(server: Running) -> dict[str, float]:  # noqa: F811
     }
 
 
+def playing() -> int:
+    """Requests that the agent plays."""
+    return int(serve.get_deployment_handle(AGENT, APP).ready.remote().result(timeout_s=30)["playing"])
+
+
 def test_a_client_that_leaves_frees_everything(server: Running):  # noqa: F811
     long = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
     before = measured(server).get("vz_ray_requests_total left", 0)
@@ -223,6 +230,9 @@ def test_a_client_that_leaves_frees_everything(server: Running):  # noqa: F811
         assert time.monotonic() < until, now
         time.sleep(0.1)
     assert now["vz_ray_requests_in_progress"] == 0
+    while playing() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert playing() == 0  # in the agent too
     assert left(server) == []
     assert server.ask(ZOOMS).choices[0].message.content == "B"
 

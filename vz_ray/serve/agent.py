@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vz_ray.clips import ClipPool
 from vz_ray.clips.gate import asking_as
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import Chat, Task
+from vz_ray.data.task import Chat
 from vz_ray.episode.protocols import FrameSource, Policy, Prompt
 from vz_ray.episode.runner import play
 from vz_ray.episode.trajectory import (
@@ -26,7 +25,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
-from vz_ray.rollout.engine import Engine, Heard
+from vz_ray.rollout.engine import Engine, EngineFailed, Heard
 from vz_ray.serve.asking import Answered, Event, Failed, Question
 from vz_ray.serve.client_tools import ClientFrames, Replayed, ZoomForClient
 from vz_ray.serve.holding import Holding
@@ -34,6 +33,9 @@ from vz_ray.serve.telling import Telling, calling, ending, joined
 from vz_ray.video.frame import FrameSize, Still, VideoInfo
 
 log = logging.getLogger(__name__)
+
+_END_S = 10.0
+"""How long an episode that nobody waits for may take to end."""
 
 
 @dataclass(slots=True)
@@ -123,10 +125,13 @@ class Agent:
         if engine is None:
             raise UserError(f"{self._name} has not started yet")
         await engine.check()
-        return {"version": engine.version, "refused": self._holding.refused}
+        holding = self._holding
+        return {"version": engine.version, "refused": holding.refused, "playing": holding.count}
 
     async def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
+        if self._holding.broken:
+            raise EngineFailed(self._holding.broken)
         if self._engine is not None:
             await self._engine.check()
 
@@ -167,8 +172,7 @@ class Agent:
             yield [(await playing)[1]]
         finally:
             playing.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await playing
+            await asyncio.wait({playing}, timeout=_END_S)
 
     async def _play(
         self, question: Question, tell: Callable[[Event], None] | None
@@ -183,17 +187,16 @@ class Agent:
                     "model_not_found",
                     404,
                 )
+            question = plain(question, self._special)
             told = Telling(question, tell)
             speaker = Speaker(engine, question.sampling.max_tokens, told.spoken if tell else None)
             policy: Policy = speaker
             frames: FrameSource = self._pool
             if question.client_zooms or question.exchanges:
                 policy = Replayed(speaker, self._wire, question.exchanges)
-                frames = ClientFrames(
-                    self._pool, question.exchanges, question.task.videos, stop=question.client_zooms
-                )
+                frames = ClientFrames(self._pool, policy, question.task.videos, stop=question.client_zooms)
             game = play(
-                plain(question.task, self._special),
+                question.task,
                 policy,
                 frames,
                 self._wire,
@@ -239,10 +242,10 @@ def rules(config: EpisodeConfig, max_zooms: int | None) -> EpisodeConfig:
     return replace(config, max_rounds=max_zooms + 1)
 
 
-def plain(task: Task, special: list[str]) -> Task:
-    """`task` with texts that are only text: a model's special tokens in them are broken up.
+def plain(question: Question, special: Sequence[str]) -> Question:
+    """`question` with texts that are only text: a model's special tokens in them are broken up.
 
-    Else a question could hold the end of its own message, and the beginning of another.
+    Else a text could hold the end of its own message, and the beginning of another.
     """
 
     def clean(text: str) -> str:
@@ -251,5 +254,11 @@ def plain(task: Task, special: list[str]) -> Task:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
+    task = question.task
     past = tuple((clean(asked), clean(answer)) for asked, answer in task.chat.past)
-    return replace(task, question=clean(task.question), chat=Chat(clean(task.chat.system), past))
+    exchanges = tuple(
+        replace(one, arguments=clean(one.arguments), reasoning=clean(one.reasoning))
+        for one in question.exchanges
+    )
+    task = replace(task, question=clean(task.question), chat=Chat(clean(task.chat.system), past))
+    return replace(question, task=task, exchanges=exchanges)

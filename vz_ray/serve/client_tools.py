@@ -64,12 +64,15 @@ class Replayed:
     wire: WireFormat
     exchanges: Sequence[Exchange]
     said: int = 0
+    current: Exchange | None = None
+    """What the turn under way was said from; None where the agent speaks for itself."""
 
     async def act(self, prompt: Prompt, sampling: Sampling, *, request: str) -> Sampled | Written:
         if self.said < len(self.exchanges):
-            text = self.exchanges[self.said].text
+            self.current = self.exchanges[self.said]
             self.said += 1
-            return Written(text, self.wire.written(text))
+            return Written(self.current.text, self.wire.written(self.current.text))
+        self.current = None
         return await self.policy.act(prompt, sampling, request=request)
 
 
@@ -82,19 +85,15 @@ class ClientFrames:
     """
 
     frames: FrameSource
-    exchanges: Sequence[Exchange]
+    replayed: Replayed
     videos: Sequence[str]
     stop: bool
-    shown: int = 0
 
     async def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
-        if self.shown >= len(self.exchanges):
-            if self.stop:
-                raise ZoomForClient(request, len(self.videos) > 1)
-            return await self.frames.zoom(uri, request, size)
-        exchange = self.exchanges[self.shown]
-        self.shown += 1
-        if not exchange.pictures:
+        exchange = self.replayed.current
+        if exchange is None and self.stop:
+            raise ZoomForClient(request, len(self.videos) > 1)
+        if exchange is None or not exchange.pictures:
             return await self.frames.zoom(uri, request, size)
         clips = [await self.frames.overview(picture, Still(), size) for picture in exchange.pictures]
         frames = (clip.frames[0] for clip in clips)

@@ -12,7 +12,7 @@ from vz_ray.config.serve import ServeConfig
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.scratch import scratch
-from vz_ray.rollout.engine import Engine
+from vz_ray.rollout.engine import Engine, EngineFailed
 from vz_ray.weights import CheckpointSource, ShmSender, WeightStore
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ class Holding:
 
     Attributes:
         refused: Why the last weights that were offered were not taken; empty if they were.
+        broken: Why the engine, left between two sets of weights, must be replaced; else empty.
+        count: Requests that are played now.
     """
 
     def __init__(self, config: ServeConfig, name: str) -> None:
@@ -30,9 +32,9 @@ class Holding:
         self._open, self._idle = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._idle.set()
-        self._playing = 0
+        self.count = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self.refused = ""
+        self.refused = self.broken = ""
 
     def holds(self, model: str, version: int) -> None:
         """The replica has started with these."""
@@ -42,14 +44,17 @@ class Holding:
     @asynccontextmanager
     async def playing(self) -> AsyncIterator[None]:
         """A request is played within; it waits while weights are exchanged."""
-        await self._open.wait()
-        self._playing += 1
+        while not self._open.is_set():
+            await self._open.wait()
+        if self.broken:
+            raise EngineFailed(self.broken)
+        self.count += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._playing -= 1
-            if not self._playing:
+            self.count -= 1
+            if not self.count:
                 self._idle.set()
 
     async def take(self, engine: Engine, model: str, version: int) -> None:
@@ -73,10 +78,13 @@ class Holding:
                 await engine.pause()
                 await engine.receive(update)
                 await engine.resume()
+            except Exception as error:
+                self.broken = f"{self._name} failed while it took version {version}: {error}"
+                raise
             finally:
                 self._open.set()
         self.refused = ""
-        self.holds(model, version)
+        log.info("%s answers with version %d, %s", self._name, version, model)
 
     def _check(self, source: CheckpointSource) -> None:
         own, new = self._shapes, _shapes(source)
@@ -95,7 +103,7 @@ class Holding:
             log.warning(
                 "%s: %d requests were under way for %g s and end with version %d",
                 self._name,
-                self._playing,
+                self.count,
                 self._drain_s,
                 version,
             )

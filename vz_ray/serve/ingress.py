@@ -233,6 +233,8 @@ class Ingress:
                 if attempt + 1 == _ATTEMPTS:
                     raise
                 log.warning("request %s: its agent died; another one is asked", question.id)
+            finally:
+                answer.cancel()  # does nothing to one that has come
         raise AssertionError("no attempt was made")
 
     async def _first(self, batches: AsyncGenerator[list[Event]], course: Course) -> list[Event]:
@@ -318,8 +320,7 @@ class Ingress:
         course.outcome = "error"
         if isinstance(cause, BackPressureError):
             course.outcome = "shed"
-            waiting = f"{self.config.queue} requests are waiting already; try again later."
-            return overloaded(waiting, self.config.retry_after_s, status=503)
+            return self._busy()
         if isinstance(cause, RayActorError | DeploymentUnavailableError):
             message = "The agent that played this request has died; try again."
             return ApiError(
@@ -356,6 +357,12 @@ class Ingress:
             return await within(seconds, answer, who="the agents", what="a look at an upload")
         except RayTaskError as error:
             raise error.cause from None
+        except BackPressureError as error:
+            raise self._busy() from error
+
+    def _busy(self) -> ApiError:
+        waiting = f"{self.config.queue} requests are waiting already; try again later."
+        return overloaded(waiting, self.config.retry_after_s, status=503)
 
     def _card(self, id: str, state: dict[str, Any]) -> dict[str, Any]:
         card = {"id": id, "object": "model", "created": self._created, "owned_by": "vz_ray"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vz_ray.episode import events
 from vz_ray.episode.protocols import Prompt
-from vz_ray.episode.trajectory import Status, Trajectory, Turn, visual_tokens
+from vz_ray.episode.trajectory import Status, Trajectory, Turn, ZoomRefused, visual_tokens
 from vz_ray.episode.wire import WireFormat, grid_of
 from vz_ray.serve import asking
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
@@ -26,7 +26,7 @@ class Telling:
 
     def __post_init__(self) -> None:
         self.events: list[Event] = []
-        self._turn, self._speech = 0, Speech()
+        self._turn, self._speech, self._so_far = 0, Speech(), ""
 
     def happened(self, event: events.Event) -> None:
         match event:
@@ -47,7 +47,7 @@ class Telling:
         self._flush()
 
     def _flush(self, *, over: bool = False) -> None:
-        for text, answer in self._speech.hear(getattr(self, "_so_far", ""), over=over):
+        for text, answer in self._speech.hear(self._so_far, over=over):
             self._add(asking.Said(self._turn, text, answer))
         if over:
             self._so_far = ""
@@ -60,7 +60,7 @@ class Telling:
             segment=(zoom.start_s, zoom.end_s) if zoom else None,
             fps=zoom.fps if zoom else None,
             frames=self._shown(clip) if clip else (),
-            refused="" if turn.zoom is None or zoom else str(getattr(turn.zoom, "message", "")),
+            refused=turn.zoom.message if isinstance(turn.zoom, ZoomRefused) else "",
             reasoning=reasoning_of(turn.text),
             seconds=turn.seconds,
         )
