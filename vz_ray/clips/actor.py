@@ -17,6 +17,7 @@ from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import check_same_code
+from vz_ray.observe.place import of_group
 from vz_ray.observe.stacks import stacks
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import ReaderBroken
@@ -137,5 +138,5 @@ def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig) -> A
 
     On a node of another version than `driver`, its fingerprint, every request raises `UserError`.
     """
-    options = DecodeActor.options(num_cpus=config.cpus)  # type: ignore[attr-defined]
+    options = DecodeActor.options(num_cpus=config.cpus, resources=of_group(config.group))  # type: ignore[attr-defined]
     return options.remote(who, dict(driver), asdict(config))
