@@ -21,8 +21,11 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.config.selector import SelectorConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.jobs.needs import ClusterConfig
+from vz_ray.jobs.preflight import preflight
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
+from vz_ray.observe.checks import Check, Verdict, require
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import take_back_signals
@@ -33,6 +36,9 @@ from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
+from vz_ray.weights.backends import gpu_share
+
+log = logging.getLogger(__name__)
 
 KNOCK_S = 10.0
 """How long a cluster that is to be joined may take to accept a connection."""
@@ -144,6 +150,33 @@ def _knock(address: str) -> None:
             f"cannot join Ray at {address}: nobody answers there ({error.strerror or error}); "
             "check ray.address, or leave it empty for a cluster of the run's own"
         ) from error
+
+
+@asynccontextmanager
+async def cluster_of(config: ClusterConfig) -> AsyncIterator[None]:
+    """`ray_cluster` for a run; one that was joined is looked over first.
+
+    Raises:
+        UserError: The run would not find room there, or not what it needs. See `jobs.preflight`.
+    """
+    async with ray_cluster(config.ray):
+        if config.ray.address:
+            checks = await checks_of(config)
+            require(*checks)
+            for check in checks:
+                log.log(
+                    logging.INFO if check.verdict is Verdict.OK else logging.WARNING,
+                    "%s: %s",
+                    check.name,
+                    check.found,
+                )
+        yield
+
+
+async def checks_of(config: ClusterConfig) -> list[Check]:
+    """What a run of `config` finds in the cluster that was joined."""
+    share = gpu_share(config.weights.transport) if isinstance(config, PlayConfig) else 1.0
+    return await preflight(config, gpus=on_gpus(config.ray), gpu_share=share)
 
 
 @asynccontextmanager

@@ -11,10 +11,11 @@ from pathlib import Path
 from vz_ray.config import to_yaml
 from vz_ray.config.run import PlayConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.doctor import disk, memory, require, shared_memory
+from vz_ray.doctor import disk, memory, shared_memory
 from vz_ray.evaluate.summary import record_stage
 from vz_ray.learner.model import check_checkpoint
 from vz_ray.observe import logs
+from vz_ray.observe.checks import require
 from vz_ray.observe.interrupt import Interrupt
 from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir

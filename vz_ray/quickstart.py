@@ -65,7 +65,7 @@ def run_training(config: RunConfig) -> None:
 
 async def _training(config: RunConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        await stack.enter_async_context(actors.cluster_of(config))
         frames = await stack.enter_async_context(actors.clip_pool(config))
         fleet = await start_fleet(config, at, frames, stack)
         await reinforce(config, at, config.model, frames, fleet, "policy")
@@ -116,7 +116,7 @@ def run_baseline(run: Path) -> None:
 
 async def _baseline(config: QuickstartConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        await stack.enter_async_context(actors.cluster_of(config))
         frames = await stack.enter_async_context(actors.clip_pool(config))
         if not at.model(BASELINE).exists():
             with at.timed(BASELINE):
@@ -139,7 +139,7 @@ def make_world(config: QuickstartConfig, at: Desk) -> None:
 async def _stages(config: QuickstartConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
         with at.timed("start Ray"):
-            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            await stack.enter_async_context(actors.cluster_of(config))
             frames = await stack.enter_async_context(actors.clip_pool(config))
         # An engine takes half a minute to start, most of it on one core: time to train the cold start.
         starting = asyncio.create_task(start_fleet(config, at, frames, stack))
