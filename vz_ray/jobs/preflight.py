@@ -57,7 +57,8 @@ async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0
     with _marked(runs_of(config)) as shared:
         groups = sorted({need.group for need in needs if need.group})
         answers = await survey(nodes, questions(config, needs, shared), groups)
-    return [*checks, _versions(answers), _volumes(config, answers), *_shared_memory(config, answers)]
+    checks += [_versions(answers), _volumes(config, answers)]
+    return [*checks, *_secrets(config, answers), *_shared_memory(config, answers)]
 
 
 def alive() -> list[Mapping[str, Any]]:
@@ -204,6 +205,17 @@ def _volumes(config: ClusterConfig, answers: Sequence[Answers]) -> Check:
     told = [f"runs {runs}"] if runs else []
     told += [f"model {config.model}"] if config.model else []
     return Check("volumes", Verdict.OK, ", ".join(told) + ": there on every node that needs them")
+
+
+def _secrets(config: ClusterConfig, answers: Sequence[Answers]) -> list[Check]:
+    wanted = _variables(config)
+    if not wanted:
+        return []
+    wrong = [f"{one.node} lacks {' and '.join(one.unset)}" for one in answers if one.unset]
+    if wrong:
+        fix = "set it in the environment of the nodes' processes, from a Secret of the cluster"
+        return [Check("secrets", Verdict.PROBLEM, _listed(wrong), fix)]
+    return [Check("secrets", Verdict.OK, f"{', '.join(wanted)}: set where workers are")]
 
 
 def _too_full(config: ClusterConfig, runs: Path) -> str:

@@ -49,7 +49,8 @@ class Answers:
         node: Its address.
         groups: It belongs to.
         fingerprint: Versions by name; see `observe.fingerprint`.
-        troubles: What is wrong with directories and variables, one sentence each.
+        troubles: What is wrong with directories, one sentence each.
+        unset: Variables that it lacks.
         shm_free: Bytes of shared memory that are free.
         silent: Why it did not answer; empty if it did.
     """
@@ -58,6 +59,7 @@ class Answers:
     groups: Sequence[str] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     troubles: Sequence[str] = ()
+    unset: Sequence[str] = ()
     shm_free: int = 0
     silent: str = ""
 
@@ -96,16 +98,17 @@ async def _ask(node: Mapping[str, Any], asked: Mapping[str, Questions], groups: 
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _answer(questions: Sequence[Questions]) -> tuple[dict[str, str], list[str], int]:
+def _answer(questions: Sequence[Questions]) -> tuple[dict[str, str], list[str], list[str], int]:
     from vz_ray.observe.fingerprint import fingerprint
 
     troubles = [trouble for one in questions for trouble in look(one)]
+    lacks = [name for one in questions for name in unset(one)]
     shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return dict(fingerprint()), troubles, shm
+    return dict(fingerprint()), troubles, lacks, shm
 
 
 def look(asked: Questions) -> list[str]:
-    """What is wrong with the directories and variables of this process."""
+    """What is wrong with the directories as this process sees them."""
     found = [f"{path} is not there" for path in asked.readable if not Path(path).exists()]
     found += [trouble for path in asked.writable if (trouble := unwritable(Path(path)))]
     if asked.shared is not None:
@@ -116,9 +119,12 @@ def look(asked: Questions) -> list[str]:
             same = False
         if not same:
             found.append(f"{Path(path).parent} is not the driver's directory: it must be one shared volume")
-    return found + [
-        f"the environment variable {name} is not set" for name in asked.variables if not os.environ.get(name)
-    ]
+    return found
+
+
+def unset(asked: Questions) -> list[str]:
+    """Variables that this process lacks."""
+    return [name for name in asked.variables if not os.environ.get(name)]
 
 
 _TRY_BYTES = 1 << 20
