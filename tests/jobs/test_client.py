@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import ray
@@ -73,6 +77,20 @@ def test_nobody_there_is_said_at_once() -> None:
 def test_a_token_that_is_missing_or_wrong_is_told_apart(status: int, said: str) -> None:
     with server(lambda _: (status, "no")) as address, pytest.raises(UserError, match=said):
         JobClient(address)
+
+
+def test_a_token_that_was_promised_and_is_not_there_is_missed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "from vz_ray.jobs.client import JobClient; from vz_ray.observe.errors import UserError\n"
+        "try: JobClient('http://127.0.0.1:9')\nexcept UserError as error: print(error)"
+    )
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith("RAY_AUTH_MODE is 'token', and none was found; set RAY_AUTH_TOKEN or")
 
 
 def test_another_ray_is_refused_unless_one_insists() -> None:

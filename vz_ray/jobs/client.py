@@ -24,6 +24,7 @@ AGENT_S = 60.0
 _NO_AGENT = "No available agent"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKEN_FILE = Path("~/.ray/auth_token")
+_TOKEN = f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write it to {TOKEN_FILE}"
 RUN = "vz_ray_run"
 """Metadata of a job: the name of the run that it is an attempt at."""
 
@@ -111,8 +112,13 @@ class JobClient:
         """Ray's version there; answers in seconds where Ray's own client would wait for minutes."""
         import ray
         from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+        from ray.exceptions import AuthenticationError
 
-        headers = {**_headers(), **get_auth_headers_if_auth_enabled(_headers())}
+        given = _headers()
+        try:
+            headers = {**given, **get_auth_headers_if_auth_enabled(given)}
+        except AuthenticationError as error:
+            raise UserError(f"RAY_AUTH_MODE is 'token', and none was found; {_TOKEN}") from error
         try:
             answer = httpx.get(f"{self.address}/api/version", headers=headers, timeout=ANSWER_S)
         except httpx.HTTPError as error:
@@ -124,10 +130,7 @@ class JobClient:
             why = (
                 "it wants a token, and none was found" if answer.status_code == 401 else "the token is wrong"
             )
-            raise UserError(
-                f"{self.address} refuses to answer: {why}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or "
-                f"write it to {TOKEN_FILE}"
-            )
+            raise UserError(f"{self.address} refuses to answer: {why}; {_TOKEN}")
         try:
             version = str(answer.json()["ray_version"])
         except (ValueError, KeyError, TypeError) as error:
