@@ -147,48 +147,60 @@ class _Episode:
 
 
 class _Engine:
-    """Samples all its turns at once, slower the more there are; reads one prompt at a time."""
+    """Samples all its turns at once, slower the more there are; reads one prompt at a time.
+
+    Attributes:
+        busy: Seconds in which it had something to do.
+        playing: Episodes that have a place on it.
+        stamp: Changes with every look at it, so that what was expected before is known to be out of date.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.sampling: list[_Episode] = []
-        self.reading: deque[tuple[_Episode, float]] = deque()
+        self._sampling: list[_Episode] = []
+        self._reading: deque[tuple[_Episode, float]] = deque()
         self._at = 0.0
-
-    @property
-    def load(self) -> int:
-        return len(self.sampling) + len(self.reading)
+        self.busy, self.playing, self.stamp = 0.0, 0, 0
 
     def _rate(self) -> float:
-        context = sum(one.context for one in self.sampling) / max(1, len(self.sampling))
-        return 1.0 / self._machine.step_s(len(self.sampling), context)
+        context = sum(one.context for one in self._sampling) / len(self._sampling)
+        return 1.0 / self._machine.step_s(len(self._sampling), context)
+
+    def read(self, episode: _Episode, seconds: float) -> None:
+        """Hands it, as of its last `advance`, a prompt that takes so long, and then a turn to be said."""
+        self._reading.append((episode, seconds))
 
     def next(self) -> float:
         """When something of it ends, if nothing comes."""
-        if self.reading:
-            return self._at + self.reading[0][1]
-        if not self.sampling:
+        if self._reading:
+            return self._at + self._reading[0][1]
+        if not self._sampling:
             return float("inf")
-        return self._at + min(one.left for one in self.sampling) / self._rate()
+        return self._at + min(one.left for one in self._sampling) / self._rate()
 
     def advance(self, now: float) -> list[_Episode]:
-        """Goes on to `now`; returns those whose turns have ended."""
+        """Goes on to `now`, at most as far as `next`; returns those whose turns have ended."""
+        self.stamp += 1
         passed, self._at = now - self._at, now
-        if self.reading:
-            episode, seconds = self.reading[0]
+        if self._reading:
+            self.busy += passed
+            episode, seconds = self._reading[0]
             if seconds - passed > 1e-9:
-                self.reading[0] = (episode, seconds - passed)
+                self._reading[0] = (episode, seconds - passed)
                 return []
-            self.reading.popleft()
+            self._reading.popleft()
             episode.left = float(episode.shape.turns[episode.turn])
-            self.sampling.append(episode)
+            self._sampling.append(episode)
             return []
-        rate = self._rate() if self.sampling else 0.0
-        for one in self.sampling:
-            one.left -= rate * passed
-            one.context += rate * passed
-        ended = [one for one in self.sampling if one.left <= 1e-6]
-        self.sampling = [one for one in self.sampling if one.left > 1e-6]
+        if not self._sampling:
+            return []
+        self.busy += passed
+        said = self._rate() * passed
+        for one in self._sampling:
+            one.left -= said
+            one.context += said
+        ended = [one for one in self._sampling if one.left <= 1e-6]
+        self._sampling = [one for one in self._sampling if one.left > 1e-6]
         return ended
 
 
@@ -212,90 +224,106 @@ class Rollout:
 
 
 def rollout(world: World, machine: Machine, engines: int, decoders: int, seed: int = 0) -> Rollout:
-    """Simulates an iteration's episodes: tasks whole to the engine with the most free places."""
-    draw = random.Random(seed)
-    groups = deque(
-        [_Episode(draw.choice(world.shapes), task) for _ in range(world.samples)]
-        for task in range(world.tasks)
-    )
-    fleet = [_Engine(machine) for _ in range(engines)]
-    playing = [0] * engines
-    home: dict[int, int] = {}
-    free = [0.0] * decoders
-    heapq.heapify(free)
-    arriving: list[tuple[float, int, _Episode]] = []
-    seen: set[int] = set()
-    waits: list[float] = []
-    ends: list[float] = []
-    busy, now, number, tokens = [0.0] * engines, 0.0, 0, 0.0
+    """Simulates an iteration's episodes."""
+    return _Simulation(world, machine, engines, decoders, seed).run()
 
-    def decode(episode: _Episode, cpu_s: float) -> None:
-        nonlocal number
-        start = max(now, heapq.heappop(free))
-        heapq.heappush(free, start + cpu_s)
-        waits.append(start + cpu_s - now)
-        number += 1
-        heapq.heappush(arriving, (start + cpu_s, number, episode))
 
-    def admit() -> None:
-        nonlocal tokens
-        while groups:
-            index = min(range(engines), key=lambda one: playing[one])
-            if playing[index] >= world.places:
+class _Simulation:
+    """Tasks go whole to the engine with the most free places; what comes next is in two heaps."""
+
+    def __init__(self, world: World, machine: Machine, engines: int, decoders: int, seed: int) -> None:
+        self._world, self._machine = world, machine
+        draw = random.Random(seed)
+        self._waiting = deque(
+            [_Episode(draw.choice(world.shapes), task) for _ in range(world.samples)]
+            for task in range(world.tasks)
+        )
+        self._fleet = [_Engine(machine) for _ in range(engines)]
+        self._home: dict[int, _Engine] = {}
+        self._read: set[int] = set()
+        self._free = [0.0] * decoders
+        self._now, self._number = 0.0, 0
+        self._arriving: list[tuple[float, int, _Episode]] = []
+        self._expected: list[tuple[float, int, int, _Engine]] = []
+        self._waits: list[float] = []
+        self._ends: list[float] = []
+        self._tokens = 0.0
+
+    def run(self) -> Rollout:
+        self._admit()
+        while self._arriving or self._expected:
+            arrival = self._arriving[0][0] if self._arriving else float("inf")
+            ending = self._expected[0][0] if self._expected else float("inf")
+            if arrival <= ending:
+                self._now, _, episode = heapq.heappop(self._arriving)
+                self._show(episode)
+                continue
+            when, _, stamp, engine = heapq.heappop(self._expected)
+            if stamp == engine.stamp:
+                self._now = when
+                self._end_turns(engine)
+        self._ends.sort()
+        return Rollout(
+            seconds=self._now,
+            busy=sum(engine.busy for engine in self._fleet) / (len(self._fleet) * self._now),
+            clip_wait_s=sum(self._waits) / len(self._waits),
+            last_tenth_s=self._now - self._ends[int(0.9 * len(self._ends))],
+            tokens=self._tokens,
+        )
+
+    def _expect(self, engine: _Engine) -> None:
+        if (when := engine.next()) < float("inf"):
+            self._number += 1
+            heapq.heappush(self._expected, (when, self._number, engine.stamp, engine))
+
+    def _arrive(self, when: float, episode: _Episode) -> None:
+        self._number += 1
+        heapq.heappush(self._arriving, (when, self._number, episode))
+
+    def _decoded(self, cpu_s: float) -> float:
+        """When the decoder that is free first has done so much more."""
+        when = max(self._now, heapq.heappop(self._free)) + cpu_s
+        heapq.heappush(self._free, when)
+        self._waits.append(when - self._now)
+        return when
+
+    def _admit(self) -> None:
+        while self._waiting:
+            engine = min(self._fleet, key=lambda one: one.playing)
+            if engine.playing >= self._world.places:
                 return
-            group = groups.popleft()
-            home[group[0].task] = index
-            playing[index] += len(group)
-            tokens += sum(world.tokens(one.shape) for one in group)
+            group = self._waiting.popleft()
+            self._home[group[0].task] = engine
+            engine.playing += len(group)
+            self._tokens += sum(self._world.tokens(one.shape) for one in group)
             # One overview for all samples of a task: they ask for the same.
-            decode(group[0], world.overview_cpu_s)
-            when = (
-                arriving[-1][0]
-                if len(arriving) == 1
-                else max(one[0] for one in arriving if one[2] is group[0])
-            )
-            for one in group[1:]:
-                heapq.heappush(arriving, (when, draw.randrange(1 << 30), one))
+            when = self._decoded(self._world.overview_cpu_s)
+            for one in group:
+                self._arrive(when, one)
 
-    admit()
-    while arriving or any(engine.load for engine in fleet):
-        upcoming = min(engine.next() for engine in fleet)
-        moment = min(upcoming, arriving[0][0] if arriving else float("inf"))
-        for index, engine in enumerate(fleet):
-            busy[index] += (moment - now) if engine.load else 0.0
-        now_before, now = now, moment
-        assert now >= now_before - 1e-9
-        for index, engine in enumerate(fleet):
-            for episode in engine.advance(now):
-                episode.turn += 1
-                if episode.turn < len(episode.shape.turns):
-                    decode(episode, world.zoom_cpu_s)
-                    continue
-                ends.append(now)
-                playing[index] -= 1
-        while arriving and arriving[0][0] <= now + 1e-9:
-            episode = heapq.heappop(arriving)[2]
-            _read(world, machine, fleet[home[episode.task]], episode, seen)
-        admit()
-    ends.sort()
-    return Rollout(
-        seconds=now,
-        busy=sum(busy) / (engines * now),
-        clip_wait_s=sum(waits) / len(waits),
-        last_tenth_s=now - ends[int(0.9 * len(ends))],
-        tokens=tokens,
-    )
+    def _show(self, episode: _Episode) -> None:
+        """Hands an engine what was decoded; later samples of a task find their prompt in the cache."""
+        world, engine = self._world, self._home[episode.task]
+        self._end_turns(engine)
+        if episode.turn:
+            frames = episode.shape.clips[episode.turn - 1]
+            fresh = float(world.clip_tokens(frames))
+            episode.context += fresh
+        else:
+            cached = episode.task in self._read
+            self._read.add(episode.task)
+            fresh, frames = (0.0, 0) if cached else (float(world.prefix), world.overview)
+            episode.context = float(world.prefix)
+        engine.read(episode, max(1e-6, self._machine.read_s(fresh, frames, world.frame_tokens)))
+        self._expect(engine)
 
-
-def _read(world: World, machine: Machine, engine: _Engine, episode: _Episode, seen: set[int]) -> None:
-    """Hands an engine what was shown; later samples of a task find their prompt in the cache."""
-    if episode.turn == 0:
-        cached = episode.task in seen
-        seen.add(episode.task)
-        fresh, frames = (0.0, 0) if cached else (float(world.prefix), world.overview)
-        episode.context = float(world.prefix)
-    else:
-        frames = episode.shape.clips[episode.turn - 1]
-        fresh = float(world.clip_tokens(frames))
-        episode.context += fresh
-    engine.reading.append((episode, max(1e-6, machine.read_s(fresh, frames, world.frame_tokens))))
+    def _end_turns(self, engine: _Engine) -> None:
+        for episode in engine.advance(self._now):
+            episode.turn += 1
+            if episode.turn < len(episode.shape.turns):
+                self._arrive(self._decoded(self._world.zoom_cpu_s), episode)
+                continue
+            self._ends.append(self._now)
+            engine.playing -= 1
+        self._expect(engine)
+        self._admit()

@@ -21,7 +21,7 @@ import pytest
 
 from cluster.local import LocalCluster
 from tests.nodes import of_kind
-from tests.small_run import ROOT, SmallRun, tasks_by_iteration
+from tests.small_run import ROOT, SmallRun, command_of, tasks_by_iteration
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -71,8 +71,12 @@ def steps(run: Path) -> list[int]:
 
 def raylets(cluster: LocalCluster) -> list[psutil.Process]:
     """Those of worker nodes."""
-    found = [p for p in cluster.processes() if p.name() == "raylet"]
-    return [p for p in found if "--head" not in p.cmdline()]
+    commands = {process: command_of(process) for process in cluster.processes()}
+    return [
+        p
+        for p, words in commands.items()
+        if "/raylet " in words and "--node_id=" in words and "--head" not in words
+    ]
 
 
 def workers(cluster: LocalCluster) -> list[psutil.Process]:
