@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from vz_ray.learner.actor import LearnerGroup
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import take_back_signals
+from vz_ray.observe.records import Badge
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.scratch import scratch
 from vz_ray.reward import score
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
+from vz_ray.watch import Watch
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
 
 KNOCK_S = 10.0
@@ -48,11 +50,13 @@ class Actors:
         learner: Takes steps.
         fleet: Plays episodes.
         sender: The learner's side of a publish.
+        watch: Is told what happens, for whoever looks on.
     """
 
     learner: LearnerGroup
     fleet: Fleet
     sender: Sender
+    watch: Watch = field(default_factory=Watch)
 
 
 @asynccontextmanager
@@ -121,6 +125,7 @@ def _init(config: RayConfig, folder: Path | None) -> None:
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_mib * 2**20,
             "include_dashboard": False,
+            "_metrics_export_port": config.metrics_port or None,
             "_temp_dir": str(folder),
         }
     try:
@@ -146,10 +151,16 @@ def _knock(address: str) -> None:
         ) from error
 
 
+def badge_of(config: PlayConfig | SftRunConfig | DistillConfig) -> Badge:
+    """What the actors of a run are given, to say whose they are."""
+    form = "text" if isinstance(config, DistillConfig) else config.observe.log_format
+    return Badge(config.name, form)
+
+
 @asynccontextmanager
 async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
-    pool = ClipPool.start(config.clips)
+    pool = ClipPool.start(config.clips, badge_of(config))
     try:
         await pool.ready()
         yield pool
@@ -192,6 +203,7 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         logs=str(run.logs.resolve()),
         transport=config.weights.transport,
         ranker=await image_text(config.episode.selector, frames),
+        badge=badge_of(config),
     )
     publisher = Publisher(
         deadline_s=config.weights.deadline_s,
