@@ -33,7 +33,7 @@ from vz_ray.reward import score
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
-from vz_ray.watch import Watch
+from vz_ray.watch.watch import Watch
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
 
 KNOCK_S = 10.0

@@ -12,6 +12,7 @@ import json
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -102,7 +103,7 @@ class _Wandb:
     def __init__(self, project: str, run: RunDir, ids: dict[str, str], config: Mapping[str, str]) -> None:
         import wandb
 
-        ids.setdefault("wandb", wandb.util.generate_id())
+        ids.setdefault("wandb", uuid.uuid4().hex[:12])
         self._run = wandb.init(
             project=project,
             name=run.name,

@@ -151,7 +151,7 @@ class Heartbeat:
             meters.set("vz_workers", states[state.value], state=state.value)
         meters.set("vz_episodes_playing", playing)
         meters.set("vz_episodes_waiting", fleet.waiting)
-        meters.add("vz_lost_workers", self._grown.by("lost", fleet.lost))
+        meters.add("vz_lost_workers", self._grown.by("lost workers", fleet.lost))
         episodes = self._grown.by("episodes", watch.accepted_episodes) / elapsed
         meters.set("vz_episodes_per_second", episodes)
         known = watch.live.fleet.get("tokens_per_s", 0.0)
@@ -175,7 +175,7 @@ class Heartbeat:
         meters.set("vz_clip_requests", asked.in_flight, state="in_flight")
         meters.set("vz_clip_requests", asked.waiting, state="waiting")
         for kind in _FAILURES:
-            meters.add("vz_clip_failures", self._grown.by(kind, getattr(asked, kind)), kind=kind)
+            meters.add("vz_clip_failures", self._grown.by(f"clips {kind}", getattr(asked, kind)), kind=kind)
         waits = sorted(watch.clip_waits_s)
         shown = watch.live.clips | {
             "in_flight": asked.in_flight,
@@ -191,7 +191,7 @@ class Heartbeat:
             found = {source: getattr(pool.read, name) for source, name in _SOURCES.items()}
             shown["hit_ratio"] = 1 - found["decoded"] / max(1, sum(found.values()))
             for source, count in found.items():
-                meters.add("vz_clip_frames", self._grown.by(source, count), source=source)
+                meters.add("vz_clip_frames", self._grown.by(f"frames {source}", count), source=source)
         meters.set("vz_decoders", shown.get("decoders", 0) - shown.get("silent", 0), state="answering")
         meters.set("vz_decoders", shown.get("silent", 0), state="silent")
         watch.live.clips = shown

@@ -94,8 +94,9 @@ def _headline(view: View) -> RenderableType:
     if live is None or view.state is None:
         return line.append("  has not begun to train", style="yellow")
     line.append(f"  {view.state.value}", style=_COLORS[view.state])
+    line.append(f"  {live.host}:{live.pid}\n", style="dim")
     if live.iterations:
-        line.append(f"  iteration {live.iteration} of {live.iterations}")
+        line.append(f"iteration {live.iteration} of {live.iterations}")
     if view.state is State.RUNNING:
         since = duration(view.at_s - live.phase_since_s)
         line.append(f"  {live.phase} for {since}", style="bold")
@@ -104,7 +105,7 @@ def _headline(view: View) -> RenderableType:
     if saved:
         age = duration(view.at_s - saved["at_s"])
         line.append(f"  checkpoint {saved['iteration']:.0f} {age} ago, took {saved['seconds']:.1f}s")
-    return line.append(f"  {live.host}:{live.pid}", style="dim")
+    return line
 
 
 def _notice(view: View) -> RenderableType | None:

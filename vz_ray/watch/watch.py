@@ -105,6 +105,7 @@ class Watch:
         self.clip_waits_s: deque[float] = deque(maxlen=_RECENT)
         self.figures: dict[tuple[str, str], tuple[dict[str, str], float]] = {}
         self._phases: list[Span] = []
+        self._open = False
         self._first: tuple[int, float] | None = None
 
     @_never_raises
@@ -118,15 +119,15 @@ class Watch:
                 self.meters.add(name, 0, **{label: value})
         for name in ("vz_sampled_tokens", "vz_nonfinite_values"):
             self.meters.add(name, 0)
-        self._first, self._phases = (iteration, time.time()), []
+        self._first, self._phases, self._open = (iteration, time.time()), [], False
 
     @_never_raises
     def doing(self, phase: str) -> None:
         """The run does something else from now on, one of `PHASES`."""
         now = time.time()
-        if self.live.phase != "start":
+        if self._open:
             self._phases.append(Span(self.live.phase, self.live.phase_since_s, now))
-        self.live.phase, self.live.phase_since_s = phase, now
+        self.live.phase, self.live.phase_since_s, self._open = phase, now, True
 
     @_never_raises
     def accepted(self, trajectory: Trajectory) -> None:
@@ -178,7 +179,7 @@ class Watch:
         """All of an iteration is done, checkpoint and evaluation included: its trace is sent."""
         now = time.time()
         phases = (*self._phases, Span(self.live.phase, self.live.phase_since_s, now))
-        self._phases, self.live.phase_since_s = [], now
+        self._phases, self._open = [], False
         if self.traces:
             attributes: Attributes = {"vz.run": self.live.run, "vz.iteration": iteration}
             self.traces.add(Span("iteration", phases[0].start_s, now, attributes, phases))
