@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import yaml
 
+from vz_ray.config.observe import ObserveConfig
 from vz_ray.observe import catalogue, names
 from vz_ray.observe.catalogue import CATALOGUE, of_row, table
 from vz_ray.watch.watch import Watch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs/observability.md"
 
 
 def test_names_and_labels_are_prometheus_own():
@@ -43,6 +50,19 @@ def test_a_row_becomes_metrics_with_labels_and_in_base_units():
         ("vz_phase_seconds", {"phase": "rollout"}, 12.0),
         ("vz_driver_memory_bytes", {}, 3e8),
     ]
+
+
+def test_the_documentation_has_the_table_as_it_is():
+    assert table() in DOCS.read_text(), "put the output of vz_ray.observe.catalogue.table() there"
+
+
+def test_the_documentation_names_every_setting_and_every_alert():
+    text = DOCS.read_text()
+    alerts = yaml.safe_load((ROOT / "cluster/grafana/alerts.yaml").read_text())["groups"][0]["rules"]
+    for name in [f"observe.{field.name}" for field in fields(ObserveConfig)] + [
+        rule["alert"] for rule in alerts
+    ]:
+        assert name in text, name
 
 
 def test_the_table_has_a_line_for_each():

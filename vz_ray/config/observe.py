@@ -37,8 +37,10 @@ class ObserveConfig(LogsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pulse_s <= 0:
-            raise ValueError(f"pulse_s is {self.pulse_s}; it must be above 0")
+        if not 0 < self.pulse_s <= 10:
+            raise ValueError(
+                f"pulse_s is {self.pulse_s}; it must be above 0, and 10 at most: Ray forgets gauges"
+            )
         if not 0 <= self.trace_share <= 1:
             raise ValueError(f"trace_share is {self.trace_share}; it is a share of episodes, from 0 to 1")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):

@@ -140,13 +140,13 @@ def _fleet(live: Live) -> RenderableType:
     fleet = live.fleet
     states = "  ".join(f"{count} {state}" for state, count in sorted(fleet["workers"].items()))
     rates = f"{fleet['tokens_per_s']:.0f} tokens/s  {fleet['episodes_per_s']:.2f} episodes/s"
-    title = f"fleet  {states or 'no worker'}  {fleet['playing']} playing  {fleet['waiting']} waiting  {rates}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    line = f"fleet  {states or 'no worker'}  {fleet['playing']} playing  {fleet['waiting']} waiting  {rates}"
+    table = Table(box=None, pad_edge=False)
     for column in ("worker", "state", "episodes", ""):
         table.add_column(column, justify="right" if column == "episodes" else "left")
     for seat in fleet["seats"]:
         table.add_row(seat["name"], seat["state"], str(seat["load"]), seat["why"])
-    return table
+    return Group(Text(line), table) if fleet["seats"] else Text(line)
 
 
 def _clips(live: Live) -> RenderableType:
