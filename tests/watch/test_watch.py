@@ -111,7 +111,7 @@ def test_nothing_that_goes_wrong_in_the_watch_reaches_the_run(caplog):
 
 def test_time_left_is_that_of_the_pace_since_the_loop_began(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = Watch("agent")
     watch.begun(4, 10, 0.05)
     now[0] += 30

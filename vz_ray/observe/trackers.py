@@ -128,7 +128,7 @@ _SINKS: dict[str, Callable[[str, RunDir, dict[str, str], Mapping[str, str]], Sin
     "wandb_project": _Wandb,
     "mlflow_uri": _Mlflow,
 }
-_PACKAGES = {"wandb_project": ("wandb", "wandb"), "mlflow_uri": ("mlflow", "mlflow-skinny")}
+_PACKAGES = {"wandb_project": ("wandb", "wandb"), "mlflow_uri": ("mlflow", "mlflow")}
 """For each key: the module that it needs, and a package that brings it."""
 
 

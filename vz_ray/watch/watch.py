@@ -105,7 +105,7 @@ class Watch:
         self.clip_waits_s: deque[float] = deque(maxlen=_RECENT)
         self.figures: dict[tuple[str, str], tuple[dict[str, str], float]] = {}
         self._phases: list[Span] = []
-        self._open = False
+        self._open, self._since = False, time.monotonic()
         self._first: tuple[int, float] | None = None
 
     @_never_raises
@@ -119,7 +119,7 @@ class Watch:
                 self.meters.add(name, 0, **{label: value})
         for name in ("vz_sampled_tokens", "vz_nonfinite_values"):
             self.meters.add(name, 0)
-        self._first, self._phases, self._open = (iteration, time.time()), [], False
+        self._first, self._phases, self._open = (iteration, time.monotonic()), [], False
 
     @_never_raises
     def doing(self, phase: str) -> None:
@@ -128,6 +128,7 @@ class Watch:
         if self._open:
             self._phases.append(Span(self.live.phase, self.live.phase_since_s, now))
         self.live.phase, self.live.phase_since_s, self._open = phase, now, True
+        self._since = time.monotonic()
 
     @_never_raises
     def accepted(self, trajectory: Trajectory) -> None:
@@ -161,7 +162,7 @@ class Watch:
         now = time.time()
         self.live.iteration, self.live.progress_s = iteration + 1, now
         if self._first is not None and iteration + 1 > self._first[0]:
-            pace = (now - self._first[1]) / (iteration + 1 - self._first[0])
+            pace = (time.monotonic() - self._first[1]) / (iteration + 1 - self._first[0])
             self.live.left_s = pace * max(0, self.live.iterations - iteration - 1)
 
     @_never_raises
@@ -170,7 +171,7 @@ class Watch:
         now = time.time()
         self.live.checkpoint = {
             "at_s": now,
-            "seconds": now - self.live.phase_since_s,
+            "seconds": time.monotonic() - self._since,
             "iteration": float(iteration),
         }
 
