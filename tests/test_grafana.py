@@ -218,6 +218,14 @@ def test_the_list_of_rays_own_metrics_is_what_a_ray_exports(ray_session: None):
     assert ray.__version__.split(".")[:2] == RAY["ray"].split(".")[:2], (
         "scrape the new Ray and renew the list"
     )
+
+    @ray.remote(num_cpus=0.1)
+    class Some:
+        def there(self) -> None:
+            pass
+
+    actor = Some.remote()
+    ray.get(actor.there.remote())
     (node,) = ray.nodes()
     wanted = set().union(*(metrics(query) for _, query in queries())) & set(RAY["names"])
     until, found = time.monotonic() + 60, set[str]()
@@ -229,4 +237,5 @@ def test_the_list_of_rays_own_metrics_is_what_a_ray_exports(ray_session: None):
         except OSError:
             continue
         found |= {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[:1] not in "#"}
-    assert not wanted - found
+    missing = sorted(wanted - found)
+    assert not missing

@@ -123,7 +123,7 @@ def _notice(view: View) -> RenderableType | None:
             f"{live.host}) was killed, or cannot write here. The same command goes on from its checkpoint."
         ),
     }
-    return Panel(Text(said[view.state]), border_style=_COLORS[view.state])  # type: ignore[index]
+    return Panel(Text(said[view.state]), border_style=_COLORS[view.state])
 
 
 def _curves(view: View) -> RenderableType | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -53,6 +54,7 @@ async def watching(config: ObserveConfig, run: RunDir, fleet: Fleet, pool: ClipP
     heart = Heartbeat(watch, run, fleet, pool, config.pulse_s, scrape_targets)
     fleet.accepted = watch.accepted
     beating = asyncio.create_task(heart.beat_on())
+    log.info("process %d tells how %s is: metrics are at %s", os.getpid(), run.path, scrape_targets())
     state, error = State.FAILED, ""
     try:
         yield watch
