@@ -22,7 +22,7 @@ from tests.otlp import Collector, collecting
 from tests.small_run import ROOT, SmallRun, finish, wait_for
 from vz_ray.observe.catalogue import CATALOGUE, scraped_names
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RUN = "seen"
 Samples = dict[str, list[tuple[dict[str, str], float]]]
