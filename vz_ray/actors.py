@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from vz_ray.observe.checks import Check, Verdict, require
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import take_back_signals
+from vz_ray.observe.records import Badge
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.scratch import scratch
 from vz_ray.reward import score
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
+from vz_ray.watch.watch import Watch
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
 from vz_ray.weights.backends import gpu_share
 
@@ -54,11 +56,13 @@ class Actors:
         learner: Takes steps.
         fleet: Plays episodes.
         sender: The learner's side of a publish.
+        watch: Is told what happens, for whoever looks on.
     """
 
     learner: LearnerGroup
     fleet: Fleet
     sender: Sender
+    watch: Watch = field(default_factory=Watch)
 
 
 @asynccontextmanager
@@ -127,6 +131,7 @@ def _init(config: RayConfig, folder: Path | None) -> None:
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_mib * 2**20,
             "include_dashboard": False,
+            "_metrics_export_port": config.metrics_port or None,
             "_temp_dir": str(folder),
         }
     try:
@@ -150,6 +155,12 @@ def _knock(address: str) -> None:
             f"cannot join Ray at {address}: nobody answers there ({error.strerror or error}); "
             "check ray.address, or leave it empty for a cluster of the run's own"
         ) from error
+
+
+def badge_of(config: PlayConfig | SftRunConfig | DistillConfig) -> Badge:
+    """What the actors of a run are given, to say whose they are."""
+    form = "text" if isinstance(config, DistillConfig) else config.observe.log_format
+    return Badge(config.name, form)
 
 
 @asynccontextmanager
@@ -182,7 +193,7 @@ async def checks_of(config: ClusterConfig) -> list[Check]:
 @asynccontextmanager
 async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
-    pool = ClipPool.start(config.clips)
+    pool = ClipPool.start(config.clips, badge_of(config))
     try:
         await pool.ready()
         yield pool
@@ -225,6 +236,7 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         logs=str(run.logs.resolve()),
         transport=config.weights.transport,
         ranker=await image_text(config.episode.selector, frames),
+        badge=badge_of(config),
     )
     publisher = Publisher(
         deadline_s=config.weights.deadline_s,

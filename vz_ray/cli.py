@@ -625,6 +625,37 @@ def calibrate_gate(
 
 
 @app.command()
+def top(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    once: Annotated[bool, typer.Option("--once", help="Print one screen and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Shows what a training run is doing: progress, curves, workers, decoders, warnings.
+
+    Reads the run directory alone, so it works from any machine that sees it.
+
+    Example: vz-ray top runs/agent
+    """
+    from vz_ray.watch.looking import look
+
+    view = look(run)
+    if as_json:
+        import json
+
+        print(json.dumps(view.to_dict()))
+        return
+    from rich.console import Console
+
+    from vz_ray.watch.screen import top as show
+
+    console = Console(highlight=False)
+    try:
+        show(view, console.is_terminal and not once, console)
+    except KeyboardInterrupt:
+        return
+
+
+@app.command()
 def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]) -> None:
     """Prints the figures of several runs side by side, with their medians.
 

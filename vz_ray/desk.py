@@ -18,7 +18,9 @@ from vz_ray.observe import logs
 from vz_ray.observe.checks import require
 from vz_ray.observe.interrupt import Interrupt
 from vz_ray.observe.progress import Progress
+from vz_ray.observe.records import Badge
 from vz_ray.observe.run_dir import RunDir
+from vz_ray.watch.watching import check_observers
 
 
 @dataclass
@@ -48,8 +50,10 @@ def desk(config: PlayConfig | SftRunConfig) -> Iterator[Desk]:
     """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
     require(memory(), shared_memory(), disk(Path(config.runs)))
     check_checkpoint(config.model)
+    if isinstance(config, PlayConfig):
+        check_observers(config.observe)
     run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
-    logs.configure(run.logs)
+    logs.configure(run.logs, badge=Badge(config.name, config.observe.log_format))
     with run.held(), Progress() as progress, Interrupt() as interrupt:
         if resumed:
             progress.say(f"going on with {run.path}")

@@ -47,6 +47,7 @@ from vz_ray.rollout.fleet import Fleet
 from vz_ray.supervised import teach, wire_of
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
+from vz_ray.watch.watching import watching
 from vz_ray.weights.backends import gpu_share
 
 BASELINE = "baseline"
@@ -223,9 +224,10 @@ async def reinforce(
             )
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
+            watch = await stack.enter_async_context(watching(config.observe, at.run, fleet, frames))
 
             async def attempt() -> None:
-                await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
+                await train(config, at.run, Actors(learner, fleet, sender, watch), at.progress, at.interrupt)
                 await learner.export_hf(out)
 
             await restarting(
