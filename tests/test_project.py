@@ -73,12 +73,14 @@ def test_nothing_waits_by_a_clock_that_can_jump():
     found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
     assert found == {
         "vz_ray/asking.py",
+        "vz_ray/jobs/drain.py",
         "vz_ray/observe/live.py",
         "vz_ray/observe/metrics.py",
         "vz_ray/observe/trackers.py",
         "vz_ray/serve/ingress.py",
         "vz_ray/serve/keys.py",
         "vz_ray/serve/store.py",
+        "vz_ray/submitting.py",
         "vz_ray/video/disk.py",
         "vz_ray/watch/heartbeat.py",
         "vz_ray/watch/looking.py",

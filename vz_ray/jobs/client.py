@@ -219,12 +219,12 @@ class _Said:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import requests
         from ray.exceptions import AuthenticationError
 
         if isinstance(error, AuthenticationError):
             raise UserError(f"{self.address} did not {self.what}: its token was refused; {error}") from error
-        if isinstance(error, RuntimeError | ValueError | KeyError | OSError | requests.RequestException):
+        # What lies below Ray's client raises kinds of OSError.
+        if isinstance(error, RuntimeError | ValueError | KeyError | OSError):
             raise UserError(f"{self.address} did not {self.what}: {_reason(str(error))}") from error
 
 
