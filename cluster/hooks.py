@@ -4,8 +4,9 @@
     python -m cluster.hooks wait-for-jobs --seconds 630   # learner: stays while a job is running
     python -m cluster.hooks wait-idle --seconds 90        # rollout, decoders: stays while actors work here
 
-A hook that returns is followed by SIGTERM, which ends Ray at once; one that takes longer than the pod's grace period
-is cut off. So each waits for what it is there for, for a time that the grace period covers, and never fails.
+A hook that returns is followed by SIGTERM, which ends Ray at once; one that takes longer than the pod's grace
+period is cut off. So each waits for what it is there for, for a time that the grace period covers, and never
+fails.
 It uses the standard library alone: a pod that is being ended has no time for more.
 """
 
@@ -89,7 +90,9 @@ def wait_for_jobs(server: JobServer, seconds: float, every_s: float = 2.0) -> st
     return _wait(server.running, seconds, every_s, "jobs")
 
 
-def wait_idle(seconds: float, every_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None) -> str:
+def wait_idle(
+    seconds: float, every_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None
+) -> str:
     """Waits until no actor is left in this pod."""
     return _wait(lambda: working(commands or process_commands), seconds, every_s, "actors")
 

@@ -14,8 +14,8 @@
 | `rules/` | one function for each thing that schemas cannot know |
 | `dockerfile` | the same for cluster/docker/ |
 
-In: a folder with a kustomization.yaml. Out: manifests, or findings that name the object, the value and the fix.
-It asks no cluster anything.
+In: a folder with a kustomization.yaml. Out: manifests, or findings that name the object, the value and the
+fix. It asks no cluster anything.
 """
 
 from cluster.manifests.check import Finding, check

@@ -1,4 +1,4 @@
-"""All that is asked of an overlay: that it renders, that schemas know it, that rules have nothing against it."""
+"""What is asked of an overlay: that it renders, that schemas know it, that no rule objects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def check_folders(folders: Sequence[Path]) -> list[Finding]:
     """
     manifests = [manifest for folder in folders for manifest in kustomize.render(folder)]
     real = kustomize.installed()
-    theirs = [manifest for folder in folders for manifest in kustomize.render(folder, real)] if real else manifests
+    theirs = (
+        [manifest for folder in folders for manifest in kustomize.render(folder, real)] if real else manifests
+    )
     return [*_differences(manifests, theirs), *check(manifests)]
 
 

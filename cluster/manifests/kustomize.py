@@ -1,7 +1,7 @@
 """From a folder with a kustomization.yaml to manifests.
 
-Two ways that must agree: the real Kustomize (`kustomize build`, or `kubectl kustomize`) where it is installed, and a
-small one that knows the fields below and refuses every other.
+Two ways that must agree: the real Kustomize (`kustomize build`, or `kubectl kustomize`) where it is installed,
+and a small one that knows the fields below and refuses every other.
 
 | field | what of it |
 |---|---|
@@ -131,14 +131,18 @@ def _yaml(path: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not YAML that Kubernetes takes: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{path} is not YAML that Kubernetes takes: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _unique(manifests: list[Manifest], file: Path) -> None:
     seen: set[tuple[str, str]] = set()
     for manifest in manifests:
         if (name := identity(manifest)) in seen:
-            raise UserError(f"{file}: {' '.join(name)} is there twice; remove one of the resources that bring it")
+            raise UserError(
+                f"{file}: {' '.join(name)} is there twice; remove one of the resources that bring it"
+            )
         seen.add(name)
 
 
@@ -158,8 +162,10 @@ def _changed(manifests: list[Manifest], said: Manifest, file: Path) -> list[Mani
                 manifest["metadata"]["namespace"] = namespace
     for image in said.get("images") or []:
         if unknown := set(image) - {"name", "newName", "newTag"}:
-            raise UserError(f"{file}: images: {', '.join(sorted(unknown))} is not supported here; "
-                            "use name, newName and newTag, or install kustomize")
+            raise UserError(
+                f"{file}: images: {', '.join(sorted(unknown))} is not supported here; "
+                "use name, newName and newTag, or install kustomize"
+            )
         for manifest in manifests:
             _retag(manifest, image)
     return manifests
@@ -167,7 +173,9 @@ def _changed(manifests: list[Manifest], said: Manifest, file: Path) -> list[Mani
 
 def _patched(manifests: list[Manifest], patch: Manifest, file: Path, at: str) -> list[Manifest]:
     if unknown := set(patch) - {"path", "patch", "target"}:
-        raise UserError(f"{at}: {', '.join(sorted(unknown))} is not supported here; use path or patch, and target")
+        raise UserError(
+            f"{at}: {', '.join(sorted(unknown))} is not supported here; use path or patch, and target"
+        )
     if ("path" in patch) == ("patch" in patch):
         raise UserError(f"{at}: give either path or patch")
     if "path" in patch:
@@ -216,7 +224,9 @@ def _retag(node: Any, image: dict[str, str]) -> None:
 
 
 def _rename(container: Any, image: dict[str, str]) -> None:
-    name, _, tag = str(container.get("image", "")).partition(":") if isinstance(container, dict) else ("", "", "")
+    name, _, tag = (
+        str(container.get("image", "")).partition(":") if isinstance(container, dict) else ("", "", "")
+    )
     if name == image["name"]:
         tag = str(image.get("newTag", tag))
         container["image"] = image.get("newName", name) + (f":{tag}" if tag else "")

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 Manifest = dict[str, Any]
 
 GROUPS = ("head", "learner", "rollout", "clips", "serve")
@@ -199,7 +197,12 @@ class Workload:
     @cached_property
     def workers(self) -> list[Group]:
         return [
-            Group(f"{self.where}, {spec.get('groupName')}", spec.get("template") or {}, str(spec.get("groupName")), spec)
+            Group(
+                f"{self.where}, {spec.get('groupName')}",
+                spec.get("template") or {},
+                str(spec.get("groupName")),
+                spec,
+            )
             for spec in self.cluster.get("workerGroupSpecs") or []
         ]
 
@@ -221,11 +224,6 @@ class Workload:
     def having(self, marker: str) -> list[Group]:
         """Groups whose pods carry a marker."""
         return [group for group in self.groups if marker in group.markers]
-
-    def serving(self) -> Manifest:
-        """`serveConfigV2`; empty without one."""
-        found = yaml.safe_load(self.spec.get("serveConfigV2") or "") or {}
-        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)

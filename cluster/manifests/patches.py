@@ -56,9 +56,15 @@ def apply(target: Any, operations: list[dict[str, Any]], *, at: str) -> Any:
     for operation in operations:
         op, path = operation.get("op"), str(operation.get("path"))
         extra = set(operation) - {"op", "path", "value"}
-        if op not in ("add", "remove", "replace", "test") or extra or ("value" in operation) == (op == "remove"):
-            raise UserError(f"{at}: {operation} is not an operation: give op (add, remove, replace or test), "
-                            "path, and value unless it removes")
+        if (
+            op not in ("add", "remove", "replace", "test")
+            or extra
+            or ("value" in operation) == (op == "remove")
+        ):
+            raise UserError(
+                f"{at}: {operation} is not an operation: give op (add, remove, replace or test), "
+                "path, and value unless it removes"
+            )
         _operate(patched, op, path, deepcopy(operation.get("value")), at)
     return patched
 
@@ -89,7 +95,9 @@ def _parent(document: Any, path: str, at: str) -> tuple[Any, Any]:
         try:
             node = node[int(step)] if isinstance(node, list) else node[step]
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise UserError(f"{at}: {path} has no {step!r}; look at `python -m cluster.manifests render`") from error
+            raise UserError(
+                f"{at}: {path} has no {step!r}; look at `python -m cluster.manifests render`"
+            ) from error
     if isinstance(node, list):
         if last == "-":
             return node, len(node)

@@ -85,10 +85,10 @@ METADATA = {
 
 
 def schemas_folder() -> Path | None:
-    """KubeRay's schemas: `$VZ_RAY_CRDS`, or `shared/crds` here or beside this folder; none where they are not.
+    """KubeRay's schemas: in `$VZ_RAY_CRDS`, or `shared/crds` here or beside this folder; else none.
 
-    They are `RayJob.v1.schema.json` and so on: the `openAPIV3Schema` of a resource definition, each of its objects
-    with `additionalProperties: false`.
+    They are `RayJob.v1.schema.json` and so on: the `openAPIV3Schema` of a resource definition, each of its
+    objects with `additionalProperties: false`.
     """
     given = os.environ.get("VZ_RAY_CRDS")
     places = [Path(given)] if given else [ROOT / "shared" / "crds", ROOT.parent / "shared" / "crds"]
@@ -131,7 +131,10 @@ def _custom(manifest: Manifest) -> Iterator[str]:
     kind, version = manifest.get("kind"), str(manifest.get("apiVersion")).partition("/")[2]
     path = folder / f"{kind}.{version}.schema.json"
     if not path.is_file():
-        yield f"KubeRay has no {kind} in {manifest.get('apiVersion')}; use RayJob, RayCluster or RayService of ray.io/v1"
+        yield (
+            f"KubeRay has no {kind} in {manifest.get('apiVersion')}; use RayJob, RayCluster or RayService of "
+            "ray.io/v1"
+        )
         return
     schema = _read(path)
     yield from _against(schema, with_defaults(schema, manifest))
@@ -158,4 +161,6 @@ def _core(manifest: Manifest) -> Iterator[str]:
     except kubernetes_validate.ValidationError as error:
         yield f"{'.'.join(map(str, error.path)) or 'the object'}: {error.message[:300]}"
     except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError) as error:
-        yield f"Kubernetes {KUBERNETES} has no {manifest.get('kind')} in {manifest.get('apiVersion')} ({error})"
+        yield (
+            f"Kubernetes {KUBERNETES} has no {manifest.get('kind')} in {manifest.get('apiVersion')} ({error})"
+        )

@@ -29,7 +29,10 @@ def mounts_name_volumes(bundle: Bundle) -> Iterator[str]:
     for pod in bundle.pods:
         mounted = {str(m.get("name")) for c in pod.containers for m in c.get("volumeMounts") or []}
         for name in sorted(mounted - set(pod.volumes)):
-            yield f"{pod.where}: volumeMounts names {name}, and the pod has {', '.join(pod.volumes)}; add the volume"
+            yield (
+                f"{pod.where}: volumeMounts names {name}, and the pod has {', '.join(pod.volumes)}; add the "
+                "volume"
+            )
         for name in sorted(set(pod.volumes) - mounted):
             yield f"{pod.where}: the volume {name} is mounted nowhere; mount or remove it"
 
@@ -49,11 +52,17 @@ def references_exist(bundle: Bundle) -> Iterator[str]:
                     + "; correct the name or add it"
                 )
             elif key and key not in known["keys"]:
-                yield f"{pod.where}: Secret {name} has no key {key}; k8s/required.yaml has {', '.join(known['keys'])}"
+                yield (
+                    f"{pod.where}: Secret {name} has no key {key}; k8s/required.yaml has "
+                    f"{', '.join(known['keys'])}"
+                )
     for workload in bundle.workloads:
         token = (workload.cluster.get("authOptions") or {}).get("secretName")
         if token and token not in required()["secrets"] and token not in bundle.names("Secret"):
-            yield f"{workload.where}: authOptions.secretName is {token}, which is not in k8s/required.yaml; add it there"
+            yield (
+                f"{workload.where}: authOptions.secretName is {token}, which is not in k8s/required.yaml; "
+                "add it there"
+            )
 
 
 def _references(pod: Pod) -> Iterator[tuple[str, str, str]]:
@@ -86,11 +95,16 @@ def secrets_have_no_values(bundle: Bundle) -> Iterator[str]:
     """No manifest holds a secret's value."""
     for secret in bundle.of("Secret"):
         if secret.get("data") or secret.get("stringData"):
-            yield f"Secret {secret['metadata']['name']}: it has values; make it with kubectl, and keep it out of files"
+            yield (
+                f"Secret {secret['metadata']['name']}: it has values; make it with kubectl, and keep it out "
+                "of files"
+            )
     for pod in bundle.pods:
         for name, entry in pod.env().items():
             if name.endswith(("_KEY", "_TOKEN", "_PASSWORD", "_SECRET", "_KEYS")) and "value" in entry:
-                yield f"{pod.where}: env {name} has a value; take it from a secret with valueFrom.secretKeyRef"
+                yield (
+                    f"{pod.where}: env {name} has a value; take it from a secret with valueFrom.secretKeyRef"
+                )
 
 
 @rule
@@ -102,10 +116,14 @@ def budgets_hold_pods(bundle: Bundle) -> Iterator[str]:
         held = [group for group in bundle.groups if labels and labels.items() <= group.labels.items()]
         fewest = sum(group.replicas()[0] for group in held)
         if not held:
-            yield f"PodDisruptionBudget {name}: no pod has the labels {labels}; select vz-ray/workload and vz-ray/group"
+            yield (
+                f"PodDisruptionBudget {name}: no pod has the labels {labels}; select vz-ray/workload and "
+                "vz-ray/group"
+            )
         elif not isinstance(spec.get("minAvailable"), int) or not 1 <= spec["minAvailable"] <= fewest:
             yield (
-                f"PodDisruptionBudget {name}: minAvailable is {spec.get('minAvailable')} of {fewest} pods; it must be a "
+                f"PodDisruptionBudget {name}: minAvailable is {spec.get('minAvailable')} of {fewest} pods; "
+                "it must be a "
                 "number from 1 to that (KubeRay's pods cannot be counted in percent or by maxUnavailable)"
             )
     for workload in bundle.workloads:
@@ -115,7 +133,10 @@ def budgets_hold_pods(bundle: Bundle) -> Iterator[str]:
                 for _, spec in budgets
             )
             if group.name in ("head", "learner") and not selected:
-                yield f"{group.where}: no PodDisruptionBudget holds it, so draining its machine ends the run; add one"
+                yield (
+                    f"{group.where}: no PodDisruptionBudget holds it, so draining its machine ends the run; "
+                    "add one"
+                )
 
 
 @rule
@@ -124,7 +145,9 @@ def private_ports_are_closed(bundle: Bundle) -> Iterator[str]:
     if not bundle.workloads:
         return
     policies = [(p["metadata"]["name"], p.get("spec") or {}) for p in bundle.of("NetworkPolicy")]
-    if not any(spec.get("podSelector") == {} and "Ingress" in (spec.get("policyTypes") or []) for _, spec in policies):
+    if not any(
+        spec.get("podSelector") == {} and "Ingress" in (spec.get("policyTypes") or []) for _, spec in policies
+    ):
         yield "no NetworkPolicy selects all pods for Ingress, so every port is open; add k8s/base/common"
     for name, spec in policies:
         for number, opening in enumerate(spec.get("ingress") or []):
@@ -139,7 +162,8 @@ def private_ports_are_closed(bundle: Bundle) -> Iterator[str]:
             )
             if opened and not inside and not operator:
                 yield (
-                    f"NetworkPolicy {name}, ingress[{number}]: it opens {', '.join(opened)} beyond the namespace; "
+                    f"NetworkPolicy {name}, ingress[{number}]: it opens {', '.join(opened)} beyond the "
+                    "namespace; "
                     "name ports that are not Ray's, or take only a podSelector"
                 )
 
@@ -150,7 +174,10 @@ def metrics_have_a_port(bundle: Bundle) -> Iterator[str]:
     for group in bundle.groups:
         ports = {port.get("name"): port.get("containerPort") for port in group.main.get("ports") or []}
         if ports.get("metrics") != METRICS:
-            yield f"{group.where}: port metrics is {ports.get('metrics')}; set containerPort {METRICS}, Ray's default"
+            yield (
+                f"{group.where}: port metrics is {ports.get('metrics')}; set containerPort {METRICS}, Ray's "
+                "default"
+            )
 
 
 @rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.manifests.objects import GPU, Bundle, quantity
+from cluster.manifests.objects import GPU, Bundle, Group, quantity
 from cluster.manifests.rules.registry import rule
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -29,7 +29,8 @@ def shared_memory_is_sized(bundle: Bundle) -> Iterator[str]:
         volume = (group.mounted("/dev/shm") or {}).get("emptyDir")
         if volume is None or volume.get("medium") != MEMORY:
             yield (
-                f"{group.where}: /dev/shm is no emptyDir of medium Memory, so it has the 64 MiB of the container "
+                f"{group.where}: /dev/shm is no emptyDir of medium Memory, so it has the 64 MiB of the "
+                "container "
                 "runtime; mount one there"
             )
             continue
@@ -40,7 +41,8 @@ def shared_memory_is_sized(bundle: Bundle) -> Iterator[str]:
         store = quantity(group.params.get("object-store-memory", 0))
         if memory and size > memory:
             yield (
-                f"{group.where}: /dev/shm may have {volume['sizeLimit']}, and the container {memory / 2**30:g} GiB, "
+                f"{group.where}: /dev/shm may have {volume['sizeLimit']}, and the container "
+                f"{memory / 2**30:g} GiB, "
                 "which counts it; lower sizeLimit or raise limits.memory"
             )
         if not store or store > size:
@@ -88,7 +90,8 @@ def pods_are_not_root(bundle: Bundle) -> Iterator[str]:
         user, profile = context.get("runAsUser"), (context.get("seccompProfile") or {}).get("type")
         if context.get("runAsNonRoot") is not True or not user:
             yield (
-                f"{pod.where}: securityContext has runAsNonRoot {context.get('runAsNonRoot')} and runAsUser {user}; "
+                f"{pod.where}: securityContext has runAsNonRoot {context.get('runAsNonRoot')} and runAsUser "
+                f"{user}; "
                 "set true and 1000, the image's user"
             )
         if profile not in ("RuntimeDefault", "Localhost"):
@@ -100,7 +103,7 @@ def pods_are_not_root(bundle: Bundle) -> Iterator[str]:
 
 @rule
 def containers_are_locked(bundle: Bundle) -> Iterator[str]:
-    """Containers gain no privileges, have no capabilities, and cannot write their image; the autoscaler's too."""
+    """Containers, the autoscaler's too, gain no privileges and cannot write their image."""
     contexts = [
         (f"{pod.where}, container {c.get('name')}", c.get("securityContext") or {})
         for pod in bundle.pods
@@ -127,15 +130,10 @@ def written_paths_are_mounted(bundle: Bundle) -> Iterator[str]:
     """Where the image cannot be written, /tmp, /tmp/ray and HOME are volumes."""
     for pod in bundle.pods:
         home = str(pod.env().get("HOME", {}).get("value", ""))
-        wanted = [home, "/tmp", *(["/tmp/ray"] if pod in bundle_groups(bundle) else [])]
+        wanted = [home, "/tmp", *(["/tmp/ray"] if isinstance(pod, Group) else [])]
         for path in wanted:
             if not path or pod.covering(path) is None:
                 yield (
                     f"{pod.where}: {path or 'HOME'} is not on a volume, and the image is read-only; "
                     "mount an emptyDir there, and set HOME to a path on one"
                 )
-
-
-def bundle_groups(bundle: Bundle) -> list[object]:
-    """All groups, to tell them from who submits a job."""
-    return list(bundle.groups)

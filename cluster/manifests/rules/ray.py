@@ -33,7 +33,10 @@ def head_takes_no_work(bundle: Bundle) -> Iterator[str]:
     for head in (workload.head for workload in bundle.workloads):
         for name in ("CPU", "GPU"):
             if amount := head.resources[name]:
-                yield f"{head.where}: Ray is told of {amount:g} {name}; set it to \"0\" in headGroupSpec.resources"
+                yield (
+                    f'{head.where}: Ray is told of {amount:g} {name}; set it to "0" in '
+                    "headGroupSpec.resources"
+                )
         if head.amount("limits", GPU) or head.amount("requests", GPU):
             yield f"{head.where}: it asks for {GPU}; remove that, the head computes nothing"
 
@@ -52,7 +55,7 @@ def replicas_are_in_order(bundle: Bundle) -> Iterator[str]:
 
 @rule
 def learner_is_fixed(bundle: Bundle) -> Iterator[str]:
-    """Ranks wait for each other, so the learner's group has one size: a part of it would hold GPUs and wait."""
+    """The learner's group has one size: ranks wait for each other, and a part would hold GPUs."""
     for group in bundle.groups:
         if group.name == "learner" and len(set(group.replicas())) > 1:
             yield f"{group.where}: minReplicas, replicas, maxReplicas are {group.replicas()}; make them equal"
@@ -64,10 +67,16 @@ def versions_agree(bundle: Bundle) -> Iterator[str]:
     for workload in bundle.workloads:
         said = str(workload.cluster.get("rayVersion"))
         if said != locked_ray():
-            yield f"{workload.where}: rayVersion is {said}, and requirements/cpu.lock has {locked_ray()}; set that"
+            yield (
+                f"{workload.where}: rayVersion is {said}, and requirements/cpu.lock has {locked_ray()}; set "
+                "that"
+            )
         images = {str(c.get("image")): pod.where for pod in workload.pods for c in pod.containers}
         if len(images) > 1:
-            yield f"{workload.where}: it has the images {', '.join(sorted(images))}; nodes must have the same code"
+            yield (
+                f"{workload.where}: it has the images {', '.join(sorted(images))}; nodes must have the same "
+                "code"
+            )
         for image, where in images.items():
             tag = image.rpartition("/")[2].partition(":")[2]
             found = re.search(r"(?:^|-)ray(\d+\.\d+\.\d+)(?:-|$)", tag)
@@ -92,9 +101,13 @@ def autoscaler_is_the_second(bundle: Bundle) -> Iterator[str]:
                 "turn it on, or make maxReplicas equal to minReplicas"
             )
         for group in workload.groups:
-            if "RAY_enable_autoscaler_v2" in group.env() or group.spec.get("restartPolicy", "Never") != "Never":
+            if (
+                "RAY_enable_autoscaler_v2" in group.env()
+                or group.spec.get("restartPolicy", "Never") != "Never"
+            ):
                 yield (
-                    f"{group.where}: RAY_enable_autoscaler_v2 and restartPolicy are KubeRay's to set; remove them, "
+                    f"{group.where}: RAY_enable_autoscaler_v2 and restartPolicy are KubeRay's to set; remove "
+                    "them, "
                     "autoscalerOptions.version does both"
                 )
 
@@ -129,7 +142,10 @@ def groups_carry_their_markers(bundle: Bundle) -> Iterator[str]:
             yield f"{group.where}: nobody asks for {', '.join(stray)}; markers are {', '.join(GROUPS)}"
         label = group.labels.get("vz-ray/group")
         if label != group.name:
-            yield f"{group.where}: the label vz-ray/group is {label}; set {group.name}, policies and budgets select by it"
+            yield (
+                f"{group.where}: the label vz-ray/group is {label}; set {group.name}, policies and budgets "
+                "select by it"
+            )
 
 
 @rule
@@ -140,10 +156,14 @@ def spot_is_for_who_may_go(bundle: Bundle) -> Iterator[str]:
         everything = any("key" not in t for t in group.spec.get("tolerations") or [])
         may_go = bool(taints) or everything
         if (may_go or group.spot) and (group.name in ("head", "learner") or "learner" in group.markers):
-            yield f"{group.where}: it may land on spot machines, where a run would end; remove the tolerations and label"
+            yield (
+                f"{group.where}: it may land on spot machines, where a run would end; remove the tolerations "
+                "and label"
+            )
         elif may_go != group.spot:
             yield (
-                f"{group.where}: it tolerates {', '.join(map(str, taints)) or 'no spot taint'}, and its label "
+                f"{group.where}: it tolerates {', '.join(map(str, taints)) or 'no spot taint'}, and its "
+                "label "
                 f"ray.io/market-type says {'spot' if group.spot else 'nothing'}; give it both or neither "
                 f"(taints: {', '.join(SPOT_TAINTS)})"
             )
