@@ -1,7 +1,7 @@
 """From a folder with a kustomization.yaml to manifests.
 
-Two ways that must agree: the real Kustomize (`kustomize build`, or `kubectl kustomize`) where it is installed,
-and a small one that knows the fields below and refuses every other.
+Two ways that must agree: the real Kustomize (`kustomize build`, or `kubectl kustomize`) where installed, and
+a small one that knows the fields below and refuses every other.
 
 | field | what of it |
 |---|---|
