@@ -193,8 +193,8 @@ def test_every_component_is_used_or_offered_and_applies_to_a_base(tmp_path: Path
         ),
         (
             {
-                "kustomization.yaml": f"{HEAD}patches:\n  - target: {{kind: RayJob, name: two}}\n    patch: '[]'\n"
-                "resources: [a.yaml]\n",
+                "kustomization.yaml": f"{HEAD}resources: [a.yaml]\npatches:\n"
+                "  - target: {kind: RayJob, name: two}\n    patch: '[]'\n",
                 "a.yaml": CLUSTER,
             },
             "no object is RayJob two; there are RayCluster one",

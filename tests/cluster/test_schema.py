@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -72,9 +73,6 @@ def test_kuberays_schema_catches(overlay, what):
     mutate, words = CUSTOM[what]
     mutate(job)
     found = list(faults(job))
-    pytest.fail(f"nothing was found: {what}") if not found else None
-    import re
-
     assert any(re.search(words, fault) for fault in found), found
 
 

@@ -100,6 +100,12 @@ def autoscaler_is_the_second(bundle: Bundle) -> Iterator[str]:
                 f"{workload.where}: groups may grow and enableInTreeAutoscaling is off, so none would; "
                 "turn it on, or make maxReplicas equal to minReplicas"
             )
+        for group in workload.workers:
+            if "idleTimeoutSeconds" in group.spec_of and version != "v2":
+                yield (
+                    f"{group.where}: idleTimeoutSeconds is set without autoscaler v2, which KubeRay refuses; "
+                    "remove it"
+                )
         for group in workload.groups:
             if (
                 "RAY_enable_autoscaler_v2" in group.env()
@@ -137,6 +143,12 @@ def groups_carry_their_markers(bundle: Bundle) -> Iterator[str]:
             yield (
                 f"{group.where}: Ray is told of {group.resources.get(group.name, 0):g} {group.name}; "
                 f'set resources: {{{group.name}: "1"}}, which its actors ask for (ray.groups)'
+            )
+        told = sorted({"num-cpus", "num-gpus", "memory", "resources"} & set(group.params))
+        if told and group.spec_of.get("resources"):
+            yield (
+                f"{group.where}: rayStartParams has {', '.join(told)} beside resources, which KubeRay refuses; "
+                "keep resources alone"
             )
         if stray := sorted(group.markers - set(GROUPS)):
             yield f"{group.where}: nobody asks for {', '.join(stray)}; markers are {', '.join(GROUPS)}"
