@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view test lint types format lock doctor clean
+.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -51,7 +51,7 @@ bench-view: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
 	touch $@
 
-test: .venv/.installed lint types
+test: .venv/.installed lint types manifests
 	$(PY) -m pytest $(ARGS)
 
 # Slow: the uniform baseline trained on as many samples as the agent of a finished quickstart saw.
@@ -62,6 +62,10 @@ lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo
+
+# k8s/ and cluster/docker/, held to schemas and rules.
+manifests: .venv/.installed
+	$(PY) -m cluster.manifests check
 
 types: .venv/.installed
 	$(PY) -m mypy

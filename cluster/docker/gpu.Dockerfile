@@ -17,8 +17,8 @@ ENV VIRTUAL_ENV=/opt/venv \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
 COPY --chown=1000:100 requirements/cpu.lock requirements/cpu.lock
-# The lock is of the CPU build; vLLM's CUDA build names its own torch, and an older apache-tvm-ffi.
-RUN grep -v '^apache-tvm-ffi==' requirements/cpu.lock > /tmp/versions.txt \
+# The lock is of the CPU build; the CUDA builds of vLLM and torch name versions of their own of these two.
+RUN grep -vE '^(apache-tvm-ffi|triton)==' requirements/cpu.lock > /tmp/versions.txt \
     && pip install --constraint /tmp/versions.txt 'vllm>=0.32,<0.33' \
     && pip install --no-deps --requirement /tmp/versions.txt \
     && rm /tmp/versions.txt

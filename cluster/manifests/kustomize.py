@@ -182,7 +182,7 @@ def _patched(manifests: list[Manifest], patch: Manifest, file: Path, at: str) ->
         at = f"{at} ({patch['path']})"
         [body] = _yaml(file.parent / patch["path"])
     else:
-        body = json.loads(json.dumps(yaml.safe_load(patch["patch"])))
+        body = _inline(str(patch["patch"]), at)
     target = patch.get("target") or {}
     if unknown := set(target) - {"kind", "name"}:
         raise UserError(f"{at}: target.{sorted(unknown)[0]} is not supported here; use kind and name")
@@ -195,6 +195,18 @@ def _patched(manifests: list[Manifest], patch: Manifest, file: Path, at: str) ->
         there = ", ".join(" ".join(identity(manifest)) for manifest in manifests)
         raise UserError(f"{at}: no object is {' '.join(target.values())}; there are {there}")
     return [_one(manifest, body, at) if manifest in fits else manifest for manifest in manifests]
+
+
+def _inline(text: str, at: str) -> Any:
+    """A patch within a kustomization; Kustomize reads it as JSON where it begins like a list of that."""
+    try:
+        return json.loads(text if text.lstrip().startswith("[") else json.dumps(yaml.safe_load(text)))
+    except ValueError as error:
+        raise UserError(
+            f"{at}: it begins with '[' and is not JSON; write one line for each `- op`"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{at}: it is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _one(manifest: Manifest, body: Any, at: str) -> Manifest:

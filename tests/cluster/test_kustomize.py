@@ -204,6 +204,10 @@ def test_every_component_is_used_or_offered_and_applies_to_a_base(tmp_path: Path
             "target.labelSelector is not supported here",
         ),
         ({"kustomization.yaml": f"{HEAD}patches:\n  - patch: '[]'\n"}, "a JSON patch needs a target"),
+        (
+            {"kustomization.yaml": f"{HEAD}patches:\n  - target: {{kind: A}}\n    patch: '[{{op: a}}]'\n"},
+            "begins with '[' and is not JSON",
+        ),
         ({"kustomization.yaml": f"{HEAD}patches:\n  - target: {{kind: A}}\n"}, "give either path or patch"),
         (
             {"kustomization.yaml": f"{HEAD}images:\n  - {{name: a, digest: b}}\n"},

@@ -135,7 +135,7 @@ def test_the_command_says_what_is_to_mend(tmp_path: Path):
     folder.mkdir()
     (folder / "kustomization.yaml").write_text(
         "kind: Kustomization\nresources: [../k8s/overlays/sft-8gpu]\npatches:\n  - target: {kind: RayJob}\n"
-        "    patch: '[{op: replace, path: /spec/rayClusterSpec/rayVersion, value: 2.59.0}]'\n"
+        "    patch: '- {op: replace, path: /spec/rayClusterSpec/rayVersion, value: 2.59.0}'\n"
     )
     done = run("check", str(folder))
     assert done.returncode == 1

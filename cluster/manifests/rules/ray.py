@@ -147,7 +147,8 @@ def groups_carry_their_markers(bundle: Bundle) -> Iterator[str]:
         told = sorted({"num-cpus", "num-gpus", "memory", "resources"} & set(group.params))
         if told and group.spec_of.get("resources"):
             yield (
-                f"{group.where}: rayStartParams has {', '.join(told)} beside resources, which KubeRay refuses; "
+                f"{group.where}: rayStartParams has {', '.join(told)} beside resources, which KubeRay "
+                "refuses; "
                 "keep resources alone"
             )
         if stray := sorted(group.markers - set(GROUPS)):
