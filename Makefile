@@ -51,7 +51,7 @@ bench-view: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
 	touch $@
 
-test: .venv/.installed lint types manifests
+test: .venv/.installed lint types
 	$(PY) -m pytest $(ARGS)
 
 # Slow: the uniform baseline trained on as many samples as the agent of a finished quickstart saw.
