@@ -131,14 +131,19 @@ def _wait(left: Callable[[], Sequence[str]], seconds: float, every_s: float, wha
     return f"{', '.join(names) or what} not done after {seconds:g} s"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a hook; always 0, as Kubernetes would only report another status, and end the pod all the same."""
+def parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(prog="python -m cluster.hooks", description="Before a pod ends.")
     parser.add_argument("hook", choices=["stop-jobs", "wait-for-jobs", "wait-idle"])
     parser.add_argument("--seconds", type=float, required=True, help="Longest wait.")
     head = os.environ.get("FQ_RAY_IP", "127.0.0.1")
     parser.add_argument("--dashboard", default=f"http://{head}:8265", help="The head's dashboard.")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a hook; always 0, as Kubernetes would only report another status, and end the pod all the same."""
+    given = parser().parse_args(arguments)
     server = JobServer(given.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
     match given.hook:
         case "stop-jobs":

@@ -35,12 +35,12 @@ def check(
             "KubeRay's schemas are not at hand (VZ_RAY_CRDS): its objects are held to rules alone",
             file=sys.stderr,
         )
-    wrong = [] if folders else [("cluster/docker", finding) for finding in check_dockerfiles()]
+    wrong = [] if folders else [("cluster/docker", fault) for fault in check_dockerfiles()]
     given = folders or sorted(path.parent for path in OVERLAYS.glob("*/kustomization.yaml"))
     for folder in given:
         # A part of the base is applied beside what all share.
         shared = [BASE / "common"] if folder.resolve().parent == BASE and folder.name != "common" else []
-        wrong += [(str(folder), finding) for finding in check_folders([*shared, folder])]
+        wrong += [(str(folder), str(finding)) for finding in check_folders([*shared, folder])]
     for where, finding in wrong:
         print(f"{where}: {finding}")
     known = f"{len(given)} folders, {len(RULES)} rules"

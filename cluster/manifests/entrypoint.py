@@ -83,7 +83,7 @@ def job(entrypoint: str) -> Running:
             f"it names {len(files)} config files ({', '.join(files)}); name one, such as conf/tiny.yaml"
         )
     overrides = [word for word in given if word not in files]
-    config = load(schema, file(files[0]), overrides)
+    config: Any = load(schema, file(files[0]), overrides)
     return Running(config, groups, any(word.startswith("name=") for word in overrides))
 
 

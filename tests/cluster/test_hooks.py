@@ -16,6 +16,7 @@ import pytest
 
 from cluster import hooks
 from cluster.hooks import JobServer, main, process_commands, stop_jobs, wait_for_jobs, wait_idle, working
+from cluster.manifests import Bundle
 from cluster.manifests.schema import ROOT
 
 
@@ -146,6 +147,20 @@ def test_the_commands_of_manifests_take_their_arguments_and_never_fail(jobs: Job
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("stop-jobs: no jobs left")
     assert said[1].startswith("wait-for-jobs: ")
+
+
+@pytest.mark.parametrize("name", ["spot", "interactive", "serve", "sft-8gpu"])
+def test_every_hook_in_the_manifests_is_one_that_there_is(overlay, name):
+    calls = [
+        command.split()
+        for group in Bundle(overlay(name)).groups
+        for command in group.hook().removeprefix("sh -c ").split(";")
+        if "cluster.hooks" in command
+    ]
+    assert calls
+    for call in calls:
+        assert call[:3] == ["python", "-m", "cluster.hooks"]
+        assert hooks.parser().parse_args(call[3:]).seconds >= 90
 
 
 def test_hooks_begin_without_importing_what_takes_seconds():

@@ -7,6 +7,7 @@ import pytest
 from cluster.manifests.rules import RULES
 from tests.cluster.breaking import (
     CLIPS,
+    HEAD,
     LEARNER,
     PAPER,
     ROLLOUT,
@@ -65,7 +66,12 @@ CASES: list[Case] = [
     (
         "references-exist",
         SERVE,
-        lambda m: env(m, 0, "HF_TOKEN", valueFrom={"secretKeyRef": {"name": "vz-ray-hub", "key": "key"}}),
+        lambda m: env(
+            m,
+            0,
+            "HF_TOKEN",
+            valueFrom={"secretKeyRef": {"name": "vz-ray-hub", "key": "key", "optional": True}},
+        ),
         "Secret vz-ray-hub has no key key",
     ),
     (
@@ -79,6 +85,20 @@ CASES: list[Case] = [
         PAPER,
         lambda m: env(m, CLIPS, "A", valueFrom={"configMapKeyRef": {"name": "a", "key": "b"}}),
         "ConfigMap a is in no manifest",
+    ),
+    (
+        "optional-secrets-may-be-missing",
+        SERVE,
+        lambda m: env(m, 0, "HF_TOKEN", valueFrom={"secretKeyRef": {"name": "vz-ray-hub", "key": "token"}}),
+        "env HF_TOKEN takes vz-ray-hub with optional false, and k8s/required.yaml says true",
+    ),
+    (
+        "optional-secrets-may-be-missing",
+        SERVE,
+        lambda m: next(one for one in main(m, HEAD)["env"] if one["name"] == "VZ_RAY_KEYS")["valueFrom"][
+            "secretKeyRef"
+        ].update(optional=True),
+        "env VZ_RAY_KEYS takes vz-ray-keys with optional true, and k8s/required.yaml says false",
     ),
     (
         "secrets-have-no-values",

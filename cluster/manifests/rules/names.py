@@ -91,6 +91,21 @@ def _references(pod: Pod) -> Iterator[tuple[str, str, str]]:
 
 
 @rule
+def optional_secrets_may_be_missing(bundle: Bundle) -> Iterator[str]:
+    """What k8s/required.yaml calls optional, pods start without; what it does not, they wait for."""
+    for pod in bundle.pods:
+        for name, entry in pod.env().items():
+            source = (entry.get("valueFrom") or {}).get("secretKeyRef") or {}
+            known = required()["secrets"].get(source.get("name"))
+            if known and known["optional"] != bool(source.get("optional")):
+                yield (
+                    f"{pod.where}: env {name} takes {source['name']} with optional "
+                    f"{str(bool(source.get('optional'))).lower()}, and k8s/required.yaml says "
+                    f"{str(known['optional']).lower()}; make them equal"
+                )
+
+
+@rule
 def secrets_have_no_values(bundle: Bundle) -> Iterator[str]:
     """No manifest holds a secret's value."""
     for secret in bundle.of("Secret"):
