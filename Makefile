@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view test lint types format lock doctor clean
+.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view sizing test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -38,6 +38,10 @@ bench-selectors: .venv/.installed
 # The served agent under load, against its bare engine.
 bench-serve: .venv/.installed
 	$(PY) -m benchmarks.serve $(ARGS)
+
+# How many engines, learner ranks and decoders, by simulation.
+sizing: .venv/.installed
+	$(PY) -m benchmarks.sizing $(ARGS)
 
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
 bench-schedule: .venv/.installed

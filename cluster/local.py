@@ -1,18 +1,22 @@
 """A cluster of several nodes on this machine, with Ray's real autoscaler, to rehearse on.
 
-    python -m cluster.local up --nodes 3 --cpus 2
-    vz-ray train conf/tiny.yaml model=assets/tiny-base ray.address=127.0.0.1:6399 rollout.max_workers=3
+    python -m cluster.local up --nodes 3 --cpus 2 --jobs
+    export RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
+    vz-ray submit conf/tiny.yaml runs=$PWD/runs rollout.max_workers=3 --address http://127.0.0.1:8266
     python -m cluster.local down
 
 Nodes are processes with resources that are only counted: the head has room for a driver, a learner and
 decoders, and worker nodes come when something waits for their resource, one rollout worker each, and go when
-idle. It has a temporary directory and ports of its own, and ends only what it started.
+idle. They belong to the groups that the manifests of a real cluster have: the head to `head`, `learner` and
+`clips`, the others to `rollout`. With `--jobs` it has Ray's job API, which wants a token. It has a temporary
+directory and ports of its own, and ends only what it started.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -23,11 +27,14 @@ from typing import Annotated, Any
 
 import psutil
 import typer
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from vz_ray.observe.errors import UserError
 
 PORT = 6399
+JOBS_PORT = 8266
 HEAD, NODE = "ray.head.default", "worker"
+HEAD_GROUPS = ("head", "learner", "clips")
 START_S = 60.0
 
 
@@ -42,6 +49,7 @@ class LocalCluster:
         port: Of the head's address.
         folder: Temporary directory of all nodes; its path must be short, since sockets lie in it.
         idle_s: A worker node that nobody used for as long goes.
+        jobs_port: Of the dashboard and job API; 0 has none. Where there is one, everything wants a token.
     """
 
     nodes: int = 3
@@ -50,10 +58,27 @@ class LocalCluster:
     port: int = PORT
     folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "vz_ray_cluster")
     idle_s: float = 20.0
+    jobs_port: int = 0
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def jobs(self) -> str:
+        """Address of the job API."""
+        return f"http://127.0.0.1:{self.jobs_port}"
+
+    @property
+    def token(self) -> Path:
+        """File with the token, for `RAY_AUTH_TOKEN_PATH`."""
+        return self.folder / "token"
+
+    def environment(self) -> dict[str, str]:
+        """Of a process that uses it."""
+        if not self.jobs_port:
+            return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
     def up(self) -> None:
         """Starts the head; worker nodes come when something needs them.
@@ -78,14 +103,30 @@ class LocalCluster:
             f"--autoscaling-config={config}",
             f"--num-cpus={self.head_cpus:g}",
             "--object-store-memory=268435456",
-            "--include-dashboard=false",
+            f"--resources={json.dumps(dict.fromkeys(HEAD_GROUPS, 1))}",
             "--disable-usage-stats",
         ]
+        if self.jobs_port:
+            command += [
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self.jobs_port}",
+                # It starts the jobs; another Ray on this machine has the usual port.
+                f"--dashboard-agent-listen-port={self.jobs_port + 1}",
+            ]
+            self.token.touch(mode=0o600)
+            self.token.write_text(secrets.token_urlsafe(32))
+        else:
+            command += ["--include-dashboard=false"]
         env = {
-            **os.environ,
+            **self.environment(),
             "RAY_FAKE_CLUSTER": "1",
+            # Version 2 is what runs on Kubernetes; it asks the provider for the head by this id.
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+            # Jobs run `python`, which must be this one.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_S, check=False)
         if done.returncode:
@@ -111,14 +152,19 @@ class LocalCluster:
         return [process for pid, process in found.items() if pid != os.getpid()]
 
     def _autoscaler(self) -> dict[str, Any]:
-        resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20}
+        resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20, "rollout": 1}
+        head: dict[str, float] = {"CPU": self.head_cpus, **dict.fromkeys(HEAD_GROUPS, 1)}
         return {
             "cluster_name": "local",
             "max_workers": self.nodes,
             "upscaling_speed": 20,
             "idle_timeout_minutes": self.idle_s / 60,
             "provider": {
-                "type": "fake_multinode",
+                # By its class: Ray's wheel lacks the file of defaults that its own name for it stands for.
+                "type": "external",
+                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
                 "gcs_address": self.address,
                 # All nodes have one address here.
                 "use_node_id_as_ip": True,
@@ -127,7 +173,7 @@ class LocalCluster:
             },
             "head_node_type": HEAD,
             "available_node_types": {
-                HEAD: {"resources": {"CPU": self.head_cpus}, "node_config": {}, "max_workers": 0},
+                HEAD: {"resources": head, "node_config": {}, "max_workers": 0},
                 NODE: {
                     "resources": resources,
                     "node_config": {},
@@ -179,9 +225,10 @@ def up(
     nodes: Annotated[int, typer.Option(help="Most worker nodes.")] = 3,
     cpus: Annotated[float, typer.Option(help="Logical CPUs of each.")] = 2,
     port: Annotated[int, typer.Option(help="Port of the head.")] = PORT,
+    jobs: Annotated[bool, typer.Option("--jobs", help=f"With Ray's job API, at port {JOBS_PORT}.")] = False,
 ) -> None:
     """Starts it."""
-    cluster = LocalCluster(nodes=nodes, cpus=cpus, port=port)
+    cluster = LocalCluster(nodes=nodes, cpus=cpus, port=port, jobs_port=JOBS_PORT if jobs else 0)
     began = time.monotonic()
     try:
         cluster.up()
@@ -189,6 +236,8 @@ def up(
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     print(f"up after {time.monotonic() - began:.0f} s; use it with ray.address={cluster.address}")
+    if jobs:
+        print(f"jobs: export RAY_AUTH_TOKEN_PATH={cluster.token}; vz-ray submit ... --address {cluster.jobs}")
 
 
 @app.command()

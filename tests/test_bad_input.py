@@ -16,6 +16,7 @@ import pytest
 
 from tests.small_run import SmallRun, vz_ray
 from vz_ray import cli, doctor
+from vz_ray.observe import checks
 from vz_ray.observe.errors import UserError
 
 
@@ -245,7 +246,7 @@ def test_another_ray_on_the_machine_is_neither_joined_nor_harmed(other_ray):
     )
     assert ours.returncode == 0, ours.stderr
     assert ours.stdout == "4\n"
-    assert doctor.other_ray().verdict is doctor.Verdict.NOTE
+    assert doctor.other_ray().verdict is checks.Verdict.NOTE
     assert other_ray.communicate("go on\n", timeout=60)[0] == "alive\n"
 
 
@@ -258,8 +259,8 @@ def test_a_cluster_that_is_not_there_is_named():
 
 
 def test_require_names_the_first_problem():
-    fine = doctor.Check("disk", doctor.Verdict.OK, "9 GiB free")
-    bad = doctor.Check("memory", doctor.Verdict.PROBLEM, "1 GiB free", "close other programs")
-    doctor.require(fine)
+    fine = checks.Check("disk", checks.Verdict.OK, "9 GiB free")
+    bad = checks.Check("memory", checks.Verdict.PROBLEM, "1 GiB free", "close other programs")
+    checks.require(fine)
     with pytest.raises(UserError, match=r"^memory: 1 GiB free; close other programs$"):
-        doctor.require(fine, bad)
+        checks.require(fine, bad)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vz_ray import cli, doctor
-from vz_ray.doctor import Check, Verdict
 from vz_ray.observe import StopRequested, UserError
+from vz_ray.observe.checks import Check, Verdict
 
 
 def run(monkeypatch, *arguments: str) -> int:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from vz_ray import doctor
-from vz_ray.doctor import Check, Verdict
+from vz_ray.observe import checks
+from vz_ray.observe.checks import Check, Verdict
 from vz_ray.observe.errors import UserError
 
 
@@ -126,14 +127,14 @@ def test_a_container_limit_counts_as_memory_and_cores(monkeypatch):
 def test_what_is_required_fails_with_the_first_problem_in_one_line():
     fine = Check("cores", Verdict.OK, "2 usable")
     short = Check("memory", Verdict.PROBLEM, "1.0 GiB free, 6 GiB needed", "close other programs")
-    doctor.require(fine)
+    checks.require(fine)
     with pytest.raises(UserError, match=r"memory: 1\.0 GiB free, 6 GiB needed; close other programs"):
-        doctor.require(fine, short)
+        checks.require(fine, short)
 
 
 def test_the_table_shows_the_fix_of_a_problem():
     console = Console(width=80)
     with console.capture() as shown:
-        console.print(doctor.table([Check("memory", Verdict.PROBLEM, "1 GiB free", "close other programs")]))
+        console.print(checks.table([Check("memory", Verdict.PROBLEM, "1 GiB free", "close other programs")]))
     assert "problem  memory  1 GiB free" in shown.get()
     assert "-> close other programs" in shown.get()

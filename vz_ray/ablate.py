@@ -148,7 +148,7 @@ class _Ablation:
         """Does the stages that are `left` of all."""
         async with AsyncExitStack() as stack:
             with self.at.timed("start Ray"):
-                await stack.enter_async_context(actors.ray_cluster(self.config.ray))
+                await stack.enter_async_context(actors.cluster_of(self.config))
                 frames = await stack.enter_async_context(actors.clip_pool(self.config))
             engines = Engines(self.at, frames)
             stack.push_async_callback(engines.close)

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,26 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.config.selector import SelectorConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.jobs.needs import ClusterConfig
+from vz_ray.jobs.preflight import preflight
 from vz_ray.learner import senders
 from vz_ray.learner.actor import LearnerGroup
+from vz_ray.observe.checks import Check, Verdict, require
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import take_back_signals
+from vz_ray.observe.records import Badge
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.scratch import scratch
 from vz_ray.reward import score
 from vz_ray.rollout.fleet import Fleet
 from vz_ray.rollout.remote import RayWorker
 from vz_ray.rollout.worker import WorkerSetup
+from vz_ray.watch.watch import Watch
 from vz_ray.weights import Probe, Publisher, Sender, build_probe
+from vz_ray.weights.backends import gpu_share
+
+log = logging.getLogger(__name__)
 
 KNOCK_S = 10.0
 """How long a cluster that is to be joined may take to accept a connection."""
@@ -48,11 +56,13 @@ class Actors:
         learner: Takes steps.
         fleet: Plays episodes.
         sender: The learner's side of a publish.
+        watch: Is told what happens, for whoever looks on.
     """
 
     learner: LearnerGroup
     fleet: Fleet
     sender: Sender
+    watch: Watch = field(default_factory=Watch)
 
 
 @asynccontextmanager
@@ -121,6 +131,7 @@ def _init(config: RayConfig, folder: Path | None) -> None:
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_mib * 2**20,
             "include_dashboard": False,
+            "_metrics_export_port": config.metrics_port or None,
             "_temp_dir": str(folder),
         }
     try:
@@ -146,10 +157,43 @@ def _knock(address: str) -> None:
         ) from error
 
 
+def badge_of(config: PlayConfig | SftRunConfig | DistillConfig) -> Badge:
+    """What the actors of a run are given, to say whose they are."""
+    form = "text" if isinstance(config, DistillConfig) else config.observe.log_format
+    return Badge(config.name, form)
+
+
+@asynccontextmanager
+async def cluster_of(config: ClusterConfig) -> AsyncIterator[None]:
+    """`ray_cluster` for a run; one that was joined is looked over first.
+
+    Raises:
+        UserError: The run would not find room there, or not what it needs. See `jobs.preflight`.
+    """
+    async with ray_cluster(config.ray):
+        if config.ray.address:
+            checks = await checks_of(config)
+            require(*checks)
+            for check in checks:
+                log.log(
+                    logging.INFO if check.verdict is Verdict.OK else logging.WARNING,
+                    "%s: %s",
+                    check.name,
+                    check.found,
+                )
+        yield
+
+
+async def checks_of(config: ClusterConfig) -> list[Check]:
+    """What a run of `config` finds in the cluster that was joined."""
+    share = gpu_share(config.weights.transport) if isinstance(config, PlayConfig) else 1.0
+    return await preflight(config, gpus=on_gpus(config.ray), gpu_share=share)
+
+
 @asynccontextmanager
 async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncIterator[ClipPool]:
     """The decoders; they end with the block."""
-    pool = ClipPool.start(config.clips)
+    pool = ClipPool.start(config.clips, badge_of(config))
     try:
         await pool.ready()
         yield pool
@@ -192,6 +236,7 @@ async def fleet(config: PlayConfig, model: Path | str, frames: ClipPool, run: Ru
         logs=str(run.logs.resolve()),
         transport=config.weights.transport,
         ranker=await image_text(config.episode.selector, frames),
+        badge=badge_of(config),
     )
     publisher = Publisher(
         deadline_s=config.weights.deadline_s,

@@ -192,7 +192,7 @@ async def _play(
     """Plays what the logs lack, model by model: the same decoders, and engines of the same settings."""
     async with AsyncExitStack() as stack:
         with at.timed("start Ray"):
-            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            await stack.enter_async_context(actors.cluster_of(config))
             frames = await stack.enter_async_context(actors.clip_pool(config))
         for label, model in models.items():
             left = [

@@ -11,13 +11,16 @@ from pathlib import Path
 from vz_ray.config import to_yaml
 from vz_ray.config.run import PlayConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.doctor import disk, memory, require, shared_memory
+from vz_ray.doctor import disk, memory, shared_memory
 from vz_ray.evaluate.summary import record_stage
 from vz_ray.learner.model import check_checkpoint
 from vz_ray.observe import logs
+from vz_ray.observe.checks import require
 from vz_ray.observe.interrupt import Interrupt
 from vz_ray.observe.progress import Progress
+from vz_ray.observe.records import Badge
 from vz_ray.observe.run_dir import RunDir
+from vz_ray.watch.watching import check_observers
 
 
 @dataclass
@@ -47,8 +50,10 @@ def desk(config: PlayConfig | SftRunConfig) -> Iterator[Desk]:
     """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
     require(memory(), shared_memory(), disk(Path(config.runs)))
     check_checkpoint(config.model)
+    if isinstance(config, PlayConfig):
+        check_observers(config.observe)
     run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
-    logs.configure(run.logs)
+    logs.configure(run.logs, badge=Badge(config.name, config.observe.log_format))
     with run.held(), Progress() as progress, Interrupt() as interrupt:
         if resumed:
             progress.say(f"going on with {run.path}")

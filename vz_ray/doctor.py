@@ -1,7 +1,6 @@
 """What is wrong with this machine or environment, and what to do about it.
 
-Every check can be called alone; `require` turns a failed one into a one-line
-error, for commands that want to know before they start.
+Every check can be called alone.
 """
 
 from __future__ import annotations
@@ -16,18 +15,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
 import psutil
-from rich.table import Table
-from rich.text import Text
 
-from vz_ray.observe.errors import UserError
+from vz_ray.observe.checks import Check, Verdict
 from vz_ray.torchvision_ops import PTH_NAME
 
 GIB = 1 << 30
@@ -40,48 +35,6 @@ DISK_GIB = 3.0
 CORES = 2
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 REINSTALL = "run `rm -f .venv/.installed && make .venv/.installed`"
-
-
-class Verdict(StrEnum):
-    OK = "ok"
-    NOTE = "note"
-    """Worth knowing; nothing fails because of it."""
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The outcome of one check: what was found and, for a problem, what to do."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    fix: str = ""
-
-
-def require(*checks: Check) -> None:
-    """Raises `UserError` for the first of these that is a problem."""
-    for check in checks:
-        if check.verdict is Verdict.PROBLEM:
-            raise UserError(f"{check.name}: {check.found}; {check.fix}")
-
-
-def problems(checks: Iterable[Check]) -> list[Check]:
-    return [check for check in checks if check.verdict is Verdict.PROBLEM]
-
-
-def table(checks: Iterable[Check]) -> Table:
-    """For the terminal; what to do stands under what was found."""
-    drawn = Table(box=None, pad_edge=False)
-    for heading in ("", "check", "found"):
-        drawn.add_column(heading, overflow="fold")
-    colours = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.PROBLEM: "bold red"}
-    for check in checks:
-        found = Text(check.found)
-        if check.fix:
-            found.append(f"\n-> {check.fix}", style="bold")
-        drawn.add_row(Text(check.verdict, style=colours[check.verdict]), check.name, found)
-    return drawn
 
 
 def examine(folder: Path) -> list[Check]:

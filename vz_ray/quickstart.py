@@ -47,6 +47,7 @@ from vz_ray.rollout.fleet import Fleet
 from vz_ray.supervised import teach, wire_of
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
+from vz_ray.watch.watching import watching
 from vz_ray.weights.backends import gpu_share
 
 BASELINE = "baseline"
@@ -65,7 +66,7 @@ def run_training(config: RunConfig) -> None:
 
 async def _training(config: RunConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        await stack.enter_async_context(actors.cluster_of(config))
         frames = await stack.enter_async_context(actors.clip_pool(config))
         fleet = await start_fleet(config, at, frames, stack)
         await reinforce(config, at, config.model, frames, fleet, "policy")
@@ -116,7 +117,7 @@ def run_baseline(run: Path) -> None:
 
 async def _baseline(config: QuickstartConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(actors.ray_cluster(config.ray))
+        await stack.enter_async_context(actors.cluster_of(config))
         frames = await stack.enter_async_context(actors.clip_pool(config))
         if not at.model(BASELINE).exists():
             with at.timed(BASELINE):
@@ -139,7 +140,7 @@ def make_world(config: QuickstartConfig, at: Desk) -> None:
 async def _stages(config: QuickstartConfig, at: Desk) -> None:
     async with AsyncExitStack() as stack:
         with at.timed("start Ray"):
-            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            await stack.enter_async_context(actors.cluster_of(config))
             frames = await stack.enter_async_context(actors.clip_pool(config))
         # An engine takes half a minute to start, most of it on one core: time to train the cold start.
         starting = asyncio.create_task(start_fleet(config, at, frames, stack))
@@ -223,9 +224,10 @@ async def reinforce(
             )
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
+            watch = await stack.enter_async_context(watching(config.observe, at.run, fleet, frames))
 
             async def attempt() -> None:
-                await train(config, at.run, Actors(learner, fleet, sender), at.progress, at.interrupt)
+                await train(config, at.run, Actors(learner, fleet, sender, watch), at.progress, at.interrupt)
                 await learner.export_hf(out)
 
             await restarting(

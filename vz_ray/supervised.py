@@ -49,7 +49,7 @@ def run_sft(config: SftRunConfig) -> None:
 async def _run(config: SftRunConfig, at: Desk, source: SftFile | list[Trajectory]) -> None:
     if not at.model(POLICY).exists():
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(actors.ray_cluster(config.ray))
+            await stack.enter_async_context(actors.cluster_of(config))
             frames = await stack.enter_async_context(actors.clip_pool(config))
             trajectories = source if isinstance(source, list) else await _read(source, config, at, frames)
             epochs = config.sft.steps * config.sft.batch / len(trajectories)

@@ -67,25 +67,34 @@ async def train(
         LearnerLost: A rank of the learner died; once the learner is started again, so may this be.
         UserError: Engine and learner disagree beyond `train.max_mismatch_kl`.
     """
-    state = await begin(config, run, actors)
+    state, watch = await begin(config, run, actors), actors.watch
     total = config.train.iterations
+    watch.begun(state.iteration, total, config.train.max_mismatch_kl)
     batches = Ahead(
         lambda iteration: play(config, state, actors, iteration), config.train.max_staleness, total
     )
     figures = FleetFigures()
     async with batches as ahead:
         with (
-            MetricLog(run.metrics, run.path / "tensorboard", resume_after=state.iteration - 1) as log,
+            MetricLog(
+                run.metrics,
+                run.path / "tensorboard",
+                resume_after=state.iteration - 1,
+                trackers=watch.trackers,
+            ) as log,
             progress.stage("rl", total, state.iteration) as stage,
         ):
             while state.iteration < total:
                 clock = _Clock()
+                watch.doing("rollout")
                 batch = await next_batch(config, state, run, actors, ahead, interrupt)
                 stop_on_failures(batch)
                 clock.lap("rollout")
+                watch.doing("learn")
                 learned = await actors.learner.grpo_step(batch.kept, state.weight_version)
                 ages = token_ages(batch, state, config)
                 clock.lap("learn")
+                watch.doing("publish")
                 state.weight_version += 1
                 published = await actors.fleet.publish(
                     state.weight_version, actors.sender, finish_first=config.train.finish_before_update
@@ -98,12 +107,14 @@ async def train(
                 row |= figures.step(await actors.fleet.stats(), sum(clock.laps.values()))
                 row |= {"data/epoch": state.cursor.epoch}
                 log.log(state.iteration, row)
+                watch.iterated(state.iteration, row, len(batch.played), len(batch.kept))
                 progress.show({name: row[name] for name in SHOWN if name in row})
                 stop_on_mismatch(row, config)
 
                 state.close()
                 stage.advance()
                 await validate_and_save(config, state, run, actors, log)
+                watch.closed(state.iteration - 1)
     return state
 
 
@@ -163,6 +174,7 @@ async def validate_and_save(
     """Evaluates and checkpoints if this iteration is due; the last one always is."""
     done, every = state.iteration, config.train.evaluate_every
     if every and done % every == 0:
+        actors.watch.doing("evaluate")
         tasks = read_tasks(config.data.validation)
         path = run.path / "validation" / f"{done:06d}.jsonl"
         answers = EvalLog(path, {"iteration": done, "tasks": config.data.validation})
@@ -175,7 +187,9 @@ async def validate_and_save(
 
 
 async def save(state: RunState, config: RunConfig, run: RunDir, actors: Actors) -> None:
+    actors.watch.doing("checkpoint")
     await state.save(run, actors.learner.save_checkpoint, config.train.keep_checkpoints)
+    actors.watch.saved(state.iteration)
 
 
 def records_of(batch: Batch, iteration: int, config: RunConfig) -> list[EpisodeRecord]:

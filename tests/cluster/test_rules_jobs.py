@@ -58,7 +58,12 @@ CASES: list[Case] = [
         lambda m: entry(m, "ray.address=auto", "ray.address=10.0.0.7:6379"),
         "ray.address is '10.0.0.7:6379', another cluster",
     ),
-    ("runs-use-this-cluster", PAPER, lambda m: entry(m, "ray.groups=true", ""), "ray.groups is off"),
+    (
+        "runs-use-this-cluster",
+        PAPER,
+        lambda m: entry(m, "rollout.group=rollout", ""),
+        "rollout.group is '', so its actors land on any node; add rollout.group=rollout",
+    ),
     (
         "runs-use-this-cluster",
         "cpu-rehearsal",
@@ -192,7 +197,7 @@ CASES: list[Case] = [
     (
         "nodes-are-drained",
         SERVE,
-        lambda m: entry(m, "ray.groups: true", "ray.groups: true\n      drain_s: 200"),
+        lambda m: entry(m, "group: serve", "group: serve\n      drain_s: 200"),
         "with N of at least 200",
     ),
 ]

@@ -246,7 +246,7 @@ def test_many_at_once_are_all_answered(server: Running):  # noqa: F811
 
 def test_what_is_asked_by_people_and_orchestrators(server: Running):  # noqa: F811
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
-    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready", "agents": 1}
     listed = server.client().models.list().data
     assert [model.id for model in listed] == ["zoomer", "zoomer@1"]
     assert server.client().models.retrieve("zoomer@1").id == "zoomer@1"

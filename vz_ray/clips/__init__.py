@@ -7,7 +7,7 @@ the frames are for: neither episodes nor the models that play them. An
 image-text model, in a process of its own, finds frames that are like a text.
 """
 
-from vz_ray.clips.pool import ClipPool, PoolStats
+from vz_ray.clips.pool import ClipPool, HandleStats, PoolStats
 from vz_ray.clips.ranking import Ranking
 
-__all__ = ["ClipPool", "PoolStats", "Ranking"]
+__all__ = ["ClipPool", "HandleStats", "PoolStats", "Ranking"]

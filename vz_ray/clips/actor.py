@@ -15,8 +15,12 @@ import ray
 
 from vz_ray.clips.opening import open_reader, sources
 from vz_ray.config.clips import ClipsConfig
+from vz_ray.instruments import Instruments
+from vz_ray.observe import logs
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import check_same_code
+from vz_ray.observe.place import of_group
+from vz_ray.observe.records import Badge
 from vz_ray.observe.stacks import stacks
 from vz_ray.video.clip_reader import ReadStats
 from vz_ray.video.errors import ReaderBroken
@@ -51,7 +55,11 @@ class DecodeActor:
     tries them elsewhere.
     """
 
-    def __init__(self, who: str, driver: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, who: str, driver: Mapping[str, str], settings: Mapping[str, Any], badge: Badge
+    ) -> None:
+        logs.in_actor(who, badge)
+        self._meters = Instruments(badge.run)
         self._leaving = False
         self._busy_since: float | None = None
         self._stats = ReadStats()
@@ -67,16 +75,16 @@ class DecodeActor:
         self._max_rss, self._process = config.max_rss_mb * 2**20, psutil.Process()
 
     def probe(self, uri: str) -> VideoInfo:
-        return self._serve(lambda: self._reader.probe(uri))
+        return self._serve("probe", lambda: self._reader.probe(uri))
 
     def overview(self, uri: str, request: Overview | Chosen | Still, size: FrameSize) -> Clip:
-        return self._serve(lambda: self._reader.overview(uri, request, size))
+        return self._serve("overview", lambda: self._reader.overview(uri, request, size))
 
     def zoom(self, uri: str, request: Zoom, size: FrameSize) -> Clip:
-        return self._serve(lambda: self._reader.zoom(uri, request, size))
+        return self._serve("zoom", lambda: self._reader.zoom(uri, request, size))
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        return self._serve(lambda: self._reader.resolve(refs))
+        return self._serve("resolve", lambda: self._reader.resolve(refs))
 
     @ray.method(concurrency_group="fetch")
     def fetch(self, uri: str) -> None:
@@ -105,9 +113,9 @@ class DecodeActor:
         if self._refusal is not None:
             raise self._refusal
 
-    def _serve(self, call: Callable[[], T]) -> T:
+    def _serve(self, kind: str, call: Callable[[], T]) -> T:
         self._check_refusal()
-        self._busy_since = time.monotonic()
+        self._busy_since = began = time.monotonic()
         try:
             return call()
         except VideoError:
@@ -119,6 +127,7 @@ class DecodeActor:
             ) from error
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
+            self._meters.observe("vz_clip_seconds", time.monotonic() - began, kind=kind)
             if not self._leaving and self._process.memory_info().rss > self._max_rss:
                 self._leaving = True
                 threading.Thread(target=self._leave, daemon=True).start()
@@ -132,10 +141,10 @@ class DecodeActor:
         os._exit(_GROWN)
 
 
-def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig) -> Any:
+def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig, badge: Badge) -> Any:
     """A handle to a new actor, which Ray starts where `config.cpus` are free.
 
     On a node of another version than `driver`, its fingerprint, every request raises `UserError`.
     """
-    options = DecodeActor.options(num_cpus=config.cpus)  # type: ignore[attr-defined]
-    return options.remote(who, dict(driver), asdict(config))
+    options = DecodeActor.options(num_cpus=config.cpus, resources=of_group(config.group))  # type: ignore[attr-defined]
+    return options.remote(who, dict(driver), asdict(config), badge)

@@ -44,6 +44,11 @@ class ByteGate:
         self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
         self.held = self.peak = 0
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return sum(map(len, self._waiting.values()))
+
     @asynccontextmanager
     async def hold(self, size: int, what: str) -> AsyncIterator[None]:
         """Goes on when there is room for `size` bytes; gives it back at the end of the block.

@@ -14,8 +14,10 @@ from ray.exceptions import RayTaskError
 
 from vz_ray.clips.actor import start_decoder
 from vz_ray.config.clips import ClipsConfig
+from vz_ray.observe import logs
 from vz_ray.observe.deadline import within
 from vz_ray.observe.fingerprint import check_same_code
+from vz_ray.observe.records import Badge
 from vz_ray.observe.scaler import Scaler
 
 log = logging.getLogger(__name__)
@@ -43,9 +45,12 @@ class PoolKeeper:
     keeper that died comes back to a pool of the first ones alone, and grows it anew.
     """
 
-    def __init__(self, driver: Mapping[str, str], config: ClipsConfig, actors: Mapping[int, Any]) -> None:
+    def __init__(
+        self, driver: Mapping[str, str], config: ClipsConfig, actors: Mapping[int, Any], badge: Badge
+    ) -> None:
+        logs.in_actor("clip-pool-keeper", badge)
         check_same_code(driver, "the clip pool's keeper", ray.util.get_node_ip_address())
-        self._driver, self._config = driver, config
+        self._driver, self._config, self._badge = driver, config, badge
         self._scaler = Scaler(
             least=config.actors,
             most=config.most_actors,
@@ -89,7 +94,7 @@ class PoolKeeper:
     async def _join(self, slot: int) -> None:
         """Waits until the actor answers; only then does it serve."""
         who = f"decode-actor-{slot}"
-        actor = start_decoder(who, self._driver, self._config)
+        actor = start_decoder(who, self._driver, self._config, self._badge)
         try:
             await within(_START_S, actor.busy_s.remote(), who=who, what="its start")
             self._serving[slot] = actor

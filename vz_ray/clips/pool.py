@@ -18,7 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import ray
@@ -32,6 +32,7 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import fingerprint
+from vz_ray.observe.records import Badge
 from vz_ray.video.clip_reader import DECODERS, ReadStats
 from vz_ray.video.errors import DecoderLost, Quarantined, ReaderBroken, VideoError
 from vz_ray.video.frame import Chosen, Clip, Frame, FrameRef, FrameSize, Overview, Still, VideoInfo, Zoom
@@ -85,6 +86,32 @@ class _Counts:
     shared: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HandleStats:
+    """What one handle has of the pool; sums over handles are meaningful.
+
+    Attributes:
+        in_flight: Requests that are with a decoder now.
+        waiting: Requests that wait at the gate now.
+        retried: Attempts after the first, since the handle was made.
+        overdue: Attempts that ran past their deadline.
+        lost: Attempts whose actor died.
+        killed: Stuck actors that it killed.
+        quarantined: Videos that it does not ask for any more.
+    """
+
+    in_flight: int = 0
+    waiting: int = 0
+    retried: int = 0
+    overdue: int = 0
+    lost: int = 0
+    killed: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: HandleStats) -> HandleStats:
+        return HandleStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
 class _Loop:
     """What belongs to one event loop: a handle may be used in one after another."""
 
@@ -124,18 +151,20 @@ class ClipPool:
         self._at: _Loop | None = None
 
     @classmethod
-    def start(cls, config: ClipsConfig) -> ClipPool:
+    def start(cls, config: ClipsConfig, badge: Badge = Badge()) -> ClipPool:  # noqa: B008 - frozen
         """Starts the actors; they live until `close`, or until no handle is left.
+
+        Their logs and metrics are those of the run that `badge` names.
 
         Raises:
             UserError: The decoder that `config` asks for cannot be loaded.
         """
         DECODERS[config.decoder]()
         driver = fingerprint()
-        actors = {slot: start_decoder(name(slot), driver, config) for slot in range(config.actors)}
+        actors = {slot: start_decoder(name(slot), driver, config, badge) for slot in range(config.actors)}
         keeper = None
         if config.most_actors > config.actors:
-            keeper = PoolKeeper.remote(driver, config, actors)  # type: ignore[attr-defined]
+            keeper = PoolKeeper.remote(driver, config, actors, badge)  # type: ignore[attr-defined]
         return cls(Roster(actors, actors, keeper, config.spill), config, keeper)
 
     def __reduce__(self) -> tuple[type[ClipPool], tuple[Roster, ClipsConfig, Any | None]]:
@@ -224,6 +253,19 @@ class ClipPool:
             in_flight_bytes=gate.held,
             in_flight_peak=gate.peak,
             quarantined=dict(self._quarantined),
+        )
+
+    def handle(self) -> HandleStats:
+        """What this handle does now, and has done; asks nobody."""
+        counts = self._counts
+        return HandleStats(
+            in_flight=sum(self._roster.in_flight.values()),
+            waiting=self._at.gate.waiting if self._at is not None else 0,
+            retried=counts.retried,
+            overdue=counts.overdue,
+            lost=counts.lost,
+            killed=counts.killed,
+            quarantined=len(self._quarantined),
         )
 
     async def _resolve_one(self, refs: list[FrameRef]) -> list[Frame]:

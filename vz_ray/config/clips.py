@@ -27,6 +27,8 @@ class ClipsConfig:
     """Seconds that an actor must have been too many before it is ended."""
     cpus: float = 0.5
     """CPUs that Ray reserves for each actor; 0 shares them with whatever else runs."""
+    group: str = ""
+    """Actors are placed on nodes that have a Ray resource of this name; empty allows all."""
     deadline_s: float = 60.0
     """Seconds that one attempt at a request may take, waiting in the actor's queue included."""
     attempts: int = 3

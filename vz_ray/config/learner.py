@@ -129,6 +129,8 @@ class LearnerConfig:
     """Decoded frames that each rank keeps between passes over them, MiB."""
     threads: int = 0
     """CPU threads of each rank; 0 leaves torch's own choice."""
+    group: str = ""
+    """Ranks are placed on nodes that have a Ray resource of this name; empty allows all."""
     deadline_s: float = 3600.0
     """How long one call to a rank, or placing the ranks, may take before it counts as hung."""
     restarts: int = 3

@@ -64,6 +64,7 @@ class RolloutConfig:
         shrink_s: Seconds that a worker must have been too many before it is let go.
         episodes_per_worker: Most episodes that one worker plays at once.
         cpus_per_worker: Logical CPUs that Ray reserves for a worker.
+        group: Workers are placed on nodes that have a Ray resource of this name; empty allows all.
         attempts: Most times that an episode is played before it is given up
             (a worker that dies takes its episodes with it; they are played again).
         start_deadline_s: Seconds in which an engine must have started.
@@ -81,6 +82,7 @@ class RolloutConfig:
     shrink_s: float = 120.0
     episodes_per_worker: int = 32
     cpus_per_worker: float = 1.0
+    group: str = ""
     attempts: int = 3
     start_deadline_s: float = 600.0
     nodes_deadline_s: float = 3600.0

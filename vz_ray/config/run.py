@@ -9,6 +9,7 @@ from vz_ray.config.data import DataConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.evaluate import EvaluateConfig
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.observe import ObserveConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.config.weights import WeightsConfig
@@ -24,6 +25,9 @@ class RayConfig:
     """Logical CPUs of a private cluster: how many actors fit, not how many cores there are."""
     object_store_mib: int = 512
     """Shared memory of a private cluster's object store."""
+    metrics_port: int = 0
+    """Port at which a private cluster's metrics can be scraped; 0 takes a free one, which `scrape.json` in
+    the run directory names."""
     start_deadline_s: float = 120.0
     """How long starting or joining may take."""
     gpus: str = "auto"
@@ -35,6 +39,10 @@ class RayConfig:
             raise ValueError(f"ray.gpus is {self.gpus!r}; it must be 'auto', 'always' or 'never'")
         if self.num_cpus < 4:
             raise ValueError(f"ray.num_cpus is {self.num_cpus}; workers, learner and decoders need 4")
+        if not 0 <= self.metrics_port < 65536:
+            raise ValueError(
+                f"ray.metrics_port is {self.metrics_port}; a port is at most 65535, 0 takes a free one"
+            )
         if self.object_store_mib < 80:
             raise ValueError(f"ray.object_store_mib is {self.object_store_mib}; Ray needs at least 80")
 
@@ -110,6 +118,8 @@ class PlayConfig:
     """How figures are taken."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    """What is told of it while it goes on, and to whom."""
 
     def __post_init__(self) -> None:
         if self.reward.max_zoom_frames != self.episode.max_zoom_frames:

@@ -121,6 +121,8 @@ class ServeConfig:
     """How long a refused client is asked to wait."""
     cpus_per_replica: float = 1.0
     """CPUs that Ray reserves for each engine."""
+    group: str = ""
+    """Engines are placed on nodes that have a Ray resource of this name; empty allows all."""
     start_deadline_s: float = 600.0
     """How long an engine may take to start."""
     turn_deadline_s: float = 120.0

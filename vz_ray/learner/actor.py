@@ -29,6 +29,7 @@ from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import fingerprint
+from vz_ray.observe.place import of_group
 from vz_ray.weights.verify import Probe
 
 T = TypeVar("T")
@@ -119,7 +120,8 @@ class LearnerGroup:
         """Room for all ranks."""
         config = self._config
         bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
-        place = placement_group([bundle] * config.ranks, strategy="PACK")
+        group = of_group(config.group)
+        place = placement_group([bundle | group] * config.ranks, strategy="PACK")
 
         async def placed() -> None:
             # In short waits, as a thread that waits for all of the deadline would outlive a stop.
@@ -141,6 +143,7 @@ class LearnerGroup:
         options = LearnerRank.options(  # type: ignore[attr-defined]
             num_cpus=self._cpus,
             num_gpus=self._gpus,
+            resources=of_group(self._config.group),
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
             runtime_env={"env_vars": _environment(self._config, self._gpus)},
         )

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "asyncio", "py.warnings")
+from vz_ray.observe.records import Badge, JsonLines
+
+ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "asyncio", "opentelemetry", "py.warnings")
 FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 OWN = "vz_ray"
 QUIET = {
@@ -23,18 +25,19 @@ QUIET = {
 """Environment of the processes we start, so that files stay readable and bars stay out of them."""
 
 
-def configure(logs: Path, *, verbose: bool = False) -> None:
+def configure(logs: Path, *, verbose: bool = False, badge: Badge = Badge()) -> None:  # noqa: B008 - frozen
     """Sends the project's log to `logs/vz_ray.log`, the engines' to `logs/engines.log`.
 
     Warnings of the project's own are shown on the terminal too (with `verbose`,
-    everything of its own). Calling it again moves the files.
+    everything of its own). Calling it again moves the files. With `badge.log_format`
+    `json`, every line is an object, the terminal's too.
     """
     logs.mkdir(parents=True, exist_ok=True)
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.setFormatter(_formatter("%(levelname)s: %(message)s", badge))
     terminal.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    _route(OWN, [_file(logs / "vz_ray.log"), terminal], logging.DEBUG if verbose else logging.INFO)
-    engines = _file(logs / "engines.log")
+    _route(OWN, [_file(logs / "vz_ray.log", badge), terminal], logging.DEBUG if verbose else logging.INFO)
+    engines = _file(logs / "engines.log", badge)
     for name in ENGINES:
         _route(name, [engines], logging.INFO)
     logging.captureWarnings(True)
@@ -79,9 +82,27 @@ def _point_output_at(path: Path) -> None:
     os.close(descriptor)
 
 
-def _file(path: Path) -> logging.Handler:
+def in_actor(worker: str, badge: Badge) -> None:
+    """What an actor logs goes to its standard error; as objects that name it, if `badge` asks for JSON.
+
+    With text, Python's own way of writing warnings stays as it is.
+    """
+    if badge.log_format != "json":
+        return
+    for name in (OWN, *ENGINES):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_formatter(FORMAT, badge, worker))
+        _route(name, [handler], logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _formatter(text: str, badge: Badge, worker: str = "") -> logging.Formatter:
+    return JsonLines(badge.run, worker) if badge.log_format == "json" else logging.Formatter(text)
+
+
+def _file(path: Path, badge: Badge) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(_formatter(FORMAT, badge))
     return handler
 
 

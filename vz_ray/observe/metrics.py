@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from vz_ray.observe.run_dir import write_atomic
+from vz_ray.observe.trackers import Tracker
 
 
 class MetricLog:
@@ -28,10 +29,17 @@ class MetricLog:
         events: Directory of the TensorBoard events; none are written without it.
         resume_after: Last step that counts. Lines of later steps, left by a
             run that was stopped after its last checkpoint, are dropped.
+        trackers: Are handed each row too.
     """
 
-    def __init__(self, path: Path, events: Path | None = None, resume_after: int | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        events: Path | None = None,
+        resume_after: int | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self.path, self._trackers = path, trackers
         _keep_until(path, resume_after)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the log is
         self._events = EventFileWriter(str(events)) if events else None
@@ -49,6 +57,8 @@ class MetricLog:
         if self._events:
             scalars = [Summary.Value(tag=name, simple_value=float(v)) for name, v in values.items()]
             self._events.add_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+        for tracker in self._trackers:
+            tracker.log(step, values)
 
     def close(self) -> None:
         self._file.close()

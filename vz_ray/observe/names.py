@@ -72,6 +72,8 @@ LOSS = "learner/loss"
 ENTROPY = "learner/entropy"
 KL_TO_REFERENCE = "learner/kl"
 GRAD_NORM = "learner/grad_norm"
+LEARNER_S = "learner/seconds"
+LEARNER_TOKENS_PER_S = "learner/tokens_per_s"
 
 TIME_PREFIX = "time/"
 """Parts of a step: `time/rollout_s`, `time/learn_s`, `time/publish_s`, ..."""

@@ -74,6 +74,16 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def live(self) -> Path:
+        """What the run is doing, while it goes on; see `observe/live.py`."""
+        return self.path / "live.json"
+
+    @property
+    def scrape(self) -> Path:
+        """Where Prometheus finds the metrics of its cluster, as a file of targets."""
+        return self.path / "scrape.json"
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps a second process from writing the same run; `UserError` if one already does.

@@ -69,6 +69,7 @@ class Crew:
         members: All workers there ever were, in order of their start.
         admitting: Whether groups may begin.
         waiting: Episodes of groups that have no worker yet.
+        lost: Workers that died, or never came.
         begun: Groups that have one and have not ended; between two attempts none of their episodes plays.
     """
 
@@ -79,7 +80,7 @@ class Crew:
         self._sender: Sender | None = None
         self.members: list[Member] = []
         self.changed = Pulse()
-        self.admitting, self.waiting, self.begun = True, 0, 0
+        self.admitting, self.waiting, self.begun, self.lost = True, 0, 0, 0
         self._weights = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._born = 0
@@ -199,6 +200,7 @@ class Crew:
         member.why = why
         self._step(member, Event.DIED)
         if not self._closed:
+            self.lost += 1
             log.warning("%s is out of service: %s", member.worker.name, why)
             if member.served:
                 self._failures.clear()

@@ -24,6 +24,7 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, Sampling, Status, Trajectory
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.records import about
 from vz_ray.rollout.admission import Admission
 from vz_ray.rollout.crew import Crew
 from vz_ray.rollout.ledger import Ledger
@@ -54,6 +55,9 @@ class Fleet:
         config: How many workers, their places, deadlines and attempts.
         publisher: Brings weights to workers.
         starts: Consecutive failures to start after which the fleet gives up.
+
+    Attributes:
+        accepted: Called with each episode as it is accepted; must not raise or take long.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Fleet:
     ) -> None:
         self._crew, self._config = Crew(spawn, config, publisher, starts), config
         self._turnstile, self._admission = asyncio.Lock(), Admission()
+        self.accepted: Callable[[Trajectory], None] = lambda _: None
 
     async def start(self) -> None:
         """See `Crew.start`."""
@@ -92,6 +97,11 @@ class Fleet:
     def waiting(self) -> int:
         """Episodes of groups that have no worker yet."""
         return self._crew.waiting
+
+    @property
+    def lost(self) -> int:
+        """Workers that died, or never came."""
+        return self._crew.lost
 
     @property
     def size(self) -> int:
@@ -195,12 +205,14 @@ class Fleet:
         member = home.member
         while True:
             try:
-                trajectory = await self._attempt(member, task, id, sampling, episode)
+                with about(iteration=id.iteration, episode=str(id), worker=member.worker.name):
+                    trajectory = await self._attempt(member, task, id, sampling, episode)
             except (WorkerLost, Overdue) as error:
                 why = str(error)
             else:
                 ledger.accept(trajectory.id)
                 self._admission.ended(trajectory.length)
+                self.accepted(trajectory)
                 return trajectory
             finally:
                 member.load -= 1

@@ -16,16 +16,18 @@ from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import EpisodeId, Sampling, Trajectory
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.fingerprint import check_same_code, fingerprint
+from vz_ray.observe.place import lacking, of_group
 from vz_ray.rollout.engine import EngineFailed
 from vz_ray.rollout.engine_stats import Room
 from vz_ray.rollout.member import NoPlace, WorkerLost
-from vz_ray.rollout.place import lacking
 from vz_ray.rollout.worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.weights import Manifest, Probe, Update, WeightStore
 from vz_ray.weights.backends import gpu_share
 from vz_ray.weights.store import MANIFEST
 
 _END_S = 45.0
+NEEDS = {"GPU": "rollout.engine.tensor_parallel", "CPU": "rollout.cpus_per_worker"}
+"""What sets how much of a resource a worker needs."""
 _REASON = 300
 """Most characters of Ray's own account of a death; the rest is general advice."""
 MARKET = "ray.io/market-type"
@@ -76,10 +78,11 @@ class RayWorker:
         self._needs = {"CPU": config.cpus_per_worker}
         if gpus:
             self._needs["GPU"] = config.engine.tensor_parallel * gpu_share(setup.transport)
-        self._place_s = config.start_deadline_s / 2
+        self._place_s, self._group = config.start_deadline_s / 2, config.group
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=self._needs.get("GPU", 0),
+            resources=of_group(config.group),
             max_restarts=0,
             max_task_retries=0,
             # Methods that pause or check must get through while all episodes play.
@@ -97,7 +100,14 @@ class RayWorker:
             needs = " and ".join(f"{amount:g} {name}" for name, amount in self._needs.items())
             raise NoPlace(
                 f"{self.name} found no place within {self._place_s:g} s: it needs {needs} on one node, and "
-                + lacking(self._needs, *await asyncio.to_thread(_nodes))
+                + lacking(
+                    self._needs,
+                    *await asyncio.to_thread(_nodes),
+                    keys=NEEDS,
+                    fewer="rollout.workers and rollout.max_workers",
+                    group=self._group,
+                    group_key="rollout.group",
+                )
             ) from error
         await self._call("prepare", self._setup)
         await self._call("start")

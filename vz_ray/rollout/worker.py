@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import ClassVar
 import psutil
 from blake3 import blake3
 
+from vz_ray.clips import ClipPool, HandleStats
 from vz_ray.clips.gate import asking_as
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
@@ -28,11 +30,15 @@ from vz_ray.episode.selectors import selector_of
 from vz_ray.episode.trajectory import EpisodeId, RewardParts, Sampling, Trajectory
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
-from vz_ray.observe.logs import keep_output_in
+from vz_ray.observe.logs import in_actor, keep_output_in
+from vz_ray.observe.records import Badge, about
 from vz_ray.observe.stacks import stacks
 from vz_ray.rollout.engine import Engine, EngineFailed
 from vz_ray.rollout.engine_stats import EngineStats, Room
 from vz_ray.weights import Probe, Update
+
+REWARD_S = "reward_s"
+"""Under which `Trajectory.extra` holds the seconds that scoring took."""
 
 Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
 """May block, while a judge is asked: it is called in a thread."""
@@ -51,6 +57,7 @@ class WorkerSetup:
         transport: How weights come: `shm` or `nccl`.
         training: Refuse to sample what cannot be trained on.
         ranker: The image-text model, for episodes whose frames are chosen with it.
+        badge: Which run it logs for, and how.
     """
 
     model: str
@@ -64,6 +71,7 @@ class WorkerSetup:
     transport: str = "shm"
     training: bool = True
     ranker: Ranker | None = None
+    badge: Badge = Badge()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class WorkerStats:
         pid: Of the worker's own process.
         rss_mb: Resident memory of that process.
         engine_mb: Resident memory of the processes that it has started.
+        clips: What its handle of the clip pool does.
     """
 
     name: str
@@ -86,6 +95,7 @@ class WorkerStats:
     rss_mb: float
     engine_mb: float
     engine: EngineStats
+    clips: HandleStats = HandleStats()  # noqa: RUF009 - frozen
 
 
 def sample_seed(seed: int | None, id: EpisodeId) -> int | None:
@@ -119,6 +129,7 @@ class RolloutWorker:
         self._scoring = ThreadPoolExecutor(2 * setup.rollout.episodes_per_worker, thread_name_prefix="score")
         if own_process:
             keep_output_in(Path(setup.logs) / f"{name}.log")
+            in_actor(name, setup.badge)
 
     async def start(self) -> None:
         """Starts the engine."""
@@ -152,8 +163,13 @@ class RolloutWorker:
         engine, setup = self._engine, self._setup
         if engine is None:
             raise EngineFailed(f"{self.name} was asked to play {id} before its engine had started")
-        rules = episode or setup.episode
-        wire = self._wire(rules)
+        with about(iteration=id.iteration, episode=str(id)):
+            return await self._play(engine, task, id, sampling, episode or setup.episode)
+
+    async def _play(
+        self, engine: Engine, task: Task, id: EpisodeId, sampling: Sampling, rules: EpisodeConfig
+    ) -> Trajectory:
+        setup, wire = self._setup, self._wire(rules)
         async with self._slots:
             self._playing += 1
             try:
@@ -175,10 +191,11 @@ class RolloutWorker:
             finally:
                 self._playing -= 1
         self._played += 1
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), time.monotonic()
         score = loop.run_in_executor(self._scoring, setup.score, trajectory, task, setup.reward)
         parts = await within(setup.reward.deadline_s, score, who=self.name, what=f"the reward of {id}")
-        return replace(trajectory, reward=parts)
+        extra = {**trajectory.extra, REWARD_S: round(time.monotonic() - began, 6)}
+        return replace(trajectory, reward=parts, extra=extra)
 
     def _wire(self, rules: EpisodeConfig) -> WireFormat:
         """The wire format of these rules; made once for each wording."""
@@ -220,6 +237,7 @@ class RolloutWorker:
 
     async def stats(self) -> WorkerStats:
         engine, process = self._ready(), psutil.Process()
+        frames = self._setup.frames
         below = [_rss_mb(child) for child in process.children(recursive=True)]
         return WorkerStats(
             name=self.name,
@@ -230,6 +248,7 @@ class RolloutWorker:
             rss_mb=_rss_mb(process),
             engine_mb=sum(below),
             engine=engine.stats(),
+            clips=frames.handle() if isinstance(frames, ClipPool) else HandleStats(),
         )
 
     async def whereabouts(self) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from ray import serve
 from vz_ray.config import load
 from vz_ray.config.serve import ServeConfig
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.place import of_group
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.files import upload_directory
 from vz_ray.serve.ingress import IngressReplica
@@ -71,6 +72,7 @@ def application(
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.engine.tensor_parallel if gpus else 0,
+            "resources": of_group(config.group),
         },
         health_check_period_s=_LOOK_S,
         graceful_shutdown_timeout_s=config.drain_s,

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 from starlette.responses import JSONResponse, Response
 
 from vz_ray.clips.opening import remote_rules
@@ -84,6 +86,7 @@ class Ingress:
     def __post_init__(self) -> None:
         self._created = int(time.time())
         self._measures = Measures()
+        self._state: dict[str, Any] = {}
 
     def build(self) -> FastAPI:
         """The application, made where it runs."""
@@ -168,12 +171,14 @@ class Ingress:
         return {"status": "ok"}
 
     async def ready(self) -> Response:
-        """`GET /ready`: an agent can answer."""
+        """`GET /ready`: an agent runs, whether it has a place for a request at the moment or not."""
+        running = asyncio.to_thread(running_agents, self.agent)
         try:
-            await self._agent_state()
-        except ApiError as error:
-            return error.response()
-        return JSONResponse({"status": "ready"})
+            count = await within(READY_S, running, who="Ray Serve's controller", what="its count of agents")
+        except Overdue as error:
+            log.warning("%s", error)
+            count = 0
+        return JSONResponse({"status": "ready", "agents": count}) if count else self._none_ready().response()
 
     async def metrics(self) -> Response:
         """`GET /metrics`, for Prometheus."""
@@ -333,14 +338,21 @@ class Ingress:
         return server_error("The server failed on this request.")
 
     async def _agent_state(self) -> dict[str, Any]:
+        """What an agent says of itself; where all are full, what one said last."""
         try:
-            state: dict[str, Any] = await within(
+            self._state = await within(
                 READY_S, self.agent.ready.remote(), who="the agents", what="a sign of life"
             )
-            return state
+        except BackPressureError as error:
+            if not self._state:
+                raise self._busy() from error
         except Exception as error:
             log.info("no agent is ready: %s", error)
-            raise overloaded("No agent is ready yet.", self.config.retry_after_s, status=503) from error
+            raise self._none_ready() from error
+        return self._state
+
+    def _none_ready(self) -> ApiError:
+        return overloaded("No agent is ready yet.", self.config.retry_after_s, status=503)
 
     async def _probe(self, path: Path | str) -> VideoInfo:
         """What an uploaded video is; raises a `VideoError` where it is none."""
@@ -373,6 +385,15 @@ class Ingress:
 
     def _card_of(self, state: dict[str, Any]) -> dict[str, Any]:
         return self._card(f"{self.config.name}@{state['version']}", state)
+
+
+def running_agents(agent: DeploymentHandle) -> int:
+    """How many agents Ray Serve's controller has running; they are not asked, so they may be full."""
+    app = serve.status().applications.get(agent.app_name)
+    deployment = app.deployments.get(agent.deployment_name) if app else None
+    # While one takes other weights, requests wait for it and are answered.
+    states = (ReplicaState.RUNNING, ReplicaState.UPDATING)
+    return sum(deployment.replica_states.get(state, 0) for state in states) if deployment else 0
 
 
 async def exchange(zoomed: Zoomed, media: Media) -> Exchange:

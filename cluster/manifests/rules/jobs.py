@@ -52,8 +52,11 @@ def runs_use_this_cluster(bundle: Bundle) -> Iterator[str]:
                 f"{workload.where}: ray.address is {ray.address!r}, another cluster than this; add "
                 "ray.address=auto"
             )
-        if not getattr(ray, "groups", False):
-            yield f"{workload.where}: ray.groups is off, so actors land on any node; add ray.groups=true"
+        for key, marker in _placed(at):
+            if (said := _value(at.config, key)) != marker:
+                yield (
+                    f"{workload.where}: {key} is {said!r}, so its actors land on any node; add {key}={marker}"
+                )
         has_gpus = any(group.amount("limits", GPU) for group in workload.workers)
         if ray.gpus != ("always" if has_gpus else "never"):
             yield (
@@ -61,6 +64,18 @@ def runs_use_this_cluster(bundle: Bundle) -> Iterator[str]:
                 f"{'GPUs' if has_gpus else 'no GPUs'}; "
                 f"add ray.gpus={'always' if has_gpus else 'never'}"
             )
+
+
+def _placed(at: Running) -> list[tuple[str, str]]:
+    """Keys that say where actors go, and the marker that each should have."""
+    keys = [("group" if marker == "serve" else f"{marker}.group", marker) for marker in at.groups]
+    return [*keys, *([("sft_learner.group", "learner")] if hasattr(at.config, "sft_learner") else [])]
+
+
+def _value(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
 
 
 @rule

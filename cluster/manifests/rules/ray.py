@@ -142,7 +142,7 @@ def groups_carry_their_markers(bundle: Bundle) -> Iterator[str]:
         elif group.resources.get(group.name) != 1:
             yield (
                 f"{group.where}: Ray is told of {group.resources.get(group.name, 0):g} {group.name}; "
-                f'set resources: {{{group.name}: "1"}}, which its actors ask for (ray.groups)'
+                f'set resources: {{{group.name}: "1"}}, which its actors ask for'
             )
         told = sorted({"num-cpus", "num-gpus", "memory", "resources"} & set(group.params))
         if told and group.spec_of.get("resources"):

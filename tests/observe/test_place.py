@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vz_ray.rollout.place import lacking
+from vz_ray.observe.place import lacking, of_group
 
+KEYS = {"GPU": "rollout.engine.tensor_parallel", "CPU": "rollout.cpus_per_worker"}
+FEWER = "rollout.workers and rollout.max_workers"
 HEAD, SMALL, LARGE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 96.0, "GPU": 8.0}
 
 
@@ -68,4 +70,20 @@ HEAD, SMALL, LARGE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 96.0, "GPU
 def test_what_is_lacking_is_named(
     needs: dict[str, float], nodes: list[dict[str, float]], free: list[dict[str, float]], said: str
 ) -> None:
-    assert lacking(needs, nodes, free) == said
+    assert lacking(needs, nodes, free, keys=KEYS, fewer=FEWER) == said
+
+
+def test_only_nodes_of_the_group_count() -> None:
+    rollout = SMALL | {"rollout": 1.0}
+    whole = [HEAD, LARGE | {"learner": 1.0}, rollout]
+    ask = {"keys": KEYS, "fewer": FEWER, "group": "rollout", "group_key": "rollout.group"}
+    assert lacking({"GPU": 4}, whole, whole, **ask) == (
+        "no node of the group rollout has 4 GPU, the largest node of the group rollout has 2 GPU: "
+        "lower rollout.engine.tensor_parallel, or add a larger node"
+    )
+    assert lacking({"GPU": 1}, whole[:2], whole[:2], **ask) == (
+        "no node of the cluster is of the group rollout (none has a resource of that name): start nodes with "
+        "--resources='{\"rollout\": 1}', or leave rollout.group empty"
+    )
+    assert of_group("rollout") == {"rollout": 0.001}
+    assert of_group("") == {}

@@ -1,0 +1,178 @@
+"""A real Ray of three nodes is looked over: what finds a place, which versions and volumes are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nodes import Nodes, started
+from vz_ray.config import load
+from vz_ray.config.run import RunConfig
+from vz_ray.jobs import preflight as module
+from vz_ray.jobs.autoscaler import infeasible_of, read, scaling
+from vz_ray.jobs.needs import Need
+from vz_ray.jobs.preflight import preflight
+from vz_ray.jobs.survey import Questions, look, unwritable
+from vz_ray.observe.checks import Check, Verdict
+from vz_ray.observe.fingerprint import fingerprint
+
+GROUPS = ("learner.group=learner", "rollout.group=rollout", "clips.group=clips")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    """A head without CPUs, a node with two GPUs that ranks are for, one that plays and decodes."""
+    with started(num_cpus=0, resources={"head": 1}) as nodes:
+        nodes.add(num_cpus=4, num_gpus=2, resources={"learner": 1})
+        nodes.add(num_cpus=4, num_gpus=1, resources={"rollout": 1, "clips": 1})
+        yield nodes
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about to be given back."""
+    monkeypatch.setattr(module, "TAKEN_S", 0.0)
+
+
+def config(tmp_path: Path, *overrides: str) -> RunConfig:
+    where = [f"runs={tmp_path / 'runs'}", "model=assets/tiny-base", "train.iterations=1"]
+    return load(RunConfig, "conf/tiny.yaml", [*where, *overrides])
+
+
+def named(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_a_run_that_fits_is_told_where(tmp_path: Path) -> None:
+    found = named(await preflight(config(tmp_path, "learner.ranks=2", *GROUPS), gpus=True))
+    assert {check.verdict for check in found.values()} == {Verdict.OK}, found
+    assert found["nodes"].found == "3 with 8 CPU and 3 GPU in all; no autoscaler brings more"
+    assert found["learner ranks"].found == "2, 1 CPU and 1 GPU each, in the group learner: room on one node"
+    assert found["rollout workers"].found == "1, 1 CPU and 1 GPU each, in the group rollout: room on one node"
+    assert found["versions"].found.startswith("the same on 3 nodes: vz_ray")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_what_finds_no_place_is_said_with_the_reason(tmp_path: Path) -> None:
+    asked = config(tmp_path, "learner.ranks=3", "rollout.engine.tensor_parallel=4", *GROUPS)
+    found = named(await preflight(asked, gpus=True))
+    ranks, workers = found["learner ranks"], found["rollout workers"]
+    assert (ranks.verdict, workers.verdict) == (Verdict.PROBLEM, Verdict.PROBLEM)
+    assert ranks.found.endswith("2 of them find a place")
+    assert ranks.fix.startswith("GPU is taken on the only node that could hold it")
+    assert workers.fix == (
+        "no node of the group rollout has 4 GPU, the largest node of the group rollout has 4 CPU and 1 GPU: "
+        "lower rollout.engine.tensor_parallel, or add a larger node"
+    )
+    assert found["decoders"].verdict is Verdict.OK
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_nodes_of_another_version_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fingerprint(), "vllm", "0.1.0")
+    versions = named(await preflight(config(tmp_path), gpus=False))["versions"]
+    assert versions.verdict is Verdict.PROBLEM
+    assert versions.found.count("(here 0.1.0)") == 3
+    assert "give every node the same image" in versions.fix
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_volumes_and_keys_that_are_missing_are_named(tmp_path: Path) -> None:
+    model = tmp_path / "nowhere"
+    keys = (
+        "reward.judge.model=gpt",
+        "reward.judge.base_url=http://judge/v1",
+        "reward.judge.api_key_env=VZ_RAY_NO_SUCH_KEY",
+    )
+    asked = config(tmp_path, f"model={model}", *keys, *GROUPS)
+    found = named(await preflight(asked, gpus=False))
+    volumes, secrets = found["volumes"], found["secrets"]
+    assert (volumes.verdict, secrets.verdict) == (Verdict.PROBLEM, Verdict.PROBLEM)
+    # By the node of ranks and that of workers; the head and decoders need none of it.
+    assert volumes.found.count(f"{model} is not there") == 2
+    assert secrets.found.endswith("lacks VZ_RAY_NO_SUCH_KEY")
+    assert "from a Secret" in secrets.fix
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_a_run_directory_that_cannot_be_written_or_ends_with_the_job_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    volumes = named(await preflight(config(tmp_path, f"runs={tmp_path}/file/runs"), gpus=False))["volumes"]
+    assert volumes.found == f"the driver: nothing can be written to {tmp_path}/file/runs: Not a directory"
+    inside = tmp_path / "working_dir_files/_ray_pkg_1/runs"
+    volumes = named(await preflight(config(tmp_path, f"runs={inside}"), gpus=False))["volumes"]
+    assert "in the job's working directory, which ends with it" in volumes.found
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_too_little_room_for_checkpoints_or_weights_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "model_bytes", lambda model: 1 << 50)
+    found = named(await preflight(config(tmp_path), gpus=False))
+    assert "3 checkpoints of this model take about 22020096.0 GiB" in found["volumes"].found
+    assert "two sets of weights take 2097152.0 GiB of /dev/shm" in found["shared memory"].found
+    assert "emptyDir with medium Memory" in found["shared memory"].fix
+
+
+def test_a_cluster_without_an_autoscaler_has_none(cluster: Nodes) -> None:
+    assert not scaling().alive
+
+
+def test_what_the_autoscaler_calls_infeasible_is_read_from_its_state() -> None:
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply()
+    state = reply.autoscaling_state
+    state.autoscaler_state_version = 3
+    state.infeasible_gang_resource_requests.add().requests.add().resources_bundle.update(
+        {"GPU": 16.0, "CPU": 1.0}
+    )
+    state.infeasible_resource_requests.add().resources_bundle.update({"CPU": 400.0})
+    state.pending_instance_requests.add().count = 2
+    state.failed_instance_requests.add().reason = "no capacity"
+    found = read(reply)
+    assert (found.alive, found.pending, found.failed) == (True, 2, ("no capacity",))
+    large = Need("ranks", {"CPU": 1.0, "GPU": 16.0}, 1, 1)
+    assert infeasible_of([large, Need("others", {"CPU": 1.0}, 1, 1)], found) == [large]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Questions(readable=["/no/such/model"]), ["/no/such/model is not there"]),
+        (Questions(readable=["/"]), []),
+    ],
+)
+def test_each_question_has_its_answer(asked: Questions, said: list[str]) -> None:
+    assert look(asked) == said
+
+
+def test_a_volume_that_is_not_the_drivers_is_told_by_the_file_in_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.write_text("one")
+    assert look(Questions(shared=(str(mark), "one"))) == []
+    [said] = look(Questions(shared=(str(mark), "two")))
+    assert said == f"{tmp_path} is not the driver's directory: it must be one shared volume"
+
+
+def test_a_full_volume_is_named_and_nothing_is_left_on_it(tmp_path: Path) -> None:
+    """The operating system refuses to make the trial file as large as it must be."""
+    code = (
+        "import resource, sys; from pathlib import Path; from vz_ray.jobs.survey import unwritable;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(unwritable(Path(sys.argv[1])))"
+    )
+    done: Any = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == f"nothing can be written to {tmp_path}: File too large"
+    assert list(tmp_path.iterdir()) == []
+    assert unwritable(tmp_path / "new") == ""
+    assert (tmp_path / "new").is_dir()

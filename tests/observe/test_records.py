@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from vz_ray.observe import logs
+from vz_ray.observe.records import Badge, JsonLines, about, now_about
+
+
+def written(record: logging.LogRecord, **names: str) -> dict:
+    text = JsonLines(**names).format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+def record(message: str = "took %d s", *args, **more) -> logging.LogRecord:
+    return logging.LogRecord("vz_ray.x", logging.WARNING, "x.py", 1, message, args or (3,), more.get("error"))
+
+
+def test_a_record_says_what_it_is_about():
+    with about(iteration=4, episode="4/t/0#0"):
+        line = written(record(), run="agent", worker="rollout-1")
+    assert line["message"] == "took 3 s"
+    assert (line["level"], line["logger"]) == ("WARNING", "vz_ray.x")
+    assert (line["run"], line["worker"]) == ("agent", "rollout-1")
+    assert (line["iteration"], line["episode"]) == (4, "4/t/0#0")
+    assert line["time"].endswith("Z")
+
+
+def test_what_is_not_known_is_left_out():
+    assert {"run", "worker", "iteration", "episode"} & set(written(record())) == set()
+
+
+def test_an_exception_stays_in_its_line():
+    try:
+        raise ValueError("line one\nline two")
+    except ValueError:
+        line = written(record(error=sys.exc_info()))
+    assert "ValueError: line one\nline two" in line["exception"]
+
+
+def test_inner_words_add_to_outer_ones_and_end_with_their_block():
+    with about(iteration=1):
+        with about(episode="a"):
+            assert now_about() == {"iteration": 1, "episode": "a"}
+        assert now_about() == {"iteration": 1}
+    assert now_about() == {}
+
+
+async def test_tasks_do_not_mix_up_what_they_are_about():
+    async def one(name: str) -> dict:
+        with about(episode=name):
+            await asyncio.sleep(0)
+            return now_about()
+
+    names = [str(number) for number in range(20)]
+    assert await asyncio.gather(*map(one, names)) == [{"episode": name} for name in names]
+
+
+@pytest.fixture
+def _own_loggers():
+    names = [logs.OWN, *logs.ENGINES]
+    before = {n: (logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names}
+    yield
+    logging.captureWarnings(False)
+    for name, (handlers, propagate) in before.items():
+        logging.getLogger(name).handlers[:] = handlers
+        logging.getLogger(name).propagate = propagate
+
+
+@pytest.mark.usefixtures("_own_loggers")
+def test_a_driver_writes_files_and_terminal_as_objects(tmp_path, capsys, monkeypatch):
+    for name in logs.QUIET:
+        monkeypatch.setenv(name, "")
+    logs.configure(tmp_path, badge=Badge("agent", "json"))
+    with about(iteration=2):
+        logging.getLogger("vz_ray.train").warning("slow")
+    logging.getLogger("vllm").info("started")
+    own = json.loads((tmp_path / "vz_ray.log").read_text())
+    assert (own["run"], own["iteration"], own["message"]) == ("agent", 2, "slow")
+    assert json.loads((tmp_path / "engines.log").read_text())["logger"] == "vllm"
+    assert json.loads(capsys.readouterr().err)["message"] == "slow"
+
+
+def test_an_actor_names_itself_in_every_line():
+    code = """
+import logging
+from vz_ray.observe import logs
+from vz_ray.observe.records import Badge
+logs.in_actor("rollout-3", Badge("agent", "json"))
+logging.getLogger("vz_ray.rollout.worker").warning("late")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    line = json.loads(done.stderr)
+    assert (line["run"], line["worker"], line["message"]) == ("agent", "rollout-3", "late")
+
+
+def test_an_actor_that_writes_text_writes_as_before():
+    code = """
+import logging
+from vz_ray.observe import logs
+from vz_ray.observe.records import Badge
+logs.in_actor("rollout-3", Badge("agent"))
+logging.getLogger("vz_ray.rollout.worker").warning("late")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "late\n"

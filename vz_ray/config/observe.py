@@ -1,0 +1,50 @@
+"""What is told of a run while it goes on, and to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOG_FORMATS = ("text", "json")
+
+
+@dataclass
+class LogsConfig:
+    """How log files are written."""
+
+    log_format: str = "text"
+    """`text`, or `json`: an object on each line, with run, iteration, worker and episode where known."""
+
+    def __post_init__(self) -> None:
+        if self.log_format not in LOG_FORMATS:
+            raise ValueError(f"log_format is {self.log_format!r}; it must be 'text' or 'json'")
+
+
+@dataclass
+class ObserveConfig(LogsConfig):
+    """Metrics, traces and trackers of a training run."""
+
+    pulse_s: float = 5.0
+    """Seconds between looks at fleet and decoders, for Prometheus and `vz-ray top`."""
+    otlp_endpoint: str = ""
+    """Where traces go: the base address of an OTLP/HTTP collector, such as `http://collector:4318`; empty
+    makes none."""
+    trace_share: float = 0.05
+    """Share of the episodes that are traced; iterations always are."""
+    wandb_project: str = ""
+    """Project of Weights & Biases that metrics go to as well; empty for none."""
+    mlflow_uri: str = ""
+    """Tracking server of MLflow that metrics go to as well, or `sqlite:///mlflow.db`; empty for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.pulse_s <= 10:
+            raise ValueError(
+                f"pulse_s is {self.pulse_s}; it must be above 0, and 10 at most: Ray forgets gauges"
+            )
+        if not 0 <= self.trace_share <= 1:
+            raise ValueError(f"trace_share is {self.trace_share}; it is a share of episodes, from 0 to 1")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ValueError(
+                f"otlp_endpoint is {self.otlp_endpoint!r}; give the address of an OTLP/HTTP collector, such "
+                "as http://collector:4318"
+            )

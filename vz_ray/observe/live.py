@@ -1,0 +1,108 @@
+"""`live.json`: what a run is doing at this moment, for whoever looks into its directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from vz_ray.observe.errors import UserError
+from vz_ray.observe.run_dir import write_atomic
+
+LATE = 6
+"""A heartbeat is late after as many of its intervals, and never before `LATE_S`."""
+LATE_S = 30.0
+
+
+class State(StrEnum):
+    """How it stands with a run."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    """All its iterations are done."""
+    STOPPED = "stopped"
+    """Someone asked it to stop; it can go on."""
+    FAILED = "failed"
+    """It ended with an error."""
+    SILENT = "silent"
+    """It says that it runs, and has not said so for too long: killed, or cut off."""
+
+
+@dataclass
+class Live:
+    """One look at a run. Times are seconds since the epoch.
+
+    Attributes:
+        run: Its name.
+        host, pid: Where the driver is.
+        written_s: When this was written.
+        every_s: How often it is.
+        state: `running`, `ended`, `stopped` or `failed`.
+        error: What ended it, where it failed.
+        phase: `start`, `rollout`, `learn`, `publish`, `evaluate` or `checkpoint`.
+        phase_since_s: When that began.
+        iteration, iterations: Done, and to be done.
+        progress_s: When the last iteration ended, or the run began.
+        left_s: Seconds to the end at the pace so far; None where nobody can say.
+        checkpoint: `at_s`, `seconds` and `iteration` of the last one; empty before the first.
+        fleet: `workers` by state, `seats`, `playing`, `waiting`, `lost`, `tokens_per_s`, `episodes_per_s`.
+        clips: `decoders`, `silent`, `in_flight`, `waiting`, `hit_ratio`, `wait_p50_s`, `wait_p95_s`,
+            `failures`, `quarantined`.
+        memory_mb: Resident memory of the driver.
+        scrape: Addresses at which Prometheus finds the nodes' metrics.
+    """
+
+    run: str = ""
+    host: str = ""
+    pid: int = 0
+    written_s: float = 0.0
+    every_s: float = 5.0
+    state: str = State.RUNNING.value
+    error: str = ""
+    phase: str = "start"
+    phase_since_s: float = 0.0
+    iteration: int = 0
+    iterations: int = 0
+    progress_s: float = 0.0
+    left_s: float | None = None
+    checkpoint: dict[str, float] = field(default_factory=dict)
+    fleet: dict[str, Any] = field(default_factory=dict)
+    clips: dict[str, Any] = field(default_factory=dict)
+    memory_mb: float = 0.0
+    scrape: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all; `written_s` becomes now."""
+        self.written_s = round(time.time(), 3)
+        write_atomic(path, json.dumps(asdict(self), default=str).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Live | None:
+        """None where there is none: the run has not got that far, or was made before there were any.
+
+        Raises:
+            UserError: It is not one.
+        """
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in fields(cls)}
+            return cls(**{name: value for name, value in found.items() if name in known})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): delete it, a run that goes on writes it anew"
+            ) from error
+
+    def age_s(self, now_s: float) -> float:
+        """Since it was written; 0 where clocks of machines differ the other way."""
+        return max(0.0, now_s - self.written_s)
+
+    def standing(self, now_s: float) -> State:
+        """Its state, as far as its age lets one believe it."""
+        if self.state == State.RUNNING and self.age_s(now_s) > max(LATE_S, LATE * self.every_s):
+            return State.SILENT
+        return State(self.state)

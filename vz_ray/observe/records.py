@@ -1,0 +1,81 @@
+"""What a log line is about, and log lines as JSON objects, which collectors can filter by.
+
+process    badge of the run, and who logs there (`rollout-3`): set once
+task       iteration and episode at hand: a context variable, so that tasks do not mix them up
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """What all processes of a run are given, to say whose they are.
+
+    Attributes:
+        run: Name of the run.
+        log_format: `text` or `json`.
+    """
+
+    run: str = ""
+    log_format: str = "text"
+
+
+_about: ContextVar[dict[str, str | int] | None] = ContextVar("about", default=None)
+
+
+@contextmanager
+def about(**what: str | int) -> Iterator[None]:
+    """Log records made inside are about these, and what they are about already.
+
+    Example: `with about(iteration=3, episode="3/task-7/0#0"): ...`
+    """
+    token = _about.set({**(_about.get() or {}), **what})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def now_about() -> dict[str, str | int]:
+    """What is at hand in this task."""
+    return dict(_about.get() or {})
+
+
+class JsonLines(logging.Formatter):
+    """One object per record: `time`, `level`, `logger`, `message`, `run`, and what is known of the rest.
+
+    Args:
+        run: Name of the run; left out if empty.
+        worker: Who logs in this process; left out if empty.
+
+    Example:
+        {"time": "2026-01-05T10:00:00.123Z", "level": "WARNING", "logger": "vz_ray.rollout.crew",
+         "message": "rollout-3 is out of service: ...", "run": "agent", "worker": "rollout-3"}
+    """
+
+    def __init__(self, run: str = "", worker: str = "") -> None:
+        super().__init__()
+        self._always = {name: value for name, value in (("run", run), ("worker", worker)) if value}
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, str | int] = {
+            "time": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.process or 0,
+            **self._always,
+            **now_about(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
