@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view sizing test lint types format lock doctor clean
+.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view sizing test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -66,6 +66,10 @@ lint: .venv/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo
+
+# k8s/ and cluster/docker/, held to schemas and rules.
+manifests: .venv/.installed
+	$(PY) -m cluster.manifests check
 
 types: .venv/.installed
 	$(PY) -m mypy

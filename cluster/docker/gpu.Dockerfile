@@ -1,0 +1,36 @@
+# syntax=docker/dockerfile:1
+# Training and serving on GPUs: docker build -f cluster/docker/gpu.Dockerfile -t vz-ray:0.1.0-ray2.60.0-cu130 .
+# The locked Ray, the Python of the other image, and the CUDA that vLLM 0.32's torch is built for.
+FROM rayproject/ray:2.60.0-py311-cu130
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+USER root
+RUN install -d -o 1000 -g 100 /opt/venv /opt/vz_ray
+USER 1000:100
+WORKDIR /opt/vz_ray
+
+# An environment of its own: what the base has installed beside Ray is of other versions.
+RUN python -m venv /opt/venv
+ENV VIRTUAL_ENV=/opt/venv \
+    PATH=/opt/venv/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+COPY --chown=1000:100 requirements/cpu.lock requirements/cpu.lock
+# The lock is of the CPU build; the CUDA builds of vLLM and torch name versions of their own of these two.
+RUN grep -vE '^(apache-tvm-ffi|triton)==' requirements/cpu.lock > /tmp/versions.txt \
+    && pip install --constraint /tmp/versions.txt 'vllm>=0.32,<0.33' \
+    && pip install --no-deps --requirement /tmp/versions.txt \
+    && rm /tmp/versions.txt
+
+COPY --chown=1000:100 pyproject.toml README.md ./
+COPY --chown=1000:100 conf conf
+COPY --chown=1000:100 assets assets
+COPY --chown=1000:100 cluster cluster
+COPY --chown=1000:100 vz_ray vz_ray
+# pip compiles what it installs; this is compiled here, since at run time the image cannot be written.
+RUN pip install --no-deps --config-settings editable_mode=compat --editable . \
+    && python -m compileall -q vz_ray cluster \
+    && vz-ray --version
+
+CMD ["bash"]
