@@ -4,7 +4,9 @@ Commands import what they need when they run, so that `vz-ray --help` is quick. 
 order in which their modules are imported here.
 """
 
+# isort: off
 from vz_ray.cli.app import app, main, settings
-from vz_ray.cli import training, distilling, evaluating, looking, serving, cluster, machine  # noqa: F401, I001
+from vz_ray.cli import training, distilling, evaluating, looking, serving, cluster, machine  # noqa: F401
+# isort: on
 
 __all__ = ["app", "main", "settings"]
