@@ -233,3 +233,24 @@ def test_a_stop_in_the_middle_of_a_slow_checkpoint_leaves_a_whole_one(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "slow-2 is done" in done.stdout
     assert steps(run) == list(range(12))
+
+
+def test_rays_own_command_runs_the_quickstart(cluster: LocalCluster, small: SmallRun) -> None:
+    """Every stage, from videos to the report, with engines on nodes that come for them."""
+    words = [*small.quickstart(), *GROUPS, "sft_learner.group=learner", "ray.address=auto"]
+    run = ["exec", "python", "-m", "vz_ray.cli", "quickstart", "--name", "whole", *words]
+    command = ["ray", "job", "submit", "--address", cluster.jobs, "--submission-id", "whole"]
+    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "200"}}
+    done = subprocess.run(
+        [*command, "--working-dir", ".", "--runtime-env-json", json.dumps(environment), "--", *run],
+        env={**cluster.environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summary = json.loads((small.runs / "whole/summary.json").read_text())
+    assert summary
+    assert "<html" in (small.runs / "whole/report.html").read_text()[:2000]
