@@ -3,17 +3,12 @@ import { el } from "/web/dom.js";
 import { address, get, listed } from "./api.js";
 import { drawCharts } from "./charts.js";
 import { filterBar } from "./filters.js";
-import { cameOf, count, number, outcomeWords, signed, stageWords, tone, words } from "./words.js";
+import { cells, headsOf } from "./row.js";
+import { count } from "./words.js";
 
 const PAGE = 60; // Rows of a request.
 const SPARE = 12; // Rows drawn above and below what is in sight.
 const TALLEST = 15e6; // Pixels that browsers lay out; rows beyond are found by filters.
-
-const COLUMNS = [
-  [null, "Outcome", ""], [null, "Stage", ""], ["step", "Step", "right"], [null, "Kind", ""], [null, "Question", ""], [null, "Answer", ""],
-  ["reward", "Reward", "right"], ["advantage", "Advantage", "right"], ["zooms", "Zooms", "right"],
-  ["frames", "Frames", "right"], ["seconds", "Seconds", "right"],
-];
 
 export function listPage(root) {
   let params = new URLSearchParams();
@@ -54,7 +49,7 @@ export function listPage(root) {
     cursor = 0;
     forget();
     filters.fill(null, params);
-    drawHead();
+    head.replaceChildren(...headsOf(params, set));
     refresh();
     if (window.scrollY > root.offsetTop + charts.offsetHeight) window.scrollTo(0, charts.offsetHeight + root.offsetTop);
   }
@@ -186,37 +181,6 @@ export function listPage(root) {
     item.firstChild.setAttribute("href", address("episode", one.id, params));
     item.firstChild.tabIndex = index === cursor ? 0 : -1;
     item.firstChild.classList.toggle("cursor", index === cursor);
-  }
-
-  function cells(one) {
-    const answer = one.answer === null ? words(one.status) : one.answer;
-    return el(
-      "a", {},
-      el(`span.came.${tone(one)}`, {}, outcomeWords(cameOf(one))),
-      el("span.stage", {}, stageWords(one.stage)),
-      el("span.num.step", {}, String(one.step)),
-      el("span.kind", {}, words(one.kind)),
-      el("span.question", {}, one.question),
-      el("span.answer", {}, answer),
-      el("span.num.reward", {}, number(one.reward)),
-      el("span.num.advantage", {}, signed(one.advantage)),
-      el("span.num.zooms", { title: one.refused > 0 && `${one.refused} refused` }, one.refused ? el("small", {}, `${one.refused}✕ `) : null, String(one.zooms)),
-      el("span.num.frames", {}, String(one.frames)),
-      el("span.num.seconds", {}, number(one.seconds, 1)),
-    );
-  }
-
-  function drawHead() {
-    const sort = params.get("sort") || "newest";
-    const up = params.get("up") === "true";
-    head.replaceChildren(...COLUMNS.map(([name, title, side]) => {
-      if (!name) return el("span", {}, title);
-      const on = sort === name;
-      const way = on ? (up ? "↑" : "↓") : "";
-      const label = on ? `${title}, sorted ${up ? "lowest" : "highest"} first` : `Sort by ${title.toLowerCase()}`;
-      const press = () => set({ sort: on && up ? "" : name, up: on && !up ? "true" : "" });
-      return el(side ? `button.${side}` : "button", { type: "button", "aria-label": label, "aria-pressed": String(on), onclick: press }, `${title}${way && ` ${way}`}`);
-    }));
   }
 
   // -- keys ------------------------------------------------------------------------
