@@ -27,7 +27,7 @@ def submit(
     check: Annotated[
         bool, typer.Option("--check", help="Only look whether it would fit on the cluster, and say why not.")
     ] = False,
-    attach: Annotated[str, typer.Option(help="Follow a job, by its id or its run's name.")] = "",
+    attach: Annotated[str, typer.Option(help="Follow a job, by its run's name or its id.")] = "",
     stop: Annotated[str, typer.Option(help="Stop a job; its checkpoint is written first.")] = "",
     jobs: Annotated[bool, typer.Option("--jobs", help="List the cluster's jobs.")] = False,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show what it prints.")] = True,

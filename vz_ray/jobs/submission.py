@@ -106,13 +106,13 @@ def submit(client: JobClient, wanted: Submission, working_dir: Path) -> tuple[st
 
 
 def find(client: JobClient, name: str) -> Job:
-    """The job of this id, or the newest attempt at the run of this name.
+    """The newest attempt at the run of this name, or the job of this id.
 
     Raises:
         UserError: There is none; names those that there are.
     """
     jobs = client.jobs()
-    found = [job for job in jobs if job.id == name] or attempts(jobs, name)[-1:]
+    found = attempts(jobs, name)[-1:] or [job for job in jobs if job.id == name]
     if not found:
         runs = sorted({job.run or job.id for job in jobs})
         raise UserError(
