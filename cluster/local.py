@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from vz_ray.observe.errors import UserError
 
@@ -160,9 +160,9 @@ class LocalCluster:
             "upscaling_speed": 20,
             "idle_timeout_minutes": self.idle_s / 60,
             "provider": {
-                # By its class: Ray's wheel lacks the file of defaults that its own name for it stands for.
                 "type": "external",
-                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+                "module": "cluster.nodes.LocalNodes",
+                "folder": str(self.folder),
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
                 "gcs_address": self.address,
