@@ -1,7 +1,7 @@
 """Nodes that are processes of this machine, for Ray's autoscaler; `cluster.local` names this class to it.
 
 Ray's own provider of such nodes gives them one directory together, where each new node unpacks the working
-directory of a job anew, under the feet of the job itself. Here each has a directory of its own, as machines have.
+directory of a job anew, under the feet of the job itself. Here each has its own, as machines have.
 """
 
 from __future__ import annotations
