@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from vz_ray.jobs import submission
 from vz_ray.jobs.client import Job
 from vz_ray.jobs.submission import GRACE_VARIABLE, Submission, attempts, next_id
 from vz_ray.observe.errors import UserError
@@ -59,3 +62,60 @@ def test_a_run_directory_that_would_go_with_the_job_is_refused(tmp_path: Path) -
     wanted = Wanted.read(["conf/tiny.yaml", "name=long"])
     with pytest.raises(UserError, match=r"runs is 'runs', which would be in the job's own directory"):
         run_submit(wanted, Sending("http://127.0.0.1:9", tmp_path), check_only=False)
+
+
+class Line:
+    """A job API whose connections each give the log from its beginning, as far as they come."""
+
+    address = "http://head:8265"
+
+    def __init__(self, connections: list[object], over_after: int) -> None:
+        self._connections, self._over_after, self.opened = connections, over_after, 0
+
+    async def tail(self, id: str) -> AsyncIterator[str]:
+        said = self._connections[min(self.opened, len(self._connections) - 1)]
+        self.opened += 1
+        if isinstance(said, Exception):
+            raise said
+        for line in said:  # type: ignore[attr-defined]
+            if line is None:
+                await asyncio.sleep(3600)
+            yield line
+
+    def job(self, id: str) -> Job:
+        return Job(id, "long", "SUCCEEDED" if self.opened >= self._over_after else "RUNNING", "exec a")
+
+
+async def followed(line: Line) -> tuple[str, Job]:
+    shown: list[str] = []
+    job = await submission.follow(line, "long", shown.append)  # type: ignore[arg-type]
+    return "".join(shown), job
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_POLL_S", 0.0), ("_AGAIN_S", 0.0), ("_ASK_S", 0.02), ("_SILENT_S", 0.06)):
+        monkeypatch.setattr(submission, name, seconds)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_log_is_shown_once_through_connections_that_break_and_fall_silent() -> None:
+    broken = ConnectionError("gone")
+    line = Line(
+        [["one\n", "two\n"], broken, ["one\ntwo\n", "three\n", None], ["one\n", "two\nthree\nfour\n"]], 4
+    )
+    text, job = await followed(line)
+    assert text == "one\ntwo\nthree\nfour\n"
+    assert (job.status, line.opened) == ("SUCCEEDED", 4)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_job_that_ended_behind_a_dead_connection_is_not_waited_for() -> None:
+    text, job = await followed(Line([["one\n", None]], 1))
+    assert (text, job.over) == ("one\n", True)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_cluster_that_is_gone_is_given_up_and_the_way_back_is_told() -> None:
+    with pytest.raises(UserError, match=r"31 times in a row \(gone\).*--attach long"):
+        await followed(Line([ConnectionError("gone")], 10**6))

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,36 +197,18 @@ class JobClient:
         async for lines in self._client.tail_job_logs(id):
             yield lines
 
-    def nodes(self) -> Sequence[Mapping[str, Any]]:
-        """Ray's state of the nodes that are alive: `node_ip`, `resources_total`, `labels`."""
-        with self._said("list its nodes"):
-            answer = self._client._do_request("GET", "/api/v0/nodes?detail=true&limit=10000")
-            answer.raise_for_status()
-            rows: list[Mapping[str, Any]] = answer.json()["data"]["result"]["result"]
-        return [row for row in rows if row.get("state") == "ALIVE"]
-
-    def _said(self, what: str) -> _Said:
-        return _Said(self.address, what)
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """Turns what Ray's client raises into one line."""
-
-    address: str
-    what: str
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Turns what Ray's client raises into one line."""
         from ray.exceptions import AuthenticationError
 
-        if isinstance(error, AuthenticationError):
-            raise UserError(f"{self.address} did not {self.what}: its token was refused; {error}") from error
+        try:
+            yield
+        except AuthenticationError as error:
+            raise UserError(f"{self.address} did not {what}: its token was refused; {_TOKEN}") from error
         # What lies below Ray's client raises kinds of OSError.
-        if isinstance(error, RuntimeError | ValueError | KeyError | OSError):
-            raise UserError(f"{self.address} did not {self.what}: {_reason(str(error))}") from error
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise UserError(f"{self.address} did not {what}: {_reason(str(error))}") from error
 
 
 def _reason(text: str) -> str:

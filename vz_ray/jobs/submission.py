@@ -10,7 +10,8 @@ import asyncio
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,10 @@ so that a job may bring it along."""
 _POLL_S = 1.0
 _AGAIN_S = 2.0
 """Before a connection that broke is opened again."""
+_ASK_S = 30.0
+"""Silence after which a job is asked whether it still runs."""
+_SILENT_S = 300.0
+"""Silence after which the connection is opened anew."""
 _BREAKS = 30
 """Connections in a row that may break without a word."""
 
@@ -123,21 +128,22 @@ def find(client: JobClient, name: str) -> Job:
 
 
 async def follow(client: JobClient, id: str, show: Callable[[str], None]) -> Job:
-    """Shows what a job prints until it ends, through connections that break.
+    """Shows what a job prints until it ends, through connections that break or fall silent.
 
     Raises:
-        UserError: The connection broke too often in a row.
+        UserError: The cluster could not be reached too often in a row.
     """
     shown, breaks = 0, 0
     while True:
         at = 0
         try:
-            async for lines in client.tail(id):
-                fresh = lines[max(0, shown - at) :]
-                at += len(lines)
-                if fresh:
-                    show(fresh)
-                    shown, breaks = max(shown, at), 0
+            async with aclosing(_spoken(client, id)) as spoken:
+                async for lines in spoken:
+                    fresh = lines[max(0, shown - at) :]
+                    at += len(lines)
+                    if fresh:
+                        show(fresh)
+                        shown, breaks = max(shown, at), 0
             job = await asyncio.to_thread(client.job, id)
             if job.over:
                 return job
@@ -150,6 +156,28 @@ async def follow(client: JobClient, id: str, show: Callable[[str], None]) -> Job
                     f"on: `vz-ray submit --attach {id}` follows it again"
                 ) from error
             await asyncio.sleep(_AGAIN_S)
+
+
+async def _spoken(client: JobClient, id: str) -> AsyncGenerator[str]:
+    """What a job prints; ends with it, and after a long silence, in which the connection may have died."""
+    tail = aiter(client.tail(id))
+    silent_s = 0.0
+    coming: asyncio.Future[str] = asyncio.ensure_future(anext(tail))
+    try:
+        while silent_s < _SILENT_S:
+            done, _ = await asyncio.wait({coming}, timeout=_ASK_S)
+            if done:
+                yield coming.result()
+                silent_s, coming = 0.0, asyncio.ensure_future(anext(tail))
+                continue
+            silent_s += _ASK_S
+            if (await asyncio.to_thread(client.job, id)).over:
+                return
+    except StopAsyncIteration:
+        return
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 def stop(client: JobClient, job: Job, seconds: float) -> Job:
