@@ -15,6 +15,7 @@ from vz_ray.config import ConfigError, load
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.gate import GateConfig
 from vz_ray.config.run import RunConfig
+from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.episode.gate import (
     Draft,
@@ -194,3 +195,11 @@ def test_settings_that_make_no_sense_are_named(values, message):
 def test_training_refuses_a_gate():
     with pytest.raises(ConfigError, match=r"episode\.gate\.mode is 'measure'.*training needs 'off'"):
         load(RunConfig, "conf/tiny.yaml", ["episode.gate.mode=measure"])
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
+)
+def test_modes_are_what_they_are_called_though_yaml_reads_on_and_off_otherwise(said: str, read: str) -> None:
+    gate = load(ServeConfig, None, [f"episode.gate.mode={said}", "episode.gate.threshold=0.5"]).episode.gate
+    assert gate.mode == read

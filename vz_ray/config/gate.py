@@ -24,6 +24,8 @@ class GateConfig:
     """Most tokens of a draft; one that has not ended by then counts as uncertain."""
 
     def __post_init__(self) -> None:
+        # YAML reads `on` and `off` without quotes as true and false.
+        self.mode = {"True": "on", "False": "off"}.get(self.mode, self.mode)
         if self.mode not in MODES:
             raise ValueError(f"episode.gate.mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
         if self.mode == "on" and bool(self.file) == (self.threshold is not None):
