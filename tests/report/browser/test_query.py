@@ -44,7 +44,7 @@ def rows(session: Session) -> list[Row]:
         (Filter(text="needle-1-"), lambda row: "needle-1-" in row["task"]),
         (Filter(kind="decoy", outcome="wrong"), lambda row: row["kind"] == "decoy" and row["failure"]),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )  # fmt: skip
 def test_a_filter_leaves_exactly_what_fits(
     session: Session, rows: list[Row], where: Filter, fits: Callable[[Row], bool]
