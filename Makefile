@@ -55,9 +55,9 @@ bench-view: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
 	touch $@
 
-# Two files of tests at a time: most of a test's time is processes that start.
+# On four cores or more, ARGS="-n 2 --dist loadfile" plays two files of tests at a time.
 test: .venv/.installed lint types
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest $(ARGS)
 
 # Slow: the uniform baseline trained on as many samples as the agent of a finished quickstart saw.
 baseline: .venv/.installed

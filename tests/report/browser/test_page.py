@@ -45,7 +45,7 @@ def opened(chromium: Any) -> Iterator[Any]:  # noqa: F811
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
         page.goto(url)
         return page
 
