@@ -69,7 +69,8 @@ async def test_what_finds_no_place_is_said_with_the_reason(tmp_path: Path) -> No
     assert ranks.fix.startswith("GPU is taken on the only node that could hold it")
     assert workers.fix == (
         "no node of the group rollout has 4 GPU, the largest node of the group rollout has 4 CPU and 1 GPU: "
-        "lower rollout.engine.tensor_parallel, or add a larger node"
+        "lower rollout.engine.tensor_parallel, or add a larger node (an autoscaler would be asked if it were "
+        "Ray's version 2)"
     )
     assert found["decoders"].verdict is Verdict.OK
 

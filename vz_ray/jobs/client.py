@@ -23,6 +23,7 @@ SEND_S = 600.0
 AGENT_S = 60.0
 """How long a cluster may be without the process that starts jobs."""
 _NO_AGENT = "No available agent"
+_AGAIN_S = 1.0
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKEN_FILE = Path("~/.ray/auth_token")
 _TOKEN = f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write it to {TOKEN_FILE}"
@@ -176,6 +177,7 @@ class JobClient:
                 except RuntimeError as error:
                     if _NO_AGENT not in str(error) or time.monotonic() > until:
                         raise
+                time.sleep(_AGAIN_S)
 
     def jobs(self) -> list[Job]:
         """All jobs that the cluster knows, oldest first."""

@@ -114,7 +114,8 @@ def _placed(found: Fit, state: Scaling, *, infeasible: bool) -> Check:
             f"{state.pending} nodes are being started" if state.pending else "the autoscaler looks for nodes"
         )
         return Check(need.who, Verdict.NOTE, f"{partly}; {coming}{failed}")
-    return Check(need.who, Verdict.PROBLEM, partly, found.why)
+    fix = f"{found.why} (an autoscaler would be asked if it were Ray's version 2)"
+    return Check(need.who, Verdict.PROBLEM, partly, fix)
 
 
 @contextmanager
