@@ -29,7 +29,7 @@ class Episode {
       zooms: one.turns.flatMap((turn, k) => (turn.zoom ? [{ ...turn.zoom, turn: k + 1 }] : [])),
       onSeek: (time) => this.seek(time),
     });
-    this.element = el("article.episode", {}, this.head(), el("div.sides", {}, this.watching(), this.conversation()));
+    this.element = el("article.episode", { "data-id": id }, this.head(), el("div.sides", {}, this.watching(), this.conversation()));
     this.setShade(shade);
   }
 

@@ -15,11 +15,13 @@ const episodes = listPage(list);
 let shown = null; // The page in #detail: { keys, close }.
 let last = { revision: -1 };
 let scrolled = 0;
+let routes = 0; // How often another page was asked for: an answer that comes too late is dropped.
 
 // -- pages ------------------------------------------------------------------------
 
 async function route() {
   const { page, id, params } = where();
+  const mine = ++routes;
   shown?.close();
   shown = null;
   detail.replaceChildren();
@@ -42,13 +44,14 @@ async function route() {
   detail.append(el("p.wait", {}, "…"));
   try {
     const made = await make(id, params);
-    if (where().page !== page || where().id !== id) return made.close();
+    if (mine !== routes) return made.close();
     shown = made;
     detail.replaceChildren(made.element);
     document.title = `${made.title} · ${last.run || "vz_ray"}`;
     made.element.querySelector("h2").focus({ preventScroll: true });
     made.begin?.();
   } catch (error) {
+    if (mine !== routes) return;
     detail.replaceChildren(
       el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This cannot be shown"), el("p", {}, error.message),
         el("p", {}, el("a", { href: address("list", 0, listed(params)) }, "Back to the episodes"))),
