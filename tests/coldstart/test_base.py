@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 from vz_ray.coldstart.lessons import album_lesson, trajectory, world_lesson
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.episode.wire import WireFormat, Wording
-from vz_ray.learner.batch import collate, encode, frames_of, plan
+from vz_ray.learner.batch import collate, frames_of
+from vz_ray.learner.example import encode
 from vz_ray.learner.model import Policy
+from vz_ray.learner.packing import plan
 from vz_ray.learner.pixels import PixelSpec
 
 BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
@@ -37,8 +39,8 @@ def known(base, make, most: int, count: int, begins: str) -> float:
             played.append(encode(one, policy.tokens, spec.merge))
             pixels.update(frames)
     right: list[bool] = []
-    for indices in plan(played, 8192, 1)[0]:
-        batch = collate(indices, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+    for trees in plan(played, 8192, 1)[0]:
+        batch = collate(trees, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
         with torch.no_grad():
             logprobs, _ = policy(batch)
         for row, index in zip(logprobs, batch.indices, strict=True):

@@ -22,8 +22,10 @@ from vz_ray.data.rl_file import read_tasks
 from vz_ray.data.sft_file import NotWritable, SftFile, folded, sample_of, trajectory_of
 from vz_ray.episode.trajectory import Written
 from vz_ray.episode.wire import WireFormat, Wording
-from vz_ray.learner.batch import TokenIds, collate, encode, frames_of
+from vz_ray.learner.batch import collate, frames_of
+from vz_ray.learner.example import TokenIds, encode
 from vz_ray.learner.model import Policy
+from vz_ray.learner.packing import Tree
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.observe.errors import UserError
 from vz_ray.video.frame import FrameSize
@@ -161,7 +163,8 @@ def test_the_learner_s_loss_of_a_file_is_that_of_the_episodes(played, wire, chec
 
     def logprobs(some, pixels):
         examples = [encode(t, tokens, spec.merge) for t in some]
-        batch = collate([0, 1], examples, frames_of(pixels), tokens, spec, torch.device("cpu"))
+        trees = [Tree.of([0, 1], examples)]
+        batch = collate(trees, examples, frames_of(pixels), tokens, spec, torch.device("cpu"))
         with torch.no_grad():
             return (policy(batch)[0] * batch.mask).numpy()
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.learner.worlds import World, make_world, small_model
 from vz_ray.episode.trajectory import Context, Trajectory, Turn, Written
-from vz_ray.learner.batch import Example, MicroBatch, collate, encode, frames_of, plan
+from vz_ray.learner.batch import MicroBatch, collate, frames_of
+from vz_ray.learner.example import Example, encode
 from vz_ray.learner.model import Policy, check_checkpoint, load_pretrained
+from vz_ray.learner.packing import Tree
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.observe.errors import UserError
 
@@ -51,8 +51,9 @@ def build(
     spec: PixelSpec,
     **options: bool,
 ) -> MicroBatch:
-    pixels = frames_of(world.pixels)
-    return collate(list(indices), examples, pixels, policy.tokens, spec, CPU, **options)
+    """Each trajectory as a sequence of its own, all of them packed."""
+    trees = [Tree.of([index], examples) for index in indices]
+    return collate(trees, examples, frames_of(world.pixels), policy.tokens, spec, CPU, **options)
 
 
 def gradients(
@@ -77,7 +78,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_logprobs_equal_a_forward_of_the_plain_hf_model(
     world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
 ) -> None:
-    """Own positions, patches, tower and head, padded in a batch, against HF's one at a time."""
+    """Own positions, patches, tower, attention and head, packed, against HF's one at a time."""
     from transformers import AutoImageProcessor
 
     hf = load_pretrained(world.model, torch.float32)
@@ -145,7 +146,9 @@ def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
     context = Context((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
     turn = Turn(Written("", (40, 41)), "", None, None)
     example = encode(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.merge)
-    batch = collate([0], [example], frames_of({"black": black}), policy.tokens, spec, CPU)
+    batch = collate(
+        [Tree.of([0], [example])], [example], frames_of({"black": black}), policy.tokens, spec, CPU
+    )
     assert batch.grids.tolist() == [[1, 2, 4], [1, 4, 2]]
     assert torch.isnan(batch.engine_logprobs).all()
 
@@ -198,34 +201,10 @@ def test_missing_pixels_and_pixels_of_another_size_are_named(
     world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
 ) -> None:
     with pytest.raises(KeyError, match=r"no pixels for the frame of video\.mp4"):
-        collate([0], examples, frames_of({}), policy.tokens, spec, CPU)
+        collate([Tree.of([0], examples)], examples, frames_of({}), policy.tokens, spec, CPU)
     lying = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
     with pytest.raises(ValueError, match=r"the trajectory says|image tokens"):
-        collate([0], [lying], frames_of(world.pixels), policy.tokens, spec, CPU)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), max_size=30),
-    budget=st.integers(10, 200),
-    ranks=st.integers(1, 4),
-)
-@settings(max_examples=100, deadline=None)
-def test_plans_cover_everything_once_in_equal_steps_within_the_budget(
-    examples: list[Example], lengths: list[int], budget: int, ranks: int
-) -> None:
-    made = [
-        replace(examples[0], ids=np.zeros(length, dtype=np.int64), group=str(i % 5))
-        for i, length in enumerate(lengths)
-    ]
-    dealt = plan(made, budget, ranks)
-    assert len(dealt) == ranks
-    assert len({len(steps) for steps in dealt}) == 1
-    assert len(dealt[0]) >= 1
-    batches = [batch for steps in dealt for batch in steps]
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        padded = max((lengths[i] for i in batch), default=0) * len(batch)
-        assert padded <= budget or len(batch) == 1
+        collate([Tree.of([0], [lying])], [lying], frames_of(world.pixels), policy.tokens, spec, CPU)
 
 
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:

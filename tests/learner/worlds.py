@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +120,33 @@ def _group(author: Author, number: int, samples: int, overview: int, clip: int) 
         if clip:
             turns.append(author.turn(int(author.rng.integers(10, 20)), None, temperature=0.7))
         reward = RewardParts(float(author.rng.random()), 0.0, 0.0, 0.0)
+        name = EpisodeId(0, f"task-{number}", sample)
+        trajectories.append(Trajectory(name, "test", prompt, tuple(turns), Status.ANSWERED, reward=reward))
+    return Group(f"task-{number}", tuple(trajectories))
+
+
+def varied_world(
+    model: Path, *, groups: int = 2, samples: int = 5, overview: int = 4, seed: int = 0
+) -> World:
+    """Groups whose samples zoom up to four times; siblings say the same at first, and share some clips."""
+    author = Author(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
+    return World(model, tuple(_varied(author, g, samples, overview) for g in range(groups)), author.pixels)
+
+
+def _varied(author: Author, number: int, samples: int, overview: int) -> Group:
+    rng = author.rng
+    prompt = author.context(tuple(author.frame() for _ in range(overview)), 30, 4, 15)
+    clips = [author.context(tuple(author.frame() for _ in range(3)), 4, 4, 4) for _ in range(3)]
+    began, trajectories = author.text(3), []
+    for sample in range(samples):
+        zooms = [clips[int(rng.integers(3))] for _ in range(sample % 5)]
+        turns = [
+            author.turn(int(rng.integers(4, 12)), reply, 0.7 + 0.3 * (k % 2))
+            for k, reply in enumerate([*zooms, None])
+        ]
+        said = replace(turns[0].action, token_ids=(*began, *turns[0].action.token_ids[3:]))
+        turns[0] = replace(turns[0], action=said)
+        reward = RewardParts(float(rng.random()), 0.0, 0.0, 0.0)
         name = EpisodeId(0, f"task-{number}", sample)
         trajectories.append(Trajectory(name, "test", prompt, tuple(turns), Status.ANSWERED, reward=reward))
     return Group(f"task-{number}", tuple(trajectories))

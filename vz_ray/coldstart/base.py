@@ -235,7 +235,9 @@ def _learn(policy: Policy, lessons: list[Lesson], wire: WireFormat, spec: object
     """Adds one step's gradients; returns the loss per token and the share of lessons known by heart."""
     import torch
 
-    from vz_ray.learner.batch import collate, encode, frames_of, plan
+    from vz_ray.learner.batch import collate, frames_of
+    from vz_ray.learner.example import encode
+    from vz_ray.learner.packing import plan
     from vz_ray.learner.pixels import PixelSpec
 
     assert isinstance(spec, PixelSpec)
@@ -246,8 +248,8 @@ def _learn(policy: Policy, lessons: list[Lesson], wire: WireFormat, spec: object
         pixels.update(frames)
     total = sum(len(example.sampled) for example in played)
     loss, exact = 0.0, 0
-    for indices in plan(played, 8192, 1)[0]:
-        batch = collate(indices, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+    for trees in plan(played, 8192, 1)[0]:
+        batch = collate(trees, played, frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
         logprobs, _ = policy(batch)
         part = -(logprobs * batch.mask).sum() / total
         part.backward()

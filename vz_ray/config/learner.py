@@ -111,7 +111,13 @@ class LearnerConfig:
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
     micro_batch_tokens: int = 32_768
-    """Most tokens, padding included, in one forward pass; a longer trajectory goes alone."""
+    """Most tokens in one forward pass, a shared prefix counted once; there is no padding."""
+    share_prefixes: bool = True
+    """Compute what the samples of a group have in common once; false gives each a sequence of its own,
+    with the same gradients."""
+    feature_cache_mib: int = 4096
+    """Features that each rank keeps of frames that a frozen vision tower, the reference model's included,
+    has seen, MiB; 0 keeps none."""
     logprob_chunk_tokens: int = 2_048
     """Sampled tokens whose `[tokens, vocab]` logits exist at one time."""
     minibatch_tasks: int = 32
@@ -154,7 +160,7 @@ class LearnerConfig:
             "deadline_s",
         ):
             _positive("learner", key, getattr(self, key))
-        for key in ("threads", "zero_keep_whole", "frame_cache_mib", "restarts"):
+        for key in ("threads", "zero_keep_whole", "frame_cache_mib", "feature_cache_mib", "restarts"):
             _positive("learner", key, getattr(self, key), zero=True)
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"learner.max_unreadable is {self.max_unreadable!r}; it is a share from 0 to 1")

@@ -29,7 +29,7 @@ class TokenLogprobs(torch.autograd.Function):
         banned: Tensor | None,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        logprobs = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
         entropy = torch.empty_like(logprobs)
         for part in _parts(len(hidden), chunk):
             log_p = _log_softmax(hidden[part], weight, temperature[part], banned)
@@ -46,7 +46,7 @@ class TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            grad_weight = torch.zeros(weight.shape, dtype=_wide(hidden), device=weight.device)
         for part in _parts(len(hidden), ctx.chunk):
             log_p = _log_softmax(hidden[part], weight, temperature[part], banned)
             p = log_p.exp()
@@ -72,9 +72,14 @@ def _parts(length: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
+def _wide(hidden: Tensor) -> torch.dtype:
+    """What is summed in: float32, unless the model itself is wider."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: Tensor, banned: Tensor | None) -> Tensor:
-    """`[n, H] -> [n, V]` float32, of the distribution that was sampled from."""
-    logits = (hidden @ weight.t()).float() / temperature[:, None]
+    """`[n, H] -> [n, V]`, of the distribution that was sampled from."""
+    logits = (hidden @ weight.t()).to(_wide(hidden)) / temperature[:, None]
     if banned is not None:
         logits = logits.masked_fill(banned, float("-inf"))
     return logits.log_softmax(dim=-1)
@@ -100,7 +105,9 @@ class LogprobHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: Tensor, banned: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies, both float32 `[N]`, of `targets [N]` given `hidden [N, H]`.
+        """Log-probs and entropies of `targets [N]` given `hidden [N, H]`.
+
+        Both are `[N]`, in float32, or in float64 if the model is.
 
         `temperature [N]` divides the logits; tokens where `banned [V]` is true have probability 0.
         """

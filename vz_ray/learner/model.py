@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vz_ray.learner.batch import MicroBatch, TokenIds
+from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
+from vz_ray.learner.batch import MicroBatch
+from vz_ray.learner.example import TokenIds
+from vz_ray.learner.features import FeatureCache
 from vz_ray.learner.logprobs import LogprobHead
+from vz_ray.learner.packing import Costs
 from vz_ray.learner.vision import speed_up, vision_tables
 from vz_ray.observe.errors import UserError
 
@@ -62,12 +66,20 @@ class Policy(nn.Module):
         hf: `Qwen2_5_VLForConditionalGeneration` or one of its kin.
         tokens: Ids that the model gives a meaning to.
         chunk: Sampled tokens whose logits exist at one time.
+
+    Attributes:
+        cache: Features of frames seen before; None where the tower is trained.
+
+    Raises:
+        UserError: Layers of the model look at a window of the text only.
     """
 
     def __init__(self, hf: Any, tokens: TokenIds, *, chunk: int = 2048) -> None:
         super().__init__()
         self.tokens = tokens
         speed_up(hf.model.visual)
+        _pack(hf.model.language_model)
+        self.cache: FeatureCache | None = None
         hf.lm_head = LogprobHead(hf.lm_head, chunk)
         self.hf = hf
         banned = torch.zeros(hf.config.get_text_config().vocab_size, dtype=torch.bool)
@@ -99,18 +111,20 @@ class Policy(nn.Module):
             batch.temperature[real],
             self.banned if ban else None,
         )
-        blank = torch.zeros_like(batch.temperature)
+        blank = logprobs.new_zeros(batch.temperature.shape)
         if not batch.indices:
             # Nothing was sampled here, but every weight must still take part in the backward pass.
             blank = blank + 0.0 * hidden.sum() + logprobs.sum()
         return blank.masked_scatter(real, logprobs), blank.masked_scatter(real, entropy)
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
-        """`[R, T, H]`, after the last norm."""
+        """`[1, T, H]`, after the last norm."""
         embeddings = self.hf.get_input_embeddings()(batch.input_ids)
         features = self.image_features(batch).to(embeddings.dtype)
         if len(batch.slots):
             flat = embeddings.flatten(0, 1)
+            if batch.known is not None:
+                features = torch.cat([features, batch.known.to(features.dtype)])
             taken = features.index_select(0, batch.features)
             embeddings = flat.index_copy(0, batch.slots, taken).view_as(embeddings)
         else:
@@ -119,26 +133,46 @@ class Policy(nn.Module):
         text = self.hf.model.language_model
         output: Tensor = text(
             inputs_embeds=embeddings,
-            attention_mask=self._attention(batch),
+            # A mapping rather than None, from which the model would guess packing from the positions.
+            attention_mask={"full_attention": None},
             position_ids=batch.position_ids,
             use_cache=False,
+            layout=batch.layout,
         ).last_hidden_state
         return output
 
     def image_features(self, batch: MicroBatch) -> Tensor:
-        """`[visual tokens, H]` of the distinct frames, in order."""
+        """`[visual tokens, H]` of the frames to be seen, in order."""
         visual = self.hf.model.visual
         tables = vision_tables(batch.grids, visual, batch.pixel_values.device)
         grids = torch.from_numpy(batch.grids)
         output: Tensor = visual(batch.pixel_values.to(visual.dtype), grid_thw=grids, **tables).pooler_output
+        if self.cache is not None and batch.frames:
+            counts = batch.grids.prod(axis=1) // self.merge**2
+            self.cache.put(batch.frames, output.split(counts.tolist()))
         return output
 
-    def _attention(self, batch: MicroBatch) -> Tensor | dict[str, Tensor | None]:
-        """Causal attention; rows padded on the right need no mask, since no token sees what comes later.
 
-        A mapping is given rather than None, from which the model would guess packing from the positions.
-        """
-        layers = set(getattr(self.hf.config.get_text_config(), "layer_types", None) or ())
-        if layers == {"full_attention"}:
-            return {"full_attention": None}
-        return batch.attention_mask
+def _pack(text: Any) -> None:
+    """Lets a HF text model attend as a micro-batch's layout says."""
+    from transformers import AttentionInterface
+
+    layers = set(getattr(text.config, "layer_types", None) or ("full_attention",))
+    if layers != {"full_attention"}:
+        raise UserError(
+            f"this model has layers of {', '.join(sorted(layers))}; the learner packs sequences for "
+            "full attention only: set use_sliding_window to false in its config.json if it was trained so"
+        )
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    text.config._attn_implementation = PACKED_ATTENTION
+
+
+def costs_of(hf: Any) -> Costs:
+    """What a forward pass of this HF model costs, in floating-point operations."""
+    text, visual = hf.config.get_text_config(), hf.model.visual
+    size = lambda module: sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())  # noqa: E731
+    return Costs(
+        token=2.0 * size(hf.model.language_model.layers),
+        pair=4.0 * text.num_hidden_layers * text.hidden_size,
+        patch=2.0 * size(visual.blocks),
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vz_ray.learner.batch import Example
+from vz_ray.learner.example import Example, TokenIds
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.video.frame import RGB, FrameRef
 from vz_ray.weights.verify import Probe
 
 
-def probe_example(probe: Probe, spec: PixelSpec) -> tuple[Example, dict[str, RGB]]:
+def probe_example(probe: Probe, tokens: TokenIds, spec: PixelSpec) -> tuple[Example, dict[str, RGB]]:
     """The probe as one conversation whose continuation was sampled at temperature 1, and its images."""
     ids = np.asarray([*probe.expanded_ids, *probe.token_ids], dtype=np.int64)
     count = len(probe.token_ids)
@@ -19,7 +19,8 @@ def probe_example(probe: Probe, spec: PixelSpec) -> tuple[Example, dict[str, RGB
         FrameRef("probe", "probe", 0, float(i), image.shape[1], image.shape[0], "none", "none", digest)
         for i, (image, digest) in enumerate(zip(probe.images, digests, strict=True))
     )
-    grids = [spec.unbounded().grid(*image.shape[:2]) for image in probe.images]
+    grids = np.asarray([spec.unbounded().grid(*image.shape[:2]) for image in probe.images]).reshape(-1, 3)
+    visual = grids.prod(axis=1) // spec.merge**2
     example = Example(
         name="probe",
         group="probe",
@@ -29,7 +30,9 @@ def probe_example(probe: Probe, spec: PixelSpec) -> tuple[Example, dict[str, RGB
         temperature=np.ones(count, dtype=np.float32),
         versions=np.full(count, -1, dtype=np.int64),
         after_image=np.ones(count, dtype=np.bool_),
-        grids=np.asarray(grids, dtype=np.int64).reshape(-1, 3),
+        grids=grids,
+        starts=np.flatnonzero(ids == tokens.image)[np.cumsum(visual) - visual],
+        visual=visual,
         refs=refs,
     )
     return example, dict(zip(digests, probe.images, strict=True))

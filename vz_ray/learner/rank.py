@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
+from vz_ray.learner.example import frame_key
 from vz_ray.learner.station import Station, rank_name
 from vz_ray.observe.deadline import within
 from vz_ray.observe.dump import arm
@@ -50,11 +51,11 @@ class FrameStore:
 
     def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:
         """Arrays by digest; raises what the source raises."""
-        missing = [ref for ref in refs if _key(ref) not in self._kept]
+        missing = [ref for ref in refs if frame_key(ref) not in self._kept]
         fresh = self._runner.run(self._fetch(missing)) if missing else {}
         found = {}
         for ref in refs:
-            if (key := _key(ref)) in self._kept:
+            if (key := frame_key(ref)) in self._kept:
                 self._kept.move_to_end(key)
             found[ref.digest] = self._kept[key] if key in self._kept else fresh[key]
         self._keep(fresh)
@@ -63,7 +64,7 @@ class FrameStore:
     async def _fetch(self, refs: list[FrameRef]) -> dict[tuple[str, int, int], RGB]:
         what = f"{len(refs)} frames for the learner"
         frames = await within(self._deadline_s, self._source.resolve(refs), who="frame source", what=what)
-        return {_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
+        return {frame_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
 
     def _keep(self, fresh: Mapping[tuple[str, int, int], RGB]) -> None:
         for key, rgb in fresh.items():
@@ -72,10 +73,6 @@ class FrameStore:
         while self._size > self._capacity:
             _, dropped = self._kept.popitem(last=False)
             self._size -= dropped.nbytes
-
-
-def _key(ref: FrameRef) -> tuple[str, int, int]:
-    return (ref.digest, ref.width, ref.height)
 
 
 _STEP_S = 0.2
@@ -131,7 +128,7 @@ class LearnerRank:
         """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
         found = {}
         for index in range(self._rank, len(groups), self._config.ranks):
-            refs = {_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
+            refs = {frame_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
             try:
                 self._frames(list(refs.values()))
             except VideoError as error:

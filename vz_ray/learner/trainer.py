@@ -12,9 +12,10 @@ iteration:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,16 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
 from vz_ray.learner.advantage import advantages, is_informative
-from vz_ray.learner.batch import Example, MicroBatch, Pixels, collate, encode, frames_of, plan
+from vz_ray.learner.batch import MicroBatch, Pixels, collate, frames_of
 from vz_ray.learner.distributed import join, largest, total
 from vz_ray.learner.engine import Engine, freeze, training_dtype
+from vz_ray.learner.example import Example, encode
 from vz_ray.learner.export import export_hf
+from vz_ray.learner.features import FeatureCache
 from vz_ray.learner.loss import trajectory_weights
-from vz_ray.learner.model import Policy
+from vz_ray.learner.model import Policy, costs_of
 from vz_ray.learner.objective import Given, mismatch, objective
+from vz_ray.learner.packing import Tree, plan
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.learner.probe import probe_example
 from vz_ray.learner.weights import TrainerSource
@@ -50,13 +54,13 @@ class Minibatch:
         examples: All of them, on every rank.
         advantage: One per example.
         weight: One per example, see `trajectory_weights`.
-        share: This rank's micro-batches, as indices into `examples`.
+        share: This rank's micro-batches, as trees of `examples`.
     """
 
     examples: list[Example]
     advantage: NDArray[np.float64]
     weight: list[float]
-    share: list[list[int]]
+    share: list[list[Tree]]
 
 
 class Trainer:
@@ -77,9 +81,14 @@ class Trainer:
         dtype = training_dtype(config, self.place)
         self.policy = Policy.load(config.model, dtype, chunk=config.logprob_chunk_tokens)
         self.spec = PixelSpec.of_checkpoint(config.model)
-        self.reference = None
+        self.costs = costs_of(self.policy.hf)
+        if config.freeze_vision:
+            self.policy.cache = self._new_cache()
+        self.reference, self._reference_cache = None, None
         if config.loss.kl:
             frozen = Policy.load(config.reference or config.model, dtype, chunk=config.logprob_chunk_tokens)
+            same = config.reference in (None, config.model) and config.freeze_vision
+            frozen.cache = self._reference_cache = self.policy.cache if same else self._new_cache()
             self.reference = freeze(frozen, config, self.place)
         self.policy.train()
         if config.gradient_checkpointing:
@@ -98,7 +107,7 @@ class Trainer:
         examples = self.encode(trajectories)
         tokens = sum(len(e.sampled) for e in examples)
         nats = 0.0
-        for batch in self._micro_batches(examples, self._share(examples), pixels):
+        for batch in self._micro_batches(examples, self._share(examples), pixels, self.policy.cache):
             logprobs, _ = self.engine(batch, ban=False)
             self.engine.backward(-logprobs.sum() / tokens)
             nats -= float(logprobs.detach().sum())
@@ -143,7 +152,7 @@ class Trainer:
         """Log-probs of each trajectory's sampled tokens under the present weights, `[S]` each."""
         examples = self.encode(trajectories)
         found: dict[int, NDArray[np.float32]] = {}
-        for batch in self._micro_batches(examples, self._share(examples), pixels):
+        for batch in self._micro_batches(examples, self._share(examples), pixels, self.policy.cache):
             rows, _ = self.engine(batch)
             for index, row in zip(batch.indices, rows.cpu().numpy(), strict=False):
                 found[index] = row[: len(examples[index].sampled)]
@@ -157,10 +166,10 @@ class Trainer:
     @torch.no_grad()
     def score(self, probe: Probe) -> tuple[float, ...]:
         """Log-probs of a publish's probe under the present weights, at temperature 1."""
-        example, pixels = probe_example(probe, self.spec)
         tokens, device = self.policy.tokens, self.place.device
+        example, pixels = probe_example(probe, tokens, self.spec)
         spec = self.spec.unbounded()
-        batch = collate([0], [example], frames_of(pixels), tokens, spec, device)
+        batch = collate([Tree.of([0], [example])], [example], frames_of(pixels), tokens, spec, device)
         return tuple(self.engine(batch)[0][0].tolist())
 
     def source(self) -> TrainerSource:
@@ -169,6 +178,10 @@ class Trainer:
 
     def save_checkpoint(self, directory: str | Path) -> None:
         """Model, optimizer, schedule and random states; complete or absent. See `checkpoint.save`."""
+        # Whoever goes on from here knows no features either: sums of the same terms in the same order.
+        for cache in (self.policy.cache, self._reference_cache):
+            if cache is not None:
+                cache.clear()
         checkpoint.save(Path(directory), self.engine, self.place, self.config.zero_stage)
 
     def load_checkpoint(self, directory: str | Path) -> None:
@@ -179,15 +192,26 @@ class Trainer:
         """An HF checkpoint directory with tokenizer and processor; complete or absent."""
         export_hf(Path(directory), self.policy.hf, Path(self.config.model), self.place)
 
-    def _share(self, examples: Sequence[Example]) -> list[list[int]]:
-        return plan(examples, self.config.micro_batch_tokens, self.place.world)[self.place.rank]
+    def _new_cache(self) -> FeatureCache | None:
+        mib = self.config.feature_cache_mib
+        return FeatureCache(mib * 2**20) if mib else None
+
+    def _share(self, examples: Sequence[Example]) -> list[list[Tree]]:
+        config, ranks = self.config, self.place.world
+        dealt = plan(examples, config.micro_batch_tokens, ranks, self.costs, share=config.share_prefixes)
+        return dealt[self.place.rank]
 
     def _micro_batches(
-        self, examples: Sequence[Example], share: list[list[int]], pixels: Pixels | Mapping[str, RGB]
+        self,
+        examples: Sequence[Example],
+        share: list[list[Tree]],
+        pixels: Pixels | Mapping[str, RGB],
+        cache: FeatureCache | None,
     ) -> Iterator[MicroBatch]:
         fetch = frames_of(pixels) if isinstance(pixels, Mapping) else pixels
-        for indices in share:
-            yield collate(indices, examples, fetch, self.policy.tokens, self.spec, self.place.device)
+        tokens, device = self.policy.tokens, self.place.device
+        for trees in share:
+            yield collate(trees, examples, fetch, tokens, self.spec, device, cache=cache)
 
     def _minibatches(self, groups: Sequence[Group]) -> list[Minibatch]:
         size, loss = self.config.minibatch_tasks, self.config.loss
@@ -215,14 +239,16 @@ class Trainer:
         None stands for old ones that the update's own forward pass will give:
         where there is one update, the weights are still the old ones there.
         """
-        found: list[tuple[Tensor | None, Tensor | None]] = []
+
+        def passed(model: Callable[[MicroBatch], Any] | None, cache: FeatureCache | None) -> list[Any]:
+            if model is None:
+                return [None] * len(minibatch.share)
+            batches = self._micro_batches(minibatch.examples, minibatch.share, pixels, cache)
+            return [model(batch)[0].cpu() for batch in batches]
+
         recompute = self.config.old_logprobs == "recompute" and not once
-        if not recompute and self.reference is None:
-            return [(None, None)] * len(minibatch.share)
-        for batch in self._micro_batches(minibatch.examples, minibatch.share, pixels):
-            old = self.engine(batch)[0].cpu() if recompute else None
-            found.append((old, self.reference(batch)[0].cpu() if self.reference is not None else None))
-        return found
+        old = passed(self.engine if recompute else None, self.policy.cache)
+        return list(zip(old, passed(self.reference, self._reference_cache), strict=True))
 
     def _update(
         self,
@@ -233,7 +259,7 @@ class Trainer:
     ) -> None:
         """One optimizer step."""
         device = self.place.device
-        batches = self._micro_batches(minibatch.examples, minibatch.share, pixels)
+        batches = self._micro_batches(minibatch.examples, minibatch.share, pixels, self.policy.cache)
         for batch, (old, reference) in zip(batches, given, strict=True):
             logprobs, entropy = self.engine(batch)
             own = logprobs.detach() if old is None else old.to(device)

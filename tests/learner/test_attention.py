@@ -1,0 +1,92 @@
+"""Attention of packed sequences against one dense mask, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vz_ray.learner import attention
+from vz_ray.learner.attention import Layout, Segment, packed_attention
+
+CPU = torch.device("cpu")
+LAYOUTS = {
+    "alone": [Segment(0, 9)],
+    "packed": [Segment(0, 5), Segment(5, 6), Segment(6, 20)],
+    "shared": [Segment(0, 7), Segment(7, 9, (0, 7)), Segment(9, 17, (0, 7)), Segment(17, 18, (0, 7))],
+    "two trees": [
+        Segment(0, 4), Segment(4, 9, (0, 4)), Segment(9, 10, (0, 4)),
+        Segment(10, 13),
+        Segment(13, 15), Segment(15, 19, (13, 15)), Segment(19, 30, (13, 15)),
+    ],
+}  # fmt: skip
+
+
+def dense(segments: list[Segment]) -> Tensor:
+    """`[T, T]`, true where a token sees another; told from the segments in the plainest way."""
+    size = segments[-1].end
+    sees = torch.zeros(size, size, dtype=torch.bool)
+    for segment in segments:
+        for token in range(segment.start, segment.end):
+            sees[token, segment.prefix[0] : segment.prefix[1]] = True
+            sees[token, segment.start : token + 1] = True
+    return sees
+
+
+def inputs(size: int, dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, n, size, 8) for n in (heads, kv_heads, kv_heads)]
+    return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, sees: Tensor) -> Tensor:
+    key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
+    scores = (query @ key.mT * 0.3).masked_fill(~sees, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def compare(got: Tensor, expected: Tensor, tensors: list[Tensor], tolerance: float) -> None:
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
+    mix = torch.randn(expected.shape, dtype=expected.dtype)
+    mine = torch.autograd.grad((got * mix).sum(), tensors, retain_graph=True)
+    theirs = torch.autograd.grad((expected * mix).sum(), tensors)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_it_is_that_of_the_dense_mask(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    segments = LAYOUTS[name]
+    tensors = inputs(segments[-1].end, dtype)
+    got, _ = packed_attention(nn.Identity(), *tensors, None, scaling=0.3, layout=Layout.of(segments, CPU))
+    compare(got, plain(*tensors, dense(segments)), tensors, tolerance)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_form_for_other_devices_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float32 on a GPU goes through, here on the CPU."""
+
+    monkeypatch.setattr(attention, "_KERNELS", frozenset())
+    segments = LAYOUTS[name]
+    tensors = inputs(segments[-1].end, torch.float64)
+    got, _ = packed_attention(nn.Identity(), *tensors, None, scaling=0.3, layout=Layout.of(segments, CPU))
+    compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tables_for_the_kernel_of_unequal_lengths_say_the_same(name: str) -> None:
+    """Each segment's queries and gathered keys, causal from the end, as FlashAttention aligns them."""
+    segments = LAYOUTS[name]
+    layout, sees = Layout.of(segments, CPU), dense(segments)
+    keys = layout.keys if layout.keys is not None else torch.arange(segments[-1].end)
+    most_q, most_k = 0, 0
+    for s, segment in enumerate(segments):
+        q0, q1, k0, k1 = (*layout.queries[s : s + 2].tolist(), *layout.seen[s : s + 2].tolist())
+        assert (q0, q1) == (segment.start, segment.end)
+        most_q, most_k = max(most_q, q1 - q0), max(most_k, k1 - k0)
+        for i in range(q1 - q0):
+            seen = keys[k0 : k1 - (q1 - q0) + i + 1]
+            assert sees[q0 + i].nonzero().flatten().tolist() == seen.tolist()
+    assert layout.longest == (most_q, most_k)
+    assert len(keys) == layout.seen[-1]

@@ -1,0 +1,186 @@
+"""Groups packed behind a shared prefix against one sequence per trajectory: losses and gradients."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.learner.worlds import World, small_model, varied_world
+from vz_ray.config.learner import LossConfig
+from vz_ray.learner.advantage import advantages
+from vz_ray.learner.batch import collate, frames_of
+from vz_ray.learner.example import Example, encode
+from vz_ray.learner.features import FeatureCache
+from vz_ray.learner.loss import trajectory_weights
+from vz_ray.learner.model import Policy
+from vz_ray.learner.objective import Given, objective
+from vz_ray.learner.packing import Tree, plan
+from vz_ray.learner.pixels import PixelSpec
+
+CPU = torch.device("cpu")
+LOSS = LossConfig(kl=0.1, entropy=0.01)
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF's norms and vision rotary embedding round to float32 inside of a float64 model; not here."""
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
+
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def rotate(q, k, cos, sin):
+        cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
+        return tuple(t * cos + hf.rotate_half(t) * sin for t in (q, k))
+
+    monkeypatch.setattr(hf.Qwen2_5_VLRMSNorm, "forward", norm)
+    monkeypatch.setattr(hf, "apply_rotary_pos_emb_vision", rotate)
+
+
+class Setup:
+    """A policy and a world, and the loss and gradients of packing the world so or so."""
+
+    def __init__(self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False) -> None:
+        self.world: World = varied_world(model, groups=2, samples=5, seed=seed)
+        self.policy = Policy.load(model, dtype, chunk=9).train()
+        if checkpointing:
+            self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        self.spec = PixelSpec.of_checkpoint(model)
+        self.examples: list[Example] = [
+            encode(t, self.policy.tokens, self.policy.merge) for t in self.world.trajectories
+        ]
+        self.advantage = np.concatenate([advantages(g.rewards) for g in self.world.groups])
+        self.weight = trajectory_weights([len(e.sampled) for e in self.examples], "sequence_mean", 1)
+        rng = np.random.default_rng(seed)
+        self.drift = [rng.normal(0, 0.3, (2, len(e.sampled))) for e in self.examples]
+
+    def run(self, batches: list[list[Tree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
+        """The GRPO loss, clipped for many tokens, with KL and entropy; and its gradient."""
+        self.policy.zero_grad()
+        total = 0.0
+        for trees in batches:
+            batch = collate(
+                trees,
+                self.examples,
+                frames_of(self.world.pixels),
+                self.policy.tokens,
+                self.spec,
+                CPU,
+                **options,
+            )
+            logprobs, entropy = self.policy(batch)
+            loss, _ = objective(
+                logprobs, entropy, self.given(batch, logprobs), LossConfig(kl=0.1, entropy=0.01)
+            )
+            loss.backward()
+            total += loss.item()
+        return total, {n: p.grad.clone() for n, p in self.policy.named_parameters() if p.grad is not None}
+
+    def given(self, batch, logprobs: torch.Tensor) -> Given:
+        """Old and reference log-probs that lie where they would after a few updates."""
+        drift = torch.zeros(2, *logprobs.shape, dtype=logprobs.dtype)
+        for row, index in enumerate(batch.indices):
+            drift[:, row, : len(self.examples[index].sampled)] = torch.from_numpy(self.drift[index])
+        fixed = torch.round(logprobs.detach(), decimals=3)
+        return Given(
+            advantage=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
+            weight=torch.tensor([self.weight[i] for i in batch.indices], dtype=logprobs.dtype),
+            mask=batch.mask.to(logprobs.dtype),
+            old=fixed + drift[0],
+            engine=batch.engine_logprobs,
+            reference=fixed + drift[1],
+        )
+
+    def alone(self) -> list[list[Tree]]:
+        """One sequence per trajectory, one at a time."""
+        return [[Tree.of([i], self.examples)] for i in range(len(self.examples))]
+
+    def shared(self) -> list[list[Tree]]:
+        """All groups, each behind its prefix, in one sequence."""
+        return plan(self.examples, 100_000, 1)[0]
+
+
+def assert_equal(
+    one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]], tolerance: float
+) -> None:
+    assert one[0] == pytest.approx(other[0], rel=tolerance, abs=tolerance)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in other[1].items():
+        error = float((one[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-30))
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_sharing_changes_neither_loss_nor_gradient(model: Path, dtype: torch.dtype, seed: int) -> None:
+    setup = Setup(model, dtype, seed)
+    ((tree, other),) = setup.shared()
+    assert tree.prefix > 40
+    assert len(tree.members) == len(other.members) == 5
+    expected = setup.run(setup.alone())
+    assert any("visual" in name for name in expected[1])
+    assert_equal(setup.run(setup.shared()), expected, TOLERANCE[dtype])
+
+
+def test_nor_does_it_where_activations_are_computed_again(model: Path) -> None:
+    setup = Setup(model, torch.float64, checkpointing=True)
+    assert_equal(setup.run(setup.shared()), Setup(model, torch.float64).run(setup.alone()), 1e-9)
+
+
+def test_packing_alone_changes_nothing(model: Path) -> None:
+    setup = Setup(model, torch.float64)
+    packed = plan(setup.examples, 100_000, 1, share=False)[0]
+    assert len(packed) == 1
+    assert all(tree.prefix == 0 for tree in packed[0])
+    assert_equal(setup.run(packed), setup.run(setup.alone(), share_frames=False), 1e-9)
+
+
+@pytest.mark.parametrize("parts", [(1, 4), (2, 3), (1, 1, 3)])
+def test_splitting_a_group_changes_nothing(model: Path, parts: tuple[int, ...]) -> None:
+    """Over micro-batches, where its prefix is computed again, and over ranks, whose sums add up alike."""
+    setup = Setup(model, torch.float64)
+    ends = np.cumsum([0, *parts])
+    split = [
+        [Tree.of(range(5 * group + start, 5 * group + end), setup.examples)]
+        for group in range(2)
+        for start, end in pairwise(ends)
+    ]
+    assert_equal(setup.run(split), setup.run(setup.alone()), 1e-9)
+
+
+def test_features_kept_of_a_frozen_tower_change_nothing(model: Path) -> None:
+    setup = Setup(model, torch.float64)
+    setup.policy.hf.model.visual.requires_grad_(False)
+    expected = setup.run(setup.alone())
+    cache = setup.policy.cache = FeatureCache(1 << 20)
+    first = setup.run(setup.shared(), cache=cache)
+    assert cache.hits == 0
+    assert cache.misses == len(setup.world.pixels) > 0
+    setup.world.pixels.clear()  # nothing is fetched any more
+    second = setup.run(setup.shared(), cache=cache)
+    assert cache.hits == cache.misses
+    for found in (first, second):
+        assert_equal(found, expected, 1e-9)
+
+
+def test_features_go_when_there_is_no_room_the_least_used_first() -> None:
+    cache = FeatureCache(3 * 4 * 8)
+    row = torch.zeros(1, 8)
+    a, b, c, d = ((name, 28, 28) for name in "abcd")
+    cache.put([a, b, c], [row + 1, row + 2, row + 3])
+    assert cache.get(a) is not None
+    cache.put([d], [row + 4])
+    assert cache.get(b) is None
+    assert [float(found[0, 0]) for key in (a, c, d) if (found := cache.get(key)) is not None] == [1, 3, 4]
+    cache.clear()
+    assert cache.get(a) is None
