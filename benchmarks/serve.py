@@ -12,7 +12,8 @@ kind, in one process, without HTTP, without Ray Serve, as many at a time. Both t
 is ours / floor in requests a second with 32 clients that do not stream; the clients' own CPU is counted as
 the server's, since they share its cores.
 
-Then four times as many requests as the server has places for, working and waiting, come at once.
+Then four times as many requests as the server has places for, working and waiting, come at once; three times,
+to see whether memory goes on growing.
 
 The last line is one JSON object; figures are medians over the repeats.
 """
@@ -217,11 +218,11 @@ async def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             laps = [
                 await lap(serving.url, floor, workload, videos, number) for number in range(given.repeats)
             ]
-            overload = await overloaded(serving.url, workload, videos)
+            overload = [await overloaded(serving.url, workload, videos, k) for k in range(given.overloads)]
         finally:
             await floor.engine.shutdown()
             floor.pool.close()
-    return {**figures(laps), **overload, "repeats": given.repeats}
+    return {**(figures(laps) if laps else {}), **_worst(overload), "repeats": given.repeats}
 
 
 async def lap(
@@ -243,11 +244,11 @@ async def lap(
     return found
 
 
-async def overloaded(url: str, workload: Workload, videos: Sequence[str]) -> dict[str, Any]:
+async def overloaded(url: str, workload: Workload, videos: Sequence[str], number: int) -> dict[str, Any]:
     """Four times what the server can take on, at once."""
     count = 4 * (PLACES + QUEUE)
     before = memory_mb("vz_ray_")
-    took = await by_http(url, asks(workload, videos, count, 5000), count)
+    took = await by_http(url, asks(workload, videos, count, 5000 + number), count)
     shed = took.statuses[503] + took.statuses[429]
     assert sum(took.statuses.values()) == count
     return {
@@ -257,6 +258,15 @@ async def overloaded(url: str, workload: Workload, videos: Sequence[str]) -> dic
         "errors_500": sum(n for status, n in took.statuses.items() if status >= 500 and status != 503),
         "memory_mb": [round(before), round(memory_mb("vz_ray_"))],
     }
+
+
+def _worst(overloads: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first overload's figures, the worst of all where more is worse; memory before and after each."""
+    if not overloads:
+        return {}
+    worst = {name: max(one[name] for one in overloads) for name in ("p99_ms_at_4x", "errors_500")}
+    memory = [overloads[0]["memory_mb"][0], *(one["memory_mb"][1] for one in overloads)]
+    return {**overloads[0], **worst, "memory_mb": memory}
 
 
 def figures(laps: Sequence[dict[str, Took]]) -> dict[str, Any]:
@@ -319,6 +329,7 @@ def main() -> None:
     )
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--overloads", type=int, default=3, help="one after the other, for the memory")
     parser.add_argument(
         "--videos", type=Path, default=Path(tempfile.gettempdir()) / "vz_ray_bench", help="kept between runs"
     )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tests.learner.worlds import World, make_world
+from tests.learner.worlds import World, make_world, varied_world
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner.distributed import leave
 from vz_ray.learner.trainer import Trainer
@@ -86,6 +87,28 @@ def resume(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
         "noise": [noise, noise_again],
         "exported": float(sum(np.abs(a).sum() for a in resumed.values())),
     }
+
+
+def gradients(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """The gradient of one RL update as the optimizer is given it; samples zoom 0 to 4 times.
+
+    Adam's first moment after its first step is the gradient times 1 - beta1.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    trainer = Trainer(replace(trainer.config, optimizer=OptimizerConfig(max_grad_norm=0.0)))
+    varied = varied_world(trainer.config.model)
+    metrics = trainer.grpo_step(varied.groups, varied.pixels)
+    assert metrics["updates"] == 1
+    found: dict[str, np.ndarray] = {}
+    for name, p in trainer.policy.hf.named_parameters():
+        if trainer.config.zero_stage == 0:
+            moment = trainer.engine.optimizer.state[p]["exp_avg"]
+        else:
+            moment = safe_get_full_optimizer_state(p, "exp_avg")
+        found[name] = moment.double().cpu().numpy() / (1 - OptimizerConfig().beta1)
+    np.savez(out / f"gradients-{trainer.place.rank}.npz", **found)
+    return metrics
 
 
 def main(model: str, out: str, stage: str, *scenarios: str) -> None:

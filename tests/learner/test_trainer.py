@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.rank_worker import imageless, learn, parameters, resume, small_config, small_world
+from tests.learner.rank_worker import (
+    gradients,
+    imageless,
+    learn,
+    parameters,
+    resume,
+    small_config,
+    small_world,
+)
 from tests.learner.worlds import World, small_model
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner.checkpoint import MANIFEST, CheckpointBroken
@@ -23,7 +31,7 @@ from vz_ray.learner.schedule import learning_rate
 from vz_ray.learner.trainer import Trainer
 from vz_ray.weights.nccl import free_port
 
-SCENARIOS = ("learn", "imageless", "resume")
+SCENARIOS = ("gradients", "learn", "imageless", "resume")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +45,8 @@ def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     out = tmp_path_factory.mktemp("alone")
     trainer = Trainer(small_config(world.model, 0))
     report = {"learn": learn(trainer, world, out), "imageless": imageless(trainer, world, out)}
+    apart = Trainer(small_config(world.model, 0, share_prefixes=False))
+    report["gradients"] = gradients(apart, world, out)
     report["resume"] = resume(trainer, world, out)
     return report, out
 
@@ -85,6 +95,8 @@ def test_two_ranks_learn_what_one_learns(
     """
     expected, reference = alone
     got = two_ranks(world, tmp_path, stage, *SCENARIOS)
+    assert_same_gradients(tmp_path / "gradients-1.npz", reference / "gradients-0.npz")
+    assert_close_metrics(got["gradients"], expected["gradients"])
     for scenario in ("learn", "imageless"):
         for step, metrics in expected[scenario].items():
             assert_close_metrics(got[scenario][step], metrics)
@@ -97,6 +109,16 @@ def test_two_ranks_learn_what_one_learns(
         np.testing.assert_allclose(then[name], before[name], atol=1e-5, rtol=0)
     assert_resumed(got["resume"])
     assert_exported(tmp_path / "export", world.model, got["resume"])
+
+
+def assert_same_gradients(got: Path, expected: Path) -> None:
+    """Prefixes shared, sharded over two ranks, against one sequence per trajectory on one rank."""
+    mine, theirs = np.load(got), np.load(expected)
+    assert set(mine.files) == set(theirs.files)
+    assert any("visual" in name for name in theirs.files)
+    for name in theirs.files:
+        error = np.linalg.norm(mine[name] - theirs[name]) / max(np.linalg.norm(theirs[name]), 1e-30)
+        assert error <= 1e-4, f"{name}: {error:.1e}"
 
 
 def assert_resumed(report: dict[str, Any]) -> None:
