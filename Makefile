@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view sizing test lint types format lock doctor clean
+.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view bench-learner sizing test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -39,6 +39,10 @@ bench-selectors: .venv/.installed
 bench-serve: .venv/.installed
 	$(PY) -m benchmarks.serve $(ARGS)
 
+# A GRPO step on a group that shares its prefix, against no sharing, padded rows and TRL.
+bench-learner: .venv/.bench
+	$(PY) -m benchmarks.learner $(ARGS)
+
 # How many engines, learner ranks and decoders, by simulation.
 sizing: .venv/.installed
 	$(PY) -m benchmarks.sizing $(ARGS)
@@ -53,6 +57,7 @@ bench-view: .venv/.installed
 
 .venv/.bench: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
+	$(PY) -m pip install --quiet trl==1.16.0 accelerate==1.15.0 datasets==5.2.0
 	touch $@
 
 # On four cores or more, ARGS="-n 2 --dist loadfile" plays two files of tests at a time.

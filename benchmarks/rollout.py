@@ -37,8 +37,9 @@ from typing import Any
 
 import ray
 
-from benchmarks.scripted import ScriptedRemote, Tape, Workload, shifted, size_of, zoom_of
+from benchmarks.scripted import ScriptedRemote, Tape, shifted, size_of, zoom_of
 from benchmarks.videos import make_video
+from benchmarks.workload import Workload
 from vz_ray.clips import ClipPool
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.episode import EpisodeConfig

@@ -39,8 +39,8 @@ import psutil
 from transformers import AutoTokenizer
 
 from benchmarks.directed import DirectedAgent, DirectedEngine
-from benchmarks.scripted import Workload
 from benchmarks.videos import make_video
+from benchmarks.workload import Workload
 from vz_ray.clips import ClipPool
 from vz_ray.config import load
 from vz_ray.config.serve import ServeConfig
