@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,3 +92,47 @@ def test_tables_for_the_kernel_of_unequal_lengths_say_the_same(name: str) -> Non
             assert sees[q0 + i].nonzero().flatten().tolist() == seen.tolist()
     assert layout.longest == (most_q, most_k)
     assert len(keys) == layout.seen[-1]
+
+
+def as_documented(aligned_to_end: bool):
+    """FlashAttention for unequal lengths as it is documented: `[T, heads, d]`, causal from the end."""
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0)
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        assert cu_q.dtype == cu_k.dtype == torch.int32
+        assert (int(cu_q.diff().max()), int(cu_k.diff().max())) == (max_q, max_k)
+        parts = []
+        for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+            offset = (k1 - k0) - (q1 - q0) if aligned_to_end else 0
+            sees = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(offset)
+            one = (t[None].transpose(1, 2) for t in (q[q0:q1], k[k0:k1], v[k0:k1]))
+            parts.append(scaled(*one, sees, scale)[0])
+        return torch.cat(parts)
+
+    return varlen_attn
+
+
+def scaled(q: Tensor, k: Tensor, v: Tensor, sees: Tensor, scale: float) -> Tensor:
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    return ((q @ k.mT * scale).masked_fill(~sees, float("-inf")).softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_kernel_of_gpus_is_called_as_it_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented(aligned_to_end=True))
+    segments = LAYOUTS[name]
+    tensors = inputs(segments[-1].end, torch.float64)
+    got = attention._varlen(*tensors, 0.3, Layout.of(segments, CPU))
+    compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
+
+
+@pytest.mark.parametrize("aligned_to_end", [True, False])
+def test_a_kernel_that_aligns_its_mask_otherwise_is_noticed(
+    aligned_to_end: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented(aligned_to_end))
+    attention._kernel_agrees.cache_clear()
+    assert attention._kernel_agrees(CPU, torch.float32, 8) == aligned_to_end
+    assert ("is off by" in caplog.text) != aligned_to_end
+    attention._kernel_agrees.cache_clear()
