@@ -16,7 +16,7 @@ from tests.serve.running import config_of, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-LONG = "{think 40} {zoom 2 4 2} {think 40} {zoom 6 8 2} {think 40} {answer B}"
+LONG = "{think 12} {zoom 2 4 2} {think 12} {zoom 6 8 2} {think 12} {answer B}"
 COMES_S = 600.0
 
 
