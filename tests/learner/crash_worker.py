@@ -25,7 +25,6 @@ from vz_ray.data.task import AnswerType, Task
 from vz_ray.learner import checkpoint, sealed
 from vz_ray.learner.distributed import leave
 from vz_ray.learner.trainer import Trainer
-from vz_ray.observe import steps
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.steps import step_name
 from vz_ray.run_state import LEARNER, RunState, newest
@@ -182,11 +181,15 @@ def before_deleting() -> None:
 def while_deleting() -> None:
     """An old checkpoint has lost some of its files."""
 
-    def half(path: Path) -> None:
-        shutil.rmtree(path / LEARNER)
-        die()
+    remove = shutil.rmtree
 
-    steps.shutil.rmtree = half  # type: ignore[attr-defined]
+    def half(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name.endswith(".retired"):
+            remove(path / LEARNER)
+            die()
+        remove(path, *args, **kwargs)
+
+    shutil.rmtree = half
 
 
 def while_learning() -> None:

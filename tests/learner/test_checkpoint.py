@@ -35,8 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven iterations of one rank without sharding, in one go; every checkpoint is kept."""
-    job = Job(world.model, tmp_path_factory.mktemp("runs") / "straight", 7, keep=9)
+    """Eight iterations of one rank without sharding, in one go; every checkpoint is kept."""
+    job = Job(world.model, tmp_path_factory.mktemp("runs") / "straight", 8, keep=9)
     assert go(job) == [0], said(job)
     return job.run
 
@@ -80,11 +80,11 @@ def test_a_run_killed_at_every_point_of_saving_comes_to_the_same_end(
         assert (left.name if left else "none") == (f"step-{expected:06d}" if expected else "none"), point
         if left is not None:
             assert_same_content(left / LEARNER, straight / "checkpoints" / left.name / LEARNER)
-    job = Job(world.model, run.path, len(POINTS))
+    job = Job(world.model, run.path, len(POINTS) + 1)
     assert go(job) == [0], said(job)
     assert lines(run.path) == lines(straight)
     assert_same_weights(run.path, straight)
-    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000007"]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000008"]
 
 
 SHARDED = [

@@ -162,11 +162,16 @@ def _require_frozen(directory: Path, facts: Facts, engine: Engine, config: Learn
         )
 
 
+def weights_hash(model: str | Path) -> str:
+    """Hash of the weight files of an HF checkpoint directory; files that did not change are read once."""
+    paths = sorted(Path(model).glob("*.safetensors"))
+    return _hash_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
 @lru_cache(maxsize=4)
-def weights_hash(model: str) -> str:
-    """Hash of the weight files of an HF checkpoint directory."""
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
-    for path in sorted(Path(model).glob("*.safetensors")):
+    for path, _, _ in files:
         hasher.update_mmap(path)
     return hasher.hexdigest()
 

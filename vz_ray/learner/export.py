@@ -67,7 +67,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = Non
     verify(checkpoint, place)
     base = base or Path(facts.model)
     hf = load_pretrained(base, getattr(torch, facts.dtype))
-    if facts.frozen not in (None, weights_hash(str(base))):
+    if facts.frozen not in (None, weights_hash(base)):
         raise CheckpointBroken(
             f"checkpoint {checkpoint} was trained on other weights than those of {base}, parts of which it "
             "left as they were: give the model that training started from"
