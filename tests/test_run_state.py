@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.task import AnswerType, Task
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import RunDir
-from vz_ray.run_state import RunState, checkpoints, forget_after, newest
+from vz_ray.observe.steps import FIGURE, retained
+from vz_ray.run_state import LEARNER, RunState, checkpoints, forget_after, newest
 
 TASKS = [Task(f"t{i}", f"v{i}.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE) for i in range(7)]
 
@@ -67,6 +69,41 @@ async def test_only_the_newest_are_kept(run):
     for iterations in (1, 2, 9, 10, 11):
         await played(iterations).save(run, save_learner, keep=2)
     assert [path.name for path in checkpoints(run)] == ["step-000010", "step-000011"]
+
+
+async def test_the_best_are_kept_beside_the_newest_however_old_they_are(run):
+    figures = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.9, 6: 0.1, 7: float("nan")}
+    for iterations, value in figures.items():
+        figure = None if value is None else ("validation/reward/accuracy", value)
+        await played(iterations).save(run, save_learner, keep=1, best=2, figure=figure)
+        assert checkpoints(run)[-1].name == f"step-{iterations:06d}"
+    assert [path.name for path in checkpoints(run)] == ["step-000002", "step-000005", "step-000007"]
+    assert json.loads((checkpoints(run)[0] / FIGURE).read_text()) == {
+        "metric": "validation/reward/accuracy",
+        "value": 0.9,
+    }
+
+
+async def test_a_checkpoint_that_is_there_is_not_written_again(run):
+    path = await played(2).save(run, save_learner, keep=1)
+    assert await played(2).save(run, fail, keep=1) == path
+
+
+async def test_what_killed_processes_left_of_checkpoints_is_cleared_away(run):
+    for left in (".step-000001.partial", ".step-000003.retired"):
+        (run.checkpoints / left / LEARNER).mkdir(parents=True)
+    (run.checkpoints / "policy").mkdir()
+    await played(4).save(run, save_learner, keep=1)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["policy", "step-000004"]
+
+
+def test_the_newest_are_kept_and_of_equally_good_ones_the_newer():
+    steps = [Path(f"step-{i:06d}") for i in range(5)]
+    figures = dict(zip(steps, (1.0, 3.0, 3.0, None, 2.0), strict=True))
+    assert retained(figures, 1, 0) == {steps[4]}
+    assert retained(figures, 2, 1) == {steps[2], steps[3], steps[4]}
+    assert retained(figures, 1, 9) == {steps[0], steps[1], steps[2], steps[4]}
+    assert retained({}, 1, 1) == set()
 
 
 def ids(tasks):

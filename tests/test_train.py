@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from vz_ray.data.task import Task
+from vz_ray.config import load
+from vz_ray.config.run import RunConfig
+from vz_ray.data.cursor import TaskCursor
+from vz_ray.data.task import AnswerType, Task
 from vz_ray.episode.trajectory import Context, EpisodeId, Group, RewardParts, Status, Trajectory
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.collect import Batch
-from vz_ray.train import stop_on_failures
+from vz_ray.run_state import RunState, checkpoints
+from vz_ray.train import figure_of, stop_on_failures, validate_and_save
 
 TASK = Task("t", "v.mp4", "?", "A")
 GOOD = RewardParts(1.0, 1.0, 1.0, 0.0)
@@ -40,3 +48,26 @@ def test_one_judged_episode_lets_it_go_on() -> None:
 def test_episodes_that_all_failed_stop_it_with_their_error() -> None:
     with pytest.raises(UserError, match=r"all 2 episodes .* no engine"):
         stop_on_failures(batch(invalid("failed: x"), invalid("failed: x"), status=Status.FAILED))
+
+
+def test_a_checkpoint_is_compared_by_validation_where_there_is_one_and_else_by_reward() -> None:
+    row = {"reward/total": 0.5, "reward/accuracy": 0.4, "validation/reward/accuracy": 0.3}
+    assert figure_of(row, 5) == ("validation/reward/accuracy", 0.3)
+    assert figure_of(row, 0) == ("reward/total", 0.5)
+    assert figure_of({}, 5) is None
+
+
+async def test_the_best_of_a_run_is_kept_beside_its_newest(tmp_path: Path) -> None:
+    async def save_checkpoint(directory: Path) -> None:
+        directory.mkdir()
+
+    watch = SimpleNamespace(doing=lambda what: None, saved=lambda iteration: None)
+    actors = SimpleNamespace(watch=watch, learner=SimpleNamespace(save_checkpoint=save_checkpoint))
+    settings = ["evaluate_every=0", "checkpoint_every=2", "keep_checkpoints=1", "keep_best=1"]
+    config = load(RunConfig, None, [f"train.{setting}" for setting in settings])
+    run, _ = RunDir.begin(tmp_path / "run", "")
+    state = RunState(TaskCursor([Task("t", "v.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]))
+    for reward in (0.1, 0.8, 0.9, 0.3, 0.2, 0.4):
+        state.close()
+        await validate_and_save(config, state, run, actors, None, {"reward/total": reward})
+    assert [path.name for path in checkpoints(run)] == ["step-000002", "step-000006"]

@@ -24,6 +24,7 @@ from vz_ray.config import to_yaml
 from vz_ray.config.ablate import WITHOUT_TOOL_REWARD, AblateConfig
 from vz_ray.config.distill import CurateConfig
 from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.run import MAY_CHANGE
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.record import EpisodeRecord, read_records, record_to_dict, to_line
 from vz_ray.data.rl_file import read_tasks
@@ -171,7 +172,9 @@ class _Ablation:
         tree, seed, variant = self.tree, stage.seed, stage.variant
         folder = tree.folder(seed, variant)
         config = config_of(self.config, seed, variant, folder)
-        at = replace(self.at, run=RunDir.begin(folder, to_yaml(config))[0])
+        run, _ = RunDir.begin(folder, to_yaml(config), MAY_CHANGE)
+        run.adopt(to_yaml(config))
+        at = replace(self.at, run=run)
         if stage.part in (Part.EXEMPLARS, Part.REFLECTIONS):
             await self._cold_start(config, stage, at, frames)
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vz_ray.config import to_yaml
-from vz_ray.config.run import PlayConfig
+from vz_ray.config.run import MAY_CHANGE, PlayConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.doctor import disk, memory, shared_memory
 from vz_ray.evaluate.summary import record_stage
@@ -52,9 +52,11 @@ def desk(config: PlayConfig | SftRunConfig) -> Iterator[Desk]:
     check_checkpoint(config.model)
     if isinstance(config, PlayConfig):
         check_observers(config.observe)
-    run, resumed = RunDir.begin(Path(config.runs) / config.name, to_yaml(config))
+    settings = to_yaml(config)
+    run, resumed = RunDir.begin(Path(config.runs) / config.name, settings, MAY_CHANGE)
     logs.configure(run.logs, badge=Badge(config.name, config.observe.log_format))
     with run.held(), Progress() as progress, Interrupt() as interrupt:
         if resumed:
+            run.adopt(settings)
             progress.say(f"going on with {run.path}")
         yield Desk(run, progress, interrupt)

@@ -1,15 +1,13 @@
 """A run's checkpoint: learner, task cursor, ledger and counters, complete or absent.
 
 `checkpoints/step-000012/` holds the state after twelve iterations. It is
-written under another name and renamed when all of it is on disk, so a
-directory of that name is always whole.
+written under another name and renamed when all of it is on disk, and renamed
+again before it is deleted, so a directory of that name is always whole.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,9 @@ from vz_ray.data.cursor import IterationTasks, TaskCursor
 from vz_ray.data.task import Task
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.run_dir import RunDir, whole_directory, write_atomic
+from vz_ray.observe.steps import retire, step_name, steps_in, write_figure
 from vz_ray.rollout.ledger import Ledger
 
-_STEP = re.compile(r"step-(\d{6})")
 STATE, LEARNER = "state.json", "learner"
 
 
@@ -52,21 +50,38 @@ class RunState:
         self.taken.pop(self.iteration, None)
         self.iteration += 1
 
-    async def save(self, run: RunDir, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
-        """Writes a checkpoint and deletes all but the newest `keep`; returns its directory."""
-        final = run.checkpoints / f"step-{self.iteration:06d}"
-        content = {
-            "iteration": self.iteration,
-            "weight_version": self.weight_version,
-            "cursor": self.cursor.to_dict(),
-            "ledger": self.ledger.to_dict(),
-            "taken": [[iteration, ids] for iteration, ids in self.taken.items()],
-        }
-        with whole_directory(final) as partial:
-            await save_learner(partial / LEARNER)
-            write_atomic(partial / STATE, json.dumps(content).encode())
-        for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+    async def save(
+        self,
+        run: RunDir,
+        save_learner: Callable[[Path], Awaitable[None]],
+        keep: int,
+        best: int = 0,
+        figure: tuple[str, float] | None = None,
+    ) -> Path:
+        """Writes a checkpoint, deletes all but those that are kept; returns its directory.
+
+        One of this iteration that is there already is left as it is: it leads to the same batches.
+
+        Args:
+            keep: How many of the newest are kept.
+            best: How many of those with the highest figures are kept besides.
+            figure: Name and value of what this one is compared by; None leaves it out of comparison.
+        """
+        final = run.checkpoints / step_name(self.iteration)
+        if not final.exists():
+            content = {
+                "iteration": self.iteration,
+                "weight_version": self.weight_version,
+                "cursor": self.cursor.to_dict(),
+                "ledger": self.ledger.to_dict(),
+                "taken": [[iteration, ids] for iteration, ids in self.taken.items()],
+            }
+            with whole_directory(final) as partial:
+                await save_learner(partial / LEARNER)
+                write_atomic(partial / STATE, json.dumps(content).encode())
+                if figure is not None:
+                    write_figure(partial, *figure)
+        retire(run.checkpoints, keep, best)
         return final
 
     @classmethod
@@ -101,7 +116,7 @@ def forget_after(run: RunDir, iteration: int) -> None:
 
 def checkpoints(run: RunDir) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in run.checkpoints.glob("step-*") if _STEP.fullmatch(path.name))
+    return steps_in(run.checkpoints)
 
 
 def newest(run: RunDir) -> Path | None:

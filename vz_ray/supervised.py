@@ -83,13 +83,13 @@ async def teach(
     """Trains `learner.model` on written turns, and exports it as the model of `stage`."""
     rate = replace(learner.optimizer, schedule=length.schedule, total_steps=length.steps)
     settings = replace(learner, optimizer=rate)
-    checkpoint = at.run.checkpoints / stage
+    checkpoints = at.run.checkpoints / stage
     metrics = at.run.path / f"{stage}.jsonl"
     async with actors.learner(settings, ray, frames) as group:
 
         async def attempt() -> SftState:
             with (
-                MetricLog(metrics, resume_after=SftState.load(checkpoint).steps) as log,
+                MetricLog(metrics, resume_after=SftState.load(checkpoints).steps) as log,
                 at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
             ):
                 state = await supervise(
@@ -97,7 +97,7 @@ async def teach(
                     trajectories,
                     length,
                     seed=seed,
-                    checkpoint=checkpoint,
+                    checkpoints=checkpoints,
                     log=log,
                     stage=bar,
                     interrupt=at.interrupt,

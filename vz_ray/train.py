@@ -113,7 +113,7 @@ async def train(
 
                 state.close()
                 stage.advance()
-                await validate_and_save(config, state, run, actors, log)
+                await validate_and_save(config, state, run, actors, log, row)
                 watch.closed(state.iteration - 1)
     return state
 
@@ -169,10 +169,11 @@ async def next_batch(
 
 
 async def validate_and_save(
-    config: RunConfig, state: RunState, run: RunDir, actors: Actors, log: MetricLog
+    config: RunConfig, state: RunState, run: RunDir, actors: Actors, log: MetricLog, row: Mapping[str, float]
 ) -> None:
     """Evaluates and checkpoints if this iteration is due; the last one always is."""
-    done, every = state.iteration, config.train.evaluate_every
+    done, every, wanted = state.iteration, config.train.evaluate_every, config.train
+    measured: dict[str, float] = {}
     if every and done % every == 0:
         actors.watch.doing("evaluate")
         tasks = read_tasks(config.data.validation)
@@ -180,15 +181,25 @@ async def validate_and_save(
         answers = EvalLog(path, {"iteration": done, "tasks": config.data.validation})
         playing = evaluate(actors.fleet, tasks, answers, config.episode, stage="validation", step=done)
         results = await actors.learner.watch(playing)
-        measured = step_metrics(results)
-        log.log(done - 1, {f"validation/{name}": value for name, value in measured.items()})
-    if done % config.train.checkpoint_every == 0 or done == config.train.iterations:
-        await save(state, config, run, actors)
+        measured = {f"validation/{name}": value for name, value in step_metrics(results).items()}
+        log.log(done - 1, measured)
+    due = done % wanted.checkpoint_every == 0 or done == wanted.iterations
+    if due or (wanted.keep_best and measured):
+        await save(state, config, run, actors, figure_of(measured if every else row, every))
 
 
-async def save(state: RunState, config: RunConfig, run: RunDir, actors: Actors) -> None:
+def figure_of(row: Mapping[str, float], evaluate_every: int) -> tuple[str, float] | None:
+    """What a checkpoint is compared with others by, see `train.keep_best`; None if `row` does not say."""
+    name = f"validation/{names.REWARD_ACCURACY}" if evaluate_every else names.REWARD_TOTAL
+    return (name, row[name]) if name in row else None
+
+
+async def save(
+    state: RunState, config: RunConfig, run: RunDir, actors: Actors, figure: tuple[str, float] | None = None
+) -> None:
     actors.watch.doing("checkpoint")
-    await state.save(run, actors.learner.save_checkpoint, config.train.keep_checkpoints)
+    kept = config.train
+    await state.save(run, actors.learner.save_checkpoint, kept.keep_checkpoints, kept.keep_best, figure)
     actors.watch.saved(state.iteration)
 
 

@@ -118,7 +118,7 @@ async def test_too_little_room_for_checkpoints_or_weights_is_said(
 ) -> None:
     monkeypatch.setattr(module, "model_bytes", lambda model: 1 << 50)
     found = named(await preflight(config(tmp_path), gpus=False))
-    assert "3 checkpoints of this model take about 22020096.0 GiB" in found["volumes"].found
+    assert "3 checkpoints of this model take about 18874368.0 GiB" in found["volumes"].found
     assert "two sets of weights take 2097152.0 GiB of /dev/shm" in found["shared memory"].found
     assert "emptyDir with medium Memory" in found["shared memory"].fix
 

@@ -25,6 +25,7 @@ from tests.learner.rank_worker import (
 )
 from tests.learner.worlds import World, small_model
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.learner import checkpoint
 from vz_ray.learner.checkpoint import MANIFEST, CheckpointBroken
 from vz_ray.learner.model import Policy
 from vz_ray.learner.schedule import learning_rate
@@ -142,19 +143,12 @@ def test_one_rank_goes_on_bit_for_bit_from_a_checkpoint(
     assert_exported(out / "export", world.model, report["resume"])
 
 
-def test_incomplete_damaged_and_foreign_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
+def test_incomplete_and_damaged_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
     trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
     trainer.save_checkpoint(tmp_path / "good")
-    manifest = (tmp_path / "good" / MANIFEST).read_text()
+    facts = json.loads((tmp_path / "good" / MANIFEST).read_text())
     with pytest.raises(FileExistsError, match="never written over"):
         trainer.save_checkpoint(tmp_path / "good")
-    facts = json.loads(manifest)
-    for change, message in [({"world": 2}, "world=2"), ({"zero_stage": 3}, "zero_stage=3")]:
-        foreign = json.dumps(facts | {"facts": facts["facts"] | change})
-        (tmp_path / "good" / MANIFEST).write_text(foreign)
-        with pytest.raises(CheckpointBroken, match=message):
-            trainer.load_checkpoint(tmp_path / "good")
-    (tmp_path / "good" / MANIFEST).write_text(manifest)
     name = max(facts["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
     whole = (tmp_path / "good" / name).read_bytes()
     (tmp_path / "good" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -168,17 +162,19 @@ def test_incomplete_damaged_and_foreign_checkpoints_are_refused(world: World, tm
         trainer.load_checkpoint(tmp_path / "good")
 
 
-def test_an_interrupted_save_leaves_nothing_under_the_final_name(world: World, tmp_path: Path) -> None:
+def test_an_interrupted_save_leaves_nothing_under_the_final_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
 
     def die(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    save, trainer.engine.deepspeed.save_checkpoint = trainer.engine.deepspeed.save_checkpoint, die
-    with pytest.raises(OSError, match="disk full"):
-        trainer.save_checkpoint(tmp_path / "step")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_shards", die)
+        with pytest.raises(OSError, match="disk full"):
+            trainer.save_checkpoint(tmp_path / "step")
     assert not (tmp_path / "step").exists()
-    trainer.engine.deepspeed.save_checkpoint = save
     trainer.save_checkpoint(tmp_path / "step")
     assert (tmp_path / "step" / MANIFEST).exists()
 

@@ -101,3 +101,16 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
     write_atomic(path, b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"new")]
+
+
+def test_a_run_goes_on_with_other_values_of_keys_that_are_free_and_of_no_others(tmp_path):
+    before = "seed: 1\nlearner:\n  ranks: 2\n  seed: 3\nranks: 5\n"
+    run, _ = RunDir.begin(tmp_path / "a", before, ["learner.ranks"])
+    now = before.replace("ranks: 2", "ranks: 4")
+    assert RunDir.begin(tmp_path / "a", now, ["learner.ranks"]) == (run, True)
+    assert run.config.read_text() == before
+    run.adopt(now)
+    assert run.config.read_text() == now
+    for other, match in (("seed: 3", "'seed: 3' there, 'seed: 9' now"), ("ranks: 5", "'ranks: 5' there")):
+        with pytest.raises(UserError, match=match):
+            RunDir.begin(tmp_path / "a", now.replace(other, f"{other[:-1]}9"), ["learner.ranks"])

@@ -69,6 +69,24 @@ def sft(arguments: Settings = None, dry_run: DryRun = False) -> None:
 
 
 @app.command(rich_help_panel="Training")
+def export(
+    source: Annotated[Path, typer.Argument(help="A run, for its newest checkpoint, or a checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write; it must not exist.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The model that training started from, if it has moved.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint with the highest figure.")] = False,
+) -> None:
+    """Writes a checkpoint as an ordinary HF directory, for transformers and vLLM; needs no GPU.
+
+    Example: vz-ray export runs/videozoomer-7b-rl models/agent --best
+    """
+    from vz_ray.exporting import run_export
+
+    print(f"{run_export(source, out, base, best=best)} was exported to {out}")
+
+
+@app.command(rich_help_panel="Training")
 def quickstart(
     arguments: Settings = None,
     name: Annotated[str, typer.Option(help="Directory of the run under runs/.")] = "quickstart",

@@ -16,6 +16,7 @@ from vz_ray.observe.interrupt import Interrupt
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.progress import Stage
 from vz_ray.observe.run_dir import whole_directory, write_atomic
+from vz_ray.observe.steps import retire, step_name, steps_in
 
 SAVE_EVERY_S = 30.0
 """Training seconds between checkpoints."""
@@ -37,10 +38,10 @@ class SftState:
     samples: int = 0
 
     @classmethod
-    def load(cls, checkpoint: Path) -> SftState:
-        """That of a checkpoint; the beginning if there is none."""
-        path = checkpoint / STATE
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+    def load(cls, checkpoints: Path) -> SftState:
+        """That of the newest checkpoint; the beginning if there is none."""
+        found = steps_in(checkpoints)
+        return cls(**json.loads((found[-1] / STATE).read_text())) if found else cls()
 
     def done(self, config: SftConfig) -> bool:
         late = 0 < config.max_seconds <= self.seconds
@@ -53,19 +54,19 @@ async def supervise(
     config: SftConfig,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoints: Path,
     log: MetricLog,
     stage: Stage,
     interrupt: Interrupt,
 ) -> SftState:
-    """Trains to the end of `config`, from `checkpoint` if it is there.
+    """Trains to the end of `config`, from the newest of `checkpoints` if there is one.
 
     Raises:
-        StopRequested: A stop was asked for; `checkpoint` holds everything up to the last step.
+        StopRequested: A stop was asked for; the newest checkpoint holds everything up to the last step.
     """
-    state = SftState.load(checkpoint)
+    state = SftState.load(checkpoints)
     if state.steps:
-        await learner.load_checkpoint(checkpoint / LEARNER)
+        await learner.load_checkpoint(checkpoints / step_name(state.steps) / LEARNER)
     stage.advance(state.steps)
     saved = state
     batches = batches_of(len(trajectories), config.batch, seed, state.steps)
@@ -82,20 +83,21 @@ async def supervise(
         log.log(state.steps, metrics)
         stage.advance()
         if state.seconds - saved.seconds > SAVE_EVERY_S:
-            await save(learner, state, checkpoint)
+            await save(learner, state, checkpoints, config.keep_checkpoints)
             saved = state
     if saved != state:
-        await save(learner, state, checkpoint)
+        await save(learner, state, checkpoints, config.keep_checkpoints)
     interrupt.check()
     return state
 
 
-async def save(learner: LearnerGroup, state: SftState, checkpoint: Path) -> None:
-    """Writes a checkpoint, whole or not at all."""
+async def save(learner: LearnerGroup, state: SftState, checkpoints: Path, keep: int) -> None:
+    """Writes a checkpoint, whole or not at all; deletes all but the newest `keep`."""
     content = {"steps": state.steps, "seconds": state.seconds, "samples": state.samples}
-    with whole_directory(checkpoint) as partial:
+    with whole_directory(checkpoints / step_name(state.steps)) as partial:
         await learner.save_checkpoint(partial / LEARNER)
         write_atomic(partial / STATE, json.dumps(content).encode())
+    retire(checkpoints, keep)
 
 
 def batches_of(count: int, batch: int, seed: int, start: int = 0) -> Iterator[list[int]]:

@@ -17,6 +17,8 @@ class SftConfig:
     """Trajectories in a step."""
     schedule: str = "constant"
     """Of the learning rate: `constant`, or `cosine` down to 0 at `steps`."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints kept; older ones are deleted."""
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
@@ -25,6 +27,8 @@ class SftConfig:
             raise ValueError("sft.schedule cosine ends at sft.steps; it does not go with sft.max_seconds")
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"sft.steps ({self.steps}) and sft.batch ({self.batch}) must be at least 1")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"sft.keep_checkpoints is {self.keep_checkpoints}; it must be at least 1")
         if self.max_seconds < 0:
             raise ValueError(f"sft.max_seconds is {self.max_seconds}; it must not be negative")
 

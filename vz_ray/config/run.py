@@ -14,6 +14,18 @@ from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.config.weights import WeightsConfig
 
+MAY_CHANGE = tuple(
+    f"{owner}.{key}"
+    for owner, keys in {
+        "learner": "ranks zero_stage zero_keep_whole offload gradient_checkpointing group threads restarts",
+        "train": "checkpoint_every keep_checkpoints keep_best",
+        "sft": "keep_checkpoints",
+    }.items()
+    for key in keys.split()
+)
+"""Keys with which a run may go on otherwise than it began: where the learner is placed and how it is divided,
+and which checkpoints are kept."""
+
 
 @dataclass
 class RayConfig:
@@ -73,7 +85,11 @@ class TrainConfig:
     checkpoint_every: int = 5
     """Iterations between checkpoints."""
     keep_checkpoints: int = 2
-    """Checkpoints kept; older ones are deleted."""
+    """Newest checkpoints kept; older ones are deleted."""
+    keep_best: int = 0
+    """Checkpoints kept besides, for their figure: accuracy on the validation tasks, for which every iteration
+    that is evaluated is checkpointed, or where `evaluate_every` is 0 the mean reward of the iteration's
+    training episodes. 0 keeps none for it."""
     max_mismatch_kl: float = 0.05
     """Training stops where engine and learner disagree by more than this (KL per token, nats)."""
 
@@ -81,7 +97,7 @@ class TrainConfig:
         for name in ("iterations", "tasks", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_staleness", "spare_samples"):
+        for name in ("max_staleness", "spare_samples", "keep_best"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if self.samples < 2:

@@ -32,8 +32,8 @@ from vz_ray.observe.checks import Check, Verdict
 from vz_ray.observe.fingerprint import fingerprint
 
 GIB = 1 << 30
-_CHECKPOINT_PARTS = 7
-"""Bytes of a checkpoint for each byte of bfloat16 weights: float32 weights and two moments beside them."""
+_CHECKPOINT_PARTS = 6
+"""Bytes of a checkpoint for each byte of bfloat16 weights: float32 weights and two moments."""
 WORKING_DIR = "working_dir_files"
 """Ray's directory of the working directories of jobs."""
 TAKEN_S = 20.0
@@ -223,7 +223,11 @@ def _too_full(config: ClusterConfig, runs: Path) -> str:
     """Whether the checkpoints of a run find room, as far as the size of its model tells."""
     if not isinstance(config, RunConfig | SftRunConfig):
         return ""
-    kept = config.train.keep_checkpoints + 1 if isinstance(config, RunConfig) else 2
+    kept = 1 + (
+        config.train.keep_checkpoints + config.train.keep_best
+        if isinstance(config, RunConfig)
+        else config.sft.keep_checkpoints
+    )
     needed, free = model_bytes(config.model) * _CHECKPOINT_PARTS * kept, shutil.disk_usage(runs).free
     if free >= needed:
         return ""

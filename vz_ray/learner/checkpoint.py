@@ -1,157 +1,197 @@
-"""Checkpoints of the trainer: complete or absent, and checked before they are loaded.
+"""Checkpoints of the trainer: complete or absent, checked before they are loaded, and loaded anywhere.
 
-A checkpoint is written beside its final name, flushed to disk, listed with
-hashes in a manifest, and renamed as the last act. All ranks write to, and read
-from, one shared directory.
+What is kept is what training goes on from, in one layout for every number of ranks and ZeRO stage:
+float32 weights and Adam moments of the trained parameters under their HF names (`shards.py`), the
+number of steps, and every rank's random state. Each rank writes what it holds, and reads what it needs.
+All ranks write to, and read from, one shared directory. Nothing in it is unpickled.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import random
-import shutil
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import torch.distributed as dist
 from blake3 import blake3
 
-from vz_ray.learner.distributed import Place, agree
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.learner.distributed import Place, agree, everywhere
 from vz_ray.learner.engine import Engine
-from vz_ray.observe.run_dir import sync_directory, write_atomic
+from vz_ray.learner.masters import MOMENTS, WEIGHTS, Masters, has_frozen, masters_of
+from vz_ray.learner.rng import random_state, seed_from, set_random_state
+from vz_ray.learner.sealed import (
+    MANIFEST,
+    CheckpointBroken,
+    begin_draft,
+    flushed,
+    read_manifest,
+    seal,
+    verify,
+)
+from vz_ray.learner.shards import Shards, Where, require_same, write_index, write_shards
 
-MANIFEST = "manifest.json"
-_TAG = "engine"
+__all__ = ["MANIFEST", "CheckpointBroken", "Facts", "load", "read_facts", "save"]
+
+FORMAT = 1
+_FACTS = "learner.json"
 
 
-class CheckpointBroken(RuntimeError):
-    """A checkpoint is incomplete, damaged, or of another shape of learner."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a checkpoint says of the learner that wrote it.
 
-
-def begin_draft(directory: Path, place: Place) -> Path:
-    """An empty directory beside `directory`, to be filled and sealed; every rank must call.
-
-    Raises:
-        FileExistsError: `directory` is there already.
+    Attributes:
+        steps: Optimizer steps done.
+        updates: Those of them that moved the weights; 0 if there are no moments.
+        world: Ranks that wrote it.
+        zero_stage: Their ZeRO stage.
+        dtype: What the model computes in, such as `bfloat16`.
+        model: The HF checkpoint that training started from, as it was configured.
+        frozen: Hash of its weight files if some of them stay as they were, else None.
     """
-    if directory.exists():
-        raise FileExistsError(f"{directory} exists, and is never written over: choose another directory")
-    draft = directory.with_name(f".{directory.name}.draft")
-    with agree(place, f"preparing {draft}"):
-        if place.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-    return draft
+
+    steps: int
+    updates: int
+    world: int
+    zero_stage: int
+    dtype: str
+    model: str
+    frozen: str | None
 
 
-def save(directory: Path, engine: Engine, place: Place, zero_stage: int) -> None:
-    """Writes model, optimizer, schedule and every rank's random state; every rank must call.
+def save(directory: Path, engine: Engine, place: Place, config: LearnerConfig) -> None:
+    """Writes weights, moments, steps and every rank's random state; every rank must call.
 
     Raises:
         FileExistsError: `directory` is there already.
     """
     draft = begin_draft(directory, place)
     with agree(place, f"writing {draft}"):
-        engine.deepspeed.save_checkpoint(str(draft), tag=_TAG, client_state={"steps": engine.steps})
-        write_atomic(draft / f"random-{place.rank}.json", json.dumps(random_state()).encode())
+        masters = masters_of(engine, place)
+        where = _write(draft, masters, place)
+        known = {file: flushed(draft / file) for file in {at[-1] for at in where}}
+        (draft / _random_file(place.rank)).write_text(json.dumps(random_state()))
+    parts: list[tuple[list[Where], dict[str, str]]] = _gathered((where, known), place)
     with agree(place, f"sealing {draft}"):
         if place.rank == 0:
-            seal(draft, directory, {"world": place.world, "zero_stage": zero_stage, "steps": engine.steps})
+            write_index(draft, masters.shapes, [at for part, _ in parts for at in part])
+            facts = _facts(engine, masters, place, config)
+            (draft / _FACTS).write_text(json.dumps(asdict(facts), indent=1))
+            hashes = {file: text for _, known in parts for file, text in known.items()}
+            seal(draft, directory, {"format": FORMAT}, hashes)
 
 
-def load(directory: Path, engine: Engine, place: Place, zero_stage: int) -> None:
+def load(directory: Path, engine: Engine, place: Place, config: LearnerConfig) -> None:
     """Restores what `save` wrote, after checking it; every rank must call.
 
+    Ranks, ZeRO stage, dtype and offloading may differ from those that wrote it. With the same ones,
+    training goes on bit for bit; with others, up to the order of additions. A rank beyond those that
+    wrote it gets a random state that is seeded from rank 0's.
+
     Raises:
-        CheckpointBroken: See `verify`; or it was written by another number of
-            ranks or ZeRO stage.
+        CheckpointBroken: It is incomplete or damaged, of another model, or of a layout that is not read
+            any more; on all ranks, and nothing was restored.
     """
-    with agree(place, f"checking {directory}"):
-        facts = verify(directory) if place.rank == 0 else read_facts(directory)
-        for name, ours in (("world", place.world), ("zero_stage", zero_stage)):
-            if facts[name] != ours:
-                raise CheckpointBroken(
-                    f"{directory} was written with {name}={facts[name]}, this learner has {ours}: "
-                    "resume with the former, or start from an HF export of it"
-                )
+    with everywhere(place, CheckpointBroken):
+        facts = read_facts(directory)
+    verify(directory, place)
+    with everywhere(place, CheckpointBroken):
+        shards, masters = Shards(directory), masters_of(engine, place)
+        require_same(directory, shards.shapes, masters.shapes)
+        if place.rank == 0:
+            _require_frozen(directory, facts, engine, config)
     with agree(place, f"loading {directory}"):
-        _, state = engine.deepspeed.load_checkpoint(str(directory), tag=_TAG)
-        engine.steps = state["steps"]
-        set_random_state(json.loads((directory / f"random-{place.rank}.json").read_text()))
+        _read(shards, masters, facts.updates)
+        masters.finish()
+        engine.steps = facts.steps
+        _restore_random(directory, place, facts.world)
 
 
-def seal(draft: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Flushes all files of `draft`, writes its manifest, and renames it to `final`."""
-    files = sorted(path for path in draft.rglob("*") if path.is_file())
-    hashes = {}
-    for path in files:
-        hashes[str(path.relative_to(draft))] = _hash(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    write_atomic(draft / MANIFEST, json.dumps({"facts": facts, "files": hashes}, indent=1).encode())
-    for folder in [draft, *(path for path in draft.rglob("*") if path.is_dir())]:
-        sync_directory(folder)
-    draft.rename(final)
-    sync_directory(final.parent)
-
-
-def read_facts(directory: Path) -> dict[str, Any]:
-    """What the manifest says besides hashes; raises `CheckpointBroken` if there is none."""
-    file = directory / MANIFEST
-    if not file.is_file():
-        raise CheckpointBroken(f"{directory} has no {MANIFEST}: no complete checkpoint was written there")
-    facts: dict[str, Any] = json.loads(file.read_text())["facts"]
-    return facts
-
-
-def verify(directory: Path) -> dict[str, Any]:
-    """Checks every file against its hash; returns the manifest's facts.
+def read_facts(directory: Path) -> Facts:
+    """What a checkpoint says of its learner.
 
     Raises:
-        CheckpointBroken: No manifest, a file is missing, or its bytes are not those written.
+        CheckpointBroken: See `read_manifest`; or its layout is not read any more.
     """
-    facts = read_facts(directory)
-    for name, expected in json.loads((directory / MANIFEST).read_text())["files"].items():
-        path = directory / name
-        if not path.is_file():
-            raise CheckpointBroken(f"checkpoint {directory} lacks {name}")
-        if _hash(path) != expected:
-            raise CheckpointBroken(
-                f"{name} of checkpoint {directory} is damaged: its hash is not the one written"
-            )
-    return facts
+    if read_manifest(directory)["facts"].get("format") != FORMAT:
+        raise CheckpointBroken(
+            f"checkpoint {directory} is of another version's layout: start from an HF export that the "
+            "version which wrote it makes"
+        )
+    try:
+        return Facts(**json.loads((directory / _FACTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointBroken(f"checkpoint {directory} has no readable {_FACTS}: {error}") from error
 
 
-def random_state() -> dict[str, Any]:
-    """The generators of this process, as JSON."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    states = [torch.get_rng_state(), *on_gpus]
-    return {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
-        "torch": [base64.b64encode(state.numpy().tobytes()).decode() for state in states],
-    }
+def _write(draft: Path, masters: Masters, place: Place) -> list[Where]:
+    kinds = (WEIGHTS, *MOMENTS) if masters.updates else (WEIGHTS,)
+    pieces = masters.owned()
+    return [at for kind in kinds for at in write_shards(draft, place.rank, kind, pieces, masters.get)]
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undoes `random_state`."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(state["numpy"]))
-    tensors = [
-        torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for text in state["torch"]
-    ]
-    torch.set_rng_state(tensors[0])
-    if len(tensors) > 1:
-        torch.cuda.set_rng_state_all(tensors[1:])
+def _read(shards: Shards, masters: Masters, updates: int) -> None:
+    masters.reset(updates)
+    for kind in (WEIGHTS, *MOMENTS) if updates else (WEIGHTS,):
+        for piece in masters.held():
+            masters.put(piece, kind, shards.read(kind, piece.name, piece.start, piece.stop))
 
 
-def _hash(path: Path) -> str:
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+def _facts(engine: Engine, masters: Masters, place: Place, config: LearnerConfig) -> Facts:
+    frozen = has_frozen(engine.deepspeed.module)
+    return Facts(
+        steps=engine.steps,
+        updates=masters.updates,
+        world=place.world,
+        zero_stage=config.zero_stage,
+        dtype=str(engine.dtype).removeprefix("torch."),
+        model=str(config.model),
+        frozen=weights_hash(config.model) if frozen else None,
+    )
+
+
+def _require_frozen(directory: Path, facts: Facts, engine: Engine, config: LearnerConfig) -> None:
+    """`CheckpointBroken` if the frozen parts, which are in no checkpoint, are not those it was made with."""
+    if has_frozen(engine.deepspeed.module) and facts.frozen != weights_hash(config.model):
+        raise CheckpointBroken(
+            f"checkpoint {directory} holds what was trained on {facts.model}, and {config.model} has other "
+            "weights in the frozen parts: resume with the model that it was written with"
+        )
+
+
+def weights_hash(model: str | Path) -> str:
+    """Hash of the weight files of an HF checkpoint directory; files that did not change are read once."""
+    paths = sorted(Path(model).glob("*.safetensors"))
+    return _hash_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(maxsize=4)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    hasher = blake3(max_threads=blake3.AUTO)
+    for path, _, _ in files:
+        hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
+def _restore_random(directory: Path, place: Place, world: int) -> None:
+    own = place.rank < world
+    state: dict[str, Any] = json.loads((directory / _random_file(place.rank if own else 0)).read_text())
+    if own:
+        set_random_state(state)
+    else:
+        seed_from(state, place.rank)
+
+
+def _random_file(rank: int) -> str:
+    return f"random-{rank:05d}.json"
+
+
+def _gathered(value: Any, place: Place) -> list[Any]:
+    """Every rank's value, by rank."""
+    parts = [value] * place.world
+    if place.world > 1:
+        dist.all_gather_object(parts, value)
+    return parts

@@ -97,3 +97,23 @@ def agree(place: Place, what: str) -> Iterator[None]:
     failed = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
     if failed:
         raise RuntimeError(f"{what} failed on {'; '.join(failed)}")
+
+
+@contextmanager
+def everywhere(place: Place, kind: type[Exception]) -> Iterator[None]:
+    """`agree`, but an error of `kind` is raised on all ranks, with the first one's message."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    said: list[str | None] = [str(error) if isinstance(error, kind) else None]
+    if place.world > 1:
+        mine, said = said[0], [None] * place.world
+        dist.all_gather_object(said, mine)
+    first = next((text for text in said if text is not None), None)
+    if first is not None:
+        raise kind(first) from error
+    with agree(place, "a step that all ranks take"):
+        if error is not None:
+            raise error

@@ -1,4 +1,7 @@
-"""Writes the weights as an ordinary HF checkpoint directory, for serving and for the next stage."""
+"""Writes the weights as an ordinary HF checkpoint directory, for serving and for the next stage.
+
+From a running trainer, or from a checkpoint on disk: the latter needs no GPU, no ranks and no DeepSpeed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vz_ray.learner.checkpoint import begin_draft, seal
+import torch
+
+from vz_ray.learner.checkpoint import read_facts, weights_hash
 from vz_ray.learner.distributed import Place, agree
+from vz_ray.learner.masters import WEIGHTS
+from vz_ray.learner.model import load_pretrained
+from vz_ray.learner.sealed import CheckpointBroken, begin_draft, seal, verify
+from vz_ray.learner.shards import Shards
 from vz_ray.learner.weights import TrainerSource
 from vz_ray.weights.version import TensorSpec
 
@@ -36,6 +45,48 @@ def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
             for file in companions(base):
                 shutil.copy2(file, draft / file.name)
             seal(draft, directory, {"base": str(base)})
+
+
+def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = None) -> None:
+    """Writes what a trainer that resumes from `checkpoint` would export: the same bytes.
+
+    The model is built on the CPU, in the type that it was trained in.
+
+    Args:
+        checkpoint: What `Trainer.save_checkpoint` wrote, by any number of ranks.
+        directory: Must not exist; complete or absent.
+        base: The HF checkpoint that training started from; by default where it was then.
+
+    Raises:
+        CheckpointBroken: It is damaged, or does not go with `base`.
+        UserError: `base` is no HF checkpoint.
+        FileExistsError: `directory` is there already.
+    """
+    place = Place(0, 1, torch.device("cpu"))
+    facts = read_facts(checkpoint)
+    verify(checkpoint, place)
+    base = base or Path(facts.model)
+    hf = load_pretrained(base, getattr(torch, facts.dtype))
+    if facts.frozen not in (None, weights_hash(base)):
+        raise CheckpointBroken(
+            f"checkpoint {checkpoint} was trained on other weights than those of {base}, parts of which it "
+            "left as they were: give the model that training started from"
+        )
+    _fill(hf, Shards(checkpoint), checkpoint, base)
+    export_hf(directory, hf, base, place)
+
+
+@torch.no_grad()
+def _fill(hf: Any, shards: Shards, checkpoint: Path, base: Path) -> None:
+    """Puts the trained weights in their places."""
+    parameters = dict(hf.named_parameters())
+    for name, shape in shards.shapes.items():
+        if name not in parameters or tuple(parameters[name].shape) != shape:
+            raise CheckpointBroken(
+                f"checkpoint {checkpoint} holds {name} {list(shape)}, which {base} has not: give the model "
+                "that training started from; adapters are merged by the trainer's own export alone"
+            )
+        parameters[name].copy_(shards.read(WEIGHTS, name).view(shape))
 
 
 def companions(base: Path) -> list[Path]:

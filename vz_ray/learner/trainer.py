@@ -182,11 +182,11 @@ class Trainer:
         for cache in (self.policy.cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
-        checkpoint.save(Path(directory), self.engine, self.place, self.config.zero_stage)
+        checkpoint.save(Path(directory), self.engine, self.place, self.config)
 
     def load_checkpoint(self, directory: str | Path) -> None:
-        """Goes on from `save_checkpoint`, bit for bit. See `checkpoint.load`."""
-        checkpoint.load(Path(directory), self.engine, self.place, self.config.zero_stage)
+        """Goes on from `save_checkpoint`, of whatever ranks and ZeRO stage; see `checkpoint.load`."""
+        checkpoint.load(Path(directory), self.engine, self.place, self.config)
 
     def export_hf(self, directory: str | Path) -> None:
         """An HF checkpoint directory with tokenizer and processor; complete or absent."""

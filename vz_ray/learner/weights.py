@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ class TrainerSource:
 
 def whole(parameters: list[nn.Parameter]) -> Any:
     """A context in which sharded parameters are whole on every rank."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        return nullcontext()
     import deepspeed
 
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
+    return deepspeed.zero.GatheredParameters(sharded)

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,12 @@ class RunDir:
     path: Path
 
     @classmethod
-    def begin(cls, path: Path | str, config_yaml: str) -> tuple[RunDir, bool]:
+    def begin(cls, path: Path | str, config_yaml: str, free: Collection[str] = ()) -> tuple[RunDir, bool]:
         """Makes the directory, or goes on with it; True if it was there.
+
+        Args:
+            config_yaml: The run's configuration, a key a line.
+            free: Keys, such as `learner.ranks`, that may be others than the run was begun with; see `adopt`.
 
         Raises:
             UserError: It holds a run of another configuration, or something
@@ -31,7 +35,7 @@ class RunDir:
         try:
             resumed = run.config.is_file()
             if resumed:
-                run._check_same(config_yaml)
+                run._check_same(config_yaml, free)
             elif run.path.exists() and not run._only_begun():
                 raise UserError(f"{run.path} is not empty and holds no config.yaml: not a run directory")
             for folder in (run.path, run.episodes, run.checkpoints, run.logs):
@@ -112,8 +116,13 @@ class RunDir:
             any(folder.iterdir()) for folder in ours if folder.is_dir()
         )
 
-    def _check_same(self, config_yaml: str) -> None:
-        before, now = self.config.read_text().splitlines(), config_yaml.splitlines()
+    def adopt(self, config_yaml: str) -> None:
+        """Notes the configuration that the run goes on with; whoever calls holds the run."""
+        if self.config.read_text() != config_yaml:
+            write_atomic(self.config, config_yaml.encode())
+
+    def _check_same(self, config_yaml: str, free: Collection[str]) -> None:
+        before, now = _without(self.config.read_text(), free), _without(config_yaml, free)
         if before == now:
             return
         pairs = zip([*before, *[""] * len(now)], [*now, *[""] * len(before)], strict=False)
@@ -122,6 +131,17 @@ class RunDir:
             f"{self.path} holds a run of another configuration ('{was}' there, '{is_now}' now): "
             "choose another name, or delete it to start afresh"
         )
+
+
+def _without(config_yaml: str, keys: Collection[str]) -> list[str]:
+    """The lines of a configuration but those of some keys, `learner.ranks` for `ranks` within `learner`."""
+    lines, path = [], [""]
+    for line in config_yaml.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path[depth:] = [line.strip().partition(":")[0]]
+        if ".".join(path) not in keys:
+            lines.append(line)
+    return lines
 
 
 def write_atomic(path: Path, content: bytes) -> None:
