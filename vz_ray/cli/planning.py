@@ -42,7 +42,9 @@ def plan(
     given = arguments or []
     files = [one for one in given if one.endswith((".yaml", ".yml")) and "=" not in one]
     if len(files) != 1:
-        raise UserError(f"{len(files)} config files were given; give one, such as conf/videozoomer-7b-rl.yaml")
+        raise UserError(
+            f"{len(files)} config files were given; give one, such as conf/videozoomer-7b-rl.yaml"
+        )
     config = read(Path(files[0]), [one for one in given if one not in files])
     assumed = Assumptions(bytes_of(gpu_memory), peak_tflops, mfu, zooms, turn_tokens)
     made = make_plan(config, assumed)

@@ -99,8 +99,18 @@ def header(file: Path) -> dict[str, Stored]:
         tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         ends = [int(entry["data_offsets"][1]) for entry in tensors.values()]
         shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in tensors.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{file} is no safetensors file, or cut short ({error}); download it again") from error
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+    ) as error:
+        raise UserError(
+            f"{file} is no safetensors file, or cut short ({error}); download it again"
+        ) from error
     if (promised := 8 + length + max(ends, default=0)) != size:
         raise UserError(f"{file} has {size:,} bytes, its header says {promised:,}; download it again")
     return {name: Stored(shape, file.name) for name, shape in shapes.items()}

@@ -1,18 +1,43 @@
 """Bytes that a forward pass keeps for its backward pass, and what that works with besides.
 
-Counted operation by operation in HF's Qwen2.5-VL as it runs here: scaled dot-product attention that
-keeps its output and one float32 per row and head, norms that compute in float32 and keep that copy,
-an MLP that keeps four intermediates, log-probs by `vz_ray.learner.logprobs`.
+Counted operation by operation in HF's Qwen2.5-VL as it runs here: attention that keeps its output and
+one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision`), norms that compute in
+float32 and keep that copy, an MLP that keeps four intermediates, log-probs by `vz_ray.learner.logprobs`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from vz_ray.plan.shape import ModelShape, TextShape, VisionShape
 
 FP32 = 4
 
 
-def text_layer(text: TextShape, width: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How the learner's packed attention is computed.
+
+    Attributes:
+        fused: By FlashAttention, on GPUs in half precision. Elsewhere keys and values are repeated for
+            every query head.
+        seen: Keys gathered for FlashAttention per token: each branch has its prefix's keys before its own.
+    """
+
+    fused: bool = True
+    seen: float = 1.0
+
+    def kept(self, text: TextShape, width: int) -> int:
+        """Bytes per token and layer: queries, keys and values, log-sum-exps, and the output, which is the
+        next projection's input, too."""
+        keys = round(self.seen * text.kv) if self.fused else text.hidden
+        return width * (2 * text.hidden + 2 * keys) + FP32 * text.heads
+
+
+FUSED = Attention()
+
+
+def text_layer(text: TextShape, width: int, attention: Attention = FUSED) -> int:
     """Bytes that one decoder layer keeps per token.
 
     Args:
@@ -20,9 +45,7 @@ def text_layer(text: TextShape, width: int) -> int:
         width: Bytes of a number: 2 in bfloat16, 4 in float32.
     """
     norms = 2 * _norm(text.hidden, width)
-    # Query and output of the attention, which is the projection's input, too; keys and values.
-    attention = 2 * width * text.hidden + 2 * width * text.kv + FP32 * text.heads
-    return norms + attention + 4 * width * text.intermediate
+    return norms + attention.kept(text, width) + 4 * width * text.intermediate
 
 
 def vision_block(vision: VisionShape, width: int) -> int:
@@ -40,9 +63,11 @@ def _norm(hidden: int, width: int) -> int:
     return (FP32 + 2 * width) * hidden
 
 
-def text_kept(text: TextShape, width: int, tokens: int, *, checkpointing: bool) -> int:
+def text_kept(
+    text: TextShape, width: int, tokens: int, *, checkpointing: bool, attention: Attention = FUSED
+) -> int:
     """Bytes of all layers and the last norm; with `checkpointing` each layer's input alone."""
-    layer = width * text.hidden if checkpointing else text_layer(text, width)
+    layer = width * text.hidden if checkpointing else text_layer(text, width, attention)
     rotary = 2 * width * text.head
     return tokens * (text.layers * layer + rotary + (FP32 + width) * text.hidden)
 
@@ -62,7 +87,15 @@ def pixel_input(vision: VisionShape, width: int, patches: int) -> int:
     return 0 if width == FP32 else FP32 * patches * vision.patch_elements
 
 
-def layer_at_work(shape: ModelShape, width: int, tokens: int, patches: int, *, checkpointing: bool) -> int:
+def layer_at_work(
+    shape: ModelShape,
+    width: int,
+    tokens: int,
+    patches: int,
+    *,
+    checkpointing: bool,
+    attention: Attention = FUSED,
+) -> int:
     """Bytes that one layer's backward pass works with: gradients of three MLP intermediates and two of
     its inputs, and with `checkpointing` what it kept had it not been recomputed. The larger of a
     decoder layer's and a block's; `patches` is 0 where the tower is frozen."""
@@ -70,7 +103,7 @@ def layer_at_work(shape: ModelShape, width: int, tokens: int, patches: int, *, c
     decoder = width * (3 * text.intermediate + 2 * text.hidden)
     block = width * (3 * vision.intermediate + 2 * vision.hidden)
     if checkpointing:
-        decoder, block = decoder + text_layer(text, width), block + vision_block(vision, width)
+        decoder, block = decoder + text_layer(text, width, attention), block + vision_block(vision, width)
     return max(tokens * decoder, patches * block)
 
 

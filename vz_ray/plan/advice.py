@@ -1,4 +1,7 @@
-"""What to change where something does not fit; each change is planned anew, so that what it promises is computed."""
+"""What to change where something does not fit.
+
+Each change is planned anew, so that what it promises is computed.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +172,11 @@ def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
     budgets = sorted({max(length, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
     knobs = [
         ("logprob_chunk_tokens", _halves(learner.logprob_chunk_tokens, SMALLEST_CHUNK), "next to nothing"),
-        ("micro_batch_tokens", [b for b in budgets if b < learner.micro_batch_tokens], "more, smaller passes"),
+        (
+            "micro_batch_tokens",
+            [b for b in budgets if b < learner.micro_batch_tokens],
+            "more, smaller passes",
+        ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
         ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more arithmetic"),
         ("ranks", [learner.ranks * k for k in (2, 4, 8)], "GPUs"),

@@ -80,7 +80,8 @@ def engine_memory(
     else:
         room = int(engine.kv_cache_gib * GIB)
     tokens = max(0, room // (per_token * BLOCK)) * BLOCK
-    parts.append(Part("key/value cache", tokens * per_token))
+    known = Known.ESTIMATE if engine.kv_cache_gib is None else Known.EXACT
+    parts.append(Part("key/value cache", tokens * per_token, known))
     frame_bytes = 4 * longest.frame.patches * shape.vision.patch_elements
     return EngineMemory(
         footprint=Footprint("engine", engines * over, capacity, tuple(part for part in parts if part.bytes)),
@@ -125,7 +126,10 @@ def _blocks(tokens: int) -> int:
 
 def _shared(tokens: int, longest: EpisodeBudget, samples: int) -> int:
     """Episodes that fit where those of a task keep its prompt once, the last task's being fewer."""
-    prefix, branch = longest.prefix // BLOCK * BLOCK, _blocks(longest.tokens - longest.prefix // BLOCK * BLOCK)
+    prefix, branch = (
+        longest.prefix // BLOCK * BLOCK,
+        _blocks(longest.tokens - longest.prefix // BLOCK * BLOCK),
+    )
     group = prefix + samples * branch
     rest = tokens % group - prefix
     return samples * (tokens // group) + max(0, min(samples, rest // branch))

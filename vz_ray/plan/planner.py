@@ -9,7 +9,6 @@ from typing import TypeAlias
 import yaml
 
 from vz_ray.config import load
-from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.load import EXTENDS
 from vz_ray.config.run import RunConfig
 from vz_ray.config.sft import SftRunConfig
@@ -76,7 +75,7 @@ class Plan:
         samples: In a group.
         passes: How often each goes through the model.
         separate: An iteration's arithmetic, each trajectory as a sequence of its own.
-        packed: The same with shared prefixes; None where samples share nothing.
+        packed: The same with shared prefixes; None where a group has one sample.
         packs: Branches of each sequence that a group is packed into.
         notes: What a reader should know besides.
     """
@@ -161,9 +160,10 @@ def make_plan(config: Config, assumed: Assumptions, shape: ModelShape | None = N
         raise UserError(str(error)) from error
     played = isinstance(config, RunConfig)
     reference = config.learner.loss.kl > 0
-    learner = rank_footprint(shape, config.learner, most, assumed.gpu_bytes, reference=reference)
-    engine = _engine(config, shape, most, assumed.gpu_bytes) if isinstance(config, RunConfig) else None
     groups, samples = _batch(config)
+    largest = largest_pass(config.learner, most, usual, samples)
+    learner = rank_footprint(shape, config.learner, largest, assumed.gpu_bytes, reference=reference)
+    engine = _engine(config, shape, most, assumed.gpu_bytes) if isinstance(config, RunConfig) else None
     passes = _passes(config, groups, reference)
     rate = work.Rate(config.learner.ranks, assumed.peak_tflops * 1e12, assumed.mfu)
     budget = max(config.learner.micro_batch_tokens, usual.tokens)
@@ -175,7 +175,7 @@ def make_plan(config: Config, assumed: Assumptions, shape: ModelShape | None = N
         trained=trained_elements(shape, config.learner),
         longest=most,
         usual=usual,
-        largest=largest_pass(config.learner, most),
+        largest=largest,
         width=width_of(config.learner),
         learner=learner,
         engine=engine,
@@ -232,24 +232,24 @@ def _notes(config: Config, most: EpisodeBudget, engine: EngineMemory | None) -> 
     notes = []
     if most.uncut > most.tokens:
         notes.append(
-            f"the longest episode would have {most.uncut:,} tokens; episode.max_context cuts it to {most.tokens:,}"
+            f"the longest episode would have {most.uncut:,} tokens, episode.max_context cuts it to "
+            f"{most.tokens:,}"
         )
     if config.learner.micro_batch_tokens < most.tokens:
         notes.append(
-            f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens:,}) is below the longest episode "
-            f"({most.tokens:,} tokens): such a one goes alone, and sets the memory"
+            f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens:,}) is below the longest "
+            f"episode ({most.tokens:,} tokens), at which the learner would stop: raise it; memory is planned "
+            "as if it were"
         )
-    if _auto_at_stage_0(config.learner):
-        notes.append("learner.zero_stage 0 trains float32 alone: on GPUs set learner.dtype=float32, or a stage")
+    if config.learner.dtype == "auto" and config.learner.zero_stage == 0:
+        notes.append(
+            "learner.zero_stage 0 trains float32 alone: on GPUs set learner.dtype=float32, or a stage"
+        )
     if isinstance(config, RunConfig) and engine is not None:
         seats = min(config.rollout.episodes_per_worker, config.rollout.engine.max_num_seqs)
         if engine.starts and engine.shared < seats:
             notes.append(
-                f"{engine.shared} longest episodes fit an engine's key/value cache at a time, and {seats} may be "
-                "played: if so many grow so long, vLLM puts some back and computes them again"
+                f"{engine.shared} longest episodes fit an engine's key/value cache at a time, and {seats} "
+                "may be played: if so many grow so long, vLLM puts some back and computes them again"
             )
     return notes
-
-
-def _auto_at_stage_0(learner: LearnerConfig) -> bool:
-    return learner.dtype == "auto" and learner.zero_stage == 0

@@ -28,15 +28,17 @@ def gib(size: int) -> str:
 
 def page(plan: Plan, assumed: Assumptions, advice: Sequence[Advice]) -> RenderableType:
     """Everything, for `rich.console.Console.print`."""
-    parts: list[RenderableType] = [_model(plan), "", _tokens(plan, assumed)]
+    parts: list[RenderableType] = [_model(plan), *_tokens(plan, assumed)]
     for footprint in _footprints(plan):
-        parts += ["", _memory(footprint)]
-    parts += ["", f"Host memory: at most {plan.host / GIB:.1f} GiB a learner rank, without its process"]
+        parts += _memory(footprint)
+    parts.append(f"Host memory: at most {plan.host / GIB:.1f} GiB a learner rank, without its process")
     if plan.engine is not None:
-        parts += ["", _cache(plan)]
-    parts += ["", _work(plan, assumed), ""]
+        parts += _cache(plan)
+    parts += [*_work(plan, assumed), ""]
     parts += [Text(f"Note: {note}.") for note in plan.notes]
-    parts += [*_verdicts(plan), *(_advice(one) for one in advice)]
+    parts += _verdicts(plan)
+    for one in advice:
+        parts += _advice(one)
     return Group(*parts)
 
 
@@ -83,16 +85,24 @@ def _model(plan: Plan) -> Text:
     )
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
     return table
 
 
-def _tokens(plan: Plan, assumed: Assumptions) -> Table:
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _caption(text: str) -> Text:
+    return Text(text, style="italic")
+
+
+def _tokens(plan: Plan, assumed: Assumptions) -> list[RenderableType]:
     most, usual = plan.longest, plan.usual
-    table = _table("An episode", "", "longest", "usual")
+    table = _table("", "longest", "usual")
     rows: list[tuple[str, int, int]] = [
         ("frames of the overview", most.overview_frames, usual.overview_frames),
         ("frames of zooms", most.zoom_frames, usual.zoom_frames),
@@ -103,27 +113,26 @@ def _tokens(plan: Plan, assumed: Assumptions) -> Table:
     ]
     for name, *values in rows:
         table.add_row(name, *(f"{value:,}" for value in values))
-    table.caption = (
-        f"usual is assumed: {assumed.zooms} zooms, {assumed.turn_tokens} tokens a turn (--zooms, --turn-tokens)"
-    )
-    table.caption_justify = "left"
-    return table
+    caption = f"Usual is assumed: {assumed.zooms} zooms, {assumed.turn_tokens} tokens a turn"
+    return [_heading("An episode"), table, _caption(f"{caption} (--zooms, --turn-tokens).")]
 
 
-def _memory(footprint: Footprint) -> Table:
+def _memory(footprint: Footprint) -> list[RenderableType]:
     """A bar for each part, and one for the sum at the worst moment; the scale is the GPU's memory."""
     gpus = "GPU" if footprint.count == 1 else "GPUs"
-    table = _table(f"Memory of a GPU: {footprint.who}, {footprint.count} {gpus}", "", "GiB")
+    table = _table("", "GiB")
     table.add_column("", no_wrap=True)
     table.add_column("")
     table.add_column("")
+    whens = {part.when for part in footprint.parts}
     for part in footprint.parts:
         bar = _bar(part.bytes, footprint.capacity, _COLOURS[part.known])
         table.add_row(part.name, gib(part.bytes), bar, str(part.known), _WHILE[part.when])
     bar = _bar(footprint.peak, footprint.capacity, "green" if footprint.fits else "red")
-    table.add_row("most at one time", gib(footprint.peak), bar, "", _WHILE[footprint.worst], style="bold")
+    worst = _WHILE[footprint.worst] if footprint.worst in whens else ""
+    table.add_row("most at one time", gib(footprint.peak), bar, "", worst, style="bold")
     table.add_row("of", gib(footprint.capacity))
-    return table
+    return [_heading(f"Memory of a GPU: {footprint.who}, {footprint.count} {gpus}"), table]
 
 
 def _bar(size: int, capacity: int, colour: str) -> Text:
@@ -134,9 +143,10 @@ def _bar(size: int, capacity: int, colour: str) -> Text:
     return bar.append("▶" * max(over, int(size > capacity)), style="bold red")
 
 
-def _cache(plan: Plan) -> Table:
+def _cache(plan: Plan) -> list[RenderableType]:
     assert plan.engine is not None
-    engine, table = plan.engine, _table("An engine's caches", "", "")
+    engine, table = plan.engine, _table("", "")
+    table.show_header = False
     rows = [
         ("key/value cache, bytes a token and GPU", f"{engine.kv_bytes_per_token:,}"),
         ("tokens in it", f"{engine.kv_tokens:,}"),
@@ -149,35 +159,38 @@ def _cache(plan: Plan) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
-    return table
+    return [_heading("An engine's caches"), table]
 
 
-def _work(plan: Plan, assumed: Assumptions) -> Table:
+def _work(plan: Plan, assumed: Assumptions) -> list[RenderableType]:
     unit = "iteration" if plan.command == "train" else "step"
     count = plan.groups * plan.samples
     columns = ["one sequence each", *(["shared prefixes"] if plan.packed else [])]
-    table = _table(f"Arithmetic of the learner: {count:,} usual trajectories an {unit}", "", *columns)
-    if plan.command != "train":
-        table.title = f"Arithmetic of the learner: {count:,} usual trajectories a {unit}"
+    table = _table("", *columns)
     ways = [plan.separate, *([plan.packed] if plan.packed else [])]
     for name, told in _work_rows(unit):
         table.add_row(name, *(told(way) for way in ways))
     passes = plan.passes
-    split = f"; a group is {len(plan.packs)} sequences" if plan.packed else ""
-    table.caption = (
-        f"{passes.updates} forward and backward, {passes.scores} forward alone{split}. Assumed: "
-        f"{assumed.mfu:g} of {assumed.peak_tflops:g} TFLOPS is reached (--mfu, --peak-tflops); not measured"
-    )
-    table.caption_justify = "left"
-    return table
+    split = f"; a group in {len(plan.packs)} packed sequences" if plan.packed else ""
+    return [
+        _heading(f"Arithmetic of the learner: {count:,} usual trajectories each {unit}"),
+        table,
+        _caption(
+            f"Each is passed forward and backward {passes.updates} x, forward alone {passes.scores} x{split}."
+        ),
+        _caption(
+            f"Assumed, not measured: {assumed.mfu:g} of {assumed.peak_tflops:g} TFLOPS is reached "
+            "(--mfu, --peak-tflops)."
+        ),
+    ]
 
 
 def _work_rows(unit: str) -> list[tuple[str, Any]]:
     return [
         ("tokens in a forward pass", lambda way: f"{way.tokens:,}"),
-        (f"model PFLOP, {unit}", lambda way: f"{way.model_flops / 1e15:,.3g}"),
-        ("with what is computed twice", lambda way: f"{way.executed_flops / 1e15:,.3g}"),
-        ("of a trajectory, TFLOP", lambda way: f"{way.per_trajectory / 1e12:,.4g}"),
+        (f"model PFLOP, {unit}", lambda way: f"{way.model_flops / 1e15:,.1f}"),
+        ("PFLOP with what is computed twice", lambda way: f"{way.executed_flops / 1e15:,.1f}"),
+        ("TFLOP of a trajectory", lambda way: f"{way.per_trajectory / 1e12:,.1f}"),
         (f"learning, {unit}", _spoken),
     ]
 
@@ -201,19 +214,17 @@ def _verdicts(plan: Plan) -> list[Text]:
     return found
 
 
-def _advice(advice: Advice) -> RenderableType:
-    table = _table(f"What helps the {advice.who}, cheapest first", "each by itself", "saves", "then")
+def _advice(advice: Advice) -> list[RenderableType]:
+    table = _table("each by itself", "saves", "then")
     table.add_column("costs")
     for change in advice.alone:
         table.add_row(*_change(change))
-    if advice.together is None:
-        table.caption = "not even all of them together are enough: take GPUs with more memory"
-    else:
+    caption = "Not even all of them together are enough: take more memory, or shorter episodes."
+    if advice.together is not None:
         table.add_section()
         table.add_row(*_change(advice.together), style="bold")
-        table.caption = "the last row is the fewest that are enough, each planned anew"
-    table.caption_justify = "left"
-    return table
+        caption = "The last row is the fewest that are enough. Each was planned anew."
+    return [_heading(f"What helps the {advice.who}, cheapest first"), table, _caption(caption)]
 
 
 def _change(change: Change) -> tuple[str, str, str, str]:

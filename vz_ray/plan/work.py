@@ -132,7 +132,7 @@ def _frames(shape: ModelShape, episode: EpisodeBudget, frames: int) -> int:
 
 
 def packs(episode: EpisodeBudget, samples: int, budget: int) -> list[int]:
-    """Branches of each sequence that a group of `samples` is split into, so that none is longer than `budget`."""
+    """Branches of each sequence that a group is split into, as few as are no longer than `budget`."""
     most = max(1, (budget - episode.prefix) // max(1, episode.branch))
     count = -(-samples // most)
     return [samples // count + (index < samples % count) for index in range(count)]
