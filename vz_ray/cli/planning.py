@@ -25,8 +25,7 @@ def plan(
 ) -> None:
     """Says what a run of `train` or `sft` will take: tokens, memory of each GPU, arithmetic, time.
 
-    Needs no GPU and no weights: a checkpoint's config.json, or a known name, will do. Ends with status 1
-    where something does not fit, and says what to change.
+    Needs no GPU and no weights. Ends with status 1 where something does not fit, and says what to change.
 
     Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=Qwen2.5-VL-7B --gpu-memory 80GiB
 

@@ -170,7 +170,7 @@ def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
     learner = config.learner
     length = plan.longest.tokens
     budgets = sorted({max(length, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
-    knobs = [
+    knobs: list[tuple[str, Sequence[object], str]] = [
         ("logprob_chunk_tokens", _halves(learner.logprob_chunk_tokens, SMALLEST_CHUNK), "next to nothing"),
         (
             "micro_batch_tokens",
@@ -179,8 +179,8 @@ def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
         ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
         ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more arithmetic"),
-        ("ranks", [learner.ranks * k for k in (2, 4, 8)], "GPUs"),
         ("offload", [True] * (not learner.offload), "an optimizer step on CPUs, host memory"),
+        ("ranks", [learner.ranks * k for k in (2, 4, 8)], "GPUs"),
         ("freeze_vision", [True] * (not learner.freeze_vision), "the vision tower learns nothing"),
     ]
     return [_Knob(f"learner.{name}", list(values), costs) for name, values, costs in knobs]
@@ -192,7 +192,7 @@ def _engine_knobs(config: RunConfig, plan: Plan) -> list[_Knob]:
     shorter = [config.episode.max_context] * (config.episode.max_context < engine.max_model_len)
     parts = [k * engine.tensor_parallel for k in (2, 4, 8)]
     parts = [k for k in parts if text.heads % k == text.kv_heads % min(k, text.kv_heads) == 0]
-    knobs = [
+    knobs: list[tuple[str, Sequence[object], str]] = [
         ("max_model_len", shorter, "nothing: no episode is longer"),
         ("kv_cache_gib", [None] * (engine.kv_cache_gib is not None), "nothing: it takes what there is"),
         ("gpu_memory", [s for s in (0.9, 0.95) if s > engine.gpu_memory], "room for other processes"),

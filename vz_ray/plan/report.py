@@ -221,9 +221,9 @@ def _advice(advice: Advice) -> list[RenderableType]:
         table.add_row(*_change(change))
     caption = "Not even all of them together are enough: take more memory, or shorter episodes."
     if advice.together is not None:
-        table.add_section()
-        table.add_row(*_change(advice.together), style="bold")
-        caption = "The last row is the fewest that are enough. Each was planned anew."
+        settings, *rest = _change(advice.together)
+        table.add_row(f"enough:\n{settings}", *rest, style="bold")
+        caption = "The last row needs each of its changes. All were planned anew."
     return [_heading(f"What helps the {advice.who}, cheapest first"), table, _caption(caption)]
 
 
