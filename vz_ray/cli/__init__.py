@@ -6,7 +6,7 @@ order in which their modules are imported here.
 
 # isort: off
 from vz_ray.cli.app import app, main, settings
-from vz_ray.cli import training, distilling, evaluating, looking, serving, cluster, machine  # noqa: F401
+from vz_ray.cli import training, planning, distilling, evaluating, looking, serving, cluster, machine  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "settings"]

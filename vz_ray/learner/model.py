@@ -14,6 +14,7 @@ from vz_ray.learner.example import TokenIds
 from vz_ray.learner.features import FeatureCache
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import Costs
+from vz_ray.learner.shapes import check_shapes
 from vz_ray.learner.vision import speed_up, vision_tables
 from vz_ray.observe.errors import UserError
 
@@ -41,7 +42,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
     """Loads the HF model as it is; weights from safetensors only, no code from the checkpoint.
 
     Raises:
-        UserError: See `check_checkpoint`, or it is a model of another family.
+        UserError: See `check_checkpoint` and `check_shapes`, or it is a model of another family.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -50,6 +51,7 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
     if kind not in FAMILIES:
         # Others load as well, but position their images otherwise or feed them to several layers.
         raise UserError(f"model {str(path)!r} is a {kind}; the learner knows {', '.join(FAMILIES)}")
+    check_shapes(path)
     return AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,
@@ -146,7 +148,11 @@ class Policy(nn.Module):
         visual = self.hf.model.visual
         tables = vision_tables(batch.grids, visual, batch.pixel_values.device)
         grids = torch.from_numpy(batch.grids)
-        output: Tensor = visual(batch.pixel_values.to(visual.dtype), grid_thw=grids, **tables).pooler_output
+        # HF's checkpointing has the tower's input require a gradient, also where nothing in it is trained.
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in visual.parameters())
+        with torch.set_grad_enabled(trained):
+            pixels = batch.pixel_values.to(visual.dtype)
+            output: Tensor = visual(pixels, grid_thw=grids, **tables).pooler_output
         if self.cache is not None and batch.frames:
             counts = batch.grids.prod(axis=1) // self.merge**2
             self.cache.put(batch.frames, output.split(counts.tolist()))

@@ -1,0 +1,292 @@
+"""Plans of the recipes that ship with the project, and advice held to what it promises."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vz_ray import cli
+from vz_ray.config import load
+from vz_ray.config.load import ConfigError
+from vz_ray.config.run import RunConfig
+from vz_ray.config.sft import SftRunConfig
+from vz_ray.observe.errors import UserError
+from vz_ray.plan.advice import Advice, advise
+from vz_ray.plan.memory import GIB, Footprint, Part, When, bytes_of
+from vz_ray.plan.planner import Assumptions, Config, Plan, make_plan, read
+
+RL, SFT, TINY = (
+    Path("conf/videozoomer-7b-rl.yaml"),
+    Path("conf/videozoomer-7b-sft.yaml"),
+    Path("conf/tiny.yaml"),
+)
+MODEL = "model=Qwen2.5-VL-7B"
+
+
+def planned(
+    path: Path, *overrides: str, gib: float = 80, model: str = MODEL
+) -> tuple[Config, Plan, list[Advice]]:
+    config, assumed = read(path, [model, *overrides]), Assumptions(int(gib * GIB))
+    plan = make_plan(config, assumed)
+    return config, plan, advise(config, plan, assumed)
+
+
+def part(footprint: Footprint, name: str) -> int:
+    return sum(part.bytes for part in footprint.parts if part.name == name)
+
+
+@pytest.mark.parametrize(("path", "schema"), [(RL, RunConfig), (SFT, SftRunConfig), (TINY, RunConfig)])
+def test_a_config_is_read_as_what_it_is(path: Path, schema: type) -> None:
+    assert type(read(path, [])) is schema
+
+
+def test_a_wrong_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        read(RL, ["learner.gradient_checkpoint=true"])
+
+
+def test_the_papers_recipes_fit_80_gib() -> None:
+    for path in (RL, SFT):
+        _, plan, advice = planned(path)
+        assert plan.fits
+        assert plan.learner.fits
+        assert not advice
+    assert plan.engine is None
+
+
+def test_states_are_16_bytes_a_weight_and_2_of_the_reference() -> None:
+    _, plan, _ = planned(RL)
+    always = {p.name: p.bytes for p in plan.learner.parts if p.when is When.ALWAYS}
+    names = ("weights", "master weights, float32", "two moments, float32", "gradients, float32")
+    shares = {2: "weights", 4: "master weights, float32", 8: "two moments, float32"}
+    for size, name in shares.items():
+        assert always[name] == size * plan.shape.parameters // 8
+    # Gradients add up in float32: four bytes where bfloat16 would be two.
+    assert sum(always[name] for name in names) == 18 * plan.shape.parameters // 8
+    assert always["reference model"] == 2 * plan.shape.parameters // 8
+
+
+@pytest.mark.parametrize(
+    ("stage", "whole"),
+    [
+        (1, {"weights": 2, "gradients, float32": 4}),
+        (2, {"weights": 2}),
+        (3, {}),
+    ],
+)
+def test_a_stage_shards_what_it_says(stage: int, whole: dict[str, int]) -> None:
+    _, plan, _ = planned(RL, f"learner.zero_stage={stage}")
+    size = plan.shape.parameters
+    for name, width in {"weights": 2, "gradients, float32": 4, "master weights, float32": 4}.items():
+        assert part(plan.learner, name) == width * size // (1 if name in whole else 8)
+
+
+def test_what_is_frozen_has_no_gradient_and_no_optimizer() -> None:
+    _, plan, _ = planned(SFT)
+    text = plan.shape.text.parameters
+    assert plan.trained == text
+    assert part(plan.learner, "two moments, float32") == text
+    assert part(plan.learner, "frozen vision tower") == 2 * plan.shape.vision.parameters // 8
+
+
+def test_offloading_leaves_weights_alone_on_the_gpu() -> None:
+    _, plan, _ = planned(RL, "learner.offload=true", "learner.ranks=1")
+    names = {p.name for p in plan.learner.parts}
+    assert not names & {"master weights, float32", "two moments, float32", "gradients, float32"}
+    caches = (2048 + 4096) * 2**20
+    assert plan.host == 20 * plan.shape.parameters + caches
+    # Over more ranks the whole models that each reads are more than its share of the optimizer.
+    _, plan, _ = planned(RL, "learner.offload=true")
+    assert plan.host == 2 * 2 * plan.shape.parameters + caches
+
+
+@pytest.mark.parametrize(
+    ("setting", "grows"),
+    [
+        ("learner.gradient_checkpointing=false", True),
+        ("learner.micro_batch_tokens=65536", True),
+        ("learner.ranks=4", True),
+        ("learner.loss.kl=0", False),
+        ("learner.freeze_vision=true", False),
+        ("learner.ranks=16", False),
+    ],
+)
+def test_settings_move_the_peak_as_they_should(setting: str, grows: bool) -> None:
+    _, before, _ = planned(RL)
+    _, after, _ = planned(RL, setting)
+    assert (after.learner.peak > before.learner.peak) is grows
+    assert after.learner.peak != before.learner.peak
+
+
+def test_one_gpu_of_a_kind_holds_what_is_held_at_the_worst_time() -> None:
+    parts = (
+        Part("a", 10),
+        Part("b", 5, when=When.PASS),
+        Part("c", 7, when=When.STEP),
+        Part("d", 16, when=When.LOAD),
+    )
+    found = Footprint("learner", 1, 16, parts)
+    assert (found.worst, found.peak, found.over, found.fits) == (When.STEP, 17, 1, False)
+
+
+CASES: list[tuple[Path, tuple[str, ...], float]] = [
+    (RL, ("learner.gradient_checkpointing=false",), 80),
+    (RL, (), 40),
+    (RL, ("learner.zero_stage=1", "learner.micro_batch_tokens=131072"), 80),
+    (SFT, ("learner.ranks=2",), 48),
+    (SFT, ("learner.freeze_vision=false",), 24),
+]
+
+
+@pytest.mark.parametrize(("path", "overrides", "gib"), CASES)
+def test_advice_keeps_what_it_promises(path: Path, overrides: tuple[str, ...], gib: float) -> None:
+    """Every change, written on the command line, gives the number that was promised for it."""
+    _, plan, advice = planned(path, *overrides, gib=gib)
+    assert not plan.fits
+    assert {one.who for one in advice} >= {"learner"}
+    for one in advice:
+        changes = [*one.alone, *([one.together] if one.together else [])]
+        assert changes
+        for change in changes:
+            _, after, _ = planned(path, *overrides, *change.settings, gib=gib)
+            over = after.learner_over if one.who == "learner" else after.engine_over
+            assert over == change.over < change.before
+        if one.together:
+            assert one.together.over <= 0
+
+
+def test_advice_names_no_needless_change() -> None:
+    _, _, advice = planned(RL, "learner.gradient_checkpointing=false")
+    (learner,) = advice
+    assert learner.together is not None
+    for left_out in learner.together.settings:
+        rest = [setting for setting in learner.together.settings if setting != left_out]
+        _, after, _ = planned(RL, "learner.gradient_checkpointing=false", *rest)
+        assert after.learner_over > 0
+
+
+def test_an_engine_that_vllm_would_refuse_is_found_and_helped() -> None:
+    _, plan, advice = planned(RL, gib=22)
+    assert plan.engine is not None
+    assert not plan.engine.starts
+    engine = next(one for one in advice if one.who == "engine")
+    assert engine.together is not None
+    _, after, _ = planned(RL, *engine.together.settings, gib=22)
+    assert after.engine is not None
+    assert after.engine.starts
+
+
+def test_learner_and_engine_share_a_gpu_with_ipc() -> None:
+    shared = ("weights.transport=ipc", "learner.ranks=1", "learner.zero_stage=2", "rollout.workers=1")
+    _, plan, _ = planned(RL, *shared, model="model=Qwen2.5-VL-3B")
+    assert plan.together is not None
+    assert plan.engine is not None
+    parts = plan.learner.peak + plan.engine.footprint.peak
+    assert plan.together.peak == parts
+    assert plan.learner_over == parts - 80 * GIB
+
+
+def test_the_tiny_recipe_is_float32() -> None:
+    _, plan, _ = planned(TINY, model="model=assets/tiny-base")
+    assert plan.width == 4
+    assert plan.fits
+    assert any("zero_stage 0" in note for note in plan.notes)
+    with pytest.raises(UserError, match="zero_stage"):
+        planned(TINY, "learner.dtype=bfloat16", model="model=assets/tiny-base")
+
+
+def test_passes_follow_the_config() -> None:
+    _, plan, _ = planned(RL)
+    # Four minibatches: old log-probs are scored before them; and the reference model scores.
+    assert (plan.passes.updates, plan.passes.scores) == (1, 2)
+    _, one, _ = planned(RL, "learner.minibatch_tasks=128", "learner.loss.kl=0")
+    assert (one.passes.updates, one.passes.scores) == (1, 0)
+    _, engine, _ = planned(RL, "learner.old_logprobs=engine", "learner.epochs=2")
+    assert (engine.passes.updates, engine.passes.scores) == (2, 1)
+
+
+def test_a_budget_below_the_longest_episode_is_told() -> None:
+    _, plan, _ = planned(RL, "learner.micro_batch_tokens=16384")
+    assert any("micro_batch_tokens" in note for note in plan.notes)
+    assert plan.largest.tokens == 32_768
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GiB", 80 << 30), ("80 GB", 80 * 10**9), ("24576MiB", 24 << 30), ("1.5gib", 3 << 29)],
+)
+def test_memory_is_read_as_people_write_it(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "80TiBs", "1.2.3GB", "-4GB", "0GB"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="80GiB"):
+        bytes_of(text)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mfu": 0.0}, {"mfu": 1.1}, {"peak_tflops": 0.0}, {"zooms": -1}, {"turn_tokens": 0}]
+)
+def test_what_cannot_be_assumed_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
+        Assumptions(**wrong)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["vz-ray", "plan", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_prints_verdicts_and_its_assumptions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, str(RL), MODEL) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "8,292,166,656 weights",
+        "learner: fits",
+        "engine: fits",
+        "Assumed, not measured: 0.35 of 989",
+    ):
+        assert words in said
+    assert command(monkeypatch, str(RL), MODEL, "--gpu-memory", "22GiB") == 1
+    said = capsys.readouterr().out
+    for words in (
+        "learner: does not fit",
+        "engine: does not start",
+        "What helps the learner",
+        "What helps the engine",
+    ):
+        assert words in said
+
+
+def test_the_command_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, str(SFT), MODEL, "learner.ranks=2", "--gpu-memory", "24GB", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    plan = make_plan(read(SFT, [MODEL, "learner.ranks=2"]), Assumptions(24 * 10**9))
+    assert found["parameters"] == plan.shape.parameters
+    assert found["fits"] is False
+    assert found["memory"][0]["peak"] == plan.learner.peak
+    assert found["separate"]["executed_flops"] == plan.separate.executed_flops
+    assert found["advice"][0]["alone"]
+
+
+@pytest.mark.parametrize("arguments", [(MODEL,), (str(RL), str(SFT))])
+def test_the_command_wants_one_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert command(monkeypatch, *arguments) == 2
+    assert "config files were given" in capsys.readouterr().err
+
+
+def test_a_plan_is_the_same_for_a_config_that_was_copied() -> None:
+    config = load(RunConfig, RL, [MODEL])
+    assert make_plan(config, Assumptions()) == make_plan(replace(config), Assumptions())
