@@ -54,7 +54,7 @@ def test_only_adapters_change_and_the_merger_if_it_is_asked_for(world: World, lo
     trainer = adapted(world, lora=lora)
     before = {name: p.detach().clone() for name, p in trainer.policy.hf.named_parameters()}
     losses = [trainer.sft_step(world.trajectories[:4], world.pixels)["loss"] for _ in range(8)]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.1
     after = dict(trainer.policy.hf.named_parameters())
     changed = {name for name, p in before.items() if not torch.equal(p, after[name])}
     ours = {name for name in before if ".lora_" in name}

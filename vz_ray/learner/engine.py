@@ -121,6 +121,7 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=module.to(place.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
+        self._stage = config.zero_stage
         self.steps = self.skipped = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +133,8 @@ class Engine:
         A loss that is no finite number makes the whole gradient NaN, whatever its derivative would be:
         the norm, which all ranks share, then tells every one of them, without asking.
         """
-        loss = torch.where(loss.isfinite(), loss, loss * float("nan"))
+        # Of a constant: a NaN in the branch of `where` that is not taken would reach the gradient all the same.
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         # DeepSpeed averages over ranks; losses here are already normalised over the whole batch.
         self.deepspeed.backward(loss * self._place.world, scale_wrt_gas=False)
 
@@ -150,6 +152,10 @@ class Engine:
         self.deepspeed.step()
         self.deepspeed.zero_grad()
         done = self.deepspeed.was_step_applied()
+        if not done and self._stage in (1, 2):
+            # Kept by DeepSpeed (0.19.8) where the optimizer lies in host memory: the next update would add to it.
+            sums = self.optimizer.averaged_gradients
+            sums.update(dict.fromkeys(sums))
         self.steps, self.skipped = (self.steps + 1, 0) if done else (self.steps, self.skipped + 1)
         plain = isinstance(self.optimizer, ClippedAdamW)
         norm = self.optimizer.norm if plain else self.deepspeed.get_global_grad_norm()

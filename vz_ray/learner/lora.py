@@ -48,7 +48,7 @@ class Delta:
     def added_to(self, weight: Tensor) -> Tensor:
         """W + scale B A, a new tensor of W's type; the sum is taken in float32. All must be whole."""
         delta = self.b.detach().float() @ self.a.detach().float()
-        return weight.detach().float().add_(delta, alpha=self.scale).to(weight.dtype)
+        return torch.add(weight.detach().float(), delta, alpha=self.scale).to(weight.dtype)
 
 
 class UpdateDropout(nn.Module):
