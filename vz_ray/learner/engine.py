@@ -133,7 +133,7 @@ class Engine:
         A loss that is no finite number makes the whole gradient NaN, whatever its derivative would be:
         the norm, which all ranks share, then tells every one of them, without asking.
         """
-        # Of a constant: a NaN in the branch of `where` that is not taken would reach the gradient all the same.
+        # Of constants: the gradient would get the NaN of a branch of `where` that is not taken all the same.
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         # DeepSpeed averages over ranks; losses here are already normalised over the whole batch.
         self.deepspeed.backward(loss * self._place.world, scale_wrt_gas=False)
@@ -153,7 +153,7 @@ class Engine:
         self.deepspeed.zero_grad()
         done = self.deepspeed.was_step_applied()
         if not done and self._stage in (1, 2):
-            # Kept by DeepSpeed (0.19.8) where the optimizer lies in host memory: the next update would add to it.
+            # DeepSpeed 0.19.8 keeps them where the optimizer lies in host memory: the next would add to them.
             sums = self.optimizer.averaged_gradients
             sums.update(dict.fromkeys(sums))
         self.steps, self.skipped = (self.steps + 1, 0) if done else (self.steps, self.skipped + 1)
@@ -165,7 +165,7 @@ class Engine:
 def _optimizer(
     trained: list[nn.Parameter], config: LearnerConfig, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
-    settings = {
+    settings: dict[str, Any] = {
         "lr": config.optimizer.learning_rate,
         "betas": (config.optimizer.beta1, config.optimizer.beta2),
         "eps": config.optimizer.epsilon,
