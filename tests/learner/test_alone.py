@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,34 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert len(taken) == 3
     for name, value in weights(straight).items():
         assert np.array_equal(weights(run)[name], value), name
+
+
+def test_weights_that_give_no_numbers_end_the_run_and_can_be_looked_into(
+    given: list[str], straight: Path, tmp_path: Path
+) -> None:
+    """The command that plays the kept batch again decodes its frames from the videos themselves."""
+    from safetensors.numpy import save_file
+    from typer.testing import CliRunner
+
+    from vz_ray.cli import app
+
+    base = Path(next(text for text in given if text.startswith("model=")).removeprefix("model="))
+    broken = shutil.copytree(base, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] *= np.float32(3e38)  # the last one, under the name that HF writes
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    config = load(SftRunConfig, None, [*given, f"model={broken}", "learner.max_skipped=2", "name=broken"])
+    kept = (straight.parent / "broken" / "replay" / "step-000000-2").resolve()
+    with pytest.raises(UserError, match=f"2 updates in a row .* are in {kept}"):
+        alone.sft(config)
+    assert not (straight.parent / "broken" / "models").exists()
+    shutil.rmtree(broken)
+    said = CliRunner().invoke(app, ["replay", str(kept), "--model", str(kept / "model")])
+    assert said.exit_code == 0, said.output
+    assert "the update was skipped again" in said.output
+    assert said.output.count("has log-probs that are no finite numbers") == 2
+    well = CliRunner().invoke(app, ["replay", str(kept), "--model", str(base)])
+    assert "the update was carried out" in well.output, well.output
 
 
 def test_what_is_wrong_is_told_in_one_line(
