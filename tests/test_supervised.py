@@ -17,8 +17,8 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.record import EpisodeRecord, append_records, read_records
 from vz_ray.data.rl_file import read_tasks
 from vz_ray.data.sft_file import sample_of
+from vz_ray.data.sft_source import read_source, wire_of
 from vz_ray.observe.errors import UserError
-from vz_ray.supervised import read_source, wire_of
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.video.image import encode_image
 from vz_ray.video.local import LocalFrames

@@ -28,6 +28,7 @@ from vz_ray.config.run import MAY_CHANGE
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.record import EpisodeRecord, read_records, record_to_dict, to_line
 from vz_ray.data.rl_file import read_tasks
+from vz_ray.data.sft_source import wire_of
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Sampling
 from vz_ray.evaluate.ablation import JSON, MARKDOWN, Json, ablation, write_json
@@ -42,7 +43,6 @@ from vz_ray.quickstart import cold_start_exemplars, make_world, reinforce, sft, 
 from vz_ray.report.ablation import PAGE, write_ablation_page
 from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
-from vz_ray.supervised import wire_of
 from vz_ray.video.local import LocalFrames
 
 COUNTS = "counts.json"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vz_ray.config import to_yaml
+from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import MAY_CHANGE, PlayConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.doctor import disk, memory, shared_memory
@@ -34,6 +35,10 @@ class Desk:
     def model(self, stage: str) -> Path:
         """Where the model that a stage makes is exported to."""
         return self.run.path / "models" / stage
+
+    def replay(self, learner: LearnerConfig) -> str:
+        """Where a learner keeps the batches of updates that it skips."""
+        return learner.replay or str((self.run.path / "replay").resolve())
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -28,6 +28,7 @@ from vz_ray.config.run import RunConfig
 from vz_ray.data.needle.synth import synthesize
 from vz_ray.data.record import read_records
 from vz_ray.data.rl_file import check_videos, read_tasks
+from vz_ray.data.sft_source import wire_of
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.evaluate.summary import (
@@ -44,7 +45,7 @@ from vz_ray.report import write_report
 from vz_ray.restarts import restarting
 from vz_ray.reward import require_scorers
 from vz_ray.rollout.fleet import Fleet
-from vz_ray.supervised import teach, wire_of
+from vz_ray.supervised import teach
 from vz_ray.train import train
 from vz_ray.video.local import LocalFrames
 from vz_ray.watch.watching import watching
@@ -217,7 +218,7 @@ async def reinforce(
         return out
     with at.timed("rl"):
         async with AsyncExitStack() as stack:
-            settings = replace(config.learner, model=str(start))
+            settings = replace(config.learner, model=str(start), replay=at.replay(config.learner))
             share = gpu_share(config.weights.transport)
             learner = await stack.enter_async_context(
                 actors.learner(settings, config.ray, frames, gpu_share=share)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from vz_ray import actors
 from vz_ray.clips import ClipPool
 from vz_ray.coldstart.sft import SftState, supervise
 from vz_ray.config.coldstart import SftConfig
-from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import RayConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.data.record import read_records
 from vz_ray.data.sft_file import SftFile
+from vz_ray.data.sft_source import read_samples, read_source
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
-from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.restarts import restarting
-from vz_ray.video.frame import FrameSize
 
 POLICY = "policy"
 
@@ -61,13 +55,8 @@ async def _run(config: SftRunConfig, at: Desk, source: SftFile | list[Trajectory
 
 async def _read(source: SftFile, config: SftRunConfig, at: Desk, frames: ClipPool) -> list[Trajectory]:
     """The trajectories of a file of samples, in the model's own tokens."""
-    wire, episode = wire_of(config.model, config.episode), config.episode
-    size = FrameSize(episode.min_pixels, episode.max_pixels)
     with at.progress.stage("read images", len(source.records)) as bar:
-        reading = source.trajectories(wire, size, frames, bar.advance)
-        trajectories = await at.interrupt.watch(reading)
-    check_lengths(source.path, trajectories, episode)
-    return trajectories
+        return await at.interrupt.watch(read_samples(source, config, frames, bar.advance))
 
 
 async def teach(
@@ -82,7 +71,7 @@ async def teach(
 ) -> SftState:
     """Trains `learner.model` on written turns, and exports it as the model of `stage`."""
     rate = replace(learner.optimizer, schedule=length.schedule, total_steps=length.steps)
-    settings = replace(learner, optimizer=rate)
+    settings = replace(learner, optimizer=rate, replay=at.replay(learner))
     checkpoints = at.run.checkpoints / stage
     metrics = at.run.path / f"{stage}.jsonl"
     async with actors.learner(settings, ray, frames) as group:
@@ -108,81 +97,3 @@ async def teach(
         return await restarting(
             group, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
         )
-
-
-def read_source(config: SftRunConfig) -> SftFile | list[Trajectory]:
-    """What `config.data` holds, told apart by its first record: samples of the SFT layout, or episodes.
-
-    Raises:
-        UserError: It holds neither, or what it holds is not as it should be; the message names it.
-    """
-    path = Path(config.data)
-    match _beginning(path):
-        case [] | {"messages": _}:
-            return SftFile.load(path)
-        case {"trajectory": _}:
-            return read_episodes(config)
-    raise UserError(
-        f"{path} holds neither samples (a JSON list of objects with messages and images) nor episodes of "
-        "this project (a line each, with a trajectory)"
-    )
-
-
-def _beginning(path: Path) -> Any:
-    """`[]` where a list begins, else what the first line says; None if that is no JSON."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            line = next((line for line in file if line.strip()), "")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        return None
-    if line.lstrip().startswith("["):
-        return []
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def read_episodes(config: SftRunConfig) -> list[Trajectory]:
-    """The episodes of `config.data`, of the wording and within the limits of `config.episode`.
-
-    Raises:
-        UserError: One is not; the message names it, and the value.
-    """
-    path = Path(config.data)
-    try:
-        trajectories = [record.trajectory for record in read_records(path)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of episodes: {error!r}") from error
-    if not trajectories:
-        raise UserError(f"{path} holds no trajectories")
-    wire = wire_of(config.model, config.episode).name
-    for trajectory in trajectories:
-        if trajectory.wire != wire:
-            raise UserError(
-                f"{path}: trajectory {trajectory.id} is written as {trajectory.wire}, and {config.model} "
-                f"with {config.episode.prompt} writes {wire}: set episode.prompt and model to those it was "
-                "made with"
-            )
-    check_lengths(path, trajectories, config.episode)
-    return trajectories
-
-
-def check_lengths(path: Path, trajectories: Sequence[Trajectory], episode: EpisodeConfig) -> None:
-    """`UserError` that names a trajectory which is longer than an episode may be."""
-    for trajectory in trajectories:
-        if trajectory.length > episode.max_context:
-            raise UserError(
-                f"{path}: trajectory {trajectory.id} has {trajectory.length} tokens, above "
-                f"episode.max_context ({episode.max_context})"
-            )
-
-
-def wire_of(model: Path | str, episode: EpisodeConfig) -> WireFormat:
-    """The wire format of a checkpoint directory under these rules."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
-    return WireFormat(tokenizer, Wording.load(episode.prompt), compat=episode.format == "compat")

@@ -43,6 +43,7 @@ LEARNER_NAMES = {
     "entropy": names.ENTROPY,
     "kl": names.KL_TO_REFERENCE,
     "grad_norm": names.GRAD_NORM,
+    "skipped": names.SKIPPED,
     "mismatch_abs_max": names.MISMATCH_MAX,
     "mismatch_kl": names.MISMATCH_KL,
     "mismatch_abs_max_after_image": "mismatch/logprob_abs_max_after_image",

@@ -65,6 +65,12 @@ TRAINING = (
     ),
     gauge("Loss", "short", "ray_vz_learner_loss", "Of the learner's step."),
     gauge("Gradient norm", "short", "ray_vz_learner_grad_norm", "Before clipping."),
+    gauge(
+        "Updates skipped",
+        "short",
+        "ray_vz_learner_skipped_updates",
+        "In the last iteration, for a loss or gradient that is no finite number.",
+    ),
     gauge("Frames per episode", "short", "ray_vz_frames_per_episode", "Frames shown, overview included."),
     Panel(
         "Parts of an iteration",

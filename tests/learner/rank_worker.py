@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from tests.learner.worlds import World, make_world, varied_world
-from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
+from vz_ray.episode.trajectory import Sampled, Trajectory
 from vz_ray.learner.distributed import leave
 from vz_ray.learner.trainer import Trainer
 
@@ -109,6 +110,47 @@ def gradients(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
         found[name] = moment.double().cpu().numpy() / (1 - OptimizerConfig().beta1)
     np.savez(out / f"gradients-{trainer.place.rank}.npz", **found)
     return metrics
+
+
+CLIFF = 2
+"""Which trajectory of a poisoned list is the bad one."""
+
+
+def poisoned(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """One of them sampled at a temperature by which logits become infinite, and log-probs NaN."""
+    bad = trajectories[CLIFF]
+    first, *rest = bad.turns
+    assert isinstance(first.action, Sampled)
+    cold = replace(first.action, sampling=replace(first.action.sampling, temperature=1e-44))
+    turns = (replace(first, action=cold), *rest)
+    return [*trajectories[:CLIFF], replace(bad, turns=turns), *trajectories[CLIFF + 1 :]]
+
+
+def skip(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """A step with a bad trajectory, which one rank alone sees, then one without."""
+    trainer.config.replay = str(out / "replay")
+    before, bad = parameters(trainer), poisoned(world.trajectories)
+    first = trainer.sft_step(bad, world.pixels)
+    after = parameters(trainer)
+    second = trainer.sft_step(world.trajectories, world.pixels)
+    held = sum(CLIFF in tree.members for trees in trainer._share(trainer.encode(bad)) for tree in trees)
+    return {
+        "skipped": [first["skipped"], second["skipped"]],
+        "changed": sorted(name for name in before if not np.array_equal(before[name], after[name])),
+        "steps": trainer.engine.steps,
+        "held": held,
+    }
+
+
+ADAPTERS = LoraConfig(rank=4, alpha=8.0)
+
+
+def adapters(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+    """The first scenario, with adapters alone; and what is exported."""
+    adapted = Trainer(replace(trainer.config, lora=ADAPTERS))
+    report = learn(adapted, world, out)
+    adapted.export_hf(out / "adapted")
+    return report
 
 
 def main(model: str, out: str, stage: str, *scenarios: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +110,116 @@ def test_clipping_is_asymmetric_and_stops_the_gradient() -> None:
     loss.sum().backward()
     assert ratio.grad is not None
     assert ratio.grad.tolist() == [[-1, -1, 0], [0, 1, 1]]
+
+
+def exact(rows: list[list[float]], *, grad: bool = False) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64, requires_grad=grad)
+
+
+def test_kl_estimate_and_its_slope_by_hand() -> None:
+    """k3 = e^d - d - 1 with d = reference - new; its derivative by new is 1 - e^d."""
+    new = exact([[-1.0, -1.0, -1.0]], grad=True)
+    kl = low_variance_kl(new, exact([[-1.0, math.log(2) - 1, -math.log(2) - 1]]))
+    assert kl.tolist()[0] == pytest.approx([0.0, 1 - math.log(2), math.log(2) - 0.5])
+    kl.sum().backward()
+    assert new.grad is not None
+    assert new.grad.tolist()[0] == pytest.approx([0.0, -1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        # Advantages 1 and -1 at ratio 1: tokens are worth -1 in the first trajectory, 1 in the second.
+        ("sequence_mean", {"loss": 0.0, "slopes": [-1 / 2, 1 / 6]}),
+        ("token_mean", {"loss": (3 - 1) / 4, "slopes": [-1 / 4, 1 / 4]}),  # DAPO
+        ("fixed_length", {"loss": (3 - 1) / (2 * 5), "slopes": [-1 / 10, 1 / 10]}),  # Dr.GRPO
+    ],
+)
+def test_aggregations_by_hand(aggregation: str, expected: dict[str, Any]) -> None:
+    """Trajectories of one and of three tokens; slopes are of the loss by each one's first log-prob."""
+    config = LossConfig(aggregation=aggregation, fixed_length=5, kl=0.0, entropy=0.0)
+    new = exact([[-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], grad=True)
+    weight = torch.tensor(trajectory_weights([1, 3], aggregation, 5), dtype=torch.float64)
+    mask = exact([[1, 0, 0], [1, 1, 1]])
+    advantage = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    loss, _ = objective(
+        new, torch.zeros_like(new), Given(advantage, weight, mask, new.detach(), new.detach(), None), config
+    )
+    assert loss.item() == pytest.approx(expected["loss"])
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad[:, 0].tolist() == pytest.approx(expected["slopes"])
+    assert new.grad[0, 1:].tolist() == [0, 0]
+
+
+def test_sequence_ratio_by_hand() -> None:
+    """GSPO: log-ratios 0.1 and 0.3 make e^0.2 for both tokens; each log-prob moves it by half of itself."""
+    new = exact([[-1.0, -2.0]], grad=True)
+    config = LossConfig(ratio="sequence", clip_high=0.3, kl=0.0, entropy=0.0)
+    given = Given(exact([[2.0]])[0], exact([[0.5]])[0], exact([[1, 1]]), exact([[-1.1, -2.3]]), new, None)
+    loss, _ = objective(new, torch.zeros_like(new), given, config)
+    assert loss.item() == pytest.approx(-2 * math.exp(0.2))
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist()[0] == pytest.approx([-math.exp(0.2)] * 2)
+    tight = replace(config, clip_high=0.2)  # e^0.2 is above 1.2
+    loss, _ = objective(new, torch.zeros_like(new), given, tight)
+    assert loss.item() == pytest.approx(-2 * 1.2)
+    assert torch.autograd.grad(loss, new)[0].tolist() == [[0, 0]]
+
+
+def test_importance_weights_scale_loss_and_slope_and_are_no_part_of_either() -> None:
+    """Tokens that the engine found e^0.4 and e times less likely; the second counts 1.5 at most."""
+    new, engine = exact([[-1.0, -2.0]], grad=True), exact([[-1.4, -3.0]], grad=True)
+    config = LossConfig(importance_cap=1.5, kl=0.0, entropy=0.0)
+    one = exact([[1.0]])[0]
+    loss, _ = objective(
+        new,
+        torch.zeros_like(new),
+        Given(one, one, exact([[1, 1]]), new.detach(), engine.detach(), None),
+        config,
+    )
+    assert loss.item() == pytest.approx(-math.exp(0.4) - 1.5)
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad.tolist()[0] == pytest.approx([-math.exp(0.4), -1.5])
+
+
+def test_entropy_is_rewarded_by_hand() -> None:
+    new, entropy = exact([[-1.0, -1.0]]), exact([[0.5, 2.0]], grad=True)
+    config = LossConfig(entropy=0.1, kl=0.0)
+    given = Given(exact([[0.0]])[0], exact([[0.5]])[0], exact([[1, 1]]), new, new, None)
+    loss, _ = objective(new, entropy, given, config)
+    assert loss.item() == pytest.approx(-0.1 * (0.5 + 2.0) / 2)
+    loss.backward()
+    assert entropy.grad is not None
+    assert entropy.grad.tolist() == [[-0.05, -0.05]]
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_the_slope_is_that_of_the_value(aggregation: str, ratio: str, cap: float | None) -> None:
+    """Autograd against finite differences in float64, for every kind of loss at once, KL and entropy too."""
+    config = LossConfig(
+        ratio=ratio, aggregation=aggregation, fixed_length=7, importance_cap=cap, kl=0.3, entropy=0.2
+    )
+    new, given = random_batch(3)
+    doubled = [t.double() for t in (given.advantage, given.mask, given.old, given.engine)]
+    advantage, mask, old, engine = doubled
+    weight = torch.tensor(trajectory_weights(LENGTHS, aggregation, 7), dtype=torch.float64)
+    assert given.reference is not None
+    fixed = Given(advantage, weight, mask, old, engine, given.reference.double())
+    entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * mask
+    ratios = importance_ratio(new.double(), old, mask, ratio)[mask.bool()]
+    kinks = torch.tensor([1 - config.clip_low, 1 + config.clip_high], dtype=torch.float64)
+    assert (ratios[:, None] - kinks).abs().min() > 1e-4, "a difference across a kink would say nothing"
+    inside = (ratios > kinks[0]) & (ratios < kinks[1])
+    assert inside.any() or ratio == "sequence"
+    assert torch.autograd.gradcheck(
+        lambda n, e: objective(n, e, fixed, config)[0],
+        (new.double().requires_grad_(), entropy.requires_grad_()),
+    )
 
 
 def test_sequence_ratio_is_the_geometric_mean_over_sampled_tokens_only() -> None:

@@ -308,9 +308,9 @@ def test_the_probe_is_scored_as_the_plain_model_scores_it(world: World) -> None:
     assert trainer.score(probe) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "all")])
 def test_bfloat16_follows_float32(
-    world: World, alone: tuple[dict[str, Any], Path], stage: int, offload: bool
+    world: World, alone: tuple[dict[str, Any], Path], stage: int, offload: str
 ) -> None:
     trainer = Trainer(small_config(world.model, stage, dtype="bfloat16", offload=offload))
     assert {spec.dtype for spec in trainer.source().specs()} == {"bfloat16"}
@@ -319,6 +319,23 @@ def test_bfloat16_follows_float32(
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-2)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
     assert trainer.sft_step(world.trajectories[:5], world.pixels)["loss"] < metrics["loss"]
+
+
+def test_what_lies_in_host_memory_is_trained_alike(world: World) -> None:
+    """Optimizer state, weights or nothing there: the same steps, and the same reference model."""
+    each = [
+        Trainer(small_config(world.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")
+    ]
+    steps = [
+        [t.sft_step(world.trajectories[:5], world.pixels), t.grpo_step(world.groups, world.pixels)]
+        for t in each
+    ]
+    whole = [parameters(trainer) for trainer in each]
+    for others, values in zip(steps[1:], whole[1:], strict=True):
+        for got, expected in zip(others, steps[0], strict=True):
+            assert_close_metrics(got, expected)
+        for name, value in whole[0].items():
+            np.testing.assert_allclose(values[name], value, atol=1e-6, rtol=0, err_msg=name)
 
 
 def test_bfloat16_without_master_weights_is_refused(world: World) -> None:
@@ -348,7 +365,10 @@ def test_the_learning_rate_follows_its_schedule(
         ({"zero_stage": 4}, "zero_stage is 4"),
         ({"dtype": "half"}, "dtype is 'half'"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
-        ({"offload": True, "zero_stage": 0}, "offload needs"),
+        ({"offload": "optimizer", "zero_stage": 0}, "'optimizer' needs learner.zero_stage 1, 2 or 3"),
+        ({"offload": "all", "zero_stage": 2}, "'all' needs learner.zero_stage 3, it is 2"),
+        ({"offload": True}, "offload is True; it must be one of 'none', 'optimizer', 'all'"),
+        ({"max_skipped": 0}, "max_skipped is 0"),
     ],
 )
 def test_config_refuses_what_cannot_work(change: dict[str, Any], message: str) -> None:

@@ -105,3 +105,29 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]
     if not console.is_terminal:
         console.width = max(console.width, LOG_WIDTH)
     console.print(runs_table(summaries))
+
+
+@app.command(rich_help_panel="Looking at runs")
+def replay(
+    directory: Annotated[Path, typer.Argument(help="A batch under a run's replay/.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of the weights; without it those that were kept with the batch."),
+    ] = None,
+) -> None:
+    """Takes an update again that was skipped because its loss or gradient was no finite number.
+
+    In this process alone, on its GPU or its cores; nothing is written. The videos must be where they were.
+
+    Example: vz-ray replay runs/agent/replay/step-000012
+    """
+    from vz_ray.learner.frames import FrameStore
+    from vz_ray.learner.replay import Kept, told
+    from vz_ray.learner.replay import replay as again
+    from vz_ray.video.local import LocalFrames
+
+    kept = Kept.load(directory)
+    with LocalFrames() as frames:
+        store = FrameStore(frames, kept.config.frame_cache_mib * 2**20, kept.config.deadline_s)
+        for line in told(*again(kept, store, model)):
+            print(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 
@@ -89,6 +90,41 @@ class LossConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters in place of the weights themselves (arXiv 2106.09685)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the weights themselves."""
+    alpha: float = 32.0
+    """What an adapter adds is B A x times `alpha / rank`."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that an update's forward pass leaves out."""
+    targets: list[str] = field(
+        default_factory=lambda: [
+            r"language_model\..*\.(q|k|v|o)_proj",
+            r"language_model\..*\.(gate|up|down)_proj",
+        ]
+    )
+    """Linear layers that get one: regular expressions, each for the end of a layer's HF name after a dot
+    (`v_proj` is every layer of that name, also of the vision tower)."""
+    vision: bool = False
+    """Also train the merger, which projects the vision tower's features to the language model, whole."""
+
+    def __post_init__(self) -> None:
+        _positive("lora", "rank", self.rank, zero=True)
+        _positive("lora", "alpha", self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout!r}; it is a share from 0 to below 1")
+        for target in self.targets:
+            try:
+                re.compile(target)
+            except re.error as error:
+                raise ValueError(f"lora.targets has {target!r}, no regular expression: {error}") from error
+        if self.rank and not self.targets:
+            raise ValueError("lora.targets is empty; name the linear layers that get an adapter")
+
+
+@dataclass
 class LearnerConfig:
     """One learner: `ranks` processes that train one model together."""
 
@@ -100,8 +136,9 @@ class LearnerConfig:
     """Processes, one per GPU."""
     zero_stage: int = 3
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 gradients too, 3 weights too."""
-    offload: bool = False
-    """Keep optimizer state in host memory (stages 1 to 3)."""
+    offload: str = "none"
+    """What is kept in host memory: `none`, the `optimizer` state (stages 1 to 3), or `all`: the weights too
+    (stage 3), which come to the device when a layer needs them."""
     zero_keep_whole: int = 100_000
     """Under ZeRO 3, tensors of fewer elements than this stay whole on every rank."""
     dtype: str = "auto"
@@ -110,6 +147,8 @@ class LearnerConfig:
     """Recompute activations in the backward pass: slower, but long sequences fit."""
     freeze_vision: bool = False
     """Leave the vision tower and its projector as they are."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Train adapters alone."""
     micro_batch_tokens: int = 32_768
     """Most tokens in one forward pass, a shared prefix counted once; there is no padding."""
     share_prefixes: bool = True
@@ -129,6 +168,11 @@ class LearnerConfig:
     trajectories."""
     seed: int = 0
     """Seed of the order of minibatches."""
+    max_skipped: int = 3
+    """Updates in a row whose loss or gradient was no finite number, and which were skipped, that end
+    training."""
+    replay: str = ""
+    """Directory in which batches of skipped updates are kept; empty takes `replay` of the run."""
     max_unreadable: float = 0.1
     """Largest share of an iteration's groups with frames that cannot be got again: they are left out."""
     frame_cache_mib: int = 2048
@@ -149,6 +193,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _choice("learner", "zero_stage", self.zero_stage, (0, 1, 2, 3))
+        _choice("learner", "offload", self.offload, ("none", "optimizer", "all"))
         _choice("learner", "dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _choice("learner", "old_logprobs", self.old_logprobs, ("recompute", "engine"))
         for key in (
@@ -157,6 +202,7 @@ class LearnerConfig:
             "logprob_chunk_tokens",
             "minibatch_tasks",
             "epochs",
+            "max_skipped",
             "deadline_s",
         ):
             _positive("learner", key, getattr(self, key))
@@ -164,5 +210,12 @@ class LearnerConfig:
             _positive("learner", key, getattr(self, key), zero=True)
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"learner.max_unreadable is {self.max_unreadable!r}; it is a share from 0 to 1")
-        if self.offload and self.zero_stage == 0:
-            raise ValueError("learner.offload needs learner.zero_stage 1, 2 or 3; it is 0")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("learner.offload 'optimizer' needs learner.zero_stage 1, 2 or 3; it is 0")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"learner.offload 'all' needs learner.zero_stage 3, it is {self.zero_stage}; "
+                "below that, weights are whole on every rank: use 'optimizer'"
+            )
+        if self.freeze_vision and self.lora.vision:
+            raise ValueError("learner.lora.vision trains what learner.freeze_vision freezes: unset one")

@@ -70,6 +70,20 @@ def load(schema: type[C], path: Path | str | None = None, overrides: Sequence[st
     return _built(schema, config, layers)
 
 
+def restored(schema: type[C], values: dict[str, Any]) -> C:
+    """The config whose `dataclasses.asdict` was `values`.
+
+    Raises:
+        ConfigError: They are of another schema, or not allowed.
+    """
+    try:
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"no {schema.__name__}: {_first_line(error)}") from error
+    assert isinstance(built, schema)
+    return built
+
+
 def to_yaml(config: object) -> str:
     """The whole config, defaults included, as YAML that `load` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -30,8 +31,10 @@ def zero_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
         "overlap_comm": False,
         "stage3_param_persistence_threshold": config.zero_keep_whole,
     }
-    if config.offload:
+    if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -40,7 +43,8 @@ def zero_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        # Without the check, a gradient that is no number would go into bfloat16 weights at stages 1 and 2.
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
     }
@@ -73,11 +77,34 @@ def _is_plain(config: LearnerConfig, dtype: torch.dtype) -> bool:
     return config.zero_stage == 0 and dtype == torch.float32
 
 
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW on whole gradients: clips them, and leaves out a step whose norm is not finite.
+
+    Attributes:
+        norm: Of the last gradient, before clipping.
+        overflow: Whether the last step was left out; DeepSpeed's wrapped optimizers have the same.
+    """
+
+    def __init__(self, trained: list[nn.Parameter], max_norm: float, **settings: Any) -> None:
+        super().__init__(trained, **settings)
+        self._trained, self._max_norm = trained, max_norm or float("inf")
+        self.norm, self.overflow = 0.0, False
+
+    def step(self, closure: Any = None) -> Any:
+        self.norm = float(nn.utils.clip_grad_norm_(self._trained, self._max_norm))
+        self.overflow = not math.isfinite(self.norm)
+        return None if self.overflow else super().step(closure)
+
+
 class Engine:
     """A module under DeepSpeed. Gradients of all `backward` calls since the last `step` add up.
 
     Args:
         module: On the CPU, in its training dtype.
+
+    Attributes:
+        steps: Updates done; the schedule's clock.
+        skipped: Updates skipped since the last one that was done.
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, place: Place) -> None:
@@ -89,42 +116,61 @@ class Engine:
                 "learner.zero_stage 0 keeps no float32 copy of bfloat16 weights, "
                 "so that small steps are lost; use 1, 2 or 3"
             )
-        trained = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=config.optimizer.learning_rate,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            eps=config.optimizer.epsilon,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        optimizer = _optimizer([p for p in module.parameters() if p.requires_grad], config, self.dtype)
         settings = zero_config(config, self.dtype)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=module.to(place.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
-        self.steps = 0
-        self._norm = 0.0
-        if _is_plain(config, self.dtype):
-            optimizer.register_step_pre_hook(lambda *_: self._clip(trained))
+        self._stage = config.zero_stage
+        self.steps = self.skipped = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.deepspeed(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds this rank's share of the gradient; shares of all ranks are summed."""
+        """Adds this rank's share of the gradient; shares of all ranks are summed.
+
+        A loss that is no finite number makes the whole gradient NaN, whatever its derivative would be:
+        the norm, which all ranks share, then tells every one of them, without asking.
+        """
+        # Of constants: the gradient would get the NaN of a branch of `where` that is not taken all the same.
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
         # DeepSpeed averages over ranks; losses here are already normalised over the whole batch.
         self.deepspeed.backward(loss * self._place.world, scale_wrt_gas=False)
 
     def step(self) -> dict[str, float]:
-        """Clips, updates, clears gradients; returns the norm before clipping and the rate used."""
+        """Clips, updates, clears gradients; returns the norm before clipping, the rate, and `skipped`.
+
+        Where the norm over all ranks is not finite, the update is skipped on every rank: weights,
+        optimizer state and `steps` stay as they are, gradients are cleared, and `skipped` is 1. DeepSpeed
+        computes that norm before it touches a weight: at stages 1 to 3 it then does the same by itself
+        (at 1 and 2 in bfloat16, if it is told to check), at stage 0 it leaves all of it to the optimizer.
+        """
         rate = learning_rate(self._config, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.deepspeed.step()
         self.deepspeed.zero_grad()
-        self.steps += 1
-        norm = self.deepspeed.get_global_grad_norm()
-        return {"learning_rate": rate, "grad_norm": self._norm if norm is None else float(norm)}
+        done = self.deepspeed.was_step_applied()
+        if not done and self._stage in (1, 2):
+            # DeepSpeed 0.19.8 keeps them where the optimizer lies in host memory: the next would add to them.
+            sums = self.optimizer.averaged_gradients
+            sums.update(dict.fromkeys(sums))
+        self.steps, self.skipped = (self.steps + 1, 0) if done else (self.steps, self.skipped + 1)
+        plain = isinstance(self.optimizer, ClippedAdamW)
+        norm = self.optimizer.norm if plain else self.deepspeed.get_global_grad_norm()
+        return {"learning_rate": rate, "grad_norm": float(norm), "skipped": float(not done)}
 
-    def _clip(self, trained: list[nn.Parameter]) -> None:
-        limit = self._config.max_grad_norm or float("inf")
-        self._norm = float(nn.utils.clip_grad_norm_(trained, limit))
+
+def _optimizer(
+    trained: list[nn.Parameter], config: LearnerConfig, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": config.optimizer.learning_rate,
+        "betas": (config.optimizer.beta1, config.optimizer.beta2),
+        "eps": config.optimizer.epsilon,
+        "weight_decay": config.optimizer.weight_decay,
+    }
+    if _is_plain(config, dtype):
+        return ClippedAdamW(trained, config.optimizer.max_grad_norm, **settings)
+    return torch.optim.AdamW(trained, **settings)

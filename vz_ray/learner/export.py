@@ -14,11 +14,12 @@ import torch
 
 from vz_ray.learner.checkpoint import read_facts, weights_hash
 from vz_ray.learner.distributed import Place, agree
+from vz_ray.learner.lora import is_adapted, peft_settings, trained_parameters
 from vz_ray.learner.masters import WEIGHTS
 from vz_ray.learner.model import load_pretrained
 from vz_ray.learner.sealed import CheckpointBroken, begin_draft, seal, verify
 from vz_ray.learner.shards import Shards
-from vz_ray.learner.weights import TrainerSource
+from vz_ray.learner.weights import TrainerSource, whole
 from vz_ray.weights.version import TensorSpec
 
 _SHARD_BYTES = 4 << 30
@@ -27,6 +28,9 @@ _INDEX = "model.safetensors.index.json"
 
 def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
     """Writes weights, configuration, tokenizer and processor; every rank must call.
+
+    Of a model with adapters the weights are merged, and the adapter lies beside them in `adapter/`, in
+    peft's own format: `PeftModel.from_pretrained(base, directory / "adapter")` is the same policy.
 
     Args:
         directory: Must not exist; complete or absent.
@@ -40,6 +44,8 @@ def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
     draft = begin_draft(directory, place)
     with agree(place, f"writing {draft}"):
         _write_weights(draft, TrainerSource(hf), place)
+        if is_adapted(hf):
+            _write_adapter(draft / "adapter", hf, place)
     with agree(place, f"sealing {draft}"):
         if place.rank == 0:
             for file in companions(base):
@@ -87,6 +93,20 @@ def _fill(hf: Any, shards: Shards, checkpoint: Path, base: Path) -> None:
                 "that training started from; adapters are merged by the trainer's own export alone"
             )
         parameters[name].copy_(shards.read(WEIGHTS, name).view(shape))
+
+
+def _write_adapter(directory: Path, hf: Any, place: Place) -> None:
+    """What was trained, and peft's description of it, written by rank 0 while all ranks gather."""
+    from safetensors.torch import save_file
+
+    parameters = trained_parameters(hf)
+    with whole(list(parameters.values())):
+        if place.rank:
+            return
+        tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    peft_settings(hf).save_pretrained(directory)
 
 
 def companions(base: Path) -> list[Path]:

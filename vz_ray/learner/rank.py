@@ -6,9 +6,7 @@ rank 0 writes what all ranks gather: weights, checkpoints, exports
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -22,58 +20,16 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.episode.protocols import FrameSource
 from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.learner.example import frame_key
+from vz_ray.learner.frames import FrameStore
 from vz_ray.learner.station import Station, rank_name
-from vz_ray.observe.deadline import within
 from vz_ray.observe.dump import arm
 from vz_ray.observe.fingerprint import check_same_code
-from vz_ray.video.frame import RGB, FrameRef, VideoError
+from vz_ray.video.frame import VideoError
 from vz_ray.weights.ipc import Loans
 from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
 from vz_ray.weights.publisher import Update
 from vz_ray.weights.store import WeightsBroken, WeightStore
 from vz_ray.weights.verify import Probe
-
-
-class FrameStore:
-    """A rank's window on the frame source: fetches what it lacks, keeps the latest.
-
-    Args:
-        source: Whoever has the pixels.
-        capacity: Most bytes kept between calls.
-        deadline_s: How long one fetch may take.
-    """
-
-    def __init__(self, source: FrameSource, capacity: int, deadline_s: float) -> None:
-        self._source, self._capacity, self._deadline_s = source, capacity, deadline_s
-        self._kept: OrderedDict[tuple[str, int, int], RGB] = OrderedDict()
-        self._size = 0
-        self._runner = asyncio.Runner()
-
-    def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:
-        """Arrays by digest; raises what the source raises."""
-        missing = [ref for ref in refs if frame_key(ref) not in self._kept]
-        fresh = self._runner.run(self._fetch(missing)) if missing else {}
-        found = {}
-        for ref in refs:
-            if (key := frame_key(ref)) in self._kept:
-                self._kept.move_to_end(key)
-            found[ref.digest] = self._kept[key] if key in self._kept else fresh[key]
-        self._keep(fresh)
-        return found
-
-    async def _fetch(self, refs: list[FrameRef]) -> dict[tuple[str, int, int], RGB]:
-        what = f"{len(refs)} frames for the learner"
-        frames = await within(self._deadline_s, self._source.resolve(refs), who="frame source", what=what)
-        return {frame_key(ref): frame.rgb for ref, frame in zip(refs, frames, strict=True)}
-
-    def _keep(self, fresh: Mapping[tuple[str, int, int], RGB]) -> None:
-        for key, rgb in fresh.items():
-            self._kept[key] = rgb
-            self._size += rgb.nbytes
-        while self._size > self._capacity:
-            _, dropped = self._kept.popitem(last=False)
-            self._size -= dropped.nbytes
-
 
 _STEP_S = 0.2
 """How long a rank waits for its broadcast before it listens to whoever wants to abort it."""

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,17 +32,21 @@ from vz_ray.learner.engine import Engine, freeze, training_dtype
 from vz_ray.learner.example import Example, encode
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.features import FeatureCache
+from vz_ray.learner.lora import adapt, own_reference, without_adapters
 from vz_ray.learner.loss import trajectory_weights
 from vz_ray.learner.model import Policy, costs_of
 from vz_ray.learner.objective import Given, mismatch, objective
 from vz_ray.learner.packing import Tree, plan
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.learner.probe import probe_example
+from vz_ray.learner.replay import MODEL, Facts, keep_batch, too_many_skipped
 from vz_ray.learner.weights import TrainerSource
 from vz_ray.video.frame import RGB
 from vz_ray.weights.verify import Probe
 
 Metrics = dict[str, float]
+Model = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+"""Gives log-probs and entropies of the sampled tokens, `[B, S]` each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +85,30 @@ class Trainer:
         self.policy = Policy.load(config.model, dtype, chunk=config.logprob_chunk_tokens)
         self.spec = PixelSpec.of_checkpoint(config.model)
         self.costs = costs_of(self.policy.hf)
-        if config.freeze_vision:
-            self.policy.cache = self._new_cache()
-        self.reference, self._reference_cache = None, None
-        if config.loss.kl:
-            frozen = Policy.load(config.reference or config.model, dtype, chunk=config.logprob_chunk_tokens)
-            same = config.reference in (None, config.model) and config.freeze_vision
-            frozen.cache = self._reference_cache = self.policy.cache if same else self._new_cache()
-            self.reference = freeze(frozen, config, self.place)
         self.policy.train()
         if config.gradient_checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        tower = self.policy.hf.model.visual
         if config.freeze_vision:
-            self.policy.hf.model.visual.requires_grad_(False)
+            tower.requires_grad_(False)
+        if config.lora.rank:
+            adapt(self.policy.hf, config.lora, config.model, config.seed)
+        if not any(p.requires_grad for p in tower.parameters()):
+            self.policy.cache = self._new_cache()
         self.engine = Engine(self.policy, config, self.place)
+        self.reference, self._reference_cache = self._new_reference(dtype)
+
+    def _new_reference(self, dtype: torch.dtype) -> tuple[Model | None, FeatureCache | None]:
+        """The model that KL is measured to, if any, and where its tower's features are kept."""
+        config = self.config
+        if not config.loss.kl:
+            return None, None
+        if not own_reference(config):
+            return self._unadapted, self.policy.cache
+        frozen = Policy.load(config.reference or config.model, dtype, chunk=config.logprob_chunk_tokens)
+        same_tower = config.reference in (None, config.model) and self.policy.cache is not None
+        frozen.cache = self.policy.cache if same_tower else self._new_cache()
+        return freeze(frozen, config, self.place), frozen.cache
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         """Trajectories as arrays, checked."""
@@ -112,6 +125,7 @@ class Trainer:
             self.engine.backward(-logprobs.sum() / tokens)
             nats -= float(logprobs.detach().sum())
         updated = self.engine.step()
+        self._keep_if_skipped(updated, trajectories, "sft", None)
         nats = total({"nats": nats}, self.place)["nats"]
         return {"loss": nats / tokens, **updated, **_speed(examples, started)}
 
@@ -135,13 +149,16 @@ class Trainer:
         if not kept:
             return metrics
         minibatches = self._minibatches(kept)
-        once = len(minibatches) == 1 and self.config.epochs == 1
+        # With dropout, an update's own pass is not that of the policy that was sampled from.
+        once = len(minibatches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
         given = [self._given(minibatch, pixels, once) for minibatch in minibatches]
         log = _Log(version)
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
             for which in order.permutation(len(minibatches)):
-                self._update(minibatches[which], given[which], pixels, log)
+                updated = self._update(minibatches[which], given[which], pixels, log)
+                part = kept[which * self.config.minibatch_tasks :][: self.config.minibatch_tasks]
+                self._keep_if_skipped(updated, [t for g in part for t in g.trajectories], "grpo", version)
         examples = [e for minibatch in minibatches for e in minibatch.examples]
         return metrics | log.metrics(self) | _speed(examples, started)
 
@@ -240,7 +257,7 @@ class Trainer:
         where there is one update, the weights are still the old ones there.
         """
 
-        def passed(model: Callable[[MicroBatch], Any] | None, cache: FeatureCache | None) -> list[Any]:
+        def passed(model: Model | None, cache: FeatureCache | None) -> list[Tensor | None]:
             if model is None:
                 return [None] * len(minibatch.share)
             batches = self._micro_batches(minibatch.examples, minibatch.share, pixels, cache)
@@ -256,8 +273,8 @@ class Trainer:
         given: list[tuple[Tensor | None, Tensor | None]],
         pixels: Pixels | Mapping[str, RGB],
         log: _Log,
-    ) -> None:
-        """One optimizer step."""
+    ) -> Metrics:
+        """One optimizer step; returns what the engine says of it."""
         device = self.place.device
         batches = self._micro_batches(minibatch.examples, minibatch.share, pixels, self.policy.cache)
         for batch, (old, reference) in zip(batches, given, strict=True):
@@ -278,7 +295,34 @@ class Trainer:
             loss, sums = objective(logprobs, entropy, fixed, self.config.loss)
             self.engine.backward(loss)
             log.add(sums, logprobs.detach() - fixed.old, own, batch)
-        log.updated(self.engine.step())
+        updated = self.engine.step()
+        log.updated(updated)
+        return updated
+
+    def _unadapted(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """What the checkpoint that the adapters sit on says; the reference model, without a second copy."""
+        with without_adapters(self.policy.hf):
+            logprobs, entropy = self.engine(batch)
+        return logprobs, entropy
+
+    def _keep_if_skipped(
+        self, updated: Metrics, trajectories: Sequence[Trajectory], kind: str, version: int | None
+    ) -> None:
+        """Keeps the batch of an update that was skipped.
+
+        Raises:
+            UserError: It is the last of `max_skipped` in a row.
+        """
+        if not updated["skipped"]:
+            return
+        where, last = None, self.engine.skipped >= self.config.max_skipped
+        if self.config.replay:
+            facts = Facts(kind, self.engine.steps, version, updated["grad_norm"], self.place.world)
+            where = keep_batch(Path(self.config.replay), trajectories, facts, self.config, self.place)
+            if last:
+                self.export_hf(where / MODEL)
+        if last:
+            raise too_many_skipped(self.engine.skipped, where)
 
     def _column(self, batch: MicroBatch, values: Sequence[float] | NDArray[np.float64]) -> Tensor:
         """`[B]` of those values that this micro-batch's trajectories have; 0 in an empty one."""
@@ -323,6 +367,7 @@ class _Log:
     def metrics(self, trainer: Trainer) -> Metrics:
         sums = total(self._sums, trainer.place)
         sampled, updates = sums.pop("sampled"), len(self._updates)
+        done = [update for update in self._updates if not update["skipped"]]
         mean = {name: sums.pop(name) / updates for name in ("loss", "policy_loss")}
         for part in _PARTS:
             found, compared = sums.pop(f"mismatch_kl{part}"), sums.pop(f"compared{part}")
@@ -333,8 +378,9 @@ class _Log:
         mean |= {name: value / sampled for name, value in sums.items()}
         return mean | {
             "ratio_max": largest(self._ratio_max, trainer.place),
-            "updates": float(updates),
-            "grad_norm": sum(u["grad_norm"] for u in self._updates) / updates,
+            "updates": float(len(done)),
+            "skipped": float(updates - len(done)),
+            "grad_norm": sum(u["grad_norm"] for u in done) / len(done) if done else float("inf"),
             "learning_rate": self._updates[-1]["learning_rate"],
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vz_ray.learner.lora import deltas, plain_name
 from vz_ray.weights.source import split
 from vz_ray.weights.version import TensorSpec, dtype_name
 
@@ -18,10 +19,15 @@ class TrainerSource:
 
     Tied tensors appear once, under the embedding's name. Every rank must walk
     through `buckets` with the same `max_bytes`: under ZeRO-3 it gathers.
+
+    Adapters appear in the weights that they are merged with, which are made
+    anew for each bucket: what is trained is not touched. See `learner/lora.py`.
     """
 
     def __init__(self, hf: nn.Module) -> None:
-        self._parameters = dict(hf.named_parameters())
+        named = ((plain_name(name), parameter) for name, parameter in hf.named_parameters())
+        self._parameters = {name: parameter for name, parameter in named if name is not None}
+        self._deltas = deltas(hf)
 
     def specs(self) -> list[TensorSpec]:
         """Names, types and whole shapes; moves no data."""
@@ -33,9 +39,15 @@ class TrainerSource:
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
         """The tensors, in `specs` order; a group is valid until the next one is asked for."""
         for group in split(self.specs(), max_bytes):
-            parameters = [self._parameters[spec.name] for spec in group]
-            with whole(parameters):
-                yield {spec.name: p.data for spec, p in zip(group, parameters, strict=True)}
+            names = [spec.name for spec in group]
+            parameters = [self._parameters[name] for name in names]
+            added = [delta for name in names if (delta := self._deltas.get(name))]
+            with whole([*parameters, *(p for delta in added for p in (delta.a, delta.b))]):
+                yield {name: self._merged(name, p) for name, p in zip(names, parameters, strict=True)}
+
+    def _merged(self, name: str, parameter: nn.Parameter) -> torch.Tensor:
+        delta = self._deltas.get(name)
+        return parameter.data if delta is None else delta.added_to(parameter)
 
 
 def whole(parameters: list[nn.Parameter]) -> Any:

@@ -143,6 +143,8 @@ _OF_ITERATIONS = (
     _gauge("vz_learner_loss", "Loss of the step.", "", key=names.LOSS),
     _gauge("vz_learner_entropy_nats", "Entropy of the policy per token.", "nats", key=names.ENTROPY),
     _gauge("vz_learner_grad_norm", "Norm of the gradient before clipping.", "", key=names.GRAD_NORM),
+    _gauge("vz_learner_skipped_updates", "Updates skipped for a loss or gradient that is no finite number.",
+           "updates", key=names.SKIPPED),
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in (*_LIVE, *_OF_ITERATIONS)}

@@ -72,6 +72,8 @@ LOSS = "learner/loss"
 ENTROPY = "learner/entropy"
 KL_TO_REFERENCE = "learner/kl"
 GRAD_NORM = "learner/grad_norm"
+SKIPPED = "learner/skipped"
+"""Updates skipped because their loss or gradient was no finite number."""
 LEARNER_S = "learner/seconds"
 LEARNER_TOKENS_PER_S = "learner/tokens_per_s"
 

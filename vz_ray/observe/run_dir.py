@@ -165,7 +165,7 @@ def whole_directory(final: Path) -> Iterator[Path]:
     A directory of that name is therefore always complete. What an interrupted
     block left is deleted by the next one.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_of(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
@@ -174,6 +174,11 @@ def whole_directory(final: Path) -> Iterator[Path]:
         shutil.rmtree(final)
     partial.rename(final)
     sync_directory(final.parent)
+
+
+def partial_of(final: Path) -> Path:
+    """What `whole_directory` calls a directory that is being filled."""
+    return final.with_name(f".{final.name}.partial")
 
 
 def sync_directory(path: Path) -> None:

@@ -1,0 +1,10 @@
+"""`torchrun --nproc-per-node N -m vz_ray.learner sft ...`; see `learner/alone.py`."""
+
+from __future__ import annotations
+
+import sys
+
+from vz_ray.learner.alone import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
