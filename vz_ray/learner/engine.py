@@ -121,7 +121,8 @@ class Engine:
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=module.to(place.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
-        self._stage = config.zero_stage
+        # DeepSpeed 0.19.8 keeps a skipped update's gradients there, and the next would add to them.
+        self._sums_stay = config.offload == "optimizer" and config.zero_stage < 3
         self.steps = self.skipped = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,8 +153,7 @@ class Engine:
         self.deepspeed.step()
         self.deepspeed.zero_grad()
         done = self.deepspeed.was_step_applied()
-        if not done and self._stage in (1, 2):
-            # DeepSpeed 0.19.8 keeps them where the optimizer lies in host memory: the next would add to them.
+        if not done and self._sums_stay:
             sums = self.optimizer.averaged_gradients
             sums.update(dict.fromkeys(sums))
         self.steps, self.skipped = (self.steps + 1, 0) if done else (self.steps, self.skipped + 1)
