@@ -100,7 +100,7 @@ async def test_a_late_rank_says_what_it_is_doing_unless_it_cannot(
         with pytest.raises(Overdue) as late:
             await group.grpo_step(world.groups)
         assert (late.value.who, late.value.what) == ("learner-rank-0", "unreadable")
-        assert re.search(r"learner-rank-0 is in _fetch \(vz_ray/learner/rank.py:\d+\)", str(late.value))
+        assert re.search(r"learner-rank-0 is in _fetch \(vz_ray/learner/frames.py:\d+\)", str(late.value))
         assert re.search(r"worlds.py\", line \d+ in resolve", caplog.text)
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
