@@ -171,7 +171,8 @@ class _Ablation:
         tree, seed, variant = self.tree, stage.seed, stage.variant
         folder = tree.folder(seed, variant)
         config = config_of(self.config, seed, variant, folder)
-        at = replace(self.at, run=RunDir.begin(folder, to_yaml(config))[0])
+        run = RunDir.begin(folder, to_yaml(config))[0]
+        at = replace(self.at, run=run, badge=actors.badge_of(config))
         if stage.part in (Part.EXEMPLARS, Part.REFLECTIONS):
             await self._cold_start(config, stage, at, frames)
             return
