@@ -205,6 +205,17 @@ async def test_the_last_word_says_how_it_ended(run):
     assert (live.standing(time.time()), live.error) == (State.FAILED, "UserError: no disk")
 
 
+async def test_the_last_word_is_of_the_workers_as_they_are_then(run):
+    watch, fleet = Watch("agent", Remembering()), SomeFleet(there=[seat("a", WorkerState.SYNCING)])
+    beating = heart(watch, run, fleet, SomePool())
+    await beating.beat()
+    fleet.there = [seat("a")]
+    await beating.end(State.ENDED, "")
+    live = Live.read(run.live)
+    assert live is not None
+    assert live.fleet["workers"] == {"ready": 1}
+
+
 def test_counts_of_one_that_began_anew_start_at_nothing():
     grown = Grown()
     grown.by("a", 100)

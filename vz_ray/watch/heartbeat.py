@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Sequence
 from functools import reduce
 from operator import add
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vz_ray.clips import HandleStats, PoolStats
 from vz_ray.observe.deadline import within
@@ -138,6 +138,9 @@ class Heartbeat:
         live = self._watch.live
         live.state, live.error, live.left_s = state.value, error, None
         try:
+            if self._fleet is not None and live.fleet:
+                # The last beat may have been while weights were exchanged.
+                live.fleet |= _standing(self._fleet)
             self._tell()
             await asyncio.to_thread(self._write)
         except Exception:
@@ -155,13 +158,10 @@ class Heartbeat:
 
     def _look_at_fleet(self, fleet: FleetLike, workers: Sequence[WorkerStats] | None, elapsed: float) -> None:
         watch, meters = self._watch, self._watch.meters
-        seats = fleet.seats()
-        states = Counter(seat.state.value for seat in seats)
-        alive = [seat for seat in seats if seat.state is not WorkerState.DEAD]
-        playing = sum(seat.load for seat in alive)
+        standing = _standing(fleet)
         for state in WorkerState:
-            meters.set("vz_workers", states[state.value], state=state.value)
-        meters.set("vz_episodes_playing", playing)
+            meters.set("vz_workers", standing["workers"].get(state.value, 0), state=state.value)
+        meters.set("vz_episodes_playing", standing["playing"])
         meters.set("vz_episodes_waiting", fleet.waiting)
         meters.add("vz_lost_workers", self._grown.by("lost workers", fleet.lost))
         episodes = self._grown.by("episodes", watch.accepted_episodes) / elapsed
@@ -172,11 +172,7 @@ class Heartbeat:
             known = sum(sampled) / elapsed
         meters.set("vz_tokens_per_second", known)
         watch.live.fleet = {
-            "workers": dict(states),
-            "seats": [{"name": s.name, "state": s.state.value, "load": s.load, "why": s.why} for s in alive],
-            "playing": playing,
-            "waiting": fleet.waiting,
-            "lost": fleet.lost,
+            **standing,
             "tokens_per_s": round(known, 2),
             "episodes_per_s": round(episodes, 4),
         }
@@ -238,6 +234,19 @@ class Heartbeat:
             write_atomic(self._run.scrape, json.dumps(group).encode())
         live.scrape = targets
         live.write(self._run.live)
+
+
+def _standing(fleet: FleetLike) -> dict[str, Any]:
+    """How it stands with the workers at this moment, without asking them."""
+    seats = fleet.seats()
+    alive = [seat for seat in seats if seat.state is not WorkerState.DEAD]
+    return {
+        "workers": dict(Counter(seat.state.value for seat in seats)),
+        "seats": [{"name": s.name, "state": s.state.value, "load": s.load, "why": s.why} for s in alive],
+        "playing": sum(seat.load for seat in alive),
+        "waiting": fleet.waiting,
+        "lost": fleet.lost,
+    }
 
 
 class Targets(Protocol):
