@@ -36,6 +36,11 @@ class Nodes:
     def __init__(self, cluster: Cluster, folder: str) -> None:
         self._cluster, self._folder = cluster, folder
 
+    @property
+    def address(self) -> str:
+        """Where it is joined."""
+        return str(self._cluster.address)
+
     def add(self, **resources: float) -> Any:
         """A node with `num_cpus`, `num_gpus` and so on; returned once the cluster knows it."""
         return self._cluster.add_node(**resources)

@@ -54,6 +54,12 @@ def test_a_requested_stop_says_how_to_go_on(monkeypatch, capsys):
     assert "goes on from the last checkpoint" in capsys.readouterr().err
 
 
+def test_a_stop_of_what_goes_on_otherwise_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", raising(StopRequested("stopped by SIGINT", "begin anew")))
+    assert run(monkeypatch, "doctor") == 130
+    assert capsys.readouterr().err == "vz-ray: stopped by SIGINT; begin anew\n"
+
+
 def test_an_unknown_option_is_status_2(monkeypatch, capsys):
     assert run(monkeypatch, "doctor", "--jsonn") == 2
     assert "--jsonn" in capsys.readouterr().err

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.coldstart.distill.conftest import RULES
 from tests.coldstart.distill.serving import OracleServer, said, turns_of
 from tests.coldstart.distill.test_reflect import WRONG, TakesOver
 from tests.coldstart.distill.test_studio import produce
-from tests.reward.endpoint import serving
+from tests.reward.endpoint import Reply, serving
 from tests.small_run import ROOT, begin, below, finish, left_of, stop, vz_ray, wait_for
 from tests.test_cli import run as run_cli
 from vz_ray.coldstart.distill.studio import Job
@@ -26,9 +27,11 @@ from vz_ray.data.sft_file import SftFile
 from vz_ray.data.task import Task
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.episode.wire import WireFormat
+from vz_ray.observe.live import Live, State
 from vz_ray.quickstart import wire_of
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.local import LocalFrames
+from vz_ray.watch.looking import look
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -132,6 +135,11 @@ def test_the_cost_limit_ends_it_with_a_line_that_says_how_to_go_on(world):
     with serving(OracleServer(world.tasks, world.wire)) as endpoint:
         low = vz_ray(*world.exemplar(endpoint.url, "limited", "expert.limit_usd=0.2"))
         assert low.returncode == 2
+        assert f"data set: {world.run('limited') / 'dataset'}" in low.stdout
+        live = Live.read(world.run("limited") / "live.json")
+        assert live is not None
+        assert (live.state, live.unit, live.iterations) == ("failed", "episode", 2 * len(world.tasks))
+        assert "expert.limit_usd is 0.2" in live.error
         assert "expert.limit_usd is 0.2; raise it" in low.stderr
         card = json.loads((world.run("limited") / "dataset" / "card.json").read_text())
         assert 0 < card["cost"]["usd"] <= 0.2
@@ -147,8 +155,42 @@ def test_a_stop_finishes_what_is_paid_for_and_leaves_no_process(world):
         stop(process, signal.SIGTERM)
         ended = finish(process)
         assert ended.returncode == 130, ended.stderr
+        assert "the same command goes on where it was, and pays for nothing twice" in ended.stderr
         assert not left_of(started)
+    view = look(run)
+    assert (view.state, view.live.unit) == (State.STOPPED, "episode")
     assert lines_with("asked", run) == lines_with("replied", run)
+
+
+def test_a_distillation_is_watched_as_any_other_run(world):
+    """`live.json`, rows for TensorBoard and trackers, and log lines that name run and episode."""
+
+    def busy(number, body):
+        """Refuses one request in three at first, which is noted in the log."""
+        return Reply(status=503) if number % 3 == 1 else None
+
+    run = world.run("watched")
+    with serving(OracleServer(world.tasks, world.wire, busy)) as endpoint:
+        done = vz_ray(
+            *world.exemplar(endpoint.url, "watched", "observe.log_format=json", "observe.pulse_s=1")
+        )
+    assert done.returncode == 0, done.stderr
+    view = look(run)
+    assert view.live is not None
+    total = 2 * len(world.tasks)
+    assert (view.state, view.live.iteration, view.live.iterations) == (State.ENDED, total, total)
+    assert view.live.clips["decoders"] == 1
+    assert (view.curves["right"][-1], view.curves["failed"][-1]) == (1.0, 0.0)
+    card = json.loads((run / "dataset" / "card.json").read_text())
+    assert view.curves["cost $"][-1] == pytest.approx(card["cost"]["usd"])
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert events.Scalars("expert/right")[-1].step == total
+    lines = [json.loads(line) for line in (run / "logs" / "vz_ray.log").read_text().splitlines()]
+    assert {line["run"] for line in lines} == {"watched"}
+    asked = [line for line in lines if line["logger"].endswith("distill.expert")]
+    played = {f"0/{task.task_id}/{sample}#0" for task in world.tasks for sample in range(2)}
+    assert asked
+    assert {line["episode"] for line in asked} <= played
 
 
 def test_what_the_policy_got_wrong_is_corrected(world):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.small_run import SmallRun, vz_ray
 from vz_ray.coldstart.exemplars import play_exemplars, zooming
@@ -19,6 +22,7 @@ from vz_ray.data.rl_file import read_tasks
 from vz_ray.data.sft_file import sample_of
 from vz_ray.data.sft_source import read_source, wire_of
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.metrics import read_metrics
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.video.image import encode_image
 from vz_ray.video.local import LocalFrames
@@ -57,6 +61,47 @@ def test_a_checkpoint_is_taught_and_exported(small: SmallRun, exemplars: Path) -
     weights = "model.safetensors"
     assert (policy / weights).read_bytes() != (small.folder / "base" / weights).read_bytes()
     assert len((small.runs / "taught" / "policy.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_supervised_run_is_watched_as_any_other(
+    small: SmallRun, exemplars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`live.json`, TensorBoard, MLflow where it is installed, and log lines that name run, rank and step."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = small.runs / "watched"
+    mlruns = small.folder / "mlruns"
+    with_mlflow = importlib.util.find_spec("mlflow") is not None
+    uri = [f"observe.mlflow_uri={mlruns.as_uri()}"] if with_mlflow else []
+    more = ["observe.log_format=json", "observe.pulse_s=1", "sft.steps=3", *uri]
+    ended = vz_ray("sft", *overrides(small, exemplars), *more, "name=watched")
+    assert ended.returncode == 0, ended.stderr
+    live = json.loads((run / "live.json").read_text())
+    assert (live["state"], live["unit"], live["iteration"], live["iterations"]) == ("ended", "step", 3, 3)
+    assert (live["fleet"], live["checkpoint"]["iteration"], live["clips"]["decoders"]) == ({}, 3, 1)
+    rows = read_metrics(run / "policy.jsonl")
+    events = EventAccumulator(str(run / "tensorboard" / "policy")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    shown = vz_ray("top", str(run), "--once").stdout
+    assert "step 3 of 3" in shown
+    assert re.search(r"loss +\S{3} +\d", shown)
+    lines = [json.loads(line) for line in (run / "logs" / "vz_ray.log").read_text().splitlines()]
+    assert {line["run"] for line in lines} == {"watched"}
+    ranks = [json.loads(line) for line in objects(run / "logs" / "learner-rank-0.log")]
+    assert ranks
+    assert {(line["run"], line["worker"], line["rank"]) for line in ranks} == {
+        ("watched", "learner-rank-0", 0)
+    }
+    if with_mlflow:
+        [tracked] = mlruns.glob("*/*/metrics/loss")
+        assert [float(line.split()[1]) for line in tracked.read_text().splitlines()] == pytest.approx(
+            [row["loss"] for row in rows]
+        )
+
+
+def objects(path: Path) -> list[str]:
+    """The lines of a log that are objects; what C code prints is none."""
+    return [line for line in path.read_text().splitlines() if line.startswith("{")]
 
 
 def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, exemplars: Path) -> None:

@@ -174,7 +174,7 @@ class _Ablation:
         config = config_of(self.config, seed, variant, folder)
         run, _ = RunDir.begin(folder, to_yaml(config), MAY_CHANGE)
         run.adopt(to_yaml(config))
-        at = replace(self.at, run=run)
+        at = replace(self.at, run=run, badge=actors.badge_of(config))
         if stage.part in (Part.EXEMPLARS, Part.REFLECTIONS):
             await self._cold_start(config, stage, at, frames)
             return

@@ -21,6 +21,7 @@ from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RayConfig, RunConfig
 from vz_ray.config.selector import SelectorConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.desk import Desk
 from vz_ray.jobs.needs import ClusterConfig
 from vz_ray.jobs.preflight import preflight
 from vz_ray.learner import senders
@@ -157,10 +158,9 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def badge_of(config: PlayConfig | SftRunConfig | DistillConfig) -> Badge:
-    """What the actors of a run are given, to say whose they are."""
-    form = "text" if isinstance(config, DistillConfig) else config.observe.log_format
-    return Badge(config.name, form)
+def badge_of(config: ClusterConfig) -> Badge:
+    """What the actors of a run, or of a server, are given, to say whose they are."""
+    return Badge(config.name, config.observe.log_format)
 
 
 @asynccontextmanager
@@ -203,11 +203,18 @@ async def clip_pool(config: PlayConfig | SftRunConfig | DistillConfig) -> AsyncI
 
 @asynccontextmanager
 async def learner(
-    config: LearnerConfig, ray_config: RayConfig, frames: ClipPool, *, gpu_share: float = 1.0
+    config: LearnerConfig, ray_config: RayConfig, frames: ClipPool, at: Desk, *, gpu_share: float = 1.0
 ) -> AsyncIterator[LearnerGroup]:
-    """A learner with its model loaded; it ends with the block. Ranks have `gpu_share` of a GPU each."""
+    """A learner with its model loaded; it ends with the block.
+
+    Args:
+        at: Of the run that it learns for, in whose `logs/` its ranks write.
+        gpu_share: What a rank has of a GPU.
+    """
     gpus = gpu_share if on_gpus(ray_config) else 0.0
-    group = await LearnerGroup.start(config, frames, gpus_per_rank=gpus)
+    group = await LearnerGroup.start(
+        config, frames, gpus_per_rank=gpus, badge=at.badge, logs=str(at.run.logs.resolve())
+    )
     try:
         yield group
     finally:

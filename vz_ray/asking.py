@@ -54,7 +54,7 @@ def run_ask(
     for video in videos:
         if not is_remote(video) and not Path(video).is_file():
             raise UserError(f"there is no file {video}")
-    with Interrupt() as interrupt:
+    with Interrupt(then="the question has no answer; the same command asks it again") as interrupt:
         chunks = (
             _of_server(server, key_env, config.name, videos, question)
             if server
@@ -65,7 +65,7 @@ def run_ask(
 
 async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
     check_model(config.model)
-    logs.configure(Path(config.logs))
+    logs.configure(Path(config.logs), badge=actors.badge_of(config))
     # Whoever asks here may read what it asks about.
     config = replace(config, clips=replace(config.clips, roots=[]))
     async with actors.ray_cluster(config.ray):
@@ -159,10 +159,13 @@ def _show_delta(delta: Json, console: Console) -> None:
 
 
 def _zoom_line(zoom: Json) -> str:
+    where = ""
+    if zoom["segment"]:
+        start, end = zoom["segment"]
+        where = f"{start:.2f} to {end:.2f} s at {zoom['fps']:g} fps"
     if zoom["refused"]:
-        return f"\n[yellow]zoom {zoom['turn'] + 1}  refused: {escape(zoom['refused'])}[/]"
-    start, end = zoom["segment"]
-    where = f"{start:.2f} to {end:.2f} s at {zoom['fps']:g} fps"
+        asked = f"{where}, " if where else ""
+        return f"\n[yellow]zoom {zoom['turn'] + 1}  {asked}refused: {escape(zoom['refused'])}[/]"
     return f"\n[cyan]zoom {zoom['turn'] + 1}  {where}, {len(zoom['pts'])} frames[/]"
 
 

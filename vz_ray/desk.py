@@ -26,11 +26,16 @@ from vz_ray.watch.watching import check_observers
 
 @dataclass
 class Desk:
-    """What every stage needs."""
+    """What every stage needs.
+
+    Attributes:
+        badge: What the run's actors are given, to say whose they are.
+    """
 
     run: RunDir
     progress: Progress
     interrupt: Interrupt
+    badge: Badge
 
     def model(self, stage: str) -> Path:
         """Where the model that a stage makes is exported to."""
@@ -55,13 +60,13 @@ def desk(config: PlayConfig | SftRunConfig) -> Iterator[Desk]:
     """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
     require(memory(), shared_memory(), disk(Path(config.runs)))
     check_checkpoint(config.model)
-    if isinstance(config, PlayConfig):
-        check_observers(config.observe)
+    check_observers(config.observe)
     settings = to_yaml(config)
     run, resumed = RunDir.begin(Path(config.runs) / config.name, settings, MAY_CHANGE)
-    logs.configure(run.logs, badge=Badge(config.name, config.observe.log_format))
+    badge = Badge(config.name, config.observe.log_format)
+    logs.configure(run.logs, badge=badge)
     with run.held(), Progress() as progress, Interrupt() as interrupt:
         if resumed:
             run.adopt(settings)
             progress.say(f"going on with {run.path}")
-        yield Desk(run, progress, interrupt)
+        yield Desk(run, progress, interrupt, badge)

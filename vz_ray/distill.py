@@ -3,7 +3,7 @@
     exemplar   tasks                      -> the expert plays each several times      -> curate -> dataset/
     reflect    the policy's wrong zooms   -> the expert takes over after the last one -> curate -> dataset/
 
-A run leaves `replies.jsonl` (what was paid for), `episodes/`, and `dataset/`
+A run leaves `replies.jsonl` (what was paid for), `episodes/`, `metrics.jsonl`, and `dataset/`
 with its card. The data set is made anew from the episodes each time.
 """
 
@@ -33,14 +33,38 @@ from vz_ray.coldstart.distill.studio import Job, Studio
 from vz_ray.config import to_yaml
 from vz_ray.config.distill import CurateConfig, DistillConfig, ExemplarConfig, ReflectConfig
 from vz_ray.data.rl_file import check_videos, read_tasks
+from vz_ray.desk import Desk
 from vz_ray.episode.wire import WireFormat
-from vz_ray.observe import logs
+from vz_ray.observe import logs, names
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import Interrupt
+from vz_ray.observe.live import EPISODE
+from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.progress import Progress
 from vz_ray.observe.run_dir import RunDir, write_atomic
 from vz_ray.quickstart import wire_of
 from vz_ray.reward import require_scorers
+from vz_ray.watch.watch import Watch
+from vz_ray.watch.watching import check_observers, watching
+
+GOES_ON = "the same command goes on where it was, and pays for nothing twice"
+EXPERT_NAMES = {"right": names.EXPERT_RIGHT, "failed": names.EXPERT_FAILED, "usd": names.EXPERT_USD}
+"""What is shown while an expert plays, and what it is called in `metrics.jsonl`; `step` counts episodes."""
+
+
+class CutShort(UserError):
+    """The cost limit kept some episodes from being played.
+
+    Attributes:
+        card: Of the data set of those that were.
+    """
+
+    def __init__(self, why: str, limit_usd: float, card: Card) -> None:
+        super().__init__(
+            f"stopped at the cost limit with {card.played} of {card.planned} episodes played: {why}, "
+            f"expert.limit_usd is {limit_usd:g}; raise it and run the same command to go on"
+        )
+        self.card = card
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,51 +116,57 @@ def _wire(config: DistillConfig) -> WireFormat:
 
 def _run(config: DistillConfig, plan: Plan, wire: WireFormat) -> None:
     api_key(config.expert)
+    check_observers(config.observe)
     held_out = _held_out(config.curate)
-    with _opened(config) as (run, progress, interrupt):
-        card, short = asyncio.run(_distill(config, plan, wire, held_out, run, progress, interrupt))
-        run_path = run.path
+    try:
+        with _opened(config) as at:
+            card = asyncio.run(_distill(config, plan, wire, held_out, at))
+    except CutShort as error:
+        _show(config, error.card)
+        raise
+    _show(config, card)
+
+
+def _show(config: DistillConfig, card: Card) -> None:
     Console().print(table(card))
-    print(f"data set: {run_path / 'dataset'}")
-    if short:
-        raise UserError(
-            f"stopped at the cost limit with {card.played} of {card.planned} episodes played: {short}, "
-            f"expert.limit_usd is {config.expert.limit_usd:g}; raise it and run the same command to go on"
-        )
+    print(f"data set: {Path(config.runs) / config.name / 'dataset'}")
 
 
 @contextmanager
-def _opened(config: DistillConfig) -> Iterator[tuple[RunDir, Progress, Interrupt]]:
+def _opened(config: DistillConfig) -> Iterator[Desk]:
     """The run directory, held; limits and rules may be others than last time, the log says what may not."""
     run = RunDir(Path(config.runs) / config.name)
     try:
         run.episodes.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot use {run.path} as run directory: {error.strerror or error}") from error
-    with run.held(), Progress() as progress, Interrupt() as interrupt:
+    with run.held(), Progress() as progress, Interrupt(then=GOES_ON) as interrupt:
         write_atomic(run.config, to_yaml(config).encode())
-        logs.configure(run.logs)
-        yield run, progress, interrupt
+        badge = actors.badge_of(config)
+        logs.configure(run.logs, badge=badge)
+        yield Desk(run, progress, interrupt, badge)
 
 
-async def _distill(
-    config: DistillConfig,
-    plan: Plan,
-    wire: WireFormat,
-    held_out: HeldOut,
-    run: RunDir,
-    progress: Progress,
-    interrupt: Interrupt,
-) -> tuple[Card, str]:
-    """Plays what is left and writes the data set; returns its card, and what kept it from playing all."""
+async def _distill(config: DistillConfig, plan: Plan, wire: WireFormat, held_out: HeldOut, at: Desk) -> Card:
+    """Plays what is left and writes the data set; returns its card.
+
+    Raises:
+        CutShort: Not all of it could be played; the data set is of what was.
+    """
+    run = at.run
     account = Account(run.path / "replies.jsonl", config.expert.limit_usd)
     log = PlayLog(run.episodes / f"{plan.stage}.jsonl", _identity(config, plan, wire))
-    expert = Expert(config.expert, account, interrupt.check)
+    expert = Expert(config.expert, account, at.interrupt.check)
     if log.records or account.spent.requests:
-        progress.say(f"going on with {run.path}: {_paid(account)}")
-    async with actors.ray_cluster(config.ray), actors.clip_pool(config) as frames:
+        at.progress.say(f"going on with {run.path}: {_paid(account)}")
+    async with (
+        actors.cluster_of(config),
+        actors.clip_pool(config) as frames,
+        watching(config.observe, run, frames, unit=EPISODE) as watch,
+    ):
         studio = Studio(expert, wire, frames, config.episode, config.reward, plan.guide, plan.stage)
-        short = await _play(studio, plan.jobs, log, config.episodes_at_once, progress)
+        short = await _play(studio, plan.jobs, log, config.episodes_at_once, at, watch)
+        watch.doing("export")
         curated = curate(
             log.records,
             config.curate,
@@ -145,17 +175,36 @@ async def _distill(
             seed=config.seed,
         )
         card = _card(config, plan, log, curated, account)
-        with progress.stage("data set"):
+        with at.progress.stage("data set"):
             dataset = run.path / "dataset"
             await publish(dataset, curated.kept, curated.dropped, card, wire, frames, config.image)
-    return card, short
+        if short:
+            raise CutShort(short, config.expert.limit_usd, card)
+    return card
 
 
-async def _play(studio: Studio, jobs: Sequence[Job], log: PlayLog, at_once: int, progress: Progress) -> str:
+async def _play(
+    studio: Studio, jobs: Sequence[Job], log: PlayLog, at_once: int, at: Desk, watch: Watch
+) -> str:
     """Plays what the log does not hold; returns why not all of it, if the cost limit was in the way."""
-    with progress.stage(studio.stage, len(jobs)) as stage:
+    done = log.done
+    watch.begun(sum(job.key in done for job in jobs), len(jobs))
+    watch.doing("rollout")
+    with (
+        at.progress.stage(studio.stage, len(jobs)) as stage,
+        MetricLog(at.run.metrics, at.run.path / "tensorboard", trackers=watch.trackers) as metrics,
+    ):
+
+        def advance(episodes: int) -> None:
+            stage.advance(episodes)
+            watch.stepped(stage.done)
+
+        def show(values: Mapping[str, float]) -> None:
+            at.progress.show(values)
+            metrics.log(stage.done, {EXPERT_NAMES[name]: values[name] for name in EXPERT_NAMES})
+
         try:
-            await studio.play_all(jobs, log, at_once=at_once, advance=stage.advance, show=progress.show)
+            await studio.play_all(jobs, log, at_once=at_once, advance=advance, show=show)
         except LimitReached as error:
             return f"{error}, {_paid(studio.expert.account)}"
         finally:

@@ -221,11 +221,11 @@ async def reinforce(
             settings = replace(config.learner, model=str(start), replay=at.replay(config.learner))
             share = gpu_share(config.weights.transport)
             learner = await stack.enter_async_context(
-                actors.learner(settings, config.ray, frames, gpu_share=share)
+                actors.learner(settings, config.ray, frames, at, gpu_share=share)
             )
             store = await stack.enter_async_context(actors.weight_store(config))
             sender = actors.sender_of(learner, config, store, start)
-            watch = await stack.enter_async_context(watching(config.observe, at.run, fleet, frames))
+            watch = await stack.enter_async_context(watching(config.observe, at.run, frames, fleet))
 
             async def attempt() -> None:
                 await train(config, at.run, Actors(learner, fleet, sender, watch), at.progress, at.interrupt)

@@ -35,6 +35,7 @@ from vz_ray.serve.guard import is_loopback
 from vz_ray.serve.keys import KeyRing
 
 STATE, CONFIG = "serving.json", "config.yaml"
+NOT_BEGUN = "it had not begun to serve, and a server keeps nothing; the same command starts it anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,9 @@ def check_model(model: str) -> str:
 
 async def _serve(config: ServeConfig) -> None:
     folder = Path(config.logs)
-    logs.configure(folder)
+    logs.configure(folder, badge=actors.badge_of(config))
     console = Console(highlight=False)
-    with Interrupt() as interrupt:
+    with Interrupt(then=NOT_BEGUN) as interrupt:
         async with AsyncExitStack() as stack:
             with console.status(f"starting an engine on {config.model} (logs: {folder}) ..."):
                 serving = await interrupt.watch(stack.enter_async_context(served(config)))
@@ -120,9 +121,14 @@ async def _serve(config: ServeConfig) -> None:
 async def served(
     config: ServeConfig, agent_type: type[AgentReplica] = AgentReplica
 ) -> AsyncIterator[Serving]:
-    """The application on Ray, ready to answer; it ends with the block."""
+    """The application on Ray, ready to answer; it ends with the block.
+
+    Raises:
+        UserError: It did not start, or the cluster that was joined has no room for it, or not what it needs.
+    """
     port = config.port or free_port(config.host)
-    async with actors.ray_cluster(config.ray):
+    # Nodes are asked for the model by the path at which replicas will open it.
+    async with actors.cluster_of(replace(config, model=check_model(config.model))):
         options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
         await asyncio.to_thread(serve.start, http_options=options, logging_config=_logging(config))
         _keep_out_of_the_terminal(logging.getLogger("ray.serve"))
@@ -173,7 +179,9 @@ def _code(config: ServeConfig) -> str:
 
 def _logging(config: ServeConfig) -> dict[str, Any]:
     folder = Path(config.logs).resolve()
-    return {"logs_dir": str(folder), "enable_access_log": False}
+    # What Ray Serve's controller and proxies write is theirs alone: objects of its own kind, without a run.
+    encoding = config.observe.log_format.upper()
+    return {"logs_dir": str(folder), "enable_access_log": False, "encoding": encoding}
 
 
 def _keep_out_of_the_terminal(noise: logging.Logger) -> None:

@@ -19,8 +19,11 @@ from vz_ray.data.sft_source import read_samples, read_source
 from vz_ray.desk import Desk, desk
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.live import STEP
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.restarts import restarting
+from vz_ray.watch.watch import Watch
+from vz_ray.watch.watching import watching
 
 POLICY = "policy"
 
@@ -45,11 +48,15 @@ async def _run(config: SftRunConfig, at: Desk, source: SftFile | list[Trajectory
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(actors.cluster_of(config))
             frames = await stack.enter_async_context(actors.clip_pool(config))
+            watch = await stack.enter_async_context(
+                watching(config.observe, at.run, frames, unit=STEP, rows=rows_of(POLICY))
+            )
             trajectories = source if isinstance(source, list) else await _read(source, config, at, frames)
             epochs = config.sft.steps * config.sft.batch / len(trajectories)
             at.progress.say(f"{len(trajectories)} trajectories, at most {epochs:.3g} times each")
             learner = replace(config.learner, model=config.model)
-            await teach(learner, config.ray, at, frames, POLICY, trajectories, config.sft, config.seed)
+            taught = trajectories, config.sft, config.seed
+            await teach(learner, config.ray, at, frames, POLICY, *taught, watch=watch)
     at.progress.say(f"the policy is in {at.model(POLICY)}")
 
 
@@ -68,17 +75,27 @@ async def teach(
     trajectories: Sequence[Trajectory],
     length: SftConfig,
     seed: int,
+    *,
+    watch: Watch | None = None,
 ) -> SftState:
-    """Trains `learner.model` on written turns, and exports it as the model of `stage`."""
+    """Trains `learner.model` on written turns, and exports it as the model of `stage`.
+
+    Figures of its steps are in `<stage>.jsonl` and below `tensorboard/<stage>`.
+
+    Args:
+        watch: Of the whole run, where it has no other stage.
+    """
+    watch = watch or Watch()
     rate = replace(learner.optimizer, schedule=length.schedule, total_steps=length.steps)
     settings = replace(learner, optimizer=rate, replay=at.replay(learner))
     checkpoints = at.run.checkpoints / stage
-    metrics = at.run.path / f"{stage}.jsonl"
-    async with actors.learner(settings, ray, frames) as group:
+    metrics = at.run.path / rows_of(stage)
+    events = at.run.path / "tensorboard" / stage
+    async with actors.learner(settings, ray, frames, at) as group:
 
         async def attempt() -> SftState:
             with (
-                MetricLog(metrics, resume_after=SftState.load(checkpoints).steps) as log,
+                MetricLog(metrics, events, SftState.load(checkpoints).steps, watch.trackers) as log,
                 at.progress.stage(stage, None if length.max_seconds else length.steps) as bar,
             ):
                 state = await supervise(
@@ -90,10 +107,17 @@ async def teach(
                     log=log,
                     stage=bar,
                     interrupt=at.interrupt,
+                    watch=watch,
                 )
+            watch.doing("export")
             await group.export_hf(at.model(stage))
             return state
 
         return await restarting(
             group, attempt, most=settings.restarts, metrics=metrics, interrupt=at.interrupt
         )
+
+
+def rows_of(stage: str) -> str:
+    """Name of the file of a supervised stage's metrics."""
+    return f"{stage}.jsonl"

@@ -31,6 +31,7 @@ from vz_ray.observe.errors import UserError
 from vz_ray.observe.interrupt import Interrupt, StopRequested
 from vz_ray.observe.metrics import MetricLog
 from vz_ray.observe.progress import Progress
+from vz_ray.observe.records import turn_to
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.rollout.ahead import Ahead, staleness
 from vz_ray.rollout.collect import Batch, collect
@@ -86,6 +87,7 @@ async def train(
             progress.stage("rl", total, state.iteration) as stage,
         ):
             while state.iteration < total:
+                turn_to(iteration=state.iteration)
                 clock = _Clock()
                 watch.doing("rollout")
                 batch = await next_batch(config, state, run, actors, ahead, interrupt)

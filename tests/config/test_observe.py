@@ -5,6 +5,7 @@ import pytest
 from vz_ray.config import load
 from vz_ray.config.load import ConfigError
 from vz_ray.config.run import RunConfig
+from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
 
 
@@ -26,7 +27,14 @@ def test_a_wrong_setting_is_named_with_what_would_be_right(override: str, said: 
     assert said in str(error.value)
 
 
-def test_supervised_runs_have_the_format_of_logs_alone():
-    assert load(SftRunConfig, None, ["observe.log_format=json"]).observe.log_format == "json"
-    with pytest.raises(ConfigError, match="wandb_project"):
-        load(SftRunConfig, None, ["observe.wandb_project=x"])
+def test_runs_without_engines_of_their_own_have_all_but_traces():
+    found = load(SftRunConfig, None, ["observe.log_format=json", "observe.wandb_project=x"]).observe
+    assert (found.log_format, found.wandb_project) == ("json", "x")
+    with pytest.raises(ConfigError, match="otlp_endpoint"):
+        load(SftRunConfig, None, ["observe.otlp_endpoint=http://collector:4318"])
+
+
+def test_servers_have_the_format_of_logs_alone():
+    assert load(ServeConfig, None, ["observe.log_format=json"]).observe.log_format == "json"
+    with pytest.raises(ConfigError, match="pulse_s"):
+        load(ServeConfig, None, ["observe.pulse_s=1"])

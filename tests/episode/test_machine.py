@@ -117,17 +117,20 @@ def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(wire, video):
     assert "is reversed" in wire.tokenizer.decode(list(episode.prompt.compact_ids))
     episode.act(sampled(wire, ANSWER))
     trajectory = episode.trajectory()
-    assert isinstance(trajectory.turns[0].zoom, ZoomRefused)
+    refused = trajectory.turns[0].zoom
+    assert isinstance(refused, ZoomRefused)
+    assert refused.asked.start_s == 80
     assert (trajectory.zooms_tried, len(trajectory.zooms)) == (1, 0)
     check_invariants(trajectory, wire)
 
 
 def test_a_clip_that_cannot_be_decoded_is_an_error_turn(wire, video):
     episode = begun(wire, video)
-    episode.act(sampled(wire, ZOOM))
+    zoom = episode.act(sampled(wire, ZOOM))
     episode.no_clip("the video is damaged here")
     episode.act(sampled(wire, ANSWER))
-    assert episode.trajectory().turns[0].zoom.fault is ZoomFault.DECODE
+    refused = episode.trajectory().turns[0].zoom
+    assert (refused.fault, refused.asked) == (ZoomFault.DECODE, zoom)
 
 
 def test_no_zoom_in_the_last_round_and_a_notice_before_it(wire, video):
@@ -140,6 +143,7 @@ def test_no_zoom_in_the_last_round_and_a_notice_before_it(wire, video):
     trajectory = episode.trajectory()
     assert trajectory.status is Status.NO_ANSWER
     assert trajectory.turns[-1].zoom.fault is ZoomFault.LAST_ROUND
+    assert trajectory.turns[-1].zoom.asked == trajectory.turns[0].zoom
     check_invariants(trajectory, wire)
 
 
@@ -148,6 +152,7 @@ def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(wire, video):
     assert episode.act(sampled(wire, ZOOM)) is None
     assert episode.turns[0].zoom.fault is ZoomFault.NO_BUDGET
     assert "only 6 more frames" in episode.turns[0].zoom.message
+    assert episode.turns[0].zoom.asked.start_s == 8
 
 
 def test_a_clip_beyond_the_context_is_left_out_whole(wire, video):
@@ -156,6 +161,7 @@ def test_a_clip_beyond_the_context_is_left_out_whole(wire, video):
     zoom = episode.act(sampled(wire, ZOOM, end=False, stop="zoom"))
     episode.clip(make_clip([8.0 + i for i in range(8)], zoom, width=112, height=112))
     assert episode.turns[0].zoom.fault is ZoomFault.NO_BUDGET
+    assert episode.turns[0].zoom.asked == zoom
     assert len(episode.prompt.frames) == 4
     episode.act(sampled(wire, ANSWER))
     check_invariants(episode.trajectory(), wire)

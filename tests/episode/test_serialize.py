@@ -59,11 +59,8 @@ actions = st.builds(
     Sampled, token_ids=ids, logprobs=st.lists(number, max_size=5).map(tuple), versions=spans,
     sampling=samplings, stop=st.sampled_from(["end", "zoom", "length"]),
 ) | st.builds(Written, text=st.text(), token_ids=ids)  # fmt: skip
-zooms = (
-    st.none()
-    | st.builds(Zoom, number, number, number, st.booleans())
-    | st.builds(ZoomRefused, st.sampled_from(ZoomFault), st.text())
-)
+asked = st.builds(Zoom, number, number, number, st.booleans(), st.integers(0, 2))
+zooms = st.none() | asked | st.builds(ZoomRefused, st.sampled_from(ZoomFault), st.text(), st.none() | asked)
 turns = st.builds(
     Turn,
     action=actions,
@@ -133,6 +130,16 @@ def test_rewards_without_further_parts_are_read_as_having_none() -> None:
     data = through_json(trajectory_to_dict(played))
     del data["reward"]["more"]
     assert trajectory_from_dict(data) == played
+
+
+def test_refusals_written_before_they_said_what_was_asked_for_are_read() -> None:
+    refused = ZoomRefused(ZoomFault.OUTSIDE, "outside", Zoom(60.0, 90.0, 1.0))
+    turn = Turn(Written("z", (1,)), "z", refused, Context((2,)))
+    played = Trajectory(EpisodeId(0, "t", 0), "clean", Context(()), (turn,), Status.ANSWERED)
+    data = through_json(trajectory_to_dict(played))
+    assert trajectory_from_dict(data) == played
+    del data["turns"][0]["zoom"]["asked"]
+    assert trajectory_from_dict(data).turns[0].zoom == ZoomRefused(ZoomFault.OUTSIDE, "outside")
 
 
 def test_another_format_version_is_refused() -> None:

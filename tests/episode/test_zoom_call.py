@@ -137,3 +137,44 @@ def test_whatever_is_admitted_fits_the_video_and_the_frame_limit(start, end, fps
     if isinstance(zoom, Zoom):
         assert 0 <= zoom.start_s < zoom.end_s <= 100.05
         assert 1 <= zoom.frame_count <= 16
+
+
+@pytest.mark.parametrize(
+    ("segment", "fps", "fault"),
+    [
+        ([20, 10], 1, ZoomFault.REVERSED),
+        ([-5, 10], 1, ZoomFault.NEGATIVE),
+        ([90, 200], 1, ZoomFault.OUTSIDE),
+        ([10, 90], 8, ZoomFault.TOO_MANY_FRAMES),
+        ([10, 10.5], 1, ZoomFault.TOO_FEW_FRAMES),
+    ],
+)
+def test_a_refusal_says_what_was_asked_for(segment, fps, fault):
+    refused = read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom
+    assert isinstance(refused, ZoomRefused)
+    assert (refused.fault, refused.asked) == (fault, Zoom(*map(float, segment), float(fps)))
+
+
+def test_a_call_beside_an_answer_is_refused_with_what_it_asked_for():
+    refused = read(call('{"segment": [1, 2], "fps": 4}') + "<answer>A</answer>").zoom
+    assert (refused.fault, refused.asked) == (ZoomFault.WITH_ANSWER, Zoom(1.0, 2.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("{"),
+        call('{"segment": [1, 2]}'),
+        call('{"segment": [1, "2"], "fps": 1}'),
+        call("{}") + "<answer>A</answer>",
+        2 * call('{"segment": [1, 2], "fps": 4}'),
+    ],
+)
+def test_a_refusal_of_what_cannot_be_read_says_no_more_than_why(text):
+    assert read(text).zoom.asked is None
+
+
+def test_a_refusal_at_a_fixed_rate_is_of_the_zoom_at_that_rate():
+    text = call('{"segment": [90, 200], "fps": 4}')
+    said = read_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
+    assert said.zoom.asked == Zoom(90.0, 200.0, 4.0)  # it is nowhere, so nothing was set

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.config import load
+from vz_ray.config.distill import ExemplarConfig
 from vz_ray.config.run import RunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
@@ -50,6 +51,18 @@ def test_other_commands_ask_for_what_they_start() -> None:
     agents, decoders = needs_of(served, gpus=True)
     assert (agents.who, agents.count, agents.most) == ("agents", 2, 4)
     assert decoders.count == 2 * served.clips.actors
+
+
+def test_a_distillation_asks_for_its_decoders_alone() -> None:
+    given = [
+        "expert.model=x",
+        "expert.base_url=http://expert/v1",
+        "clips.actors=3",
+        "clips.cpus=2",
+        "tasks=t.json",
+    ]
+    [decoders] = needs_of(load(ExemplarConfig, "conf/distill/needle.yaml", given), gpus=True)
+    assert str(decoders) == "3, 2 CPU each"
 
 
 def test_a_run_finds_room_on_two_nodes_and_not_on_one() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,18 @@ from typing import Any
 import pytest
 
 from tests.nodes import Nodes, started
+from tests.small_run import command_of, vz_ray
 from vz_ray.config import load
 from vz_ray.config.run import RunConfig
+from vz_ray.config.serve import ServeConfig
+from vz_ray.jobs import autoscaler
 from vz_ray.jobs import preflight as module
 from vz_ray.jobs.autoscaler import infeasible_of, read, scaling
 from vz_ray.jobs.needs import Need
 from vz_ray.jobs.preflight import preflight
 from vz_ray.jobs.survey import Questions, look, unwritable
 from vz_ray.observe.checks import Check, Verdict
+from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import fingerprint
 
 GROUPS = ("learner.group=learner", "rollout.group=rollout", "clips.group=clips")
@@ -125,6 +131,63 @@ async def test_too_little_room_for_checkpoints_or_weights_is_said(
 
 def test_a_cluster_without_an_autoscaler_has_none(cluster: Nodes) -> None:
     assert not scaling().alive
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_a_server_that_fits_is_told_where() -> None:
+    asked = load(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base", "group=rollout"])
+    found = named(await preflight(asked, gpus=True))
+    assert {check.verdict for check in found.values()} == {Verdict.OK}, found
+    assert found["agents"].found == "1, 1 CPU and 1 GPU each, in the group rollout: room on one node"
+    assert found["volumes"].found == "model assets/tiny-base: there on every node that needs them"
+
+
+def test_a_server_that_finds_no_place_ends_with_a_line_before_anything_is_started(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    where = [f"ray.address={cluster.address}", f"logs={tmp_path}/logs", "port=0", "model=assets/tiny-base"]
+    done = vz_ray("serve", "conf/serve/tiny.yaml", *where, "group=serving", seconds=200)
+    assert done.returncode == 2, done.stderr
+    assert "agents" in done.stderr
+    assert "no node of the cluster is of the group serving (none has a resource of that name)" in done.stderr
+    assert "or leave group empty" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not cluster.actors("ServeController")
+
+
+def test_a_control_service_that_does_not_answer_is_named_with_what_it_was_asked(
+    cluster: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autoscaler, "_RPC_S", 1)
+    [service] = [p for p in cluster.processes() if "gcs_server" in command_of(p)]
+    service.suspend()
+    try:
+        with caplog.at_level(logging.WARNING), pytest.raises(UserError) as ended:
+            scaling()
+    finally:
+        service.resume()
+    assert f"control service at {cluster.address} did not say how its autoscaler is, 3 times" in str(
+        ended.value
+    )
+    asked = [r.message for r in caplog.records if "was asked for the autoscaler's state" in r.message]
+    assert [message.partition(": ")[0].rpartition(", ")[2] for message in asked] == [
+        "attempt 1 of 3",
+        "attempt 2 of 3",
+        "attempt 3 of 3",
+    ]
+    assert not scaling().alive
+
+
+def test_a_control_service_that_misses_one_deadline_is_asked_again(
+    cluster: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(autoscaler, "_RPC_S", 2)
+    [service] = [p for p in cluster.processes() if "gcs_server" in command_of(p)]
+    service.suspend()
+    threading.Timer(3.0, service.resume).start()
+    with caplog.at_level(logging.WARNING):
+        assert not scaling().alive
+    assert "attempt 1 of 3" in caplog.text
 
 
 def test_what_the_autoscaler_calls_infeasible_is_read_from_its_state() -> None:

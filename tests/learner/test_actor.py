@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -23,12 +24,45 @@ from vz_ray.learner.rank import FrameStore
 from vz_ray.learner.senders import LearnerSender
 from vz_ray.observe.deadline import Overdue
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.records import Badge
 from vz_ray.weights.store import read_manifest, read_tensors
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return small_world(small_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_ranks_keep_a_log_of_their_own_and_name_themselves_in_it(world: World, tmp_path: Path) -> None:
+    badge, config = Badge("agent", "json"), small_config(world.model, 2, ranks=2)
+    groups = [
+        replace(
+            group, trajectories=tuple(replace(t, id=replace(t.id, iteration=7)) for t in group.trajectories)
+        )
+        for group in world.groups
+    ]
+    group = await LearnerGroup.start(config, Album(world.pixels), badge=badge, logs=str(tmp_path))
+    try:
+        await group.sft_step(world.trajectories)
+        await group.grpo_step(groups)
+    finally:
+        group.close()
+    for rank in range(2):
+        text = (tmp_path / f"learner-rank-{rank}.log").read_text()
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        named = {(line["run"], line["worker"], line["rank"]) for line in lines}
+        assert named == {("agent", f"learner-rank-{rank}", rank)}
+        said = [line for line in lines if line["logger"] == "vz_ray.learner.rank"]
+        assert [line["message"].partition(" in ")[0] for line in said] == [
+            f"rank {rank} of 2 has loaded {world.model}",
+            f"learned from {len(world.trajectories)} trajectories",
+            f"learned from {len(groups)} groups",
+        ]
+        assert [line.get("iteration") for line in said] == [None, 1, 7]
+        # Nothing is written in DeepSpeed's own way, but for what it says while it is being imported.
+        theirs = [line for line in text.splitlines() if line.startswith("[")]
+        assert not [line for line in theirs if "real_accelerator" not in line]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from vz_ray.observe import logs
-from vz_ray.observe.records import Badge, JsonLines, about, now_about
+from vz_ray.observe.records import Badge, JsonLines, about, now_about, turn_to
 
 
-def written(record: logging.LogRecord, **names: str) -> dict:
+def written(record: logging.LogRecord, **names) -> dict:
     text = JsonLines(**names).format(record)
     assert "\n" not in text
     return json.loads(text)
@@ -110,3 +110,60 @@ logging.getLogger("vz_ray.rollout.worker").warning("late")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == "late\n"
+
+
+def test_a_rank_of_the_learner_is_told_by_its_number_the_first_too():
+    assert written(record(), worker="learner-rank-0", rank=0)["rank"] == 0
+    assert "rank" not in written(record(), worker="rollout-3")
+
+
+async def test_a_loop_turns_to_its_next_iteration_without_a_block():
+    async def loop(first: int) -> list[int | str]:
+        found = []
+        for iteration in range(first, first + 3):
+            turn_to(iteration=iteration)
+            await asyncio.sleep(0)
+            found.append(now_about()["iteration"])
+        return found
+
+    with about(worker="a"):
+        assert await asyncio.gather(loop(0), loop(10)) == [[0, 1, 2], [10, 11, 12]]
+        assert now_about() == {"worker": "a"}
+
+
+REPLICA = """
+import logging, logging.config, sys
+from ray.serve._private.common import ServeComponentType
+from ray.serve._private.logging_utils import configure_component_logger
+from ray.serve.schema import LoggingConfig
+from vz_ray.observe import logs
+from vz_ray.observe.records import Badge, about
+folder, form = sys.argv[1:]
+configure_component_logger(
+    component_name="vz_ray_Agent", component_id="x1", component_type=ServeComponentType.REPLICA,
+    logging_config=LoggingConfig(logs_dir=folder, encoding=form.upper()), max_bytes=10**6, backup_count=1,
+)
+logs.in_replica("x1", Badge("zoomer", form))
+# As vLLM does while it is imported, which closes every handler there is.
+logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+with about(request="r7"):
+    logging.getLogger("vz_ray.serve.agent").info("answered")
+logging.getLogger("ray.serve").info("theirs")
+logging.getLogger("vllm.engine").info("noise")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_replica_writes_where_ray_serve_does(tmp_path, form):
+    command = [sys.executable, "-c", REPLICA, str(tmp_path), form]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.glob("replica_vz_ray_Agent_x1*.log")
+    lines = path.read_text().splitlines()
+    if form == "text":
+        assert [line.rpartition(" ")[2] for line in lines] == ["answered", "theirs"]
+        return
+    found = [json.loads(line) for line in lines]
+    assert [line["message"] for line in found] == ["answered", "theirs", "noise"]
+    assert {(line["run"], line["worker"]) for line in found} == {("zoomer", "x1")}
+    assert [line.get("request") for line in found] == ["r7", None, None]

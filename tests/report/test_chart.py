@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -13,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vz_ray.episode.trajectory import Context, EpisodeId, Status, Trajectory, Turn, Written
+from vz_ray.episode.trajectory import (
+    Context,
+    EpisodeId,
+    Status,
+    Trajectory,
+    Turn,
+    Written,
+    ZoomFault,
+    ZoomRefused,
+)
 from vz_ray.report.chart import HEIGHT, WIDTH, Series, line_chart, thinned, ticks
 from vz_ray.report.markup import clock
 from vz_ray.report.pictures import data_uri
@@ -100,6 +110,22 @@ def test_a_bar_lies_where_the_zoom_does(zoom: Zoom) -> None:
     assert float(found[1]) == pytest.approx(100 * zoom.start_s / 40, abs=0.01)
     assert float(found[2]) == pytest.approx(100 * (zoom.end_s - zoom.start_s) / 40, abs=0.01)
     assert f"turn 1 · {zoom.fps:g} fps" in drawn
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "width"),
+    [(Zoom(30, 50, 2), 75, 25), (Zoom(60, 90, 2), 99, 0), (Zoom(20, 10, 2), 25, 25), (Zoom(-5, 4, 2), 0, 10)],
+)
+def test_a_refused_zoom_is_drawn_where_it_asked_to_look(asked: Zoom, left: float, width: float) -> None:
+    trajectory = looked([0, 10, 20, 30], None)
+    refused = ZoomRefused(ZoomFault.OUTSIDE, "it is <outside>", asked)
+    turn = replace(trajectory.turns[0], zoom=refused)
+    drawn = timeline(replace(trajectory, turns=(turn,)), [])
+    found = re.search(r'class="zoom refused" style="left:([\d.]+)%;width:([\d.]+)%" title="([^"]+)"', drawn)
+    assert found is not None
+    assert (float(found[1]), float(found[2])) == (pytest.approx(left), pytest.approx(width))
+    assert found[3].endswith("at 2 fps, refused: it is &lt;outside&gt;")
+    assert "of 0:40: 0 zooms" in drawn
 
 
 def decoded(uri: str) -> np.ndarray:

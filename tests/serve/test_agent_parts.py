@@ -60,6 +60,15 @@ def test_a_refusal_is_told_in_the_models_words():
     assert (zoomed.refused, zoomed.segment, zoomed.frames) == ("segment is outside", None, ())
 
 
+def test_a_refusal_of_a_call_that_could_be_read_says_where_it_asked_to_look():
+    told = Telling(QUESTION, None)
+    refused = ZoomRefused(ZoomFault.OUTSIDE, "segment is outside", Zoom(60.0, 90.0, 1.0, video=1))
+    told.happened(events.Ended(0, turn(TEXT, refused)))
+    (zoomed,) = told.events
+    assert (zoomed.refused, zoomed.frames) == ("segment is outside", ())
+    assert (zoomed.video, zoomed.segment, zoomed.fps) == (1, (60.0, 90.0), 1.0)
+
+
 def test_text_of_one_turn_is_not_told_again_with_the_next():
     heard = []
     told = Telling(QUESTION, heard.append)

@@ -91,6 +91,32 @@ def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Pa
     assert back.stdout.split(": ")[1].startswith(str(Path("assets/tiny-base").resolve()))
 
 
+def test_a_server_that_is_stopped_while_it_starts_does_not_speak_of_checkpoints(folder: Path):
+    command = [sys.executable, "-m", "vz_ray.cli", "serve", "conf/serve/tiny.yaml", "port=0"]
+    process = psutil.Popen(
+        [*command, *settings(folder / "stopped")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + START_S
+    while not any("raylet" in name_of(below) for below in process.children(recursive=True)):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == (
+        "vz-ray: stopped by SIGINT; it had not begun to serve, and a server keeps nothing; the same command "
+        "starts it anew"
+    )
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
+
+
 def test_a_port_that_is_taken_is_said_at_once(url: str, folder: Path):
     port = url.rpartition(":")[2]
     refused = vz_ray("serve", "conf/serve/tiny.yaml", f"port={port}", *settings(folder / "second"))

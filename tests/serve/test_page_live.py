@@ -201,7 +201,11 @@ def test_zooms_can_be_limited(opened: Open, video: Path):
     attach(page, video)
     page.locator("#zooms").select_option("none")
     found = answered(page, QUESTION)
-    assert page.locator(".tl-zoom").count() == 0
+    [bar] = page.locator(".tl-zoom").all()
+    assert bar.get_attribute("data-state") == "refused"
+    assert bar.get_attribute("aria-label").startswith(
+        "Turn 1: 0:02 to 0:04 at 2 fps, refused: no zoom is left"
+    )
     assert "Refused" in found.locator(".step").nth(1).inner_text()
     assert "gave no answer" in found.locator(".foot").inner_text()
     shot(page, "refused")

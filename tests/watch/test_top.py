@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -73,6 +74,33 @@ def test_a_screen_of_a_run_that_goes_on(tmp_path):
         assert words in text, words
     assert "▁▃▅█" in text
     assert "0.3" in text
+
+
+def test_a_supervised_run_shows_steps_and_its_loss(tmp_path):
+    run = make(tmp_path / "sft", unit="step", rows="policy.jsonl", fleet={})
+    with MetricLog(run.path / "policy.jsonl") as log:
+        for step in range(1, 5):
+            log.log(step, {"loss": 3.0 - step / 2, "grad_norm": 1.5, "tokens_per_s": 900.0})
+    text = screen(run)
+    for words in ("step 3 of 10", "learn for 1m 15s", "left 1h 06m", "checkpoint 2 2m 00s ago", "4 decoders"):
+        assert words in text, words
+    assert re.search(r"loss +█▅▃▁ +1\n", re.sub(r" +\n", "\n", text))
+    assert "fleet" not in text
+    assert look(run.path).curves == {
+        "loss": [2.5, 2.0, 1.5, 1.0],
+        "grad norm": [1.5] * 4,
+        "tokens/s": [900.0] * 4,
+    }
+
+
+def test_a_distillation_shows_episodes_and_what_they_cost(tmp_path):
+    run = make(tmp_path / "exemplar", unit="episode", fleet={}, checkpoint={}, state="stopped")
+    with MetricLog(run.metrics) as log:
+        log.log(4, {"expert/right": 0.75, "expert/failed": 0.25, "expert/usd": 1.5})
+    text = screen(run)
+    assert "episode 3 of 10" in text
+    assert "the same command goes on where it was" in text
+    assert look(run.path).curves == {"right": [0.75], "failed": [0.25], "cost $": [1.5]}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from tests.watch.making import Remembering, SomeFleet, SomePool, episode, seat, worker
 from vz_ray.clips import HandleStats
 from vz_ray.episode.trajectory import Status
-from vz_ray.observe.live import Live, State
+from vz_ray.observe.live import EPISODE, STEP, Live, State
 from vz_ray.observe.run_dir import RunDir
 from vz_ray.observe.traces import Span
 from vz_ray.rollout.state import WorkerState
@@ -205,9 +205,59 @@ async def test_the_last_word_says_how_it_ended(run):
     assert (live.standing(time.time()), live.error) == (State.FAILED, "UserError: no disk")
 
 
+async def test_the_last_word_is_of_the_workers_as_they_are_then(run):
+    watch, fleet = Watch("agent", Remembering()), SomeFleet(there=[seat("a", WorkerState.SYNCING)])
+    beating = heart(watch, run, fleet, SomePool())
+    await beating.beat()
+    fleet.there = [seat("a")]
+    await beating.end(State.ENDED, "")
+    live = Live.read(run.live)
+    assert live is not None
+    assert live.fleet["workers"] == {"ready": 1}
+
+
 def test_counts_of_one_that_began_anew_start_at_nothing():
     grown = Grown()
     grown.by("a", 100)
     grown.begun = True
     assert [grown.by("a", count) for count in (110, 110, 4, 9)] == [10, 0, 4, 5]
     assert grown.by("new", 3) == 3
+
+
+async def test_a_run_without_a_fleet_tells_of_its_steps_and_decoders(run):
+    meters = Remembering()
+    watch = Watch("agent", meters, unit=STEP, rows="policy.jsonl")
+    beating = Heartbeat(watch, run, None, SomePool(HandleStats(in_flight=2)), 5.0, list)
+    watch.begun(3, 10)
+    watch.doing("learn")
+    watch.stepped(4, {"learner/loss": 0.5})
+    watch.saved(4)
+    await beating.beat()
+    live = Live.read(run.live)
+    assert live is not None
+    assert (live.unit, live.rows, live.iteration, live.iterations) == (STEP, "policy.jsonl", 4, 10)
+    assert (live.phase, live.fleet, live.clips["in_flight"]) == ("learn", {}, 2)
+    assert live.left_s is not None
+    assert meters.gauges["vz_learner_loss",] == 0.5
+    assert meters.gauges["vz_iteration",] == 4
+    assert meters.gauges["vz_checkpoint_timestamp_seconds",] == live.checkpoint["at_s"]
+    told = {name for name, *_ in (*meters.gauges, *meters.counts)}
+    # Alerts on them would speak of workers that nobody misses, and of a limit that there is not.
+    assert not told & {"vz_workers", "vz_episodes_waiting", "vz_mismatch_kl_limit_nats", "vz_episodes"}
+
+
+async def test_episodes_that_are_on_disk_one_by_one_have_no_checkpoint_to_grow_old(run):
+    meters = Remembering()
+    watch = Watch("agent", meters, unit=EPISODE)
+    watch.begun(0, 10)
+    watch.stepped(1)
+    await Heartbeat(watch, run, None, SomePool(), 5.0, list).beat()
+    assert ("vz_checkpoint_timestamp_seconds",) not in meters.gauges
+    assert meters.gauges["vz_heartbeat_timestamp_seconds",] > 0
+
+
+def test_where_time_ends_a_run_nobody_says_what_is_left():
+    watch = Watch("agent", unit=STEP)
+    watch.begun(0, 0)
+    watch.stepped(5, {})
+    assert (watch.live.iteration, watch.live.left_s) == (5, None)

@@ -118,6 +118,40 @@ def test_a_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
         assert right <= 1.01
 
 
+def test_a_refused_zoom_is_drawn_where_it_asked_to_look_with_the_reason(page: Any) -> None:
+    why = {"refused": "segment is outside"}
+    outside = {**ZOOM, "turn": 2, "start": 120, "end": 150, **why}
+    back = {**ZOOM, "turn": 3, "start": 40, "end": 20, **why}
+    before = {**ZOOM, "turn": 4, "start": -5, "end": 10, **why}
+    draw(page, "timeline", duration=100, zooms=[ZOOM, outside, back, before])
+    states = [bar.get_attribute("data-state") for bar in page.locator(".tl-zoom").all()]
+    assert states == ["", "refused", "refused", "refused"]
+    label = page.get_by_role("group").get_attribute("aria-label")
+    assert label == "Timeline of 1:40: 1 zoom and 3 refused, 0 events"
+    _, beyond, reversed_, early = boxes(page, ".tl-zoom")
+    assert 0.98 < beyond[0] < beyond[1] <= 1.001
+    assert reversed_ == pytest.approx([0.2, 0.4], abs=2e-3)
+    assert early == pytest.approx([0, 0.1], abs=2e-3)
+    names = [bar.get_attribute("aria-label") for bar in page.locator(".tl-zoom").all()]
+    assert names[1] == "Turn 2: 2:00 to 2:30 at 4 fps, refused: segment is outside"
+    assert names[3] == "Turn 4: -0:05 to 0:10 at 4 fps, refused: segment is outside"
+    page.locator(".tl-zoom").nth(3).focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("sought") == [[0, 4]]
+
+
+def test_a_zoom_that_is_refused_while_it_is_decoded_counts_as_refused(page: Any) -> None:
+    draw(page, "timeline", duration=100)
+    page.evaluate(f"window.bar = part.add({json.dumps(ZOOM)}, 'pending')")
+    page.evaluate("bar.settle('refused', 'no room is left')")
+    assert page.locator(".tl-zoom").get_attribute("title").endswith("at 4 fps, refused: no room is left")
+    assert (
+        page.get_by_role("group")
+        .get_attribute("aria-label")
+        .startswith("Timeline of 1:40: 0 zooms and 1 ref")
+    )
+
+
 def test_bars_that_overlap_are_apart_in_a_compact_timeline(page: Any) -> None:
     zooms = [
         {**ZOOM, "turn": k + 1, "start": start, "end": start + 20} for k, start in enumerate((0, 10, 40))
@@ -173,6 +207,7 @@ def test_texts_are_never_markup(page: Any) -> None:
         (9.04, "0:09"),
         (3600, "1:00:00"),
         (3725.3, "1:02:05.3"),
+        (-75.5, "-1:15.5"),
     ],
 )
 def test_times_are_said_as_the_report_says_them(page: Any, seconds: float, said: str) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
         print(f"vz-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except StopRequested as error:
-        print(f"vz-ray: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"vz-ray: {error}; {error.then}", file=sys.stderr)
         sys.exit(130)
 
 

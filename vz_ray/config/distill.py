@@ -9,6 +9,7 @@ from typing import Any
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.observe import WatchConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.run import RayConfig
 
@@ -175,6 +176,8 @@ class DistillConfig:
     """The decoders."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster that decodes."""
+    observe: WatchConfig = field(default_factory=WatchConfig)
+    """What is told of the run, and to whom."""
 
     def __post_init__(self) -> None:
         if not self.expert.model:

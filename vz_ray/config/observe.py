@@ -12,7 +12,7 @@ class LogsConfig:
     """How log files are written."""
 
     log_format: str = "text"
-    """`text`, or `json`: an object on each line, with run, iteration, worker and episode where known."""
+    """`text`, or `json`: an object on each line, with run, worker, rank, iteration, episode where known."""
 
     def __post_init__(self) -> None:
         if self.log_format not in LOG_FORMATS:
@@ -20,16 +20,11 @@ class LogsConfig:
 
 
 @dataclass
-class ObserveConfig(LogsConfig):
-    """Metrics, traces and trackers of a training run."""
+class WatchConfig(LogsConfig):
+    """Metrics and trackers of a run."""
 
     pulse_s: float = 5.0
     """Seconds between looks at fleet and decoders, for Prometheus and `vz-ray top`."""
-    otlp_endpoint: str = ""
-    """Where traces go: the base address of an OTLP/HTTP collector, such as `http://collector:4318`; empty
-    makes none."""
-    trace_share: float = 0.05
-    """Share of the episodes that are traced; iterations always are."""
     wandb_project: str = ""
     """Project of Weights & Biases that metrics go to as well; empty for none."""
     mlflow_uri: str = ""
@@ -41,6 +36,20 @@ class ObserveConfig(LogsConfig):
             raise ValueError(
                 f"pulse_s is {self.pulse_s}; it must be above 0, and 10 at most: Ray forgets gauges"
             )
+
+
+@dataclass
+class ObserveConfig(WatchConfig):
+    """Metrics, trackers and traces of a run that plays episodes with its own engines."""
+
+    otlp_endpoint: str = ""
+    """Where traces go: the base address of an OTLP/HTTP collector, such as `http://collector:4318`; empty
+    makes none."""
+    trace_share: float = 0.05
+    """Share of the episodes that are traced; iterations always are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.trace_share <= 1:
             raise ValueError(f"trace_share is {self.trace_share}; it is a share of episodes, from 0 to 1")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):

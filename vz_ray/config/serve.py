@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.observe import LogsConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.config.run import RayConfig
 
@@ -101,6 +102,8 @@ class ServeConfig:
     """The decoders of each replica."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
+    observe: LogsConfig = field(default_factory=LogsConfig)
+    """How log files are written."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Who may ask, and how much."""
     files: FilesConfig = field(default_factory=FilesConfig)

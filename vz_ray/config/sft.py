@@ -8,7 +8,7 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.observe import LogsConfig
+from vz_ray.config.observe import WatchConfig
 from vz_ray.config.run import RayConfig
 
 
@@ -38,8 +38,8 @@ class SftRunConfig:
     """How long, and in what batches."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
-    observe: LogsConfig = field(default_factory=LogsConfig)
-    """How log files are written."""
+    observe: WatchConfig = field(default_factory=WatchConfig)
+    """What is told of the run, and to whom."""
 
     def __post_init__(self) -> None:
         if self.learner.model:

@@ -139,7 +139,7 @@ class Episode:
     def clip(self, clip: Clip, seconds: float = 0.0) -> None:
         """The clip that was asked for has been decoded."""
         self._expect(State.LOOK)
-        which = self._pending.zoom.video if self.more and isinstance(self._pending.zoom, Zoom) else None
+        which = self._looking.video if self.more and self._looking else None
         # Subtitles are those of the first video.
         subtitles = () if which else self.subtitles
         text = self.wire.reply_text(
@@ -148,16 +148,15 @@ class Episode:
         reply = self.wire.reply(text, clip.frames, ended=self._ended)
         self._pending = replace(self._pending, seconds=(self._pending.seconds[0], seconds))
         if not self._fits(reply):
-            self._refuse(
-                ZoomRefused(ZoomFault.NO_BUDGET, "the context has no room for more frames; answer now")
-            )
+            full = "the context has no room for more frames; answer now"
+            self._refuse(ZoomRefused(ZoomFault.NO_BUDGET, full, self._looking))
         else:
             self._append(reply, Message("user", text, clip.frames), clip.frames)
 
     def no_clip(self, message: str) -> None:
         """The clip that was asked for cannot be decoded; `message` is fit for the model."""
         self._expect(State.LOOK)
-        self._refuse(ZoomRefused(ZoomFault.DECODE, message))
+        self._refuse(ZoomRefused(ZoomFault.DECODE, message, self._looking))
 
     def trajectory(self, *, worker: str = "", seconds: float = 0.0) -> Trajectory:
         """What was played. Raises if it is not over."""
@@ -185,17 +184,22 @@ class Episode:
         return len(self.turns) + 2 >= self.config.max_rounds
 
     @property
+    def _looking(self) -> Zoom | None:
+        """What the pending turn asked for, where it is to be carried out."""
+        return self._pending.zoom if isinstance(self._pending.zoom, Zoom) else None
+
+    @property
     def _ended(self) -> bool:
         ids = self._pending.action.token_ids
         return bool(ids) and ids[-1] == self.wire.end_id
 
     def _admit(self, zoom: Zoom) -> Zoom | ZoomRefused:
         if self._is_last_round:
-            return ZoomRefused(ZoomFault.LAST_ROUND, "no zoom is left; answer from what you have seen")
+            return ZoomRefused(ZoomFault.LAST_ROUND, "no zoom is left; answer from what you have seen", zoom)
         if len(self._frames) + zoom.frame_count > self.config.max_images:
             left = self.config.max_images - len(self._frames)
             return ZoomRefused(
-                ZoomFault.NO_BUDGET, f"only {left} more frames can be shown in this conversation"
+                ZoomFault.NO_BUDGET, f"only {left} more frames can be shown in this conversation", zoom
             )
         return zoom
 

@@ -109,7 +109,8 @@ def _action_from_dict(data: Json) -> Sampled | Written:
 
 def _zoom_to_dict(zoom: Zoom | ZoomRefused | None) -> Json | None:
     if isinstance(zoom, ZoomRefused):
-        return {"fault": zoom.fault.value, "message": zoom.message}
+        refused = {"fault": zoom.fault.value, "message": zoom.message}
+        return refused if zoom.asked is None else {**refused, "asked": _zoom_to_dict(zoom.asked)}
     if zoom is None:
         return None
     data = asdict(zoom)
@@ -120,7 +121,9 @@ def _zoom_from_dict(data: Json | None) -> Zoom | ZoomRefused | None:
     if data is None:
         return None
     if "fault" in data:
-        return ZoomRefused(ZoomFault(data["fault"]), data["message"])
+        # Refusals were once written without what was asked for.
+        asked = data.get("asked")
+        return ZoomRefused(ZoomFault(data["fault"]), data["message"], Zoom(**asked) if asked else None)
     return Zoom(**data)
 
 

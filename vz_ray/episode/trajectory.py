@@ -63,10 +63,15 @@ class ZoomFault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ZoomRefused:
-    """A zoom that was not carried out, and what the model is told."""
+    """A zoom that was not carried out, and what the model is told.
+
+    Attributes:
+        asked: What was asked for, where the call could be read; it may be reversed, or lie outside the video.
+    """
 
     fault: ZoomFault
     message: str
+    asked: Zoom | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,15 +76,17 @@ def read_turn(
         return Said(_refuse(ZoomFault.BROKEN_JSON, f"{OPEN} is not closed by {CLOSE}"), None)
     if len(calls) > 1:
         return Said(_refuse(ZoomFault.TWO_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None)
-    if answer is not None:
-        return Said(_refuse(ZoomFault.WITH_ANSWER, "a turn holds either a zoom or an answer, not both"), None)
     call = _read_call(calls[0], inclusive, 1 + len(more_s))
+    if answer is not None:
+        both = _refuse(ZoomFault.WITH_ANSWER, "a turn holds either a zoom or an answer, not both")
+        return Said(both if isinstance(call, ZoomRefused) else replace(both, asked=call), None)
     if isinstance(call, ZoomRefused):
         return Said(call, None)
     length_s = (duration_s, *more_s)[call.video]
     zoom = at_rate(call, fixed_fps, max_frames) if fixed_fps and not _misplaced(call, length_s) else call
     refused = _misplaced(zoom, length_s) or _miscounted(zoom, max_frames)
-    return Said(refused or zoom, None, call.fps if zoom.fps != call.fps else None)
+    asked_fps = call.fps if zoom.fps != call.fps else None
+    return Said(replace(refused, asked=zoom) if refused else zoom, None, asked_fps)
 
 
 def at_rate(zoom: Zoom, fps: float, max_frames: int) -> Zoom:

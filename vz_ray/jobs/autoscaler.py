@@ -6,21 +6,28 @@ Ray offers these figures in a message of its own protocol alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
+from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from vz_ray.jobs.needs import Need
+from vz_ray.observe.errors import UserError
 
 ASK_S = 20.0
 """How long it is given to say that something cannot be had: it looks every five seconds."""
 _TICK_S = 0.5
 _RPC_S = 10
+TRIES = 3
+"""How often the control service is asked: a head that is busy may miss one deadline."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +48,29 @@ class Scaling:
 
 
 def scaling() -> Scaling:
-    """As of now."""
-    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_S))
-    return read(reply)
+    """As of now; blocks for half a minute at most.
+
+    Raises:
+        UserError: The control service (GCS) of the cluster did not say, each time that it was asked.
+    """
+    client = global_worker.gcs_client
+    for attempt in range(1, TRIES + 1):
+        try:
+            reply = GetClusterStatusReply()
+            reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_S))
+            return read(reply)
+        except (RayError, RuntimeError, TimeoutError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning(
+                "the cluster's control service at %s was asked for the autoscaler's state and did not say "
+                "within %d s, attempt %d of %d: %s",
+                client.address, _RPC_S, attempt, TRIES, why,
+            )  # fmt: skip
+    raise UserError(
+        f"the cluster's control service at {client.address} did not say how its autoscaler is, {TRIES} times "
+        f"within {_RPC_S} s each ({why}): see on the head node whether gcs_server runs, and is not short of "
+        "CPU or memory, then try again"
+    )
 
 
 def read(reply: Any) -> Scaling:

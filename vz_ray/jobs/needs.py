@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.distill import DistillConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import PlayConfig, RunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.observe.place import Amounts, of_group
 
-ClusterConfig = PlayConfig | SftRunConfig | ServeConfig
+ClusterConfig = PlayConfig | SftRunConfig | DistillConfig | ServeConfig
 """What is run on a cluster."""
 
 
@@ -67,6 +68,8 @@ def needs_of(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> li
     """
     if isinstance(config, ServeConfig):
         return [_agents(config, gpus), _decoders(config.clips, replicas=config.min_replicas)]
+    if isinstance(config, DistillConfig):
+        return [_decoders(config.clips)]
     if isinstance(config, SftRunConfig):
         return [_ranks(config.learner, float(gpus)), _decoders(config.clips)]
     ranks = [_ranks(config.learner, gpu_share * gpus)] if isinstance(config, RunConfig) else []

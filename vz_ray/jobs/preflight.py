@@ -49,9 +49,12 @@ async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0
         config: Of the run.
         gpus: Whether engines and ranks get GPUs.
         gpu_share: What a rank and an engine each have of one.
+
+    Raises:
+        UserError: The cluster's control service does not answer.
     """
     needs = [need for need in needs_of(config, gpus=gpus, gpu_share=gpu_share) if need.most]
-    state = scaling()
+    state = await asyncio.to_thread(scaling)
     nodes = alive()
     checks = [_nodes(nodes, state), *await placement(needs, nodes, state)]
     with _marked(runs_of(config)) as shared:

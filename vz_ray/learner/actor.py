@@ -30,6 +30,7 @@ from vz_ray.observe.dump import Silent
 from vz_ray.observe.errors import UserError
 from vz_ray.observe.fingerprint import fingerprint
 from vz_ray.observe.place import of_group
+from vz_ray.observe.records import Badge
 from vz_ray.weights.verify import Probe
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class LearnerGroup:
 
     Args:
         frames: A handle that can be sent to actors, such as the clip pool's.
+        badge: Which run the ranks log for, and how.
+        logs: Directory for `learner-rank-<n>.log`, on each rank's node; empty leaves what they print to Ray.
 
     Attributes:
         life: How often it has been started.
@@ -72,8 +75,11 @@ class LearnerGroup:
         *,
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
+        badge: Badge = Badge(),  # noqa: B008 - frozen
+        logs: str = "",
     ) -> None:
         self._config, self._frames = config, frames
+        self._badge, self._logs = badge, logs
         self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
         self._ranks: list[Any] = []
         self._place: PlacementGroup | None = None
@@ -88,9 +94,18 @@ class LearnerGroup:
         *,
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
+        badge: Badge = Badge(),  # noqa: B008 - frozen
+        logs: str = "",
     ) -> LearnerGroup:
         """A learner that has been started; see `restart`."""
-        group = cls(config, frames, cpus_per_rank=cpus_per_rank, gpus_per_rank=gpus_per_rank)
+        group = cls(
+            config,
+            frames,
+            cpus_per_rank=cpus_per_rank,
+            gpus_per_rank=gpus_per_rank,
+            badge=badge,
+            logs=logs,
+        )
         await group.restart()
         return group
 
@@ -147,7 +162,7 @@ class LearnerGroup:
             scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
             runtime_env={"env_vars": _environment(self._config, self._gpus)},
         )
-        return options.remote(rank)
+        return options.remote(rank, self._badge, self._logs)
 
     async def watch(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits `work`, which others do; ends it with `LearnerLost` as soon as a rank is found dead."""

@@ -6,6 +6,7 @@ rank 0 writes what all ranks gather: weights, checkpoints, exports
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +25,8 @@ from vz_ray.learner.frames import FrameStore
 from vz_ray.learner.station import Station, rank_name
 from vz_ray.observe.dump import arm
 from vz_ray.observe.fingerprint import check_same_code
+from vz_ray.observe.logs import in_actor, keep_output_in
+from vz_ray.observe.records import Badge, turn_to
 from vz_ray.video.frame import VideoError
 from vz_ray.weights.ipc import Loans
 from vz_ray.weights.nccl import BUCKET_BYTES, NcclGroup, Roster, free_port, update_info
@@ -31,16 +34,34 @@ from vz_ray.weights.publisher import Update
 from vz_ray.weights.store import WeightsBroken, WeightStore
 from vz_ray.weights.verify import Probe
 
+log = logging.getLogger(__name__)
+
+
+def _turn_to(groups: Sequence[Group]) -> None:
+    """Log lines are about the iteration that these were played for, from now on."""
+    played = [trajectory.id.iteration for group in groups for trajectory in group.trajectories]
+    if played:
+        turn_to(iteration=max(played))
+
+
 _STEP_S = 0.2
 """How long a rank waits for its broadcast before it listens to whoever wants to abort it."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerRank:
-    """One rank. Calls must be made on all ranks alike; they run one at a time."""
+    """One rank. Calls must be made on all ranks alike; they run one at a time.
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    Args:
+        badge: Which run it logs for, and how.
+        logs: Directory of the file that keeps what it prints; empty leaves that to Ray.
+    """
+
+    def __init__(self, rank: int, badge: Badge = Badge(), logs: str = "") -> None:  # noqa: B008 - frozen
+        if logs:
+            keep_output_in(Path(logs) / f"{rank_name(rank)}.log")
+        self._rank, self._badge = rank, badge
+        in_actor(rank_name(rank), badge, rank)
         self._nccl, self._announced, self._loans = NcclGroup(), (-1, -1), Loans()
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._sending: Future[None] = Future()
@@ -70,18 +91,27 @@ class LearnerRank:
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
         }
+        import deepspeed  # noqa: F401 - gives its logger a handler of its own
+
         from vz_ray.learner.trainer import Trainer
 
+        # Once more, in place of that handler.
+        in_actor(rank_name(self._rank), self._badge, self._rank)
         self._trainer = Trainer(self._config)
+        log.info("rank %d of %d has loaded %s", self._rank, config.ranks, config.model)
 
     def check(self) -> None:
         """Answers, if this process lives and has nothing else to do."""
 
     def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        return self._trainer.sft_step(trajectories, self._frames)
+        turn_to(iteration=self._trainer.engine.steps + 1)
+        metrics = self._trainer.sft_step(trajectories, self._frames)
+        log.info("learned from %d trajectories in %.2f s", len(trajectories), metrics["seconds"])
+        return metrics
 
     def unreadable(self, groups: Sequence[Group]) -> dict[int, str]:
         """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
+        _turn_to(groups)
         found = {}
         for index in range(self._rank, len(groups), self._config.ranks):
             refs = {frame_key(ref): ref for one in groups[index].trajectories for ref in one.refs}
@@ -92,7 +122,10 @@ class LearnerRank:
         return found
 
     def grpo_step(self, groups: Sequence[Group], version: int | None) -> dict[str, float]:
-        return self._trainer.grpo_step(groups, self._frames, version)
+        _turn_to(groups)
+        metrics = self._trainer.grpo_step(groups, self._frames, version)
+        log.info("learned from %d groups in %.2f s", metrics["groups"], metrics.get("seconds", 0.0))
+        return metrics
 
     def logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         return self._trainer.logprobs(trajectories, self._frames)

@@ -68,8 +68,8 @@ def _histogram(name: str, help: str, *labels: str) -> Metric:
 
 
 _LIVE = (
-    _gauge("vz_iteration", "Iterations done.", "iterations"),
-    _gauge("vz_iterations", "Iterations that the run is to have.", "iterations"),
+    _gauge("vz_iteration", "Iterations done, or steps of a supervised run, or episodes.", "iterations"),
+    _gauge("vz_iterations", "How many the run is to have; 0 where time is what ends it.", "iterations"),
     _gauge("vz_phase", "1 for what the run is doing now, 0 for the rest.", "", "phase"),
     _gauge("vz_heartbeat_timestamp_seconds", "When the driver last said that it lives.", "s"),
     _gauge("vz_progress_timestamp_seconds", "When the last iteration ended, or the run began.", "s"),

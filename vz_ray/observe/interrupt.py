@@ -28,8 +28,19 @@ def take_back_signals() -> None:
                 signal.signal(number, handler)
 
 
+GOES_ON = "the same command goes on from the last checkpoint"
+
+
 class StopRequested(Exception):
-    """Someone asked this run to stop; what is not in the last checkpoint will be done again."""
+    """Someone asked this run to stop; what is not in the last checkpoint will be done again.
+
+    Attributes:
+        then: How to go on, for whoever stopped it.
+    """
+
+    def __init__(self, said: str, then: str = GOES_ON) -> None:
+        super().__init__(said)
+        self.then = then
 
 
 class Interrupt:
@@ -42,9 +53,13 @@ class Interrupt:
                 train(step)
 
     Enter it in the main thread; `check` may be called from any.
+
+    Args:
+        then: How to go on after a stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = GOES_ON) -> None:
+        self._then = then
         self._event = threading.Event()
         self._name = ""
         self._before: dict[int, object] = {}
@@ -74,7 +89,7 @@ class Interrupt:
     def check(self) -> None:
         """Raises `StopRequested` if a stop was asked for."""
         if self.requested:
-            raise StopRequested(f"stopped by {self._name}")
+            raise StopRequested(f"stopped by {self._name}", self._then)
 
     async def asked(self) -> None:
         """Returns once a stop was asked for."""

@@ -15,6 +15,8 @@ from vz_ray.observe.run_dir import write_atomic
 LATE = 6
 """A heartbeat is late after as many of its intervals, and never before `LATE_S`."""
 LATE_S = 30.0
+ITERATION, STEP, EPISODE = "iteration", "step", "episode"
+"""What runs count: of reinforcement learning, of supervised training, of distillation."""
 
 
 class State(StrEnum):
@@ -42,13 +44,16 @@ class Live:
         every_s: How often it is.
         state: `running`, `ended`, `stopped` or `failed`.
         error: What ended it, where it failed.
-        phase: `start`, `rollout`, `learn`, `publish`, `evaluate` or `checkpoint`.
+        phase: `start`, `rollout`, `learn`, `publish`, `evaluate`, `checkpoint` or `export`.
         phase_since_s: When that began.
-        iteration, iterations: Done, and to be done.
+        unit: What it counts: `iteration`, `step` of supervised training, or `episode` of distillation.
+        rows: File of its metrics in the run directory.
+        iteration, iterations: Of these done, and to be done; 0 to be done where time is what ends it.
         progress_s: When the last iteration ended, or the run began.
         left_s: Seconds to the end at the pace so far; None where nobody can say.
         checkpoint: `at_s`, `seconds` and `iteration` of the last one; empty before the first.
-        fleet: `workers` by state, `seats`, `playing`, `waiting`, `lost`, `tokens_per_s`, `episodes_per_s`.
+        fleet: Empty where there are no rollout workers; else `workers` by state, `seats`, `playing`,
+            `waiting`, `lost`, `tokens_per_s`, `episodes_per_s`.
         clips: `decoders`, `silent`, `in_flight`, `waiting`, `hit_ratio`, `wait_p50_s`, `wait_p95_s`,
             `failures`, `quarantined`.
         memory_mb: Resident memory of the driver.
@@ -64,6 +69,8 @@ class Live:
     error: str = ""
     phase: str = "start"
     phase_since_s: float = 0.0
+    unit: str = ITERATION
+    rows: str = "metrics.jsonl"
     iteration: int = 0
     iterations: int = 0
     progress_s: float = 0.0

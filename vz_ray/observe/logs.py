@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from vz_ray.observe.records import Badge, JsonLines
@@ -14,6 +15,8 @@ from vz_ray.observe.records import Badge, JsonLines
 ENGINES = ("vllm", "ray", "deepspeed", "DeepSpeed", "transformers", "asyncio", "opentelemetry", "py.warnings")
 FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 OWN = "vz_ray"
+SERVE = "ray.serve"
+"""Ray Serve's own logger, which has handlers in every process of its."""
 QUIET = {
     "DS_ACCELERATOR_LOG_LEVEL": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -82,22 +85,56 @@ def _point_output_at(path: Path) -> None:
     os.close(descriptor)
 
 
-def in_actor(worker: str, badge: Badge) -> None:
+def in_actor(worker: str, badge: Badge, rank: int | None = None) -> None:
     """What an actor logs goes to its standard error; as objects that name it, if `badge` asks for JSON.
 
     With text, Python's own way of writing warnings stays as it is.
+
+    Args:
+        rank: Of a rank of the learner.
     """
     if badge.log_format != "json":
         return
     for name in (OWN, *ENGINES):
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_formatter(FORMAT, badge, worker))
+        handler.setFormatter(JsonLines(badge.run, worker, rank))
         _route(name, [handler], logging.INFO)
     logging.captureWarnings(True)
 
 
-def _formatter(text: str, badge: Badge, worker: str = "") -> logging.Formatter:
-    return JsonLines(badge.run, worker) if badge.log_format == "json" else logging.Formatter(text)
+def in_replica(worker: str, badge: Badge) -> None:
+    """What a replica of Ray Serve's logs goes where Ray Serve writes its own lines, to the replica's file.
+
+    With JSON, all lines there are objects of our kind, Ray Serve's too, and those of engines are among them.
+    """
+    serve = logging.getLogger(SERVE)
+    serve.handlers[:] = theirs = [_writer(handler) for handler in serve.handlers]
+    _route(OWN, theirs, logging.INFO)
+    if badge.log_format != "json":
+        return
+    for handler in theirs:
+        handler.setFormatter(JsonLines(badge.run, worker))
+    for name in ENGINES:
+        if name != "ray":  # Ray Serve's logger lies below it
+            _route(name, theirs, logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _writer(handler: logging.Handler) -> logging.Handler:
+    """The handler that writes what `handler` may keep back for it.
+
+    vLLM closes every handler of the process as it is imported. One of a file opens it again with the next
+    line; one that keeps lines back never writes again.
+    """
+    if not isinstance(handler, MemoryHandler) or handler.target is None:
+        return handler
+    for filter in handler.filters:
+        handler.target.addFilter(filter)
+    return handler.target
+
+
+def _formatter(text: str, badge: Badge) -> logging.Formatter:
+    return JsonLines(badge.run) if badge.log_format == "json" else logging.Formatter(text)
 
 
 def _file(path: Path, badge: Badge) -> logging.Handler:

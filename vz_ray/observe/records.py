@@ -1,7 +1,7 @@
 """What a log line is about, and log lines as JSON objects, which collectors can filter by.
 
 process    badge of the run, and who logs there (`rollout-3`): set once
-task       iteration and episode at hand: a context variable, so that tasks do not mix them up
+task       iteration, episode or request at hand: a context variable, so that tasks do not mix them up
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ def about(**what: str | int) -> Iterator[None]:
         _about.reset(token)
 
 
+def turn_to(**what: str | int) -> None:
+    """Log records of this task are about these from now on: for a loop, whose turns need no block each.
+
+    Example: `turn_to(iteration=4)`
+    """
+    _about.set({**(_about.get() or {}), **what})
+
+
 def now_about() -> dict[str, str | int]:
     """What is at hand in this task."""
     return dict(_about.get() or {})
@@ -55,19 +63,21 @@ class JsonLines(logging.Formatter):
     Args:
         run: Name of the run; left out if empty.
         worker: Who logs in this process; left out if empty.
+        rank: Its rank, where it is one of the learner's; left out otherwise.
 
     Example:
         {"time": "2026-01-05T10:00:00.123Z", "level": "WARNING", "logger": "vz_ray.rollout.crew",
          "message": "rollout-3 is out of service: ...", "run": "agent", "worker": "rollout-3"}
     """
 
-    def __init__(self, run: str = "", worker: str = "") -> None:
+    def __init__(self, run: str = "", worker: str = "", rank: int | None = None) -> None:
         super().__init__()
-        self._always = {name: value for name, value in (("run", run), ("worker", worker)) if value}
+        known = {"run": run, "worker": worker, "rank": rank}
+        self._always = {name: value for name, value in known.items() if value not in ("", None)}
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, str | int] = {
+        line: dict[str, str | int | None] = {
             "time": f"{at}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,

@@ -22,7 +22,9 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`75.5` as `1:15.5`; tenths only where there are some."""
+    """`75.5` as `1:15.5`; tenths only where there are some. A refused zoom may begin at `-0:05`."""
+    if seconds < 0:
+        return f"-{clock(-seconds)}"
     minutes, rest = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
     tail = f"{rest:04.1f}".removesuffix(".0")

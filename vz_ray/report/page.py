@@ -34,6 +34,7 @@ async def _episodes(run_dir: Path, run: RunData, frames: FrameSource, config: Re
     legend = (
         '<p class="note key"><span><b class="tick"></b>overview frame</span>'
         '<span><b class="zoom"></b>zoom, by turn and frame rate</span>'
+        '<span><b class="zoom refused"></b>one that was refused</span>'
         '<span><b class="event"></b>when what is asked about can be seen (its frames: time marked)</span></p>'
     )
     return f"<div>{legend}{_all_of_them(run_dir)}</div>" + "".join(cards)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vz_ray.episode.trajectory import Trajectory
 from vz_ray.report.markup import clock, text
@@ -25,8 +25,9 @@ def length_of(trajectory: Trajectory, events: Sequence[Event]) -> float:
 
 
 def _box(start: float, end: float, length: float) -> str:
-    left = 100 * min(max(start / length, 0.0), 1.0)
-    width = 100 * min(max((end - start) / length, 0.0), 1.0)
+    # What lies beyond the end is seen at the end.
+    left = 100 * min(max(start / length, 0.0), 0.99)
+    width = 100 * max(min(end, length) - max(start, 0.0), 0.0) / length
     return f"left:{left:.3f}%;width:{min(width, 100 - left):.3f}%"
 
 
@@ -34,16 +35,27 @@ def _at(time: float, length: float) -> str:
     return f"left:{100 * min(time / length, 1.0):.3f}%"
 
 
-def _bar(turn: int, zoom: Zoom, length: float) -> str:
+def _bar(turn: int, zoom: Zoom, length: float, refused: str = "") -> str:
+    """A zoom; one that was refused, and why, may be reversed or lie outside the video."""
     words = f"turn {turn}: {clock(zoom.start_s)}–{clock(zoom.end_s)} at {zoom.fps:g} fps"
-    left = (zoom.start_s + zoom.end_s) / 2 > 0.55 * length
-    at = 100 * (zoom.start_s if left else zoom.end_s) / length
+    words += f", refused: {refused}" if refused else ""
+    start, end = sorted((zoom.start_s, zoom.end_s))
+    left = (start + end) / 2 > 0.55 * length
+    at = min(max(100 * (start if left else end) / length, 0.0), 99.0)
     side = f"right:{100 - at:.3f}%" if left else f"left:{at:.3f}%"
-    box = _box(zoom.start_s, zoom.end_s, length)
+    box, kind = _box(start, end, length), "zoom refused" if refused else "zoom"
     return (
-        f'<div class="row"><b class="zoom" style="{box}" title="{text(words)}"></b>'
+        f'<div class="row"><b class="{kind}" style="{box}" title="{text(words)}"></b>'
         f'<span class="tag" style="{side}">turn {turn} · {zoom.fps:g} fps</span></div>'
     )
+
+
+def _bars(trajectory: Trajectory, length: float) -> Iterator[str]:
+    for number, turn in enumerate(trajectory.turns, start=1):
+        if isinstance(turn.zoom, Zoom):
+            yield _bar(number, turn.zoom, length)
+        elif turn.zoom is not None and turn.zoom.asked is not None:
+            yield _bar(number, turn.zoom.asked, length, turn.zoom.message)
 
 
 def timeline(trajectory: Trajectory, events: Sequence[Event]) -> str:
@@ -57,11 +69,7 @@ def timeline(trajectory: Trajectory, events: Sequence[Event]) -> str:
         f'<b class="tick" style="{_at(ref.pts_s, length)}" title="{clock(ref.pts_s)}"></b>'
         for ref in trajectory.prompt.refs
     )
-    bars = "".join(
-        _bar(number, turn.zoom, length)
-        for number, turn in enumerate(trajectory.turns, start=1)
-        if isinstance(turn.zoom, Zoom)
-    )
+    bars = "".join(_bars(trajectory, length))
     scale = "".join(f"<span>{clock(length * k / 4)}</span>" for k in range(5))
     summary = f"Timeline of {clock(length)}: {len(trajectory.zooms)} zooms, {len(events)} events"
     return (

@@ -25,6 +25,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.observe.deadline import within
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.records import Badge, about
 from vz_ray.rollout.engine import Engine, EngineFailed, Heard
 from vz_ray.serve.asking import Answered, Event, Failed, Question
 from vz_ray.serve.client_tools import ClientFrames, Replayed, ZoomForClient
@@ -101,7 +102,7 @@ class Agent:
         from transformers import AutoTokenizer
 
         config = self._config
-        self._frames = ClipPool.start(config.clips)
+        self._frames = ClipPool.start(config.clips, Badge(config.name, config.observe.log_format))
         self._engine = await self.engine_type.start(
             model,
             config.engine,
@@ -207,7 +208,7 @@ class Agent:
                 watcher=told.happened,
             )
             began = time.monotonic()
-            with asking_as(question.id):
+            with asking_as(question.id), about(request=question.id):
                 try:
                     trajectory = await within(
                         config.episode_deadline_s, game, who=self._name, what=f"request {question.id}"

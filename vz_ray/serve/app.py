@@ -6,7 +6,6 @@ By hand: `vz-ray serve`. In production: `serve run conf/serve/production.yaml`, 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from vz_ray.observe.errors import UserError
 from vz_ray.observe.place import of_group
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.files import upload_directory
-from vz_ray.serve.ingress import IngressReplica
+from vz_ray.serve.ingress import IngressReplica, begin_log
 
 APP, AGENT = "vz_ray", "Agent"
 _LOOK_S = 5.0
@@ -31,8 +30,7 @@ class AgentReplica(Agent):
     """An agent that Ray Serve starts, asks after, and ends."""
 
     def __init__(self, config: ServeConfig) -> None:
-        logging.getLogger("vz_ray").setLevel(logging.INFO)
-        super().__init__(config, serve.get_replica_context().replica_id.unique_id)
+        super().__init__(config, begin_log(config))
 
     async def __del__(self) -> None:
         await self.shutdown()

@@ -97,7 +97,8 @@ class Zoomed:
     Attributes:
         turn: From 0.
         video: Counted from 0.
-        segment: Start and end, seconds; None where the call could not be read.
+        segment: Start and end, seconds, as asked for: of a refused zoom they may be reversed, or lie outside
+            the video. None where the call could not be read.
         fps: Frames a second; None likewise.
         frames: What was shown; none where the zoom was refused.
         refused: Why it was, in the model's words; else empty.

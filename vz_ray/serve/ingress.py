@@ -30,6 +30,8 @@ from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import AnswerType, Chat, Task
 from vz_ray.episode.trajectory import Sampling
 from vz_ray.observe.deadline import Overdue, within
+from vz_ray.observe.logs import in_replica
+from vz_ray.observe.records import Badge, about
 from vz_ray.serve import replies
 from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
 from vz_ray.serve.chat import Conversation, Zoomed, read_conversation, read_model, read_request
@@ -237,7 +239,8 @@ class Ingress:
             except RayActorError:
                 if attempt + 1 == _ATTEMPTS:
                     raise
-                log.warning("request %s: its agent died; another one is asked", question.id)
+                with about(request=question.id):
+                    log.warning("request %s: its agent died; another one is asked", question.id)
             finally:
                 answer.cancel()  # does nothing to one that has come
         raise AssertionError("no attempt was made")
@@ -299,7 +302,8 @@ class Ingress:
             except RayActorError:
                 if begun or attempt + 1 == _ATTEMPTS:
                     raise
-                log.warning("request %s: its agent died; another one is asked", question.id)
+                with about(request=question.id):
+                    log.warning("request %s: its agent died; another one is asked", question.id)
             finally:
                 batches.cancel()
 
@@ -312,10 +316,11 @@ class Ingress:
         course.outcome = end.status
         self._measures.answered(end)
         words = f": {question.task.question!r} -> {end.text!r}" if self.config.log_prompts else ""
-        log.info(
-            "request %s: %s after %.2f s, %d frames, %d zooms%s",
-            question.id, end.status, end.seconds, end.frames, end.zooms, words,
-        )  # fmt: skip
+        with about(request=question.id):
+            log.info(
+                "request %s: %s after %.2f s, %d frames, %d zooms%s",
+                question.id, end.status, end.seconds, end.frames, end.zooms, words,
+            )  # fmt: skip
 
     def _refusal(self, error: Exception, course: Course) -> ApiError:
         """What the client is told of whatever went wrong."""
@@ -407,11 +412,18 @@ async def exchange(zoomed: Zoomed, media: Media) -> Exchange:
     )
 
 
+def begin_log(config: ServeConfig) -> str:
+    """Sends what this replica logs to its file, with the name of what is served; returns the replica's id."""
+    id = str(serve.get_replica_context().replica_id.unique_id)
+    in_replica(id, Badge(config.name, config.observe.log_format))
+    return id
+
+
 class IngressReplica(Ingress):
     """An ingress that Ray Serve starts; here, so that its process need not import what agents need."""
 
     def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
-        logging.getLogger("vz_ray").setLevel(logging.INFO)
+        begin_log(config)
         super().__init__(config, agent)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

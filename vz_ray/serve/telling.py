@@ -53,14 +53,15 @@ class Telling:
             self._so_far = ""
 
     def _zoomed(self, number: int, turn: Turn, clip: Clip | None) -> asking.Zoomed:
-        zoom = turn.zoom if isinstance(turn.zoom, Zoom) else None
+        refused = turn.zoom if isinstance(turn.zoom, ZoomRefused) else None
+        zoom = turn.zoom if isinstance(turn.zoom, Zoom) else refused.asked if refused else None
         return asking.Zoomed(
             turn=number,
             video=zoom.video if zoom else 0,
             segment=(zoom.start_s, zoom.end_s) if zoom else None,
             fps=zoom.fps if zoom else None,
             frames=self._shown(clip) if clip else (),
-            refused=turn.zoom.message if isinstance(turn.zoom, ZoomRefused) else "",
+            refused=refused.message if refused else "",
             reasoning=reasoning_of(turn.text),
             seconds=turn.seconds,
         )

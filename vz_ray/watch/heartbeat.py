@@ -1,6 +1,7 @@
 """The driver's heartbeat: asks fleet and decoders how they are, and tells Prometheus and `live.json`.
 
-every few seconds --> fleet.seats, fleet.stats, pool.stats   whoever does not answer in time is left out
+every few seconds --> fleet.seats, fleet.stats, pool.stats   whoever does not answer in time is left out;
+                                                             supervised runs and distillation have no fleet
                   --> gauges of the catalogue, all of them   Ray forgets what is not set again
                   --> live.json, scrape.json
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -17,11 +19,11 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Sequence
 from functools import reduce
 from operator import add
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vz_ray.clips import HandleStats, PoolStats
 from vz_ray.observe.deadline import within
-from vz_ray.observe.live import State
+from vz_ray.observe.live import EPISODE, State
 from vz_ray.observe.run_dir import RunDir, write_atomic
 from vz_ray.rollout.figures import own_mb
 from vz_ray.rollout.member import Seat
@@ -86,13 +88,19 @@ class Heartbeat:
     Args:
         watch: What the run has told.
         run: Where `live.json` and `scrape.json` are written.
-        fleet: The rollout workers.
+        fleet: The rollout workers; None where a run has none.
         pool: The decoders.
         targets: Asked at each beat where the nodes' metrics are: `host:port` of each.
     """
 
     def __init__(
-        self, watch: Watch, run: RunDir, fleet: FleetLike, pool: PoolLike, every_s: float, targets: Targets
+        self,
+        watch: Watch,
+        run: RunDir,
+        fleet: FleetLike | None,
+        pool: PoolLike,
+        every_s: float,
+        targets: Targets,
     ) -> None:
         self._watch, self._run, self._fleet, self._pool = watch, run, fleet, pool
         self._every_s, self._targets = every_s, targets
@@ -115,10 +123,11 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """One look."""
-        workers, pool = await asyncio.gather(self._ask(self._fleet.stats()), self._ask(self._pool.stats()))
+        workers, pool = await asyncio.gather(self._ask_fleet(), self._ask(self._pool.stats()))
         now, elapsed = time.monotonic(), max(1e-6, time.monotonic() - self._at)
         self._at = now
-        self._look_at_fleet(workers, elapsed)
+        if self._fleet is not None:
+            self._look_at_fleet(self._fleet, workers, elapsed)
         self._look_at_clips([worker.clips for worker in workers or ()], pool)
         self._tell()
         self._grown.begun = True
@@ -129,10 +138,16 @@ class Heartbeat:
         live = self._watch.live
         live.state, live.error, live.left_s = state.value, error, None
         try:
+            if self._fleet is not None and live.fleet:
+                # The last beat may have been while weights were exchanged.
+                live.fleet |= _standing(self._fleet)
             self._tell()
             await asyncio.to_thread(self._write)
         except Exception:
             log.warning("the end of the run could not be noted in %s", self._run.live, exc_info=True)
+
+    async def _ask_fleet(self) -> list[WorkerStats] | None:
+        return None if self._fleet is None else await self._ask(self._fleet.stats())
 
     async def _ask(self, answer: Awaitable[T]) -> T | None:
         try:
@@ -141,15 +156,12 @@ class Heartbeat:
             log.debug("no word from fleet or decoders: %s", error)
             return None
 
-    def _look_at_fleet(self, workers: Sequence[WorkerStats] | None, elapsed: float) -> None:
-        watch, meters, fleet = self._watch, self._watch.meters, self._fleet
-        seats = fleet.seats()
-        states = Counter(seat.state.value for seat in seats)
-        alive = [seat for seat in seats if seat.state is not WorkerState.DEAD]
-        playing = sum(seat.load for seat in alive)
+    def _look_at_fleet(self, fleet: FleetLike, workers: Sequence[WorkerStats] | None, elapsed: float) -> None:
+        watch, meters = self._watch, self._watch.meters
+        standing = _standing(fleet)
         for state in WorkerState:
-            meters.set("vz_workers", states[state.value], state=state.value)
-        meters.set("vz_episodes_playing", playing)
+            meters.set("vz_workers", standing["workers"].get(state.value, 0), state=state.value)
+        meters.set("vz_episodes_playing", standing["playing"])
         meters.set("vz_episodes_waiting", fleet.waiting)
         meters.add("vz_lost_workers", self._grown.by("lost workers", fleet.lost))
         episodes = self._grown.by("episodes", watch.accepted_episodes) / elapsed
@@ -160,11 +172,7 @@ class Heartbeat:
             known = sum(sampled) / elapsed
         meters.set("vz_tokens_per_second", known)
         watch.live.fleet = {
-            "workers": dict(states),
-            "seats": [{"name": s.name, "state": s.state.value, "load": s.load, "why": s.why} for s in alive],
-            "playing": playing,
-            "waiting": fleet.waiting,
-            "lost": fleet.lost,
+            **standing,
             "tokens_per_s": round(known, 2),
             "episodes_per_s": round(episodes, 4),
         }
@@ -206,9 +214,11 @@ class Heartbeat:
             meters.set("vz_phase", float(running and phase == live.phase), phase=phase)
         meters.set("vz_heartbeat_timestamp_seconds", time.time())
         meters.set("vz_progress_timestamp_seconds", live.progress_s)
-        meters.set("vz_checkpoint_timestamp_seconds", live.checkpoint.get("at_s", watch.began_s))
-        meters.set("vz_checkpoint_seconds", live.checkpoint.get("seconds", 0.0))
-        meters.set("vz_mismatch_kl_limit_nats", watch.mismatch_limit)
+        if live.unit != EPISODE:  # those are on disk one by one
+            meters.set("vz_checkpoint_timestamp_seconds", live.checkpoint.get("at_s", watch.began_s))
+            meters.set("vz_checkpoint_seconds", live.checkpoint.get("seconds", 0.0))
+        if math.isfinite(watch.mismatch_limit):
+            meters.set("vz_mismatch_kl_limit_nats", watch.mismatch_limit)
         for (name, _), (labels, value) in watch.figures.items():
             meters.set(name, value, **labels)
         live.memory_mb = round(own_mb(), 1)
@@ -224,6 +234,19 @@ class Heartbeat:
             write_atomic(self._run.scrape, json.dumps(group).encode())
         live.scrape = targets
         live.write(self._run.live)
+
+
+def _standing(fleet: FleetLike) -> dict[str, Any]:
+    """How it stands with the workers at this moment, without asking them."""
+    seats = fleet.seats()
+    alive = [seat for seat in seats if seat.state is not WorkerState.DEAD]
+    return {
+        "workers": dict(Counter(seat.state.value for seat in seats)),
+        "seats": [{"name": s.name, "state": s.state.value, "load": s.load, "why": s.why} for s in alive],
+        "playing": sum(seat.load for seat in alive),
+        "waiting": fleet.waiting,
+        "lost": fleet.lost,
+    }
 
 
 class Targets(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 
 from vz_ray.observe import names
 from vz_ray.observe.errors import UserError
-from vz_ray.observe.live import Live, State
+from vz_ray.observe.live import EPISODE, ITERATION, STEP, Live, State
 from vz_ray.observe.metrics import read_metrics
 from vz_ray.observe.run_dir import RunDir
 
@@ -23,7 +23,13 @@ CURVES = {
     "mismatch KL": names.MISMATCH_KL,
     "sync s": names.SYNC_S,
 }
-"""What the screen draws, and which key of `metrics.jsonl` it is."""
+"""What the screen draws of reinforcement learning, and which key of `metrics.jsonl` it is."""
+CURVES_OF = {
+    ITERATION: CURVES,
+    STEP: {"loss": "loss", "grad norm": "grad_norm", "tokens/s": "tokens_per_s"},
+    EPISODE: {"right": names.EXPERT_RIGHT, "failed": names.EXPERT_FAILED, "cost $": names.EXPERT_USD},
+}
+"""By what a run counts."""
 WARNINGS = 5
 _TAIL = 256 * 1024
 """Bytes at the end of the log that are looked through for warnings."""
@@ -39,7 +45,7 @@ class View:
         at_s: When it was looked at, seconds since the epoch.
         state: How it stands with it; None for a run that has no `live.json`.
         live: Its own account.
-        curves: Values of each of `CURVES` over the iterations.
+        curves: Values of each of `CURVES_OF` what it counts, in the order of its rows of metrics.
         warnings: The last ones of its log, oldest first: time, level, who, and what.
     """
 
@@ -81,10 +87,11 @@ def look(path: Path) -> View:
     run, now = RunDir.open(path), time.time()
     live = Live.read(run.live)
     try:
-        rows = read_metrics(run.metrics)
+        rows = read_metrics(run.path / (live.rows if live else run.metrics.name))
     except ValueError as error:
         raise UserError(f"{error}; a run that goes on from its checkpoint needs it whole") from error
-    curves = {name: [row[key] for row in rows if key in row] for name, key in CURVES.items()}
+    drawn = CURVES_OF.get(live.unit if live else ITERATION, CURVES)
+    curves = {name: [row[key] for row in rows if key in row] for name, key in drawn.items()}
     state = None if live is None else live.standing(now)
     return View(path, now, state, live, curves, warnings_of(run.logs / "vz_ray.log"))
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from vz_ray.observe.live import Live, State
+from vz_ray.observe.live import EPISODE, Live, State
 from vz_ray.watch.looking import View, look
 
 REDRAW_S = 2.0
@@ -68,7 +68,9 @@ def draw(view: View) -> RenderableType:
     if (curves := _curves(view)) is not None:
         parts.append(curves)
     if view.live is not None and view.live.fleet:
-        parts += [_fleet(view.live), _clips(view.live)]
+        parts.append(_fleet(view.live))
+    if view.live is not None and view.live.clips:
+        parts.append(_clips(view.live))
     parts.append(_warnings(view))
     return Group(*parts)
 
@@ -95,8 +97,9 @@ def _headline(view: View) -> RenderableType:
         return line.append("  has not begun to train", style="yellow")
     line.append(f"  {view.state.value}", style=_COLORS[view.state])
     line.append(f"  {live.host}:{live.pid}\n", style="dim")
-    if live.iterations:
-        line.append(f"iteration {live.iteration} of {live.iterations}")
+    if live.iterations or live.iteration:
+        of = f" of {live.iterations}" if live.iterations else ""
+        line.append(f"{live.unit} {live.iteration}{of}")
     if view.state is State.RUNNING:
         since = duration(view.at_s - live.phase_since_s)
         line.append(f"  {live.phase} for {since}", style="bold")
@@ -114,13 +117,14 @@ def _notice(view: View) -> RenderableType | None:
     if live is None or view.state in (None, State.RUNNING):
         return None
     ago = duration(live.age_s(view.at_s))
+    goes_on = "where it was" if live.unit == EPISODE else "from its last checkpoint"
     said = {
         State.ENDED: f"The run has ended, {ago} ago.",
-        State.STOPPED: f"The run was stopped {ago} ago; the same command goes on from its last checkpoint.",
+        State.STOPPED: f"The run was stopped {ago} ago; the same command goes on {goes_on}.",
         State.FAILED: f"The run failed {ago} ago: {live.error}",
         State.SILENT: (
             f"No heartbeat for {ago}, one was due every {live.every_s:g}s: the driver (process {live.pid} on "
-            f"{live.host}) was killed, or cannot write here. The same command goes on from its checkpoint."
+            f"{live.host}) was killed, or cannot write here. The same command goes on {goes_on}."
         ),
     }
     return Panel(Text(said[view.state]), border_style=_COLORS[view.state])

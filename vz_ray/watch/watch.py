@@ -1,4 +1,4 @@
-"""What the training loop and the fleet tell: where the run is, and what its episodes were like.
+"""What loops and the fleet tell: where the run is, and what its episodes were like.
 
 Every method is quick, waits for nobody and raises nothing: a run must not end because of who looks on.
 """
@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from vz_ray.episode.trajectory import Status, Trajectory
 from vz_ray.observe.catalogue import of_row
-from vz_ray.observe.live import Live
+from vz_ray.observe.live import ITERATION, Live
 from vz_ray.observe.traces import Attributes, Span, Traces
 from vz_ray.observe.trackers import Tracker
 from vz_ray.video.frame import Zoom
@@ -23,7 +24,7 @@ from vz_ray.watch.spans import episode_span
 
 log = logging.getLogger(__name__)
 
-PHASES = ("start", "rollout", "learn", "publish", "evaluate", "checkpoint")
+PHASES = ("start", "rollout", "learn", "publish", "evaluate", "checkpoint", "export")
 """What a run may be doing."""
 _COUNTED = (
     ("vz_episodes", "status", tuple(status.value for status in Status)),
@@ -81,6 +82,8 @@ class Watch:
         meters: Where metrics go.
         traces: Where traces go; None makes none.
         trackers: Experiment trackers; the metrics log hands its rows on to them.
+        unit: What the run counts: one of those of `observe.live`.
+        rows: File of its metrics in the run directory.
 
     Attributes:
         live: Where the run is.
@@ -95,11 +98,14 @@ class Watch:
         meters: Meters | None = None,
         traces: Traces | None = None,
         trackers: Sequence[Tracker] = (),
+        *,
+        unit: str = ITERATION,
+        rows: str = "metrics.jsonl",
     ) -> None:
         self.meters: Meters = meters or NoMeters()
         self.traces, self.trackers = traces, trackers
         now = time.time()
-        self.live = Live(run=run, phase_since_s=now, progress_s=now)
+        self.live = Live(run=run, phase_since_s=now, progress_s=now, unit=unit, rows=rows)
         self.mismatch_limit = math.inf
         self.began_s, self.accepted_episodes = now, 0
         self.clip_waits_s: deque[float] = deque(maxlen=_RECENT)
@@ -109,15 +115,20 @@ class Watch:
         self._first: tuple[int, float] | None = None
 
     @_never_raises
-    def begun(self, iteration: int, iterations: int, mismatch_limit: float) -> None:
-        """The loop begins, or goes on, `iteration` of `iterations` behind it."""
+    def begun(self, iteration: int, iterations: int, mismatch_limit: float = math.inf) -> None:
+        """The loop begins, or goes on, `iteration` of `iterations` behind it.
+
+        Args:
+            iterations: 0 where nobody knows.
+            mismatch_limit: Mismatch of engine and learner at which reinforcement learning stops itself.
+        """
         self.live.iteration, self.live.iterations = iteration, iterations
         self.mismatch_limit = mismatch_limit
         self.live.progress_s = time.time()
-        for name, label, values in _COUNTED:
+        for name, label, values in _COUNTED if self.live.unit == ITERATION else ():
             for value in values:
                 self.meters.add(name, 0, **{label: value})
-        for name in ("vz_sampled_tokens", "vz_nonfinite_values"):
+        for name in ("vz_sampled_tokens", "vz_nonfinite_values") if self.live.unit == ITERATION else ():
             self.meters.add(name, 0)
         self._first, self._phases, self._open = (iteration, time.monotonic()), [], False
 
@@ -125,7 +136,7 @@ class Watch:
     def doing(self, phase: str) -> None:
         """The run does something else from now on, one of `PHASES`."""
         now = time.time()
-        if self._open:
+        if self._open and self.traces:
             self._phases.append(Span(self.live.phase, self.live.phase_since_s, now))
         self.live.phase, self.live.phase_since_s, self._open = phase, now, True
         self._since = time.monotonic()
@@ -154,16 +165,24 @@ class Watch:
     @_never_raises
     def iterated(self, iteration: int, row: Mapping[str, float], played: int, kept: int) -> None:
         """An iteration's figures, as they are logged."""
-        for metric, labels, value in of_row(row):
-            self.figures[metric.name, "".join(labels.values())] = (labels, value)
         self.meters.add("vz_groups", kept, outcome="kept")
         self.meters.add("vz_groups", played - kept, outcome="dropped")
         self.meters.add("vz_nonfinite_values", sum(not math.isfinite(value) for value in row.values()))
-        now = time.time()
-        self.live.iteration, self.live.progress_s = iteration + 1, now
-        if self._first is not None and iteration + 1 > self._first[0]:
-            pace = (time.monotonic() - self._first[1]) / (iteration + 1 - self._first[0])
-            self.live.left_s = pace * max(0, self.live.iterations - iteration - 1)
+        self._came_to(iteration + 1, row)
+
+    @_never_raises
+    def stepped(self, done: int, row: Mapping[str, float] = MappingProxyType({})) -> None:
+        """`done` steps or episodes are behind the run; `row` has figures by the names of `metrics.jsonl`."""
+        self._came_to(done, row)
+
+    def _came_to(self, done: int, row: Mapping[str, float]) -> None:
+        for metric, labels, value in of_row(row):
+            self.figures[metric.name, "".join(labels.values())] = (labels, value)
+        live, first = self.live, self._first
+        live.iteration, live.progress_s = done, time.time()
+        if first is not None and done > first[0] and live.iterations:
+            pace = (time.monotonic() - first[1]) / (done - first[0])
+            live.left_s = pace * max(0, live.iterations - done)
 
     @_never_raises
     def saved(self, iteration: int) -> None:

@@ -33,6 +33,7 @@ export function svg(what, attributes = {}, ...children) {
 
 /** Seconds as `1:15.5`, tenths only where there are some. */
 export function clock(seconds) {
+  if (seconds < 0) return `-${clock(-seconds)}`; // Of what is refused.
   const tenths = Math.round(seconds * 10);
   const [hours, minutes, rest] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60, (tenths % 600) / 10];
   const tail = rest.toFixed(1).padStart(4, "0").replace(".0", "");

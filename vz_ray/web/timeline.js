@@ -5,11 +5,13 @@
  *   page.append(line.element);
  *   const bar = line.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // as often as zooms arrive
  *   bar.settle();                                       // it was carried out, or
- *   bar.settle("refused", "no room is left");           // it was not
+ *   bar.settle("refused", "no room is left");           // it was not; one that never began to be decoded:
+ *   line.add({ turn: 2, start: 60, end: 90, fps: 1, refused: "it is outside the video" });
  *   line.setDuration(63.9);                             // once it is known better
  *   line.setNow(8.2);                                   // where a player is; null hides it
  *
- * Times are seconds. A zoom is { turn, start, end, fps, video? }, `video` a name where there are several.
+ * Times are seconds. A zoom is { turn, start, end, fps, video?, refused? }, `video` a name where there are
+ * several, `refused` why it was not carried out; such a one may be reversed, or lie beyond the end.
  * `compact` puts bars that do not overlap into one row, with their turns in place of tags, without a scale.
  * Bars are buttons with labels; `onSeek` is called with the start of a bar and its zoom, or with the
  * time of a click elsewhere on the track. Without `onSeek` nothing can be clicked.
@@ -31,7 +33,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   const track = el("div.tl-track", {}, overview);
   const scale = compact ? null : el("div.tl-scale", { "aria-hidden": "true" });
   const element = el(compact ? "div.tl.compact" : "div.tl", { role: "group" }, track, scale);
-  const shown = [];
+  const shown = []; // The states of the bars: functions.
   const rows = [{ row: overview, taken: [] }]; // Of a compact timeline.
 
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds / length, 0), 1)).toFixed(3)}%`;
@@ -41,7 +43,8 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   };
   const span = (node, start, end) =>
     place(() => {
-      node.style.left = percent(start);
+      // What begins beyond the end is still seen, at the end.
+      node.style.left = `min(${percent(start)}, 100% - 5px)`;
       node.style.width = percent(Math.max(0, Math.min(end, length) - Math.max(start, 0)));
     });
 
@@ -58,35 +61,38 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   }
 
   function relabel() {
-    const found = `${shown.length} zoom${shown.length === 1 ? "" : "s"}, ${events.length} event${events.length === 1 ? "" : "s"}`;
+    const refused = shown.filter((state) => state() === "refused").length;
+    const zooms = shown.length - refused;
+    const found = `${zooms} zoom${zooms === 1 ? "" : "s"}${refused ? ` and ${refused} refused` : ""}, ${events.length} event${events.length === 1 ? "" : "s"}`;
     element.setAttribute("aria-label", `${label || "Timeline"} of ${clock(length)}: ${found}`);
     if (scale) scale.replaceChildren(...[0, 1, 2, 3, 4].map((k) => el("span", {}, clock((length * k) / 4))));
   }
 
-  function add(zoom, state = "") {
-    shown.push(zoom);
+  function add(zoom, state = zoom.refused ? "refused" : "", why = zoom.refused ?? "") {
     const bar = el("button.tl-zoom", { type: "button", disabled: !onSeek });
+    shown.push(() => bar.dataset.state);
     const settle = (now = "", why = "") => {
       bar.dataset.state = now;
       bar.title = describe(zoom) + (NOTES[now]?.(why) ?? "");
       bar.setAttribute("aria-label", bar.title);
+      relabel();
     };
-    settle(state);
-    if (onSeek) bar.addEventListener("click", () => onSeek(zoom.start, zoom));
-    span(bar, zoom.start, zoom.end);
+    settle(state, why);
+    const [start, end] = [Math.min(zoom.start, zoom.end), Math.max(zoom.start, zoom.end)];
+    if (onSeek) bar.addEventListener("click", () => onSeek(Math.min(Math.max(start, 0), length), zoom));
+    span(bar, start, end);
     if (compact) {
       bar.append(String(zoom.turn));
-      rowFor(zoom).append(bar);
+      rowFor({ start, end }).append(bar);
     } else {
       const tag = el("span.tl-tag", { "aria-hidden": "true" }, `turn ${zoom.turn} · ${Number(zoom.fps.toFixed(2))} fps`);
       place(() => {
-        const left = (zoom.start + zoom.end) / 2 > 0.55 * length;
-        tag.style.left = left ? "auto" : percent(zoom.end);
-        tag.style.right = left ? percent(length - zoom.start) : "auto";
+        const left = (start + end) / 2 > 0.55 * length;
+        tag.style.left = left ? "auto" : percent(end);
+        tag.style.right = left ? percent(length - start) : "auto";
       });
       track.append(el("div.tl-row", {}, bar, tag));
     }
-    relabel();
     return { settle };
   }
 

@@ -82,7 +82,7 @@ class Maker:
 
     def refused(self, version: int) -> Turn:
         call = '<video_zoom>{"segment":[9,4],"fps":2}</video_zoom>'
-        fault = ZoomRefused(ZoomFault.REVERSED, "segment [9, 4] ends before it starts")
+        fault = ZoomRefused(ZoomFault.REVERSED, "segment [9, 4] ends before it starts", Zoom(9, 4, 2))
         return self.speaker.turn(f"<think>nothing; more frames</think>{call}", version, fault, Context((3,)))
 
     def looks(self, task: Task, sample: int, right: bool) -> list[tuple[float, float, float]]:

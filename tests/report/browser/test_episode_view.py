@@ -37,7 +37,9 @@ def test_every_turn_of_an_episode_is_told_as_it_was_played(made_run: Path, token
             assert told["seconds"] == list(turn.seconds)
             if isinstance(turn.zoom, ZoomRefused):
                 refused += 1
-                assert told["refused"] == {"fault": "reversed", "message": turn.zoom.message}
+                asked = {"start": 9.0, "end": 4.0, "fps": 2.0, "asked_fps": None}
+                assert told["refused"] == {"fault": "reversed", "message": turn.zoom.message, "asked": asked}
+                assert view["zoomed"][0] == {**asked, "turn": 1, "refused": turn.zoom.message}
             elif turn.zoom is not None and turn.reply is not None:
                 assert told["zoom"]["start"] == turn.zoom.start_s
                 assert told["frames"]["times"] == [ref.pts_s for ref in turn.reply.refs]

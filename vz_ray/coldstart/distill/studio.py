@@ -31,6 +31,7 @@ from vz_ray.episode.trajectory import (
 from vz_ray.episode.wire import WireFormat
 from vz_ray.observe.deadline import Overdue, within
 from vz_ray.observe.errors import UserError
+from vz_ray.observe.records import turn_to
 from vz_ray.reward import score
 
 GIVEN = "given_turns"
@@ -57,6 +58,11 @@ class Job:
     @property
     def key(self) -> Key:
         return (self.task.task_id, self.sample)
+
+    @property
+    def id(self) -> EpisodeId:
+        """What its episode is called."""
+        return EpisodeId(0, *self.key)
 
 
 class OtherFrames(Exception):
@@ -132,6 +138,7 @@ class Studio:
         try:
             while left:
                 job = left.popleft()
+                turn_to(episode=str(job.id))
                 record = await self.play(job)
                 log.append(record)
                 progress.played(record)
@@ -142,7 +149,7 @@ class Studio:
     async def play(self, job: Job) -> EpisodeRecord:
         """One episode, scored; a failure of expert or video is a FAILED one."""
         config, model = self.expert.config, f"expert {self.expert.config.model}"
-        id = EpisodeId(0, job.task.task_id, job.sample)
+        id = job.id
         policy = TakingOver(job, ExpertPolicy(self.expert, self.wire, self.guide, after=len(job.given)))
         sampling = Sampling(config.temperature, config.top_p, self.episode.max_turn_tokens)
         playing = play(job.task, policy, self.frames, self.wire, self.episode, id=id, sampling=sampling)

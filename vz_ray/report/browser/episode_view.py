@@ -90,6 +90,7 @@ def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, 
         "duration": length_of(played, task["events"]),
         "overview": _frames(played.prompt, task["video"]),
         "turns": [_turn(turn, tokenizer, task["video"]) for turn in played.turns],
+        "zoomed": _bars(played.turns),
         "mismatch": {k: v for k, v in (metrics or {}).items() if k.startswith(MISMATCH)},
         "names": {"max": names.MISMATCH_MAX, "kl": names.MISMATCH_KL},
     }
@@ -106,22 +107,29 @@ def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
         "sampled": None,
     }
     if isinstance(turn.zoom, Zoom):
-        view["zoom"] = _zoom(turn)
+        view["zoom"] = _asked(turn.zoom, turn)
     elif isinstance(turn.zoom, ZoomRefused):
-        view["refused"] = {"fault": turn.zoom.fault.value, "message": turn.zoom.message}
+        asked = None if turn.zoom.asked is None else _asked(turn.zoom.asked, turn)
+        view["refused"] = {"fault": turn.zoom.fault.value, "message": turn.zoom.message, "asked": asked}
     if isinstance(turn.action, Sampled):
         view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
     return view
 
 
-def _zoom(turn: Turn) -> Json:
-    assert isinstance(turn.zoom, Zoom)
-    return {
-        "start": turn.zoom.start_s,
-        "end": turn.zoom.end_s,
-        "fps": turn.zoom.fps,
-        "asked_fps": turn.asked_fps,
-    }
+def _asked(zoom: Zoom, turn: Turn) -> Json:
+    return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "asked_fps": turn.asked_fps}
+
+
+def _bars(turns: Sequence[Turn]) -> list[Json]:
+    """What is drawn of zooms on a timeline: those carried out, and those refused whose call could be read."""
+    bars = []
+    for number, turn in enumerate(turns, start=1):
+        if isinstance(turn.zoom, Zoom):
+            bars.append({**_asked(turn.zoom, turn), "turn": number})
+        elif turn.zoom is not None and turn.zoom.asked is not None:
+            refused = turn.zoom.message
+            bars.append({**_asked(turn.zoom.asked, turn), "turn": number, "refused": refused})
+    return bars
 
 
 def _sampled(action: Sampled, said: str, tokenizer: Tokenizer | None) -> Json:
@@ -174,11 +182,7 @@ def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
     samples = [
         {
             **row,
-            "zoomed": [
-                {**_zoom(turn), "turn": number}
-                for number, turn in enumerate(one.turns, start=1)
-                if isinstance(turn.zoom, Zoom)
-            ],
+            "zoomed": _bars(one.turns),
         }
         for (row, _), one in zip(lines, played, strict=True)
     ]

@@ -37,9 +37,9 @@ export function roundLooks(videos, onSeek, compact) {
     lane.hold.replaceChildren(lane.line.element);
   }
 
-  function bar(zoom, state) {
+  function bar(zoom, state, why) {
     const { line } = lanes[zoom.video] ?? {};
-    return line?.add({ turn: zoom.turn + 1, start: zoom.segment[0], end: zoom.segment[1], fps: zoom.fps }, state);
+    return line?.add({ turn: zoom.turn + 1, start: zoom.segment[0], end: zoom.segment[1], fps: zoom.fps }, state, why);
   }
 
   /** A strip of frames; how large they are is known once the first of them is decoded. */
@@ -79,7 +79,7 @@ export function roundLooks(videos, onSeek, compact) {
       const begun = pending.get(zoom.turn);
       pending.delete(zoom.turn);
       if (begun) begun.settle(zoom.refused ? "refused" : "", zoom.refused ?? "");
-      else if (zoom.segment) bar(zoom, "");
+      else if (zoom.segment) bar(zoom, zoom.refused ? "refused" : "", zoom.refused ?? "");
       return zoom.pts.length ? frames(lanes[zoom.video].video, zoom, true) : null;
     },
     /** Nothing more will come of what has begun. */

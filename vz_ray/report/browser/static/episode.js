@@ -26,7 +26,7 @@ class Episode {
       duration: one.duration,
       ticks: one.overview.times.filter((time) => time !== null),
       events: one.task.events,
-      zooms: one.turns.flatMap((turn, k) => (turn.zoom ? [{ ...turn.zoom, turn: k + 1 }] : [])),
+      zooms: one.zoomed,
       onSeek: (time) => this.seek(time),
     });
     this.element = el("article.episode", { "data-id": id }, this.head(), el("div.sides", {}, this.watching(), this.conversation()));
@@ -100,6 +100,7 @@ class Episode {
   watching() {
     this.trouble = el("p.trouble", { hidden: true, role: "status" });
     const key = el("p.note.key", {}, el("span", {}, el("b.tick"), "overview frame"), el("span", {}, el("b.zoom"), "zoom"),
+      this.one.zoomed.some((zoom) => zoom.refused) && el("span", {}, el("b.refused"), "zoom that was refused"),
       this.one.task.events.length > 0 && el("span", {}, el("b.event"), "when what is asked about can be seen"));
     return el("div.watching", {}, el("div.card", {}, el("div.screen", {}, this.player, this.trouble), this.line.element, key), this.worth(), this.cost());
   }
