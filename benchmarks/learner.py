@@ -1,8 +1,9 @@
-"""One GRPO step of the learner on a group shaped like the paper's, against what users would pick instead.
+r"""One GRPO step of the learner on a group shaped like the paper's, against what users would pick instead.
 
     make bench-learner
     make bench-learner ARGS="--workload workloads.json --repeats 9"
-    python -m benchmarks.learner --shape 7b --device cuda --only ours,frames,unshared --checkpointing
+    python -m benchmarks.learner --shape 7b --device cuda --dtype bfloat16 --side 252 --checkpointing \
+        --only ours,frames,unshared --least 32768 --peak-tflops 989
 
 A group of 16 trajectories with 0 to 4 clips; the prompt and overview that they share are 60 % of the tokens.
 Measured is forward and backward of the group, from tensors that are ready, tower trained:
@@ -13,7 +14,7 @@ Measured is forward and backward of the group, from tensors that are ready, towe
     padded    one padded row per trajectory, as the released VideoZoomer code has them; our tower and head
     trl       TRL's GRPO trainer: its loss on the same tokens and pixels, its fused head
 
-`padded` and `trl` take the number of rows at a time that suits them best. All give the same loss, which is
+Each takes as much at a time as suits it best: tokens of a packed sequence, or padded rows. All give the same loss, which is
 checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On a CPU the seconds
 are CPU time of one thread, which does not depend on who else uses the machine. The last line is one JSON
 object; a token counts once for each trajectory that it is in, whether computed or not.
@@ -47,7 +48,8 @@ from vz_ray.learner.pixels import PixelSpec
 
 MODEL = Path("assets/tiny-base")
 NAMES = ("ours", "frames", "unshared", "padded", "trl")
-ROWS = (2, 4, 16)
+AT_A_TIME = {name: (2, 4, 16) if name in ("padded", "trl") else (4096, 8192, 32_768) for name in NAMES}
+"""What each contender tries: rows that are padded together, or tokens that are packed together."""
 LOSS = LossConfig(kl=0.001, entropy=0.0)
 
 
@@ -103,12 +105,12 @@ def contender(
     hf, tokens, spec = model
     device = torch.device(given.device)
     if name == "trl":
-        return Trl(hf, MODEL, tokens, batch, spec, rows, LOSS, out)
+        return Trl(hf, MODEL, tokens, batch, spec, size, LOSS, out)
     policy = policy_of(hf, tokens, given.checkpointing)
     if name == "padded":
-        return Padded(policy, batch, spec, rows, LOSS, device)
+        return Padded(policy, batch, spec, size, LOSS, device)
     shared = {"ours": (True, True), "frames": (False, True), "unshared": (False, False)}[name]
-    return Packed(policy, batch, spec, given.budget, device, prefixes=shared[0], frames=shared[1])
+    return Packed(policy, batch, spec, size, device, prefixes=shared[0], frames=shared[1])
 
 
 def timed(step: Callable[[], float], device: str) -> tuple[float, float]:
@@ -121,14 +123,14 @@ def timed(step: Callable[[], float], device: str) -> tuple[float, float]:
     return clock() - started, loss
 
 
-def measure(name: str, rows: int, given: argparse.Namespace, repeats: int, out: Path) -> dict[str, Any]:
+def measure(name: str, size: int, given: argparse.Namespace, repeats: int, out: Path) -> dict[str, Any]:
     """Times of one contender in this process, and the most memory that it took."""
     torch.set_num_threads(given.threads)
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     model = load_model(given.shape, MODEL, dtype, device)
     vocab = model[0].config.get_text_config().vocab_size
     batch = make_group(Workload.load(given.workload), model[1], vocab, given.side)
-    one = contender(name, rows, given, batch, model, out)
+    one = contender(name, size, given, batch, model, out)
     _, loss = timed(one.step, given.device)
     taken = []
     for _ in range(repeats):
@@ -149,19 +151,19 @@ def measure(name: str, rows: int, given: argparse.Namespace, repeats: int, out: 
     }
 
 
-def in_a_process(name: str, rows: int, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
+def in_a_process(name: str, size: int, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """The same in a process of its own, so that memory is its own too."""
-    command = [sys.executable, "-m", "benchmarks.learner", "--measure", f"{name}:{rows}:{repeats}"]
-    for key in ("workload", "shape", "device", "dtype", "side", "budget", "threads"):
+    command = [sys.executable, "-m", "benchmarks.learner", "--measure", f"{name}:{size}:{repeats}"]
+    for key in ("workload", "shape", "device", "dtype", "side", "threads"):
         command += [f"--{key}", str(getattr(given, key))] if getattr(given, key) is not None else []
     done = subprocess.run(
         command + ["--checkpointing"] * given.checkpointing, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(f"{name} with {rows} rows at a time failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{name} with {size} at a time failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{name:9} {rows:3} rows  {statistics.median(found['seconds']):8.3f} s  {found['peak_mb']} MB  "
+        f"{name:9} {size:6}  {statistics.median(found['seconds']):8.3f} s  {found['peak_mb']} MB  "
         f"loss {found['loss']:.6f}",
         flush=True,
     )
@@ -171,24 +173,24 @@ def in_a_process(name: str, rows: int, given: argparse.Namespace, repeats: int) 
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """All contenders in turns, so that a noisy minute hits each of them."""
     names = given.only.split(",")
-    rows = dict.fromkeys(names, 1)
+    tried: dict[str, dict[int, float]] = {}
     for name in names:
-        if name in ("padded", "trl"):
-            tried = {r: in_a_process(name, r, given, 2)["seconds"] for r in ROWS}
-            rows[name] = min(tried, key=lambda r: statistics.median(tried[r]))
+        sizes = [size for size in AT_A_TIME[name] if name in ("padded", "trl") or size >= given.least]
+        tried[name] = {
+            size: statistics.median(in_a_process(name, size, given, 2)["seconds"]) for size in sizes
+        }
+    best = {name: min(tried[name], key=lambda size: tried[name][size]) for name in names}
     laps = [
-        {name: in_a_process(name, rows[name], given, given.repeats) for name in names}
+        {name: in_a_process(name, best[name], given, given.repeats) for name in names}
         for _ in range(given.laps)
     ]
     losses = {name: laps[0][name]["loss"] for name in names}
     if max(losses.values()) - min(losses.values()) > given.tolerance * abs(losses[names[0]]):
         raise SystemExit(f"the contenders do not compute the same loss: {losses}")
-    return figures(given, laps, rows)
+    return figures(given, laps) | {"at_a_time": best, "tried_s": tried}
 
 
-def figures(
-    given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]], rows: dict[str, int]
-) -> dict[str, Any]:
+def figures(given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Medians over laps, ratios within each lap."""
     median = lambda values: statistics.median(list(values))  # noqa: E731
     seconds = [{name: median(found["seconds"]) for name, found in lap.items()} for lap in laps]
@@ -214,7 +216,6 @@ def figures(
         "seconds": {name: round(value, 3) for name, value in taken.items()},
         "tokens": first["tokens"],
         "prefix_share": round(16 * first["prefix"] / first["tokens"], 3),
-        "rows": {name: count for name, count in rows.items() if name in ("padded", "trl")},
         "shape": given.shape,
         "device": given.device,
         "repeats": given.repeats * given.laps,
@@ -229,8 +230,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=["tiny", "3b", "7b"], default="tiny", help="of the model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--side", type=int, default=112, help="of a frame, pixels; a multiple of 28")
-    parser.add_argument("--budget", type=int, default=32_768, help="learner.micro_batch_tokens")
+    parser.add_argument("--side", type=int, default=28, help="of a frame, pixels; a multiple of 28")
+    parser.add_argument("--least", type=int, default=0, help="try no smaller packed sequences than this")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--only", default=",".join(NAMES), help="contenders; `ours` must be among them")
@@ -241,9 +242,9 @@ def main() -> None:
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        name, rows, repeats = given.measure.split(":")
+        name, size, repeats = given.measure.split(":")
         with tempfile.TemporaryDirectory() as out:
-            print(json.dumps(measure(name, int(rows), given, int(repeats), Path(out))))
+            print(json.dumps(measure(name, int(size), given, int(repeats), Path(out))))
         return
     print(json.dumps(compare(given)))
 
