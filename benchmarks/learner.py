@@ -14,10 +14,10 @@ Measured is forward and backward of the group, from tensors that are ready, towe
     padded    one padded row per trajectory, as the released VideoZoomer code has them; our tower and head
     trl       TRL's GRPO trainer: its loss on the same tokens and pixels, its fused head
 
-Each takes as much at a time as suits it best: tokens of a packed sequence, or padded rows. All give the same loss, which is
-checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On a CPU the seconds
-are CPU time of one thread, which does not depend on who else uses the machine. The last line is one JSON
-object; a token counts once for each trajectory that it is in, whether computed or not.
+Each takes as much at a time as suits it best: tokens of a packed sequence, or padded rows. All give the same
+loss, which is checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On a CPU
+the seconds are CPU time of one thread, which does not depend on who else uses the machine. The last line is
+one JSON object; a token counts once for each trajectory that it is in, whether computed or not.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ class Packed:
 
 def contender(
     name: str,
-    rows: int,
+    size: int,
     given: argparse.Namespace,
     batch: Batch,
     model: tuple[Any, Any, PixelSpec],
     out: Path,
 ) -> Any:
-    """One of `NAMES`, around the model; `rows` matter to those that pad."""
+    """One of `NAMES`, around the model; see `AT_A_TIME` for `size`."""
     hf, tokens, spec = model
     device = torch.device(given.device)
     if name == "trl":
