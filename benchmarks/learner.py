@@ -15,7 +15,7 @@ Measured is forward and backward of the group, from tensors that are ready, towe
     trl       TRL's GRPO trainer: its loss on the same tokens and pixels, its fused head
 
 Each takes as much at a time as suits it best: tokens of a packed sequence, or padded rows. All give the same
-loss, which is checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On a CPU
+loss, which is checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On CPUs
 the seconds are CPU time of one thread, which does not depend on who else uses the machine. The last line is
 one JSON object; a token counts once for each trajectory that it is in, whether computed or not.
 """

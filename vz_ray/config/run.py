@@ -17,7 +17,8 @@ from vz_ray.config.weights import WeightsConfig
 MAY_CHANGE = tuple(
     f"{owner}.{key}"
     for owner, keys in {
-        "learner": "ranks zero_stage zero_keep_whole offload gradient_checkpointing group threads restarts",
+        "learner": "ranks zero_stage zero_keep_whole offload gradient_checkpointing micro_batch_tokens "
+        "share_prefixes group threads restarts",
         "train": "checkpoint_every keep_checkpoints keep_best",
         "sft": "keep_checkpoints",
     }.items()
