@@ -27,15 +27,16 @@ from vz_ray.episode.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
 from vz_ray.learner.advantage import advantages, is_informative
 from vz_ray.learner.batch import MicroBatch, Pixels, collate, frames_of
-from vz_ray.learner.distributed import join, largest, total
+from vz_ray.learner.distributed import join, total
 from vz_ray.learner.engine import Engine, freeze, training_dtype
 from vz_ray.learner.example import Example, encode
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.features import FeatureCache
+from vz_ray.learner.iteration_log import IterationLog, Metrics
 from vz_ray.learner.lora import adapt, own_reference, without_adapters
 from vz_ray.learner.loss import trajectory_weights
 from vz_ray.learner.model import Policy, costs_of
-from vz_ray.learner.objective import Given, mismatch, objective
+from vz_ray.learner.objective import Given, objective
 from vz_ray.learner.packing import Tree, plan
 from vz_ray.learner.pixels import PixelSpec
 from vz_ray.learner.probe import probe_example
@@ -44,7 +45,6 @@ from vz_ray.learner.weights import TrainerSource
 from vz_ray.video.frame import RGB
 from vz_ray.weights.verify import Probe
 
-Metrics = dict[str, float]
 Model = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Gives log-probs and entropies of the sampled tokens, `[B, S]` each."""
 
@@ -152,7 +152,7 @@ class Trainer:
         # With dropout, an update's own pass is not that of the policy that was sampled from.
         once = len(minibatches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
         given = [self._given(minibatch, pixels, once) for minibatch in minibatches]
-        log = _Log(version)
+        log = IterationLog(version)
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
             for which in order.permutation(len(minibatches)):
@@ -160,7 +160,7 @@ class Trainer:
                 part = kept[which * self.config.minibatch_tasks :][: self.config.minibatch_tasks]
                 self._keep_if_skipped(updated, [t for g in part for t in g.trajectories], "grpo", version)
         examples = [e for minibatch in minibatches for e in minibatch.examples]
-        return metrics | log.metrics(self) | _speed(examples, started)
+        return metrics | log.metrics(self.place) | _speed(examples, started)
 
     @torch.no_grad()
     def logprobs(
@@ -272,7 +272,7 @@ class Trainer:
         minibatch: Minibatch,
         given: list[tuple[Tensor | None, Tensor | None]],
         pixels: Pixels | Mapping[str, RGB],
-        log: _Log,
+        log: IterationLog,
     ) -> Metrics:
         """One optimizer step; returns what the engine says of it."""
         device = self.place.device
@@ -328,61 +328,6 @@ class Trainer:
         """`[B]` of those values that this micro-batch's trajectories have; 0 in an empty one."""
         chosen = [float(values[index]) for index in batch.indices] or [0.0]
         return torch.tensor(chosen, dtype=torch.float32, device=self.place.device)
-
-
-_PARTS = ("", "_after_image", "_after_text", "_stale")
-"""Tokens of the present weights, and of these in turns that answer to frames, to text; of older weights."""
-
-
-class _Log:
-    """Sums over micro-batches and updates of one iteration, made into metrics at its end."""
-
-    def __init__(self, version: int | None) -> None:
-        self._version = version
-        self._sums: dict[str, float] = {}
-        self._ratio_max = 0.0
-        self._mismatch_max = dict.fromkeys((f"mismatch_abs_max{part}" for part in _PARTS), 0.0)
-        self._updates: list[Metrics] = []
-
-    def add(self, sums: Metrics, change: Tensor, own: Tensor, batch: MicroBatch) -> None:
-        """`change` is new - old, `own` the learner's log-probs to compare with the engine's; `[B, S]`."""
-        gaps, worst = mismatch(own, batch.engine_logprobs, self._parts(batch))
-        for name, value in (sums | gaps).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._mismatch_max = {name: max(value, worst[name]) for name, value in self._mismatch_max.items()}
-        self._ratio_max = max(self._ratio_max, float((change * batch.mask).abs().max().exp()))
-
-    def _parts(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Masks `[B, S]` of the tokens that are compared with the engine apart from others."""
-        stale = torch.zeros_like(batch.mask)
-        if self._version is not None:
-            stale = batch.mask * (batch.versions != self._version)
-        fresh = batch.mask - stale
-        masks = (fresh, fresh * batch.after_image, fresh * ~batch.after_image, stale)
-        return dict(zip(_PARTS, masks, strict=True))
-
-    def updated(self, metrics: Metrics) -> None:
-        self._updates.append(metrics)
-
-    def metrics(self, trainer: Trainer) -> Metrics:
-        sums = total(self._sums, trainer.place)
-        sampled, updates = sums.pop("sampled"), len(self._updates)
-        done = [update for update in self._updates if not update["skipped"]]
-        mean = {name: sums.pop(name) / updates for name in ("loss", "policy_loss")}
-        for part in _PARTS:
-            found, compared = sums.pop(f"mismatch_kl{part}"), sums.pop(f"compared{part}")
-            worst = largest(self._mismatch_max[f"mismatch_abs_max{part}"], trainer.place)
-            if compared or not part:
-                mean[f"mismatch_kl{part}"] = found / max(compared, 1.0)
-                mean[f"mismatch_abs_max{part}"] = worst
-        mean |= {name: value / sampled for name, value in sums.items()}
-        return mean | {
-            "ratio_max": largest(self._ratio_max, trainer.place),
-            "updates": float(len(done)),
-            "skipped": float(updates - len(done)),
-            "grad_norm": sum(u["grad_norm"] for u in done) / len(done) if done else float("inf"),
-            "learning_rate": self._updates[-1]["learning_rate"],
-        }
 
 
 def _speed(examples: Sequence[Example], started: float) -> Metrics:
