@@ -149,9 +149,9 @@ def steps(trainer: Trainer, world: World, count: int) -> list[float]:
     [
         (1, {"dtype": "bfloat16"}),
         (2, {"dtype": "bfloat16"}),
-        (2, {"offload": True}),
+        (2, {"offload": "optimizer"}),
         (3, {"dtype": "bfloat16", "zero_keep_whole": 100}),
-        (3, {"offload": True}),
+        (3, {"offload": "optimizer"}),
     ],
 )
 def test_dtype_and_offloading_may_change_and_the_masters_do_not(

@@ -90,8 +90,8 @@ def test_attention_pairs_are_those_of_the_mask() -> None:
     made = [plain(n, "g", 6, name=str(n)) for n in (8, 11, 6)]
     tree = Tree.of(range(3), made, Costs(token=0.0, pair=2.0))
     assert tree.prefix == 6
-    pairs = 6 * 6 / 2 + sum(b * 6 + b * b / 2 for b in (2, 5, 0))
-    assert tree.cost == pytest.approx(2 * pairs)
+    pairs = 6 * 7 / 2 + sum(b * 6 + b * (b + 1) / 2 for b in (2, 5, 0))
+    assert tree.cost == 2 * pairs
 
 
 def test_what_comes_after_the_last_sampled_token_is_not_computed(examples: list[Example]) -> None:

@@ -15,11 +15,14 @@ import torch
 
 from tests.learner.worlds import World
 from tests.plan.making import Live, batch_of, wide_world
+from vz_ray.config.learner import LearnerConfig, LoraConfig
 from vz_ray.learner.logprobs import TokenLogprobs
+from vz_ray.learner.lora import adapt
 from vz_ray.learner.model import Policy, load_pretrained
 from vz_ray.plan import activations
 from vz_ray.plan.activations import Attention
 from vz_ray.plan.shape import ModelShape, TextShape
+from vz_ray.plan.trained import trained_of
 
 TOLERANCE = 0.05
 UNFUSED = Attention(fused=False)
@@ -148,3 +151,30 @@ def test_the_peak_of_a_pass_is_no_further_off_than_a_fifth(
         kept -= batch.pixel_values.nbytes
     expected = kept + max(layer, logits)
     assert expected == pytest.approx(live.peak, rel=0.2), (expected / live.peak, kept, layer, logits)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_with_adapters_is_not_above_the_formulas(
+    world: World, dtype: torch.dtype, dropout: float, checkpointing: bool
+) -> None:
+    """Frozen norms and matrices keep less than formulas say, which are of trained ones."""
+    policy, lora = Policy.load(world.model, dtype, chunk=64).train(), LoraConfig(rank=4, dropout=dropout)
+    if checkpointing:
+        policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    adapt(policy.hf, lora, str(world.model), seed=0)
+    batch = batch_of(world, policy)
+    shape, width = ModelShape.of_config(policy.hf.config), dtype.itemsize
+    tokens, sampled = batch.input_ids.numel(), int(batch.mask.sum())
+    with Live() as live:
+        logprobs, entropy = policy(batch)
+        (logprobs.sum() + entropy.sum()).backward()
+    dropped = tokens * (width + 1) * trained_of(shape, LearnerConfig(lora=lora)).dropped
+    layer = activations.layer_at_work(
+        shape, width, tokens, 0, checkpointing=checkpointing, attention=UNFUSED
+    ) + (dropped // shape.text.layers if checkpointing else 0)
+    logits = activations.logits_at_work(shape.text, width, sampled, 64, trained=False)
+    kept = expected_of(policy, batch, checkpointing=checkpointing, frozen=True)
+    expected = kept + (0 if checkpointing else dropped) + max(layer, logits)
+    assert 1 <= expected / live.peak <= 1.3

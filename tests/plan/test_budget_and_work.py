@@ -6,7 +6,7 @@ import pytest
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.plan.budget import LABEL_TOKENS, PROMPT_TOKENS, REPLY_TOKENS, FrameBudget, episode_budget, longest
-from vz_ray.plan.flops import causal_pairs, head_flops, text_flops
+from vz_ray.plan.flops import THROUGH, causal_pairs, head_flops, text_flops
 from vz_ray.plan.shape import KNOWN
 from vz_ray.plan.work import Passes, Rate, alone, one_by_one, packed, packs, with_shared_prefixes
 
@@ -74,26 +74,34 @@ def test_one_branch_is_a_sequence_of_its_own() -> None:
 def test_text_and_logits_of_one_trajectory() -> None:
     episode = usual()
     forward = alone(SHAPE, episode)
-    assert forward.text == text_flops(SHAPE, episode.tokens, causal_pairs(episode.tokens))
+    together = text_flops(SHAPE, episode.tokens, causal_pairs(episode.tokens))
+    assert forward.text + forward.attention == together
     assert forward.head == head_flops(SHAPE, episode.sampled)
     # A weight costs two operations a token; attention adds a quarter or less at such lengths.
     plain = 2 * episode.tokens * SHAPE.text.layers * SHAPE.text.layer_weights
-    assert plain < forward.text < 1.25 * plain
+    assert plain == forward.text < together < 1.25 * plain
 
 
 def test_passes_are_counted_as_they_are_made() -> None:
     forward = alone(SHAPE, usual())
-    text, vision, head = forward.text, forward.vision, forward.head
-    plain = Passes(updates=1, scores=0, checkpointing=False, freeze_vision=False)
+    text, vision, head = forward.text + forward.attention, forward.vision, forward.head
+    plain = Passes(updates=1, scores=0, checkpointing=False)
     assert plain.model_flops(forward) == 3 * (text + vision + head)
     # Chunked logits are made again in the backward pass.
     assert plain.executed_flops(forward) == 3 * (text + vision) + 4 * head
-    full = Passes(updates=2, scores=2, checkpointing=True, freeze_vision=True)
+    full = Passes(updates=2, scores=2, checkpointing=True, vision=0)
     assert full.executed_flops(forward) == 2 * (4 * text + vision + 4 * head) + 2 * forward.flops
 
 
+def test_adapters_need_no_gradients_of_the_weights_under_them() -> None:
+    forward = alone(SHAPE, usual())
+    passes = Passes(updates=1, scores=0, checkpointing=False, text=THROUGH, vision=0)
+    matrices, attention = forward.text + forward.head, forward.attention
+    assert passes.model_flops(forward) == 2 * matrices + 3 * attention + forward.vision
+
+
 def test_shared_prefixes_save_what_is_shared() -> None:
-    passes, rate = Passes(1, 2, True, False), Rate(ranks=8, peak=989e12, mfu=0.35)
+    passes, rate = Passes(1, 2, True), Rate(ranks=8, peak=989e12, mfu=0.35)
     episode = usual()
     apart = one_by_one(SHAPE, episode, 128 * 16, passes, rate)
     whole = with_shared_prefixes(SHAPE, episode, 128, 16, 10**9, passes, rate)

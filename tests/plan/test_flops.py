@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.config.qwen_7b import architecture
-from tests.plan.making import on_meta
+from tests.plan.making import batch_of, on_meta, wide_world
+from vz_ray.config.learner import LoraConfig
+from vz_ray.learner.lora import adapt
+from vz_ray.learner.model import Policy
 from vz_ray.learner.vision import vision_tables
-from vz_ray.plan.flops import causal_pairs, head_flops, packed_pairs, text_flops, vision_flops, vision_pairs
+from vz_ray.plan.flops import (
+    THROUGH,
+    causal_pairs,
+    head_flops,
+    packed_pairs,
+    text_flops,
+    vision_flops,
+    vision_pairs,
+)
 from vz_ray.plan.shape import ModelShape
 
 GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
@@ -57,6 +69,20 @@ def test_text_is_as_torch_counts_it(model: Any, shape: ModelShape) -> None:
 def test_logits_are_as_torch_counts_them(model: Any, shape: ModelShape) -> None:
     states = torch.empty(7, shape.text.hidden, device="meta")
     assert counted(lambda: model.lm_head(states)) == head_flops(shape, 7)
+
+
+def test_backward_goes_through_matrices_under_adapters(tmp_path: Path) -> None:
+    """torch counts no attention of the CPU; the first layer's inputs need no gradients."""
+    world = wide_world(tmp_path)
+    policy = Policy.load(world.model, chunk=10**9).train()
+    adapt(policy.hf, LoraConfig(rank=1), str(world.model), seed=0)
+    batch = batch_of(world, policy)
+    shape = ModelShape.of_config(policy.hf.config)
+    logprobs, entropy = policy(batch)
+    with FlopCounterMode(display=False) as counter:
+        (logprobs.sum() + entropy.sum()).backward()
+    matrices = text_flops(shape, batch.input_ids.numel(), 0) + head_flops(shape, int(batch.mask.sum()))
+    assert counter.get_total_flops() == pytest.approx(THROUGH * matrices, rel=0.1)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -91,18 +91,98 @@ def test_what_is_frozen_has_no_gradient_and_no_optimizer() -> None:
     text = plan.shape.text.parameters
     assert plan.trained == text
     assert part(plan.learner, "two moments, float32") == text
-    assert part(plan.learner, "frozen vision tower") == 2 * plan.shape.vision.parameters // 8
+    assert part(plan.learner, "frozen weights") == 2 * plan.shape.vision.parameters // 8
 
 
 def test_offloading_leaves_weights_alone_on_the_gpu() -> None:
-    _, plan, _ = planned(RL, "learner.offload=true", "learner.ranks=1")
+    _, plan, _ = planned(RL, "learner.offload=optimizer", "learner.ranks=1")
     names = {p.name for p in plan.learner.parts}
     assert not names & {"master weights, float32", "two moments, float32", "gradients, float32"}
     caches = (2048 + 4096) * 2**20
     assert plan.host == 20 * plan.shape.parameters + caches
     # Over more ranks the whole models that each reads are more than its share of the optimizer.
-    _, plan, _ = planned(RL, "learner.offload=true")
+    _, plan, _ = planned(RL, "learner.offload=optimizer")
     assert plan.host == 2 * 2 * plan.shape.parameters + caches
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_offloading_all_leaves_what_a_pass_gathers(ranks: int) -> None:
+    settings = (f"learner.ranks={ranks}", "learner.micro_batch_tokens=32768")
+    _, some, _ = planned(RL, "learner.offload=optimizer", *settings)
+    _, all_, _ = planned(RL, "learner.offload=all", *settings)
+    held = {"weights", "reference model", "weights gathered for a pass"}
+    assert {p.name for p in all_.learner.parts} & held == {"weights gathered for a pass"}
+    assert part(all_.learner, "weights gathered for a pass") == 2 * 10**9
+    assert all_.learner.peak < some.learner.peak
+    # The reference model, too.
+    assert all_.host - some.host == 2 * (2 * some.shape.parameters // ranks)
+
+
+def test_offloading_none_is_the_default_and_offloads_nothing() -> None:
+    _, none, _ = planned(RL, "learner.offload=none")
+    _, plain, _ = planned(RL)
+    assert none == plain
+    assert part(none.learner, "two moments, float32") == none.shape.parameters
+
+
+LORA = ("learner.lora.rank=16",)
+
+
+def test_adapters_alone_have_gradients_and_an_optimizer() -> None:
+    _, full, _ = planned(RL)
+    _, plan, _ = planned(RL, *LORA)
+    text = plan.shape.text
+    sides = 4 * text.hidden + 2 * (text.hidden + text.kv) + 3 * (text.hidden + text.intermediate)
+    assert plan.trained == 16 * text.layers * sides
+    always = {p.name: p.bytes for p in plan.learner.parts if p.when is When.ALWAYS}
+    assert always["weights"] == 2 * plan.trained // 8
+    assert always["frozen weights"] == 2 * plan.shape.parameters // 8
+    assert always["two moments, float32"] == 8 * plan.trained // 8
+    assert always["gradients, float32"] == 4 * plan.trained // 8
+    made = part(plan.learner, "gradients as they are made")
+    assert made == 2 * 16 * text.intermediate
+    assert plan.learner.peak < full.learner.peak
+    # The tower is frozen, the rest has no gradients of weights.
+    assert plan.separate.model_flops < 0.8 * full.separate.model_flops
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [((), False), (("learner.lora.vision=true",), True), (("learner.reference=other",), True)],
+)
+def test_adapters_need_no_second_reference_model(settings: tuple[str, ...], held: bool) -> None:
+    _, plan, _ = planned(RL, *LORA, *settings)
+    assert bool(part(plan.learner, "reference model")) is held
+    # It is asked all the same.
+    assert plan.passes.scores == 2
+
+
+def test_the_reference_may_be_named_as_the_model_itself() -> None:
+    _, plan, _ = planned(RL, *LORA, f"learner.reference={MODEL.removeprefix('model=')}")
+    assert not part(plan.learner, "reference model")
+
+
+def test_dropout_of_adapters_copies_what_goes_in() -> None:
+    for checkpointing in ("true", "false"):
+        settings = (*LORA, f"learner.gradient_checkpointing={checkpointing}")
+        _, without, _ = planned(RL, *settings)
+        _, dropping, _ = planned(RL, *settings, "learner.lora.dropout=0.1")
+        assert dropping.learner.peak > without.learner.peak
+
+
+def test_a_target_that_is_no_layer_is_told() -> None:
+    with pytest.raises(UserError, match=r"learner\.lora\.targets has 'x_proj'"):
+        planned(RL, *LORA, "learner.lora.targets=[x_proj]")
+
+
+def test_advice_offers_to_offload_the_optimizer_then_all() -> None:
+    _, _, (learner,) = planned(RL, gib=40)
+    settings = [setting for change in learner.alone for setting in change.settings]
+    offered = [setting for setting in settings if "offload" in setting]
+    assert offered == ["learner.offload=optimizer", "learner.offload=all"]
+    _, plan, advice = planned(RL, "learner.offload=all", gib=20)
+    assert not plan.learner.fits
+    assert not any("offload" in s for one in advice for change in one.alone for s in change.settings)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +220,8 @@ CASES: list[tuple[Path, tuple[str, ...], float]] = [
     (RL, ("learner.zero_stage=1", "learner.micro_batch_tokens=131072"), 80),
     (SFT, ("learner.ranks=2",), 48),
     (SFT, ("learner.freeze_vision=false",), 24),
+    (RL, ("learner.offload=optimizer",), 40),
+    (RL, (*LORA, "learner.micro_batch_tokens=131072"), 40),
 ]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from vz_ray.observe.errors import UserError
 
 
 def _choice(owner: str, key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -123,6 +126,23 @@ class LoraConfig:
         if self.rank and not self.targets:
             raise ValueError("lora.targets is empty; name the linear layers that get an adapter")
 
+    def layers_of(self, linear: Sequence[str]) -> list[str]:
+        """Which of a model's linear layers, by HF name, get an adapter; sorted.
+
+        Raises:
+            UserError: None matches a target.
+        """
+        found: set[str] = set()
+        for pattern in self.targets:
+            matching = {name for name in linear if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
+            if not matching:
+                raise UserError(
+                    f"learner.lora.targets has {pattern!r}, which is the end of no linear layer's name; "
+                    f"there are, for example, {', '.join(linear[-3:])}"
+                )
+            found |= matching
+        return sorted(found)
+
 
 @dataclass
 class LearnerConfig:
@@ -219,3 +239,13 @@ class LearnerConfig:
             )
         if self.freeze_vision and self.lora.vision:
             raise ValueError("learner.lora.vision trains what learner.freeze_vision freezes: unset one")
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether a reference model, if there is one, must be loaded beside the trained one.
+
+        With adapters it is the model itself without them, unless another is asked for, or what lies under
+        them is trained as well.
+        """
+        other = self.reference not in (None, self.model)
+        return not self.lora.rank or other or self.lora.vision

@@ -13,7 +13,6 @@ therefore samples from weights that are rounded where the learner's are not: `mi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vz_ray.config.learner import LearnerConfig, LoraConfig
-from vz_ray.observe.errors import UserError
+from vz_ray.config.learner import LoraConfig
 
 ADAPTER = "default"
 """peft's name of the one adapter."""
@@ -82,10 +80,11 @@ def adapt(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
+    linear = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
     settings = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=_targets(hf, config.targets),
+        target_modules=config.layers_of(linear),
         base_model_name_or_path=base,
     )
     dtype = next(hf.parameters()).dtype
@@ -101,34 +100,9 @@ def adapt(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
         hf.model.visual.merger.requires_grad_(True)
 
 
-def _targets(hf: nn.Module, patterns: list[str]) -> list[str]:
-    """Names of the linear layers that match."""
-    linear = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
-    found: set[str] = set()
-    for pattern in patterns:
-        matching = {name for name in linear if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
-        if not matching:
-            raise UserError(
-                f"learner.lora.targets has {pattern!r}, which is the end of no linear layer's name; "
-                f"there are, for example, {', '.join(linear[-3:])}"
-            )
-        found |= matching
-    return sorted(found)
-
-
 def _adapted(hf: nn.Module) -> dict[str, Any]:
     """Layers with an adapter, by name."""
     return {name: module for name, module in hf.named_modules() if ADAPTER in getattr(module, "lora_A", ())}
-
-
-def own_reference(config: LearnerConfig) -> bool:
-    """Whether the reference model must be loaded beside the trained one.
-
-    With adapters it is the model itself without them, unless another is asked for, or what lies under
-    them is trained as well.
-    """
-    other = config.reference not in (None, config.model)
-    return not config.lora.rank or other or config.lora.vision
 
 
 def is_adapted(hf: nn.Module) -> bool:

@@ -98,7 +98,7 @@ class Masters(ABC):
             for moment in MOMENTS:
                 state[moment] = state[moment].zero_() if moment in state else torch.zeros_like(flat.detach())
             # torch counts in a tensor; DeepSpeed's own optimizers count in an int.
-            is_torch = type(self._base).__module__.startswith("torch.")
+            is_torch = isinstance(self._base, torch.optim.AdamW)
             state["step"] = torch.tensor(float(updates)) if is_torch else updates
 
 

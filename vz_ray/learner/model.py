@@ -17,6 +17,7 @@ from vz_ray.learner.packing import Costs
 from vz_ray.learner.shapes import check_shapes
 from vz_ray.learner.vision import speed_up, vision_tables
 from vz_ray.observe.errors import UserError
+from vz_ray.plan import ModelShape, text_flops, vision_flops
 
 FAMILIES = ("qwen2_5_vl",)
 """HF model types whose positions, tower and weights are known to be read aright here."""
@@ -175,10 +176,10 @@ def _pack(text: Any) -> None:
 
 def costs_of(hf: Any) -> Costs:
     """What a forward pass of this HF model costs, in floating-point operations."""
-    text, visual = hf.config.get_text_config(), hf.model.visual
-    size = lambda module: sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())  # noqa: E731
+    shape = ModelShape.of_config(hf.config)
+    unit = shape.vision.merge**2
     return Costs(
-        token=2.0 * size(hf.model.language_model.layers),
-        pair=4.0 * text.num_hidden_layers * text.hidden_size,
-        patch=2.0 * size(visual.blocks),
+        token=text_flops(shape, tokens=1, pairs=0),
+        pair=text_flops(shape, tokens=0, pairs=1),
+        patch=vision_flops(shape, patches=unit, pairs=0) / unit,
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from vz_ray.learner.example import Example, frame_key
 from vz_ray.observe.errors import UserError
+from vz_ray.plan import packed_pairs
 
 _UNEVEN = 1.2
 """A group is split over ranks where the fullest micro-batch costs this many times the mean."""
@@ -59,14 +60,14 @@ class Tree:
         """A tree of these members, with the longest prefix that they share."""
         costs, chosen = costs or Costs(), [examples[i] for i in members]
         prefix = common_prefix(chosen) if len(chosen) > 1 else 0
-        branches = np.asarray([e.context - prefix for e in chosen])
-        pairs = (prefix**2 + (branches * (branches + 2 * prefix)).sum()) / 2
+        branches = [e.context - prefix for e in chosen]
         grids = [e.grids[e.frames(prefix, e.context)] for e in chosen]
         patches = sum(
             grid.prod(axis=1).sum() for grid in [chosen[0].grids[chosen[0].frames(0, prefix)], *grids]
         )
-        tokens = int(prefix + branches.sum())
-        cost = costs.token * tokens + costs.pair * float(pairs) + costs.patch * float(patches)
+        tokens = prefix + sum(branches)
+        cost = costs.token * tokens + costs.pair * packed_pairs(prefix, branches)
+        cost += costs.patch * float(patches)
         return cls(tuple(members), prefix, tokens, cost)
 
 

@@ -33,7 +33,7 @@ from vz_ray.learner.example import Example, encode
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.features import FeatureCache
 from vz_ray.learner.iteration_log import IterationLog, Metrics
-from vz_ray.learner.lora import adapt, own_reference, without_adapters
+from vz_ray.learner.lora import adapt, without_adapters
 from vz_ray.learner.loss import trajectory_weights
 from vz_ray.learner.model import Policy, costs_of
 from vz_ray.learner.objective import Given, objective
@@ -103,7 +103,7 @@ class Trainer:
         config = self.config
         if not config.loss.kl:
             return None, None
-        if not own_reference(config):
+        if not config.own_reference:
             return self._unadapted, self.policy.cache
         frozen = Policy.load(config.reference or config.model, dtype, chunk=config.logprob_chunk_tokens)
         same_tower = config.reference in (None, config.model) and self.policy.cache is not None

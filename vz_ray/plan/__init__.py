@@ -6,7 +6,7 @@ every learner rank and engine holds, whether that fits, and what to change if it
 It must not know torch, Ray, vLLM or DeepSpeed: what they allocate is written down here as formulas.
 """
 
-from vz_ray.plan.flops import head_flops, text_flops, vision_flops
+from vz_ray.plan.flops import head_flops, packed_pairs, text_flops, vision_flops
 from vz_ray.plan.shape import ModelShape
 
-__all__ = ["ModelShape", "head_flops", "text_flops", "vision_flops"]
+__all__ = ["ModelShape", "head_flops", "packed_pairs", "text_flops", "vision_flops"]

@@ -179,7 +179,12 @@ def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
         ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
         ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more arithmetic"),
-        ("offload", [True] * (not learner.offload), "an optimizer step on CPUs, host memory"),
+        ("offload", ["optimizer"] * (learner.offload == "none"), "an optimizer step on CPUs, host memory"),
+        (
+            "offload",
+            ["all"] * (learner.offload != "all"),
+            "an optimizer step on CPUs, weights copied for each pass, host memory",
+        ),
         ("ranks", [learner.ranks * k for k in (2, 4, 8)], "GPUs"),
         ("freeze_vision", [True] * (not learner.freeze_vision), "the vision tower learns nothing"),
     ]

@@ -1,8 +1,8 @@
 """Floating point operations of a Qwen2.5-VL; a multiplication and an addition are two.
 
 Matrix products and attention alone: norms, activations and rotary positions are below a percent.
-All are of one forward pass. Backward takes twice as many, for what is trained; recomputing
-activations (gradient checkpointing) once more.
+All are of one forward pass. Backward takes twice as many for what is trained, and as many for matrices that
+gradients only go through; recomputing activations (gradient checkpointing) once more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from vz_ray.plan.shape import ModelShape, VisionShape
 
 BACKWARD = 2
 """Forward passes that a backward pass is worth: gradients of the inputs and of the weights."""
+THROUGH = 1
+"""The same of matrices that are not trained themselves: gradients of the inputs alone."""
 
 
 def text_flops(shape: ModelShape, tokens: int, pairs: int) -> int:

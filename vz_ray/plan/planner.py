@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,9 +16,11 @@ from vz_ray.observe.errors import UserError
 from vz_ray.plan import work
 from vz_ray.plan.budget import EpisodeBudget, episode_budget, longest
 from vz_ray.plan.engine import EngineMemory, engine_memory
+from vz_ray.plan.flops import BACKWARD, THROUGH
 from vz_ray.plan.memory import GIB, Footprint
-from vz_ray.plan.rank import Pass, host_bytes, largest_pass, rank_footprint, trained_elements, width_of
+from vz_ray.plan.rank import Pass, host_bytes, largest_pass, rank_footprint, width_of
 from vz_ray.plan.shape import ModelShape, processor_pixels, shape_of
+from vz_ray.plan.trained import Trained, trained_of
 
 Config: TypeAlias = RunConfig | SftRunConfig
 
@@ -62,7 +64,7 @@ class Plan:
         command: `train` or `sft`.
         model: As the config names it.
         shape: Of that.
-        trained: Weights that have gradients.
+        trained: Weights that have gradients, those of adapters among them.
         longest: The longest episode that the config allows.
         usual: An episode as assumed.
         largest: The largest micro-batch.
@@ -148,7 +150,8 @@ def make_plan(config: Config, assumed: Assumptions, shape: ModelShape | None = N
     """What a run of `config` takes; `shape` stands in for that of its model.
 
     Raises:
-        UserError: The model is not known, or its episodes do not fit their context.
+        UserError: The model is not known, its episodes do not fit their context, or a target of
+            learner.lora is none of its layers.
     """
     shape = shape or shape_of(config.model)
     try:
@@ -159,28 +162,31 @@ def make_plan(config: Config, assumed: Assumptions, shape: ModelShape | None = N
     except ValueError as error:
         raise UserError(str(error)) from error
     played = isinstance(config, RunConfig)
-    reference = config.learner.loss.kl > 0
+    settings = replace(config.learner, model=config.model)
+    trained = trained_of(shape, settings)
+    scored = settings.loss.kl > 0
+    reference = scored and settings.own_reference
     groups, samples = _batch(config)
-    largest = largest_pass(config.learner, most, usual, samples)
-    learner = rank_footprint(shape, config.learner, largest, assumed.gpu_bytes, reference=reference)
+    largest = largest_pass(settings, most, usual, samples)
+    learner = rank_footprint(shape, settings, largest, assumed.gpu_bytes, reference=reference)
     engine = _engine(config, shape, most, assumed.gpu_bytes) if isinstance(config, RunConfig) else None
-    passes = _passes(config, groups, reference)
-    rate = work.Rate(config.learner.ranks, assumed.peak_tflops * 1e12, assumed.mfu)
-    budget = max(config.learner.micro_batch_tokens, usual.tokens)
+    passes = _passes(config, groups, scored, trained)
+    rate = work.Rate(settings.ranks, assumed.peak_tflops * 1e12, assumed.mfu)
+    budget = max(settings.micro_batch_tokens, usual.tokens)
     packed = work.with_shared_prefixes(shape, usual, groups, samples, budget, passes, rate)
     return Plan(
         command="train" if played else "sft",
         model=config.model,
         shape=shape,
-        trained=trained_elements(shape, config.learner),
+        trained=trained.elements,
         longest=most,
         usual=usual,
         largest=largest,
-        width=width_of(config.learner),
+        width=width_of(settings),
         learner=learner,
         engine=engine,
         together=_together(config, learner, engine),
-        host=host_bytes(shape, config.learner, reference=reference),
+        host=host_bytes(shape, settings, reference=reference),
         groups=groups,
         samples=samples,
         passes=passes,
@@ -198,15 +204,17 @@ def _batch(config: Config) -> tuple[int, int]:
     return config.sft.batch, 1
 
 
-def _passes(config: Config, groups: int, reference: bool) -> work.Passes:
+def _passes(config: Config, groups: int, scored: bool, trained: Trained) -> work.Passes:
     """As `vz_ray.learner.trainer` makes them: one update has its old log-probs from its own forward pass."""
     learner = config.learner
     scores, epochs = 0, 1
     if isinstance(config, RunConfig):
         epochs = learner.epochs
         once = groups <= learner.minibatch_tasks and epochs == 1
-        scores = int(learner.old_logprobs == "recompute" and not once) + int(reference)
-    return work.Passes(epochs, scores, learner.gradient_checkpointing, learner.freeze_vision)
+        scores = int(learner.old_logprobs == "recompute" and not once) + int(scored)
+    backward = THROUGH if learner.lora.rank else BACKWARD
+    vision = backward if trained.vision else 0
+    return work.Passes(epochs, scores, learner.gradient_checkpointing, backward, vision)
 
 
 def _engine(config: RunConfig, shape: ModelShape, most: EpisodeBudget, capacity: int) -> EngineMemory:

@@ -14,6 +14,7 @@ from vz_ray.plan import activations
 from vz_ray.plan.budget import EpisodeBudget
 from vz_ray.plan.memory import GIB, Footprint, Known, Part, When
 from vz_ray.plan.shape import ModelShape
+from vz_ray.plan.trained import Trained, trained_of
 from vz_ray.plan.work import packs
 
 FP32 = 4
@@ -92,11 +93,15 @@ def rank_footprint(
         most: The largest micro-batch.
         capacity: Bytes of the GPU.
         reference: Whether a reference model is held, too.
+
+    Raises:
+        UserError: See `width_of` and `trained_of`.
     """
+    trained = trained_of(shape, learner)
     parts = [
-        *_weights(shape, learner, reference),
-        *_optimizer(shape, learner),
-        *_activations(shape, learner, most),
+        *_weights(shape, learner, trained, reference),
+        *_optimizer(learner, trained),
+        *_activations(shape, learner, trained, most),
         Part("CUDA context and NCCL", OUTSIDE, Known.ASSUMED),
     ]
     moving = sum(part.bytes for part in parts if part.when is When.PASS)
@@ -104,101 +109,108 @@ def rank_footprint(
     return Footprint("learner", learner.ranks, capacity, tuple(part for part in parts if part.bytes))
 
 
-def trained_elements(shape: ModelShape, learner: LearnerConfig) -> int:
-    """Weights that have gradients."""
-    return shape.text.parameters if learner.freeze_vision else shape.parameters
-
-
-def _weights(shape: ModelShape, learner: LearnerConfig, reference: bool) -> list[Part]:
-    width, trained = width_of(learner), trained_elements(shape, learner)
-    whole = learner.zero_stage < 3
-    shards = 1 if whole else learner.ranks
-    frozen = shape.parameters - trained
-    parts = [Part("weights", _share(width * trained, shards))]
-    parts.append(Part("frozen vision tower", _share(width * frozen, shards)))
-    if reference:
-        parts.append(Part("reference model", _share(width * shape.parameters, shards)))
-    if not whole and learner.ranks > 1:
-        gathered = width * min(shape.parameters, LIVE)
+def _weights(shape: ModelShape, learner: LearnerConfig, trained: Trained, reference: bool) -> list[Part]:
+    """Where all is offloaded, only those that a pass needs at a time, and all while they are loaded."""
+    width, whole = width_of(learner), learner.zero_stage < 3
+    shards, away = 1 if whole else learner.ranks, learner.offload == "all"
+    loaded, parts = width * trained.held, []
+    if not away:
+        parts.append(Part("weights", _share(width * trained.elements, shards)))
+        parts.append(Part("frozen weights", _share(width * trained.frozen, shards)))
+        if reference:
+            parts.append(Part("reference model", _share(width * shape.parameters, shards)))
+            loaded += parts[-1].bytes
+    if away or (not whole and learner.ranks > 1):
+        gathered = width * min(trained.held, LIVE)
         parts.append(Part("weights gathered for a pass", gathered, Known.ESTIMATE, When.PASS))
-    held = width * shape.parameters + (_share(width * shape.parameters, shards) if reference else 0)
-    parts.append(Part("whole weights while loading", held + OUTSIDE, Known.ESTIMATE, When.LOAD))
+    parts.append(Part("whole weights while loading", loaded + OUTSIDE, Known.ESTIMATE, When.LOAD))
     return parts
 
 
-def _optimizer(shape: ModelShape, learner: LearnerConfig) -> list[Part]:
-    width, trained = width_of(learner), trained_elements(shape, learner)
-    stage = learner.zero_stage
+def _optimizer(learner: LearnerConfig, trained: Trained) -> list[Part]:
+    stage, offloaded = learner.zero_stage, learner.offload != "none"
     shards = learner.ranks if stage else 1
     parts = []
-    if not learner.offload:
+    if not offloaded:
         # Without ZeRO the weights are their own master copy.
-        parts.append(Part("master weights, float32", _share(FP32 * trained, shards) if stage else 0))
-        parts.append(Part("two moments, float32", _share(2 * FP32 * trained, shards)))
-    parts += _gradients(shape, learner, width, trained)
-    parts.append(_bucket(learner, width))
-    if not learner.offload:
+        master = _share(FP32 * trained.elements, shards)
+        parts.append(Part("master weights, float32", master if stage else 0))
+        parts.append(Part("two moments, float32", _share(2 * FP32 * trained.elements, shards)))
+    parts += _gradients(learner, trained)
+    parts.append(_bucket(learner))
+    if not offloaded:
         # The gradient in float32 once more, and the square root of the second moment.
-        step = min(_elements(trained, shards), SUB_GROUP if stage == 3 else trained)
+        step = _elements(trained.elements, shards)
+        if stage == 3:
+            step = min(step, SUB_GROUP)
         copies = 2 if stage >= 2 else 1
         parts.append(Part("optimizer at work", copies * FP32 * step, Known.ESTIMATE, When.STEP))
     return parts
 
 
-def _bucket(learner: LearnerConfig, width: int) -> Part:
+def _bucket(learner: LearnerConfig) -> Part:
     """What gradients are reduced in: there from the start at stage 3, while there are any at 1 and 2.
 
     Stage 1 in bfloat16 has none of its own, unless the optimizer is offloaded.
     """
-    stage = learner.zero_stage
-    if stage == 0 or (stage == 1 and width < FP32 and not learner.offload):
+    stage, width = learner.zero_stage, width_of(learner)
+    if stage == 0 or (stage == 1 and width < FP32 and learner.offload == "none"):
         return Part("reduction bucket", 0)
     wide = FP32 if stage == 1 else width
     return Part("reduction bucket", wide * BUCKET, when=When.ALWAYS if stage == 3 else When.PASS)
 
 
-def _gradients(shape: ModelShape, learner: LearnerConfig, width: int, trained: int) -> list[Part]:
-    """Under ZeRO 0 and 1 whole on every rank, and at stage 1 in `width` besides."""
-    stage, share = learner.zero_stage, _share(FP32 * trained, learner.ranks)
+def _gradients(learner: LearnerConfig, trained: Trained) -> list[Part]:
+    """Under ZeRO 0 and 1 whole on every rank, and at stage 1 in the weights' type besides."""
+    stage, width, offloaded = learner.zero_stage, width_of(learner), learner.offload != "none"
     if stage == 0:
-        return [Part("gradients", FP32 * trained)]
+        return [Part("gradients", FP32 * trained.elements)]
     if stage == 1:
-        made = 0 if width == FP32 or learner.offload else width * trained
+        made = 0 if width == FP32 or offloaded else width * trained.elements
         return [
-            Part("gradients, float32", FP32 * trained),
+            Part("gradients, float32", FP32 * trained.elements),
             Part("gradients as they are made", made, Known.EXACT, When.PASS),
         ]
-    # Before it is reduced a gradient is whole: the largest is the embedding's.
-    made = width * shape.text.vocab * shape.text.hidden
+    # Before it is reduced a gradient is whole.
+    made, share = width * trained.largest, _share(FP32 * trained.elements, learner.ranks)
     return [
-        Part("gradients, float32", 0 if learner.offload and stage == 3 else share),
+        Part("gradients, float32", 0 if offloaded and stage == 3 else share),
         Part("gradients as they are made", made, Known.ESTIMATE, When.PASS),
     ]
 
 
 def host_bytes(shape: ModelShape, learner: LearnerConfig, *, reference: bool) -> int:
-    """Most host memory of one rank: whole models as they are read, or offloaded optimizer state.
+    """Most host memory of one rank: whole models as they are read, or what is offloaded.
 
     Decoded frames and features of frozen towers are counted in, the process itself is not.
+
+    Raises:
+        UserError: See `width_of` and `trained_of`.
     """
-    reading = width_of(learner) * shape.parameters * (2 if reference else 1)
+    trained, width = trained_of(shape, learner), width_of(learner)
+    reading = width * shape.parameters * (2 if reference else 1)
     # Master weights, two moments and gradients in float32; gradients once more, or the weights in `width`.
-    each = 5 * FP32 if learner.zero_stage == 3 else 4 * FP32 + width_of(learner)
-    offloaded = each * _elements(trained_elements(shape, learner), learner.ranks)
-    caches = learner.frame_cache_mib + learner.feature_cache_mib * (reference or learner.freeze_vision)
-    return max(reading, offloaded if learner.offload else 0) + caches * (1 << 20)
+    each = 5 * FP32 if learner.zero_stage == 3 else 4 * FP32 + width
+    states = 0 if learner.offload == "none" else each * _elements(trained.elements, learner.ranks)
+    weights = 0
+    if learner.offload == "all":
+        # They are there while a reference model is read, too.
+        weights = _share(width * trained.held, learner.ranks)
+        weights += _share(width * shape.parameters, learner.ranks) if reference else 0
+    caches = learner.frame_cache_mib + learner.feature_cache_mib * (reference or not trained.vision)
+    return max(reading, states) + weights + caches * (1 << 20)
 
 
-def _activations(shape: ModelShape, learner: LearnerConfig, most: Pass) -> list[Part]:
+def _activations(shape: ModelShape, learner: LearnerConfig, trained: Trained, most: Pass) -> list[Part]:
+    """Where a part of the vision tower is trained, all of it is counted as if it were."""
     width, again = width_of(learner), learner.gradient_checkpointing
     text, vision = shape.text, shape.vision
     attention = activations.Attention(fused=width < FP32, seen=most.seen)
     kept = activations.text_kept(text, width, most.tokens, checkpointing=again, attention=attention)
     kept += activations.head_kept(text, width, most.sampled)
     pixels = activations.pixel_input(vision, width, most.patches)
-    if learner.freeze_vision:
-        tower, patches = 0, 0
-    else:
+    tower, patches = 0, 0
+    if trained.vision:
         tower = activations.vision_kept(vision, width, most.patches, checkpointing=again)
         patches = most.patches
     layer = activations.layer_at_work(
@@ -206,8 +218,15 @@ def _activations(shape: ModelShape, learner: LearnerConfig, most: Pass) -> list[
     )
     if not attention.fused:
         layer += SCORES * FP32 * text.heads * most.pairs
-    logits = activations.logits_at_work(text, width, most.sampled, learner.logprob_chunk_tokens)
-    if learner.freeze_vision:
+    dropped = most.tokens * (width + 1) * trained.dropped
+    if again:
+        layer += dropped // text.layers
+    else:
+        kept += dropped
+    logits = activations.logits_at_work(
+        text, width, most.sampled, learner.logprob_chunk_tokens, trained=not learner.lora.rank
+    )
+    if not trained.vision:
         layer = max(layer, activations.frozen_tower(vision, width, most.patches))
     named = {
         "activations, language model": kept,

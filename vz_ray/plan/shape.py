@@ -82,17 +82,26 @@ class VisionShape:
         return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
 
     @property
+    def merger_hidden(self) -> int:
+        """Elements of the patches that make one visual token."""
+        return self.hidden * self.merge**2
+
+    @property
     def merger_weights(self) -> int:
         """Elements of the merger's matrices: each is multiplied with every visual token."""
-        wide = self.hidden * self.merge**2
-        return wide * (wide + self.out)
+        return self.merger_hidden * (self.merger_hidden + self.out)
+
+    @property
+    def merger(self) -> int:
+        """Elements of the merger: its matrices, their biases and a norm."""
+        return self.merger_weights + self.merger_hidden + self.out + self.hidden
 
     @property
     def parameters(self) -> int:
         # Biases of qkv, of the projection and of the three matrices of the MLP; two norms.
         small = 4 * self.hidden + 2 * self.intermediate + self.hidden + 2 * self.hidden
-        merger = self.merger_weights + self.hidden * self.merge**2 + self.out + self.hidden
-        return self.patch_elements * self.hidden + self.depth * (self.block_weights + small) + merger
+        patches = self.patch_elements * self.hidden
+        return patches + self.depth * (self.block_weights + small) + self.merger
 
 
 @dataclass(frozen=True, slots=True)

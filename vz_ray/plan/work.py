@@ -22,18 +22,33 @@ class Forward:
     """Floating point operations of one forward pass, by part of the model."""
 
     text: int
+    """The language model's matrices."""
+    attention: int
+    """Of the language model: queries times keys, weights times values."""
     vision: int
     head: int
 
+    @classmethod
+    def of(cls, shape: ModelShape, tokens: int, pairs: int, vision: int, sampled: int) -> Forward:
+        """See `text_flops` and `head_flops`; `vision` are operations."""
+        return cls(
+            text_flops(shape, tokens, 0), text_flops(shape, 0, pairs), vision, head_flops(shape, sampled)
+        )
+
     def __add__(self, other: Forward) -> Forward:
-        return Forward(self.text + other.text, self.vision + other.vision, self.head + other.head)
+        return Forward(
+            self.text + other.text,
+            self.attention + other.attention,
+            self.vision + other.vision,
+            self.head + other.head,
+        )
 
     def __mul__(self, times: int) -> Forward:
-        return Forward(self.text * times, self.vision * times, self.head * times)
+        return Forward(self.text * times, self.attention * times, self.vision * times, self.head * times)
 
     @property
     def flops(self) -> int:
-        return self.text + self.vision + self.head
+        return self.text + self.attention + self.vision + self.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +59,16 @@ class Passes:
         updates: Forward and backward passes: epochs.
         scores: Forward passes alone: old log-probs, the reference model's.
         checkpointing: Layers are computed again in the backward pass.
-        freeze_vision: The tower has no backward pass.
+        text: Forward passes that the backward pass of the language model's matrices and of `lm_head` is
+            worth: `BACKWARD`, or `THROUGH` where adapters alone are trained.
+        vision: The same of the tower; 0 where nothing in it is trained.
     """
 
     updates: int
     scores: int
     checkpointing: bool
-    freeze_vision: bool
+    text: int = BACKWARD
+    vision: int = BACKWARD
 
     def model_flops(self, forward: Forward) -> int:
         """Without what is computed twice: what model flops utilisation is about."""
@@ -61,10 +79,10 @@ class Passes:
         return self._flops(forward, again=int(self.checkpointing), logits_again=1)
 
     def _flops(self, forward: Forward, again: int, logits_again: int) -> int:
-        trained = 1 + BACKWARD + again
-        vision = 1 if self.freeze_vision else trained
-        update = forward.text * trained + forward.vision * vision
-        update += forward.head * (1 + BACKWARD + logits_again)
+        update = forward.text * (1 + self.text + again)
+        update += forward.attention * (1 + BACKWARD + again)
+        update += forward.vision * (1 + self.vision + again if self.vision else 1)
+        update += forward.head * (1 + self.text + logits_again)
         return self.updates * update + self.scores * forward.flops
 
 
@@ -107,23 +125,16 @@ class Rate:
 
 def alone(shape: ModelShape, episode: EpisodeBudget) -> Forward:
     """One trajectory as a sequence of its own."""
-    return Forward(
-        text_flops(shape, episode.tokens, causal_pairs(episode.tokens)),
-        _frames(shape, episode, episode.frames),
-        head_flops(shape, episode.sampled),
-    )
+    vision = _frames(shape, episode, episode.frames)
+    return Forward.of(shape, episode.tokens, causal_pairs(episode.tokens), vision, episode.sampled)
 
 
 def packed(shape: ModelShape, episode: EpisodeBudget, branches: int) -> Forward:
     """Trajectories of one task as one sequence: prompt and overview once, then each one's own tokens."""
     pairs = packed_pairs(episode.prefix, [episode.branch] * branches)
     tokens = episode.prefix + branches * episode.branch
-    frames = episode.overview_frames + branches * episode.zoom_frames
-    return Forward(
-        text_flops(shape, tokens, pairs),
-        _frames(shape, episode, frames),
-        head_flops(shape, branches * episode.sampled),
-    )
+    vision = _frames(shape, episode, episode.overview_frames + branches * episode.zoom_frames)
+    return Forward.of(shape, tokens, pairs, vision, branches * episode.sampled)
 
 
 def _frames(shape: ModelShape, episode: EpisodeBudget, frames: int) -> int:
@@ -157,7 +168,7 @@ def with_shared_prefixes(
 ) -> Work:
     """The samples of a group as few sequences, of at most `budget` tokens, with its prefix in each once."""
     split = packs(episode, samples, budget)
-    forward = Forward(0, 0, 0)
+    forward = Forward(0, 0, 0, 0)
     for branches in split:
         forward = forward + packed(shape, episode, branches)
     tokens = groups * (len(split) * episode.prefix + samples * episode.branch)
