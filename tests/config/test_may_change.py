@@ -10,7 +10,7 @@ from vz_ray.observe.run_dir import RunDir
 
 def test_every_such_key_is_one_and_may_be_changed(tmp_path):
     values = {"group": "gpu", "offload": "optimizer", "keep_best": "7"}
-    values |= {"gradient_checkpointing": "false", "share_prefixes": "false"}
+    values |= {"gradient_checkpointing": "false", "share_prefixes": "false", "micro_batch_tokens": "65536"}
     changed = [f"{key}={values.get(key.split('.')[1], 1)}" for key in MAY_CHANGE]
     for schema, part in ((RunConfig, "train"), (SftRunConfig, "sft")):
         known = [one for one in changed if one.startswith(("learner.", f"{part}."))]

@@ -292,12 +292,6 @@ def test_passes_follow_the_config() -> None:
     assert (engine.passes.updates, engine.passes.scores) == (2, 1)
 
 
-def test_a_budget_below_the_longest_episode_is_told() -> None:
-    _, plan, _ = planned(RL, "learner.micro_batch_tokens=16384")
-    assert any("micro_batch_tokens" in note for note in plan.notes)
-    assert plan.largest.tokens == 32_768
-
-
 @pytest.mark.parametrize(
     ("text", "size"),
     [("80GiB", 80 << 30), ("80 GB", 80 * 10**9), ("24576MiB", 24 << 30), ("1.5gib", 3 << 29)],

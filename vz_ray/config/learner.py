@@ -249,3 +249,11 @@ class LearnerConfig:
         """
         other = self.reference not in (None, self.model)
         return not self.lora.rank or other or self.lora.vision
+
+    def check_longest(self, max_context: int) -> None:
+        """`ValueError` if an episode may have more tokens than a forward pass."""
+        if self.micro_batch_tokens < max_context:
+            raise ValueError(
+                f"learner.micro_batch_tokens is {self.micro_batch_tokens}, below episode.max_context "
+                f"({max_context}): an episode of that length could not be learned from; raise the former"
+            )

@@ -173,6 +173,14 @@ class RunConfig(PlayConfig):
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
             )
+        self.learner.check_longest(self.episode.max_context)
+        tasks, part = self.train.tasks, self.learner.minibatch_tasks
+        if tasks > part and tasks % part:
+            raise ValueError(
+                f"train.tasks is {tasks}, no multiple of learner.minibatch_tasks ({part}): the last update "
+                f"of an iteration would be of {tasks % part} tasks alone; set train.tasks to "
+                f"{tasks - tasks % part} or {tasks - tasks % part + part}, or change the other"
+            )
         if self.episode.gate.mode != "off":
             raise ValueError(
                 f"episode.gate.mode is {self.episode.gate.mode!r}; a gate is for evaluation and serving, "

@@ -46,6 +46,7 @@ class SftRunConfig:
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
             )
+        self.learner.check_longest(self.episode.max_context)
         if self.learner.optimizer.schedule != "constant":
             raise ValueError(
                 f"learner.optimizer.schedule is {self.learner.optimizer.schedule!r}; it is sft.schedule"

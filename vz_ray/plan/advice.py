@@ -168,7 +168,7 @@ def _of(who: str, search: _Search, before: int, knobs: Sequence[_Knob]) -> Advic
 
 def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
     learner = config.learner
-    length = plan.longest.tokens
+    length = config.episode.max_context
     budgets = sorted({max(length, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
     knobs: list[tuple[str, Sequence[object], str]] = [
         ("logprob_chunk_tokens", _halves(learner.logprob_chunk_tokens, SMALLEST_CHUNK), "next to nothing"),

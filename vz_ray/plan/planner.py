@@ -243,12 +243,6 @@ def _notes(config: Config, most: EpisodeBudget, engine: EngineMemory | None) -> 
             f"the longest episode would have {most.uncut:,} tokens, episode.max_context cuts it to "
             f"{most.tokens:,}"
         )
-    if config.learner.micro_batch_tokens < most.tokens:
-        notes.append(
-            f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens:,}) is below the longest "
-            f"episode ({most.tokens:,} tokens), at which the learner would stop: raise it; memory is planned "
-            "as if it were"
-        )
     if config.learner.dtype == "auto" and config.learner.zero_stage == 0:
         notes.append(
             "learner.zero_stage 0 trains float32 alone: on GPUs set learner.dtype=float32, or a stage"
