@@ -131,7 +131,7 @@ def advise(config: Config, plan: Plan, assumed: Assumptions) -> list[Advice]:
     found = []
     if plan.learner_over > 0:
         search = _Search(config, plan.shape, assumed, _learner_over)
-        found.append(_of("learner", search, plan.learner_over, _learner_knobs(config, plan)))
+        found.append(_of("learner", search, plan.learner_over, _learner_knobs(config)))
     if plan.engine_over > 0 and isinstance(config, RunConfig):
         search = _Search(config, plan.shape, assumed, _engine_over)
         found.append(_of("engine", search, plan.engine_over, _engine_knobs(config, plan)))
@@ -166,7 +166,7 @@ def _of(who: str, search: _Search, before: int, knobs: Sequence[_Knob]) -> Advic
     return Advice(who, tuple(alone), Change(settings, costs, before, lacking))
 
 
-def _learner_knobs(config: Config, plan: Plan) -> list[_Knob]:
+def _learner_knobs(config: Config) -> list[_Knob]:
     learner = config.learner
     length = config.episode.max_context
     budgets = sorted({max(length, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
