@@ -200,7 +200,8 @@ def figures(given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) ->
     shown: dict[str, Any] = {
         "tokens_per_s": round(first["tokens"] / taken["ours"]),
         **{f"ratio_vs_{name}": value for name, value in ratio.items() if name != "ours"},
-        "peak_rss_mb": {name: found["peak_mb"] for name, found in laps[0].items()},
+        "peak_rss_mb": first["peak_mb"],
+        "peak_rss_mb_by_name": {name: found["peak_mb"] for name, found in laps[0].items()},
     }
     if {"frames", "unshared"} <= taken.keys():
         gain = [lap["unshared"] - lap["ours"] for lap in seconds]
