@@ -15,7 +15,7 @@ from vz_ray.episode.wire import WireFormat, Wording
 from vz_ray.learner.batch import collate, frames_of
 from vz_ray.learner.example import encode
 from vz_ray.learner.model import Policy
-from vz_ray.learner.packing import plan
+from vz_ray.learner.packing import Tree, plan
 from vz_ray.learner.pixels import PixelSpec
 
 BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
@@ -83,7 +83,8 @@ def test_it_has_never_seen_a_zoom(base, seed):
     lesson = world_lesson(random.Random(seed), 16)
     one, pixels = trajectory(lesson, wire, 0)
     example = encode(one, policy.tokens, spec.merge)
-    batch = collate([0], [example], frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
+    trees = [Tree.of([0], [example])]
+    batch = collate(trees, [example], frames_of(pixels), policy.tokens, spec, torch.device("cpu"))
     with torch.no_grad():
         hidden = policy.hidden_states(batch)[0, batch.hidden[0]]
         chance = torch.softmax(hidden @ policy.hf.lm_head.weight.T, dim=-1)[:, call[0]]

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 from vz_ray.learner.alone import main
+from vz_ray.learner.distributed import leave
 
 if __name__ == "__main__":
     status = main(sys.argv[2:])
     imported = sorted({name.partition(".")[0] for name in sys.modules})
     Path(sys.argv[1], f"imported-{os.environ['RANK']}.json").write_text(json.dumps(imported))
+    leave()
     sys.exit(status)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 
 from vz_ray.learner.alone import main
+from vz_ray.learner.distributed import leave
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        leave()

@@ -27,7 +27,7 @@ from vz_ray.config.load import load, to_yaml
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.sft_source import read_samples, read_source
 from vz_ray.episode.trajectory import Trajectory
-from vz_ray.learner.distributed import Place, agree, join, largest, leave
+from vz_ray.learner.distributed import Place, agree, join, largest
 from vz_ray.learner.frames import FrameStore
 from vz_ray.learner.model import check_checkpoint
 from vz_ray.learner.sft_state import LEARNER, SAVE_EVERY_S, SftState, batches_of
@@ -47,7 +47,10 @@ USAGE = "usage: torchrun --nproc-per-node N -m vz_ray.learner sft [CONFIG.yaml] 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status: 0, 2 for an error that the user can mend, 130 after a requested stop."""
+    """The exit status: 0, 2 for an error that the user can mend, 130 after a requested stop.
+
+    Who ends the process then leaves the process group first; see `distributed.leave`.
+    """
     os.environ |= {name: value for name, value in logs.QUIET.items() if name not in os.environ}
     try:
         sft(_settings(arguments))
@@ -59,8 +62,6 @@ def main(arguments: Sequence[str]) -> int:
     except StopRequested as error:
         print(f"vz_ray.learner: {error}; the same command goes on from there", file=sys.stderr)
         return 130
-    finally:
-        leave()
     return 0
 
 
