@@ -87,7 +87,7 @@ def test_a_refused_zoom_is_told_too(server: Running):  # noqa: F811
     reply = server.ask("{zoom 9 99 1} {answer C}")
     (zoom,) = reply.choices[0].message.zooms
     assert "outside the video" in zoom["refused"]
-    assert zoom["segment"] is None
+    assert zoom["segment"] == [9.0, 99.0]  # where it asked to look
     assert reply.choices[0].message.content == "C"
 
 

@@ -280,7 +280,10 @@ def test_an_episode_shows_its_turns_its_worth_and_the_engine_against_the_learner
     page.get_by_text("Engine against learner").click()
     assert "as a whole, not for single tokens" in page.locator("details").inner_text()
     assert "3.2e-6" in page.locator("details").inner_text()
-    assert page.locator(".watching .tl-zoom").count() == 1
+    assert page.locator(".watching .tl-zoom:not([data-state='refused'])").count() == 1
+    refused = page.locator(".watching .tl-zoom[data-state='refused']")
+    assert refused.count() == page.locator(".turn .refused").count() == 1
+    assert re.search(r"Turn \d: .* fps, refused: ", refused.get_attribute("title"))
     assert page.locator(".watching .tl-event").count() >= 1
     assert page.locator(".watching .tl-tick").count() == 16
 
