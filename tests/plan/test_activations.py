@@ -129,6 +129,7 @@ def test_log_probs_work_with_what_the_formula_says(dtype: torch.dtype, rows: int
     assert expected == pytest.approx(live.peak, rel=TOLERANCE), expected / live.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_peak_of_a_pass_is_no_further_off_than_a_fifth(
@@ -164,6 +165,7 @@ def peaks(world: World) -> dict[tuple[str, float, bool], int]:
     return {tuple(case): found for *case, found in json.loads(done.stdout.splitlines()[-1])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
