@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: manifests quickstart baseline ablate bench-clips bench-rollout bench-weights bench-schedule bench-selectors bench-serve bench-view bench-learner sizing test lint types format lock doctor clean
+.PHONY: manifests quickstart baseline ablate bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner sizing test lint types format lock doctor clean
 
 PY := .venv/bin/python
 NAME ?= quickstart
@@ -13,19 +13,19 @@ quickstart: .venv/.installed assets/tiny-base/model.safetensors
 
 # The loop without one of its parts at a time, three seeds: two hours and more on two cores.
 ablate: .venv/.installed assets/tiny-base/model.safetensors
-	$(PY) -m vz_ray.cli ablate conf/ablate.yaml $(ARGS)
+	$(PY) -m vz_ray.cli ablate conf/ablation.yaml $(ARGS)
 
 # The tiny model that the quickstart starts from: it ships with the project, and is made again if it is gone.
 assets/tiny-base/model.safetensors: | .venv/.installed
 	$(PY) -m vz_ray.cli base --out assets/tiny-base
 
 # Zooms and overviews of long videos against decord, torchcodec (which needs the system's FFmpeg) and the decoder.
-bench-clips: .venv/.bench
-	$(PY) -m benchmarks.clips $(ARGS)
+bench-decode: .venv/.bench
+	$(PY) -m benchmarks.decode $(ARGS)
 
 # What a publish costs, against a plain copy of the same bytes and the engine's own reload.
-bench-weights: .venv/.installed
-	$(PY) -m benchmarks.weights $(ARGS)
+bench-publish: .venv/.installed
+	$(PY) -m benchmarks.publish $(ARGS)
 
 # Episodes a second of the fleet, against lockstep rounds, static shards and the floor.
 bench-rollout: .venv/.installed
@@ -33,7 +33,7 @@ bench-rollout: .venv/.installed
 
 # Which frame selector shows what is asked about, at the same number of frames.
 bench-selectors: .venv/.installed
-	$(PY) -m benchmarks.selectors $(ARGS)
+	$(PY) -m benchmarks.frame_selectors $(ARGS)
 
 # The served agent under load, against its bare engine.
 bench-serve: .venv/.installed
@@ -48,12 +48,12 @@ sizing: .venv/.installed
 	$(PY) -m benchmarks.sizing $(ARGS)
 
 # What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
-bench-schedule: .venv/.installed
-	$(PY) -m benchmarks.schedule $(ARGS)
+bench-scheduler: .venv/.installed
+	$(PY) -m benchmarks.scheduler $(ARGS)
 
 # The episode browser on a run of 100,000 episodes.
-bench-view: .venv/.installed
-	$(PY) -m benchmarks.view $(ARGS)
+bench-viewer: .venv/.installed
+	$(PY) -m benchmarks.episode_viewer $(ARGS)
 
 .venv/.bench: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0

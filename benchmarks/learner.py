@@ -36,39 +36,39 @@ from typing import Any
 
 import torch
 
-from benchmarks.learner_group import Batch, load_model, make_group, policy_of
-from benchmarks.opponents import Padded, Trl, given
+from benchmarks.learner_baselines import PaddedStep, TrlStep, first_update_inputs
+from benchmarks.learner_batch import LearnerBatch, load_model, make_group, wrap_policy
 from benchmarks.workload import Workload
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.batch import MicroBatch, collate, frames_of
-from vz_ray.learner.model import Policy, costs_of
-from vz_ray.learner.objective import objective
-from vz_ray.learner.packing import plan
-from vz_ray.learner.pixels import PixelSpec
+from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.grpo_loss import grpo_loss
+from vz_ray.learner.image_patches import ImageSpec
+from vz_ray.learner.packing import plan_micro_batches
+from vz_ray.learner.policy_model import PolicyModel, flop_costs
 
 MODEL = Path("assets/tiny-base")
-NAMES = ("ours", "frames", "unshared", "padded", "trl")
-AT_A_TIME = {name: (2, 4, 16) if name in ("padded", "trl") else (4096, 8192, 32_768) for name in NAMES}
+CONTENDERS = ("ours", "frames", "unshared", "padded", "trl")
+BATCH_SIZES = {name: (2, 4, 16) if name in ("padded", "trl") else (4096, 8192, 32_768) for name in CONTENDERS}
 """What each contender tries: rows that are padded together, or tokens that are packed together."""
-LOSS = LossConfig(kl=0.001, entropy=0.0)
+LOSS = LossConfig(kl_coef=0.001, entropy_coef=0.0)
 
 
-class Packed:
+class PackedStep:
     """The learner's own step, sharing what it is told to share."""
 
     def __init__(
-        self, policy: Policy, batch: Batch, spec: PixelSpec, budget: int, device: torch.device, *,
+        self, policy: PolicyModel, batch: LearnerBatch, spec: ImageSpec, budget: int, device: torch.device, *,
         prefixes: bool, frames: bool,
     ) -> None:  # fmt: skip
         self._policy, self._group = policy, batch
-        costs = costs_of(policy.hf)
-        steps = plan(batch.examples, budget, 1, costs, share=prefixes)[0]
-        self.flops = 3 * sum(tree.cost for trees in steps for tree in trees)
+        costs = flop_costs(policy.hf)
+        steps = plan_micro_batches(batch.examples, budget, 1, costs, share_prefixes=prefixes)[0]
+        self.flops = 3 * sum(tree.flops for trees in steps for tree in trees)
         if not prefixes and frames:
             seen = {ref.digest: ref for e in batch.examples for ref in e.refs}
             again = sum(len(e.refs) for e in batch.examples) - len(seen)
             self.flops -= 3 * costs.patch * again * (next(iter(seen.values())).width // 14) ** 2
-        fetch, unbounded = frames_of(batch.pixels), spec.unbounded()
+        fetch, unbounded = in_memory_pixels(batch.pixels), spec.without_size_limits()
         self._batches = [
             collate(trees, batch.examples, fetch, policy.tokens, unbounded, device, share_frames=frames)
             for trees in steps
@@ -88,32 +88,32 @@ class Packed:
             "weight": pick(self._group.weight),
             "mask": batch.mask,
         }
-        loss, _ = objective(logprobs, entropy, given(part, logprobs), LOSS)
+        loss, _ = grpo_loss(logprobs, entropy, first_update_inputs(part, logprobs), LOSS)
         loss.backward()
         return float(loss.detach())
 
 
-def contender(
+def make_contender(
     name: str,
     size: int,
     given: argparse.Namespace,
-    batch: Batch,
-    model: tuple[Any, Any, PixelSpec],
+    batch: LearnerBatch,
+    model: tuple[Any, Any, ImageSpec],
     out: Path,
 ) -> Any:
-    """One of `NAMES`, around the model; see `AT_A_TIME` for `size`."""
+    """One of `CONTENDERS`, around the model; see `BATCH_SIZES` for `size`."""
     hf, tokens, spec = model
     device = torch.device(given.device)
     if name == "trl":
-        return Trl(hf, MODEL, tokens, batch, spec, size, LOSS, out)
-    policy = policy_of(hf, tokens, given.checkpointing)
+        return TrlStep(hf, MODEL, tokens, batch, spec, size, LOSS, out)
+    policy = wrap_policy(hf, tokens, given.checkpointing)
     if name == "padded":
-        return Padded(policy, batch, spec, size, LOSS, device)
+        return PaddedStep(policy, batch, spec, size, LOSS, device)
     shared = {"ours": (True, True), "frames": (False, True), "unshared": (False, False)}[name]
-    return Packed(policy, batch, spec, size, device, prefixes=shared[0], frames=shared[1])
+    return PackedStep(policy, batch, spec, size, device, prefixes=shared[0], frames=shared[1])
 
 
-def timed(step: Callable[[], float], device: str) -> tuple[float, float]:
+def time_step(step: Callable[[], float], device: str) -> tuple[float, float]:
     """Seconds (of the CPU, where it is one), and the loss."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     started = clock()
@@ -130,12 +130,12 @@ def measure(name: str, size: int, given: argparse.Namespace, repeats: int, out: 
     model = load_model(given.shape, MODEL, dtype, device)
     vocab = model[0].config.get_text_config().vocab_size
     batch = make_group(Workload.load(given.workload), model[1], vocab, given.side)
-    one = contender(name, size, given, batch, model, out)
-    _, loss = timed(one.step, given.device)
+    one = make_contender(name, size, given, batch, model, out)
+    _, loss = time_step(one.step, given.device)
     taken = []
     for _ in range(repeats):
         model[0].zero_grad()
-        taken.append(timed(one.step, given.device)[0])
+        taken.append(time_step(one.step, given.device)[0])
     memory = (
         torch.cuda.max_memory_allocated() / 1e6
         if given.device == "cuda"
@@ -147,11 +147,11 @@ def measure(name: str, size: int, given: argparse.Namespace, repeats: int, out: 
         "peak_mb": round(memory),
         "tokens": batch.tokens,
         "prefix": batch.prefix,
-        "flops": getattr(one, "flops", 0.0),
+        "flops": getattr(one, "total", 0.0),
     }
 
 
-def in_a_process(name: str, size: int, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
+def measure_in_subprocess(name: str, size: int, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """The same in a process of its own, so that memory is its own too."""
     command = [sys.executable, "-m", "benchmarks.learner", "--measure", f"{name}:{size}:{repeats}"]
     for key in ("workload", "shape", "device", "dtype", "side", "threads"):
@@ -175,22 +175,22 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     names = given.only.split(",")
     tried: dict[str, dict[int, float]] = {}
     for name in names:
-        sizes = [size for size in AT_A_TIME[name] if name in ("padded", "trl") or size >= given.least]
+        sizes = [size for size in BATCH_SIZES[name] if name in ("padded", "trl") or size >= given.least]
         tried[name] = {
-            size: statistics.median(in_a_process(name, size, given, 2)["seconds"]) for size in sizes
+            size: statistics.median(measure_in_subprocess(name, size, given, 2)["seconds"]) for size in sizes
         }
     best = {name: min(tried[name], key=lambda size: tried[name][size]) for name in names}
     laps = [
-        {name: in_a_process(name, best[name], given, given.repeats) for name in names}
+        {name: measure_in_subprocess(name, best[name], given, given.repeats) for name in names}
         for _ in range(given.laps)
     ]
     losses = {name: laps[0][name]["loss"] for name in names}
     if max(losses.values()) - min(losses.values()) > given.tolerance * abs(losses[names[0]]):
         raise SystemExit(f"the contenders do not compute the same loss: {losses}")
-    return figures(given, laps) | {"at_a_time": best, "tried_s": tried}
+    return summarize(given, laps) | {"at_a_time": best, "tried_s": tried}
 
 
-def figures(given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def summarize(given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Medians over laps, ratios within each lap."""
     median = lambda values: statistics.median(list(values))  # noqa: E731
     seconds = [{name: median(found["seconds"]) for name, found in lap.items()} for lap in laps]
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--least", type=int, default=0, help="try no smaller packed sequences than this")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
-    parser.add_argument("--only", default=",".join(NAMES), help="contenders; `ours` must be among them")
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders; `ours` must be among them")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each contender in a lap")
     parser.add_argument("--laps", type=int, default=3, help="times that all contenders are started in turn")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of the losses")

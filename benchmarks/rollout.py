@@ -37,30 +37,36 @@ from typing import Any
 
 import ray
 
-from benchmarks.scripted import ScriptedRemote, Tape, shifted, size_of, zoom_of
-from benchmarks.videos import make_video
+from benchmarks.scripted_rollout import (
+    RecordedClips,
+    ScriptedWorkerClient,
+    frame_size,
+    scripted_zoom,
+    shift_zoom,
+)
+from benchmarks.synthetic_video import make_video
 from benchmarks.workload import Workload
-from vz_ray.clips import ClipPool
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
 from vz_ray.data.task import Task
-from vz_ray.episode.trajectory import EpisodeId, Sampling, Status, Trajectory
-from vz_ray.reward import score
-from vz_ray.rollout.fleet import Fleet
-from vz_ray.rollout.ledger import Ledger
-from vz_ray.rollout.worker import WorkerSetup, WorkerStats
-from vz_ray.video.frame import Clip, Overview, Zoom
-from vz_ray.weights import Publisher
+from vz_ray.decode import DecodePool
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Trajectory
+from vz_ray.rewards import score_episode
+from vz_ray.rollout.rollout_scheduler import RolloutScheduler
+from vz_ray.rollout.rollout_worker import WorkerSetup, WorkerStats
+from vz_ray.rollout.sample_tracker import SampleTracker
+from vz_ray.video.frame import Clip, OverviewRequest, ZoomRequest
+from vz_ray.weight_sync import WeightPublisher
 
 MODEL = Path("assets/tiny-base")
-VIDEOS, MINUTES, SIZE = 4, 20, (640, 360)
-SAMPLES, SEQUENCES = 8, 32
+NUM_VIDEOS, MINUTES, SIZE = 4, 20, (640, 360)
+GROUP_SIZE, SEQUENCES = 8, 32
 MODES = ("latency", "decode")
 SCHEDULES = ("continuous", "lockstep", "static", "floor")
-SAMPLING = Sampling(temperature=1.0, max_tokens=4096)
-RULES = EpisodeConfig(
+SAMPLING = SamplingParams(temperature=1.0, max_tokens=4096)
+EPISODE_CONFIG = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml",
     max_context=4096,
     max_images=128,
@@ -70,33 +76,33 @@ RULES = EpisodeConfig(
 
 
 @dataclass
-class Bench:
+class RolloutBenchmark:
     """Engines, decoders and tasks of one run of this script."""
 
     workload: Workload
     tasks: list[Task]
-    tape: Tape
-    fleet: Fleet
-    workers: list[ScriptedRemote]
+    tape: RecordedClips
+    fleet: RolloutScheduler
+    workers: list[ScriptedWorkerClient]
     places: int
     runs: int = 0
 
-    async def time(self, schedule: str, mode: str) -> tuple[float, list[WorkerStats]]:
+    async def time_schedule(self, schedule: str, mode: str) -> tuple[float, list[WorkerStats]]:
         """Episodes a second, and what the engines counted before and after."""
         self.runs += 1
         minute = self.runs % (MINUTES - 1)
         waits = "memory" if schedule == "floor" else mode
-        await asyncio.gather(*(worker.ask("reset", waits, minute) for worker in self.workers))
-        before = await self.fleet.stats()
+        await asyncio.gather(*(worker.call("reset", waits, minute) for worker in self.workers))
+        before = await self.fleet.worker_stats()
         began = time.monotonic()
         if schedule == "floor" and mode == "decode":
             played, _ = await asyncio.gather(self.continuous(), self.decode(minute))
         else:
             played = await self._of(schedule)()
         seconds = time.monotonic() - began
-        assert len(played) == len(self.tasks) * SAMPLES
-        assert {one.status for one in played} == {Status.ANSWERED}, {one.error for one in played}
-        return len(played) / seconds, [*before, *await self.fleet.stats()]
+        assert len(played) == len(self.tasks) * GROUP_SIZE
+        assert {one.status for one in played} == {EpisodeStatus.ANSWERED}, {one.error for one in played}
+        return len(played) / seconds, [*before, *await self.fleet.worker_stats()]
 
     def _of(self, schedule: str) -> Callable[[], Awaitable[list[Trajectory]]]:
         return {
@@ -107,7 +113,7 @@ class Bench:
         }[schedule]
 
     async def continuous(self) -> list[Trajectory]:
-        groups = self.fleet.play(self.tasks, SAMPLES, SAMPLING, Ledger(), iteration=self.runs)
+        groups = self.fleet.rollout(self.tasks, GROUP_SIZE, SAMPLING, SampleTracker(), step=self.runs)
         return [trajectory async for group in groups for trajectory in group.trajectories]
 
     async def shards(self, method: str, *more: Any) -> list[Trajectory]:
@@ -117,37 +123,39 @@ class Bench:
             games = [
                 (task, EpisodeId(self.runs, task.task_id, sample))
                 for task in self.tasks[index :: len(self.workers)]
-                for sample in range(SAMPLES)
+                for sample in range(GROUP_SIZE)
             ]
-            asked.append(worker.ask(method, games, SAMPLING, *more))
+            asked.append(worker.call(method, games, SAMPLING, *more))
         return [trajectory for part in await asyncio.gather(*asked) for trajectory in part]
 
     async def decode(self, minute: int) -> None:
         """Every clip of the batch once, as fast as the pool can."""
         asked = [
-            self.tape.pool.zoom(uri, shifted(request, minute), size_of(RULES))
+            self.tape.pool.zoom(uri, shift_zoom(request, minute), frame_size(EPISODE_CONFIG))
             for uri, request in self.tape.clips
-            if isinstance(request, Zoom)
+            if isinstance(request, ZoomRequest)
         ]
         await asyncio.gather(*asked)
 
 
-async def record(tasks: Sequence[Task], workload: Workload, pool: ClipPool) -> Tape:
+async def record_clips(tasks: Sequence[Task], workload: Workload, pool: DecodePool) -> RecordedClips:
     """All clips that the script asks for, decoded, in memory."""
-    size = size_of(RULES)
-    wanted: dict[tuple[str, Overview | Zoom], Awaitable[Clip]] = {}
-    overview = Overview(RULES.overview_fps, RULES.overview_frames, RULES.overview_spread)
+    size = frame_size(EPISODE_CONFIG)
+    wanted: dict[tuple[str, OverviewRequest | ZoomRequest], Awaitable[Clip]] = {}
+    overview = OverviewRequest(
+        EPISODE_CONFIG.overview_fps, EPISODE_CONFIG.overview_frames, EPISODE_CONFIG.overview_spread
+    )
     for uri in {task.video for task in tasks}:
         wanted[uri, overview] = pool.overview(uri, overview, size)
     for number, task in enumerate(tasks):
-        for sample in range(SAMPLES):
-            for turn, frames in enumerate(workload.shape(number, sample, SAMPLES)["clip_frames"]):
-                zoom = zoom_of(number, sample, turn, frames)
+        for sample in range(GROUP_SIZE):
+            for turn, frames in enumerate(workload.shape(number, sample, GROUP_SIZE)["clip_frames"]):
+                zoom = scripted_zoom(number, sample, turn, frames)
                 if (task.video, zoom) not in wanted:
                     wanted[task.video, zoom] = pool.zoom(task.video, zoom, size)
     clips = dict(zip(wanted, await asyncio.gather(*wanted.values()), strict=True))
     info = {uri: await pool.probe(uri) for uri in {task.video for task in tasks}}
-    return Tape(info, clips, workload.clip_ms, pool)
+    return RecordedClips(info, clips, workload.clip_ms, pool)
 
 
 async def measure(asked: argparse.Namespace, logs: Path) -> dict[str, Any]:
@@ -156,58 +164,60 @@ async def measure(asked: argparse.Namespace, logs: Path) -> dict[str, Any]:
     folder = asked.videos
     folder.mkdir(parents=True, exist_ok=True)
     # As many files as there are contents: each is a minute longer than the one before.
-    paths = [str(make_video(folder, *SIZE, MINUTES + extra)) for extra in range(VIDEOS)]
+    paths = [str(make_video(folder, *SIZE, MINUTES + extra)) for extra in range(NUM_VIDEOS)]
     tasks = [
-        Task(str(index), paths[index % VIDEOS], "What is shown?\nA. This\nB. That", "A")
+        Task(str(index), paths[index % NUM_VIDEOS], "What is shown?\nA. This\nB. That", "A")
         for index in range(asked.tasks)
     ]
-    pool = ClipPool.start(ClipsConfig(actors=2, cpus=0, disk_gb=0, threads=1))
-    await pool.ready()
-    tape = await record(tasks, workload, pool)
-    config = RolloutConfig(
-        engine=EngineConfig(max_model_len=4096, max_num_seqs=SEQUENCES, kv_cache_gib=1.0, threads=1),
-        workers=asked.engines,
-        episodes_per_worker=asked.places,
-        cpus_per_worker=0,
-        health_every_s=3600,
+    pool = DecodePool.start(
+        ClipsConfig(num_actors=2, cpus_per_actor=0, disk_cache_gib=0, threads_per_actor=1)
     )
-    setup = WorkerSetup(str(MODEL), config, RULES, RewardConfig(), tape, score, str(logs))
-    workers: list[ScriptedRemote] = []
+    await pool.wait_until_ready()
+    tape = await record_clips(tasks, workload, pool)
+    config = RolloutConfig(
+        engine=EngineConfig(max_model_len=4096, max_num_seqs=SEQUENCES, kv_cache_gib=1.0, num_threads=1),
+        num_workers=asked.engines,
+        max_concurrent_episodes=asked.places,
+        cpus_per_worker=0,
+        health_check_interval_s=3600,
+    )
+    setup = WorkerSetup(str(MODEL), config, EPISODE_CONFIG, RewardConfig(), tape, score_episode, str(logs))
+    workers: list[ScriptedWorkerClient] = []
 
-    def spawn(name: str) -> ScriptedRemote:
-        workers.append(ScriptedRemote(name, setup))
+    def spawn(name: str) -> ScriptedWorkerClient:
+        workers.append(ScriptedWorkerClient(name, setup))
         return workers[-1]
 
-    fleet = Fleet(spawn, config, Publisher(deadline_s=60))
+    fleet = RolloutScheduler(spawn, config, WeightPublisher(timeout_s=60))
     await fleet.start()
     try:
-        while fleet.size < asked.engines:  # noqa: ASYNC110  (the fleet need not announce what only this asks)
+        while fleet.num_serving_workers < asked.engines:  # noqa: ASYNC110  (the fleet need not announce what only this asks)
             await asyncio.sleep(0.1)
-        await asyncio.gather(*(worker.ask("learn", workload, SAMPLES) for worker in workers))
-        bench = Bench(workload, tasks, tape, fleet, workers, asked.places)
-        return await repeat(bench, asked.repeats)
+        await asyncio.gather(*(worker.call("learn", workload, GROUP_SIZE) for worker in workers))
+        bench = RolloutBenchmark(workload, tasks, tape, fleet, workers, asked.places)
+        return await run_schedules(bench, asked.repeats)
     finally:
         await fleet.close()
         pool.close()
 
 
-async def repeat(bench: Bench, repeats: int) -> dict[str, Any]:
+async def run_schedules(bench: RolloutBenchmark, repeats: int) -> dict[str, Any]:
     speeds: dict[tuple[str, str], list[float]] = {}
     hits: dict[str, float] = {}
-    await bench.time("floor", "latency")  # warms up
+    await bench.time_schedule("floor", "latency")  # warms up
     for lap in range(repeats):
         for mode in MODES:
             for schedule in SCHEDULES:
-                speed, stats = await bench.time(schedule, mode)
+                speed, stats = await bench.time_schedule(schedule, mode)
                 speeds.setdefault((mode, schedule), []).append(speed)
                 print(f"{lap + 1}/{repeats} {mode} {schedule}: {speed:.2f} episodes/s", flush=True)
                 if (mode, schedule) == ("latency", "continuous"):
-                    hits = cache_hits(stats)
-    found = {mode: figures({s: speeds[mode, s] for s in SCHEDULES}) for mode in MODES}
+                    hits = cache_hit_rates(stats)
+    found = {mode: summarize({s: speeds[mode, s] for s in SCHEDULES}) for mode in MODES}
     return {**found["latency"], **hits, "decode": found["decode"], "engines": len(bench.workers)}
 
 
-def figures(speeds: dict[str, list[float]]) -> dict[str, Any]:
+def summarize(speeds: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, and ratios to the medians of the others."""
     median = {schedule: statistics.median(values) for schedule, values in speeds.items()}
     ours = median["continuous"]
@@ -220,7 +230,7 @@ def figures(speeds: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def cache_hits(stats: Sequence[WorkerStats]) -> dict[str, float]:
+def cache_hit_rates(stats: Sequence[WorkerStats]) -> dict[str, float]:
     """Shares of a run; the first half of `stats` is from before it."""
     before, after = stats[: len(stats) // 2], stats[len(stats) // 2 :]
 
@@ -238,7 +248,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes and latencies")
-    parser.add_argument("--tasks", type=int, default=32, help=f"in a batch, of {SAMPLES} samples each")
+    parser.add_argument("--tasks", type=int, default=32, help=f"in a batch, of {GROUP_SIZE} samples each")
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--places", type=int, default=32, help="episodes at a time on each engine")
     parser.add_argument("--repeats", type=int, default=3)
@@ -266,7 +276,7 @@ def main() -> None:
             {
                 **found,
                 "tasks": asked.tasks,
-                "samples": SAMPLES,
+                "samples": GROUP_SIZE,
                 "places": asked.places,
                 "repeats": asked.repeats,
             }

@@ -38,29 +38,29 @@ import httpx
 import psutil
 from transformers import AutoTokenizer
 
-from benchmarks.directed import DirectedAgent, DirectedEngine
-from benchmarks.videos import make_video
+from benchmarks.directive_agent import DirectiveAgent, DirectiveEngine
+from benchmarks.synthetic_video import make_video
 from benchmarks.workload import Workload
-from vz_ray.clips import ClipPool
-from vz_ray.config import load
+from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
 from vz_ray.data.task import Task
-from vz_ray.episode.runner import play
-from vz_ray.episode.trajectory import EpisodeId, Sampling, Status
-from vz_ray.episode.wire import WireFormat, Wording
-from vz_ray.serving import served
+from vz_ray.decode import DecodePool
+from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams
+from vz_ray.serve.launch import running_server
 
 MODEL = "assets/tiny-base"
 VIDEOS, MINUTES, SIZE = 4, 20, (640, 360)
 CLIENTS = (1, 8, 32)
 REQUESTS = {1: 6, 8: 48, 32: 128}
-PLACES, QUEUE = 32, 64
-SAMPLING = Sampling(temperature=0.0, max_tokens=4096)
-DEADLINE_S = 600.0
+MAX_CONCURRENT_REQUESTS, QUEUE_SIZE = 32, 64
+SAMPLING = SamplingParams(temperature=0.0, max_tokens=4096)
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class BenchRequest:
     """One request of the workload."""
 
     video: str
@@ -68,22 +68,22 @@ class Ask:
 
 
 @dataclass
-class Took:
+class LoadResult:
     """What came of a run's requests: seconds by kind, and the status of each."""
 
     wall_s: float = 0.0
-    whole_s: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     first_zoom_s: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
 
     @property
-    def per_s(self) -> float:
-        return len(self.whole_s) / self.wall_s
+    def requests_per_s(self) -> float:
+        return len(self.latencies_s) / self.wall_s
 
 
-def script(shape: dict[str, Any], draw: random.Random, until_s: float) -> str:
+def directive_question(shape: dict[str, Any], draw: random.Random, until_s: float) -> str:
     """A question that tells the agent what to say."""
     said = []
     for tokens, frames in zip(shape["turn_tokens"], [*shape["clip_frames"], None], strict=True):
@@ -96,15 +96,20 @@ def script(shape: dict[str, Any], draw: random.Random, until_s: float) -> str:
     return "What is shown? " + " ".join(said)
 
 
-def asks(workload: Workload, videos: Sequence[str], count: int, lap: int) -> list[Ask]:
+def make_requests(workload: Workload, videos: Sequence[str], count: int, lap: int) -> list[BenchRequest]:
     """The requests of a run; those of different laps look at different places."""
     draw = random.Random(f"{lap}/{count}")
     shapes = [workload.episodes[(lap * 131 + k) % len(workload.episodes)] for k in range(count)]
     until = MINUTES * 60.0
-    return [Ask(videos[k % len(videos)], script(shape, draw, until)) for k, shape in enumerate(shapes)]
+    return [
+        BenchRequest(videos[k % len(videos)], directive_question(shape, draw, until))
+        for k, shape in enumerate(shapes)
+    ]
 
 
-async def request(client: httpx.AsyncClient, ask: Ask, took: Took, *, stream: bool) -> None:
+async def send_request(
+    client: httpx.AsyncClient, ask: BenchRequest, took: LoadResult, *, stream: bool
+) -> None:
     """One request, as a client sees it."""
     parts = [{"type": "video_url", "video_url": {"url": ask.video}}, {"type": "text", "text": ask.question}]
     body = {"model": "zoomer", "messages": [{"role": "user", "content": parts}], "stream": stream}
@@ -120,20 +125,22 @@ async def request(client: httpx.AsyncClient, ask: Ask, took: Took, *, stream: bo
             reply = json.loads(await response.aread())
             took.tokens += reply.get("usage", {}).get("completion_tokens", 0)
     if response.status_code == 200:
-        took.whole_s.append(time.monotonic() - began)
+        took.latencies_s.append(time.monotonic() - began)
         took.first_token_s += [seen["token"]] if seen["token"] else []
         took.first_zoom_s += [seen["zoom"]] if seen["zoom"] else []
 
 
-async def by_http(url: str, requests: Sequence[Ask], clients: int, *, stream: bool = False) -> Took:
+async def run_http_load(
+    url: str, requests: Sequence[BenchRequest], clients: int, *, stream: bool = False
+) -> LoadResult:
     """All requests, so many at a time."""
-    took, waiting = Took(), list(reversed(requests))
+    took, waiting = LoadResult(), list(reversed(requests))
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=DEADLINE_S, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
 
         async def work() -> None:
             while waiting:
-                await request(client, waiting.pop(), took, stream=stream)
+                await send_request(client, waiting.pop(), took, stream=stream)
 
         began = time.monotonic()
         await asyncio.gather(*(work() for _ in range(clients)))
@@ -142,32 +149,32 @@ async def by_http(url: str, requests: Sequence[Ask], clients: int, *, stream: bo
 
 
 @dataclass
-class Floor:
+class EngineFloor:
     """The engine and decoders alone."""
 
-    engine: DirectedEngine
-    pool: ClipPool
-    wire: WireFormat
+    engine: DirectiveEngine
+    pool: DecodePool
+    wire: ChatFormat
     config: ServeConfig
 
-    async def run(self, requests: Sequence[Ask], clients: int) -> Took:
-        took, waiting = Took(), list(enumerate(requests))[::-1]
+    async def run(self, requests: Sequence[BenchRequest], clients: int) -> LoadResult:
+        took, waiting = LoadResult(), list(enumerate(requests))[::-1]
 
         async def work() -> None:
             while waiting:
                 number, ask = waiting.pop()
                 began = time.monotonic()
-                played = await play(
+                played = await run_episode(
                     Task(str(number), ask.video, ask.question, ""),
                     self.engine,
                     self.pool,
                     self.wire,
                     self.config.episode,
-                    id=EpisodeId(0, str(number), 0),
-                    sampling=SAMPLING,
+                    episode_id=EpisodeId(0, str(number), 0),
+                    sampling_params=SAMPLING,
                 )
-                assert played.status is Status.ANSWERED, played.error
-                took.whole_s.append(time.monotonic() - began)
+                assert played.status is EpisodeStatus.ANSWERED, played.error
+                took.latencies_s.append(time.monotonic() - began)
                 took.tokens += sum(len(turn.action.token_ids) for turn in played.turns)
 
         began = time.monotonic()
@@ -176,15 +183,15 @@ class Floor:
         return took
 
 
-async def floor_of(config: ServeConfig, logs: Path) -> Floor:
+async def start_floor(config: ServeConfig, logs: Path) -> EngineFloor:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    pool = ClipPool.start(config.clips)
-    engine = await DirectedEngine.start(
-        MODEL, config.engine, name="floor", log=logs / "floor.log", training=False
+    pool = DecodePool.start(config.clips)
+    engine = await DirectiveEngine.start(
+        MODEL, config.engine, name="floor", log_file=logs / "floor.log", training=False
     )
-    await pool.ready()
-    wire = WireFormat(tokenizer, Wording.load(config.episode.prompt))
-    return Floor(engine, pool, wire, config)  # type: ignore[arg-type]
+    await pool.wait_until_ready()
+    wire = ChatFormat(tokenizer, PromptTemplate.load(config.episode.prompt))
+    return EngineFloor(engine, pool, wire, config)  # type: ignore[arg-type]
 
 
 def memory_mb(folder: str) -> float:
@@ -208,53 +215,60 @@ async def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     workload = Workload.load(given.workload)
     given.videos.mkdir(parents=True, exist_ok=True)
     videos = [str(make_video(given.videos, *SIZE, MINUTES + extra)) for extra in range(VIDEOS)]
-    config = configured(given, folder)
-    async with served(config, DirectedAgent) as serving:
-        floor = await floor_of(config, folder)
+    config = build_config(given, folder)
+    async with running_server(config, DirectiveAgent) as serving:
+        floor = await start_floor(config, folder)
         try:
-            warm = asks(workload, videos, 16, -1)
-            await by_http(serving.url, warm, 8)
+            warm = make_requests(workload, videos, 16, -1)
+            await run_http_load(serving.url, warm, 8)
             await floor.run(warm, 8)
             laps = [
-                await lap(serving.url, floor, workload, videos, number) for number in range(given.repeats)
+                await run_lap(serving.url, floor, workload, videos, number) for number in range(given.repeats)
             ]
-            overload = [await overloaded(serving.url, workload, videos, k) for k in range(given.overloads)]
+            overload = [
+                await measure_overload(serving.url, workload, videos, k) for k in range(given.overloads)
+            ]
         finally:
             await floor.engine.shutdown()
             floor.pool.close()
-    return {**(figures(laps) if laps else {}), **_worst(overload), "repeats": given.repeats}
+    return {**(summarize(laps) if laps else {}), **_worst(overload), "repeats": given.repeats}
 
 
-async def lap(
-    url: str, floor: Floor, workload: Workload, videos: Sequence[str], number: int
-) -> dict[str, Took]:
+async def run_lap(
+    url: str, floor: EngineFloor, workload: Workload, videos: Sequence[str], number: int
+) -> dict[str, LoadResult]:
     """Every run once; floor and server one after the other on the same requests."""
-    found: dict[str, Took] = {}
+    found: dict[str, LoadResult] = {}
     for clients in CLIENTS:
-        requests = asks(workload, videos, REQUESTS[clients], number)
-        found[f"server {clients}"] = await by_http(url, requests, clients)
+        requests = make_requests(workload, videos, REQUESTS[clients], number)
+        found[f"server {clients}"] = await run_http_load(url, requests, clients)
         found[f"floor {clients}"] = await floor.run(requests, clients)
         assert found[f"server {clients}"].tokens == found[f"floor {clients}"].tokens
         # Places of their own, since these clips have been decoded now.
-        fresh = asks(workload, videos, REQUESTS[clients], 1000 + number)
-        found[f"stream {clients}"] = await by_http(url, fresh, clients, stream=True)
+        fresh = make_requests(workload, videos, REQUESTS[clients], 1000 + number)
+        found[f"stream {clients}"] = await run_http_load(url, fresh, clients, stream=True)
         for name in ("server", "floor", "stream"):
             took = found[f"{name} {clients}"]
-            print(f"{number} {name} {clients}: {took.per_s:.2f} requests/s {dict(took.statuses)}", flush=True)
+            print(
+                f"{number} {name} {clients}: {took.requests_per_s:.2f} requests/s {dict(took.statuses)}",
+                flush=True,
+            )
     return found
 
 
-async def overloaded(url: str, workload: Workload, videos: Sequence[str], number: int) -> dict[str, Any]:
+async def measure_overload(
+    url: str, workload: Workload, videos: Sequence[str], number: int
+) -> dict[str, Any]:
     """Four times what the server can take on, at once."""
-    count = 4 * (PLACES + QUEUE)
+    count = 4 * (MAX_CONCURRENT_REQUESTS + QUEUE_SIZE)
     before = memory_mb("vz_ray_")
-    took = await by_http(url, asks(workload, videos, count, 5000 + number), count)
+    took = await run_http_load(url, make_requests(workload, videos, count, 5000 + number), count)
     shed = took.statuses[503] + took.statuses[429]
     assert sum(took.statuses.values()) == count
     return {
         "shed_at_4x": round(shed / count, 3),
         "accepted_at_4x": took.statuses[200],
-        "p99_ms_at_4x": round(1e3 * percentile(took.whole_s, 0.99)),
+        "p99_ms_at_4x": round(1e3 * percentile(took.latencies_s, 0.99)),
         "errors_500": sum(n for status, n in took.statuses.items() if status >= 500 and status != 503),
         "memory_mb": [round(before), round(memory_mb("vz_ray_"))],
     }
@@ -269,7 +283,7 @@ def _worst(overloads: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**overloads[0], **worst, "memory_mb": memory}
 
 
-def figures(laps: Sequence[dict[str, Took]]) -> dict[str, Any]:
+def summarize(laps: Sequence[dict[str, LoadResult]]) -> dict[str, Any]:
     """Medians over the laps."""
 
     def median(name: str, of: Any) -> float:
@@ -281,7 +295,8 @@ def figures(laps: Sequence[dict[str, Took]]) -> dict[str, Any]:
             "requests_per_s": round(median(f"server {clients}", lambda t: t.per_s), 2),
             "ratio_vs_engine": round(
                 statistics.median(
-                    lap[f"server {clients}"].per_s / lap[f"floor {clients}"].per_s for lap in laps
+                    lap[f"server {clients}"].requests_per_s / lap[f"floor {clients}"].requests_per_s
+                    for lap in laps
                 ),
                 3,
             ),
@@ -300,27 +315,27 @@ def figures(laps: Sequence[dict[str, Took]]) -> dict[str, Any]:
     return {**by_clients[str(at_most)], "clients": by_clients}
 
 
-def configured(given: argparse.Namespace, folder: Path) -> ServeConfig:
-    config = load(
+def build_config(given: argparse.Namespace, folder: Path) -> ServeConfig:
+    config = load_config(
         ServeConfig,
         "conf/serve/tiny.yaml",
         [
             f"model={MODEL}",
             "port=0",
-            f"logs={folder}/logs",
+            f"log_dir={folder}/logs",
             f"files.directory={folder}/uploads",
-            f"files.roots=[{given.videos}]",
-            "guard.requests_per_key=10000",
-            f"requests_per_replica={PLACES}",
-            f"queue={QUEUE}",
-            "engine.threads=1",
+            f"files.allowed_dirs=[{given.videos}]",
+            "access.max_requests_per_key=10000",
+            f"max_ongoing_requests={MAX_CONCURRENT_REQUESTS}",
+            f"queue={QUEUE_SIZE}",
+            "engine.num_threads=1",
             "engine.max_model_len=4096",
         ],
     )
     rules = replace(
         config.episode, max_context=4096, max_turn_tokens=1024, max_zoom_frames=16, max_images=128
     )
-    return replace(config, episode=rules, clips=replace(config.clips, disk_gb=0, threads=1))
+    return replace(config, episode=rules, clips=replace(config.clips, disk_cache_gib=0, threads_per_actor=1))
 
 
 def main() -> None:

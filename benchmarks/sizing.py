@@ -26,18 +26,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.simulated import Machine, Rollout, World, papers_shapes, recorded_shapes, rollout
+from benchmarks.cluster_simulation import (
+    GpuModel,
+    RolloutTimes,
+    SimulationConfig,
+    paper_episode_shapes,
+    recorded_episode_shapes,
+    simulate_rollout,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ClusterSplit:
     """A split of GPUs, and what an iteration takes with it."""
 
     gpus: int
     engines: int
     ranks: int
     decoders: int
-    rollout: Rollout
+    rollout: RolloutTimes
     learn_s: float
     publish_s: float
 
@@ -50,38 +57,42 @@ class Plan:
         return max(self.rollout.seconds, self.learn_s) + self.publish_s
 
 
-def plan(world: World, machine: Machine, gpus: int, engines: int, *, slack: float = 1.05) -> Plan:
+def plan_split(
+    world: SimulationConfig, machine: GpuModel, gpus: int, engines: int, *, slack: float = 1.05
+) -> ClusterSplit:
     """One split, with the fewest decoders that make rollout at most `slack` times as long as any number."""
     ranks = gpus - engines
-    best = rollout(world, machine, engines, 4096)
+    best = simulate_rollout(world, machine, engines, 4096)
     low, high = 1, 1
-    while rollout(world, machine, engines, high).seconds > slack * best.seconds:
+    while simulate_rollout(world, machine, engines, high).seconds > slack * best.seconds:
         low, high = high, 2 * high
     while high - low > max(1, high // 16):
         middle = (low + high) // 2
-        slow = rollout(world, machine, engines, middle).seconds > slack * best.seconds
+        slow = simulate_rollout(world, machine, engines, middle).seconds > slack * best.seconds
         low, high = (middle, high) if slow else (low, middle)
-    played = rollout(world, machine, engines, high)
-    return Plan(gpus, engines, ranks, high, played, machine.learn_s(played.tokens, ranks), machine.publish_s)
+    played = simulate_rollout(world, machine, engines, high)
+    return ClusterSplit(
+        gpus, engines, ranks, high, played, machine.learn_s(played.tokens, ranks), machine.publish_s
+    )
 
 
-def splits(gpus: int) -> list[int]:
+def candidate_splits(gpus: int) -> list[int]:
     """Engines that are tried: eighths of the GPUs."""
     return sorted({min(gpus - 1, max(1, round(gpus * part / 8))) for part in range(1, 8)})
 
 
-def best_of(plans: Sequence[Plan], *, in_turns: bool) -> Plan:
+def best_split(plans: Sequence[ClusterSplit], *, in_turns: bool) -> ClusterSplit:
     return min(plans, key=lambda one: one.sync_s if in_turns else one.async_s)
 
 
 def main() -> None:
-    machine, world = Machine(), World(papers_shapes())
+    machine, world = GpuModel(), SimulationConfig(paper_episode_shapes())
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", type=int, nargs="+", default=[16, 64, 512])
     parser.add_argument("--run", type=Path, help="a run whose episodes are played")
-    parser.add_argument("--tasks", type=int, default=world.tasks)
+    parser.add_argument("--tasks", type=int, default=world.batch_size)
     parser.add_argument("--zoom-cpu-s", type=float, default=world.zoom_cpu_s)
     parser.add_argument("--overview-cpu-s", type=float, default=world.overview_cpu_s)
     parser.add_argument("--model-b", type=float, default=machine.params / 1e9, help="parameters, billions")
@@ -96,8 +107,10 @@ def main() -> None:
         prefill_mfu=given.prefill_mfu,
         learner_mfu=given.learner_mfu,
     )
-    shapes = recorded_shapes(given.run) if given.run else papers_shapes()
-    world = World(shapes, tasks=given.tasks, zoom_cpu_s=given.zoom_cpu_s, overview_cpu_s=given.overview_cpu_s)
+    shapes = recorded_episode_shapes(given.run) if given.run else paper_episode_shapes()
+    world = SimulationConfig(
+        shapes, batch_size=given.tasks, zoom_cpu_s=given.zoom_cpu_s, overview_cpu_s=given.overview_cpu_s
+    )
     results = {}
     table = Table(title="an iteration, simulated")
     for heading in (
@@ -113,9 +126,9 @@ def main() -> None:
     ):
         table.add_column(heading, justify="right")
     for gpus in given.gpus:
-        plans = [plan(world, machine, gpus, engines) for engines in splits(gpus)]
+        plans = [plan_split(world, machine, gpus, engines) for engines in candidate_splits(gpus)]
         for in_turns, mode in ((True, "in turns"), (False, "staleness 1")):
-            one = best_of(plans, in_turns=in_turns)
+            one = best_split(plans, in_turns=in_turns)
             seconds = one.sync_s if in_turns else one.async_s
             sizes = [str(count) for count in (gpus, mode, one.engines, one.ranks, one.decoders)]
             parts = [f"{part:.0f} s" for part in (one.rollout.seconds, one.learn_s, seconds)]

@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from vz_ray.data.needle import Kind, NeedleVideo, draw_frames, make_video
-from vz_ray.data.needle.world import BORDERS, ask
-from vz_ray.episode.selectors import question_alone
+from vz_ray.env.frame_selectors import strip_options
+from vz_ray.needle import NeedleVideo, QuestionKind, make_video, render_frames
+from vz_ray.needle.needle_video import BORDERS, format_question
 
 SIDE, PATCH, WIDTH, LAYERS, SPACE = 56, 8, 64, 2, 32
 """Pixels of a side, of a patch's side; width of both towers, their layers, features of a picture or text."""
-KINDS = (Kind.IDENTIFY, Kind.COUNT, Kind.DECOY, Kind.DEEP)
-QUESTIONS = tuple(dict.fromkeys(question_alone(ask(kind, border)) for kind in KINDS for border in BORDERS))
+KINDS = (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DECOY, QuestionKind.DEEP)
+QUESTIONS = tuple(
+    dict.fromkeys(strip_options(format_question(kind, border)) for kind in KINDS for border in BORDERS)
+)
 """Every question that can be asked, without options."""
 PICTURES, STEPS, RATE = 64, 700, 2e-3
 
 
-def build(directory: Path, seed: int = 0) -> Any:
+def build_clip(directory: Path, seed: int = 0) -> Any:
     """Writes a CLIP with random weights, and its processor; returns the model."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -59,7 +61,7 @@ def build(directory: Path, seed: int = 0) -> Any:
     return model
 
 
-def train(directory: Path, *, seed: int = 0, steps: int = STEPS) -> float:
+def train_clip(directory: Path, *, seed: int = 0, steps: int = STEPS) -> float:
     """Trains the model of `build` where it lies; returns the last loss, a mean over 50 steps.
 
     Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): of every picture and every question, whether
@@ -67,7 +69,7 @@ def train(directory: Path, *, seed: int = 0, steps: int = STEPS) -> float:
     """
     from transformers import AutoProcessor
 
-    model = build(directory, seed)
+    model = build_clip(directory, seed)
     processor = AutoProcessor.from_pretrained(directory)
     longest = model.config.text_config.max_position_embeddings
     texts = processor(text=list(QUESTIONS), padding="max_length", max_length=longest, return_tensors="pt")
@@ -100,7 +102,7 @@ def _batch(draw: random.Random) -> tuple[list[np.ndarray], np.ndarray]:
     for spans in (video.flashes, video.borders):
         for span in draw.choices(spans, k=PICTURES // 4 if spans is video.borders else PICTURES // 2):
             times.append(draw.uniform(span.start_s, span.end_s))
-    pictures = draw_frames(video, times, 112)
+    pictures = render_frames(video, times, 112)
     labels = np.array([[_answers(video, time_s, text) for text in QUESTIONS] for time_s in times], np.float32)
     return list(pictures), labels
 
@@ -148,7 +150,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)  # so small that more are slower
     began = time.monotonic()
-    loss = train(given.directory, seed=given.seed, steps=given.steps)
+    loss = train_clip(given.directory, seed=given.seed, steps=given.steps)
     print(f"loss {loss:.4f} after {given.steps} steps, {time.monotonic() - began:.0f} s")
 
 

@@ -23,15 +23,15 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-ANSWER_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
 """How long the dashboard may take to answer."""
-SILENCE_S = 15.0
+UNREACHABLE_TIMEOUT_S = 15.0
 """A dashboard that has not answered for as long is gone, and its jobs with it."""
-LASTING = ("IDLE", "ProxyActor", "ServeController", "SPILL", "RESTORE")
+SYSTEM_PROCESSES = ("IDLE", "ProxyActor", "ServeController", "SPILL", "RESTORE")
 """What Ray calls processes that live as long as their node."""
 
 
-class JobServer:
+class JobApi:
     """Ray's job API on the head of this pod's cluster.
 
     Args:
@@ -43,7 +43,7 @@ class JobServer:
         self._address = address.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def running(self) -> list[str]:
+    def running_jobs(self) -> list[str]:
         """Ids of submitted jobs that have not ended.
 
         Raises:
@@ -53,20 +53,20 @@ class JobServer:
         alive = [job for job in jobs if job.get("status") in ("PENDING", "RUNNING")]
         return [str(job["submission_id"]) for job in alive if job.get("submission_id")]
 
-    def stop(self, job: str) -> None:
+    def stop_job(self, job: str) -> None:
         """Asks a job to stop, which it does in its own time."""
         self._ask("POST", f"/api/jobs/{job}/stop")
 
     def _ask(self, method: str, path: str) -> Any:
         request = Request(self._address + path, method=method, headers=self._headers)
-        with urlopen(request, timeout=ANSWER_S) as answer:
+        with urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
             try:
                 return json.loads(answer.read() or b"null")
             except ValueError as error:
                 raise URLError(f"{path} answered what is not JSON") from error
 
 
-def stop_jobs(server: JobServer, seconds: float, every_s: float = 2.0) -> str:
+def stop_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -> str:
     """Asks all jobs to stop, those too that begin meanwhile, and waits until none is left.
 
     Returns:
@@ -75,35 +75,35 @@ def stop_jobs(server: JobServer, seconds: float, every_s: float = 2.0) -> str:
     asked: set[str] = set()
 
     def left() -> list[str]:
-        jobs = server.running()
+        jobs = job_api.running_jobs()
         for job in jobs:
             if job not in asked:
-                server.stop(job)
+                job_api.stop_job(job)
                 asked.add(job)
         return jobs
 
-    return _wait(left, seconds, every_s, "jobs")
+    return _wait(left, timeout_s, poll_interval_s, "jobs")
 
 
-def wait_for_jobs(server: JobServer, seconds: float, every_s: float = 2.0) -> str:
+def wait_for_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -> str:
     """Waits until no job is left; a head that is gone has none."""
-    return _wait(server.running, seconds, every_s, "jobs")
+    return _wait(job_api.running_jobs, timeout_s, poll_interval_s, "jobs")
 
 
 def wait_idle(
-    seconds: float, every_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None
+    timeout_s: float, poll_interval_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None
 ) -> str:
     """Waits until no actor is left in this pod."""
-    return _wait(lambda: working(commands or process_commands), seconds, every_s, "actors")
+    return _wait(lambda: running_actors(commands or process_commands), timeout_s, poll_interval_s, "actors")
 
 
-def working(commands: Callable[[], Iterator[str]]) -> list[str]:
+def running_actors(commands: Callable[[], Iterator[str]]) -> list[str]:
     """Ray's actors and tasks among processes, by the names that Ray gives them.
 
     Example: `["ray::RayWorker", "ray::IDLE", "python"]` -> `["RayWorker"]`
     """
     named = [command.removeprefix("ray::") for command in commands() if command.startswith("ray::")]
-    return [name for name in named if not name.startswith(LASTING)]
+    return [name for name in named if not name.startswith(SYSTEM_PROCESSES)]
 
 
 def process_commands() -> Iterator[str]:
@@ -125,7 +125,7 @@ def _wait(left: Callable[[], Sequence[str]], seconds: float, every_s: float, wha
             if not names:
                 return f"no {what} left after {now - begun:.0f} s"
         except OSError as error:
-            if now - heard >= min(SILENCE_S, seconds):
+            if now - heard >= min(UNREACHABLE_TIMEOUT_S, seconds):
                 return f"nobody has answered for {now - heard:.0f} s: {error}"
         time.sleep(min(every_s, max(0.0, begun + seconds - time.monotonic())))
     return f"{', '.join(names) or what} not done after {seconds:g} s"
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a hook; always 0, as Kubernetes would only report another status, and end the pod all the same."""
     given = parser().parse_args(arguments)
-    server = JobServer(given.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
+    server = JobApi(given.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
     match given.hook:
         case "stop-jobs":
             ended = stop_jobs(server, given.seconds)

@@ -29,35 +29,35 @@ import psutil
 import typer
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 PORT = 6399
 JOBS_PORT = 8266
-HEAD, NODE = "ray.head.default", "worker"
-HEAD_GROUPS = ("head", "learner", "clips")
-START_S = 60.0
+HEAD_NODE_TYPE, WORKER_NODE_TYPE = "ray.head.default", "worker"
+HEAD_NODE_GROUPS = ("head", "learner", "clips")
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
-    """A head and up to `nodes` worker nodes.
+    """A head and up to `max_nodes` worker nodes.
 
     Attributes:
-        nodes: Most worker nodes.
+        max_nodes: Most worker nodes.
         cpus: Logical CPUs of each.
         head_cpus: Logical CPUs of the head.
         port: Of the head's address.
-        folder: Temporary directory of all nodes; its path must be short, since sockets lie in it.
-        idle_s: A worker node that nobody used for as long goes.
+        temp_dir: Temporary directory of all nodes; its path must be short, since sockets lie in it.
+        idle_timeout_s: A worker node that nobody used for as long goes.
         jobs_port: Of the dashboard and job API; 0 has none. Where there is one, everything wants a token.
     """
 
-    nodes: int = 3
+    max_nodes: int = 3
     cpus: float = 2
     head_cpus: float = 6
     port: int = PORT
-    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "vz_ray_cluster")
-    idle_s: float = 20.0
+    temp_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "vz_ray_cluster")
+    idle_timeout_s: float = 20.0
     jobs_port: int = 0
 
     @property
@@ -65,20 +65,20 @@ class LocalCluster:
         return f"127.0.0.1:{self.port}"
 
     @property
-    def jobs(self) -> str:
+    def jobs_address(self) -> str:
         """Address of the job API."""
         return f"http://127.0.0.1:{self.jobs_port}"
 
     @property
-    def token(self) -> Path:
+    def token_file(self) -> Path:
         """File with the token, for `RAY_AUTH_TOKEN_PATH`."""
-        return self.folder / "token"
+        return self.temp_dir / "token_file"
 
     def environment(self) -> dict[str, str]:
         """Of a process that uses it."""
         if not self.jobs_port:
             return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        return {**os.environ, "RAY_AUTH_MODE": "token_file", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
 
     def up(self) -> None:
         """Starts the head; worker nodes come when something needs them.
@@ -88,10 +88,10 @@ class LocalCluster:
         """
         if self.processes():
             raise UserError(
-                f"a cluster with files in {self.folder} runs already: `python -m cluster.local down`"
+                f"a cluster with files in {self.temp_dir} runs already: `python -m cluster.local down`"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config = self.folder / "autoscaler.json"
+        self.temp_dir.mkdir(parents=True, exist_ok=True)
+        config = self.temp_dir / "autoscaler.json"
         config.write_text(json.dumps(self._autoscaler()))
         command = [
             str(Path(sys.executable).with_name("ray")),
@@ -99,11 +99,11 @@ class LocalCluster:
             "--head",
             "--node-ip-address=127.0.0.1",
             f"--port={self.port}",
-            f"--temp-dir={self.folder}",
+            f"--temp-dir={self.temp_dir}",
             f"--autoscaling-config={config}",
             f"--num-cpus={self.head_cpus:g}",
             "--object-store-memory=268435456",
-            f"--resources={json.dumps(dict.fromkeys(HEAD_GROUPS, 1))}",
+            f"--resources={json.dumps(dict.fromkeys(HEAD_NODE_GROUPS, 1))}",
             "--disable-usage-stats",
         ]
         if self.jobs_port:
@@ -113,8 +113,8 @@ class LocalCluster:
                 # It starts the jobs; another Ray on this machine has the usual port.
                 f"--dashboard-agent-listen-port={self.jobs_port + 1}",
             ]
-            self.token.touch(mode=0o600)
-            self.token.write_text(secrets.token_urlsafe(32))
+            self.token_file.touch(mode=0o600)
+            self.token_file.write_text(secrets.token_urlsafe(32))
         else:
             command += ["--include-dashboard=false"]
         env = {
@@ -128,7 +128,9 @@ class LocalCluster:
             # Jobs run `python`, which must be this one.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_S, check=False)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+        )
         if done.returncode:
             self.down()
             raise UserError(
@@ -147,22 +149,24 @@ class LocalCluster:
 
     def processes(self) -> list[psutil.Process]:
         """Those whose command lines name its folder, and all that they have started."""
-        roots = [p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.folder) in _command(p)]
+        roots = [
+            p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.temp_dir) in _command(p)
+        ]
         found = {process.pid: process for root in roots for process in (root, *_children(root))}
         return [process for pid, process in found.items() if pid != os.getpid()]
 
     def _autoscaler(self) -> dict[str, Any]:
         resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20, "rollout": 1}
-        head: dict[str, float] = {"CPU": self.head_cpus, **dict.fromkeys(HEAD_GROUPS, 1)}
+        head: dict[str, float] = {"CPU": self.head_cpus, **dict.fromkeys(HEAD_NODE_GROUPS, 1)}
         return {
             "cluster_name": "local",
-            "max_workers": self.nodes,
+            "max_workers": self.max_nodes,
             "upscaling_speed": 20,
-            "idle_timeout_minutes": self.idle_s / 60,
+            "idle_timeout_minutes": self.idle_timeout_s / 60,
             "provider": {
                 "type": "external",
-                "module": "cluster.nodes.LocalNodes",
-                "folder": str(self.folder),
+                "module": "cluster.local_node_provider.LocalNodeProvider",
+                "temp_dir": str(self.temp_dir),
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
                 "gcs_address": self.address,
@@ -171,14 +175,14 @@ class LocalCluster:
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
-            "head_node_type": HEAD,
+            "head_node_type": HEAD_NODE_TYPE,
             "available_node_types": {
-                HEAD: {"resources": head, "node_config": {}, "max_workers": 0},
-                NODE: {
+                HEAD_NODE_TYPE: {"resources": head, "node_config": {}, "max_workers": 0},
+                WORKER_NODE_TYPE: {
                     "resources": resources,
                     "node_config": {},
                     "min_workers": 0,
-                    "max_workers": self.nodes,
+                    "max_workers": self.max_nodes,
                 },
             },
             "auth": {},
@@ -228,7 +232,7 @@ def up(
     jobs: Annotated[bool, typer.Option("--jobs", help=f"With Ray's job API, at port {JOBS_PORT}.")] = False,
 ) -> None:
     """Starts it."""
-    cluster = LocalCluster(nodes=nodes, cpus=cpus, port=port, jobs_port=JOBS_PORT if jobs else 0)
+    cluster = LocalCluster(max_nodes=nodes, cpus=cpus, port=port, jobs_port=JOBS_PORT if jobs else 0)
     began = time.monotonic()
     try:
         cluster.up()
@@ -237,7 +241,9 @@ def up(
         raise typer.Exit(2) from None
     print(f"up after {time.monotonic() - began:.0f} s; use it with ray.address={cluster.address}")
     if jobs:
-        print(f"jobs: export RAY_AUTH_TOKEN_PATH={cluster.token}; vz-ray submit ... --address {cluster.jobs}")
+        print(
+            f"jobs: export RAY_AUTH_TOKEN_PATH={cluster.token_file}; vz-ray submit ... --address {cluster.jobs_address}"
+        )
 
 
 @app.command()

@@ -68,11 +68,11 @@ rm -f "$venv/torch.log" "$venv/half-0.txt" "$venv/half-1.txt"
 
 say "installing vz_ray"
 add --no-build-isolation --config-settings editable_mode=compat --editable .
-"$venv/bin/python" -c 'from vz_ray.torchvision_ops import write_pth; write_pth()'
+"$venv/bin/python" -c 'from vz_ray.utils.torchvision_ops import write_pth; write_pth()'
 
 # Else each process would compile it anew where the environment forbids to write bytecode, as many images do:
 # half a minute for each engine, learner and decoder.
 say "compiling what every process imports (half a minute)"
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c \
-    'from vz_ray.doctor import ENGINES; [exec(code) for code in ENGINES.values()]' >/dev/null
+    'from vz_ray.jobs.doctor import ENGINES; [exec(code) for code in ENGINES.values()]' >/dev/null
 touch "$venv/.installed"

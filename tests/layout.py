@@ -13,7 +13,7 @@ class ArrowsContract(Contract):
     arrow may point at one module: `data.task`.
 
     Example:
-        arrows = ["video ->", "episode -> video"] allows vz_ray.episode.x to
+        arrows = ["video ->", "episode -> video"] allows vz_ray.env.x to
         import vz_ray.video.y, and nothing in the other direction.
     """
 

@@ -36,7 +36,7 @@ FUNCTIONS = {
 _CLOSES = {")": "(", "}": "{"}
 
 
-def tokens(query: str) -> list[tuple[str, str]]:
+def tokenize(query: str) -> list[tuple[str, str]]:
     """Kind and text of each; `ValueError` that shows what is none."""
     found, at, text = [], 0, query.strip()
     while at < len(text):
@@ -50,13 +50,13 @@ def tokens(query: str) -> list[tuple[str, str]]:
     return found
 
 
-def metrics(query: str) -> set[str]:
+def metric_names_in(query: str) -> set[str]:
     """Names of the metrics that a query reads.
 
     Raises:
         ValueError: Brackets do not match, or a range or function is none.
     """
-    found, opened, given = set(), [], tokens(query)
+    found, opened, given = set(), [], tokenize(query)
     for at, (kind, text) in enumerate(given):
         following = given[at + 1][1] if at + 1 < len(given) else ""
         before = given[at - 1][1] if at else ""

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from cluster.local import LocalCluster
-from tests.small_run import SmallRun, begin, below, finish, left_of, wait_for
+from tests.small_run import SmallRun, descendants, start_vz_ray, survivors, wait_for_exit, wait_until
 
 ITERATIONS, EARLY = 300, 60
-MOST_MB = {"memory/driver_mb": 25, "memory/worker_mb": 40, "memory/engine_mb": 60}
+MOST_MB = {"memory/driver_bytes": 25, "memory/worker_bytes": 40, "memory/engine_bytes": 60}
 """Growth from the early to the last iterations that is put up with: allocators, not leaks.
 Leaking one iteration's trajectories (12 episodes' ids and references) would be 200 MB in the driver."""
 
@@ -58,34 +58,34 @@ def steps(path: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_three_hundred_iterations_leave_memory_processes_and_files_as_they_were(tmp_path: Path) -> None:
-    small = SmallRun.make(tmp_path)
+    small = SmallRun.create(tmp_path)
     folder = Path(tempfile.gettempdir()) / f"vzc{time.time_ns() % 10**8}"
-    cluster = LocalCluster(nodes=1, cpus=2, head_cpus=6, port=6421, folder=folder)
+    cluster = LocalCluster(max_nodes=1, cpus=2, head_cpus=6, port=6421, temp_dir=folder)
     cluster.up()
     others = stores()
     try:
-        process = begin(
+        process = start_vz_ray(
             "train",
             "conf/tiny.yaml",
             "name=soak",
             *small.overrides(),
             f"ray.address={cluster.address}",
-            f"train.iterations={ITERATIONS}",
+            f"train.max_steps={ITERATIONS}",
             "train.checkpoint_every=20",
-            "train.tasks=3",
-            "train.max_tasks=3",
-            "train.samples=4",
+            "train.batch_size=3",
+            "train.max_sampled_tasks=3",
+            "train.group_size=4",
             # All of it has been written to early: pages that are touched later would look like a leak.
             "rollout.engine.kv_cache_gib=0.03",
         )
         metrics = small.runs / "soak/metrics.jsonl"
-        wait_for(lambda: steps(metrics) >= EARLY, process, 1200)
-        early, started = Census.take(process, cluster, others), below(process)
-        wait_for(lambda: steps(metrics) >= ITERATIONS - 10, process, 3000)
+        wait_until(lambda: steps(metrics) >= EARLY, process, 1200)
+        early, started = Census.take(process, cluster, others), descendants(process)
+        wait_until(lambda: steps(metrics) >= ITERATIONS - 10, process, 3000)
         late = Census.take(process, cluster, others)
-        done = finish(process, 300)
+        done = wait_for_exit(process, 300)
         assert done.returncode == 0, done.stderr
-        assert not left_of(started)
+        assert not survivors(started)
     finally:
         cluster.down()
     assert not cluster.processes()

@@ -29,7 +29,7 @@ COPY --chown=1000:100 vz_ray vz_ray
 # pip compiles what it installs; this is compiled here, since at run time the image cannot be written.
 # Beside the CPU build of torch, torchvision needs the two operator schemas of a .pth file.
 RUN pip install --no-deps --config-settings editable_mode=compat --editable . \
-    && python -c 'from vz_ray.torchvision_ops import write_pth; write_pth()' \
+    && python -c 'from vz_ray.utils.torchvision_ops import write_pth; write_pth()' \
     && python -m compileall -q vz_ray cluster \
     && vz-ray --version
 

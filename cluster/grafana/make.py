@@ -20,7 +20,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 DASHBOARDS = {
     "training": ("vz_ray training", TRAINING, True),
-    "fleet-and-clips": ("vz_ray fleet and clips", FLEET, True),
+    "rollout-and-decode": ("vz_ray fleet and clips", FLEET, True),
     "serving": ("vz_ray serving", SERVING, False),
     "ray-nodes": ("vz_ray nodes of Ray", NODES, False),
 }

@@ -13,7 +13,7 @@ from cluster.manifests import kustomize, schema
 from cluster.manifests.check import check_folders
 from cluster.manifests.dockerfile import check_dockerfiles
 from cluster.manifests.rules import RULES
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 app = typer.Typer(
     help="Renders and checks the manifests in k8s/.", no_args_is_help=True, pretty_exceptions_enable=False

@@ -36,7 +36,7 @@ def check(manifests: Sequence[Manifest]) -> list[Finding]:
     found = [
         Finding("schema", f"{' '.join(identity(manifest))}: {fault}")
         for manifest in manifests
-        for fault in schema.faults(manifest)
+        for fault in schema.schema_errors(manifest)
     ]
     if found:
         return found

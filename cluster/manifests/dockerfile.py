@@ -36,7 +36,7 @@ class Instruction:
     """One instruction, its continued lines joined.
 
     Attributes:
-        name: Such as `RUN`.
+        name: Such as `RUN_METADATA_KEY`.
         value: What follows.
         line: Where it begins, from 1.
     """

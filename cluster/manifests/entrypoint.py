@@ -12,20 +12,20 @@ from typing import Any
 
 import yaml
 
-from cluster.manifests.objects import Workload
+from cluster.manifests.objects import RayWorkload
 from cluster.manifests.schema import ROOT
-from vz_ray.config import load
-from vz_ray.config.benchmarks import BenchmarksConfig
+from vz_ray.config import load_config
+from vz_ray.config.eval_run import EvalRunConfig
 from vz_ray.config.quickstart import QuickstartConfig
-from vz_ray.config.run import RunConfig
+from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "train": (RunConfig, ("learner", "rollout", "clips")),
+    "train": (GrpoRunConfig, ("learner", "rollout", "clips")),
     "sft": (SftRunConfig, ("learner", "clips")),
-    "eval": (BenchmarksConfig, ("rollout", "clips")),
+    "eval": (EvalRunConfig, ("rollout", "clips")),
     "quickstart": (QuickstartConfig, ("learner", "rollout", "clips")),
 }
 """Commands that a job may run: the schema of its configuration, and the groups that its actors ask for."""
@@ -34,7 +34,7 @@ SERVING = ("serve", "clips")
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class Entrypoint:
     """What a workload runs.
 
     Attributes:
@@ -48,21 +48,21 @@ class Running:
     named: bool
 
 
-def running(workload: Workload) -> Running | None:
+def parse_entrypoint(workload: RayWorkload) -> Entrypoint | None:
     """What runs there; none for a cluster that waits for jobs.
 
     Raises:
         UserError: It would end at once: no such command, file, key or value.
     """
     if workload.kind == "RayJob":
-        return job(str(workload.spec.get("entrypoint") or ""))
+        return parse_job(str(workload.spec.get("entrypoint") or ""))
     if workload.kind == "RayService":
-        return application(str(workload.spec.get("serveConfigV2") or ""))
+        return parse_application(str(workload.spec.get("serveConfigV2") or ""))
     return None
 
 
 @cache
-def job(entrypoint: str) -> Running:
+def parse_job(entrypoint: str) -> Entrypoint:
     """A job's command: `vz-ray COMMAND conf/x.yaml key=value ...`.
 
     Example: `job("vz-ray sft conf/videozoomer-7b-sft.yaml name=a").config.name` -> `"a"`
@@ -83,12 +83,12 @@ def job(entrypoint: str) -> Running:
             f"it names {len(files)} config files ({', '.join(files)}); name one, such as conf/tiny.yaml"
         )
     overrides = [word for word in given if word not in files]
-    config: Any = load(schema, file(files[0]), overrides)
-    return Running(config, groups, any(word.startswith("name=") for word in overrides))
+    config: Any = load_config(schema, file(files[0]), overrides)
+    return Entrypoint(config, groups, any(word.startswith("name=") for word in overrides))
 
 
 @cache
-def application(text: str) -> Running:
+def parse_application(text: str) -> Entrypoint:
     """`serveConfigV2` of a service: its import path is found, its arguments are keys of the configuration."""
     try:
         said = yaml.safe_load(text)
@@ -101,7 +101,7 @@ def application(text: str) -> Running:
     import_path(str(one.get("import_path")))
     given = {key: str(value) for key, value in (one.get("args") or {}).items()}
     path = file(given.pop("config")) if "config" in given else None
-    config = load(ServeConfig, path, [f"{key}={value}" for key, value in given.items()])
+    config = load_config(ServeConfig, path, [f"{key}={value}" for key, value in given.items()])
     if not config.model:
         raise UserError("serveConfigV2: args has no model; give a checkpoint directory on a volume")
     for deployment in one.get("deployments") or []:
@@ -112,7 +112,7 @@ def application(text: str) -> Running:
                 "equal, "
                 "or a new replica starts with other weights than those that it is told to serve"
             )
-    return Running(config, SERVING, True)
+    return Entrypoint(config, SERVING, True)
 
 
 def file(name: str) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from cluster.manifests.patches import apply, merge
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 Manifest = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 Manifest = dict[str, Any]
 
-GROUPS = ("head", "learner", "rollout", "clips", "serve")
+NODE_GROUPS = ("head", "learner", "rollout", "clips", "serve")
 """Who there may be; each names the Ray resource that its actors ask for."""
 GPU = "nvidia.com/gpu"
 STANDARD = ("CPU", "GPU", "TPU", "memory")
@@ -46,11 +46,11 @@ class Pod:
     """A pod template and where it stands, for messages.
 
     Attributes:
-        where: Such as `RayJob vz-ray-rl, learner`.
+        label: Such as `RayJob vz-ray-rl, learner`.
         template: With `metadata` and `spec`.
     """
 
-    where: str
+    label: str
     template: Manifest
 
     @property
@@ -108,16 +108,16 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
-class Group(Pod):
+class NodeGroup(Pod):
     """The head, or a group of workers.
 
     Attributes:
         name: `head`, or the group's.
-        spec_of: The group's specification, the pod template in it.
+        group_spec: The group's specification, the pod template in it.
     """
 
     name: str
-    spec_of: Manifest
+    group_spec: Manifest
 
     @property
     def is_head(self) -> bool:
@@ -127,39 +127,43 @@ class Group(Pod):
         """Fewest, wanted and most pods; wanted is the fewest where it is not said."""
         if self.is_head:
             return 1, 1, 1
-        fewest = int(self.spec_of.get("minReplicas", 0))
-        return fewest, int(self.spec_of.get("replicas", fewest)), int(self.spec_of.get("maxReplicas", fewest))
+        fewest = int(self.group_spec.get("minReplicas", 0))
+        return (
+            fewest,
+            int(self.group_spec.get("replicas", fewest)),
+            int(self.group_spec.get("maxReplicas", fewest)),
+        )
 
     @property
-    def params(self) -> dict[str, str]:
+    def ray_start_params(self) -> dict[str, str]:
         """Arguments of `ray start`."""
-        return dict(self.spec_of.get("rayStartParams") or {})
+        return dict(self.group_spec.get("rayStartParams") or {})
 
     @property
     def resources(self) -> dict[str, float]:
         """What Ray is told that a pod has: of the group, else of `ray start`, else the container's limits."""
         told: dict[str, float] = {"CPU": self.amount("limits", "cpu"), "GPU": self.amount("limits", GPU)}
-        if "num-cpus" in self.params:
-            told["CPU"] = quantity(self.params["num-cpus"])
-        if "num-gpus" in self.params:
-            told["GPU"] = quantity(self.params["num-gpus"])
-        if "resources" in self.params:
-            told |= json.loads(self.params["resources"].strip("'\"").replace('\\"', '"'))
-        return told | {name: quantity(n) for name, n in (self.spec_of.get("resources") or {}).items()}
+        if "num-cpus" in self.ray_start_params:
+            told["CPU"] = quantity(self.ray_start_params["num-cpus"])
+        if "num-gpus" in self.ray_start_params:
+            told["GPU"] = quantity(self.ray_start_params["num-gpus"])
+        if "resources" in self.ray_start_params:
+            told |= json.loads(self.ray_start_params["resources"].strip("'\"").replace('\\"', '"'))
+        return told | {name: quantity(n) for name, n in (self.group_spec.get("resources") or {}).items()}
 
     @property
-    def markers(self) -> set[str]:
+    def node_group_resources(self) -> set[str]:
         """Ray resources that are not Ray's own: groups whose actors may run here."""
         return {name for name, amount in self.resources.items() if amount and name not in STANDARD}
 
     @property
     def spot(self) -> bool:
         """Whether Ray is told that its nodes may be taken away."""
-        return (self.spec_of.get("labels") or {}).get("ray.io/market-type") == "spot"
+        return (self.group_spec.get("labels") or {}).get("ray.io/market-type") == "spot"
 
 
 @dataclass(frozen=True)
-class Workload:
+class RayWorkload:
     """A RayJob, RayCluster or RayService.
 
     Attributes:
@@ -173,7 +177,7 @@ class Workload:
         return str(self.manifest["kind"])
 
     @property
-    def where(self) -> str:
+    def label(self) -> str:
         return f"{self.kind} {(self.manifest.get('metadata') or {}).get('name')}"
 
     @property
@@ -190,15 +194,15 @@ class Workload:
         return dict(self.spec.get(inside) or {}) if inside else self.spec
 
     @cached_property
-    def head(self) -> Group:
+    def head(self) -> NodeGroup:
         spec = self.cluster.get("headGroupSpec") or {}
-        return Group(f"{self.where}, head", spec.get("template") or {}, "head", spec)
+        return NodeGroup(f"{self.label}, head", spec.get("template") or {}, "head", spec)
 
     @cached_property
-    def workers(self) -> list[Group]:
+    def workers(self) -> list[NodeGroup]:
         return [
-            Group(
-                f"{self.where}, {spec.get('groupName')}",
+            NodeGroup(
+                f"{self.label}, {spec.get('groupName')}",
                 spec.get("template") or {},
                 str(spec.get("groupName")),
                 spec,
@@ -207,23 +211,23 @@ class Workload:
         ]
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[NodeGroup]:
         return [self.head, *self.workers]
 
     @property
     def pods(self) -> list[Pod]:
         """All templates: of the groups, and of who submits the job."""
         submitter = self.spec.get("submitterPodTemplate")
-        return [*self.groups, *([Pod(f"{self.where}, submitter", submitter)] if submitter else [])]
+        return [*self.groups, *([Pod(f"{self.label}, submitter", submitter)] if submitter else [])]
 
     @property
     def runs_jobs(self) -> bool:
         """Whether drivers run here, and leave checkpoints."""
         return self.kind != "RayService"
 
-    def having(self, marker: str) -> list[Group]:
+    def groups_with_resource(self, marker: str) -> list[NodeGroup]:
         """Groups whose pods carry a marker."""
-        return [group for group in self.groups if marker in group.markers]
+        return [group for group in self.groups if marker in group.node_group_resources]
 
 
 @dataclass(frozen=True)
@@ -237,11 +241,11 @@ class Bundle:
     manifests: Sequence[Manifest]
 
     @cached_property
-    def workloads(self) -> list[Workload]:
-        return [Workload(m) for m in self.manifests if m.get("kind") in CLUSTER]
+    def workloads(self) -> list[RayWorkload]:
+        return [RayWorkload(m) for m in self.manifests if m.get("kind") in CLUSTER]
 
     @property
-    def groups(self) -> Iterator[Group]:
+    def groups(self) -> Iterator[NodeGroup]:
         return (group for workload in self.workloads for group in workload.groups)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 
 def merge(target: Any, patch: Any, *, lists: bool, at: str) -> Any:

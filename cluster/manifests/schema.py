@@ -95,7 +95,7 @@ def schemas_folder() -> Path | None:
     return next((place for place in places if (place / "RayJob.v1.schema.json").is_file()), None)
 
 
-def faults(manifest: Manifest) -> Iterator[str]:
+def schema_errors(manifest: Manifest) -> Iterator[str]:
     """What the schema of its kind has against a manifest; each begins with the place."""
     group = str(manifest.get("apiVersion"))
     if group.startswith("ray.io/"):

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cluster import hooks
-from cluster.hooks import JobServer, main, process_commands, stop_jobs, wait_for_jobs, wait_idle, working
+from cluster.hooks import JobApi, main, process_commands, running_actors, stop_jobs, wait_for_jobs, wait_idle
 from cluster.manifests import Bundle
 from cluster.manifests.schema import ROOT
 
@@ -79,7 +79,7 @@ def jobs() -> Iterator[Jobs]:
 def test_the_head_asks_each_running_job_once_and_waits_until_all_have_ended(jobs: Jobs):
     jobs.status = {"a": "RUNNING", "b": "PENDING", "c": "SUCCEEDED"}
     begun = time.monotonic()
-    said = stop_jobs(JobServer(jobs.address, "secret"), 10, every_s=0.05)
+    said = stop_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
     assert sorted(jobs.stopped) == ["a", "b"]
     assert time.monotonic() - begun >= jobs.takes_s
     assert said.startswith("no jobs left")
@@ -87,14 +87,14 @@ def test_the_head_asks_each_running_job_once_and_waits_until_all_have_ended(jobs
 
 def test_a_job_that_does_not_end_is_named_when_the_time_is_over(jobs: Jobs):
     jobs.status, jobs.takes_s = {"slow": "RUNNING"}, 60
-    assert stop_jobs(JobServer(jobs.address, "secret"), 0.3, every_s=0.05) == "slow not done after 0.3 s"
+    assert stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05) == "slow not done after 0.3 s"
 
 
 def test_the_learner_asks_nobody_to_stop_and_stays_as_long_as_a_job_runs(jobs: Jobs):
     jobs.status = {"a": "RUNNING"}
     threading.Timer(0.3, jobs.status.update, [{"a": "STOPPED"}]).start()
     begun = time.monotonic()
-    said = wait_for_jobs(JobServer(jobs.address, "secret"), 10, every_s=0.05)
+    said = wait_for_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
     assert 0.25 <= time.monotonic() - begun < 5
     assert (jobs.stopped, said[:12]) == ([], "no jobs left")
 
@@ -102,10 +102,10 @@ def test_the_learner_asks_nobody_to_stop_and_stays_as_long_as_a_job_runs(jobs: J
 def test_a_head_that_is_gone_or_refuses_is_not_waited_for_to_the_end(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hooks, "SILENCE_S", 0.2)
+    monkeypatch.setattr(hooks, "UNREACHABLE_TIMEOUT_S", 0.2)
     begun = time.monotonic()
-    refused = wait_for_jobs(JobServer(jobs.address, "wrong"), 30, every_s=0.05)
-    gone = wait_for_jobs(JobServer("http://127.0.0.1:9", "secret"), 30, every_s=0.05)
+    refused = wait_for_jobs(JobApi(jobs.address, "wrong"), 30, poll_interval_s=0.05)
+    gone = wait_for_jobs(JobApi("http://127.0.0.1:9", "secret"), 30, poll_interval_s=0.05)
     assert time.monotonic() - begun < 10
     assert "nobody has answered" in refused
     assert "401" in refused
@@ -121,7 +121,7 @@ def test_actors_are_told_from_what_lives_as_long_as_its_node():
         "raylet",
         "python ray::x",
     ]
-    assert working(lambda: iter(names)) == ["RayWorker"]
+    assert running_actors(lambda: iter(names)) == ["RayWorker"]
 
 
 def test_a_rollout_pod_stays_until_its_actors_have_ended():

@@ -9,7 +9,7 @@ import pytest
 from cluster.manifests.check import check_folders
 from cluster.manifests.kustomize import identity, installed, render
 from cluster.manifests.schema import ROOT
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 HEAD = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
 REAL = installed()

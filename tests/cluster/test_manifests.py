@@ -12,10 +12,10 @@ import yaml
 
 from cluster.manifests import Bundle, check
 from cluster.manifests.__main__ import app
-from cluster.manifests.entrypoint import job
+from cluster.manifests.entrypoint import parse_job
 from cluster.manifests.rules import RULES
 from cluster.manifests.schema import ROOT, schemas_folder
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
@@ -170,19 +170,19 @@ def test_rules_are_listed(capsys):
         ("vz-ray train name=a", "it names 0 config files"),
         ("vz-ray train conf/tiny.yaml conf/quickstart.yaml", "it names 2 config files"),
         ("vz-ray train conf/tiny.yaml train.task=3", "there is no key train.task"),
-        ("vz-ray train conf/tiny.yaml train.tasks=many", "train.tasks"),
+        ("vz-ray train conf/tiny.yaml train.batch_size=many", "train.batch_size"),
         ("vz-ray train conf/quickstart.yaml", "there is no key"),
-        ("vz-ray sft conf/videozoomer-7b-sft.yaml sft.batch=0", "must be at least 1"),
+        ("vz-ray sft conf/videozoomer-7b-sft.yaml sft.batch_size=0", "must be at least 1"),
     ],
 )
 def test_an_entrypoint_that_would_end_at_once_is_refused(entrypoint, words):
     with pytest.raises(UserError) as caught:
-        job(entrypoint)
+        parse_job(entrypoint)
     assert words in str(caught.value)
 
 
 def test_an_entrypoints_config_is_the_one_that_would_run():
-    found = job("vz-ray quickstart conf/quickstart.yaml --name x train.tasks=4")
+    found = parse_job("vz-ray quickstart conf/quickstart.yaml --name x train.batch_size=4")
     assert (found.config.name, found.config.train.tasks, found.named) == ("x", 4, True)
     assert found.groups == ("learner", "rollout", "clips")
-    assert not job("vz-ray sft conf/videozoomer-7b-sft.yaml").named
+    assert not parse_job("vz-ray sft conf/videozoomer-7b-sft.yaml").named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.manifests.patches import apply, merge
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 
 def test_a_merge_lays_maps_over_maps_deletes_with_null_and_leaves_the_rest():

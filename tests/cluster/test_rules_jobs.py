@@ -6,7 +6,7 @@ import pytest
 
 from cluster.manifests import Bundle
 from cluster.manifests.rules import RULES
-from tests.cluster.breaking import (
+from tests.cluster.rule_cases import (
     CLIPS,
     ELASTIC,
     HEAD,
@@ -31,8 +31,8 @@ CASES: list[Case] = [
     (
         "entrypoints-load",
         PAPER,
-        lambda m: entry(m, "clips.cpus=1", "clips.cpu=1"),
-        "there is no key clips.cpu; did you mean clips.cpus?",
+        lambda m: entry(m, "clips.cpus_per_actor=1", "clips.cpu=1"),
+        "there is no key clips.cpu; did you mean clips.cpus_per_actor?",
     ),
     (
         "entrypoints-load",
@@ -49,7 +49,7 @@ CASES: list[Case] = [
     (
         "entrypoints-load",
         SERVE,
-        lambda m: entry(m, "clips.disk_gb: 80", "clips.disk_gb: -1"),
+        lambda m: entry(m, "clips.disk_cache_gib: 80", "clips.disk_cache_gib: -1"),
         "must not be negative",
     ),
     (
@@ -61,14 +61,14 @@ CASES: list[Case] = [
     (
         "runs-use-this-cluster",
         PAPER,
-        lambda m: entry(m, "rollout.group=rollout", ""),
-        "rollout.group is '', so its actors land on any node; add rollout.group=rollout",
+        lambda m: entry(m, "rollout.node_group=rollout", ""),
+        "rollout.node_group is '', so its actors land on any node; add rollout.node_group=rollout",
     ),
     (
         "runs-use-this-cluster",
         "cpu-rehearsal",
-        lambda m: entry(m, "ray.gpus=never", "ray.gpus=auto"),
-        "ray.gpus is 'auto' and groups have no GPUs",
+        lambda m: entry(m, "ray.use_gpus=never", "ray.use_gpus=auto"),
+        "ray.use_gpus is 'auto' and groups have no GPUs",
     ),
     (
         "submissions-go-on",
@@ -131,7 +131,9 @@ CASES: list[Case] = [
     (
         "actors-fit",
         PAPER,
-        lambda m: entry(m, "rollout.workers=8", "rollout.workers=4 rollout.engine.tensor_parallel=2"),
+        lambda m: entry(
+            m, "rollout.num_workers=8", "rollout.num_workers=4 rollout.engine.tensor_parallel_size=2"
+        ),
         "one rollout actor needs 2 GPUs and 1 CPUs, more than a pod has",
     ),
     (
@@ -143,20 +145,20 @@ CASES: list[Case] = [
     (
         "actors-fit",
         PAPER,
-        lambda m: entry(m, "clips.actors=24", "clips.actors=40"),
+        lambda m: entry(m, "clips.num_actors=24", "clips.num_actors=40"),
         "actors may ask for 40 CPU and 2 pods have 32",
     ),
     (
         "clip-caches-fit",
         PAPER,
-        lambda m: entry(m, "clips.disk_gb=150", "clips.disk_gb=300"),
-        "clips.disk_gb and clips.downloads_gb are 350",
+        lambda m: entry(m, "clips.disk_cache_gib=150", "clips.disk_cache_gib=300"),
+        "clips.disk_cache_gib and clips.download_cache_gib are 350",
     ),
     (
         "clip-caches-fit",
         SERVE,
         lambda m: entry(m, "disk_dir: /scratch/clips", "disk_dir: /cache"),
-        "clips.disk_dir is '/cache' on a volume of 0 GB",
+        "clips.disk_cache_dir is '/cache' on a volume of 0 GB",
     ),
     (
         "checkpoints-have-time",
@@ -197,7 +199,7 @@ CASES: list[Case] = [
     (
         "nodes-are-drained",
         SERVE,
-        lambda m: entry(m, "group: serve", "group: serve\n      drain_s: 200"),
+        lambda m: entry(m, "node_group: serve", "node_group: serve\n      drain_timeout_s: 200"),
         "with N of at least 200",
     ),
 ]

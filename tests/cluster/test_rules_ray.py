@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.manifests.rules import RULES
-from tests.cluster.breaking import (
+from tests.cluster.rule_cases import (
     CLIPS,
     ELASTIC,
     HEAD,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.manifests.check import check
-from cluster.manifests.schema import faults, schemas_folder, with_defaults
+from cluster.manifests.schema import schema_errors, schemas_folder, with_defaults
 
 needs_crds = pytest.mark.skipif(
     schemas_folder() is None, reason="KubeRay's schemas are not here (VZ_RAY_CRDS names their folder)"
@@ -69,10 +69,10 @@ CUSTOM: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("what", CUSTOM)
 def test_kuberays_schema_catches(overlay, what):
     job = one(overlay("16gpu-paper"), "RayJob")
-    assert not list(faults(job))
+    assert not list(schema_errors(job))
     mutate, words = CUSTOM[what]
     mutate(job)
-    found = list(faults(job))
+    found = list(schema_errors(job))
     assert any(re.search(words, fault) for fault in found), found
 
 
@@ -93,9 +93,9 @@ CORE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
 def test_kubernetes_own_schemas_catch(overlay, what):
     kind, mutate = CORE[what]
     manifest = one(overlay("16gpu-paper"), kind)
-    assert not list(faults(manifest))
+    assert not list(schema_errors(manifest))
     mutate(manifest)
-    assert list(faults(manifest))
+    assert list(schema_errors(manifest))
 
 
 def test_a_podmonitor_with_a_typo_is_refused():
@@ -105,9 +105,9 @@ def test_a_podmonitor_with_a_typo_is_refused():
         "metadata": {"name": "a"},
         "spec": {"selector": {}, "podMetricsEndpoints": [{"port": "metrics"}]},
     }
-    assert not list(faults(monitor))
+    assert not list(schema_errors(monitor))
     monitor["spec"]["podMetricsEndpoints"][0]["intervall"] = "15s"
-    assert "intervall" in "".join(faults(monitor))
+    assert "intervall" in "".join(schema_errors(monitor))
 
 
 def test_defaults_are_filled_in_before_and_what_is_said_stays():
@@ -131,7 +131,7 @@ def test_a_field_that_kuberay_fills_in_need_not_be_said(overlay):
     group = learner(job)
     for name in ("replicas", "minReplicas", "maxReplicas"):
         group.pop(name)
-    assert not list(faults(job))
+    assert not list(schema_errors(job))
 
 
 @needs_crds

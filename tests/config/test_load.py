@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vz_ray.config import ConfigError, load, to_yaml
-from vz_ray.config.load import keys_of
+from vz_ray.config import ConfigError, load_config, to_yaml
+from vz_ray.config.load import list_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +45,25 @@ def write(tmp_path: Path):
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(write):
     path = write("model: tiny\nseed: 1\nlearner:\n  lr: 1e-5\n  clip: {low: 0.1}\n")
-    run = load(Run, path, ["seed=2", "learner.betas=[0.5, 0.6]"])
+    run = load_config(Run, path, ["seed=2", "learner.betas=[0.5, 0.6]"])
     assert run == Run("tiny", 2, Learner(1e-5, [0.5, 0.6], Clip(0.1, 0.27)))
 
 
 def test_what_was_written_is_read_back(write):
-    run = load(Run, None, ["model=tiny", "learner.lr=3e-7"])
-    assert load(Run, write(to_yaml(run))) == run
+    run = load_config(Run, None, ["model=tiny", "learner.lr=3e-7"])
+    assert load_config(Run, write(to_yaml(run))) == run
 
 
 def test_a_file_may_extend_another(write):
     write("model: tiny\nseed: 1\nlearner: {lr: 0.1}\n", "base.yaml")
-    run = load(Run, write("extends: base.yaml\nseed: 2\n"))
+    run = load_config(Run, write("extends: base.yaml\nseed: 2\n"))
     assert (run.model, run.seed, run.learner.lr) == ("tiny", 2, 0.1)
 
 
 def test_files_that_extend_each_other_are_refused(write):
     write("extends: run.yaml\n", "base.yaml")
     with pytest.raises(ConfigError, match="extends itself"):
-        load(Run, write("extends: base.yaml\n"))
+        load_config(Run, write("extends: base.yaml\n"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_files_that_extend_each_other_are_refused(write):
 )
 def test_a_mistake_is_one_line_that_says_where(write, text, overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        load(Run, write(text), overrides)
+        load_config(Run, write(text), overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -121,18 +121,18 @@ class Pair:
 
 def test_a_mistake_between_sections_is_placed_where_one_of_them_was_set(write):
     with pytest.raises(ConfigError, match=r"^override 'seed=9': seed is 9, above learner.lr \(1e-06\)$"):
-        load(Pair, write("seed: 1\n"), ["seed=9", "name=other"])
+        load_config(Pair, write("seed: 1\n"), ["seed=9", "name=other"])
     with pytest.raises(ConfigError, match=r"run.yaml:3: seed is 1, above learner.lr \(0.5\)$"):
-        load(Pair, write("name: x\nlearner: {lr: 0.5}\nseed: 1\n"), ["name=other"])
+        load_config(Pair, write("name: x\nlearner: {lr: 0.5}\nseed: 1\n"), ["name=other"])
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.yaml: No such file"):
-        load(Run, tmp_path / "nowhere.yaml")
+        load_config(Run, tmp_path / "nowhere.yaml")
 
 
 def test_keys_are_listed_in_order():
-    assert keys_of(Run) == [
+    assert list_keys(Run) == [
         "model",
         "seed",
         "learner.lr",

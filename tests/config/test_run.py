@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vz_ray.config import load
+from vz_ray.config import load_config
 from vz_ray.config.load import ConfigError
-from vz_ray.config.run import RunConfig
+from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 
 
@@ -14,8 +14,8 @@ from vz_ray.config.sft import SftRunConfig
     ("overrides", "message"),
     [
         (
-            ["train.tasks=10", "learner.minibatch_tasks=4"],
-            r"train\.tasks is 10, no multiple of learner\.minibatch_tasks \(4\).*2 tasks alone.*8 or 12",
+            ["train.batch_size=10", "learner.mini_batch_size=4"],
+            r"train\.tasks is 10, no multiple of learner\.mini_batch_size \(4\).*2 tasks alone.*8 or 12",
         ),
         (
             ["learner.micro_batch_tokens=4096", "episode.max_context=8192"],
@@ -25,13 +25,16 @@ from vz_ray.config.sft import SftRunConfig
 )
 def test_what_does_not_divide_or_fit_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(RunConfig, None, overrides)
+        load_config(GrpoRunConfig, None, overrides)
 
 
 def test_fewer_tasks_than_a_minibatch_are_one_update() -> None:
-    assert load(RunConfig, None, ["train.tasks=3", "learner.minibatch_tasks=8"]).train.tasks == 3
+    assert (
+        load_config(GrpoRunConfig, None, ["train.batch_size=3", "learner.mini_batch_size=8"]).train.batch_size
+        == 3
+    )
 
 
 def test_supervised_runs_must_fit_too() -> None:
     with pytest.raises(ConfigError, match=r"below episode\.max_context \(32768\)"):
-        load(SftRunConfig, None, ["learner.micro_batch_tokens=1000"])
+        load_config(SftRunConfig, None, ["learner.micro_batch_tokens=1000"])

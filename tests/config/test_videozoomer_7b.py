@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.config.qwen_7b import PARAMETERS, TEXT, VISION, VISION_PARAMETERS, on_meta
-from vz_ray.config import load
+from vz_ray.config import load_config
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import RunConfig
+from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 
 SFT, RL = Path("conf/videozoomer-7b-sft.yaml"), Path("conf/videozoomer-7b-rl.yaml")
@@ -23,12 +23,12 @@ TRAINED, FROZEN, SAMPLED = 2 + 2 + 3 * 4, 2, 2
 
 @pytest.fixture(scope="module")
 def sft() -> SftRunConfig:
-    return load(SftRunConfig, SFT)
+    return load_config(SftRunConfig, SFT)
 
 
 @pytest.fixture(scope="module")
-def rl() -> RunConfig:
-    return load(RunConfig, RL)
+def rl() -> GrpoRunConfig:
+    return load_config(GrpoRunConfig, RL)
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def test_the_model_on_meta_is_the_released_one(model: Any) -> None:
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-def test_both_stages_play_the_same_episodes(sft: SftRunConfig, rl: RunConfig) -> None:
+def test_both_stages_play_the_same_episodes(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     assert sft.episode == rl.episode
 
 
-def test_every_value_has_its_source(sft: SftRunConfig, rl: RunConfig) -> None:
+def test_every_value_has_its_source(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     for file in (SFT, RL):
         for line in file.read_text().splitlines():
             if re.match(r"\s+\w+: +\S", line) and not re.search(r"# (paper|code|ours|as )", line):
                 raise AssertionError(f"{file}: no source in {line!r}")
 
 
-def test_an_episodes_frames_fit_its_images_and_its_context(rl: RunConfig) -> None:
+def test_an_episodes_frames_fit_its_images_and_its_context(rl: GrpoRunConfig) -> None:
     episode = rl.episode
     frames = episode.overview_frames + (episode.max_rounds - 1) * episode.max_zoom_frames
     assert frames <= episode.max_images <= rl.rollout.engine.images_per_prompt
@@ -78,17 +78,17 @@ def test_the_longest_episode_fits_a_micro_batch(stage: str, request: pytest.Fixt
     assert config.episode.max_context <= config.learner.micro_batch_tokens
 
 
-def test_batches_divide_evenly(sft: SftRunConfig, rl: RunConfig) -> None:
-    assert rl.train.tasks % rl.learner.minibatch_tasks == 0
-    assert rl.learner.minibatch_tasks * rl.train.samples % rl.learner.ranks == 0
-    assert sft.sft.batch % sft.learner.ranks == 0
-    assert abs(sft.sft.steps * sft.sft.batch - 11_000) < sft.sft.batch
-    assert abs(rl.train.iterations * rl.train.tasks - 52_000) < rl.train.tasks
-    assert rl.rollout.engine.max_num_seqs >= rl.rollout.episodes_per_worker
+def test_batches_divide_evenly(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
+    assert rl.train.batch_size % rl.learner.mini_batch_size == 0
+    assert rl.learner.mini_batch_size * rl.train.group_size % rl.learner.world_size == 0
+    assert sft.sft.batch_size % sft.learner.world_size == 0
+    assert abs(sft.sft.max_steps * sft.sft.batch_size - 11_000) < sft.sft.batch_size
+    assert abs(rl.train.max_steps * rl.train.batch_size - 52_000) < rl.train.batch_size
+    assert rl.rollout.engine.max_num_seqs >= rl.rollout.max_concurrent_episodes
 
 
-def test_heads_divide_over_an_engines_gpus(rl: RunConfig) -> None:
-    parallel = rl.rollout.engine.tensor_parallel
+def test_heads_divide_over_an_engines_gpus(rl: GrpoRunConfig) -> None:
+    parallel = rl.rollout.engine.tensor_parallel_size
     assert TEXT["num_attention_heads"] % parallel == TEXT["num_key_value_heads"] % parallel == 0
 
 
@@ -98,33 +98,38 @@ def state_bytes(learner: LearnerConfig, model: Any, *, reference: bool) -> float
     frozen = vision if learner.freeze_vision else 0
     trained = count(model) - frozen
     kept = trained * TRAINED + frozen * FROZEN + (count(model) * FROZEN if reference else 0)
-    return kept / learner.ranks
+    return kept / learner.world_size
 
 
 def test_weights_and_optimizer_leave_most_of_a_gpu_to_activations(
-    sft: SftRunConfig, rl: RunConfig, model: Any
+    sft: SftRunConfig, rl: GrpoRunConfig, model: Any
 ) -> None:
     assert sft.learner.zero_stage == rl.learner.zero_stage == 3
     assert state_bytes(sft.learner, model, reference=False) < GPU_BYTES / 3
-    assert state_bytes(rl.learner, model, reference=rl.learner.loss.kl > 0) < GPU_BYTES / 3
+    assert state_bytes(rl.learner, model, reference=rl.learner.loss.kl_coef > 0) < GPU_BYTES / 3
 
 
-def test_an_engine_has_room_for_its_episodes_at_their_longest(rl: RunConfig, model: Any) -> None:
+def test_an_engine_has_room_for_its_episodes_at_their_longest(rl: GrpoRunConfig, model: Any) -> None:
     engine = rl.rollout.engine
     assert engine.kv_cache_gib is None
-    weights = count(model) * SAMPLED / engine.tensor_parallel
+    weights = count(model) * SAMPLED / engine.tensor_parallel_size
     head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
     per_token = 2 * TEXT["num_hidden_layers"] * TEXT["num_key_value_heads"] * head * SAMPLED
-    room = engine.gpu_memory * GPU_BYTES - weights
+    room = engine.gpu_memory_utilization * GPU_BYTES - weights
     # Sixteen samples of a task share their prompt, so that more than these fit.
-    assert room / (per_token * rl.episode.max_context) > rl.train.samples
+    assert room / (per_token * rl.episode.max_context) > rl.train.group_size
 
 
-def test_the_papers_recipe(sft: SftRunConfig, rl: RunConfig) -> None:
+def test_the_papers_recipe(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     optimizer, loss = rl.learner.optimizer, rl.learner.loss
-    assert (optimizer.learning_rate, optimizer.schedule) == (1e-6, "constant")
-    assert (loss.clip_low, loss.clip_high, loss.kl, loss.entropy) == (0.2, 0.27, 0.001, 0.001)
-    assert (rl.train.tasks, rl.train.samples, rl.learner.minibatch_tasks) == (128, 16, 32)
+    assert (optimizer.learning_rate, optimizer.lr_schedule) == (1e-6, "constant")
+    assert (loss.clip_ratio_low, loss.clip_ratio_high, loss.kl_coef, loss.entropy_coef) == (
+        0.2,
+        0.27,
+        0.001,
+        0.001,
+    )
+    assert (rl.train.batch_size, rl.train.group_size, rl.learner.mini_batch_size) == (128, 16, 32)
     assert not rl.learner.freeze_vision
-    assert (sft.learner.optimizer.learning_rate, sft.learner.optimizer.warmup) == (5e-6, 0.1)
-    assert (sft.sft.schedule, sft.learner.freeze_vision) == ("cosine", True)
+    assert (sft.learner.optimizer.learning_rate, sft.learner.optimizer.warmup_ratio) == (5e-6, 0.1)
+    assert (sft.sft.lr_schedule, sft.learner.freeze_vision) == ("cosine", True)

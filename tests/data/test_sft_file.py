@@ -12,25 +12,31 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vz_ray.coldstart.base import corpus
-from vz_ray.coldstart.exemplars import play_exemplars, zooming
-from vz_ray.coldstart.tiny import build_tiny
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.needle.synth import synthesize
-from vz_ray.data.rl_file import read_tasks
-from vz_ray.data.sft_file import NotWritable, SftFile, folded, sample_of, trajectory_of
-from vz_ray.episode.trajectory import Written
-from vz_ray.episode.wire import WireFormat, Wording
-from vz_ray.learner.batch import collate, frames_of
-from vz_ray.learner.example import TokenIds, encode
-from vz_ray.learner.model import Policy
-from vz_ray.learner.packing import Tree
-from vz_ray.learner.pixels import PixelSpec
-from vz_ray.observe.errors import UserError
+from vz_ray.data.sft_file import (
+    SampleEncodingError,
+    SftFile,
+    fold_turns_into_prompt,
+    sample_to_trajectory,
+    trajectory_to_sample,
+)
+from vz_ray.data.task_file import read_tasks
+from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.trajectory import ExternalAction
+from vz_ray.learner.batch import collate, in_memory_pixels
+from vz_ray.learner.example import SpecialTokenIds, encode_trajectory
+from vz_ray.learner.image_patches import ImageSpec
+from vz_ray.learner.packing import PrefixTree
+from vz_ray.learner.policy_model import PolicyModel
+from vz_ray.needle.base_training import make_tokenizer_corpus
+from vz_ray.needle.exemplars import collect_exemplars, zoom_oracle_factory
+from vz_ray.needle.synthesis import synthesize
+from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameSize
-from vz_ray.video.image import encode_image
-from vz_ray.video.local import LocalFrames
+from vz_ray.video.image_encoding import encode_image
+from vz_ray.video.local_source import LocalFrameSource
 
 RULES = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml", max_zoom_frames=8, max_images=64, max_context=2048,
@@ -41,7 +47,7 @@ SIZE = FrameSize(784, 784)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return build_tiny(tmp_path_factory.mktemp("tiny") / "model", corpus())
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model", make_tokenizer_corpus())
 
 
 @pytest.fixture(scope="module", params=["clean", "compat"])
@@ -50,7 +56,7 @@ def wire(request, checkpoint):
 
     compat = request.param == "compat"
     wording = "conf/prompt/compat.yaml" if compat else RULES.prompt
-    return WireFormat(AutoTokenizer.from_pretrained(checkpoint), Wording.load(wording), compat=compat)
+    return ChatFormat(AutoTokenizer.from_pretrained(checkpoint), PromptTemplate.load(wording), compat=compat)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +71,10 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def played(world, wire):
     """Episodes, and their frames by digest."""
-    rules = replace(RULES, format="compat" if wire.compat else "clean", max_context=8192)
-    with LocalFrames() as frames:
-        exemplars = asyncio.run(play_exemplars(world, frames, wire, rules, zooming(wire)))
-        refs = [ref for trajectory in exemplars for ref in trajectory.refs]
+    rules = replace(RULES, chat_format="compat" if wire.compat else "clean", max_context=8192)
+    with LocalFrameSource() as frames:
+        exemplars = asyncio.run(collect_exemplars(world, frames, wire, rules, zoom_oracle_factory(wire)))
+        refs = [ref for trajectory in exemplars for ref in trajectory.frame_refs]
         found = asyncio.run(_resolved(frames, refs))
     return exemplars, {frame.ref.digest: frame for frame in found}
 
@@ -79,22 +85,25 @@ async def _resolved(frames, refs):
 
 def read_sft(path, wire):
     """The trajectories of a file."""
-    with LocalFrames() as frames:
-        return asyncio.run(SftFile.load(path).trajectories(wire, SIZE, frames))
+    with LocalFrameSource() as frames:
+        return asyncio.run(SftFile.load(path).load_trajectories(wire, SIZE, frames))
 
 
 def write(folder, trajectories, frames, wire, given=0):
     """A file of the layout with its images; its path."""
     for digest, frame in frames.items():
         (folder / f"{digest}.png").write_bytes(encode_image(frame.rgb))
-    samples = [sample_of(t, wire, lambda ref: f"{ref.digest}.png", given=given) for t in trajectories]
+    samples = [
+        trajectory_to_sample(t, wire, lambda ref: f"{ref.digest}.png", num_context_turns=given)
+        for t in trajectories
+    ]
     (folder / "sft.json").write_text(json.dumps(samples, ensure_ascii=False))
     return folder / "sft.json"
 
 
 def test_a_sample_has_one_mark_for_each_frame_and_the_turns_as_they_were_said(played, wire):
     for trajectory in played[0]:
-        sample = sample_of(trajectory, wire, lambda ref: ref.digest)
+        sample = trajectory_to_sample(trajectory, wire, lambda ref: ref.digest)
         roles = [message["role"] for message in sample["messages"]]
         assert roles == ["system", *["user", "assistant"] * len(trajectory.turns)]
         said = [m["content"] for m in sample["messages"] if m["role"] == "assistant"]
@@ -107,7 +116,10 @@ def test_a_sample_has_one_mark_for_each_frame_and_the_turns_as_they_were_said(pl
 
 def test_samples_with_and_without_weights_make_one_table(played, wire):
     """As tools see them that read the file into Arrow: no column changes its type from record to record."""
-    samples = [sample_of(t, wire, lambda ref: ref.digest, given=i % 2) for i, t in enumerate(played[0])]
+    samples = [
+        trajectory_to_sample(t, wire, lambda ref: ref.digest, num_context_turns=i % 2)
+        for i, t in enumerate(played[0])
+    ]
     messages = pa.Table.from_pylist(samples).column("messages")
     assert {field.name for field in messages.type.value_type} == {"role", "content", "weight"}
     assert {m["weight"] for sample in messages.to_pylist() for m in sample} == {0, None}
@@ -122,7 +134,7 @@ def test_what_was_written_is_read_back_as_the_same_tokens_frames_and_turns(playe
         assert after.grids == before.grids
         assert after.answer == before.answer
         assert after.zooms == tuple(replace(zoom, inclusive=False) for zoom in before.zooms)
-        assert [ref.digest for ref in after.refs] == [ref.digest for ref in before.refs]
+        assert [ref.digest for ref in after.frame_refs] == [ref.digest for ref in before.refs]
 
 
 def test_turns_of_weight_0_are_read_and_not_learned_from(played, wire, tmp_path):
@@ -132,7 +144,7 @@ def test_turns_of_weight_0_are_read_and_not_learned_from(played, wire, tmp_path)
     again = read_sft(write(tmp_path, several, frames, wire, given=1), wire)
     for before, after in zip(several, again, strict=True):
         assert after.expanded_ids == before.expanded_ids
-        assert after.loss_mask == folded(before, 1).loss_mask
+        assert after.loss_mask == fold_turns_into_prompt(before, 1).loss_mask
         assert sum(after.loss_mask) < sum(before.loss_mask)
 
 
@@ -146,7 +158,7 @@ def test_a_turn_of_weight_0_in_the_middle_is_part_of_what_comes_before_the_next(
         }
         text["messages"] += [said, {"role": "user", "content": "on"}]
     text["messages"].pop()
-    found = trajectory_of(text, [], wire, "t")
+    found = sample_to_trajectory(text, [], wire, "t")
     assert [turn.text[7] for turn in found.turns] == ["0", "2"]
     learned = [i for i, m in zip(found.expanded_ids, found.loss_mask, strict=True) if m]
     assert wire.tokenizer.decode(learned).count("<answer>") == 2
@@ -156,15 +168,15 @@ def test_a_turn_of_weight_0_in_the_middle_is_part_of_what_comes_before_the_next(
 def test_the_learner_s_loss_of_a_file_is_that_of_the_episodes(played, wire, checkpoint, tmp_path):
     trajectories, frames = played
     again = read_sft(write(tmp_path, trajectories[:2], frames, wire), wire)
-    with LocalFrames() as source:
-        images = asyncio.run(_resolved(source, [ref for t in again for ref in t.refs]))
-    policy, spec = Policy.load(checkpoint), PixelSpec.of_checkpoint(checkpoint)
-    tokens = TokenIds.of_checkpoint(checkpoint)
+    with LocalFrameSource() as source:
+        images = asyncio.run(_resolved(source, [ref for t in again for ref in t.frame_refs]))
+    policy, spec = PolicyModel.from_pretrained(checkpoint), ImageSpec.from_pretrained(checkpoint)
+    tokens = SpecialTokenIds.from_pretrained(checkpoint)
 
     def logprobs(some, pixels):
-        examples = [encode(t, tokens, spec.merge) for t in some]
-        trees = [Tree.of([0, 1], examples)]
-        batch = collate(trees, examples, frames_of(pixels), tokens, spec, torch.device("cpu"))
+        examples = [encode_trajectory(t, tokens, spec.merge_size) for t in some]
+        trees = [PrefixTree.from_members([0, 1], examples)]
+        batch = collate(trees, examples, in_memory_pixels(pixels), tokens, spec, torch.device("cpu"))
         with torch.no_grad():
             return (policy(batch)[0] * batch.mask).numpy()
 
@@ -212,7 +224,7 @@ def test_a_record_on_each_line_does_as_well_as_a_list_of_them(played, wire, tmp_
     (tmp_path / "lines.jsonl").write_text(f"{lines}\n")
     listed, lined = read_sft(path, wire), read_sft(tmp_path / "lines.jsonl", wire)
     assert [t.expanded_ids for t in lined] == [t.expanded_ids for t in listed]
-    assert [t.id.task for t in lined] == [f"lines-{i}" for i in range(len(listed))]
+    assert [t.id.task_id for t in lined] == [f"lines-{i}" for i in range(len(listed))]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "[", '"x"'])
@@ -225,6 +237,6 @@ def test_a_file_that_holds_no_samples_is_named(wire, tmp_path, text):
 def test_a_text_with_a_mark_of_its_own_cannot_be_written(played, wire):
     one = played[0][0]
     text = "<think>an <image></think><answer>A</answer>"
-    turn = replace(one.turns[-1], action=Written(text, wire.written(text)), text=text)
-    with pytest.raises(NotWritable, match="<image>"):
-        sample_of(replace(one, turns=(*one.turns[:-1], turn)), wire, lambda ref: ref.digest)
+    turn = replace(one.turns[-1], action=ExternalAction(text, wire.written(text)), text=text)
+    with pytest.raises(SampleEncodingError, match="<image>"):
+        trajectory_to_sample(replace(one, turns=(*one.turns[:-1], turn)), wire, lambda ref: ref.digest)

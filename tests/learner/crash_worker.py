@@ -17,56 +17,56 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.learner.rank_worker import parameters, small_config, small_world
-from vz_ray import run_state
+from tests.learner.rank_worker import parameters, small_config, small_training_data
 from vz_ray.config.learner import LossConfig
-from vz_ray.data.cursor import TaskCursor
 from vz_ray.data.task import AnswerType, Task
-from vz_ray.learner import checkpoint, sealed
-from vz_ray.learner.distributed import leave
+from vz_ray.data.task_sampler import TaskSampler
+from vz_ray.learner import atomic_dir, checkpoint
+from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
-from vz_ray.observe.run_dir import RunDir
-from vz_ray.observe.steps import step_name
-from vz_ray.run_state import LEARNER, RunState, newest
-from vz_ray.weights.nccl import free_port
+from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.training import state
+from vz_ray.training.state import LEARNER_DIR, TrainingState, latest_checkpoint
+from vz_ray.utils.step_dirs import step_name
+from vz_ray.weight_sync.nccl_broadcast import find_free_port
 
 TASKS = [Task("t0", "v0.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """Goes on with the run at `run`, or begins it.
 
     Attributes:
-        until: Iterations after which it ends.
+        stop_after: Iterations after which it ends.
         stage: ZeRO stage.
-        kill: Where to be killed in the last of these iterations; empty: nowhere.
+        crash_point: Where to be killed in the last of these iterations; empty: nowhere.
         keep: Checkpoints kept.
-        copy: Where to save once more what was loaded, before anything else.
+        copy_to: Where to save once more what was loaded, before anything else.
         changes: Of the learner's settings.
     """
 
     model: Path
     run: Path
-    until: int
+    stop_after: int
     stage: int = 0
-    kill: str = ""
+    crash_point: str = ""
     keep: int = 1
-    copy: Path | None = None
+    copy_to: Path | None = None
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-def context() -> multiprocessing.context.ForkServerContext:
+def forkserver() -> multiprocessing.context.ForkServerContext:
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.learner.preloaded"])
+    server.set_forkserver_preload(["tests.learner.forkserver_preload"])
     return server
 
 
-def go(job: Job, world: int = 1) -> list[int | None]:
+def run_job(job: TrainingJob, world: int = 1) -> list[int | None]:
     """Runs the job on so many ranks; returns their exit codes, -9 for one that was killed."""
-    port = free_port()
-    RunDir.begin(job.run, "name: run\n")
-    ranks = [context().Process(target=work, args=(job, rank, world, port)) for rank in range(world)]
+    port = find_free_port()
+    RunDir.create_or_resume(job.run, "name: run\n")
+    ranks = [forkserver().Process(target=run_rank, args=(job, rank, world, port)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -76,50 +76,50 @@ def go(job: Job, world: int = 1) -> list[int | None]:
     return [rank.exitcode for rank in ranks]
 
 
-def said(job: Job, rank: int = 0) -> str:
+def read_output(job: TrainingJob, rank: int = 0) -> str:
     """What a rank of the last process said."""
     return (job.run / f"rank-{rank}.txt").read_text()[-3000:]
 
 
-def work(job: Job, rank: int, world: int, port: int) -> None:
+def run_rank(job: TrainingJob, rank: int, world: int, port: int) -> None:
     log = os.open(job.run / f"rank-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if world > 1:
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    settings = {"loss": LossConfig(kl=0.0, entropy=0.01), "deadline_s": 60.0} | job.changes
+    settings = {"loss": LossConfig(kl_coef=0.0, entropy_coef=0.01), "timeout_s": 60.0} | job.changes
     trainer = Trainer(small_config(job.model, job.stage, **settings))
     asyncio.run(train(job, trainer))
     whole = parameters(trainer)
     if rank == 0:
         np.savez(job.run / "weights.npz", **whole)
-    leave()
+    shutdown_distributed()
     sys.stdout.flush()
 
 
-async def train(job: Job, trainer: Trainer) -> None:
-    run, groups = RunDir(job.run), small_world(job.model).groups
-    state, found = RunState(TaskCursor(TASKS)), newest(run)
+async def train(job: TrainingJob, trainer: Trainer) -> None:
+    run, groups = RunDir(job.run), small_training_data(job.model).groups
+    state, found = TrainingState(TaskSampler(TASKS)), latest_checkpoint(run)
     if found is not None:
-        state = RunState.load(found, TASKS)
-        trainer.load_checkpoint(found / LEARNER)
-        if job.copy is not None:
-            trainer.save_checkpoint(job.copy)
-    while state.iteration < job.until:
-        if job.kill and state.iteration == job.until - 1:
-            POINTS[job.kill]()
-        learned = trainer.grpo_step([groups[state.iteration % len(groups)]], {**pixels(job.model)})
-        note(job, trainer.place.rank, state.iteration, learned)
-        state.close()
+        state = TrainingState.load(found, TASKS)
+        trainer.load_checkpoint(found / LEARNER_DIR)
+        if job.copy_to is not None:
+            trainer.save_checkpoint(job.copy_to)
+    while state.step < job.stop_after:
+        if job.crash_point and state.step == job.stop_after - 1:
+            CRASH_POINTS[job.crash_point]()
+        learned = trainer.grpo_step([groups[state.step % len(groups)]], {**pixels(job.model)})
+        record_step(job, trainer.rank_info.rank, state.step, learned)
+        state.finish_step()
         await save(state, run, trainer, job.keep)
 
 
 def pixels(model: Path) -> dict[str, Any]:
-    return small_world(model).pixels
+    return small_training_data(model).pixels
 
 
-def note(job: Job, rank: int, iteration: int, learned: dict[str, float]) -> None:
+def record_step(job: TrainingJob, rank: int, iteration: int, learned: dict[str, float]) -> None:
     """A line for each iteration; the last of an iteration counts."""
     line = {"iteration": iteration, "noise": [torch.rand(1).item(), float(np.random.rand())]}
     line |= {name: learned[name] for name in ("loss", "grad_norm")}
@@ -127,17 +127,17 @@ def note(job: Job, rank: int, iteration: int, learned: dict[str, float]) -> None
         file.write(json.dumps(line) + "\n")
 
 
-async def save(state: RunState, run: RunDir, trainer: Trainer, keep: int) -> None:
+async def save(state: TrainingState, run: RunDir, trainer: Trainer, keep: int) -> None:
     async def learner(directory: Path) -> None:
         trainer.save_checkpoint(directory)
 
-    if trainer.place.rank == 0:
+    if trainer.rank_info.rank == 0:
         await state.save(run, learner, keep)
     else:
-        await learner(run.checkpoints / f".{step_name(state.iteration)}.partial" / LEARNER)
+        await learner(run.checkpoints / f".{step_name(state.step)}.partial" / LEARNER_DIR)
 
 
-def die(*_: Any, **__: Any) -> None:
+def kill_self(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -147,7 +147,7 @@ def between_files() -> None:
 
     def second(*args: Any, **kwargs: Any) -> Any:
         if kinds:
-            die()
+            kill_self()
         kinds.append(args)
         return write(*args, **kwargs)
 
@@ -155,7 +155,7 @@ def between_files() -> None:
 
 
 def before_manifest() -> None:
-    sealed.write_atomic = die
+    atomic_dir.write_atomic = kill_self
 
 
 def before_rename(suffix: str) -> Callable[[], None]:
@@ -166,7 +166,7 @@ def before_rename(suffix: str) -> Callable[[], None]:
 
         def checked(self: Path, target: Path) -> Path:
             if self.name.endswith(suffix):
-                die()
+                kill_self()
             return rename(self, target)
 
         Path.rename = checked  # type: ignore[method-assign]
@@ -175,7 +175,7 @@ def before_rename(suffix: str) -> Callable[[], None]:
 
 
 def before_deleting() -> None:
-    run_state.retire = die
+    state.prune_steps = kill_self
 
 
 def while_deleting() -> None:
@@ -185,18 +185,18 @@ def while_deleting() -> None:
 
     def half(path: Path, *args: Any, **kwargs: Any) -> None:
         if path.name.endswith(".retired"):
-            remove(path / LEARNER)
-            die()
+            remove(path / LEARNER_DIR)
+            kill_self()
         remove(path, *args, **kwargs)
 
     shutil.rmtree = half
 
 
 def while_learning() -> None:
-    Trainer._update = die  # type: ignore[method-assign]
+    Trainer._update = kill_self  # type: ignore[method-assign]
 
 
-POINTS: dict[str, Callable[[], None]] = {
+CRASH_POINTS: dict[str, Callable[[], None]] = {
     "while learning": while_learning,
     "between files": between_files,
     "before the manifest": before_manifest,
@@ -205,5 +205,5 @@ POINTS: dict[str, Callable[[], None]] = {
     "before old ones are deleted": before_deleting,
     "while an old one is deleted": while_deleting,
 }
-SAVED = {"before old ones are deleted", "while an old one is deleted"}
+POINTS_AFTER_SAVE = {"before old ones are deleted", "while an old one is deleted"}
 """Where the new checkpoint is there already."""

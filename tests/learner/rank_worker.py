@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.learner.worlds import World, make_world, varied_world
+from tests.learner.training_data import TrainingData, make_training_data, make_varied_data
 from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
-from vz_ray.episode.trajectory import Sampled, Trajectory
-from vz_ray.learner.distributed import leave
+from vz_ray.env.trajectory import SampledAction, Trajectory
+from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
 
 
@@ -25,54 +25,54 @@ def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig
     settings: dict[str, Any] = {
         "model": str(model),
         "zero_stage": stage,
-        "zero_keep_whole": 0,
+        "param_persistence_threshold": 0,
         "micro_batch_tokens": 700,
         "logprob_chunk_tokens": 16,
-        "minibatch_tasks": 2,
+        "mini_batch_size": 2,
         "gradient_checkpointing": False,
-        "threads": 1,
-        "deadline_s": 120.0,
+        "num_threads": 1,
+        "timeout_s": 120.0,
         # An epsilon far above rounding noise: Adam divides tiny gradients by themselves otherwise.
         "optimizer": OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, epsilon=1e-3),
-        "loss": LossConfig(kl=0.1, entropy=0.01),
+        "loss": LossConfig(kl_coef=0.1, entropy_coef=0.01),
     }
     return LearnerConfig(**(settings | changes))
 
 
-def small_world(model: Path | str) -> World:
-    return make_world(model, groups=3, samples=3, overview=3, clip=2, side=(28, 56))
+def small_training_data(model: Path | str) -> TrainingData:
+    return make_training_data(model, groups=3, samples=3, overview=3, clip=2, side=(28, 56))
 
 
-def text_world(model: Path | str) -> World:
-    return make_world(model, groups=3, samples=1, overview=0, clip=0, seed=1)
+def text_only_data(model: Path | str) -> TrainingData:
+    return make_training_data(model, groups=3, samples=1, overview=0, clip=0, seed=1)
 
 
 def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
     whole: dict[str, np.ndarray] = {}
-    for bucket in trainer.source().buckets(50_000):
+    for bucket in trainer.weight_source().buckets(50_000):
         whole |= {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in bucket.items()}
     return whole
 
 
-def learn(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def learn(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """An SFT step on part of the world, then an RL iteration of two updates on all of it."""
-    before = trainer.logprobs(world.trajectories, world.pixels)
+    before = trainer.compute_logprobs(world.trajectories, world.pixels)
     sft = trainer.sft_step(world.trajectories[:5], world.pixels)
     rl = trainer.grpo_step(world.groups, world.pixels)
-    np.savez(out / f"learn-{trainer.place.rank}.npz", **parameters(trainer))
-    np.savez(out / f"logprobs-{trainer.place.rank}.npz", *before)
+    np.savez(out / f"learn-{trainer.rank_info.rank}.npz", **parameters(trainer))
+    np.savez(out / f"logprobs-{trainer.rank_info.rank}.npz", *before)
     return {"sft": sft, "rl": rl}
 
 
-def imageless(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def imageless(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """Batches in which a rank has no image, and one in which it has no trajectory at all."""
-    text = text_world(trainer.config.model)
+    text = text_only_data(trainer.config.model)
     mixed = trainer.sft_step([world.trajectories[0], *text.trajectories], world.pixels)
     alone = trainer.sft_step(world.trajectories[:1], world.pixels)
     return {"mixed": mixed, "alone": alone}
 
 
-def resume(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def resume(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """Saves, goes on; another trainer loads and goes the same way. Then exports."""
     trainer.save_checkpoint(out / "checkpoint")
     first = trainer.grpo_step(world.groups, world.pixels)
@@ -90,7 +90,7 @@ def resume(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
     }
 
 
-def gradients(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def gradients(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """The gradient of one RL update as the optimizer is given it; samples zoom 0 to 4 times.
 
     Adam's first moment after its first step is the gradient times 1 - beta1.
@@ -98,7 +98,7 @@ def gradients(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     trainer = Trainer(replace(trainer.config, optimizer=OptimizerConfig(max_grad_norm=0.0)))
-    varied = varied_world(trainer.config.model)
+    varied = make_varied_data(trainer.config.model)
     metrics = trainer.grpo_step(varied.groups, varied.pixels)
     assert metrics["updates"] == 1
     found: dict[str, np.ndarray] = {}
@@ -108,32 +108,36 @@ def gradients(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
         else:
             moment = safe_get_full_optimizer_state(p, "exp_avg")
         found[name] = moment.double().cpu().numpy() / (1 - OptimizerConfig().beta1)
-    np.savez(out / f"gradients-{trainer.place.rank}.npz", **found)
+    np.savez(out / f"gradients-{trainer.rank_info.rank}.npz", **found)
     return metrics
 
 
-CLIFF = 2
+BAD_INDEX = 2
 """Which trajectory of a poisoned list is the bad one."""
 
 
 def poisoned(trajectories: list[Trajectory]) -> list[Trajectory]:
     """One of them sampled at a temperature by which logits become infinite, and log-probs NaN."""
-    bad = trajectories[CLIFF]
+    bad = trajectories[BAD_INDEX]
     first, *rest = bad.turns
-    assert isinstance(first.action, Sampled)
-    cold = replace(first.action, sampling=replace(first.action.sampling, temperature=1e-44))
+    assert isinstance(first.action, SampledAction)
+    cold = replace(first.action, sampling_params=replace(first.action.sampling_params, temperature=1e-44))
     turns = (replace(first, action=cold), *rest)
-    return [*trajectories[:CLIFF], replace(bad, turns=turns), *trajectories[CLIFF + 1 :]]
+    return [*trajectories[:BAD_INDEX], replace(bad, turns=turns), *trajectories[BAD_INDEX + 1 :]]
 
 
-def skip(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def skip(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """A step with a bad trajectory, which one rank alone sees, then one without."""
-    trainer.config.replay = str(out / "replay")
+    trainer.config.replay_dir = str(out / "replay")
     before, bad = parameters(trainer), poisoned(world.trajectories)
     first = trainer.sft_step(bad, world.pixels)
     after = parameters(trainer)
     second = trainer.sft_step(world.trajectories, world.pixels)
-    held = sum(CLIFF in tree.members for trees in trainer._share(trainer.encode(bad)) for tree in trees)
+    held = sum(
+        BAD_INDEX in tree.members
+        for trees in trainer._plan_micro_batches(trainer.encode(bad))
+        for tree in trees
+    )
     return {
         "skipped": [first["skipped"], second["skipped"]],
         "changed": sorted(name for name in before if not np.array_equal(before[name], after[name])),
@@ -145,7 +149,7 @@ def skip(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
 ADAPTERS = LoraConfig(rank=4, alpha=8.0)
 
 
-def adapters(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
+def adapters(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     """The first scenario, with adapters alone; and what is exported."""
     adapted = Trainer(replace(trainer.config, lora=ADAPTERS))
     report = learn(adapted, world, out)
@@ -155,10 +159,10 @@ def adapters(trainer: Trainer, world: World, out: Path) -> dict[str, Any]:
 
 def main(model: str, out: str, stage: str, *scenarios: str) -> None:
     trainer = Trainer(small_config(model, int(stage), gradient_checkpointing=stage == "3"))
-    world = small_world(model)
+    world = small_training_data(model)
     report = {name: globals()[name](trainer, world, Path(out)) for name in scenarios}
-    (Path(out) / f"report-{trainer.place.rank}.json").write_text(json.dumps(report))
-    leave()
+    (Path(out) / f"report-{trainer.rank_info.rank}.json").write_text(json.dumps(report))
+    shutdown_distributed()
 
 
 if __name__ == "__main__":

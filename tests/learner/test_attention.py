@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vz_ray.learner import attention
-from vz_ray.learner.attention import Layout, Segment, packed_attention
+from vz_ray.learner.attention import PackedLayout, Segment, packed_attention
 
 CPU = torch.device("cpu")
 LAYOUTS = {
@@ -61,7 +61,9 @@ def compare(got: Tensor, expected: Tensor, tensors: list[Tensor], tolerance: flo
 def test_it_is_that_of_the_dense_mask(name: str, dtype: torch.dtype, tolerance: float) -> None:
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, dtype)
-    got, _ = packed_attention(nn.Identity(), *tensors, None, scaling=0.3, layout=Layout.of(segments, CPU))
+    got, _ = packed_attention(
+        nn.Identity(), *tensors, None, scaling=0.3, layout=PackedLayout.from_segments(segments, CPU)
+    )
     compare(got, plain(*tensors, dense(segments)), tensors, tolerance)
 
 
@@ -72,7 +74,9 @@ def test_the_form_for_other_devices_is_the_same(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(attention, "_KERNELS", frozenset())
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, torch.float64)
-    got, _ = packed_attention(nn.Identity(), *tensors, None, scaling=0.3, layout=Layout.of(segments, CPU))
+    got, _ = packed_attention(
+        nn.Identity(), *tensors, None, scaling=0.3, layout=PackedLayout.from_segments(segments, CPU)
+    )
     compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
 
 
@@ -80,18 +84,18 @@ def test_the_form_for_other_devices_is_the_same(name: str, monkeypatch: pytest.M
 def test_tables_for_the_kernel_of_unequal_lengths_say_the_same(name: str) -> None:
     """Each segment's queries and gathered keys, causal from the end, as FlashAttention aligns them."""
     segments = LAYOUTS[name]
-    layout, sees = Layout.of(segments, CPU), dense(segments)
-    keys = layout.keys if layout.keys is not None else torch.arange(segments[-1].end)
+    layout, sees = PackedLayout.from_segments(segments, CPU), dense(segments)
+    keys = layout.key_index if layout.key_index is not None else torch.arange(segments[-1].end)
     most_q, most_k = 0, 0
     for s, segment in enumerate(segments):
-        q0, q1, k0, k1 = (*layout.queries[s : s + 2].tolist(), *layout.seen[s : s + 2].tolist())
+        q0, q1, k0, k1 = (*layout.cu_seqlens_q[s : s + 2].tolist(), *layout.cu_seqlens_k[s : s + 2].tolist())
         assert (q0, q1) == (segment.start, segment.end)
         most_q, most_k = max(most_q, q1 - q0), max(most_k, k1 - k0)
         for i in range(q1 - q0):
             seen = keys[k0 : k1 - (q1 - q0) + i + 1]
             assert sees[q0 + i].nonzero().flatten().tolist() == seen.tolist()
-    assert layout.longest == (most_q, most_k)
-    assert len(keys) == layout.seen[-1]
+    assert layout.max_seqlens == (most_q, most_k)
+    assert len(keys) == layout.cu_seqlens_k[-1]
 
 
 def as_documented(aligned_to_end: bool):
@@ -123,7 +127,7 @@ def test_the_kernel_of_gpus_is_called_as_it_is_documented(name: str, monkeypatch
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented(aligned_to_end=True))
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, torch.float64)
-    got = attention._varlen(*tensors, 0.3, Layout.of(segments, CPU))
+    got = attention._varlen(*tensors, 0.3, PackedLayout.from_segments(segments, CPU))
     compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
 
 

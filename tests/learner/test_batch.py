@@ -10,54 +10,54 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.worlds import World, make_world, small_model
-from vz_ray.episode.trajectory import Context, Trajectory, Turn, Written
-from vz_ray.learner.batch import MicroBatch, collate, frames_of
-from vz_ray.learner.example import Example, encode
-from vz_ray.learner.model import Policy, check_checkpoint, load_pretrained
-from vz_ray.learner.packing import Tree
-from vz_ray.learner.pixels import PixelSpec
-from vz_ray.observe.errors import UserError
+from tests.learner.training_data import TrainingData, make_training_data, small_model
+from vz_ray.env.trajectory import ExternalAction, TokenContext, Trajectory, Turn
+from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.example import Example, encode_trajectory
+from vz_ray.learner.image_patches import ImageSpec
+from vz_ray.learner.packing import PrefixTree
+from vz_ray.learner.policy_model import PolicyModel, check_hf_checkpoint, load_pretrained
+from vz_ray.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     model = small_model(tmp_path_factory.mktemp("model"))
-    return make_world(model, groups=2, samples=3, overview=3, clip=2, side=(28, 56))
+    return make_training_data(model, groups=2, samples=3, overview=3, clip=2, side=(28, 56))
 
 
 @pytest.fixture(scope="module")
-def policy(world: World) -> Policy:
-    return Policy.load(world.model, chunk=7)
+def policy(world: TrainingData) -> PolicyModel:
+    return PolicyModel.from_pretrained(world.model, chunk=7)
 
 
 @pytest.fixture(scope="module")
-def spec(world: World) -> PixelSpec:
-    return PixelSpec.of_checkpoint(world.model)
+def spec(world: TrainingData) -> ImageSpec:
+    return ImageSpec.from_pretrained(world.model)
 
 
 @pytest.fixture(scope="module")
-def examples(world: World, policy: Policy) -> list[Example]:
-    return [encode(t, policy.tokens, policy.merge) for t in world.trajectories]
+def examples(world: TrainingData, policy: PolicyModel) -> list[Example]:
+    return [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in world.trajectories]
 
 
 def build(
     indices: Iterable[int],
     examples: list[Example],
-    world: World,
-    policy: Policy,
-    spec: PixelSpec,
+    world: TrainingData,
+    policy: PolicyModel,
+    spec: ImageSpec,
     **options: bool,
 ) -> MicroBatch:
     """Each trajectory as a sequence of its own, all of them packed."""
-    trees = [Tree.of([index], examples) for index in indices]
-    return collate(trees, examples, frames_of(world.pixels), policy.tokens, spec, CPU, **options)
+    trees = [PrefixTree.from_members([index], examples) for index in indices]
+    return collate(trees, examples, in_memory_pixels(world.pixels), policy.tokens, spec, CPU, **options)
 
 
 def gradients(
-    policy: Policy, batches: list[MicroBatch]
+    policy: PolicyModel, batches: list[MicroBatch]
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     policy.zero_grad()
     rows = []
@@ -76,7 +76,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def test_logprobs_equal_a_forward_of_the_plain_hf_model(
-    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     """Own positions, patches, tower, attention and head, packed, against HF's one at a time."""
     from transformers import AutoImageProcessor
@@ -86,7 +86,7 @@ def test_logprobs_equal_a_forward_of_the_plain_hf_model(
     with torch.no_grad():
         ours, entropy = policy(build(range(len(examples)), examples, world, policy, spec))
     for row, example in enumerate(examples):
-        ids = torch.from_numpy(example.ids)[None]
+        ids = torch.from_numpy(example.token_ids)[None]
         images = processor(images=[world.pixels[r.digest] for r in example.refs], return_tensors="pt")
         with torch.no_grad():
             logits = hf(
@@ -94,19 +94,19 @@ def test_logprobs_equal_a_forward_of_the_plain_hf_model(
                 attention_mask=torch.ones_like(ids),
                 mm_token_type_ids=(ids == policy.tokens.image).int(),
                 **images,
-            ).logits[0, example.sampled - 1]
+            ).logits[0, example.sampled_positions - 1]
         logits = logits / torch.from_numpy(example.temperature)[:, None]
         logits[:, list(policy.tokens.vision)] = float("-inf")
         distribution = torch.distributions.Categorical(logits=logits)
-        count = len(example.sampled)
-        expected = distribution.log_prob(torch.from_numpy(example.ids[example.sampled]))
+        count = len(example.sampled_positions)
+        expected = distribution.log_prob(torch.from_numpy(example.token_ids[example.sampled_positions]))
         torch.testing.assert_close(ours[row, :count], expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(entropy[row, :count], distribution.entropy(), atol=1e-5, rtol=0)
         assert ours[row, count:].abs().sum() == 0
 
 
 def test_sharing_repeated_frames_changes_neither_logprobs_nor_gradients(
-    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     shared = build(range(6), examples, world, policy, spec)
     apart = build(range(6), examples, world, policy, spec, share_frames=False)
@@ -119,7 +119,7 @@ def test_sharing_repeated_frames_changes_neither_logprobs_nor_gradients(
 
 
 def test_micro_batches_add_up_to_the_gradient_of_one_batch(
-    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     whole, _ = gradients(policy, [build(range(6), examples, world, policy, spec)])
     parts = [build(part, examples, world, policy, spec) for part in ([3, 0], [5], [], [1, 2, 4])]
@@ -127,7 +127,7 @@ def test_micro_batches_add_up_to_the_gradient_of_one_batch(
 
 
 def test_an_empty_micro_batch_reaches_every_weight(
-    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     """ZeRO-3 gathers weights where they are used: a rank with nothing to do must use them all the same."""
     found, _ = gradients(policy, [build([], examples, world, policy, spec)])
@@ -136,33 +136,42 @@ def test_an_empty_micro_batch_reaches_every_weight(
 
 
 def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
-    world: World, policy: Policy, spec: PixelSpec
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec
 ) -> None:
     wide = next(t for t in world.trajectories)
     black = np.zeros((28, 56, 3), dtype=np.uint8)
-    ref = replace(wide.refs[0], digest="black", width=56, height=28)
+    ref = replace(wide.frame_refs[0], digest="black", width=56, height=28)
     tall = replace(ref, width=28, height=56)
     image = policy.tokens.image
-    context = Context((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
-    turn = Turn(Written("", (40, 41)), "", None, None)
-    example = encode(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.merge)
+    context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
+    turn = Turn(ExternalAction("", (40, 41)), "", None, None)
+    example = encode_trajectory(
+        replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.spatial_merge_size
+    )
     batch = collate(
-        [Tree.of([0], [example])], [example], frames_of({"black": black}), policy.tokens, spec, CPU
+        [PrefixTree.from_members([0], [example])],
+        [example],
+        in_memory_pixels({"black": black}),
+        policy.tokens,
+        spec,
+        CPU,
     )
     assert batch.grids.tolist() == [[1, 2, 4], [1, 4, 2]]
     assert torch.isnan(batch.engine_logprobs).all()
 
 
-def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(world: World, policy: Policy) -> None:
+def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(
+    world: TrainingData, policy: PolicyModel
+) -> None:
     for trajectory in world.trajectories:
-        example = encode(trajectory, policy.tokens, policy.merge)
+        example = encode_trajectory(trajectory, policy.tokens, policy.spatial_merge_size)
         said = [token for turn in trajectory.turns for token in turn.action.token_ids]
-        assert example.ids[example.sampled].tolist() == said
+        assert example.token_ids[example.sampled_positions].tolist() == said
         assert example.engine_logprobs.tolist() == pytest.approx(list(trajectory.sampled_logprobs))
         assert example.temperature.tolist() == pytest.approx(
-            [t.action.sampling.temperature for t in trajectory.turns for _ in t.action.token_ids]
+            [t.action.sampling_params.temperature for t in trajectory.turns for _ in t.action.token_ids]
         )
-        assert not np.isin(example.ids[example.sampled], policy.tokens.vision).any()
+        assert not np.isin(example.token_ids[example.sampled_positions], policy.tokens.vision).any()
 
 
 def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
@@ -185,40 +194,49 @@ def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
     ],
 )
 def test_a_trajectory_whose_counts_disagree_is_refused(
-    world: World, policy: Policy, kind: str, message: str
+    world: TrainingData, policy: PolicyModel, kind: str, message: str
 ) -> None:
     broken = _broken(world.trajectories[0], kind, policy.tokens.image)
     with pytest.raises(ValueError, match=message):
-        encode(broken, policy.tokens, policy.merge)
+        encode_trajectory(broken, policy.tokens, policy.spatial_merge_size)
 
 
-def test_a_model_that_merges_otherwise_is_refused(world: World, policy: Policy) -> None:
+def test_a_model_that_merges_otherwise_is_refused(world: TrainingData, policy: PolicyModel) -> None:
     with pytest.raises(ValueError, match="image slots, but its 5 frames make"):
-        encode(world.trajectories[0], policy.tokens, 1)
+        encode_trajectory(world.trajectories[0], policy.tokens, 1)
 
 
 def test_missing_pixels_and_pixels_of_another_size_are_named(
-    world: World, policy: Policy, spec: PixelSpec, examples: list[Example]
+    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     with pytest.raises(KeyError, match=r"no pixels for the frame of video\.mp4"):
-        collate([Tree.of([0], examples)], examples, frames_of({}), policy.tokens, spec, CPU)
+        collate(
+            [PrefixTree.from_members([0], examples)], examples, in_memory_pixels({}), policy.tokens, spec, CPU
+        )
     lying = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
     with pytest.raises(ValueError, match=r"the trajectory says|image tokens"):
-        collate([Tree.of([0], [lying])], [lying], frames_of(world.pixels), policy.tokens, spec, CPU)
+        collate(
+            [PrefixTree.from_members([0], [lying])],
+            [lying],
+            in_memory_pixels(world.pixels),
+            policy.tokens,
+            spec,
+            CPU,
+        )
 
 
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a directory"):
-        check_checkpoint(tmp_path / "nowhere")
+        check_hf_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no config\.json"):
-        check_checkpoint(tmp_path)
+        check_hf_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="safetensors"):
-        check_checkpoint(tmp_path)
+        check_hf_checkpoint(tmp_path)
 
 
-def test_a_model_of_another_family_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_model_of_another_family_is_refused(world: TrainingData, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen3_vl"}')

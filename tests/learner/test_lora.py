@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.rank_worker import ADAPTERS, adapters, parameters, small_config, small_world
+from tests.learner.rank_worker import ADAPTERS, adapters, parameters, small_config, small_training_data
 from tests.learner.test_trainer import assert_close_metrics, two_ranks
-from tests.learner.worlds import World, small_model
+from tests.learner.training_data import TrainingData, small_model
 from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
-from vz_ray.learner.model import Policy, load_pretrained
+from vz_ray.learner.policy_model import PolicyModel, load_pretrained
 from vz_ray.learner.trainer import Trainer
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 FAST = OptimizerConfig(learning_rate=2e-2, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return small_world(small_model(tmp_path_factory.mktemp("model")))
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return small_training_data(small_model(tmp_path_factory.mktemp("model")))
 
 
-def adapted(world: World, stage: int = 0, lora: LoraConfig = ADAPTERS, **changes: Any) -> Trainer:
-    settings = {"lora": lora, "optimizer": FAST, "loss": LossConfig(kl=0.0)} | changes
+def adapted(world: TrainingData, stage: int = 0, lora: LoraConfig = ADAPTERS, **changes: Any) -> Trainer:
+    settings = {"lora": lora, "optimizer": FAST, "loss": LossConfig(kl_coef=0.0)} | changes
     return Trainer(small_config(world.model, stage, **settings))
 
 
@@ -37,20 +37,22 @@ def gap(one: list[np.ndarray], two: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, two, strict=True))
 
 
-def taught(trainer: Trainer, world: World, steps: int = 3) -> Trainer:
+def taught(trainer: Trainer, world: TrainingData, steps: int = 3) -> Trainer:
     for _ in range(steps):
         trainer.sft_step(world.trajectories[:4], world.pixels)
     return trainer
 
 
-def test_training_starts_at_the_checkpoint_itself(world: World) -> None:
-    plain = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
-    expected = plain.logprobs(world.trajectories, world.pixels)
-    assert gap(adapted(world).logprobs(world.trajectories, world.pixels), expected) == 0.0
+def test_training_starts_at_the_checkpoint_itself(world: TrainingData) -> None:
+    plain = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+    expected = plain.compute_logprobs(world.trajectories, world.pixels)
+    assert gap(adapted(world).compute_logprobs(world.trajectories, world.pixels), expected) == 0.0
 
 
-@pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, vision=True)], ids=["text", "merger"])
-def test_only_adapters_change_and_the_merger_if_it_is_asked_for(world: World, lora: LoraConfig) -> None:
+@pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, train_merger=True)], ids=["text", "merger"])
+def test_only_adapters_change_and_the_merger_if_it_is_asked_for(
+    world: TrainingData, lora: LoraConfig
+) -> None:
     trainer = adapted(world, lora=lora)
     before = {name: p.detach().clone() for name, p in trainer.policy.hf.named_parameters()}
     losses = [trainer.sft_step(world.trajectories[:4], world.pixels)["loss"] for _ in range(8)]
@@ -59,14 +61,16 @@ def test_only_adapters_change_and_the_merger_if_it_is_asked_for(world: World, lo
     changed = {name for name, p in before.items() if not torch.equal(p, after[name])}
     ours = {name for name in before if ".lora_" in name}
     assert len(ours) == 2 * 7 * trainer.policy.hf.config.get_text_config().num_hidden_layers
-    assert changed == ours | ({name for name in before if ".merger." in name} if lora.vision else set())
+    assert changed == ours | ({name for name in before if ".merger." in name} if lora.train_merger else set())
 
 
-def test_what_is_published_is_the_sum_under_plain_names_and_leaves_training_alone(world: World) -> None:
+def test_what_is_published_is_the_sum_under_plain_names_and_leaves_training_alone(
+    world: TrainingData,
+) -> None:
     trainer = taught(adapted(world), world)
     before = {name: p.detach().clone() for name, p in trainer.policy.hf.named_parameters()}
-    merged, source = parameters(trainer), trainer.source()
-    base = dict(Policy.load(world.model).hf.named_parameters())
+    merged, source = parameters(trainer), trainer.weight_source()
+    base = dict(PolicyModel.from_pretrained(world.model).hf.named_parameters())
     assert [spec.name for spec in source.specs()] == list(base) == list(merged)
     assert [spec.shape for spec in source.specs()] == [tuple(p.shape) for p in base.values()]
     for name, weight in base.items():
@@ -81,19 +85,19 @@ def test_what_is_published_is_the_sum_under_plain_names_and_leaves_training_alon
         assert torch.equal(parameter, before[name])
 
 
-@pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, vision=True)], ids=["text", "merger"])
+@pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, train_merger=True)], ids=["text", "merger"])
 def test_an_export_is_the_same_policy_merged_and_as_pefts_adapter(
-    world: World, tmp_path: Path, lora: LoraConfig
+    world: TrainingData, tmp_path: Path, lora: LoraConfig
 ) -> None:
     from peft import PeftModel
 
     trainer = taught(adapted(world, lora=lora), world)
     trainer.export_hf(tmp_path / "export")
-    expected = trainer.logprobs(world.trajectories, world.pixels)
-    merged = Trainer(small_config(tmp_path / "export", 0, loss=LossConfig(kl=0.0)))
-    assert gap(merged.logprobs(world.trajectories, world.pixels), expected) <= 1e-5
-    untrained = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
-    assert gap(untrained.logprobs(world.trajectories, world.pixels), expected) > 1e-2
+    expected = trainer.compute_logprobs(world.trajectories, world.pixels)
+    merged = Trainer(small_config(tmp_path / "export", 0, loss=LossConfig(kl_coef=0.0)))
+    assert gap(merged.compute_logprobs(world.trajectories, world.pixels), expected) <= 1e-5
+    untrained = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+    assert gap(untrained.compute_logprobs(world.trajectories, world.pixels), expected) > 1e-2
 
     base = load_pretrained(world.model, torch.float32)
     read = PeftModel.from_pretrained(base, str(tmp_path / "export" / "adapter")).merge_and_unload()
@@ -104,14 +108,14 @@ def test_an_export_is_the_same_policy_merged_and_as_pefts_adapter(
     assert (settings["base_model_name_or_path"], settings["r"]) == (str(world.model), 4)
 
 
-def test_the_reference_is_the_model_without_its_adapters(world: World, tmp_path: Path) -> None:
+def test_the_reference_is_the_model_without_its_adapters(world: TrainingData, tmp_path: Path) -> None:
     """Against a reference model that is loaded apart, from a copy of the checkpoint."""
     shutil.copytree(world.model, tmp_path / "copy")
-    loss = LossConfig(kl=0.1)
+    loss = LossConfig(kl_coef=0.1)
     own = adapted(world, loss=loss)
-    apart = adapted(world, loss=loss, reference=str(tmp_path / "copy"))
-    assert own.reference == own._unadapted
-    assert isinstance(apart.reference, torch.nn.Module)
+    apart = adapted(world, loss=loss, reference_model=str(tmp_path / "copy"))
+    assert own.reference_logprobs == own._base_logprobs
+    assert isinstance(apart.reference_logprobs, torch.nn.Module)
     for iteration in range(3):
         ours, theirs = (t.grpo_step(world.groups, world.pixels) for t in (own, apart))
         assert_close_metrics(ours, theirs)
@@ -119,12 +123,12 @@ def test_the_reference_is_the_model_without_its_adapters(world: World, tmp_path:
     assert all(p.requires_grad for name, p in own.policy.hf.named_parameters() if ".lora_" in name)
 
 
-def test_a_merger_that_is_trained_is_in_no_reference(world: World) -> None:
-    trainer = adapted(world, lora=replace(ADAPTERS, vision=True), loss=LossConfig(kl=0.1))
-    assert isinstance(trainer.reference, torch.nn.Module)
+def test_a_merger_that_is_trained_is_in_no_reference(world: TrainingData) -> None:
+    trainer = adapted(world, lora=replace(ADAPTERS, train_merger=True), loss=LossConfig(kl_coef=0.1))
+    assert isinstance(trainer.reference_logprobs, torch.nn.Module)
 
 
-def test_recomputed_activations_give_the_same_gradients(world: World) -> None:
+def test_recomputed_activations_give_the_same_gradients(world: TrainingData) -> None:
     plain, recomputing = (adapted(world, gradient_checkpointing=on) for on in (False, True))
     for _ in range(2):
         one, two = (t.sft_step(world.trajectories[:4], world.pixels) for t in (plain, recomputing))
@@ -132,7 +136,7 @@ def test_recomputed_activations_give_the_same_gradients(world: World) -> None:
         assert one["grad_norm"] > 0
 
 
-def test_two_ranks_under_zero_3_learn_what_one_learns(world: World, tmp_path: Path) -> None:
+def test_two_ranks_under_zero_3_learn_what_one_learns(world: TrainingData, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     expected = adapters(Trainer(small_config(world.model, 0)), world, tmp_path / "one")
@@ -154,9 +158,9 @@ def test_two_ranks_under_zero_3_learn_what_one_learns(world: World, tmp_path: Pa
         torch.testing.assert_close(files[1][name], tensor, atol=2e-6, rtol=0, msg=name)
 
 
-def test_dropout_is_for_updates_alone(world: World) -> None:
+def test_dropout_is_for_updates_alone(world: TrainingData) -> None:
     trainer = taught(adapted(world, lora=replace(ADAPTERS, dropout=0.5)), world)
-    rows = [trainer.logprobs(world.trajectories, world.pixels) for _ in range(2)]
+    rows = [trainer.compute_logprobs(world.trajectories, world.pixels) for _ in range(2)]
     assert gap(*rows) == 0.0
     losses = [adapted(world, lora=replace(ADAPTERS, dropout=p)) for p in (0.0, 0.5)]
     for one in losses:
@@ -167,17 +171,19 @@ def test_dropout_is_for_updates_alone(world: World) -> None:
     assert still != dropped
 
 
-def test_targets_are_ends_of_names_and_one_that_matches_nothing_is_named(world: World) -> None:
-    trainer = adapted(world, lora=replace(ADAPTERS, targets=["v_proj", r"visual\.blocks\.\d+\.attn\.qkv"]))
+def test_targets_are_ends_of_names_and_one_that_matches_nothing_is_named(world: TrainingData) -> None:
+    trainer = adapted(
+        world, lora=replace(ADAPTERS, target_modules=["v_proj", r"visual\.blocks\.\d+\.attn\.qkv"])
+    )
     found = {n.split(".lora_A")[0] for n, _ in trainer.policy.hf.named_parameters() if ".lora_A." in n}
     assert {name.rpartition(".")[2] for name in found} == {"v_proj", "qkv"}
     with pytest.raises(
         UserError, match=r"learner\.lora\.targets has 'w_proj', which is the end of no linear"
     ):
-        adapted(world, lora=replace(ADAPTERS, targets=["w_proj"]))
+        adapted(world, lora=replace(ADAPTERS, target_modules=["w_proj"]))
 
 
-def test_a_checkpoint_brings_adapters_back(world: World, tmp_path: Path) -> None:
+def test_a_checkpoint_brings_adapters_back(world: TrainingData, tmp_path: Path) -> None:
     trainer = taught(adapted(world), world)
     trainer.save_checkpoint(tmp_path / "checkpoint")
     again = adapted(world)

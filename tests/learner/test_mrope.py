@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.worlds import small_model
-from vz_ray.learner.model import load_pretrained
+from tests.learner.training_data import small_model
 from vz_ray.learner.mrope import mrope_positions
+from vz_ray.learner.policy_model import load_pretrained
 
 PAD = 6
 

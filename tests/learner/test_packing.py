@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.learner.worlds import World, small_model, varied_world
-from vz_ray.learner.example import Example, TokenIds, encode, frame_key
-from vz_ray.learner.packing import Costs, Tree, common_prefix, plan
-from vz_ray.observe.errors import UserError
+from tests.learner.training_data import TrainingData, make_varied_data, small_model
+from vz_ray.learner.example import Example, SpecialTokenIds, encode_trajectory, frame_key
+from vz_ray.learner.packing import FlopCosts, PrefixTree, common_prefix_length, plan_micro_batches
+from vz_ray.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return varied_world(small_model(tmp_path_factory.mktemp("model")))
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return make_varied_data(small_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
-def examples(world: World) -> list[Example]:
-    tokens = TokenIds.of_checkpoint(world.model)
-    return [encode(trajectory, tokens, 2) for trajectory in world.trajectories]
+def examples(world: TrainingData) -> list[Example]:
+    tokens = SpecialTokenIds.from_pretrained(world.model)
+    return [encode_trajectory(trajectory, tokens, 2) for trajectory in world.trajectories]
 
 
 def plain(length: int, group: str, shared: int = 0, name: str = "") -> Example:
@@ -34,53 +34,53 @@ def plain(length: int, group: str, shared: int = 0, name: str = "") -> Example:
     one = np.zeros(1, dtype=np.float32)
     return Example(
         name=name,
-        group=group,
-        ids=np.append(ids, 2),
-        sampled=np.asarray([length]),
+        group_id=group,
+        token_ids=np.append(ids, 2),
+        sampled_positions=np.asarray([length]),
         engine_logprobs=one,
         temperature=one + 1,
-        versions=np.zeros(1, dtype=np.int64),
+        weight_versions=np.zeros(1, dtype=np.int64),
         after_image=np.zeros(1, dtype=np.bool_),
         grids=none.reshape(0, 3),
-        starts=none,
-        visual=none,
+        image_starts=none,
+        image_token_counts=none,
         refs=(),
     )
 
 
 def test_samples_share_their_prompt_and_the_first_words_they_have_in_common(
-    world: World, examples: list[Example]
+    world: TrainingData, examples: list[Example]
 ) -> None:
     group = examples[:5]
     prompt = len(world.trajectories[0].prompt.expanded_ids)
-    assert common_prefix(group) == prompt + 3
-    assert common_prefix([group[0], examples[5]]) < prompt
+    assert common_prefix_length(group) == prompt + 3
+    assert common_prefix_length([group[0], examples[5]]) < prompt
 
 
 def test_a_frame_is_shared_whole_or_not_at_all(examples: list[Example]) -> None:
     first = examples[0]
-    end = int(first.starts[2])
+    end = int(first.image_starts[2])
     other = replace(first.refs[2], digest="another")
     differs = replace(first, refs=(*first.refs[:2], other, *first.refs[3:]))
-    assert common_prefix([first, differs]) == end
+    assert common_prefix_length([first, differs]) == end
     # The same ids as far as they go, but of a frame that is larger: its pads cannot be told apart.
-    pad = first.ids[end]
+    pad = first.token_ids[end]
     larger = replace(
         first,
-        ids=np.insert(first.ids, end, [pad] * 3),
-        visual=first.visual + 3 * (np.arange(len(first.visual)) == 2),
-        sampled=first.sampled + 3,
+        token_ids=np.insert(first.token_ids, end, [pad] * 3),
+        image_token_counts=first.image_token_counts + 3 * (np.arange(len(first.image_token_counts)) == 2),
+        sampled_positions=first.sampled_positions + 3,
         refs=(*first.refs[:2], other, *first.refs[3:]),
     )
-    assert common_prefix([first, larger]) == end
-    assert common_prefix([larger, first]) == end
+    assert common_prefix_length([first, larger]) == end
+    assert common_prefix_length([larger, first]) == end
 
 
 def test_a_tree_counts_its_prefix_once(examples: list[Example]) -> None:
-    tree = Tree.of(range(5), examples, Costs(token=1.0))
-    alone = sum(e.context for e in examples[:5])
-    assert tree.tokens == alone - 4 * tree.prefix == tree.cost
-    patches = Tree.of(range(5), examples, Costs(token=0.0, patch=1.0)).cost
+    tree = PrefixTree.from_members(range(5), examples, FlopCosts(token=1.0))
+    alone = sum(e.context_length for e in examples[:5])
+    assert tree.num_tokens == alone - 4 * tree.prefix_length == tree.flops
+    patches = PrefixTree.from_members(range(5), examples, FlopCosts(token=0.0, patch=1.0)).flops
     shared = examples[0].grids[:4].prod(axis=1).sum()
     every = sum(e.grids.prod(axis=1).sum() for e in examples[:5])
     assert patches == every - 4 * shared
@@ -88,17 +88,17 @@ def test_a_tree_counts_its_prefix_once(examples: list[Example]) -> None:
 
 def test_attention_pairs_are_those_of_the_mask() -> None:
     made = [plain(n, "g", 6, name=str(n)) for n in (8, 11, 6)]
-    tree = Tree.of(range(3), made, Costs(token=0.0, pair=2.0))
-    assert tree.prefix == 6
+    tree = PrefixTree.from_members(range(3), made, FlopCosts(token=0.0, pair=2.0))
+    assert tree.prefix_length == 6
     pairs = 6 * 7 / 2 + sum(b * 6 + b * (b + 1) / 2 for b in (2, 5, 0))
-    assert tree.cost == 2 * pairs
+    assert tree.flops == 2 * pairs
 
 
 def test_what_comes_after_the_last_sampled_token_is_not_computed(examples: list[Example]) -> None:
     one = examples[0]
-    longer = replace(one, ids=np.append(one.ids, [5] * 100))
+    longer = replace(one, token_ids=np.append(one.token_ids, [5] * 100))
     assert longer.length == one.length + 100
-    assert longer.context == one.context == one.length - 1
+    assert longer.context_length == one.context_length == one.length - 1
 
 
 @given(
@@ -116,22 +116,22 @@ def test_plans_cover_everything_once_in_equal_steps_within_the_budget(
         for g, lengths in enumerate(groups)
         for k, length in enumerate(lengths)
     ]
-    dealt = plan(made, budget, ranks, share=share)
-    assert dealt == plan(made, budget, ranks, share=share)
+    dealt = plan_micro_batches(made, budget, ranks, share_prefixes=share)
+    assert dealt == plan_micro_batches(made, budget, ranks, share_prefixes=share)
     assert len(dealt) == ranks
     assert len({len(steps) for steps in dealt}) == 1
     assert len(dealt[0]) >= 1
     batches = [batch for steps in dealt for batch in steps]
     assert sorted(i for batch in batches for tree in batch for i in tree.members) == list(range(len(made)))
-    assert all(sum(tree.tokens for tree in batch) <= budget for batch in batches)
+    assert all(sum(tree.num_tokens for tree in batch) <= budget for batch in batches)
     for tree in (tree for batch in batches for tree in batch):
-        assert len({made[i].group for i in tree.members}) == 1
+        assert len({made[i].group_id for i in tree.members}) == 1
         assert share or len(tree.members) == 1
 
 
 def test_one_group_is_split_over_ranks_that_would_wait() -> None:
     made = [plain(40, "g", 8, name=str(k)) for k in range(8)]
-    dealt = plan(made, 10_000, 2)
+    dealt = plan_micro_batches(made, 10_000, 2)
     assert [sum(len(t.members) for t in steps[0]) for steps in dealt] == [4, 4]
 
 
@@ -140,8 +140,8 @@ def test_steps_cost_every_rank_about_the_same() -> None:
     made = [
         plain(int(rng.integers(60, 400)), str(g), 50, name=f"{g}/{k}") for g in range(16) for k in range(8)
     ]
-    dealt = plan(made, 2500, 4, Costs(token=1.0, pair=0.01))
-    costs = np.asarray([[sum(tree.cost for tree in batch) for batch in steps] for steps in dealt])
+    dealt = plan_micro_batches(made, 2500, 4, FlopCosts(token=1.0, pair=0.01))
+    costs = np.asarray([[sum(tree.flops for tree in batch) for batch in steps] for steps in dealt])
     assert costs.shape[1] > 1
     assert (costs.max(axis=0) <= 1.2 * costs.mean(axis=0)).all()
 
@@ -149,7 +149,7 @@ def test_steps_cost_every_rank_about_the_same() -> None:
 def test_a_trajectory_over_the_budget_is_named() -> None:
     made = [plain(50, "g", name="0/task/1"), plain(10, "g", name="0/task/2")]
     with pytest.raises(UserError, match=r"0/task/1 has 50 tokens to compute.*micro_batch_tokens \(40\)"):
-        plan(made, 40, 1)
+        plan_micro_batches(made, 40, 1)
 
 
 def test_keys_tell_frames_of_the_same_bytes_apart(examples: list[Example]) -> None:

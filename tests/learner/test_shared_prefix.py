@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.worlds import World, small_model, varied_world
+from tests.learner.training_data import TrainingData, make_varied_data, small_model
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.advantage import advantages
-from vz_ray.learner.batch import collate, frames_of
-from vz_ray.learner.example import Example, encode
-from vz_ray.learner.features import FeatureCache
-from vz_ray.learner.loss import trajectory_weights
-from vz_ray.learner.model import Policy
-from vz_ray.learner.objective import Given, objective
-from vz_ray.learner.packing import Tree, plan
-from vz_ray.learner.pixels import PixelSpec
+from vz_ray.learner.advantage import compute_advantages
+from vz_ray.learner.batch import collate, in_memory_pixels
+from vz_ray.learner.example import Example, encode_trajectory
+from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
+from vz_ray.learner.image_patches import ImageSpec
+from vz_ray.learner.loss import loss_weights
+from vz_ray.learner.packing import PrefixTree, plan_micro_batches
+from vz_ray.learner.policy_model import PolicyModel
 
 CPU = torch.device("cpu")
-LOSS = LossConfig(kl=0.1, entropy=0.01)
+LOSS = LossConfig(kl_coef=0.1, entropy_coef=0.01)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -47,24 +47,25 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "apply_rotary_pos_emb_vision", rotate)
 
 
-class Setup:
+class GradientCheck:
     """A policy and a world, and the loss and gradients of packing the world so or so."""
 
     def __init__(self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False) -> None:
-        self.world: World = varied_world(model, groups=2, samples=5, seed=seed)
-        self.policy = Policy.load(model, dtype, chunk=9).train()
+        self.world: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
+        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9).train()
         if checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-        self.spec = PixelSpec.of_checkpoint(model)
+        self.spec = ImageSpec.from_pretrained(model)
         self.examples: list[Example] = [
-            encode(t, self.policy.tokens, self.policy.merge) for t in self.world.trajectories
+            encode_trajectory(t, self.policy.tokens, self.policy.spatial_merge_size)
+            for t in self.world.trajectories
         ]
-        self.advantage = np.concatenate([advantages(g.rewards) for g in self.world.groups])
-        self.weight = trajectory_weights([len(e.sampled) for e in self.examples], "sequence_mean", 1)
+        self.advantage = np.concatenate([compute_advantages(g.rewards) for g in self.world.groups])
+        self.weight = loss_weights([len(e.sampled_positions) for e in self.examples], "sequence_mean", 1)
         rng = np.random.default_rng(seed)
-        self.drift = [rng.normal(0, 0.3, (2, len(e.sampled))) for e in self.examples]
+        self.drift = [rng.normal(0, 0.3, (2, len(e.sampled_positions))) for e in self.examples]
 
-    def run(self, batches: list[list[Tree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    def run(self, batches: list[list[PrefixTree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
         """The GRPO loss, clipped for many tokens, with KL and entropy; and its gradient."""
         self.policy.zero_grad()
         total = 0.0
@@ -72,42 +73,42 @@ class Setup:
             batch = collate(
                 trees,
                 self.examples,
-                frames_of(self.world.pixels),
+                in_memory_pixels(self.world.pixels),
                 self.policy.tokens,
                 self.spec,
                 CPU,
                 **options,
             )
             logprobs, entropy = self.policy(batch)
-            loss, _ = objective(
-                logprobs, entropy, self.given(batch, logprobs), LossConfig(kl=0.1, entropy=0.01)
+            loss, _ = grpo_loss(
+                logprobs, entropy, self.given(batch, logprobs), LossConfig(kl_coef=0.1, entropy_coef=0.01)
             )
             loss.backward()
             total += loss.item()
         return total, {n: p.grad.clone() for n, p in self.policy.named_parameters() if p.grad is not None}
 
-    def given(self, batch, logprobs: torch.Tensor) -> Given:
+    def given(self, batch, logprobs: torch.Tensor) -> LossInputs:
         """Old and reference log-probs that lie where they would after a few updates."""
         drift = torch.zeros(2, *logprobs.shape, dtype=logprobs.dtype)
         for row, index in enumerate(batch.indices):
             drift[:, row, : len(self.examples[index].sampled)] = torch.from_numpy(self.drift[index])
         fixed = torch.round(logprobs.detach(), decimals=3)
-        return Given(
-            advantage=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
-            weight=torch.tensor([self.weight[i] for i in batch.indices], dtype=logprobs.dtype),
+        return LossInputs(
+            advantages=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
+            weights=torch.tensor([self.weight[i] for i in batch.indices], dtype=logprobs.dtype),
             mask=batch.mask.to(logprobs.dtype),
-            old=fixed + drift[0],
-            engine=batch.engine_logprobs,
-            reference=fixed + drift[1],
+            old_logprobs=fixed + drift[0],
+            engine_logprobs=batch.engine_logprobs,
+            ref_logprobs=fixed + drift[1],
         )
 
-    def alone(self) -> list[list[Tree]]:
+    def alone(self) -> list[list[PrefixTree]]:
         """One sequence per trajectory, one at a time."""
-        return [[Tree.of([i], self.examples)] for i in range(len(self.examples))]
+        return [[PrefixTree.from_members([i], self.examples)] for i in range(len(self.examples))]
 
-    def shared(self) -> list[list[Tree]]:
+    def shared(self) -> list[list[PrefixTree]]:
         """All groups, each behind its prefix, in one sequence."""
-        return plan(self.examples, 100_000, 1)[0]
+        return plan_micro_batches(self.examples, 100_000, 1)[0]
 
 
 def assert_equal(
@@ -123,9 +124,9 @@ def assert_equal(
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_sharing_changes_neither_loss_nor_gradient(model: Path, dtype: torch.dtype, seed: int) -> None:
-    setup = Setup(model, dtype, seed)
+    setup = GradientCheck(model, dtype, seed)
     ((tree, other),) = setup.shared()
-    assert tree.prefix > 40
+    assert tree.prefix_length > 40
     assert len(tree.members) == len(other.members) == 5
     expected = setup.run(setup.alone())
     assert any("visual" in name for name in expected[1])
@@ -133,25 +134,25 @@ def test_sharing_changes_neither_loss_nor_gradient(model: Path, dtype: torch.dty
 
 
 def test_nor_does_it_where_activations_are_computed_again(model: Path) -> None:
-    setup = Setup(model, torch.float64, checkpointing=True)
-    assert_equal(setup.run(setup.shared()), Setup(model, torch.float64).run(setup.alone()), 1e-9)
+    setup = GradientCheck(model, torch.float64, checkpointing=True)
+    assert_equal(setup.run(setup.shared()), GradientCheck(model, torch.float64).run(setup.alone()), 1e-9)
 
 
 def test_packing_alone_changes_nothing(model: Path) -> None:
-    setup = Setup(model, torch.float64)
-    packed = plan(setup.examples, 100_000, 1, share=False)[0]
+    setup = GradientCheck(model, torch.float64)
+    packed = plan_micro_batches(setup.examples, 100_000, 1, share_prefixes=False)[0]
     assert len(packed) == 1
-    assert all(tree.prefix == 0 for tree in packed[0])
+    assert all(tree.prefix_length == 0 for tree in packed[0])
     assert_equal(setup.run(packed), setup.run(setup.alone(), share_frames=False), 1e-9)
 
 
 @pytest.mark.parametrize("parts", [(1, 4), (2, 3), (1, 1, 3)])
 def test_splitting_a_group_changes_nothing(model: Path, parts: tuple[int, ...]) -> None:
     """Over micro-batches, where its prefix is computed again, and over ranks, whose sums add up alike."""
-    setup = Setup(model, torch.float64)
+    setup = GradientCheck(model, torch.float64)
     ends = np.cumsum([0, *parts])
     split = [
-        [Tree.of(range(5 * group + start, 5 * group + end), setup.examples)]
+        [PrefixTree.from_members(range(5 * group + start, 5 * group + end), setup.examples)]
         for group in range(2)
         for start, end in pairwise(ends)
     ]
@@ -159,10 +160,10 @@ def test_splitting_a_group_changes_nothing(model: Path, parts: tuple[int, ...]) 
 
 
 def test_features_kept_of_a_frozen_tower_change_nothing(model: Path) -> None:
-    setup = Setup(model, torch.float64)
+    setup = GradientCheck(model, torch.float64)
     setup.policy.hf.model.visual.requires_grad_(False)
     expected = setup.run(setup.alone())
-    cache = setup.policy.cache = FeatureCache(1 << 20)
+    cache = setup.policy.feature_cache = FeatureCache(1 << 20)
     first = setup.run(setup.shared(), cache=cache)
     assert cache.hits == 0
     assert cache.misses == len(setup.world.pixels) > 0

@@ -21,27 +21,27 @@ from tests.learner.rank_worker import (
     parameters,
     resume,
     small_config,
-    small_world,
+    small_training_data,
 )
-from tests.learner.worlds import World, small_model
+from tests.learner.training_data import TrainingData, small_model
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner import checkpoint
-from vz_ray.learner.checkpoint import MANIFEST, CheckpointBroken
-from vz_ray.learner.model import Policy
-from vz_ray.learner.schedule import learning_rate
+from vz_ray.learner.checkpoint import MANIFEST, CheckpointError
+from vz_ray.learner.lr_schedule import learning_rate
+from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.trainer import Trainer
-from vz_ray.weights.nccl import free_port
+from vz_ray.weight_sync.nccl_broadcast import find_free_port
 
 SCENARIOS = ("gradients", "learn", "imageless", "resume")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return small_world(small_model(tmp_path_factory.mktemp("model")))
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return small_training_data(small_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
-def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def alone(world: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """What one rank without sharding makes of the scenarios."""
     out = tmp_path_factory.mktemp("alone")
     trainer = Trainer(small_config(world.model, 0))
@@ -52,9 +52,9 @@ def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     return report, out
 
 
-def two_ranks(world: World, out: Path, stage: int, *scenarios: str) -> dict[str, Any]:
+def two_ranks(world: TrainingData, out: Path, stage: int, *scenarios: str) -> dict[str, Any]:
     """Runs scenarios on two ranks; returns rank 0's report."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
     command = [sys.executable, "-m", "tests.learner.rank_worker", str(world.model), str(out), str(stage)]
     ranks = [
@@ -79,7 +79,7 @@ def two_ranks(world: World, out: Path, stage: int, *scenarios: str) -> dict[str,
 
 
 def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> None:
-    timing = {"seconds", "tokens_per_s"}
+    timing = {"seconds", "tokens_per_second"}
     assert got.keys() == expected.keys()
     for name in expected.keys() - timing:
         assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
@@ -87,7 +87,7 @@ def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> N
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_ranks_learn_what_one_learns(
-    world: World, alone: tuple[dict[str, Any], Path], tmp_path: Path, stage: int
+    world: TrainingData, alone: tuple[dict[str, Any], Path], tmp_path: Path, stage: int
 ) -> None:
     """SFT and RL steps, ranks without images or without trajectories, resuming, exporting.
 
@@ -129,22 +129,22 @@ def assert_resumed(report: dict[str, Any]) -> None:
 
 
 def assert_exported(directory: Path, base: Path, report: dict[str, Any]) -> None:
-    policy = Policy.load(directory)
+    policy = PolicyModel.from_pretrained(directory)
     total = sum(float(p.detach().abs().sum()) for p in policy.hf.parameters())
     assert total == pytest.approx(report["exported"], rel=1e-5)
-    assert policy.tokens == Policy.load(base).tokens
+    assert policy.tokens == PolicyModel.from_pretrained(base).tokens
 
 
 def test_one_rank_goes_on_bit_for_bit_from_a_checkpoint(
-    world: World, alone: tuple[dict[str, Any], Path]
+    world: TrainingData, alone: tuple[dict[str, Any], Path]
 ) -> None:
     report, out = alone
     assert_resumed(report["resume"])
     assert_exported(out / "export", world.model, report["resume"])
 
 
-def test_incomplete_and_damaged_checkpoints_are_refused(world: World, tmp_path: Path) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+def test_incomplete_and_damaged_checkpoints_are_refused(world: TrainingData, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
     trainer.save_checkpoint(tmp_path / "good")
     facts = json.loads((tmp_path / "good" / MANIFEST).read_text())
     with pytest.raises(FileExistsError, match="never written over"):
@@ -152,20 +152,20 @@ def test_incomplete_and_damaged_checkpoints_are_refused(world: World, tmp_path: 
     name = max(facts["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
     whole = (tmp_path / "good" / name).read_bytes()
     (tmp_path / "good" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(CheckpointBroken, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         trainer.load_checkpoint(tmp_path / "good")
     (tmp_path / "good" / name).unlink()
-    with pytest.raises(CheckpointBroken, match="lacks"):
+    with pytest.raises(CheckpointError, match="lacks"):
         trainer.load_checkpoint(tmp_path / "good")
     (tmp_path / "good" / MANIFEST).unlink()
-    with pytest.raises(CheckpointBroken, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         trainer.load_checkpoint(tmp_path / "good")
 
 
 def test_an_interrupted_save_leaves_nothing_under_the_final_name(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
 
     def die(*_: object, **__: object) -> None:
         raise OSError("disk full")
@@ -179,13 +179,13 @@ def test_an_interrupted_save_leaves_nothing_under_the_final_name(
     assert (tmp_path / "step" / MANIFEST).exists()
 
 
-def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(world: World) -> None:
+def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(world: TrainingData) -> None:
     config = small_config(
         world.model,
         0,
         freeze_vision=True,
         optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
-        loss=LossConfig(kl=0.0),
+        loss=LossConfig(kl_coef=0.0),
     )
     trainer = Trainer(config)
     before = parameters(trainer)
@@ -196,13 +196,13 @@ def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(
     assert not any("visual" in name for name in changed)
 
 
-def test_better_samples_become_likelier_and_worse_ones_less_likely(world: World) -> None:
-    loss = LossConfig(kl=0.01, entropy=0.0, aggregation="token_mean")
-    trainer = Trainer(small_config(world.model, 0, loss=loss, minibatch_tasks=8))
-    before = [float(row.sum()) for row in trainer.logprobs(world.trajectories, world.pixels)]
+def test_better_samples_become_likelier_and_worse_ones_less_likely(world: TrainingData) -> None:
+    loss = LossConfig(kl_coef=0.01, entropy_coef=0.0, aggregation="token_mean")
+    trainer = Trainer(small_config(world.model, 0, loss=loss, mini_batch_size=8))
+    before = [float(row.sum()) for row in trainer.compute_logprobs(world.trajectories, world.pixels)]
     for _ in range(3):
         metrics = trainer.grpo_step(world.groups, world.pixels)
-    after = [float(row.sum()) for row in trainer.logprobs(world.trajectories, world.pixels)]
+    after = [float(row.sum()) for row in trainer.compute_logprobs(world.trajectories, world.pixels)]
     gains = iter(after[i] - before[i] for i in range(len(after)))
     for group in world.groups:
         own = [next(gains) for _ in group.trajectories]
@@ -211,18 +211,18 @@ def test_better_samples_become_likelier_and_worse_ones_less_likely(world: World)
     assert metrics["ratio_max"] == 1.0  # one update an iteration: old and new are the same there
 
 
-def test_the_first_iteration_is_at_the_reference_and_at_ratio_one(world: World) -> None:
-    trainer = Trainer(small_config(world.model, 0, minibatch_tasks=8))
+def test_the_first_iteration_is_at_the_reference_and_at_ratio_one(world: TrainingData) -> None:
+    trainer = Trainer(small_config(world.model, 0, mini_batch_size=8))
     metrics = trainer.grpo_step(world.groups, world.pixels)
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-9)
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
 
 
-def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: World) -> None:
+def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: TrainingData) -> None:
     """Engine log-probs set to the learner's own plus 0.25 on one token of one trajectory."""
-    trainer = Trainer(small_config(world.model, 0, minibatch_tasks=8))
-    rows = iter(trainer.logprobs(world.trajectories, world.pixels))
+    trainer = Trainer(small_config(world.model, 0, mini_batch_size=8))
+    rows = iter(trainer.compute_logprobs(world.trajectories, world.pixels))
     groups, first = [], True
     for group in world.groups:
         played = []
@@ -241,8 +241,8 @@ def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: World)
     assert metrics["mismatch_kl"] == pytest.approx((np.exp(-0.25) + 0.25 - 1) / tokens, rel=1e-3)
 
 
-def test_groups_that_teach_nothing_change_nothing(world: World) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
+def test_groups_that_teach_nothing_change_nothing(world: TrainingData) -> None:
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
     before = parameters(trainer)
     flat = [
         replace(
@@ -258,62 +258,62 @@ def test_groups_that_teach_nothing_change_nothing(world: World) -> None:
     assert all(np.array_equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
-def test_old_log_probs_may_be_the_engines(world: World) -> None:
-    loss = LossConfig(kl=0.0, entropy=0.0)
-    trainer = Trainer(small_config(world.model, 0, old_logprobs="engine", minibatch_tasks=8, loss=loss))
-    rows = trainer.logprobs(world.trajectories, world.pixels)
+def test_old_log_probs_may_be_the_engines(world: TrainingData) -> None:
+    loss = LossConfig(kl_coef=0.0, entropy_coef=0.0)
+    trainer = Trainer(small_config(world.model, 0, old_logprobs="engine", mini_batch_size=8, loss=loss))
+    rows = trainer.compute_logprobs(world.trajectories, world.pixels)
     engine = [np.asarray(t.sampled_logprobs) for t in world.trajectories]
     expected = max(float(np.exp(np.abs(r - e)).max()) for r, e in zip(rows, engine, strict=True))
     assert trainer.grpo_step(world.groups, world.pixels)["ratio_max"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_tied_head_trains_and_is_published_once(tmp_path: Path) -> None:
-    from tests.learner.worlds import SMALL, TEXTS
-    from vz_ray.coldstart.tiny import build_tiny
+    from tests.learner.training_data import SMALL, TEXTS
+    from vz_ray.needle.tiny_model import build_tiny_model
 
-    model = build_tiny(tmp_path / "tied", TEXTS, shape=replace(SMALL, tie_embeddings=True))
-    world = small_world(model)
-    trainer = Trainer(small_config(model, 0, loss=LossConfig(kl=0.0)))
+    model = build_tiny_model(tmp_path / "tied", TEXTS, config=replace(SMALL, tie_word_embeddings=True))
+    world = small_training_data(model)
+    trainer = Trainer(small_config(model, 0, loss=LossConfig(kl_coef=0.0)))
     first, *_, last = (trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(4))
     assert last < first
-    names = [spec.name for spec in trainer.source().specs()]
+    names = [spec.name for spec in trainer.weight_source().specs()]
     assert "model.language_model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
 
 
-def test_published_buckets_hold_every_tensor_once_and_within_the_limit(world: World) -> None:
-    source = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0))).source()
+def test_published_buckets_hold_every_tensor_once_and_within_the_limit(world: TrainingData) -> None:
+    source = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0))).weight_source()
     seen: list[str] = []
     for bucket in source.buckets(20_000):
         size = sum(tensor.numel() * tensor.element_size() for tensor in bucket.values())
         assert size <= 20_000 or len(bucket) == 1
         seen += bucket
     assert seen == [spec.name for spec in source.specs()]
-    assert seen == list(Policy.load(world.model).hf.state_dict())
+    assert seen == list(PolicyModel.from_pretrained(world.model).hf.state_dict())
 
 
-def test_the_probe_is_scored_as_the_plain_model_scores_it(world: World) -> None:
+def test_the_probe_is_scored_as_the_plain_model_scores_it(world: TrainingData) -> None:
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    from vz_ray.learner.model import load_pretrained
-    from vz_ray.weights.verify import build_probe, learner_logprobs
+    from vz_ray.learner.policy_model import load_pretrained
+    from vz_ray.weight_sync.parity_probe import build_parity_probe, compute_learner_logprobs
 
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl=0.0)))
-    probe = build_probe(AutoTokenizer.from_pretrained(world.model))
+    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+    probe = build_parity_probe(AutoTokenizer.from_pretrained(world.model))
     hf, processor = (
         load_pretrained(world.model, torch.float32),
         AutoImageProcessor.from_pretrained(world.model),
     )
-    expected = learner_logprobs(hf, processor, probe, trainer.policy.tokens.vision)
-    assert trainer.score(probe) == pytest.approx(expected, abs=1e-5)
+    expected = compute_learner_logprobs(hf, processor, probe, trainer.policy.tokens.vision)
+    assert trainer.score_probe(probe) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "all")])
 def test_bfloat16_follows_float32(
-    world: World, alone: tuple[dict[str, Any], Path], stage: int, offload: str
+    world: TrainingData, alone: tuple[dict[str, Any], Path], stage: int, offload: str
 ) -> None:
     trainer = Trainer(small_config(world.model, stage, dtype="bfloat16", offload=offload))
-    assert {spec.dtype for spec in trainer.source().specs()} == {"bfloat16"}
+    assert {spec.dtype for spec in trainer.weight_source().specs()} == {"bfloat16"}
     metrics = trainer.sft_step(world.trajectories[:5], world.pixels)
     expected = alone[0]["learn"]["sft"]
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-2)
@@ -321,7 +321,7 @@ def test_bfloat16_follows_float32(
     assert trainer.sft_step(world.trajectories[:5], world.pixels)["loss"] < metrics["loss"]
 
 
-def test_what_lies_in_host_memory_is_trained_alike(world: World) -> None:
+def test_what_lies_in_host_memory_is_trained_alike(world: TrainingData) -> None:
     """Optimizer state, weights or nothing there: the same steps, and the same reference model."""
     each = [
         Trainer(small_config(world.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")
@@ -338,7 +338,7 @@ def test_what_lies_in_host_memory_is_trained_alike(world: World) -> None:
             np.testing.assert_allclose(values[name], value, atol=1e-6, rtol=0, err_msg=name)
 
 
-def test_bfloat16_without_master_weights_is_refused(world: World) -> None:
+def test_bfloat16_without_master_weights_is_refused(world: TrainingData) -> None:
     with pytest.raises(ValueError, match="no float32 copy of bfloat16 weights"):
         Trainer(small_config(world.model, 0, dtype="bfloat16"))
 
@@ -354,7 +354,7 @@ def test_bfloat16_without_master_weights_is_refused(world: World) -> None:
 def test_the_learning_rate_follows_its_schedule(
     schedule: str, warmup: float, rates: dict[int, float]
 ) -> None:
-    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup=warmup, total_steps=100)
+    config = OptimizerConfig(learning_rate=1.0, lr_schedule=schedule, warmup_ratio=warmup, total_steps=100)
     for step, rate in rates.items():
         assert learning_rate(config, step) == pytest.approx(rate, abs=1e-9)
 
@@ -368,7 +368,7 @@ def test_the_learning_rate_follows_its_schedule(
         ({"offload": "optimizer", "zero_stage": 0}, "'optimizer' needs learner.zero_stage 1, 2 or 3"),
         ({"offload": "all", "zero_stage": 2}, "'all' needs learner.zero_stage 3, it is 2"),
         ({"offload": True}, "offload is True; it must be one of 'none', 'optimizer', 'all'"),
-        ({"max_skipped": 0}, "max_skipped is 0"),
+        ({"max_skipped_updates": 0}, "max_skipped_updates is 0"),
     ],
 )
 def test_config_refuses_what_cannot_work(change: dict[str, Any], message: str) -> None:

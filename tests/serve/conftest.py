@@ -18,21 +18,21 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
-from tests.video.making import Made, make
-from vz_ray.config.serve import FilesConfig, GuardConfig
-from vz_ray.serve.errors import overloaded
-from vz_ray.serve.files import router
-from vz_ray.serve.guard import owner, protect
-from vz_ray.serve.keys import KeyRing, add_key, new_key
-from vz_ray.serve.media import Media
-from vz_ray.serve.store import FileStore
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.config.serve import AccessConfig, UploadsConfig
+from vz_ray.serve.access_control import install_access_control, request_owner
+from vz_ray.serve.api_errors import overloaded
+from vz_ray.serve.api_keys import ApiKeyStore, add_key, generate_key
+from vz_ray.serve.file_store import FileStore
+from vz_ray.serve.files_api import files_router
+from vz_ray.serve.media_resolver import MediaResolver
 from vz_ray.video.clip_reader import ClipReader
-from vz_ray.video.errors import SourceRefused
-from vz_ray.video.frame import FrameSize, Still, VideoInfo
-from vz_ray.video.remote import RemoteRules
+from vz_ray.video.errors import SourceNotAllowedError
+from vz_ray.video.frame import FrameSize, ImageRequest, VideoInfo
+from vz_ray.video.remote import DownloadRules
 
 
-class Ask(BaseModel):
+class AskBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     video: str = ""
@@ -41,7 +41,7 @@ class Ask(BaseModel):
 
 
 @dataclass
-class Served:
+class GuardedServer:
     """A running server.
 
     Attributes:
@@ -68,11 +68,11 @@ class Served:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **more)
 
-    def left(self) -> list[str]:
+    def stored_files(self) -> list[str]:
         """What lies in the directory of uploads."""
         return sorted(path.name for path in self.directory.iterdir())
 
-    def raw(self, head: str, body: bytes = b"") -> socket.socket:
+    def send_raw(self, head: str, body: bytes = b"") -> socket.socket:
         """A connection on which `head` (request line and headers, less Host) and `body` were sent."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         key = f"Authorization: Bearer {self.secret}\r\n" if self.secret else ""
@@ -81,15 +81,17 @@ class Served:
         return connection
 
 
-def application(served: Served, guard: GuardConfig, store: FileStore, files: FilesConfig) -> FastAPI:
+def application(
+    served: GuardedServer, guard: AccessConfig, store: FileStore, files: UploadsConfig
+) -> FastAPI:
     app = FastAPI()
-    reader, rules = ClipReader(videos=1), RemoteRules(hosts=())
+    reader, rules = ClipReader(max_open_videos=1), DownloadRules(hosts=())
 
     async def probe(path: str) -> VideoInfo:
         return await asyncio.to_thread(reader.probe, path)
 
     async def look(path: str) -> object:
-        return await asyncio.to_thread(reader.overview, path, Still(), FrameSize())
+        return await asyncio.to_thread(reader.overview, path, ImageRequest(), FrameSize())
 
     @app.get("/health")
     async def health() -> dict[str, bool]:
@@ -100,8 +102,8 @@ def application(served: Served, guard: GuardConfig, store: FileStore, files: Fil
         return {"page": True}
 
     @app.post("/v1/ask")
-    async def ask(body: Ask, request: Request) -> dict[str, Any]:
-        async with Media(store, owner(request), rules, files.roots) as media:
+    async def ask(body: AskBody, request: Request) -> dict[str, Any]:
+        async with MediaResolver(store, request_owner(request), rules, files.allowed_dirs) as media:
             for place, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
                 if url:
                     source = await media.resolve(url, kind, f"content.{place}")
@@ -111,7 +113,7 @@ def application(served: Served, guard: GuardConfig, store: FileStore, files: Fil
     @app.post("/v1/hold")
     async def hold(request: Request) -> dict[str, bool]:
         await request.body()
-        served.busy.append(owner(request))
+        served.busy.append(request_owner(request))
         await asyncio.to_thread(served.hold.wait, 30)
         return {"ok": True}
 
@@ -125,7 +127,7 @@ def application(served: Served, guard: GuardConfig, store: FileStore, files: Fil
 
     @app.get("/v1/refused")
     async def refused() -> None:
-        raise SourceRefused(f"{store.directory} is private", "the video's address cannot be opened")
+        raise SourceNotAllowedError(f"{store.directory} is private", "the video's address cannot be opened")
 
     @app.get("/v1/midway")
     async def midway() -> StreamingResponse:
@@ -135,25 +137,27 @@ def application(served: Served, guard: GuardConfig, store: FileStore, files: Fil
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
-    app.include_router(router(store, probe, look))
+    app.include_router(files_router(store, probe, look))
     return app
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., GuardedServer]]:
     """Starts servers: `serve(with_keys=False, json_mb=1)`; options of both configurations, by name."""
-    running: list[tuple[uvicorn.Server, threading.Thread, Served]] = []
+    running: list[tuple[uvicorn.Server, threading.Thread, GuardedServer]] = []
 
-    def start(*, with_keys: bool = True, file_bytes: int = 2**30, **options: Any) -> Served:
+    def start(*, with_keys: bool = True, file_bytes: int = 2**30, **options: Any) -> GuardedServer:
         of_files = {name: options.pop(name) for name in ("files_gb", "days", "roots") if name in options}
-        files, guard = FilesConfig(**of_files), GuardConfig(**options)
-        store = FileStore(tmp_path / "uploads", int(files.files_gb * 2**30), files.days, file_bytes)
-        secret, key = new_key("alice")
-        served = Served(0, store.directory, tmp_path / "keys" / "keys.json", secret if with_keys else "")
+        files, guard = UploadsConfig(**of_files), AccessConfig(**options)
+        store = FileStore(tmp_path / "uploads", int(files.max_gib * 2**30), files.ttl_days, file_bytes)
+        secret, key = generate_key("alice")
+        served = GuardedServer(
+            0, store.directory, tmp_path / "keys" / "keys.json", secret if with_keys else ""
+        )
         if with_keys and not served.keys.exists():
             add_key(served.keys, key)
         app = application(served, guard, store, files)
-        protect(app, guard, KeyRing(served.keys) if with_keys else None)
+        install_access_control(app, guard, ApiKeyStore(served.keys) if with_keys else None)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
@@ -175,10 +179,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("video"), Made("video.mp4"))
+    return write_video(tmp_path_factory.mktemp("video"), VideoSpec("video.mp4"))
 
 
-def answered(connection: socket.socket) -> tuple[int, str]:
+def read_response(connection: socket.socket) -> tuple[int, str]:
     """Status and the rest of what comes until the server closes the connection."""
     received = b""
     with connection:
@@ -188,7 +192,7 @@ def answered(connection: socket.socket) -> tuple[int, str]:
     return int(head.split()[1]), (head + b"\r\n\r\n" + body).decode()
 
 
-def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     """The error of a response, which must have OpenAI's form and carry an id."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"

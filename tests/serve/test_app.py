@@ -8,13 +8,13 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from vz_ray.config import load
+from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
-from vz_ray.observe.errors import UserError
-from vz_ray.serve.app import AGENT, application, build
+from vz_ray.serve.app import AGENT_DEPLOYMENT, build, build_application
+from vz_ray.utils.errors import UserError
 
 PRODUCTION = Path("conf/serve/production.yaml")
-NEVER = {"config": "conf/serve/tiny.yaml", "model": "assets/tiny-base", "ray.gpus": "never"}
+NEVER = {"config": "conf/serve/tiny.yaml", "model": "assets/tiny-base", "ray.use_gpus": "never"}
 
 
 def test_the_production_file_is_what_serve_reads_and_names_what_is_there():
@@ -22,36 +22,40 @@ def test_the_production_file_is_what_serve_reads_and_names_what_is_there():
     (app,) = found.applications
     assert app.import_path == f"{build.__module__}:{build.__name__}"
     given = dict(app.args)
-    config = load(ServeConfig, given.pop("config"), [f"{key}={value}" for key, value in given.items()])
+    config = load_config(ServeConfig, given.pop("config"), [f"{key}={value}" for key, value in given.items()])
     (agent,) = app.deployments
-    assert agent.name == AGENT
+    assert agent.name == AGENT_DEPLOYMENT
     assert agent.user_config == {"model": config.model, "version": 1}
-    assert config.guard.keys, "it listens on all addresses"
+    assert config.access.keys_file, "it listens on all addresses"
 
 
 def test_weights_are_no_part_of_what_replicas_are_made_from():
-    config = load(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base"])
-    other = load(ServeConfig, "conf/serve/tiny.yaml", ["model=elsewhere"])
-    one, two = (application(c, gpus=False, code="x") for c in (config, other))
+    config = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base"])
+    other = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=elsewhere"])
+    one, two = (build_application(c, gpus=False, code_version="x") for c in (config, other))
     assert agent_of(one).init_args == agent_of(two).init_args
     assert agent_of(one).init_args[0].model == ""
     assert deployed(one).user_config["model"].endswith("assets/tiny-base")
 
 
 def test_decoders_may_open_uploads_and_the_roots_alone():
-    config = load(ServeConfig, None, ["model=m", "files.roots=[/media]", "files.directory=/uploads"])
-    assert agent_of(application(config, gpus=False)).init_args[0].clips.roots == ["/media", "/uploads"]
+    config = load_config(
+        ServeConfig, None, ["model=m", "files.allowed_dirs=[/media]", "files.directory=/uploads"]
+    )
+    assert agent_of(build_application(config, gpus=False)).init_args[0].clips.roots == ["/media", "/uploads"]
 
 
 def test_engines_get_gpus_as_the_configuration_says():
-    options = deployed(application(load(ServeConfig, "conf/serve/7b.yaml", ["model=m"]), gpus=True))
+    options = deployed(
+        build_application(load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m"]), gpus=True)
+    )
     assert options.ray_actor_options["num_gpus"] == 1
     assert deployed(build(NEVER)).ray_actor_options["num_gpus"] == 0
 
 
 def test_without_a_model_there_is_nothing_to_serve():
     with pytest.raises(UserError, match="model="):
-        build({"config": "conf/serve/tiny.yaml", "ray.gpus": "never"})
+        build({"config": "conf/serve/tiny.yaml", "ray.use_gpus": "never"})
 
 
 @pytest.mark.parametrize(
@@ -59,14 +63,14 @@ def test_without_a_model_there_is_nothing_to_serve():
     [
         ("name=a@b", "name is 'a@b'"),
         ("max_replicas=0", "max_replicas is 0, below min_replicas"),
-        ("queue=-1", "queue is -1"),
+        ("max_queued_requests=-1", "max_queued_requests is -1"),
         ("episode.max_context=99999", "engine.max_model_len"),
-        ("guard.allowed_hosts=[HTTP://x]", "guard.allowed_hosts"),
+        ("access.allowed_hosts=[HTTP://x]", "guard.allowed_hosts"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(wrong, said):
     with pytest.raises(UserError, match=said):
-        load(ServeConfig, "conf/serve/tiny.yaml", ["model=m", wrong])
+        load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=m", wrong])
 
 
 def agent_of(app):

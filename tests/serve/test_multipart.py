@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vz_ray.serve.errors import ApiError
-from vz_ray.serve.multipart import LONGEST_NAME, MOST_PARTS, Part, events, safe_name
+from vz_ray.serve.api_errors import ApiError
+from vz_ray.serve.multipart import MAX_FILENAME_BYTES, MAX_PARTS, FormPart, parse_multipart, sanitize_filename
 
 
 def read(content_type: str, body: bytes, cuts: list[int]) -> list[tuple[str, str | None, bytes]]:
@@ -25,8 +25,8 @@ def read(content_type: str, body: bytes, cuts: list[int]) -> list[tuple[str, str
 
     async def parts() -> list[tuple[str, str | None, bytes]]:
         found: list[tuple[str, str | None, bytes]] = []
-        async for event in events(content_type, chunks()):
-            if isinstance(event, Part):
+        async for event in parse_multipart(content_type, chunks()):
+            if isinstance(event, FormPart):
                 found.append((event.name, event.filename, b""))
             elif event is not None:
                 found[-1] = (*found[-1][:2], found[-1][2] + event)
@@ -65,7 +65,7 @@ def test_nonsense_is_refused_and_never_more(body, cuts):
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_names_are_safe_whatever_they_are(name):
-    safe = safe_name(name)
+    safe = sanitize_filename(name)
     assert safe
     assert safe.isprintable()
     assert not set(safe) & set('/\\"<>')
@@ -84,7 +84,7 @@ def part(disposition: str, more: str = "", content: str = "x") -> bytes:
         part('form-data; name="a"'),
         part("form-data") + b"--b--\r\n",
         part('attachment; name="a"') + b"--b--\r\n",
-        part('form-data; name="a"') * (MOST_PARTS + 1) + b"--b--\r\n",
+        part('form-data; name="a"') * (MAX_PARTS + 1) + b"--b--\r\n",
         part('form-data; name="a"', "X: y\r\n" * 20) + b"--b--\r\n",
         part('form-data; name="a"', f"X: {'y' * 10_000}\r\n") + b"--b--\r\n",
     ],
@@ -95,7 +95,7 @@ def test_broken_ones_are_refused(body):
 
 
 def test_a_name_that_no_disk_would_take_is_refused():
-    body = part(f'form-data; name="file"; filename="{"a" * (LONGEST_NAME + 1)}"') + b"--b--\r\n"
+    body = part(f'form-data; name="file"; filename="{"a" * (MAX_FILENAME_BYTES + 1)}"') + b"--b--\r\n"
     with pytest.raises(ApiError, match="longer than 255 bytes"):
         read("multipart/form-data; boundary=b", body, [])
 

@@ -16,15 +16,15 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.browser import chromium  # noqa: F401
-from vz_ray.config.serve import GuardConfig
-from vz_ray.serve.errors import invalid_request, overloaded
-from vz_ray.serve.guard import PAGE_POLICY, protect
-from vz_ray.serve.keys import KeyRing, add_key, new_key
-from vz_ray.serve.page import page_assets, page_router
-from vz_ray.serve.replies import sse
+from tests.chromium import chromium  # noqa: F401
+from vz_ray.config.serve import AccessConfig
+from vz_ray.serve.access_control import CONTENT_SECURITY_POLICY, install_access_control
+from vz_ray.serve.api_errors import invalid_request, overloaded
+from vz_ray.serve.api_keys import ApiKeyStore, add_key, generate_key
+from vz_ray.serve.openai_response import format_sse
+from vz_ray.serve.page import load_page_assets, page_router
 
-ASSETS = {path: asset.content.decode() for path, asset in page_assets().items()}
+ASSETS = {path: asset.content.decode() for path, asset in load_page_assets().items()}
 REFERENCE = {
     "text/html": re.compile(r'(?:href|src)="([^"#]+)"'),
     "text/javascript": re.compile(r'(?:from|import) "([^"]+)"'),
@@ -32,10 +32,10 @@ REFERENCE = {
 }
 
 
-def application(keys: KeyRing | None = None) -> FastAPI:
+def application(keys: ApiKeyStore | None = None) -> FastAPI:
     app = FastAPI()
     app.include_router(page_router())
-    protect(app, GuardConfig(), keys)
+    install_access_control(app, AccessConfig(), keys)
     return app
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_inline_and_no_text_becomes_markup(path: str):
 def test_headers(client: TestClient):
     for path in ("/", "/static/main.js"):
         answer = client.get(path)
-        assert answer.headers["content-security-policy"] == PAGE_POLICY
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-content-type-options"] == "nosniff"
         same = client.get(path, headers={"if-none-match": f'"other", W/{answer.headers["etag"]}'})
@@ -118,9 +118,9 @@ def test_what_is_not_in_the_table_is_not_there(client: TestClient, path: str):
 
 
 def test_the_page_needs_no_key(tmp_path):
-    _, key = new_key("alice")
+    _, key = generate_key("alice")
     add_key(tmp_path / "keys.json", key)
-    guarded = TestClient(application(KeyRing(tmp_path / "keys.json")), base_url="http://127.0.0.1")
+    guarded = TestClient(application(ApiKeyStore(tmp_path / "keys.json")), base_url="http://127.0.0.1")
     assert {path: guarded.get(path).status_code for path in ASSETS} == dict.fromkeys(ASSETS, 200)
     assert guarded.get("/session").json() == {"needs_key": True, "name": None}
 
@@ -174,10 +174,12 @@ def test_an_event_that_has_not_ended_is_kept(module: Any):
 
 def test_a_stream_that_is_refused_says_when_to_ask_again(module: Any):
     refused = overloaded("64 requests are waiting already.", 5.0, status=503)
-    text = sse(refused.body(), refused.retry_after_s)
+    text = format_sse(refused.body(), refused.retry_after_s)
     (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", text)
     assert (json.loads(event["data"]), event["retry"]) == (refused.body(), 5000)
-    (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", sse(invalid_request("no").body()))
+    (event,) = module(
+        "sse.js", "(m, text) => new m.Events().hear(text)", format_sse(invalid_request("no").body())
+    )
     assert event["retry"] is None
 
 
@@ -206,12 +208,12 @@ def test_history_holds_answered_rounds_and_all_videos_first(module: Any):
 
 
 def test_a_request_is_what_the_server_reads(module: Any):
-    from vz_ray.serve.chat import read_request
+    from vz_ray.serve.openai_request import parse_request
 
     messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
     code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"
     for zooms in (None, 0, 3):
-        asked = read_request(module("chat.js", code, zooms).encode())
+        asked = parse_request(module("chat.js", code, zooms).encode())
         assert asked.stream
         assert asked.vz_ray.max_zooms == zooms
         assert asked.vz_ray.thumbnails == 96

@@ -13,11 +13,23 @@ from typing import Any
 
 import pytest
 
-from tests.browser import chromium  # noqa: F401
-from tests.serve.browsing import DESK, PHONE, Page, answered, ask, attach, axe, fits, shot, shown_at, until
-from tests.serve.running import Running, config_of, running
-from tests.video.making import Made, make
-from vz_ray.serve.keys import add_key, new_key
+from tests.chromium import chromium  # noqa: F401
+from tests.serve.live_server import LiveServer, live_server, tiny_serve_config
+from tests.serve.page_actions import (
+    DESKTOP,
+    PHONE,
+    Page,
+    accessibility_violations,
+    ask,
+    ask_and_wait,
+    attach,
+    current_time,
+    fits_width,
+    screenshot,
+    wait_until,
+)
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.serve.api_keys import add_key, generate_key
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +40,18 @@ Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, str]]:
     """A server behind a key, with that key; bodies of more than a megabyte are refused."""
     folder = tmp_path_factory.mktemp("page")
-    secret, key = new_key("alice")
+    secret, key = generate_key("alice")
     add_key(folder / "keys.json", key)
-    more = {"guard.keys": folder / "keys.json", "guard.upload_gb": MOST_GB}
-    with running(config_of(folder, **more), folder) as found:
+    more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MOST_GB}
+    with live_server(tiny_serve_config(folder, **more), folder) as found:
         yield found, secret
 
 
 @pytest.fixture
-def opened(chromium: Any, server: tuple[Running, str]) -> Iterator[Open]:  # noqa: F811
+def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # noqa: F811
     """Opens the page, signed in unless told otherwise; no test may leave a complaint in the console.
 
     Chromium itself notes every response of 400 and above there; `refused` says how many of them a test wants.
@@ -48,7 +60,7 @@ def opened(chromium: Any, server: tuple[Running, str]) -> Iterator[Open]:  # noq
     contexts, wanted = [], [0]
 
     def make_page(
-        size: dict[str, int] = DESK, scheme: str = "light", *, key: bool = True, refused: int = 0
+        size: dict[str, int] = DESKTOP, scheme: str = "light", *, key: bool = True, refused: int = 0
     ) -> Page:
         found, secret = server
         wanted[0] = refused
@@ -75,7 +87,7 @@ def opened(chromium: Any, server: tuple[Running, str]) -> Iterator[Open]:  # noq
 
 
 @pytest.fixture
-def video(server: tuple[Running, str]) -> Path:
+def video(server: tuple[LiveServer, str]) -> Path:
     return server[0].video
 
 
@@ -95,7 +107,7 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
                .observe(lanes, { subtree: true, childList: true, attributes: true });
            }"""
     )
-    found = answered(page, QUESTION)
+    found = ask_and_wait(page, QUESTION)
     bars = page.evaluate("window.bars")
     assert "Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending" in bars
     assert bars.index("Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending") < bars.index(
@@ -107,7 +119,7 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
     ]
     assert page.locator(".tl-tick").count() == 6
     strips = found.locator(".strip")
-    until(lambda: strips.count() == 3, "three strips")
+    wait_until(lambda: strips.count() == 3, "three strips")
     times = [strip.locator("time").all_text_contents() for strip in strips.all()]
     assert times[1] == ["0:02", "0:02.5", "0:03", "0:03.5"]
     assert times[2] == ["0:06", "0:07", "0:08", "0:09"]
@@ -122,21 +134,21 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
     assert float(facts["time"].removesuffix(" s")) > 0
     assert int(facts["tokens"]) > 14
     assert page.get_by_role("status").inner_text() == "Answer: B ring"
-    shot(page, "answered")
+    screenshot(page, "answered")
 
 
 def test_a_click_on_a_frame_or_a_bar_shows_that_moment(opened: Open, video: Path):
     page = opened()
     attach(page, video)
-    found = answered(page, QUESTION)
+    found = ask_and_wait(page, QUESTION)
     found.get_by_role("button", name="Frame at 0:07").click()
     # The video's frames lie on a grid of 25 a second, and 7 s is one of them.
-    until(lambda: shown_at(page) == 7.0, "7 s")
+    wait_until(lambda: current_time(page) == 7.0, "7 s")
     assert found.locator(".strip").nth(2).locator("li.at time").inner_text() == "0:07"
     page.get_by_role("button", name="Turn 1: 0:02 to 0:04 at 2 fps").click()
-    until(lambda: shown_at(page) == 2.0, "2 s")
+    wait_until(lambda: current_time(page) == 2.0, "2 s")
     page.locator(".tl-overview").click(position={"x": 5, "y": 10})
-    until(lambda: shown_at(page) < 0.5, "the beginning")
+    wait_until(lambda: current_time(page) < 0.5, "the beginning")
     assert page.evaluate("document.querySelector('video').src").startswith("blob:")
     assert page.evaluate("document.querySelector('video').error") is None
 
@@ -144,10 +156,10 @@ def test_a_click_on_a_frame_or_a_bar_shows_that_moment(opened: Open, video: Path
 def test_a_follow_up_takes_the_history_along(opened: Open, video: Path):
     page = opened()
     attach(page, video)
-    answered(page, "What is it? {answer a disc}")
+    ask_and_wait(page, "What is it? {answer a disc}")
     sent: list[Any] = []
     page.on("request", lambda request: sent.append(request) if request.url.endswith("completions") else None)
-    second = answered(page, "Sure? {zoom 2 4 2} {answer yes}")
+    second = ask_and_wait(page, "Sure? {zoom 2 4 2} {answer yes}")
     assert second.locator(".answer").inner_text() == "yes"
     messages = json.loads(sent[0].post_data)["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
@@ -159,20 +171,20 @@ def test_a_follow_up_takes_the_history_along(opened: Open, video: Path):
     assert page.locator(".tl-zoom").count() == 1
     page.get_by_role("button", name="Show on the timeline").click()
     assert page.locator(".tl-zoom").count() == 0
-    shot(page, "follow-up")
+    screenshot(page, "follow-up")
 
 
-def test_several_videos_each_have_a_timeline(opened: Open, server: tuple[Running, str], video: Path):
+def test_several_videos_each_have_a_timeline(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened()
-    attach(page, video, make(server[0].folder, Made("w.mp4", frames=100)))
-    found = answered(page, "{zoom 1 3 2 2} {answer B}")
+    attach(page, video, write_video(server[0].folder, VideoSpec("w.mp4", frames=100)))
+    found = ask_and_wait(page, "{zoom 1 3 2 2} {answer B}")
     bar = page.get_by_role("button", name="Turn 1: 0:01 to 0:03 at 2 fps")
     assert "w.mp4" in page.locator(".lane", has=bar).inner_text()
     assert "of w.mp4" in found.locator(".step", has_text="Turn 1").inner_text()
     bar.click()
-    until(lambda: page.evaluate("document.querySelector('video').duration") == 4.0, "the second video")
-    until(lambda: shown_at(page) == 1.0, "1 s")
-    shot(page, "two-videos")
+    wait_until(lambda: page.evaluate("document.querySelector('video').duration") == 4.0, "the second video")
+    wait_until(lambda: current_time(page) == 1.0, "1 s")
+    screenshot(page, "two-videos")
 
 
 def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
@@ -180,11 +192,12 @@ def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
     attach(page, video)
     page.reload()
     page.locator(".shelf-use").first.click()
-    until(lambda: page.evaluate("document.querySelector('video').duration") == 12.0, "12 s")
-    found = answered(page, "{zoom 6 10 1} {answer B}")
+    wait_until(lambda: page.evaluate("document.querySelector('video').duration") == 12.0, "12 s")
+    found = ask_and_wait(page, "{zoom 6 10 1} {answer B}")
     found.get_by_role("button", name="Frame at 0:09").click()
-    until(
-        lambda: shown_at(page) == 9.0 and not page.evaluate("document.querySelector('video').seeking"), "9 s"
+    wait_until(
+        lambda: current_time(page) == 9.0 and not page.evaluate("document.querySelector('video').seeking"),
+        "9 s",
     )
     assert re.search(
         r"/v1/files/file-\w+/content$", page.evaluate("document.querySelector('video').currentSrc")
@@ -193,14 +206,14 @@ def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
     before = page.locator(".shelf-use").count()
     page.locator(".shelf .icon").first.click()
     page.get_by_role("button", name="Delete v.mp4 from the server").filter(has_text="Delete?").click()
-    until(lambda: page.locator(".shelf-use").count() == before - 1, "one file less")
+    wait_until(lambda: page.locator(".shelf-use").count() == before - 1, "one file less")
 
 
 def test_zooms_can_be_limited(opened: Open, video: Path):
     page = opened()
     attach(page, video)
     page.locator("#zooms").select_option("none")
-    found = answered(page, QUESTION)
+    found = ask_and_wait(page, QUESTION)
     [bar] = page.locator(".tl-zoom").all()
     assert bar.get_attribute("data-state") == "refused"
     assert bar.get_attribute("aria-label").startswith(
@@ -208,7 +221,7 @@ def test_zooms_can_be_limited(opened: Open, video: Path):
     )
     assert "Refused" in found.locator(".step").nth(1).inner_text()
     assert "gave no answer" in found.locator(".foot").inner_text()
-    shot(page, "refused")
+    screenshot(page, "refused")
 
 
 # -- stopping, starting again ------------------------------------------------------------
@@ -220,7 +233,7 @@ def in_progress(page: Page, url: str) -> float:
     return float(line.split()[-1])
 
 
-def test_stopping_frees_the_server(opened: Open, server: tuple[Running, str], video: Path):
+def test_stopping_frees_the_server(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened()
     attach(page, video)
     found = ask(page, LONG)
@@ -228,11 +241,11 @@ def test_stopping_frees_the_server(opened: Open, server: tuple[Running, str], vi
     page.keyboard.press("Escape")
     found.get_by_text("Stopped. It is not part of the chat.").wait_for()
     assert found.locator(".answer").is_hidden()
-    until(lambda: in_progress(page, server[0].url) == 0, "no request under way")
+    wait_until(lambda: in_progress(page, server[0].url) == 0, "no request under way")
     assert page.locator("#ask").is_visible()
     found.get_by_role("button", name="Ask again").click()
     page.locator(".look").wait_for()
-    shot(page, "streaming")
+    screenshot(page, "streaming")
     page.locator("dl.facts").wait_for()
     assert page.locator("article.round").count() == 1
     assert page.locator(".answer").inner_text() == "A"
@@ -241,7 +254,7 @@ def test_stopping_frees_the_server(opened: Open, server: tuple[Running, str], vi
 def test_a_new_chat_begins_with_nothing(opened: Open, video: Path):
     page = opened()
     attach(page, video)
-    answered(page, "{answer B}")
+    ask_and_wait(page, "{answer B}")
     page.get_by_role("button", name="New chat").click()
     assert page.locator("article.round, li.video").count() == 0
     assert page.get_by_role("heading", name="Ask about a video").is_visible()
@@ -259,8 +272,8 @@ def test_an_upload_says_how_long_it_will_take_and_a_question_waits_for_it(opened
     found = ask(page, "{answer B}")
     assert found.locator(".state").inner_text() == "Waiting for the video"
     words = page.locator(".video-words")
-    until(lambda: re.search(r"^Uploading \d+ % of 90 KB, \d+ s left$", words.inner_text()), "time left")
-    shot(page, "uploading")
+    wait_until(lambda: re.search(r"^Uploading \d+ % of 90 KB, \d+ s left$", words.inner_text()), "time left")
+    screenshot(page, "uploading")
     found.locator("dl.facts").wait_for()
     assert found.locator(".answer").inner_text() == "B"
 
@@ -284,17 +297,17 @@ def test_files_are_dropped_anywhere(opened: Open, video: Path):
 
 
 def test_of_a_video_that_the_browser_cannot_play_the_frames_are_shown(
-    opened: Open, server: tuple[Running, str]
+    opened: Open, server: tuple[LiveServer, str]
 ):
     page = opened()
-    attach(page, make(server[0].folder, Made("old.avi", codec="mpeg4", frames=200)))
+    attach(page, write_video(server[0].folder, VideoSpec("old.avi", codec="mpeg4", frames=200)))
     page.get_by_text("This browser cannot play this kind of video; the agent can.").wait_for()
-    found = answered(page, "{zoom 2 4 2} {answer B}")
+    found = ask_and_wait(page, "{zoom 2 4 2} {answer B}")
     frame = found.get_by_role("button", name="Frame at 0:03.5")
     frame.click()
     assert page.locator(".still").get_attribute("src") == frame.locator("img").get_attribute("src")
     assert page.locator(".still").evaluate("one => one.naturalWidth > 0")
-    shot(page, "unplayable")
+    screenshot(page, "unplayable")
 
 
 # -- what goes wrong ----------------------------------------------------------------------
@@ -320,7 +333,7 @@ def test_what_is_no_video_is_said_beside_it(opened: Open, tmp_path: Path, video:
     ask(page, "What? {answer B}")
     assert "broken.mp4 is not on the server" in page.locator("#missing").inner_text()
     assert page.input_value("#question") == "What? {answer B}"
-    shot(page, "broken-upload")
+    screenshot(page, "broken-upload")
     page.get_by_role("button", name="Remove broken.mp4").click()
     page.locator("#ask").click()
     page.locator("dl.facts").wait_for()
@@ -336,7 +349,7 @@ def test_an_address_that_the_server_does_not_open(opened: Open):
     assert "cannot be opened" in alert.inner_text()
     assert alert.get_by_role("button").count() == 0
     page.get_by_role("button", name="Remove one.mp4").click()
-    shot(page, "address")
+    screenshot(page, "address")
 
 
 def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: Path):
@@ -353,12 +366,12 @@ def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: 
     found = ask(page, "{answer B}")
     assert "64 requests are waiting" in found.get_by_role("alert").inner_text()
     assert re.search("best in [67] s", found.inner_text())
-    shot(page, "overloaded")
+    screenshot(page, "overloaded")
     within = {"status": 200, "content_type": "text/event-stream"}
     body = f"retry: 3000\ndata: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**within, body=body), times=1)
     found.get_by_role("button", name="Try again").click()
-    until(lambda: re.search("best in [23] s", page.locator("article.round").inner_text()), "3 s")
+    wait_until(lambda: re.search("best in [23] s", page.locator("article.round").inner_text()), "3 s")
     page.get_by_role("button", name="Try again").click()
     page.locator("dl.facts").wait_for()
     assert page.locator("article.round").count() == 1
@@ -374,12 +387,12 @@ def test_a_server_that_is_gone_is_said(opened: Open, video: Path):
     assert found.get_by_role("button", name="Try again").is_visible()
 
 
-def test_the_key_is_asked_for_once(opened: Open, server: tuple[Running, str], video: Path):
+def test_the_key_is_asked_for_once(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened(key=False, refused=1)
     box = page.get_by_role("dialog", name="This server asks for a key")
     box.wait_for()
-    assert axe(page) == []
-    shot(page, "key")
+    assert accessibility_violations(page) == []
+    screenshot(page, "key")
     page.keyboard.type("vz-wrong")
     page.keyboard.press("Enter")
     box.get_by_text("not valid").wait_for()
@@ -388,13 +401,13 @@ def test_the_key_is_asked_for_once(opened: Open, server: tuple[Running, str], vi
     box.wait_for(state="detached")
     page.wait_for_selector("#model:has-text('zoomer@1')")
     attach(page, video)
-    assert answered(page, "{answer B}").locator(".answer").inner_text() == "B"
+    assert ask_and_wait(page, "{answer B}").locator(".answer").inner_text() == "B"
     page.get_by_role("button", name="Sign out").click()
     box.wait_for()
 
 
 def test_a_session_that_ends_is_opened_again_and_the_question_goes_on(
-    opened: Open, server: tuple[Running, str], video: Path
+    opened: Open, server: tuple[LiveServer, str], video: Path
 ):
     page = opened(refused=1)
     attach(page, video)
@@ -434,10 +447,10 @@ def test_with_the_keyboard_alone(opened: Open, video: Path):
     page.locator("dl.facts").wait_for()
     tab_to("Frame at 0:07", "Shift+Tab")
     page.keyboard.press("Enter")
-    until(lambda: shown_at(page) == 7.0, "7 s")
+    wait_until(lambda: current_time(page) == 7.0, "7 s")
     tab_to("Turn 1: 0:02", "Shift+Tab")
     page.keyboard.press("Space")
-    until(lambda: shown_at(page) == 2.0, "2 s")
+    wait_until(lambda: current_time(page) == 2.0, "2 s")
     tab_to("Add video")
     page.keyboard.press("Enter")
     page.get_by_role("dialog", name="Add a video").wait_for()
@@ -448,38 +461,38 @@ def test_with_the_keyboard_alone(opened: Open, video: Path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("where", "size"), [("desk", DESK), ("phone", PHONE)])
+@pytest.mark.parametrize(("where", "size"), [("desk", DESKTOP), ("phone", PHONE)])
 def test_it_can_be_used_by_everyone_at_every_size(
     opened: Open, video: Path, scheme: str, where: str, size: dict[str, int]
 ):
     page = opened(size, scheme)
     page.wait_for_selector(".example")
-    assert (axe(page), fits(page)) == ([], True)
-    shot(page, f"empty-{where}-{scheme}")
+    assert (accessibility_violations(page), fits_width(page)) == ([], True)
+    screenshot(page, f"empty-{where}-{scheme}")
     attach(page, video)
-    assert (axe(page), fits(page)) == ([], True)
-    shot(page, f"attached-{where}-{scheme}")
-    answered(page, QUESTION)
-    answered(
+    assert (accessibility_violations(page), fits_width(page)) == ([], True)
+    screenshot(page, f"attached-{where}-{scheme}")
+    ask_and_wait(page, QUESTION)
+    ask_and_wait(
         page,
         "And then? {zoom 8 9 4} {zoom 30 40 1} {answer A word about it, or two, as long as an answer is}",
     )
     page.locator("article.round .strip").nth(4).wait_for()
-    assert (axe(page), fits(page)) == ([], True)
-    shot(page, f"done-{where}-{scheme}")
+    assert (accessibility_violations(page), fits_width(page)) == ([], True)
+    screenshot(page, f"done-{where}-{scheme}")
     page.get_by_role("button", name="Add video").click()
-    assert (axe(page), fits(page)) == ([], True)
-    shot(page, f"adding-{where}-{scheme}")
+    assert (accessibility_violations(page), fits_width(page)) == ([], True)
+    screenshot(page, f"adding-{where}-{scheme}")
 
 
 def test_on_a_phone_the_player_stays_in_sight(opened: Open, video: Path):
     page = opened(PHONE)
     attach(page, video)
-    found = answered(page, QUESTION)
+    found = ask_and_wait(page, QUESTION)
     frame = found.get_by_role("button", name="Frame at 0:09")
     frame.scroll_into_view_if_needed()
     frame.click()
-    until(lambda: shown_at(page) == 9.0, "9 s")
+    wait_until(lambda: current_time(page) == 9.0, "9 s")
     box = page.locator("video").bounding_box()
     assert box["y"] >= 0
     assert box["y"] + box["height"] < PHONE["height"] / 2

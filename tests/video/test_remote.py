@@ -19,16 +19,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.video.making import Made, make
-from vz_ray.video.address import VettedBackend, is_number, is_public, vetted
+from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.video.clip_reader import ClipReader
-from vz_ray.video.errors import DownloadFailed, NotAVideo, OverLimit, SourceRefused
-from vz_ray.video.frame import FrameSize, VideoError, Zoom
-from vz_ray.video.remote import Downloads, RemoteRules
-from vz_ray.video.source import Sources
+from vz_ray.video.errors import (
+    DownloadFailedError,
+    NotAVideoError,
+    SourceNotAllowedError,
+    VideoLimitExceededError,
+)
+from vz_ray.video.frame import FrameSize, VideoError, ZoomRequest
+from vz_ray.video.public_network import (
+    PublicNetworkBackend,
+    is_ip_literal,
+    is_public,
+    resolve_public_addresses,
+)
+from vz_ray.video.remote import DownloadCache, DownloadRules
+from vz_ray.video.video_file import VideoLocator
 
-RULES = RemoteRules(private_hosts=("127.0.0.1",), seconds=20)
-LOOK, SIZE = Zoom(1, 3, fps=4), FrameSize(min_pixels=784, max_pixels=56 * 56)
+RULES = DownloadRules(private_hosts=("127.0.0.1",), timeout_s=20)
+LOOK, SIZE = ZoomRequest(1, 3, fps=4), FrameSize(min_pixels=784, max_pixels=56 * 56)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -71,15 +81,15 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("video"), Made("video.mp4"))
+    return write_video(tmp_path_factory.mktemp("video"), VideoSpec("video.mp4"))
 
 
 def whole(content: bytes) -> tuple[int, dict[str, str], list[bytes | float]]:
     return 200, {"Content-Length": str(len(content))}, [content]
 
 
-def downloads(root: Path, rules: RemoteRules = RULES, most: int = 2**30) -> Downloads:
-    return Downloads(root, most, rules)
+def downloads(root: Path, rules: DownloadRules = RULES, most: int = 2**30) -> DownloadCache:
+    return DownloadCache(root, most, rules)
 
 
 def test_a_url_gives_the_frames_of_the_file_and_is_fetched_once(
@@ -87,8 +97,8 @@ def test_a_url_gives_the_frames_of_the_file_and_is_fetched_once(
 ) -> None:
     Handler.answers["/v.mp4?x=1"] = whole(video.read_bytes())
     url = f"{server}/v.mp4?x=1"
-    first = ClipReader(sources=Sources(downloads(tmp_path))).zoom(url, LOOK, SIZE)
-    again = ClipReader(sources=Sources(downloads(tmp_path))).zoom(url, LOOK, SIZE)
+    first = ClipReader(locator=VideoLocator(downloads(tmp_path))).zoom(url, LOOK, SIZE)
+    again = ClipReader(locator=VideoLocator(downloads(tmp_path))).zoom(url, LOOK, SIZE)
     plain = ClipReader().zoom(str(video), LOOK, SIZE)
     assert [f.ref.digest for f in first.frames] == [f.ref.digest for f in plain.frames]
     assert first.refs == again.refs
@@ -112,21 +122,21 @@ def test_redirects_are_followed_and_vetted(server: str, video: Path, tmp_path: P
             "/round": (302, {"Location": "/round"}, []),
         }
     )
-    assert downloads(tmp_path).local(f"{server}/relative").read_bytes() == video.read_bytes()
+    assert downloads(tmp_path).fetch(f"{server}/relative").read_bytes() == video.read_bytes()
     for path, message in {
-        "/private": "localhost has the address .* not public.*clips.private_hosts",
+        "/private": "localhost has the address .* not public.*clips.allowed_private_hosts",
         "/file": "redirects to file",
         "/metadata": "169.254.169.254 is an address that is not public",
         "/decimal": "2130706434 is an address that is not public",
         "/userinfo": "^example.org: a URL with a user name",
         "/ftp": "redirects to ftp",
     }.items():
-        with pytest.raises(SourceRefused, match=message):
-            downloads(tmp_path).local(server + path)
+        with pytest.raises(SourceNotAllowedError, match=message):
+            downloads(tmp_path).fetch(server + path)
     for path, message in {"/nowhere": "redirects to nowhere", "/round": "more than 5 redirects"}.items():
-        with pytest.raises(DownloadFailed, match=message):
-            downloads(tmp_path).local(server + path)
-    with pytest.raises(SourceRefused, match="from https to http://"):
+        with pytest.raises(DownloadFailedError, match=message):
+            downloads(tmp_path).fetch(server + path)
+    with pytest.raises(SourceNotAllowedError, match="from https to http://"):
         downloads(tmp_path)._onward("https://example.org/v", "http://example.org/v")
 
 
@@ -172,8 +182,8 @@ def test_an_address_that_is_not_public_is_refused_before_it_is_connected_to(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: pytest.fail("connected"))
-    with pytest.raises(SourceRefused, match=r"not public|not in ASCII"):
-        downloads(tmp_path, RemoteRules()).local(f"http://{host}:8080/v.mp4")
+    with pytest.raises(SourceNotAllowedError, match=r"not public|not in ASCII"):
+        downloads(tmp_path, DownloadRules()).fetch(f"http://{host}:8080/v.mp4")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +193,8 @@ def test_whatever_is_connected_to_is_vetted_by_its_address_not_by_how_it_is_writ
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: pytest.fail("connected"))
-    with pytest.raises(SourceRefused, match="not public"):
-        VettedBackend(("127.0.0.1",)).connect_tcp(host.strip("[]"), 80)
+    with pytest.raises(SourceNotAllowedError, match="not public"):
+        PublicNetworkBackend(("127.0.0.1",)).connect_tcp(host.strip("[]"), 80)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,7 @@ def test_whatever_is_connected_to_is_vetted_by_its_address_not_by_how_it_is_writ
     ],
 )
 def test_addresses_are_told_from_names_as_browsers_do(host: str, is_address: bool) -> None:
-    assert is_number(host) == is_address
+    assert is_ip_literal(host) == is_address
 
 
 @given(st.ip_addresses())
@@ -235,17 +245,17 @@ def test_the_address_connected_to_is_the_one_that_was_vetted(monkeypatch: pytest
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect)
-    VettedBackend().connect_tcp("rebinding.example", 80)
+    PublicNetworkBackend().connect_tcp("rebinding.example", 80)
     assert connected == ["93.184.215.14"]
-    with pytest.raises(SourceRefused):
-        vetted("rebinding.example", 80)
+    with pytest.raises(SourceNotAllowedError):
+        resolve_public_addresses("rebinding.example", 80)
 
 
 def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [(2, 1, 6, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
-    with pytest.raises(SourceRefused, match=r"10\.0\.0\.1"):
-        vetted("two.example", 80)
+    with pytest.raises(SourceNotAllowedError, match=r"10\.0\.0\.1"):
+        resolve_public_addresses("two.example", 80)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +280,8 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
 def test_what_the_rules_do_not_allow_is_refused(
     rules: dict[str, Any], url: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((SourceRefused, DownloadFailed), match=message) as caught:
-        downloads(tmp_path, RemoteRules(**rules)).local(url)
+    with pytest.raises((SourceNotAllowedError, DownloadFailedError), match=message) as caught:
+        downloads(tmp_path, DownloadRules(**rules)).fetch(url)
     assert "secret" not in str(caught.value)
 
 
@@ -290,18 +300,18 @@ def test_too_large_too_slow_cut_off_and_missing_leave_nothing_behind(server: str
             "/gone": (404, {}, []),
         }
     )
-    small, quick = replace(RULES, file_bytes=4000), replace(RULES, seconds=0.5)
-    expected: dict[str, tuple[RemoteRules, type[VideoError], str]] = {
-        "/told": (small, OverLimit, "clips.download_gb"),
-        "/untold": (small, OverLimit, "clips.download_gb"),
-        "/slow": (quick, DownloadFailed, "clips.download_s|no answer in time|ReadTimeout"),
-        "/cut": (RULES, DownloadFailed, "bytes arrived|closed|incomplete"),
-        "/gone": (RULES, DownloadFailed, "status 404"),
+    small, quick = replace(RULES, max_file_bytes=4000), replace(RULES, timeout_s=0.5)
+    expected: dict[str, tuple[DownloadRules, type[VideoError], str]] = {
+        "/told": (small, VideoLimitExceededError, "clips.max_download_gib"),
+        "/untold": (small, VideoLimitExceededError, "clips.max_download_gib"),
+        "/slow": (quick, DownloadFailedError, "clips.download_timeout_s|no answer in time|ReadTimeout"),
+        "/cut": (RULES, DownloadFailedError, "bytes arrived|closed|incomplete"),
+        "/gone": (RULES, DownloadFailedError, "status 404"),
     }
     for path, (rules, error, message) in expected.items():
         with pytest.raises(error, match=message) as caught:
-            downloads(tmp_path, rules).local(server + path)
-        assert server not in caught.value.for_model
+            downloads(tmp_path, rules).fetch(server + path)
+        assert server not in caught.value.model_message
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
 
 
@@ -309,16 +319,16 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v.mp4"
-        with pytest.raises(DownloadFailed, match=r"/v\.mp4: ConnectError"):
-            downloads(tmp_path).local(url)
-    with pytest.raises(DownloadFailed, match="cannot be resolved"):
-        downloads(tmp_path).local("http://no-such-host.invalid/v.mp4")
+        with pytest.raises(DownloadFailedError, match=r"/v\.mp4: ConnectError"):
+            downloads(tmp_path).fetch(url)
+    with pytest.raises(DownloadFailedError, match="cannot be resolved"):
+        downloads(tmp_path).fetch("http://no-such-host.invalid/v.mp4")
 
 
 def test_what_is_fetched_is_checked_like_any_file(server: str, tmp_path: Path) -> None:
     Handler.answers["/v.mp4"] = whole(b"ffconcat version 1.0\nfile /etc/passwd\n")
-    with pytest.raises(NotAVideo, match=r"/v\.mp4"):
-        ClipReader(sources=Sources(downloads(tmp_path))).probe(f"{server}/v.mp4")
+    with pytest.raises(NotAVideoError, match=r"/v\.mp4"):
+        ClipReader(locator=VideoLocator(downloads(tmp_path))).probe(f"{server}/v.mp4")
 
 
 def test_askers_of_one_url_wait_for_the_first(server: str, video: Path, tmp_path: Path) -> None:
@@ -327,7 +337,7 @@ def test_askers_of_one_url_wait_for_the_first(server: str, video: Path, tmp_path
     found: list[bytes] = []
 
     def ask() -> None:
-        found.append(downloads(tmp_path).local(f"{server}/v.mp4").read_bytes())
+        found.append(downloads(tmp_path).fetch(f"{server}/v.mp4").read_bytes())
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -342,22 +352,22 @@ def test_the_files_not_used_for_longest_are_dropped(server: str, tmp_path: Path)
     for name in ("/a", "/b", "/c"):
         Handler.answers[name] = whole(bytes(1000))
     kept = downloads(tmp_path, most=2500)
-    a, b = kept.local(f"{server}/a"), kept.local(f"{server}/b")
+    a, b = kept.fetch(f"{server}/a"), kept.fetch(f"{server}/b")
     os.utime(a, (1, 1))
     os.utime(b, (2, 2))
-    kept.local(f"{server}/a")
-    c = kept.local(f"{server}/c")
+    kept.fetch(f"{server}/a")
+    c = kept.fetch(f"{server}/c")
     assert (a.exists(), b.exists(), c.exists()) == (True, False, True)
 
 
 def test_object_stores_are_read_where_they_are_allowed(video: Path, tmp_path: Path) -> None:
     with fsspec.open("memory://bucket/v.mp4", "wb") as file:
         file.write(video.read_bytes())
-    store = downloads(tmp_path, RemoteRules(schemes=("memory",)))
-    clip = ClipReader(sources=Sources(store)).zoom("memory://bucket/v.mp4", LOOK, SIZE)
+    store = downloads(tmp_path, DownloadRules(schemes=("memory",)))
+    clip = ClipReader(locator=VideoLocator(store)).zoom("memory://bucket/v.mp4", LOOK, SIZE)
     assert len(clip.frames) == 8
-    with pytest.raises(DownloadFailed, match="no such object"):
-        store.local("memory://bucket/other.mp4")
+    with pytest.raises(DownloadFailedError, match="no such object"):
+        store.fetch("memory://bucket/other.mp4")
 
 
 def test_files_outside_the_roots_are_refused_also_through_a_link(video: Path, tmp_path: Path) -> None:
@@ -365,8 +375,8 @@ def test_files_outside_the_roots_are_refused_also_through_a_link(video: Path, tm
     root.mkdir()
     (root / "link.mp4").symlink_to(video)
     (root / "own.mp4").write_bytes(video.read_bytes())
-    reader = ClipReader(sources=Sources(roots=[root]))
+    reader = ClipReader(locator=VideoLocator(roots=[root]))
     assert reader.probe(str(root / "own.mp4")).duration_s > 0
     for path in (video, root / "link.mp4", root / ".." / video.name, tmp_path / "videos-other" / "v.mp4"):
-        with pytest.raises(SourceRefused, match=r"clips\.roots"):
+        with pytest.raises(SourceNotAllowedError, match=r"clips\.roots"):
             reader.probe(str(path))

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vz_ray.video.errors import BadRequest
-from vz_ray.video.frame import Overview, VideoInfo, Zoom
+from vz_ray.video.errors import InvalidFrameRequestError
+from vz_ray.video.frame import OverviewRequest, VideoInfo, ZoomRequest
 from vz_ray.video.sampling import overview_times, zoom_times
 
 INFO = VideoInfo("blake3:0", "talk.mp4", 0, duration_s=100.0, fps=25.0, width=640, height=360)
 
 
 def test_an_overview_has_a_frame_every_second_one_and_the_first_at_0() -> None:
-    assert overview_times(Overview(fps=0.5), INFO) == [2.0 * k for k in range(50)]
-    assert overview_times(Overview(fps=0.5), replace(INFO, duration_s=0.3)) == [0.0]
+    assert overview_times(OverviewRequest(fps=0.5), INFO) == [2.0 * k for k in range(50)]
+    assert overview_times(OverviewRequest(fps=0.5), replace(INFO, duration_s=0.3)) == [0.0]
 
 
 def test_an_overview_over_the_cap_is_spread_from_the_start() -> None:
-    assert overview_times(Overview(fps=0.5, max_frames=4), INFO) == [0.0, 25.0, 50.0, 75.0]
+    assert overview_times(OverviewRequest(fps=0.5, max_frames=4), INFO) == [0.0, 25.0, 50.0, 75.0]
 
 
 @given(
@@ -35,7 +35,7 @@ def test_an_overview_stays_inside_the_video_and_under_its_cap(
     duration: float, fps: float, most: int, spread: str
 ) -> None:
     info = replace(INFO, duration_s=duration)
-    times = overview_times(Overview(fps, most, spread), info)
+    times = overview_times(OverviewRequest(fps, most, spread), info)
     assert 1 <= len(times) <= most
     assert times == sorted(times)
     assert times[0] >= 0
@@ -43,54 +43,60 @@ def test_an_overview_stays_inside_the_video_and_under_its_cap(
 
 
 def test_endpoints_takes_every_nth_native_frame_up_to_the_cap_then_first_to_last() -> None:
-    native = [round(t * 25 - 0.5) for t in overview_times(Overview(0.5, 64, "endpoints"), INFO)]
+    native = [round(t * 25 - 0.5) for t in overview_times(OverviewRequest(0.5, 64, "endpoints"), INFO)]
     assert native == list(range(0, 2500, 50))
-    native = [round(t * 25 - 0.5) for t in overview_times(Overview(0.5, 4, "endpoints"), INFO)]
+    native = [round(t * 25 - 0.5) for t in overview_times(OverviewRequest(0.5, 4, "endpoints"), INFO)]
     assert native == [0, 833, 1666, 2499]
 
 
 def test_a_zoom_is_half_open() -> None:
-    assert zoom_times(Zoom(10, 12, fps=2), INFO) == [10.0, 10.5, 11.0, 11.5]
-    assert len(zoom_times(Zoom(0, 0.3, fps=10), INFO)) == 3
+    assert zoom_times(ZoomRequest(10, 12, fps=2), INFO) == [10.0, 10.5, 11.0, 11.5]
+    assert len(zoom_times(ZoomRequest(0, 0.3, fps=10), INFO)) == 3
 
 
 def test_an_inclusive_zoom_spreads_native_frames_from_start_to_end_and_clamps() -> None:
-    native = [round(t * 25 - 0.5) for t in zoom_times(Zoom(10, 12, fps=2, inclusive=True), INFO)]
+    native = [round(t * 25 - 0.5) for t in zoom_times(ZoomRequest(10, 12, fps=2, inclusive=True), INFO)]
     assert native == [250, 266, 283, 300]
-    native = [round(t * 25 - 0.5) for t in zoom_times(Zoom(99, 103, fps=1, inclusive=True), INFO)]
+    native = [round(t * 25 - 0.5) for t in zoom_times(ZoomRequest(99, 103, fps=1, inclusive=True), INFO)]
     assert native == [2475, 2483, 2491, 2499]
 
 
 @pytest.mark.parametrize(
     ("zoom", "reason"),
     [
-        (Zoom(12, 10, 2), "reversed"),
-        (Zoom(10, 10, 2), "holds no frame"),
-        (Zoom(10, 10.1, 2), "holds no frame"),
-        (Zoom(-1, 3, 2), "starts before 0"),
-        (Zoom(100, 104, 2), "must lie within 0 and 100.00"),
-        (Zoom(98, 104, 2), "must lie within 0 and 100.00"),
-        (Zoom(math.nan, 3, 2), "finite"),
-        (Zoom(0, math.inf, 2), "finite"),
-        (Zoom(0, 3, 0), "fps must be a positive number"),
-        (Zoom(0, 3, -1), "fps must be a positive number"),
-        (Zoom(0, 3, math.nan), "fps must be a positive number"),
+        (ZoomRequest(12, 10, 2), "reversed"),
+        (ZoomRequest(10, 10, 2), "holds no frame"),
+        (ZoomRequest(10, 10.1, 2), "holds no frame"),
+        (ZoomRequest(-1, 3, 2), "starts before 0"),
+        (ZoomRequest(100, 104, 2), "must lie within 0 and 100.00"),
+        (ZoomRequest(98, 104, 2), "must lie within 0 and 100.00"),
+        (ZoomRequest(math.nan, 3, 2), "finite"),
+        (ZoomRequest(0, math.inf, 2), "finite"),
+        (ZoomRequest(0, 3, 0), "fps must be a positive number"),
+        (ZoomRequest(0, 3, -1), "fps must be a positive number"),
+        (ZoomRequest(0, 3, math.nan), "fps must be a positive number"),
     ],
 )
-def test_a_zoom_that_makes_no_sense_says_why_to_the_model(zoom: Zoom, reason: str) -> None:
-    with pytest.raises(BadRequest) as caught:
+def test_a_zoom_that_makes_no_sense_says_why_to_the_model(zoom: ZoomRequest, reason: str) -> None:
+    with pytest.raises(InvalidFrameRequestError) as caught:
         zoom_times(zoom, INFO)
-    assert reason in caught.value.for_model
+    assert reason in caught.value.model_message
 
 
 def test_a_zoom_may_reach_the_end_as_rounded_for_display() -> None:
     info = replace(INFO, duration_s=99.996)
-    assert len(zoom_times(Zoom(96, 100, 2), info)) == 8
+    assert len(zoom_times(ZoomRequest(96, 100, 2), info)) == 8
 
 
 @pytest.mark.parametrize(
-    "request_", [Overview(fps=0), Overview(fps=math.nan), Overview(max_frames=0), Overview(spread="random")]
+    "request_",
+    [
+        OverviewRequest(fps=0),
+        OverviewRequest(fps=math.nan),
+        OverviewRequest(max_frames=0),
+        OverviewRequest(spread="random"),
+    ],
 )
-def test_an_overview_that_makes_no_sense_is_refused(request_: Overview) -> None:
-    with pytest.raises(BadRequest):
+def test_an_overview_that_makes_no_sense_is_refused(request_: OverviewRequest) -> None:
+    with pytest.raises(InvalidFrameRequestError):
         overview_times(request_, INFO)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vz_ray.video.errors import SubtitlesBroken
+from vz_ray.video.errors import SubtitleError
 from vz_ray.video.subtitles import Subtitle, between_frames, read_subtitles
 
 SRT = """\ufeff1\r
@@ -41,7 +41,7 @@ def test_both_forms_of_longvideobench_and_a_clock_that_starts_later(tmp_path: Pa
         {"timestamp": [1.0, 2.0], "text": "before the video begins"},
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    assert read_subtitles(tmp_path / "a.json", starts_s=10.0) == (
+    assert read_subtitles(tmp_path / "a.json", offset_s=10.0) == (
         Subtitle(0.5, 1.5, "first"),
         Subtitle(2.0, 3.0, "no end"),
     )
@@ -59,12 +59,12 @@ def test_both_forms_of_longvideobench_and_a_clock_that_starts_later(tmp_path: Pa
 )
 def test_what_is_no_subtitles_is_named(tmp_path: Path, name: str, content: str, said: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(SubtitlesBroken, match=said):
+    with pytest.raises(SubtitleError, match=said):
         read_subtitles(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SubtitlesBroken, match=r"none\.srt: No such file"):
+    with pytest.raises(SubtitleError, match=r"none\.srt: No such file"):
         read_subtitles(tmp_path / "none.srt")
 
 

@@ -5,8 +5,8 @@ order in which their modules are imported here.
 """
 
 # isort: off
-from vz_ray.cli.app import app, main, settings
-from vz_ray.cli import training, planning, distilling, evaluating, looking, serving, cluster, machine  # noqa: F401
+from vz_ray.cli.app import app, main, resolve_config
+from vz_ray.cli import train, plan, distill, eval, report, serve, submit, doctor  # noqa: F401
 # isort: on
 
-__all__ = ["app", "main", "settings"]
+__all__ = ["app", "main", "resolve_config"]

@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 import typer
 
 from vz_ray import __version__
-from vz_ray.observe.errors import UserError
-from vz_ray.observe.interrupt import StopRequested
+from vz_ray.utils.errors import UserError
+from vz_ray.utils.interrupt import StopRequested
 
 C = TypeVar("C")
 
@@ -34,18 +34,20 @@ def main() -> None:
         print(f"vz-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except StopRequested as error:
-        print(f"vz-ray: {error}; {error.then}", file=sys.stderr)
+        print(f"vz-ray: {error}; {error.resume_hint}", file=sys.stderr)
         sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
-def common(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root_callback(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
 
 
-Settings = Annotated[
+ConfigArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG.yaml] [KEY=VALUE]...", help="A config file and overrides.", show_default=False
@@ -54,16 +56,16 @@ Settings = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
 
 
-def settings(schema: type[C], arguments: list[str] | None, default: str | None, dry_run: bool) -> C:
+def resolve_config(schema: type[C], arguments: list[str] | None, default: str | None, dry_run: bool) -> C:
     """The config that a command's arguments ask for; printed, and the command ended, on a dry run."""
-    from vz_ray.config import load, to_yaml
+    from vz_ray.config import load_config, to_yaml
 
     given = arguments or []
     files = [argument for argument in given if argument.endswith((".yaml", ".yml")) and "=" not in argument]
     if len(files) > 1:
         raise UserError(f"two config files were given, {files[0]} and {files[1]}: one may extend the other")
     overrides = [argument for argument in given if argument not in files]
-    config = load(schema, files[0] if files else default, overrides)
+    config = load_config(schema, files[0] if files else default, overrides)
     if dry_run:
         print(to_yaml(config), end="")
         raise typer.Exit

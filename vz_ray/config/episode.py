@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from vz_ray.config.gate import GateConfig
-from vz_ray.config.selector import SelectorConfig
+from vz_ray.config.frame_selector import FrameSelectorConfig
+from vz_ray.config.zoom_gate import ZoomGateConfig
 
-FORMATS = ("clean", "compat")
-SPREADS = ("starts", "endpoints")
+CHAT_FORMATS = ("clean", "compat")
+OVERVIEW_SPREADS = ("starts", "endpoints")
 
 
 @dataclass
 class EpisodeConfig:
     """Limits and wording of an episode; the defaults are the paper's."""
 
-    format: str = "clean"
+    chat_format: str = "clean"
     """`clean`: the model's own chat template; `compat`: byte for byte what the released weights saw."""
     prompt: str = "conf/prompt/zoom.yaml"
     """File with the wording of prompt, replies and errors."""
@@ -37,9 +37,9 @@ class EpisodeConfig:
     """Most frames in the overview; longer videos spread them evenly."""
     overview_spread: str = "starts"
     """Where spread frames lie: `starts` (k / n of the duration) or `endpoints` (first to last frame)."""
-    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    selector: FrameSelectorConfig = field(default_factory=FrameSelectorConfig)
     """Which frames the overview shows."""
-    gate: GateConfig = field(default_factory=GateConfig)
+    gate: ZoomGateConfig = field(default_factory=ZoomGateConfig)
     """Whether episodes zoom only where their answer is uncertain."""
     min_pixels: int = 25088
     """Smallest area of a frame, pixels."""
@@ -47,11 +47,13 @@ class EpisodeConfig:
     """Largest area of a frame, pixels: 128 visual tokens of 28 x 28."""
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"episode.format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
-        if self.overview_spread not in SPREADS:
+        if self.chat_format not in CHAT_FORMATS:
             raise ValueError(
-                f"episode.overview_spread is {self.overview_spread!r}; it must be one of {', '.join(SPREADS)}"
+                f"episode.chat_format is {self.chat_format!r}; it must be one of {', '.join(CHAT_FORMATS)}"
+            )
+        if self.overview_spread not in OVERVIEW_SPREADS:
+            raise ValueError(
+                f"episode.overview_spread is {self.overview_spread!r}; it must be one of {', '.join(OVERVIEW_SPREADS)}"
             )
         for name in ("max_rounds", "max_zoom_frames", "max_images", "max_turn_tokens", "overview_frames"):
             if getattr(self, name) < 1:
@@ -74,7 +76,7 @@ class EpisodeConfig:
             )
 
 
-def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
+def uniform_frames_config(config: EpisodeConfig, frames: int) -> EpisodeConfig:
     """`config` for a model that is shown `frames` uniform frames and can only answer."""
     return replace(
         config,
@@ -82,6 +84,6 @@ def uniform(config: EpisodeConfig, frames: int) -> EpisodeConfig:
         max_images=max(frames, config.max_images),
         overview_fps=1e6,
         overview_frames=frames,
-        selector=SelectorConfig(),
-        gate=GateConfig(),
+        selector=FrameSelectorConfig(),
+        gate=ZoomGateConfig(),
     )

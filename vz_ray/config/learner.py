@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 
 def _choice(owner: str, key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -25,9 +25,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-6
     """Peak learning rate; the paper's RL stage."""
-    schedule: str = "constant"
+    lr_schedule: str = "constant"
     """`constant`, or `cosine` from the peak down to 0 at `total_steps`."""
-    warmup: float = 0.0
+    warmup_ratio: float = 0.0
     """Fraction of `total_steps` over which the rate rises linearly from 0."""
     total_steps: int = 1
     """Optimizer steps that the schedule spans; `constant` without warm-up does not need it."""
@@ -43,20 +43,20 @@ class OptimizerConfig:
     """Gradients are scaled down to this global 2-norm; 0 leaves them as they are."""
 
     def __post_init__(self) -> None:
-        _choice("optimizer", "schedule", self.schedule, ("constant", "cosine"))
+        _choice("optimizer", "lr_schedule", self.lr_schedule, ("constant", "cosine"))
         _positive("optimizer", "learning_rate", self.learning_rate)
         _positive("optimizer", "total_steps", self.total_steps)
         _positive("optimizer", "weight_decay", self.weight_decay, zero=True)
         _positive("optimizer", "max_grad_norm", self.max_grad_norm, zero=True)
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup!r}; it is a fraction from 0 to 1")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"optimizer.warmup is {self.warmup_ratio!r}; it is a fraction from 0 to 1")
 
 
 @dataclass
 class LossConfig:
     """The policy loss and what is added to it."""
 
-    ratio: str = "token"
+    importance_sampling_level: str = "token"
     """`token`: one importance ratio per token (GRPO); `sequence`: their geometric mean over the
     trajectory (GSPO)."""
     aggregation: str = "sequence_mean"
@@ -65,31 +65,31 @@ class LossConfig:
     trajectories (Dr.GRPO)."""
     fixed_length: int = 4096
     """The constant that `fixed_length` divides by."""
-    advantage: str = "grpo"
+    advantage_estimator: str = "grpo"
     """`grpo`: (r - mean) / (std + 1e-6) within the group; `dr_grpo`: r - mean."""
     min_reward_std: float = 1e-4
     """Groups whose rewards spread less than this teach nothing and are dropped."""
-    clip_low: float = 0.2
+    clip_ratio_low: float = 0.2
     """The ratio counts no further below 1 than this."""
-    clip_high: float = 0.27
+    clip_ratio_high: float = 0.27
     """The ratio counts no further above 1 than this."""
-    kl: float = 0.001
+    kl_coef: float = 0.001
     """Weight of the low-variance KL to the reference model; 0 needs no reference model."""
-    entropy: float = 0.001
+    entropy_coef: float = 0.001
     """Weight of the entropy bonus."""
-    importance_cap: float | None = None
+    tis_cap: float | None = None
     """C of the truncated importance weight min(exp(old - engine), C); none leaves tokens unweighted."""
 
     def __post_init__(self) -> None:
-        _choice("loss", "ratio", self.ratio, ("token", "sequence"))
+        _choice("loss", "importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
         _choice("loss", "aggregation", self.aggregation, ("sequence_mean", "token_mean", "fixed_length"))
-        _choice("loss", "advantage", self.advantage, ("grpo", "dr_grpo"))
-        for key in ("fixed_length", "clip_low", "clip_high"):
+        _choice("loss", "advantage_estimator", self.advantage_estimator, ("grpo", "dr_grpo"))
+        for key in ("fixed_length", "clip_ratio_low", "clip_ratio_high"):
             _positive("loss", key, getattr(self, key))
-        for key in ("kl", "entropy", "min_reward_std"):
+        for key in ("kl_coef", "entropy_coef", "min_reward_std"):
             _positive("loss", key, getattr(self, key), zero=True)
-        if self.importance_cap is not None:
-            _positive("loss", "importance_cap", self.importance_cap)
+        if self.tis_cap is not None:
+            _positive("loss", "tis_cap", self.tis_cap)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class LoraConfig:
     """What an adapter adds is B A x times `alpha / rank`."""
     dropout: float = 0.0
     """Share of an adapter's inputs that an update's forward pass leaves out."""
-    targets: list[str] = field(
+    target_modules: list[str] = field(
         default_factory=lambda: [
             r"language_model\..*\.(q|k|v|o)_proj",
             r"language_model\..*\.(gate|up|down)_proj",
@@ -110,7 +110,7 @@ class LoraConfig:
     )
     """Linear layers that get one: regular expressions, each for the end of a layer's HF name after a dot
     (`v_proj` is every layer of that name, also of the vision tower)."""
-    vision: bool = False
+    train_merger: bool = False
     """Also train the merger, which projects the vision tower's features to the language model, whole."""
 
     def __post_init__(self) -> None:
@@ -118,26 +118,26 @@ class LoraConfig:
         _positive("lora", "alpha", self.alpha)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout is {self.dropout!r}; it is a share from 0 to below 1")
-        for target in self.targets:
+        for target in self.target_modules:
             try:
                 re.compile(target)
             except re.error as error:
                 raise ValueError(f"lora.targets has {target!r}, no regular expression: {error}") from error
-        if self.rank and not self.targets:
+        if self.rank and not self.target_modules:
             raise ValueError("lora.targets is empty; name the linear layers that get an adapter")
 
-    def layers_of(self, linear: Sequence[str]) -> list[str]:
+    def match_layers(self, linear: Sequence[str]) -> list[str]:
         """Which of a model's linear layers, by HF name, get an adapter; sorted.
 
         Raises:
             UserError: None matches a target.
         """
         found: set[str] = set()
-        for pattern in self.targets:
+        for pattern in self.target_modules:
             matching = {name for name in linear if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
             if not matching:
                 raise UserError(
-                    f"learner.lora.targets has {pattern!r}, which is the end of no linear layer's name; "
+                    f"learner.lora.target_modules has {pattern!r}, which is the end of no linear layer's name; "
                     f"there are, for example, {', '.join(linear[-3:])}"
                 )
             found |= matching
@@ -146,20 +146,20 @@ class LoraConfig:
 
 @dataclass
 class LearnerConfig:
-    """One learner: `ranks` processes that train one model together."""
+    """One learner: `world_size` processes that train one model together."""
 
     model: str = ""
     """Directory of the HF checkpoint that training starts from."""
-    reference: str | None = None
+    reference_model: str | None = None
     """Directory of the reference model; none takes `model`."""
-    ranks: int = 1
+    world_size: int = 1
     """Processes, one per GPU."""
     zero_stage: int = 3
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 gradients too, 3 weights too."""
     offload: str = "none"
     """What is kept in host memory: `none`, the `optimizer` state (stages 1 to 3), or `all`: the weights too
     (stage 3), which come to the device when a layer needs them."""
-    zero_keep_whole: int = 100_000
+    param_persistence_threshold: int = 100_000
     """Under ZeRO 3, tensors of fewer elements than this stay whole on every rank."""
     dtype: str = "auto"
     """`bfloat16`, `float32`, or `auto`: the former on GPUs, the latter on CPUs."""
@@ -179,7 +179,7 @@ class LearnerConfig:
     has seen, MiB; 0 keeps none."""
     logprob_chunk_tokens: int = 2_048
     """Sampled tokens whose `[tokens, vocab]` logits exist at one time."""
-    minibatch_tasks: int = 32
+    mini_batch_size: int = 32
     """Groups in one optimizer step of RL."""
     epochs: int = 1
     """Passes over an iteration's groups."""
@@ -188,22 +188,22 @@ class LearnerConfig:
     trajectories."""
     seed: int = 0
     """Seed of the order of minibatches."""
-    max_skipped: int = 3
+    max_skipped_updates: int = 3
     """Updates in a row whose loss or gradient was no finite number, and which were skipped, that end
     training."""
-    replay: str = ""
+    replay_dir: str = ""
     """Directory in which batches of skipped updates are kept; empty takes `replay` of the run."""
-    max_unreadable: float = 0.1
+    max_unreadable_share: float = 0.1
     """Largest share of an iteration's groups with frames that cannot be got again: they are left out."""
     frame_cache_mib: int = 2048
     """Decoded frames that each rank keeps between passes over them, MiB."""
-    threads: int = 0
+    num_threads: int = 0
     """CPU threads of each rank; 0 leaves torch's own choice."""
-    group: str = ""
+    node_group: str = ""
     """Ranks are placed on nodes that have a Ray resource of this name; empty allows all."""
-    deadline_s: float = 3600.0
+    timeout_s: float = 3600.0
     """How long one call to a rank, or placing the ranks, may take before it counts as hung."""
-    restarts: int = 3
+    max_restarts: int = 3
     """Times in a row that a learner which lost a rank is started again; 0 ends the run at the first loss.
     A step that had not been done before ends the row."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -217,19 +217,27 @@ class LearnerConfig:
         _choice("learner", "dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _choice("learner", "old_logprobs", self.old_logprobs, ("recompute", "engine"))
         for key in (
-            "ranks",
+            "world_size",
             "micro_batch_tokens",
             "logprob_chunk_tokens",
-            "minibatch_tasks",
+            "mini_batch_size",
             "epochs",
-            "max_skipped",
-            "deadline_s",
+            "max_skipped_updates",
+            "timeout_s",
         ):
             _positive("learner", key, getattr(self, key))
-        for key in ("threads", "zero_keep_whole", "frame_cache_mib", "feature_cache_mib", "restarts"):
+        for key in (
+            "num_threads",
+            "param_persistence_threshold",
+            "frame_cache_mib",
+            "feature_cache_mib",
+            "max_restarts",
+        ):
             _positive("learner", key, getattr(self, key), zero=True)
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"learner.max_unreadable is {self.max_unreadable!r}; it is a share from 0 to 1")
+        if not 0 <= self.max_unreadable_share <= 1:
+            raise ValueError(
+                f"learner.max_unreadable_share is {self.max_unreadable_share!r}; it is a share from 0 to 1"
+            )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("learner.offload 'optimizer' needs learner.zero_stage 1, 2 or 3; it is 0")
         if self.offload == "all" and self.zero_stage != 3:
@@ -237,20 +245,20 @@ class LearnerConfig:
                 f"learner.offload 'all' needs learner.zero_stage 3, it is {self.zero_stage}; "
                 "below that, weights are whole on every rank: use 'optimizer'"
             )
-        if self.freeze_vision and self.lora.vision:
-            raise ValueError("learner.lora.vision trains what learner.freeze_vision freezes: unset one")
+        if self.freeze_vision and self.lora.train_merger:
+            raise ValueError("learner.lora.train_merger trains what learner.freeze_vision freezes: unset one")
 
     @property
-    def own_reference(self) -> bool:
+    def needs_separate_reference(self) -> bool:
         """Whether a reference model, if there is one, must be loaded beside the trained one.
 
         With adapters it is the model itself without them, unless another is asked for, or what lies under
         them is trained as well.
         """
-        other = self.reference not in (None, self.model)
-        return not self.lora.rank or other or self.lora.vision
+        other = self.reference_model not in (None, self.model)
+        return not self.lora.rank or other or self.lora.train_merger
 
-    def check_longest(self, max_context: int) -> None:
+    def check_max_context(self, max_context: int) -> None:
         """`ValueError` if an episode may have more tokens than a forward pass."""
         if self.micro_batch_tokens < max_context:
             raise ValueError(

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 C = TypeVar("C")
 EXTENDS = "extends"
@@ -43,7 +43,7 @@ class _Layer:
         return f"{self.origin}:{line}" if line else self.origin
 
 
-def load(schema: type[C], path: Path | str | None = None, overrides: Sequence[str] = ()) -> C:
+def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequence[str] = ()) -> C:
     """Reads `path` over the defaults of `schema`, then `overrides` over both.
 
     A file may start from another: `extends: quickstart.yaml`, relative to itself.
@@ -70,7 +70,7 @@ def load(schema: type[C], path: Path | str | None = None, overrides: Sequence[st
     return _built(schema, config, layers)
 
 
-def restored(schema: type[C], values: dict[str, Any]) -> C:
+def restore_config(schema: type[C], values: dict[str, Any]) -> C:
     """The config whose `dataclasses.asdict` was `values`.
 
     Raises:
@@ -89,7 +89,7 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def keys_of(schema: type) -> list[str]:
+def list_keys(schema: type) -> list[str]:
     """Every dotted key of a schema, in order.
 
     Example: `["seed", "learner.lr", "learner.clip.low"]`
@@ -158,7 +158,7 @@ def _explained(error: Exception, layer: _Layer, schema: type) -> ConfigError:
     known = getattr(error, "object_type", None)
     parent = key.rpartition(".")[0]
     siblings = [f.name for f in fields(known)] if is_dataclass(known) else []
-    near = _nearest(key, [f"{parent}.{name}" if parent else name for name in siblings], keys_of(schema))
+    near = _nearest(key, [f"{parent}.{name}" if parent else name for name in siblings], list_keys(schema))
     hint = f"did you mean {near}?" if near else f"the keys there are {', '.join(siblings)}"
     return ConfigError(f"{layer.place(key)}: there is no key {key}; {hint}")
 

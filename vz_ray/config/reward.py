@@ -25,14 +25,14 @@ class JudgeConfig:
         caption_prompt: Wording for questions that are answered from a caption alone.
         parameters: Sent with every request; null leaves one out (some hosted models want
             `max_completion_tokens` in place of `max_tokens`).
-        concurrency: Most requests in flight from one rollout worker.
-        attempts: Most requests for one verdict; 429, 5xx, timeouts and lost connections are tried again.
+        max_concurrency: Most requests in flight from one rollout worker.
+        max_attempts: Most requests for one verdict; 429, 5xx, timeouts and lost connections are tried again.
         backoff_s: Wait before the second attempt, doubled with each further one; a server's
             `Retry-After` counts where it is longer.
-        timeout_s: Seconds that one request may take.
-        deadline_s: Seconds that a verdict may take, waiting for its turn and all attempts included.
-        cached: Keep verdicts on disk, for all processes and runs.
-        cache: Where; empty takes the user's cache directory.
+        request_timeout_s: Seconds that one request may take.
+        total_timeout_s: Seconds that a verdict may take, waiting for its turn and all attempts included.
+        use_cache: Keep verdicts on disk, for all processes and runs.
+        cache_dir: Where; empty takes the user's cache directory.
     """
 
     model: str = ""
@@ -42,13 +42,13 @@ class JudgeConfig:
     graded_prompt: str = "conf/prompt/judge-graded.yaml"
     caption_prompt: str = "conf/prompt/judge-caption.yaml"
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
-    concurrency: int = 16
-    attempts: int = 6
+    max_concurrency: int = 16
+    max_attempts: int = 6
     backoff_s: float = 1.0
-    timeout_s: float = 30.0
-    deadline_s: float = 120.0
-    cached: bool = True
-    cache: str = ""
+    request_timeout_s: float = 30.0
+    total_timeout_s: float = 120.0
+    use_cache: bool = True
+    cache_dir: str = ""
 
     def __post_init__(self) -> None:
         if self.model and not re.match(r"https?://", self.base_url):
@@ -59,10 +59,10 @@ class JudgeConfig:
         taken = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
         if taken:
             raise ValueError(f"reward.judge.parameters has {taken[0]!r}, which is not for it to set")
-        for name in ("concurrency", "attempts"):
+        for name in ("max_concurrency", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reward.judge.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("backoff_s", "timeout_s", "deadline_s"):
+        for name in ("backoff_s", "request_timeout_s", "total_timeout_s"):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ValueError(f"reward.judge.{name} is {value}; it must be finite and above 0")
@@ -82,14 +82,14 @@ class RewardConfig:
         max_zoom_frames: Frames that one well-formed zoom may ask for (paper: 16).
         number_rel_tol: Relative tolerance for ground truths that are not
             integers; integers must be equal.
-        length: Weight of the penalty for saying much; 0 has none.
-        length_free: Tokens that a policy may say in an episode without penalty.
-        length_full: Tokens at which the penalty is whole; it grows evenly in between.
-        frames: Weight of the cost of frames that zooms showed; 0 has none.
-        frames_full: Frames at which that cost is whole.
-        function: A reward of your own, `package.module:name`; see `vz_ray/reward/function.py`.
+        length_penalty: Weight of the penalty for saying much; 0 has none.
+        length_free_tokens: Tokens that a policy may say in an episode without penalty.
+        length_full_tokens: Tokens at which the penalty is whole; it grows evenly in between.
+        frame_cost: Weight of the cost of frames that zooms showed; 0 has none.
+        frame_cost_full_frames: Frames at which that cost is whole.
+        function: A reward of your own, `package.module:name`; see `vz_ray/rewards/user_function.py`.
         judge: Who judges open-ended answers.
-        deadline_s: Seconds in which an episode must have been scored.
+        timeout_s: Seconds in which an episode must have been scored.
     """
 
     accuracy: float = 0.9
@@ -98,34 +98,34 @@ class RewardConfig:
     scorer: str = "clean"
     max_zoom_frames: int = 16
     number_rel_tol: float = 0.01
-    length: float = 0.0
-    length_free: int = 2048
-    length_full: int = 4096
-    frames: float = 0.0
-    frames_full: int = 64
+    length_penalty: float = 0.0
+    length_free_tokens: int = 2048
+    length_full_tokens: int = 4096
+    frame_cost: float = 0.0
+    frame_cost_full_frames: int = 64
     function: str = ""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    deadline_s: float = 300.0
+    timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "format", "tool", "number_rel_tol", "length", "frames"):
+        for name in ("accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"reward.{name} is {value}; it must be finite and not negative")
         if self.scorer not in SCORERS:
             raise ValueError(f"reward.scorer is {self.scorer!r}; choose one of {', '.join(SCORERS)}")
-        for name in ("max_zoom_frames", "frames_full"):
+        for name in ("max_zoom_frames", "frame_cost_full_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reward.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.length_free < self.length_full:
+        if not 0 <= self.length_free_tokens < self.length_full_tokens:
             raise ValueError(
-                f"reward.length_free is {self.length_free}; "
-                f"it must lie between 0 and reward.length_full ({self.length_full})"
+                f"reward.length_free_tokens is {self.length_free_tokens}; "
+                f"it must lie between 0 and reward.length_full_tokens ({self.length_full_tokens})"
             )
         if self.function and not _DOTTED.fullmatch(self.function):
             raise ValueError(f"reward.function is {self.function!r}; write it as package.module:name")
-        if self.deadline_s <= self.judge.deadline_s:
+        if self.timeout_s <= self.judge.total_timeout_s:
             raise ValueError(
-                f"reward.deadline_s is {self.deadline_s:g}; "
-                f"it must be above reward.judge.deadline_s ({self.judge.deadline_s:g})"
+                f"reward.timeout_s is {self.timeout_s:g}; "
+                f"it must be above reward.judge.total_timeout_s ({self.judge.total_timeout_s:g})"
             )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vz_ray.config.clips import ClipsConfig
-from vz_ray.config.coldstart import SftConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.observe import WatchConfig
+from vz_ray.config.monitoring import TrackingConfig
 from vz_ray.config.run import RayConfig
+from vz_ray.config.sft_stage import SftConfig
 
 
 @dataclass
@@ -38,7 +38,7 @@ class SftRunConfig:
     """How long, and in what batches."""
     ray: RayConfig = field(default_factory=RayConfig)
     """The cluster."""
-    observe: WatchConfig = field(default_factory=WatchConfig)
+    monitoring: TrackingConfig = field(default_factory=TrackingConfig)
     """What is told of the run, and to whom."""
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class SftRunConfig:
             raise ValueError(
                 f"learner.model is {self.learner.model!r}; it is `model` of the run, set that instead"
             )
-        self.learner.check_longest(self.episode.max_context)
-        if self.learner.optimizer.schedule != "constant":
+        self.learner.check_max_context(self.episode.max_context)
+        if self.learner.optimizer.lr_schedule != "constant":
             raise ValueError(
-                f"learner.optimizer.schedule is {self.learner.optimizer.schedule!r}; it is sft.schedule"
+                f"learner.optimizer.lr_schedule is {self.learner.optimizer.lr_schedule!r}; it is sft.lr_schedule"
             )

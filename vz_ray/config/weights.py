@@ -14,22 +14,22 @@ class WeightsConfig:
     Attributes:
         transport: `shm`: through shared memory of each node, on CPU or GPU; `nccl`: broadcast
             between GPUs; `ipc`: learner and engine on one GPU, which each gets half of.
-        copies: With `nccl` and `ipc`, keep the newest version in shared memory, too: workers that join
+        keep_shm_copy: With `nccl` and `ipc`, keep the newest version in shared memory, too: workers that join
             between publishes or run on spot nodes pull it from there, and no group waits for them.
-        directory: Where versions in shared memory lie; null is a directory of this run in /dev/shm.
+        shm_dir: Where versions in shared memory lie; null is a directory of this run in /dev/shm.
         bucket_mib: Most MiB in one file, or in one gathering of a sharded model.
         probe_every: Compare engine and learner on a fixed prompt at every n-th publish.
         probe_tolerance: Largest difference in log-prob there (1e-4 in float32; about 0.1 in bfloat16).
-        deadline_s: Seconds in which each step of a publish must be done by each worker.
+        timeout_s: Seconds in which each step of a publish must be done by each worker.
     """
 
     transport: str = "shm"
-    copies: bool = True
-    directory: str | None = None
+    keep_shm_copy: bool = True
+    shm_dir: str | None = None
     bucket_mib: int = 256
     probe_every: int = 1
     probe_tolerance: float = 1e-4
-    deadline_s: float = 300.0
+    timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
@@ -39,6 +39,6 @@ class WeightsConfig:
         for name in ("bucket_mib", "probe_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"weights.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("probe_tolerance", "deadline_s"):
+        for name in ("probe_tolerance", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"weights.{name} is {getattr(self, name)}; it must be above 0")

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vz_ray.data.record import (
+from vz_ray.data.episode_record import (
     EpisodeRecord,
     append_lines,
+    read_complete_lines,
     record_from_dict,
     record_to_dict,
-    to_line,
-    whole_lines,
+    to_json_line,
 )
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
-Key = tuple[str, int]
+EpisodeKey = tuple[str, int]
 """Task id and sample."""
 
 
@@ -38,15 +38,15 @@ class EpisodeLog:
         ValueError: It has a broken line.
     """
 
-    header: ClassVar[str]
+    header_key: ClassVar[str]
     """Key of the header line."""
-    instead: ClassVar[str] = "delete it or choose another run name"
+    mismatch_hint: ClassVar[str] = "delete it or choose another run name"
     """What to do about a log of something else."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self._records: dict[Key, EpisodeRecord] = {}
-        first = to_line({self.header: dict(identity)})
+        self._records: dict[EpisodeKey, EpisodeRecord] = {}
+        first = to_json_line({self.header_key: dict(identity)})
         if not path.exists() or not self._reopen(json.loads(first)):
             append_lines(path, [first])
 
@@ -54,16 +54,16 @@ class EpisodeLog:
         """Reads what is there; False if that is nothing."""
         with self.path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-        lines = whole_lines(self.path)
+        lines = read_complete_lines(self.path)
         found = next(lines, None)
         if found is None:
             return False
         if found != expected:
-            difference = _difference(found.get(self.header), expected[self.header])
-            raise UserError(f"{self.path} holds episodes of {difference}: {self.instead}")
+            difference = _difference(found.get(self.header_key), expected[self.header_key])
+            raise UserError(f"{self.path} holds episodes of {difference}: {self.mismatch_hint}")
         for line in lines:
             record = record_from_dict(line)
-            self._records[key_of(record)] = record
+            self._records[episode_key(record)] = record
         return True
 
     @property
@@ -72,9 +72,9 @@ class EpisodeLog:
         return list(self._records.values())
 
     @property
-    def done(self) -> frozenset[Key]:
+    def completed(self) -> frozenset[EpisodeKey]:
         """Every record that counts."""
-        return frozenset(key for key, record in self._records.items() if not record.trajectory.failed)
+        return frozenset(key for key, record in self._records.items() if not record.trajectory.retryable)
 
     def append(self, record: EpisodeRecord) -> None:
         """Adds an episode; it is on disk when this returns.
@@ -82,14 +82,14 @@ class EpisodeLog:
         Raises:
             ValueError: The log has one of this task and sample already.
         """
-        key = key_of(record)
-        if key in self._records and not self._records[key].trajectory.failed:
+        key = episode_key(record)
+        if key in self._records and not self._records[key].trajectory.retryable:
             raise ValueError(f"{self.path} already has task {key[0]!r}, sample {key[1]}")
-        append_lines(self.path, [to_line(record_to_dict(record))])
+        append_lines(self.path, [to_json_line(record_to_dict(record))])
         self._records[key] = record
 
 
-def key_of(record: EpisodeRecord) -> Key:
+def episode_key(record: EpisodeRecord) -> EpisodeKey:
     return (record.task.task_id, record.trajectory.id.sample)
 
 

@@ -22,32 +22,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vz_ray.episode.protocols import FrameSource
-from vz_ray.episode.trajectory import (
-    Context,
-    EpisodeId,
-    Status,
-    Trajectory,
-    Turn,
-    Written,
-)
-from vz_ray.episode.wire import IMAGE, PLACEHOLDERS, WireFormat
-from vz_ray.episode.zoom_call import answer_of, read_turn
-from vz_ray.observe.errors import UserError
-from vz_ray.video.frame import Frame, FrameRef, FrameSize, Overview, VideoError
+from vz_ray.env.chat_format import IMAGE_SLOT, VISION_PLACEHOLDERS, ChatFormat
+from vz_ray.env.protocols import FrameSource
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, TokenContext, Trajectory, Turn
+from vz_ray.env.zoom_call import extract_answer, parse_turn
+from vz_ray.utils.errors import UserError
+from vz_ray.video.frame import Frame, FrameRef, FrameSize, OverviewRequest, VideoError
 
-MARK = "<image>"
+IMAGE_MARKER = "<image>"
 _MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 _ROLES = ("system", "user", "assistant")
-_CONTROL = (*PLACEHOLDERS, "<|im_start|>", "<|im_end|>")
+_CONTROL = (*VISION_PLACEHOLDERS, "<|im_start|>", "<|im_end|>")
 
 
-class NotWritable(ValueError):
+class SampleEncodingError(ValueError):
     """A trajectory cannot be written in this layout: its text has a mark that stands for a frame."""
 
 
-def sample_of(
-    trajectory: Trajectory, wire: WireFormat, path_of: Callable[[FrameRef], str], *, given: int = 0
+def trajectory_to_sample(
+    trajectory: Trajectory,
+    wire: ChatFormat,
+    path_of: Callable[[FrameRef], str],
+    *,
+    num_context_turns: int = 0,
 ) -> dict[str, Any]:
     """A trajectory in the layout.
 
@@ -55,7 +52,7 @@ def sample_of(
         trajectory: Played under `wire`.
         wire: Its tokenizer.
         path_of: Where the image of a frame lies.
-        given: First turns that are not to be learned from.
+        num_context_turns: First turns that are not to be learned from.
 
     Raises:
         NotWritable: A text holds `<image>`, or marks and frames do not match.
@@ -63,33 +60,35 @@ def sample_of(
     messages: list[dict[str, Any]] = []
     turns = 0
     for role, text in _MESSAGE.findall(_spelled(trajectory, wire)):
-        if MARK in text:
-            raise NotWritable(f"trajectory {trajectory.id}: a message holds {MARK}, which stands for a frame")
-        message: dict[str, Any] = {"role": role, "content": text.replace(IMAGE, MARK)}
+        if IMAGE_MARKER in text:
+            raise SampleEncodingError(
+                f"trajectory {trajectory.id}: a message holds {IMAGE_MARKER}, which stands for a frame"
+            )
+        message: dict[str, Any] = {"role": role, "content": text.replace(IMAGE_SLOT, IMAGE_MARKER)}
         if role == "assistant":
             turns += 1
-            message |= {"weight": 0} if turns <= given else {}
+            message |= {"weight": 0} if turns <= num_context_turns else {}
         messages.append(message)
-    images = [path_of(ref) for ref in trajectory.refs]
-    marks = sum(message["content"].count(MARK) for message in messages)
+    images = [path_of(ref) for ref in trajectory.frame_refs]
+    marks = sum(message["content"].count(IMAGE_MARKER) for message in messages)
     if marks != len(images) or turns != len(trajectory.turns):
-        raise NotWritable(
+        raise SampleEncodingError(
             f"trajectory {trajectory.id}: {marks} marks for {len(images)} frames, and {turns} assistant "
             f"messages for {len(trajectory.turns)} turns"
         )
     return {"messages": messages, "images": images}
 
 
-def _spelled(trajectory: Trajectory, wire: WireFormat) -> str:
+def _spelled(trajectory: Trajectory, wire: ChatFormat) -> str:
     """The whole conversation as text, one pad per frame."""
     ids = list(trajectory.prompt.compact_ids)
     for turn in trajectory.turns:
-        ids += [*turn.action.token_ids, *(turn.reply.compact_ids if turn.reply else ())]
+        ids += [*turn.action.token_ids, *(turn.observation.compact_ids if turn.observation else ())]
     return wire.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _SftMessage:
     """A message, and how many frames it shows."""
 
     role: str
@@ -98,8 +97,8 @@ class _Said:
     learned: bool
 
 
-def trajectory_of(
-    sample: Mapping[str, Any], frames: Sequence[Frame], wire: WireFormat, name: str
+def sample_to_trajectory(
+    sample: Mapping[str, Any], frames: Sequence[Frame], wire: ChatFormat, name: str
 ) -> Trajectory:
     """A sample of the layout as a trajectory to learn from.
 
@@ -118,57 +117,57 @@ def trajectory_of(
     system, said = _conversation(sample)
     shown = iter(frames)
 
-    def own(message: _Said) -> list[Frame]:
+    def own(message: _SftMessage) -> list[Frame]:
         return list(islice(shown, message.images))
 
-    context = wire.opening(system, said[0].text, own(said[0]))
-    prompt: Context | None = None
+    context = wire.encode_opening(system, said[0].text, own(said[0]))
+    prompt: TokenContext | None = None
     turns: list[Turn] = []
     for answer, asked in zip(said[1::2], [*said[2::2], None], strict=True):
-        ids = wire.written(answer.text)
+        ids = wire.encode_assistant(answer.text)
         ended = ids[-1] == wire.end_id
-        reply = None if asked is None else wire.reply(asked.text, own(asked), ended=ended)
+        reply = None if asked is None else wire.encode_observation(asked.text, own(asked), end_sampled=ended)
         if not answer.learned:
-            context = _joined(context, Context(ids, pad_id=wire.pad_id), reply)
+            context = _joined(context, TokenContext(ids, pad_id=wire.pad_id), reply)
             continue
         if prompt is None:
             prompt = context
         else:
-            turns[-1] = replace(turns[-1], reply=context)
-        zoom = read_turn(answer.text, duration_s=float("inf"), max_frames=2**31).zoom
-        turns.append(Turn(Written(answer.text, ids), answer.text, zoom, None))
+            turns[-1] = replace(turns[-1], observation=context)
+        zoom = parse_turn(answer.text, duration_s=float("inf"), max_frames=2**31).zoom
+        turns.append(Turn(ExternalAction(answer.text, ids), answer.text, zoom, None))
         if reply is not None:
             context = reply
     assert prompt is not None  # the last turn is learned from
-    found = answer_of(said[-1].text)
-    status = Status.NO_ANSWER if found is None else Status.ANSWERED
+    found = extract_answer(said[-1].text)
+    status = EpisodeStatus.NO_ANSWER if found is None else EpisodeStatus.ANSWERED
     return Trajectory(EpisodeId(0, name, 0), wire.name, prompt, tuple(turns), status, found, worker="file")
 
 
-def _joined(*parts: Context | None) -> Context:
+def _joined(*parts: TokenContext | None) -> TokenContext:
     """Contexts one after another."""
     there = [part for part in parts if part is not None]
-    return Context(
+    return TokenContext(
         compact_ids=tuple(id for part in there for id in part.compact_ids),
         grids=tuple(grid for part in there for grid in part.grids),
-        refs=tuple(ref for part in there for ref in part.refs),
+        frame_refs=tuple(ref for part in there for ref in part.frame_refs),
         pad_id=there[0].pad_id,
     )
 
 
-def folded(trajectory: Trajectory, given: int) -> Trajectory:
-    """`trajectory` with its first `given` turns made part of the prompt: read, and not learned from."""
-    first = trajectory.turns[:given]
+def fold_turns_into_prompt(trajectory: Trajectory, num_context_turns: int) -> Trajectory:
+    """`trajectory` with its first `num_context_turns` turns made part of the prompt: read, and not learned from."""
+    first = trajectory.turns[:num_context_turns]
     said = [
         part
         for turn in first
-        for part in (Context(turn.action.token_ids, pad_id=trajectory.prompt.pad_id), turn.reply)
+        for part in (TokenContext(turn.action.token_ids, pad_id=trajectory.prompt.pad_id), turn.observation)
     ]
     prompt = _joined(trajectory.prompt, *said)
-    return replace(trajectory, prompt=prompt, turns=trajectory.turns[given:])
+    return replace(trajectory, prompt=prompt, turns=trajectory.turns[num_context_turns:])
 
 
-def _conversation(sample: Any) -> tuple[str | None, list[_Said]]:
+def _conversation(sample: Any) -> tuple[str | None, list[_SftMessage]]:
     """The system message of a record, and those of user and assistant in turns.
 
     Raises:
@@ -182,7 +181,7 @@ def _conversation(sample: Any) -> tuple[str | None, list[_Said]]:
         raise ValueError("'images' must be a list of paths")
     marks = sum(message.images for message in said)
     if marks != len(images):
-        raise ValueError(f"{marks} {MARK} in messages for {len(images)} images")
+        raise ValueError(f"{marks} {IMAGE_MARKER} in messages for {len(images)} images")
     system = said.pop(0).text if said[0].role == "system" else None
     if [message.role for message in said] != ["user", "assistant"] * (len(said) // 2) or not said:
         raise ValueError("after an optional system message, user and assistant must take turns")
@@ -191,12 +190,12 @@ def _conversation(sample: Any) -> tuple[str | None, list[_Said]]:
     return system, said
 
 
-def _messages(sample: Mapping[str, Any]) -> list[_Said]:
+def _messages(sample: Mapping[str, Any]) -> list[_SftMessage]:
     """The messages of a record, marks put as the wire format has them."""
     messages = sample.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' must be a list of messages")
-    said: list[_Said] = []
+    said: list[_SftMessage] = []
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         text = message.get("content") if isinstance(message, dict) else None
@@ -204,10 +203,12 @@ def _messages(sample: Mapping[str, Any]) -> list[_Said]:
             raise ValueError(f"message {number} needs a role of {', '.join(_ROLES)} and a text as content")
         if found := next((token for token in _CONTROL if token in text), None):
             raise ValueError(f"message {number} holds the control token {found}")
-        count = text.count(MARK)
-        said.append(_Said(role, text.replace(MARK, IMAGE), count, message.get("weight") != 0))
+        count = text.count(IMAGE_MARKER)
+        said.append(
+            _SftMessage(role, text.replace(IMAGE_MARKER, IMAGE_SLOT), count, message.get("weight") != 0)
+        )
     if any(m.images for m in said if m.role != "user"):
-        raise ValueError(f"only messages of the user may hold {MARK}")
+        raise ValueError(f"only messages of the user may hold {IMAGE_MARKER}")
     return said
 
 
@@ -237,9 +238,9 @@ class SftFile:
                 raise UserError(f"{path}, record {number}: {error}") from error
         return cls(path, tuple(records))
 
-    async def trajectories(
+    async def load_trajectories(
         self,
-        wire: WireFormat,
+        wire: ChatFormat,
         size: FrameSize,
         frames: FrameSource,
         advance: Callable[[int], None] = lambda _: None,
@@ -260,10 +261,10 @@ class SftFile:
             paths = [str(self.path.parent / image) for image in record.get("images") or ()]
             try:
                 read = await asyncio.gather(
-                    *(frames.overview(image, Overview(1, 1), size) for image in paths)
+                    *(frames.overview(image, OverviewRequest(1, 1), size) for image in paths)
                 )
                 shown = [clip.frames[0] for clip in read]
-                found.append(trajectory_of(record, shown, wire, f"{self.path.stem}-{number}"))
+                found.append(sample_to_trajectory(record, shown, wire, f"{self.path.stem}-{number}"))
             except (ValueError, VideoError) as error:
                 raise UserError(f"{self.path}, record {number}: {error}") from error
             advance(1)

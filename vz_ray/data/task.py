@@ -24,15 +24,15 @@ class SubtitleFile:
 
     Attributes:
         path: A `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
-        starts_s: What the subtitles' clock shows where the video begins, seconds.
+        offset_s: What the subtitles' clock shows where the video begins, seconds.
     """
 
     path: str
-    starts_s: float = 0.0
+    offset_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class CaptionQuestion:
     """A question that a good caption answers.
 
     Attributes:
@@ -47,16 +47,16 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatHistory:
     """What a conversation held before its question.
 
     Attributes:
         system: Instructions of whoever asks, beside the agent's own.
-        past: `(question, answer)` of earlier rounds, in order.
+        turns: `(question, answer)` of earlier rounds, in order.
     """
 
     system: str = ""
-    past: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ class Task:
         answer_type: How the answer is scored.
         source: Name of the data set.
         kind: Kind of question, for tables (needle world: identify, count, ...).
-        events: `(start_s, end_s)` of what must be seen to answer, where known.
+        evidence_spans: `(start_s, end_s)` of what must be seen to answer, where known.
         extra: Whatever else the data file said.
         subtitles: Shown between the frames, where they are to be shown.
-        pictures: Images that belong to the question, each a video of one frame; shown after the overview.
-        checks: What a caption is asked; for `CAPTION` alone.
-        more_videos: Further videos that the question is about; zooms say which they mean.
-        chat: The conversation that the question goes on with, where there is one.
+        images: Images that belong to the question, each a video of one frame; shown after the overview.
+        caption_questions: What a caption is asked; for `CAPTION` alone.
+        extra_videos: Further videos that the question is about; zooms say which they mean.
+        chat_history: The conversation that the question goes on with, where there is one.
     """
 
     task_id: str
@@ -87,15 +87,15 @@ class Task:
     answer_type: AnswerType = AnswerType.MULTIPLE_CHOICE
     source: str = ""
     kind: str = ""
-    events: tuple[tuple[float, float], ...] = ()
+    evidence_spans: tuple[tuple[float, float], ...] = ()
     extra: dict[str, object] = field(default_factory=dict)
     subtitles: SubtitleFile | None = None
-    pictures: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
-    more_videos: tuple[str, ...] = ()
-    chat: Chat = Chat()
+    images: tuple[str, ...] = ()
+    caption_questions: tuple[CaptionQuestion, ...] = ()
+    extra_videos: tuple[str, ...] = ()
+    chat_history: ChatHistory = ChatHistory()
 
     @property
     def videos(self) -> tuple[str, ...]:
         """All of them, in the order in which they are counted."""
-        return (self.video, *self.more_videos) if self.video else ()
+        return (self.video, *self.extra_videos) if self.video else ()

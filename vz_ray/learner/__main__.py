@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from vz_ray.learner.alone import main
-from vz_ray.learner.distributed import leave
+from vz_ray.learner.distributed import shutdown_distributed
+from vz_ray.learner.torchrun import main
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     finally:
-        leave()
+        shutdown_distributed()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vz_ray.episode.trajectory import Group
+from vz_ray.env.trajectory import Group
 
 
-def advantages(rewards: Sequence[float], kind: str = "grpo") -> NDArray[np.float64]:
+def compute_advantages(rewards: Sequence[float], kind: str = "grpo") -> NDArray[np.float64]:
     """Advantages within one group, `[n]`.
 
     `grpo` is (r - mean) / (std + 1e-6), with the sample standard deviation as

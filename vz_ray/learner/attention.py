@@ -39,32 +39,32 @@ class Segment:
     prefix: tuple[int, int] = (0, 0)
 
     @property
-    def sees(self) -> int:
+    def num_keys(self) -> int:
         """Keys of its last token."""
         return self.prefix[1] - self.prefix[0] + self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedLayout:
     """The segments of a packed sequence of T tokens, in order and without gaps.
 
     Attributes:
         segments: S of them.
-        queries: `[S + 1]` int32, where each segment's queries begin.
-        seen: `[S + 1]` int32, where each segment's keys begin among those gathered.
-        keys: The places of all segments' keys, one segment after the other; None where they are the sequence.
+        cu_seqlens_q: `[S + 1]` int32, where each segment's queries begin.
+        cu_seqlens_k: `[S + 1]` int32, where each segment's keys begin among those gathered.
+        key_index: The places of all segments' keys, one segment after the other; None where they are the sequence.
     """
 
     segments: tuple[Segment, ...]
-    queries: Tensor
-    seen: Tensor
-    keys: Tensor | None
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    key_index: Tensor | None
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device) -> Layout:
+    def from_segments(cls, segments: Sequence[Segment], device: torch.device) -> PackedLayout:
         """Tables of these segments, on `device`."""
         lengths = torch.tensor([0, *(s.end - s.start for s in segments)])
-        sees = torch.tensor([0, *(s.sees for s in segments)])
+        sees = torch.tensor([0, *(s.num_keys for s in segments)])
         places = [torch.arange(*span) for s in segments for span in (s.prefix, (s.start, s.end))]
         shared = any(s.prefix[1] > s.prefix[0] for s in segments)
         return cls(
@@ -75,11 +75,11 @@ class Layout:
         )
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_seqlens(self) -> tuple[int, int]:
         """Most queries, and most keys, of a segment."""
-        return max(s.end - s.start for s in self.segments), max(s.sees for s in self.segments)
+        return max(s.end - s.start for s in self.segments), max(s.num_keys for s in self.segments)
 
-    def families(self) -> Iterator[tuple[tuple[int, int], slice]]:
+    def prefix_groups(self) -> Iterator[tuple[tuple[int, int], slice]]:
         """Prefixes that are not empty, and the run of tokens that see each."""
         for prefix, family in groupby(self.segments, key=lambda s: s.prefix):
             members = list(family)
@@ -95,7 +95,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    layout: Layout,
+    layout: PackedLayout,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one packed sequence, in the form that transformers calls.
@@ -114,7 +114,7 @@ def packed_attention(
     return _portable(query, key, value, scaling, layout), None
 
 
-def _portable(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: Layout) -> Tensor:
+def _portable(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
     repeats = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
     out: Tensor = SegmentAttention.apply(query, key, value, scaling, layout)
@@ -126,7 +126,7 @@ def _kernel_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool
     """Whether the kernel sees what a layout says, tried once: one that aligns its mask to the first key
     would train on the wrong context without a word.
     """
-    layout = Layout.of([Segment(0, 5), Segment(5, 8, (0, 5)), Segment(8, 9, (0, 5))], device)
+    layout = PackedLayout.from_segments([Segment(0, 5), Segment(5, 8, (0, 5)), Segment(8, 9, (0, 5))], device)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, 9, width) for heads in (4, 2, 2)]
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
@@ -138,16 +138,16 @@ def _kernel_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool
     return False
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: Layout) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    if layout.keys is not None:
-        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
-    most_q, most_k = layout.longest
+    if layout.key_index is not None:
+        k, v = k.index_select(0, layout.key_index), v.index_select(0, layout.key_index)
+    most_q, most_k = layout.max_seqlens
     # Its causal mask is aligned to the end of the keys: a branch's first token sees all of the prefix.
     out = varlen_attn(
-        q, k, v, layout.queries, layout.seen, most_q, most_k,
+        q, k, v, layout.cu_seqlens_q, layout.cu_seqlens_k, most_q, most_k,
         scale=scaling, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
     assert isinstance(out, Tensor)
@@ -168,7 +168,7 @@ class SegmentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: Layout
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout
     ) -> Tensor:
         out, lse = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=_wide(query.dtype))
         for q, k, causal, first in _parts(layout):
@@ -199,12 +199,12 @@ class SegmentAttention(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _parts(layout: Layout) -> Iterator[tuple[slice, slice, bool, bool]]:
+def _parts(layout: PackedLayout) -> Iterator[tuple[slice, slice, bool, bool]]:
     """Queries, keys, whether causal, whether it is the first that these queries see."""
     for segment in layout.segments:
         own = slice(segment.start, segment.end)
         yield own, own, True, True
-    for (start, end), family in layout.families():
+    for (start, end), family in layout.prefix_groups():
         yield family, slice(start, end), False, False
 
 

@@ -16,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vz_ray.learner.attention import Layout, Segment
-from vz_ray.learner.example import Example, FrameKey, Ints, TokenIds, frame_key
-from vz_ray.learner.features import FeatureCache
+from vz_ray.learner.attention import PackedLayout, Segment
+from vz_ray.learner.example import Example, FrameKey, Ints, SpecialTokenIds, frame_key
+from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.image_patches import ImageSpec, extract_patches
 from vz_ray.learner.mrope import mrope_positions
-from vz_ray.learner.packing import Tree
-from vz_ray.learner.pixels import PixelSpec, patches
+from vz_ray.learner.packing import PrefixTree
 from vz_ray.video.frame import RGB, FrameRef
 
-Pixels = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
+PixelLoader = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
 """Gives the arrays of the frames asked for, by digest; what else it gives is ignored."""
 
 
-def frames_of(pixels: Mapping[str, RGB]) -> Pixels:
+def in_memory_pixels(pixels: Mapping[str, RGB]) -> PixelLoader:
     """Arrays that are already here, by digest."""
     return lambda refs: pixels
 
@@ -44,40 +44,40 @@ class MicroBatch:
         layout: Who sees whom.
         pixel_values: `[P, 1176]` of the frames to be seen; one blank frame if there is none.
         grids: `[U, 3]` of these, on the host.
-        frames: U keys of these; none for the blank one.
-        known: `[K, H]` features of frames that need not be seen again, if there are any.
-        slots: `[I]` places of image tokens in the sequence.
-        features: `[I]` the row that each takes of the features seen, followed by those known.
-        hidden: `[B, S]` places of the hidden states that predict the sampled tokens.
+        frame_keys: U keys of these; none for the blank one.
+        cached_features: `[K, H]` features of frames that need not be seen again, if there are any.
+        image_slots: `[I]` places of image tokens in the sequence.
+        feature_index: `[I]` the row that each takes of the features seen, followed by those known.
+        hidden_index: `[B, S]` places of the hidden states that predict the sampled tokens.
         targets: `[B, S]` the sampled tokens.
         mask: `[B, S]`, 1 where there is one.
         temperature: `[B, S]`.
         engine_logprobs: `[B, S]`, NaN where there are none.
-        versions: `[B, S]`, -1 where nothing was sampled.
+        weight_versions: `[B, S]`, -1 where nothing was sampled.
         after_image: `[B, S]`.
     """
 
     indices: tuple[int, ...]
     input_ids: Tensor
     position_ids: Tensor
-    layout: Layout
+    layout: PackedLayout
     pixel_values: Tensor
     grids: Ints
-    frames: tuple[FrameKey, ...]
-    known: Tensor | None
-    slots: Tensor
-    features: Tensor
-    hidden: Tensor
+    frame_keys: tuple[FrameKey, ...]
+    cached_features: Tensor | None
+    image_slots: Tensor
+    feature_index: Tensor
+    hidden_index: Tensor
     targets: Tensor
     mask: Tensor
     temperature: Tensor
     engine_logprobs: Tensor
-    versions: Tensor
+    weight_versions: Tensor
     after_image: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class TokenSpan:
     """A run of one example's tokens at its place in the sequence."""
 
     example: Example
@@ -87,15 +87,15 @@ class _Piece:
 
     @property
     def frames(self) -> slice:
-        return self.example.frames(self.start, self.end)
+        return self.example.frame_slice(self.start, self.end)
 
 
 def collate(
-    trees: Sequence[Tree],
+    trees: Sequence[PrefixTree],
     examples: Sequence[Example],
-    pixels: Pixels,
-    tokens: TokenIds,
-    spec: PixelSpec,
+    pixels: PixelLoader,
+    tokens: SpecialTokenIds,
+    spec: ImageSpec,
     device: torch.device,
     *,
     cache: FeatureCache | None = None,
@@ -117,57 +117,57 @@ def collate(
     ids, positions = np.full(length, tokens.pad), np.zeros((3, length), dtype=np.int64)
     for piece in pieces:
         e, part = piece.example, slice(piece.place, piece.place + piece.end - piece.start)
-        ids[part] = e.ids[piece.start : piece.end]
-        whole = mrope_positions(e.ids, e.grids, tokens.image, spec.merge)
+        ids[part] = e.token_ids[piece.start : piece.end]
+        whole = mrope_positions(e.token_ids, e.grids, tokens.image, spec.merge_size)
         positions[:, part] = whole[:, piece.start : piece.end]
     images = _images(pieces, pixels, spec, cache, share_frames)
     slots = np.flatnonzero(ids == tokens.image) if len(images.features) else images.features
     arrays = {
         "input_ids": ids[None],
         "position_ids": positions[:, None],
-        "slots": slots,
-        "features": images.features,
+        "image_slots": slots,
+        "feature_index": images.features,
         **_sampled([examples[i] for i in members], hidden),
     }
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return MicroBatch(
         indices=tuple(members),
-        layout=Layout.of(segments, device),
+        layout=PackedLayout.from_segments(segments, device),
         pixel_values=images.pixel_values.to(device),
         grids=images.grids,
-        frames=images.frames,
-        known=None if images.known is None else images.known.to(device),
+        frame_keys=images.frames,
+        cached_features=None if images.known is None else images.known.to(device),
         **tensors,
     )
 
 
 def _lay_out(
-    trees: Sequence[Tree], examples: Sequence[Example]
-) -> tuple[list[_Piece], list[Segment], list[Ints]]:
+    trees: Sequence[PrefixTree], examples: Sequence[Example]
+) -> tuple[list[TokenSpan], list[Segment], list[Ints]]:
     """What lies where, and for each member the places of the states that predict its sampled tokens."""
-    pieces: list[_Piece] = []
+    pieces: list[TokenSpan] = []
     segments: list[Segment] = []
     hidden: list[Ints] = []
     place = 0
     for tree in trees:
-        base, prefix = place, tree.prefix
+        base, prefix = place, tree.prefix_length
         place += prefix
         if prefix:
-            pieces.append(_Piece(examples[tree.members[0]], 0, prefix, base))
+            pieces.append(TokenSpan(examples[tree.members[0]], 0, prefix, base))
             segments.append(Segment(base, place))
         for index in tree.members:
             e = examples[index]
-            predicts = e.sampled - 1
+            predicts = e.sampled_positions - 1
             hidden.append(np.where(predicts < prefix, base + predicts, place + predicts - prefix))
-            if e.context > prefix:
-                pieces.append(_Piece(e, prefix, e.context, place))
-                start, place = place, place + e.context - prefix
+            if e.context_length > prefix:
+                pieces.append(TokenSpan(e, prefix, e.context_length, place))
+                start, place = place, place + e.context_length - prefix
                 segments.append(Segment(start, place, (base, base + prefix) if prefix else (0, 0)))
     return pieces, segments or [Segment(0, 1)], hidden
 
 
 @dataclass(frozen=True, slots=True)
-class _Images:
+class ImageInputs:
     pixel_values: Tensor
     grids: Ints
     frames: tuple[FrameKey, ...]
@@ -176,8 +176,12 @@ class _Images:
 
 
 def _images(
-    pieces: Sequence[_Piece], pixels: Pixels, spec: PixelSpec, cache: FeatureCache | None, share_frames: bool
-) -> _Images:
+    pieces: Sequence[TokenSpan],
+    pixels: PixelLoader,
+    spec: ImageSpec,
+    cache: FeatureCache | None,
+    share_frames: bool,
+) -> ImageInputs:
     """Patches and grids of the distinct frames, and for each image slot its feature row."""
     refs = [ref for piece in pieces for ref in piece.example.refs[piece.frames]]
     promised = [piece.example.grids[piece.frames] for piece in pieces]
@@ -188,14 +192,14 @@ def _images(
         known = {key: found for key in distinct if (found := cache.get(frame_key(distinct[key]))) is not None}
     unseen = [key for key in distinct if key not in known]
     values, grids = _patches([distinct[key] for key in unseen], pixels, spec)
-    counts = dict(zip(unseen, grids.prod(axis=1) // spec.merge**2, strict=False))
+    counts = dict(zip(unseen, grids.prod(axis=1) // spec.merge_size**2, strict=False))
     _check_grids(refs, keys, dict(zip(unseen, grids, strict=False)), np.concatenate([*promised, _NO_GRIDS]))
-    first = int(sum(counts.values())) if unseen else int(grids.prod(axis=1).sum()) // spec.merge**2
+    first = int(sum(counts.values())) if unseen else int(grids.prod(axis=1).sum()) // spec.merge_size**2
     starts, rows = _starts(counts, 0), {key: len(found) for key, found in known.items()}
     starts |= _starts(rows, first)
     counts |= rows
     features = [np.arange(counts[key]) + starts[key] for key in keys]
-    return _Images(
+    return ImageInputs(
         pixel_values=values,
         grids=grids,
         frames=tuple(frame_key(distinct[key]) for key in unseen),
@@ -213,14 +217,14 @@ def _starts(counts: Mapping[object, int], first: int) -> dict[object, int]:
     return {key: int(end) for key, end in zip(counts, ends, strict=False)}
 
 
-def _patches(refs: Sequence[FrameRef], pixels: Pixels, spec: PixelSpec) -> tuple[Tensor, Ints]:
+def _patches(refs: Sequence[FrameRef], pixels: PixelLoader, spec: ImageSpec) -> tuple[Tensor, Ints]:
     """Patches and grids of these frames, or of a blank one."""
     if not refs:
-        side = spec.patch * spec.merge
+        side = spec.patch_size * spec.merge_size
         # Only its shape matters: its feature is multiplied by zero.
-        return patches([np.zeros((side, side, 3), dtype=np.uint8)], spec.unbounded())
+        return extract_patches([np.zeros((side, side, 3), dtype=np.uint8)], spec.without_size_limits())
     arrays = pixels(list({frame_key(ref): ref for ref in refs}.values()))
-    return patches([_shaped(arrays, ref) for ref in refs], spec)
+    return extract_patches([_shaped(arrays, ref) for ref in refs], spec)
 
 
 def _shaped(arrays: Mapping[str, RGB], ref: FrameRef) -> RGB:
@@ -244,22 +248,22 @@ def _check_grids(
 
 def _sampled(chosen: Sequence[Example], hidden: Sequence[Ints]) -> dict[str, NDArray[np.generic]]:
     """Places, targets and engine log-probs of sampled tokens, `[B, S]`, left-aligned."""
-    shape = (max(len(chosen), 1), max((len(e.sampled) for e in chosen), default=1))
+    shape = (max(len(chosen), 1), max((len(e.sampled_positions) for e in chosen), default=1))
     places, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     mask, temperature = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
     engine, versions = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
     after_image = np.zeros(shape, dtype=np.bool_)
     for row, (e, where) in enumerate(zip(chosen, hidden, strict=True)):
-        part = (row, slice(0, len(e.sampled)))
-        places[part], targets[part] = where, e.ids[e.sampled]
+        part = (row, slice(0, len(e.sampled_positions)))
+        places[part], targets[part] = where, e.token_ids[e.sampled_positions]
         mask[part], temperature[part], engine[part] = 1.0, e.temperature, e.engine_logprobs
-        versions[part], after_image[part] = e.versions, e.after_image
+        versions[part], after_image[part] = e.weight_versions, e.after_image
     return {
-        "hidden": places,
+        "hidden_index": places,
         "targets": targets,
         "mask": mask,
         "temperature": temperature,
         "engine_logprobs": engine,
-        "versions": versions,
+        "weight_versions": versions,
         "after_image": after_image,
     }

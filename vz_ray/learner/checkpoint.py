@@ -18,73 +18,86 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.learner.distributed import Place, agree, everywhere
-from vz_ray.learner.engine import Engine
-from vz_ray.learner.masters import MOMENTS, WEIGHTS, Masters, has_frozen, masters_of
-from vz_ray.learner.rng import random_state, seed_from, set_random_state
-from vz_ray.learner.sealed import (
+from vz_ray.learner.atomic_dir import (
     MANIFEST,
-    CheckpointBroken,
-    begin_draft,
-    flushed,
+    CheckpointError,
+    commit,
+    create_draft,
+    fsync_and_hash,
     read_manifest,
-    seal,
-    verify,
+    verify_files,
 )
-from vz_ray.learner.shards import Shards, Where, require_same, write_index, write_shards
+from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
+from vz_ray.learner.rng import get_rng_state, seed_from_rank0, set_rng_state
+from vz_ray.learner.sharded_io import (
+    ShardReader,
+    SliceLocation,
+    check_same_parameters,
+    write_index,
+    write_shards,
+)
+from vz_ray.learner.train_engine import TrainEngine
+from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters
 
-__all__ = ["MANIFEST", "CheckpointBroken", "Facts", "load", "read_facts", "save"]
+__all__ = [
+    "MANIFEST",
+    "CheckpointError",
+    "CheckpointMeta",
+    "load_checkpoint",
+    "read_checkpoint_meta",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 _FACTS = "learner.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CheckpointMeta:
     """What a checkpoint says of the learner that wrote it.
 
     Attributes:
         steps: Optimizer steps done.
         updates: Those of them that moved the weights; 0 if there are no moments.
-        world: Ranks that wrote it.
+        world_size: Ranks that wrote it.
         zero_stage: Their ZeRO stage.
         dtype: What the model computes in, such as `bfloat16`.
         model: The HF checkpoint that training started from, as it was configured.
-        frozen: Hash of its weight files if some of them stay as they were, else None.
+        frozen_weights_hash: Hash of its weight files if some of them stay as they were, else None.
     """
 
     steps: int
     updates: int
-    world: int
+    world_size: int
     zero_stage: int
     dtype: str
     model: str
-    frozen: str | None
+    frozen_weights_hash: str | None
 
 
-def save(directory: Path, engine: Engine, place: Place, config: LearnerConfig) -> None:
+def save_checkpoint(directory: Path, engine: TrainEngine, place: RankInfo, config: LearnerConfig) -> None:
     """Writes weights, moments, steps and every rank's random state; every rank must call.
 
     Raises:
         FileExistsError: `directory` is there already.
     """
-    draft = begin_draft(directory, place)
-    with agree(place, f"writing {draft}"):
-        masters = masters_of(engine, place)
+    draft = create_draft(directory, place)
+    with fail_together(place, f"writing {draft}"):
+        masters = create_zero_state(engine, place)
         where = _write(draft, masters, place)
-        known = {file: flushed(draft / file) for file in {at[-1] for at in where}}
-        (draft / _random_file(place.rank)).write_text(json.dumps(random_state()))
-    parts: list[tuple[list[Where], dict[str, str]]] = _gathered((where, known), place)
-    with agree(place, f"sealing {draft}"):
+        known = {file: fsync_and_hash(draft / file) for file in {at[-1] for at in where}}
+        (draft / _random_file(place.rank)).write_text(json.dumps(get_rng_state()))
+    parts: list[tuple[list[SliceLocation], dict[str, str]]] = _gathered((where, known), place)
+    with fail_together(place, f"sealing {draft}"):
         if place.rank == 0:
             write_index(draft, masters.shapes, [at for part, _ in parts for at in part])
             facts = _facts(engine, masters, place, config)
             (draft / _FACTS).write_text(json.dumps(asdict(facts), indent=1))
             hashes = {file: text for _, known in parts for file, text in known.items()}
-            seal(draft, directory, {"format": FORMAT}, hashes)
+            commit(draft, directory, {"format": FORMAT}, hashes)
 
 
-def load(directory: Path, engine: Engine, place: Place, config: LearnerConfig) -> None:
+def load_checkpoint(directory: Path, engine: TrainEngine, place: RankInfo, config: LearnerConfig) -> None:
     """Restores what `save` wrote, after checking it; every rank must call.
 
     Ranks, ZeRO stage, dtype and offloading may differ from those that wrote it. With the same ones,
@@ -95,74 +108,78 @@ def load(directory: Path, engine: Engine, place: Place, config: LearnerConfig) -
         CheckpointBroken: It is incomplete or damaged, of another model, or of a layout that is not read
             any more; on all ranks, and nothing was restored.
     """
-    with everywhere(place, CheckpointBroken):
-        facts = read_facts(directory)
-    verify(directory, place)
-    with everywhere(place, CheckpointBroken):
-        shards, masters = Shards(directory), masters_of(engine, place)
-        require_same(directory, shards.shapes, masters.shapes)
+    with reraise_on_all_ranks(place, CheckpointError):
+        facts = read_checkpoint_meta(directory)
+    verify_files(directory, place)
+    with reraise_on_all_ranks(place, CheckpointError):
+        shards, masters = ShardReader(directory), create_zero_state(engine, place)
+        check_same_parameters(directory, shards.shapes, masters.shapes)
         if place.rank == 0:
             _require_frozen(directory, facts, engine, config)
-    with agree(place, f"loading {directory}"):
+    with fail_together(place, f"loading {directory}"):
         _read(shards, masters, facts.updates)
-        masters.finish()
+        masters.sync_model_weights()
         engine.steps = facts.steps
-        _restore_random(directory, place, facts.world)
+        _restore_random(directory, place, facts.world_size)
 
 
-def read_facts(directory: Path) -> Facts:
+def read_checkpoint_meta(directory: Path) -> CheckpointMeta:
     """What a checkpoint says of its learner.
 
     Raises:
         CheckpointBroken: See `read_manifest`; or its layout is not read any more.
     """
     if read_manifest(directory)["facts"].get("format") != FORMAT:
-        raise CheckpointBroken(
+        raise CheckpointError(
             f"checkpoint {directory} is of another version's layout: start from an HF export that the "
             "version which wrote it makes"
         )
     try:
-        return Facts(**json.loads((directory / _FACTS).read_text()))
+        return CheckpointMeta(**json.loads((directory / _FACTS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointBroken(f"checkpoint {directory} has no readable {_FACTS}: {error}") from error
+        raise CheckpointError(f"checkpoint {directory} has no readable {_FACTS}: {error}") from error
 
 
-def _write(draft: Path, masters: Masters, place: Place) -> list[Where]:
-    kinds = (WEIGHTS, *MOMENTS) if masters.updates else (WEIGHTS,)
-    pieces = masters.owned()
-    return [at for kind in kinds for at in write_shards(draft, place.rank, kind, pieces, masters.get)]
+def _write(draft: Path, masters: ZeroState, place: RankInfo) -> list[SliceLocation]:
+    kinds = (WEIGHTS, *MOMENTS) if masters.optimizer_steps else (WEIGHTS,)
+    pieces = masters.slices_to_save()
+    return [at for kind in kinds for at in write_shards(draft, place.rank, kind, pieces, masters.read)]
 
 
-def _read(shards: Shards, masters: Masters, updates: int) -> None:
-    masters.reset(updates)
+def _read(shards: ShardReader, masters: ZeroState, updates: int) -> None:
+    masters.reset_moments(updates)
     for kind in (WEIGHTS, *MOMENTS) if updates else (WEIGHTS,):
-        for piece in masters.held():
-            masters.put(piece, kind, shards.read(kind, piece.name, piece.start, piece.stop))
+        for piece in masters.local_slices():
+            masters.write(piece, kind, shards.read(kind, piece.name, piece.start, piece.stop))
 
 
-def _facts(engine: Engine, masters: Masters, place: Place, config: LearnerConfig) -> Facts:
-    frozen = has_frozen(engine.deepspeed.module)
-    return Facts(
+def _facts(engine: TrainEngine, masters: ZeroState, place: RankInfo, config: LearnerConfig) -> CheckpointMeta:
+    frozen = has_frozen_parameters(engine.deepspeed.module)
+    return CheckpointMeta(
         steps=engine.steps,
-        updates=masters.updates,
-        world=place.world,
+        updates=masters.optimizer_steps,
+        world_size=place.world_size,
         zero_stage=config.zero_stage,
         dtype=str(engine.dtype).removeprefix("torch."),
         model=str(config.model),
-        frozen=weights_hash(config.model) if frozen else None,
+        frozen_weights_hash=hash_weight_files(config.model) if frozen else None,
     )
 
 
-def _require_frozen(directory: Path, facts: Facts, engine: Engine, config: LearnerConfig) -> None:
-    """`CheckpointBroken` if the frozen parts, which are in no checkpoint, are not those it was made with."""
-    if has_frozen(engine.deepspeed.module) and facts.frozen != weights_hash(config.model):
-        raise CheckpointBroken(
+def _require_frozen(
+    directory: Path, facts: CheckpointMeta, engine: TrainEngine, config: LearnerConfig
+) -> None:
+    """`CheckpointError` if the frozen parts, which are in no checkpoint, are not those it was made with."""
+    if has_frozen_parameters(engine.deepspeed.module) and facts.frozen_weights_hash != hash_weight_files(
+        config.model
+    ):
+        raise CheckpointError(
             f"checkpoint {directory} holds what was trained on {facts.model}, and {config.model} has other "
             "weights in the frozen parts: resume with the model that it was written with"
         )
 
 
-def weights_hash(model: str | Path) -> str:
+def hash_weight_files(model: str | Path) -> str:
     """Hash of the weight files of an HF checkpoint directory; files that did not change are read once."""
     paths = sorted(Path(model).glob("*.safetensors"))
     return _hash_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
@@ -176,22 +193,22 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     return hasher.hexdigest()
 
 
-def _restore_random(directory: Path, place: Place, world: int) -> None:
+def _restore_random(directory: Path, place: RankInfo, world: int) -> None:
     own = place.rank < world
     state: dict[str, Any] = json.loads((directory / _random_file(place.rank if own else 0)).read_text())
     if own:
-        set_random_state(state)
+        set_rng_state(state)
     else:
-        seed_from(state, place.rank)
+        seed_from_rank0(state, place.rank)
 
 
 def _random_file(rank: int) -> str:
     return f"random-{rank:05d}.json"
 
 
-def _gathered(value: Any, place: Place) -> list[Any]:
+def _gathered(value: Any, place: RankInfo) -> list[Any]:
     """Every rank's value, by rank."""
-    parts = [value] * place.world
-    if place.world > 1:
+    parts = [value] * place.world_size
+    if place.world_size > 1:
         dist.all_gather_object(parts, value)
     return parts

@@ -13,19 +13,19 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """Attributes:
     rank: 0 <= rank < world.
-    world: Number of ranks.
+    world_size: Number of ranks.
     device: Where this rank's tensors live.
     """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
 
-def join(deadline_s: float) -> Place:
+def init_distributed(timeout_s: float) -> RankInfo:
     """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* describe.
 
     A process without RANK is a group of its own. DeepSpeed must find the group
@@ -42,23 +42,23 @@ def join(deadline_s: float) -> Place:
     if not dist.is_initialized():
         # Each with the device's own backend, and gloo beside it for objects.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        timeout = timedelta(seconds=deadline_s)
+        timeout = timedelta(seconds=timeout_s)
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return Place(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
+    return RankInfo(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
-def leave() -> None:
+def shutdown_distributed() -> None:
     """Leaves the process group; a process that ends without it may be aborted by the group's own threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def total(values: dict[str, float], place: Place) -> dict[str, float]:
+def all_reduce_sum(values: dict[str, float], place: RankInfo) -> dict[str, float]:
     """Sums each value over ranks; every rank must name the same ones."""
-    if place.world == 1:
+    if place.world_size == 1:
         return dict(values)
     names = sorted(values)
     tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
@@ -66,54 +66,54 @@ def total(values: dict[str, float], place: Place) -> dict[str, float]:
     return dict(zip(names, tensor.tolist(), strict=True))
 
 
-def largest(value: float, place: Place) -> float:
+def all_reduce_max(value: float, place: RankInfo) -> float:
     """The largest of all ranks' values."""
     tensor = torch.tensor([value], dtype=torch.float64)
-    if place.world > 1:
+    if place.world_size > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
 
 
 @contextmanager
-def agree(place: Place, what: str) -> Iterator[None]:
+def fail_together(place: RankInfo, operation: str) -> Iterator[None]:
     """All ranks leave the block together, or all fail: one rank's error is every rank's.
 
     Without it the others would wait in their next collective until the
     deadline, and the first error would look like a hang.
 
     Raises:
-        RuntimeError: `what` failed on another rank; the message says which and why.
+        RuntimeError: `operation` failed on another rank; the message says which and why.
     """
     error: BaseException | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    faults: list[str | None] = [None] * place.world
-    if place.world > 1:
+    faults: list[str | None] = [None] * place.world_size
+    if place.world_size > 1:
         dist.all_gather_object(faults, f"{type(error).__name__}: {error}" if error else None)
     if error is not None:
         raise error
     failed = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
     if failed:
-        raise RuntimeError(f"{what} failed on {'; '.join(failed)}")
+        raise RuntimeError(f"{operation} failed on {'; '.join(failed)}")
 
 
 @contextmanager
-def everywhere(place: Place, kind: type[Exception]) -> Iterator[None]:
-    """`agree`, but an error of `kind` is raised on all ranks, with the first one's message."""
+def reraise_on_all_ranks(place: RankInfo, error_type: type[Exception]) -> Iterator[None]:
+    """`agree`, but an error of `error_type` is raised on all ranks, with the first one's message."""
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    said: list[str | None] = [str(error) if isinstance(error, kind) else None]
-    if place.world > 1:
-        mine, said = said[0], [None] * place.world
+    said: list[str | None] = [str(error) if isinstance(error, error_type) else None]
+    if place.world_size > 1:
+        mine, said = said[0], [None] * place.world_size
         dist.all_gather_object(said, mine)
     first = next((text for text in said if text is not None), None)
     if first is not None:
-        raise kind(first) from error
-    with agree(place, "a step that all ranks take"):
+        raise error_type(first) from error
+    with fail_together(place, "a step that all ranks take"):
         if error is not None:
             raise error

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vz_ray.episode.trajectory import Context, Sampled, Trajectory
-from vz_ray.episode.wire import placeholder_ids
+from vz_ray.env.chat_format import vision_placeholder_ids
+from vz_ray.env.trajectory import SampledAction, TokenContext, Trajectory
 from vz_ray.video.frame import FrameRef
 
 Ints = NDArray[np.int64]
@@ -28,7 +28,7 @@ def frame_key(ref: FrameRef) -> FrameKey:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenIds:
+class SpecialTokenIds:
     """Ids that the model gives a meaning to.
 
     Attributes:
@@ -42,13 +42,13 @@ class TokenIds:
     vision: tuple[int, ...]
 
     @classmethod
-    def of_checkpoint(cls, directory: str | Path) -> TokenIds:
+    def from_pretrained(cls, directory: str | Path) -> SpecialTokenIds:
         """Reads them from the tokenizer and configuration of an HF Qwen-VL checkpoint."""
         from transformers import AutoConfig, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        vision = placeholder_ids(tokenizer.get_vocab())
+        vision = vision_placeholder_ids(tokenizer.get_vocab())
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return cls(image=config.image_token_id, pad=pad, vision=vision)
 
@@ -59,49 +59,49 @@ class Example:
 
     Attributes:
         name: The trajectory's id, for errors.
-        group: Whose samples share a prefix.
-        ids: `[L]` expanded ids.
-        sampled: `[S]` places of sampled tokens in `ids`, ascending.
+        group_id: Whose samples share a prefix.
+        token_ids: `[L]` expanded ids.
+        sampled_positions: `[S]` places of sampled tokens in `token_ids`, ascending.
         engine_logprobs: `[S]`; NaN where a turn was written rather than sampled.
         temperature: `[S]`, at which each was sampled; 1 for greedy and written turns.
-        versions: `[S]` weight version that each was sampled from; -1 where a turn was written.
+        weight_versions: `[S]` weight version that each was sampled from; -1 where a turn was written.
         after_image: `[S]`, True in turns that answer to frames, False in those that answer to text alone.
         grids: `[N, 3]` patch grids.
-        starts: `[N]` places in `ids` of each frame's first image pad.
-        visual: `[N]` image pads of each frame.
+        image_starts: `[N]` places in `token_ids` of each frame's first image pad.
+        image_token_counts: `[N]` image pads of each frame.
         refs: N frames.
     """
 
     name: str
-    group: str
-    ids: Ints
-    sampled: Ints
+    group_id: str
+    token_ids: Ints
+    sampled_positions: Ints
     engine_logprobs: Floats
     temperature: Floats
-    versions: Ints
+    weight_versions: Ints
     after_image: Bools
     grids: Ints
-    starts: Ints
-    visual: Ints
+    image_starts: Ints
+    image_token_counts: Ints
     refs: tuple[FrameRef, ...]
 
     @property
     def length(self) -> int:
         """Tokens of the whole trajectory."""
-        return len(self.ids)
+        return len(self.token_ids)
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens that have to be computed: all before the last sampled one, which nothing depends on."""
-        return int(self.sampled[-1])
+        return int(self.sampled_positions[-1])
 
-    def frames(self, start: int, end: int) -> slice:
+    def frame_slice(self, start: int, end: int) -> slice:
         """Which frames lie within `ids[start:end]`; neither end may be within a frame."""
-        first, last = np.searchsorted(self.starts, (start, end))
+        first, last = np.searchsorted(self.image_starts, (start, end))
         return slice(int(first), int(last))
 
 
-def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
+def encode_trajectory(trajectory: Trajectory, tokens: SpecialTokenIds, merge: int) -> Example:
     """Takes a trajectory apart, and checks the counts that must agree.
 
     Raises:
@@ -120,8 +120,8 @@ def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
             f"trajectory {name} sampled the vision placeholder {ids[sampled][found][0]}: it must be banned"
         )
     grids = np.asarray(trajectory.grids, dtype=np.int64).reshape(-1, 3)
-    if len(grids) != len(trajectory.refs):
-        raise ValueError(f"trajectory {name} has {len(trajectory.refs)} frames, but {len(grids)} grids")
+    if len(grids) != len(trajectory.frame_refs):
+        raise ValueError(f"trajectory {name} has {len(trajectory.frame_refs)} frames, but {len(grids)} grids")
     slots, visual = np.flatnonzero(ids == tokens.image), grids.prod(axis=1) // merge**2
     if len(slots) != visual.sum():
         raise ValueError(
@@ -130,13 +130,13 @@ def encode(trajectory: Trajectory, tokens: TokenIds, merge: int) -> Example:
         )
     return Example(
         name=name,
-        group=f"{trajectory.id.iteration}/{trajectory.id.task}",
-        ids=ids,
-        sampled=sampled,
+        group_id=f"{trajectory.id.step}/{trajectory.id.task_id}",
+        token_ids=ids,
+        sampled_positions=sampled,
         grids=grids,
-        starts=slots[np.cumsum(visual) - visual],
-        visual=visual,
-        refs=trajectory.refs,
+        image_starts=slots[np.cumsum(visual) - visual],
+        image_token_counts=visual,
+        refs=trajectory.frame_refs,
         **_of_turns(trajectory),
     )
 
@@ -147,14 +147,14 @@ def _of_turns(trajectory: Trajectory) -> dict[str, Any]:
     temperature: list[float] = []
     versions: list[int] = []
     after_image: list[bool] = []
-    before: Context | None = trajectory.prompt
+    before: TokenContext | None = trajectory.prompt
     for turn in trajectory.turns:
         count = len(turn.action.token_ids)
-        after_image += [bool(before and before.refs)] * count
-        before = turn.reply
-        if isinstance(turn.action, Sampled):
+        after_image += [bool(before and before.frame_refs)] * count
+        before = turn.observation
+        if isinstance(turn.action, SampledAction):
             logprobs += turn.action.logprobs
-            temperature += [turn.action.sampling.temperature or 1.0] * count
+            temperature += [turn.action.sampling_params.temperature or 1.0] * count
             versions += [span.version for span in turn.action.versions for _ in range(span.start, span.end)]
         else:
             logprobs += [float("nan")] * count
@@ -168,6 +168,6 @@ def _of_turns(trajectory: Trajectory) -> dict[str, Any]:
     return {
         "engine_logprobs": np.asarray(logprobs, dtype=np.float32),
         "temperature": np.asarray(temperature, dtype=np.float32),
-        "versions": np.asarray(versions, dtype=np.int64),
+        "weight_versions": np.asarray(versions, dtype=np.int64),
         "after_image": np.asarray(after_image, dtype=np.bool_),
     }

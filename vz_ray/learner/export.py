@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
-from vz_ray.learner.checkpoint import read_facts, weights_hash
-from vz_ray.learner.distributed import Place, agree
-from vz_ray.learner.lora import is_adapted, peft_settings, trained_parameters
-from vz_ray.learner.masters import WEIGHTS
-from vz_ray.learner.model import load_pretrained
-from vz_ray.learner.sealed import CheckpointBroken, begin_draft, seal, verify
-from vz_ray.learner.shards import Shards
-from vz_ray.learner.weights import TrainerSource, whole
-from vz_ray.weights.version import TensorSpec
+from vz_ray.learner.atomic_dir import CheckpointError, commit, create_draft, verify_files
+from vz_ray.learner.checkpoint import hash_weight_files, read_checkpoint_meta
+from vz_ray.learner.distributed import RankInfo, fail_together
+from vz_ray.learner.lora import has_adapters, peft_config, peft_parameters
+from vz_ray.learner.policy_model import load_pretrained
+from vz_ray.learner.sharded_io import ShardReader
+from vz_ray.learner.weight_source import ZeroWeightSource, gathered
+from vz_ray.learner.zero_state import WEIGHTS
+from vz_ray.weight_sync.weight_version import TensorSpec
 
 _SHARD_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"
 
 
-def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
+def export_hf(directory: Path, hf: Any, base: Path, place: RankInfo) -> None:
     """Writes weights, configuration, tokenizer and processor; every rank must call.
 
     Of a model with adapters the weights are merged, and the adapter lies beside them in `adapter/`, in
@@ -41,16 +41,16 @@ def export_hf(directory: Path, hf: Any, base: Path, place: Place) -> None:
     Raises:
         FileExistsError: `directory` is there already.
     """
-    draft = begin_draft(directory, place)
-    with agree(place, f"writing {draft}"):
-        _write_weights(draft, TrainerSource(hf), place)
-        if is_adapted(hf):
+    draft = create_draft(directory, place)
+    with fail_together(place, f"writing {draft}"):
+        _write_weights(draft, ZeroWeightSource(hf), place)
+        if has_adapters(hf):
             _write_adapter(draft / "adapter", hf, place)
-    with agree(place, f"sealing {draft}"):
+    with fail_together(place, f"sealing {draft}"):
         if place.rank == 0:
-            for file in companions(base):
+            for file in non_weight_files(base):
                 shutil.copy2(file, draft / file.name)
-            seal(draft, directory, {"base": str(base)})
+            commit(draft, directory, {"base": str(base)})
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = None) -> None:
@@ -68,55 +68,55 @@ def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = Non
         UserError: `base` is no HF checkpoint.
         FileExistsError: `directory` is there already.
     """
-    place = Place(0, 1, torch.device("cpu"))
-    facts = read_facts(checkpoint)
-    verify(checkpoint, place)
+    place = RankInfo(0, 1, torch.device("cpu"))
+    facts = read_checkpoint_meta(checkpoint)
+    verify_files(checkpoint, place)
     base = base or Path(facts.model)
     hf = load_pretrained(base, getattr(torch, facts.dtype))
-    if facts.frozen not in (None, weights_hash(base)):
-        raise CheckpointBroken(
+    if facts.frozen_weights_hash not in (None, hash_weight_files(base)):
+        raise CheckpointError(
             f"checkpoint {checkpoint} was trained on other weights than those of {base}, parts of which it "
             "left as they were: give the model that training started from"
         )
-    _fill(hf, Shards(checkpoint), checkpoint, base)
+    _fill(hf, ShardReader(checkpoint), checkpoint, base)
     export_hf(directory, hf, base, place)
 
 
 @torch.no_grad()
-def _fill(hf: Any, shards: Shards, checkpoint: Path, base: Path) -> None:
+def _fill(hf: Any, shards: ShardReader, checkpoint: Path, base: Path) -> None:
     """Puts the trained weights in their places."""
     parameters = dict(hf.named_parameters())
     for name, shape in shards.shapes.items():
         if name not in parameters or tuple(parameters[name].shape) != shape:
-            raise CheckpointBroken(
+            raise CheckpointError(
                 f"checkpoint {checkpoint} holds {name} {list(shape)}, which {base} has not: give the model "
                 "that training started from; adapters are merged by the trainer's own export alone"
             )
         parameters[name].copy_(shards.read(WEIGHTS, name).view(shape))
 
 
-def _write_adapter(directory: Path, hf: Any, place: Place) -> None:
+def _write_adapter(directory: Path, hf: Any, place: RankInfo) -> None:
     """What was trained, and peft's description of it, written by rank 0 while all ranks gather."""
     from safetensors.torch import save_file
 
-    parameters = trained_parameters(hf)
-    with whole(list(parameters.values())):
+    parameters = peft_parameters(hf)
+    with gathered(list(parameters.values())):
         if place.rank:
             return
         tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
     directory.mkdir()
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    peft_settings(hf).save_pretrained(directory)
+    peft_config(hf).save_pretrained(directory)
 
 
-def companions(base: Path) -> list[Path]:
+def non_weight_files(base: Path) -> list[Path]:
     """The files of a checkpoint directory that are not weights."""
     wanted = {".json", ".txt", ".jinja", ".model"}
     skipped = {_INDEX, "manifest.json"}
     return sorted(p for p in base.iterdir() if p.suffix in wanted and p.name not in skipped and p.is_file())
 
 
-def _write_weights(draft: Path, source: TrainerSource, place: Place) -> None:
+def _write_weights(draft: Path, source: ZeroWeightSource, place: RankInfo) -> None:
     """Shards of safetensors and their index, written by rank 0 while all ranks gather."""
     from safetensors.torch import save_file
 

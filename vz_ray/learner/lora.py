@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from vz_ray.config.learner import LoraConfig
 
-ADAPTER = "default"
+ADAPTER_NAME = "default"
 """peft's name of the one adapter."""
 _BASE = ".base_layer."
 _PARTS = (".lora_A.", ".lora_B.")
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class LoraDelta:
     """What an adapter adds to the weight `[out, in]` of its layer: `scale` B A.
 
     Attributes:
@@ -43,13 +43,13 @@ class Delta:
     b: nn.Parameter
     scale: float
 
-    def added_to(self, weight: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor) -> Tensor:
         """W + scale B A, a new tensor of W's type; the sum is taken in float32. All must be whole."""
         delta = self.b.detach().float() @ self.a.detach().float()
         return torch.add(weight.detach().float(), delta, alpha=self.scale).to(weight.dtype)
 
 
-class UpdateDropout(nn.Module):
+class GradOnlyDropout(nn.Module):
     """Dropout of an update's forward pass alone.
 
     Log-probs that are only read (old and reference ones, a publish's probe) are those of the policy that
@@ -64,14 +64,14 @@ class UpdateDropout(nn.Module):
         return nn.functional.dropout(x, self.p, training=torch.is_grad_enabled())
 
 
-def adapt(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
+def add_adapters(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
     """Puts adapters into a HF model, and leaves nothing trainable but them (and the merger, if asked).
 
     Other names of parameters: `x.weight` of an adapted layer becomes `x.base_layer.weight`, beside
     `x.lora_A.default.weight` and `x.lora_B.default.weight`. Every rank draws the same A from `seed`.
 
     Args:
-        hf: The HF model of a `Policy`; changed in place.
+        hf: The HF model of a `PolicyModel`; changed in place.
         base: The checkpoint directory that it is, which the adapter's own configuration names.
 
     Raises:
@@ -84,33 +84,35 @@ def adapt(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
     settings = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=config.layers_of(linear),
+        target_modules=config.match_layers(linear),
         base_model_name_or_path=base,
     )
     dtype = next(hf.parameters()).dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, hf, ADAPTER)
+        inject_adapter_in_model(settings, hf, ADAPTER_NAME)
     for layer in _adapted(hf).values():
         layer.lora_A.to(dtype)
         layer.lora_B.to(dtype)
         if config.dropout:
-            layer.lora_dropout[ADAPTER] = UpdateDropout(config.dropout)
-    if config.vision:
+            layer.lora_dropout[ADAPTER_NAME] = GradOnlyDropout(config.dropout)
+    if config.train_merger:
         hf.model.visual.merger.requires_grad_(True)
 
 
 def _adapted(hf: nn.Module) -> dict[str, Any]:
     """Layers with an adapter, by name."""
-    return {name: module for name, module in hf.named_modules() if ADAPTER in getattr(module, "lora_A", ())}
+    return {
+        name: module for name, module in hf.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", ())
+    }
 
 
-def is_adapted(hf: nn.Module) -> bool:
+def has_adapters(hf: nn.Module) -> bool:
     """Whether `adapt` was called."""
     return bool(_adapted(hf))
 
 
-def plain_name(name: str) -> str | None:
+def base_parameter_name(name: str) -> str | None:
     """What a parameter is called in the checkpoint; None for an adapter's own.
 
     Example: `model.visual.merger.mlp.0.base_layer.weight` -> `model.visual.merger.mlp.0.weight`
@@ -118,18 +120,20 @@ def plain_name(name: str) -> str | None:
     return None if any(part in name for part in _PARTS) else name.replace(_BASE, ".")
 
 
-def deltas(hf: nn.Module) -> dict[str, Delta]:
+def lora_deltas(hf: nn.Module) -> dict[str, LoraDelta]:
     """What is added to which weight, by the weight's plain name."""
     return {
-        f"{name}.weight": Delta(
-            layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER])
+        f"{name}.weight": LoraDelta(
+            layer.lora_A[ADAPTER_NAME].weight,
+            layer.lora_B[ADAPTER_NAME].weight,
+            float(layer.scaling[ADAPTER_NAME]),
         )
         for name, layer in _adapted(hf).items()
     }
 
 
 @contextmanager
-def without_adapters(hf: nn.Module) -> Iterator[None]:
+def adapters_disabled(hf: nn.Module) -> Iterator[None]:
     """The model is its checkpoint while the block runs; for passes without gradients."""
     layers = list(_adapted(hf).values())
     for layer in layers:
@@ -141,18 +145,18 @@ def without_adapters(hf: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def trained_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
+def peft_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
     """What training changes, under the names that peft gives it in `adapter_model.safetensors`."""
     return {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": parameter
         for name, parameter in hf.named_parameters()
         if parameter.requires_grad
     }
 
 
-def peft_settings(hf: Any) -> Any:
+def peft_config(hf: Any) -> Any:
     """The adapter's configuration, as peft writes and reads it."""
-    settings = hf.peft_config[ADAPTER]
+    settings = hf.peft_config[ADAPTER_NAME]
     settings.inference_mode = True
     merger = any(parameter.requires_grad for parameter in hf.model.visual.merger.parameters())
     settings.modules_to_save = ["merger"] if merger else None

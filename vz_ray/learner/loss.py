@@ -27,7 +27,7 @@ def importance_ratio(new: Tensor, old: Tensor, mask: Tensor, kind: str = "token"
     return log_ratio.clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND).exp()
 
 
-def clipped_loss(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_policy_loss(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A), `[B, T]`; `advantage` is `[B]`.
 
     The asymmetric clip (0.2 / 0.27 in the paper) lets unlikely tokens gain
@@ -46,7 +46,7 @@ def low_variance_kl(new: Tensor, reference: Tensor) -> Tensor:
     return d.exp() - d - 1
 
 
-def truncated_importance(old: Tensor, engine: Tensor, cap: float) -> Tensor:
+def truncated_importance_weights(old: Tensor, engine: Tensor, cap: float) -> Tensor:
     """min(exp(old - engine), cap), `[B, T]`: corrects for sampling by slightly other weights.
 
     1 where the engine's log-prob is NaN (a turn that was not sampled).
@@ -54,7 +54,7 @@ def truncated_importance(old: Tensor, engine: Tensor, cap: float) -> Tensor:
     return torch.nan_to_num(old - engine, nan=0.0).clamp(max=_LOG_RATIO_BOUND).exp().clamp(max=cap)
 
 
-def trajectory_weights(lengths: Sequence[int], aggregation: str, fixed_length: int) -> list[float]:
+def loss_weights(lengths: Sequence[int], aggregation: str, fixed_length: int) -> list[float]:
     """Weights w such that the batch's loss is the sum over trajectories of w times the sum over tokens.
 
     They depend on the whole batch, so micro-batches and ranks simply add up.

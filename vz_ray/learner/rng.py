@@ -13,7 +13,7 @@ from blake3 import blake3
 from torch import Tensor
 
 
-def random_state() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """The generators of this process: Python's, NumPy's, torch's on the CPU and on this rank's GPU."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     cuda = _text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None
@@ -25,7 +25,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
     """Undoes `random_state`; a GPU that the state knows nothing of is left as it is."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
@@ -35,7 +35,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(_tensor(state["cuda"]))
 
 
-def seed_from(state: dict[str, Any], rank: int) -> None:
+def seed_from_rank0(state: dict[str, Any], rank: int) -> None:
     """Seeds the generators of a rank that has no saved state, from rank 0's: always in the same way."""
     digest = blake3(f"{json.dumps(state)}/{rank}".encode()).digest(8)
     seed = int.from_bytes(digest, "little") >> 1  # torch takes 63 bits

@@ -5,6 +5,6 @@ In: a run directory and, for thumbnails, whoever can decode its videos. Out:
 what is not in the directory is not in the report.
 """
 
-from vz_ray.report.page import render, write_report
+from vz_ray.report.run_report import render_report, write_report
 
-__all__ = ["render", "write_report"]
+__all__ = ["render_report", "write_report"]

@@ -5,30 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from vz_ray.episode.trajectory import Context, Trajectory, Turn, ZoomRefused
-from vz_ray.report.markup import clock, number, text
-from vz_ray.report.run_data import Played
-from vz_ray.report.timeline import Event, timeline
-from vz_ray.video.frame import FrameRef, Zoom
+from vz_ray.env.trajectory import RejectedZoom, TokenContext, Trajectory, Turn
+from vz_ray.report.markup import escape, format_clock, format_number
+from vz_ray.report.run_data import LoggedEpisode
+from vz_ray.report.timeline import EvidenceSpan, timeline
+from vz_ray.video.frame import FrameRef, ZoomRequest
 
 _TAG = re.compile(r"(&lt;/?(?:think|answer|video_zoom|tool_response)&gt;)")
 
 
-def events_of(played: Played) -> list[Event]:
-    return [(float(start), float(end)) for start, end in played.task.get("events", ())]
+def events_of(played: LoggedEpisode) -> list[EvidenceSpan]:
+    return [(float(start), float(end)) for start, end in played.task.get("evidence_spans", ())]
 
 
-def choose(candidates: Sequence[Played], count: int) -> list[Played]:
+def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[LoggedEpisode]:
     """`count` episodes that differ: kinds of question and right or wrong in turn, most zooms first."""
-    heaps: dict[tuple[str, bool], list[Played]] = {}
-    for played in candidates:
+    heaps: dict[tuple[str, bool], list[LoggedEpisode]] = {}
+    for played in episodes:
         reward = played.trajectory.reward
         right = reward is not None and reward.accuracy == 1
         heaps.setdefault((str(played.task.get("kind", "")), right), []).append(played)
     for heap in heaps.values():
-        heap.sort(key=lambda played: -played.trajectory.zooms_tried)
+        heap.sort(key=lambda played: -played.trajectory.num_zoom_calls)
     order = [heaps[key] for key in sorted(heaps, key=lambda key: (not key[1], key[0]))]
-    chosen: list[Played] = []
+    chosen: list[LoggedEpisode] = []
     for rank in range(max(map(len, order), default=0)):
         chosen += [heap[rank] for heap in order if rank < len(heap)]
         if len(chosen) >= count:
@@ -36,48 +36,62 @@ def choose(candidates: Sequence[Played], count: int) -> list[Played]:
     return chosen[:count]
 
 
-def thinned_refs(refs: Sequence[FrameRef], most: int) -> list[FrameRef]:
-    """At most `most` of `refs`, evenly spread."""
-    return list(refs) if len(refs) <= most else [refs[k * len(refs) // most] for k in range(most)]
+def evenly_spaced_refs(refs: Sequence[FrameRef], max_frames: int) -> list[FrameRef]:
+    """At most `max_frames` of `refs`, evenly spread."""
+    return (
+        list(refs)
+        if len(refs) <= max_frames
+        else [refs[k * len(refs) // max_frames] for k in range(max_frames)]
+    )
 
 
-def refs_shown(trajectory: Trajectory, most: int) -> list[FrameRef]:
+def shown_frame_refs(trajectory: Trajectory, max_frames: int) -> list[FrameRef]:
     """The frames that the card of this episode shows."""
-    return [ref for context in trajectory.contexts for ref in thinned_refs(context.refs, most)]
+    return [
+        ref for context in trajectory.contexts for ref in evenly_spaced_refs(context.frame_refs, max_frames)
+    ]
 
 
-def _strip(context: Context, pictures: Mapping[FrameRef, str], events: Sequence[Event], most: int) -> str:
+def _strip(
+    context: TokenContext, pictures: Mapping[FrameRef, str], events: Sequence[EvidenceSpan], most: int
+) -> str:
     """The frames of a context as thumbnails with their times; those of an event are framed."""
     items = []
-    for ref in thinned_refs(context.refs, most):
+    for ref in evenly_spaced_refs(context.frame_refs, most):
         hit = any(start <= ref.pts_s < end for start, end in events)
         picture = pictures.get(ref)
         image = f'<img src="{picture}" alt="" loading="lazy">' if picture else '<i class="nopicture"></i>'
         mark = ' class="hit"' if hit else ""
-        items.append(f"<li{mark}>{image}<span>{clock(ref.pts_s)}</span></li>")
-    left_out = len(context.refs) - len(items)
+        items.append(f"<li{mark}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
+    left_out = len(context.frame_refs) - len(items)
     more = f'<li class="more">and {left_out} more</li>' if left_out else ""
-    tiny = " tiny" if context.refs and max(context.refs[0].width, context.refs[0].height) <= 64 else ""
+    tiny = (
+        " tiny"
+        if context.frame_refs and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64
+        else ""
+    )
     return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
 
 
 def _said(words: str) -> str:
     """A turn's text, its tags set apart."""
-    marked = _TAG.sub(r'<span class="mark">\1</span>', text(words.strip()))
+    marked = _TAG.sub(r'<span class="mark">\1</span>', escape(words.strip()))
     return f'<div class="said">{marked}</div>'
 
 
 def _turn(
-    turn: Turn, index: int, pictures: Mapping[FrameRef, str], events: Sequence[Event], most: int
+    turn: Turn, index: int, pictures: Mapping[FrameRef, str], events: Sequence[EvidenceSpan], most: int
 ) -> str:
     got = ""
-    if isinstance(turn.zoom, Zoom):
-        span = f"{clock(turn.zoom.start_s)}–{clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
-        span += "" if turn.asked_fps is None else f" (asked for: {turn.asked_fps:g} fps)"
-        shown = _strip(turn.reply, pictures, events, most) if turn.reply else ""
+    if isinstance(turn.zoom, ZoomRequest):
+        span = f"{format_clock(turn.zoom.start_s)}–{format_clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
+        span += "" if turn.requested_fps is None else f" (asked for: {turn.requested_fps:g} fps)"
+        shown = _strip(turn.observation, pictures, events, most) if turn.observation else ""
         got = f'<p class="got">Zoom {span}</p>{shown}'
-    elif isinstance(turn.zoom, ZoomRefused):
-        got = f'<p class="got refused">Zoom refused ({text(turn.zoom.fault)}): {text(turn.zoom.message)}</p>'
+    elif isinstance(turn.zoom, RejectedZoom):
+        got = (
+            f'<p class="got refused">Zoom refused ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
+        )
     return f'<div class="turn"><h4>Turn {index}</h4>{_said(turn.text)}{got}</div>'
 
 
@@ -89,7 +103,7 @@ def _verdict(trajectory: Trajectory) -> tuple[str, str]:
     return ("right", "right") if reward.accuracy == 1 else ("wrong", "wrong")
 
 
-def _facts(played: Played) -> str:
+def _facts(played: LoggedEpisode) -> str:
     """Answer, truth, reward parts and costs as a definition list."""
     trajectory, reward = played.trajectory, played.trajectory.reward
     facts = [
@@ -98,47 +112,55 @@ def _facts(played: Played) -> str:
     ]
     if reward is not None:
         facts += [
-            ("Reward", number(reward.total, 2)),
+            ("Reward", format_number(reward.total, 2)),
             ("Accuracy", f"{reward.accuracy:.3g}"),
-            ("Format", number(reward.format, 0)),
-            ("Tool", number(reward.tool, 0)),
-            *((name.replace("_", " ").capitalize(), number(value, 2)) for name, value in reward.more.items()),
+            ("Format", format_number(reward.format, 0)),
+            ("Tool", format_number(reward.tool, 0)),
+            *(
+                (name.replace("_", " ").capitalize(), format_number(value, 2))
+                for name, value in reward.extra.items()
+            ),
         ]
-    facts += [("Frames", len(trajectory.refs)), ("Seconds", number(trajectory.seconds, 2))]
+    facts += [("Frames", len(trajectory.frame_refs)), ("Seconds", format_number(trajectory.seconds, 2))]
     if trajectory.weight_versions:
         facts.append(("Weights", ", ".join(f"v{version}" for version in trajectory.weight_versions)))
-    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
 
 
 def episode_card(
-    played: Played, pictures: Mapping[FrameRef, str], *, most: int, trouble: str = "", opened: bool = False
+    episode: LoggedEpisode,
+    thumbnails: Mapping[FrameRef, str],
+    *,
+    max_frames: int,
+    error: str = "",
+    is_open: bool = False,
 ) -> str:
     """An `<article>`.
 
     Args:
-        played: The episode and its task.
-        pictures: Data URI of each frame that could be rebuilt.
-        most: Thumbnails per overview or zoom.
-        trouble: Why frames could not be rebuilt.
-        opened: Whether its details are open to start with.
+        episode: The episode and its task.
+        thumbnails: Data URI of each frame that could be rebuilt.
+        max_frames: Thumbnails per overview or zoom.
+        error: Why frames could not be rebuilt.
+        is_open: Whether its details are open to start with.
     """
-    trajectory, events = played.trajectory, events_of(played)
+    trajectory, events = episode.trajectory, events_of(episode)
     kind, word = _verdict(trajectory)
     turns = "".join(
-        _turn(turn, k, pictures, events, most) for k, turn in enumerate(trajectory.turns, start=1)
+        _turn(turn, k, thumbnails, events, max_frames) for k, turn in enumerate(trajectory.turns, start=1)
     )
-    missing = f'<p class="note">Frames could not be rebuilt: {text(trouble)}</p>' if trouble else ""
-    category = f'<span class="kind">{text(played.task["kind"])}</span>' if played.task.get("kind") else ""
+    missing = f'<p class="note">Frames could not be rebuilt: {escape(error)}</p>' if error else ""
+    category = f'<span class="kind">{escape(episode.task["kind"])}</span>' if episode.task.get("kind") else ""
     note = (
-        f'<p class="note">{text(trajectory.reward.note)}</p>'
+        f'<p class="note">{escape(trajectory.reward.note)}</p>'
         if trajectory.reward and trajectory.reward.note
         else ""
     )
     return (
         f'<article class="episode"><header><span class="badge {kind}">{word}</span>{category}'
-        f"<code>{text(trajectory.id)}</code></header>"
-        f'<p class="question">{text(played.task.get("question", ""))}</p>'
-        f"{timeline(trajectory, events)}<dl>{_facts(played)}</dl>{note}{missing}"
-        f"<details{' open' if opened else ''}><summary>Frames and turns</summary>"
-        f"<h4>Overview</h4>{_strip(trajectory.prompt, pictures, events, most)}{turns}</details></article>"
+        f"<code>{escape(trajectory.id)}</code></header>"
+        f'<p class="question">{escape(episode.task.get("question", ""))}</p>'
+        f"{timeline(trajectory, events)}<dl>{_facts(episode)}</dl>{note}{missing}"
+        f"<details{' open' if is_open else ''}><summary>Frames and turns</summary>"
+        f"<h4>Overview</h4>{_strip(trajectory.prompt, thumbnails, events, max_frames)}{turns}</details></article>"
     )

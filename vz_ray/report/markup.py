@@ -1,30 +1,30 @@
-"""HTML from values; every text that came from outside goes through `text`."""
+"""HTML from values; every text that came from outside goes through `escape`."""
 
 from __future__ import annotations
 
 import html
 from importlib.resources import files
 
-from vz_ray.web import asset
+from vz_ray.web import load_asset
 
 
-def text(value: object) -> str:
+def escape(value: object) -> str:
     """Escaped for element content and quoted attributes."""
     return html.escape(str(value), quote=True)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def format_percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def format_number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """`75.5` as `1:15.5`; tenths only where there are some. A refused zoom may begin at `-0:05`."""
     if seconds < 0:
-        return f"-{clock(-seconds)}"
+        return f"-{format_clock(-seconds)}"
     minutes, rest = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
     tail = f"{rest:04.1f}".removesuffix(".0")
@@ -39,6 +39,6 @@ def stage_title(stage: str) -> str:
     return known.get(stage, stage.replace("_", " ").capitalize())
 
 
-def style() -> str:
+def report_css() -> str:
     """The CSS of every report; a page holds it, so that it is one file."""
-    return asset("base.css") + files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")
+    return load_asset("base.css") + files("vz_ray.report").joinpath("report.css").read_text(encoding="utf-8")

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.episode.serialize import trajectory_from_dict
-from vz_ray.episode.trajectory import Trajectory
-from vz_ray.observe.errors import UserError
-from vz_ray.observe.metrics import read_metrics
+from vz_ray.env.serialization import trajectory_from_dict
+from vz_ray.env.trajectory import Trajectory
+from vz_ray.monitoring.metric_logger import read_metrics
+from vz_ray.utils.errors import UserError
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class LoggedEpisode:
     """One line of an evaluation or episode log: the episode, and its task as JSON values."""
 
     stage: str
@@ -33,20 +33,20 @@ class RunData:
     Attributes:
         name: Name of the run.
         summary: `summary.json`, or empty.
-        rows: `metrics.jsonl`, one mapping per step.
-        played: Episodes to choose from: those of the last evaluation of the
+        metric_rows: `metrics.jsonl`, one mapping per step.
+        episodes: Episodes to choose from: those of the last evaluation of the
             agent, else those it was trained on.
         config: `config.yaml` as text, or empty.
     """
 
     name: str
     summary: Mapping[str, Any]
-    rows: list[dict[str, float]]
-    played: list[Played]
+    metric_rows: list[dict[str, float]]
+    episodes: list[LoggedEpisode]
     config: str
 
 
-def _played(path: Path) -> Iterator[Played]:
+def _played(path: Path) -> Iterator[LoggedEpisode]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -55,12 +55,12 @@ def _played(path: Path) -> Iterator[Played]:
                 data = json.loads(line)
                 if "trajectory" in data:
                     trajectory = trajectory_from_dict(data["trajectory"])
-                    yield Played(data["stage"], data["step"], data["task"], trajectory)
+                    yield LoggedEpisode(data["stage"], data["step"], data["task"], trajectory)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not an episode ({error!r})") from error
 
 
-def _candidates(run_dir: Path) -> list[Played]:
+def _candidates(run_dir: Path) -> list[LoggedEpisode]:
     """Evaluated episodes of the latest stage of the agent, else the newest training episodes."""
     logs = [run_dir / "eval" / f"{stage}.jsonl" for stage in ("rl", "sft_continued", "cold_start")]
     logs += sorted(
@@ -85,7 +85,7 @@ def read_run(run_dir: Path) -> RunData:
     return RunData(
         name=run_dir.resolve().name,
         summary=json.loads(summary.read_text()) if summary.exists() else {},
-        rows=read_metrics(run_dir / "metrics.jsonl"),
-        played=_candidates(run_dir),
+        metric_rows=read_metrics(run_dir / "metrics.jsonl"),
+        episodes=_candidates(run_dir),
         config=config.read_text() if config.exists() else "",
     )

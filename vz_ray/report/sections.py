@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vz_ray.observe import names
-from vz_ray.observe.spoken import duration
-from vz_ray.report.chart import Series, line_chart
-from vz_ray.report.markup import number, percent, stage_title, text
+from vz_ray.monitoring import metric_names
+from vz_ray.report.markup import escape, format_number, format_percent, stage_title
+from vz_ray.report.svg_chart import ChartSeries, line_chart
+from vz_ray.utils.durations import format_duration
 
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]
@@ -20,7 +20,7 @@ _UNIFORM = re.compile(r"uniform_(\d+)")
 
 
 def _tile(title: str, value: str, note: str = "") -> str:
-    return f'<div class="tile"><h3>{text(title)}</h3><b>{text(value)}</b><p>{text(note)}</p></div>'
+    return f'<div class="tile"><h3>{escape(title)}</h3><b>{escape(value)}</b><p>{escape(note)}</p></div>'
 
 
 def _points(gain: Json | None, against: str) -> str:
@@ -31,7 +31,7 @@ def _points(gain: Json | None, against: str) -> str:
     return f"{100 * gain['mean']:+.1f} points over {against} ({low:+.1f} to {high:+.1f})"
 
 
-def tiles(summary: Json) -> str:
+def summary_tiles(summary: Json) -> str:
     """The run in a row of figures."""
     found, gains = [], summary.get("gain", {})
     evaluations = summary.get("evaluations", {})
@@ -40,25 +40,33 @@ def tiles(summary: Json) -> str:
         row = evaluations[final]
         accuracy = row["accuracy"]["mean"] if row["accuracy"] else None
         found.append(
-            _tile("Accuracy", percent(accuracy), _points(gains.get("over_cold_start"), "the cold start"))
+            _tile(
+                "Accuracy", format_percent(accuracy), _points(gains.get("over_cold_start"), "the cold start")
+            )
         )
-        if frames := summary.get("uniform_opponent_frames"):
+        if frames := summary.get("uniform_baseline_frames"):
             uniform = summary["accuracy"].get("uniform", {}).get(str(frames))
             gain = _points(gains.get("over_uniform"), "it")
             found.append(
-                _tile(f"Uniform, {frames} frames", percent(uniform), f"The agent: {gain}" if gain else "")
+                _tile(
+                    f"Uniform, {frames} frames", format_percent(uniform), f"The agent: {gain}" if gain else ""
+                )
             )
         found.append(
-            _tile("Frames seen", number(row["frames_mean"]), f"95th percentile {number(row['frames_p95'])}")
+            _tile(
+                "Frames seen",
+                format_number(row["frames_mean"]),
+                f"95th percentile {format_number(row['frames_p95'])}",
+            )
         )
-        valid = f"{percent(row['valid_zoom_rate'])} valid"
-        found.append(_tile("Zooms per question", number(row["zooms_mean"], 2), valid))
+        valid = f"{format_percent(row['valid_zoom_rate'])} valid"
+        found.append(_tile("Zooms per question", format_number(row["zooms_mean"], 2), valid))
         if row["event_coverage"] is not None:
-            found.append(_tile("Event in a zoom", percent(row["event_coverage"]), "of questions"))
+            found.append(_tile("Event in a zoom", format_percent(row["event_coverage"]), "of questions"))
     if (worst := summary.get("mismatch", {}).get("logprob_abs_max")) is not None:
         found.append(_tile("Engine mismatch", f"{worst:.1e}", "largest log-prob difference, nats"))
     if total := summary.get("wall_s", {}).get("total"):
-        found.append(_tile("Wall time", duration(total), "all stages"))
+        found.append(_tile("Wall time", format_duration(total), "all stages"))
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
 
@@ -82,7 +90,7 @@ def accuracy_bars(summary: Json) -> str:
         slot = 2 if _UNIFORM.fullmatch(stage) else 1
         title = f"{low:.1f} to {high:.1f}%, {accuracy['count']} questions"
         rows.append(
-            f'<div class="bar s{slot}" title="{title}"><span>{text(stage_title(stage))}</span>'
+            f'<div class="bar s{slot}" title="{title}"><span>{escape(stage_title(stage))}</span>'
             f'<div class="track"><b style="width:{mean:.2f}%"></b>'
             f'<i style="left:{low:.2f}%;width:{high - low:.2f}%"></i></div><em>{mean:.1f}%</em></div>'
         )
@@ -110,11 +118,11 @@ def frames_curve(summary: Json) -> str:
             bounds.append(interval)
         elif stage in _AGENT:
             agents.append((stage, at, interval))
-    series = [Series("Uniform frames", curve, slot=2, marked=True, whiskers=bounds)]
+    series = [ChartSeries("Uniform frames", curve, color=2, markers=True, whiskers=bounds)]
     for stage, at, interval in agents:
         slot = _SLOTS[stage]
         name = f"Agent {stage_title(stage)[0].lower()}{stage_title(stage)[1:]}"
-        series.append(Series(name, [at], slot=slot, marked=True, whiskers=[interval]))
+        series.append(ChartSeries(name, [at], color=slot, markers=True, whiskers=[interval]))
     marks = [x for x, _ in curve]
     return line_chart(
         "Accuracy against frames seen", series,
@@ -138,33 +146,35 @@ def failure_bars(summary: Json) -> str:
             continue
         for stage, slot in slots.items():
             share = shares[stage].get(name, 0.0)
-            label = text(name.replace("_", " ")) if stage == stages[0] else ""
-            title = text(f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {played[stage]} episodes")
+            label = escape(name.replace("_", " ")) if stage == stages[0] else ""
+            title = escape(
+                f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {played[stage]} episodes"
+            )
             bar = f'<b style="width:{100 * share / largest:.2f}%"></b>' if share else ""
             rows += (
                 f'<div class="bar s{slot}" title="{title}"><span>{label}</span>'
                 f'<div class="track">{bar}</div><em>{100 * share:.1f}%</em></div>'
             )
-    legend = "".join(f'<span class="s{k}"><i></i>{text(stage_title(s))}</span>' for s, k in slots.items())
+    legend = "".join(f'<span class="s{k}"><i></i>{escape(stage_title(s))}</span>' for s, k in slots.items())
     return (
         '<figure class="wide"><figcaption>What went wrong, in % of all episodes</figcaption>'
         f'<div class="legend">{legend}</div>{rows}</figure>'
     )
 
 
-def kinds_table(summary: Json) -> str:
+def question_kind_table(summary: Json) -> str:
     """Accuracy by kind of question, one column per evaluation."""
     evaluations = summary.get("evaluations", {})
     stages = [stage for stage in _stages(evaluations) if evaluations[stage]["accuracy_by_kind"]]
     kinds = sorted({kind for stage in stages for kind in evaluations[stage]["accuracy_by_kind"]})
     if not kinds:
         return ""
-    head = "".join(f"<th>{text(stage_title(stage))}</th>" for stage in stages)
+    head = "".join(f"<th>{escape(stage_title(stage))}</th>" for stage in stages)
     body = ""
     for kind in kinds:
         cells = (evaluations[stage]["accuracy_by_kind"].get(kind) for stage in stages)
-        values = "".join(f"<td>{percent(cell and cell['mean'])}</td>" for cell in cells)
-        body += f"<tr><th>{text(kind)}</th>{values}</tr>"
+        values = "".join(f"<td>{format_percent(cell and cell['mean'])}</td>" for cell in cells)
+        body += f"<tr><th>{escape(kind)}</th>{values}</tr>"
     return _table("Accuracy by kind of question", f"<th></th>{head}", body)
 
 
@@ -174,22 +184,22 @@ def evaluations_table(summary: Json) -> str:
     if not evaluations:
         return ""
     columns = {
-        "Accuracy": lambda r: percent(r["accuracy"] and r["accuracy"]["mean"]),
-        "Accuracy, event in frames": lambda r: percent(r["reading_accuracy"]),
-        "Event in frames": lambda r: percent(r["event_seen"]),
-        "Event in a zoom": lambda r: percent(r["event_coverage"]),
-        "Frames": lambda r: number(r["frames_mean"]),
-        "Zooms": lambda r: number(r["zooms_mean"], 2),
-        "Valid zooms": lambda r: percent(r["valid_zoom_rate"]),
+        "Accuracy": lambda r: format_percent(r["accuracy"] and r["accuracy"]["mean"]),
+        "Accuracy, event in frames": lambda r: format_percent(r["reading_accuracy"]),
+        "Event in frames": lambda r: format_percent(r["event_seen"]),
+        "Event in a zoom": lambda r: format_percent(r["event_coverage"]),
+        "Frames": lambda r: format_number(r["frames_mean"]),
+        "Zooms": lambda r: format_number(r["zooms_mean"], 2),
+        "Valid zooms": lambda r: format_percent(r["valid_zoom_rate"]),
         "Unparsed": lambda r: str(r["unparsed"]),
         "Invalid": lambda r: str(r["invalid"]),
-        "Seconds": lambda r: number(r["seconds_mean"], 2),
+        "Seconds": lambda r: format_number(r["seconds_mean"], 2),
         "Questions": lambda r: str(r["questions"]),
     }
-    head = "<th></th>" + "".join(f"<th>{text(name)}</th>" for name in columns)
+    head = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
-        f"<tr><th>{text(stage_title(stage))}</th>"
-        + "".join(f"<td>{text(cell(evaluations[stage]))}</td>" for cell in columns.values())
+        f"<tr><th>{escape(stage_title(stage))}</th>"
+        + "".join(f"<td>{escape(cell(evaluations[stage]))}</td>" for cell in columns.values())
         + "</tr>"
         for stage in _stages(evaluations)
     )
@@ -198,13 +208,15 @@ def evaluations_table(summary: Json) -> str:
 
 def _table(title: str, head: str, body: str) -> str:
     return (
-        f'<figure class="wide"><figcaption>{text(title)}</figcaption><div class="scroll"><table>'
+        f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
     )
 
 
-def _line(rows: Rows, metric: str, title: str, slot: int) -> Series:
-    return Series(title, [(row[names.STEP], row[metric]) for row in rows if metric in row], slot=slot)
+def _line(rows: Rows, metric: str, title: str, slot: int) -> ChartSeries:
+    return ChartSeries(
+        title, [(row[metric_names.STEP], row[metric]) for row in rows if metric in row], color=slot
+    )
 
 
 def training_charts(rows: Rows) -> str:
@@ -219,51 +231,69 @@ def training_charts(rows: Rows) -> str:
             chart(
                 "Reward and its parts, unweighted",
                 [
-                    (names.REWARD_TOTAL, "Total"),
-                    (names.REWARD_ACCURACY, "Accuracy"),
-                    (names.REWARD_FORMAT, "Format"),
-                    (names.REWARD_TOOL, "Tool"),
+                    (metric_names.REWARD_TOTAL, "Total"),
+                    (metric_names.REWARD_ACCURACY, "Accuracy"),
+                    (metric_names.REWARD_FORMAT, "Format"),
+                    (metric_names.REWARD_TOOL, "Tool"),
                 ],
             ),
-            own_parts(rows),
+            custom_reward_parts(rows),
             chart(
                 "Zooming",
-                [(names.ZOOM_CALL_RATE, "Episodes that zoom"), (names.ZOOM_VALID_RATE, "Valid calls")],
+                [
+                    (metric_names.ZOOM_CALL_RATE, "Episodes that zoom"),
+                    (metric_names.ZOOM_VALID_RATE, "Valid calls"),
+                ],
                 pct=True,
             ),
-            chart("Episodes with the event in a zoom", [(names.EVENT_COVERAGE, "Coverage")], pct=True),
-            chart("Zooms per episode", [(names.ZOOMS_MEAN, "Zooms")]),
-            chart("Frames per episode", [(names.FRAMES_MEAN, "Frames")]),
-            chart("Entropy, nats per token", [(names.ENTROPY, "Entropy")]),
-            chart("KL to the reference model, nats", [(names.KL_TO_REFERENCE, "KL")]),
-            chart("Gradient norm", [(names.GRAD_NORM, "Norm")]),
+            chart("Episodes with the event in a zoom", [(metric_names.EVENT_COVERAGE, "Coverage")], pct=True),
+            chart("Zooms per episode", [(metric_names.ZOOMS_PER_EPISODE, "Zooms")]),
+            chart("Frames per episode", [(metric_names.FRAMES_PER_EPISODE, "Frames")]),
+            chart("Entropy, nats per token", [(metric_names.ENTROPY, "Entropy")]),
+            chart("KL to the reference model, nats", [(metric_names.KL_TO_REFERENCE, "KL")]),
+            chart("Gradient norm", [(metric_names.GRAD_NORM, "Norm")]),
             chart(
                 "Engine against learner, nats",
-                [(names.MISMATCH_MAX, "Largest log-prob difference"), (names.MISMATCH_KL, "KL")],
+                [
+                    (metric_names.MISMATCH_LOGPROB_MAX, "Largest log-prob difference"),
+                    (metric_names.MISMATCH_KL, "KL"),
+                ],
                 log=True,
             ),
-            chart("Weight sync, seconds from pause to resume", [(names.SYNC_S, "Sync")]),
+            chart("Weight sync, seconds from pause to resume", [(metric_names.WEIGHT_SYNC_SECONDS, "Sync")]),
             chart(
                 "What engines had computed or been sent before",
-                [(names.PREFIX_CACHE_HIT, "Prompt tokens"), (names.FRAME_CACHE_HIT, "Frames")],
+                [
+                    (metric_names.PREFIX_CACHE_HIT_RATE, "Prompt tokens"),
+                    (metric_names.FRAME_CACHE_HIT_RATE, "Frames"),
+                ],
                 pct=True,
             ),
-            chart("Rollout workers", [(names.WORKERS, "Serving")]),
+            chart("Rollout workers", [(metric_names.WORKERS, "Serving")]),
             chart(
                 "Resident memory, MB",
-                [(names.DRIVER_MB, "Driver"), (names.WORKER_MB, "Worker"), (names.ENGINE_MB, "Engine")],
+                [
+                    (metric_names.DRIVER_MEMORY, "Driver"),
+                    (metric_names.WORKER_MEMORY, "Worker"),
+                    (metric_names.ENGINE_MEMORY, "Engine"),
+                ],
             ),
             step_times(rows),
         ]
     )
 
 
-def own_parts(rows: Rows) -> str:
+def custom_reward_parts(rows: Rows) -> str:
     """Parts of the reward that are this run's own: costs, a judge's score, those of a user's function."""
-    known = {names.REWARD_TOTAL, names.REWARD_ACCURACY, names.REWARD_FORMAT, names.REWARD_TOOL}
-    found = {name for row in rows for name in row if name.startswith(names.REWARD_PREFIX)} - known
+    known = {
+        metric_names.REWARD_TOTAL,
+        metric_names.REWARD_ACCURACY,
+        metric_names.REWARD_FORMAT,
+        metric_names.REWARD_TOOL,
+    }
+    found = {name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)} - known
     lines = [
-        _line(rows, name, name.removeprefix(names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
+        _line(rows, name, name.removeprefix(metric_names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
         for k, name in enumerate(sorted(found))
     ]
     return line_chart("Further parts of the reward", lines)
@@ -274,11 +304,16 @@ def step_times(rows: Rows) -> str:
     totals: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():
-            if name.startswith(names.TIME_PREFIX):
+            if name.startswith(metric_names.TIME_PREFIX):
                 totals[name] = totals.get(name, 0.0) + value
     largest = sorted(totals, key=lambda name: -totals[name])[:5]
     lines = [
-        _line(rows, name, name.removeprefix(names.TIME_PREFIX).removesuffix("_s").replace("_", " "), slot)
+        _line(
+            rows,
+            name,
+            name.removeprefix(metric_names.TIME_PREFIX).removesuffix("_seconds").replace("_", " "),
+            slot,
+        )
         for slot, name in enumerate(largest, start=1)
     ]
     return line_chart("Seconds of a step", lines)
@@ -297,8 +332,8 @@ def stage_times(summary: Json) -> str:
         return ""
     largest = max(seconds.values()) or 1.0
     rows = "".join(
-        f'<div class="bar s1"><span>{text(_plain(stage))}</span><div class="track">'
-        f'<b style="width:{100 * value / largest:.2f}%"></b></div><em>{duration(value)}</em></div>'
+        f'<div class="bar s1"><span>{escape(_plain(stage))}</span><div class="track">'
+        f'<b style="width:{100 * value / largest:.2f}%"></b></div><em>{format_duration(value)}</em></div>'
         for stage, value in seconds.items()
     )
     return f'<figure class="wide"><figcaption>Wall time by stage</figcaption>{rows}</figure>'

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vz_ray.episode.trajectory import Trajectory
-from vz_ray.report.markup import clock, text
-from vz_ray.video.frame import Zoom
+from vz_ray.env.trajectory import Trajectory
+from vz_ray.report.markup import escape, format_clock
+from vz_ray.video.frame import ZoomRequest
 
-Event = tuple[float, float]
+EvidenceSpan = tuple[float, float]
 
 
-def length_of(trajectory: Trajectory, events: Sequence[Event]) -> float:
+def timeline_length_s(trajectory: Trajectory, events: Sequence[EvidenceSpan]) -> float:
     """Seconds that the timeline spans: the video's length as far as the episode shows it.
 
     An overview of n frames stands for n equal parts, so the video ends one part
     after the last of them.
     """
-    times = [ref.pts_s for ref in trajectory.prompt.refs]
+    times = [ref.pts_s for ref in trajectory.prompt.frame_refs]
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     ends = [times[-1] + step] if times else []
     ends += [zoom.end_s for zoom in trajectory.zooms] + [end for _, end in events]
@@ -35,9 +35,9 @@ def _at(time: float, length: float) -> str:
     return f"left:{100 * min(time / length, 1.0):.3f}%"
 
 
-def _bar(turn: int, zoom: Zoom, length: float, refused: str = "") -> str:
+def _bar(turn: int, zoom: ZoomRequest, length: float, refused: str = "") -> str:
     """A zoom; one that was refused, and why, may be reversed or lie outside the video."""
-    words = f"turn {turn}: {clock(zoom.start_s)}–{clock(zoom.end_s)} at {zoom.fps:g} fps"
+    words = f"turn {turn}: {format_clock(zoom.start_s)}–{format_clock(zoom.end_s)} at {zoom.fps:g} fps"
     words += f", refused: {refused}" if refused else ""
     start, end = sorted((zoom.start_s, zoom.end_s))
     left = (start + end) / 2 > 0.55 * length
@@ -45,34 +45,34 @@ def _bar(turn: int, zoom: Zoom, length: float, refused: str = "") -> str:
     side = f"right:{100 - at:.3f}%" if left else f"left:{at:.3f}%"
     box, kind = _box(start, end, length), "zoom refused" if refused else "zoom"
     return (
-        f'<div class="row"><b class="{kind}" style="{box}" title="{text(words)}"></b>'
+        f'<div class="row"><b class="{kind}" style="{box}" title="{escape(words)}"></b>'
         f'<span class="tag" style="{side}">turn {turn} · {zoom.fps:g} fps</span></div>'
     )
 
 
 def _bars(trajectory: Trajectory, length: float) -> Iterator[str]:
     for number, turn in enumerate(trajectory.turns, start=1):
-        if isinstance(turn.zoom, Zoom):
+        if isinstance(turn.zoom, ZoomRequest):
             yield _bar(number, turn.zoom, length)
-        elif turn.zoom is not None and turn.zoom.asked is not None:
-            yield _bar(number, turn.zoom.asked, length, turn.zoom.message)
+        elif turn.zoom is not None and turn.zoom.requested is not None:
+            yield _bar(number, turn.zoom.requested, length, turn.zoom.message)
 
 
-def timeline(trajectory: Trajectory, events: Sequence[Event]) -> str:
+def timeline(trajectory: Trajectory, events: Sequence[EvidenceSpan]) -> str:
     """The timeline of an episode, with the true intervals of what must be seen."""
-    length = length_of(trajectory, events)
+    length = timeline_length_s(trajectory, events)
     bands = "".join(
-        f'<b class="event" style="{_box(start, end, length)}" title="event {clock(start)}–{clock(end)}"></b>'
+        f'<b class="event" style="{_box(start, end, length)}" title="event {format_clock(start)}–{format_clock(end)}"></b>'
         for start, end in events
     )
     marks = "".join(
-        f'<b class="tick" style="{_at(ref.pts_s, length)}" title="{clock(ref.pts_s)}"></b>'
-        for ref in trajectory.prompt.refs
+        f'<b class="tick" style="{_at(ref.pts_s, length)}" title="{format_clock(ref.pts_s)}"></b>'
+        for ref in trajectory.prompt.frame_refs
     )
     bars = "".join(_bars(trajectory, length))
-    scale = "".join(f"<span>{clock(length * k / 4)}</span>" for k in range(5))
-    summary = f"Timeline of {clock(length)}: {len(trajectory.zooms)} zooms, {len(events)} events"
+    scale = "".join(f"<span>{format_clock(length * k / 4)}</span>" for k in range(5))
+    summary = f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(events)} events"
     return (
-        f'<div class="timeline" role="img" aria-label="{text(summary)}">{bands}'
+        f'<div class="timeline" role="img" aria-label="{escape(summary)}">{bands}'
         f'<div class="row overview">{marks}</div>{bars}</div><div class="scale">{scale}</div>'
     )

@@ -7,16 +7,16 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class WorkerCapacity:
     """What a worker could still take in, when it last said so.
 
     Attributes:
         free_tokens: Tokens that its key/value cache has room for, those of cached prefixes included.
-        playing: Episodes that it played then.
+        running_episodes: Episodes that it played then.
     """
 
     free_tokens: int
-    playing: int
+    running_episodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class EngineStats:
         cached_tokens: Those of them that the prefix cache spared.
         frames: Frames of all turns.
         cached_frames: Those of them that were preprocessed before, so that none was sent again.
-        preempted: Turns that gave their place in the key/value cache back before they had ended.
-        running: Turns at this moment.
-        kv_tokens: Size of the key/value cache.
-        kv_used: Tokens of it that turns at this moment need.
+        preempted_turns: Turns that gave their place in the key/value cache back before they had ended.
+        running_turns: Turns at this moment.
+        kv_cache_tokens: Size of the key/value cache.
+        kv_cache_used_tokens: Tokens of it that turns at this moment need.
     """
 
     turns: int = 0
@@ -40,13 +40,13 @@ class EngineStats:
     sampled_tokens: int = 0
     frames: int = 0
     cached_frames: int = 0
-    preempted: int = 0
-    running: int = 0
-    kv_tokens: int = 0
-    kv_used: int = 0
+    preempted_turns: int = 0
+    running_turns: int = 0
+    kv_cache_tokens: int = 0
+    kv_cache_used_tokens: int = 0
 
 
-class EngineGauge:
+class EngineStatLogger:
     """Listens to vLLM's scheduler; a per-engine stat logger in the sense of `AsyncLLM`."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class EngineGauge:
         self._usage = 0.0
         self._frames = self._cached_frames = self._preempted = 0
 
-    def __call__(self, vllm_config: Any, engine_index: int) -> EngineGauge:
+    def __call__(self, vllm_config: Any, engine_index: int) -> EngineStatLogger:
         """As a factory it makes itself: there is one engine."""
         self._cache = vllm_config.cache_config
         return self
@@ -79,14 +79,14 @@ class EngineGauge:
 
     log_engine_initialized = log
 
-    def onto(self, stats: EngineStats) -> EngineStats:
+    def merge_into(self, stats: EngineStats) -> EngineStats:
         """`stats` with what is known here."""
         tokens = self._cache.kv_cache_size_tokens or 0
         return replace(
             stats,
             frames=self._frames,
             cached_frames=self._cached_frames,
-            preempted=self._preempted,
-            kv_tokens=tokens,
-            kv_used=round(self._usage * tokens),
+            preempted_turns=self._preempted,
+            kv_cache_tokens=tokens,
+            kv_cache_used_tokens=round(self._usage * tokens),
         )

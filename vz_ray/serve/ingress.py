@@ -25,53 +25,59 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 from starlette.responses import JSONResponse, Response
 
-from vz_ray.clips.opening import remote_rules
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import AnswerType, Chat, Task
-from vz_ray.episode.trajectory import Sampling
-from vz_ray.observe.deadline import Overdue, within
-from vz_ray.observe.logs import in_replica
-from vz_ray.observe.records import Badge, about
-from vz_ray.serve import replies
-from vz_ray.serve.asking import Answered, Event, Failed, Question, Said
-from vz_ray.serve.chat import Conversation, Zoomed, read_conversation, read_model, read_request
-from vz_ray.serve.chat import Request as ChatRequest
-from vz_ray.serve.client_tools import Exchange
-from vz_ray.serve.errors import ApiError, not_found, overloaded, request_id, server_error
-from vz_ray.serve.files import open_store
-from vz_ray.serve.files import router as files_router
-from vz_ray.serve.guard import owner, protect
-from vz_ray.serve.keys import KeyRing
-from vz_ray.serve.measures import Course, Measures
-from vz_ray.serve.media import KeepingStream, Media
+from vz_ray.data.task import AnswerType, ChatHistory, Task
+from vz_ray.decode.reader_factory import build_download_rules
+from vz_ray.env.trajectory import SamplingParams
+from vz_ray.monitoring.log_context import RunIdentity, log_context
+from vz_ray.monitoring.logging_config import configure_replica_logging
+from vz_ray.serve import openai_response
+from vz_ray.serve.access_control import install_access_control, request_owner
+from vz_ray.serve.agent_protocol import AgentEvent, AgentRequest, RequestCompleted, RequestFailed, TextDelta
+from vz_ray.serve.api_errors import ApiError, not_found, overloaded, request_id, server_error
+from vz_ray.serve.api_keys import ApiKeyStore
+from vz_ray.serve.client_zoom import ReplayedZoom
+from vz_ray.serve.files_api import files_router as files_router
+from vz_ray.serve.files_api import open_store
+from vz_ray.serve.media_resolver import MediaResolver, MediaStreamingResponse
+from vz_ray.serve.metrics import RequestTimer, ServeMetrics
+from vz_ray.serve.openai_request import ChatCompletionRequest as ChatRequest
+from vz_ray.serve.openai_request import (
+    Conversation,
+    ToolExchange,
+    parse_conversation,
+    parse_model_name,
+    parse_request,
+)
+from vz_ray.serve.openai_response import CompletionBuilder
 from vz_ray.serve.page import page_router
-from vz_ray.serve.replies import Reply
+from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.video.frame import VideoInfo
 
 log = logging.getLogger(__name__)
 
-READY_S = 10.0
+READY_TIMEOUT_S = 10.0
 """How long an agent may take to say that it is well."""
-SLACK_S = 30.0
+REQUEST_SLACK_S = 30.0
 """How much longer than an episode a request may take: waiting for a place is not part of it."""
 _ATTEMPTS = 2
 """Agents that a request is tried on; one that died took nothing with it that cannot be done again."""
 
 
 @dataclass
-class Told:
+class StreamState:
     """A stream under way.
 
     Attributes:
-        usage: It is to end with token counts.
-        said: Some of the answer's text has been sent.
+        include_usage: It is to end with token counts.
+        answer_streamed: Some of the answer's text has been sent.
     """
 
-    question: Question
-    reply: Reply
-    course: Course
-    usage: bool
-    said: bool = False
+    request: AgentRequest
+    builder: CompletionBuilder
+    timer: RequestTimer
+    include_usage: bool
+    answer_streamed: bool = False
 
 
 @dataclass
@@ -87,7 +93,7 @@ class Ingress:
 
     def __post_init__(self) -> None:
         self._created = int(time.time())
-        self._measures = Measures()
+        self._measures = ServeMetrics()
         self._state: dict[str, Any] = {}
 
     def build(self) -> FastAPI:
@@ -96,26 +102,26 @@ class Ingress:
         app = FastAPI(
             title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._while_alive
         )
-        keys = KeyRing.configured(config.guard.keys, config.guard.keys_env, os.environ)
-        self._store = open_store(config.files, config.guard)
-        self._rules = remote_rules(config.clips)
+        keys = ApiKeyStore.from_config(config.access.keys_file, config.access.keys_env, os.environ)
+        self._store = open_store(config.files, config.access)
+        self._rules = build_download_rules(config.clips)
         app.include_router(self._routes())
         app.include_router(files_router(self._store, self._probe, self._look))
         app.include_router(page_router())
-        protect(app, config.guard, keys)
+        install_access_control(app, config.access, keys)
         return app
 
     @asynccontextmanager
     async def _while_alive(self, _: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(self._store.keep_swept())
+        sweeping = asyncio.create_task(self._store.sweep_periodically())
         yield
         sweeping.cancel()
 
     def _routes(self) -> APIRouter:
         router = APIRouter()
-        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
-        router.add_api_route("/v1/models", self.models, methods=["GET"])
-        router.add_api_route("/v1/models/{model}", self.model, methods=["GET"])
+        router.add_api_route("/v1/chat/completions", self.chat_completions, methods=["POST"])
+        router.add_api_route("/v1/models", self.list_models, methods=["GET"])
+        router.add_api_route("/v1/models/{model}", self.get_model, methods=["GET"])
         router.add_api_route("/health", self.health, methods=["GET"])
         router.add_api_route("/ready", self.ready, methods=["GET"])
         router.add_api_route("/metrics", self.metrics, methods=["GET"])
@@ -123,26 +129,28 @@ class Ingress:
 
     # -- routes -------------------------------------------------------------------
 
-    async def chat(self, request: Request) -> Response:
+    async def chat_completions(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = read_request(await request.body())
-        conversation = read_conversation(asked.messages, self.config)
-        version = read_model(asked.model, self.config.name)
+        asked = parse_request(await request.body())
+        conversation = parse_conversation(asked.messages, self.config)
+        version = parse_model_name(asked.model, self.config.name)
         async with AsyncExitStack() as stack:
-            whose, roots = owner(request), self.config.files.roots
-            media = await stack.enter_async_context(Media(self._store, whose, self._rules, roots))
-            question = Question(
+            whose, roots = request_owner(request), self.config.files.allowed_dirs
+            media = await stack.enter_async_context(MediaResolver(self._store, whose, self._rules, roots))
+            question = AgentRequest(
                 id=request_id(request.scope),
                 task=await self._task(conversation, media),
                 sampling=self._sampling(asked),
                 max_zooms=asked.vz_ray.max_zooms,
-                thumbnails=asked.vz_ray.thumbnails,
+                thumbnail_size=asked.vz_ray.thumbnails,
                 version=version,
-                exchanges=tuple([await exchange(one, media) for one in conversation.zoomed]),
-                client_zooms=asked.client_zooms,
+                replayed_zooms=tuple(
+                    [await resolve_tool_exchange(one, media) for one in conversation.tool_exchanges]
+                ),
+                client_side_zooms=asked.client_side_zooms,
             )
-            course = stack.enter_context(self._measures.course())
-            reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
+            course = stack.enter_context(self._measures.track_request())
+            reply = CompletionBuilder(f"chatcmpl-{uuid.uuid4().hex}", self.config.name, int(time.time()))
             if not asked.stream:
                 return JSONResponse(await self._whole(question, reply, course))
             batches = self._batches(question)
@@ -151,21 +159,21 @@ class Ingress:
             first = await self._first(batches, course)
             # The media are kept until the stream ends.
             rest = stack.pop_all()
-        told = Told(question, reply, course, usage=asked.wants_usage)
+        told = StreamState(question, reply, course, include_usage=asked.include_usage)
         lines = self._lines(first, batches, told)
-        return KeepingStream(lines, rest, {"x-accel-buffering": "no"})
+        return MediaStreamingResponse(lines, rest, {"x-accel-buffering": "no"})
 
-    async def models(self) -> dict[str, Any]:
+    async def list_models(self) -> dict[str, Any]:
         """`GET /v1/models`: the agent, and the weights that it answers with."""
         state = await self._agent_state()
         return {"object": "list", "data": [self._card(self.config.name, state), self._card_of(state)]}
 
-    async def model(self, model: str) -> dict[str, Any]:
+    async def get_model(self, model: str) -> dict[str, Any]:
         """`GET /v1/models/{model}`."""
-        version = read_model(model, self.config.name)
+        version = parse_model_name(model, self.config.name)
         state = await self._agent_state()
         if version not in (None, state["version"]):
-            raise not_found(f"version {version} is not served; version {state['version']} is", "model")
+            raise not_found(f"version {version} is not served; version {state['version']} is", "get_model")
         return self._card(model, state)
 
     async def health(self) -> dict[str, str]:
@@ -174,118 +182,134 @@ class Ingress:
 
     async def ready(self) -> Response:
         """`GET /ready`: an agent runs, whether it has a place for a request at the moment or not."""
-        running = asyncio.to_thread(running_agents, self.agent)
+        running = asyncio.to_thread(count_running_agents, self.agent)
         try:
-            count = await within(READY_S, running, who="Ray Serve's controller", what="its count of agents")
-        except Overdue as error:
+            count = await with_timeout(
+                running, READY_TIMEOUT_S, target="Ray Serve's controller", operation="its count of agents"
+            )
+        except StepTimeout as error:
             log.warning("%s", error)
             count = 0
         return JSONResponse({"status": "ready", "agents": count}) if count else self._none_ready().response()
 
     async def metrics(self) -> Response:
         """`GET /metrics`, for Prometheus."""
-        return Response(self._measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._measures.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # -- parts ------------------------------------------------------------------
 
-    async def _task(self, conversation: Conversation, media: Media) -> Task:
+    async def _task(self, conversation: Conversation, media: MediaResolver) -> Task:
         videos: list[str] = []
         pictures: list[str] = []
         for one in conversation.media:
             if one.kind == "file":
-                found = await media.upload(one.url, one.param)
+                found = await media.resolve_upload(one.url, one.param)
             else:
                 found = await media.resolve(one.url, one.kind, one.param)
-            (videos if found.medium == "video" else pictures).append(found.uri)
+            (videos if found.modality == "video" else pictures).append(found.uri)
         return Task(
             task_id="",
             video=videos[0] if videos else "",
             question=conversation.question,
             answer="",
             answer_type=AnswerType.MULTIPLE_CHOICE,
-            pictures=tuple(pictures),
-            more_videos=tuple(videos[1:]),
-            chat=Chat(conversation.system, tuple(conversation.past)),
+            images=tuple(pictures),
+            extra_videos=tuple(videos[1:]),
+            chat_history=ChatHistory(conversation.system, tuple(conversation.history)),
         )
 
-    def _sampling(self, asked: ChatRequest) -> Sampling:
+    def _sampling(self, asked: ChatRequest) -> SamplingParams:
         config = self.config
         most = asked.max_completion_tokens or asked.max_tokens
-        return Sampling(
+        return SamplingParams(
             temperature=config.temperature if asked.temperature is None else asked.temperature,
             top_p=1.0 if asked.top_p is None else asked.top_p,
             max_tokens=most or config.episode.max_context,
             seed=asked.seed,
         )
 
-    async def _whole(self, question: Question, reply: Reply, course: Course) -> dict[str, Any]:
+    async def _whole(
+        self, question: AgentRequest, reply: CompletionBuilder, course: RequestTimer
+    ) -> dict[str, Any]:
         try:
             *told, end = await self._answer(question)
         except Exception as error:
             raise self._refusal(error, course) from error
-        if isinstance(end, Failed):
+        if isinstance(end, RequestFailed):
             course.outcome = "refused"
-            raise replies.refusal(end)
-        assert isinstance(end, Answered)
+            raise openai_response.to_api_error(end)
+        assert isinstance(end, RequestCompleted)
         self._ended(question, end, course)
-        return reply.whole(told, end)
+        return reply.completion(told, end)
 
-    async def _answer(self, question: Question) -> list[Event]:
+    async def _answer(self, question: AgentRequest) -> list[AgentEvent]:
         for attempt in range(_ATTEMPTS):
             answer = self.agent.answer.remote(question)
             try:
-                events: list[Event] = await within(self._seconds, answer, who="the agents", what=question.id)
+                events: list[AgentEvent] = await with_timeout(
+                    answer, self._seconds, target="the agents", operation=question.id
+                )
                 return events
             except RayActorError:
                 if attempt + 1 == _ATTEMPTS:
                     raise
-                with about(request=question.id):
+                with log_context(request=question.id):
                     log.warning("request %s: its agent died; another one is asked", question.id)
             finally:
                 answer.cancel()  # does nothing to one that has come
         raise AssertionError("no attempt was made")
 
-    async def _first(self, batches: AsyncGenerator[list[Event]], course: Course) -> list[Event]:
+    async def _first(
+        self, batches: AsyncGenerator[list[AgentEvent]], course: RequestTimer
+    ) -> list[AgentEvent]:
         try:
             first = await anext(batches)
         except Exception as error:
             raise self._refusal(error, course) from error
-        if isinstance(first[-1], Failed):
+        if isinstance(first[-1], RequestFailed):
             course.outcome = "refused"
-            raise replies.refusal(first[-1])
+            raise openai_response.to_api_error(first[-1])
         return first
 
     async def _lines(
-        self, first: list[Event], batches: AsyncGenerator[list[Event]], told: Told
+        self, first: list[AgentEvent], batches: AsyncGenerator[list[AgentEvent]], told: StreamState
     ) -> AsyncIterator[str]:
         """The stream's lines, those of a batch together; ends with an error event where it fails midway."""
-        yield replies.sse(told.reply.first()) + self._told(first, told)
+        yield openai_response.format_sse(told.builder.first_chunk()) + self._told(first, told)
         try:
             async for batch in batches:
                 yield self._told(batch, told)
         except Exception as error:
-            refused = self._refusal(error, told.course)
-            yield replies.sse(refused.body(), refused.retry_after_s)
-        yield replies.DONE
+            refused = self._refusal(error, told.timer)
+            yield openai_response.format_sse(refused.body(), refused.retry_after_s)
+        yield openai_response.SSE_DONE
 
-    def _told(self, batch: list[Event], told: Told) -> str:
+    def _told(self, batch: list[AgentEvent], told: StreamState) -> str:
         """The lines of what happened. Raises `ApiError` where that is a failure."""
         lines = []
         for event in batch:
-            told.course.happened(event)
-            if isinstance(event, Failed):
-                told.course.outcome = "refused"
-                raise replies.refusal(event)
-            if isinstance(event, Answered):
-                self._ended(told.question, event, told.course)
-                lines.append(replies.sse(told.reply.last(event, said=told.said)))
-                lines += [replies.sse(told.reply.usage(event))] if told.usage else []
+            told.timer.observe_event(event)
+            if isinstance(event, RequestFailed):
+                told.timer.outcome = "refused"
+                raise openai_response.to_api_error(event)
+            if isinstance(event, RequestCompleted):
+                self._ended(told.request, event, told.timer)
+                lines.append(
+                    openai_response.format_sse(
+                        told.builder.final_chunk(event, answer_streamed=told.answer_streamed)
+                    )
+                )
+                lines += (
+                    [openai_response.format_sse(told.builder.usage_chunk(event))]
+                    if told.include_usage
+                    else []
+                )
             else:
-                told.said |= isinstance(event, Said) and event.answer
-                lines.append(replies.sse(told.reply.chunk(event)))
+                told.answer_streamed |= isinstance(event, TextDelta) and event.is_answer
+                lines.append(openai_response.format_sse(told.builder.event_chunk(event)))
         return "".join(lines)
 
-    async def _batches(self, question: Question) -> AsyncGenerator[list[Event]]:
+    async def _batches(self, question: AgentRequest) -> AsyncGenerator[list[AgentEvent]]:
         """What happens, tried on another agent where one died before it had said anything."""
         agent, until = self.agent.options(stream=True), time.monotonic() + self._seconds
         for attempt in range(_ATTEMPTS):
@@ -294,7 +318,9 @@ class Ingress:
                 while True:
                     left = max(0.0, until - time.monotonic())
                     batch = anext(batches, None)
-                    events: list[Event] | None = await within(left, batch, who="the agents", what=question.id)
+                    events: list[AgentEvent] | None = await with_timeout(
+                        batch, left, target="the agents", operation=question.id
+                    )
                     if events is None:
                         return
                     begun = True
@@ -302,7 +328,7 @@ class Ingress:
             except RayActorError:
                 if begun or attempt + 1 == _ATTEMPTS:
                     raise
-                with about(request=question.id):
+                with log_context(request=question.id):
                     log.warning("request %s: its agent died; another one is asked", question.id)
             finally:
                 batches.cancel()
@@ -310,19 +336,19 @@ class Ingress:
     @property
     def _seconds(self) -> float:
         """How long a request may take in all."""
-        return self.config.episode_deadline_s + SLACK_S
+        return self.config.episode_timeout_s + REQUEST_SLACK_S
 
-    def _ended(self, question: Question, end: Answered, course: Course) -> None:
+    def _ended(self, question: AgentRequest, end: RequestCompleted, course: RequestTimer) -> None:
         course.outcome = end.status
-        self._measures.answered(end)
+        self._measures.record_completion(end)
         words = f": {question.task.question!r} -> {end.text!r}" if self.config.log_prompts else ""
-        with about(request=question.id):
+        with log_context(request=question.id):
             log.info(
                 "request %s: %s after %.2f s, %d frames, %d zooms%s",
                 question.id, end.status, end.seconds, end.frames, end.zooms, words,
             )  # fmt: skip
 
-    def _refusal(self, error: Exception, course: Course) -> ApiError:
+    def _refusal(self, error: Exception, course: RequestTimer) -> ApiError:
         """What the client is told of whatever went wrong."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, ApiError):
@@ -336,7 +362,7 @@ class Ingress:
             return ApiError(
                 503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s
             )
-        if isinstance(cause, Overdue):
+        if isinstance(cause, StepTimeout):
             log.warning("%s", cause)
             return server_error("The request took too long, and was given up.", "timeout", 504)
         log.error("a request failed in a way that nobody foresaw", exc_info=error)
@@ -345,8 +371,8 @@ class Ingress:
     async def _agent_state(self) -> dict[str, Any]:
         """What an agent says of itself; where all are full, what one said last."""
         try:
-            self._state = await within(
-                READY_S, self.agent.ready.remote(), who="the agents", what="a sign of life"
+            self._state = await with_timeout(
+                self.agent.ready.remote(), READY_TIMEOUT_S, target="the agents", operation="a sign of life"
             )
         except BackPressureError as error:
             if not self._state:
@@ -366,23 +392,23 @@ class Ingress:
 
     async def _look(self, path: Path | str) -> None:
         """Raises a `VideoError` where an uploaded image is none."""
-        await self._opened(self.agent.look.remote(str(path)))
+        await self._opened(self.agent.check_image.remote(str(path)))
 
     async def _opened(self, answer: Any) -> Any:
-        seconds = self.config.clips.deadline_s
+        seconds = self.config.clips.timeout_s
         try:
-            return await within(seconds, answer, who="the agents", what="a look at an upload")
+            return await with_timeout(answer, seconds, target="the agents", operation="a look at an upload")
         except RayTaskError as error:
             raise error.cause from None
         except BackPressureError as error:
             raise self._busy() from error
 
     def _busy(self) -> ApiError:
-        waiting = f"{self.config.queue} requests are waiting already; try again later."
+        waiting = f"{self.config.max_queued_requests} requests are waiting already; try again later."
         return overloaded(waiting, self.config.retry_after_s, status=503)
 
     def _card(self, id: str, state: dict[str, Any]) -> dict[str, Any]:
-        card = {"id": id, "object": "model", "created": self._created, "owned_by": "vz_ray"}
+        card = {"id": id, "object": "get_model", "created": self._created, "owned_by": "vz_ray"}
         card |= {"version": state["version"]}
         if state["refused"]:
             card["refused"] = state["refused"]
@@ -392,7 +418,7 @@ class Ingress:
         return self._card(f"{self.config.name}@{state['version']}", state)
 
 
-def running_agents(agent: DeploymentHandle) -> int:
+def count_running_agents(agent: DeploymentHandle) -> int:
     """How many agents Ray Serve's controller has running; they are not asked, so they may be full."""
     app = serve.status().applications.get(agent.app_name)
     deployment = app.deployments.get(agent.deployment_name) if app else None
@@ -401,21 +427,21 @@ def running_agents(agent: DeploymentHandle) -> int:
     return sum(deployment.replica_states.get(state, 0) for state in states) if deployment else 0
 
 
-async def exchange(zoomed: Zoomed, media: Media) -> Exchange:
+async def resolve_tool_exchange(zoomed: ToolExchange, media: MediaResolver) -> ReplayedZoom:
     """A tool call and its reply, with the frames that the client shows resolved."""
     found = [await media.resolve(frame.url, "image", frame.param) for frame in zoomed.frames]
-    return Exchange(
+    return ReplayedZoom(
         arguments=zoomed.arguments,
         reasoning=zoomed.reasoning,
-        pictures=tuple(source.uri for source in found),
+        images=tuple(source.uri for source in found),
         times_s=tuple(frame.pts or 0.0 for frame in zoomed.frames),
     )
 
 
-def begin_log(config: ServeConfig) -> str:
+def configure_replica_logging(config: ServeConfig) -> str:
     """Sends what this replica logs to its file, with the name of what is served; returns the replica's id."""
     id = str(serve.get_replica_context().replica_id.unique_id)
-    in_replica(id, Badge(config.name, config.observe.log_format))
+    configure_replica_logging(id, RunIdentity(config.name, config.monitoring.log_format))
     return id
 
 
@@ -423,7 +449,7 @@ class IngressReplica(Ingress):
     """An ingress that Ray Serve starts; here, so that its process need not import what agents need."""
 
     def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
-        begin_log(config)
+        configure_replica_logging(config)
         super().__init__(config, agent)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -10,17 +10,17 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from vz_ray.serve.errors import ApiError, invalid_request
+from vz_ray.serve.api_errors import ApiError, invalid_request
 
-MOST_PARTS = 8
-LONGEST_NAME = 255
+MAX_PARTS = 8
+MAX_FILENAME_BYTES = 255
 """Bytes of a file's name, as file systems have it."""
 _HEADERS = 8
 _HEADER_BYTES = 4096
 
 
 @dataclass(slots=True)
-class Part:
+class FormPart:
     """The beginning of a part.
 
     Attributes:
@@ -32,11 +32,11 @@ class Part:
     filename: str | None
 
 
-Event = Part | bytes | None
+FormEvent = FormPart | bytes | None
 """A part begins, some of its content, a part ends."""
 
 
-async def events(content_type: str, chunks: AsyncIterable[bytes]) -> AsyncIterator[Event]:
+async def parse_multipart(content_type: str, chunks: AsyncIterable[bytes]) -> AsyncIterator[FormEvent]:
     """What happens in a multipart/form-data body.
 
     Raises:
@@ -66,7 +66,7 @@ class _Reading:
     """What the parser has found since it was last asked."""
 
     ended: bool = False
-    _found: list[Event] = field(default_factory=list)
+    _found: list[FormEvent] = field(default_factory=list)
     _parts: int = 0
     _field: bytes = b""
     _value: bytes = b""
@@ -84,7 +84,7 @@ class _Reading:
             "on_end": self._on_end,
         }
 
-    def taken(self) -> list[Event]:
+    def taken(self) -> list[FormEvent]:
         found, self._found = self._found, []
         return found
 
@@ -100,8 +100,8 @@ class _Reading:
 
     def _on_headers(self) -> None:
         self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise _broken(f"it has more than {MOST_PARTS} parts")
+        if self._parts > MAX_PARTS:
+            raise _broken(f"it has more than {MAX_PARTS} parts")
         self._found.append(_part(self._headers.get(b"content-disposition", b"")))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -111,19 +111,19 @@ class _Reading:
         self.ended = True
 
 
-def _part(disposition: bytes) -> Part:
+def _part(disposition: bytes) -> FormPart:
     kind, options = parse_options_header(disposition)
     if kind != b"form-data" or not options.get(b"name"):
         raise _broken("a part of it has no name")
     filename = options.get(b"filename")
-    if filename is not None and len(filename) > LONGEST_NAME:
-        raise invalid_request(f"The file's name is longer than {LONGEST_NAME} bytes.", "file")
-    return Part(
-        options[b"name"].decode("utf-8", "replace"), None if filename is None else safe_name(filename)
+    if filename is not None and len(filename) > MAX_FILENAME_BYTES:
+        raise invalid_request(f"The file's name is longer than {MAX_FILENAME_BYTES} bytes.", "file")
+    return FormPart(
+        options[b"name"].decode("utf-8", "replace"), None if filename is None else sanitize_filename(filename)
     )
 
 
-def safe_name(filename: bytes) -> str:
+def sanitize_filename(filename: bytes) -> str:
     """The last part of a path, for people: no folders, no signs that a terminal or a header would obey."""
     name = re.split(r"[/\\]", filename.decode("utf-8", "replace"))[-1]
     name = "".join(sign for sign in name if sign.isprintable() and sign not in '"<>').strip(". ")

@@ -18,12 +18,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """What is served, by the ending of its name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asset:
+class StaticAsset:
     """A file that browsers are given.
 
     Attributes:
@@ -35,10 +35,10 @@ class Asset:
     tag: str
 
     @classmethod
-    def read(cls, entry: Traversable) -> Asset:
+    def load(cls, entry: Traversable) -> StaticAsset:
         content = entry.read_bytes()
         tag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
-        return cls(content, TYPES[PurePath(entry.name).suffix], tag)
+        return cls(content, CONTENT_TYPES[PurePath(entry.name).suffix], tag)
 
     def response(self, request: Request) -> Response:
         headers = {"etag": self.tag, "cache-control": "no-cache"}
@@ -48,26 +48,26 @@ class Asset:
         return Response(self.content, media_type=self.media_type, headers=headers)
 
 
-def page_assets() -> dict[str, Asset]:
+def load_page_assets() -> dict[str, StaticAsset]:
     """Every file of the page by its address: `/`, `/static/*` its own, `/static/web/*` what pages share."""
     own = files("vz_ray.serve").joinpath("static")
-    found = {"/": Asset.read(own.joinpath("index.html"))}
+    found = {"/": StaticAsset.load(own.joinpath("index.html"))}
     for prefix, folder in (("/static", own), ("/static/web", files("vz_ray.web"))):
         for entry in folder.iterdir():
-            if PurePath(entry.name).suffix in TYPES and entry.name != "index.html":
-                found[f"{prefix}/{entry.name}"] = Asset.read(entry)
+            if PurePath(entry.name).suffix in CONTENT_TYPES and entry.name != "index.html":
+                found[f"{prefix}/{entry.name}"] = StaticAsset.load(entry)
     return found
 
 
 def page_router() -> APIRouter:
     """Serves the page."""
     router = APIRouter()
-    for path, asset in page_assets().items():
+    for path, asset in load_page_assets().items():
         router.add_api_route(path, _answering(asset), methods=["GET", "HEAD"])
     return router
 
 
-def _answering(asset: Asset) -> Callable[[Request], Awaitable[Response]]:
+def _answering(asset: StaticAsset) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         return asset.response(request)
 

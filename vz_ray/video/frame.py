@@ -88,7 +88,7 @@ class FrameSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class OverviewRequest:
     """A sparse look at the whole video.
 
     At `fps` frames a second; where that makes more than `max_frames`, that
@@ -108,24 +108,24 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class SelectedFramesRequest:
     """An overview whose frames someone has chosen, one by one.
 
     Attributes:
         times_s: Seconds, ascending; the frame shown at each.
-        numbers: Native frame numbers from 0, ascending; in place of times.
+        frame_indices: Native frame numbers from 0, ascending; in place of times.
     """
 
     times_s: tuple[float, ...] = ()
-    numbers: tuple[int, ...] = ()
+    frame_indices: tuple[int, ...] = ()
 
     @property
     def max_frames(self) -> int:
-        return len(self.times_s) + len(self.numbers)
+        return len(self.times_s) + len(self.frame_indices)
 
 
 @dataclass(frozen=True, slots=True)
-class Still:
+class ImageRequest:
     """An image file as it is, whatever its name ends with: one frame, at time 0."""
 
     @property
@@ -134,7 +134,7 @@ class Still:
 
 
 @dataclass(frozen=True, slots=True)
-class Zoom:
+class ZoomRequest:
     """A short, dense look: frames at start + j / fps, j < round-down((end - start) * fps).
 
     Attributes:
@@ -153,7 +153,7 @@ class Zoom:
     video: int = 0
 
     @property
-    def frame_count(self) -> int:
+    def num_frames(self) -> int:
         """How many frames this asks for; a hair of tolerance for 0.1 * 30."""
         return int((self.end_s - self.start_s) * self.fps + 1e-6)
 
@@ -162,7 +162,7 @@ class Zoom:
 class Clip:
     """Ordered frames and the request that made them."""
 
-    request: Overview | Chosen | Still | Zoom
+    request: OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
     frames: tuple[Frame, ...]
 
     @property
@@ -173,13 +173,13 @@ class Clip:
 class VideoError(Exception):
     """A video cannot be read as asked.
 
-    `str(error)` is for a person and names the file; `for_model` is short, has
+    `str(error)` is for a person and names the file; `model_message` is short, has
     no path, and can be shown to the model in an error turn.
     """
 
-    def __init__(self, message: str, for_model: str) -> None:
+    def __init__(self, message: str, model_message: str) -> None:
         super().__init__(message)
-        self.for_model = for_model
+        self.model_message = model_message
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return (type(self), (str(self), self.for_model))
+        return (type(self), (str(self), self.model_message))

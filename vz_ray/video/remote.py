@@ -21,10 +21,10 @@ from urllib.parse import urljoin, urlsplit
 import blake3
 import httpcore
 
-from vz_ray.video.address import VettedBackend, is_number, is_public_literal
-from vz_ray.video.errors import DownloadFailed, OverLimit, SourceRefused
+from vz_ray.video.errors import DownloadFailedError, SourceNotAllowedError, VideoLimitExceededError
+from vz_ray.video.public_network import PublicNetworkBackend, is_ip_literal, is_public_literal
 
-HTTP = frozenset({"http", "https"})
+HTTP_SCHEMES = frozenset({"http", "https"})
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _CHUNK = 1 << 20
@@ -40,25 +40,25 @@ _PLAIN = re.compile(r"[!-\[\]-~]+")
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteRules:
+class DownloadRules:
     """Which URLs are fetched, and how much of them.
 
     Attributes:
         schemes: Allowed, such as `https` or `s3`.
         hosts: The only hosts (or buckets) allowed; empty allows all.
         private_hosts: Hosts that may have addresses that are not public.
-        file_bytes: Largest file.
-        seconds: Longest download.
+        max_file_bytes: Largest file.
+        timeout_s: Longest download.
     """
 
     schemes: tuple[str, ...] = ("http", "https")
     hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
-    file_bytes: int = 8 * 2**30
-    seconds: float = 600.0
+    max_file_bytes: int = 8 * 2**30
+    timeout_s: float = 600.0
 
 
-class Downloads:
+class DownloadCache:
     """Files fetched from URLs, the least recently used dropped above a size.
 
     A file that is open keeps its content when it is dropped. What a URL holds
@@ -70,10 +70,10 @@ class Downloads:
         rules: What may be fetched.
     """
 
-    def __init__(self, root: Path | str, most_bytes: int, rules: RemoteRules) -> None:
-        self._root, self._most, self._rules = Path(root), most_bytes, rules
+    def __init__(self, root: Path | str, max_bytes: int, rules: DownloadRules) -> None:
+        self._root, self._most, self._rules = Path(root), max_bytes, rules
 
-    def local(self, url: str) -> Path:
+    def fetch(self, url: str) -> Path:
         """The file that holds what is at `url`, fetched if it is not there yet.
 
         Raises:
@@ -83,7 +83,7 @@ class Downloads:
         """
         check_url(url, self._rules)
         path = self._root / (blake3.blake3(url.encode()).hexdigest() + Path(urlsplit(url).path).suffix[:8])
-        until = time.monotonic() + self._rules.seconds
+        until = time.monotonic() + self._rules.timeout_s
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._alone(path, url, until):
@@ -92,7 +92,7 @@ class Downloads:
                     self._sweep(path)
                 os.utime(path)
         except OSError as error:
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 f"{url}: cannot be kept in {self._root}: {error.strerror or error}",
                 "the video could not be fetched",
             ) from error
@@ -107,9 +107,9 @@ class Downloads:
                     size += len(chunk)
                     self._check_size(url, size)
                     if time.monotonic() > until:
-                        raise DownloadFailed(
-                            f"{url}: {size / 1e6:.0f} MB arrived in {self._rules.seconds:g} s "
-                            "(clips.download_s), then it was given up",
+                        raise DownloadFailedError(
+                            f"{url}: {size / 1e6:.0f} MB arrived in {self._rules.timeout_s:g} s "
+                            "(clips.download_timeout_s), then it was given up",
                             "the video took too long to fetch",
                         )
                     file.write(chunk)
@@ -118,19 +118,19 @@ class Downloads:
             part.unlink(missing_ok=True)
 
     def _check_size(self, url: str, size: int) -> None:
-        if size > self._rules.file_bytes:
-            raise OverLimit(
-                f"{url}: over the limit of {self._rules.file_bytes / 2**30:g} GB (clips.download_gb)",
+        if size > self._rules.max_file_bytes:
+            raise VideoLimitExceededError(
+                f"{url}: over the limit of {self._rules.max_file_bytes / 2**30:g} GB (clips.max_download_gib)",
                 "the video file is too large",
             )
 
     def _content(self, url: str, until: float) -> Iterator[bytes]:
-        if urlsplit(url).scheme in HTTP:
+        if urlsplit(url).scheme in HTTP_SCHEMES:
             return self._http(url, until)
         return self._object(url)
 
     def _http(self, url: str, until: float) -> Iterator[bytes]:
-        backend = VettedBackend(self._rules.private_hosts)
+        backend = PublicNetworkBackend(self._rules.private_hosts)
         with httpcore.ConnectionPool(network_backend=backend) as pool:
             for _ in range(_MOST_REDIRECTS + 1):
                 wait = min(_SILENCE_S, max(0.1, until - time.monotonic()))
@@ -143,31 +143,33 @@ class Downloads:
                             return
                         onward = _header(response, b"location")
                 except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-                    raise DownloadFailed(
+                    raise DownloadFailedError(
                         f"{url}: {type(error).__name__}: {error or 'no answer in time'}",
                         "the video could not be fetched",
                     ) from error
                 url = self._onward(url, onward)
-        raise DownloadFailed(
+        raise DownloadFailedError(
             f"{url}: more than {_MOST_REDIRECTS} redirects", "the video could not be fetched"
         )
 
     def _onward(self, url: str, onward: str | None) -> str:
         if not onward:
-            raise DownloadFailed(f"{url}: redirects to nowhere", "the video could not be fetched")
+            raise DownloadFailedError(f"{url}: redirects to nowhere", "the video could not be fetched")
         target = urljoin(url, onward)
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
-            raise SourceRefused(
+            raise SourceNotAllowedError(
                 f"{url}: redirects from https to {target}", "the video's address cannot be opened"
             )
-        if urlsplit(target).scheme not in HTTP:
-            raise SourceRefused(f"{url}: redirects to {target}", "the video's address cannot be opened")
+        if urlsplit(target).scheme not in HTTP_SCHEMES:
+            raise SourceNotAllowedError(
+                f"{url}: redirects to {target}", "the video's address cannot be opened"
+            )
         check_url(target, self._rules)
         return target
 
     def _body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
         if response.status != 200:
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 f"{url}: the server answers with status {response.status}", "the video could not be fetched"
             )
         told = _header(response, b"content-length")
@@ -178,7 +180,7 @@ class Downloads:
             arrived += len(chunk)
             yield chunk
         if told is not None and told.isdigit() and arrived != int(told):
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 f"{url}: {arrived} bytes arrived of {told}", "the video could not be fetched completely"
             )
 
@@ -191,13 +193,13 @@ class Downloads:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
         except ImportError as error:
-            raise SourceRefused(
+            raise SourceNotAllowedError(
                 f"{url}: {error}; install it to read from there", "the video's address cannot be opened"
             ) from error
         except FileNotFoundError as error:
-            raise DownloadFailed(f"{url}: there is no such object", "the video is missing") from error
+            raise DownloadFailedError(f"{url}: there is no such object", "the video is missing") from error
         except Exception as error:  # each object store has errors of its own
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 f"{url}: {type(error).__name__}: {error}", "the video could not be fetched"
             ) from error
 
@@ -211,8 +213,8 @@ class Downloads:
                     break
                 except BlockingIOError:
                     if time.monotonic() > until:
-                        raise DownloadFailed(
-                            f"{url}: another process has been fetching it for {self._rules.seconds:g} s",
+                        raise DownloadFailedError(
+                            f"{url}: another process has been fetching it for {self._rules.timeout_s:g} s",
                             "the video took too long to fetch",
                         ) from None
                     time.sleep(_POLL_S)
@@ -230,7 +232,7 @@ class Downloads:
             left -= size
 
 
-def check_url(url: str, rules: RemoteRules) -> None:
+def check_url(url: str, rules: DownloadRules) -> None:
     """What a URL itself says against it; nothing is looked up.
 
     Raises:
@@ -249,22 +251,22 @@ def check_url(url: str, rules: RemoteRules) -> None:
         raise _refused(f"{url!r}: a URL with signs that must be percent-encoded, or a host not in ASCII")
     if parts.scheme not in rules.schemes:
         raise _refused(
-            f"{url}: the scheme {parts.scheme} is not among {', '.join(rules.schemes)} (clips.schemes)"
+            f"{url}: the scheme {parts.scheme} is not among {', '.join(rules.schemes)} (clips.allowed_schemes)"
         )
     if not host:
         raise _refused(f"{url}: a URL without a host")
     if rules.hosts and host not in rules.hosts:
-        raise _refused(f"{url}: the host {host} is not among {', '.join(rules.hosts)} (clips.hosts)")
-    literal = parts.scheme in HTTP and is_number(host)
+        raise _refused(f"{url}: the host {host} is not among {', '.join(rules.hosts)} (clips.allowed_hosts)")
+    literal = parts.scheme in HTTP_SCHEMES and is_ip_literal(host)
     if literal and host not in rules.private_hosts and not is_public_literal(host):
         raise _refused(
             f"{url}: the host {host} is an address that is not public, or not written as addresses usually "
-            "are; if videos are meant to come from there, add it to clips.private_hosts"
+            "are; if videos are meant to come from there, add it to clips.allowed_private_hosts"
         )
 
 
-def _refused(why: str) -> SourceRefused:
-    return SourceRefused(why, "the video's address cannot be opened")
+def _refused(why: str) -> SourceNotAllowedError:
+    return SourceNotAllowedError(why, "the video's address cannot be opened")
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:

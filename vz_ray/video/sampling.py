@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-from vz_ray.video.errors import BadRequest
-from vz_ray.video.frame import Overview, VideoInfo, Zoom
+from vz_ray.video.errors import InvalidFrameRequestError
+from vz_ray.video.frame import OverviewRequest, VideoInfo, ZoomRequest
 
 _ROUNDING = 1e-6
 _PAST_END_S = 0.05
@@ -19,7 +19,7 @@ _PAST_END_S = 0.05
 _SPREADS = ("starts", "endpoints")
 
 
-def overview_times(request: Overview, info: VideoInfo) -> list[float]:
+def overview_times(request: OverviewRequest, info: VideoInfo) -> list[float]:
     """Seconds of each overview frame, ascending; keyframes are another matter (`overview_pts`).
 
     `starts`: at k / fps while that is inside the video; where there would be
@@ -33,9 +33,13 @@ def overview_times(request: Overview, info: VideoInfo) -> list[float]:
     if request.fps != math.inf:
         _positive(request.fps, "fps")
     if request.max_frames < 1:
-        raise BadRequest(f"max_frames must be at least 1, got {request.max_frames}", "no frames asked for")
+        raise InvalidFrameRequestError(
+            f"max_frames must be at least 1, got {request.max_frames}", "no frames asked for"
+        )
     if request.spread not in _SPREADS:
-        raise BadRequest(f"spread must be one of {_SPREADS}, got {request.spread!r}", "unknown spread")
+        raise InvalidFrameRequestError(
+            f"spread must be one of {_SPREADS}, got {request.spread!r}", "unknown spread"
+        )
     if request.spread == "endpoints":
         return _overview_by_index(request, info)
     frames = info.duration_s * request.fps - _ROUNDING
@@ -44,7 +48,7 @@ def overview_times(request: Overview, info: VideoInfo) -> list[float]:
     return [k * info.duration_s / request.max_frames for k in range(request.max_frames)]
 
 
-def zoom_times(request: Zoom, info: VideoInfo) -> list[float]:
+def zoom_times(request: ZoomRequest, info: VideoInfo) -> list[float]:
     """Seconds of each frame of a zoom, ascending: start + j / fps, or by index where `inclusive`.
 
     Raises:
@@ -52,28 +56,34 @@ def zoom_times(request: Zoom, info: VideoInfo) -> list[float]:
     """
     start, end, fps = request.start_s, request.end_s, request.fps
     if not (math.isfinite(start) and math.isfinite(end)):
-        raise BadRequest(f"segment [{start}, {end}] is not finite", "the segment must be two finite numbers")
+        raise InvalidFrameRequestError(
+            f"segment [{start}, {end}] is not finite", "the segment must be two finite numbers"
+        )
     _positive(fps, "fps")
     if end < start:
-        raise BadRequest(f"segment [{start}, {end}] ends before it starts", "the segment is reversed")
+        raise InvalidFrameRequestError(
+            f"segment [{start}, {end}] ends before it starts", "the segment is reversed"
+        )
     if start < 0:
-        raise BadRequest(f"segment [{start}, {end}] starts before 0", "the segment starts before 0")
-    if request.frame_count < 1:
-        raise BadRequest(
+        raise InvalidFrameRequestError(
+            f"segment [{start}, {end}] starts before 0", "the segment starts before 0"
+        )
+    if request.num_frames < 1:
+        raise InvalidFrameRequestError(
             f"segment [{start}, {end}] at {fps} fps holds no frame",
             "the segment holds no frame at this fps; make it longer or raise fps",
         )
     if request.inclusive:
         return _zoom_by_index(request, info)
     if start >= info.duration_s or end > info.duration_s + max(_PAST_END_S, 1 / info.fps):
-        raise BadRequest(
+        raise InvalidFrameRequestError(
             f"{info.uri}: segment [{start}, {end}] lies outside the video, {info.duration_s:.2f} s long",
             f"the segment must lie within 0 and {info.duration_s:.2f}",
         )
-    return [start + j / fps for j in range(request.frame_count)]
+    return [start + j / fps for j in range(request.num_frames)]
 
 
-def _overview_by_index(request: Overview, info: VideoInfo) -> list[float]:
+def _overview_by_index(request: OverviewRequest, info: VideoInfo) -> list[float]:
     total = _native_frames(info)
     indices = list(range(0, total, max(1, round(info.fps / request.fps))))
     if len(indices) > request.max_frames:
@@ -81,11 +91,11 @@ def _overview_by_index(request: Overview, info: VideoInfo) -> list[float]:
     return [(i + 0.5) / info.fps for i in indices]
 
 
-def _zoom_by_index(request: Zoom, info: VideoInfo) -> list[float]:
+def _zoom_by_index(request: ZoomRequest, info: VideoInfo) -> list[float]:
     last = _native_frames(info) - 1
     first_index = min(int(request.start_s * info.fps), last)
     last_index = min(int(request.end_s * info.fps), last)
-    return [(i + 0.5) / info.fps for i in _spread(first_index, last_index, request.frame_count)]
+    return [(i + 0.5) / info.fps for i in _spread(first_index, last_index, request.num_frames)]
 
 
 def _spread(first: int, last: int, count: int) -> list[int]:
@@ -101,6 +111,6 @@ def _native_frames(info: VideoInfo) -> int:
 
 def _positive(value: float, name: str) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise BadRequest(
+        raise InvalidFrameRequestError(
             f"{name} must be a positive number, got {value}", f"{name} must be a positive number"
         )

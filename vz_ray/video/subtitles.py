@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vz_ray.video.errors import SubtitlesBroken
+from vz_ray.video.errors import SubtitleError
 
-SHORTEST_S = 1.0
+MIN_SUBTITLE_S = 1.0
 """A line shown for less than this counts as shown for as long (source: LongVideoBench's own loader)."""
 
 _CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
@@ -34,12 +34,12 @@ class Subtitle:
     text: str
 
 
-def read_subtitles(path: str | Path, starts_s: float = 0.0) -> tuple[Subtitle, ...]:
+def read_subtitles(path: str | Path, offset_s: float = 0.0) -> tuple[Subtitle, ...]:
     """The lines of a file that have text, in order of time.
 
     Args:
         path: A `.srt` or `.json` file.
-        starts_s: What the subtitles' clock shows where the video begins; lines that end before are left out.
+        offset_s: What the subtitles' clock shows where the video begins; lines that end before are left out.
 
     Raises:
         SubtitlesBroken: It is missing, or of another format; names the file and the place.
@@ -50,7 +50,7 @@ def read_subtitles(path: str | Path, starts_s: float = 0.0) -> tuple[Subtitle, .
     except OSError as error:
         raise _broken(path, error.strerror or str(error)) from error
     lines = _json_lines(path, text) if path.suffix == ".json" else _srt_lines(path, text)
-    moved = [replace(line, start_s=line.start_s - starts_s, end_s=line.end_s - starts_s) for line in lines]
+    moved = [replace(line, start_s=line.start_s - offset_s, end_s=line.end_s - offset_s) for line in lines]
     return tuple(sorted((line for line in moved if line.end_s > 0), key=lambda line: line.start_s))
 
 
@@ -63,7 +63,7 @@ def between_frames(subtitles: Sequence[Subtitle], times: Sequence[float]) -> lis
     found: list[list[Subtitle]] = [[] for _ in range(len(times) + 1)]
     for line in subtitles:
         middle = (line.start_s + line.end_s) / 2
-        half = max(SHORTEST_S, line.end_s - line.start_s) / 2
+        half = max(MIN_SUBTITLE_S, line.end_s - line.start_s) / 2
         if bisect_left(times, middle - half) < bisect_right(times, middle + half):
             found[bisect_right(times, middle)].append(line)
     return found
@@ -110,7 +110,7 @@ def _json_line(row: Any) -> list[Subtitle]:
     if "timestamp" in row:
         start, end = row["timestamp"]
         # Where nobody has said when it ends, it is shown for the shortest time.
-        return _line(float(start), float(start) + SHORTEST_S if end is None else float(end), row["text"])
+        return _line(float(start), float(start) + MIN_SUBTITLE_S if end is None else float(end), row["text"])
     return _line(_clock(row["start"]), _clock(row["end"]), row["line"])
 
 
@@ -134,5 +134,5 @@ def _seconds(hours: str | None, minutes: str | None, seconds: str | None) -> flo
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float((seconds or "0").replace(",", "."))
 
 
-def _broken(path: Path, why: str) -> SubtitlesBroken:
-    return SubtitlesBroken(f"subtitles {path}: {why}", "the video's subtitles cannot be read")
+def _broken(path: Path, why: str) -> SubtitleError:
+    return SubtitleError(f"subtitles {path}: {why}", "the video's subtitles cannot be read")

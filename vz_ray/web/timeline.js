@@ -1,5 +1,5 @@
 /**
- * Where in a video somebody looked: ticks, events, and one bar per zoom. Styles are in parts.css.
+ * Where in a video somebody looked: ticks, events, and one bar per zoom. Styles are in components.css.
  *
  *   const line = timeline({ duration: 64, ticks: [0, 4], events: [[9, 10]], zooms: [], onSeek: (s, zoom) => {} });
  *   page.append(line.element);

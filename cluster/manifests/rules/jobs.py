@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.manifests.entrypoint import Running, running
-from cluster.manifests.objects import GPU, Bundle, Group, Workload, quantity
+from cluster.manifests.entrypoint import Entrypoint, parse_entrypoint
+from cluster.manifests.objects import GPU, Bundle, NodeGroup, RayWorkload, quantity
 from cluster.manifests.rules.registry import rule
-from vz_ray.observe.errors import UserError
+from vz_ray.utils.errors import UserError
 
 CHECKPOINT = "vz-ray/checkpoint-seconds"
 """Annotation: how long a checkpoint takes on this storage."""
@@ -26,16 +26,16 @@ def entrypoints_load(bundle: Bundle) -> Iterator[str]:
     """What is run exists, and its configuration is accepted with all overrides."""
     for workload in bundle.workloads:
         try:
-            running(workload)
+            parse_entrypoint(workload)
         except UserError as error:
-            yield f"{workload.where}: it would end at once: {error}"
+            yield f"{workload.label}: it would end at once: {error}"
 
 
-def _loaded(bundle: Bundle) -> Iterator[tuple[Workload, Running]]:
+def _loaded(bundle: Bundle) -> Iterator[tuple[RayWorkload, Entrypoint]]:
     """Workloads that run something that loads; `entrypoints_load` speaks of the others."""
     for workload in bundle.workloads:
         try:
-            found = running(workload)
+            found = parse_entrypoint(workload)
         except UserError:
             continue
         if found:
@@ -49,27 +49,27 @@ def runs_use_this_cluster(bundle: Bundle) -> Iterator[str]:
         ray = at.config.ray
         if ray.address != "auto":
             yield (
-                f"{workload.where}: ray.address is {ray.address!r}, another cluster than this; add "
+                f"{workload.label}: ray.address is {ray.address!r}, another cluster than this; add "
                 "ray.address=auto"
             )
         for key, marker in _placed(at):
             if (said := _value(at.config, key)) != marker:
                 yield (
-                    f"{workload.where}: {key} is {said!r}, so its actors land on any node; add {key}={marker}"
+                    f"{workload.label}: {key} is {said!r}, so its actors land on any node; add {key}={marker}"
                 )
         has_gpus = any(group.amount("limits", GPU) for group in workload.workers)
-        if ray.gpus != ("always" if has_gpus else "never"):
+        if ray.use_gpus != ("always" if has_gpus else "never"):
             yield (
-                f"{workload.where}: ray.gpus is {ray.gpus!r} and groups have "
+                f"{workload.label}: ray.use_gpus is {ray.use_gpus!r} and groups have "
                 f"{'GPUs' if has_gpus else 'no GPUs'}; "
-                f"add ray.gpus={'always' if has_gpus else 'never'}"
+                f"add ray.use_gpus={'always' if has_gpus else 'never'}"
             )
 
 
-def _placed(at: Running) -> list[tuple[str, str]]:
+def _placed(at: Entrypoint) -> list[tuple[str, str]]:
     """Keys that say where actors go, and the marker that each should have."""
     keys = [("group" if marker == "serve" else f"{marker}.group", marker) for marker in at.groups]
-    return [*keys, *([("sft_learner.group", "learner")] if hasattr(at.config, "sft_learner") else [])]
+    return [*keys, *([("sft_learner.node_group", "learner")] if hasattr(at.config, "sft_learner") else [])]
 
 
 def _value(config: Any, key: str) -> Any:
@@ -86,23 +86,23 @@ def submissions_go_on(bundle: Bundle) -> Iterator[str]:
         spec, at = workload.spec, names.get(id(workload))
         if at and not at.named:
             yield (
-                f"{workload.where}: the entrypoint names no run; add name=..., so that a new submission goes "
+                f"{workload.label}: the entrypoint names no run; add name=..., so that a new submission goes "
                 "on with it"
             )
         if spec.get("jobId"):
-            yield f"{workload.where}: jobId is {spec['jobId']}; remove it, a second submission needs another"
+            yield f"{workload.label}: jobId is {spec['jobId']}; remove it, a second submission needs another"
         if not spec.get("backoffLimit"):
             yield (
-                f"{workload.where}: backoffLimit is {spec.get('backoffLimit', 0)}; a lost head would end the "
+                f"{workload.label}: backoffLimit is {spec.get('backoffLimit', 0)}; a lost head would end the "
                 "run, set 1 or more"
             )
         if not spec.get("shutdownAfterJobFinishes"):
             yield (
-                f"{workload.where}: shutdownAfterJobFinishes is off, so GPUs are held after the end; set true"
+                f"{workload.label}: shutdownAfterJobFinishes is off, so GPUs are held after the end; set true"
             )
         if spec.get("submissionMode", "K8sJobMode") != "K8sJobMode":
             yield (
-                f"{workload.where}: submissionMode is {spec['submissionMode']}; K8sJobMode does not submit a "
+                f"{workload.label}: submissionMode is {spec['submissionMode']}; K8sJobMode does not submit a "
                 "job twice"
             )
 
@@ -117,10 +117,10 @@ def drivers_run_on_the_head(bundle: Bundle) -> Iterator[str]:
         except ValueError:
             wanted = {}
         if not isinstance(wanted, dict) or not 0 < float(wanted.get("head", 0)) <= 1:
-            yield f"{workload.where}: entrypointResources is {asked}; set '{{\"head\": 0.001}}'"
+            yield f"{workload.label}: entrypointResources is {asked}; set '{{\"head\": 0.001}}'"
         for name in ("entrypointNumCpus", "entrypointNumGpus"):
             if workload.spec.get(name):
-                yield f"{workload.where}: {name} is {workload.spec[name]}, and the head has none; remove it"
+                yield f"{workload.label}: {name} is {workload.spec[name]}, and the head has none; remove it"
 
 
 @rule
@@ -132,7 +132,7 @@ def runs_are_on_shared_storage(bundle: Bundle) -> Iterator[str]:
         path = str(getattr(loaded.get(id(workload)), "runs", RUNS))
         seen: set[str] = set()
         for group in workload.groups:
-            if not {"head", "learner", "rollout"} & group.markers:
+            if not {"head", "learner", "rollout"} & group.node_group_resources:
                 continue
             name = ((group.covering(path) or {}).get("persistentVolumeClaim") or {}).get("claimName")
             seen.add(str(name))
@@ -140,7 +140,7 @@ def runs_are_on_shared_storage(bundle: Bundle) -> Iterator[str]:
             one = ((claims.get(name) or {}).get("metadata", {}).get("annotations") or {}).get(ONE_MACHINE)
             if not name:
                 yield (
-                    f"{group.where}: runs={path} is not on a claim, and is lost with the pod; mount "
+                    f"{group.label}: runs={path} is not on a claim, and is lost with the pod; mount "
                     "vz-ray-runs there"
                 )
             elif name in claims and "ReadWriteMany" not in modes and one != "true":
@@ -151,7 +151,7 @@ def runs_are_on_shared_storage(bundle: Bundle) -> Iterator[str]:
                 )
         if len(seen) > 1:
             yield (
-                f"{workload.where}: runs={path} is on {', '.join(sorted(seen))}; head, learner and rollout "
+                f"{workload.label}: runs={path} is on {', '.join(sorted(seen))}; head, learner and rollout "
                 "need the same"
             )
 
@@ -161,19 +161,19 @@ def actors_fit(bundle: Bundle) -> Iterator[str]:
     """Groups at their largest have the CPUs and GPUs that actors ask for: else they wait for ever."""
     for workload, at in _loaded(bundle):
         for marker in at.groups:
-            if not workload.having(marker):
+            if not workload.groups_with_resource(marker):
                 yield (
-                    f"{workload.where}: its actors ask for {marker}, which no group has; add a group, or "
+                    f"{workload.label}: its actors ask for {marker}, which no group has; add a group, or "
                     f'{marker}: "1" to the resources of one'
                 )
         for group in workload.workers:
             cpus = gpus = 0.0
-            for marker in sorted(group.markers & set(at.groups)):
+            for marker in sorted(group.node_group_resources & set(at.groups)):
                 count, cpu, gpu = _demand(at.config, marker)
                 cpus, gpus = cpus + count * cpu, gpus + count * gpu
                 if gpu > group.resources["GPU"] or cpu > group.resources["CPU"]:
                     yield (
-                        f"{group.where}: one {marker} actor needs {gpu:g} GPUs and {cpu:g} CPUs, more than a "
+                        f"{group.label}: one {marker} actor needs {gpu:g} GPUs and {cpu:g} CPUs, more than a "
                         "pod has"
                     )
             most = group.replicas()[2]
@@ -181,10 +181,10 @@ def actors_fit(bundle: Bundle) -> Iterator[str]:
             for name, need in (("GPU", gpus), ("CPU", cpus)):
                 if need > have[name]:
                     yield (
-                        f"{group.where}: actors may ask for {need:g} {name} and {most} pods have "
+                        f"{group.label}: actors may ask for {need:g} {name} and {most} pods have "
                         f"{have[name]:g}; "
-                        "raise maxReplicas or limits, or lower rollout.max_workers, learner.ranks or "
-                        "clips.actors"
+                        "raise maxReplicas or limits, or lower rollout.max_workers, learner.world_size or "
+                        "clips.num_actors"
                     )
 
 
@@ -196,7 +196,7 @@ def _demand(config: Any, marker: str) -> tuple[float, float, float]:
             return config.learner.ranks, 1.0, gpu
         case "rollout":
             rollout = config.rollout
-            return rollout.most_workers, rollout.cpus_per_worker, gpu * rollout.engine.tensor_parallel
+            return rollout.most_workers, rollout.cpus_per_worker, gpu * rollout.engine.tensor_parallel_size
         case "serve":
             return config.max_replicas, config.cpus_per_replica, gpu * config.engine.tensor_parallel
         case _:
@@ -209,20 +209,22 @@ def clip_caches_fit(bundle: Bundle) -> Iterator[str]:
     """Decoded frames and downloads lie on a disk of the pod that has room for them."""
     for workload, at in _loaded(bundle):
         clips = at.config.clips
-        for group in workload.having("clips"):
-            disk = (group.covering(clips.disk_dir) or {}).get("emptyDir") if clips.disk_dir else None
+        for group in workload.groups_with_resource("clips"):
+            disk = (
+                (group.covering(clips.disk_cache_dir) or {}).get("emptyDir") if clips.disk_cache_dir else None
+            )
             size = quantity((disk or {}).get("sizeLimit", 0))
-            need = (clips.disk_gb + clips.downloads_gb) * 1e9
+            need = (clips.disk_cache_gib + clips.download_cache_gib) * 1e9
             if disk is None or size < need:
                 yield (
-                    f"{group.where}: clips.disk_dir is {clips.disk_dir!r} on a volume of {size / 1e9:.0f} "
+                    f"{group.label}: clips.disk_cache_dir is {clips.disk_cache_dir!r} on a volume of {size / 1e9:.0f} "
                     "GB, and "
-                    f"clips.disk_gb and clips.downloads_gb are {need / 1e9:.0f}; raise its sizeLimit or "
+                    f"clips.disk_cache_gib and clips.download_cache_gib are {need / 1e9:.0f}; raise its sizeLimit or "
                     "lower them"
                 )
 
 
-def hook_seconds(group: Group, command: str) -> float:
+def hook_seconds(group: NodeGroup, command: str) -> float:
     """The `--seconds` that a preStop hook gives a command; 0 if it does not call it."""
     found = re.search(rf"{re.escape(command)} --seconds ([0-9.]+)", group.hook())
     return float(found[1]) if found else 0.0
@@ -236,13 +238,13 @@ def checkpoints_have_time(bundle: Bundle) -> Iterator[str]:
             takes = float(workload.annotations.get(CHECKPOINT, ""))
         except ValueError:
             yield (
-                f"{workload.where}: the annotation {CHECKPOINT} is missing; set it to what a checkpoint takes"
+                f"{workload.label}: the annotation {CHECKPOINT} is missing; set it to what a checkpoint takes"
             )
             continue
         waits = float(workload.head.env().get("RAY_JOB_STOP_WAIT_TIME_S", {}).get("value", 3))
         if waits < takes:
             yield (
-                f"{workload.head.where}: RAY_JOB_STOP_WAIT_TIME_S is {waits:g} and a checkpoint takes "
+                f"{workload.head.label}: RAY_JOB_STOP_WAIT_TIME_S is {waits:g} and a checkpoint takes "
                 f"{takes:g} s; "
                 "Ray would kill the job over it: raise it"
             )
@@ -253,13 +255,13 @@ def checkpoints_have_time(bundle: Bundle) -> Iterator[str]:
             hook = hook_seconds(group, command)
             if hook < waits:
                 yield (
-                    f"{group.where}: its preStop hook gives {command} {hook:g} s and a job may take "
+                    f"{group.label}: its preStop hook gives {command} {hook:g} s and a job may take "
                     f"{waits:g}; "
                     f"call python -m cluster.hooks {command} --seconds {waits + 30:g}"
                 )
             if group.grace_s < hook + SPARE_S:
                 yield (
-                    f"{group.where}: terminationGracePeriodSeconds is {group.grace_s:g} and its hook may "
+                    f"{group.label}: terminationGracePeriodSeconds is {group.grace_s:g} and its hook may "
                     f"take {hook:g}; "
                     f"set {hook + 30:g}"
                 )
@@ -274,16 +276,16 @@ def nodes_are_drained(bundle: Bundle) -> Iterator[str]:
             if group.name == "learner":
                 continue
             drain, idle = hook_seconds(group, "vz-ray drain"), hook_seconds(group, "cluster.hooks wait-idle")
-            least = float(getattr(loaded.get(id(workload)), "drain_s", 1.0))
+            least = float(getattr(loaded.get(id(workload)), "drain_timeout_s", 1.0))
             if min(drain, idle) < least:
                 yield (
-                    f"{group.where}: its preStop hook is {group.hook()!r}; call `vz-ray drain --seconds N; "
+                    f"{group.label}: its preStop hook is {group.hook()!r}; call `vz-ray drain --seconds N; "
                     "python -m "
                     f"cluster.hooks wait-idle --seconds N` with N of at least {least:g}"
                 )
             elif group.grace_s < max(drain, idle) + SPARE_S:
                 yield (
-                    f"{group.where}: terminationGracePeriodSeconds is {group.grace_s:g} and draining may "
+                    f"{group.label}: terminationGracePeriodSeconds is {group.grace_s:g} and draining may "
                     "take "
                     f"{max(drain, idle):g}; set {max(drain, idle) + 30:g}"
                 )

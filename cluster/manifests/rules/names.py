@@ -30,11 +30,11 @@ def mounts_name_volumes(bundle: Bundle) -> Iterator[str]:
         mounted = {str(m.get("name")) for c in pod.containers for m in c.get("volumeMounts") or []}
         for name in sorted(mounted - set(pod.volumes)):
             yield (
-                f"{pod.where}: volumeMounts names {name}, and the pod has {', '.join(pod.volumes)}; add the "
+                f"{pod.label}: volumeMounts names {name}, and the pod has {', '.join(pod.volumes)}; add the "
                 "volume"
             )
         for name in sorted(set(pod.volumes) - mounted):
-            yield f"{pod.where}: the volume {name} is mounted nowhere; mount or remove it"
+            yield f"{pod.label}: the volume {name} is mounted nowhere; mount or remove it"
 
 
 @rule
@@ -47,20 +47,20 @@ def references_exist(bundle: Bundle) -> Iterator[str]:
             known = required()["secrets"].get(name) if kind == "Secret" else None
             if known is None:
                 yield (
-                    f"{pod.where}: {kind} {name} is in no manifest"
+                    f"{pod.label}: {kind} {name} is in no manifest"
                     + (" and not in k8s/required.yaml" if kind == "Secret" else "")
                     + "; correct the name or add it"
                 )
             elif key and key not in known["keys"]:
                 yield (
-                    f"{pod.where}: Secret {name} has no key {key}; k8s/required.yaml has "
+                    f"{pod.label}: Secret {name} has no key {key}; k8s/required.yaml has "
                     f"{', '.join(known['keys'])}"
                 )
     for workload in bundle.workloads:
         token = (workload.cluster.get("authOptions") or {}).get("secretName")
         if token and token not in required()["secrets"] and token not in bundle.names("Secret"):
             yield (
-                f"{workload.where}: authOptions.secretName is {token}, which is not in k8s/required.yaml; "
+                f"{workload.label}: authOptions.secretName is {token}, which is not in k8s/required.yaml; "
                 "add it there"
             )
 
@@ -99,7 +99,7 @@ def optional_secrets_may_be_missing(bundle: Bundle) -> Iterator[str]:
             known = required()["secrets"].get(source.get("name"))
             if known and known["optional"] != bool(source.get("optional")):
                 yield (
-                    f"{pod.where}: env {name} takes {source['name']} with optional "
+                    f"{pod.label}: env {name} takes {source['name']} with optional "
                     f"{str(bool(source.get('optional'))).lower()}, and k8s/required.yaml says "
                     f"{str(known['optional']).lower()}; make them equal"
                 )
@@ -118,7 +118,7 @@ def secrets_have_no_values(bundle: Bundle) -> Iterator[str]:
         for name, entry in pod.env().items():
             if name.endswith(("_KEY", "_TOKEN", "_PASSWORD", "_SECRET", "_KEYS")) and "value" in entry:
                 yield (
-                    f"{pod.where}: env {name} has a value; take it from a secret with valueFrom.secretKeyRef"
+                    f"{pod.label}: env {name} has a value; take it from a secret with valueFrom.secretKeyRef"
                 )
 
 
@@ -149,7 +149,7 @@ def budgets_hold_pods(bundle: Bundle) -> Iterator[str]:
             )
             if group.name in ("head", "learner") and not selected:
                 yield (
-                    f"{group.where}: no PodDisruptionBudget holds it, so draining its machine ends the run; "
+                    f"{group.label}: no PodDisruptionBudget holds it, so draining its machine ends the run; "
                     "add one"
                 )
 
@@ -190,7 +190,7 @@ def metrics_have_a_port(bundle: Bundle) -> Iterator[str]:
         ports = {port.get("name"): port.get("containerPort") for port in group.main.get("ports") or []}
         if ports.get("metrics") != METRICS:
             yield (
-                f"{group.where}: port metrics is {ports.get('metrics')}; set containerPort {METRICS}, Ray's "
+                f"{group.label}: port metrics is {ports.get('metrics')}; set containerPort {METRICS}, Ray's "
                 "default"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.manifests.objects import GPU, Bundle, Group, quantity
+from cluster.manifests.objects import GPU, Bundle, NodeGroup, quantity
 from cluster.manifests.rules.registry import rule
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -19,7 +19,7 @@ def gpus_are_whole(bundle: Bundle) -> Iterator[str]:
             given = container.get("resources") or {}
             asked, limit = ((given.get(kind) or {}).get(GPU) for kind in ("requests", "limits"))
             if asked != limit:
-                yield f"{pod.where}: {GPU} is {asked} in requests and {limit} in limits; they must be equal"
+                yield f"{pod.label}: {GPU} is {asked} in requests and {limit} in limits; they must be equal"
 
 
 @rule
@@ -29,25 +29,25 @@ def shared_memory_is_sized(bundle: Bundle) -> Iterator[str]:
         volume = (group.mounted("/dev/shm") or {}).get("emptyDir")
         if volume is None or volume.get("medium") != MEMORY:
             yield (
-                f"{group.where}: /dev/shm is no emptyDir of medium Memory, so it has the 64 MiB of the "
+                f"{group.label}: /dev/shm is no emptyDir of medium Memory, so it has the 64 MiB of the "
                 "container "
                 "runtime; mount one there"
             )
             continue
         if "sizeLimit" not in volume:
-            yield f"{group.where}: the volume at /dev/shm has no sizeLimit; set one below the memory limit"
+            yield f"{group.label}: the volume at /dev/shm has no sizeLimit; set one below the memory limit"
             continue
         size, memory = quantity(volume["sizeLimit"]), group.amount("limits", "memory")
-        store = quantity(group.params.get("object-store-memory", 0))
+        store = quantity(group.ray_start_params.get("object-store-memory", 0))
         if memory and size > memory:
             yield (
-                f"{group.where}: /dev/shm may have {volume['sizeLimit']}, and the container "
+                f"{group.label}: /dev/shm may have {volume['sizeLimit']}, and the container "
                 f"{memory / 2**30:g} GiB, "
                 "which counts it; lower sizeLimit or raise limits.memory"
             )
         if not store or store > size:
             yield (
-                f"{group.where}: rayStartParams.object-store-memory is {store / 2**30:g} GiB and /dev/shm "
+                f"{group.label}: rayStartParams.object-store-memory is {store / 2**30:g} GiB and /dev/shm "
                 f"{volume['sizeLimit']}; set it, below sizeLimit"
             )
 
@@ -62,13 +62,13 @@ def disks_are_asked_for(bundle: Bundle) -> Iterator[str]:
             if "emptyDir" in volume and (volume["emptyDir"] or {}).get("medium") != MEMORY
         }
         for name in (name for name, disk in disks.items() if "sizeLimit" not in disk):
-            yield f"{pod.where}: emptyDir {name} has no sizeLimit, and may fill the machine's disk; set one"
+            yield f"{pod.label}: emptyDir {name} has no sizeLimit, and may fill the machine's disk; set one"
         total = sum(quantity(disk.get("sizeLimit", 0)) for disk in disks.values())
         for kind in ("requests", "limits"):
             have = pod.amount(kind, "ephemeral-storage")
             if have < total:
                 yield (
-                    f"{pod.where}: {kind}.ephemeral-storage is {have / 2**30:g} GiB and its emptyDirs hold "
+                    f"{pod.label}: {kind}.ephemeral-storage is {have / 2**30:g} GiB and its emptyDirs hold "
                     f"{total / 2**30:g}: the pod would be evicted when they fill; raise it"
                 )
 
@@ -79,7 +79,7 @@ def probes_are_set(bundle: Bundle) -> Iterator[str]:
     for group in bundle.groups:
         missing = [probe for probe in PROBES if probe not in group.main]
         if missing:
-            yield f"{group.where}: {', '.join(missing)} is not set; ask /api/healthz at port 52365"
+            yield f"{group.label}: {', '.join(missing)} is not set; ask /api/healthz at port 52365"
 
 
 @rule
@@ -90,29 +90,29 @@ def pods_are_not_root(bundle: Bundle) -> Iterator[str]:
         user, profile = context.get("runAsUser"), (context.get("seccompProfile") or {}).get("type")
         if context.get("runAsNonRoot") is not True or not user:
             yield (
-                f"{pod.where}: securityContext has runAsNonRoot {context.get('runAsNonRoot')} and runAsUser "
+                f"{pod.label}: securityContext has runAsNonRoot {context.get('runAsNonRoot')} and runAsUser "
                 f"{user}; "
                 "set true and 1000, the image's user"
             )
         if profile not in ("RuntimeDefault", "Localhost"):
-            yield f"{pod.where}: seccompProfile.type is {profile}; set RuntimeDefault"
+            yield f"{pod.label}: seccompProfile.type is {profile}; set RuntimeDefault"
         shared = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.spec.get(name)]
         if shared or any("hostPath" in volume for volume in pod.volumes.values()):
-            yield f"{pod.where}: it uses {', '.join(shared) or 'hostPath'} of its machine; remove it"
+            yield f"{pod.label}: it uses {', '.join(shared) or 'hostPath'} of its machine; remove it"
 
 
 @rule
 def containers_are_locked(bundle: Bundle) -> Iterator[str]:
     """Containers, the autoscaler's too, gain no privileges and cannot write their image."""
     contexts = [
-        (f"{pod.where}, container {c.get('name')}", c.get("securityContext") or {})
+        (f"{pod.label}, container {c.get('name')}", c.get("securityContext") or {})
         for pod in bundle.pods
         for c in pod.containers
     ]
     for workload in bundle.workloads:
         if workload.cluster.get("enableInTreeAutoscaling"):
             options = workload.cluster.get("autoscalerOptions") or {}
-            contexts.append((f"{workload.where}, autoscalerOptions", options.get("securityContext") or {}))
+            contexts.append((f"{workload.label}, autoscalerOptions", options.get("securityContext") or {}))
     for where, context in contexts:
         wrong = {
             "allowPrivilegeEscalation: false": context.get("allowPrivilegeEscalation") is not False,
@@ -130,10 +130,10 @@ def written_paths_are_mounted(bundle: Bundle) -> Iterator[str]:
     """Where the image cannot be written, /tmp, /tmp/ray and HOME are volumes."""
     for pod in bundle.pods:
         home = str(pod.env().get("HOME", {}).get("value", ""))
-        wanted = [home, "/tmp", *(["/tmp/ray"] if isinstance(pod, Group) else [])]
+        wanted = [home, "/tmp", *(["/tmp/ray"] if isinstance(pod, NodeGroup) else [])]
         for path in wanted:
             if not path or pod.covering(path) is None:
                 yield (
-                    f"{pod.where}: {path or 'HOME'} is not on a volume, and the image is read-only; "
+                    f"{pod.label}: {path or 'HOME'} is not on a volume, and the image is read-only; "
                     "mount an emptyDir there, and set HOME to a path on one"
                 )

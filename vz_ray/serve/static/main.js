@@ -6,8 +6,8 @@
  */
 import { call, chunks, get, onKeyNeeded, Refusal, session } from "./api.js";
 import { messagesOf, requestOf } from "./chat.js";
-import { acceptDrops, chooser } from "./chooser.js";
-import { roundLooks } from "./looks.js";
+import { acceptDrops, chooser } from "./video_picker.js";
+import { roundLooks } from "./zoom_timelines.js";
 import { keyAsked } from "./login.js";
 import { player } from "./player.js";
 import { Round } from "./round.js";

@@ -1,0 +1,267 @@
+"""What a user gets wrong: one line that names it and the fix, status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import SmallRun, run_vz_ray
+from vz_ray import cli
+from vz_ray.jobs import doctor
+from vz_ray.monitoring import checks
+from vz_ray.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun.create(tmp_path_factory.mktemp("small"))
+
+
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    """The one line that a command ends with."""
+    monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.fixture
+def train(small, monkeypatch, capsys):
+    """`vz-ray train` of the small run with other overrides; it must be refused and leave no run."""
+
+    def train(*overrides: str) -> str:
+        err = refused(
+            monkeypatch, capsys, "train", "conf/tiny.yaml", "name=bad", *small.overrides(), *overrides
+        )
+        assert not (small.runs / "bad").exists()
+        return err
+
+    return train
+
+
+@pytest.fixture
+def tasks(small, tmp_path):
+    """A copy of the training tasks with their videos, to be spoilt."""
+    folder = tmp_path / "needle"
+    shutil.copytree(small.folder / "needle", folder)
+    return folder / "train.json"
+
+
+def first_video(tasks: Path) -> Path:
+    return tasks.parent / json.loads(tasks.read_text())[0]["videos"][0]
+
+
+def test_a_missing_video_is_named(train, tasks):
+    video = first_video(tasks)
+    video.unlink()
+    err = train(f"data.train={tasks}")
+    assert f"1 of 2 videos of {tasks} do not exist, first {video}; paths are relative to the task file" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100], ids=["empty", "text"])
+def test_an_unreadable_video_is_named(train, tasks, content):
+    video = first_video(tasks)
+    video.write_bytes(content)
+    err = train(f"data.train={tasks}")
+    assert str(video) in err
+    assert f"replace it, or take its questions out of {tasks}" in err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"videos": []}]'])
+def test_an_empty_or_wrong_task_file_is_named(train, tasks, content):
+    tasks.write_text(content)
+    assert str(tasks) in train(f"data.train={tasks}")
+
+
+def test_a_missing_task_file_is_named(train, tmp_path):
+    assert f"no task file at {tmp_path / 'nowhere.json'}" in train(f"data.train={tmp_path / 'nowhere.json'}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.iteration=3", "there is no key train.iteration; did you mean train.max_steps?"),
+        ("train.max_steps=many", "train.max_steps: Value 'many'"),
+        ("train.max_steps=0", "train.max_steps is 0; it must be at least 1"),
+        ("train", "override 'train': write it as section.key=value"),
+        ("learner.model=elsewhere", "it is `model` of the run, set that instead"),
+        ("reward.timeout_s=900", "reward.timeout_s is 900, above twice rollout.turn_timeout_s (300)"),
+        ("reward.function=mine", "reward.function is 'mine'; write it as package.module:name"),
+        ("reward.judge.model=m", "reward.judge.base_url is ''; with reward.judge.model 'm' it must be"),
+        ("episode.max_zoom_frames=4", "reward.max_zoom_frames is 8 and episode.max_zoom_frames 4"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(train, override, message):
+    err = train(override)
+    assert message in err
+    assert f"override '{override}'" in err
+
+
+@pytest.fixture
+def open_ended(tasks):
+    """The same tasks, the first of them open-ended."""
+    records = json.loads(tasks.read_text())
+    records[0]["extra_info"]["answer_type"] = "open_ended"
+    tasks.write_text(json.dumps(records))
+    return tasks
+
+
+def test_open_ended_questions_without_a_judge_are_named(train, open_ended):
+    err = train(f"data.train={open_ended}")
+    assert f"questions of {open_ended} need a judge" in err
+    assert "set reward.judge.model and reward.judge.base_url" in err
+
+
+def test_a_judge_without_its_key_is_named(train, open_ended, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    judge = ["model=m", "base_url=http://judge/v1", "api_key_env=NO_SUCH_KEY"]
+    err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
+    assert "set NO_SUCH_KEY in the environment" in err
+
+
+def test_a_judge_without_its_prompt_is_named(train, open_ended):
+    judge = ["model=m", "base_url=http://judge/v1", "prompt=gone.yaml"]
+    err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
+    assert "gone.yaml" in err
+
+
+def test_a_reward_function_that_is_not_there_is_named(train):
+    err = train("reward.function=no_such_package.rewards:mine")
+    assert "reward.function 'no_such_package.rewards:mine': importing no_such_package.rewards raised" in err
+
+
+def test_a_wrong_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: bad\ntrain:\n  samplez: 3\n")
+    err = refused(monkeypatch, capsys, "train", str(file), f"runs={small.runs}")
+    assert f"{file}:3: there is no key train.samplez; did you mean train.group_size?" in err
+    assert not (small.runs / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: shutil.rmtree(model), "is not a directory"),
+        (lambda model: (model / "model.safetensors").unlink(), "has no *.safetensors weights"),
+        (lambda model: (model / "config.json").unlink(), "has no config.json"),
+    ],
+    ids=["absent", "no weights", "no config"],
+)
+def test_a_model_without_its_parts_is_named(train, small, tmp_path, spoil, message):
+    model = tmp_path / "model"
+    shutil.copytree(small.folder / "base", model)
+    spoil(model)
+    err = train(f"model={model}")
+    assert f"model '{model}' {message}" in err
+
+
+Memory = namedtuple("Memory", "available")
+Usage = namedtuple("Usage", "free")
+
+
+def test_too_little_memory_is_named(train, monkeypatch):
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: Memory(2 << 30))
+    monkeypatch.setattr(doctor, "_cgroup", lambda file: "")
+    assert "memory: 2.0 GiB free, 6 GiB needed; close other programs" in train()
+
+
+def test_too_little_shared_memory_is_named(train, monkeypatch):
+    real = shutil.disk_usage
+    little = lambda path: Usage(100 << 20) if str(path) == "/dev/shm" else real(path)  # noqa: E731
+    monkeypatch.setattr(doctor.shutil, "disk_usage", little)
+    err = train()
+    assert "shared memory: 0.1 GiB free, 0.5 GiB needed; give the container more" in err
+
+
+def test_a_directory_that_is_no_run_is_left_alone(small, monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "runs/bad"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    arguments = ["train", "conf/tiny.yaml", "name=bad", *small.overrides(), f"runs={tmp_path / 'runs'}"]
+    assert "not a run directory" in refused(monkeypatch, capsys, *arguments)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_the_console_shows_no_traceback(small):
+    done = run_vz_ray("train", "conf/tiny.yaml", *small.overrides(), "model=nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "vz-ray: model 'nowhere' is not a directory; give an HF checkpoint directory\n"
+
+
+OTHER = """
+import ray, sys
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+keeper = ray.remote(lambda: "alive")
+print(ray.get(keeper.remote()), flush=True)
+sys.stdin.readline()
+print(ray.get(keeper.remote()), flush=True)
+"""
+
+
+@pytest.fixture
+def other_ray() -> Iterator[subprocess.Popen[str]]:
+    """A Ray of somebody else on this machine, with one task done."""
+    folder = tempfile.mkdtemp(prefix="other_")
+    command = [sys.executable, "-c", OTHER, folder]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "alive\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+OURS = """
+import asyncio, ray, sys
+from vz_ray.runtime.runtime import ray_cluster
+from vz_ray.config.run import RayConfig
+
+async def main():
+    async with ray_cluster(RayConfig(num_cpus=4, object_store_mib=80)):
+        print(int(ray.cluster_resources()["CPU"]))
+
+asyncio.run(main())
+"""
+
+
+def test_another_ray_on_the_machine_is_neither_joined_nor_harmed(other_ray):
+    address = os.environ | {"RAY_ADDRESS": "auto"}
+    ours = subprocess.run(
+        [sys.executable, "-c", OURS], env=address, capture_output=True, text=True, timeout=120
+    )
+    assert ours.returncode == 0, ours.stderr
+    assert ours.stdout == "4\n"
+    assert doctor.check_other_ray().status is checks.CheckStatus.WARNING
+    assert other_ray.communicate("go on\n", timeout=60)[0] == "alive\n"
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    code = OURS.replace("num_cpus=4, object_store_mib=80", "address='127.0.0.1:1'")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (
+        "UserError: cannot join Ray at 127.0.0.1:1: nobody answers there (Connection refused)" in done.stderr
+    )
+
+
+def test_require_names_the_first_problem():
+    fine = checks.CheckResult("disk", checks.CheckStatus.OK, "9 GiB free")
+    bad = checks.CheckResult("memory", checks.CheckStatus.FAILED, "1 GiB free", "close other programs")
+    checks.require_checks(fine)
+    with pytest.raises(UserError, match=r"^memory: 1 GiB free; close other programs$"):
+        checks.require_checks(fine, bad)

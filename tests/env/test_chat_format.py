@@ -1,0 +1,134 @@
+"""What is written to the model, to the byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import yaml
+
+from tests.env.conftest import make_clip
+from vz_ray.data.task import ChatHistory
+from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.trajectory import TokenContext
+from vz_ray.utils.errors import UserError
+from vz_ray.video.frame import FrameRef
+from vz_ray.video.subtitles import Subtitle
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+FRAMES = f"<frame0_time8.00s>{IMAGE}<frame1_time9.50s>{IMAGE}"
+
+
+def text_of(wire, context) -> str:
+    return wire.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
+
+
+def test_frames_are_written_without_separator(compat_wire):
+    assert compat_wire.frames_text(make_clip([8.0, 9.5]).frames) == FRAMES
+
+
+def test_compat_good_reply(compat_wire):
+    frames = make_clip([8.0, 9.5]).frames
+    reply = compat_wire.reply(compat_wire.reply_text(frames, last_round=False), frames, ended=False)
+    assert text_of(compat_wire, reply) == (
+        "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
+        + FRAMES
+        + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then "
+        "write your final answer inside <answer> and </answer><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_compat_notice_before_the_last_round(compat_wire):
+    text = compat_wire.reply_text((), last_round=True)
+    assert text.endswith(
+        "</answer>Do not call <video_zoom> in this round, give a final answer based on information above."
+    )
+
+
+def test_compat_bad_reply(compat_wire):
+    reply = compat_wire.reply(compat_wire.refusal_text("oops", last_round=False), (), ended=True)
+    assert text_of(compat_wire, reply) == (
+        "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. "
+        "Error Information: oops.\n</tool_response>\nPlease analyze the error information obtained from the "
+        "function tool and adjust your response. Countinue your reasoning process inside <think> and "
+        "</think>.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_compat_decode_error(compat_wire):
+    text = compat_wire.refusal_text("oops", last_round=False, decode=True)
+    assert text.startswith("<tool_response>\nError: oops<tool_response>Please analyze the error information")
+
+
+def test_a_question_with_an_image_slot_of_its_own_is_refused(wire):
+    with pytest.raises(UserError, match="3 image slots for 2 frames"):
+        wire.prompt("what is <|image_pad|>?", make_clip([8.0, 9.5]).frames)
+
+
+def test_braces_in_a_question_are_kept(wire):
+    assert "{x} {frames}" in wire.question_text("{x} {frames}", ())
+
+
+def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        PromptTemplate.load(tmp_path / "nowhere.yaml")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("systm: hello\n")
+    with pytest.raises(UserError, match="systm"):
+        PromptTemplate.load(wrong)
+
+
+def test_subtitles_stand_between_the_frames_that_show_them(wire):
+    frames = make_clip([0.0, 10.0]).frames
+    said = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
+    assert wire.frames_text(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
+
+
+def test_pictures_of_a_question_follow_the_frames_of_the_video(wire):
+    overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
+    text = wire.question_text("What is this?", overview, pictures=picture)
+    context = wire.begun(wire.conversation(text, "", ChatHistory()), (*overview, *picture))
+    assert [ref.pts_s for ref in context.refs] == [0.0, 8.0, 3.0]
+    assert wire.question_text("What?", overview, pictures=picture) == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
+
+
+def test_the_wire_name_changes_with_the_wording(wire, compat_wire):
+    assert wire.name.startswith("clean-")
+    assert compat_wire.name.startswith("compat-")
+    assert wire.name != compat_wire.name
+
+
+def test_the_wording_of_a_frame_may_be_another(wire):
+    other = ChatFormat(wire.tokenizer, replace(wire.wording, frame="{number}:{image}{time:.1f}"))
+    assert other.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
+    assert other.name != wire.name
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("frame", "{image}", "lacks {time}"),
+        ("frame", "{image}{when}", "cannot be filled in"),
+        ("question", "{question}", "lacks {frames}"),
+        ("refusal", "{", "cannot be filled in"),
+        ("reply", None, "is no text"),
+    ],
+)
+def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, wire, key, text, said):
+    path = tmp_path / "prompt.yaml"
+    path.write_text(yaml.safe_dump(asdict(wire.wording) | {key: text}))
+    with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
+        PromptTemplate.load(path)
+
+
+def test_a_context_whose_slots_grids_and_frames_disagree_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 image slots and 0 image grids for 0 frames"):
+        TokenContext((5, 7, 6), pad_id=7)
+
+
+def test_a_context_expands_each_slot_to_its_visual_tokens() -> None:
+    refs = (FrameRef("v", "v.mp4", 0, 0.0, 56, 28, "bicubic", "av", "00"),) * 2
+    context = TokenContext((5, 7, 6, 7), ((1, 2, 4), (1, 4, 4)), refs, pad_id=7)
+    assert context.expanded_ids == (5, 7, 7, 6, 7, 7, 7, 7)
+    assert context.num_tokens == len(context.expanded_ids)

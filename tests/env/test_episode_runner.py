@@ -1,0 +1,91 @@
+"""An episode with subtitles and a picture of its question, on a real file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.eval.benchmarks.test_lectures import png
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.episode_record import task_from_dict, task_to_dict
+from vz_ray.data.task import SubtitleFile, Task
+from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams
+from vz_ray.eval.benchmarks.question_images import image_to_video
+from vz_ray.video.local_source import LocalFrameSource
+
+SRT = "1\n00:00:03,000 --> 00:00:05,000\nhello\n\n2\n00:00:08,500 --> 00:00:09,500\nbye\n"
+
+
+class ZoomOncePolicy:
+    """Zooms once, then answers; keeps what it was shown."""
+
+    def __init__(self, wire) -> None:
+        self.wire, self.seen = wire, []
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
+    ) -> ExternalAction:
+        self.seen = [message.text for message in prompt.messages]
+        turns = sum(message.role == "assistant" for message in prompt.messages)
+        text = '<think>x</think><video_zoom>{"segment": [8, 10], "fps": 2}</video_zoom>'
+        text = "<think>x</think><answer>A</answer>" if turns else text
+        return ExternalAction(text, self.wire.written(text))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    video = write_video(tmp_path, VideoSpec("v.mp4", frames=300))  # twelve seconds
+    (tmp_path / "v.srt").write_text(SRT)
+    picture = image_to_video(png(56, 56), tmp_path, "here")
+    return Task(
+        "t",
+        str(video),
+        "What is said?",
+        "A",
+        subtitles=SubtitleFile(str(tmp_path / "v.srt")),
+        images=(picture,),
+    )
+
+
+CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, max_rounds=3)
+
+
+async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task, wire):
+    with LocalFrameSource() as frames:
+        policy = ZoomOncePolicy(wire)
+        id = EpisodeId(0, "t", 0)
+        played = await run_episode(
+            task, policy, frames, wire, CONFIG, episode_id=id, sampling_params=SamplingParams()
+        )
+        again = await frames.resolve(list(played.frame_refs))
+    assert played.status is EpisodeStatus.ANSWERED
+    overview, zoomed = policy.seen[1], policy.seen[3]
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    # Frames lie at 0, 3, 6 and 9 seconds; the picture has no time.
+    assert overview == (f"{image}0.00{image}3.00\nhello\n{image}6.00{image}9.00\nbye\n{image}\nWhat is said?")
+    assert "9.00\nbye\n" in zoomed
+    assert zoomed.count("bye") == 1
+    assert "hello" not in zoomed
+    assert [ref.uri for ref in played.prompt.frame_refs] == [task.video] * 4 + list(task.pictures)
+    assert [frame.ref for frame in again] == list(played.frame_refs)
+
+
+async def test_subtitles_that_cannot_be_read_fail_the_episode(task, wire):
+    Path(task.subtitles.path).unlink()
+    with LocalFrameSource() as frames:
+        id = EpisodeId(0, "t", 0)
+        played = await run_episode(
+            task, ZoomOncePolicy(wire), frames, wire, CONFIG, episode_id=id, sampling_params=SamplingParams()
+        )
+    assert played.status is EpisodeStatus.FAILED
+    assert "v.srt" in played.error
+
+
+def test_a_task_comes_back_from_its_record(task):
+    assert task_from_dict(task_to_dict(task)) == task
+    old = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "pictures")}
+    assert task_from_dict(old) == Task("t", task.video, task.question, "A")

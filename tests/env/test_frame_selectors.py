@@ -1,0 +1,257 @@
+"""Every selector gives an ordinary clip, and what breaks its contract is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.frame_selector import FrameSelectorConfig
+from vz_ray.data.task import Task
+from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.frame_selectors import create_frame_selector, strip_options
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams, Trajectory
+from vz_ray.utils.errors import UserError
+from vz_ray.video.frame import OverviewRequest, VideoInfo
+from vz_ray.video.frame_selection import SelectionParams
+from vz_ray.video.local_source import LocalFrameSource
+
+OWN = "tests.env.custom_selectors"
+RULES = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784)
+INFO = VideoInfo("blake3:0", "talk.mp4", 0, duration_s=12.8, fps=25.0, width=96, height=64)
+QUESTION = "What flashes while the red border is shown?"
+TASK = Task("needle/7", "talk.mp4", f"{QUESTION}\nA. disc\nB. ring", "A")
+
+
+class AnsweringPolicy:
+    def __init__(self, wire) -> None:
+        self.wire = wire
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
+    ) -> ExternalAction:
+        text = "<think>x</think><answer>A</answer>"
+        return ExternalAction(text, self.wire.written(text))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """320 frames at 25 fps, a keyframe every second."""
+    made = VideoSpec("talk.mp4", gop=25, options={"sc_threshold": "0"})
+    return str(write_video(tmp_path_factory.mktemp("videos"), made))
+
+
+def index(folder: Path, *records: object) -> str:
+    path = folder / "TSPO_MLVU_frameIdx.json"
+    path.write_text(json.dumps(list(records)))
+    return str(path)
+
+
+def record(frames: Sequence[object], **fields: object) -> dict[str, object]:
+    made = {
+        "video": "1_plotQA/talk.mp4",
+        "duration": 12.8,
+        "question": QUESTION,
+        "candidates": ["disc", "ring"],
+    }
+    return {**made, "answer": "disc", "question_type": "plotQA", **fields, "frame_idx": list(frames)}
+
+
+async def played(video: str, wire, selector: FrameSelectorConfig, ranker=None) -> Trajectory:
+    task, rules = replace(TASK, video=video), replace(RULES, selector=selector)
+    with LocalFrameSource() as frames:
+        return await run_episode(
+            task,
+            AnsweringPolicy(wire),
+            frames,
+            wire,
+            rules,
+            episode_id=EpisodeId(0, "t", 0),
+            sampling_params=SamplingParams(),
+            ranker=ranker,
+        )
+
+
+async def shown(video: str, wire, selector: FrameSelectorConfig, ranker=None) -> list[float]:
+    trajectory = await played(video, wire, selector, ranker)
+    assert trajectory.status is EpisodeStatus.ANSWERED, trajectory.error
+    return [ref.pts_s for ref in trajectory.prompt.frame_refs]
+
+
+async def chosen(config: FrameSelectorConfig, task: Task = TASK, most: int = 4):
+    return await create_frame_selector(config).select(task, INFO, OverviewRequest(0.5, most))
+
+
+@pytest.mark.parametrize(
+    ("selector", "times"),
+    [
+        (FrameSelectorConfig(), [0.0, 3.2, 6.4, 9.6]),
+        (FrameSelectorConfig("count"), [0.0, 3.2, 6.4, 9.6]),
+        (FrameSelectorConfig("keyframes"), [0.0, 3.0, 6.0, 10.0]),
+        (FrameSelectorConfig(f"{OWN}:ends"), [0.0, 12.76]),
+    ],
+    ids=lambda value: value.kind if isinstance(value, FrameSelectorConfig) else "",
+)
+async def test_an_episode_is_played_on_what_the_selector_shows(video, wire, selector, times):
+    assert await shown(video, wire, selector) == pytest.approx(times)
+
+
+async def test_tspo_shows_the_frames_of_the_questions_own_record(video, wire, tmp_path):
+    other = record([1.0, 2.0], question="What flashes while the blue border is shown?")
+    elsewhere = record([3.0], video="other.mp4")
+    path = index(tmp_path, other, elsewhere, record([0.0, 25.0, 25.0, 319.0]))
+    assert await shown(video, wire, FrameSelectorConfig("tspo", index_file=path)) == pytest.approx(
+        [0.0, 1.0, 12.76]
+    )
+
+
+async def test_tspo_above_the_cap_is_thinned_evenly(tmp_path):
+    path = index(tmp_path, record([float(k) for k in range(64)]))
+    selection = await chosen(FrameSelectorConfig("tspo", index_file=path), most=4)
+    assert selection.request.frame_indices == (0, 16, 32, 48)
+
+
+async def test_a_tspo_frame_that_the_file_does_not_have_fails_the_episode(video, wire, tmp_path):
+    path = index(tmp_path, record([0.0, 320.0]))
+    trajectory = await played(video, wire, FrameSelectorConfig("tspo", index_file=path))
+    assert trajectory.status is EpisodeStatus.FAILED
+    assert "frame 320 was chosen" in trajectory.error
+
+
+async def test_a_question_that_tspo_lacks_is_an_error_or_counted(tmp_path):
+    path = index(tmp_path, record([0.0], question="Who sings?"))
+    with pytest.raises(UserError, match=r"no record of task 'needle/7' on talk\.mp4.*missing=uniform"):
+        await chosen(FrameSelectorConfig("tspo", index_file=path))
+    selection = await chosen(FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
+    assert (selection.request, selection.used_fallback) == (OverviewRequest(0.5, 4), True)
+
+
+async def test_options_or_ids_tell_records_of_the_same_question_apart(tmp_path):
+    cross = record([1.0], candidates=["cross", "disc"], question_id="6")
+    ring = record([2.0], candidates=["disc", "ring"], question_id="6")
+    path = index(tmp_path, cross, ring)
+    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (2,)
+    path = index(tmp_path / "..", *(record([float(k)], question_id=str(k)) for k in (5, 7)))
+    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (7,)
+
+
+async def test_records_that_cannot_be_told_apart_are_an_error(tmp_path):
+    path = index(tmp_path, record([1.0]), record([2.0]))
+    with pytest.raises(UserError, match="records 0 and 1 both fit task 'needle/7'"):
+        await chosen(FrameSelectorConfig("tspo", index_file=path))
+
+
+async def test_the_record_of_videomme_is_found_by_its_video_id(tmp_path):
+    row = {"video_id": "001", "videoID": "talk", "question_id": "001-1", "question": QUESTION}
+    path = index(tmp_path, {**row, "options": ["A. disc", "B. ring"], "frame_idx": [4.0]})
+    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (4,)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([2.0, 1.0], "record 0: frame_idx holds 1.0; numbers must ascend"),
+        ([-1.0], "holds -1.0"),
+        (["x"], "holds 'x', which is no frame number"),
+        ([float("nan")], "holds nan"),
+        ([], "must be a list of frame numbers"),
+    ],
+)
+async def test_an_index_with_broken_frames_is_refused(tmp_path, frames, message):
+    folder = tmp_path / message[:8].strip()
+    folder.mkdir()
+    with pytest.raises(UserError, match=message):
+        await chosen(FrameSelectorConfig("tspo", index_file=index(folder, record(frames))))
+
+
+async def test_an_index_that_is_not_there_or_not_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the TSPO index .*none\.json"):
+        await chosen(FrameSelectorConfig("tspo", index_file=str(tmp_path / "none.json")))
+    (tmp_path / "text.json").write_text("frames")
+    with pytest.raises(UserError, match="not valid JSON"):
+        await chosen(FrameSelectorConfig("tspo", index_file=str(tmp_path / "text.json")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_many", "returned 5 frames; at most 4 can be shown"),
+        ("unsorted", "returned 1 s after 2 s; times must ascend"),
+        ("twice", "returned 1 s twice"),
+        ("not_finite", "returned nan, which is not finite"),
+        ("outside", r"returned 13\.8 s; the video is from 0 to 12\.8 s"),
+        ("negative", "returned -1 s"),
+        ("nothing", "returned no frame"),
+        ("no_numbers", "returned None"),
+        ("fails", "raised LookupError: no scenes of What flashes"),
+        ("takes_two", r"cannot be called with \(video, question, most\)"),
+        ("absent", "has no function 'absent'; its functions are ends"),
+    ],
+)
+async def test_a_function_that_breaks_the_contract_is_named_with_video_and_value(name, message):
+    with pytest.raises(UserError, match=message) as raised:
+        await chosen(FrameSelectorConfig(f"{OWN}:{name}"))
+    assert f"'{OWN}:{name}'" in str(raised.value)
+    if name not in ("takes_two", "absent"):
+        assert "on talk.mp4" in str(raised.value)
+
+
+class FixedRanker:
+    """An image-text model that has made up its mind."""
+
+    def __init__(self, *times: float) -> None:
+        self.times, self.asked = times, []
+
+    async def rank_frames(self, uri: str, question: str, search: SelectionParams) -> tuple[float, ...]:
+        self.asked.append((uri, question, search))
+        return self.times
+
+
+async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video, wire):
+    ranker, config = (
+        FixedRanker(0.0, 1.0, 5.04),
+        FrameSelectorConfig("query", model="clip", candidate_fps=2.0),
+    )
+    assert await shown(video, wire, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
+    uri, question, search = ranker.asked[0]
+    assert (uri, question, search.grid, search.most) == (video, QUESTION, OverviewRequest(2.0, 512), 4)
+
+
+async def test_query_without_a_model_is_refused():
+    with pytest.raises(UserError, match="starts no image-text model"):
+        await chosen(FrameSelectorConfig("query", model="clip"))
+
+
+async def test_the_trajectory_says_who_chose(video, wire, tmp_path):
+    path = index(tmp_path, record([0.0], question="Who sings?"))
+    trajectory = await played(video, wire, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
+    assert trajectory.extra == {"overview": {"selector": "tspo", "used_fallback": True}}
+    assert (await played(video, wire, FrameSelectorConfig())).extra == {}
+
+
+@pytest.mark.parametrize("line", ["A. disc", "(A) disc", "A) disc", "A: disc"])
+def test_options_are_left_out_of_what_is_looked_for(line):
+    assert strip_options(f"{QUESTION} {line} (B) ring") == QUESTION
+    assert strip_options("How many are there?") == "How many are there?"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "clever"}, "must be one of uniform, count"),
+        ({"kind": "tspo"}, "index is empty"),
+        ({"kind": "query"}, "model is empty"),
+        ({"missing": "skip"}, "missing is 'skip'"),
+        ({"segments": 1.5}, "segments is 1.5"),
+        ({"candidates": 0}, "candidates is 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        FrameSelectorConfig(**values)

@@ -1,0 +1,180 @@
+"""Several videos, none at all, what was said before, and what whoever watches is told; on real files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.episode_record import EpisodeRecord, record_from_dict, record_to_dict
+from vz_ray.data.task import ChatHistory, Task
+from vz_ray.env.chat_format import PromptTemplate
+from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.events import EpisodeStarted, TurnCompleted, ZoomRequested
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    ExternalAction,
+    RejectedZoom,
+    SamplingParams,
+    ZoomErrorKind,
+)
+from vz_ray.env.zoom_call import parse_turn
+from vz_ray.video.frame import ZoomRequest
+from vz_ray.video.local_source import LocalFrameSource
+
+CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, max_rounds=4)
+ANSWER = "<think>x</think><answer>A</answer>"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def call(**keys: object) -> str:
+    return f"<think>x</think><video_zoom>{json.dumps(keys)}</video_zoom>"
+
+
+class ScriptedTurnsPolicy:
+    """Says one thing after another; keeps what it was shown."""
+
+    def __init__(self, wire, *said: str) -> None:
+        self.wire, self.said, self.seen = wire, list(said), []
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
+    ) -> ExternalAction:
+        self.seen = [(message.role, message.text, len(message.frames)) for message in prompt.messages]
+        text = self.said.pop(0)
+        return ExternalAction(text, self.wire.written(text))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> tuple[str, str]:
+    """Twelve seconds and four."""
+    return str(write_video(tmp_path, VideoSpec("a.mp4", frames=300))), str(
+        write_video(tmp_path, VideoSpec("b.mp4", frames=100))
+    )
+
+
+async def played(task: Task, policy: ScriptedTurnsPolicy, wire, config: EpisodeConfig = CONFIG):
+    events = []
+    with LocalFrameSource() as frames:
+        id = EpisodeId(0, task.task_id, 0)
+        found = await run_episode(
+            task,
+            policy,
+            frames,
+            wire,
+            config,
+            episode_id=id,
+            sampling_params=SamplingParams(),
+            on_event=events.append,
+        )
+    return found, events
+
+
+async def test_a_zoom_says_which_of_several_videos_it_means(videos, wire):
+    task = Task("t", videos[0], "Which?", "A", extra_videos=videos[1:])
+    speaker = ScriptedTurnsPolicy(
+        wire, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
+    )
+    trajectory, events = await played(task, speaker, wire)
+    assert trajectory.status is EpisodeStatus.ANSWERED
+    assert trajectory.zooms == (ZoomRequest(1, 3, 2, video=1),)
+    assert [ref.uri for ref in trajectory.prompt.frame_refs] == [videos[0]] * 2 + [videos[1]] * 2
+    assert {ref.uri for ref in trajectory.turns[0].observation.frame_refs} == {videos[1]}
+    refused = trajectory.turns[1].zoom
+    assert isinstance(refused, RejectedZoom)
+    assert refused.kind is ZoomErrorKind.WRONG_KEYS
+    assert "2 videos" in refused.message
+    opening, reply = speaker.seen[1], speaker.seen[3]
+    assert opening[1].startswith(f"\nVideo 1:\n{IMAGE}0.00{IMAGE}6.00\nVideo 2:\n{IMAGE}0.00{IMAGE}2.00")
+    assert '{"video": i, "segment"' in opening[1]
+    assert "Video 2:" in reply[1]
+    assert [type(event) for event in events] == [
+        EpisodeStarted,
+        ZoomRequested,
+        TurnCompleted,
+        TurnCompleted,
+        TurnCompleted,
+    ]
+    assert [video.uri for video in events[0].videos] == list(videos)
+    assert events[2].clip.request.video == 1
+    assert events[3].clip is None
+    record = EpisodeRecord(task, trajectory)
+    assert record_from_dict(json.loads(json.dumps(record_to_dict(record)))) == record
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ('{"video": 0, "segment": [1, 3], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),
+        ('{"video": 3, "segment": [1, 3], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),
+        ('{"video": "2", "segment": [1, 3], "fps": 2}', ZoomErrorKind.NOT_NUMBERS),
+        ('{"video": 1.0, "segment": [1, 3], "fps": 2}', ZoomErrorKind.NOT_NUMBERS),
+        ('{"video": true, "segment": [1, 3], "fps": 2}', ZoomErrorKind.NOT_NUMBERS),
+        ('{"segment": [1, 3], "fps": 2}', ZoomErrorKind.WRONG_KEYS),
+        ('{"video": 2, "segment": [5, 9], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),  # that one has 4 seconds
+    ],
+)
+def test_a_video_that_is_not_there_is_refused(body, fault):
+    said = parse_turn(
+        f"<video_zoom>{body}</video_zoom>", duration_s=12, extra_durations_s=(4,), max_frames=16
+    )
+    assert isinstance(said.zoom, RejectedZoom)
+    assert said.zoom.kind is fault
+
+
+def test_with_one_video_a_zoom_names_none():
+    said = parse_turn(
+        '<video_zoom>{"video": 1, "segment": [1, 3], "fps": 2}</video_zoom>', duration_s=12, max_frames=16
+    )
+    assert isinstance(said.zoom, RejectedZoom)
+    assert said.zoom.kind is ZoomErrorKind.WRONG_KEYS
+
+
+async def test_a_chat_about_no_video_has_nothing_to_zoom_into(wire):
+    speaker = ScriptedTurnsPolicy(wire, call(segment=[0, 1], fps=2), ANSWER)
+    trajectory, events = await played(Task("t", "", "How are you?", ""), speaker, wire)
+    assert trajectory.status is EpisodeStatus.ANSWERED
+    assert trajectory.frame_refs == ()
+    assert "there is no video" in trajectory.turns[0].zoom.message
+    assert events[0] == EpisodeStarted((), (), ())
+    assert speaker.seen[1] == ("user", "\nHow are you?", 0)
+
+
+async def test_what_was_said_before_stands_between_the_frames_and_the_question(videos, wire):
+    chat = ChatHistory(system="Be brief.", turns=(("What is it?", "a disc"), ("Sure?", "yes")))
+    task = Task("t", videos[0], "Which colour?", "A", chat_history=chat)
+    speaker = ScriptedTurnsPolicy(wire, ANSWER)
+    trajectory, _ = await played(task, speaker, wire)
+    assert [(role, frames) for role, _, frames in speaker.seen] == [
+        ("system", 0),
+        ("user", 4),
+        ("assistant", 0),
+        ("user", 0),
+        ("assistant", 0),
+        ("user", 0),
+    ]
+    assert speaker.seen[0][1].endswith("\nBe brief.")
+    assert speaker.seen[1][1].endswith("What is it?")
+    assert [text for _, text, _ in speaker.seen[2:]] == [
+        "<answer>a disc</answer>",
+        "Sure?",
+        "<answer>yes</answer>",
+        "Which colour?",
+    ]
+    prompt = wire.tokenizer.decode(list(trajectory.prompt.compact_ids))
+    assert prompt.index("a disc") < prompt.index("Sure?") < prompt.index("Which colour?")
+
+
+def test_wording_of_several_videos_makes_another_wire_format_only_where_a_file_says_it(wire):
+    usual = wire.wording
+    assert usual.told_apart_by == replace(usual).told_apart_by
+    assert ("video", "{number}: ") in replace(usual, video="{number}: ").told_apart_by
+    assert not {"video", "several"} & {
+        key for key, _ in PromptTemplate.load("conf/prompt/zoom.yaml").fingerprint_items
+    }

@@ -1,0 +1,153 @@
+"""An episode survives JSON bit for bit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    ExternalAction,
+    RejectedZoom,
+    RewardParts,
+    SampledAction,
+    SamplingParams,
+    TokenContext,
+    Trajectory,
+    Turn,
+    VersionSpan,
+    ZoomErrorKind,
+)
+from vz_ray.video.frame import FrameRef, ZoomRequest
+
+number = st.floats(allow_nan=False, allow_infinity=False)
+PAD = 151_655
+ids = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 200_000)), max_size=30).map(tuple)
+refs = st.builds(
+    FrameRef,
+    video_id=st.sampled_from(["blake3:a", "blake3:b"]),
+    uri=st.sampled_from(["/v/a.mp4", "https://example.org/b.mp4"]),
+    stream=st.integers(0, 3),
+    pts_s=number,
+    width=st.sampled_from([28, 56]),
+    height=st.just(28),
+    scaler=st.just("bicubic"),
+    decoder=st.just("av"),
+    digest=st.text("0123456789abcdef", min_size=8, max_size=8),
+)
+
+
+@st.composite
+def contexts(draw: st.DrawFn) -> TokenContext:
+    frames = draw(st.lists(refs, max_size=4))
+    grids = tuple((1, draw(st.integers(2, 40)), draw(st.integers(2, 40))) for _ in frames)
+    text = [token for token in draw(ids) if token != PAD]
+    return TokenContext((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD)
+
+
+spans = st.lists(
+    st.builds(VersionSpan, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=3
+).map(tuple)
+samplings = st.builds(SamplingParams, temperature=number, seed=st.none() | st.integers())
+actions = st.builds(
+    SampledAction, token_ids=ids, logprobs=st.lists(number, max_size=5).map(tuple), versions=spans,
+    sampling=samplings, stop=st.sampled_from(["end", "zoom", "length"]),
+) | st.builds(ExternalAction, text=st.text(), token_ids=ids)  # fmt: skip
+asked = st.builds(ZoomRequest, number, number, number, st.booleans(), st.integers(0, 2))
+zooms = (
+    st.none() | asked | st.builds(RejectedZoom, st.sampled_from(ZoomErrorKind), st.text(), st.none() | asked)
+)
+turns = st.builds(
+    Turn,
+    action=actions,
+    text=st.text(),
+    zoom=zooms,
+    reply=st.none() | contexts(),
+    seconds=st.tuples(number, number),
+)
+rewards = st.builds(
+    RewardParts, number, number, number, number,
+    valid=st.booleans(), note=st.text(), more=st.dictionaries(st.text(), number),
+)  # fmt: skip
+trajectories = st.builds(
+    Trajectory,
+    id=st.builds(EpisodeId, st.integers(0, 99), st.text(), st.integers(0, 15), st.integers(0, 3)),
+    wire=st.text(),
+    prompt=contexts(),
+    turns=st.lists(turns, max_size=3).map(tuple),
+    status=st.sampled_from(EpisodeStatus),
+    answer=st.none() | st.text(),
+    worker=st.text(),
+    seconds=number,
+    reward=st.none()
+    | st.builds(
+        RewardParts,
+        number,
+        number,
+        number,
+        number,
+        st.booleans(),
+        st.text(),
+        st.dictionaries(st.text(), number),
+    ),
+    error=st.text(),
+    extra=st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(number)),
+)
+
+
+def through_json(value: dict[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    return read
+
+
+@settings(deadline=None)
+@given(trajectories)
+def test_round_trip_is_exact(trajectory: Trajectory) -> None:
+    again = trajectory_from_dict(through_json(trajectory_to_dict(trajectory)))
+    assert again == trajectory
+    assert hash(again.turns) == hash(trajectory.turns)  # tuples all the way down
+    assert again.loss_mask == trajectory.loss_mask
+
+
+def test_what_frames_share_is_written_once() -> None:
+    uri = "/a/rather/long/path/to/a/video.mp4"
+    frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
+    prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
+    written = json.dumps(
+        trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
+    )
+    assert written.count(uri) == 1
+    assert len(written) < 3000
+
+
+def test_rewards_without_further_parts_are_read_as_having_none() -> None:
+    parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="as written before there were any")
+    played = Trajectory(
+        EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts
+    )
+    data = through_json(trajectory_to_dict(played))
+    del data["reward"]["more"]
+    assert trajectory_from_dict(data) == played
+
+
+def test_refusals_written_before_they_said_what_was_asked_for_are_read() -> None:
+    refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside", ZoomRequest(60.0, 90.0, 1.0))
+    turn = Turn(ExternalAction("z", (1,)), "z", refused, TokenContext((2,)))
+    played = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext(()), (turn,), EpisodeStatus.ANSWERED)
+    data = through_json(trajectory_to_dict(played))
+    assert trajectory_from_dict(data) == played
+    del data["turns"][0]["zoom"]["asked"]
+    assert trajectory_from_dict(data).turns[0].zoom == RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside")
+
+
+def test_another_format_version_is_refused() -> None:
+    prompt = TokenContext(())
+    data = trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
+    with pytest.raises(ValueError, match="version 999"):
+        trajectory_from_dict({**data, "v": 999})

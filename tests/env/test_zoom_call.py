@@ -1,0 +1,180 @@
+"""Every malformed zoom gets its own refusal; every good one is read as written."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vz_ray.env.trajectory import RejectedZoom, ZoomErrorKind
+from vz_ray.env.zoom_call import parse_turn, with_fps
+from vz_ray.video.frame import ZoomRequest
+
+
+def call(body: str) -> str:
+    return f"<think>look</think><video_zoom>{body}</video_zoom>"
+
+
+def read(text: str, duration_s: float = 100.0, max_frames: int = 16):
+    return parse_turn(text, duration_s=duration_s, max_frames=max_frames)
+
+
+def test_a_good_call_is_read_as_written():
+    assert read(call(' {"segment": [10, 18.5], "fps": 1.5} ')).zoom == ZoomRequest(10.0, 18.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("segment", "asked", "shown"),
+    [
+        ([10, 18], 1, 2.0),
+        ([10, 30], 4, 0.8),  # more than 16 frames at either rate: as many as there may be
+        ([10, 10.25], 4, 4.0),  # less than one frame at 2: one
+    ],
+)
+def test_a_fixed_rate_stands_in_for_the_one_asked_for(segment, asked, shown):
+    said = parse_turn(
+        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+    )
+    assert said.zoom == ZoomRequest(*map(float, segment), shown)
+    assert said.requested_fps == (None if asked == shown else asked)
+    assert 1 <= said.zoom.num_frames <= 16
+
+
+@pytest.mark.parametrize(
+    ("segment", "asked", "fault"),
+    [
+        ([10, 10], 1, ZoomErrorKind.EMPTY),
+        ([10, 20], 0, ZoomErrorKind.EMPTY),
+        ([10, 20], -1, ZoomErrorKind.NEGATIVE),
+        ([20, 10], 1, ZoomErrorKind.REVERSED),
+        ([10, 200], 1, ZoomErrorKind.OUT_OF_RANGE),
+        ([0, 5e-324], 1, ZoomErrorKind.TOO_FEW_FRAMES),
+    ],
+)
+def test_a_fixed_rate_mends_no_other_fault(segment, asked, fault):
+    said = parse_turn(
+        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+    )
+    assert isinstance(said.zoom, RejectedZoom)
+    assert said.zoom.kind is fault
+
+
+@pytest.mark.parametrize(("segment", "fps"), [("[0, 5e-324]", "1"), ("[0, 1e-306]", "1e308")])
+def test_a_segment_of_next_to_no_length_is_refused_whatever_the_rate(segment, fps):
+    assert isinstance(read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom, RejectedZoom)
+
+
+@given(st.floats(0, 3600), st.floats(0.01, 3600), st.floats(0.01, 120), st.integers(1, 64))
+def test_a_fixed_rate_always_shows_from_one_frame_to_the_most(start, span, fps, most):
+    zoom = with_fps(ZoomRequest(start, start + span, 1.0), fps, most)
+    assert 1 <= zoom.num_frames <= most
+    assert (zoom.start_s, zoom.end_s) == (start, start + span)
+
+
+def test_an_answer_is_the_last_span():
+    said = read("<answer>A</answer> no: <answer> B </answer>")
+    assert (said.zoom, said.answer) == (None, "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (call("not json"), ZoomErrorKind.INVALID_JSON),
+        (call('{"segment": [1, 2], "fps": 1'), ZoomErrorKind.INVALID_JSON),
+        ('<video_zoom>{"segment": [1, 2], "fps": 1}', ZoomErrorKind.INVALID_JSON),
+        (call("[" * 5000), ZoomErrorKind.INVALID_JSON),
+        (call('{"segment": [1, 2]}'), ZoomErrorKind.WRONG_KEYS),
+        (call('{"segment": [1, 2], "fps": 1, "zoom": 3}'), ZoomErrorKind.WRONG_KEYS),
+        (call('{"segment": [1, 2], "fps": 1, "fps": 2}'), ZoomErrorKind.WRONG_KEYS),
+        (call("[1, 2, 1]"), ZoomErrorKind.WRONG_KEYS),
+        (call('{"segment": [1, 2, 3], "fps": 1}'), ZoomErrorKind.NOT_NUMBERS),
+        (call('{"segment": ["1", 2], "fps": 1}'), ZoomErrorKind.NOT_NUMBERS),
+        (call('{"segment": [1, 2], "fps": true}'), ZoomErrorKind.NOT_NUMBERS),
+        (call('{"segment": [1, 2], "fps": null}'), ZoomErrorKind.NOT_NUMBERS),
+        (call('{"segment": [1, NaN], "fps": 1}'), ZoomErrorKind.NOT_FINITE),
+        (call('{"segment": [1, 2], "fps": Infinity}'), ZoomErrorKind.NOT_FINITE),
+        (call('{"segment": [1, 2], "fps": 1' + "0" * 400 + "}"), ZoomErrorKind.NOT_FINITE),
+        (call('{"segment": [-1, 2], "fps": 1}'), ZoomErrorKind.NEGATIVE),
+        (call('{"segment": [1, 2], "fps": -1}'), ZoomErrorKind.NEGATIVE),
+        (call('{"segment": [5, 2], "fps": 1}'), ZoomErrorKind.REVERSED),
+        (call('{"segment": [5, 5], "fps": 1}'), ZoomErrorKind.EMPTY),
+        (call('{"segment": [5, 6], "fps": 0}'), ZoomErrorKind.EMPTY),
+        (call('{"segment": [100, 101], "fps": 1}'), ZoomErrorKind.OUT_OF_RANGE),
+        (call('{"segment": [99, 101], "fps": 1}'), ZoomErrorKind.OUT_OF_RANGE),
+        (call('{"segment": [0, 17], "fps": 1}'), ZoomErrorKind.TOO_MANY_FRAMES),
+        (call('{"segment": [0, 1], "fps": 1e300}'), ZoomErrorKind.TOO_MANY_FRAMES),
+        (call('{"segment": [0, 1], "fps": 0.5}'), ZoomErrorKind.TOO_FEW_FRAMES),
+        (call('{"segment": [1, 2], "fps": 1}') * 2, ZoomErrorKind.MULTIPLE_CALLS),
+        (call('{"segment": [1, 2], "fps": 1}') + "<answer>A</answer>", ZoomErrorKind.CALL_WITH_ANSWER),
+    ],
+)
+def test_each_kind_of_bad_zoom_has_its_own_refusal(text, fault):
+    refused = read(text).zoom
+    assert isinstance(refused, RejectedZoom)
+    assert refused.kind is fault
+    assert 10 < len(refused.message) < 200
+
+
+def test_too_many_frames_names_an_fps_that_would_fit():
+    refused = read(call('{"segment": [0, 30], "fps": 2}')).zoom
+    assert "fps up to 0.53" in refused.message
+    assert isinstance(read(call('{"segment": [0, 30], "fps": 0.53}')).zoom, ZoomRequest)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_without_an_exception(text):
+    read(text)
+    read(call(text))
+
+
+@given(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(allow_nan=True, allow_infinity=True),
+)
+def test_whatever_is_admitted_fits_the_video_and_the_frame_limit(start, end, fps):
+    zoom = read(call(f'{{"segment": [{start}, {end}], "fps": {fps}}}')).zoom
+    if isinstance(zoom, ZoomRequest):
+        assert 0 <= zoom.start_s < zoom.end_s <= 100.05
+        assert 1 <= zoom.num_frames <= 16
+
+
+@pytest.mark.parametrize(
+    ("segment", "fps", "fault"),
+    [
+        ([20, 10], 1, ZoomErrorKind.REVERSED),
+        ([-5, 10], 1, ZoomErrorKind.NEGATIVE),
+        ([90, 200], 1, ZoomErrorKind.OUT_OF_RANGE),
+        ([10, 90], 8, ZoomErrorKind.TOO_MANY_FRAMES),
+        ([10, 10.5], 1, ZoomErrorKind.TOO_FEW_FRAMES),
+    ],
+)
+def test_a_refusal_says_what_was_asked_for(segment, fps, fault):
+    refused = read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom
+    assert isinstance(refused, RejectedZoom)
+    assert (refused.kind, refused.requested) == (fault, ZoomRequest(*map(float, segment), float(fps)))
+
+
+def test_a_call_beside_an_answer_is_refused_with_what_it_asked_for():
+    refused = read(call('{"segment": [1, 2], "fps": 4}') + "<answer>A</answer>").zoom
+    assert (refused.kind, refused.requested) == (ZoomErrorKind.CALL_WITH_ANSWER, ZoomRequest(1.0, 2.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        call("{"),
+        call('{"segment": [1, 2]}'),
+        call('{"segment": [1, "2"], "fps": 1}'),
+        call("{}") + "<answer>A</answer>",
+        2 * call('{"segment": [1, 2], "fps": 4}'),
+    ],
+)
+def test_a_refusal_of_what_cannot_be_read_says_no_more_than_why(text):
+    assert read(text).zoom.requested is None
+
+
+def test_a_refusal_at_a_fixed_rate_is_of_the_zoom_at_that_rate():
+    text = call('{"segment": [90, 200], "fps": 4}')
+    said = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
+    assert said.zoom.requested == ZoomRequest(90.0, 200.0, 4.0)  # it is nowhere, so nothing was set

@@ -1,0 +1,222 @@
+"""The gate's own arithmetic and its place in an episode, with a policy that has made up its mind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.config import ConfigError, load_config
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.config.serve import ServeConfig
+from vz_ray.config.zoom_gate import ZoomGateConfig
+from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    SampledAction,
+    SamplingParams,
+    Trajectory,
+    VersionSpan,
+)
+from vz_ray.env.zoom_gate import (
+    DraftAnswer,
+    forced_prefix,
+    load_thresholds,
+    option_entropy,
+    option_letters,
+    token_entropy,
+)
+from vz_ray.utils.errors import UserError
+from vz_ray.video.local_source import LocalFrameSource
+
+TASK = Task("t", "v.mp4", "What flashes? A. disc B. ring C. cross", "B")
+FORCED = "<think></think><answer>"
+
+
+class ConfidentPolicy:
+    """Drafts B with a probability, and answers C when it plays a turn of its own."""
+
+    def __init__(self, wire, probability: float, draft: str = "B</answer>") -> None:
+        self.wire, self.probability, self.text = wire, probability, draft
+        self.forced: tuple[int, ...] = ()
+        self.turns = 0
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
+    ) -> SampledAction:
+        self.turns += 1
+        ids = self.wire.written("<think>x</think><answer>C</answer>")
+        return SampledAction(ids, (-0.1,) * len(ids), (VersionSpan(0, len(ids), 0),), sampling_params, "end")
+
+    async def draft_answer(
+        self,
+        prompt: Prompt,
+        forced_token_ids: Sequence[int],
+        logprob_token_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        request_id: str,
+    ) -> DraftAnswer:
+        self.forced = tuple(forced_token_ids)
+        rest = (1 - self.probability) / 2
+        sampled = tuple(self.wire.tokenizer.encode(self.text, add_special_tokens=False))
+        odds = [rest, self.probability, rest]
+        row = {token: math.log(p) for token, p in zip(logprob_token_ids or (5, 6, 7), odds, strict=True)}
+        return DraftAnswer(sampled, (row,) * len(sampled))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_video(tmp_path_factory.mktemp("videos"), VideoSpec("v.mp4", frames=100)))
+
+
+async def played(video: str, wire, policy, gate: ZoomGateConfig, task: Task = TASK) -> Trajectory:
+    rules = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, gate=gate)
+    with LocalFrameSource() as frames:
+        return await run_episode(
+            replace(task, video=video),
+            policy,
+            frames,
+            wire,
+            rules,
+            episode_id=EpisodeId(0, "t", 0),
+            sampling_params=SamplingParams(),
+        )
+
+
+async def test_a_certain_draft_is_the_answer_token_by_token(video, wire):
+    policy = ConfidentPolicy(wire, 0.98)
+    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=0.3))
+    assert (trajectory.status, trajectory.answer, policy.turns) == (EpisodeStatus.ANSWERED, "B", 0)
+    sampled = wire.tokenizer.encode("B</answer>", add_special_tokens=False)
+    assert trajectory.turns[0].action.token_ids == (*policy.forced, *sampled, wire.end_id)
+    assert trajectory.turns[0].text == f"{FORCED}B</answer>"
+    gate = trajectory.extra["gate"]
+    assert (gate["zoom"], gate["kind"], gate["draft"], gate["threshold"]) == (False, "choice", "B", 0.3)
+    assert trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(trajectory)))) == trajectory
+
+
+@pytest.mark.parametrize("mode", ["on", "measure"])
+async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(video, wire, mode):
+    policy = ConfidentPolicy(wire, 0.5 if mode == "on" else 0.98)
+    gate = ZoomGateConfig(mode, threshold=0.3 if mode == "on" else None)
+    trajectory = await played(video, wire, policy, gate)
+    plain = await played(video, wire, ConfidentPolicy(wire, 0.5), ZoomGateConfig())
+    assert (trajectory.answer, policy.turns) == ("C", 1)
+    assert trajectory.expanded_ids == plain.expanded_ids
+    assert trajectory.loss_mask == plain.loss_mask
+    assert (trajectory.extra["gate"]["zoom"], trajectory.extra["gate"]["draft"]) == (True, "B")
+    assert plain.extra == {}
+
+
+async def test_a_draft_without_an_end_is_uncertain_however_sure(video, wire):
+    policy = ConfidentPolicy(wire, 0.999, draft="B")
+    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=1.0))
+    assert trajectory.answer == "C"
+    assert trajectory.extra["gate"]["draft"] is None
+
+
+async def test_a_free_answer_goes_by_the_tokens_of_its_draft(video, wire):
+    task = replace(TASK, question="How many flashes?", answer="2", answer_type=AnswerType.NUMBER)
+    policy = ConfidentPolicy(wire, 0.98, draft="2</answer>")
+    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=0.3), task)
+    assert (trajectory.answer, trajectory.extra["gate"]["kind"]) == ("2", "free")
+
+
+async def test_a_policy_that_tells_no_probabilities_is_refused(video, wire):
+    class Mute:
+        act = ConfidentPolicy.generate
+
+    with pytest.raises(UserError, match="Mute tells no probabilities"):
+        await played(video, wire, Mute(), ZoomGateConfig("measure"))
+
+
+def test_what_options_leave_over_counts_as_one_more():
+    half = math.log(0.5)
+    assert option_entropy([{1: half, 2: half}], (1, 2)) == pytest.approx(math.log(2) / math.log(3))
+    third = math.log(1 / 3)
+    assert option_entropy([{1: third, 2: third}], (1, 2)) == pytest.approx(1.0)
+    assert option_entropy([{1: 0.0, 2: -50.0}], (1, 2)) == pytest.approx(0.0, abs=1e-9)
+    assert option_entropy([], (1, 2)) == 1.0
+
+
+def test_a_draft_is_as_uncertain_as_its_tokens_are_on_average():
+    sure, torn = {1: 0.0, 2: -60.0, 3: -60.0}, dict.fromkeys((1, 2, 3), math.log(1 / 4))
+    assert token_entropy([sure, torn]) == pytest.approx(0.5)
+    assert token_entropy([]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("question", "letters"),
+    [
+        ("What? A. disc B. ring", "AB"),
+        ("What?\n(A) disc\n(B) ring\n(C) A. Smith", "ABC"),
+        ("What?\nA. disc\nB. ring\nC. cross\nD. A cross", "ABCD"),
+        ("Who is B. Smith?", ""),
+        ("What?", ""),
+    ],
+)
+def test_letters_are_those_that_the_question_lists(question, letters):
+    assert option_letters(replace(TASK, question=question)) == tuple(letters)
+
+
+def test_a_question_that_is_no_choice_has_no_letters():
+    assert option_letters(replace(TASK, answer_type=AnswerType.OPEN_ENDED)) == ()
+
+
+def test_each_letter_has_one_token_after_the_same_beginning(wire):
+    forced, options = forced_prefix(wire, FORCED, ("A", "B", "C"))
+    assert len(set(options)) == 3
+    for letter, option in zip("ABC", options, strict=True):
+        whole = wire.tokenizer.encode(f"{FORCED}{letter}</answer>", add_special_tokens=False)
+        assert tuple(whole[: len(forced) + 1]) == (*forced, option)
+
+
+def test_a_calibration_of_something_else_is_refused(tmp_path: Path):
+    path = tmp_path / "gate.json"
+    with pytest.raises(UserError, match=r"gate\.json is no calibration of a gate .*calibrate-gate"):
+        load_thresholds(str(path))
+    path.write_text('{"version": 99, "kinds": {}}')
+    with pytest.raises(UserError, match="version 99"):
+        load_thresholds(str(path))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "maybe"}, "must be one of off, measure, on"),
+        ({"mode": "on"}, "needs one of the two"),
+        ({"mode": "on", "file": "a", "threshold": 0.5}, "needs one of the two"),
+        ({"threshold": 2.0}, "lies between 0 and 1"),
+        ({"prefix": "Answer:"}, "must end with <answer>"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        ZoomGateConfig(**values)
+
+
+def test_training_refuses_a_gate():
+    with pytest.raises(ConfigError, match=r"episode\.gate\.mode is 'measure'.*training needs 'off'"):
+        load_config(GrpoRunConfig, "conf/tiny.yaml", ["episode.gate.mode=measure"])
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
+)
+def test_modes_are_what_they_are_called_though_yaml_reads_on_and_off_otherwise(said: str, read: str) -> None:
+    gate = load_config(
+        ServeConfig, None, [f"episode.gate.mode={said}", "episode.gate.threshold=0.5"]
+    ).episode.gate
+    assert gate.mode == read

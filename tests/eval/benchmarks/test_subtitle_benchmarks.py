@@ -1,0 +1,164 @@
+"""LongVideoBench and VideoMME: records as released, groups, and subtitles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.eval.benchmarks.factories import LVB, MME, answered, figures, touch, write_json, write_parquet
+from vz_ray.data.task import SubtitleFile
+from vz_ray.eval.benchmarks import BenchmarkFiles, load_benchmark
+from vz_ray.utils.errors import UserError
+
+LINES = [{"start": "00:00:10.500", "end": "00:00:12.000", "line": "Good morning"}]
+SRT = "1\n00:00:01,000 --> 00:00:02,000\nHello\n"
+
+
+def lvb(number: int = 0, **more: Any) -> dict[str, Any]:
+    return {**LVB, "id": f"86CxyhFV9MI_{number}", **more}
+
+
+def mme(number: int, **more: Any) -> dict[str, Any]:
+    return {**MME, "question_id": f"001-{number}", **more}
+
+
+def test_longvideobench_with_three_to_five_options(tmp_path: Path) -> None:
+    rows = [
+        lvb(0),
+        lvb(1, candidates=["one", "two", "three"], correct_choice=2, duration_group=15),
+        lvb(2, candidates=list("vwxyz"), correct_choice=4, question_category="SSS", duration_group=3600),
+        lvb(3, duration_group=600),
+    ]
+    write_json(tmp_path / "lvb_val.json", rows)
+    touch(tmp_path, "videos/86CxyhFV9MI.mp4")
+    benchmark = load_benchmark("longvideobench", BenchmarkFiles(tmp_path, tmp_path / "videos"))
+    assert [task.answer for task in benchmark.tasks] == ["B", "C", "E", "B"]
+    assert benchmark.tasks[0].question == (
+        "In the video, a man in black stands by the lake. What is on his head?\n"
+        "A. a hat\nB. a crown\nC. nothing\nD. a bird"
+    )
+    assert benchmark.tasks[0].subtitles is None
+    # The letter D is no option of the question with three.
+    marked = answered(benchmark, ["a crown", "D", "e.", "A"])
+    assert [sample.strict.status for sample in marked] == ["read", "unparsed", "read", "read"]
+    found = figures(benchmark, marked)
+    assert found["accuracy"] == (0.5, 4)
+    groups = {name: value for name, value in found.items() if name.startswith("duration group")}
+    assert groups == {
+        "duration group, s/15": (0.0, 1),
+        "duration group, s/600": (0.5, 2),
+        "duration group, s/3600": (1.0, 1),
+    }
+    assert found["category/T3E"] == (pytest.approx(1 / 3), 3)
+
+
+def test_subtitles_of_longvideobench_have_a_clock_of_their_own(tmp_path: Path) -> None:
+    write_json(tmp_path / "lvb_val.json", [lvb()])
+    write_json(tmp_path / "subtitles" / "86CxyhFV9MI_en.json", LINES)
+    source = BenchmarkFiles(tmp_path, tmp_path, subtitle_dir=tmp_path / "subtitles")
+    (task,) = load_benchmark("longvideobench", source).tasks
+    assert task.subtitles == SubtitleFile(str(tmp_path / "subtitles/86CxyhFV9MI_en.json"), 10.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("other.json", LINES, "1 of 1 files of subtitles do not exist, first .*86CxyhFV9MI_en.json"),
+        ("86CxyhFV9MI_en.json", [{"line": "x"}], "line 0: expected start, end and line"),
+    ],
+)
+def test_subtitles_are_looked_at_before_anything_is_played(
+    tmp_path: Path, name: str, content: Any, said: str
+) -> None:
+    write_json(tmp_path / "lvb_val.json", [lvb()])
+    write_json(tmp_path / "subtitles" / name, content)
+    with pytest.raises(UserError, match=said):
+        load_benchmark(
+            "longvideobench", BenchmarkFiles(tmp_path, tmp_path, subtitle_dir=tmp_path / "subtitles")
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"correct_choice": 4}, "'correct_choice' is 4 .*an index from 0 to 3"),
+        ({"correct_choice": "B"}, "'correct_choice' is 'B' .*a whole number"),
+        ({"duration_group": 30}, "one of 15, 60, 600, 3600"),
+        ({"candidates": []}, "a list of 2 to 10 options"),
+        ({"question": " "}, "'question' is ' ' .*expected text"),
+    ],
+)
+def test_a_field_of_longvideobench_that_is_wrong_is_named(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    file = write_json(tmp_path / "lvb_val.json", [lvb(0), lvb(1, **change)])
+    with pytest.raises(UserError, match=f"lvb_val.json, record 1: field .*{said}"):
+        load_benchmark("longvideobench", BenchmarkFiles(file, tmp_path))
+
+
+def test_other_versions_of_longvideobench_are_recognised(tmp_path: Path) -> None:
+    test = {key: value for key, value in lvb().items() if key != "correct_choice"}
+    with pytest.raises(UserError, match=r"it is lvb_test_wo_gt\.json"):
+        load_benchmark("longvideobench", BenchmarkFiles(write_json(tmp_path / "a.json", [test]), tmp_path))
+    toolkit = {key: value for key, value in lvb().items() if key != "candidates"} | {"option0": "a hat"}
+    with pytest.raises(UserError, match="it is the layout of an evaluation toolkit"):
+        load_benchmark("longvideobench", BenchmarkFiles(write_json(tmp_path / "b.json", [toolkit]), tmp_path))
+    damaged = {key: value for key, value in lvb().items() if key != "level"}
+    with pytest.raises(UserError, match=r"'level' is missing.*another version of the file, or damaged"):
+        load_benchmark("longvideobench", BenchmarkFiles(write_json(tmp_path / "c.json", [damaged]), tmp_path))
+
+
+@pytest.fixture
+def mme_folder(tmp_path: Path) -> Path:
+    rows = [
+        mme(1),
+        mme(2, duration="long", videoID="x", domain="Film"),
+        mme(3, duration="long", task_type="OCR"),
+        mme(4),
+    ]
+    write_parquet(tmp_path / "videomme" / "test-00000-of-00001.parquet", rows)
+    touch(tmp_path, "data/fFjv93ACGo8.mp4", "data/x.mp4")
+    return tmp_path
+
+
+def test_videomme_and_its_long_videos_apart(mme_folder: Path) -> None:
+    benchmark = load_benchmark("videomme", BenchmarkFiles(mme_folder, mme_folder / "data"))
+    first = benchmark.tasks[0]
+    assert first.question == "How many candles are there?\nA. 1.\nB. 2.\nC. 3.\nD. None of the above."
+    assert first.video.endswith("data/fFjv93ACGo8.mp4")
+    found = figures(benchmark, answered(benchmark, ["C. 3.", "3", "B", "c"]))
+    assert found["overall"] == (0.75, 4)
+    assert found["long"] == (0.5, 2)
+    assert found["duration/short"] == (1.0, 2)
+    assert found["domain/Film"] == (1.0, 1)
+    assert found["task/OCR"] == (0.0, 1)
+
+
+def test_some_videos_of_videomme_have_no_subtitles(mme_folder: Path) -> None:
+    folder = touch(mme_folder / "subtitle")
+    folder.mkdir()
+    (folder / "x.srt").write_text(SRT)
+    benchmark = load_benchmark(
+        "videomme", BenchmarkFiles(mme_folder, mme_folder / "data", subtitle_dir=folder)
+    )
+    assert [task.subtitles is not None for task in benchmark.tasks] == [False, True, False, False]
+    assert benchmark.notes == ("1 videos have no subtitles",)
+
+
+def test_a_folder_without_any_subtitles_is_an_error(mme_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"has no subtitles of these videos, such as fFjv93ACGo8\.srt"):
+        load_benchmark("videomme", BenchmarkFiles(mme_folder, mme_folder / "data", subtitle_dir=mme_folder))
+
+
+def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet"):
+        load_benchmark("videomme", BenchmarkFiles(tmp_path, tmp_path))
+
+
+def test_a_wrong_answer_of_videomme_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [mme(1, answer="E")])
+    with pytest.raises(UserError, match=r"'answer' is 'E' .*a letter from A to D"):
+        load_benchmark("videomme", BenchmarkFiles(tmp_path, tmp_path))

@@ -1,0 +1,67 @@
+"""The rebuilt vision tower against HF's own: same features, same gradients, same tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.learner.training_data import small_model
+from vz_ray.learner.policy_model import load_pretrained
+from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
+
+# Of one window, of several with ragged edges, tall, wide; repeated and mixed.
+GRIDS = [(1, 2, 2), (1, 2, 2), (1, 12, 20), (1, 6, 2), (1, 8, 8), (1, 2, 2), (1, 2, 22)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("grids", [GRIDS, [(1, 2, 2)] * 9, [(1, 16, 16)]])
+def test_features_and_gradients_equal_those_of_transformers(
+    model: Path, grids: list[tuple[int, int, int]]
+) -> None:
+    theirs = load_pretrained(model, torch.float32).model.visual
+    ours = load_pretrained(model, torch.float32).model.visual
+    optimize_vision_tower(ours)
+    array = np.asarray(grids)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(int(array.prod(axis=1).sum()), 1176, generator=generator)
+    expected = theirs(pixels, grid_thw=torch.from_numpy(array)).pooler_output
+    tables = vision_tables(array, ours, torch.device("cpu"))
+    got = ours(pixels, grid_thw=torch.from_numpy(array), **tables).pooler_output
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    mix = torch.randn(expected.shape, generator=generator)
+    (expected * mix).sum().backward()
+    (got * mix).sum().backward()
+    own = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(own[name].grad, parameter.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_tables_equal_those_of_transformers(model: Path) -> None:
+    from transformers.vision_utils import (
+        get_vision_cu_seqlens,
+        get_vision_position_ids,
+        get_vision_window_index,
+    )
+
+    visual = load_pretrained(model, torch.float32).model.visual
+    tables = vision_tables(np.asarray(GRIDS), visual, torch.device("cpu"))
+    grids = torch.tensor(GRIDS)
+    order, windows = get_vision_window_index(grids, 2, visual.window_size, visual.patch_size)
+    assert torch.equal(tables["window_index"], order)
+    assert torch.equal(tables["cu_window_seqlens"], windows)
+    assert torch.equal(tables["position_ids"], get_vision_position_ids(grids, 2))
+    assert torch.equal(tables["cu_seqlens"], get_vision_cu_seqlens(grids))
+    assert tables["max_window_seqlen"] == 64
+
+
+def test_weights_keep_their_names(model: Path) -> None:
+    plain, rebuilt = (load_pretrained(model, torch.float32) for _ in range(2))
+    optimize_vision_tower(rebuilt.model.visual)
+    assert rebuilt.state_dict().keys() == plain.state_dict().keys()

@@ -1,0 +1,196 @@
+"""Random conversations about random frames, for the learner's tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    Group,
+    RewardParts,
+    SampledAction,
+    SamplingParams,
+    TokenContext,
+    Trajectory,
+    Turn,
+    VersionSpan,
+)
+from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
+from vz_ray.video.errors import FrameMismatchError
+from vz_ray.video.frame import RGB, Frame, FrameRef
+
+TEXTS = ("<frame0_time0.00s> which colour flashes while the marker is shown? <answer>red</answer>",)
+SMALL = TinyModelConfig(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    intermediate_size=64,
+    vision_hidden_size=32,
+    vocab_size=512,
+    tie_word_embeddings=False,
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A checkpoint directory, groups of trajectories on it, and their pixels by digest."""
+
+    model: Path
+    groups: tuple[Group, ...]
+    pixels: dict[str, RGB]
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        return [trajectory for group in self.groups for trajectory in group.trajectories]
+
+
+@dataclass
+class TrajectoryWriter:
+    """Writes contexts and turns of random tokens; remembers the frames it invents."""
+
+    rng: np.random.Generator
+    ids: dict[str, int]
+    pixels: dict[str, RGB]
+    side: tuple[int, ...] = (28,)
+
+    def text(self, count: int) -> tuple[int, ...]:
+        return tuple(int(t) for t in self.rng.integers(20, 300, size=count))
+
+    def frame(self) -> FrameRef:
+        height, width = self.rng.choice(self.side), self.rng.choice(self.side)
+        digest = f"frame-{len(self.pixels)}"
+        self.pixels[digest] = self.rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        return FrameRef("video", "video.mp4", 0, 0.0, int(width), int(height), "none", "none", digest)
+
+    def context(self, refs: tuple[FrameRef, ...], before: int, between: int, after: int) -> TokenContext:
+        ids, grids = list(self.text(before)), []
+        for ref in refs:
+            grids.append((1, ref.height // 14, ref.width // 14))
+            ids += [*self.text(between), self.ids["<|vision_start|>"]]
+            ids += [self.ids["<|image_pad|>"], self.ids["<|vision_end|>"]]
+        ids += self.text(after)
+        return TokenContext(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"])
+
+    def turn(self, count: int, reply: TokenContext | None, temperature: float = 1.0) -> Turn:
+        logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)
+        spans = (VersionSpan(0, count, 0),)
+        action = SampledAction(
+            self.text(count), logprobs, spans, SamplingParams(temperature=temperature), "end"
+        )
+        return Turn(action, "", None, reply)
+
+
+def token_ids(model: Path) -> dict[str, int]:
+    from transformers import AutoTokenizer
+
+    return dict(AutoTokenizer.from_pretrained(model).get_vocab())
+
+
+def make_training_data(
+    directory: Path | str,
+    *,
+    groups: int = 4,
+    samples: int = 4,
+    overview: int = 16,
+    clip: int = 8,
+    side: tuple[int, ...] = (28,),
+    shape: TinyModelConfig | None = None,
+    seed: int = 0,
+) -> TrainingData:
+    """Groups that share their overview; each sample looks at a clip of its own, then answers."""
+    model = Path(directory)
+    if not (model / "config.json").exists():
+        build_tiny_model(model, TEXTS, config=shape)
+    author = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, side)
+    made = tuple(_group(author, g, samples, overview, clip) for g in range(groups))
+    return TrainingData(model, made, author.pixels)
+
+
+def _group(author: TrajectoryWriter, number: int, samples: int, overview: int, clip: int) -> Group:
+    prompt = author.context(tuple(author.frame() for _ in range(overview)), 40, 6, 20)
+    trajectories = []
+    for sample in range(samples):
+        reply = author.context(tuple(author.frame() for _ in range(clip)), 6, 6, 6)
+        turns = [author.turn(int(author.rng.integers(15, 25)), reply if clip else None)]
+        if clip:
+            turns.append(author.turn(int(author.rng.integers(10, 20)), None, temperature=0.7))
+        reward = RewardParts(float(author.rng.random()), 0.0, 0.0, 0.0)
+        name = EpisodeId(0, f"task-{number}", sample)
+        trajectories.append(
+            Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward)
+        )
+    return Group(f"task-{number}", tuple(trajectories))
+
+
+def make_varied_data(
+    model: Path, *, groups: int = 2, samples: int = 5, overview: int = 4, seed: int = 0
+) -> TrainingData:
+    """Groups whose samples zoom up to four times; siblings say the same at first, and share some clips."""
+    author = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
+    return TrainingData(
+        model, tuple(_varied(author, g, samples, overview) for g in range(groups)), author.pixels
+    )
+
+
+def _varied(author: TrajectoryWriter, number: int, samples: int, overview: int) -> Group:
+    rng = author.rng
+    prompt = author.context(tuple(author.frame() for _ in range(overview)), 30, 4, 15)
+    clips = [author.context(tuple(author.frame() for _ in range(3)), 4, 4, 4) for _ in range(3)]
+    began, trajectories = author.text(3), []
+    for sample in range(samples):
+        zooms = [clips[int(rng.integers(3))] for _ in range(sample % 5)]
+        turns = [
+            author.turn(int(rng.integers(4, 12)), reply, 0.7 + 0.3 * (k % 2))
+            for k, reply in enumerate([*zooms, None])
+        ]
+        said = replace(turns[0].action, token_ids=(*began, *turns[0].action.token_ids[3:]))
+        turns[0] = replace(turns[0], action=said)
+        reward = RewardParts(float(rng.random()), 0.0, 0.0, 0.0)
+        name = EpisodeId(0, f"task-{number}", sample)
+        trajectories.append(
+            Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward)
+        )
+    return Group(f"task-{number}", tuple(trajectories))
+
+
+def small_model(directory: Path) -> Path:
+    """The smallest model there is, with random weights."""
+    return build_tiny_model(directory, TEXTS, config=SMALL)
+
+
+class InMemoryFrameSource:
+    """A frame source that has all frames already."""
+
+    def __init__(self, pixels: dict[str, RGB]) -> None:
+        self.pixels = pixels
+        self.asked: list[list[str]] = []
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        self.asked.append([ref.digest for ref in refs])
+        return [Frame(ref, self.pixels[ref.digest]) for ref in refs]
+
+
+class HangingFrameSource(InMemoryFrameSource):
+    """A source that never answers, in a way that no deadline within its process can end."""
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        time.sleep(600)  # noqa: ASYNC251 - it is meant
+        raise AssertionError("nobody waits for as long")
+
+
+class ChangedFrameSource(InMemoryFrameSource):
+    """A source whose videos changed: frames that it lacks do not match their references any more."""
+
+    async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
+        if any(ref.digest not in self.pixels for ref in refs):
+            raise FrameMismatchError(
+                "v.mp4: its frame at 0 s is not the one referred to", "the video changed"
+            )
+        return await super().resolve(refs)

@@ -1,0 +1,91 @@
+"""Models without memory for weights, and a small real one with something to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.learner.training_data import TEXTS, TrainingData, make_training_data
+from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.example import encode_trajectory
+from vz_ray.learner.image_patches import ImageSpec
+from vz_ray.learner.packing import PrefixTree
+from vz_ray.learner.policy_model import PolicyModel
+from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
+
+SHAPE = TinyModelConfig(
+    hidden_size=256,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    intermediate_size=640,
+    vision_hidden_size=128,
+    num_vision_layers=3,
+    vocab_size=512,
+)
+"""So wide that tables and positions, which formulas leave out, are little beside it."""
+
+
+def build_on_meta(config: Any) -> Any:
+    """The HF model of a `Qwen2_5_VLConfig`, on the meta device."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.tie_weights()
+    return model
+
+
+def make_wide_world(directory: Path) -> TrainingData:
+    """One group of four samples, with frames of 64 patches."""
+    model = build_tiny_model(directory, TEXTS, config=SHAPE)
+    return make_training_data(model, groups=1, samples=4, overview=12, clip=6, side=(112,))
+
+
+def pack_batch(world: TrainingData, policy: PolicyModel) -> MicroBatch:
+    """All trajectories of a world as one packed sequence."""
+    examples = [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in world.trajectories]
+    trees = [PrefixTree.from_members(range(len(examples)), examples)]
+    spec = ImageSpec.from_pretrained(world.model)
+    return collate(trees, examples, in_memory_pixels(world.pixels), policy.tokens, spec, torch.device("cpu"))
+
+
+class LiveTensors(TorchDispatchMode):
+    """Bytes that operations made and that still live.
+
+    Attributes:
+        peak: The most of them at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def now(self) -> int:
+        """Bytes at this time."""
+        self._seen = {key: one for key, one in self._seen.items() if not one[0].expired()}
+        return sum(size for _, size in self._seen.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What is given was made elsewhere, unless it was seen: a view of it is nothing new.
+        self.now()
+        for leaf in tree_leaves((args, kwargs)):
+            self._note(leaf, counted=False)
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            self._note(leaf, counted=True)
+        self.peak = max(self.peak, self.now())
+        return out
+
+    def _note(self, leaf: Any, *, counted: bool) -> None:
+        if isinstance(leaf, torch.Tensor):
+            storage = leaf.untyped_storage()
+            if storage._cdata not in self._seen:
+                self._seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes() if counted else 0)

@@ -1,0 +1,434 @@
+"""The page in a real Chromium: list, filters, an episode, a group, live lines, keys, phone, dark."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vz_ray
+from tests.chromium import chromium  # noqa: F401
+from tests.report.viewer.conftest import served
+from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
+from vz_ray.report.viewer.viewer_session import ViewerSession
+
+ARTEFACTS = Path(vz_ray.__file__).parent.parent / "test-artefacts"
+DESK, PHONE = {"width": 1360, "height": 900}, {"width": 390, "height": 844}
+SMALL = LightEpisode(frames=4, tokens=4)
+Page = Any
+FOCUSED = "document.activeElement.closest('.rows li')?.getAttribute('aria-posinset')"
+
+
+@pytest.fixture(scope="module")
+def address(made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    session = ViewerSession(made_run, tmp_path_factory.mktemp("page") / "index.sqlite")
+    session.follower.catch_up()
+    with served(session) as url:
+        yield url
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Any]:  # noqa: F811
+    """Opens pages; after the test, none of them may have said anything in the console."""
+    said: list[str] = []
+    contexts = []
+
+    def make(url: str, size: dict[str, int] = DESK, scheme: str = "light") -> Page:
+        context = chromium.new_context(viewport=size, color_scheme=scheme)
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
+        page.goto(url)
+        return page
+
+    make.said = said  # type: ignore[attr-defined]
+    yield make
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+@contextlib.contextmanager
+def seen(opened: Any, session: ViewerSession) -> Iterator[Page]:
+    """A page of a server of its own, which ends after it: a page that is left behind would ask on."""
+    with served(session) as url:
+        page = opened(url)
+        yield page
+        page.close()
+
+
+def listed(page: Page) -> Page:
+    page.wait_for_selector(".rows a")
+    page.wait_for_selector(".charts figure")
+    return page
+
+
+def until(page: Page, condition: str) -> None:
+    """Waits for a condition in JavaScript; Playwright's own way is forbidden by the page's policy."""
+    end = time.monotonic() + 20
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"never: {condition}"
+        page.wait_for_timeout(50)
+
+
+def wait_for_count(page: Page, count: int) -> None:
+    until(page, f"document.querySelector('.found').textContent.startsWith('{count:,} episode')")
+
+
+def first_with(page: Page, zooms: int, address: str) -> str:
+    """The address of the newest training episode with so many zooms."""
+    answer = page.request.get(f"{address}api/episodes?stage=train&zooms={zooms}&limit=1").json()
+    return f"{address}#/episode/{answer['rows'][0]['id']}"
+
+
+def axe(page: Page) -> list[str]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def shot(page: Page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"view-{name}.png")
+
+
+# -- list ---------------------------------------------------------------------------
+
+
+def test_the_list_is_filtered_and_sorted(opened: Any, address: str) -> None:
+    page = listed(opened(address))
+    wait_for_count(page, 54)
+    page.get_by_label("Kind").select_option("count")
+    count = page.request.get(f"{address}api/episodes?kind=count").json()["total"]
+    assert 0 < count < 54
+    wait_for_count(page, count)
+    assert set(page.locator(".rows .kind").all_text_contents()) == {"count"}
+    page.get_by_role("button", name="Sort by reward").click()
+    until(page, "location.hash.includes('sort=reward')")
+    rewards = "[...document.querySelectorAll('.rows .reward')].map((e) => Number(e.textContent))"
+    until(page, f"{rewards}.every((r, k, all) => !k || all[k - 1] >= r)")
+    assert len(set(page.evaluate(rewards))) > 1
+    page.get_by_role("button", name="Clear").click()
+    wait_for_count(page, 54)
+
+
+def test_search_looks_into_questions(opened: Any, address: str) -> None:
+    page = listed(opened(address))
+    page.get_by_role("searchbox").fill("how many TIMES")
+    count = page.request.get(f"{address}api/episodes?text=how+many+times").json()["total"]
+    wait_for_count(page, count)
+    page.get_by_role("searchbox").fill("nobody asked this")
+    page.wait_for_selector("text=No episode is like that: loosen the filters.")
+
+
+def test_a_chart_filters_by_what_is_clicked(opened: Any, address: str) -> None:
+    page = listed(opened(address))
+    page.locator(".bars button", has_text="right").click()
+    count = page.request.get(f"{address}api/episodes?outcome=right").json()["total"]
+    wait_for_count(page, count)
+    page.reload()
+    wait_for_count(listed(page), count)
+    picture = page.locator(".charts svg").first
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] - 12, "y": 40})
+    until(page, "location.hash.includes('step_from=6&step_to=6')")
+
+
+def test_of_many_episodes_only_those_in_sight_are_there(opened: Any, tmp_path: Path) -> None:
+    run = write_light_run(tmp_path / "many", 5000, SMALL, per_file=5000)
+    session = ViewerSession(run, tmp_path / "index.sqlite")
+    session.follower.catch_up()
+    with seen(opened, session) as page:
+        listed(page)
+        wait_for_count(page, 5000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+        first = "document.querySelector('.rows a')?.closest('li').getAttribute('aria-posinset')"
+        until(page, f"{first} > 2000 && {first} < 3000")
+        until(page, "document.querySelectorAll('.rows a').length > 20")
+        assert page.locator(".rows li").count() < 80
+        assert 1 <= sum("/api/episodes" in url for url in asked) <= 4
+        page.keyboard.press("End")
+        until(page, "document.activeElement.closest('li')?.getAttribute('aria-posinset') === '5000'")
+
+
+def test_text_from_the_log_is_never_markup(opened: Any, tmp_path: Path) -> None:
+    run = write_light_run(tmp_path / "bad", 1, SMALL)
+    log = run / "episodes" / "000000.jsonl"
+    evil = "<img src=x onerror=document.title=1><script>document.title=2</script>"
+    log.write_text(log.read_text().replace("Which symbol", evil).replace("<think>look", evil))
+    session = ViewerSession(run, tmp_path / "index.sqlite")
+    session.follower.catch_up()
+    with seen(opened, session) as page:
+        listed(page)
+        assert evil in page.locator(".rows .question").text_content()
+        page.locator(".rows a").click()
+        page.wait_for_selector(".turn")
+        assert evil in page.locator(".asked .said").text_content()
+        assert page.locator("img[src=x], main script").count() == 0
+        page.wait_for_selector(".screen .trouble:visible")
+    assert all("404" in text for text in opened.said)  # the video, which is not there
+    opened.said.clear()
+
+
+# -- live ---------------------------------------------------------------------------
+
+
+def test_new_lines_appear_by_themselves_and_the_reader_keeps_the_place(opened: Any, tmp_path: Path) -> None:
+    run = write_light_run(tmp_path / "live", 200, SMALL)
+    session = ViewerSession(run, tmp_path / "index.sqlite")
+    session.follower.catch_up()
+    with seen(opened, session) as page:
+        listed(page)
+        wait_for_count(page, 200)
+        page.keyboard.press("j")
+        for _ in range(40):
+            page.keyboard.press("j")
+        chosen = page.evaluate("document.activeElement.getAttribute('href')")
+        line = light_line(200, SMALL)
+        with (run / "episodes" / "000001.jsonl").open("a") as file:
+            file.write(line + light_line(201, SMALL) + line[:50])
+        wait_for_count(page, 202)
+        assert "202 episodes, following" in page.locator("#live").text_content()
+        until(page, f"document.activeElement.getAttribute('href') === '{chosen}'")
+        box = page.locator(f".rows a[href='{chosen}']").bounding_box()
+        assert 0 < box["y"] < DESK["height"]
+        with (run / "episodes" / "000001.jsonl").open("a") as file:
+            file.write("\n")
+        page.get_by_role("button", name="1 line skipped").click()
+        page.wait_for_selector("text=episodes/000001.jsonl, line 3")
+        shot(page, "skipped")
+
+
+def test_a_run_that_has_just_begun_says_so_and_then_shows_its_first_episode(
+    opened: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "young"
+    (run / "episodes").mkdir(parents=True)
+    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+        page.wait_for_selector("text=No episodes yet. They appear here as the run plays them.")
+        (run / "episodes" / "000000.jsonl").write_text(light_line(0, SMALL))
+        wait_for_count(listed(page), 1)
+
+
+def test_a_server_that_has_ended_is_said_so(opened: Any, made_run: Path, tmp_path: Path) -> None:
+    with served(ViewerSession(made_run, tmp_path / "index.sqlite")) as url:
+        page = listed(opened(url))
+    page.wait_for_selector("#live.lost")
+    assert "is `vz-ray view` still running?" in page.locator("#live").text_content()
+    assert all("ERR_CONNECTION_REFUSED" in text for text in opened.said)
+    opened.said.clear()
+
+
+# -- one episode --------------------------------------------------------------------
+
+
+def test_a_click_on_a_frame_takes_the_player_to_its_time(opened: Any, address: str) -> None:
+    page = opened(address)
+    page.goto(first_with(page, 2, address))
+    page.wait_for_selector(".strip img")
+    until(page, "document.querySelector('video').readyState >= 2")
+    frame = page.locator(".asked .strip button").nth(5)
+    frame.click()
+    seconds = page.request.get(address + "api/episode/" + page.url.rpartition("/")[2]).json()["overview"][
+        "times"
+    ]
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds[5]}) < 1e-3")
+    until(page, "!document.querySelector('video').seeking")
+    assert page.locator(".asked .strip li.at").count() == 1
+    assert page.locator(".tl-now").is_visible()
+    bar = page.locator(".watching .tl-zoom").last
+    said = re.search(r"Turn \d: (\d+):([\d.]+) to", bar.get_attribute("aria-label"))
+    assert said is not None
+    bar.click()
+    at = 60 * int(said[1]) + float(said[2])
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {at}) < 0.051")
+    shot(page, "episode-light")
+
+
+def test_an_episode_shows_its_turns_its_worth_and_the_engine_against_the_learner(
+    opened: Any, address: str
+) -> None:
+    page = opened(address)
+    page.goto(first_with(page, 1, address))
+    page.wait_for_selector(".turn .tok")
+    text = page.locator("article.episode").inner_text()
+    for words in (
+        "Overview, 16 frames",
+        "Zoom 0:",
+        "at 4 fps",
+        "Advantage",
+        "weights v",
+        "rollout-",
+        "episodes/0",
+    ):
+        assert words in text
+    page.get_by_text("Engine against learner").click()
+    assert "as a whole, not for single tokens" in page.locator("details").inner_text()
+    assert "3.2e-6" in page.locator("details").inner_text()
+    assert page.locator(".watching .tl-zoom:not([data-state='refused'])").count() == 1
+    refused = page.locator(".watching .tl-zoom[data-state='refused']")
+    assert refused.count() == page.locator(".turn .refused").count() == 1
+    assert re.search(r"Turn \d: .* fps, refused: ", refused.get_attribute("title"))
+    assert page.locator(".watching .tl-event").count() >= 1
+    assert page.locator(".watching .tl-tick").count() == 16
+
+
+def test_tokens_are_shaded_by_logprob_or_by_advantage(opened: Any, address: str) -> None:
+    page = opened(address)
+    page.goto(first_with(page, 1, address))
+    page.wait_for_selector(".tok")
+    shades = "[...document.querySelectorAll('.tok')].map(e => e.style.background)"
+    by_logprob = page.evaluate(shades)
+    assert len(set(by_logprob)) > 5
+    page.get_by_role("radio", name="Advantage").check()
+    by_advantage = page.evaluate(shades)
+    assert len(set(by_advantage)) == 1
+    assert "s3" in by_advantage[0] or "wrong" in by_advantage[0]
+    page.get_by_role("radio", name="None").check()
+    assert set(page.evaluate(shades)) == {""}
+
+
+def test_a_video_that_is_gone_is_said_in_place_of_it_and_of_its_frames(
+    opened: Any, run: Path, tmp_path: Path
+) -> None:
+    for log in run.glob("*/*.jsonl"):
+        log.write_text(re.sub(r'"[^"]*/needle-(\d)\.mp4"', r'"/gone/needle-\1.mp4"', log.read_text()))
+    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+        listed(page)
+        page.locator(".rows a").first.click()
+        page.wait_for_selector(".screen .trouble:visible")
+        assert "no such file; check the path" in page.locator(".screen .trouble").text_content()
+        page.wait_for_selector(".strip-note")
+        assert "no such file; check the path" in page.locator(".strip-note").first.text_content()
+        assert page.locator(".strip img").count() == 0
+        shot(page, "gone")
+    assert all("404" in text for text in opened.said)
+    opened.said.clear()
+
+
+# -- group --------------------------------------------------------------------------
+
+
+def test_the_samples_of_a_group_are_on_one_timeline_and_a_bar_opens_its_sample_there(
+    opened: Any, address: str
+) -> None:
+    page = opened(address)
+    page.goto(first_with(page, 2, address))
+    page.get_by_role("link", name="Group of 4").click()
+    page.wait_for_selector(".samples .sample")
+    assert page.locator(".samples .sample").count() == 4
+    assert page.locator(".sample.here").count() == 1
+    edges = page.evaluate(
+        "[...document.querySelectorAll('.tl-track')].map(e => e.getBoundingClientRect().left)"
+    )
+    assert len(set(edges)) == 1
+    page.locator(".sample.here .tl-zoom").first.click()
+    page.wait_for_selector("article.episode")
+    asked = float(page.url.rpartition("t=")[2])
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {asked}) < 1e-3")
+
+
+# -- keys, sizes, schemes -----------------------------------------------------------
+
+
+def test_everything_can_be_done_with_the_keyboard(opened: Any, address: str) -> None:
+    page = listed(opened(address))
+    wait_for_count(page, 54)
+    press = page.keyboard.press
+    press("j")
+    press("ArrowDown")
+    assert page.evaluate(FOCUSED) == "2"
+    press("k")
+    assert page.evaluate(FOCUSED) == "1"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    press("j")
+    href = page.evaluate("document.activeElement.getAttribute('href')")
+    press("Enter")
+    page.wait_for_selector("article.episode")
+    assert page.url.endswith(href)
+    press("j")
+    first = href.split("/")[-1].split("?")[0]
+    page.wait_for_selector(f"article.episode:not([data-id='{first}'])")
+    press("s")
+    assert page.get_by_role("radio", name="Advantage").is_checked()
+    press("g")
+    page.wait_for_selector("article.group")
+    press("j")
+    assert page.evaluate("document.activeElement.closest('.sample') !== null")
+    press("Escape")
+    page.wait_for_selector(".rows a:visible")
+    assert page.evaluate(FOCUSED) == "2"
+    press("/")
+    page.keyboard.type("how many")
+    until(page, "location.hash.includes('text=how+many')")
+    press("Escape")
+    wait_for_count(page, 54)
+    press("?")
+    assert page.get_by_role("dialog").is_visible()
+    press("Escape")
+    assert page.get_by_role("dialog").is_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_every_page_fits_and_is_accessible(
+    opened: Any, address: str, size: dict[str, int], scheme: str
+) -> None:
+    page = listed(opened(address, size, scheme))
+    wait_for_count(page, 54)
+    name = f"{'phone' if size is PHONE else 'desk'}-{scheme}"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    if size is PHONE:
+        page.get_by_role("button", name="Filters").click()
+        shot(page, f"filters-{name}")
+        assert fits(page)
+        assert axe(page) == []
+        page.get_by_role("button", name="Filters").click()
+    shot(page, f"list-{name}")
+    assert fits(page)
+    assert axe(page) == []
+    page.goto(first_with(page, 2, address))
+    page.wait_for_selector(".strip img")
+    until(page, "document.querySelector('video').readyState >= 2")
+    shot(page, f"episode-{name}")
+    assert fits(page)
+    assert axe(page) == []
+    page.get_by_role("radio", name="Advantage").check()
+    assert axe(page) == []
+    page.get_by_role("link", name="Group of 4").click()
+    page.wait_for_selector(".sample")
+    shot(page, f"group-{name}")
+    assert fits(page)
+    assert axe(page) == []
+    page.keyboard.press("?")
+    assert axe(page) == []
+
+
+def test_it_works_from_a_copy_of_the_run_alone(opened: Any, made_run: Path, tmp_path: Path) -> None:
+    """Without metrics, summary or configuration."""
+    run = tmp_path / "bare"
+    shutil.copytree(made_run / "episodes", run / "episodes")
+    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+        listed(page)
+        wait_for_count(page, 48)
+        page.locator(".rows a").first.click()
+        page.wait_for_selector(".strip img")
+        assert "tokenizer of this run was not found" in page.locator(".turn").nth(1).inner_text()
+        assert page.locator("details").count() == 0

@@ -1,0 +1,110 @@
+"""The learner's side of parity tests: log-probs by a plain Hugging Face forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+
+from vz_ray.env.chat_format import patch_grid
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import num_visual_tokens
+from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
+from vz_ray.video.frame import Frame, FrameRef
+
+TEXTS = (
+    '<think>look closer</think><video_zoom>{"segment":[1,2],"fps":2}</video_zoom>',
+    "<frame0_time0.00s><tool_response></tool_response><answer>A</answer> what flashes?",
+)
+
+
+def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0) -> Path:
+    """A small random checkpoint whose logits differ enough between tokens to be told apart."""
+    path = build_tiny_model(
+        directory,
+        TEXTS,
+        seed=seed,
+        config=TinyModelConfig(num_layers=2, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied),
+    )
+    model = load_hf_model(path)
+    perturb(model, seed + 100)
+    model.save_pretrained(path)
+    return path
+
+
+def load_hf_model(path: Path) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def perturb(model: Any, seed: int) -> None:
+    """Changes every parameter, so that whatever is not published shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def frame(seed: int, width: int, height: int) -> Frame:
+    rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    digest = blake3(rgb.tobytes()).hexdigest()
+    return Frame(FrameRef("v", "v.mp4", 0, float(seed), width, height, "none", "none", digest), rgb)
+
+
+class HfReference:
+    """An HF model beside an engine."""
+
+    def __init__(self, path: Path, banned: Sequence[int]) -> None:
+        from transformers import AutoProcessor
+
+        self.model = load_hf_model(path)
+        self.processor = AutoProcessor.from_pretrained(path)
+        self.tokenizer = self.processor.tokenizer
+        self.banned = list(banned)
+
+    def prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
+        """`text` with one `<image>` per frame."""
+        text = text.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+        return Prompt(tuple(self.tokenizer.encode(text, add_special_tokens=False)), tuple(frames), ())
+
+    def extend(self, prompt: Prompt, sampled: Sequence[int], text: str, frames: Sequence[Frame]) -> Prompt:
+        after = self.prompt(text, frames)
+        return Prompt((*prompt.compact_ids, *sampled, *after.compact_ids), (*prompt.frames, *frames), ())
+
+    def logprobs(self, prompt: Prompt, sampled: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """Log-probs `[T]` of `sampled` after `prompt`, bans and temperature applied."""
+        logits = self.logits(prompt, sampled)[:-1]
+        logits[:, self.banned] = float("-inf")
+        logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+        return logps[torch.arange(len(sampled)), torch.tensor(list(sampled))].tolist()
+
+    @torch.no_grad()
+    def logits(self, prompt: Prompt, sampled: Sequence[int] = ()) -> torch.Tensor:
+        """Logits `[T + 1, vocab]` after the prompt and after each of the `sampled` tokens."""
+        pad = self.model.config.image_token_id
+        left = iter(prompt.frames)
+        ids: list[int] = []
+        for token in prompt.compact_ids:
+            ids += [token] * (num_visual_tokens(patch_grid(next(left))) if token == pad else 1)
+        ids += sampled
+        tokens = torch.tensor([ids])
+        pixels = self.processor.image_processor(
+            images=[f.rgb.copy() for f in prompt.frames], return_tensors="pt"
+        )
+        logits = self.model(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            mm_token_type_ids=(tokens == pad).long(),
+            **pixels,
+        ).logits[0]
+        return logits[-len(sampled) - 1 :].float()
+
+
+def max_abs_diff(a: Sequence[float], b: Sequence[float]) -> float:
+    """Largest absolute difference."""
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,226 @@
+"""The engine's log-probs are those of the learner's model on the same ids and pixels.
+
+Both sides compute in float32 on the same CPU, so nothing but rounding may
+differ; 1e-4 is some fifty times what is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, frame, max_abs_diff, perturb
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import SamplingParams
+from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.weight_sync import (
+    ModuleSource,
+    ShmTransport,
+    WeightIntegrityError,
+    WeightPublisher,
+    WeightStore,
+    WeightUpdate,
+    build_parity_probe,
+    compute_learner_logprobs,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TOLERANCE = 1e-4
+ASK = "<|im_start|>user\n{images}what flashes?<|im_end|>\n<|im_start|>assistant\n"
+REPLY = (
+    "<|im_end|>\n<|im_start|>user\n<tool_response>{images}</tool_response><|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+class EngineUnderTest:
+    """An engine, the learner's model, and the way from one to the other."""
+
+    def __init__(self, engine: VllmEngine, reference: HfReference, store: WeightStore) -> None:
+        self.engine, self.reference, self.store = engine, reference, store
+        self.version = 0
+        probe = build_parity_probe(reference.tokenizer)
+        self.publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
+        self.sender = ShmTransport(
+            store,
+            ModuleSource(reference.model),
+            lambda: compute_learner_logprobs(
+                reference.model, reference.processor.image_processor, probe, reference.banned
+            ),
+        )
+
+    async def train_and_publish(self) -> None:
+        self.version += 1
+        perturb(self.reference.model, self.version)
+        report = await self.publisher.publish(self.version, self.sender, [self.engine])
+        assert report.updated == (self.engine.name,)
+
+    def overview(self) -> Prompt:
+        """Longer than a block of the prefix cache, with frames of three sizes."""
+        frames = [frame(i, 112, 84) for i in range(12)] + [frame(20, 56, 140), frame(21, 28, 28)]
+        images = "".join(f"<frame{i}_time{2.0 * i:.2f}s><image>" for i in range(len(frames)))
+        return self.reference.prompt(ASK.format(images=images), frames)
+
+    async def gap(self, prompt: Prompt, temperature: float, *, tokens: int = 16, seed: int = 0) -> float:
+        sampling = SamplingParams(temperature=temperature, max_tokens=tokens, seed=seed)
+        turn = await self.engine.generate(prompt, sampling, request_id="turn")
+        return max_abs_diff(turn.logprobs, self.reference.logprobs(prompt, turn.token_ids, temperature))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["untied", "tied"])
+async def side(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
+) -> AsyncIterator[EngineUnderTest]:
+    path = tmp_path_factory.mktemp("side")
+    model = build_tiny_checkpoint(path / "model", tied=request.param)
+    # Engines for NCCL and for a shared GPU take copies in shared memory as one does that knows nothing else.
+    transport = "nccl" if request.param else "ipc"
+    engine = await VllmEngine.start(
+        model, engine_config, name="engine", log_file=path / "engine.log", transport=transport
+    )
+    side = EngineUnderTest(engine, HfReference(model, engine.banned_token_ids), WeightStore(path / "weights"))
+    yield side
+    await engine.shutdown()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+async def test_several_turns_with_frames_of_different_sizes_agree(
+    side: EngineUnderTest, temperature: float
+) -> None:
+    await side.train_and_publish()
+    prompt = side.overview()
+    for turn in range(3):
+        sampling = SamplingParams(temperature=temperature, max_tokens=10, seed=turn)
+        sampled = await side.engine.generate(prompt, sampling, request_id=f"turn{turn}")
+        expected = side.reference.logprobs(prompt, sampled.token_ids, temperature)
+        assert max_abs_diff(sampled.logprobs, expected) <= TOLERANCE
+        # The second reply is to a zoom that failed: text, and no frame.
+        frames = [] if turn == 1 else [frame(40 + turn, 84, 56), frame(50 + turn, 28, 112)]
+        text = REPLY.format(images="<image>" * len(frames))
+        prompt = side.reference.extend(prompt, sampled.token_ids, text, frames)
+
+
+async def test_weights_arrive_and_are_labelled(side: EngineUnderTest) -> None:
+    before = await side.engine.generate(
+        side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="before"
+    )
+    await side.train_and_publish()
+    after = await side.engine.generate(
+        side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="after"
+    )
+    assert [span.version for span in after.versions] == [side.version]
+    assert [span.version for span in before.versions] == [side.version - 1]
+    assert before.logprobs != after.logprobs
+
+
+async def test_caches_kept_over_a_publish_would_be_noticed(side: EngineUnderTest) -> None:
+    """Fails if the parity tests above could pass on stale caches: here they are kept, and it shows."""
+    await side.train_and_publish()
+    prompt = side.overview()
+    assert await side.gap(prompt, 1.0) <= TOLERANCE
+    side.version += 1
+    perturb(side.reference.model, side.version)
+    update = await side.sender.prepare(side.version)
+    await side.engine.pause(clear_caches=False)
+    await side.engine.receive_weights(update)
+    await side.engine.resume()
+    stale = await side.gap(prompt, 1.0)
+    await side.engine.reset_caches()
+    assert stale > 100 * TOLERANCE
+    assert await side.gap(prompt, 1.0) <= TOLERANCE
+
+
+async def test_the_probe_alone_notices_kept_caches(side: EngineUnderTest) -> None:
+    await side.train_and_publish()
+
+    class Forgetful(VllmEngine):
+        async def pause(self, *, clear_caches: bool = True) -> None:
+            await super().pause(clear_caches=False)
+
+    forgetful = Forgetful.__new__(Forgetful)
+    forgetful.__dict__ = side.engine.__dict__
+    side.version += 1
+    perturb(side.reference.model, side.version)
+    with pytest.raises(WeightIntegrityError, match="differ from the learner's"):
+        await side.publisher.publish(side.version, side.sender, [forgetful])
+    await side.engine.reset_caches()
+    await side.engine.resume()
+    await side.train_and_publish()
+
+
+async def test_the_prefix_cache_spares_the_shared_part(side: EngineUnderTest) -> None:
+    prompt = side.overview()
+    await side.engine.generate(prompt, SamplingParams(max_tokens=2), request_id="first")
+    before = side.engine.stats()
+    await side.engine.generate(prompt, SamplingParams(max_tokens=2), request_id="second")
+    after = side.engine.stats()
+    assert after.cached_tokens > before.cached_tokens
+    assert after.sampled_tokens - before.sampled_tokens == 2
+    shown = len(prompt.frames)
+    assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (shown, shown)
+
+
+async def test_turns_fill_the_key_value_cache_and_empty_it_again(side: EngineUnderTest) -> None:
+    turn = asyncio.create_task(
+        side.engine.generate(side.overview(), SamplingParams(max_tokens=400), request_id="long")
+    )
+    used = 0
+    while not turn.done():
+        await asyncio.sleep(0.01)
+        used = max(used, side.engine.stats().kv_cache_used_tokens)
+    # A little later than the turn's end the scheduler says that it is gone.
+    await side.engine.generate(side.overview(), SamplingParams(max_tokens=2), request_id="short")
+    after = side.engine.stats()
+    assert len(side.overview().compact_ids) < used <= after.kv_cache_tokens
+    assert after.kv_cache_used_tokens < used
+
+
+async def test_turns_in_flight_go_on_with_the_new_weights(side: EngineUnderTest) -> None:
+    await side.train_and_publish()
+    old = side.version
+    turns = [
+        asyncio.create_task(
+            side.engine.generate(
+                side.overview(), SamplingParams(max_tokens=600, seed=seed), request_id=f"long{seed}"
+            )
+        )
+        for seed in range(6)
+    ]
+    # A short turn that was asked for after them is done: so they have begun.
+    await side.engine.generate(side.overview(), SamplingParams(max_tokens=2), request_id="short")
+    await side.train_and_publish()
+    versions = []
+    for sampled in await asyncio.gather(*turns):
+        spans = sampled.versions
+        assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+        assert spans[-1].end == len(sampled.token_ids)
+        versions.append([span.version for span in spans])
+        # What the new weights sampled follows from their own reading of all that came before.
+        expected = side.reference.logprobs(side.overview(), sampled.token_ids)
+        begin = spans[-1].start
+        assert spans[-1].version != side.version or (
+            max_abs_diff(sampled.logprobs[begin:], expected[begin:]) <= TOLERANCE
+        )
+    assert [old, side.version] in versions
+
+
+async def test_a_version_with_a_missing_tensor_is_refused(
+    side: EngineUnderTest, tmp_path: Path, engine_config: EngineConfig
+) -> None:
+    """Last in this module: the engine is of no use afterwards."""
+
+    class Partial(ModuleSource):
+        def specs(self):  # type: ignore[no-untyped-def]
+            return [spec for spec in super().specs() if not spec.name.endswith("layers.1.mlp.up_proj.weight")]
+
+    store = WeightStore(tmp_path)
+    manifest = store.write_version(99, Partial(side.reference.model))
+    info = {"directory": str(store.path(99)), "checksum": manifest.version.checksum}
+    await side.engine.pause()
+    with pytest.raises(Exception, match="gate_up_proj"):
+        await side.engine.receive_weights(WeightUpdate(99, manifest.version.checksum, info, manifest.nbytes))

@@ -1,0 +1,51 @@
+"""An engine that holds published adapters samples from the learner's policy; it knows nothing of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.learner.rank_worker import ADAPTERS, small_config
+from tests.learner.training_data import make_training_data
+from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, frame, max_abs_diff
+from vz_ray.config.learner import LossConfig, OptimizerConfig
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.env.trajectory import SamplingParams
+from vz_ray.learner.trainer import Trainer
+from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.weight_sync import ShmTransport, WeightPublisher, WeightStore, build_parity_probe
+
+TOLERANCE = 1e-4
+
+
+@pytest.mark.slow
+async def test_the_engine_samples_from_base_and_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
+    """Twice: the second publish starts from adapters that the first one must not have changed."""
+    model = build_tiny_checkpoint(tmp_path / "model")
+    world = make_training_data(model, groups=2, samples=2, overview=3, clip=2, side=(28, 56))
+    fast = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0)
+    trainer = Trainer(small_config(model, 0, lora=ADAPTERS, optimizer=fast, loss=LossConfig(kl_coef=0.0)))
+    engine = await VllmEngine.start(model, engine_config, name="engine", log_file=tmp_path / "engine.log")
+    try:
+        reference = HfReference(model, engine.banned_token_ids)
+        probe = build_parity_probe(reference.tokenizer)
+        publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
+        sender = ShmTransport(
+            WeightStore(tmp_path / "weights"), trainer.weight_source(), lambda: trainer.score_probe(probe)
+        )
+        frames = [frame(i, 112, 84) for i in range(4)]
+        prompt = reference.prompt("<image>" * 4 + "what flashes?", frames)
+        untrained = trainer.score_probe(probe)
+        for version in (1, 2):
+            trainer.sft_step(world.trajectories, world.pixels)
+            report = await publisher.publish(version, sender, [engine])
+            assert report.updated == (engine.name,)
+            trainer.export_hf(tmp_path / f"export-{version}")
+            exported = HfReference(tmp_path / f"export-{version}", engine.banned_token_ids)
+            sampling = SamplingParams(temperature=0.7, max_tokens=16, seed=version)
+            turn = await engine.generate(prompt, sampling, request_id=f"turn{version}")
+            assert max_abs_diff(turn.logprobs, exported.logprobs(prompt, turn.token_ids, 0.7)) <= TOLERANCE
+        assert max_abs_diff(trainer.score_probe(probe), untrained) > 100 * TOLERANCE
+    finally:
+        await engine.shutdown()

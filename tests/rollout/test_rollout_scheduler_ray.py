@@ -1,0 +1,205 @@
+"""The fleet on real parts: Ray actors, vLLM engines, decoded videos, published weights, a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+import ray
+import torch
+
+from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, max_abs_diff, perturb
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.data import SynthConfig
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.reward import RewardConfig
+from vz_ray.config.rollout import EngineConfig, RolloutConfig
+from vz_ray.data.task import Task
+from vz_ray.decode.pool import DecodePool
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import EpisodeStatus, SampledAction, SamplingParams, Trajectory
+from vz_ray.needle.needle_video import QuestionKind, make_video
+from vz_ray.needle.synthesis import encode_video, make_tasks
+from vz_ray.rewards import score_episode
+from vz_ray.rollout.ray_worker import RayWorkerClient, fetch_weights
+from vz_ray.rollout.rollout_scheduler import RolloutScheduler
+from vz_ray.rollout.rollout_worker import WorkerSetup
+from vz_ray.rollout.sample_tracker import SampleTracker
+from vz_ray.rollout.vllm_engine import banned_token_ids
+from vz_ray.weight_sync import (
+    ModuleSource,
+    ShmTransport,
+    WeightManifest,
+    WeightPublisher,
+    WeightStore,
+    build_parity_probe,
+    compute_learner_logprobs,
+)
+from vz_ray.weight_sync.weight_store import read_tensors
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EPISODE = EpisodeConfig(
+    prompt="conf/prompt/tiny.yaml",
+    max_turn_tokens=24,
+    max_context=900,
+    overview_frames=8,
+    min_pixels=784,
+    max_pixels=784,
+)
+
+
+class SingleNodeRollout:
+    """Everything that a run has, but the learner's training."""
+
+    def __init__(
+        self, path: Path, fleet: RolloutScheduler, tasks: list[Task], pool: DecodePool, reference: HfReference
+    ) -> None:
+        self.fleet, self.tasks, self.pool, self.reference = fleet, tasks, pool, reference
+        self.store = WeightStore(path / "weights", bucket_bytes=1 << 20)
+        self.ledger = SampleTracker()
+        self.sender = ShmTransport(self.store, ModuleSource(reference.model), self.score)
+
+    def score(self) -> tuple[float, ...]:
+        reference = self.reference
+        probe = build_parity_probe(reference.tokenizer)
+        return compute_learner_logprobs(
+            reference.model, reference.processor.image_processor, probe, reference.banned
+        )
+
+    async def worst_gap(self, trajectory: Trajectory) -> float:
+        """Largest difference to the learner's log-probs over all turns of a trajectory."""
+        frames = await self.pool.resolve(trajectory.frame_refs)
+        ids = list(trajectory.prompt.compact_ids)
+        seen = len(trajectory.prompt.frame_refs)
+        worst = 0.0
+        for turn in trajectory.turns:
+            assert isinstance(turn.action, SampledAction)
+            prompt = Prompt(tuple(ids), tuple(frames[:seen]), ())
+            expected = self.reference.logprobs(
+                prompt, turn.action.token_ids, turn.action.sampling_params.temperature
+            )
+            worst = max(worst, max_abs_diff(turn.action.logprobs, expected))
+            ids += turn.action.token_ids
+            if turn.observation is not None:
+                ids += turn.observation.compact_ids
+                seen += len(turn.observation.frame_refs)
+        return worst
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[SingleNodeRollout]:
+    video = make_video(3, 64.0, (QuestionKind.IDENTIFY,))
+    encode_video(video, path / "video.mp4", SynthConfig())
+    question = make_tasks(video, path / "video.mp4")[0]
+    tasks = [replace(question, task_id=f"{question.task_id}-{i}") for i in range(4)]
+    model = build_tiny_checkpoint(path / "model")
+    # Names of sockets are limited to 107 bytes, and pytest's directories are deep.
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(Path(tempfile.gettempdir()) / f"vz-{os.getpid()}"),
+        object_store_memory=200_000_000,
+    )
+    pool = DecodePool.start(ClipsConfig(num_actors=1, cpus_per_actor=0.1, disk_cache_gib=0))
+    config = RolloutConfig(
+        engine=replace(engine_config, max_num_seqs=16),
+        num_workers=1,
+        max_concurrent_episodes=8,
+        cpus_per_worker=0.1,
+    )
+    reward = RewardConfig(function="tests.rewards.user_functions:brevity")
+    setup = WorkerSetup(str(model), config, EPISODE, reward, pool, score_episode, str(path / "logs"))
+    reference = HfReference(model, banned_token_ids(model))
+    publisher = WeightPublisher(timeout_s=60, probe=build_parity_probe(reference.tokenizer))
+    fleet = RolloutScheduler(lambda name: RayWorkerClient(name, setup), config, publisher)
+    try:
+        await fleet.start()
+        yield SingleNodeRollout(path, fleet, tasks, pool, reference)
+        await fleet.close()
+    finally:
+        ray.shutdown()
+
+
+async def test_groups_are_played_scored_and_equal_to_the_learner(world: SingleNodeRollout) -> None:
+    perturb(world.reference.model, 1)
+    report = await world.fleet.publish(1, world.sender)
+    assert report.max_probe_diff is not None
+    assert report.max_probe_diff <= 1e-4
+    sampling = SamplingParams(temperature=0.7, max_tokens=24, seed=5)
+    groups = [g async for g in world.fleet.rollout(world.tasks[:2], 3, sampling, world.ledger, step=1)]
+    assert sorted(g.task_id for g in groups) == sorted(t.task_id for t in world.tasks[:2])
+    for trajectory in (t for group in groups for t in group.trajectories):
+        assert trajectory.status is not EpisodeStatus.FAILED, trajectory.error
+        assert trajectory.reward is not None
+        assert set(trajectory.reward.extra) == {"brevity", "turns"}, (
+            "the user's own parts, found in the worker"
+        )
+        assert trajectory.weight_versions == (1,)
+        assert len(trajectory.frame_refs) == len(trajectory.grids) >= 8
+        assert await world.worst_gap(trajectory) <= 1e-4
+    assert len({t.turns[0].action.token_ids for g in groups for t in g.trajectories}) > 1
+    [stats] = await world.fleet.worker_stats()
+    assert stats.weight_version == 1
+    assert stats.finished_episodes == 6
+
+
+async def test_a_killed_worker_is_replaced_and_nothing_is_lost(world: SingleNodeRollout) -> None:
+    """SIGKILL in mid-play: every group complete, the new worker has the present weights, no orphan stays."""
+    [stats] = await world.fleet.worker_stats()
+    engines = psutil.Process(stats.pid).children(recursive=True)
+    assert engines
+    groups = world.fleet.rollout(world.tasks, 4, SamplingParams(max_tokens=24), world.ledger, step=2)
+    first = await anext(groups)
+    os.kill(stats.pid, signal.SIGKILL)
+    rest = [group async for group in groups]
+    trajectories = [t for group in (first, *rest) for t in group.trajectories]
+    assert len(trajectories) == 16
+    assert all(t.status is not EpisodeStatus.FAILED for t in trajectories)
+    replayed = [t for t in trajectories if t.worker == "rollout-1"]
+    assert replayed
+    assert {version for t in replayed for version in t.weight_versions} == {1}
+    assert [(s.name, s.state.value) for s in world.fleet.worker_statuses()] == [
+        ("rollout-0", "dead"),
+        ("rollout-1", "ready"),
+    ]
+    assert await world.worst_gap(replayed[0]) <= 1e-4
+    assert len([key for key in world.ledger.accepted if key[0] == 2]) == 16
+    _, alive = psutil.wait_procs(engines, timeout=30)
+    assert not alive
+
+
+async def test_the_replacement_takes_the_next_version(world: SingleNodeRollout) -> None:
+    perturb(world.reference.model, 2)
+    report = await world.fleet.publish(2, world.sender)
+    assert report.updated == ("rollout-1",)
+    [group] = [
+        g async for g in world.fleet.rollout(world.tasks[:1], 2, SamplingParams(), world.ledger, step=3)
+    ]
+    assert group.trajectories[0].weight_versions == (2,)
+
+
+async def test_a_version_is_fetched_to_a_node_that_lacks_it(world: SingleNodeRollout, tmp_path: Path) -> None:
+    number = world.store.versions()[-1]
+    node = ray.get_runtime_context().get_node_id()
+    manifest, *buckets = await fetch_weights(str(world.store.path(number)), node)
+    there = WeightStore(tmp_path / "there").install(
+        WeightManifest.from_json(await manifest), [await bucket for bucket in buckets]
+    )
+    here = dict(read_tensors(world.store.path(number), world.store.load_manifest(number)))
+    copied = dict(read_tensors(there, world.store.load_manifest(number)))
+    assert here.keys() == copied.keys()
+    assert all(torch.equal(here[name], copied[name]) for name in here)

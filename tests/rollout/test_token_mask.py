@@ -1,0 +1,189 @@
+"""Image slots are made where frames are, never sampled; what is left renormalises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoTokenizer
+
+from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, frame, load_hf_model, max_abs_diff
+from vz_ray.config.rollout import EngineConfig
+from vz_ray.env.protocols import Prompt
+from vz_ray.env.trajectory import SamplingParams
+from vz_ray.rollout.vllm_engine import VllmEngine, frame_cache_key
+from vz_ray.utils.errors import UserError
+from vz_ray.utils.timeouts import StepTimeout
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ASK = "<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n"
+ZOOM = "</video_zoom>"
+
+
+def checkpoint_preferring(path: Path, loved: list[int], liked: list[int]) -> Path:
+    """A checkpoint that says nothing but `loved`, or, where it must not, often `liked`.
+
+    Its layers add nothing and its embeddings share a direction, so the last
+    hidden state points there, and so do the output rows of these tokens.
+    """
+    model = load_hf_model(build_tiny_checkpoint(path))
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight.zero_()
+        model.model.language_model.embed_tokens.weight += 0.5
+        model.lm_head.weight[loved] = 1.0
+        model.lm_head.weight[liked] = 0.05
+    model.save_pretrained(path)
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(
+    tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
+) -> AsyncIterator[tuple[VllmEngine, HfReference]]:
+    path = tmp_path_factory.mktemp("ban")
+    config = load_hf_model(build_tiny_checkpoint(path / "model")).config
+    pads = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
+    [zoom] = AutoTokenizer.from_pretrained(path / "model").encode(ZOOM)
+    model = checkpoint_preferring(path / "model", pads, [zoom])
+    engine = await VllmEngine.start(
+        model, engine_config, name="engine", log_file=path / "engine.log", turn_timeout_s=60
+    )
+    yield engine, HfReference(model, engine.banned_token_ids)
+    await engine.shutdown()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+async def test_placeholders_are_never_sampled_though_the_model_wants_nothing_else(
+    pair: tuple[VllmEngine, HfReference], temperature: float
+) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    wanted = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
+    assert reference.model.config.image_token_id in engine.banned_token_ids
+    assert wanted > 0.99
+    for seed in range(4):
+        turn = await engine.generate(
+            prompt, SamplingParams(temperature, max_tokens=64, seed=seed), request_id=f"turn{seed}"
+        )
+        assert not set(turn.token_ids) & set(engine.banned_token_ids)
+        assert max_abs_diff(turn.logprobs, reference.logprobs(prompt, turn.token_ids, temperature)) <= 1e-4
+
+
+async def test_what_is_not_banned_adds_up_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    allowed = [
+        i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids
+    ]
+    logits = reference.logits(prompt)[0]
+    expected = logits[allowed].log_softmax(-1)[:8].tolist()
+    got = [
+        (await engine.compute_logprobs(prompt, [token], request_id=f"t{token}"))[0] for token in allowed[:8]
+    ]
+    assert max_abs_diff(expected, got) <= 1e-4
+
+
+async def test_a_turn_stops_after_a_zoom_call_and_keeps_it(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    [zoom] = reference.tokenizer.encode(ZOOM)
+    for seed in range(4):
+        turn = await engine.generate(
+            prompt, SamplingParams(max_tokens=200, seed=seed), request_id=f"stop{seed}"
+        )
+        assert turn.stop_reason == "zoom"
+        assert turn.token_ids.index(zoom) == len(turn.token_ids) - 1
+        assert len(turn.logprobs) == len(turn.token_ids)
+
+
+async def test_a_turn_that_is_cut_says_so(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    turn = await engine.generate(prompt, SamplingParams(max_tokens=1, seed=1), request_id="cut")
+    assert len(turn.token_ids) == 1
+    assert turn.stop_reason == ("zoom" if reference.tokenizer.decode(turn.token_ids) == ZOOM else "length")
+
+
+async def test_seeds_repeat_and_greedy_has_no_chance(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+
+    async def ids(sampling: SamplingParams, name: str) -> tuple[int, ...]:
+        return (await engine.generate(prompt, sampling, request_id=name)).token_ids
+
+    assert await ids(SamplingParams(seed=7, max_tokens=20), "a") == await ids(
+        SamplingParams(seed=7, max_tokens=20), "b"
+    )
+    assert await ids(SamplingParams(seed=7, max_tokens=20), "c") != await ids(
+        SamplingParams(seed=8, max_tokens=20), "d"
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=20)
+    assert await ids(greedy, "e") == await ids(greedy, "f")
+
+
+async def test_seeds_repeat_when_prompts_are_read_in_parts(pair: tuple[VllmEngine, HfReference]) -> None:
+    """Together these prompts are longer than what the engine reads in one step."""
+    engine, reference = pair
+    ask = ASK.replace("what?", "what flashes? " * 200)
+    prompts = [reference.prompt(ask, [frame(seed, 56, 56)]) for seed in range(8)]
+    assert sum(len(prompt.compact_ids) for prompt in prompts) > 2048
+    sampling = SamplingParams(seed=7, max_tokens=8)
+    alone = await engine.generate(prompts[-1], sampling, request_id="alone")
+    await engine.reset_caches()
+    turns = [engine.generate(prompt, sampling, request_id=f"part{i}") for i, prompt in enumerate(prompts)]
+    assert (await asyncio.gather(*turns))[-1].token_ids == alone.token_ids
+
+
+async def test_frames_and_pads_that_do_not_match_are_an_error(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    short = Prompt(prompt.compact_ids, (*prompt.frames, frame(2, 28, 28)), ())
+    with pytest.raises(ValueError, match="1 image slots for 2 frames"):
+        await engine.generate(short, SamplingParams(), request_id="odd")
+    assert (await engine.generate(prompt, SamplingParams(max_tokens=2), request_id="after")).token_ids
+
+
+async def test_a_prompt_beyond_the_context_is_an_error(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    prompt = reference.prompt("what? " * 2000, [])
+    with pytest.raises(ValueError, match="turn long"):
+        await engine.generate(prompt, SamplingParams(), request_id="long")
+
+
+async def test_training_refuses_a_cut_distribution(pair: tuple[VllmEngine, HfReference]) -> None:
+    engine, reference = pair
+    with pytest.raises(ValueError, match="training needs top_p=1"):
+        await engine.generate(reference.prompt("what?", []), SamplingParams(top_p=0.9), request_id="cut")
+
+
+async def test_an_overdue_turn_names_the_engine_and_leaves_it_usable(
+    pair: tuple[VllmEngine, HfReference],
+) -> None:
+    engine, reference = pair
+    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    await engine.pause()
+    engine._turn_timeout_s = 0.2
+    with pytest.raises(StepTimeout, match="engine did not finish turn never"):
+        await engine.generate(prompt, SamplingParams(), request_id="never")
+    engine._turn_timeout_s = 60
+    await engine.resume()
+    assert (await engine.generate(prompt, SamplingParams(max_tokens=2), request_id="after")).token_ids
+    assert engine.stats().running_turns == 0
+
+
+async def test_equal_bytes_of_other_shape_are_another_frame() -> None:
+    wide, tall = frame(1, 56, 28), frame(1, 28, 56)
+    assert wide.rgb.tobytes() == tall.rgb.tobytes()
+    assert frame_cache_key(wide) != frame_cache_key(tall)
+
+
+async def test_a_directory_without_a_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        await VllmEngine.start(tmp_path, engine_config, name="engine", log_file=tmp_path / "log")

@@ -1,0 +1,46 @@
+"""Every (state, event) of a worker."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from vz_ray.rollout.worker_state import InvalidTransitionError, WorkerEvent, WorkerState, next_state
+
+S, E = WorkerState, WorkerEvent
+
+EXPECTED = {
+    (S.STARTING, E.STARTED): S.SYNCING,
+    (S.STARTING, E.DRAIN): S.DEAD,
+    (S.STARTING, E.DIED): S.DEAD,
+    (S.SYNCING, E.SYNCED): S.READY,
+    (S.SYNCING, E.DRAIN): S.DEAD,
+    (S.SYNCING, E.DIED): S.DEAD,
+    (S.READY, E.PUBLISH): S.SYNCING,
+    (S.READY, E.DRAIN): S.DRAINING,
+    (S.READY, E.DIED): S.DEAD,
+    (S.DRAINING, E.DRAIN): S.DRAINING,
+    (S.DRAINING, E.EMPTY): S.DEAD,
+    (S.DRAINING, E.DIED): S.DEAD,
+    (S.DEAD, E.DIED): S.DEAD,
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(S, E)))
+def test_every_pair_is_allowed_or_refused(state: WorkerState, event: WorkerEvent) -> None:
+    if (state, event) in EXPECTED:
+        assert next_state(state, event) is EXPECTED[state, event]
+    else:
+        with pytest.raises(InvalidTransitionError, match=f"{state} cannot have event {event}"):
+            next_state(state, event)
+
+
+def test_nothing_leads_out_of_dead() -> None:
+    reached = {next_state(S.DEAD, event) for event in E if (S.DEAD, event) in EXPECTED}
+    assert reached == {S.DEAD}
+
+
+def test_ready_is_reached_from_syncing_only() -> None:
+    sources = {state for (state, _), target in EXPECTED.items() if target is S.READY}
+    assert sources == {S.SYNCING}

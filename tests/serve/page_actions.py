@@ -1,0 +1,61 @@
+"""What tests of the page do in a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import vz_ray
+
+ARTEFACTS = Path(vz_ray.__file__).parent.parent / "test-artefacts"
+DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+Page = Any
+
+
+def attach(page: Page, *files: Path) -> None:
+    before = page.locator("li.video").count()
+    page.set_input_files("input[type=file]", files)
+    for number in range(before, before + len(files)):
+        page.locator("li.video").nth(number).locator(".video-words", has_text="KB").wait_for()
+
+
+def ask(page: Page, text: str) -> Page:
+    """Asks, and gives the round."""
+    page.fill("#question", text)
+    page.keyboard.press("Control+Enter")
+    return page.locator("article.round").last
+
+
+def ask_and_wait(page: Page, text: str) -> Page:
+    found = ask(page, text)
+    found.locator("dl.facts").wait_for()
+    return found
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.05)
+
+
+def current_time(page: Page) -> float:
+    return float(page.evaluate("document.querySelector('video').currentTime"))
+
+
+def accessibility_violations(page: Page) -> list[str]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
+def fits_width(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def screenshot(page: Page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"page-{name}.png")

@@ -1,0 +1,306 @@
+"""The Files API: what is kept, for whom, how long, and what is left of what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.serve.conftest import GuardedServer, error_of
+from tests.video.sample_videos import VideoSpec, write_video
+from tests.video.test_image_reader import picture
+from vz_ray.config.serve import AccessConfig, UploadsConfig
+from vz_ray.serve.api_keys import add_key, generate_key
+from vz_ray.serve.file_store import FileStore
+from vz_ray.serve.files_api import open_store
+from vz_ray.utils.errors import UserError
+from vz_ray.video.image_encoding import encode_image
+
+PNG = encode_image(picture(56, 28))
+
+
+def send(client: httpx.Client, content: bytes, name: str = "a.mp4", **fields: str) -> httpx.Response:
+    return client.post("/v1/files", files={"file": (name, content)}, data=fields)
+
+
+def test_a_video_is_kept_as_openai_s_client_expects(serve, video):
+    served = serve()
+    client = openai.OpenAI(api_key=served.secret, base_url=f"{served.url}/v1", max_retries=0)
+    made = client.files.create(file=video, purpose="user_data")
+    assert made.id.startswith("file-")
+    assert (made.object, made.filename, made.purpose) == ("file", "video.mp4", "user_data")
+    assert made.bytes == video.stat().st_size
+    assert made.model_dump()["duration_s"] == pytest.approx(12.8)
+    assert [one.id for one in client.files.list()] == [made.id]
+    assert client.files.retrieve(made.id) == made
+    assert client.files.content(made.id).content == video.read_bytes()
+    assert served.left() == [f"{made.id}.json", f"{made.id}.mp4"]
+    assert client.files.delete(made.id).deleted
+    assert served.left() == []
+
+
+def test_an_image_is_known_by_its_content_not_its_name(serve):
+    served = serve()
+    with served.client() as client:
+        made = send(client, PNG, "movie.mp4").json()
+        assert made["content_type"] == "image/png"
+        assert made["duration_s"] is None
+    assert f"{made['id']}.png" in served.left()
+
+
+def test_lists_come_in_pages_and_both_orders(serve):
+    with serve().client() as client:
+        made = [
+            send(client, PNG, f"{n}.png", purpose=p).json()["id"]
+            for n, p in enumerate(["vision", "user_data"] * 2)
+        ]
+        page = client.get("/v1/files", params={"limit": 3}).json()
+        assert [one["id"] for one in page["data"]] == made[:0:-1]
+        assert (page["has_more"], page["first_id"], page["last_id"]) == (True, made[3], made[1])
+        page = client.get("/v1/files", params={"after": page["last_id"]}).json()
+        assert ([one["id"] for one in page["data"]], page["has_more"]) == ([made[0]], False)
+        page = client.get("/v1/files", params={"order": "asc", "purpose": "vision"}).json()
+        assert [one["id"] for one in page["data"]] == [made[0], made[2]]
+        for wrong in ({"limit": 0}, {"limit": "a"}, {"order": "up"}, {"after": "file-x"}):
+            error_of(client.get("/v1/files", params=wrong), 400)
+
+
+def test_another_key_s_files_are_not_there(serve):
+    served = serve()
+    bob, key = generate_key("bob")
+    add_key(served.keys, key)
+    with served.client() as alice, served.client(secret=bob) as other:
+        id = send(alice, PNG).json()["id"]
+        assert other.get("/v1/files").json()["data"] == []
+        asked = [
+            other.get(f"/v1/files/{id}"),
+            other.get(f"/v1/files/{id}/content"),
+            other.delete(f"/v1/files/{id}"),
+            other.get(f"/v1/files/file-{'0' * 32}"),
+        ]
+        assert len({error_of(response, 404)["message"] for response in asked}) == 1
+        assert alice.get(f"/v1/files/{id}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "id", ["..", "%2e%2e%2fkeys", "file-..", "file-" + "g" * 32, "file-*", "a" * 500, "%00"]
+)
+def test_an_id_is_never_a_path(serve, id):
+    served = serve()
+    with served.client() as client:
+        for path in (f"/v1/files/{id}", f"/v1/files/{id}/content"):
+            assert client.get(path).status_code == 404
+        assert client.delete(f"/v1/files/{id}").status_code in (404, 405)
+
+
+def test_a_player_may_ask_for_any_part_and_the_name_cannot_break_out(serve, video):
+    content = video.read_bytes()
+    with serve().client() as client:
+        id = send(client, content, 'a"; x=\r\ny.mp4/../ü<b>.mp4').json()["id"]
+        url = f"/v1/files/{id}/content"
+        part = client.get(url, headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, content[10:20])
+        assert part.headers["content-range"] == f"bytes 10-19/{len(content)}"
+        assert client.get(url, headers={"range": "bytes=-5"}).content == content[-5:]
+        whole = client.get(url)
+        assert whole.headers["content-type"] == "video/mp4"
+        assert whole.headers["x-content-type-options"] == "nosniff"
+        assert whole.headers["content-disposition"].startswith("attachment; filename")
+        assert not set(whole.headers["content-disposition"]) & set("<>\r\n/")
+        beyond = client.get(url, headers={"range": "bytes=999999999-"})
+        error_of(beyond, 416)
+        assert beyond.headers["content-range"].endswith(str(len(content)))
+        error_of(client.get(url, headers={"range": "bytes=x-y"}), 400)
+
+
+def heavy(folder: Path) -> bytes:
+    """A video in a codec that is not decoded here."""
+    return write_video(folder, VideoSpec("v.mkv", codec="ffv1", frames=3, b_frames=0)).read_bytes()
+
+
+HOSTILE = {
+    "ffconcat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "m3u8": b"#EXTM3U\n#EXTINF:1,\nhttp://169.254.169.254/latest\n",
+    "mpd": b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/passwd</BaseURL></MPD>',
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "html": b"<html><script>alert(1)</script></html>",
+    "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    "elf": b"\x7fELF" + bytes(600),
+    "gif": b"GIF89a" + bytes(600),
+    "wav": b"RIFF\0\0\0\0WAVEfmt " + bytes(600),
+    "heic": b"\0\0\0\x20ftypheic" + bytes(600),
+    "empty": b"",
+    "mp4 that is none": b"\0\0\0\x20ftypisom" + bytes(600),
+    "playlist behind a box": b"\0\0\0\x08free#EXTM3U\nhttp://127.0.0.1/\n",
+    "png that is none": b"\x89PNG\r\n\x1a\n" + bytes(600),
+    "half a png": encode_image(picture(640, 360))[:3000],
+    "half a jpeg": encode_image(picture(640, 360), "jpeg")[:3000],
+    "avi that is none": b"RIFF\0\0\0\0AVI LIST" + bytes(600),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_video_or_image_is_refused_and_not_kept(serve, name):
+    served = serve()
+    with served.client() as client:
+        for called in ("a.mp4", "a.png"):
+            response = send(client, HOSTILE[name], called)
+            error_of(response, 400)
+            assert str(served.directory) not in response.text
+            assert "passwd" not in response.text
+    assert served.left() == []
+
+
+def test_a_codec_that_is_not_decoded_and_a_video_cut_short_are_refused(serve, video, tmp_path):
+    served = serve()
+    with served.client() as client:
+        assert error_of(send(client, heavy(tmp_path)), 400)["code"] == "unsupported_codec"
+        error_of(send(client, video.read_bytes()[:2000]), 400)
+    assert served.left() == []
+
+
+def test_the_form_says_no_more_than_it_may(serve):
+    served = serve()
+    two = [("file", ("a.png", PNG)), ("file", ("b.png", PNG))]
+    with served.client() as client:
+        post = client.post
+        assert "more than one" in error_of(post("/v1/files", files=two), 400)["message"]
+        assert (
+            error_of(post("/v1/files", files={"purpose": (None, "vision")}), 400)["code"]
+            == "missing_parameter"
+        )
+        assert error_of(send(client, PNG, colour="red"), 400)["code"] == "unknown_parameter"
+        assert error_of(send(client, PNG, purpose="fine-tune"), 400)["param"] == "purpose"
+        error_of(send(client, PNG, purpose="a" * 1000), 400)
+        for seconds in ("1", "a", "-5", "9" * 50):
+            error = error_of(send(client, PNG, **{"expires_after[seconds]": seconds}), 400)
+            assert error["param"] == "expires_after[seconds]"
+        error_of(send(client, PNG, **{"expires_after[anchor]": "now"}), 400)
+        purpose = [("purpose", (None, "vision")), ("purpose", (None, "vision")), ("file", ("a.png", PNG))]
+        assert "twice" in error_of(post("/v1/files", files=purpose), 400)["message"]
+        as_file = {"file": ("a.png", PNG), "purpose": ("b", "vision")}
+        assert "not a file" in error_of(post("/v1/files", files=as_file), 400)["message"]
+        assert "no filename" in error_of(post("/v1/files", files={"file": (None, PNG)}), 400)["message"]
+    assert served.left() == []
+
+
+def test_a_file_above_the_limit_is_refused_and_not_kept(serve):
+    served = serve(file_bytes=len(PNG) - 1)
+    with served.client() as client:
+        assert error_of(send(client, PNG), 413)["code"] == "file_too_large"
+    assert served.left() == []
+
+
+def aged(served: GuardedServer, id: str, seconds: float) -> None:
+    """Makes a file one that was last used so long ago."""
+    then = time.time() - seconds
+    os.utime(served.directory / f"{id}.json", (then, then))
+
+
+def test_the_quota_drops_one_s_own_idle_files_and_nobody_else_s(serve):
+    served = serve(files_gb=3.5 * len(PNG) / 2**30)
+    bob, key = generate_key("bob")
+    add_key(served.keys, key)
+    with served.client() as alice, served.client(secret=bob) as other:
+        theirs = send(other, PNG).json()["id"]
+        old, newer = (send(alice, PNG).json()["id"] for _ in range(2))
+        assert error_of(send(alice, PNG), 507)["code"] == "storage_full"  # all are in use
+        aged(served, theirs, 9000)
+        aged(served, old, 8000)
+        aged(served, newer, 7000)
+        last = send(alice, PNG).json()["id"]
+        assert {name[:37] for name in served.left()} == {theirs, newer, last}
+
+
+def test_a_file_that_was_not_used_for_long_expires_and_use_keeps_it(serve):
+    served = serve(days=1)
+    with served.client() as client:
+        idle, used = (send(client, PNG).json()["id"] for _ in range(2))
+        aged(served, idle, 80_000)
+        aged(served, used, 80_000)
+        client.get(f"/v1/files/{used}")
+        aged(served, idle, 90_000)
+        error_of(client.get(f"/v1/files/{idle}"), 404)
+        assert [one["id"] for one in client.get("/v1/files").json()["data"]] == [used]
+    FileStore(served.directory, 2**30, 1, 2**30)
+    assert served.left() == [f"{used}.json", f"{used}.png"]
+
+
+def test_a_file_may_have_an_end_of_its_own(serve):
+    served = serve()
+    with served.client() as client:
+        made = send(
+            client, PNG, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+        ).json()
+        assert made["expires_at"] - made["created_at"] == 3600
+        facts = served.directory / f"{made['id']}.json"
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"expires_at": 1.0}))
+        error_of(client.get(f"/v1/files/{made['id']}"), 404)
+
+
+async def test_what_a_server_that_died_had_begun_is_gone_at_the_next_start(tmp_path):
+    directory = tmp_path / "uploads"
+    store = FileStore(directory, 2**30, 1, 2**30)
+    (directory / f"file-{'1' * 32}.mp4").write_bytes(b"half")
+    (directory / f"file-{'1' * 32}.part").write_bytes(b"{")
+    (directory / f"file-{'2' * 32}.part").write_bytes(b"{")
+    (directory / "notes.txt").write_text("someone else's")
+    async with store.incoming("alice") as incoming:
+        incoming.write(PNG)
+        incoming.finish()
+        other = multiprocessing.get_context("spawn").Process(
+            target=FileStore, args=(directory, 2**30, 1, 2**30)
+        )
+        other.start()
+        other.join()
+        assert other.exitcode == 0
+        assert incoming.path.read_bytes() == PNG  # it is being written
+        stored = store.add(incoming, "a.png", "vision")
+    left = sorted(path.name for path in directory.iterdir())
+    assert left == [f"{stored.id}.json", f"{stored.id}.png", "notes.txt"]
+    FileStore(directory, 2**30, 1, 2**30)
+    assert store.get(stored.id, "alice") == stored
+
+
+async def test_expired_files_go_though_nobody_asks_for_them(tmp_path):
+    store = FileStore(tmp_path, 2**30, 1, 2**30)
+    sweeping = asyncio.create_task(store.sweep_periodically(interval_s=0.01))
+    async with store.incoming("alice") as incoming:
+        incoming.write(PNG)
+        incoming.finish()
+        store.add(incoming, "a.png", "vision", expires_s=0)
+    for _ in range(1000):
+        await asyncio.sleep(0.01)
+        if not any(tmp_path.iterdir()):
+            break
+    assert not any(tmp_path.iterdir())
+    sweeping.cancel()
+
+
+async def test_facts_that_are_damaged_take_their_file_with_them(tmp_path):
+    store = FileStore(tmp_path, 2**30, 1, 2**30)
+    async with store.incoming("alice") as incoming:
+        incoming.write(PNG)
+        incoming.finish()
+        stored = store.add(incoming, "a.png", "vision")
+    (tmp_path / f"{stored.id}.json").write_text("{")
+    assert store.get(stored.id, "alice") is None
+    FileStore(tmp_path, 2**30, 1, 2**30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_is_its_user_s_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = open_store(UploadsConfig(), AccessConfig())
+    assert store.directory == tmp_path / "vz_ray" / "uploads"
+    assert store.directory.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"files\.directory"):
+        open_store(UploadsConfig(directory=str(tmp_path / "file")), AccessConfig())

@@ -1,0 +1,151 @@
+"""`vz-ray serve`, `ask` and `roll` as a user runs them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.serve.test_server_lifecycle import changed
+from tests.video.sample_videos import VideoSpec, write_video
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+START_S = 400.0
+
+
+def vz_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vz_ray.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    write_video(folder, VideoSpec("v.mp4", frames=300))
+    return folder
+
+
+def settings(folder: Path) -> list[str]:
+    return [
+        "model=assets/tiny-base",
+        f"log_dir={folder}/logs",
+        f"files.directory={folder}/uploads",
+        "clips.disk_cache_gib=0",
+        "engine.kv_cache_gib=0.25",
+    ]
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """Of a server that is ended by Ctrl-C, as is checked."""
+    command = [
+        sys.executable,
+        "-m",
+        "vz_ray.cli",
+        "serve",
+        "conf/serve/tiny.yaml",
+        "port=0",
+        *settings(folder),
+    ]
+    with (folder / "out.txt").open("w") as out:
+        process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        until = time.monotonic() + START_S
+        while "answers at" not in (said := (folder / "out.txt").read_text()):
+            assert process.poll() is None, said
+            assert time.monotonic() < until, said
+            time.sleep(0.5)
+        yield next(word for word in said.split() if word.startswith("http://"))
+        below = process.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0, (folder / "out.txt").read_text()
+        gone, left = psutil.wait_procs(below, timeout=10)
+        assert not left, left
+        assert gone
+        assert not (folder / "logs/server.json").exists()
+
+
+def test_a_question_is_answered_in_the_terminal(url: str, folder: Path):
+    asked = vz_ray("ask", str(folder / "v.mp4"), "What is it? A. disc B. ring", "--server", url)
+    assert asked.returncode == 0, asked.stderr
+    assert "6 frames of it shown" in asked.stdout
+    assert not [file for file in (folder / "uploads").rglob("*") if file.is_file()]
+
+
+def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Path):
+    other = changed(tmp_path / "other")
+    assert "nothing to go back to" in vz_ray("roll", "--back", "--at", f"{folder}/logs").stderr
+    rolled = vz_ray("roll", str(other), "--at", f"{folder}/logs")
+    assert rolled.returncode == 0, rolled.stderr
+    assert f"version 2 is served: {other}" in rolled.stdout
+    assert httpx.get(f"{url}/v1/models").json()["data"][1]["id"] == "zoomer@2"
+    back = vz_ray("roll", "--back", "--at", f"{folder}/logs")
+    assert "version 3 is served" in back.stdout
+    assert back.stdout.split(": ")[1].startswith(str(Path("assets/tiny-base").resolve()))
+
+
+def test_a_server_that_is_stopped_while_it_starts_does_not_speak_of_checkpoints(folder: Path):
+    command = [sys.executable, "-m", "vz_ray.cli", "serve", "conf/serve/tiny.yaml", "port=0"]
+    process = psutil.Popen(
+        [*command, *settings(folder / "stopped")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + START_S
+    while not any("raylet" in name_of(below) for below in process.children(recursive=True)):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == (
+        "vz-ray: stopped by SIGINT; it had not begun to serve, and a server keeps nothing; the same command "
+        "starts it anew"
+    )
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
+
+
+def test_a_port_that_is_taken_is_said_at_once(url: str, folder: Path):
+    port = url.rpartition(":")[2]
+    refused = vz_ray("serve", "conf/serve/tiny.yaml", f"port={port}", *settings(folder / "second"))
+    assert refused.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve"], "give the agent's directory: model=..."),
+        (["serve", "model=assets/tiny-base", "host=0.0.0.0"], "vz-ray keys create"),
+        (["serve", "model=assets/tiny-base", "epsiode.max_rounds=3"], "episode"),
+        (["ask", "nothing.mp4", "What?"], "there is no file nothing.mp4"),
+        (["ask", "What?", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
+        (["roll"], "or --back"),
+        (["roll", "assets/tiny-base", "--at", "nowhere"], "start one with `vz-ray serve`"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(arguments, said):
+    refused = vz_ray(*arguments)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_question_without_a_server_starts_an_engine(folder: Path):
+    more = [word for setting in settings(folder) for word in ("-s", setting)]
+    asked = vz_ray("ask", str(folder / "v.mp4"), "What is it?", "-s", "conf/serve/tiny.yaml", *more)
+    assert asked.returncode == 0, asked.stderr
+    assert "6 frames of it shown" in asked.stdout
+    assert "after" in asked.stdout

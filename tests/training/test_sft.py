@@ -1,0 +1,204 @@
+"""`vz-ray sft`: trajectories from a file, checked, learned from and exported."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.small_run import SmallRun, run_vz_ray
+from vz_ray.config import load_config
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.episode_record import EpisodeRecord, append_records, read_records
+from vz_ray.data.sft_data import load_chat_format, read_sft_data
+from vz_ray.data.sft_file import trajectory_to_sample
+from vz_ray.data.task_file import read_tasks
+from vz_ray.monitoring.metric_logger import read_metrics
+from vz_ray.needle.exemplars import collect_exemplars, zoom_oracle_factory
+from vz_ray.utils.errors import UserError
+from vz_ray.video.frame import Frame, FrameRef
+from vz_ray.video.image_encoding import encode_image
+from vz_ray.video.local_source import LocalFrameSource
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return SmallRun.create(tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def exemplars(small: SmallRun) -> Path:
+    config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
+    wire, tasks = load_chat_format(config.model, config.episode), read_tasks(small.data("sft"))
+    with LocalFrameSource() as frames:
+        played = asyncio.run(
+            collect_exemplars(tasks, frames, wire, config.episode, zoom_oracle_factory(wire))
+        )
+    path = small.folder / "exemplars.jsonl"
+    append_records(path, [EpisodeRecord(task, one) for task, one in zip(tasks, played, strict=True)])
+    return path
+
+
+def overrides(small: SmallRun, exemplars: Path) -> list[str]:
+    episode = {"prompt": "conf/prompt/tiny.yaml", "min_pixels": 784, "max_pixels": 784, "max_context": 2048}
+    settings = [f"episode.{key}={value}" for key, value in episode.items()]
+    learner = ["learner.zero_stage=0", "learner.loss.kl_coef=0", "learner.num_threads=1"]
+    small_ones = [
+        "clips.num_actors=1",
+        "clips.disk_cache_gib=0",
+        "sft.max_steps=2",
+        "sft.batch_size=2",
+        "sft.lr_schedule=cosine",
+    ]
+    paths = [f"runs={small.runs}", f"model={small.folder / 'base'}", f"data={exemplars}"]
+    return [*settings, *learner, *small_ones, *paths]
+
+
+def test_a_checkpoint_is_taught_and_exported(small: SmallRun, exemplars: Path) -> None:
+    ended = run_vz_ray("sft", *overrides(small, exemplars), "name=taught")
+    assert ended.returncode == 0, ended.stderr
+    policy = small.runs / "taught" / "models" / "policy"
+    assert (policy / "config.json").exists()
+    weights = "model.safetensors"
+    assert (policy / weights).read_bytes() != (small.folder / "base" / weights).read_bytes()
+    assert len((small.runs / "taught" / "policy.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_supervised_run_is_watched_as_any_other(
+    small: SmallRun, exemplars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`live.json`, TensorBoard, MLflow where it is installed, and log lines that name run, rank and step."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = small.runs / "watched"
+    mlruns = small.folder / "mlruns"
+    with_mlflow = importlib.util.find_spec("mlflow") is not None
+    uri = [f"monitoring.mlflow_tracking_uri={mlruns.as_uri()}"] if with_mlflow else []
+    more = ["monitoring.log_format=json", "monitoring.poll_interval_s=1", "sft.max_steps=3", *uri]
+    ended = run_vz_ray("sft", *overrides(small, exemplars), *more, "name=watched")
+    assert ended.returncode == 0, ended.stderr
+    live = json.loads((run / "live.json").read_text())
+    assert (live["state"], live["unit"], live["iteration"], live["iterations"]) == ("ended", "step", 3, 3)
+    assert (live["fleet"], live["checkpoint"]["iteration"], live["clips"]["decoders"]) == ({}, 3, 1)
+    rows = read_metrics(run / "policy.jsonl")
+    events = EventAccumulator(str(run / "tensorboard" / "policy")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    shown = run_vz_ray("top", str(run), "--once").stdout
+    assert "step 3 of 3" in shown
+    assert re.search(r"loss +\S{3} +\d", shown)
+    lines = [json.loads(line) for line in (run / "logs" / "vz_ray.log").read_text().splitlines()]
+    assert {line["run"] for line in lines} == {"watched"}
+    ranks = [json.loads(line) for line in objects(run / "logs" / "learner-rank-0.log")]
+    assert ranks
+    assert {(line["run"], line["worker"], line["rank"]) for line in ranks} == {
+        ("watched", "learner-rank-0", 0)
+    }
+    if with_mlflow:
+        [tracked] = mlruns.glob("*/*/metrics/loss")
+        assert [float(line.split()[1]) for line in tracked.read_text().splitlines()] == pytest.approx(
+            [row["loss"] for row in rows]
+        )
+
+
+def objects(path: Path) -> list[str]:
+    """The lines of a log that are objects; what C code prints is none."""
+    return [line for line in path.read_text().splitlines() if line.startswith("{")]
+
+
+def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, exemplars: Path) -> None:
+    given = overrides(small, exemplars)
+    assert len(read_sft_data(load_config(SftRunConfig, None, given))) == 4
+    other = load_config(SftRunConfig, None, [*given, "episode.prompt=conf/prompt/zoom.yaml"])
+    with pytest.raises(
+        UserError, match=r"trajectory 0/sft-0000-\w+/0#0 is written as clean-.*set episode.prompt"
+    ):
+        read_sft_data(other)
+    tight = load_config(SftRunConfig, None, [*given, "episode.max_context=64"])
+    with pytest.raises(UserError, match=r"tokens, above episode\.max_context \(64\)"):
+        read_sft_data(tight)
+
+
+@pytest.fixture(scope="module")
+def samples(small: SmallRun, exemplars: Path) -> Path:
+    """The same exemplars in the common layout, with images on disk; one has a turn that is only read."""
+    folder = small.folder / "samples"
+    config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
+    wire = load_chat_format(config.model, config.episode)
+    trajectories = [record.trajectory for record in read_records(exemplars)]
+    with LocalFrameSource() as frames:
+        refs = [ref for trajectory in trajectories for ref in trajectory.frame_refs]
+        found = asyncio.run(resolved(frames, refs))
+    (folder / "images").mkdir(parents=True)
+    for frame in found:
+        (folder / "images" / f"{frame.ref.digest}.png").write_bytes(encode_image(frame.rgb))
+    records = [
+        trajectory_to_sample(
+            one, wire, lambda ref: f"images/{ref.digest}.png", num_context_turns=int(number == 0)
+        )
+        for number, one in enumerate(sorted(trajectories, key=lambda one: -len(one.turns)))
+    ]
+    (folder / "sft.json").write_text(json.dumps(records))
+    return folder / "sft.json"
+
+
+async def resolved(frames: LocalFrameSource, refs: Sequence[FrameRef]) -> list[Frame]:
+    return await frames.resolve(refs)
+
+
+def test_samples_of_the_common_layout_teach_as_episodes_do(
+    small: SmallRun, exemplars: Path, samples: Path
+) -> None:
+    """Through the real learner, with images by path that the decoders read."""
+    ended = run_vz_ray("sft", *overrides(small, samples), "sft.batch_size=4", "name=samples")
+    assert ended.returncode == 0, ended.stderr
+    assert "4 trajectories, at most 2 times each" in ended.stdout
+    policy = small.runs / "samples" / "models" / "policy"
+    assert (policy / "config.json").exists()
+    weights = "model.safetensors"
+    assert (policy / weights).read_bytes() != (small.folder / "base" / weights).read_bytes()
+    assert len((small.runs / "samples" / "policy.jsonl").read_text().splitlines()) == 2
+
+
+def test_samples_too_long_or_not_of_the_layout_are_named(
+    small: SmallRun, samples: Path, tmp_path: Path
+) -> None:
+    tight = run_vz_ray("sft", *overrides(small, samples), "episode.max_context=64", "name=tight")
+    assert tight.returncode == 2
+    assert "sft.json: trajectory 0/sft-0/0#0 has" in tight.stderr
+    assert "above episode.max_context (64)" in tight.stderr
+    broken = samples.parent / "broken.json"
+    broken.write_text(json.dumps([{**json.loads(samples.read_text())[0], "images": []}]))
+    config = load_config(SftRunConfig, None, [*overrides(small, samples), f"data={broken}"])
+    with pytest.raises(UserError, match=r"broken\.json, record 0: \d+ <image> in messages for 0 images"):
+        read_sft_data(config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["exemplars\n", "", "{}", '{"task": 1}\n', '"messages"', "{\n", "\x00\xff", '{"conversations": []}'],
+)
+def test_a_file_of_neither_layout_is_named(
+    small: SmallRun, exemplars: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "other.jsonl").write_text(text, encoding="latin-1")
+    config = load_config(
+        SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / 'other.jsonl'}"]
+    )
+    with pytest.raises(UserError, match=r"other\.jsonl holds neither samples .* nor episodes"):
+        read_sft_data(config)
+
+
+def test_a_missing_file_and_a_broken_log_are_named(small: SmallRun, exemplars: Path, tmp_path: Path) -> None:
+    given = overrides(small, exemplars)
+    with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
+        read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'none.jsonl'}"]))
+    (tmp_path / "log.jsonl").write_text('{"trajectory": 1}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl is no file of episodes"):
+        read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'log.jsonl'}"]))

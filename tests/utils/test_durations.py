@@ -1,0 +1,12 @@
+"""Numbers in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from vz_ray.utils.durations import format_duration
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3.41, "3.4 s"), (75, "1 min 15 s"), (3660, "1 h 01 min")])
+def test_duration(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words

@@ -1,0 +1,144 @@
+"""Video files made for tests, and the slow, obvious way to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """How to make a video: `times` are in ticks of 1 / `rate` seconds, one frame each."""
+
+    name: str
+    codec: str = "libx264"
+    frames: int = 320
+    rate: int = 25
+    gop: int = 250
+    b_frames: int = 2
+    options: dict[str, str] = field(default_factory=dict)
+    start: int = 0
+    uneven: bool = False
+    width: int = 96
+    height: int = 64
+    pix_fmt: str = "yuv420p"
+
+    def times(self) -> list[int]:
+        if not self.uneven:
+            return [self.start + i for i in range(self.frames)]
+        gaps = np.random.default_rng(5).integers(1, 9, self.frames)
+        return [self.start + int(t) for t in np.cumsum(gaps)]
+
+
+def write_video(folder: Path, spec: VideoSpec) -> Path:
+    """Encodes a video whose every frame differs from every other."""
+    path = folder / spec.name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(spec.codec, rate=spec.rate, options=dict(spec.options))
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, spec.pix_fmt
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = spec.gop, spec.b_frames
+        stream.codec_context.time_base = Fraction(1, spec.rate)
+        for index, ticks in enumerate(spec.times()):
+            frame = av.VideoFrame.from_ndarray(draw_frame(index, spec.width, spec.height), format="rgb24")
+            frame.pts, frame.time_base = ticks, Fraction(1, spec.rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def rotate_video(path: Path, to: Path, degrees: int) -> Path:
+    """The same packets in a file that asks players to turn them; encoding twice could give other bytes."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(degrees)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return to
+
+
+def stretch_video(path: Path, to: Path, times: int) -> Path:
+    """The same packets, each shown `times` as long."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts = packet.pts * times, packet.dts * times
+                packet.duration = (packet.duration or 0) * times
+                packet.stream = stream
+                container.mux(packet)
+    return to
+
+
+def shift_video(path: Path, to: Path, seconds: float) -> Path:
+    """The same packets, shown later or earlier; an edit list cuts off what would be shown before 0."""
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        given = source.streams.video[0]
+        stream = container.add_stream_from_template(given)
+        assert given.time_base is not None
+        ticks = round(seconds / given.time_base)
+        for packet in source.demux(given):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, stream
+                container.mux(packet)
+    return to
+
+
+def draw_frame(index: int, width: int, height: int) -> NDArray[np.uint8]:
+    """A moving gradient with a block of noise: nothing a codec can copy unchanged."""
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.stack([(x * 2 + index * 3) % 256, (y * 3 + index * 5) % 256, (x + y + index) % 256], axis=-1)
+    noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3))
+    left = (index * 7) % (width - 16)
+    image[8:24, left : left + 16] = noise
+    return image.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ReferenceDecode:
+    """Every frame of a file, decoded from the beginning: `pts` ascending, in seconds from the first."""
+
+    pts: NDArray[np.float64]
+    frames: list[av.VideoFrame]
+
+    def frame_index_at(self, second: float) -> int:
+        """Index of the frame shown at `second`."""
+        return max(0, int(np.searchsorted(self.pts, second + 1e-9, side="right")) - 1)
+
+    def rgb(self, index: int, width: int, height: int) -> NDArray[np.uint8]:
+        flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+        scaled = self.frames[index].reformat(
+            width=width, height=height, format="rgb24", interpolation=flags, dst_color_range="JPEG"
+        )
+        return scaled.to_ndarray()
+
+
+def decode_sequentially(path: Path) -> ReferenceDecode:
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        assert stream is not None
+        assert stream.time_base is not None
+        stream.thread_count = 1
+        frames = [frame for frame in container.decode(stream) if isinstance(frame, av.VideoFrame)]
+        stamps = [frame.pts for frame in frames]
+        if path.suffix in (".avi", ".mpg"):  # the file holds no true pts; the rate is even
+            assert stream.average_rate is not None
+            stamps = [round(i / stream.average_rate / stream.time_base) for i in range(len(frames))]
+        pts = np.array([float((stamp - stamps[0]) * stream.time_base) for stamp in stamps])
+    return ReferenceDecode(pts, frames)
+
+
+def draw_query_times(linear: ReferenceDecode, count: int, seed: int) -> Sequence[float]:
+    """Random times over and beyond the file, exact frame times, and times just before them."""
+    draw = np.random.default_rng(seed)
+    end = float(linear.pts[-1])
+    some = draw.choice(linear.pts, min(count // 4, len(linear.pts)), replace=False)
+    return [*draw.uniform(-0.5, end + 1, count), *some, *(some - 1e-4), 0.0, end]

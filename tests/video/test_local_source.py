@@ -1,0 +1,146 @@
+"""Clips of many videos in this process: caching, references, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.video.sample_videos import VideoSpec, write_video
+from vz_ray.utils.timeouts import StepTimeout
+from vz_ray.video.clip_reader import ClipReader
+from vz_ray.video.errors import FrameMismatchError, InvalidFrameRequestError
+from vz_ray.video.frame import Frame, FrameRef, FrameSize, OverviewRequest, ZoomRequest
+from vz_ray.video.frame_cache import FrameCache, FrameKey
+from vz_ray.video.local_source import LocalFrameSource
+
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> str:
+    return str(write_video(tmp_path, VideoSpec("video.mp4", gop=100)))
+
+
+async def test_a_zoom_and_its_references_give_the_same_bytes(video: str) -> None:
+    with LocalFrameSource() as frames:
+        info = await frames.probe(video)
+        clip = await frames.zoom(video, ZoomRequest(2, 4, fps=4), SIZE)
+    assert [frame.pts_s for frame in clip.frames] == pytest.approx(
+        [2.0, 2.24, 2.48, 2.72, 3.0, 3.24, 3.48, 3.72]
+    )
+    assert {ref.video_id for ref in clip.refs} == {info.video_id}
+    with LocalFrameSource() as fresh:
+        again = await fresh.resolve(clip.refs[::-1])
+    assert [frame.ref for frame in again] == list(clip.refs[::-1])
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(again[::-1], clip.frames, strict=True))
+
+
+async def test_a_second_look_is_a_look_up(video: str) -> None:
+    with LocalFrameSource() as frames:
+        first = await frames.overview(video, OverviewRequest(fps=1), SIZE)
+        before = await frames.stats()
+        second = await frames.overview(video, OverviewRequest(fps=1), SIZE)
+        resolved = await frames.resolve(first.refs)
+        after = await frames.stats()
+    count = len(first.frames)
+    assert all(a is b for a, b in zip(first.frames, second.frames, strict=True))
+    assert [frame.ref for frame in resolved] == list(first.refs)
+    assert (before.misses, before.hits) == (count, 0)
+    assert (after.misses, after.hits) == (count, 2 * count)
+    assert after.decoded_frames == before.decoded_frames
+
+
+async def test_two_sizes_of_one_frame_are_two_frames(video: str) -> None:
+    with LocalFrameSource() as frames:
+        small = await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
+        large = await frames.zoom(video, ZoomRequest(2, 3, fps=1), FrameSize())
+    assert small.frames[0].rgb.shape != large.frames[0].rgb.shape
+    assert small.frames[0].pts_s == large.frames[0].pts_s
+
+
+async def test_a_changed_file_is_noticed(video: str, tmp_path: Path) -> None:
+    with LocalFrameSource() as frames:
+        clip = await frames.zoom(video, ZoomRequest(2, 4, fps=2), SIZE)
+        write_video(tmp_path, VideoSpec("video.mp4", gop=50, frames=300))
+        assert (await frames.probe(video)).duration_s == pytest.approx(12.0)
+        with pytest.raises(FrameMismatchError, match="the file has changed"):
+            await frames.resolve(clip.refs)
+
+
+async def test_other_pixels_are_noticed(video: str) -> None:
+    with LocalFrameSource() as frames:
+        clip = await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
+        with pytest.raises(FrameMismatchError, match="decodes to other pixels"):
+            await frames.resolve([replace(clip.refs[0], digest="00")])
+
+
+async def test_a_frame_found_by_a_copy_names_the_file_that_was_asked_for(video: str, tmp_path: Path) -> None:
+    copy = shutil.copy(video, tmp_path / "copy.mp4")
+    with LocalFrameSource() as frames:
+        await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
+        clip = await frames.zoom(str(copy), ZoomRequest(2, 3, fps=1), SIZE)
+        assert (await frames.stats()).hits == 1
+    assert clip.refs[0].uri == str(copy)
+
+
+async def test_a_zoom_outside_the_video_is_refused(video: str) -> None:
+    with LocalFrameSource() as frames, pytest.raises(InvalidFrameRequestError, match=r"12\.80 s long"):
+        await frames.zoom(video, ZoomRequest(50, 52, fps=2), SIZE)
+
+
+async def test_an_overdue_request_is_named(video: str) -> None:
+    with (
+        LocalFrameSource(timeout_s=1e-6) as frames,
+        pytest.raises(StepTimeout, match=r"overview of .*video\.mp4"),
+    ):
+        await frames.overview(video, OverviewRequest(), SIZE)
+
+
+async def test_concurrent_requests_are_all_served(video: str) -> None:
+    with LocalFrameSource() as frames:
+        asked = [frames.zoom(video, ZoomRequest(k, k + 1, fps=4), SIZE) for k in range(10)]
+        clips = await asyncio.gather(*asked)
+    assert [clip.request.start_s for clip in clips if isinstance(clip.request, ZoomRequest)] == list(
+        range(10)
+    )
+    assert all(len(clip.frames) == 4 for clip in clips)
+
+
+def test_only_so_many_videos_stay_open(tmp_path: Path) -> None:
+    uris = [str(write_video(tmp_path, VideoSpec(f"{n}.mp4", frames=n))) for n in (10, 11, 12)]
+    reader = ClipReader(max_open_videos=2)
+    for uri in [*uris, *uris]:
+        reader.overview(uri, OverviewRequest(), SIZE)
+    stats = reader.stats()
+    assert (stats.open_videos, stats.scanned_videos, stats.misses, stats.hits) == (2, 6, 3, 3)
+    reader.close()
+    assert reader.stats().open_videos == 0
+    assert reader.stats().decoded_frames == stats.decoded_frames
+
+
+def test_the_cache_stays_under_its_bytes_and_drops_what_was_used_longest_ago() -> None:
+    cache = FrameCache(max_bytes=3 * 12)
+    for pts in range(3):
+        cache.put(key(pts), frame_of(12))
+    assert cache.get(key(0)) is not None
+    cache.put(key(3), frame_of(12))
+    assert (len(cache), cache.size_bytes) == (3, 36)
+    assert cache.get(key(1)) is None
+    assert cache.get(key(0)) is not None
+    cache.put(key(4), frame_of(48))
+    assert cache.get(key(4)) is None
+    assert (cache.hits, cache.misses) == (2, 2)
+
+
+def key(pts: int) -> FrameKey:
+    return FrameKey("blake3:0", 0, pts, 2, 2)
+
+
+def frame_of(size: int) -> Frame:
+    ref = FrameRef("blake3:0", "a.mp4", 0, 0.0, 2, 2, "", "", "")
+    return Frame(ref, np.zeros((1, size // 3, 3), dtype=np.uint8))

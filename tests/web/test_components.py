@@ -1,0 +1,216 @@
+"""The shared parts by themselves, in a page that knows nothing of runs: what another page builds on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.chromium import chromium  # noqa: F401
+from vz_ray.web import load_asset
+
+TYPES = {"js": "text/javascript", "css": "text/css"}
+PAGE = """<!doctype html><html lang="en"><title>Parts</title><link rel="stylesheet" href="/base.css">
+<link rel="stylesheet" href="/components.css"><body><main></main><script type="module" src="/test.js"></script>"""
+SCRIPT = """
+import * as dom from "/dom.js"; import { timeline } from "/timeline.js"; import { strip } from "/frame_strip.js";
+Object.assign(window, { dom, timeline, strip, main: document.querySelector("main"), sought: [] });
+"""
+
+
+class AssetHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.lstrip("/")
+        body, kind = PAGE, "text/html"
+        if name:
+            body, kind = SCRIPT if name == "test.js" else load_asset(name), TYPES[name.rpartition(".")[2]]
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Any) -> Iterator[Any]:  # noqa: F811
+    server = ThreadingHTTPServer(("127.0.0.1", 0), AssetHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    opened = chromium.new_page(viewport={"width": 800, "height": 600})
+    opened.goto(f"http://127.0.0.1:{server.server_port}/")
+    opened.wait_for_function("window.strip !== undefined")
+    yield opened
+    server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def empty(page: Any) -> None:
+    page.evaluate("main.replaceChildren(); window.sought = []")
+
+
+def draw(page: Any, part: str, **options: Any) -> None:
+    """Makes `window.part`, which says what it was sought for."""
+    seek = "onSeek: (s, z) => sought.push([s, z?.turn ?? null])"
+    page.evaluate(f"window.part = {part}({{...{json.dumps(options)}, {seek}}}); main.append(part.element)")
+
+
+def boxes(page: Any, selector: str) -> list[list[float]]:
+    """Left and right edges as shares of the track."""
+    return page.evaluate(  # type: ignore[no-any-return]
+        """(selector) => { const track = document.querySelector(".tl-track").getBoundingClientRect();
+        return [...document.querySelectorAll(selector)].map((e) => { const box = e.getBoundingClientRect();
+        return [(box.left - track.left) / track.width, (box.right - track.left) / track.width]; }); }""",
+        selector,
+    )
+
+
+ZOOM = {"turn": 1, "start": 25, "end": 50, "fps": 4}
+
+
+def test_bars_events_and_ticks_are_where_their_times_are(page: Any) -> None:
+    draw(page, "timeline", duration=100, ticks=[0, 50], events=[[10, 20]], zooms=[ZOOM])
+    assert boxes(page, ".tl-zoom") == [pytest.approx([0.25, 0.5], abs=2e-3)]
+    assert boxes(page, ".tl-event") == [pytest.approx([0.1, 0.2], abs=2e-3)]
+    assert [left for left, _ in boxes(page, ".tl-tick")] == pytest.approx([0, 0.5], abs=2e-3)
+    assert page.locator(".tl-scale").inner_text().split() == ["0:00", "0:25", "0:50", "1:15", "1:40"]
+
+
+def test_bars_can_be_added_one_by_one_and_the_length_become_known(page: Any) -> None:
+    draw(page, "timeline", duration=100)
+    group = page.get_by_role("group")
+    assert group.get_attribute("aria-label") == "Timeline of 1:40: 0 zooms, 0 events"
+    for turn in (1, 2):
+        page.evaluate(f"part.add({json.dumps({**ZOOM, 'turn': turn})})")
+    assert page.locator(".tl-zoom").count() == 2
+    assert group.get_attribute("aria-label") == "Timeline of 1:40: 2 zooms, 0 events"
+    page.evaluate("part.setDuration(200)")
+    assert boxes(page, ".tl-zoom") == [pytest.approx([0.125, 0.25], abs=2e-3)] * 2
+    assert group.get_attribute("aria-label").startswith("Timeline of 3:20: ")
+
+
+def test_bars_are_buttons_that_seek_to_where_they_begin(page: Any) -> None:
+    draw(page, "timeline", duration=100, zooms=[{**ZOOM, "video": "b.mp4"}])
+    button = page.get_by_role("button", name="Turn 1: 0:25 to 0:50 of b.mp4 at 4 fps")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("sought") == [[25, 1]]
+    track = page.locator(".tl-track")
+    box = track.bounding_box()
+    track.click(position={"x": box["width"] * 0.75, "y": 6})
+    (seconds, zoom) = page.evaluate("sought")[1]
+    assert (seconds, zoom) == (pytest.approx(75, abs=0.5), None)
+
+
+def test_a_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
+    draw(
+        page,
+        "timeline",
+        duration=100,
+        zooms=[{**ZOOM, "start": 90, "end": 500}, {**ZOOM, "start": 400, "end": 500}],
+    )
+    for left, right in boxes(page, ".tl-zoom"):
+        assert 0.89 < left <= 1
+        assert right <= 1.01
+
+
+def test_a_refused_zoom_is_drawn_where_it_asked_to_look_with_the_reason(page: Any) -> None:
+    why = {"refused": "segment is outside"}
+    outside = {**ZOOM, "turn": 2, "start": 120, "end": 150, **why}
+    back = {**ZOOM, "turn": 3, "start": 40, "end": 20, **why}
+    before = {**ZOOM, "turn": 4, "start": -5, "end": 10, **why}
+    draw(page, "timeline", duration=100, zooms=[ZOOM, outside, back, before])
+    states = [bar.get_attribute("data-state") for bar in page.locator(".tl-zoom").all()]
+    assert states == ["", "refused", "refused", "refused"]
+    label = page.get_by_role("group").get_attribute("aria-label")
+    assert label == "Timeline of 1:40: 1 zoom and 3 refused, 0 events"
+    _, beyond, reversed_, early = boxes(page, ".tl-zoom")
+    assert 0.98 < beyond[0] < beyond[1] <= 1.001
+    assert reversed_ == pytest.approx([0.2, 0.4], abs=2e-3)
+    assert early == pytest.approx([0, 0.1], abs=2e-3)
+    names = [bar.get_attribute("aria-label") for bar in page.locator(".tl-zoom").all()]
+    assert names[1] == "Turn 2: 2:00 to 2:30 at 4 fps, refused: segment is outside"
+    assert names[3] == "Turn 4: -0:05 to 0:10 at 4 fps, refused: segment is outside"
+    page.locator(".tl-zoom").nth(3).focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("sought") == [[0, 4]]
+
+
+def test_a_zoom_that_is_refused_while_it_is_decoded_counts_as_refused(page: Any) -> None:
+    draw(page, "timeline", duration=100)
+    page.evaluate(f"window.bar = part.add({json.dumps(ZOOM)}, 'pending')")
+    page.evaluate("bar.settle('refused', 'no room is left')")
+    assert page.locator(".tl-zoom").get_attribute("title").endswith("at 4 fps, refused: no room is left")
+    assert (
+        page.get_by_role("group")
+        .get_attribute("aria-label")
+        .startswith("Timeline of 1:40: 0 zooms and 1 ref")
+    )
+
+
+def test_bars_that_overlap_are_apart_in_a_compact_timeline(page: Any) -> None:
+    zooms = [
+        {**ZOOM, "turn": k + 1, "start": start, "end": start + 20} for k, start in enumerate((0, 10, 40))
+    ]
+    draw(page, "timeline", duration=100, zooms=zooms, compact=True)
+    tops = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.tl-zoom')].map("
+        "(e) => [e.textContent, e.getBoundingClientRect().top]))"
+    )
+    assert tops["1"] == tops["3"] < tops["2"]
+
+
+def test_the_place_of_a_player_is_shown_and_hidden(page: Any) -> None:
+    draw(page, "timeline", duration=100)
+    assert page.locator(".tl-now").is_hidden()
+    page.evaluate("part.setNow(50)")
+    left, right = boxes(page, ".tl-now")[0]
+    assert (left + right) / 2 == pytest.approx(0.5, abs=3e-3)
+    page.evaluate("part.setNow(null)")
+    assert page.locator(".tl-now").is_hidden()
+
+
+def test_a_strip_shows_times_first_and_pictures_or_trouble_later(page: Any) -> None:
+    draw(page, "strip", times=[0, 4, 8.5], events=[[4, 5]], width=56, height=28, more=7)
+    assert page.locator(".strip time").all_inner_texts() == ["0:00", "0:04", "0:08.5"]
+    assert page.locator(".strip.tiny").count() == 1
+    assert page.get_by_role("button", name="Frame at 0:04, in the event").count() == 1
+    assert "and 7 more" in page.locator(".strip").inner_text()
+    dot = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
+    page.evaluate(f"part.show(['{dot}', '{dot}', '{dot}'])")
+    assert page.locator(".strip img").count() == 3
+    page.evaluate("part.setNow(5)")
+    assert page.locator(".strip .at time").inner_text() == "0:04"
+    page.get_by_role("button", name="Frame at 0:08.5").click()
+    assert page.evaluate("sought") == [[8.5, None]]
+    page.evaluate("part.fail('the video is gone')")
+    assert page.locator(".strip-note").inner_text() == "the video is gone"
+    assert page.locator(".strip .frame").first.is_hidden()
+
+
+def test_texts_are_never_markup(page: Any) -> None:
+    page.evaluate("main.append(dom.el('p', { title: '<b>' }, '<b>bold</b>'))")
+    assert page.locator("main b").count() == 0
+    assert page.locator("main p").inner_text() == "<b>bold</b>"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0:00"),
+        (75.5, "1:15.5"),
+        (59.96, "1:00"),
+        (9.04, "0:09"),
+        (3600, "1:00:00"),
+        (3725.3, "1:02:05.3"),
+        (-75.5, "-1:15.5"),
+    ],
+)
+def test_times_are_said_as_the_report_says_them(page: Any, seconds: float, said: str) -> None:
+    from vz_ray.report.markup import format_clock
+
+    assert page.evaluate(f"dom.clock({seconds})") == said == format_clock(seconds)

@@ -1,0 +1,42 @@
+"""An engine's process does not outlive who started it, not even if that happened before it could look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.small_run import ROOT, survivors
+
+SOURCE = """
+import multiprocessing, os, sys, time
+
+def engine(look_after_s):
+    time.sleep(look_after_s)
+    from vz_ray.weight_sync.parent_watchdog import exit_with_parent
+    exit_with_parent(0.1)
+    print("looks", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=engine, args=(float(sys.argv[1]),))
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+
+@pytest.mark.parametrize("before_it_looks", [False, True])
+def test_a_child_ends_soon_after_its_parent_was_killed(before_it_looks: bool) -> None:
+    command = [sys.executable, "-c", SOURCE, "2" if before_it_looks else "0"]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    if not before_it_looks:
+        assert parent.stdout.readline() == "looks\n"
+    parent.kill()
+    parent.wait()
+    assert not survivors([child], 60)
+    parent.stdout.close()

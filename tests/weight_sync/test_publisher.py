@@ -1,0 +1,236 @@
+"""Who plays on after a publish, and who does not: control logic only, so the workers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vz_ray.utils.timeouts import StepTimeout
+from vz_ray.weight_sync import ParityProbe, WeightIntegrityError, WeightPublisher, WeightUpdate
+
+PROBE = ParityProbe((1,), (1,), (np.zeros((28, 28, 3), np.uint8),), (2, 3), 0)
+
+
+class FakeReceiver:
+    def __init__(self, name: str, scores: Sequence[Sequence[float]] = ((-1.0, -2.0),)) -> None:
+        self.name = name
+        self.pulls_weights = False
+        self.got: list[WeightUpdate] = []
+        self.did: list[str] = []
+        self.broken: dict[str, Any] = {}
+        self._scores = [list(score) for score in scores]
+
+    async def _do(self, what: str) -> None:
+        self.did.append(what)
+        trouble = self.broken.get(what)
+        if isinstance(trouble, Exception):
+            raise trouble
+        if trouble == "hang":
+            await asyncio.Event().wait()
+
+    async def pause(self) -> None:
+        await self._do("pause")
+
+    async def receive_weights(self, update: WeightUpdate) -> None:
+        self.got.append(update)
+        await self._do("receive_weights")
+
+    async def resume_engine(self) -> None:
+        await self._do("resume_engine")
+
+    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
+        await self._do("score_probe")
+        return self._scores.pop(0) if len(self._scores) > 1 else self._scores[0]
+
+    async def resume(self) -> None:
+        await self._do("resume")
+
+
+class FakePullTransport:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def prepare(self, version: int) -> WeightUpdate:
+        return WeightUpdate(version, "c", {}, 8, (-1.0, -2.0))
+
+    async def connect(self, workers: Sequence[Any]) -> None:
+        return None
+
+    async def send(self, update: WeightUpdate) -> None:
+        if self.error:
+            raise self.error
+
+    async def abort(self) -> None:
+        return None
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        return None
+
+
+def publisher(**options: Any) -> WeightPublisher:
+    return WeightPublisher(**{"deadline_s": 5.0, "probe": PROBE, **options})
+
+
+async def test_each_worker_goes_through_every_step_in_order() -> None:
+    workers = [FakeReceiver("a"), FakeReceiver("b")]
+    report = await publisher().publish(1, FakePullTransport(), workers)
+    assert [w.did for w in workers] == [["pause", "receive", "thaw", "score", "score", "resume"]] * 2
+    assert report.updated == ("a", "b")
+    assert report.failed == {}
+    assert report.max_probe_diff == 0
+    assert report.pause_s + report.receive_s + report.probe_s <= report.sync_s
+
+
+@pytest.mark.parametrize("step", ["pause", "receive", "thaw", "score"])
+@pytest.mark.parametrize("trouble", [RuntimeError("bad tensor"), "hang"])
+async def test_a_worker_that_fails_is_never_resumed_and_the_others_go_on(step: str, trouble: Any) -> None:
+    workers = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("c")]
+    workers[1].broken[step] = trouble
+    report = await publisher(deadline_s=0.05).publish(1, FakePullTransport(), workers)
+    assert report.updated == ("a", "c")
+    assert list(report.failed) == ["b"]
+    assert ("bad tensor" if trouble != "hang" else "b did not finish") in report.failed["b"]
+    assert workers[1].did[-1] == step
+    assert workers[0].did[-1] == workers[2].did[-1] == "resume"
+
+
+@pytest.mark.parametrize("score", [(-1.0, -2.1), (-1.0, float("nan")), (float("nan"), -2.0)])
+async def test_a_worker_that_computes_something_else_is_out(score: tuple[float, float]) -> None:
+    workers = [FakeReceiver("a"), FakeReceiver("b", [score])]
+    report = await publisher().publish(1, FakePullTransport(), workers)
+    assert report.updated == ("a",)
+    assert "b does not compute with weight version 1" in report.failed["b"]
+
+
+async def test_workers_are_connected_before_any_is_paused() -> None:
+    class Connecting(FakePullTransport):
+        async def connect(self, workers: Sequence[Any]) -> None:
+            assert [worker.did for worker in workers] == [[], []]
+            raise RuntimeError("no route to b")
+
+    workers = [FakeReceiver("a"), FakeReceiver("b")]
+    with pytest.raises(WeightIntegrityError, match=r"connecting a, b for weight version 1: .* no route to b"):
+        await publisher().publish(1, Connecting(), workers)
+    assert [worker.did for worker in workers] == [[], []]
+
+
+async def test_a_cache_that_is_filled_by_the_first_look_is_looked_at_again() -> None:
+    workers = [FakeReceiver("a"), FakeReceiver("b", [(-1.0, -2.0), (-1.0, -3.0)])]
+    report = await publisher().publish(1, FakePullTransport(), workers)
+    assert list(report.failed) == ["b"]
+
+
+async def test_the_probe_runs_at_every_nth_version() -> None:
+    worker = FakeReceiver("a")
+    publishing = publisher(every=3)
+    for version in range(1, 7):
+        await publishing.publish(version, FakePullTransport(), [worker])
+    assert worker.did.count("score") == 2 * 2
+
+
+async def test_weights_that_cannot_be_sent_stop_the_run_and_resume_no_one() -> None:
+    workers = [FakeReceiver("a"), FakeReceiver("b")]
+    with pytest.raises(WeightIntegrityError, match="version 1 was not sent: RuntimeError: NCCL is down"):
+        await publisher().publish(1, FakePullTransport(RuntimeError("NCCL is down")), workers)
+    assert all(w.did == ["pause", "receive"] for w in workers)
+
+
+async def test_a_publish_that_no_worker_took_is_an_error() -> None:
+    worker = FakeReceiver("a")
+    worker.broken["receive"] = RuntimeError("short read")
+    with pytest.raises(WeightIntegrityError, match=r"no worker took weight version 1.*short read"):
+        await publisher().publish(1, FakePullTransport(), [worker])
+
+
+async def test_a_publish_without_workers_only_prepares() -> None:
+    publishing = publisher()
+    report = await publishing.publish(1, FakePullTransport(), [])
+    assert report.updated == ()
+    assert publishing.current is not None
+    assert publishing.current.version == 1
+
+
+async def test_an_older_version_is_refused_before_anyone_is_paused() -> None:
+    worker, publishing = FakeReceiver("a"), publisher()
+    await publishing.publish(2, FakePullTransport(), [worker])
+    done = len(worker.did)
+    with pytest.raises(ValueError, match="1 is not newer than 2"):
+        await publishing.publish(1, FakePullTransport(), [worker])
+    assert len(worker.did) == done
+
+
+async def test_a_learner_that_is_late_is_named() -> None:
+    class HangingTransport(FakePullTransport):
+        async def prepare(self, version: int) -> WeightUpdate:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(StepTimeout, match="learner did not finish preparing weight version 1"):
+        await publisher(deadline_s=0.05).publish(1, HangingTransport(), [FakeReceiver("a")])
+
+
+class FakePushTransport(FakePullTransport):
+    """Pushes to a group, and waits for all of it."""
+
+    def __init__(self, copies: bool = True) -> None:
+        super().__init__()
+        self.copies, self.connected, self.aborted = copies, list[str](), asyncio.Event()
+        self.waits = False
+
+    async def prepare(self, version: int) -> WeightUpdate:
+        return WeightUpdate(version, "", {"names": []}, 8, (-1.0, -2.0))
+
+    async def connect(self, workers: Sequence[Any]) -> None:
+        self.connected = [worker.name for worker in workers]
+
+    async def send(self, update: WeightUpdate) -> None:
+        if self.waits:
+            await self.aborted.wait()
+            raise RuntimeError("the group was aborted")
+
+    async def abort(self) -> None:
+        self.aborted.set()
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        return (
+            WeightUpdate(update.version, "c", {"directory": "/there"}, 8, (-1.0, -2.0))
+            if self.copies
+            else None
+        )
+
+
+async def test_a_worker_that_may_vanish_pulls_a_copy_and_is_in_no_group() -> None:
+    workers, sender = [FakeReceiver("a"), FakeReceiver("spot")], FakePushTransport()
+    workers[1].pulls_weights = True
+    report = await publisher().publish(1, sender, workers)
+    assert report.updated == ("a", "spot")
+    assert sender.connected == ["a"]
+    assert [worker.got[0].is_pull for worker in workers] == [False, True]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+async def test_a_worker_that_joins_pulls_a_copy_or_where_none_is_kept_is_sent_it_alone(copies: bool) -> None:
+    worker, sender, publishing = FakeReceiver("late"), FakePushTransport(copies), publisher()
+    update = await publishing.prepare(1, sender)
+    report = await publishing.deliver(update, [worker], transport=sender, joining=True)
+    assert report.updated == ("late",)
+    assert worker.got[0].is_pull is copies
+    assert sender.connected == ([] if copies else ["late"])
+
+
+async def test_a_member_that_dies_aborts_the_push_and_all_that_it_went_to_are_out() -> None:
+    """Nobody waits for a broadcast that cannot end, and whoever has part of it does not play on."""
+    workers, sender = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
+    workers[2].pulls_weights, sender.waits = True, True
+    workers[1].broken["receive"] = RuntimeError("died")
+    report = await publisher(deadline_s=30.0).publish(1, sender, workers)
+    assert sender.aborted.is_set()
+    assert report.updated == ("spot",)
+    assert report.failed == {
+        "a": "weight version 1 was not sent: RuntimeError: the group was aborted",
+        "b": "RuntimeError: died",
+    }

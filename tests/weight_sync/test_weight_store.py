@@ -1,0 +1,158 @@
+"""Weights in shared memory are complete, intact, and exactly those of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vz_ray.weight_sync.weight_source import ModuleSource, split_into_buckets
+from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore, read_manifest, read_tensors
+from vz_ray.weight_sync.weight_version import TensorSpec, WeightManifest, weights_checksum
+
+
+def model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 300), torch.nn.Embedding(3, 1))
+    net[0].half()
+    net[2].bfloat16()
+    return net
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "weights", bucket_bytes=2048)
+
+
+def test_what_is_read_is_what_was_published(store: WeightStore) -> None:
+    net = model()
+    manifest = store.write_version(3, ModuleSource(net))
+    read = dict(read_tensors(store.path(3), read_manifest(store.path(3))))
+    assert list(read) == [name for name, _ in net.named_parameters()]
+    for name, parameter in net.named_parameters():
+        assert read[name].dtype == parameter.dtype
+        assert torch.equal(read[name], parameter)
+    assert len(store.bucket_files(3)) > 1
+    assert manifest.nbytes == sum(p.numel() * p.itemsize for p in net.parameters())
+
+
+def test_the_checksum_depends_on_values_and_not_on_order_or_number(store: WeightStore) -> None:
+    one = store.write_version(1, ModuleSource(model(0)))
+    same = store.write_version(2, ModuleSource(model(0)))
+    other = store.write_version(3, ModuleSource(model(1)))
+    assert one.version.checksum == same.version.checksum != other.version.checksum
+    specs = [placed.spec for placed in one.tensors]
+    assert weights_checksum(specs) == weights_checksum(specs[::-1])
+
+
+def test_a_manifest_survives_its_file(store: WeightStore) -> None:
+    manifest = store.write_version(1, ModuleSource(model()))
+    assert WeightManifest.from_json(manifest.to_json()) == manifest == store.load_manifest(1)
+
+
+def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path, keep=2)
+    for number in (1, 2, 5):
+        store.write_version(number, ModuleSource(model()))
+    assert store.versions() == [2, 5]
+
+
+def test_a_number_must_increase(store: WeightStore) -> None:
+    store.write_version(4, ModuleSource(model()))
+    with pytest.raises(ValueError, match="4 is not newer than 4"):
+        store.write_version(4, ModuleSource(model()))
+
+
+def test_a_flipped_bit_is_found_and_named(store: WeightStore) -> None:
+    manifest = store.write_version(1, ModuleSource(model()))
+    placed = manifest.tensors[2]
+    file = store.bucket_files(1)[placed.bucket]
+    data = bytearray(file.read_bytes())
+    data[placed.offset + 5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(WeightIntegrityError, match=rf"{placed.spec.name} of weight version 1"):
+        list(read_tensors(store.path(1), manifest))
+
+
+def test_a_source_that_fails_leaves_no_version(store: WeightStore) -> None:
+    class Fails(ModuleSource):
+        def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            yield from list(super().buckets(max_bytes))[:1]
+            raise RuntimeError("rank 1 is gone")
+
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        store.write_version(1, Fails(model()))
+    assert store.versions() == []
+    with pytest.raises(WeightIntegrityError, match="no complete weight version"):
+        read_manifest(store.path(1))
+    store.write_version(1, ModuleSource(model()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("0.bias"), "did not deliver 0.bias"),
+        (lambda t: t.update(extra=torch.zeros(1)), "did not announce extra"),
+        (lambda t: t.update({"0.bias": torch.zeros(6)}), r"0.bias came as float32\[6\]"),
+    ],
+)
+def test_a_source_must_deliver_what_it_announces(store: WeightStore, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    class Odd(ModuleSource):
+        def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            whole = {name: t for bucket in super().buckets(max_bytes) for name, t in bucket.items()}
+            change(whole)
+            yield whole
+
+    with pytest.raises(WeightIntegrityError, match=message):
+        store.write_version(1, Odd(model()))
+    assert store.versions() == []
+
+
+def test_a_name_in_two_buckets_is_refused(store: WeightStore) -> None:
+    class Twice(ModuleSource):
+        def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            yield from super().buckets(max_bytes)
+            yield from super().buckets(max_bytes)
+
+    with pytest.raises(ValueError, match="twice"):
+        store.write_version(1, Twice(model()))
+    assert store.versions() == []
+
+
+def test_another_node_gets_the_same_version(store: WeightStore, tmp_path: Path) -> None:
+    manifest = store.write_version(2, ModuleSource(model()))
+    there = WeightStore(tmp_path / "there")
+    for _ in range(2):  # a second worker of that node finds it in place
+        path = there.install(manifest, [file.read_bytes() for file in store.bucket_files(2)])
+    assert path == there.path(2)
+    here = dict(read_tensors(store.path(2), manifest))
+    for name, tensor in read_tensors(path, read_manifest(path)):
+        assert torch.equal(tensor, here[name])
+
+
+def test_a_short_bucket_is_not_adopted(store: WeightStore, tmp_path: Path) -> None:
+    manifest = store.write_version(2, ModuleSource(model()))
+    there = WeightStore(tmp_path / "there")
+    with pytest.raises(WeightIntegrityError, match="bucket 0 of weight version 2 came with 3 bytes"):
+        there.install(manifest, [b"abc"])
+    assert there.versions() == []
+
+
+def test_too_little_shared_memory_is_said_before_anything_is_written(store: WeightStore) -> None:
+    class Huge(ModuleSource):
+        def specs(self) -> list[TensorSpec]:
+            return [TensorSpec("w", "float32", (1 << 40,))]
+
+    with pytest.raises(OSError, match=r"needs 4398\.0 GB: enlarge shared memory"):
+        store.write_version(1, Huge(model()))
+    assert list(store.root.iterdir()) == []
+
+
+def test_groups_hold_every_tensor_once_and_stay_within_the_limit() -> None:
+    specs = [TensorSpec(str(i), "float32", (size,)) for i, size in enumerate([10, 10, 500, 1, 1, 200, 60])]
+    groups = split_into_buckets(specs, 1000)
+    assert [spec for group in groups for spec in group] == specs
+    assert all(len(group) == 1 or sum(s.nbytes for s in group) <= 1000 for group in groups)
+    assert [[s.name for s in group] for group in groups] == [["0", "1"], ["2"], ["3", "4", "5"], ["6"]]

@@ -1,0 +1,38 @@
+"""Trajectories to learn from, played by an expert."""
+
+from __future__ import annotations
+
+import typer
+
+from vz_ray.cli.app import ConfigArguments, DryRun, app, resolve_config
+
+distill = typer.Typer(
+    help="Makes trajectories to learn from, with an expert behind an OpenAI-compatible endpoint."
+)
+app.add_typer(distill, name="distill", no_args_is_help=True, rich_help_panel="Training")
+
+
+@distill.command()
+def exemplar(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """An expert plays tasks; its right episodes become a data set.
+
+    Stop it at any time and run it again: what is played or paid for is not played or paid for again.
+
+    Example: vz-ray distill exemplar conf/distill/exemplar.yaml tasks=data/train.json teacher.max_cost_usd=50
+    """
+    from vz_ray.config.distill import ExemplarRunConfig
+    from vz_ray.distill.run import run_exemplar_distillation
+
+    run_exemplar_distillation(resolve_config(ExemplarRunConfig, arguments, None, dry_run))
+
+
+@distill.command()
+def reflect(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """An expert corrects the policy's own wrong episodes that zoomed; those made right become a data set.
+
+    Example: vz-ray distill reflect conf/distill/reflect.yaml episodes=[runs/rl/episodes]
+    """
+    from vz_ray.config.distill import ReflectionRunConfig
+    from vz_ray.distill.run import run_reflection_distillation
+
+    run_reflection_distillation(resolve_config(ReflectionRunConfig, arguments, None, dry_run))

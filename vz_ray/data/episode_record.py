@@ -1,0 +1,129 @@
+"""An episode together with its task: one JSON line of `episodes/*.jsonl` and `eval/*.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vz_ray.data.task import AnswerType, CaptionQuestion, ChatHistory, SubtitleFile, Task
+from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """A played episode and what it was about.
+
+    Attributes:
+        task: The question.
+        trajectory: The episode, scored or not.
+        stage: Where it was played, for example `rl` or `uniform_32`.
+        step: Training iteration, or that of the weights evaluated.
+        advantage: What the learner was given, where it was trained on.
+    """
+
+    task: Task
+    trajectory: Trajectory
+    stage: str = ""
+    step: int = 0
+    advantage: float | None = None
+
+
+def task_to_dict(task: Task) -> dict[str, Any]:
+    """`task` as JSON values; `extra` must hold nothing else."""
+    data = {
+        **asdict(task),
+        "answer_type": task.answer_type.value,
+        "events": [list(event) for event in task.evidence_spans],
+        "pictures": list(task.images),
+        "checks": [
+            [check.question, check.answer, check.answer_type.value] for check in task.caption_questions
+        ],
+        "more_videos": list(task.extra_videos),
+    }
+    # Only what was asked in a chat has these.
+    for name, default in (("more_videos", []), ("chat", asdict(ChatHistory()))):
+        if data[name] == default:
+            del data[name]
+    return data
+
+
+def task_from_dict(data: dict[str, Any]) -> Task:
+    """The task that `task_to_dict` wrote."""
+    subtitles, chat = data.get("subtitles"), data.get("chat", {})
+    known = {
+        "answer_type": AnswerType(data["answer_type"]),
+        "events": tuple((start, end) for start, end in data["events"]),
+        "subtitles": SubtitleFile(**subtitles) if subtitles else None,
+        "pictures": tuple(data.get("pictures", ())),
+        "checks": tuple(CaptionQuestion(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
+        "more_videos": tuple(data.get("more_videos", ())),
+        "chat": ChatHistory(chat.get("system", ""), tuple((q, a) for q, a in chat.get("past", ()))),
+    }
+    return Task(**{**data, **known})
+
+
+def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:
+    return {
+        "stage": record.stage,
+        "step": record.step,
+        "advantage": record.advantage,
+        "task": task_to_dict(record.task),
+        "trajectory": trajectory_to_dict(record.trajectory),
+    }
+
+
+def record_from_dict(data: dict[str, Any]) -> EpisodeRecord:
+    return EpisodeRecord(
+        task=task_from_dict(data["task"]),
+        trajectory=trajectory_from_dict(data["trajectory"]),
+        stage=data["stage"],
+        step=data["step"],
+        advantage=data["advantage"],
+    )
+
+
+def to_json_line(value: dict[str, Any]) -> str:
+    """One JSON line. Raises ValueError where a number is not finite: JSON has no word for it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Appends `lines` with one write, and waits until they are on disk."""
+    data = "".join(lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_records(path: Path, records: Iterable[EpisodeRecord]) -> None:
+    """Appends `records` to an episode log."""
+    append_lines(path, (to_json_line(record_to_dict(record)) for record in records))
+
+
+def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of `path`; a last line without an end (an interrupted write) is left out.
+
+    Raises:
+        ValueError: Any other line is broken; names the file and the line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
+            yield value
+
+
+def read_records(path: Path) -> Iterator[EpisodeRecord]:
+    """The records of an episode log, in order."""
+    return (record_from_dict(value) for value in read_complete_lines(path))

@@ -1,0 +1,41 @@
+"""Subtitles of a benchmark, looked at before anything is played."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vz_ray.data.task import Task
+from vz_ray.utils.errors import UserError
+from vz_ray.video.frame import VideoError
+from vz_ray.video.subtitles import read_subtitles
+
+
+def check_subtitles(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Reads each file once; a note where videos are shown without any.
+
+    Raises:
+        UserError: A file is missing or cannot be read.
+    """
+    files = {task.subtitles.path: task.subtitles for task in tasks if task.subtitles is not None}
+    missing = [path for path in sorted(files) if not Path(path).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(files)} files of subtitles do not exist, first {missing[0]}; "
+            "set `subtitles` to the folder they are in, or leave it empty to show none"
+        )
+    for path, file in files.items():
+        try:
+            read_subtitles(path, file.offset_s)
+        except VideoError as error:
+            raise UserError(str(error)) from error
+    without = len({task.video for task in tasks if task.subtitles is None})
+    return (f"{without} videos have no subtitles",) if without else ()
+
+
+def drop_missing_subtitles(task: Task) -> Task:
+    """The task without its file of subtitles if there is none: not every video has one."""
+    if task.subtitles is None or Path(task.subtitles.path).is_file():
+        return task
+    return replace(task, subtitles=None)

@@ -1,0 +1,137 @@
+"""What a config asks of a cluster. Pure.
+
+A `ResourceDemand` is a number of actors that are alike, each on one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vz_ray.config.clips import ClipsConfig
+from vz_ray.config.distill import DistillRunConfig
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
+from vz_ray.config.serve import ServeConfig
+from vz_ray.config.sft import SftRunConfig
+from vz_ray.utils.placement import ResourceAmounts, node_group_resources
+
+ClusterConfig = RolloutRunConfig | SftRunConfig | DistillRunConfig | ServeConfig
+"""What is run on a cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceDemand:
+    """Actors that are alike.
+
+    Attributes:
+        name: What they are called, in the plural.
+        resources: What each needs of one node.
+        min_count: How many there must be before anything is done.
+        max_count: How many there may be.
+        node_group: Of the nodes that they must come to; empty allows all.
+        gang: All of them are placed, or none.
+        resource_keys: The settings that say how much of each resource one needs.
+        count_key: The settings that say how many there are.
+        node_group_key: The setting that names the group.
+    """
+
+    name: str
+    resources: ResourceAmounts
+    min_count: int
+    max_count: int
+    node_group: str = ""
+    gang: bool = False
+    resource_keys: Mapping[str, str] = field(default_factory=dict)
+    count_key: str = ""
+    node_group_key: str = ""
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one of them asks of Ray."""
+        return {name: amount for name, amount in self.resources.items() if amount} | node_group_resources(
+            self.node_group
+        )
+
+    def __str__(self) -> str:
+        much = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
+        where = f", in the group {self.node_group}" if self.node_group else ""
+        return f"{self.min_count}, {much or 'nothing reserved'} each{where}"
+
+
+def resource_demands(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> list[ResourceDemand]:
+    """Everything that a run of `config` places, those that are hardest to place first.
+
+    Args:
+        config: Of the run.
+        gpus: Whether engines and ranks get GPUs.
+        gpu_share: What a rank and an engine each have of one.
+    """
+    if isinstance(config, ServeConfig):
+        return [_agents(config, gpus), _decoders(config.clips, replicas=config.min_replicas)]
+    if isinstance(config, DistillRunConfig):
+        return [_decoders(config.clips)]
+    if isinstance(config, SftRunConfig):
+        return [_ranks(config.learner, float(gpus)), _decoders(config.clips)]
+    ranks = [_ranks(config.learner, gpu_share * gpus)] if isinstance(config, GrpoRunConfig) else []
+    return [*ranks, _workers(config, gpu_share * gpus), _decoders(config.clips)]
+
+
+def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
+    return ResourceDemand(
+        "learner ranks",
+        {"CPU": 1.0, "GPU": gpus},
+        config.world_size,
+        config.world_size,
+        config.node_group,
+        gang=True,
+        resource_keys={"CPU": "learner.world_size", "GPU": "learner.world_size"},
+        count_key="learner.world_size",
+        node_group_key="learner.node_group",
+    )
+
+
+def _workers(config: RolloutRunConfig, gpus: float) -> ResourceDemand:
+    rollout = config.rollout
+    return ResourceDemand(
+        "rollout workers",
+        {"CPU": rollout.cpus_per_worker, "GPU": rollout.engine.tensor_parallel_size * gpus},
+        rollout.num_workers,
+        rollout.worker_limit,
+        rollout.node_group,
+        resource_keys={"CPU": "rollout.cpus_per_worker", "GPU": "rollout.engine.tensor_parallel_size"},
+        count_key="rollout.num_workers",
+        node_group_key="rollout.node_group",
+    )
+
+
+def _decoders(config: ClipsConfig, replicas: int = 1) -> ResourceDemand:
+    return ResourceDemand(
+        "decoders",
+        {"CPU": config.cpus_per_actor},
+        config.num_actors * replicas,
+        config.actor_limit * replicas,
+        config.node_group,
+        resource_keys={"CPU": "clips.cpus_per_actor"},
+        count_key="clips.num_actors",
+        node_group_key="clips.node_group",
+    )
+
+
+def _agents(config: ServeConfig, gpus: bool) -> ResourceDemand:
+    return ResourceDemand(
+        "agents",
+        {"CPU": config.cpus_per_replica, "GPU": float(config.engine.tensor_parallel_size * gpus)},
+        config.min_replicas,
+        config.max_replicas,
+        config.node_group,
+        resource_keys={"CPU": "cpus_per_replica", "GPU": "engine.tensor_parallel_size"},
+        count_key="min_replicas",
+        node_group_key="group",
+    )
+
+
+def checkpoint_bytes(model: str) -> int:
+    """Size of a checkpoint's weights; 0 where there are none."""
+    return sum(path.stat().st_size for path in Path(model).glob("*.safetensors")) if model else 0

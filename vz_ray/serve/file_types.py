@@ -1,0 +1,92 @@
+"""What a file is by its first bytes, whatever it is called.
+
+Only what the decoders read is known here. Text is none of it: playlists and
+lists of files (m3u8, mpd, ffconcat, svg), with which a decoder could be sent
+elsewhere, are therefore refused before any decoder sees them. A sound beginning
+says nothing about the rest: whether a file can be read, opening it tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Modality = Literal["video", "image"]
+
+HEADER_BYTES = 512
+"""Bytes that are looked at."""
+_TS_PACKET = 188
+_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+"""What a file of the MP4 family may begin with."""
+_IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileType:
+    """A kind of file that the decoders read.
+
+    Attributes:
+        modality: What it is to a model.
+        suffix: What its name ends with here.
+        content_type: What a browser is told.
+    """
+
+    modality: Modality
+    suffix: str
+    content_type: str
+
+
+MP4 = FileType("video", ".mp4", "video/mp4")
+MATROSKA = FileType("video", ".mkv", "video/x-matroska")
+WEBM = FileType("video", ".webm", "video/webm")
+AVI = FileType("video", ".avi", "video/x-msvideo")
+MPEG_TS = FileType("video", ".ts", "video/mp2t")
+MPEG_PS = FileType("video", ".mpg", "video/mpeg")
+FLV = FileType("video", ".flv", "video/x-flv")
+PNG = FileType("image", ".png", "image/png")
+JPEG = FileType("image", ".jpg", "image/jpeg")
+WEBP = FileType("image", ".webp", "image/webp")
+BMP = FileType("image", ".bmp", "image/bmp")
+
+FILE_TYPES = (MP4, MATROSKA, WEBM, AVI, MPEG_TS, MPEG_PS, FLV, PNG, JPEG, WEBP, BMP)
+
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": PNG,
+    b"\xff\xd8\xff": JPEG,
+    b"FLV\x01": FLV,
+    b"\x00\x00\x01\xba": MPEG_PS,
+}
+DECLARED_MODALITIES: dict[str, Modality] = {
+    **{kind.content_type: kind.modality for kind in FILE_TYPES},
+    "image/jpg": "image",
+    "video/quicktime": "video",
+    "video/3gpp": "video",
+    "video/x-m4v": "video",
+    "video/avi": "video",
+}
+"""Types by which a client may call what it sends."""
+
+
+def detect_file_type(head: bytes) -> FileType | None:
+    """The kind of a file that begins with `head` (`HEAD` bytes, or all of it); None if it is none of ours."""
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return kind
+    if head[:4] == b"RIFF":
+        return {b"AVI ": AVI, b"WEBP": WEBP}.get(head[8:12])
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return WEBM if b"webm" in head[:64] else MATROSKA
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return BMP
+    if head[4:8] in _BOXES:
+        return None if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS else MP4
+    for first in (0, 4):  # plain, and with the four bytes before each packet that cameras write
+        step = _TS_PACKET + first
+        if len(head) > first + step and head[first] == head[first + step] == 0x47:
+            return MPEG_TS
+    return None
+
+
+def file_type_of_suffix(suffix: str) -> FileType:
+    """The kind that files with this ending are of here; KeyError for an ending that is not ours."""
+    return {kind.suffix: kind for kind in FILE_TYPES}[suffix]

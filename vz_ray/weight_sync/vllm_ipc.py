@@ -1,0 +1,50 @@
+"""vLLM's side of a publish on a shared GPU: weights are read in the learner's memory.
+
+A worker that joins between publishes is told of a copy in shared memory instead. The test suite,
+which runs without GPUs, exercises copies, and not loans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateInfo
+
+from vz_ray.weight_sync.ipc_handles import check_same_gpu, gpu_uuid, open_tensor
+from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo, ShmWeightTransferEngine
+
+
+@dataclass
+class IpcUpdateInfo(WeightTransferUpdateInfo):
+    """What `IpcHandles.lend` says."""
+
+    gpu: str
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    handles: list[list[Any]]
+
+
+class IpcWeightTransferEngine(ShmWeightTransferEngine):
+    """Takes lent weights, and copies."""
+
+    def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
+        if "directory" in update_dict:
+            return ShmUpdateInfo(**update_dict)
+        return IpcUpdateInfo(**update_dict)
+
+    def receive_weights(self, update_info: ShmUpdateInfo | IpcUpdateInfo) -> None:
+        if isinstance(update_info, ShmUpdateInfo):
+            super().receive_weights(update_info)
+            return
+        if self._reload is None:
+            raise RuntimeError("weights came before start_weight_update")
+        device = self.device.index or 0
+        check_same_gpu(update_info.gpu, gpu_uuid(device))
+        parts = zip(
+            update_info.names, update_info.handles, update_info.dtype_names, update_info.shapes, strict=True
+        )
+        self._reload.load(
+            (name, open_tensor(loan, dtype, shape, device)) for name, loan, dtype, shape in parts
+        )

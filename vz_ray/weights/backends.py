@@ -1,9 +1,0 @@
-"""Names of the transports in vLLM's registry."""
-
-BACKENDS = {"shm": "vz_shm", "nccl": "vz_nccl", "ipc": "vz_ipc"}
-"""Transport in the config -> weight transfer backend in vLLM."""
-
-
-def gpu_share(transport: str) -> float:
-    """What learner rank and engine each have of a GPU."""
-    return 0.5 if transport == "ipc" else 1.0
