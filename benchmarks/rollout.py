@@ -50,8 +50,8 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
-from vz_ray.data.task import Task
 from vz_ray.decode import DecodePool
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Trajectory
 from vz_ray.rewards import score_episode
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler

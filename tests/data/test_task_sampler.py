@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from vz_ray.env.task_sampler import TaskSampler
 
-from vz_ray.data.task import Task
-from vz_ray.data.task_sampler import TaskSampler
+from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
 
 TASKS = [Task(f"t{i}", "v.mp4", "q", "a") for i in range(10)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from vz_ray.env.task_file import read_tasks
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
-from vz_ray.data.task_file import read_tasks
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.task import Task
 from vz_ray.needle.base_training import make_tokenizer_corpus
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.needle.tiny_model import build_tokenizer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.data.task import Task
 from vz_ray.distill.teacher_runner import PREFIX_TURNS
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

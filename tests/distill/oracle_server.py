@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tests.rewards.fake_endpoint import FakeReply
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.task import Task
 from vz_ray.needle.oracle import ZoomOracle
 
 CLOSE = "</video_zoom>"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from vz_ray.env.task_file import read_tasks
 
 from tests.cli.test_app import run as run_cli
 from tests.distill.conftest import RULES
@@ -30,10 +31,9 @@ from tests.small_run import (
 from vz_ray.config.data import SynthConfig
 from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.data.sft_file import SftFile
-from vz_ray.data.task import Task
-from vz_ray.data.task_file import read_tasks
 from vz_ray.distill.teacher_runner import TeacherJob
 from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.monitoring.live_status import LiveStatus, RunState
 from vz_ray.monitoring.run_view import read_run_view

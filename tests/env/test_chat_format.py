@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.env.conftest import make_clip
-from vz_ray.data.task import ChatHistory
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.task import ChatHistory
 from vz_ray.env.trajectory import TokenContext
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameRef

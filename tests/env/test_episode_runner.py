@@ -10,9 +10,9 @@ from tests.eval.benchmarks.test_lectures import png
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.episode_record import task_from_dict, task_to_dict
-from vz_ray.data.task import SubtitleFile, Task
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import Prompt
+from vz_ray.env.task import SubtitleFile, Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams
 from vz_ray.eval.benchmarks.question_images import image_to_video
 from vz_ray.video.local_source import LocalFrameSource

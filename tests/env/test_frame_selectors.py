@@ -12,10 +12,10 @@ import pytest
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.frame_selector import FrameSelectorConfig
-from vz_ray.data.task import Task
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.frame_selectors import create_frame_selector, strip_options
 from vz_ray.env.protocols import Prompt
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams, Trajectory
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import OverviewRequest, VideoInfo

@@ -11,11 +11,11 @@ import pytest
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.episode_record import EpisodeRecord, record_from_dict, record_to_dict
-from vz_ray.data.task import ChatHistory, Task
 from vz_ray.env.chat_format import PromptTemplate
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.events import EpisodeStarted, TurnCompleted, ZoomRequested
 from vz_ray.env.protocols import Prompt
+from vz_ray.env.task import ChatHistory, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

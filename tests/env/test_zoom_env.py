@@ -8,8 +8,8 @@ import pytest
 
 from tests.env.conftest import make_clip
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

@@ -16,10 +16,10 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.zoom_gate import ZoomGateConfig
-from vz_ray.data.task import AnswerType, Task
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.eval.conftest import Make, frames_at
-from vz_ray.data.task import Task
 from vz_ray.env.failure_modes import FailureMode, overlaps
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

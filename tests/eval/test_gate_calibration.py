@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

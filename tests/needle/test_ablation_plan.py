@@ -10,7 +10,7 @@ import pytest
 from vz_ray.config import load_config
 from vz_ray.config.ablation import VARIANTS, AblationConfig
 from vz_ray.data.episode_record import append_records
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, RewardParts, TokenContext, Trajectory
 from vz_ray.eval.eval_log import EvalLog, EvalResult
 from vz_ray.eval.run_summary import record_stage_time

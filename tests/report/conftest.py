@@ -12,7 +12,7 @@ import pytest
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

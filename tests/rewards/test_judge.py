@@ -18,7 +18,7 @@ import pytest
 from tests.rewards.fake_endpoint import FakeReply, ReplyScript, serve_endpoint
 from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
 from vz_ray.config.reward import JudgeConfig, RewardConfig
-from vz_ray.data.task import AnswerType, CaptionQuestion
+from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
 from vz_ray.rewards import check_scorers, score_episode
 from vz_ray.rewards import judge as judge_module

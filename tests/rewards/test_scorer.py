@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import (  # fmt: skip
     EpisodeId,
     EpisodeStatus,

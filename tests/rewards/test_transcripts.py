@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

@@ -13,7 +13,7 @@ from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
 from vz_ray import cli
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
-from vz_ray.data.task import AnswerType
+from vz_ray.env.task import AnswerType
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.rewards import check_scorers, load_reward_function, score_episode
 from vz_ray.rewards.function_check import check_function, make_cases

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import RewardParts, Trajectory
 from vz_ray.rewards import InvalidEpisode
 

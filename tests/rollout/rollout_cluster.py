@@ -22,8 +22,8 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
-from vz_ray.data.task import Task
 from vz_ray.decode.pool import DecodePool
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, Group, SamplingParams
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks

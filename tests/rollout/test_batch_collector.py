@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from vz_ray.env.task_sampler import StepTaskSampler, TaskSampler
 
-from vz_ray.data.task import Task
-from vz_ray.data.task_sampler import StepTaskSampler, TaskSampler
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, SamplingParams, TokenContext, Trajectory
 from vz_ray.rollout.batch_collector import collect_batch
 from vz_ray.rollout.sample_tracker import SampleTracker

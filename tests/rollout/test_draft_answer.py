@@ -15,9 +15,9 @@ from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.config.zoom_gate import ZoomGateConfig
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.episode_runner import run_episode
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams, Trajectory
 from vz_ray.env.zoom_gate import forced_prefix, option_entropy
 from vz_ray.rollout.vllm_engine import VllmEngine

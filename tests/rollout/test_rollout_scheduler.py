@@ -10,7 +10,7 @@ import pytest
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, TokenContext, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler

@@ -6,9 +6,9 @@ import pytest
 
 from tests.env.conftest import make_clip, tokenizer, wire  # noqa: F401
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import ChatHistory, Task
 from vz_ray.env import events
 from vz_ray.env.protocols import Prompt
+from vz_ray.env.task import ChatHistory, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

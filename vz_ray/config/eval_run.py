@@ -66,7 +66,7 @@ class CurveConfig:
         return [
             *(f"uniform:{count}" for count in self.uniform_frames),
             *(f"agent:{count}" for count in self.max_zooms),
-            *(f"agent@{zoom_fps:g}fps" for fps in self.zoom_fps),
+            *(f"agent@{fps:g}fps" for fps in self.zoom_fps),
         ]
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import AnswerType, CaptionQuestion, ChatHistory, SubtitleFile, Task
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
+from vz_ray.env.task import AnswerType, CaptionQuestion, ChatHistory, SubtitleFile, Task
 from vz_ray.env.trajectory import Trajectory
 
 

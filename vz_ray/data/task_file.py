@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import VideoError
 from vz_ray.video.video_file import VideoLimits, open_video

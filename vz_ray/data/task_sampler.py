@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
 
 

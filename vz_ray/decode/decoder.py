@@ -148,7 +148,7 @@ def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig, badg
 
     On a node of another version than `driver`, its fingerprint, every request raises `UserError`.
     """
-    options = DecoderActor.options(
+    options = DecoderActor.options(  # type: ignore[attr-defined]
         num_cpus=config.cpus_per_actor, resources=node_group_resources(config.node_group)
-    )  # type: ignore[attr-defined]
+    )
     return options.remote(who, dict(driver), asdict(config), badge)

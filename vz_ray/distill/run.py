@@ -21,7 +21,7 @@ from rich.console import Console
 
 from vz_ray.config import to_yaml
 from vz_ray.config.distill import DistillRunConfig, ExemplarRunConfig, FilterConfig, ReflectionRunConfig
-from vz_ray.data.task_file import check_videos, read_tasks
+from vz_ray.data.sft_data import load_chat_format
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
 from vz_ray.distill.curation import CurationResult, curate
@@ -33,12 +33,12 @@ from vz_ray.distill.reflection import find_episode_logs, load_reflection_jobs
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teacher_api_key
 from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
 from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.task_file import check_videos, read_tasks
 from vz_ray.monitoring import logging_config, metric_names
 from vz_ray.monitoring.live_status import DISTILL_RUN
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir, write_atomic
-from vz_ray.needle.quickstart import load_chat_format
 from vz_ray.rewards import check_scorers
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import check_monitoring, monitor_run
@@ -172,7 +172,7 @@ async def _distill(
     async with (
         runtime.checked_ray_cluster(config),
         runtime.decode_pool(config) as frames,
-        monitor_run(config.monitoring, run, frames, unit=DISTILL_RUN) as watch,
+        monitor_run(config.monitoring, run, frames, run_kind=DISTILL_RUN) as watch,
     ):
         studio = TeacherRunner(expert, wire, frames, config.episode, config.reward, plan.prompt, plan.stage)
         short = await _play(studio, plan.jobs, log, config.max_concurrent_episodes, at, watch)

@@ -12,13 +12,13 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_log import EpisodeKey
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.data.task import Task
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.distillation_log import DistillationLog
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherError, TeacherPolicy
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameSource, Policy, Prompt
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

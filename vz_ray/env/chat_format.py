@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vz_ray.config.prompt_file import load_prompt_file
-from vz_ray.data.task import ChatHistory
+from vz_ray.env.task import ChatHistory
 from vz_ray.env.trajectory import MERGE_SIZE, Grid, TokenContext
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import Frame

@@ -7,11 +7,11 @@ import time
 from dataclasses import asdict, replace
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.events import EpisodeStarted, EventCallback, TurnCompleted, ZoomRequested, ignore_event
 from vz_ray.env.frame_selectors import create_frame_selector
 from vz_ray.env.protocols import FrameRanker, FrameSource, Policy
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, TokenContext, Trajectory
 from vz_ray.env.zoom_env import EnvState, ZoomEnv
 from vz_ray.env.zoom_gate import apply_zoom_gate

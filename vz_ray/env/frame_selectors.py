@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from vz_ray.config.frame_selector import FrameSelectorConfig
-from vz_ray.data.task import Task
 from vz_ray.env.protocols import FrameRanker
+from vz_ray.env.task import Task
 from vz_ray.env.tspo_index import load_tspo_index
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.function_loader import load_function

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
 
 TSPO_VIDEO_KEYS = ("video", "video_name", "video_path", "videoID", "video_id")

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import Prompt, PromptMessage
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from vz_ray.config.zoom_gate import ZoomGateConfig
-from vz_ray.data.task import AnswerType, Task
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import Policy, Prompt
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import ExternalAction
 from vz_ray.env.zoom_call import extract_answer
 from vz_ray.env.zoom_env import ZoomEnv

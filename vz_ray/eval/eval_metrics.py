@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vz_ray.config.eval import EvalConfig
-from vz_ray.data.task import Task
 from vz_ray.env.failure_modes import is_visible
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts, Trajectory
 from vz_ray.eval.bootstrap import ConfidenceInterval, bootstrap_mean
 from vz_ray.eval.eval_log import EvalResult

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from vz_ray.data.task import Task
-from vz_ray.env.failure_modes import EpisodeTrace, FailureMode, classify_failure
+from vz_ray.env.failure_modes import EpisodeTrace, FailureMode
+from vz_ray.env.failure_modes import classify_failure as classify_trace
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, RejectedZoom, Trajectory
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import reward_parts_of
@@ -33,7 +34,7 @@ def classify_failure(
         times=[ref.pts_s for ref in trajectory.frame_refs],
         events=task.evidence_spans,
     )
-    return classify_failure(trace, correct=correct, unparsed=unparsed)
+    return classify_trace(trace, correct=correct, unparsed=unparsed)
 
 
 def classify_result(result: EvalResult) -> FailureMode | None:

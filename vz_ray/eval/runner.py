@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.eval.eval_log import EvalLog, EvalResult
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler

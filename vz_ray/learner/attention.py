@@ -69,9 +69,9 @@ class PackedLayout:
         shared = any(s.prefix[1] > s.prefix[0] for s in segments)
         return cls(
             segments=tuple(segments),
-            queries=lengths.cumsum(0).int().to(device),
-            seen=sees.cumsum(0).int().to(device),
-            keys=torch.cat(places).to(device) if shared else None,
+            cu_seqlens_q=lengths.cumsum(0).int().to(device),
+            cu_seqlens_k=sees.cumsum(0).int().to(device),
+            key_index=torch.cat(places).to(device) if shared else None,
         )
 
     @property

@@ -45,14 +45,14 @@ class ImageSpec:
 
         processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)
         return cls(
-            patch=processor.patch_size,
-            temporal=processor.temporal_patch_size,
-            merge=processor.merge_size,
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
+            patch_size=processor.patch_size,
+            temporal_patch_size=processor.temporal_patch_size,
+            merge_size=processor.merge_size,
+            image_mean=tuple(processor.image_mean),
+            image_std=tuple(processor.image_std),
             min_pixels=processor.size["shortest_edge"],
             max_pixels=processor.size["longest_edge"],
-            rescale=processor.rescale_factor,
+            rescale_factor=processor.rescale_factor,
         )
 
     def without_size_limits(self) -> ImageSpec:

@@ -104,7 +104,7 @@ class Learner:
             cpus_per_rank=cpus_per_rank,
             gpus_per_rank=gpus_per_rank,
             badge=badge,
-            logs=log_dir,
+            log_dir=log_dir,
         )
         await group.restart()
         return group

@@ -257,7 +257,7 @@ def _learn(policy: PolicyModel, lessons: list[Lesson], wire: ChatFormat, spec: o
         one, frames = lesson_to_trajectory(lesson, wire, number)
         played.append(encode_trajectory(one, policy.tokens, spec.merge_size))
         pixels.update(frames)
-    total = sum(len(example.sampled) for example in played)
+    total = sum(len(example.sampled_positions) for example in played)
     loss, exact = 0.0, 0
     for trees in plan_micro_batches(played, 8192, 1)[0]:
         batch = collate(trees, played, in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameRanker, FrameSource, Policy
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Trajectory
 from vz_ray.needle.needle_video import SLOTS_PER_SHOT
 from vz_ray.needle.oracle import UniformOracle, ZoomOracle

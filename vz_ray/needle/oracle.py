@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from vz_ray.data.task import Task
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import Prompt
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import ExternalAction, SamplingParams
 
 NOTHING_SEEN, TOO_FEW_FRAMES, WRONG_SEGMENT = "nothing", "more frames", "outside"

@@ -17,12 +17,12 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.data.sft_file import fold_turns_into_prompt
-from vz_ray.data.task import Task
 from vz_ray.distill.filters import count_prefix_turns
 from vz_ray.distill.teacher_runner import PREFIX_TURNS, FramesChangedError, PrefixReplay, TeacherJob
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameRanker, FrameSource, Policy
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.needle.exemplars import MAX_CONCURRENT_EPISODES
 from vz_ray.needle.needle_video import SLOTS_PER_SHOT

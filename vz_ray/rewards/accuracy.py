@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
 from vz_ray.rewards.judge import JudgeError, get_judge
 from vz_ray.rewards.judge_protocol import JudgeForm

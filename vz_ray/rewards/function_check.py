@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

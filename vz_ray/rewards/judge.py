@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from blake3 import blake3
 
 from vz_ray.config.reward import JudgeConfig
-from vz_ray.data.task import AnswerType, CaptionQuestion
+from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.rewards.judge_protocol import (
     JudgeForm,

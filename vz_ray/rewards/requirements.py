@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.rewards.accuracy import JUDGED_ANSWER_TYPES
 from vz_ray.rewards.judge import judge_api_key, prompt_files
 from vz_ray.rewards.judge_protocol import JudgePrompt

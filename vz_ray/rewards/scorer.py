@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import UNPARSED_NOTE, EpisodeStatus, RewardParts, Trajectory
 from vz_ray.rewards.accuracy import AccuracyResult, score_accuracy
 from vz_ray.rewards.format import is_well_formed

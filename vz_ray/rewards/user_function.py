@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import RewardParts, Trajectory
 from vz_ray.utils import function_loader
 from vz_ray.utils.errors import UserError

@@ -21,7 +21,7 @@ from typing import Any
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, SamplingParams, TokenContext, Trajectory
 from vz_ray.monitoring.log_context import log_context
 from vz_ray.rollout.rollout_worker import WorkerStats

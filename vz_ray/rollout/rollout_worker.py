@@ -21,13 +21,13 @@ from blake3 import blake3
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.data.task import Task
 from vz_ray.decode import DecodeClientStats, DecodePool
 from vz_ray.decode.admission import request_owner
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.frame_selectors import create_frame_selector
 from vz_ray.env.protocols import FrameRanker, FrameSource
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, RewardParts, SamplingParams, Trajectory
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output

@@ -149,12 +149,12 @@ class VllmEngine:
         engine = cls(
             llm,
             name=name,
-            banned=ids,
+            banned_token_ids=ids,
             pad_id=int(llm.model_config.hf_config.image_token_id),
             version=version,
             training=training,
-            deadline_s=turn_timeout_s,
-            gauge=gauge,
+            turn_timeout_s=turn_timeout_s,
+            stat_logger=gauge,
         )
         await engine._call_engine("labelling its weights", llm.update_weight_version(str(version)))
         return engine

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import WorkerStats

@@ -12,12 +12,12 @@ from typing import Any
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import ChatHistory
 from vz_ray.decode import DecodePool
 from vz_ray.decode.admission import request_owner
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameSource, Policy, Prompt
+from vz_ray.env.task import ChatHistory
 from vz_ray.env.trajectory import EpisodeId, SampledAction, SamplingParams
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.rollout.vllm_engine import EngineFailedError, TextCallback, VllmEngine

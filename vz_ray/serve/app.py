@@ -17,7 +17,7 @@ from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.files_api import upload_directory
-from vz_ray.serve.ingress import IngressReplica, configure_replica_logging
+from vz_ray.serve.ingress import IngressReplica, configure_ingress_logging
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 
@@ -30,7 +30,7 @@ class AgentReplica(Agent):
     """An agent that Ray Serve starts, asks after, and ends."""
 
     def __init__(self, config: ServeConfig) -> None:
-        super().__init__(config, configure_replica_logging(config))
+        super().__init__(config, configure_ingress_logging(config))
 
     async def __del__(self) -> None:
         await self.shutdown()

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.monitoring import logging_config
 from vz_ray.runtime import runtime

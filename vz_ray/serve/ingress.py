@@ -26,8 +26,8 @@ from ray.serve.schema import ReplicaState
 from starlette.responses import JSONResponse, Response
 
 from vz_ray.config.serve import ServeConfig
-from vz_ray.data.task import AnswerType, ChatHistory, Task
 from vz_ray.decode.reader_factory import build_download_rules
+from vz_ray.env.task import AnswerType, ChatHistory, Task
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.monitoring.logging_config import configure_replica_logging
@@ -438,7 +438,7 @@ async def resolve_tool_exchange(zoomed: ToolExchange, media: MediaResolver) -> R
     )
 
 
-def configure_replica_logging(config: ServeConfig) -> str:
+def configure_ingress_logging(config: ServeConfig) -> str:
     """Sends what this replica logs to its file, with the name of what is served; returns the replica's id."""
     id = str(serve.get_replica_context().replica_id.unique_id)
     configure_replica_logging(id, RunIdentity(config.name, config.monitoring.log_format))
@@ -449,7 +449,7 @@ class IngressReplica(Ingress):
     """An ingress that Ray Serve starts; here, so that its process need not import what agents need."""
 
     def __init__(self, config: ServeConfig, agent: DeploymentHandle) -> None:
-        configure_replica_logging(config)
+        configure_ingress_logging(config)
         super().__init__(config, agent)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -50,7 +50,11 @@ async def _run(config: SftRunConfig, at: RunContext, source: SftFile | list[Traj
             frames = await stack.enter_async_context(runtime.decode_pool(config))
             watch = await stack.enter_async_context(
                 monitor_run(
-                    config.monitoring, at.run_dir, frames, unit=SFT_RUN, rows=metrics_file(POLICY_STAGE)
+                    config.monitoring,
+                    at.run_dir,
+                    frames,
+                    run_kind=SFT_RUN,
+                    metrics_file=metrics_file(POLICY_STAGE),
                 )
             )
             trajectories = source if isinstance(source, list) else await _read(source, config, at, frames)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval.benchmarks.factories import answered, figures, touch, write_json
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks import ADAPTERS, BenchmarkFiles, find_missing_videos, load_benchmark, subsample
 from vz_ray.eval.benchmarks.annotation_files import find_annotation_file
 from vz_ray.eval.benchmarks.video_folder import VideoFolder
@@ -109,7 +109,7 @@ def test_the_projects_own_files_one_or_a_list(tmp_path: Path) -> None:
 
 
 OWN = """
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks import Benchmark, Figure
 
 def read(source):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.eval.benchmarks.factories import played
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts
 from vz_ray.eval.benchmarks import AnswerStatus, Benchmark, JudgedAnswer, score_results, select_scores
 from vz_ray.eval.benchmarks.aggregation import accuracy_metric, accuracy_table, macro_average, mean_metric

@@ -11,7 +11,7 @@ import pytest
 
 from tests.eval.benchmarks.factories import answered, figures, touch, write_json, write_jsonl
 from vz_ray.data.episode_record import task_from_dict, task_to_dict
-from vz_ray.data.task import AnswerType, CaptionQuestion
+from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.eval.benchmarks import BenchmarkFiles, JudgedAnswer, load_benchmark
 from vz_ray.eval.benchmarks.vdc import CAPTION_PROMPTS
 from vz_ray.utils.errors import UserError

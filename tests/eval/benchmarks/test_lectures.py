@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.eval.benchmarks.factories import answered, figures, touch, write_parquet
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.eval.benchmarks import AnswerStatus, BenchmarkFiles, JudgedAnswer, load_benchmark
 from vz_ray.eval.benchmarks.answer_scoring import score_open
 from vz_ray.utils.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.eval.benchmarks.factories import LVB, MME, answered, figures, touch, write_json, write_parquet
-from vz_ray.data.task import SubtitleFile
+from vz_ray.env.task import SubtitleFile
 from vz_ray.eval.benchmarks import BenchmarkFiles, load_benchmark
 from vz_ray.utils.errors import UserError
 

@@ -15,7 +15,7 @@ import vz_ray
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records, record_to_dict, to_json_line
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
     EpisodeStatus,

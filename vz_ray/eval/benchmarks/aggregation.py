@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 
 PERCENT = 100.0
 GRADE = "grade"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
-from vz_ray.data.task import AnswerType, Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeStatus, Trajectory
 from vz_ray.eval.benchmarks.aggregation import GRADE
 from vz_ray.eval.eval_log import EvalResult

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks.aggregation import BenchmarkMetric, TaskScore
 from vz_ray.eval.benchmarks.answer_scoring import (
     EXCLUDED_STATUSES,

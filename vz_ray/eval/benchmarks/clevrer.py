@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
     TaskScore,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
     TaskScore,

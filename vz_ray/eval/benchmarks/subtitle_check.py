@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vz_ray.data.task import Task
+from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import VideoError
 from vz_ray.video.subtitles import read_subtitles

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vz_ray.data.task import AnswerType, CaptionQuestion, Task
+from vz_ray.env.task import AnswerType, CaptionQuestion, Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
     TaskScore,

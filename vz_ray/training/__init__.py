@@ -1,0 +1,1 @@
+"""The training loop: GRPO and SFT runs, their state, checkpoints and restarts."""
