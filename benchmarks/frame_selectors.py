@@ -22,14 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vz_ray.env.task_file import read_tasks
-
 from benchmarks import tiny_clip
 from vz_ray.config import load_config
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.frame_selector import FrameSelectorConfig
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool, FrameRankerHandle
 from vz_ray.env.frame_selectors import create_frame_selector
 from vz_ray.env.task import Task

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from vz_ray.env.task_sampler import StepTaskSampler, TaskSampler
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
+from vz_ray.data.task_sampler import StepTaskSampler, TaskSampler
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from vz_ray.env.task_file import read_tasks
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
@@ -22,6 +21,7 @@ from vz_ray.data.sft_file import (
     sample_to_trajectory,
     trajectory_to_sample,
 )
+from vz_ray.data.task_file import read_tasks
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.trajectory import ExternalAction
 from vz_ray.learner.batch import collate, in_memory_pixels

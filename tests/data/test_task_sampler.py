@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from vz_ray.env.task_sampler import TaskSampler
 
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
 

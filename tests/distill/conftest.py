@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from vz_ray.env.task_file import read_tasks
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.task_file import read_tasks
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.task import Task
 from vz_ray.needle.base_training import make_tokenizer_corpus

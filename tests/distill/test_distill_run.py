@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from vz_ray.env.task_file import read_tasks
 
 from tests.cli.test_app import run as run_cli
 from tests.distill.conftest import RULES
@@ -31,6 +30,7 @@ from tests.small_run import (
 from vz_ray.config.data import SynthConfig
 from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.data.sft_file import SftFile
+from vz_ray.data.task_file import read_tasks
 from vz_ray.distill.teacher_runner import TeacherJob
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.task import Task

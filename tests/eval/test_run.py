@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vz_ray.env.task_file import read_tasks
 
 from tests.eval.benchmarks.factories import LVB, write_json
 from tests.small_run import SmallRun, run_vz_ray
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
+from vz_ray.data.task_file import read_tasks
 from vz_ray.eval.run import load_benchmarks
 from vz_ray.utils.errors import UserError
 

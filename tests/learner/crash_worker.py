@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from vz_ray.env.task_sampler import TaskSampler
 
 from tests.learner.rank_worker import parameters, small_config, small_training_data
 from vz_ray.config.learner import LossConfig
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.learner import atomic_dir, checkpoint
 from vz_ray.learner.distributed import shutdown_distributed

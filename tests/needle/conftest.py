@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from vz_ray.env.task_file import read_tasks
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.task_file import read_tasks
 from vz_ray.needle.base_training import make_tokenizer_corpus
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.needle.tiny_model import build_tokenizer

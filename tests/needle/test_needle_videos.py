@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from vz_ray.env.task_file import check_videos, read_tasks
 
 from vz_ray.config.data import SynthConfig
+from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.needle import QuestionKind, make_video, render_frames
 from vz_ray.needle.needle_video import LETTERS, SYMBOLS
 from vz_ray.needle.synthesis import plan_videos, synthesize

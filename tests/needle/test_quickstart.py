@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vz_ray.env.task_file import read_tasks
-from vz_ray.env.task_sampler import TaskSampler
 
 from tests.small_run import (
     SmallRun,
@@ -25,6 +23,8 @@ from tests.small_run import (
     wait_until,
 )
 from vz_ray.data.episode_record import read_records
+from vz_ray.data.task_file import read_tasks
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.video.frame import FrameRef
 from vz_ray.video.local_source import LocalFrameSource
 

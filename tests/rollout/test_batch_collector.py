@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from vz_ray.env.task_sampler import StepTaskSampler, TaskSampler
 
+from vz_ray.data.task_sampler import StepTaskSampler, TaskSampler
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, SamplingParams, TokenContext, Trajectory
 from vz_ray.rollout.batch_collector import collect_batch

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from vz_ray.env.task_sampler import TaskSampler
 
 from vz_ray.config import load_config
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, RewardParts, TokenContext, Trajectory
 from vz_ray.monitoring.run_dir import RunDir

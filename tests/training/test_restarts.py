@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from vz_ray.env.task_file import read_tasks
-from vz_ray.env.task_sampler import TaskSampler
 
 from tests.small_run import (
     SmallRun,
@@ -18,6 +16,8 @@ from tests.small_run import (
     wait_for_exit,
     wait_until,
 )
+from vz_ray.data.task_file import read_tasks
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.learner.learner import LearnerDiedError
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.training.restarts import RestartPolicy, run_with_restarts

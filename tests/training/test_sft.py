@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from vz_ray.env.task_file import read_tasks
 
 from tests.small_run import SmallRun, run_vz_ray
 from vz_ray.config import load_config
@@ -20,6 +19,7 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records, read_records
 from vz_ray.data.sft_data import load_chat_format, read_sft_data
 from vz_ray.data.sft_file import trajectory_to_sample
+from vz_ray.data.task_file import read_tasks
 from vz_ray.monitoring.metric_logger import read_metrics
 from vz_ray.needle.exemplars import collect_exemplars, zoom_oracle_factory
 from vz_ray.utils.errors import UserError

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vz_ray.env.task_sampler import TaskSampler
 
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.training.state import (

@@ -22,6 +22,7 @@ from rich.console import Console
 from vz_ray.config import to_yaml
 from vz_ray.config.distill import DistillRunConfig, ExemplarRunConfig, FilterConfig, ReflectionRunConfig
 from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
 from vz_ray.distill.curation import CurationResult, curate
@@ -33,7 +34,6 @@ from vz_ray.distill.reflection import find_episode_logs, load_reflection_jobs
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teacher_api_key
 from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
 from vz_ray.env.chat_format import ChatFormat
-from vz_ray.env.task_file import check_videos, read_tasks
 from vz_ray.monitoring import logging_config, metric_names
 from vz_ray.monitoring.live_status import DISTILL_RUN
 from vz_ray.monitoring.metric_logger import MetricLogger

@@ -8,7 +8,7 @@ from pathlib import Path
 from vz_ray.config.episode import EpisodeConfig, uniform_frames_config
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import GrpoRunConfig
-from vz_ray.env.task_file import read_tasks
+from vz_ray.data.task_file import read_tasks
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.run_summary import eval_log_path, uniform_stage
 from vz_ray.eval.runner import evaluate

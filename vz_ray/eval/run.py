@@ -16,9 +16,9 @@ from blake3 import blake3
 
 from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
 from vz_ray.data.episode_record import task_to_dict, to_json_line
+from vz_ray.data.task_file import check_videos
 from vz_ray.decode import DecodePool
 from vz_ray.env.task import Task
-from vz_ray.env.task_file import check_videos
 from vz_ray.eval.accuracy_curve import write_curve
 from vz_ray.eval.benchmark_results import (
     BenchmarkResults,

@@ -21,10 +21,10 @@ from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME
 from vz_ray.data.episode_record import EpisodeRecord, read_records, record_to_dict, to_json_line
 from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool
 from vz_ray.distill.filters import filter_faults
 from vz_ray.distill.reflection import load_reflection_jobs
-from vz_ray.env.task_file import read_tasks
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.eval.ablation_results import (
     ABLATION_JSON,

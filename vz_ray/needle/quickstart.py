@@ -22,8 +22,8 @@ from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft_stage import SftConfig
 from vz_ray.data.episode_record import read_records
 from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
-from vz_ray.env.task_file import check_videos, read_tasks
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episode_config
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, stage_seconds, write_summary

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from vz_ray.config.data import SynthConfig
+from vz_ray.data.task_file import MANIFEST, encode_tasks
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.env.task_file import MANIFEST, encode_tasks
 from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.needle.frame_renderer import render_frames
 from vz_ray.needle.needle_video import (

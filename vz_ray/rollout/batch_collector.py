@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vz_ray.data.task_sampler import StepTaskSampler
 from vz_ray.env.task import Task
-from vz_ray.env.task_sampler import StepTaskSampler
 from vz_ray.env.trajectory import Group, SamplingParams
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker

@@ -18,8 +18,8 @@ from itertools import zip_longest
 
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
-from vz_ray.env.task_file import check_videos, read_tasks
-from vz_ray.env.task_sampler import TaskSampler
+from vz_ray.data.task_file import check_videos, read_tasks
+from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vz_ray.data.task_sampler import StepTaskSampler, TaskSampler
 from vz_ray.env.task import Task
-from vz_ray.env.task_sampler import StepTaskSampler, TaskSampler
 from vz_ray.monitoring.run_dir import RunDir, atomic_directory, write_atomic
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.utils.errors import UserError

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from vz_ray.data.task_file import read_tasks
 from vz_ray.env.task import Task
-from vz_ray.env.task_file import read_tasks
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
     TaskScore,
