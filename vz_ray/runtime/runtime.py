@@ -18,7 +18,8 @@ import ray
 from vz_ray.config.distill import DistillRunConfig
 from vz_ray.config.frame_selector import FrameSelectorConfig
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import GrpoRunConfig, RayConfig, RolloutRunConfig
+from vz_ray.config.ray import RayConfig
+from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.decode import DecodePool, FrameRankerHandle
 from vz_ray.jobs.preflight import preflight
