@@ -29,7 +29,7 @@ def test_missing_file_reads_as_none(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[1]", "nonsense"])
 def test_invalid_file_raises_user_error(tmp_path, text):
     (tmp_path / "live.json").write_text(text)
-    with pytest.raises(UserError, match=r"cannot read .*status\.json .* delete it"):
+    with pytest.raises(UserError, match=r"cannot read .*live\.json.*delete it"):
         LiveStatus.read(tmp_path / "live.json")
 
 
