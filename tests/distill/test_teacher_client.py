@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distill.oracle_server import images_of, make_completion, message_text
+from tests.distill.oracle_server import make_completion, message_text, request_images
 from tests.rewards.fake_endpoint import FakeReply as Http
 from tests.rewards.fake_endpoint import serve_endpoint
 from vz_ray.config.distill import TeacherConfig
@@ -72,7 +72,7 @@ def test_frames_go_out_as_images_in_their_places(config, tmp_path):
     assert kinds == ["text", "image_url", "text", "image_url", "text"]
     assert message_text(body["messages"][1]) == "<f0><f1>\nWhat?"
     assert body["messages"][0] == {"role": "system", "content": "You may zoom."}
-    for number, data in enumerate(images_of(body)):
+    for number, data in enumerate(request_images(body)):
         (tmp_path / f"{number}.png").write_bytes(data)
         shown = read_image(str(tmp_path / f"{number}.png"), FrameSize(784, 10**6))
         np.testing.assert_array_equal(shown.rgb, ASK[1].frames[number].rgb)

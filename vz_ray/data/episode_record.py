@@ -33,37 +33,42 @@ class EpisodeRecord:
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
-    """`task` as JSON values; `extra` must hold nothing else."""
+    """Return `task` as JSON values; `task.extra` must hold JSON values only."""
     data = {
         **asdict(task),
         "answer_type": task.answer_type.value,
-        "events": [list(event) for event in task.evidence_spans],
-        "pictures": list(task.images),
-        "checks": [
+        "evidence_spans": [list(span) for span in task.evidence_spans],
+        "images": list(task.images),
+        "caption_questions": [
             [check.question, check.answer, check.answer_type.value] for check in task.caption_questions
         ],
-        "more_videos": list(task.extra_videos),
+        "extra_videos": list(task.extra_videos),
     }
-    # Only what was asked in a chat has these.
-    for name, default in (("more_videos", []), ("chat", asdict(ChatHistory()))):
+    # Only tasks from a chat have these fields.
+    for name, default in (("extra_videos", []), ("chat_history", asdict(ChatHistory()))):
         if data[name] == default:
             del data[name]
     return data
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
-    """The task that `task_to_dict` wrote."""
-    subtitles, chat = data.get("subtitles"), data.get("chat", {})
-    known = {
+    """Return the task that `task_to_dict` wrote."""
+    subtitles, chat = data.get("subtitles"), data.get("chat_history", {})
+    fields = {
         "answer_type": AnswerType(data["answer_type"]),
-        "events": tuple((start, end) for start, end in data["events"]),
+        "evidence_spans": tuple((start, end) for start, end in data["evidence_spans"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
-        "pictures": tuple(data.get("pictures", ())),
-        "checks": tuple(CaptionQuestion(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
-        "more_videos": tuple(data.get("more_videos", ())),
-        "chat": ChatHistory(chat.get("system", ""), tuple((q, a) for q, a in chat.get("past", ()))),
+        "images": tuple(data.get("images", ())),
+        "caption_questions": tuple(
+            CaptionQuestion(question, answer, AnswerType(kind))
+            for question, answer, kind in data.get("caption_questions", ())
+        ),
+        "extra_videos": tuple(data.get("extra_videos", ())),
+        "chat_history": ChatHistory(
+            chat.get("system", ""), tuple((question, answer) for question, answer in chat.get("turns", ()))
+        ),
     }
-    return Task(**{**data, **known})
+    return Task(**{**data, **fields})
 
 
 def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:
