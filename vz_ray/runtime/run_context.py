@@ -71,9 +71,7 @@ def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
     check_hf_checkpoint(config.model)
     check_monitoring(config.monitoring)
     settings = to_yaml(config)
-    run_dir, resumed = RunDir.create_or_resume(
-        Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME
-    )
+    run_dir, resumed = RunDir.create_or_resume(Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME)
     identity = RunIdentity(config.name, config.monitoring.log_format)
     logging_config.configure_logging(run_dir.logs, identity=identity)
     with run_dir.lock(), Progress() as progress, Interrupt() as interrupt:
