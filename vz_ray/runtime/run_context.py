@@ -12,7 +12,6 @@ from vz_ray.config import to_yaml
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.eval.run_summary import record_stage_time
 from vz_ray.jobs.doctor import check_disk, check_memory, check_shared_memory
 from vz_ray.learner.policy_model import check_hf_checkpoint
 from vz_ray.monitoring import logging_config
@@ -21,6 +20,7 @@ from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.runtime.monitor_run import check_monitoring
+from vz_ray.runtime.stage_times import record_stage_time
 from vz_ray.utils.interrupt import Interrupt
 
 
