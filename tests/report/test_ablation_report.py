@@ -64,7 +64,14 @@ def test_the_page_shows_figures_differences_and_training(tmp_path: Path) -> None
                     {metric_names.REWARD_ACCURACY: 0.4 + 0.2 * seed, metric_names.ZOOMS_PER_EPISODE: 1.0},
                 )
     page = write_ablation_report(tmp_path).read_text()
-    for text in ("+3.1", "-0.4 to +6.0", "+5.0 / +1.2", "inconclusive", "order is not fully supported", "80.3"):
+    for text in (
+        "+3.1",
+        "-0.4 to +6.0",
+        "+5.0 / +1.2",
+        "inconclusive",
+        "order is not fully supported",
+        "80.3",
+    ):
         assert text in page
     assert "a paper &lt;7B&gt;" in page
     # Half-way between the seeds.

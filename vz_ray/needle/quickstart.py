@@ -29,6 +29,7 @@ from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episo
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, write_summary
 from vz_ray.eval.summary_tables import print_summary
 from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.monitoring.stage_times import stage_seconds
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report
@@ -38,7 +39,6 @@ from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.runtime.runtime import Runtime
-from vz_ray.runtime.stage_times import stage_seconds
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
 from vz_ray.training.sft import run_sft_stage
