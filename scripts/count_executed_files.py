@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PROFILER = '''
+PROFILER = """
 import atexit, inspect, os, sys, threading
 _out = os.environ["VZ_RAY_COUNT_DIR"]
 _gradient, _publish = os.path.join(_out, "first-gradient"), os.path.join(_out, "publish")
@@ -60,7 +60,7 @@ def _profile(frame, event, argument):
 
 sys.setprofile(_profile)
 threading.setprofile(_profile)
-'''
+"""
 
 
 def count(arguments: list[str]) -> dict[str, object]:
