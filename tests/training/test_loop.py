@@ -31,7 +31,7 @@ def batch(*rewards: RewardParts, status: EpisodeStatus = EpisodeStatus.ANSWERED)
     for sample, reward in enumerate(rewards):
         id = EpisodeId(0, "t", sample)
         trajectory = Trajectory(id, "", TokenContext(()), (), status, reward=reward, error="no engine")
-        result.sampled.append((TASK, Group("t", (trajectory,))))
+        rollout_batch.sampled.append((TASK, Group("t", (trajectory,))))
     return rollout_batch
 
 
