@@ -49,7 +49,7 @@ class AccessConfig:
             "session_hours",
         ):
             if (amount := getattr(self, name)) <= 0:
-                raise ValueError(f"guard.{name} is {amount}; it must be more than 0")
+                raise ValueError(f"access.{name} is {amount}; it must be more than 0")
         if self.max_requests_per_key < 1:
             raise ValueError(
                 f"access.max_requests_per_key is {self.max_requests_per_key}; it must be at least 1"
@@ -57,12 +57,12 @@ class AccessConfig:
         for host in self.allowed_hosts:
             if not host or host != host.lower() or any(sign in host for sign in "/*@ "):
                 raise ValueError(
-                    f"guard.allowed_hosts has {host!r}; give lower-case names without scheme or wildcard, "
+                    f"access.allowed_hosts has {host!r}; give lower-case names without scheme or wildcard, "
                     "such as videos.example.org"
                 )
             if ":" in host and not (host.startswith("[") and host.endswith("]")):
                 raise ValueError(
-                    f"guard.allowed_hosts has {host!r}; give it without a port, an IPv6 address in brackets"
+                    f"access.allowed_hosts has {host!r}; give it without a port, an IPv6 address in brackets"
                 )
 
 
