@@ -14,13 +14,13 @@ from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.run_summary import (
     build_summary,
     eval_log_path,
-    record_stage_time,
     uniform_stage,
     write_summary,
 )
 from vz_ray.eval.summary_tables import print_summary, runs_table
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import MetricLogger
+from vz_ray.monitoring.stage_times import record_stage_time
 
 
 @pytest.fixture

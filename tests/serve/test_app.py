@@ -65,9 +65,9 @@ def test_without_a_model_there_is_nothing_to_serve():
     ("wrong", "said"),
     [
         ("name=a@b", "name is 'a@b'"),
-        ("max_replicas=0", "max_replicas is 0, below min_replicas"),
+        ("max_replicas=0", "max_replicas is 0; it must be at least min_replicas"),
         ("max_queued_requests=-1", "max_queued_requests is -1"),
-        ("episode.max_context=99999", "engine.max_model_len"),
+        ("engine.max_model_len=99999", "follows episode.max_context"),
         ("access.allowed_hosts=[HTTP://x]", "access.allowed_hosts"),
     ],
 )

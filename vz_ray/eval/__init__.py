@@ -10,7 +10,7 @@ from vz_ray.eval.bootstrap import ConfidenceInterval, bootstrap_mean, paired_dif
 from vz_ray.eval.eval_log import EvalLog, EvalResult, read_results
 from vz_ray.eval.eval_metrics import EvalMetrics, compute_eval_metrics, step_metrics
 from vz_ray.eval.failure_counts import classify_failure, count_failures
-from vz_ray.eval.run_summary import build_summary, record_stage_time, write_summary
+from vz_ray.eval.run_summary import build_summary, write_summary
 
 __all__ = [
     "EvalLog",
@@ -25,7 +25,6 @@ __all__ = [
     "compute_eval_metrics",
     "paired_difference",
     "read_results",
-    "record_stage_time",
     "step_metrics",
     "write_summary",
 ]

@@ -32,7 +32,7 @@ from vz_ray.eval.bootstrap import ConfidenceInterval, crossed_bootstrap
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics, reward_parts_of
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = dict[str, Any]
 ResultsByVariant = Mapping[str, Mapping[int, Sequence[EvalResult]]]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vz_ray.config.ablation import FULL, variant_title
 from vz_ray.eval.ablation_results import ABLATION_MARKDOWN, ACCURACY, ClaimStatus
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = Mapping[str, Any]
 

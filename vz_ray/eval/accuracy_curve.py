@@ -13,7 +13,7 @@ from typing import Any
 
 from vz_ray.eval.eval_mode import AGENT, UNIFORM, EvalMode
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = dict[str, Any]
 

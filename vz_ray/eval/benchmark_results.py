@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.config.eval import EvalConfig
-from vz_ray.data.episode_record import to_json_line
 from vz_ray.env.trajectory import RewardParts
 from vz_ray.eval.benchmarks import (
     AnswerScore,
@@ -31,8 +30,9 @@ from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import compute_eval_metrics
 from vz_ray.eval.eval_mode import EvalMode
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.rewards import UNPARSED_NOTE
+from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.json_lines import to_json_line
 
 Json = dict[str, Any]
 

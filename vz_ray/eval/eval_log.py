@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from vz_ray.data.episode_log import EpisodeLog, episode_key
-from vz_ray.data.episode_record import EpisodeRecord, read_complete_lines, record_from_dict
+from vz_ray.data.episode_record import EpisodeRecord, record_from_dict
+from vz_ray.utils.json_lines import read_complete_lines
 
 EvalResult = EpisodeRecord
 """One question played and scored; `stage` names the evaluation."""

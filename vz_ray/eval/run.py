@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
-from vz_ray.data.episode_record import task_to_dict, to_json_line
+from vz_ray.data.episode_record import task_to_dict
 from vz_ray.data.task_file import check_videos
 from vz_ray.decode import DecodePool
 from vz_ray.env.task import Task
@@ -46,6 +46,7 @@ from vz_ray.rewards import check_scorers
 from vz_ray.runtime import runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import to_json_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +16,14 @@ from statistics import fmean, median
 from typing import Any
 
 from vz_ray.config.eval import EvalConfig
-from vz_ray.data.episode_record import append_lines, read_complete_lines, to_json_line
 from vz_ray.eval.bootstrap import ConfidenceInterval, paired_difference
 from vz_ray.eval.eval_log import EvalResult, read_results
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics
 from vz_ray.eval.failure_counts import count_failures
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.monitoring.stage_times import stage_seconds
+from vz_ray.utils.atomic_files import write_atomic
 
 COLD_START, RL, SFT_CONTINUED, UNIFORM = "cold_start", "rl", "sft_continued", "uniform"
 _UNIFORM_STAGE = re.compile(rf"{UNIFORM}_(\d+)")
@@ -40,20 +39,6 @@ def uniform_stage(frames: int) -> str:
 def eval_log_path(run_dir: Path, stage: str) -> Path:
     """Where a stage's per-sample log lies."""
     return run_dir / "eval" / f"{stage}.jsonl"
-
-
-def record_stage_time(run_dir: Path, stage: str, wall_s: float) -> None:
-    """Notes that `stage` took `wall_s` seconds; a stage that was resumed is noted in parts."""
-    append_lines(run_dir / "stages.jsonl", [to_json_line({"stage": stage, "wall_s": wall_s})])
-
-
-def stage_seconds(run_dir: Path) -> dict[str, float]:
-    """Wall seconds by stage in the order they first ran, and their `total`."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    path = run_dir / "stages.jsonl"
-    for line in read_complete_lines(path) if path.exists() else ():
-        seconds[line["stage"]] += line["wall_s"]
-    return {**seconds, "total": sum(seconds.values())} if seconds else {}
 
 
 def _by_stage(figures: Mapping[str, EvalMetrics], name: str) -> Json:

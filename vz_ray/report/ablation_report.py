@@ -19,9 +19,9 @@ from vz_ray.config.ablation import (
 )
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.report.markup import escape, format_number, format_percent, report_css
 from vz_ray.report.svg_chart import ChartSeries, line_chart
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 Json = Mapping[str, Any]

@@ -93,7 +93,7 @@ class Agent:
         """Load weights, given as `{"model": directory, "version": number}`.
 
         Weights of another architecture are refused and the current ones stay. Running requests finish
-        with the old weights, unless they take longer than `drain_timeout_s`.
+        with the old weights, unless they take longer than `timeouts.drain_s`.
         """
         model, version = str(weights["model"]), int(weights["version"])
         if self._engine is None:
@@ -114,8 +114,8 @@ class Agent:
             log_file=Path(config.log_dir) / f"{self._name}.engine.log",
             version=version,
             training=False,
-            start_timeout_s=config.start_timeout_s,
-            turn_timeout_s=config.turn_timeout_s,
+            start_timeout_s=config.timeouts.engine_start_s,
+            turn_timeout_s=config.timeouts.turn_s,
         )
         await self._decode_pool.wait_until_ready()
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -160,7 +160,7 @@ class Agent:
         """Run a request and return all events; the last is `RequestCompleted` or `RequestFailed`.
 
         Raises:
-            StepTimeout: The episode exceeded `episode_timeout_s`, or one of its parts its own timeout.
+            StepTimeout: The episode exceeded `timeouts.episode_s`, or one of its parts its own timeout.
         """
         events, result = await self._run_request(request, None)
         return [*events, result]
@@ -228,7 +228,7 @@ class Agent:
                 try:
                     trajectory = await with_timeout(
                         episode,
-                        config.episode_timeout_s,
+                        config.timeouts.episode_s,
                         target=self._name,
                         operation=f"request {request.id}",
                     )

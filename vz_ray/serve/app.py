@@ -75,7 +75,7 @@ def build_application(
             "resources": node_group_resources(config.node_group),
         },
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        graceful_shutdown_timeout_s=config.timeouts.drain_s,
     )
     capacity = config.max_queued_requests + config.max_ongoing_requests * config.max_replicas
     ingress = serve.deployment(serve.ingress()(IngressReplica)).options(

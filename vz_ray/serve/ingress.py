@@ -347,7 +347,7 @@ class Ingress:
 
     @property
     def _request_timeout_s(self) -> float:
-        return self.config.episode_timeout_s + REQUEST_SLACK_S
+        return self.config.timeouts.episode_s + REQUEST_SLACK_S
 
     def _record_completion(
         self, request: AgentRequest, result: RequestCompleted, timer: RequestTimer
