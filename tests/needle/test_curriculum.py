@@ -18,7 +18,7 @@ from vz_ray.needle.curriculum import (
     make_needle_lesson,
 )
 from vz_ray.needle.tiny_model import build_tokenizer
-from vz_ray.training.sft_loop import batch_indices
+from vz_ray.learner.sft import batch_indices
 
 
 @pytest.mark.parametrize("most", [2, 6, 16, 64, 128])

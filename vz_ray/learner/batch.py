@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vz_ray.learner.attention import PackedLayout, Segment
 from vz_ray.learner.example import Example, FrameKey, Ints, SpecialTokenIds, frame_key
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.image_patches import ImageSpec, extract_patches
 from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.packing import PrefixTree

@@ -12,7 +12,7 @@ from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.checkpoint_shapes import check_tensor_shapes
 from vz_ray.learner.example import SpecialTokenIds
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables

@@ -30,7 +30,7 @@ from vz_ray.learner.batch import MicroBatch, PixelLoader, collate, in_memory_pix
 from vz_ray.learner.distributed import all_reduce_sum, init_distributed
 from vz_ray.learner.example import Example, encode_trajectory
 from vz_ray.learner.export import export_hf
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_patches import ImageSpec

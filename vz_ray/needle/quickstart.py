@@ -41,7 +41,7 @@ from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
 from vz_ray.training.sft import run_sft_stage
-from vz_ray.training.sft_loop import SftState
+from vz_ray.learner.sft import SftState
 from vz_ray.video.local_source import LocalFrameSource
 from vz_ray.weight_sync.backends import gpu_fraction
 

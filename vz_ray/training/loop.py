@@ -95,7 +95,7 @@ async def train(
             progress.stage("rl", total, state.step) as stage,
         ):
             while state.step < total:
-                set_log_context(iteration=state.step)
+                set_log_context(step=state.step)
                 clock = _PhaseTimer()
                 watch.on_phase("rollout")
                 batch = await next_batch(config, state, run_dir, runtime, ahead, interrupt)
