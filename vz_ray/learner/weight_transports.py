@@ -98,8 +98,9 @@ class LearnerNcclTransport(LearnerTransport):
     """Publish by NCCL broadcast.
 
     The members of an NCCL group are fixed. The group is reopened if the workers changed since the last
-    publish or the learner was restarted. Workers outside the group read the copy in shared memory. Without a copy, a
-    worker that joins between publishes receives the last announced version, if the learner still holds it.
+    publish or the learner was restarted. Workers outside the group read the copy in shared memory. Without
+    a copy, a worker that joins between publishes receives the last announced version, if the learner still
+    holds it.
     """
 
     def __init__(
