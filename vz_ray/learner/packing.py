@@ -74,7 +74,7 @@ class PrefixTree:
 
 
 def common_prefix_length(examples: Sequence[Example]) -> int:
-    """Return the number of tokens that these contexts share at the start; a frame is shared whole or not at all."""
+    """Return the number of tokens that these contexts share at the start; frames are shared whole."""
     first = examples[0]
     length = min(e.context_length for e in examples)
     for other in examples[1:]:
