@@ -28,6 +28,7 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episode_config
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, stage_seconds, write_summary
 from vz_ray.eval.summary_tables import print_summary
+from vz_ray.learner.sft import SftState
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.needle.synthesis import synthesize
@@ -41,7 +42,6 @@ from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
 from vz_ray.training.sft import run_sft_stage
-from vz_ray.learner.sft import SftState
 from vz_ray.video.local_source import LocalFrameSource
 from vz_ray.weight_sync.backends import gpu_fraction
 
