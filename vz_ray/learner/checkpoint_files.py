@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
 from vz_ray.learner.zero_state import ParamSlice
-from vz_ray.monitoring.run_dir import sync_directory, write_atomic
+from vz_ray.utils.atomic_files import sync_directory, write_atomic
 from vz_ray.utils.errors import UserError
 
 MANIFEST, INDEX = "manifest.json", "index.json"

@@ -17,14 +17,14 @@ from typing import Protocol
 
 import torch
 
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.sft import SftConfig
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.learner.distributed import RankInfo, all_reduce_max, fail_together
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import ProgressStage
-from vz_ray.monitoring.run_dir import atomic_directory, partial_path, write_atomic
+from vz_ray.utils.atomic_files import atomic_directory, partial_path, write_atomic
 from vz_ray.utils.interrupt import Interrupt, StopRequested
 from vz_ray.utils.step_dirs import list_steps, prune_steps, step_name
 
