@@ -25,7 +25,7 @@ def test_the_engine_tells_a_copy_from_a_loan() -> None:
     engine = IpcWeightTransferEngine.__new__(IpcWeightTransferEngine)
     copy = engine.parse_update_info({"directory": "/there", "checksum": "c"})
     assert copy == ShmUpdateInfo("/there", "c")
-    parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "loans": [[0]]}
+    parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "handles": [[0]]}
     assert engine.parse_update_info(parts) == IpcUpdateInfo(**parts)
 
 

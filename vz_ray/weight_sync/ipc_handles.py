@@ -37,17 +37,17 @@ class IpcHandles:
         self._exported = [
             tensor.contiguous() for bucket in source.buckets(_BUCKET_BYTES) for tensor in bucket.values()
         ]
-        loans = []
+        handles = []
         for tensor in self._exported:
             _, where = reduce_tensor(tensor)
-            loans.append([tensor.storage_offset(), *where[_STORAGE_ARGS], *where[_REFCOUNT_ARGS]])
+            handles.append([tensor.storage_offset(), *where[_STORAGE_ARGS], *where[_REFCOUNT_ARGS]])
         torch.cuda.synchronize()
         info = {
             "gpu": gpu_uuid(torch.cuda.current_device()),
             "names": [spec.name for spec in specs],
             "dtype_names": [spec.dtype for spec in specs],
             "shapes": [list(spec.shape) for spec in specs],
-            "loans": loans,
+            "handles": handles,
         }
         return info, sum(spec.nbytes for spec in specs)
 
