@@ -30,7 +30,9 @@ def test_frames_are_written_without_separator(compat_chat_format):
 
 def test_compat_good_reply(compat_chat_format):
     frames = make_clip([8.0, 9.5]).frames
-    reply = compat_chat_format.encode_observation(compat_chat_format.format_clip(frames, last_round=False), frames, end_sampled=False)
+    reply = compat_chat_format.encode_observation(
+        compat_chat_format.format_clip(frames, last_round=False), frames, end_sampled=False
+    )
     assert text_of(compat_chat_format, reply) == (
         "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
         + FRAMES
@@ -47,7 +49,9 @@ def test_compat_notice_before_the_last_round(compat_chat_format):
 
 
 def test_compat_bad_reply(compat_chat_format):
-    reply = compat_chat_format.encode_observation(compat_chat_format.format_error("oops", last_round=False), (), end_sampled=True)
+    reply = compat_chat_format.encode_observation(
+        compat_chat_format.format_error("oops", last_round=False), (), end_sampled=True
+    )
     assert text_of(compat_chat_format, reply) == (
         "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. "
         "Error Information: oops.\n</tool_response>\nPlease analyze the error information obtained from the "
@@ -88,9 +92,14 @@ def test_subtitles_stand_between_the_frames_that_show_them(chat_format):
 def test_pictures_of_a_question_follow_the_frames_of_the_video(chat_format):
     overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
     text = chat_format.format_question("What is this?", overview, question_images=picture)
-    context = chat_format.encode_messages(chat_format.build_messages(text, "", ChatHistory()), (*overview, *picture))
+    context = chat_format.encode_messages(
+        chat_format.build_messages(text, "", ChatHistory()), (*overview, *picture)
+    )
     assert [ref.pts_s for ref in context.frame_refs] == [0.0, 8.0, 3.0]
-    assert chat_format.format_question("What?", overview, question_images=picture) == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
+    assert (
+        chat_format.format_question("What?", overview, question_images=picture)
+        == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
+    )
 
 
 def test_the_wire_name_changes_with_the_wording(chat_format, compat_chat_format):
@@ -100,7 +109,9 @@ def test_the_wire_name_changes_with_the_wording(chat_format, compat_chat_format)
 
 
 def test_the_wording_of_a_frame_may_be_another(chat_format):
-    other = ChatFormat(chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}"))
+    other = ChatFormat(
+        chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}")
+    )
     assert other.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
     assert other.name != chat_format.name
 

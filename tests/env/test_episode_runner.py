@@ -79,7 +79,13 @@ async def test_subtitles_that_cannot_be_read_fail_the_episode(task, chat_format)
     with LocalFrameSource() as frames:
         id = EpisodeId(0, "t", 0)
         played = await run_episode(
-            task, ZoomOncePolicy(chat_format), frames, chat_format, CONFIG, episode_id=id, sampling_params=SamplingParams()
+            task,
+            ZoomOncePolicy(chat_format),
+            frames,
+            chat_format,
+            CONFIG,
+            episode_id=id,
+            sampling_params=SamplingParams(),
         )
     assert played.status is EpisodeStatus.FAILED
     assert "v.srt" in played.error

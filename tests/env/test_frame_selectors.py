@@ -220,7 +220,12 @@ async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video,
     )
     assert await shown(video, chat_format, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
     uri, question, search = ranker.asked[0]
-    assert (uri, question, search.candidates, search.max_frames) == (video, QUESTION, OverviewRequest(2.0, 512), 4)
+    assert (uri, question, search.candidates, search.max_frames) == (
+        video,
+        QUESTION,
+        OverviewRequest(2.0, 512),
+        4,
+    )
 
 
 async def test_query_without_a_model_is_refused():
@@ -230,7 +235,9 @@ async def test_query_without_a_model_is_refused():
 
 async def test_the_trajectory_says_who_chose(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
-    trajectory = await played(video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
+    trajectory = await played(
+        video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform")
+    )
     assert trajectory.extra == {"overview": {"selector": "tspo", "used_fallback": True}}
     assert (await played(video, chat_format, FrameSelectorConfig())).extra == {}
 

@@ -28,7 +28,9 @@ ANSWER = "<think>disc</think><answer>A</answer>"
 
 
 def sampled(chat_format, text: str, *, end: bool = True, stop: str = "end") -> SampledAction:
-    ids = tuple(chat_format.tokenizer.encode(text, add_special_tokens=False)) + ((chat_format.end_id,) if end else ())
+    ids = tuple(chat_format.tokenizer.encode(text, add_special_tokens=False)) + (
+        (chat_format.end_id,) if end else ()
+    )
     return SampledAction(ids, (-0.5,) * len(ids), (VersionSpan(0, len(ids), 3),), SamplingParams(), stop)
 
 
@@ -104,7 +106,9 @@ def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(chat_format, 
     trajectory = episode.trajectory()
     check_invariants(trajectory, chat_format)
     ends = [
-        on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if i == chat_format.end_id
+        on
+        for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False)
+        if i == chat_format.end_id
     ]
     # system and user turns, the zoom's, the reply's, the answer's
     assert ends == [0, 0, int(end), 0, 1]
@@ -200,5 +204,8 @@ def test_events_out_of_order_are_errors(chat_format, video):
 
 
 def test_an_episode_of_one_round_is_told_so_at_once(chat_format, video):
-    said = [chat_format.decode_turn(begun(chat_format, video, max_rounds=rounds).prompt.compact_ids) for rounds in (1, 2)]
+    said = [
+        chat_format.decode_turn(begun(chat_format, video, max_rounds=rounds).prompt.compact_ids)
+        for rounds in (1, 2)
+    ]
     assert ["Answer now." in text for text in said] == [True, False]

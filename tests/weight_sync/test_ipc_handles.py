@@ -16,7 +16,7 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 def test_another_gpu_is_named() -> None:
     check_same_gpu("GPU-1", "GPU-1")
     with pytest.raises(
-        WeightIntegrityError, match=r"on GPU GPU-1 and this engine computes on GPU GPU-2; .* use nccl"
+        WeightIntegrityError, match=r"on GPU GPU-1 and this engine runs on GPU GPU-2; .* Use nccl"
     ):
         check_same_gpu("GPU-1", "GPU-2")
 

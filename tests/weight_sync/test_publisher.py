@@ -78,7 +78,9 @@ def publisher(**options: Any) -> WeightPublisher:
 async def test_each_worker_goes_through_every_step_in_order() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     report = await publisher().publish(1, FakePullTransport(), workers)
-    assert [w.did for w in workers] == [["pause", "receive_weights", "resume_engine", "score_probe", "score_probe", "resume"]] * 2
+    assert [w.did for w in workers] == [
+        ["pause", "receive_weights", "resume_engine", "score_probe", "score_probe", "resume"]
+    ] * 2
     assert report.updated == ("a", "b")
     assert report.failed == {}
     assert report.max_probe_diff == 0
@@ -103,7 +105,7 @@ async def test_a_worker_that_computes_something_else_is_out(score: tuple[float, 
     workers = [FakeReceiver("a"), FakeReceiver("b", [score])]
     report = await publisher().publish(1, FakePullTransport(), workers)
     assert report.updated == ("a",)
-    assert "b does not compute with weight version 1" in report.failed["b"]
+    assert "b failed the parity probe of weight version 1" in report.failed["b"]
 
 
 async def test_workers_are_connected_before_any_is_paused() -> None:
@@ -142,7 +144,7 @@ async def test_weights_that_cannot_be_sent_stop_the_run_and_resume_no_one() -> N
 async def test_a_publish_that_no_worker_took_is_an_error() -> None:
     worker = FakeReceiver("a")
     worker.broken["receive_weights"] = RuntimeError("short read")
-    with pytest.raises(WeightIntegrityError, match=r"no worker took weight version 1.*short read"):
+    with pytest.raises(WeightIntegrityError, match=r"no worker accepted weight version 1.*short read"):
         await publisher().publish(1, FakePullTransport(), [worker])
 
 
