@@ -37,8 +37,8 @@ def test_metrics_are_increments_per_worker() -> None:
         second["rollout/workers"],
         second["rollout/kv_cache_usage"],
     ) == (2, 2, 0.25)
-    assert (second["memory/worker_bytes"], second["memory/engine_bytes"]) == (100, 900)
-    assert second["memory/driver_bytes"] > 10
+    assert (second["memory/worker_bytes"], second["memory/engine_bytes"]) == (100e6, 900e6)
+    assert second["memory/driver_bytes"] > 10e6
 
 
 def test_metrics_are_zero_without_workers() -> None:

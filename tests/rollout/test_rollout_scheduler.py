@@ -557,7 +557,7 @@ async def test_a_fleet_without_a_worker_says_so_and_gives_up_in_the_end(
     scheduler = await make(factory, num_workers=1, health_check_interval_s=0.01, no_worker_timeout_s=0.5)
     factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(lambda: factory.workers[0].ended)
-    with pytest.raises(NoWorkersError, match=r"rollout\.no_worker_timeout_s is 0\.5.*it needs 4 GPU"):
+    with pytest.raises(NoWorkersError, match=r"timeouts\.no_workers_s is 0\.5.*it needs 4 GPU"):
         await scheduler.rollout_group(TASKS[0], 3, SamplingParams(), SampleTracker())
     assert "No rollout worker for 0 s: 3 episodes queued, 0 groups active" in caplog.text
     await scheduler.close()

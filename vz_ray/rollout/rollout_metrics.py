@@ -39,9 +39,11 @@ class RolloutMetrics:
             metric_names.PREEMPTED_TURNS: float(increments["preempted_turns"]),
             metric_names.WORKERS: float(len(workers)),
             metric_names.KV_CACHE_USAGE: max(kv_cache_usage, default=0.0),
-            metric_names.WORKER_MEMORY: max((worker.worker_memory_mb for worker in workers), default=0.0),
-            metric_names.ENGINE_MEMORY: max((worker.engine_memory_mb for worker in workers), default=0.0),
-            metric_names.DRIVER_MEMORY: process_memory_mb(),
+            metric_names.WORKER_MEMORY: 1e6
+            * max((worker.worker_memory_mb for worker in workers), default=0.0),
+            metric_names.ENGINE_MEMORY: 1e6
+            * max((worker.engine_memory_mb for worker in workers), default=0.0),
+            metric_names.DRIVER_MEMORY: 1e6 * process_memory_mb(),
         }
 
 

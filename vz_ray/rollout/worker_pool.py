@@ -478,9 +478,7 @@ class WorkerPool:
                 *(elapsed_s, self.queued_episodes, self._active_groups, starting),
             )
         if elapsed_s > timeout_s:
-            self._give_up_reason = (
-                f"no worker for {elapsed_s:.0f} s (rollout.no_worker_timeout_s is {timeout_s:g})"
-            )
+            self._give_up_reason = f"no worker for {elapsed_s:.0f} s (timeouts.no_workers_s is {timeout_s:g})"
             self._changes.notify()
 
     # -- weights ------------------------------------------------------------------
