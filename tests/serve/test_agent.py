@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.env.conftest import make_clip, tokenizer, chat_format  # noqa: F401
+from tests.env.conftest import chat_format, make_clip, tokenizer  # noqa: F401
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env import events
 from vz_ray.env.protocols import Prompt
