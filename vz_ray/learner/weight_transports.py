@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vz_ray.config.weights import WeightsConfig
 from vz_ray.learner.learner import Learner
+from vz_ray.weight_sync import EngineClient, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 from vz_ray.weight_sync.parity_probe import ParityProbe
-from vz_ray.weight_sync.publisher import WeightReceiver, WeightTransport, WeightUpdate
 
 
 def create_weight_transport(
@@ -40,19 +40,6 @@ def create_weight_transport(
     return LearnerNcclTransport(learner, tensor_parallel_size, probe, timeout_s, fallback)
 
 
-class LearnerTransport(WeightTransport):
-    """Defaults for transports without a connection."""
-
-    async def connect(self, workers: Sequence[WeightReceiver]) -> None:
-        return None
-
-    async def send(self, update: WeightUpdate) -> None:
-        return None
-
-    async def abort(self) -> None:
-        return None
-
-
 class ShmFallback:
     """Copy of the newest version in shared memory; disabled without a transport."""
 
@@ -72,7 +59,7 @@ class ShmFallback:
         return self._newest if is_newest else None
 
 
-class LearnerShmTransport(LearnerTransport):
+class LearnerShmTransport(WeightTransport):
     """Publish through shared memory."""
 
     def __init__(
@@ -89,12 +76,8 @@ class LearnerShmTransport(LearnerTransport):
         update: WeightUpdate = results[0]
         return update
 
-    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the update: every version can be read from shared memory."""
-        return update
 
-
-class LearnerNcclTransport(LearnerTransport):
+class LearnerNcclTransport(WeightTransport):
     """Publish by NCCL broadcast.
 
     The members of an NCCL group are fixed. The group is reopened if the workers changed since the last
@@ -114,7 +97,7 @@ class LearnerNcclTransport(LearnerTransport):
         self._learner, self._tensor_parallel_size = learner, tensor_parallel_size
         self._probe, self._timeout_s = probe, timeout_s
         self._fallback = ShmFallback(fallback)
-        self._members: tuple[int, list[str]] | None = None  # learner start, worker names
+        self._members: tuple[int, list[str]] | None = None  # learner start, engine names
 
     async def prepare(self, version: int) -> WeightUpdate:
         """Announce the current weights as `version` and score the probe."""
@@ -129,17 +112,17 @@ class LearnerNcclTransport(LearnerTransport):
         """Return the copy in shared memory of rank 0's node, if copies are enabled."""
         return self._fallback.get(update)
 
-    async def connect(self, workers: Sequence[WeightReceiver]) -> None:
-        """Open a group of rank 0 and `workers`, unless it is already open."""
-        members = (self._learner.start_count, [worker.name for worker in workers])
-        if members == self._members or not workers:
+    async def connect(self, engines: Sequence[EngineClient]) -> None:
+        """Open a group of rank 0 and `engines`, unless it is already open."""
+        members = (self._learner.start_count, [engine.name for engine in engines])
+        if members == self._members or not engines:
             return
         self._members = None
         address, port = await self._learner.rendezvous_address()
-        topology = NcclTopology(address, port, len(workers), self._tensor_parallel_size)
+        topology = NcclTopology(address, port, len(engines), self._tensor_parallel_size)
         await asyncio.gather(
             self._learner.call_all("init_nccl_group", topology, timeout_s=self._timeout_s),
-            *(worker.init_weight_transfer(topology.init_info(index)) for index, worker in enumerate(workers)),
+            *(engine.init_weight_transfer(topology.init_info(index)) for index, engine in enumerate(engines)),
         )
         self._members = members
 
@@ -159,7 +142,7 @@ class LearnerNcclTransport(LearnerTransport):
         await self._learner.call_all("abort_broadcast", timeout_s=self._timeout_s)
 
 
-class LearnerIpcTransport(LearnerTransport):
+class LearnerIpcTransport(WeightTransport):
     """Publish by CUDA IPC to an engine on the learner's GPU."""
 
     def __init__(
