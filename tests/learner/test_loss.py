@@ -248,7 +248,7 @@ def test_gradient_matches_finite_differences(aggregation: str, ratio: str, cap: 
     entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * mask
     ratios = importance_ratio(new.double(), old, mask, ratio)[mask.bool()]
     kinks = torch.tensor([1 - config.clip_ratio_low, 1 + config.clip_ratio_high], dtype=torch.float64)
-    assert (ratios[:, None] - kinks).abs().min() > 1e-4, "a difference across a kink would say nothing"
+    assert (ratios[:, None] - kinks).abs().min() > 1e-4, "finite differences are invalid across a kink"
     inside = (ratios > kinks[0]) & (ratios < kinks[1])
     assert inside.any() or ratio == "sequence"
     assert torch.autograd.gradcheck(
@@ -289,9 +289,9 @@ def test_extreme_logprobs_stay_finite() -> None:
 def test_mismatch_ignores_external_tokens() -> None:
     old, mask = torch.tensor([[-1.0, -2.0, -3.0, -1.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])
     engine = torch.tensor([[-1.5, float("nan"), -9.0, -3.0]])
-    late = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
-    sums, worst = engine_mismatch(old, engine, {"": mask - late, "_stale": late})
-    assert worst == {"mismatch_abs_max": 0.5, "mismatch_abs_max_stale": 2.0}
+    stale = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    sums, maxima = engine_mismatch(old, engine, {"": mask - stale, "_stale": stale})
+    assert maxima == {"mismatch_abs_max": 0.5, "mismatch_abs_max_stale": 2.0}
     assert (sums["compared"], sums["compared_stale"]) == (1, 1)
     assert sums["mismatch_kl"] == pytest.approx(math.exp(0.5) - 0.5 - 1)
     assert sums["mismatch_kl_stale"] == pytest.approx(math.exp(2.0) - 2.0 - 1)

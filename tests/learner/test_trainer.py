@@ -296,7 +296,7 @@ def test_offload_does_not_change_training(data: TrainingData) -> None:
 
 
 def test_zero_0_refuses_bfloat16(data: TrainingData) -> None:
-    with pytest.raises(ValueError, match="no float32 copy of bfloat16 weights"):
+    with pytest.raises(ValueError, match="no float32 copy of the weights"):
         Trainer(small_config(data.model, 0, dtype="bfloat16"))
 
 
