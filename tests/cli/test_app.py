@@ -57,7 +57,7 @@ def test_debugging_shows_the_traceback(monkeypatch):
 def test_a_requested_stop_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", raising(StopRequested("stopped by SIGINT")))
     assert run(monkeypatch, "doctor") == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
 
 
 def test_a_stop_of_what_goes_on_otherwise_says_so(monkeypatch, capsys):

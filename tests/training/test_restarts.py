@@ -36,7 +36,7 @@ def test_a_row_of_losses_has_an_end_that_names_the_rank_the_call_and_the_way_out
         losses.record_failure(LOSS, 4)
     assert "loss 3 of the learner in a row" in str(ended.value)
     assert "above learner.max_restarts (2)" in str(ended.value)
-    assert "the same command goes on from the last checkpoint" in str(ended.value)
+    assert "the same command resumes from the last checkpoint" in str(ended.value)
 
 
 def test_only_a_step_that_had_not_been_done_before_ends_the_row() -> None:

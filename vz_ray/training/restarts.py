@@ -52,7 +52,7 @@ class RestartPolicy:
                 f"{failure}; that is loss {self.consecutive_failures} of the learner in a row without a step that had not been "
                 f"done before, above learner.max_restarts ({self._most}): find out what ends the process (memory "
                 "is the usual reason; then lower learner.micro_batch_tokens or add ranks); the same command "
-                "goes on from the last checkpoint"
+                "resumes from the last checkpoint"
             ) from failure
 
 
