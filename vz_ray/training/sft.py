@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import RayConfig
-from vz_ray.config.sft import SftRunConfig
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.ray import RayConfig
+from vz_ray.config.sft import SftConfig, SftRunConfig
 from vz_ray.data.sft_data import read_samples, read_sft_data
 from vz_ray.data.sft_file import SftFile
 from vz_ray.decode import DecodePool

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.sft import SftConfig
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.learner.learner import Learner
 from vz_ray.learner.sft import CHECKPOINT_INTERVAL_S, LEARNER_DIR, SftState, batch_indices
