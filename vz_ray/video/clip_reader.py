@@ -243,7 +243,7 @@ def _checked(frame: Frame, ref: FrameRef) -> Frame:
         return frame
     why = "the file has changed" if got.video_id != ref.video_id else "it decodes to other pixels"
     raise FrameMismatchError(
-        f"{ref.uri}: the frame at {ref.pts_s:.3f} s is not the one referenced, {why}: "
+        f"{ref.uri}: the frame at {ref.pts_s:.3f} s differs from its reference, {why}: "
         f"digest {got.digest[:12]} by {got.decoder}, expected {ref.digest[:12]} by {ref.decoder}",
         "a frame shown earlier cannot be shown again",
     )
