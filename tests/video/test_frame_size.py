@@ -25,7 +25,7 @@ SIZES = [
 def test_target_size_is_stable_under_the_processor(width: int, height: int, size: FrameSize) -> None:
     expected = processor_fixed_point(width, height, size)
     if expected is None:
-        with pytest.raises(VideoLimitExceededError, match="aspect ratio .* exceeds 200"):
+        with pytest.raises(VideoLimitExceededError, match=r"aspect ratio .* exceeds 200"):
             target_size(width, height, size)
     else:
         assert target_size(width, height, size) == expected

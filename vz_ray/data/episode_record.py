@@ -1,4 +1,4 @@
-"""An episode together with its task: one JSON line of `episodes/*.jsonl` and `eval/*.jsonl`."""
+"""Episode records: an episode with its task, one JSON line in `episodes/*.jsonl` and `eval/*.jsonl`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vz_ray.env.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """A played episode and what it was about.
+    """An episode and its task.
 
     Attributes:
         task: The question.
-        trajectory: The episode, scored or not.
-        stage: Where it was played, for example `rl` or `uniform_32`.
-        step: Training iteration, or that of the weights evaluated.
-        advantage: What the learner was given, where it was trained on.
+        trajectory: The episode, with or without reward.
+        stage: Stage that sampled it, for example `rl` or `uniform_32`.
+        step: Training step, or step of the evaluated weights.
+        advantage: Advantage in training; None for other episodes.
     """
 
     task: Task
@@ -34,37 +34,44 @@ class EpisodeRecord:
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
-    """`task` as JSON values; `extra` must hold nothing else."""
+    """Convert a task to JSON values. `extra` must contain JSON values."""
     data = {
         **asdict(task),
         "answer_type": task.answer_type.value,
-        "events": [list(event) for event in task.evidence_spans],
-        "pictures": list(task.images),
-        "checks": [
-            [check.question, check.answer, check.answer_type.value] for check in task.caption_questions
+        "evidence_spans": [list(span) for span in task.evidence_spans],
+        "images": list(task.images),
+        "caption_questions": [
+            [question.question, question.answer, question.answer_type.value]
+            for question in task.caption_questions
         ],
-        "more_videos": list(task.extra_videos),
+        "extra_videos": list(task.extra_videos),
     }
-    # Only what was asked in a chat has these.
-    for name, default in (("more_videos", []), ("chat", asdict(ChatHistory()))):
+    # Omitted by default: only chat requests set these fields.
+    for name, default in (("extra_videos", []), ("chat_history", asdict(ChatHistory()))):
         if data[name] == default:
             del data[name]
     return data
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
-    """The task that `task_to_dict` wrote."""
-    subtitles, chat = data.get("subtitles"), data.get("chat", {})
-    known = {
+    """Convert the output of `task_to_dict` to a task."""
+    subtitles, history = data.get("subtitles"), data.get("chat_history", {})
+    converted = {
         "answer_type": AnswerType(data["answer_type"]),
-        "events": tuple((start, end) for start, end in data["events"]),
+        "evidence_spans": tuple((start, end) for start, end in data["evidence_spans"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
-        "pictures": tuple(data.get("pictures", ())),
-        "checks": tuple(CaptionQuestion(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
-        "more_videos": tuple(data.get("more_videos", ())),
-        "chat": ChatHistory(chat.get("system", ""), tuple((q, a) for q, a in chat.get("past", ()))),
+        "images": tuple(data.get("images", ())),
+        "caption_questions": tuple(
+            CaptionQuestion(question, answer, AnswerType(answer_type))
+            for question, answer, answer_type in data.get("caption_questions", ())
+        ),
+        "extra_videos": tuple(data.get("extra_videos", ())),
+        "chat_history": ChatHistory(
+            history.get("system", ""),
+            tuple((question, answer) for question, answer in history.get("turns", ())),
+        ),
     }
-    return Task(**{**data, **known})
+    return Task(**{**data, **converted})
 
 
 def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:
@@ -88,12 +95,12 @@ def record_from_dict(data: dict[str, Any]) -> EpisodeRecord:
 
 
 def to_json_line(value: dict[str, Any]) -> str:
-    """One JSON line. Raises ValueError where a number is not finite: JSON has no word for it."""
+    """Encode one JSON line. Raises ValueError for numbers that are not finite."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Appends `lines` with one write, and waits until they are on disk."""
+    """Append `lines` with one write, and sync the file to disk."""
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -103,15 +110,15 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def append_records(path: Path, records: Iterable[EpisodeRecord]) -> None:
-    """Appends `records` to an episode log."""
+    """Append `records` to an episode file."""
     append_lines(path, (to_json_line(record_to_dict(record)) for record in records))
 
 
 def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of `path`; a last line without an end (an interrupted write) is left out.
+    """Yield the JSON objects of a JSON-lines file, without an incomplete last line (interrupted write).
 
     Raises:
-        ValueError: Any other line is broken; names the file and the line.
+        ValueError: Another line is not valid JSON; names the file and the line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -125,5 +132,5 @@ def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_records(path: Path) -> Iterator[EpisodeRecord]:
-    """The records of an episode log, in order."""
+    """Yield the records of an episode file."""
     return (record_from_dict(value) for value in read_complete_lines(path))

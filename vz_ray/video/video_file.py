@@ -250,7 +250,8 @@ def check_duration(uri: str, seconds: float, limits: VideoLimits) -> None:
     """Raise `VideoLimitExceededError` if the video is too long."""
     if seconds > limits.max_duration_s:
         raise VideoLimitExceededError(
-            f"{uri}: duration {seconds:.0f} s exceeds the limit of {limits.max_duration_s:g} s; cut the video",
+            f"{uri}: duration {seconds:.0f} s exceeds the limit of {limits.max_duration_s:g} s; "
+            "cut the video",
             "the video is too long",
         )
 
