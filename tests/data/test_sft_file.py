@@ -199,7 +199,7 @@ USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "conte
     [
         ([], "expected an object, got list"),
         ({"images": []}, "'messages' must be a list"),
-        ({"messages": [USER, {"role": "tool", "content": ""}]}, "message 1 needs a role of system"),
+        ({"messages": [USER, {"role": "tool", "content": ""}]}, r"message 1 needs a role \(system"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ASSISTANT]}, "a text as content"),
         (
             {"messages": [{"role": "user", "content": "<image>"}, ASSISTANT]},
