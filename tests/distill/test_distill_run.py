@@ -28,7 +28,6 @@ from tests.small_run import (
     wait_until,
 )
 from vz_ray.config.data import SynthConfig
-from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.data.sft_file import SftFile
 from vz_ray.data.task_file import read_tasks
 from vz_ray.distill.teacher_runner import TeacherJob
@@ -39,6 +38,7 @@ from vz_ray.monitoring.live_status import LiveStatus, RunState
 from vz_ray.monitoring.run_view import read_run_view
 from vz_ray.needle.quickstart import load_chat_format
 from vz_ray.needle.synthesis import synthesize
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.local_source import LocalFrameSource
 

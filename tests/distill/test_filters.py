@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.distill.episode_records import LAST, REFUSED, make_record
+from tests.distill.episode_records import LAST_ROUND, REFUSED, make_record
 from vz_ray.config.distill import FilterConfig
 from vz_ray.distill.balance import balance, max_per_kind
 from vz_ray.distill.cost_ledger import CostSummary
@@ -56,7 +56,7 @@ def reasons(dropped):
         (make_record(ZOOM, correct=False), "wrong answer"),
         (make_record(ZOOM, valid=False), "not judged"),
         (make_record(ZOOM, status=EpisodeStatus.TRUNCATED), "out of room"),
-        (make_record(ZOOM, LAST, status=EpisodeStatus.NO_ANSWER), "never stopped zooming"),
+        (make_record(ZOOM, LAST_ROUND, status=EpisodeStatus.NO_ANSWER), "never stopped zooming"),
         (make_record(ZOOM, status=EpisodeStatus.NO_ANSWER, last="hm"), "no answer"),
         (make_record(status=EpisodeStatus.FAILED, error="expert timeout: 5 s"), "failed: expert timeout"),
         # What the policy did before is not the expert's.

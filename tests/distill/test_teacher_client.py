@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distill.oracle_server import images_of, make_completion, message_text
+from tests.distill.oracle_server import make_completion, message_text, request_images
 from tests.rewards.fake_endpoint import FakeReply as Http
 from tests.rewards.fake_endpoint import serve_endpoint
 from vz_ray.config.distill import TeacherConfig
-from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.distill.chat_messages import TeacherPrompt, add_teacher_prompt, truncate_to_one_turn
 from vz_ray.distill.cost_ledger import CostLedger
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherError
@@ -23,6 +22,7 @@ from vz_ray.env.chat_format import IMAGE_SLOT
 from vz_ray.env.protocols import PromptMessage
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import Frame, FrameRef, FrameSize
 from vz_ray.video.image_reader import read_image
 
@@ -72,7 +72,7 @@ def test_frames_go_out_as_images_in_their_places(config, tmp_path):
     assert kinds == ["text", "image_url", "text", "image_url", "text"]
     assert message_text(body["messages"][1]) == "<f0><f1>\nWhat?"
     assert body["messages"][0] == {"role": "system", "content": "You may zoom."}
-    for number, data in enumerate(images_of(body)):
+    for number, data in enumerate(request_images(body)):
         (tmp_path / f"{number}.png").write_bytes(data)
         shown = read_image(str(tmp_path / f"{number}.png"), FrameSize(784, 10**6))
         np.testing.assert_array_equal(shown.rgb, ASK[1].frames[number].rgb)

@@ -307,7 +307,7 @@ def test_failed_downloads_leave_no_files(server: str, tmp_path: Path) -> None:
     expected: dict[str, tuple[DownloadRules, type[VideoError], str]] = {
         "/declared": (small, VideoLimitExceededError, "clips.max_download_gib"),
         "/undeclared": (small, VideoLimitExceededError, "clips.max_download_gib"),
-        "/slow": (quick, DownloadFailedError, "clips.download_timeout_s|timeout|ReadTimeout"),
+        "/slow": (quick, DownloadFailedError, "timeouts.download_s|timeout|ReadTimeout"),
         "/truncated": (RULES, DownloadFailedError, "received|closed|incomplete"),
         "/missing": (RULES, DownloadFailedError, "status 404"),
     }

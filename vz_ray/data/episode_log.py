@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 
 from vz_ray.data.episode_record import (
     EpisodeRecord,
-    append_lines,
-    read_complete_lines,
     record_from_dict,
     record_to_dict,
-    to_json_line,
 )
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 EpisodeKey = tuple[str, int]
 """Task id and sample index."""
@@ -97,4 +95,4 @@ def _first_difference(existing: Any, expected: Mapping[str, Any]) -> str:
     if not isinstance(existing, Mapping):
         return "an unknown header"
     name = next((name for name in {**expected, **existing} if existing.get(name) != expected.get(name)), "")
-    return f"another {name} ({existing.get(name)!r} in the file, {expected.get(name)!r} now)"
+    return f"another {name} ({existing.get(name)!r} there, {expected.get(name)!r} now)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
 from vz_ray.env.task import AnswerType, CaptionQuestion, ChatHistory, SubtitleFile, Task
 from vz_ray.env.trajectory import Trajectory
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,41 +93,9 @@ def record_from_dict(data: dict[str, Any]) -> EpisodeRecord:
     )
 
 
-def to_json_line(value: dict[str, Any]) -> str:
-    """Encode one JSON line. Raises ValueError for numbers that are not finite."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append `lines` with one write, and sync the file to disk."""
-    data = "".join(lines).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def append_records(path: Path, records: Iterable[EpisodeRecord]) -> None:
     """Append `records` to an episode file."""
     append_lines(path, (to_json_line(record_to_dict(record)) for record in records))
-
-
-def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a JSON-lines file, without an incomplete last line (interrupted write).
-
-    Raises:
-        ValueError: Another line is not valid JSON; names the file and the line.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
-            yield value
 
 
 def read_records(path: Path) -> Iterator[EpisodeRecord]:

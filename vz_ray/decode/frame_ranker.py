@@ -156,7 +156,7 @@ class FrameRankerHandle:
 
     Raises (every request):
         VideoError: The video cannot be read.
-        StepTimeout: The request exceeded `episode.selector.timeout_s`.
+        StepTimeout: The request exceeded `timeouts.select_frames_s`.
         FrameRankerDiedError: The actor died at every attempt.
     """
 

@@ -34,8 +34,8 @@ def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> N
             and config.timeout_s <= 2 * config.judge.total_timeout_s
         ):
             raise UserError(
-                f"reward.timeout_s is {config.timeout_s:g}; {source} has captions, which are judged in two "
-                f"steps: set it above twice reward.judge.total_timeout_s ({config.judge.total_timeout_s:g})"
+                f"timeouts.score_s is {config.timeout_s:g}; {source} has captions, which are judged in two "
+                f"steps: set it above twice timeouts.judge_s ({config.judge.total_timeout_s:g})"
             )
     elif not config.function:
         raise UserError(

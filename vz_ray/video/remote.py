@@ -107,7 +107,7 @@ class DownloadCache:
                     if time.monotonic() > deadline_s:
                         raise DownloadFailedError(
                             f"{url}: received {size / 1e6:.0f} MB before the timeout of "
-                            f"{self._rules.timeout_s:g} s; raise clips.download_timeout_s",
+                            f"{self._rules.timeout_s:g} s; raise timeouts.download_s",
                             "the video took too long to fetch",
                         )
                     file.write(chunk)
