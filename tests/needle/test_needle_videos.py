@@ -168,7 +168,9 @@ def test_a_wrong_answer_type_and_a_missing_video_are_named(tmp_path):
     path = tmp_path / "tasks.json"
     for wrong in ("essay", "caption", ["number"]):
         path.write_text(json.dumps([{**record, "extra_info": {"answer_type": wrong}}]))
-        with pytest.raises(UserError, match=rf"answer_type is {re.escape(repr(wrong))}; it must be one of multiple_choice"):
+        with pytest.raises(
+            UserError, match=rf"answer_type is {re.escape(repr(wrong))}; it must be one of multiple_choice"
+        ):
             read_tasks(path)
     path.write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"1 of 1 videos of x do not exist, first .*gone\.mp4"):

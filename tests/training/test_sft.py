@@ -117,7 +117,8 @@ def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, 
     assert len(read_sft_data(load_config(SftRunConfig, None, given))) == 4
     other = load_config(SftRunConfig, None, [*given, "episode.prompt=conf/prompt/zoom.yaml"])
     with pytest.raises(
-        UserError, match=r"trajectory 0/sft-0000-\w+/0#0 has the chat format clean-.*set model and episode.prompt"
+        UserError,
+        match=r"trajectory 0/sft-0000-\w+/0#0 has the chat format clean-.*set model and episode.prompt",
     ):
         read_sft_data(other)
     tight = load_config(SftRunConfig, None, [*given, "episode.max_context=64"])
