@@ -102,6 +102,11 @@ def draw_frame(index: int, width: int, height: int) -> NDArray[np.uint8]:
     return image.astype(np.uint8)
 
 
+def random_image(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return a noise image."""
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+
+
 @dataclass(frozen=True)
 class ReferenceDecode:
     """All frames of a file, decoded sequentially; `pts` ascend, in seconds from the first frame."""

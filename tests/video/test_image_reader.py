@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.video.sample_videos import random_image
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import FrameMismatchError, NotAVideoError, SourceNotAllowedError, VideoNotFoundError
 from vz_ray.video.frame import FrameSize, ImageRequest, OverviewRequest, VideoError, ZoomRequest
@@ -20,10 +21,6 @@ from vz_ray.video.image_reader import is_image, read_image, reread_image
 from vz_ray.video.video_file import VideoLocator
 
 SIZE = FrameSize(min_pixels=784, max_pixels=100_352)
-
-
-def random_image(width, height, seed=0):
-    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
 
 
 @pytest.fixture
