@@ -21,7 +21,7 @@ class RecordingLearner:
         self.broken: set[str] = set()
         self.answers: dict[str, list[Any]] = {}
 
-    async def address(self) -> tuple[str, int]:
+    async def rendezvous_address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.calls)
 
     async def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
