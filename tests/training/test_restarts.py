@@ -28,17 +28,6 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 FAILURE = LearnerDiedError("learner-rank-1 died during grpo_step (killed)")
 
 
-<<<<<<< HEAD
-def test_a_row_of_losses_has_an_end_that_names_the_rank_the_call_and_the_way_out() -> None:
-    losses = RestartPolicy(2)
-    losses.record_failure(LOSS, 4)
-    losses.record_failure(LOSS, 4)
-    with pytest.raises(UserError, match=r"^learner-rank-1 died during grpo_step") as ended:
-        losses.record_failure(LOSS, 4)
-    assert "loss 3 of the learner in a row" in str(ended.value)
-    assert "above learner.max_restarts (2)" in str(ended.value)
-    assert "the same command resumes from the last checkpoint" in str(ended.value)
-=======
 def test_too_many_failures_name_rank_call_and_fix() -> None:
     policy = RestartPolicy(2)
     policy.record_failure(FAILURE, 4)
@@ -48,7 +37,6 @@ def test_too_many_failures_name_rank_call_and_fix() -> None:
     assert "3 consecutive learner failures" in str(error_info.value)
     assert "exceed learner.max_restarts (2)" in str(error_info.value)
     assert "The same command resumes from the newest checkpoint." in str(error_info.value)
->>>>>>> main
 
 
 def test_only_a_new_step_resets_the_count() -> None:
