@@ -77,7 +77,7 @@ def test_an_unreadable_video_is_named(train, tasks, content):
     video.write_bytes(content)
     err = train(f"data.train={tasks}")
     assert str(video) in err
-    assert f"replace it, or take its questions out of {tasks}" in err
+    assert f"replace the video, or remove its questions from {tasks}" in err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"videos": []}]'])

@@ -21,7 +21,7 @@ from tests.learner.rank_worker import parameters, small_config, small_training_d
 from vz_ray.config.learner import LossConfig
 from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.learner import atomic_dir, checkpoint
+from vz_ray.learner import checkpoint, checkpoint_files
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
 from vz_ray.monitoring.run_dir import RunDir
@@ -155,7 +155,7 @@ def between_files() -> None:
 
 
 def before_manifest() -> None:
-    atomic_dir.write_atomic = kill_self
+    checkpoint_files.write_atomic = kill_self
 
 
 def before_rename(suffix: str) -> Callable[[], None]:
@@ -200,7 +200,7 @@ CRASH_POINTS: dict[str, Callable[[], None]] = {
     "while learning": while_learning,
     "between files": between_files,
     "before the manifest": before_manifest,
-    "before the learner's part is renamed": before_rename(".draft"),
+    "before the learner's part is renamed": before_rename(".staging"),
     "before the whole is renamed": before_rename(".partial"),
     "before old ones are deleted": before_deleting,
     "while an old one is deleted": while_deleting,

@@ -241,5 +241,5 @@ def test_a_model_of_another_family_is_refused(world: TrainingData, tmp_path: Pat
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is a qwen3_vl; the learner knows qwen2_5_vl"):
+    with pytest.raises(UserError, match="has type qwen3_vl; the learner supports qwen2_5_vl"):
         load_pretrained(other, torch.float32)

@@ -16,10 +16,14 @@ from tests.learner.crash_worker import CRASH_POINTS, POINTS_AFTER_SAVE, Training
 from tests.learner.rank_worker import parameters, small_config, small_training_data
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.atomic_dir import commit
-from vz_ray.learner.checkpoint import MANIFEST, CheckpointError, read_checkpoint_meta
-from vz_ray.learner.rng import get_rng_state, seed_from_rank0
-from vz_ray.learner.sharded_io import INDEX, ShardReader, write_index, write_shards
+from vz_ray.learner.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    get_rng_state,
+    read_checkpoint_meta,
+    seed_from_rank0,
+)
+from vz_ray.learner.checkpoint_files import INDEX, MANIFEST, ShardReader, commit, write_index, write_shards
 from vz_ray.learner.trainer import Trainer
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ParamSlice
 from vz_ray.monitoring.run_dir import RunDir
@@ -227,7 +231,7 @@ def rewritten(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / name).write_text(text)
     (checkpoint / MANIFEST).unlink()
     draft = checkpoint.rename(checkpoint.with_name("draft"))
-    commit(draft, checkpoint, {"format": 1})
+    commit(draft, checkpoint, {"format": FORMAT})
 
 
 def test_checkpoints_of_other_models_layouts_or_with_altered_manifests_change_nothing(
@@ -247,20 +251,20 @@ def test_checkpoints_of_other_models_layouts_or_with_altered_manifests_change_no
 
     manifest = json.loads((good / MANIFEST).read_text())
     for altered in (
-        manifest | {"facts": {"format": 9}},
+        manifest | {"metadata": {"format": 9}},
         manifest | {"files": dict(list(manifest["files"].items())[1:])},
-        {"facts": {"world": 1, "zero_stage": 0, "steps": 1}, "files": {}},
+        {"metadata": {"world_size": 1, "zero_stage": 0, "steps": 1}, "files": {}},
     ):
         (good / MANIFEST).write_text(json.dumps(altered))
-        refused(f"{MANIFEST} of checkpoint .*good is not as it was written")
+        refused(f"{MANIFEST} of checkpoint .*good does not match its hash")
     (good / MANIFEST).write_text("{")
-    refused("is not as it was written")
+    refused("does not match its hash")
 
     name = next(iter(index["shapes"]))
     for shapes, match in (
         ({**index["shapes"], "more.weight": [1]}, r"it holds more\.weight, which is not trained here"),
         ({n: s for n, s in index["shapes"].items() if n != name}, f"it lacks {name}, which is trained"),
-        ({**index["shapes"], name: [2, 3]}, rf"{name} is \[2, 3\] there and \["),
+        ({**index["shapes"], name: [2, 3]}, rf"{name} has shape \[2, 3\] there and \["),
     ):
         rewritten(good, INDEX, json.dumps(index | {"shapes": shapes}))
         refused(match)
@@ -268,7 +272,7 @@ def test_checkpoints_of_other_models_layouts_or_with_altered_manifests_change_no
     trainer.load_checkpoint(good)
     shutil.move(good, tmp_path / "draft")
     commit(tmp_path / "draft", good, {"world": 1})
-    refused("is of another version's layout")
+    refused("has format None; this version reads format 2")
 
 
 def test_pieces_are_found_by_element_wherever_they_lie(tmp_path: Path) -> None:
@@ -290,7 +294,7 @@ def test_pieces_are_found_by_element_wherever_they_lie(tmp_path: Path) -> None:
     assert shards.read(WEIGHTS, "b", 5, 9).tolist() == [11.0, 12.0, 13.0, 14.0]
     assert shards.read(WEIGHTS, "b").tolist() == values[6:].tolist()
     for wrong in (where[:2], [*where, where[1]]):
-        with pytest.raises(RuntimeError, match=r"weights of b \[18\] are cut in"):
+        with pytest.raises(RuntimeError, match=r"weights of b \[18\] have slices .* overlap or leave a gap"):
             write_index(tmp_path, cuts, wrong)
 
 

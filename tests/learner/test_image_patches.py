@@ -31,5 +31,5 @@ def test_patches_equal_the_processor_bit_for_bit(model: Path, sizes: list[tuple[
 
 @pytest.mark.parametrize(("height", "width"), [(30, 28), (28, 14), (28 * 20, 28 * 20)])
 def test_a_frame_that_would_be_resized_is_refused(model: Path, height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"{width}x{height} pixels would be resized"):
+    with pytest.raises(ValueError, match=f"a frame has {width}x{height} pixels; its sides must be"):
         ImageSpec.from_pretrained(model).grid(height, width)

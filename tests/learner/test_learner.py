@@ -43,12 +43,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
 async def test_ranks_keep_a_log_of_their_own_and_name_themselves_in_it(
     world: TrainingData, tmp_path: Path
 ) -> None:
-    badge, config = RunIdentity("agent", "json"), small_config(world.model, 2, world_size=2)
+    identity, config = RunIdentity("agent", "json"), small_config(world.model, 2, world_size=2)
     groups = [
         replace(group, trajectories=tuple(replace(t, id=replace(t.id, step=7)) for t in group.trajectories))
         for group in world.groups
     ]
-    group = await Learner.start(config, InMemoryFrameSource(world.pixels), badge=badge, log_dir=str(tmp_path))
+    group = await Learner.start(
+        config, InMemoryFrameSource(world.pixels), identity=identity, log_dir=str(tmp_path)
+    )
     try:
         await group.sft_step(world.trajectories)
         await group.grpo_step(groups)
@@ -61,11 +63,11 @@ async def test_ranks_keep_a_log_of_their_own_and_name_themselves_in_it(
         assert named == {("agent", f"learner-rank-{rank}", rank)}
         said = [line for line in lines if line["logger"] == "vz_ray.learner.learner_actor"]
         assert [line["message"].partition(" in ")[0] for line in said] == [
-            f"rank {rank} of 2 has loaded {world.model}",
-            f"learned from {len(world.trajectories)} trajectories",
-            f"learned from {len(groups)} groups",
+            f"Loaded {world.model} on rank {rank} of 2",
+            f"Trained on {len(world.trajectories)} trajectories",
+            f"Trained on {len(groups)} groups",
         ]
-        assert [line.get("iteration") for line in said] == [None, 1, 7]
+        assert [line.get("step") for line in said] == [None, 1, 7]
         # Nothing is written in DeepSpeed's own way, but for what it says while it is being imported.
         theirs = [line for line in text.splitlines() if line.startswith("[")]
         assert not [line for line in theirs if "real_accelerator" not in line]
@@ -90,9 +92,9 @@ async def test_two_ranks_learn_publish_name_the_one_that_died_and_start_again(
         assert len(names) == len(set(names))
         dying = asyncio.create_task(group.run_with_health_check(asyncio.sleep(60)))
         await asyncio.sleep(0.1)
-        ray.kill(group._ranks[1])
+        ray.kill(group._actors[1])
         began = time.monotonic()
-        with pytest.raises(LearnerDiedError, match="learner-rank-1 died during check"):
+        with pytest.raises(LearnerDiedError, match="learner-rank-1 died during ping"):
             await dying
         assert time.monotonic() - began < 10
         with pytest.raises(LearnerDiedError, match="learner-rank-1 died during compute_logprobs"):
@@ -149,7 +151,9 @@ async def test_a_late_rank_says_what_it_is_doing_unless_it_cannot(
         with pytest.raises(StepTimeout, match=r"write_weights within 0\.5 s") as late:
             await LearnerShmTransport(group, tmp_path, 100_000, None, 0.5).prepare(1)
         assert time.monotonic() - began < 25
-        assert f"does not say what it is doing: process {pid} (stopped) wrote no stacks" in str(late.value)
+        assert f"the state of learner-rank-0 is unknown: process {pid} (stopped) wrote no stacks" in str(
+            late.value
+        )
     finally:
         os.kill(pid, signal.SIGCONT)
         group.close()

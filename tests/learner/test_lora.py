@@ -199,9 +199,9 @@ def test_a_checkpoint_brings_adapters_back(world: TrainingData, tmp_path: Path) 
     [
         ({"lora": {"dropout": 1.0}}, r"lora\.dropout is 1\.0"),
         ({"lora": {"rank": -1}}, r"lora\.rank is -1"),
-        ({"lora": {"targets": ["("]}}, r"lora\.targets has '\('"),
-        ({"lora": {"rank": 2, "targets": []}}, r"lora\.targets is empty"),
-        ({"lora": {"vision": True}, "freeze_vision": True}, r"lora\.vision trains what"),
+        ({"lora": {"target_modules": ["("]}}, r"target_modules has '\('"),
+        ({"lora": {"rank": 2, "target_modules": []}}, r"target_modules is empty"),
+        ({"lora": {"train_merger": True}, "freeze_vision": True}, r"train_merger"),
     ],
 )
 def test_config_refuses_what_cannot_work(change: dict[str, Any], message: str) -> None:

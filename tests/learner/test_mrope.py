@@ -52,7 +52,7 @@ def test_images_without_text_between_them_each_start_after_the_one_before() -> N
 
 
 def test_grids_that_do_not_fit_the_image_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 image tokens, but 1 grids that make 4"):
+    with pytest.raises(ValueError, match="2 image tokens, but the 1 grids have 4 visual tokens"):
         mrope_positions(np.asarray([9, PAD, PAD]), np.asarray([[1, 4, 4]]), PAD, 2)
 
 

@@ -14,7 +14,7 @@ from vz_ray.config.learner import LossConfig
 from vz_ray.learner.advantage import compute_advantages
 from vz_ray.learner.batch import collate, in_memory_pixels
 from vz_ray.learner.example import Example, encode_trajectory
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.loss import loss_weights

@@ -147,8 +147,8 @@ def test_training_ends_after_some_in_a_row_and_the_batch_does_the_same_again(
     assert np.isnan(metrics["loss"])
     assert broken == [str(bad.trajectories[BAD_INDEX].id)]
     lines = list(describe_replay(metrics, broken))
-    assert lines[0] == "the update was skipped again"
-    assert lines[-1].startswith(f"trajectory {broken[0]} has log-probs")
+    assert lines[0] == "The update was skipped again."
+    assert lines[-1].startswith(f"trajectory {broken[0]} has non-finite log-probs")
 
 
 def test_a_batch_that_is_whole_is_carried_out_when_it_is_played_again(

@@ -145,10 +145,10 @@ def test_weights_that_give_no_numbers_end_the_run_and_can_be_looked_into(
     shutil.rmtree(broken)
     said = CliRunner().invoke(app, ["replay", str(kept), "--model", str(kept / "model")])
     assert said.exit_code == 0, said.output
-    assert "the update was skipped again" in said.output
-    assert said.output.count("has log-probs that are no finite numbers") == 2
+    assert "The update was skipped again" in said.output
+    assert said.output.count("has non-finite log-probs") == 2
     well = CliRunner().invoke(app, ["replay", str(kept), "--model", str(base)])
-    assert "the update was carried out" in well.output, well.output
+    assert "The update was applied" in well.output, well.output
 
 
 def test_what_is_wrong_is_told_in_one_line(

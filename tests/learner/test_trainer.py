@@ -26,7 +26,7 @@ from tests.learner.rank_worker import (
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner import checkpoint
-from vz_ray.learner.checkpoint import MANIFEST, CheckpointError
+from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.lr_schedule import learning_rate
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.trainer import Trainer
@@ -147,7 +147,7 @@ def test_incomplete_and_damaged_checkpoints_are_refused(world: TrainingData, tmp
     trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
     trainer.save_checkpoint(tmp_path / "good")
     facts = json.loads((tmp_path / "good" / MANIFEST).read_text())
-    with pytest.raises(FileExistsError, match="never written over"):
+    with pytest.raises(FileExistsError, match="already exists"):
         trainer.save_checkpoint(tmp_path / "good")
     name = max(facts["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
     whole = (tmp_path / "good" / name).read_bytes()

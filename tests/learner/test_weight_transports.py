@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
+from vz_ray.weight_sync import WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
-from vz_ray.weight_sync.publisher import WeightUpdate
 
 
 class RecordingLearner:
@@ -21,7 +21,7 @@ class RecordingLearner:
         self.broken: set[str] = set()
         self.answers: dict[str, list[Any]] = {}
 
-    async def address(self) -> tuple[str, int]:
+    async def rendezvous_address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.calls)
 
     async def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
