@@ -328,7 +328,7 @@ class Checkpoint:
         Raises:
             KeyError: The checkpoint has no such parameter.
         """
-        from vz_ray.learner.sharded_io import ShardReader
+        from vz_ray.learner.checkpoint_files import ShardReader
         from vz_ray.learner.zero_state import WEIGHTS
 
         return ShardReader(self.path / "learner").read(WEIGHTS, name).view(self.shapes[name])
@@ -343,10 +343,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         UserError: There is no checkpoint, or it is damaged.
     """
-    from vz_ray.learner.atomic_dir import verify_files
     from vz_ray.learner.checkpoint import read_checkpoint_meta
+    from vz_ray.learner.checkpoint_files import ShardReader, verify_files
     from vz_ray.learner.distributed import RankInfo
-    from vz_ray.learner.sharded_io import ShardReader
     from vz_ray.utils.step_dirs import list_steps
 
     path = Path(path)
