@@ -50,7 +50,7 @@ class DecoderDiedError(VideoError):
 
 
 class VideoQuarantinedError(VideoError):
-    """The video killed several decoders and is no longer read."""
+    """The video killed several decoders and is rejected."""
 
 
 class UnexpectedReadError(VideoError):
