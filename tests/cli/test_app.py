@@ -21,15 +21,15 @@ def run(monkeypatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "status"), [(CheckStatus.OK, 0), (CheckStatus.WARNING, 0), (CheckStatus.FAILED, 1)]
+    ("check_status", "exit_code"), [(CheckStatus.OK, 0), (CheckStatus.WARNING, 0), (CheckStatus.FAILED, 1)]
 )
-def test_doctor_as_json_ends_with_1_only_for_a_problem(monkeypatch, capsys, verdict, status):
+def test_doctor_as_json_ends_with_1_only_for_a_problem(monkeypatch, capsys, check_status, exit_code):
     monkeypatch.setattr(
-        doctor, "examine", lambda folder: [CheckResult("memory", verdict, str(folder), "fix")]
+        doctor, "run_checks", lambda folder: [CheckResult("memory", check_status, str(folder), "fix")]
     )
-    assert run(monkeypatch, "doctor", "--json", "--runs", "elsewhere") == status
+    assert run(monkeypatch, "doctor", "--json", "--runs", "elsewhere") == exit_code
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == {"name": "memory", "verdict": str(verdict), "found": "elsewhere", "fix": "fix"}
+    assert row == {"name": "memory", "status": str(check_status), "detail": "elsewhere", "fix": "fix"}
 
 
 def raising(error: Exception):
@@ -41,27 +41,27 @@ def raising(error: Exception):
 
 def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(monkeypatch, capsys):
     monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
-    monkeypatch.setattr(doctor, "examine", raising(UserError("no video at a.mp4")))
+    monkeypatch.setattr(doctor, "run_checks", raising(UserError("no video at a.mp4")))
     assert run(monkeypatch, "doctor") == 2
     assert capsys.readouterr().err == "vz-ray: no video at a.mp4\n"
 
 
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("VZ_RAY_DEBUG", "1")
-    monkeypatch.setattr(doctor, "examine", raising(UserError("no video at a.mp4")))
+    monkeypatch.setattr(doctor, "run_checks", raising(UserError("no video at a.mp4")))
     monkeypatch.setattr(sys, "argv", ["vz-ray", "doctor"])
     with pytest.raises(UserError):
         cli.main()
 
 
 def test_a_requested_stop_says_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", raising(StopRequested("stopped by SIGINT")))
+    monkeypatch.setattr(doctor, "run_checks", raising(StopRequested("stopped by SIGINT")))
     assert run(monkeypatch, "doctor") == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
 
 
 def test_a_stop_of_what_goes_on_otherwise_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", raising(StopRequested("stopped by SIGINT", "begin anew")))
+    monkeypatch.setattr(doctor, "run_checks", raising(StopRequested("stopped by SIGINT", "begin anew")))
     assert run(monkeypatch, "doctor") == 130
     assert capsys.readouterr().err == "vz-ray: stopped by SIGINT; begin anew\n"
 
