@@ -81,7 +81,7 @@ def test_a_run_finds_room_on_two_nodes_and_not_on_one() -> None:
     assert (ranks.complete, workers.complete, workers.placed) == (True, False, 0)
     assert workers.feasible
     assert workers.reason == (
-        "GPU is taken on the only node that could hold it (at most 0 GPU free on one), the largest node has "
+        "GPU is in use on the only node that could take it (at most 0 GPU free on one), the largest node has "
         "96 CPU and 8 GPU: add nodes, or lower rollout.num_workers"
     )
 
@@ -98,7 +98,7 @@ def test_what_no_node_could_ever_hold_is_told_from_what_is_taken() -> None:
 def test_a_group_that_nobody_belongs_to_is_named() -> None:
     needs = resource_demands(paper("learner.node_group=learner"), gpus=True)
     ranks = place_demands(needs, [GPU8, GPU8], [GPU8, GPU8])[0]
-    assert "of the group learner (none has a resource of that name)" in ranks.reason
+    assert "in the node group learner (no node has a resource with that name)" in ranks.reason
     there = GPU8 | {"learner": 1.0}
     assert place_demands(needs, [there, GPU8], [there, GPU8])[0].complete
 

@@ -74,7 +74,7 @@ async def test_what_finds_no_place_is_said_with_the_reason(tmp_path: Path) -> No
     ranks, workers = found["learner ranks"], found["rollout workers"]
     assert (ranks.status, workers.status) == (CheckStatus.FAILED, CheckStatus.FAILED)
     assert ranks.detail.endswith("2 of them find a place")
-    assert ranks.fix.startswith("GPU is taken on the only node that could hold it")
+    assert ranks.fix.startswith("GPU is in use on the only node that could take it")
     assert workers.fix == (
         "no node of the group rollout has 4 GPU, the largest node of the group rollout has 4 CPU and 1 GPU: "
         "lower rollout.engine.tensor_parallel_size, or add a larger node (an autoscaler would be asked if it were "
@@ -151,7 +151,10 @@ def test_a_server_that_finds_no_place_ends_with_a_line_before_anything_is_starte
     done = run_vz_ray("serve", "conf/serve/tiny.yaml", *where, "node_group=serving", timeout_s=200)
     assert done.returncode == 2, done.stderr
     assert "agents" in done.stderr
-    assert "no node of the cluster is of the group serving (none has a resource of that name)" in done.stderr
+    assert (
+        "no node of the cluster is in the node group serving (no node has a resource with that name)"
+        in done.stderr
+    )
     assert "or leave group empty" in done.stderr
     assert "Traceback" not in done.stderr
     assert not cluster.actor_processes("ServeController")
@@ -232,8 +235,8 @@ def test_a_volume_that_is_not_the_drivers_is_told_by_the_file_in_it(tmp_path: Pa
 def test_a_full_volume_is_named_and_nothing_is_left_on_it(tmp_path: Path) -> None:
     """The operating system refuses to make the trial file as large as it must be."""
     code = (
-        "import resource, sys; from pathlib import Path; from vz_ray.jobs.node_survey import unwritable;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(unwritable(Path(sys.argv[1])))"
+        "import resource, sys; from pathlib import Path; from vz_ray.jobs.node_survey import write_error;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(write_error(Path(sys.argv[1])))"
     )
     done: Any = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True

@@ -142,7 +142,7 @@ class JobClient:
         if version != ray.__version__ and not any_ray:
             raise UserError(
                 f"the cluster at {self.address} runs Ray {version}, and this is written for "
-                f"{ray.__version__}: use an image with that version, or --any-ray to try it all the same"
+                f"{ray.__version__}: use an image with that version, or --allow-version-mismatch to try it all the same"
             )
         return version
 

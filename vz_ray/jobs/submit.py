@@ -1,8 +1,4 @@
-"""`vz-ray submit` and `preflight`: a run on a cluster.
-
-submit:     checked here, packed, sent to Ray's job API, followed
-preflight:  on the cluster itself: would the run find room, are versions and volumes right
-"""
+"""`vz-ray submit`: check a command, upload the working directory, submit a Ray job, follow its output."""
 
 from __future__ import annotations
 
@@ -23,7 +19,6 @@ from vz_ray.jobs.job_client import JobClient, JobInfo, resolve_address
 from vz_ray.jobs.job_lifecycle import JobSpec, find_job, follow_job, stop_job, submit_job
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.jobs.working_dir import MIB, package_working_dir
-from vz_ray.monitoring.checks import CheckResult, check_table, failed_checks
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 
@@ -214,24 +209,3 @@ def list_jobs(how: SubmitOptions) -> None:
         took = format_duration(end - job.started_ms / 1000) if job.started_ms else ""
         drawn.add_row(job.id, job.run, job.status.lower(), began, took)
     Console().print(drawn)
-
-
-def run_preflight(config: ClusterConfig) -> int:
-    """Looks whether a run would fit on the cluster that this machine belongs to; prints what was found.
-
-    Returns:
-        1 if something would keep it from running, else 0.
-    """
-    checks = asyncio.run(_preflight(config))
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    console.print(check_table(checks))
-    return 1 if failed_checks(checks) else 0
-
-
-async def _preflight(config: ClusterConfig) -> list[CheckResult]:
-    from vz_ray.runtime import runtime
-
-    async with runtime.ray_cluster(config.ray):
-        return await runtime.preflight_checks(config)

@@ -39,7 +39,7 @@ class WorstCaseBatch:
     Attributes:
         tokens: Tokens of the sequence.
         patches: Patches of its distinct frames.
-        sampled_tokens: Tokens whose log-probs are computed.
+        sampled_tokens: Tokens with computed log-probs.
         attention_pairs: Query-key pairs of the largest block of attention.
         gathered_keys: Keys per token, including the prefix keys that each branch gathers.
     """

@@ -28,7 +28,7 @@ def text_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
 
 
 def head_flops(shape: ModelShape, tokens: int) -> int:
-    """Return the FLOPs of `lm_head`, which runs only on tokens whose log-probs are needed."""
+    """Return the FLOPs of `lm_head`, which runs only on tokens that need log-probs."""
     return 2 * tokens * shape.text.hidden * shape.text.vocab_size
 
 
