@@ -100,7 +100,8 @@ def preflight(
 
     Example: vz-ray preflight conf/videozoomer-7b-rl.yaml model=/models/cold-start runs=/runs
     """
-    from vz_ray.jobs.submit import JobCommand, run_preflight
+    from vz_ray.jobs.submit import JobCommand
+    from vz_ray.runtime.preflight_report import run_preflight
 
     raise typer.Exit(run_preflight(JobCommand.parse(arguments).config))
 
