@@ -81,7 +81,7 @@ def test_run_fits_on_two_nodes_but_not_on_one() -> None:
     assert (ranks.complete, workers.complete, workers.placed) == (True, False, 0)
     assert workers.feasible
     assert workers.reason == (
-        "GPU is taken on the only node that could hold it (at most 0 GPU free on one), the largest node has "
+        "GPU is in use on the only node that could take it (at most 0 GPU free on one), the largest node has "
         "96 CPU and 8 GPU: add nodes, or lower rollout.num_workers"
     )
 
@@ -98,7 +98,7 @@ def test_infeasible_differs_from_occupied() -> None:
 def test_missing_node_group_is_named() -> None:
     demands = resource_demands(paper_config("learner.node_group=learner"), gpus=True)
     ranks = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[0]
-    assert "of the group learner (none has a resource of that name)" in ranks.reason
+    assert "in the node group learner (no node has a resource with that name)" in ranks.reason
     learner_node = GPU8 | {"learner": 1.0}
     assert place_demands(demands, [learner_node, GPU8], [learner_node, GPU8])[0].complete
 

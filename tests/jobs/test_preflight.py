@@ -72,7 +72,7 @@ async def test_unplaceable_actors_fail_with_reason(tmp_path: Path) -> None:
     ranks, workers = checks["learner ranks"], checks["rollout workers"]
     assert (ranks.status, workers.status) == (CheckStatus.FAILED, CheckStatus.FAILED)
     assert ranks.detail.endswith("only 2 fit")
-    assert ranks.fix.startswith("GPU is taken on the only node that could hold it")
+    assert ranks.fix.startswith("GPU is in use on the only node that could take it")
     assert workers.fix == (
         "no node of the group rollout has 4 GPU, the largest node of the group rollout has 4 CPU and 1 GPU: "
         "lower rollout.engine.tensor_parallel_size, or add a larger node (only an autoscaler of Ray's "
@@ -155,7 +155,8 @@ def test_unplaceable_server_fails_before_start(cluster: RayNodes, tmp_path: Path
     assert result.returncode == 2, result.stderr
     assert "agents" in result.stderr
     assert (
-        "no node of the cluster is of the group serving (none has a resource of that name)" in result.stderr
+        "no node of the cluster is in the node group serving (no node has a resource with that name)"
+        in result.stderr
     )
     assert "or leave node_group empty" in result.stderr
     assert "Traceback" not in result.stderr

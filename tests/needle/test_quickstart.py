@@ -154,7 +154,7 @@ def test_training_outlives_its_learner_its_driver_and_being_asked_to_stop(small)
 
     process = start_vz_ray(*arguments)
     wait_until(saved(5), process)
-    assert "the same command goes on from the last checkpoint" in ended(process, signal.SIGTERM)
+    assert "the same command resumes from the last checkpoint" in ended(process, signal.SIGTERM)
 
     done = run_vz_ray(*arguments)
     assert done.returncode == 0, done.stderr
@@ -198,7 +198,7 @@ def test_a_quickstart_goes_on_in_whatever_stage_it_was_stopped(small):
         send_signal(process)
         done = wait_for_exit(process, 120)
         assert done.returncode == 130, done.stderr
-        assert "the same command goes on from the last checkpoint" in done.stderr
+        assert "the same command resumes from the last checkpoint" in done.stderr
         assert not survivors(started)
 
     done = run_vz_ray(*arguments, timeout_s=500)

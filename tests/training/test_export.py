@@ -13,8 +13,7 @@ from tests.learner.rank_worker import small_config, small_training_data
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray import cli
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.atomic_dir import MANIFEST
-from vz_ray.learner.checkpoint import CheckpointError
+from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.export import export_checkpoint
 from vz_ray.learner.trainer import Trainer
 from vz_ray.training.export import resolve_checkpoint, run_export

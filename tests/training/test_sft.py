@@ -117,7 +117,8 @@ def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, 
     assert len(read_sft_data(load_config(SftRunConfig, None, given))) == 4
     other = load_config(SftRunConfig, None, [*given, "episode.prompt=conf/prompt/zoom.yaml"])
     with pytest.raises(
-        UserError, match=r"trajectory 0/sft-0000-\w+/0#0 is written as clean-.*set episode.prompt"
+        UserError,
+        match=r"trajectory 0/sft-0000-\w+/0#0 has the chat format clean-.*set model and episode.prompt",
     ):
         read_sft_data(other)
     tight = load_config(SftRunConfig, None, [*given, "episode.max_context=64"])
@@ -191,7 +192,7 @@ def test_a_file_of_neither_layout_is_named(
     config = load_config(
         SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / 'other.jsonl'}"]
     )
-    with pytest.raises(UserError, match=r"other\.jsonl holds neither samples .* nor episodes"):
+    with pytest.raises(UserError, match=r"other\.jsonl contains neither SFT samples .* nor episodes"):
         read_sft_data(config)
 
 
@@ -200,5 +201,5 @@ def test_a_missing_file_and_a_broken_log_are_named(small: SmallRun, exemplars: P
     with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
         read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'none.jsonl'}"]))
     (tmp_path / "log.jsonl").write_text('{"trajectory": 1}\n')
-    with pytest.raises(UserError, match=r"log\.jsonl is no file of episodes"):
+    with pytest.raises(UserError, match=r"log\.jsonl is not a valid episode file"):
         read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'log.jsonl'}"]))

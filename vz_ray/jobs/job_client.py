@@ -145,7 +145,7 @@ class JobClient:
         if version != ray.__version__ and not allow_version_mismatch:
             raise UserError(
                 f"the cluster at {self.address} runs Ray {version}; vz_ray requires {ray.__version__}. Use an "
-                "image with that version, or give --any-ray to ignore the difference"
+                "image with that version, or give --allow-version-mismatch to ignore the difference"
             )
         return version
 

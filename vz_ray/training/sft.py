@@ -14,6 +14,7 @@ from vz_ray.data.sft_data import read_samples, read_sft_data
 from vz_ray.data.sft_file import SftFile
 from vz_ray.decode import DecodePool
 from vz_ray.env.trajectory import Trajectory
+from vz_ray.learner.sft import SftState, sft_loop
 from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.runtime import runtime
@@ -21,7 +22,6 @@ from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.training.restarts import run_with_restarts
-from vz_ray.training.sft_loop import SftState, sft_loop
 from vz_ray.utils.errors import UserError
 
 POLICY_STAGE = "policy"
@@ -101,9 +101,11 @@ async def run_sft_stage(
     async with runtime.start_learner(settings, ray_config, decode_pool, run) as group:
 
         async def attempt() -> SftState:
+            resume_step = SftState.load(checkpoints).steps
+            total = None if sft_config.max_time_s else sft_config.max_steps
             with (
-                MetricLogger(metrics, events, SftState.load(checkpoints).steps, monitor.trackers) as log,
-                run.progress.stage(stage, None if sft_config.max_time_s else sft_config.max_steps) as bar,
+                MetricLogger(metrics, events, resume_step, monitor.trackers) as log,
+                run.progress.stage(stage, total, resume_step) as bar,
             ):
                 state = await sft_loop(
                     group,
@@ -116,6 +118,7 @@ async def run_sft_stage(
                     interrupt=run.interrupt,
                     monitor=monitor,
                 )
+            run.interrupt.raise_if_requested()
             monitor.on_phase("export")
             await group.export_hf(run.model_dir(stage))
             return state
