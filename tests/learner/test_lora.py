@@ -179,7 +179,7 @@ def test_targets_match_name_suffixes(data: TrainingData) -> None:
     layers = {n.split(".lora_A")[0] for n, _ in trainer.policy.hf.named_parameters() if ".lora_A." in n}
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "qkv"}
     with pytest.raises(
-        UserError, match=r"learner\.lora\.targets has 'w_proj', which is the end of no linear"
+        UserError, match=r"learner\.lora\.target_modules has 'w_proj', which matches no linear layer"
     ):
         lora_trainer(data, lora=replace(ADAPTERS, target_modules=["w_proj"]))
 
