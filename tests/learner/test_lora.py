@@ -198,8 +198,8 @@ def test_checkpoint_restores_adapters(data: TrainingData, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": {"dropout": 1.0}}, r"lora\.dropout is 1\.0"),
-        ({"lora": {"rank": -1}}, r"lora\.rank is -1"),
+        ({"lora": {"dropout": 1.0}}, r"dropout is 1\.0"),
+        ({"lora": {"rank": -1}}, r"rank is -1"),
         ({"lora": {"target_modules": ["("]}}, r"target_modules has '\('"),
         ({"lora": {"rank": 2, "target_modules": []}}, r"target_modules is empty"),
         ({"lora": {"train_merger": True}, "freeze_vision": True}, r"train_merger"),
