@@ -214,4 +214,4 @@ def test_the_command_fails_for_a_bad_function_and_for_a_file_that_is_no_log(
     other.write_text(json.dumps({"a": 1}) + "\n")
     for path in (other, tmp_path / "gone.jsonl"):
         assert command(monkeypatch, "tests.rewards.user_functions:brevity", "--episodes", str(path)) == 2
-        assert f"{path} is no log of episodes" in capsys.readouterr().err
+        assert f"{path} is not an episode log" in capsys.readouterr().err
