@@ -186,7 +186,7 @@ def evaluations_table(summary: Json) -> str:
     columns = {
         "Accuracy": lambda r: format_percent(r["accuracy"] and r["accuracy"]["mean"]),
         "Accuracy, event in frames": lambda r: format_percent(r["reading_accuracy"]),
-        "Event in frames": lambda r: format_percent(r["event_seen"]),
+        "Event in frames": lambda r: format_percent(r["event_visible_rate"]),
         "Event in a zoom": lambda r: format_percent(r["event_coverage"]),
         "Frames": lambda r: format_number(r["frames_mean"]),
         "Zooms": lambda r: format_number(r["zooms_mean"], 2),
