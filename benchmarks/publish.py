@@ -103,7 +103,7 @@ async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
     floor, copy = (statistics.median(floors[name]) for name in ("floor", "copy"))
     return {
         "bytes": timed[0].nbytes,
-        "sync_s_median": round(sync, 4),
+        "sync_seconds_median": round(sync, 4),
         "sync_s_most": round(max(report.sync_s for report in timed), 4),
         "prepare_s_median": round(statistics.median(report.prepare_s for report in timed), 4),
         "floor_s": round(floor, 4),

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from vllm import SamplingParams
+from vllm import SamplingParams as VllmSamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from benchmarks.workload import Workload
@@ -57,7 +57,7 @@ class ForcedTokens(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(
-        self, params: SamplingParams
+        self, params: VllmSamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
         forced = (params.extra_args or {}).get(FORCED)
         return partial(_follow, forced) if forced else None

@@ -329,7 +329,6 @@ def build_config(given: argparse.Namespace, folder: Path) -> ServeConfig:
             f"max_ongoing_requests={MAX_CONCURRENT_REQUESTS}",
             f"queue={QUEUE_SIZE}",
             "engine.num_threads=1",
-            "engine.max_model_len=4096",
         ],
     )
     rules = replace(

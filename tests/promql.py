@@ -1,4 +1,4 @@
-"""As much of PromQL as a test needs: tokens, balanced brackets, and which metrics a query reads."""
+"""Minimal PromQL parser for tests: tokens, balanced brackets, metric names of a query."""
 
 from __future__ import annotations
 
@@ -37,42 +37,42 @@ _CLOSES = {")": "(", "}": "{"}
 
 
 def tokenize(query: str) -> list[tuple[str, str]]:
-    """Kind and text of each; `ValueError` that shows what is none."""
-    found, at, text = [], 0, query.strip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
+    """Split `query` into (kind, text) pairs; raise ValueError at the first invalid token."""
+    parsed, position, text = [], 0, query.strip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
         if match is None:
-            raise ValueError(f"not PromQL from here: {text[at:]!r}")
+            raise ValueError(f"not PromQL from here: {text[position:]!r}")
         kind = match.lastgroup
         assert kind
-        found.append((kind, match[kind]))
-        at = match.end()
-    return found
+        parsed.append((kind, match[kind]))
+        position = match.end()
+    return parsed
 
 
 def metric_names_in(query: str) -> set[str]:
-    """Names of the metrics that a query reads.
+    """Return the names of the metrics in `query`.
 
     Raises:
-        ValueError: Brackets do not match, or a range or function is none.
+        ValueError: A bracket does not match, or a range or function is invalid.
     """
-    found, opened, given = set(), [], tokenize(query)
-    for at, (kind, text) in enumerate(given):
-        following = given[at + 1][1] if at + 1 < len(given) else ""
-        before = given[at - 1][1] if at else ""
+    names, opened, query_tokens = set(), [], tokenize(query)
+    for index, (kind, text) in enumerate(query_tokens):
+        following = query_tokens[index + 1][1] if index + 1 < len(query_tokens) else ""
+        before = query_tokens[index - 1][1] if index else ""
         if kind == "sign" and text in "({":
             opened.append("list" if before in _LISTS else text)
         elif kind == "sign" and text in ")}":
             if not opened or opened.pop() not in (_CLOSES[text], "list"):
                 raise ValueError(f"{text} closes nothing in {query!r}")
         elif kind == "range" and not _RANGE.fullmatch(text):
-            raise ValueError(f"{text} is no range in {query!r}")
+            raise ValueError(f"{text} is not a range in {query!r}")
         elif kind == "name" and (not opened or opened[-1] == "(") and text not in _WORDS:
             if following in ("(", "by", "without"):
                 if text not in FUNCTIONS:
-                    raise ValueError(f"{text} is no function in {query!r}")
+                    raise ValueError(f"{text} is not a function in {query!r}")
             else:
-                found.add(text)
+                names.add(text)
     if opened:
         raise ValueError(f"{opened[-1]} is never closed in {query!r}")
-    return found
+    return names

@@ -1,4 +1,4 @@
-"""A trace collector: OTLP over HTTP, decoded from its protobuf."""
+"""OTLP/HTTP trace collector for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class TraceCollector:
-    """What has come in."""
+    """Requests and spans received so far; `delay_s` and `status` control the responses."""
 
     url: str = ""
     paths: list[str] = field(default_factory=list)
@@ -25,26 +25,26 @@ class TraceCollector:
 
 @contextmanager
 def collect_traces() -> Iterator[TraceCollector]:
-    """A collector that listens until the block ends."""
+    """Run a collector inside the block."""
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
-    found = TraceCollector()
+    collector = TraceCollector()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            time.sleep(found.delay_s)
+            time.sleep(collector.delay_s)
             request = service.ExportTraceServiceRequest.FromString(body)
-            found.paths.append(self.path)
-            if found.status == 200:
+            collector.paths.append(self.path)
+            if collector.status == 200:
                 for resource in request.resource_spans:
-                    found.resources.append(
+                    collector.resources.append(
                         {a.key: a.value.string_value for a in resource.resource.attributes}
                     )
-                    found.spans += [span for scope in resource.scope_spans for span in scope.spans]
-            self.send_response(found.status)
+                    collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
+            self.send_response(collector.status)
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
@@ -52,7 +52,7 @@ def collect_traces() -> Iterator[TraceCollector]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield found
+    collector.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield collector
     server.shutdown()
     server.server_close()

@@ -8,8 +8,9 @@ import pytest
 
 from vz_ray import cli
 from vz_ray.jobs import doctor
-from vz_ray.monitoring import StopRequested, UserError
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
+from vz_ray.utils.errors import UserError
+from vz_ray.utils.interrupt import StopRequested
 
 
 def run(monkeypatch, *arguments: str) -> int:

@@ -97,11 +97,11 @@ def test_a_missing_task_file_is_named(train, tmp_path):
         ("train.max_steps=many", "train.max_steps: Value 'many'"),
         ("train.max_steps=0", "train.max_steps is 0; it must be at least 1"),
         ("train", "override 'train': write it as section.key=value"),
-        ("learner.model=elsewhere", "it is `model` of the run, set that instead"),
-        ("reward.timeout_s=900", "reward.timeout_s is 900, above twice rollout.turn_timeout_s (300)"),
+        ("learner.model=elsewhere", "learner.model follows model; set that instead"),
+        ("timeouts.score_s=900", "timeouts.score_s is 900; it must be at most twice turn_s (300)"),
         ("reward.function=mine", "reward.function is 'mine'; write it as package.module:name"),
-        ("reward.judge.model=m", "reward.judge.base_url is ''; with reward.judge.model 'm' it must be"),
-        ("episode.max_zoom_frames=4", "reward.max_zoom_frames is 8 and episode.max_zoom_frames 4"),
+        ("reward.judge.model=m", "reward.judge.base_url is ''; with model 'm' it must be"),
+        ("reward.max_zoom_frames=4", "reward.max_zoom_frames follows episode.max_zoom_frames"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(train, override, message):
@@ -230,7 +230,7 @@ def other_ray() -> Iterator[subprocess.Popen[str]]:
 OURS = """
 import asyncio, ray, sys
 from vz_ray.runtime.runtime import ray_cluster
-from vz_ray.config.run import RayConfig
+from vz_ray.config.ray import RayConfig
 
 async def main():
     async with ray_cluster(RayConfig(num_cpus=4, object_store_mib=80)):

@@ -199,7 +199,7 @@ CASES: list[Case] = [
     (
         "nodes-are-drained",
         SERVE,
-        lambda m: entry(m, "node_group: serve", "node_group: serve\n      drain_timeout_s: 200"),
+        lambda m: entry(m, "node_group: serve", "node_group: serve\n      timeouts: {drain_s: 200}"),
         "with N of at least 200",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Which dataclass fields a package reads, told apart by class: `x.seed` counts for what x is."""
+"""Find the dataclass fields that a package reads, by class, with mypy's types."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ LARGE = (
     "torch", "transformers", "vllm", "deepspeed", "ray", "numpy", "av", "rich", "psutil", "tokenizers",
     "openai",
 )  # fmt: skip
-"""Packages that say nothing about our own classes, and take a minute to read."""
+"""External packages that mypy skips for speed."""
 
 Field = tuple[str, str]
-"""(full name of a class, name of one of its attributes)"""
+"""(full class name, attribute name)"""
 
-Place = tuple[int, int, int | None, int | None]
-"""First line and column, last line and column."""
+Span = tuple[int, int, int | None, int | None]
+"""First line and column, last line and column of an expression."""
 
 
 def fields_read(package: Path) -> set[Field]:
-    """Every attribute read anywhere in `package`; assignments and checks in `__post_init__` do not count."""
+    """Return every attribute that `package` reads; assignments and `__post_init__` do not count."""
     options = Options()
     options.export_types = options.preserve_asts = True
     options.incremental = False
@@ -38,7 +38,7 @@ def fields_read(package: Path) -> set[Field]:
         pattern: {"follow_imports": "skip"} for name in LARGE for pattern in (name, f"{name}.*")
     }
     result = build.build(create_source_list([str(package)], options), options)
-    found: set[Field] = set()
+    read: set[Field] = set()
     for name, state in result.graph.items():
         if name.split(".")[0] == package.name and state.tree and state.path:
             loads = set(_loads(ast.parse(Path(state.path).read_text())))
@@ -46,12 +46,12 @@ def fields_read(package: Path) -> set[Field]:
             state.tree.accept(collector)
             for node in collector.member_exprs:
                 if (node.line, node.column, node.end_line, node.end_column) in loads:
-                    found |= {(owner, node.name) for owner in _owners(result.types.get(node.expr))}
-    return found
+                    read |= {(owner, node.name) for owner in _owners(result.types.get(node.expr))}
+    return read
 
 
-def _loads(node: ast.AST) -> Iterator[Place]:
-    """Places of the attributes that are read, not written."""
+def _loads(node: ast.AST) -> Iterator[Span]:
+    """Yield the spans of attribute reads."""
     if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
         return
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -60,9 +60,9 @@ def _loads(node: ast.AST) -> Iterator[Place]:
         yield from _loads(child)
 
 
-def _owners(kind: Type | None) -> set[str]:
-    """Full names of the classes that an object of this type is an instance of."""
-    proper = get_proper_type(kind)
+def _owners(mypy_type: Type | None) -> set[str]:
+    """Return the full names of the classes of this type, including base classes."""
+    proper = get_proper_type(mypy_type)
     if isinstance(proper, UnionType):
         return {owner for item in proper.items for owner in _owners(item)}
     return {base.fullname for base in proper.type.mro} if isinstance(proper, Instance) else set()

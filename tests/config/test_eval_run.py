@@ -1,4 +1,4 @@
-"""The files in conf/eval, and what an evaluation's settings must not say."""
+"""Evaluation configs: the files in conf/eval and invalid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDLE = FOLDER / "needle.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_file_loads_and_names_benchmarks_that_there_are(path: Path) -> None:
+def test_every_file_loads_with_known_benchmarks(path: Path) -> None:
     config = load_config(EvalRunConfig, path)
     assert config.benchmarks or path.stem == "7b"
     assert {entry.adapter or key for key, entry in config.benchmarks.items()} <= set(ADAPTERS)
@@ -34,38 +34,42 @@ def test_every_benchmark_has_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("benchmarks.needle.sampling_strategy=some", "sampling_strategy is 'some'; it must be all, first:N"),
         ("benchmarks.needle.vidoes=x", "did you mean benchmarks.needle.videos"),
-        ("modes=[agent,uniform]", "modes has 'uniform'; a mode is agent, agent:N, agent@Nfps"),
+        ("modes=[agent,uniform]", "modes has 'uniform'; a mode must be agent, agent:N, agent@Nfps"),
         ("modes=[agent@0fps]", "modes has 'agent@0fps'"),
         ("modes=[agent@2]", "modes has 'agent@2'"),
-        ("curve.zoom_fps=[0]", r"curve.zoom_fps is \[0.0\]; frame rates are above 0"),
-        ("compare.agent=x", "compare has the label 'agent'; labels are letters, digits and hyphens"),
+        ("curve.zoom_fps=[0]", r"curve.zoom_fps is \[0.0\]; each value must be above 0"),
+        ("compare.agent=x", "compare has the label 'agent'; a label must consist of letters"),
         ("compare.a_b=x", "compare has the label 'a_b'"),
-        ("episode.zoom_fps=-1", "episode.zoom_fps is -1.0; it must be a frame rate, or 0"),
+        ("episode.zoom_fps=-1", "episode.zoom_fps is -1.0; it must be finite and not negative"),
         ("modes=[uniform:0]", "modes has 'uniform:0'"),
-        ("modes=[uniform:256]", "images_per_prompt is 128, below the 256 frames"),
-        ("curve.max_zooms=[-1]", r"curve.max_zooms \[-1\]"),
+        ("curve.uniform_frames=[0]", r"curve.uniform_frames is \[0\]; each value must be at least 1"),
+        ("curve.max_zooms=[-1]", r"curve.max_zooms is \[-1\]; each value must be at least 0"),
         ("train.max_steps=3", "there is no key train"),
-        ("episode.max_zoom_frames=4", "they must be equal"),
+        ("reward.max_zoom_frames=4", "follows episode.max_zoom_frames; set that instead"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(override: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_value_is_rejected(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_config(EvalRunConfig, NEEDLE, [override])
 
 
-def test_modes_change_the_rules_of_an_episode() -> None:
+def test_mode_changes_episode_config() -> None:
     config = load_config(EvalRunConfig, NEEDLE)
-    agent, two, frames = (
+    agent, two_zooms, uniform = (
         EvalMode.parse(text).episode_config(config.episode, "p.yaml")
         for text in ("agent", "agent:2", "uniform:96")
     )
     assert agent == config.episode
-    assert (two.max_rounds, two.overview_frames, two.prompt) == (3, 16, "conf/prompt/tiny.yaml")
-    assert (frames.max_rounds, frames.overview_frames, frames.max_images, frames.prompt) == (
+    assert (two_zooms.max_rounds, two_zooms.overview_frames, two_zooms.prompt) == (
+        3,
+        16,
+        "conf/prompt/tiny.yaml",
+    )
+    assert (uniform.max_rounds, uniform.overview_frames, uniform.max_images, uniform.prompt) == (
         1,
         96,
         96,
@@ -82,16 +86,22 @@ def test_modes_change_the_rules_of_an_episode() -> None:
     )
 
 
-def test_a_mode_may_fix_the_rate_of_zooms_and_name_who_plays() -> None:
+def test_mode_sets_zoom_fps_and_checkpoint() -> None:
     config = load_config(EvalRunConfig, NEEDLE, ["compare.sft=checkpoints/sft"])
     assert config.compare == {"sft": "checkpoints/sft"}
     mode = EvalMode.parse("sft/agent:2@0.5fps")
     assert mode == EvalMode("agent", 2, 0.5, "sft")
-    rules = mode.episode_config(config.episode, "p.yaml")
-    assert (rules.max_rounds, rules.zoom_fps) == (3, 0.5)
+    episode = mode.episode_config(config.episode, "p.yaml")
+    assert (episode.max_rounds, episode.zoom_fps) == (3, 0.5)
     assert (mode.stage, mode.title) == ("sft_agent_2_0.5fps", "sft: agent, zooms <= 2, zooms at 0.5 fps")
     assert str(EvalMode.parse("agent@2.0fps")) == "agent@2fps"
     for text in ("agent", "agent:2", "agent@0.5fps", "uniform:32", "sft/agent:2@4fps", "sft/uniform:8"):
         assert str(EvalMode.parse(text)) == text
     with pytest.raises(ValueError, match="no mode such as"):
         EvalMode.parse("agent@fast")
+
+
+def test_engine_accepts_the_frames_of_every_mode() -> None:
+    config = load_config(EvalRunConfig, NEEDLE, ["modes=[agent,uniform:256]"])
+    assert config.rollout.engine.images_per_prompt == 256
+    assert load_config(EvalRunConfig, NEEDLE).rollout.engine.images_per_prompt == 64

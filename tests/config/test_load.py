@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 
 from vz_ray.config import ConfigError, load_config, to_yaml
-from vz_ray.config.load import list_keys
+from vz_ray.config.derived import derived, set_derived_values
+from vz_ray.config.load import list_keys, restore_config
+from vz_ray.config.validation import InvalidValueError
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Clip:
 
     def __post_init__(self) -> None:
         if self.low > self.high:
-            raise ValueError(f"low must not exceed high, got {self.low} > {self.high}")
+            raise InvalidValueError("low", f"is {self.low}; it must be at most high ({self.high})", "high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +45,24 @@ def write(tmp_path: Path):
     return write
 
 
-def test_overrides_win_over_the_file_and_the_file_over_defaults(write):
+def test_overrides_precede_file_and_file_precedes_defaults(write):
     path = write("model: tiny\nseed: 1\nlearner:\n  lr: 1e-5\n  clip: {low: 0.1}\n")
     run = load_config(Run, path, ["seed=2", "learner.betas=[0.5, 0.6]"])
     assert run == Run("tiny", 2, Learner(1e-5, [0.5, 0.6], Clip(0.1, 0.27)))
 
 
-def test_what_was_written_is_read_back(write):
+def test_written_config_is_read_back(write):
     run = load_config(Run, None, ["model=tiny", "learner.lr=3e-7"])
     assert load_config(Run, write(to_yaml(run))) == run
 
 
-def test_a_file_may_extend_another(write):
+def test_file_extends_another_file(write):
     write("model: tiny\nseed: 1\nlearner: {lr: 0.1}\n", "base.yaml")
     run = load_config(Run, write("extends: base.yaml\nseed: 2\n"))
     assert (run.model, run.seed, run.learner.lr) == ("tiny", 2, 0.1)
 
 
-def test_files_that_extend_each_other_are_refused(write):
+def test_circular_extends_is_rejected(write):
     write("extends: run.yaml\n", "base.yaml")
     with pytest.raises(ConfigError, match="extends itself"):
         load_config(Run, write("extends: base.yaml\n"))
@@ -85,7 +87,7 @@ def test_files_that_extend_each_other_are_refused(write):
         (
             "model: m\nlearner:\n  clip:\n    low: 9\n",
             [],
-            "run.yaml:4: low must not exceed high, got 9.0",
+            r"run.yaml:4: learner.clip.low is 9.0; it must be at most high \(0.27\)",
         ),
         (
             "model: m\n",
@@ -96,16 +98,16 @@ def test_files_that_extend_each_other_are_refused(write):
         ("model: m\n", ["seed"], "override 'seed': write it as section.key=value"),
         ("seed: 1\n", [], "model has no value"),
         ("", [], "model has no value"),
-        ("- a\n", [], "not a ListConfig"),
+        ("- a\n", [], "contains a ListConfig"),
         ("model: [\n", [], "is not YAML"),
         ("model: m\nseed: 1\nseed: 2\n", [], "duplicate key"),
         ("model: m\nseed: ${nowhere}\n", [], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_where(write, text, overrides, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_error_is_one_line_with_location(write, text, overrides, message):
+    with pytest.raises(ConfigError, match=message) as error_info:
         load_config(Run, write(text), overrides)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error_info.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +118,55 @@ class Pair:
 
     def __post_init__(self) -> None:
         if self.seed > self.learner.lr:
-            raise ValueError(f"seed is {self.seed}, above learner.lr ({self.learner.lr})")
+            raise InvalidValueError("seed", f"is {self.seed}; it must be at most learner.lr", "learner.lr")
 
 
-def test_a_mistake_between_sections_is_placed_where_one_of_them_was_set(write):
-    with pytest.raises(ConfigError, match=r"^override 'seed=9': seed is 9, above learner.lr \(1e-06\)$"):
+def test_error_of_two_keys_names_location_of_last_override(write):
+    with pytest.raises(ConfigError, match=r"^override 'seed=9': seed is 9; it must be at most learner.lr$"):
         load_config(Pair, write("seed: 1\n"), ["seed=9", "name=other"])
-    with pytest.raises(ConfigError, match=r"run.yaml:3: seed is 1, above learner.lr \(0.5\)$"):
+    with pytest.raises(ConfigError, match=r"run.yaml:3: seed is 1; it must be at most learner.lr$"):
         load_config(Pair, write("name: x\nlearner: {lr: 0.5}\nseed: 1\n"), ["name=other"])
+    with pytest.raises(ConfigError, match=r"run.yaml:2: seed is 0; it must be at most learner.lr$"):
+        load_config(Pair, write("name: x\nlearner: {lr: -0.5}\n"))
 
 
-def test_a_missing_file_is_named(tmp_path):
+@dataclass
+class Engine:
+    threads: int = 1
+    max_len: int = derived(8, "max_context")
+
+
+@dataclass
+class Server:
+    max_context: int = 16
+    engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        set_derived_values(self)
+
+
+def test_derived_field_follows_its_key(write):
+    assert load_config(Server, write("max_context: 32\n")).engine.max_len == 32
+    assert Server(max_context=4).engine.max_len == 4
+
+
+def test_derived_field_is_no_key(write):
+    assert list_keys(Server) == ["max_context", "engine.threads"]
+    assert to_yaml(Server()) == "max_context: 16\nengine:\n  threads: 1\n"
+    with pytest.raises(
+        ConfigError, match=r"run.yaml:2: engine.max_len follows max_context; set that instead"
+    ):
+        load_config(Server, write("engine:\n  max_len: 3\n"))
+
+
+def test_restored_config_keeps_derived_values():
+    engine = Engine(threads=2, max_len=99)
+    assert restore_config(Engine, asdict(engine)) == engine
+    server = restore_config(Server, asdict(Server(max_context=5)))
+    assert (server.max_context, server.engine.max_len) == (5, 5)
+
+
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.yaml: No such file"):
         load_config(Run, tmp_path / "nowhere.yaml")
 

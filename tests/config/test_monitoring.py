@@ -10,33 +10,39 @@ from vz_ray.config.sft import SftRunConfig
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("monitoring.log_format=xml", "log_format is 'xml'; it must be 'text' or 'json'"),
-        ("monitoring.poll_interval_s=0", "pulse_s is 0.0; it must be above 0"),
-        ("monitoring.poll_interval_s=30", "10 at most: Ray forgets gauges"),
-        ("monitoring.trace_sample_ratio=2", "trace_share is 2.0; it is a share of episodes"),
-        ("monitoring.otlp_endpoint=collector:4317", "otlp_endpoint is 'collector:4317'; give the address"),
-        ("monitoring.otlp=x", "did you mean observe.otlp_endpoint"),
-        ("ray.metrics_port=99999", "metrics_port is 99999; a port is at most 65535"),
+        ("monitoring.log_format=xml", "monitoring.log_format is 'xml'; it must be one of text, json"),
+        ("monitoring.poll_interval_s=0", "monitoring.poll_interval_s is 0.0; it must be above 0"),
+        ("monitoring.poll_interval_s=30", "at most 10, because Ray drops stale gauges"),
+        (
+            "monitoring.trace_sample_ratio=2",
+            "monitoring.trace_sample_ratio is 2.0; it must be between 0 and 1",
+        ),
+        (
+            "monitoring.otlp_endpoint=collector:4317",
+            "otlp_endpoint is 'collector:4317'; it must be the address",
+        ),
+        ("monitoring.otlp=x", "did you mean monitoring.otlp_endpoint"),
+        ("ray.metrics_port=99999", "metrics_port is 99999; it must be a port from 1 to 65535"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_would_be_right(override: str, said: str):
+def test_invalid_value_is_rejected(override: str, message: str):
     with pytest.raises(ConfigError) as error:
         load_config(GrpoRunConfig, None, [override])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_runs_without_engines_of_their_own_have_all_but_traces():
-    found = load_config(
+def test_sft_run_has_trackers_but_no_traces():
+    monitoring = load_config(
         SftRunConfig, None, ["monitoring.log_format=json", "monitoring.wandb_project=x"]
     ).monitoring
-    assert (found.log_format, found.wandb_project) == ("json", "x")
+    assert (monitoring.log_format, monitoring.wandb_project) == ("json", "x")
     with pytest.raises(ConfigError, match="otlp_endpoint"):
         load_config(SftRunConfig, None, ["monitoring.otlp_endpoint=http://collector:4318"])
 
 
-def test_servers_have_the_format_of_logs_alone():
+def test_server_has_log_format_only():
     assert load_config(ServeConfig, None, ["monitoring.log_format=json"]).monitoring.log_format == "json"
-    with pytest.raises(ConfigError, match="pulse_s"):
+    with pytest.raises(ConfigError, match="poll_interval_s"):
         load_config(ServeConfig, None, ["monitoring.poll_interval_s=1"])

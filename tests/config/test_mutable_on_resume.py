@@ -1,4 +1,4 @@
-"""Keys with which a run may go on otherwise than it began."""
+"""Keys that may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.monitoring.run_dir import RunDir
 
 
-def test_every_such_key_is_one_and_may_be_changed(tmp_path):
+def test_every_mutable_key_may_change_on_resume(tmp_path):
     values = {"node_group": "gpu", "offload": "optimizer", "keep_best": "7"}
     values |= {"gradient_checkpointing": "false", "share_prefixes": "false", "micro_batch_tokens": "65536"}
     changed = [f"{key}={values.get(key.split('.')[1], 1)}" for key in MUTABLE_ON_RESUME]
     for schema, part in ((GrpoRunConfig, "train"), (SftRunConfig, "sft")):
-        known = [one for one in changed if one.startswith(("learner.", f"{part}."))]
-        begun, now = load_config(schema, None, []), load_config(schema, None, known)
+        overrides = [override for override in changed if override.startswith(("learner.", f"{part}."))]
+        initial, resumed = load_config(schema, None, []), load_config(schema, None, overrides)
         folder = tmp_path / schema.__name__
-        RunDir.create_or_resume(folder, to_yaml(begun), MUTABLE_ON_RESUME)
-        assert RunDir.create_or_resume(folder, to_yaml(now), MUTABLE_ON_RESUME)[1]
+        RunDir.create_or_resume(folder, to_yaml(initial), MUTABLE_ON_RESUME)
+        assert RunDir.create_or_resume(folder, to_yaml(resumed), MUTABLE_ON_RESUME)[1]

@@ -1,4 +1,4 @@
-"""Settings of a run that do not go together."""
+"""Combinations of values that a run rejects."""
 
 from __future__ import annotations
 
@@ -15,26 +15,40 @@ from vz_ray.config.sft import SftRunConfig
     [
         (
             ["train.batch_size=10", "learner.mini_batch_size=4"],
-            r"train\.tasks is 10, no multiple of learner\.mini_batch_size \(4\).*2 tasks alone.*8 or 12",
+            r"train\.batch_size is 10; it must be a multiple of learner\.mini_batch_size \(4\).*8 or 12",
         ),
+        (["timeouts.score_s=900"], r"timeouts\.score_s is 900; it must be at most twice turn_s \(300\)"),
+        (["timeouts.judge_s=300"], r"timeouts\.score_s is 300; it must be above judge_s \(300\)"),
+        (["timeouts.turn_s=0"], r"timeouts\.turn_s is 0.0; it must be finite and above 0"),
+        (["rollout.turn_timeout_s=9"], r"rollout\.turn_timeout_s follows timeouts\.turn_s; set that instead"),
         (
             ["learner.micro_batch_tokens=4096", "episode.max_context=8192"],
-            r"micro_batch_tokens is 4096, below episode\.max_context \(8192\)",
+            r"micro_batch_tokens is 4096; it must be at least episode\.max_context \(8192\)",
         ),
     ],
 )
-def test_what_does_not_divide_or_fit_is_named(overrides: list[str], message: str) -> None:
+def test_batch_that_does_not_divide_or_fit_is_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(GrpoRunConfig, None, overrides)
 
 
-def test_fewer_tasks_than_a_minibatch_are_one_update() -> None:
+def test_batch_smaller_than_mini_batch_is_accepted() -> None:
     assert (
         load_config(GrpoRunConfig, None, ["train.batch_size=3", "learner.mini_batch_size=8"]).train.batch_size
         == 3
     )
 
 
-def test_supervised_runs_must_fit_too() -> None:
-    with pytest.raises(ConfigError, match=r"below episode\.max_context \(32768\)"):
+def test_sft_run_checks_micro_batch_tokens() -> None:
+    with pytest.raises(ConfigError, match=r"at least episode\.max_context \(32768\)"):
         load_config(SftRunConfig, None, ["learner.micro_batch_tokens=1000"])
+
+
+def test_sections_follow_timeouts_and_episode() -> None:
+    overrides = ["timeouts.turn_s=400", "episode.max_context=1000", "rollout.max_concurrent_episodes=7"]
+    config = load_config(GrpoRunConfig, None, [*overrides, "model=checkpoint", "episode.max_zoom_frames=3"])
+    assert config.rollout.turn_timeout_s == 400
+    assert (config.rollout.engine.max_model_len, config.rollout.engine.max_num_seqs) == (1000, 7)
+    assert config.rollout.engine.images_per_prompt == config.episode.max_images
+    assert config.reward.max_zoom_frames == 3
+    assert config.learner.model == "checkpoint"

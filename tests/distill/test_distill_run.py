@@ -33,7 +33,6 @@ from tests.small_run import (
     wait_until,
 )
 from vz_ray.config.data import SynthConfig
-from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.sft_file import SftFile
 from vz_ray.data.task_file import read_tasks
@@ -44,6 +43,7 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.monitoring.live_status import LiveStatus, RunState
 from vz_ray.monitoring.run_view import read_run_view
 from vz_ray.needle.synthesis import synthesize
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.local_source import LocalFrameSource
 

@@ -14,7 +14,6 @@ import pytest
 from tests.distill.oracle_server import make_completion, message_text, request_images
 from tests.rewards.fake_endpoint import FakeReply, serve_endpoint
 from vz_ray.config.distill import TeacherConfig
-from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.distill.chat_messages import TeacherPrompt, add_teacher_prompt, truncate_to_one_turn
 from vz_ray.distill.cost_ledger import CostLedger
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherError
@@ -22,6 +21,7 @@ from vz_ray.env.chat_format import IMAGE_SLOT
 from vz_ray.env.protocols import PromptMessage
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import Frame, FrameRef, FrameSize
 from vz_ray.video.image_reader import read_image
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.benchmarks.test_lectures import png
+from tests.eval.benchmarks.factories import png
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.episode_record import task_from_dict, task_to_dict

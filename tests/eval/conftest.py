@@ -1,4 +1,4 @@
-"""Episodes made up for tests of figures."""
+"""Factories of scored episodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vz_ray.env.trajectory import (
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.video.frame import FrameRef, ZoomRequest
 
-Make = Callable[..., EvalResult]
+MakeResult = Callable[..., EvalResult]
 
 
 def frames_at(times: Sequence[float]) -> TokenContext:
@@ -31,31 +31,42 @@ def frames_at(times: Sequence[float]) -> TokenContext:
 
 
 @pytest.fixture
-def make() -> Make:
-    """A scored result: overview times, then times shown by each zoom (None: a refused zoom)."""
+def make_result() -> MakeResult:
+    """Factory of scored results; `zooms` holds the frame times of each clip, None for a rejected zoom."""
 
     def result(
         task: str = "t0",
-        right: bool = True,
+        correct: bool = True,
         overview: Sequence[float] = (0, 10, 20, 30),
         zooms: Sequence[Sequence[float] | None] = ((12.0, 13.0),),
         events: tuple[tuple[float, float], ...] = ((12.5, 14.0),),
-        **more: Any,
+        **options: Any,
     ) -> EvalResult:
         turns = []
         for times in zooms:
             zoom = ZoomRequest(12, 14, 1) if times is not None else RejectedZoom(ZoomErrorKind.EMPTY, "empty")
             turns.append(Turn(ExternalAction("z", ()), "z", zoom, frames_at(times or ())))
         turns.append(Turn(ExternalAction("a", ()), "a", None, None))
-        parts = RewardParts(1.0, float(right), 1.0, 0.0, more.get("valid", True), more.get("note", ""))
-        played = Trajectory(
-            EpisodeId(0, task, 0), "clean", frames_at(overview), tuple(turns),
-            more.get("status", EpisodeStatus.ANSWERED), answer="A", seconds=more.get("seconds", 2.0), reward=parts,
-        )  # fmt: skip
+        valid, note = options.get("valid", True), options.get("note", "")
+        trajectory = Trajectory(
+            EpisodeId(0, task, 0),
+            "clean",
+            frames_at(overview),
+            tuple(turns),
+            options.get("status", EpisodeStatus.ANSWERED),
+            answer="A",
+            seconds=options.get("seconds", 2.0),
+            reward=RewardParts(1.0, float(correct), 1.0, 0.0, valid, note),
+        )
         question = Task(
-            task, more.get("video", f"{task}.mp4"), "?", "A", AnswerType.MULTIPLE_CHOICE,
-            kind=more.get("kind", "identify"), evidence_spans=events,
-        )  # fmt: skip
-        return EvalResult(question, played, stage=more.get("stage", "rl"))
+            task,
+            options.get("video", f"{task}.mp4"),
+            "?",
+            "A",
+            AnswerType.MULTIPLE_CHOICE,
+            kind=options.get("kind", "identify"),
+            evidence_spans=events,
+        )
+        return EvalResult(question, trajectory, stage=options.get("stage", "rl"))
 
     return result

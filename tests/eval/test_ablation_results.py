@@ -1,4 +1,4 @@
-"""Claims of an ablation, against cases that can be counted by hand."""
+"""Ablation claims and bootstrap intervals against hand-computed cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.eval.conftest import Make
+from tests.eval.conftest import MakeResult
 from vz_ray.config.ablation import VARIANTS
 from vz_ray.config.eval import EvalConfig
 from vz_ray.eval.ablation_results import (
@@ -30,8 +30,8 @@ CONFIG = EvalConfig(bootstrap_resamples=500)
 # -- the bootstrap ------------------------------------------------------------------
 
 
-def test_two_videos_and_one_run_give_the_three_means_that_there_are() -> None:
-    """Drawing two of two videos: both the first in 1/4, both the second in 1/4, one of each in 1/2."""
+def test_crossed_bootstrap_of_two_videos_has_three_means() -> None:
+    """Two of two videos: the first twice in 1/4 of the resamples, the second twice in 1/4, both in 1/2."""
     run, videos = {"a": 0.0, "b": 1.0}, {"a": "v", "b": "w"}
     wide = crossed_bootstrap([run], videos, num_resamples=4000, confidence_level=0.95)
     assert (wide.mean, wide.low, wide.high, wide.count) == (0.5, 0.0, 1.0, 2)
@@ -39,17 +39,17 @@ def test_two_videos_and_one_run_give_the_three_means_that_there_are() -> None:
     assert (narrow.low, narrow.high) == (0.5, 0.5)
 
 
-def test_runs_are_drawn_too() -> None:
-    """All questions of a run alike, so that nothing but the draw of runs varies."""
+def test_crossed_bootstrap_resamples_runs() -> None:
+    """All questions of a run have the same value, so only the resampling of runs adds variance."""
     videos = {str(n): n for n in range(50)}
     runs = [dict.fromkeys(videos, value) for value in (0.0, 1.0)]
-    found = crossed_bootstrap(runs, videos, num_resamples=4000)
-    assert (found.mean, found.low, found.high, found.count) == (0.5, 0.0, 1.0, 100)
+    interval = crossed_bootstrap(runs, videos, num_resamples=4000)
+    assert (interval.mean, interval.low, interval.high, interval.count) == (0.5, 0.0, 1.0, 100)
     same = crossed_bootstrap([runs[1], runs[1]], videos)
     assert (same.low, same.high) == (1.0, 1.0)
 
 
-def test_one_run_is_the_bootstrap_over_videos() -> None:
+def test_crossed_bootstrap_of_one_run_equals_bootstrap_mean() -> None:
     rng = np.random.default_rng(1)
     values = {f"t{n}": float(rng.random() < 0.6) for n in range(400)}
     videos = {task: f"v{n // 4}" for n, task in enumerate(values)}
@@ -60,63 +60,68 @@ def test_one_run_is_the_bootstrap_over_videos() -> None:
     assert crossed.high == pytest.approx(plain.high, abs=0.01)
 
 
-def test_questions_count_alike_however_many_a_video_has() -> None:
+def test_crossed_bootstrap_weights_questions_equally() -> None:
     runs = [{"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 1.0, "c": 0.0}]
-    found = crossed_bootstrap(runs, {"a": "v", "b": "v", "c": "w"}, num_resamples=200)
-    assert (found.mean, found.count) == (3 / 5, 5)
+    interval = crossed_bootstrap(runs, {"a": "v", "b": "v", "c": "w"}, num_resamples=200)
+    assert (interval.mean, interval.count) == (3 / 5, 5)
 
 
-def test_a_run_without_values_is_no_run() -> None:
+def test_crossed_bootstrap_rejects_run_without_values() -> None:
     with pytest.raises(ValueError, match="1 of 2 runs have values"):
         crossed_bootstrap([{"a": 1.0}, {}], {"a": "v"})
 
 
-# -- verdicts -----------------------------------------------------------------------
+# -- claims -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "status"),
     [
-        (0.01, 0.05, ClaimStatus.SHOWN),
-        (0.0, 0.05, ClaimStatus.NOT_SHOWN),
-        (-0.01, 0.05, ClaimStatus.NOT_SHOWN),
-        (-0.05, 0.0, ClaimStatus.NOT_SHOWN),
+        (0.01, 0.05, ClaimStatus.SUPPORTED),
+        (0.0, 0.05, ClaimStatus.INCONCLUSIVE),
+        (-0.01, 0.05, ClaimStatus.INCONCLUSIVE),
+        (-0.05, 0.0, ClaimStatus.INCONCLUSIVE),
         (-0.05, -0.01, ClaimStatus.REVERSED),
     ],
 )
-def test_a_claim_is_shown_only_where_the_whole_interval_is_on_its_side(low, high, verdict) -> None:
-    assert claim_status(ConfidenceInterval((low + high) / 2, low, high, 1000)) is verdict
+def test_claim_status_follows_the_whole_interval(low, high, status) -> None:
+    assert claim_status(ConfidenceInterval((low + high) / 2, low, high, 1000)) is status
 
 
-# -- the whole ----------------------------------------------------------------------
+# -- results ------------------------------------------------------------------------
 
 ZOOMED = [[12.0]]
 
 
-def runs(make: Make, right: dict[str, int], zooms: dict[str, int]) -> dict[str, dict[int, list[EvalResult]]]:
-    """Two seeds of 40 questions: the first `right` are right, each with so many zooms."""
+def make_runs(
+    make_result: MakeResult, correct: dict[str, int], zooms: dict[str, int]
+) -> dict[str, dict[int, list[EvalResult]]]:
+    """Two seeds of 40 questions: the first `correct` are correct, all with the variant's number of zooms."""
     return {
         name: {
             seed: [
-                make(f"t{n}", right=n < right[name], zooms=ZOOMED * zooms[name], video=f"v{n % 20}")
+                make_result(
+                    f"t{n}", correct=n < correct[name], zooms=ZOOMED * zooms[name], video=f"v{n % 20}"
+                )
                 for n in range(40)
             ]
             for seed in (0, 1)
         }
-        for name in right
+        for name in correct
     }
 
 
 @pytest.fixture
-def as_the_paper(make: Make) -> dict[str, dict[int, list[EvalResult]]]:
-    right = dict(zip(VARIANTS, (40, 5, 10, 25, 30), strict=True))
+def paper_runs(make_result: MakeResult) -> dict[str, dict[int, list[EvalResult]]]:
+    """Results in which every claim of the paper holds."""
+    correct = dict(zip(VARIANTS, (40, 5, 10, 25, 30), strict=True))
     zooms = dict(zip(VARIANTS, (2, 2, 0, 1, 0), strict=True))
-    return runs(make, right, zooms)
+    return make_runs(make_result, correct, zooms)
 
 
-def test_the_paper_s_order_holds_where_every_difference_is_shown(as_the_paper) -> None:
-    found = build_ablation_results(as_the_paper, CONFIG)
-    assert [(c["metric"], c["greater"], c["lesser"]) for c in found["claims"]] == [
+def test_order_holds_if_all_claims_are_supported(paper_runs) -> None:
+    ablation = build_ablation_results(paper_runs, CONFIG)
+    assert [(c["metric"], c["greater"], c["lesser"]) for c in ablation["claims"]] == [
         ("accuracy", "full", "without_tool_reward"),
         ("accuracy", "full", "without_reflection"),
         ("accuracy", "full", "without_cold_start"),
@@ -124,76 +129,77 @@ def test_the_paper_s_order_holds_where_every_difference_is_shown(as_the_paper) -
         ("zooms", "full", "without_reflection"),
         ("zooms", "without_reflection", "without_tool_reward"),
     ]
-    assert len(found["claims"]) == len(CLAIMS)
-    assert {claim["verdict"] for claim in found["claims"]} == {"shown"}
-    assert found["order_holds"]
-    assert (found["questions"], found["videos"], found["seeds"]) == (40, 20, [0, 1])
-    assert found["claims"][0]["difference"]["mean"] == 0.25
-    assert found["claims"][0]["seeds"] == {"0": 0.25, "1": 0.25}
-    assert found["variants"]["full"]["zooms"]["mean"] == 2
-    assert found["variants"]["without_rl"]["paper"]["accuracy"]["longvideoreason/accuracy"] == 63.3
-    assert found["variants"]["without_tool_reward"]["paper"]["zooms"] == 0
-    assert ablation_notes(found)[0] == "the paper's order holds: every difference is shown"
+    assert len(ablation["claims"]) == len(CLAIMS)
+    assert {claim["status"] for claim in ablation["claims"]} == {"supported"}
+    assert ablation["order_holds"]
+    assert (ablation["questions"], ablation["videos"], ablation["seeds"]) == (40, 20, [0, 1])
+    assert ablation["claims"][0]["difference"]["mean"] == 0.25
+    assert ablation["claims"][0]["seeds"] == {"0": 0.25, "1": 0.25}
+    assert ablation["variants"]["full"]["zooms"]["mean"] == 2
+    assert ablation["variants"]["without_rl"]["paper"]["accuracy"]["longvideoreason/accuracy"] == 63.3
+    assert ablation["variants"]["without_tool_reward"]["paper"]["zooms"] == 0
+    assert ablation_notes(ablation)[0] == "the paper's order holds: every claim is supported"
 
 
-def test_where_it_does_not_hold_the_table_says_so(make: Make) -> None:
-    right = dict(zip(VARIANTS, (20, 5, 10, 20, 35), strict=True))
+def test_notes_list_reversed_and_inconclusive_claims(make_result: MakeResult) -> None:
+    correct = dict(zip(VARIANTS, (20, 5, 10, 20, 35), strict=True))
     zooms = dict(zip(VARIANTS, (1, 2, 0, 1, 0), strict=True))
-    found = build_ablation_results(runs(make, right, zooms), CONFIG)
-    verdicts = {(c["metric"], c["lesser"]): c["verdict"] for c in found["claims"]}
-    assert verdicts["accuracy", "without_tool_reward"] == "reversed"
-    assert verdicts["accuracy", "without_reflection"] == "not shown"
-    assert not found["order_holds"]
-    assert ablation_notes(found)[0] == (
-        "the paper's order is not shown as a whole. reversed: accuracy of full > without tool reward. "
-        "not shown: accuracy of full > without reflection; zooms of full > without reflection"
+    ablation = build_ablation_results(make_runs(make_result, correct, zooms), CONFIG)
+    statuses = {(c["metric"], c["lesser"]): c["status"] for c in ablation["claims"]}
+    assert statuses["accuracy", "without_tool_reward"] == "reversed"
+    assert statuses["accuracy", "without_reflection"] == "inconclusive"
+    assert not ablation["order_holds"]
+    assert ablation_notes(ablation)[0] == (
+        "the paper's order is not fully supported. reversed: accuracy of full > without tool reward. "
+        "inconclusive: accuracy of full > without reflection; zooms of full > without reflection"
     )
 
 
-def test_only_the_same_questions_of_the_same_seed_are_compared(make: Make) -> None:
-    full = {0: [make("a"), make("b")], 1: [make("a"), make("b")]}
-    other = {1: [make("a", right=False), make("b", valid=False)], 2: [make("a", right=False)]}
-    found = build_ablation_results({"full": full, "without_rl": other}, CONFIG)
-    (claim,) = found["claims"]
+def test_claims_compare_common_questions_of_common_seeds(make_result: MakeResult) -> None:
+    full = {0: [make_result("a"), make_result("b")], 1: [make_result("a"), make_result("b")]}
+    other = {
+        1: [make_result("a", correct=False), make_result("b", valid=False)],
+        2: [make_result("a", correct=False)],
+    }
+    ablation = build_ablation_results({"full": full, "without_rl": other}, CONFIG)
+    (claim,) = ablation["claims"]
     assert claim["seeds"] == {"1": 1.0}
     assert (claim["questions"], claim["difference"]["count"]) == (1, 1)
-    assert found["variants"]["without_rl"]["invalid"] == 1
+    assert ablation["variants"]["without_rl"]["invalid"] == 1
 
 
-def test_what_has_not_been_run_is_left_out_and_the_order_is_not_called_shown(
-    as_the_paper, make: Make
-) -> None:
-    some = {name: as_the_paper[name] for name in ("full", "without_rl")}
-    found = build_ablation_results({**some, "without_reflection": {}}, CONFIG)
-    assert list(found["variants"]) == ["full", "without_rl"]
-    assert not found["order_holds"]
-    assert "not all of its variants were run" in ablation_notes(found)[0]
-    nothing = build_ablation_results({"full": {}}, CONFIG)
-    assert (nothing["claims"], nothing["variants"]) == ([], {})
+def test_order_does_not_hold_if_variants_have_no_results(paper_runs, make_result: MakeResult) -> None:
+    two_variants = {name: paper_runs[name] for name in ("full", "without_rl")}
+    ablation = build_ablation_results({**two_variants, "without_reflection": {}}, CONFIG)
+    assert list(ablation["variants"]) == ["full", "without_rl"]
+    assert not ablation["order_holds"]
+    assert "some variants have no results" in ablation_notes(ablation)[0]
+    empty = build_ablation_results({"full": {}}, CONFIG)
+    assert (empty["claims"], empty["variants"]) == ([], {})
 
 
-def test_one_seed_is_called_that(make: Make) -> None:
-    found = build_ablation_results({"full": {0: [make("a"), make("b")]}}, CONFIG)
-    assert any(line.startswith("one seed: nothing is said") for line in ablation_notes(found))
+def test_notes_warn_about_a_single_seed(make_result: MakeResult) -> None:
+    ablation = build_ablation_results({"full": {0: [make_result("a"), make_result("b")]}}, CONFIG)
+    assert any(note.startswith("one seed: intervals do not include") for note in ablation_notes(ablation))
 
 
-def test_files_and_tables_hold_the_figures_and_the_paper_s(as_the_paper, tmp_path: Path, capsys) -> None:
-    found = {
-        **build_ablation_results(as_the_paper, CONFIG),
+def test_ablation_files_and_tables_agree(paper_runs, tmp_path: Path, capsys) -> None:
+    ablation = {
+        **build_ablation_results(paper_runs, CONFIG),
         "reflections": {"0": {"episodes": 384, "learned from": 96}},
     }
-    write_ablation_files(tmp_path, found)
-    write_markdown(tmp_path, found)
-    assert json.loads((tmp_path / "ablation.json").read_text()) == found
+    write_ablation_files(tmp_path, ablation)
+    write_markdown(tmp_path, ablation)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == ablation
     rows = {(r["variant"], r["seed"]): r for r in csv.DictReader((tmp_path / "ablation.csv").open())}
     assert len(rows) == 5 * 3
     assert float(rows["without_reflection", "all"]["full_minus_this"]) == 0.375
-    assert rows["without_reflection", "all"]["verdict"] == "shown"
+    assert rows["without_reflection", "all"]["status"] == "supported"
     assert float(rows["without_reflection", "1"]["accuracy"]) == 0.625
-    assert rows["full", "all"]["verdict"] == ""
-    print_ablation(found, Console(width=150))
+    assert rows["full", "all"]["status"] == ""
+    print_ablation(ablation, Console(width=150))
     printed = capsys.readouterr().out
-    for text in (printed, ablation_markdown(found), (tmp_path / "ablation.md").read_text()):
+    for text in (printed, ablation_markdown(ablation), (tmp_path / "ablation.md").read_text()):
         assert "accuracy: full > without tool reward" in text
         assert "80.3" in text
         assert "reflections of seed 0: 384 episodes, 96 learned from" in text

@@ -1,4 +1,4 @@
-"""Figures against hand-counted ones."""
+"""Metrics against hand-computed values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.eval.conftest import Make
+from tests.eval.conftest import MakeResult
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.bootstrap import bootstrap_mean, paired_difference
 from vz_ray.eval.eval_log import EvalResult
@@ -15,47 +15,47 @@ from vz_ray.monitoring import metric_names
 from vz_ray.rewards import UNPARSED_NOTE
 
 
-def test_every_figure_of_a_small_set(make: Make) -> None:
+def test_metrics_of_five_results(make_result: MakeResult) -> None:
     results = [
-        make("a"),
-        make("b", right=False, zooms=[None, (40.0,)], note=f"{UNPARSED_NOTE}: 'x'"),
-        make("c", right=True, zooms=[], kind="count", seconds=6.0),
-        make("d", right=False, zooms=[], status=EpisodeStatus.NO_ANSWER, events=((10.0, 11.0),)),
-        make("e", valid=False, status=EpisodeStatus.FAILED),
+        make_result("a"),
+        make_result("b", correct=False, zooms=[None, (40.0,)], note=f"{UNPARSED_NOTE}: 'x'"),
+        make_result("c", correct=True, zooms=[], kind="count", seconds=6.0),
+        make_result("d", correct=False, zooms=[], status=EpisodeStatus.NO_ANSWER, events=((10.0, 11.0),)),
+        make_result("e", valid=False, status=EpisodeStatus.FAILED),
     ]
-    found = compute_eval_metrics(results)
-    assert (found.questions, found.invalid, found.unparsed) == (4, 1, 1)
-    assert found.accuracy is not None
-    assert (found.accuracy.mean, found.accuracy.count) == (0.5, 4)
-    assert {kind: interval.count for kind, interval in found.accuracy_by_kind.items()} == {
+    metrics = compute_eval_metrics(results)
+    assert (metrics.questions, metrics.invalid, metrics.unparsed) == (4, 1, 1)
+    assert metrics.accuracy is not None
+    assert (metrics.accuracy.mean, metrics.accuracy.count) == (0.5, 4)
+    assert {kind: interval.count for kind, interval in metrics.accuracy_by_kind.items()} == {
         "count": 1,
         "identify": 3,
     }
-    assert found.frames_mean == (6 + 5 + 4 + 4) / 4
-    assert found.zooms_mean == 2 / 4
-    assert found.zoom_call_rate == 2 / 4
-    assert found.valid_zoom_rate == 2 / 3
-    assert found.event_coverage == 1 / 4  # only a's zoom; d's event is in its overview
-    assert found.event_visible_rate == 2 / 4
-    assert found.reading_accuracy == 1 / 2
-    assert found.seconds_mean == 3.0
-    assert found.status == {"answered": 3 / 5, "no_answer": 1 / 5, "truncated": 0, "failed": 1 / 5}
-    assert found.reward["accuracy"] == 0.5
+    assert metrics.frames_mean == (6 + 5 + 4 + 4) / 4
+    assert metrics.zooms_mean == 2 / 4
+    assert metrics.zoom_call_rate == 2 / 4
+    assert metrics.valid_zoom_rate == 2 / 3
+    assert metrics.event_coverage == 1 / 4  # only a's zoom; d's event is in its overview
+    assert metrics.event_visible_rate == 2 / 4
+    assert metrics.reading_accuracy == 1 / 2
+    assert metrics.seconds_mean == 3.0
+    assert metrics.status == {"answered": 3 / 5, "no_answer": 1 / 5, "truncated": 0, "failed": 1 / 5}
+    assert metrics.reward["accuracy"] == 0.5
 
 
-def test_reading_needs_every_event(make: Make) -> None:
-    twice = make(zooms=[(12.0,)], events=((12.0, 12.5), (13.0, 13.5)))
-    found = compute_eval_metrics([twice])
-    assert (found.event_coverage, found.event_visible_rate, found.reading_accuracy) == (1.0, 0.0, None)
+def test_reading_accuracy_requires_every_event(make_result: MakeResult) -> None:
+    two_events = make_result(zooms=[(12.0,)], events=((12.0, 12.5), (13.0, 13.5)))
+    metrics = compute_eval_metrics([two_events])
+    assert (metrics.event_coverage, metrics.event_visible_rate, metrics.reading_accuracy) == (1.0, 0.0, None)
 
 
-def test_an_interval_is_closed_at_its_start_and_open_at_its_end(make: Make) -> None:
-    assert compute_eval_metrics([make(zooms=[(12.5,)])]).event_coverage == 1
-    assert compute_eval_metrics([make(zooms=[(14.0,)])]).event_coverage == 0
-    assert compute_eval_metrics([make(zooms=[(14.0,)], events=((14.0, 14.0),))]).event_coverage == 1
+def test_event_span_includes_its_start_but_not_its_end(make_result: MakeResult) -> None:
+    assert compute_eval_metrics([make_result(zooms=[(12.5,)])]).event_coverage == 1
+    assert compute_eval_metrics([make_result(zooms=[(14.0,)])]).event_coverage == 0
+    assert compute_eval_metrics([make_result(zooms=[(14.0,)], events=((14.0, 14.0),))]).event_coverage == 1
 
 
-def test_nothing_measured_is_none_not_zero(make: Make) -> None:
+def test_metrics_without_samples_are_none(make_result: MakeResult) -> None:
     empty = compute_eval_metrics([])
     assert (empty.questions, empty.accuracy, empty.frames_mean, empty.valid_zoom_rate) == (
         0,
@@ -63,99 +63,102 @@ def test_nothing_measured_is_none_not_zero(make: Make) -> None:
         None,
         None,
     )
-    assert compute_eval_metrics([make(zooms=[], events=())]).event_coverage is None
+    assert compute_eval_metrics([make_result(zooms=[], events=())]).event_coverage is None
 
 
-def test_an_unscored_episode_is_an_error(make: Make) -> None:
-    result = make()
+def test_unscored_episode_raises(make_result: MakeResult) -> None:
+    result = make_result()
     unscored = replace(result, trajectory=replace(result.trajectory, reward=None))
     with pytest.raises(ValueError, match="0/t0/0#0"):
         compute_eval_metrics([unscored])
 
 
-def test_step_metrics_use_the_shared_names(make: Make) -> None:
-    flat = step_metrics([make("a"), make("b", right=False)])
+def test_step_metrics_use_catalog_names(make_result: MakeResult) -> None:
+    flat = step_metrics([make_result("a"), make_result("b", correct=False)])
     assert flat[metric_names.REWARD_ACCURACY] == 0.5
     assert flat[metric_names.EVENT_COVERAGE] == 1.0
     assert all(isinstance(value, float | int) for value in flat.values())
 
 
-def test_why_episodes_were_left_out_is_counted_and_logged(make: Make) -> None:
+def test_invalid_reasons_are_counted_and_logged(make_result: MakeResult) -> None:
     notes = ("judge timeout: 30 s", "judge timeout: 31 s", "judge nonsense: 'well'", "failed: worker died")
-    results = [make("a"), *(make(f"b{k}", valid=False, note=note) for k, note in enumerate(notes))]
-    found = compute_eval_metrics(results)
-    assert found.invalid_reasons == {"judge timeout": 2, "judge nonsense": 1, "failed": 1}
+    results = [
+        make_result("a"),
+        *(make_result(f"b{k}", valid=False, note=note) for k, note in enumerate(notes)),
+    ]
+    metrics = compute_eval_metrics(results)
+    assert metrics.invalid_reasons == {"judge timeout": 2, "judge nonsense": 1, "failed": 1}
     flat = step_metrics(results)
     assert flat["episodes/invalid"] == 4 / 5
     assert flat["episodes/invalid/judge_timeout"] == 2 / 5
     assert flat["episodes/invalid/judge_nonsense"] == flat["episodes/invalid/failed"] == 1 / 5
 
 
-def test_further_parts_are_logged_apart_over_the_episodes_that_have_them(make: Make) -> None:
-    def scored(task: str, more: dict[str, float]) -> EvalResult:
-        result = make(task)
+def test_optional_reward_parts_average_over_their_episodes(make_result: MakeResult) -> None:
+    def scored(task: str, extra: dict[str, float]) -> EvalResult:
+        result = make_result(task)
         assert result.trajectory.reward is not None
-        reward = replace(result.trajectory.reward, extra=more)
+        reward = replace(result.trajectory.reward, extra=extra)
         return replace(result, trajectory=replace(result.trajectory, reward=reward))
 
-    flat = step_metrics([scored("a", {"judge_score": 4.0}), scored("b", {"frames": -0.5}), make("c")])
+    flat = step_metrics([scored("a", {"judge_score": 4.0}), scored("b", {"frames": -0.5}), make_result("c")])
     assert flat["reward/judge_score"] == 4.0
     assert flat["reward/frames"] == -0.5
     assert flat["reward/accuracy"] == 1.0
 
 
-def test_accuracy_by_task_averages_samples_and_skips_invalid_ones(make: Make) -> None:
-    results = [make("a"), make("a", right=False), make("b", valid=False)]
+def test_accuracy_by_task_averages_valid_samples(make_result: MakeResult) -> None:
+    results = [make_result("a"), make_result("a", correct=False), make_result("b", valid=False)]
     assert accuracy_by_task(results) == {"a": 0.5}
 
 
-def test_bootstrap_of_a_constant_is_that_constant() -> None:
-    found = bootstrap_mean([1.0] * 20)
-    assert (found.mean, found.low, found.high, found.count) == (1.0, 1.0, 1.0, 20)
+def test_bootstrap_of_a_constant_has_zero_width() -> None:
+    interval = bootstrap_mean([1.0] * 20)
+    assert (interval.mean, interval.low, interval.high, interval.count) == (1.0, 1.0, 1.0, 20)
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    found = bootstrap_mean([0.0, 1.0] * 200, num_resamples=4000)
-    assert found.mean == 0.5
-    assert (found.low, found.high) == (pytest.approx(0.451, abs=0.006), pytest.approx(0.549, abs=0.006))
+    interval = bootstrap_mean([0.0, 1.0] * 200, num_resamples=4000)
+    assert interval.mean == 0.5
+    assert (interval.low, interval.high) == (pytest.approx(0.451, abs=0.006), pytest.approx(0.549, abs=0.006))
 
 
-def test_whole_clusters_are_drawn_so_repeats_do_not_narrow_the_interval() -> None:
+def test_repeats_within_clusters_do_not_narrow_the_interval() -> None:
     values = [0.0, 1.0] * 10
-    alone = bootstrap_mean(values, range(20))
+    single = bootstrap_mean(values, range(20))
     repeated = bootstrap_mean(
         [v for v in values for _ in range(50)], [i for i in range(20) for _ in range(50)]
     )
-    assert (repeated.low, repeated.high) == (alone.low, alone.high)
+    assert (repeated.low, repeated.high) == (single.low, single.high)
 
 
-def test_pairs_are_matched_by_task() -> None:
-    found = paired_difference({"a": 1, "b": 1, "x": 0}, {"b": 1, "a": 0, "y": 1})
-    assert (found.mean, found.count) == (0.5, 2)
+def test_paired_difference_matches_tasks_by_id() -> None:
+    interval = paired_difference({"a": 1, "b": 1, "x": 0}, {"b": 1, "a": 0, "y": 1})
+    assert (interval.mean, interval.count) == (0.5, 2)
     with pytest.raises(ValueError, match="no task in common"):
         paired_difference({"a": 1}, {"b": 1})
 
 
-def test_no_values_make_no_interval() -> None:
-    with pytest.raises(ValueError, match="no values"):
+def test_bootstrap_rejects_empty_values_and_wrong_clusters() -> None:
+    with pytest.raises(ValueError, match="values is empty"):
         bootstrap_mean([])
-    with pytest.raises(ValueError, match="1 clusters for 2 values"):
+    with pytest.raises(ValueError, match="clusters has 1 entries"):
         bootstrap_mean([1, 2], ["v"])
 
 
-def test_what_the_runner_noted_is_counted(make: Make) -> None:
-    notes = [
+def test_selector_fallbacks_and_gate_decisions_are_counted(make_result: MakeResult) -> None:
+    extras = [
         {"overview": {"selector": "tspo", "used_fallback": True}, "gate": {"zoom": True}},
         {"overview": {"selector": "tspo", "used_fallback": False}, "gate": {"zoom": False}},
         {},
     ]
-    results = [make(name) for name in "abc"]
-    noted = [
-        replace(result, trajectory=replace(result.trajectory, extra=note))
-        for result, note in zip(results, notes, strict=True)
+    results = [make_result(name) for name in "abc"]
+    annotated = [
+        replace(result, trajectory=replace(result.trajectory, extra=extra))
+        for result, extra in zip(results, extras, strict=True)
     ]
-    found = compute_eval_metrics(noted)
-    assert (found.selector_fallbacks, found.gate_rate) == (1, 0.5)
-    assert step_metrics(noted)[metric_names.OVERVIEW_FALLBACK_RATE] == pytest.approx(1 / 3)
+    metrics = compute_eval_metrics(annotated)
+    assert (metrics.selector_fallbacks, metrics.gate_rate) == (1, 0.5)
+    assert step_metrics(annotated)[metric_names.OVERVIEW_FALLBACK_RATE] == pytest.approx(1 / 3)
     assert metric_names.OVERVIEW_FALLBACK_RATE not in step_metrics(results)
     assert compute_eval_metrics(results).gate_rate is None

@@ -1,4 +1,4 @@
-"""`vz-ray eval` with every part the real one: two benchmarks, three modes, a missing video."""
+"""`vz-ray eval` end to end: two benchmarks, three modes, a missing video."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES = [{"start": "00:00:00.000", "end": "00:01:50.000", "line": "red green blu
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """Needle videos, and a LongVideoBench file about one of them and one that is not there."""
+    """Needle videos, and a LongVideoBench file about one of the videos and a missing one."""
     small = SmallRun.create(tmp_path_factory.mktemp("small"))
     video = Path(read_tasks(small.data("test"))[0].video)
     rows = [
@@ -36,14 +36,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
             "candidates": ["red", "green", "blue"],
             "duration_group": 60,
         }
-        for i, name in enumerate([video.name, video.name, "gone.mp4"])
+        for i, name in enumerate([video.name, video.name, "missing.mp4"])
     ]
     write_json(small.folder / "lvb" / "lvb_val.json", rows)
     write_json(small.folder / "lvb" / "subtitles" / str(LVB["subtitle_path"]), LINES)
     return small
 
 
-def arguments(small: SmallRun, *more: str) -> list[str]:
+def arguments(small: SmallRun, *overrides: str) -> list[str]:
     return [
         "eval",
         "conf/eval/needle.yaml",
@@ -60,11 +60,11 @@ def arguments(small: SmallRun, *more: str) -> list[str]:
         "episode.max_rounds=2",
         "rollout.engine.kv_cache_gib=0.25",
         "eval.bootstrap_resamples=100",
-        *more,
+        *overrides,
     ]
 
 
-def test_missing_videos_stop_it_before_anything_is_started(small: SmallRun) -> None:
+def test_missing_videos_raise_before_anything_starts(small: SmallRun) -> None:
     done = run_vz_ray(*arguments(small))
     assert done.returncode == 2
     assert "LongVideoBench: 1 of 2 videos do not exist (1 questions): " in done.stderr
@@ -72,7 +72,7 @@ def test_missing_videos_stop_it_before_anything_is_started(small: SmallRun) -> N
     assert not (small.runs / "exam").exists()
 
 
-def test_questions_that_take_a_judge_stop_it_where_there_is_none(tmp_path: Path) -> None:
+def test_judged_questions_without_a_judge_raise(tmp_path: Path) -> None:
     video = write_video(tmp_path, VideoSpec("lecture.mp4", frames=25))
     row = f"index\tvideo\tdiscipline\tquestion\tanswer\n0\t{video.stem}\tmath\tWhy?\tBecause.\n"
     (tmp_path / "Video_MMLU.tsv").write_text(row)
@@ -83,52 +83,52 @@ def test_questions_that_take_a_judge_stop_it_where_there_is_none(tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def finished(small: SmallRun) -> tuple[Path, str]:
-    """The run directory, and what the terminal showed."""
+    """Run directory and standard output of a finished evaluation."""
     done = run_vz_ray(*arguments(small, "allow_missing=true"))
     assert done.returncode == 0, done.stderr
     return small.runs / "exam", done.stdout
 
 
-def found(run: Path) -> dict[str, Any]:
+def read_report(run: Path) -> dict[str, Any]:
     return json.loads((run / "benchmarks.json").read_text())
 
 
-def test_figures_costs_and_what_was_left_out_are_written(finished: tuple[Path, str]) -> None:
-    run, shown = finished
-    benchmarks = found(run)["benchmarks"]
+def test_metrics_costs_and_exclusions_are_written(finished: tuple[Path, str]) -> None:
+    run, output = finished
+    benchmarks = read_report(run)["benchmarks"]
     lvb = benchmarks["longvideobench"]
-    assert (lvb["released"], lvb["read"], lvb["asked"]) == (1337, 3, 2)
+    assert (lvb["questions_released"], lvb["questions_read"], lvb["questions_evaluated"]) == (1337, 3, 2)
     assert (lvb["missing"]["videos"], lvb["missing"]["questions"]) == (1, 1)
     assert set(lvb["modes"]) == MODES
     for benchmark, questions in ((lvb, 2), (benchmarks["needle"], 4)):
-        for mode, played in benchmark["modes"].items():
-            assert sum(played["readings"]["strict"].values()) == questions
-            assert played["metrics"]["questions"] == questions
-            assert played["metrics"]["seconds_mean"] > 0
-            assert played["figures"][0]["count"] == questions
+        for mode, results in benchmark["modes"].items():
+            assert sum(results["answer_status"]["strict"].values()) == questions
+            assert results["metrics"]["questions"] == questions
+            assert results["metrics"]["seconds_mean"] > 0
+            assert results["scores"][0]["count"] == questions
             if mode.endswith("uniform:8"):
-                assert played["metrics"]["frames_mean"] == 8
-                assert played["metrics"]["zooms_mean"] == 0
-    agent = lvb["modes"]["agent"]["figures"]
+                assert results["metrics"]["frames_mean"] == 8
+                assert results["metrics"]["zooms_mean"] == 0
+    agent = lvb["modes"]["agent"]["scores"]
     assert agent[0]["paper"]["VideoZoomer 7B"] == 57.7
-    assert [figure["name"] for figure in agent if figure["table"] == "duration group, s"] == ["60"]
+    assert [score["name"] for score in agent if score["table"] == "duration group, s"] == ["60"]
     rows = list(csv.DictReader((run / "benchmarks.csv").open()))
     assert {(row["benchmark"], row["mode"]) for row in rows} == {
         (key, mode) for key in benchmarks for mode in MODES
     }
-    assert "LongVideoBench, accuracy" in shown
-    assert "1 of 2 videos do not exist: their 1 questions were left out" in shown
-    assert "2 of 1337 questions were asked" in shown
+    assert "LongVideoBench, accuracy" in output
+    assert "1 of 2 videos are missing; their 1 questions were skipped" in output
+    assert "evaluated 2 of 1337 questions" in output
 
 
-def test_every_question_has_its_line_and_saw_the_subtitles(
-    finished: tuple[Path, str], small: SmallRun
-) -> None:
+def test_samples_and_subtitles_of_every_question(finished: tuple[Path, str], small: SmallRun) -> None:
     run, _ = finished
     lines = (run / "samples/longvideobench/uniform_8.jsonl").read_text().splitlines()
-    # In the order in which they ended.
+    # Lines are in completion order.
     assert sorted(json.loads(line)["task"] for line in lines) == ["q0", "q1"]
-    assert {"strict", "lenient", "said", "frames", "zooms", "seconds", "truth"} <= set(json.loads(lines[0]))
+    assert {"strict", "lenient", "last_turn", "frames", "zooms", "seconds", "reference"} <= set(
+        json.loads(lines[0])
+    )
     from transformers import AutoTokenizer
 
     from vz_ray.eval.eval_log import read_results
@@ -139,34 +139,34 @@ def test_every_question_has_its_line_and_saw_the_subtitles(
     assert tokenizer.decode(first.trajectory.prompt.compact_ids).count("\nred green blue\n") == 1
 
 
-def test_a_curve_is_drawn_from_several_modes(finished: tuple[Path, str]) -> None:
+def test_several_modes_write_a_curve(finished: tuple[Path, str]) -> None:
     run, _ = finished
     curve = json.loads((run / "curve.json").read_text())["benchmarks"]["longvideobench"]
-    own = curve["models"]["model"]
-    assert [point["limit"] for point in own["uniform"]] == [8]
-    assert [point["limit"] for point in own["agent"]] == [None]
-    assert [point["fps"] for point in own["fixed_fps"]] == [0.5]
+    series = curve["models"]["model"]
+    assert [point["limit"] for point in series["uniform"]] == [8]
+    assert [point["limit"] for point in series["agent"]] == [None]
+    assert [point["fps"] for point in series["fixed_fps"]] == [0.5]
     assert curve["paper_zooms"] == [0.527, 0.553, 0.57, 0.562, 0.577]
     page = (run / "curve.html").read_text()
     assert page.count("<svg") >= 2
     assert page.rstrip().endswith("</html>")
 
 
-def test_with_nothing_left_to_play_no_engine_is_started(finished: tuple[Path, str], small: SmallRun) -> None:
+def test_complete_evaluation_starts_no_engine(finished: tuple[Path, str], small: SmallRun) -> None:
     run, _ = finished
     before = {path: path.read_bytes() for path in sorted((run / "eval").rglob("*.jsonl"))}
-    again = run_vz_ray(*arguments(small, "allow_missing=true"), timeout_s=200)
-    assert again.returncode == 0, again.stderr
-    assert "start engine" not in again.stdout
-    assert "LongVideoBench, accuracy" in again.stdout
+    rerun = run_vz_ray(*arguments(small, "allow_missing=true"), timeout_s=200)
+    assert rerun.returncode == 0, rerun.stderr
+    assert "start engine" not in rerun.stdout
+    assert "LongVideoBench, accuracy" in rerun.stdout
     assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was(finished: tuple[Path, str], small: SmallRun) -> None:
-    """One question's line is half written, another's is not there: those two are played, nothing else."""
+def test_resume_runs_only_missing_questions(finished: tuple[Path, str], small: SmallRun) -> None:
+    """One log line is cut off and one is missing; only these two questions run again."""
     run, _ = finished
-    before = found(run)
+    before = read_report(run)
     log, other = run / "eval/needle/agent.jsonl", run / "eval/longvideobench/agent.jsonl"
     lines, untouched = log.read_text().splitlines(keepends=True), other.read_bytes()
     log.write_text("".join(lines[:3]) + lines[3][:50])
@@ -175,23 +175,23 @@ def test_it_goes_on_where_it_was(finished: tuple[Path, str], small: SmallRun) ->
     after = log.read_text().splitlines(keepends=True)
     assert (after[:3], len(after)) == (lines[:3], len(lines))
     assert other.read_bytes() == untouched
-    for key, benchmark in found(run)["benchmarks"].items():
-        for mode, played in benchmark["modes"].items():
-            assert played["figures"] == before["benchmarks"][key]["modes"][mode]["figures"]
+    for key, benchmark in read_report(run)["benchmarks"].items():
+        for mode, results in benchmark["modes"].items():
+            assert results["scores"] == before["benchmarks"][key]["modes"][mode]["scores"]
 
 
 @pytest.mark.slow
-def test_a_second_model_is_drawn_beside_the_first(finished: tuple[Path, str], small: SmallRun) -> None:
-    """It is the same one here, so its points are the same."""
-    compared = ["name=compared", f"compare.again={small.folder / 'base'}", "allow_missing=true"]
-    done = run_vz_ray(*arguments(small, *compared))
+def test_compare_adds_a_second_model(finished: tuple[Path, str], small: SmallRun) -> None:
+    """Both labels name the same checkpoint, so their points are equal."""
+    overrides = ["name=compared", f"compare.again={small.folder / 'base'}", "allow_missing=true"]
+    done = run_vz_ray(*arguments(small, *overrides))
     assert done.returncode == 0, done.stderr
     run = small.runs / "compared"
-    lvb = found(run)["benchmarks"]["longvideobench"]
+    lvb = read_report(run)["benchmarks"]["longvideobench"]
     assert set(lvb["modes"]) == {*MODES, *(f"again/{mode}" for mode in MODES)}
     models = json.loads((run / "curve.json").read_text())["benchmarks"]["longvideobench"]["models"]
     assert set(models) == {"model", "again"}
     for kind, points in models["model"].items():
-        assert [(at["accuracy"], at["frames_mean"]) for at in points] == [
-            (at["accuracy"], at["frames_mean"]) for at in models["again"][kind]
+        assert [(point["accuracy"], point["frames_mean"]) for point in points] == [
+            (point["accuracy"], point["frames_mean"]) for point in models["again"][kind]
         ]

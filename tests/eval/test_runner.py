@@ -1,4 +1,4 @@
-"""What is played of an evaluation, and what its log already holds; the workers are scripted."""
+"""Resumption of an evaluation with scripted workers."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.weight_sync import WeightPublisher
 
 
-async def played(path: Path, samples: int) -> tuple[list[EpisodeId], EvalLog, list[int]]:
-    """What a worker was asked to play of two tasks, the log, and the progress that was told."""
-    worker, told = FakeWorkerClient("w"), list[int]()
-    fleet = RolloutScheduler(lambda name: worker, RolloutConfig(num_workers=1), WeightPublisher(timeout_s=5))
-    await fleet.start()
+async def run_two_tasks(path: Path, samples: int) -> tuple[list[EpisodeId], EvalLog, list[int]]:
+    """Return the episodes that a worker ran for two tasks, the log, and the progress updates."""
+    worker, progress = FakeWorkerClient("w"), list[int]()
+    scheduler = RolloutScheduler(
+        lambda name: worker, RolloutConfig(num_workers=1), WeightPublisher(timeout_s=5)
+    )
+    await scheduler.start()
     log = EvalLog(path, {"model": "m"})
-    drawn = SamplingParams(1.0, seed=1)
     await evaluate(
-        fleet,
+        scheduler,
         TASKS[:2],
         log,
         EpisodeConfig(),
         stage="s",
         samples_per_task=samples,
-        sampling_params=drawn,
-        on_progress=told.append,
+        sampling_params=SamplingParams(1.0, seed=1),
+        on_progress=progress.append,
     )
-    await fleet.close()
-    return [id for id, _ in worker.played], log, told
+    await scheduler.close()
+    return [episode_id for episode_id, _ in worker.played], log, progress
 
 
-async def test_a_question_is_played_once_unless_more_samples_are_asked_for(tmp_path: Path) -> None:
-    asked, log, told = await played(tmp_path / "one.jsonl", 1)
-    assert sorted((id.task_id, id.sample) for id in asked) == [("t0", 0), ("t1", 0)] == sorted(log.completed)
-    assert sum(told) == 2
-    asked, log, _ = await played(tmp_path / "three.jsonl", 3)
-    assert len(asked) == len(log.records) == 6
+async def test_evaluation_runs_samples_per_task(tmp_path: Path) -> None:
+    episodes, log, progress = await run_two_tasks(tmp_path / "one.jsonl", 1)
+    assert sorted((episode.task_id, episode.sample) for episode in episodes) == [("t0", 0), ("t1", 0)]
+    assert sorted(log.completed) == [("t0", 0), ("t1", 0)]
+    assert sum(progress) == 2
+    episodes, log, _ = await run_two_tasks(tmp_path / "three.jsonl", 3)
+    assert len(episodes) == len(log.records) == 6
 
 
-async def test_a_task_that_lacks_a_sample_is_played_again_and_what_there_is_stays(tmp_path: Path) -> None:
+async def test_resume_reruns_task_with_missing_sample(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     log = EvalLog(path, {"model": "m"})
-    first = {
+    logged = {
         (task.task_id, sample): EvalResult(
             task,
             Trajectory(
@@ -55,11 +57,11 @@ async def test_a_task_that_lacks_a_sample_is_played_again_and_what_there_is_stay
         )
         for task, sample in [(TASKS[0], 0), (TASKS[0], 1), (TASKS[1], 0)]
     }
-    for result in first.values():
+    for result in logged.values():
         log.append(result)
-    asked, log, told = await played(path, 2)
-    assert sorted((id.task_id, id.sample) for id in asked) == [("t1", 0), ("t1", 1)]
-    assert told == [1, 1]
-    found = {(r.task.task_id, r.trajectory.id.sample): r.trajectory.chat_format for r in log.records}
-    assert found == {("t0", 0): "old", ("t0", 1): "old", ("t1", 0): "old", ("t1", 1): "wire"}
-    assert (await played(path, 2))[0] == []
+    episodes, log, progress = await run_two_tasks(path, 2)
+    assert sorted((episode.task_id, episode.sample) for episode in episodes) == [("t1", 0), ("t1", 1)]
+    assert progress == [1, 1]
+    formats = {(r.task.task_id, r.trajectory.id.sample): r.trajectory.chat_format for r in log.records}
+    assert formats == {("t0", 0): "old", ("t0", 1): "old", ("t1", 0): "old", ("t1", 1): "wire"}
+    assert (await run_two_tasks(path, 2))[0] == []

@@ -1,3 +1,5 @@
+"""Log context fields and JSON log lines of drivers, actors and replicas."""
+
 from __future__ import annotations
 
 import asyncio
@@ -18,58 +20,58 @@ from vz_ray.monitoring.log_context import (
 )
 
 
-def written(record: logging.LogRecord, **names) -> dict:
-    text = JsonFormatter(**names).format(record)
+def format_record(record: logging.LogRecord, **fields) -> dict:
+    text = JsonFormatter(**fields).format(record)
     assert "\n" not in text
     return json.loads(text)
 
 
-def record(message: str = "took %d s", *args, **more) -> logging.LogRecord:
-    return logging.LogRecord("vz_ray.x", logging.WARNING, "x.py", 1, message, args or (3,), more.get("error"))
+def make_record(message: str = "took %d s", *args, error=None) -> logging.LogRecord:
+    return logging.LogRecord("vz_ray.x", logging.WARNING, "x.py", 1, message, args or (3,), error)
 
 
-def test_a_record_says_what_it_is_about():
+def test_record_has_process_and_context_fields():
     with log_context(step=4, episode="4/t/0#0"):
-        line = written(record(), run="agent", worker="rollout-1")
+        line = format_record(make_record(), run="agent", worker_name="rollout-1")
     assert line["message"] == "took 3 s"
     assert (line["level"], line["logger"]) == ("WARNING", "vz_ray.x")
     assert (line["run"], line["worker"]) == ("agent", "rollout-1")
-    assert (line["iteration"], line["episode"]) == (4, "4/t/0#0")
+    assert (line["step"], line["episode"]) == (4, "4/t/0#0")
     assert line["time"].endswith("Z")
 
 
-def test_what_is_not_known_is_left_out():
-    assert {"run", "worker", "iteration", "episode"} & set(written(record())) == set()
+def test_unknown_fields_are_omitted():
+    assert {"run", "worker", "step", "episode"} & set(format_record(make_record())) == set()
 
 
-def test_an_exception_stays_in_its_line():
+def test_exception_stays_in_one_line():
     try:
         raise ValueError("line one\nline two")
     except ValueError:
-        line = written(record(error=sys.exc_info()))
+        line = format_record(make_record(error=sys.exc_info()))
     assert "ValueError: line one\nline two" in line["exception"]
 
 
-def test_inner_words_add_to_outer_ones_and_end_with_their_block():
+def test_nested_context_adds_fields_and_ends_with_its_block():
     with log_context(step=1):
         with log_context(episode="a"):
-            assert current_log_context() == {"iteration": 1, "episode": "a"}
-        assert current_log_context() == {"iteration": 1}
+            assert current_log_context() == {"step": 1, "episode": "a"}
+        assert current_log_context() == {"step": 1}
     assert current_log_context() == {}
 
 
-async def test_tasks_do_not_mix_up_what_they_are_about():
-    async def one(name: str) -> dict:
+async def test_concurrent_tasks_have_separate_contexts():
+    async def context_of(name: str) -> dict:
         with log_context(episode=name):
             await asyncio.sleep(0)
             return current_log_context()
 
     names = [str(number) for number in range(20)]
-    assert await asyncio.gather(*map(one, names)) == [{"episode": name} for name in names]
+    assert await asyncio.gather(*map(context_of, names)) == [{"episode": name} for name in names]
 
 
 @pytest.fixture
-def _own_loggers():
+def _restore_loggers():
     names = [logging_config.PACKAGE_LOGGER, *logging_config.ENGINE_LOGGERS]
     before = {n: (logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names}
     yield
@@ -79,58 +81,58 @@ def _own_loggers():
         logging.getLogger(name).propagate = propagate
 
 
-@pytest.mark.usefixtures("_own_loggers")
-def test_a_driver_writes_files_and_terminal_as_objects(tmp_path, capsys, monkeypatch):
+@pytest.mark.usefixtures("_restore_loggers")
+def test_driver_writes_json_to_files_and_terminal(tmp_path, capsys, monkeypatch):
     for name in logging_config.QUIET_ENV:
         monkeypatch.setenv(name, "")
     logging_config.configure_logging(tmp_path, identity=RunIdentity("agent", "json"))
     with log_context(step=2):
         logging.getLogger("vz_ray.training.loop").warning("slow")
     logging.getLogger("vllm").info("started")
-    own = json.loads((tmp_path / "vz_ray.log").read_text())
-    assert (own["run"], own["iteration"], own["message"]) == ("agent", 2, "slow")
+    line = json.loads((tmp_path / "vz_ray.log").read_text())
+    assert (line["run"], line["step"], line["message"]) == ("agent", 2, "slow")
     assert json.loads((tmp_path / "engines.log").read_text())["logger"] == "vllm"
     assert json.loads(capsys.readouterr().err)["message"] == "slow"
 
 
-def test_an_actor_names_itself_in_every_line():
+def test_json_actor_log_has_the_worker_name():
     code = """
 import logging
-from vz_ray.monitoring import logs
-from vz_ray.monitoring.log_context import Badge
-logs.in_actor("rollout-3", Badge("agent", "json"))
+from vz_ray.monitoring.log_context import RunIdentity
+from vz_ray.monitoring.logging_config import configure_actor_logging
+configure_actor_logging("rollout-3", RunIdentity("agent", "json"))
 logging.getLogger("vz_ray.rollout.rollout_worker").warning("late")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    line = json.loads(done.stderr)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    line = json.loads(result.stderr)
     assert (line["run"], line["worker"], line["message"]) == ("agent", "rollout-3", "late")
 
 
-def test_an_actor_that_writes_text_writes_as_before():
+def test_text_actor_log_is_unchanged():
     code = """
 import logging
-from vz_ray.monitoring import logs
-from vz_ray.monitoring.log_context import Badge
-logs.in_actor("rollout-3", Badge("agent"))
+from vz_ray.monitoring.log_context import RunIdentity
+from vz_ray.monitoring.logging_config import configure_actor_logging
+configure_actor_logging("rollout-3", RunIdentity("agent"))
 logging.getLogger("vz_ray.rollout.rollout_worker").warning("late")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stderr == "late\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stderr == "late\n"
 
 
-def test_a_rank_of_the_learner_is_told_by_its_number_the_first_too():
-    assert written(record(), worker="learner-rank-0", rank=0)["rank"] == 0
-    assert "rank" not in written(record(), worker="rollout-3")
+def test_learner_rank_zero_is_recorded():
+    assert format_record(make_record(), worker_name="learner-rank-0", rank=0)["rank"] == 0
+    assert "rank" not in format_record(make_record(), worker_name="rollout-3")
 
 
-async def test_a_loop_turns_to_its_next_iteration_without_a_block():
+async def test_set_log_context_applies_without_a_block():
     async def loop(first: int) -> list[int | str]:
-        found = []
-        for iteration in range(first, first + 3):
-            set_log_context(iteration=iteration)
+        steps = []
+        for step in range(first, first + 3):
+            set_log_context(step=step)
             await asyncio.sleep(0)
-            found.append(current_log_context()["iteration"])
-        return found
+            steps.append(current_log_context()["step"])
+        return steps
 
     with log_context(worker="a"):
         assert await asyncio.gather(loop(0), loop(10)) == [[0, 1, 2], [10, 11, 12]]
@@ -142,34 +144,34 @@ import logging, logging.config, sys
 from ray.serve._private.common import ServeComponentType
 from ray.serve._private.logging_utils import configure_component_logger
 from ray.serve.schema import LoggingConfig
-from vz_ray.monitoring import logs
-from vz_ray.monitoring.log_context import Badge, about
-folder, form = sys.argv[1:]
+from vz_ray.monitoring.log_context import RunIdentity, log_context
+from vz_ray.monitoring.logging_config import configure_replica_logging
+folder, log_format = sys.argv[1:]
 configure_component_logger(
     component_name="vz_ray_Agent", component_id="x1", component_type=ServeComponentType.REPLICA,
-    logging_config=LoggingConfig(logs_dir=folder, encoding=form.upper()), max_bytes=10**6, backup_count=1,
+    logging_config=LoggingConfig(logs_dir=folder, encoding=log_format.upper()), max_bytes=10**6, backup_count=1,
 )
-logs.in_replica("x1", Badge("zoomer", form))
-# As vLLM does while it is imported, which closes every handler there is.
+configure_replica_logging("x1", RunIdentity("zoomer", log_format))
+# The import of vLLM does this; it closes every handler.
 logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
-with about(request="r7"):
+with log_context(request="r7"):
     logging.getLogger("vz_ray.serve.agent").info("answered")
-logging.getLogger("ray.serve").info("theirs")
+logging.getLogger("ray.serve").info("served")
 logging.getLogger("vllm.engine").info("noise")
 """
 
 
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_a_replica_writes_where_ray_serve_does(tmp_path, form):
-    command = [sys.executable, "-c", REPLICA, str(tmp_path), form]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_replica_writes_to_the_ray_serve_log(tmp_path, log_format):
+    command = [sys.executable, "-c", REPLICA, str(tmp_path), log_format]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
     [path] = tmp_path.glob("replica_vz_ray_Agent_x1*.log")
     lines = path.read_text().splitlines()
-    if form == "text":
-        assert [line.rpartition(" ")[2] for line in lines] == ["answered", "theirs"]
+    if log_format == "text":
+        assert [line.rpartition(" ")[2] for line in lines] == ["answered", "served"]
         return
-    found = [json.loads(line) for line in lines]
-    assert [line["message"] for line in found] == ["answered", "theirs", "noise"]
-    assert {(line["run"], line["worker"]) for line in found} == {("zoomer", "x1")}
-    assert [line.get("request") for line in found] == ["r7", None, None]
+    records = [json.loads(line) for line in lines]
+    assert [line["message"] for line in records] == ["answered", "served", "noise"]
+    assert {(line["run"], line["worker"]) for line in records} == {("zoomer", "x1")}
+    assert [line.get("request") for line in records] == ["r7", None, None]

@@ -1,3 +1,5 @@
+"""Log files of the driver, and redirected output."""
+
 from __future__ import annotations
 
 import logging
@@ -11,7 +13,7 @@ from vz_ray.monitoring import logging_config
 
 
 @pytest.fixture(autouse=True)
-def _loggers_as_before():
+def _restore_loggers():
     names = [logging_config.PACKAGE_LOGGER, *logging_config.ENGINE_LOGGERS]
     before = {n: (logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names}
     yield
@@ -21,9 +23,7 @@ def _loggers_as_before():
         logging.getLogger(name).propagate = propagate
 
 
-def test_engine_noise_goes_to_its_own_file_and_warnings_of_ours_to_the_terminal(
-    tmp_path, capsys, monkeypatch
-):
+def test_engine_records_have_their_own_file(tmp_path, capsys, monkeypatch):
     for name in logging_config.QUIET_ENV:
         monkeypatch.setenv(name, os.environ.get(name, ""))
     logging_config.configure_logging(tmp_path)
@@ -35,30 +35,30 @@ def test_engine_noise_goes_to_its_own_file_and_warnings_of_ours_to_the_terminal(
     assert capsys.readouterr().err == "WARNING: mismatch 0.2\n"
 
 
-def test_output_of_c_code_and_child_processes_is_kept_too(tmp_path):
-    # In a process of its own, since pytest puts its own files in place of stdout.
+def test_redirected_output_includes_c_code_and_children(tmp_path):
+    # In a child process, because pytest replaces stdout.
     code = f"""
 import os, pathlib, subprocess, sys
-from vz_ray.monitoring.logging_config import output_to
+from vz_ray.monitoring.logging_config import redirected_output
 print("before")
-with output_to(pathlib.Path({str(tmp_path / "noise.log")!r})):
+with redirected_output(pathlib.Path({str(tmp_path / "noise.log")!r})):
     print("python")
     os.write(2, b"c code\\n")
     subprocess.run([sys.executable, "-c", "print('child')"], check=True)
 print("after")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr, done.returncode) == ("before\nafter\n", "", 0)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr, result.returncode) == ("before\nafter\n", "", 0)
     assert sorted((tmp_path / "noise.log").read_text().splitlines()) == ["c code", "child", "python"]
 
 
-def test_an_actor_keeps_its_output_in_a_file_for_good(tmp_path):
+def test_redirect_output_is_permanent(tmp_path):
     code = f"""
 import os, pathlib
-from vz_ray.monitoring.logging_config import keep_output_in
-keep_output_in(pathlib.Path({str(tmp_path / "logs" / "worker.log")!r}))
+from vz_ray.monitoring.logging_config import redirect_output
+redirect_output(pathlib.Path({str(tmp_path / "logs" / "worker.log")!r}))
 os.system("echo from a child")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("", "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("", "")
     assert (tmp_path / "logs" / "worker.log").read_text() == "from a child\n"

@@ -1,4 +1,4 @@
-"""Whoever measures is not disturbed by it; that Ray exports what is measured is tested in tests/watch."""
+"""RayMetrics never raises. The export itself is tested in tests/runtime/test_prometheus_export.py."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from vz_ray.monitoring import ray_metrics
 from vz_ray.monitoring.ray_metrics import RayMetrics
 
 
-def test_outside_ray_nothing_happens(monkeypatch):
+def test_metrics_are_ignored_outside_ray(monkeypatch):
     monkeypatch.setattr(ray_metrics.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_metrics, "_make", lambda metric: pytest.fail("it was made"))
+    monkeypatch.setattr(ray_metrics, "_create_instrument", lambda metric: pytest.fail("instrument created"))
     RayMetrics("agent").set("vz_step", 1)
 
 
-def test_what_goes_wrong_is_logged_once(monkeypatch, caplog):
+def test_export_error_is_logged_once(monkeypatch, caplog):
     def broken(metric):
         raise ConnectionError("no agent")
 
     monkeypatch.setattr(ray_metrics.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_metrics, "_make", broken)
-    meters = RayMetrics("agent")
+    monkeypatch.setattr(ray_metrics, "_create_instrument", broken)
+    metrics = RayMetrics("agent")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            meters.observe("vz_decode_seconds", 1.0, kind="zoom")
+            metrics.observe("vz_decode_seconds", 1.0, kind="zoom")
     assert [record.message for record in caplog.records] == [
-        "metrics are not exported: vz_decode_seconds: ConnectionError: no agent"
+        "Metric export failed: vz_decode_seconds: ConnectionError: no agent"
     ]
 
 
-def test_a_name_that_the_catalogue_lacks_is_a_bug():
+def test_unknown_metric_name_raises():
     with pytest.raises(KeyError):
         RayMetrics("agent").set("vz_moon", 1.0)
 
 
-def test_a_counter_is_known_before_its_first_event(monkeypatch):
-    told = []
+def test_adding_zero_creates_the_counter(monkeypatch):
+    calls = []
 
     class Counter:
         def inc(self, value, tags):
-            told.append(("inc", value, tags))
+            calls.append(("inc", value, tags))
 
         def _record(self, value, tags):
-            told.append(("_record", value, tags))
+            calls.append(("_record", value, tags))
 
     monkeypatch.setattr(ray_metrics.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_metrics, "_make", lambda metric: Counter())
-    meters = RayMetrics("agent")
-    meters.add("vz_groups", 0, outcome="kept")
-    meters.add("vz_groups", 2, outcome="kept")
+    monkeypatch.setattr(ray_metrics, "_create_instrument", lambda metric: Counter())
+    metrics = RayMetrics("agent")
+    metrics.add("vz_groups", 0, outcome="kept")
+    metrics.add("vz_groups", 2, outcome="kept")
     tags = {"run": "agent", "outcome": "kept"}
-    assert told == [("_record", 0.0, tags), ("inc", 2, tags)]
+    assert calls == [("_record", 0.0, tags), ("inc", 2, tags)]

@@ -1,3 +1,5 @@
+"""Run directory: creation, resume, lock and configuration changes."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -6,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from vz_ray.monitoring import RunDir, UserError, write_atomic
+from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.errors import UserError
 
 
-def test_a_new_run_has_its_folders_and_config(tmp_path):
+def test_new_run_has_folders_and_config(tmp_path):
     run, resumed = RunDir.create_or_resume(tmp_path / "runs" / "a", "seed: 1\n")
     assert not resumed
     assert run.config.read_text() == "seed: 1\n"
     assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "config.yaml", "episodes", "logs"]
 
 
-def test_the_same_config_goes_on(tmp_path):
+def test_same_config_resumes(tmp_path):
     RunDir.create_or_resume(tmp_path / "a", "seed: 1\n")
     run, resumed = RunDir.create_or_resume(tmp_path / "a", "seed: 1\n")
     assert resumed
@@ -24,28 +28,28 @@ def test_the_same_config_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("now", "difference"),
+    ("config_yaml", "difference"),
     [
-        ("seed: 2\nlr: 1\n", "'seed: 1' there, 'seed: 2' now"),
-        ("seed: 1\n", "'lr: 1' there, '' now"),
-        ("seed: 1\nlr: 1\nx: 1\n", "'' there, 'x: 1' now"),
+        ("seed: 2\nlr: 1\n", "stored: 'seed: 1', now: 'seed: 2'"),
+        ("seed: 1\n", "stored: 'lr: 1', now: ''"),
+        ("seed: 1\nlr: 1\nx: 1\n", "stored: '', now: 'x: 1'"),
     ],
 )
-def test_another_config_is_refused_and_the_difference_named(tmp_path, now, difference):
+def test_different_config_is_rejected_with_the_difference(tmp_path, config_yaml, difference):
     RunDir.create_or_resume(tmp_path / "a", "seed: 1\nlr: 1\n")
     with pytest.raises(UserError, match=difference):
-        RunDir.create_or_resume(tmp_path / "a", now)
+        RunDir.create_or_resume(tmp_path / "a", config_yaml)
     assert RunDir.open(tmp_path / "a").config.read_text() == "seed: 1\nlr: 1\n"
 
 
-def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
+def test_other_directory_is_rejected_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not a run directory"):
         RunDir.create_or_resume(tmp_path, "")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_killed_while_it_was_made_goes_on(tmp_path):
+def test_run_killed_during_creation_resumes(tmp_path):
     run = tmp_path / "r"
     (run / "episodes").mkdir(parents=True)
     (run / "logs").mkdir()
@@ -58,42 +62,42 @@ def test_a_run_killed_while_it_was_made_goes_on(tmp_path):
         RunDir.create_or_resume(run, "a: 1\n")
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
+def test_file_in_the_path_is_rejected(tmp_path):
     (tmp_path / "a").write_text("x")
     with pytest.raises(UserError, match=r"cannot use .*/a/b as run directory: Not a directory"):
         RunDir.create_or_resume(tmp_path / "a" / "b", "")
 
 
-def test_opening_a_run_that_is_not_there_is_an_error(tmp_path):
+def test_opening_a_missing_run_fails(tmp_path):
     with pytest.raises(UserError, match="no run at"):
         RunDir.open(tmp_path / "a")
 
 
-def try_to_hold(path: Path, answers) -> None:
+def try_to_lock(path: Path, answers) -> None:
     try:
         with RunDir.open(path).lock():
-            answers.put("held")
+            answers.put("locked")
     except UserError as error:
         answers.put(str(error))
 
 
-def test_one_process_at_a_time_holds_a_run(tmp_path):
+def test_only_one_process_holds_the_run_lock(tmp_path):
     run, _ = RunDir.create_or_resume(tmp_path / "a", "")
     answers = multiprocessing.get_context("spawn").Queue()
 
-    def ask() -> str:
-        other = multiprocessing.get_context("spawn").Process(target=try_to_hold, args=(run.path, answers))
+    def lock_in_child() -> str:
+        other = multiprocessing.get_context("spawn").Process(target=try_to_lock, args=(run.path, answers))
         other.start()
         answer = answers.get(timeout=60)
         other.join(60)
         return answer
 
     with run.lock():
-        assert f"is being written by process {os.getpid()}" in ask()
-    assert ask() == "held"
+        assert f"is locked by process {os.getpid()}" in lock_in_child()
+    assert lock_in_child() == "locked"
 
 
-def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
+def test_failed_atomic_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a"
     write_atomic(path, b"old")
     with pytest.raises(TypeError):
@@ -103,16 +107,19 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"new")]
 
 
-def test_a_run_goes_on_with_other_values_of_keys_that_are_free_and_of_no_others(tmp_path):
-    before = "seed: 1\nlearner:\n  ranks: 2\n  seed: 3\nranks: 5\n"
-    run, _ = RunDir.create_or_resume(tmp_path / "a", before, ["learner.world_size"])
-    now = before.replace("ranks: 2", "ranks: 4")
-    assert RunDir.create_or_resume(tmp_path / "a", now, ["learner.world_size"]) == (run, True)
-    assert run.config.read_text() == before
-    run.update_config(now)
-    assert run.config.read_text() == now
-    for other, match in (("seed: 3", "'seed: 3' there, 'seed: 9' now"), ("ranks: 5", "'ranks: 5' there")):
+def test_resume_may_change_mutable_keys_only(tmp_path):
+    original = "seed: 1\nlearner:\n  world_size: 2\n  seed: 3\nranks: 5\n"
+    run, _ = RunDir.create_or_resume(tmp_path / "a", original, ["learner.world_size"])
+    changed = original.replace("world_size: 2", "world_size: 4")
+    assert RunDir.create_or_resume(tmp_path / "a", changed, ["learner.world_size"]) == (run, True)
+    assert run.config.read_text() == original
+    run.update_config(changed)
+    assert run.config.read_text() == changed
+    for other, match in (
+        ("seed: 3", "stored: 'seed: 3', now: 'seed: 9'"),
+        ("ranks: 5", "stored: 'ranks: 5'"),
+    ):
         with pytest.raises(UserError, match=match):
             RunDir.create_or_resume(
-                tmp_path / "a", now.replace(other, f"{other[:-1]}9"), ["learner.world_size"]
+                tmp_path / "a", changed.replace(other, f"{other[:-1]}9"), ["learner.world_size"]
             )

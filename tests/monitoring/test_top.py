@@ -24,68 +24,68 @@ from vz_ray.utils.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def make(path: Path, **what) -> RunDir:
+def make_run(path: Path, **changes) -> RunDir:
     run, _ = RunDir.create_or_resume(path, "seed: 0\n")
     now = time.time()
-    live = LiveStatus(
+    status = LiveStatus(
         run=path.name, host="node-1", pid=77, heartbeat_interval_s=5.0, phase="learn", phase_started_s=now - 75,
         step=3, max_steps=10, last_step_s=now - 75, eta_s=4000.0,
-        checkpoint={"at_s": now - 120, "seconds": 2.5, "iteration": 2.0},
+        checkpoint={"at_s": now - 120, "seconds": 2.5, "step": 2.0},
         rollout={
-            "workers": {"ready": 2, "dead": 1}, "playing": 9, "waiting": 5, "lost": 1,
-            "tokens_per_s": 812.4, "episodes_per_s": 1.25,
-            "seats": [
-                {"name": "rollout-0", "state": "ready", "load": 5, "why": ""},
-                {"name": "rollout-2", "state": "draining", "load": 4, "why": "its node is reclaimed"},
+            "workers": {"ready": 2, "dead": 1}, "running": 9, "queued": 5, "lost": 1,
+            "tokens_per_second": 812.4, "episodes_per_second": 1.25,
+            "worker_statuses": [
+                {"name": "rollout-0", "state": "ready", "load": 5, "reason": ""},
+                {"name": "rollout-2", "state": "draining", "load": 4, "reason": "node preempted"},
             ],
         },
         decode={
-            "decoders": 4, "silent": 1, "hit_ratio": 0.75, "in_flight": 6, "waiting": 2,
+            "decoders": 4, "unresponsive": 1, "hit_ratio": 0.75, "in_flight": 6, "waiting": 2,
             "wait_p50_s": 0.012, "wait_p95_s": 0.3, "failures": 2, "quarantined": 1,
         },
     )  # fmt: skip
-    for name, value in what.items():
-        setattr(live, name, value)
-    live.write(run.live_status)
+    for name, value in changes.items():
+        setattr(status, name, value)
+    status.write(run.live_status)
     with MetricLogger(run.metrics) as log:
         for step in range(4):
             log.log(step, {"reward/total": step / 10, "reward/accuracy": 0.5, "mismatch/kl": 1e-6})
     return run
 
 
-def age(run: RunDir, seconds: float) -> None:
-    found = json.loads(run.live_status.read_text())
-    run.live_status.write_text(json.dumps(found | {"written_s": time.time() - seconds}))
+def age_status(run: RunDir, seconds: float) -> None:
+    status = json.loads(run.live_status.read_text())
+    run.live_status.write_text(json.dumps(status | {"written_s": time.time() - seconds}))
 
 
-def screen(run: RunDir) -> str:
+def render(run: RunDir) -> str:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render_view(read_run_view(run.path)))
     return console.export_text()
 
 
-def test_a_screen_of_a_run_that_goes_on(tmp_path):
-    text = screen(make(tmp_path / "agent"))
+def test_screen_of_a_running_run(tmp_path):
+    text = render(make_run(tmp_path / "agent"))
     for words in (
-        "running", "iteration 3 of 10", "learn for 1m 15s", "left 1h 06m", "checkpoint 2 2m 00s ago, took",
-        "2 ready", "1 dead", "9 playing", "5 waiting", "812 tokens/s", "rollout-2", "its node is reclaimed",
-        "4 decoders, 1 silent", "cache hits 75%", "2 waiting", "0.300s p95", "1 in quarantine", "no warnings",
+        "running", "step 3 of 10", "learn for 1m 15s", "left 1h 06m", "checkpoint 2 2m 00s ago, took",
+        "2 ready", "1 dead", "9 running", "5 queued", "812 tokens/s", "rollout-2", "node preempted",
+        "4 decoders, 1 unresponsive", "cache hits 75%", "2 waiting", "0.300s p95", "1 quarantined", "no warnings",
     ):  # fmt: skip
         assert words in text, words
     assert "▁▃▅█" in text
     assert "0.3" in text
 
 
-def test_a_supervised_run_shows_steps_and_its_loss(tmp_path):
-    run = make(tmp_path / "sft", unit="step", rows="policy.jsonl", fleet={})
+def test_sft_run_shows_steps_and_loss(tmp_path):
+    run = make_run(tmp_path / "sft", run_kind="sft", metrics_file="policy.jsonl", rollout={})
     with MetricLogger(run.path / "policy.jsonl") as log:
         for step in range(1, 5):
             log.log(step, {"loss": 3.0 - step / 2, "grad_norm": 1.5, "tokens_per_second": 900.0})
-    text = screen(run)
+    text = render(run)
     for words in ("step 3 of 10", "learn for 1m 15s", "left 1h 06m", "checkpoint 2 2m 00s ago", "4 decoders"):
         assert words in text, words
     assert re.search(r"loss +█▅▃▁ +1\n", re.sub(r" +\n", "\n", text))
-    assert "fleet" not in text
+    assert "rollout" not in text
     assert read_run_view(run.path).curves == {
         "loss": [2.5, 2.0, 1.5, 1.0],
         "grad norm": [1.5] * 4,
@@ -93,73 +93,71 @@ def test_a_supervised_run_shows_steps_and_its_loss(tmp_path):
     }
 
 
-def test_a_distillation_shows_episodes_and_what_they_cost(tmp_path):
-    run = make(tmp_path / "exemplar", unit="episode", fleet={}, checkpoint={}, state="stopped")
+def test_distillation_shows_episodes_and_cost(tmp_path):
+    run = make_run(tmp_path / "exemplar", run_kind="distill", rollout={}, checkpoint={}, state="stopped")
     with MetricLogger(run.metrics) as log:
         log.log(4, {"teacher/correct_rate": 0.75, "teacher/failed_rate": 0.25, "teacher/cost_usd": 1.5})
-    text = screen(run)
+    text = render(run)
     assert "episode 3 of 10" in text
-    assert "the same command goes on where it was" in text
-    assert read_run_view(run.path).curves == {"right": [0.75], "failed": [0.25], "cost $": [1.5]}
+    assert "the same command resumes with the next episode" in text
+    assert read_run_view(run.path).curves == {"correct": [0.75], "failed": [0.25], "cost $": [1.5]}
 
 
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
-        ("ended", "", "The run has ended"),
-        ("stopped", "", "the same command goes on from its last checkpoint"),
+        ("ended", "", "The run ended"),
+        ("stopped", "", "the same command resumes from the last checkpoint"),
         ("failed", "UserError: no disk", "The run failed 0s ago: UserError: no disk"),
     ],
 )
-def test_a_run_that_is_over_says_so(tmp_path, state, error, words):
-    text = screen(make(tmp_path / "agent", state=state, error=error))
+def test_finished_run_shows_its_outcome(tmp_path, state, error, words):
+    text = render(make_run(tmp_path / "agent", state=state, error=error))
     assert words in text
     assert "left" not in text
 
 
-def test_a_run_whose_heart_has_stopped_is_told_from_one_that_goes_on(tmp_path):
-    run = make(tmp_path / "agent")
-    age(run, 400)
+def test_run_without_heartbeat_is_stale(tmp_path):
+    run = make_run(tmp_path / "agent")
+    age_status(run, 400)
     assert read_run_view(run.path).state is RunState.STALE
-    text = screen(run)
-    assert "No heartbeat for 6m 40s, one was due every 5s" in text
+    text = render(run)
+    assert "No heartbeat for 6m 40s, expected every 5s" in text
     assert "process 77 on node-1" in " ".join(text.replace("│", " ").split())
 
 
-def test_a_run_that_has_not_begun_to_train_is_no_error(tmp_path):
+def test_run_without_status_is_not_started(tmp_path):
     run, _ = RunDir.create_or_resume(tmp_path / "agent", "seed: 0\n")
     view = read_run_view(run.path)
     assert (view.state, view.status) == (None, None)
-    assert "has not begun to train" in screen(run)
+    assert "not started" in render(run)
 
 
-def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no run at .*nowhere: there is no such directory"):
+def test_missing_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no run at .*nowhere: directory not found"):
         read_run_view(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"config.yaml is missing"):
         read_run_view(tmp_path)
 
 
-def test_warnings_are_the_last_ones_of_either_format(tmp_path):
+def test_recent_warnings_reads_text_and_json(tmp_path):
     log = tmp_path / "vz_ray.log"
     text = "2026-01-05 10:00:00,123 WARNING MainProcess vz_ray.rollout.worker_pool: rollout-0 is out: x\nTraceback\n"
-    record = logging.LogRecord(
-        "vz_ray.decode", logging.ERROR, "", 1, "a.mp4 is in quarantine\nmore", (), None
-    )
-    quiet = logging.LogRecord("vz_ray.decode", logging.INFO, "", 1, "fine", (), None)
-    lines = [JsonFormatter("agent").format(r) for r in (record, quiet)]
+    record = logging.LogRecord("vz_ray.decode", logging.ERROR, "", 1, "a.mp4 is quarantined\nmore", (), None)
+    info = logging.LogRecord("vz_ray.decode", logging.INFO, "", 1, "fine", (), None)
+    lines = [JsonFormatter("agent").format(r) for r in (record, info)]
     log.write_text(text + "\n".join(lines) + '\n{"broken\n')
-    found = recent_warnings(log)
-    assert [(level, who, said) for _, level, who, said in found] == [
+    warnings = recent_warnings(log)
+    assert [(level, logger, message) for _, level, logger, message in warnings] == [
         ("WARNING", "vz_ray.rollout.worker_pool", "rollout-0 is out: x"),
-        ("ERROR", "vz_ray.decode", "a.mp4 is in quarantine"),
+        ("ERROR", "vz_ray.decode", "a.mp4 is quarantined"),
     ]
     log.write_text(text * 50)
     assert len(recent_warnings(log)) == 5
     assert recent_warnings(tmp_path / "none.log") == []
 
 
-def test_sparklines_show_the_last_values_and_what_is_no_number():
+def test_sparkline_marks_non_finite_values():
     assert sparkline([0, 1, 2, 3]) == "▁▃▅█"
     assert sparkline([5, 5]) == "▁▁"
     assert sparkline([0, float("nan"), 1]) == "▁×█"
@@ -171,11 +169,11 @@ def test_sparklines_show_the_last_values_and_what_is_no_number():
     ("seconds", "text"),
     [(None, "-"), (0.4, "0s"), (59, "59s"), (75, "1m 15s"), (3600, "1h 00m"), (9000, "2h 30m")],
 )
-def test_durations(seconds, text):
+def test_format_short_duration(seconds, text):
     assert format_short_duration(seconds) == text
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_top(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vz_ray.cli", "top", *arguments],
         capture_output=True,
@@ -185,26 +183,26 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_prints_one_screen_where_there_is_no_terminal(tmp_path):
-    run = make(tmp_path / "agent")
+def test_command_prints_one_screen_without_a_terminal(tmp_path):
+    run = make_run(tmp_path / "agent")
     for arguments in ([str(run.path)], [str(run.path), "--once"]):
-        done = command(*arguments)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "iteration 3 of 10" in done.stdout
-        assert "\x1b" not in done.stdout
+        result = run_top(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "step 3 of 10" in result.stdout
+        assert "\x1b" not in result.stdout
 
 
-def test_the_command_gives_figures_to_scripts(tmp_path):
-    run = make(tmp_path / "agent")
-    figures = json.loads(command(str(run.path), "--json").stdout)
-    assert figures["state"] == "running"
-    assert figures["age_s"] < 60
-    assert figures["live"]["fleet"]["waiting"] == 5
-    assert figures["curves"]["reward"] == [0.0, 0.1, 0.2, 0.3]
+def test_command_prints_json(tmp_path):
+    run = make_run(tmp_path / "agent")
+    values = json.loads(run_top(str(run.path), "--json").stdout)
+    assert values["state"] == "running"
+    assert values["age_s"] < 60
+    assert values["status"]["rollout"]["queued"] == 5
+    assert values["curves"]["reward"] == [0.0, 0.1, 0.2, 0.3]
 
 
-def test_the_command_says_what_is_no_run(tmp_path):
-    done = command(str(tmp_path / "nowhere"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("vz-ray: no run at ")
-    assert done.stderr.count("\n") == 1
+def test_command_reports_a_missing_run(tmp_path):
+    result = run_top(str(tmp_path / "nowhere"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("vz-ray: no run at ")
+    assert result.stderr.count("\n") == 1

@@ -63,7 +63,7 @@ def test_every_stage_leaves_its_figures(finished):
 def test_weights_are_published_each_iteration_and_the_engine_agrees_with_the_learner(finished):
     found = summary(finished)
     assert found["weights"]["published"] == 2
-    assert found["weights"]["sync_s_median"] > 0
+    assert found["weights"]["sync_seconds_median"] > 0
     assert 0 <= found["mismatch"]["logprob_abs_max"] <= 1e-4
     assert found["mismatch"]["kl"] <= 1e-6
 

@@ -26,9 +26,10 @@ from vz_ray.env.trajectory import (
     ZoomErrorKind,
 )
 from vz_ray.eval.eval_log import EvalLog, EvalResult
-from vz_ray.eval.run_summary import eval_log_path, record_stage_time, uniform_stage, write_summary
+from vz_ray.eval.run_summary import eval_log_path, uniform_stage, write_summary
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import MetricLogger
+from vz_ray.monitoring.stage_times import record_stage_time
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode

@@ -1,4 +1,4 @@
-"""A fleet and a pool that say what they are told to, meters that remember, and an episode."""
+"""Fakes for monitoring tests: rollout and decode statistics, a metric recorder, a trajectory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vz_ray.video.frame import ZoomRequest
 
 
 class RecordingMetrics:
-    """Meters that hold the catalogue's rules against whoever uses them."""
+    """Metric recorder that checks each call against the metric catalog."""
 
     def __init__(self) -> None:
         self.gauges: dict[tuple[str, ...], float] = {}
@@ -56,7 +56,7 @@ class RecordingMetrics:
 
 @dataclass
 class FakeRolloutStats:
-    """As the heartbeat sees it."""
+    """Fake of the part of RolloutScheduler that the heartbeat reads."""
 
     queued_episodes: int = 0
     lost_workers: int = 0
@@ -75,22 +75,22 @@ class FakeRolloutStats:
 
 @dataclass
 class FakeDecodeStats:
-    """As the heartbeat sees it."""
+    """Fake of the part of DecodePool that the heartbeat reads."""
 
     client: DecodeClientStats = DecodeClientStats()  # noqa: RUF009 - frozen
-    read: ReaderStats = ReaderStats()  # noqa: RUF009 - frozen
-    silent: tuple[str, ...] = ()
+    reader: ReaderStats = ReaderStats()  # noqa: RUF009 - frozen
+    unresponsive: tuple[str, ...] = ()
 
     def client_stats(self) -> DecodeClientStats:
         return self.client
 
     async def stats(self) -> DecodePoolStats:
-        return DecodePoolStats(self.read, self.silent, 0, 0, 0, 0, num_decoders=2)
+        return DecodePoolStats(self.reader, self.unresponsive, 0, 0, 0, 0, num_decoders=2)
 
 
-def make_worker_stats(name: str, tokens: int, clips: DecodeClientStats | None = None) -> WorkerStats:
+def make_worker_stats(name: str, tokens: int, decode: DecodeClientStats | None = None) -> WorkerStats:
     engine = EngineStats(sampled_tokens=tokens)
-    return WorkerStats(name, 1, 1, 0, 0, 0.0, 0.0, engine, clips or DecodeClientStats())
+    return WorkerStats(name, 1, 1, 0, 0, 0.0, 0.0, engine, decode or DecodeClientStats())
 
 
 def make_worker_status(name: str, state: WorkerState = WorkerState.READY, load: int = 0) -> WorkerStatus:
@@ -103,18 +103,18 @@ def make_sampled(tokens: int) -> SampledAction:
 
 
 def make_trajectory(status: EpisodeStatus = EpisodeStatus.ANSWERED) -> Trajectory:
-    """Two turns, a zoom and a refused one: 10 s, of which 3 s until the first turn; its reward took 0.5 s."""
+    """Three turns with a valid and a rejected zoom: 10 s, 3 s before the first turn, 0.5 s of scoring."""
     zoom = ZoomRequest(10.0, 20.0, 2.0)
-    refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside")
+    rejected = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside")
     turns = (
         Turn(make_sampled(5), "", zoom, TokenContext(()), (2.0, 1.0)),
-        Turn(make_sampled(4), "", refused, TokenContext(()), (2.5, 0.0)),
+        Turn(make_sampled(4), "", rejected, TokenContext(()), (2.5, 0.0)),
         Turn(make_sampled(3), "", None, None, (1.5, 0.0)),
     )
     reward = RewardParts(1.4, 1.0, 1.0, 1.0)
     return Trajectory(
         EpisodeId(3, "task", 1),
-        "wire",
+        "format-hash",
         TokenContext(()),
         turns,
         status,

@@ -1,4 +1,4 @@
-"""A real training, scraped by HTTP while it runs: every metric of the catalogue is there and makes sense."""
+"""Metrics, traces and logs of a real training run, scraped over HTTP."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RUN = "seen"
 Samples = dict[str, list[tuple[dict[str, str], float]]]
-"""Name of a series -> labels and values."""
+"""Labels and values by series name."""
 
 
 def scrape(address: str) -> Samples:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    found: Samples = defaultdict(list)
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    samples: Samples = defaultdict(list)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found[sample.name].append((sample.labels, sample.value))
-    return found
+            samples[sample.name].append((sample.labels, sample.value))
+    return samples
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[TraceCollector]:
-    with collect_traces() as found:
-        yield found
+    with collect_traces() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector):
-    """The last values that were seen of each series of a run, and the run's directory."""
+    """Last scraped value of each series of a run, and the run directory."""
     small = SmallRun.create(tmp_path_factory.mktemp("scraped"))
     command = [
         *(sys.executable, "-m", "vz_ray.cli", "train", "conf/tiny.yaml", *small.overrides()),
@@ -70,39 +70,39 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector)
     run = small.runs / RUN
     targets = run / "prometheus_targets.json"
     wait_until(targets.exists, process)
-    (group,) = json.loads(targets.read_text())
-    (address,) = group["targets"]
-    seen: Samples = {}
+    (target_group,) = json.loads(targets.read_text())
+    (address,) = target_group["targets"]
+    samples: Samples = {}
 
-    def over() -> bool:
-        # It comes up, or has gone with the run.
+    def scrape_until_exit() -> bool:
+        # The endpoint may not be up yet, or no longer.
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            seen.update(scrape(address))
+            samples.update(scrape(address))
         return process.poll() is not None
 
-    until_over(over, process)
-    done = wait_for_exit(process)
-    assert done.returncode == 0, done.stderr
-    return seen, run
+    poll_until(scrape_until_exit, process)
+    result = wait_for_exit(process)
+    assert result.returncode == 0, result.stderr
+    return samples, run
 
 
-def until_over(over, process) -> None:
-    until = time.monotonic() + 250
-    while not over():
-        if time.monotonic() > until:
-            raise AssertionError(f"no end: {wait_for_exit(process, 1)}")
+def poll_until(condition, process) -> None:
+    deadline = time.monotonic() + 250
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"the run did not end: {wait_for_exit(process, 1)}")
         time.sleep(0.3)
 
 
 def values(scraped: Samples, name: str, **labels: str) -> list[float]:
     return [
         value
-        for found, value in scraped.get(name, [])
-        if labels.items() <= found.items() and found["run"] == RUN
+        for series_labels, value in scraped.get(name, [])
+        if labels.items() <= series_labels.items() and series_labels["run"] == RUN
     ]
 
 
-def test_every_metric_of_the_catalogue_is_scraped_with_its_labels(scraped):
+def test_every_catalog_metric_is_exported_with_its_labels(scraped):
     samples, _ = scraped
     missing = all_series_names() - set(samples)
     assert not missing
@@ -114,16 +114,16 @@ def test_every_metric_of_the_catalogue_is_scraped_with_its_labels(scraped):
                 assert not math.isnan(value), (name, labels)
 
 
-def test_values_are_those_of_the_run(scraped):
+def test_exported_values_match_the_metrics_file(scraped):
     samples, run = scraped
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert values(samples, "ray_vz_iterations") == [8]
-    done = int(values(samples, "ray_vz_iteration")[0])
+    assert values(samples, "ray_vz_max_steps") == [8]
+    done = int(values(samples, "ray_vz_step")[0])
     assert 1 <= done <= 8
-    # What is scraped is of one iteration or the next: Ray may pass gauges on while they are being set.
-    shown = {
+    # Gauges of two steps may mix: Ray may export them while they are being set.
+    exported = {
         "weight_sync/version": values(samples, "ray_vz_weight_version"),
-        "weight_sync/seconds": values(samples, "ray_vz_sync_seconds"),
+        "weight_sync/seconds": values(samples, "ray_vz_weight_sync_seconds"),
         "learner/seconds": values(samples, "ray_vz_learner_seconds"),
         "time/rollout_seconds": values(samples, "ray_vz_phase_seconds", phase="rollout"),
         **{
@@ -131,7 +131,7 @@ def test_values_are_those_of_the_run(scraped):
             for part in ("total", "accuracy", "format", "tool")
         },
     }
-    for key, (value,) in shown.items():
+    for key, (value,) in exported.items():
         assert any(value == pytest.approx(row[key]) for row in rows), (key, value)
     assert values(samples, "ray_vz_mismatch_kl_nats")[0] < values(samples, "ray_vz_mismatch_kl_limit_nats")[0]
     assert sum(values(samples, "ray_vz_workers")) == 1
@@ -142,42 +142,42 @@ def test_values_are_those_of_the_run(scraped):
     assert values(samples, "ray_vz_sampled_tokens_total")[0] <= 24 * 6 * episodes
     assert values(samples, "ray_vz_groups_total", outcome="dropped") == [0]
     assert 50e6 < values(samples, "ray_vz_driver_memory_bytes")[0] < 20e9
-    assert sum(values(samples, "ray_vz_decoders", state="answering")) == 1
-    assert sum(values(samples, "ray_vz_clip_seconds_count", kind="overview")) >= 4
-    assert sum(values(samples, "ray_vz_clip_frames_total")) > 0
-    # None of them is done any more after the end.
+    assert sum(values(samples, "ray_vz_decoders", state="responsive")) == 1
+    assert sum(values(samples, "ray_vz_decode_seconds_count", kind="overview")) >= 4
+    assert sum(values(samples, "ray_vz_decode_frames_total")) > 0
+    # No phase is active after the end.
     assert sum(values(samples, "ray_vz_phase")) in (0, 1)
     assert sum(values(samples, "ray_vz_clip_wait_seconds_count", kind="overview")) == episodes
     assert values(samples, "ray_vz_dropped_records_total", sink="otlp") == [0]
 
 
-def test_the_run_says_that_it_has_ended(scraped):
+def test_live_status_reports_the_end_of_the_run(scraped):
     _, run = scraped
-    live = json.loads((run / "live.json").read_text())
-    assert (live["state"], live["iteration"], live["iterations"], live["error"]) == ("ended", 8, 8, "")
-    assert live["checkpoint"]["iteration"] == 8
-    assert live["fleet"]["workers"] == {"ready": 1}
+    status = json.loads((run / "live.json").read_text())
+    assert (status["state"], status["step"], status["max_steps"], status["error"]) == ("ended", 8, 8, "")
+    assert status["checkpoint"]["step"] == 8
+    assert status["rollout"]["workers"] == {"ready": 1}
 
 
-def test_its_log_is_objects_that_name_the_run(scraped):
+def test_json_log_lines_name_the_run(scraped):
     _, run = scraped
     lines = [json.loads(line) for line in Path(run / "logs" / "vz_ray.log").read_text().splitlines()]
     assert lines
     assert {line["run"] for line in lines} == {RUN}
 
 
-def test_every_iteration_and_episode_has_its_trace(scraped, collector: TraceCollector):
+def test_every_step_and_episode_has_a_trace(scraped, collector: TraceCollector):
     _, run = scraped
     roots = [span for span in collector.spans if span.parent_span_id == b""]
-    iterations = [span for span in roots if span.name == "iteration"]
+    steps = [span for span in roots if span.name == "step"]
     episodes = [span for span in roots if span.name == "episode"]
-    assert (len(iterations), len(episodes)) == (8, 32)
+    assert (len(steps), len(episodes)) == (8, 32)
     assert len({span.trace_id for span in roots}) == 40
-    told = {a.value.string_value for span in episodes for a in span.attributes if a.key == "vz.episode"}
-    played = [json.loads(line) for path in (run / "episodes").glob("*.jsonl") for line in path.open()]
-    assert len(told) == len(played) == 32
+    traced = {a.value.string_value for span in episodes for a in span.attributes if a.key == "vz.episode"}
+    logged = [json.loads(line) for path in (run / "episodes").glob("*.jsonl") for line in path.open()]
+    assert len(traced) == len(logged) == 32
     for span in collector.spans:
         assert span.start_time_unix_nano <= span.end_time_unix_nano
-    of_first = [span for span in collector.spans if span.parent_span_id == iterations[0].span_id]
-    assert {span.name for span in of_first} == {"rollout", "learn", "publish", "checkpoint"}
+    first_step = [span for span in collector.spans if span.parent_span_id == steps[0].span_id]
+    assert {span.name for span in first_step} == {"rollout", "learn", "publish", "checkpoint"}
     assert {"overview", "turn 0", "generate", "reward"} <= {span.name for span in collector.spans}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vz_ray.config.run import RayConfig
+from vz_ray.config.ray import RayConfig
 from vz_ray.runtime.runtime import use_gpus
 
 
@@ -14,5 +14,5 @@ def test_whether_engines_get_gpus_can_be_said_and_else_depends_on_the_cluster(ra
 
 
 def test_another_word_is_refused():
-    with pytest.raises(ValueError, match=r"ray\.gpus is 'yes'; it must be 'auto', 'always' or 'never'"):
+    with pytest.raises(ValueError, match=r"use_gpus is 'yes'; it must be one of auto, always, never"):
         RayConfig(use_gpus="yes")

@@ -1,4 +1,4 @@
-"""What the loop and the fleet tell, as metrics, traces and `live.json`."""
+"""Run monitor, heartbeat and episode traces: metrics, spans and `live.json`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.runtime.monitor_fakes import (
     make_worker_status,
 )
 from vz_ray.decode import DecodeClientStats
-from vz_ray.env.trajectory import EpisodeStatus
-from vz_ray.monitoring.live_status import DISTILL_RUN, SFT_RUN, LiveStatus, RunState
+from vz_ray.env.trajectory import EpisodeStatus, ZoomErrorKind
+from vz_ray.monitoring.live_status import LiveStatus, RunKind, RunState
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.monitoring.tracing import TraceSpan
 from vz_ray.rollout.worker_state import WorkerState
@@ -32,35 +32,41 @@ from vz_ray.video.clip_reader import ReaderStats
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
+def run_dir(tmp_path) -> RunDir:
     return RunDir.create_or_resume(tmp_path / "agent", "seed: 0\n")[0]
 
 
-def heart(
-    watch: RunMonitor, run: RunDir, fleet: FakeRolloutStats, pool: FakeDecodeStats, *targets: str
+def make_heartbeat(
+    monitor: RunMonitor, run_dir: RunDir, rollout: FakeRolloutStats, pool: FakeDecodeStats, *targets: str
 ) -> Heartbeat:
-    return Heartbeat(watch, run, fleet, pool, 5.0, lambda: list(targets))
+    return Heartbeat(monitor, run_dir, rollout, pool, 5.0, lambda: list(targets))
 
 
-def test_an_accepted_episode_is_counted_and_timed():
-    meters = RecordingMetrics()
-    watch = RunMonitor("agent", meters)
-    watch.on_episode(make_trajectory())
-    assert meters.counts["vz_episodes", "answered"] == 1
-    assert meters.counts["vz_sampled_tokens",] == 12
-    assert meters.counts["vz_zoom_calls", "carried_out"] == 1
-    assert meters.counts["vz_zoom_calls", "refused"] == 1
-    assert meters.observed["vz_episode_seconds",] == [10.0]
-    assert meters.observed["vz_generate_seconds",] == [2.0, 2.5, 1.5]
-    assert meters.observed["vz_clip_wait_seconds", "zoom"] == [1.0]
-    assert meters.observed["vz_clip_wait_seconds", "overview"] == [3.0]
+def read_status(run_dir: RunDir) -> LiveStatus:
+    status = LiveStatus.read(run_dir.live_status)
+    assert status is not None
+    return status
 
 
-def test_its_trace_is_made_of_the_times_that_it_carries():
+def test_accepted_episode_is_counted_and_timed():
+    metrics = RecordingMetrics()
+    monitor = RunMonitor("agent", metrics)
+    monitor.on_episode(make_trajectory())
+    assert metrics.counts["vz_episodes", "answered"] == 1
+    assert metrics.counts["vz_sampled_tokens",] == 12
+    assert metrics.counts["vz_zoom_calls", "valid"] == 1
+    assert metrics.counts["vz_zoom_calls", "rejected"] == 1
+    assert metrics.observed["vz_episode_seconds",] == [10.0]
+    assert metrics.observed["vz_generate_seconds",] == [2.0, 2.5, 1.5]
+    assert metrics.observed["vz_clip_wait_seconds", "zoom"] == [1.0]
+    assert metrics.observed["vz_clip_wait_seconds", "overview"] == [3.0]
+
+
+def test_episode_trace_uses_the_trajectory_times():
     root = episode_span(make_trajectory(), 1000.0, "agent")
     assert (root.name, root.start_s, root.end_s) == ("episode", 989.5, 1000.0)
-    parts = [(span.name, span.start_s, span.end_s) for span in root.children]
-    assert parts == [
+    children = [(span.name, span.start_s, span.end_s) for span in root.children]
+    assert children == [
         ("overview", 989.5, 992.5),
         ("turn 0", 992.5, 995.5),
         ("turn 1", 995.5, 998.0),
@@ -72,215 +78,220 @@ def test_its_trace_is_made_of_the_times_that_it_carries():
         ("generate", 992.5, 994.5),
         ("clip", 994.5, 995.5),
     ]
-    assert root.children[2].attributes == {"vz.refused": "outside"}
+    assert root.children[2].attributes == {"vz.zoom_error": ZoomErrorKind.OUT_OF_RANGE.value}
     assert (root.attributes["vz.episode"], root.attributes["vz.weight_version"]) == ("3/task/1#0", 7)
     assert root.children[4].attributes["vz.reward.total"] == 1.4
     assert episode_span(make_trajectory(EpisodeStatus.FAILED), 1.0, "a").error == "no video"
 
 
-def test_an_iteration_is_a_trace_of_what_was_done_in_turn():
-    sent: list[TraceSpan] = []
+def test_step_trace_has_one_span_per_phase():
+    exported: list[TraceSpan] = []
 
-    class Sent:
+    class FakeExporter:
         dropped = 0
 
-        def add(self, span: TraceSpan) -> None:
-            sent.append(span)
+        def export(self, span: TraceSpan) -> None:
+            exported.append(span)
 
-    watch = RunMonitor("agent", None, Sent())  # type: ignore[arg-type]
-    watch.on_start(0, 2, 0.05)
+    monitor = RunMonitor("agent", None, FakeExporter())  # type: ignore[arg-type]
+    monitor.on_start(0, 2, 0.05)
     for _ in range(2):
         for phase in ("rollout", "learn", "publish", "checkpoint"):
-            watch.on_phase(phase)
-        watch.on_rl_step(0, {}, 1, 1)
-        watch.on_step_end(0)
-    assert [[part.name for part in span.children] for span in sent] == 2 * [
+            monitor.on_phase(phase)
+        monitor.on_rl_step(0, {}, 1, 1)
+        monitor.on_step_end(0)
+    assert [[child.name for child in span.children] for span in exported] == 2 * [
         ["rollout", "learn", "publish", "checkpoint"]
     ]
-    for span in sent:
-        ends = [part.end_s for part in span.children]
-        assert [part.start_s for part in span.children][1:] == ends[:-1]
+    for span in exported:
+        ends = [child.end_s for child in span.children]
+        assert [child.start_s for child in span.children][1:] == ends[:-1]
         assert (span.start_s, span.end_s) == (span.children[0].start_s, ends[-1])
 
 
-def test_nothing_that_goes_wrong_in_the_watch_reaches_the_run(caplog):
+def test_monitor_errors_do_not_reach_the_run(caplog):
     class Broken:
         def set(self, *args, **labels):
             raise OSError("no")
 
         add = observe = set
 
-    watch = RunMonitor("agent", Broken())
+    monitor = RunMonitor("agent", Broken())
     with caplog.at_level(logging.WARNING):
-        watch.on_start(0, 3, 0.05)
-        watch.on_episode(make_trajectory())
-        watch.on_rl_step(0, {"reward/total": 1.0}, 2, 1)
-    assert "the run goes on" in caplog.text
+        monitor.on_start(0, 3, 0.05)
+        monitor.on_episode(make_trajectory())
+        monitor.on_rl_step(0, {"reward/total": 1.0}, 2, 1)
+    assert "the run continues" in caplog.text
 
 
-def test_time_left_is_that_of_the_pace_since_the_loop_began(monkeypatch):
+def test_eta_follows_the_pace_since_the_loop_started(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    watch = RunMonitor("agent")
-    watch.on_start(4, 10, 0.05)
+    monitor = RunMonitor("agent")
+    monitor.on_start(4, 10, 0.05)
     now[0] += 30
-    watch.on_rl_step(4, {}, 1, 1)
-    assert watch.status.eta_s == 5 * 30
-    assert (watch.status.step, watch.status.max_steps) == (5, 10)
+    monitor.on_rl_step(4, {}, 1, 1)
+    assert monitor.status.eta_s == 5 * 30
+    assert (monitor.status.step, monitor.status.max_steps) == (5, 10)
 
 
-async def test_a_beat_tells_of_fleet_and_clips(run):
-    meters = RecordingMetrics()
-    watch = RunMonitor("agent", meters)
-    fleet = FakeRolloutStats(
+async def test_heartbeat_reports_workers_and_decoders(run_dir):
+    metrics = RecordingMetrics()
+    monitor = RunMonitor("agent", metrics)
+    rollout = FakeRolloutStats(
         queued_episodes=3,
         statuses=[make_worker_status("a", load=4), make_worker_status("b", WorkerState.DEAD)],
         lost_workers=1,
     )
-    fleet.workers = [make_worker_stats("a", 100)]
+    rollout.workers = [make_worker_stats("a", 100)]
     pool = FakeDecodeStats(DecodeClientStats(in_flight=1), ReaderStats(hits=10, misses=10))
-    beating = heart(watch, run, fleet, pool, "10.0.0.1:8080")
-    watch.on_start(0, 9, 0.05)
-    await beating.beat()
-    # What was there before the watch began is none of its growth.
-    assert meters.counts["vz_decode_frames", "memory"] == meters.counts["vz_lost_workers",] == 0
-    assert meters.gauges["vz_tokens_per_second",] == 0
-    fleet.workers = [make_worker_stats("a", 600, DecodeClientStats(in_flight=2, waiting=5, lost=1))]
-    fleet.lost_workers = 3
-    pool.read = ReaderStats(hits=40, misses=11)
-    pool.silent = ("decoder-1",)
+    heartbeat_under_test = make_heartbeat(monitor, run_dir, rollout, pool, "10.0.0.1:8080")
+    monitor.on_start(0, 9, 0.05)
+    await heartbeat_under_test.beat()
+    # Counts from before the monitor started are not increases.
+    assert metrics.counts["vz_decode_frames", "memory"] == metrics.counts["vz_lost_workers",] == 0
+    assert metrics.gauges["vz_tokens_per_second",] == 0
+    rollout.workers = [make_worker_stats("a", 600, DecodeClientStats(in_flight=2, waiting=5, lost=1))]
+    rollout.lost_workers = 3
+    pool.reader = ReaderStats(hits=40, misses=11)
+    pool.unresponsive = ("decoder-1",)
     await asyncio.sleep(0.05)
-    await beating.beat()
-    assert meters.gauges["vz_workers", "ready"] == meters.gauges["vz_workers", "dead"] == 1
-    assert meters.gauges["vz_episodes_running",] == 4
-    assert meters.gauges["vz_episodes_waiting",] == 3
-    assert 0 < meters.gauges["vz_tokens_per_second",] < 500 / 0.05
-    assert meters.counts["vz_lost_workers",] == 2
-    assert meters.gauges["vz_decode_requests", "in_flight"] == 3
-    assert meters.gauges["vz_decode_requests", "waiting"] == 5
-    assert meters.counts["vz_decode_failures", "lost"] == 1
-    assert meters.counts["vz_decode_frames", "memory"] == 30
-    assert meters.counts["vz_decode_frames", "decoded"] == 1
-    assert meters.gauges["vz_decoders", "answering"] == meters.gauges["vz_decoders", "silent"] == 1
-    live = LiveStatus.read(run.live)
-    assert live is not None
-    assert live.state_at(time.time()) is RunState.RUNNING
-    assert live.rollout["workers"] == {"ready": 1, "dead": 1}
-    assert [s["name"] for s in live.rollout["seats"]] == ["a"]
-    assert live.decode["hit_ratio"] == pytest.approx(40 / 51)
-    assert json.loads(run.scrape.read_text()) == [{"targets": ["10.0.0.1:8080"], "labels": {"job": "vz_ray"}}]
+    await heartbeat_under_test.beat()
+    assert metrics.gauges["vz_workers", "ready"] == metrics.gauges["vz_workers", "dead"] == 1
+    assert metrics.gauges["vz_episodes_running",] == 4
+    assert metrics.gauges["vz_episodes_waiting",] == 3
+    assert 0 < metrics.gauges["vz_tokens_per_second",] < 500 / 0.05
+    assert metrics.counts["vz_lost_workers",] == 2
+    assert metrics.gauges["vz_decode_requests", "in_flight"] == 3
+    assert metrics.gauges["vz_decode_requests", "waiting"] == 5
+    assert metrics.counts["vz_decode_failures", "lost"] == 1
+    assert metrics.counts["vz_decode_frames", "memory"] == 30
+    assert metrics.counts["vz_decode_frames", "decoded"] == 1
+    assert metrics.gauges["vz_decoders", "responsive"] == 1
+    assert metrics.gauges["vz_decoders", "unresponsive"] == 1
+    status = read_status(run_dir)
+    assert status.state_at(time.time()) is RunState.RUNNING
+    assert status.rollout["workers"] == {"ready": 1, "dead": 1}
+    assert [worker["name"] for worker in status.rollout["worker_statuses"]] == ["a"]
+    assert status.decode["hit_ratio"] == pytest.approx(40 / 51)
+    assert json.loads(run_dir.prometheus_targets.read_text()) == [
+        {"targets": ["10.0.0.1:8080"], "labels": {"job": "vz_ray"}}
+    ]
 
 
-async def test_gauges_of_the_last_iteration_are_told_again_at_every_beat(run):
-    meters = RecordingMetrics()
-    watch = RunMonitor("agent", meters)
-    watch.on_rl_step(0, {"reward/total": 0.5, "reward/tool": math.nan, "time/learn_seconds": 2.0}, 3, 2)
-    beating = heart(watch, run, FakeRolloutStats(), FakeDecodeStats())
+async def test_step_gauges_are_set_at_every_heartbeat(run_dir):
+    metrics = RecordingMetrics()
+    monitor = RunMonitor("agent", metrics)
+    monitor.on_rl_step(0, {"reward/total": 0.5, "reward/tool": math.nan, "time/learn_seconds": 2.0}, 3, 2)
+    heartbeat_under_test = make_heartbeat(monitor, run_dir, FakeRolloutStats(), FakeDecodeStats())
     for _ in range(2):
-        meters.gauges.clear()
-        await beating.beat()
-        assert meters.gauges["vz_reward", "total"] == 0.5
-        assert meters.gauges["vz_phase_seconds", "learn"] == 2.0
-    assert meters.counts["vz_groups", "dropped"] == 1
-    assert meters.counts["vz_nonfinite_values",] == 1
+        metrics.gauges.clear()
+        await heartbeat_under_test.beat()
+        assert metrics.gauges["vz_reward", "total"] == 0.5
+        assert metrics.gauges["vz_phase_seconds", "learn"] == 2.0
+    assert metrics.counts["vz_groups", "dropped"] == 1
+    assert metrics.counts["vz_nonfinite_values",] == 1
 
 
-async def test_a_fleet_that_does_not_answer_stops_no_heartbeat(run, monkeypatch):
-    monkeypatch.setattr(heartbeat, "ANSWER_S", 0.05)
-    watch = RunMonitor("agent", RecordingMetrics())
-    beating = heart(
-        watch,
-        run,
+async def test_hung_workers_do_not_stop_the_heartbeat(run_dir, monkeypatch):
+    monkeypatch.setattr(heartbeat, "STATS_TIMEOUT_S", 0.05)
+    monitor = RunMonitor("agent", RecordingMetrics())
+    heartbeat_under_test = make_heartbeat(
+        monitor,
+        run_dir,
         FakeRolloutStats(hangs=True, statuses=[make_worker_status("a", load=2)]),
         FakeDecodeStats(),
     )
-    await asyncio.wait_for(beating.beat(), 5)
-    live = LiveStatus.read(run.live)
-    assert live is not None
-    assert live.rollout["playing"] == 2
+    await asyncio.wait_for(heartbeat_under_test.beat(), 5)
+    status = read_status(run_dir)
+    assert status.rollout["running"] == 2
 
 
-async def test_a_beat_that_fails_is_told_once_and_the_next_comes(run, caplog):
-    watch = RunMonitor("agent", RecordingMetrics())
-    fleet = FakeRolloutStats()
-    beating = Heartbeat(watch, run, fleet, FakeDecodeStats(), 0.01, list)
-    fleet.worker_statuses = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
-    task = asyncio.create_task(beating.run())
+async def test_failed_heartbeat_is_logged_once_and_retried(run_dir, caplog):
+    monitor = RunMonitor("agent", RecordingMetrics())
+    rollout = FakeRolloutStats()
+    heartbeat_under_test = Heartbeat(monitor, run_dir, rollout, FakeDecodeStats(), 0.01, list)
+    rollout.worker_statuses = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    task = asyncio.create_task(heartbeat_under_test.run())
     await asyncio.sleep(0.2)
-    assert not run.live.exists()
-    del fleet.worker_statuses
+    assert not run_dir.live_status.exists()
+    del rollout.worker_statuses
     await asyncio.sleep(0.3)
-    assert run.live.exists()
-    assert [r.message for r in caplog.records].count("a heartbeat failed; the run goes on") == 1
+    assert run_dir.live_status.exists()
+    assert [r.message for r in caplog.records].count("Heartbeat failed; the run continues") == 1
     task.cancel()
 
 
-async def test_the_last_word_says_how_it_ended(run):
-    watch = RunMonitor("agent", RecordingMetrics())
-    await heart(watch, run, FakeRolloutStats(), FakeDecodeStats()).finish(
+async def test_final_status_has_state_and_error(run_dir):
+    monitor = RunMonitor("agent", RecordingMetrics())
+    await make_heartbeat(monitor, run_dir, FakeRolloutStats(), FakeDecodeStats()).finish(
         RunState.FAILED, "UserError: no disk"
     )
-    live = LiveStatus.read(run.live)
-    assert live is not None
-    assert (live.state_at(time.time()), live.error) == (RunState.FAILED, "UserError: no disk")
+    status = read_status(run_dir)
+    assert (status.state_at(time.time()), status.error) == (RunState.FAILED, "UserError: no disk")
 
 
-async def test_the_last_word_is_of_the_workers_as_they_are_then(run):
-    watch, fleet = (
+async def test_final_status_has_the_final_worker_states(run_dir):
+    monitor, rollout = (
         RunMonitor("agent", RecordingMetrics()),
         FakeRolloutStats(statuses=[make_worker_status("a", WorkerState.SYNCING)]),
     )
-    beating = heart(watch, run, fleet, FakeDecodeStats())
-    await beating.beat()
-    fleet.statuses = [make_worker_status("a")]
-    await beating.finish(RunState.ENDED, "")
-    live = LiveStatus.read(run.live)
-    assert live is not None
-    assert live.rollout["workers"] == {"ready": 1}
+    heartbeat_under_test = make_heartbeat(monitor, run_dir, rollout, FakeDecodeStats())
+    await heartbeat_under_test.beat()
+    rollout.statuses = [make_worker_status("a")]
+    await heartbeat_under_test.finish(RunState.ENDED, "")
+    status = read_status(run_dir)
+    assert status.rollout["workers"] == {"ready": 1}
 
 
-def test_counts_of_one_that_began_anew_start_at_nothing():
-    grown = CounterDeltas()
-    grown.increase("a", 100)
-    grown.started = True
-    assert [grown.increase("a", count) for count in (110, 110, 4, 9)] == [10, 0, 4, 5]
-    assert grown.increase("new", 3) == 3
+def test_reset_counter_counts_from_zero():
+    deltas = CounterDeltas()
+    deltas.increase("a", 100)
+    deltas.started = True
+    assert [deltas.increase("a", count) for count in (110, 110, 4, 9)] == [10, 0, 4, 5]
+    assert deltas.increase("new", 3) == 3
 
 
-async def test_a_run_without_a_fleet_tells_of_its_steps_and_decoders(run):
-    meters = RecordingMetrics()
-    watch = RunMonitor("agent", meters, run_kind=SFT_RUN, metrics_file="policy.jsonl")
-    beating = Heartbeat(watch, run, None, FakeDecodeStats(DecodeClientStats(in_flight=2)), 5.0, list)
-    watch.on_start(3, 10)
-    watch.on_phase("learn")
-    watch.on_progress(4, {"learner/loss": 0.5})
-    watch.on_checkpoint(4)
-    await beating.beat()
-    live = LiveStatus.read(run.live)
-    assert live is not None
-    assert (live.run_kind, live.metrics_file, live.step, live.max_steps) == (SFT_RUN, "policy.jsonl", 4, 10)
-    assert (live.phase, live.rollout, live.decode["in_flight"]) == ("learn", {}, 2)
-    assert live.eta_s is not None
-    assert meters.gauges["vz_learner_loss",] == 0.5
-    assert meters.gauges["vz_step",] == 4
-    assert meters.gauges["vz_last_checkpoint_timestamp_seconds",] == live.checkpoint["at_s"]
-    told = {name for name, *_ in (*meters.gauges, *meters.counts)}
-    # Alerts on them would speak of workers that nobody misses, and of a limit that there is not.
-    assert not told & {"vz_workers", "vz_episodes_waiting", "vz_mismatch_kl_limit_nats", "vz_episodes"}
+async def test_sft_run_reports_steps_and_decoders(run_dir):
+    metrics = RecordingMetrics()
+    monitor = RunMonitor("agent", metrics, run_kind=RunKind.SFT, metrics_file="policy.jsonl")
+    heartbeat_under_test = Heartbeat(
+        monitor, run_dir, None, FakeDecodeStats(DecodeClientStats(in_flight=2)), 5.0, list
+    )
+    monitor.on_start(3, 10)
+    monitor.on_phase("learn")
+    monitor.on_progress(4, {"learner/loss": 0.5})
+    monitor.on_checkpoint(4)
+    await heartbeat_under_test.beat()
+    status = read_status(run_dir)
+    assert (status.run_kind, status.metrics_file, status.step, status.max_steps) == (
+        RunKind.SFT,
+        "policy.jsonl",
+        4,
+        10,
+    )
+    assert (status.phase, status.rollout, status.decode["in_flight"]) == ("learn", {}, 2)
+    assert status.eta_s is not None
+    assert metrics.gauges["vz_learner_loss",] == 0.5
+    assert metrics.gauges["vz_step",] == 4
+    assert metrics.gauges["vz_last_checkpoint_timestamp_seconds",] == status.checkpoint["at_s"]
+    recorded = {name for name, *_ in (*metrics.gauges, *metrics.counts)}
+    # These would trigger alerts about workers and limits that the run_dir does not have.
+    assert not recorded & {"vz_workers", "vz_episodes_waiting", "vz_mismatch_kl_limit_nats", "vz_episodes"}
 
 
-async def test_episodes_that_are_on_disk_one_by_one_have_no_checkpoint_to_grow_old(run):
-    meters = RecordingMetrics()
-    watch = RunMonitor("agent", meters, run_kind=DISTILL_RUN)
-    watch.on_start(0, 10)
-    watch.on_progress(1)
-    await Heartbeat(watch, run, None, FakeDecodeStats(), 5.0, list).beat()
-    assert ("vz_last_checkpoint_timestamp_seconds",) not in meters.gauges
-    assert meters.gauges["vz_heartbeat_timestamp_seconds",] > 0
+async def test_distillation_run_has_no_checkpoint_age(run_dir):
+    metrics = RecordingMetrics()
+    monitor = RunMonitor("agent", metrics, run_kind=RunKind.DISTILL)
+    monitor.on_start(0, 10)
+    monitor.on_progress(1)
+    await Heartbeat(monitor, run_dir, None, FakeDecodeStats(), 5.0, list).beat()
+    assert ("vz_last_checkpoint_timestamp_seconds",) not in metrics.gauges
+    assert metrics.gauges["vz_heartbeat_timestamp_seconds",] > 0
 
 
-def test_where_time_ends_a_run_nobody_says_what_is_left():
-    watch = RunMonitor("agent", run_kind=SFT_RUN)
-    watch.on_start(0, 0)
-    watch.on_progress(5, {})
-    assert (watch.status.step, watch.status.eta_s) == (5, None)
+def test_eta_is_unknown_without_max_steps():
+    monitor = RunMonitor("agent", run_kind=RunKind.SFT)
+    monitor.on_start(0, 0)
+    monitor.on_progress(5, {})
+    assert (monitor.status.step, monitor.status.eta_s) == (5, None)

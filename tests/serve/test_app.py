@@ -62,10 +62,10 @@ def test_without_a_model_there_is_nothing_to_serve():
     ("wrong", "said"),
     [
         ("name=a@b", "name is 'a@b'"),
-        ("max_replicas=0", "max_replicas is 0, below min_replicas"),
+        ("max_replicas=0", "max_replicas is 0; it must be at least min_replicas"),
         ("max_queued_requests=-1", "max_queued_requests is -1"),
-        ("episode.max_context=99999", "engine.max_model_len"),
-        ("access.allowed_hosts=[HTTP://x]", "guard.allowed_hosts"),
+        ("engine.max_model_len=99999", "follows episode.max_context"),
+        ("access.allowed_hosts=[HTTP://x]", "access.allowed_hosts"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(wrong, said):

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from tests.eval.benchmarks.test_lectures import png
+from tests.eval.benchmarks.factories import png
 from tests.serve.live_server import LiveServer, server  # noqa: F401
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.serve import ServeConfig

@@ -68,6 +68,6 @@ def test_decoders_of_a_server_name_it_in_their_metrics(server: LiveServer) -> No
             (sample.labels["run"], sample.labels["kind"])
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == "ray_vz_clip_seconds_count"
+            if sample.name == "ray_vz_decode_seconds_count"
         }
     assert {run for run, _ in found} == {"watcher"}

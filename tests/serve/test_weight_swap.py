@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from vz_ray.config.serve import ServeConfig
+from vz_ray.config.timeouts import ServeTimeoutsConfig
 from vz_ray.rollout.vllm_engine import EngineFailedError
 from vz_ray.serve.weight_swap import WeightSwap
 
@@ -36,7 +37,7 @@ class FakeEngine:
 
 @pytest.fixture
 def holding() -> WeightSwap:
-    holding = WeightSwap(ServeConfig(drain_timeout_s=30), "agent")
+    holding = WeightSwap(ServeConfig(timeouts=ServeTimeoutsConfig(drain_s=30)), "agent")
     holding.set_initial(MODEL, 1)
     return holding
 

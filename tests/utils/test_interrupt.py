@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from vz_ray.monitoring import Interrupt, StopRequested
-from vz_ray.utils.interrupt import restore_signal_handlers
+from vz_ray.utils.interrupt import Interrupt, StopRequested, restore_signal_handlers
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -54,7 +53,7 @@ def test_handlers_that_were_replaced_below_python_are_taken_back(take_back):
 def test_a_second_signal_kills(number):
     code = (
         "import os, signal\n"
-        "from vz_ray.monitoring import Interrupt\n"
+        "from vz_ray.utils.interrupt import Interrupt\n"
         "with Interrupt() as interrupt:\n"
         f"    os.kill(os.getpid(), {number}); print('first', flush=True)\n"
         f"    os.kill(os.getpid(), {number}); print('second', flush=True)\n"

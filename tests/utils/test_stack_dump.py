@@ -1,35 +1,39 @@
-"""A process that cannot answer still says where it is; one that cannot even do that is not waited for."""
+"""Stack dumps of this process and of processes that no longer answer."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from vz_ray.utils import stack_dump
 from vz_ray.utils.stack_dump import (
     StackDumper,
     StackDumpError,
     dump_stacks,
+    format_stacks,
     innermost_package_frame,
     install_stack_dumper,
 )
 
 STUCK = """
 import ctypes, threading
-from vz_ray.utils.stack_dump import arm
+from vz_ray.utils.stack_dump import install_stack_dumper
 
 def wait_for_a_peer():
-    print(armed.pid, armed.descriptor, armed.name, flush=True)
+    print(dumper.pid, dumper.descriptor, dumper.name, flush=True)
     while True:
-        ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock; a signal ends it
+        ctypes.PyDLL(None).sleep(600)  # holds the GIL; a signal interrupts it
 
-armed = arm()
+dumper = install_stack_dumper()
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 wait_for_a_peer()
 """
@@ -37,7 +41,7 @@ wait_for_a_peer()
 
 @pytest.fixture
 def stuck() -> Iterator[tuple[subprocess.Popen[str], StackDumper]]:
-    """A process in C code that never returns and lets no other Python thread run."""
+    """A process blocked in C code that holds the GIL."""
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
@@ -48,39 +52,39 @@ def stuck() -> Iterator[tuple[subprocess.Popen[str], StackDumper]]:
         process.communicate()
 
 
-def test_a_process_stuck_in_c_code_says_where_as_often_as_it_is_asked(stuck) -> None:
-    _, armed = stuck
+def test_process_stuck_in_c_code_can_be_dumped_repeatedly(stuck) -> None:
+    _, dumper = stuck
     for _ in range(2):
-        state, stacks = dump_stacks(armed)
-        assert state == "in none of our code"
+        state, stacks = dump_stacks(dumper)
+        assert state == "in code outside vz_ray"
         assert stacks.count("wait_for_a_peer") == 1
         assert stacks.count("hread 0x") == 2
 
 
-def test_a_stopped_process_is_said_to_be_stopped(stuck) -> None:
-    process, armed = stuck
+def test_stopped_process_times_out_with_its_state(stuck) -> None:
+    process, dumper = stuck
     process.send_signal(signal.SIGSTOP)
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(
-        StackDumpError, match=rf"process {armed.pid} \(stopped\) wrote no stacks within 0.5 s"
+        StackDumpError, match=rf"process {dumper.pid} \(stopped\) wrote no stacks within 0.5 s"
     ):
-        dump_stacks(armed, timeout_s=0.5)
-    assert time.monotonic() - began < 2
+        dump_stacks(dumper, timeout_s=0.5)
+    assert time.monotonic() - start < 2
 
 
-def test_a_process_that_has_ended_is_said_to_be_gone(stuck) -> None:
-    process, armed = stuck
+def test_ended_process_is_reported(stuck) -> None:
+    process, dumper = stuck
     process.kill()
     process.wait()
-    with pytest.raises(StackDumpError, match=f"process {armed.pid} is gone"):
-        dump_stacks(armed)
+    with pytest.raises(StackDumpError, match=f"process {dumper.pid} has ended"):
+        dump_stacks(dumper)
 
 
-def test_another_process_of_the_same_number_is_not_signalled() -> None:
-    """SIGUSR1 ends a process that does not expect it."""
+def test_process_with_reused_id_is_not_signalled() -> None:
+    """SIGUSR1 kills a process without a handler."""
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True)
     try:
-        with pytest.raises(StackDumpError, match="another one has its number"):
+        with pytest.raises(StackDumpError, match="another process has its id"):
             dump_stacks(StackDumper(bystander.pid, 0, install_stack_dumper().name))
         bystander.communicate("\n", timeout=20)
         assert bystander.returncode == 0
@@ -88,21 +92,49 @@ def test_another_process_of_the_same_number_is_not_signalled() -> None:
         bystander.kill()
 
 
-def test_the_innermost_own_frame_is_told_from_others_and_from_waits() -> None:
-    armed = install_stack_dumper()
-    package = os.path.dirname(
-        os.path.dirname(os.path.abspath(sys.modules[StackDumper.__module__].__file__ or ""))
-    )
+def test_innermost_package_frame_skips_other_code_and_waits() -> None:
+    dumper = install_stack_dumper()
+    package = os.path.dirname(os.path.dirname(os.path.abspath(stack_dump.__file__)))
     stacks = (
         "Thread 0x01 (most recent call first):\n"
-        f'  File "{package}/learner/rank.py", line 1 in a_thread_beside_it\n'
+        f'  File "{package}/learner/learner_actor.py", line 1 in another_thread\n'
         "\n"
         "Current thread 0x02 (most recent call first):\n"
         '  File "/somewhere/vz_ray/.venv/torch/distributed.py", line 2 in all_reduce\n'
-        f'  File "{package}/observe/deadline.py", line 3 in within\n'
+        f'  File "{package}/utils/timeouts.py", line 3 in with_timeout\n'
         f'  File "{package}/learner/trainer.py", line 4 in _update\n'
-        f'  File "{package}/learner/rank.py", line 5 in grpo_step\n'
+        f'  File "{package}/learner/learner_actor.py", line 5 in grpo_step\n'
     )
     assert innermost_package_frame(stacks) == "_update (vz_ray/learner/trainer.py:4)"
     assert innermost_package_frame(stacks.replace(package, "/elsewhere")) == ""
-    assert "in none of our code" in dump_stacks(replace(armed, pid=os.getpid()))[0]
+    assert "in code outside vz_ray" in dump_stacks(replace(dumper, pid=os.getpid()))[0]
+
+
+def test_threads_are_listed_by_name_and_function() -> None:
+    release = threading.Event()
+
+    def wait_for_a_decoder() -> None:
+        release.wait(30)
+
+    thread = threading.Thread(target=wait_for_a_decoder, name="decode")
+    thread.start()
+    try:
+        stacks = format_stacks()
+    finally:
+        release.set()
+        thread.join()
+    assert "thread decode:" in stacks
+    assert "wait_for_a_decoder" in stacks
+    assert "task" not in stacks
+
+
+async def test_tasks_of_the_event_loop_are_listed() -> None:
+    async def wait_for_an_engine() -> None:
+        await asyncio.sleep(30)
+
+    task = asyncio.create_task(wait_for_an_engine(), name="episode 7")
+    await asyncio.sleep(0)
+    stacks = format_stacks()
+    task.cancel()
+    assert "task episode 7:" in stacks
+    assert "wait_for_an_engine" in stacks

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from vz_ray.monitoring import StepTimeout, with_timeout
+from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 
 async def test_an_overdue_wait_names_whom_it_waited_for():

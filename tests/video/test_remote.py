@@ -304,7 +304,7 @@ def test_too_large_too_slow_cut_off_and_missing_leave_nothing_behind(server: str
     expected: dict[str, tuple[DownloadRules, type[VideoError], str]] = {
         "/told": (small, VideoLimitExceededError, "clips.max_download_gib"),
         "/untold": (small, VideoLimitExceededError, "clips.max_download_gib"),
-        "/slow": (quick, DownloadFailedError, "clips.download_timeout_s|no answer in time|ReadTimeout"),
+        "/slow": (quick, DownloadFailedError, "timeouts.download_s|no answer in time|ReadTimeout"),
         "/cut": (RULES, DownloadFailedError, "bytes arrived|closed|incomplete"),
         "/gone": (RULES, DownloadFailedError, "status 404"),
     }

@@ -1,8 +1,7 @@
-"""Typed configuration: one file of dataclasses per room.
+"""Typed configuration: one dataclass per section, one module per part of the system.
 
-In: YAML files and `section.key=value` overrides. Out: frozen dataclasses with
-checked values, or one line that says what is wrong and where. Must not know:
-torch, Ray, vLLM, or any room but `observe`.
+Input: YAML files and `section.key=value` overrides. Output: dataclasses with checked values, or one
+`ConfigError` that names the file, line and key. Imports no torch, Ray or vLLM, and of vz_ray only `utils`.
 """
 
 from vz_ray.config.load import ConfigError, load_config, to_yaml

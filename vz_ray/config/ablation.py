@@ -1,4 +1,4 @@
-"""The ablation: the loop without one of its parts at a time, several seeds."""
+"""Config of the ablation: training without one part at a time, over several seeds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.validation import InvalidValueError, check_min, check_positive
 
 FULL = "full"
 WITHOUT_RL = "without_rl"
@@ -18,69 +19,70 @@ VARIANTS = (FULL, WITHOUT_RL, WITHOUT_COLD_START, WITHOUT_REFLECTION, WITHOUT_TO
 
 
 def variant_title(variant: str) -> str:
-    """A variant's name for people."""
+    """Display name of a variant."""
     return variant.replace("_", " ").replace(" rl", " RL")
 
 
 @dataclass
 class ReflectionConfig:
-    """How the cold start's reflections are made: the policy's wrong zooms, corrected."""
+    """Reflections of the cold start: corrected wrong zooms of the policy."""
 
     samples_per_task: int = 4
-    """Episodes that the policy plays of each of the cold start's tasks, after exemplars alone."""
+    """Episodes that the policy samples per cold-start task, after training on exemplars only."""
     temperature: float = 1.0
-    """Their sampling temperature."""
+    """Sampling temperature of these episodes."""
     max_per_task: int = 2
-    """Most wrong episodes of one task that an expert goes on from."""
+    """Maximum wrong episodes per task that are corrected."""
     max_reflections: int = 96
-    """Most reflections that are learned from beside the exemplars; which ones is drawn."""
+    """Maximum reflections in the training data besides the exemplars, drawn at random."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_task", "max_per_task", "max_reflections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reflection.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"reflection.temperature is {self.temperature}; it must be above 0, or all samples are alike"
-            )
+        check_min(self, 1, "samples_per_task", "max_per_task", "max_reflections")
+        check_positive(self, "temperature")
 
 
 @dataclass
 class AblationConfig(QuickstartConfig):
-    """The quickstart's cold start and loop, once for each seed and variant.
+    """Config of `vz-ray ablate`: the quickstart's cold start and RL training for each seed and variant.
 
-    The quickstart's controls (`sft_continued`, `baseline`) are no variants, and are not trained.
+    The controls of the quickstart (`sft_continued`, `baseline`) are not variants and are not trained.
     """
 
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Each makes every variant once; figures are means over them."""
+    """Seeds; results are means over them."""
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
-    """Which of `full` and `without_rl`, `_cold_start`, `_reflection`, `_tool_reward`; all are compared
-    with `full`, which is always one."""
+    """Variants: `full`, `without_rl`, `without_cold_start`, `without_reflection`, `without_tool_reward`; all
+    are compared with `full`, which is required."""
     reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
-    """What the cold start learns from beside exemplars."""
+    """Reflections in the cold start's data."""
     test_synth: SynthConfig = field(default_factory=SynthConfig)
-    """The needle videos that all variants are asked about, in a directory of their own; see `data.test`."""
+    """Needle videos of the test questions, in a separate directory; see `data.test`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds is {self.seeds}; it needs different seeds, none of them negative")
+            raise InvalidValueError("seeds", f"is {self.seeds}; it must list distinct, non-negative seeds")
         if self.seed:
-            raise ValueError(
-                f"seed is {self.seed}; every variant runs with each of `seeds`, set those instead"
-            )
+            raise InvalidValueError("seed", f"is {self.seed}; set seeds instead")
         for variant in self.variants:
             if variant not in VARIANTS:
-                raise ValueError(f"variants has {variant!r}; it may hold {', '.join(VARIANTS)}")
+                raise InvalidValueError(
+                    "variants", f"has {variant!r}; a variant must be one of {', '.join(VARIANTS)}"
+                )
         if FULL not in self.variants or len(set(self.variants)) < len(self.variants):
-            raise ValueError(f"variants is {self.variants}; it needs {FULL!r}, and each variant once")
-        if not self.reward.tool and WITHOUT_TOOL_REWARD in self.variants:
-            raise ValueError(
-                f"reward.tool is {self.reward.tool:g}; {WITHOUT_TOOL_REWARD} would be the same as {FULL}"
+            raise InvalidValueError(
+                "variants", f"is {self.variants}; it must contain {FULL!r} and no duplicates"
             )
-        own = Path(self.test_synth.directory) / "test.json"
-        if Path(self.data.test) != own:
-            raise ValueError(
-                f"data.test is {self.data.test}; the questions are those of test_synth, set it to {own}"
+        if not self.reward.tool and WITHOUT_TOOL_REWARD in self.variants:
+            raise InvalidValueError(
+                "reward.tool",
+                f"is {self.reward.tool:g}; {WITHOUT_TOOL_REWARD} would equal {FULL}. Remove the variant.",
+                "variants",
+            )
+        test_file = Path(self.test_synth.directory) / "test.json"
+        if Path(self.data.test) != test_file:
+            raise InvalidValueError(
+                "data.test",
+                f"is {self.data.test}; it must be the test file of test_synth, {test_file}",
+                "test_synth.directory",
             )

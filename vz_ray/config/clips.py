@@ -1,121 +1,104 @@
-"""The clip pool's size, deadlines and limits."""
+"""Config of the decode pool: size, limits, caches, allowed sources."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from vz_ray.config.derived import timeout
+from vz_ray.config.validation import (
+    InvalidValueError,
+    check_choice,
+    check_min,
+    check_not_negative,
+    check_positive,
+)
 
 DECODERS = ("pyav", "torchcodec")
 
 
 @dataclass
 class ClipsConfig:
-    """Who decodes, how long it may take, and what is refused."""
+    """The decode pool and the video files that it accepts."""
 
     decoder: str = "pyav"
-    """What decodes: `pyav`, or `torchcodec` where that and FFmpeg's libraries are installed."""
+    """Decoder library: `pyav`, or `torchcodec`, which needs FFmpeg's shared libraries."""
     num_actors: int = 2
-    """Decode actors, each a process."""
+    """Decode actors, one process each."""
     threads_per_actor: int = 2
-    """Parts in which an actor decodes a request that spans several GOPs, at once (`pyav` only)."""
+    """Parallel parts of a request that spans several GOPs (`pyav` only)."""
     max_actors: int = 0
-    """Most decode actors: further ones are started while requests queue up; 0 keeps them at `actors`."""
+    """Maximum decode actors, started while requests queue; 0 keeps `num_actors`."""
     upscale_queue_length: int = 4
-    """Requests per actor, waiting and in progress, above which further actors are started."""
+    """Waiting and running requests per actor above which the pool starts actors."""
     upscale_delay_s: float = 5.0
-    """Seconds that requests must queue up before actors are started."""
+    """Seconds that requests must queue before the pool starts actors."""
     downscale_delay_s: float = 60.0
-    """Seconds that an actor must have been too many before it is ended."""
+    """Seconds that an actor must be unneeded before the pool stops it."""
     cpus_per_actor: float = 0.5
-    """CPUs that Ray reserves for each actor; 0 shares them with whatever else runs."""
+    """CPUs that Ray reserves per actor; 0 reserves none."""
     node_group: str = ""
-    """Actors are placed on nodes that have a Ray resource of this name; empty allows all."""
-    timeout_s: float = 60.0
-    """Seconds that one attempt at a request may take, waiting in the actor's queue included."""
+    """Ray resource of the nodes for the actors; empty allows every node."""
+    timeout_s: float = timeout("decode_s")
+    """Timeout of one attempt, including its wait in the actor's queue."""
     max_attempts: int = 3
-    """Actors that a request is tried on before it is given up."""
+    """Maximum attempts at a request, each on another actor."""
     quarantine_after: int = 3
-    """A video is given up when requests for it took this many decoders in a row with them."""
-    queue_timeout_s: float = 600.0
-    """Longest wait for a turn: at the cap on bytes in flight, or behind suspects being tried again."""
+    """Consecutive decoder crashes after which a video is rejected."""
+    queue_timeout_s: float = timeout("decode_queue_s")
+    """Maximum wait for `max_in_flight_mib`, or behind quarantined videos."""
     max_in_flight_mib: int = 1024
-    """Frames that one handle may have asked for and not received yet, MB; others wait their turn."""
+    """Maximum decoded frames in flight per client, in MiB; further requests wait."""
     max_load_imbalance: int = 8
-    """A video's own actor is passed over when it has this many requests more than the idlest one."""
+    """Difference in queue length above which a request goes to the least loaded actor instead of the actor
+    that caches the video."""
     memory_cache_mib: int = 256
-    """Decoded frames that each actor keeps in memory, MB."""
+    """Memory cache of decoded frames per actor, in MiB."""
     disk_cache_gib: float = 20.0
-    """Decoded frames, and what scans found, that actors keep on the machine's disk, GB; 0 keeps none."""
+    """Disk cache of decoded frames and video scans per machine, in GiB; 0 disables it."""
     disk_cache_dir: str = ""
-    """Where frames and downloads are kept, on a local disk; empty takes the user's cache directory."""
+    """Directory of cached frames and downloads, on a local disk; default: the user's cache directory."""
     allowed_dirs: list[str] = field(default_factory=list)
-    """The only directories that video files may be in; empty allows all."""
+    """Directories that may contain video files; empty allows all."""
     allowed_schemes: list[str] = field(default_factory=lambda: ["http", "https"])
-    """URL schemes that are fetched; object stores (`s3`, `gs`) use this machine's own credentials."""
+    """URL schemes that are fetched; object stores (`s3`, `gs`) use the machine's credentials."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """The only hosts or buckets that are fetched from; empty allows all public ones."""
+    """Hosts or buckets that are fetched from; empty allows all public hosts."""
     allowed_private_hosts: list[str] = field(default_factory=list)
-    """Hosts that may have addresses that are not public, such as a cluster's own object store."""
+    """Hosts that may have private addresses, for example the cluster's object store."""
     max_download_gib: float = 8.0
-    """Largest file that is fetched, GB."""
-    download_timeout_s: float = 600.0
-    """Longest download, seconds."""
+    """Maximum size of a fetched file, in GiB."""
+    download_timeout_s: float = timeout("download_s")
+    """Timeout of one download."""
     download_cache_gib: float = 100.0
-    """Files fetched that are kept on the machine's disk, GB; the least recently used go first."""
+    """Disk cache of fetched files per machine, in GiB; the least recently used files are evicted first."""
     max_open_videos: int = 8
-    """Videos that each actor keeps open."""
+    """Maximum open videos per actor."""
     max_rss_mib: int = 4096
-    """An actor whose memory has grown above this ends when it is idle, and Ray starts it anew."""
+    """Resident memory in MiB above which an idle actor exits; Ray restarts it."""
     max_duration_s: float = 28800.0
-    """Longest video that is accepted, seconds."""
+    """Maximum duration of a video in seconds."""
     max_pixels: int = 37748736
-    """Largest coded frame that is accepted, pixels (8192 x 4608)."""
+    """Maximum area of a coded frame in pixels (8192 x 4608)."""
     max_request_frames: int = 4096
-    """Most frames that one request may ask for."""
+    """Maximum frames of one request."""
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise ValueError(f"clips.decoder is {self.decoder!r}; it must be one of {', '.join(DECODERS)}")
-        for name in (
-            "num_actors",
-            "threads_per_actor",
-            "upscale_queue_length",
-            "max_attempts",
-            "quarantine_after",
-            "max_in_flight_mib",
-            "max_load_imbalance",
-            "max_open_videos",
-            "max_rss_mib",
-            "max_pixels",
-            "max_request_frames",
-        ):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"clips.{name} is {value}; it must be at least 1")
-        for name in (
-            "timeout_s",
-            "queue_timeout_s",
-            "max_duration_s",
-            "max_download_gib",
-            "download_timeout_s",
-            "download_cache_gib",
-        ):
-            if (seconds := getattr(self, name)) <= 0:
-                raise ValueError(f"clips.{name} is {seconds}; it must be more than 0")
-        for name in (
-            "cpus_per_actor",
-            "memory_cache_mib",
-            "disk_cache_gib",
-            "upscale_delay_s",
-            "downscale_delay_s",
-        ):
-            if (amount := getattr(self, name)) < 0:
-                raise ValueError(f"clips.{name} is {amount}; it must not be negative")
+        check_choice(self, "decoder", DECODERS)
+        check_min(self, 1, "num_actors", "threads_per_actor", "upscale_queue_length", "max_attempts")
+        check_min(self, 1, "quarantine_after", "max_in_flight_mib", "max_load_imbalance", "max_open_videos")
+        check_min(self, 1, "max_rss_mib", "max_pixels", "max_request_frames")
+        check_positive(self, "max_duration_s", "max_download_gib", "download_cache_gib")
+        check_not_negative(self, "cpus_per_actor", "memory_cache_mib", "disk_cache_gib")
+        check_not_negative(self, "upscale_delay_s", "downscale_delay_s")
         if self.max_actors and self.max_actors < self.num_actors:
-            raise ValueError(
-                f"clips.max_actors is {self.max_actors}, below clips.num_actors ({self.num_actors}); "
-                "raise it, or leave it at 0 for a fixed number"
+            raise InvalidValueError(
+                "max_actors",
+                f"is {self.max_actors}; it must be at least num_actors ({self.num_actors}), or 0 for a fixed "
+                "number",
+                "num_actors",
             )
 
     @property
     def actor_limit(self) -> int:
-        """How many the pool may grow to."""
+        """Maximum number of actors."""
         return self.max_actors or self.num_actors

@@ -1,70 +1,71 @@
-"""Which tasks, and the needle world's sizes."""
+"""Config of task files and of the synthetic needle videos."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vz_ray.config.validation import InvalidValueError, check_min
+
 
 @dataclass
 class SynthConfig:
-    """How many needle videos to make, and how they are encoded."""
+    """Number and encoding of the needle videos."""
 
     directory: str = "data/needle"
-    """Where videos, task files and the manifest go."""
+    """Directory of videos, task files and the manifest."""
     seed: int = 0
-    """Makes every video; splits never share one."""
+    """Seed of every video; splits share no video."""
     train: int = 96
-    """Videos for reinforcement learning."""
+    """Videos for RL training."""
     sft: int = 24
     """Videos for the cold start."""
     validation: int = 12
-    """Videos for watching training."""
+    """Videos for validation."""
     test: int = 52
-    """Videos for the reported numbers."""
+    """Videos for the test."""
     shot_s: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
-    """Lengths of a shot, seconds; a video is sixteen shots, its length drawn from these."""
+    """Shot lengths in seconds; a video has sixteen shots of one length."""
     questions: int = 4
-    """Questions per video, at most one per border colour."""
+    """Questions per video, from 1 to 4 (one per border colour)."""
     fps: int = 8
-    """Frame rate of the files."""
+    """Frame rate."""
     side: int = 112
-    """Width and height of the files, pixels."""
+    """Width and height in pixels."""
     gop: int = 250
-    """Most frames from one keyframe to the next."""
+    """Maximum frames between keyframes."""
     b_frames: int = 2
     """Consecutive B-frames."""
     crf: int = 23
-    """x264's constant rate factor: lower is finer."""
+    """Constant rate factor of x264; lower is better quality."""
     workers: int = 2
-    """Processes that encode."""
+    """Encoder processes."""
 
     def __post_init__(self) -> None:
         if not self.shot_s or min(self.shot_s) < 1:
-            raise ValueError(f"synth.shot_s is {self.shot_s}; it needs lengths of at least 1 second")
+            raise InvalidValueError("shot_s", f"is {self.shot_s}; it must list lengths of at least 1 second")
         if not 1 <= self.questions <= 4:
-            raise ValueError(
-                f"synth.questions is {self.questions}; it must be 1 to 4 (one per border colour)"
+            raise InvalidValueError(
+                "questions", f"is {self.questions}; it must be 1 to 4 (one per border colour)"
             )
         if self.side < 32 or self.side % 4:
-            raise ValueError(f"synth.side is {self.side}; it must be at least 32 and a multiple of 4")
-        if self.fps < 1 or self.workers < 1:
-            raise ValueError(f"synth.fps ({self.fps}) and synth.workers ({self.workers}) must be at least 1")
+            raise InvalidValueError("side", f"is {self.side}; it must be at least 32 and a multiple of 4")
+        check_min(self, 1, "fps", "workers")
 
     @property
     def videos(self) -> dict[str, int]:
-        """Videos of each split."""
+        """Number of videos per split."""
         return {"train": self.train, "sft": self.sft, "validation": self.validation, "test": self.test}
 
 
 @dataclass
 class DataConfig:
-    """The task files of a run."""
+    """Task files of a run."""
 
     train: str = "data/needle/train.json"
-    """Tasks for reinforcement learning (RL schema)."""
+    """Tasks for RL training (RL schema)."""
     sft: str = "data/needle/sft.json"
-    """Tasks that the cold start's exemplars are played on."""
+    """Tasks for the cold start's exemplars."""
     validation: str = "data/needle/validation.json"
-    """Tasks for watching training."""
+    """Tasks for validation."""
     test: str = "data/needle/test.json"
-    """Tasks for the reported numbers."""
+    """Tasks for the test."""

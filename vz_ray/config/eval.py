@@ -1,31 +1,29 @@
-"""Configuration of evaluation figures."""
+"""Config of evaluation metrics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vz_ray.config.validation import InvalidValueError, check_min
+
 SAMPLING_STRATEGY_PATTERN = r"all|(?:first|end|random):\d+|\d+(?:\.\d+)?%"
-"""Which questions of a set are played; a regular expression of the whole."""
+"""Regular expression (full match) of `sampling_strategy`."""
 
 
 @dataclass
 class EvalConfig:
-    """How figures are taken from played episodes.
-
-    Attributes:
-        bootstrap_resamples: Resamples behind each interval.
-        confidence_level: Coverage of the intervals.
-        seed: Seed of the resampling.
-    """
+    """Confidence intervals of evaluation metrics."""
 
     bootstrap_resamples: int = 2000
+    """Bootstrap resamples per interval."""
     confidence_level: float = 0.95
+    """Confidence level of the intervals."""
     seed: int = 0
+    """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        if self.bootstrap_resamples < 100:
-            raise ValueError(
-                f"eval.bootstrap_resamples is {self.bootstrap_resamples}; fewer than 100 resamples make no interval"
-            )
+        check_min(self, 100, "bootstrap_resamples")
         if not 0 < self.confidence_level < 1:
-            raise ValueError(f"eval.confidence_level is {self.confidence_level}; it must lie between 0 and 1")
+            raise InvalidValueError(
+                "confidence_level", f"is {self.confidence_level}; it must be above 0 and below 1"
+            )

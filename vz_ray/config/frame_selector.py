@@ -1,79 +1,75 @@
-"""Which frames the overview shows, and who chooses them."""
+"""Config of the frame selector, which chooses the frames of the overview."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from vz_ray.config.derived import timeout
+from vz_ray.config.validation import (
+    InvalidValueError,
+    check_choice,
+    check_fraction,
+    check_min,
+    check_not_negative,
+    check_positive,
+)
+
 SELECTOR_KINDS = ("uniform", "count", "keyframes", "tspo", "query")
 FUNCTION_PATTERN = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
-"""A function of one's own; a regular expression of the whole."""
+"""Regular expression (full match) of a user function."""
 ON_MISSING = ("error", "uniform")
 
 
 @dataclass
 class FrameSelectorConfig:
-    """The overview's frames; `episode.overview_frames` is the most that any selector shows."""
+    """Selection of the overview's frames; `episode.overview_frames` is the maximum for every selector."""
 
     kind: str = "uniform"
-    """`uniform`: by `overview_fps`; `count`: always `overview_frames` of them; `keyframes`: `uniform`, each
-    frame moved to a keyframe near it; `tspo`: those of an index file; `query`: those that an image-text
-    model finds like the question; or `package.module:function`, a function of your own."""
+    """`uniform`: frames at `overview_fps`; `count`: always `overview_frames` frames; `keyframes`: `uniform`,
+    each frame moved to a near keyframe; `tspo`: frames of an index file; `query`: frames that an image-text
+    model ranks by the question; or a user function `package.module:name`."""
     index_file: str = ""
-    """The TSPO index file (`TSPO_MLVU_frameIdx.json`) of `tspo`."""
+    """TSPO index file (`TSPO_MLVU_frameIdx.json`) for `tspo`."""
     on_missing: str = "error"
-    """What `tspo` does with a question that its file lacks: `error`, or `uniform`, which is counted."""
+    """What `tspo` does with a question that is not in the file: `error`, or `uniform`, which is counted."""
     model: str = ""
-    """Checkpoint directory of the image-text model (CLIP, SigLIP) of `query`."""
+    """Checkpoint directory of the image-text model (CLIP, SigLIP) for `query`."""
     candidate_fps: float = 1.0
-    """Rate of the frames that `query` chooses from."""
+    """Frame rate of the candidates of `query`."""
     max_candidates: int = 512
-    """Most frames that `query` chooses from; longer videos spread them evenly."""
+    """Maximum candidates of `query`; longer videos are sampled evenly."""
     max_candidate_pixels: int = 50176
-    """Largest area of these, pixels; the model's processor scales them to its own size."""
+    """Maximum area of a candidate in pixels; the model's processor resizes it to its own input size."""
     segment_share: float = 0.25
-    """Share of the overview that `query` spreads: of so many equal parts of the video the best frame each."""
+    """Share of the overview that `query` spreads evenly: the best frame of each of that many equal
+    segments."""
     diversity: float = 0.3
-    """How much `query` minds showing the same twice: 0 goes by the question alone, 1 by difference alone."""
+    """Weight of difference between chosen frames: 0 ranks by the question only, 1 by difference only."""
     batch_size: int = 32
-    """Frames that the image-text model looks at in one pass."""
+    """Frames per forward pass of the image-text model."""
     num_cpus: float = 1.0
     """CPUs that Ray reserves for the image-text model."""
     num_gpus: float = 0.0
-    """GPUs, or the share of one, for it; 0 runs it on CPUs."""
+    """GPUs, or a fraction of one, for the image-text model; 0 runs it on CPUs."""
     cache_mib: int = 256
-    """Features of videos that it keeps, MB; a video's questions share them."""
-    timeout_s: float = 120.0
-    """Seconds that choosing an overview's frames may take."""
+    """Cache of image features in MiB; questions about the same video share them."""
+    timeout_s: float = timeout("select_frames_s")
+    """Timeout of one selection."""
 
     def __post_init__(self) -> None:
         if self.kind not in SELECTOR_KINDS and re.fullmatch(FUNCTION_PATTERN, self.kind) is None:
-            raise ValueError(
-                f"episode.selector.kind is {self.kind!r}; it must be one of {', '.join(SELECTOR_KINDS)}, "
-                "or package.module:function"
+            raise InvalidValueError(
+                "kind",
+                f"is {self.kind!r}; it must be one of {', '.join(SELECTOR_KINDS)}, or "
+                "package.module:function",
             )
-        if self.on_missing not in ON_MISSING:
-            raise ValueError(
-                f"episode.selector.on_missing is {self.on_missing!r}; it must be one of {', '.join(ON_MISSING)}"
-            )
+        check_choice(self, "on_missing", ON_MISSING)
         for kind, key in (("tspo", "index_file"), ("query", "model")):
             if self.kind == kind and not getattr(self, key):
-                raise ValueError(f"episode.selector.{key} is empty; episode.selector.kind {kind} needs it")
-        for name in ("candidate_fps", "timeout_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"episode.selector.{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_candidates", "batch_size", "cache_mib"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"episode.selector.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_candidate_pixels < 784:
-            raise ValueError(
-                f"episode.selector.max_candidate_pixels is {self.max_candidate_pixels}; it must be at least 784"
-            )
-        for name in ("segment_share", "diversity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"episode.selector.{name} is {getattr(self, name)}; it is a share from 0 to 1"
-                )
-        for name in ("num_cpus", "num_gpus"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"episode.selector.{name} is {getattr(self, name)}; it must not be negative")
+                raise InvalidValueError(key, f"is empty; kind {kind} requires it", "kind")
+        check_positive(self, "candidate_fps")
+        check_min(self, 1, "max_candidates", "batch_size", "cache_mib")
+        check_min(self, 784, "max_candidate_pixels")
+        check_fraction(self, "segment_share", "diversity")
+        check_not_negative(self, "num_cpus", "num_gpus")

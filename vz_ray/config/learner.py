@@ -1,4 +1,4 @@
-"""Settings of the learner; defaults are the paper's RL recipe for the 7B model."""
+"""Config of the learner; the defaults are the paper's RL recipe for the 7B model."""
 
 from __future__ import annotations
 
@@ -6,262 +6,269 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vz_ray.config.derived import derived, timeout
+from vz_ray.config.validation import (
+    InvalidValueError,
+    check_choice,
+    check_fraction,
+    check_min,
+    check_not_negative,
+    check_positive,
+)
 from vz_ray.utils.errors import UserError
-
-
-def _choice(owner: str, key: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{owner}.{key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-
-
-def _positive(owner: str, key: str, value: float, *, zero: bool = False) -> None:
-    if not (value >= 0 if zero else value > 0):
-        raise ValueError(f"{owner}.{key} is {value!r}; it must be {'at least' if zero else 'more than'} 0")
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule."""
+    """AdamW and its learning rate schedule."""
 
     learning_rate: float = 1e-6
-    """Peak learning rate; the paper's RL stage."""
+    """Peak learning rate (paper: RL stage)."""
     lr_schedule: str = "constant"
     """`constant`, or `cosine` from the peak down to 0 at `total_steps`."""
     warmup_ratio: float = 0.0
-    """Fraction of `total_steps` over which the rate rises linearly from 0."""
+    """Fraction of `total_steps` with linear warmup."""
     total_steps: int = 1
-    """Optimizer steps that the schedule spans; `constant` without warm-up does not need it."""
+    """Optimizer steps of the schedule; not used by `constant` without warmup."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
     """Decay of the second moment."""
     epsilon: float = 1e-8
-    """Added to the root of the second moment."""
+    """Term added to the denominator."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global 2-norm; 0 leaves them as they are."""
+    """Maximum global 2-norm of the gradient; 0 disables clipping."""
 
     def __post_init__(self) -> None:
-        _choice("optimizer", "lr_schedule", self.lr_schedule, ("constant", "cosine"))
-        _positive("optimizer", "learning_rate", self.learning_rate)
-        _positive("optimizer", "total_steps", self.total_steps)
-        _positive("optimizer", "weight_decay", self.weight_decay, zero=True)
-        _positive("optimizer", "max_grad_norm", self.max_grad_norm, zero=True)
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup_ratio!r}; it is a fraction from 0 to 1")
+        check_choice(self, "lr_schedule", ("constant", "cosine"))
+        check_positive(self, "learning_rate", "total_steps")
+        check_not_negative(self, "weight_decay", "max_grad_norm")
+        check_fraction(self, "warmup_ratio")
 
 
 @dataclass
 class LossConfig:
-    """The policy loss and what is added to it."""
+    """Policy loss, KL and entropy terms."""
 
     importance_sampling_level: str = "token"
-    """`token`: one importance ratio per token (GRPO); `sequence`: their geometric mean over the
-    trajectory (GSPO)."""
+    """`token`: one importance ratio per token (GRPO); `sequence`: the geometric mean of a trajectory's ratios
+    (GSPO)."""
     aggregation: str = "sequence_mean"
     """`sequence_mean`: mean over a trajectory's sampled tokens, then over trajectories (the paper);
-    `token_mean`: over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
+    `token_mean`: mean over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
     trajectories (Dr.GRPO)."""
     fixed_length: int = 4096
-    """The constant that `fixed_length` divides by."""
+    """Divisor of `fixed_length`."""
     advantage_estimator: str = "grpo"
     """`grpo`: (r - mean) / (std + 1e-6) within the group; `dr_grpo`: r - mean."""
     min_reward_std: float = 1e-4
-    """Groups whose rewards spread less than this teach nothing and are dropped."""
+    """Minimum standard deviation of a group's rewards; other groups are dropped."""
     clip_ratio_low: float = 0.2
-    """The ratio counts no further below 1 than this."""
+    """Clip range of the importance ratio below 1."""
     clip_ratio_high: float = 0.27
-    """The ratio counts no further above 1 than this."""
+    """Clip range of the importance ratio above 1."""
     kl_coef: float = 0.001
-    """Weight of the low-variance KL to the reference model; 0 needs no reference model."""
+    """Coefficient of the low-variance KL to the reference model; 0 loads no reference model."""
     entropy_coef: float = 0.001
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     tis_cap: float | None = None
-    """C of the truncated importance weight min(exp(old - engine), C); none leaves tokens unweighted."""
+    """Cap C of the truncated importance weight min(exp(old - engine), C); null disables the weight."""
 
     def __post_init__(self) -> None:
-        _choice("loss", "importance_sampling_level", self.importance_sampling_level, ("token", "sequence"))
-        _choice("loss", "aggregation", self.aggregation, ("sequence_mean", "token_mean", "fixed_length"))
-        _choice("loss", "advantage_estimator", self.advantage_estimator, ("grpo", "dr_grpo"))
-        for key in ("fixed_length", "clip_ratio_low", "clip_ratio_high"):
-            _positive("loss", key, getattr(self, key))
-        for key in ("kl_coef", "entropy_coef", "min_reward_std"):
-            _positive("loss", key, getattr(self, key), zero=True)
+        check_choice(self, "importance_sampling_level", ("token", "sequence"))
+        check_choice(self, "aggregation", ("sequence_mean", "token_mean", "fixed_length"))
+        check_choice(self, "advantage_estimator", ("grpo", "dr_grpo"))
+        check_positive(self, "fixed_length", "clip_ratio_low", "clip_ratio_high")
+        check_not_negative(self, "kl_coef", "entropy_coef", "min_reward_std")
         if self.tis_cap is not None:
-            _positive("loss", "tis_cap", self.tis_cap)
+            check_positive(self, "tis_cap")
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters in place of the weights themselves (arXiv 2106.09685)."""
+    """Low-rank adapters (arXiv 2106.09685)."""
 
     rank: int = 0
-    """Rank of the adapters; 0 trains the weights themselves."""
+    """Rank of the adapters; 0 trains the full weights."""
     alpha: float = 32.0
-    """What an adapter adds is B A x times `alpha / rank`."""
+    """Scale of the adapters: an adapter adds B A x times `alpha / rank`."""
     dropout: float = 0.0
-    """Share of an adapter's inputs that an update's forward pass leaves out."""
+    """Dropout of an adapter's inputs."""
     target_modules: list[str] = field(
         default_factory=lambda: [
             r"language_model\..*\.(q|k|v|o)_proj",
             r"language_model\..*\.(gate|up|down)_proj",
         ]
     )
-    """Linear layers that get one: regular expressions, each for the end of a layer's HF name after a dot
-    (`v_proj` is every layer of that name, also of the vision tower)."""
+    """Linear layers with an adapter: regular expressions for the end of a layer's HF name after a dot
+    (`v_proj` matches every layer of that name, including the vision tower's)."""
     train_merger: bool = False
-    """Also train the merger, which projects the vision tower's features to the language model, whole."""
+    """Also train the full weights of the merger, which projects visual features to the language model."""
 
     def __post_init__(self) -> None:
-        _positive("lora", "rank", self.rank, zero=True)
-        _positive("lora", "alpha", self.alpha)
+        check_not_negative(self, "rank")
+        check_positive(self, "alpha")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout is {self.dropout!r}; it is a share from 0 to below 1")
-        for target in self.target_modules:
+            raise InvalidValueError("dropout", f"is {self.dropout}; it must be at least 0 and below 1")
+        for pattern in self.target_modules:
             try:
-                re.compile(target)
+                re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"lora.targets has {target!r}, no regular expression: {error}") from error
+                raise InvalidValueError(
+                    "target_modules", f"has {pattern!r}, which is not a regular expression: {error}"
+                ) from error
         if self.rank and not self.target_modules:
-            raise ValueError("lora.targets is empty; name the linear layers that get an adapter")
+            raise InvalidValueError(
+                "target_modules", "is empty; with rank above 0 it must name linear layers", "rank"
+            )
 
-    def match_layers(self, linear: Sequence[str]) -> list[str]:
-        """Which of a model's linear layers, by HF name, get an adapter; sorted.
+    def match_layers(self, linear_layers: Sequence[str]) -> list[str]:
+        """Return the sorted HF names of the linear layers that get an adapter.
 
         Raises:
-            UserError: None matches a target.
+            UserError: A target matches no layer.
         """
-        found: set[str] = set()
+        matches: set[str] = set()
         for pattern in self.target_modules:
-            matching = {name for name in linear if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
-            if not matching:
+            pattern_matches = {
+                name for name in linear_layers if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
+            }
+            if not pattern_matches:
                 raise UserError(
-                    f"learner.lora.target_modules has {pattern!r}, which is the end of no linear layer's name; "
-                    f"there are, for example, {', '.join(linear[-3:])}"
+                    f"learner.lora.target_modules has {pattern!r}, which matches no linear layer; "
+                    f"examples of layers: {', '.join(linear_layers[-3:])}"
                 )
-            found |= matching
-        return sorted(found)
+            matches |= pattern_matches
+        return sorted(matches)
 
 
 @dataclass
 class LearnerConfig:
-    """One learner: `world_size` processes that train one model together."""
+    """The learner: `world_size` processes that train one model."""
 
-    model: str = ""
-    """Directory of the HF checkpoint that training starts from."""
+    model: str = derived("", "model")
+    """Checkpoint directory (HF format) of the initial model."""
     reference_model: str | None = None
-    """Directory of the reference model; none takes `model`."""
+    """Checkpoint directory of the reference model; default `model`."""
     world_size: int = 1
     """Processes, one per GPU."""
     zero_stage: int = 3
-    """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also weights."""
     offload: str = "none"
-    """What is kept in host memory: `none`, the `optimizer` state (stages 1 to 3), or `all`: the weights too
-    (stage 3), which come to the device when a layer needs them."""
+    """State in host memory: `none`, `optimizer` (stages 1 to 3), or `all`: also the weights, which are copied
+    to the GPU per layer (stage 3)."""
     param_persistence_threshold: int = 100_000
-    """Under ZeRO 3, tensors of fewer elements than this stay whole on every rank."""
+    """ZeRO 3: tensors with fewer elements stay replicated on every rank."""
     dtype: str = "auto"
-    """`bfloat16`, `float32`, or `auto`: the former on GPUs, the latter on CPUs."""
+    """`bfloat16`, `float32`, or `auto`: `bfloat16` on GPUs, `float32` on CPUs."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: slower, but long sequences fit."""
+    """Recompute activations in the backward pass: less memory, slower."""
     freeze_vision: bool = False
-    """Leave the vision tower and its projector as they are."""
+    """Freeze the vision tower and its merger."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Train adapters alone."""
+    """Low-rank adapters."""
     micro_batch_tokens: int = 32_768
-    """Most tokens in one forward pass, a shared prefix counted once; there is no padding."""
+    """Maximum tokens of one forward pass, without padding; a shared prefix counts once."""
     share_prefixes: bool = True
-    """Compute what the samples of a group have in common once; false gives each a sequence of its own,
-    with the same gradients."""
+    """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
+    gradients."""
     feature_cache_mib: int = 4096
-    """Features that each rank keeps of frames that a frozen vision tower, the reference model's included,
-    has seen, MiB; 0 keeps none."""
+    """Cache per rank, in MiB, of frame features from frozen vision towers, including the reference model's; 0
+    disables it."""
     logprob_chunk_tokens: int = 2_048
-    """Sampled tokens whose `[tokens, vocab]` logits exist at one time."""
+    """Sampled tokens per chunk of `[tokens, vocab]` logits."""
     mini_batch_size: int = 32
-    """Groups in one optimizer step of RL."""
+    """Groups per optimizer step of RL."""
     epochs: int = 1
-    """Passes over an iteration's groups."""
+    """Passes over the groups of a step."""
     old_logprobs: str = "recompute"
-    """`recompute`: the learner's own, before the first update; `engine`: those that came with the
-    trajectories."""
+    """Old log-probs of the loss. `recompute`: computed by the learner before the first update; `engine`:
+    sampled by the engine."""
     seed: int = 0
-    """Seed of the order of minibatches."""
+    """Seed of the mini-batch order."""
     max_skipped_updates: int = 3
-    """Updates in a row whose loss or gradient was no finite number, and which were skipped, that end
-    training."""
+    """Consecutive updates with a non-finite loss or gradient after which training stops."""
     replay_dir: str = ""
-    """Directory in which batches of skipped updates are kept; empty takes `replay` of the run."""
+    """Directory for the batches of skipped updates; default `replay` in the run directory."""
     max_unreadable_share: float = 0.1
-    """Largest share of an iteration's groups with frames that cannot be got again: they are left out."""
+    """Maximum share of a step's groups that are skipped because their frames cannot be decoded again."""
     frame_cache_mib: int = 2048
-    """Decoded frames that each rank keeps between passes over them, MiB."""
+    """Cache per rank of decoded frames, in MiB."""
     num_threads: int = 0
-    """CPU threads of each rank; 0 leaves torch's own choice."""
+    """CPU threads per rank; 0 uses PyTorch's default."""
     node_group: str = ""
-    """Ranks are placed on nodes that have a Ray resource of this name; empty allows all."""
-    timeout_s: float = 3600.0
-    """How long one call to a rank, or placing the ranks, may take before it counts as hung."""
+    """Ray resource of the nodes for the ranks; empty allows every node."""
+    timeout_s: float = timeout("learner_call_s")
+    """Timeout of one call to a rank, and of the placement of all ranks."""
     max_restarts: int = 3
-    """Times in a row that a learner which lost a rank is started again; 0 ends the run at the first loss.
-    A step that had not been done before ends the row."""
+    """Consecutive restarts after a lost rank; a new step resets the count. 0 stops the run at the first
+    loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW and its schedule."""
+    """AdamW and its learning rate schedule."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """The policy loss."""
+    """Policy loss."""
 
     def __post_init__(self) -> None:
-        _choice("learner", "zero_stage", self.zero_stage, (0, 1, 2, 3))
-        _choice("learner", "offload", self.offload, ("none", "optimizer", "all"))
-        _choice("learner", "dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        _choice("learner", "old_logprobs", self.old_logprobs, ("recompute", "engine"))
-        for key in (
-            "world_size",
-            "micro_batch_tokens",
-            "logprob_chunk_tokens",
-            "mini_batch_size",
-            "epochs",
-            "max_skipped_updates",
-            "timeout_s",
-        ):
-            _positive("learner", key, getattr(self, key))
-        for key in (
-            "num_threads",
-            "param_persistence_threshold",
-            "frame_cache_mib",
-            "feature_cache_mib",
-            "max_restarts",
-        ):
-            _positive("learner", key, getattr(self, key), zero=True)
-        if not 0 <= self.max_unreadable_share <= 1:
-            raise ValueError(
-                f"learner.max_unreadable_share is {self.max_unreadable_share!r}; it is a share from 0 to 1"
-            )
+        check_choice(self, "zero_stage", (0, 1, 2, 3))
+        check_choice(self, "offload", ("none", "optimizer", "all"))
+        check_choice(self, "dtype", ("auto", "bfloat16", "float32"))
+        check_choice(self, "old_logprobs", ("recompute", "engine"))
+        check_min(self, 1, "world_size", "micro_batch_tokens", "logprob_chunk_tokens", "mini_batch_size")
+        check_min(self, 1, "epochs", "max_skipped_updates")
+        check_not_negative(self, "num_threads", "param_persistence_threshold", "max_restarts")
+        check_not_negative(self, "frame_cache_mib", "feature_cache_mib")
+        check_fraction(self, "max_unreadable_share")
         if self.offload == "optimizer" and self.zero_stage == 0:
-            raise ValueError("learner.offload 'optimizer' needs learner.zero_stage 1, 2 or 3; it is 0")
+            raise InvalidValueError(
+                "offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage"
+            )
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(
-                f"learner.offload 'all' needs learner.zero_stage 3, it is {self.zero_stage}; "
-                "below that, weights are whole on every rank: use 'optimizer'"
+            raise InvalidValueError(
+                "offload",
+                f"is 'all' and zero_stage is {self.zero_stage}; 'all' requires zero_stage 3, use 'optimizer'",
+                "zero_stage",
             )
         if self.freeze_vision and self.lora.train_merger:
-            raise ValueError("learner.lora.train_merger trains what learner.freeze_vision freezes: unset one")
+            raise InvalidValueError(
+                "lora.train_merger", "is true and freeze_vision is true; unset one of them", "freeze_vision"
+            )
 
     @property
     def needs_separate_reference(self) -> bool:
-        """Whether a reference model, if there is one, must be loaded beside the trained one.
+        """True if the reference model, if any, must be loaded besides the trained model.
 
-        With adapters it is the model itself without them, unless another is asked for, or what lies under
-        them is trained as well.
+        With adapters, the trained model without them is the reference, unless `reference_model` is another
+        model or the merger is trained too.
         """
         other = self.reference_model not in (None, self.model)
         return not self.lora.rank or other or self.lora.train_merger
 
-    def check_max_context(self, max_context: int) -> None:
-        """`ValueError` if an episode may have more tokens than a forward pass."""
+    def check_max_context(self, section: str, max_context: int) -> None:
+        """Check that an episode of `max_context` tokens fits in one forward pass.
+
+        Args:
+            section: Key of this section, for the error.
+        """
         if self.micro_batch_tokens < max_context:
-            raise ValueError(
-                f"learner.micro_batch_tokens is {self.micro_batch_tokens}, below episode.max_context "
-                f"({max_context}): an episode of that length could not be learned from; raise the former"
+            raise InvalidValueError(
+                f"{section}.micro_batch_tokens",
+                f"is {self.micro_batch_tokens}; it must be at least episode.max_context ({max_context}), or "
+                "the "
+                "longest episodes cannot be trained on",
+                "episode.max_context",
+            )
+
+    def check_constant_schedule(self, section: str, schedule_key: str) -> None:
+        """Check that the learning rate schedule is left to the SFT stage.
+
+        Args:
+            section: Key of this section, for the error.
+            schedule_key: Key to set instead.
+        """
+        if self.optimizer.lr_schedule != "constant":
+            raise InvalidValueError(
+                f"{section}.optimizer.lr_schedule",
+                f"is {self.optimizer.lr_schedule!r}; set {schedule_key} instead",
             )

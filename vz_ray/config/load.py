@@ -1,35 +1,37 @@
-"""From YAML and overrides to a typed config, or one line that says what is wrong and where."""
+"""Load a typed config from YAML files and overrides."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from vz_ray.config.derived import FOLLOWS, SOURCE
+from vz_ray.config.validation import InvalidValueError
 from vz_ray.utils.errors import UserError
 
 C = TypeVar("C")
 EXTENDS = "extends"
+"""Key of a config file that names the file it extends, relative to itself."""
 
 
 class ConfigError(UserError):
-    """A config file or override is wrong; names the key, where it stands, and the nearest right one."""
+    """A config file or an override is invalid. The message names the key, its file and line, and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Values from one place; later layers win.
+    """Values of one file or one override; later layers override earlier ones.
 
     Attributes:
         values: As written.
-        origin: File name, or the override as typed.
+        origin: File name, or the override.
         lines: Line number in the file by dotted key.
     """
 
@@ -37,86 +39,88 @@ class _Layer:
     origin: str
     lines: dict[str, int]
 
-    def place(self, key: str) -> str:
-        """Where `key` stands: `conf/a.yaml:3`."""
+    def location(self, key: str) -> str:
+        """File and line of `key`, for example `conf/a.yaml:3`."""
         line = self.lines.get(key.replace("[", ".").replace("]", ""))
         return f"{self.origin}:{line}" if line else self.origin
 
 
 def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequence[str] = ()) -> C:
-    """Reads `path` over the defaults of `schema`, then `overrides` over both.
+    """Merge the defaults of `schema`, the file at `path` and `overrides`, in this order.
 
-    A file may start from another: `extends: quickstart.yaml`, relative to itself.
+    A file may extend another one: `extends: quickstart.yaml`, relative to itself.
 
     Args:
         schema: A dataclass; its `__post_init__` checks values.
-        path: YAML file; only defaults without it.
-        overrides: `section.key=value`, the value being YAML.
+        path: YAML file; optional.
+        overrides: `section.key=value` with a YAML value.
 
     Raises:
-        ConfigError: Unknown key, wrong type or value, missing value, unreadable file.
+        ConfigError: Unknown key, wrong type, invalid or missing value, unreadable file.
 
     Example:
-        load(LearnerConfig, "conf/learner.yaml", ["lr=1e-5"])
+        load_config(GrpoRunConfig, "conf/laptop.yaml", ["train.max_steps=3"])
     """
-    layers = [*(_files(Path(path), ()) if path is not None else ()), *map(_override, overrides)]
+    layers = [*(_file_layers(Path(path), ()) if path is not None else ()), *map(_override_layer, overrides)]
     config = OmegaConf.structured(schema)
     for layer in layers:
         _check_sections(config, layer.values, layer, "")
         try:
             config = OmegaConf.merge(config, layer.values)
         except (OmegaConfBaseException, TypeError, ValueError) as error:
-            raise _explained(error, layer, schema) from error
-    return _built(schema, config, layers)
+            raise _merge_error(error, layer, schema) from error
+    return _build(schema, config, layers)
 
 
 def restore_config(schema: type[C], values: dict[str, Any]) -> C:
-    """The config whose `dataclasses.asdict` was `values`.
+    """Return the config whose `dataclasses.asdict` is `values`, including derived fields.
 
     Raises:
-        ConfigError: They are of another schema, or not allowed.
+        ConfigError: `values` has unknown keys or invalid values.
     """
     try:
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        config = OmegaConf.merge(OmegaConf.structured(schema), _without_derived(schema, values))
+        section = OmegaConf.to_object(config)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"no {schema.__name__}: {_first_line(error)}") from error
-    assert isinstance(built, schema)
-    return built
+        raise ConfigError(f"invalid {schema.__name__}: {_first_line(error)}") from error
+    assert isinstance(section, schema)
+    _restore_derived(section, values)
+    return section
 
 
 def to_yaml(config: object) -> str:
-    """The whole config, defaults included, as YAML that `load` reads back."""
+    """Return the config, including defaults and without derived fields, as YAML for `load_config`."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def list_keys(schema: type) -> list[str]:
-    """Every dotted key of a schema, in order.
+    """Return every dotted key of a schema, in order.
 
     Example: `["seed", "learner.lr", "learner.clip.low"]`
     """
-    return [key for key, _ in _walk(OmegaConf.structured(schema), "")]
+    return list(_walk(OmegaConf.structured(schema), ""))
 
 
-def _files(path: Path, above: tuple[Path, ...]) -> list[_Layer]:
-    """This file's layer, after those that it extends."""
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: extends itself by way of {above[-1]}")
+def _file_layers(path: Path, extended_by: tuple[Path, ...]) -> list[_Layer]:
+    """Layers of a file and of the files that it extends, base first."""
+    if path.resolve() in extended_by:
+        raise ConfigError(f"{path} extends itself through {extended_by[-1]}; remove one `extends`")
     try:
         text = path.read_text(encoding="utf-8")
         values = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        lines = dict(_lines(yaml.compose(text), ""))
+        lines = dict(_line_numbers(yaml.compose(text), ""))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, DictConfig):
-        raise ConfigError(f"{path}: a config is `key: value` lines, not a {type(values).__name__}")
+        raise ConfigError(f"{path} contains a {type(values).__name__}; it must contain `key: value` lines")
     base = values.pop(EXTENDS, None)
-    below = _files(path.parent / str(base), (*above, path.resolve())) if base else []
-    return [*below, _Layer(values, str(path), lines)]
+    base_layers = _file_layers(path.parent / str(base), (*extended_by, path.resolve())) if base else []
+    return [*base_layers, _Layer(values, str(path), lines)]
 
 
-def _override(text: str) -> _Layer:
+def _override_layer(text: str) -> _Layer:
     key, sign, _ = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"override '{text}': write it as section.key=value")
@@ -126,109 +130,140 @@ def _override(text: str) -> _Layer:
         raise ConfigError(f"override '{text}': {_first_line(error)}") from error
 
 
-def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
+def _line_numbers(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             name = f"{prefix}{key.value}"
             yield name, key.start_mark.line + 1
-            yield from _lines(value, f"{name}.")
+            yield from _line_numbers(value, f"{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield f"{prefix}{index}", value.start_mark.line + 1
-            yield from _lines(value, f"{prefix}{index}.")
+            yield from _line_numbers(value, f"{prefix}{index}.")
 
 
 def _check_sections(config: Any, values: DictConfig, layer: _Layer, prefix: str) -> None:
-    """A section given a plain value is named here; OmegaConf's own message names no key."""
+    """Raise if a section is given a plain value; OmegaConf's own message names no key."""
     for name in map(str, values):
         if not isinstance(config, DictConfig) or name not in config or OmegaConf.is_missing(config, name):
             continue
-        ours, theirs, key = config._get_node(name), values._get_node(name), f"{prefix}{name}"
-        if isinstance(ours, DictConfig) and is_dataclass(OmegaConf.get_type(ours)):
-            if not isinstance(theirs, DictConfig):
-                keys = ", ".join(map(str, ours))
-                raise ConfigError(f"{layer.place(key)}: {key} is a section with the keys {keys}")
-            _check_sections(ours, theirs, layer, f"{key}.")
+        section, value, key = config._get_node(name), values._get_node(name), f"{prefix}{name}"
+        if isinstance(section, DictConfig) and is_dataclass(OmegaConf.get_type(section)):
+            if not isinstance(value, DictConfig):
+                keys = ", ".join(map(str, section))
+                raise ConfigError(f"{layer.location(key)}: {key} is a section with the keys {keys}")
+            _check_sections(section, value, layer, f"{key}.")
 
 
-def _explained(error: Exception, layer: _Layer, schema: type) -> ConfigError:
+def _merge_error(error: Exception, layer: _Layer, schema: type) -> ConfigError:
+    """Error for a layer that OmegaConf rejects: an unknown key or a wrong type."""
     key = str(getattr(error, "full_key", "") or "")
+    location = layer.location(key)
     if "not in" not in str(error) or not key:
-        return ConfigError(f"{layer.place(key)}: {key + ': ' if key else ''}{_first_line(error)}")
-    known = getattr(error, "object_type", None)
-    parent = key.rpartition(".")[0]
-    siblings = [f.name for f in fields(known)] if is_dataclass(known) else []
-    near = _nearest(key, [f"{parent}.{name}" if parent else name for name in siblings], list_keys(schema))
-    hint = f"did you mean {near}?" if near else f"the keys there are {', '.join(siblings)}"
-    return ConfigError(f"{layer.place(key)}: there is no key {key}; {hint}")
+        return ConfigError(f"{location}: {key + ': ' if key else ''}{_first_line(error)}")
+    section = getattr(error, "object_type", None)
+    section_fields = fields(section) if is_dataclass(section) else ()
+    parent, _, name = key.rpartition(".")
+    for item in section_fields:
+        if item.name == name and SOURCE in item.metadata:
+            return ConfigError(f"{location}: {key} follows {item.metadata[FOLLOWS]}; set that instead")
+    siblings = [item.name for item in section_fields if SOURCE not in item.metadata]
+    sibling_keys = [f"{parent}.{sibling}" if parent else sibling for sibling in siblings]
+    closest = _closest_key(key, sibling_keys, list_keys(schema))
+    hint = f"did you mean {closest}?" if closest else f"the keys there are {', '.join(siblings)}"
+    return ConfigError(f"{location}: there is no key {key}; {hint}")
 
 
-def _nearest(key: str, siblings: Iterable[str], everywhere: Iterable[str]) -> str:
-    """The key most like a wrong one: among its siblings, else one of that name elsewhere."""
-    found = difflib.get_close_matches(key, list(siblings), n=1, cutoff=0.7)
+def _closest_key(key: str, siblings: Sequence[str], all_keys: Sequence[str]) -> str:
+    """Most similar sibling of an unknown key, else a key of the same name in another section."""
+    similar = difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
     name = key.rpartition(".")[2]
-    return next(iter([*found, *(other for other in everywhere if other.rpartition(".")[2] == name)]), "")
+    namesakes = [other for other in all_keys if other.rpartition(".")[2] == name]
+    return next(iter([*similar, *namesakes]), "")
 
 
-def _built(schema: type[C], config: Any, layers: Sequence[_Layer]) -> C:
+def _build(schema: type[C], config: Any, layers: Sequence[_Layer]) -> C:
     try:
-        built = OmegaConf.to_object(config)
+        section = OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", "") or "a key"
-        raise ConfigError(f"{key} has no value: give it as {key}=... or in the config file") from error
+        raise ConfigError(f"{key} has no value: set {key}=... or add it to the config file") from error
+    except InvalidValueError as error:
+        raise _value_error(error, _invalid_section(config, ""), layers) from error
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise _placed(error, str(getattr(error, "full_key", None) or _refused(config, "")), layers) from error
-    assert isinstance(built, schema)
-    return built
+        key = str(getattr(error, "full_key", None) or _invalid_section(config, ""))
+        raise ConfigError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
+    assert isinstance(section, schema)
+    return section
 
 
-def _refused(config: DictConfig, prefix: str) -> str:
-    """Dotted key of the innermost section whose `__post_init__` refuses it; empty for the root."""
+def _invalid_section(config: DictConfig, prefix: str) -> str:
+    """Dotted key of the innermost section whose `__post_init__` raises; empty for the root."""
     for name in map(str, config):
         node = None if OmegaConf.is_missing(config, name) else config._get_node(name)
-        if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)):
+        if not isinstance(node, DictConfig):
+            continue
+        if is_dataclass(OmegaConf.get_type(node)):
             try:
                 OmegaConf.to_object(node)
             except (ValueError, TypeError):
-                return _refused(node, f"{prefix}{name}.") or f"{prefix}{name}"
+                return _invalid_section(node, f"{prefix}{name}.") or f"{prefix}{name}"
+        elif inner := _invalid_section(node, f"{prefix}{name}."):
+            return inner
     return ""
 
 
-def _placed(error: Exception, key: str, layers: Sequence[_Layer]) -> ConfigError:
-    """Where the refused value stands: the last layer with a key of this section that the message names."""
-    message = _first_line(error)
-    words = set(re.findall(r"\w+", message))
+def _value_error(error: InvalidValueError, section: str, layers: Sequence[_Layer]) -> ConfigError:
+    """Error with the location of the last layer that sets a key of the broken rule."""
+    prefix = f"{section}." if section else ""
+    message = f"{prefix}{error}"
     for layer in reversed(layers):
-        inside = [k for k in _flat(layer.values) if k == key or k.startswith(f"{key}." if key else "")]
-        named = [k for k in inside if k.rpartition(".")[2] in words]
-        if named:
-            # A key that is named in full is meant rather than one of the same last name.
-            return ConfigError(f"{layer.place(max(named, key=lambda k: k in message))}: {message}")
-        if inside and key:
-            return ConfigError(f"{layer.place(key)}: {key}: {message}")
-    return ConfigError(f"{key}: {message}" if key else message)
+        layer_keys = _leaf_keys(layer.values)
+        for key in (error.key, *error.related):
+            if any(f"{leaf}.".startswith(f"{prefix}{key}.") for leaf in layer_keys):
+                return ConfigError(f"{layer.location(prefix + key)}: {message}")
+    return ConfigError(message)
 
 
-def _flat(values: DictConfig) -> list[str]:
-    """Dotted keys of what a layer says, without resolving interpolations."""
-    found: list[str] = []
+def _leaf_keys(values: DictConfig) -> list[str]:
+    """Dotted keys of all leaves, without resolving interpolations."""
+    leaves: list[str] = []
     queue = [("", OmegaConf.to_container(values, resolve=False))]
     while queue:
         prefix, node = queue.pop()
-        if isinstance(node, dict):
+        if isinstance(node, dict) and node:
             queue += [(".".join(filter(None, (prefix, str(name)))), child) for name, child in node.items()]
         else:
-            found.append(prefix)
-    return found
+            leaves.append(prefix)
+    return leaves
 
 
-def _walk(config: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
+def _walk(config: DictConfig, prefix: str) -> Iterator[str]:
     for name in map(str, config):
         node = None if OmegaConf.is_missing(config, name) else config._get_node(name)
         if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)):
             yield from _walk(node, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", node
+            yield f"{prefix}{name}"
+
+
+def _without_derived(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    hints, items = get_type_hints(schema), {item.name: item for item in fields(schema)}
+    return {
+        name: _without_derived(hints[name], value) if is_dataclass(hints.get(name)) else value
+        for name, value in values.items()
+        if name not in items or SOURCE not in items[name].metadata
+    }
+
+
+def _restore_derived(section: Any, values: dict[str, Any]) -> None:
+    for item in fields(section):
+        if item.name not in values:
+            continue
+        if SOURCE in item.metadata:
+            setattr(section, item.name, values[item.name])
+        elif is_dataclass(getattr(section, item.name)):
+            _restore_derived(getattr(section, item.name), values[item.name])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Prompt files: YAML mappings of texts, which a user edits."""
+"""Prompt files: YAML mappings of texts that users edit."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import yaml
 
 from vz_ray.utils.errors import UserError
 
-_HOME = Path(__file__).resolve().parents[2]
-"""Where the files that ship lie, whatever the working directory."""
+_PROJECT_ROOT = Path(__file__).resolve().parents[2]
+"""Directory of the `conf` folder."""
 
 
 def load_prompt_file(
     path: Path | str, keys: Collection[str], optional: Collection[str] = ()
 ) -> tuple[Path, dict[str, str]]:
-    """Where a prompt file was found, and its texts by key.
+    """Return the path of a prompt file and its texts by key.
 
     Args:
-        path: Relative paths are looked for in the working directory, then beside the files that ship.
-        keys: What it must have.
-        optional: What it may have besides.
+        path: A relative path is resolved in the working directory, then in the project.
+        keys: Required keys.
+        optional: Optional keys.
 
     Raises:
-        UserError: It is missing or no YAML, or its keys are others, or not all of them are texts.
+        UserError: The file is missing or invalid.
     """
     path = Path(path)
     if not path.is_absolute() and not path.exists():
-        path = _HOME / path
+        path = _PROJECT_ROOT / path
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"prompt file {path} does not exist: correct its name") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the prompt file {path}: {' '.join(str(error).split())}") from error
-    found = set(values) if isinstance(values, dict) else set()
-    if found - set(optional) != set(keys):
-        more = f", and may be {', '.join(optional)}" if optional else ""
-        there = ", ".join(map(str, values)) if found else type(values).__name__
-        raise UserError(f"prompt file {path}: its keys must be {', '.join(keys)}{more}; found {there}")
-    for key, text in values.items():
+    file_keys = set(texts) if isinstance(texts, dict) else set()
+    if file_keys - set(optional) != set(keys):
+        actual = ", ".join(map(str, texts)) if file_keys else type(texts).__name__
+        extra = f" and may be {', '.join(optional)}" if optional else ""
+        raise UserError(f"prompt file {path} has {actual}; its keys must be {', '.join(keys)}{extra}")
+    for key, text in texts.items():
         if not isinstance(text, str):
-            raise UserError(f"prompt file {path}: {key} {text!r} is no text; put it in quotes")
-    return path, values
+            raise UserError(f"prompt file {path}: {key} is {text!r}; it must be a text, put it in quotes")
+    return path, texts

@@ -1,4 +1,4 @@
-"""The quickstart: every stage from nothing to a report."""
+"""Config of the quickstart: every stage from data synthesis to the report."""
 
 from __future__ import annotations
 
@@ -8,52 +8,68 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.report import ReportConfig
 from vz_ray.config.run import GrpoRunConfig
-from vz_ray.config.sft_stage import BaselineConfig, SftConfig
+from vz_ray.config.sft import SftConfig
+from vz_ray.config.validation import InvalidValueError, check_fraction
+
+
+@dataclass
+class BaselineConfig:
+    """The uniform baseline: the same base model, trained to answer from uniform frames without the tool."""
+
+    prompt: str = "conf/prompt/tiny-answer.yaml"
+    """Prompt file without zooms."""
+    train_frames: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
+    """Frame counts of the training samples, in turn."""
+    test_frames: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
+    """Frame counts of the evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_frames", "test_frames"):
+            counts = getattr(self, name)
+            if not counts or min(counts) < 1:
+                raise InvalidValueError(name, f"is {counts}; it must list counts of at least 1")
 
 
 @dataclass
 class QuickstartConfig(GrpoRunConfig):
-    """A run and the stages around it; `model` is the base that all of them start from."""
+    """Config of `vz-ray quickstart`; every stage starts from `model` or from a stage before."""
 
     synth: SynthConfig = field(default_factory=SynthConfig)
-    """The needle videos."""
+    """Needle videos."""
     sft_learner: LearnerConfig = field(default_factory=LearnerConfig)
-    """The learner of all supervised stages."""
+    """Learner of all SFT stages."""
     cold_start: SftConfig = field(default_factory=SftConfig)
-    """The cold start on exemplars."""
+    """Cold start on exemplars."""
     sparse_zoom_share: float = 0.0
-    """Share of the exemplars' zooms tried at half the rate that shows all; kept where that was enough."""
+    """Share of the exemplars' zooms that are tried at half the required frame rate, and kept if that
+    suffices."""
     sft_continued: SftConfig = field(default_factory=SftConfig)
-    """The cold start continued by more of the same, for as long as reinforcement learning took."""
+    """Cold start continued for as long as RL training takes."""
     baseline_sft: SftConfig = field(default_factory=SftConfig)
     """Training of the uniform baseline."""
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    """The uniform baseline."""
+    """Uniform baseline."""
     report: ReportConfig = field(default_factory=ReportConfig)
-    """The HTML report."""
+    """HTML report."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sft_learner.model:
-            raise ValueError(
-                f"sft_learner.model is {self.sft_learner.model!r}; it is `model` of the run, set that instead"
-            )
-        if self.sft_learner.optimizer.lr_schedule != "constant":
-            raise ValueError(
-                f"sft_learner.optimizer.lr_schedule is {self.sft_learner.optimizer.lr_schedule!r}; "
-                "each stage has its own, such as cold_start.lr_schedule"
-            )
+        self.sft_learner.check_constant_schedule("sft_learner", "cold_start.lr_schedule")
         if self.weights.transport != "shm":
-            raise ValueError(
-                f"weights.transport is {self.weights.transport!r}; the quickstart evaluates several models "
-                "on the same engines, which takes 'shm' (`vz-ray train` takes any)"
+            raise InvalidValueError(
+                "weights.transport",
+                f"is {self.weights.transport!r}; the quickstart evaluates several models on the same "
+                "engines, which "
+                "requires 'shm'",
             )
-        if not 0 <= self.sparse_zoom_share <= 1:
-            raise ValueError(
-                f"sparse_zoom_share is {self.sparse_zoom_share}; it is a share of the exemplars' zooms, from 0 to 1"
-            )
+        check_fraction(self, "sparse_zoom_share")
         if self.sft_continued.max_time_s:
-            raise ValueError(
-                f"sft_continued.max_time_s is {self.sft_continued.max_time_s}; "
-                "it goes on for as long as reinforcement learning took, leave it at 0"
+            raise InvalidValueError(
+                "sft_continued.max_time_s",
+                f"is {self.sft_continued.max_time_s}; it must be 0, because the stage takes as long as RL "
+                "training",
             )
+
+    @property
+    def images_per_prompt(self) -> int:
+        return max(self.episode.max_images, *self.baseline.test_frames)

@@ -1,11 +1,19 @@
-"""Configuration of rewards."""
+"""Config of rewards."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from vz_ray.config.derived import derived, timeout
+from vz_ray.config.validation import (
+    InvalidValueError,
+    check_choice,
+    check_min,
+    check_not_negative,
+    check_positive,
+)
 
 SCORERS = ("clean", "compat")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -13,119 +21,101 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass
 class JudgeConfig:
-    """The model that judges answers which only a reader can compare, behind an OpenAI-compatible endpoint.
-
-    Attributes:
-        model: Its name there; empty is no judge, and answers that need one are invalid.
-        base_url: The endpoint, such as `http://judge:8000/v1`.
-        api_key_env: Environment variable of the rollout workers that holds the key; empty for a
-            server that needs none.
-        prompt: Wording for open-ended answers, judged 0 or 1.
-        graded_prompt: Wording for graded answers, judged yes or no and 0 to 5.
-        caption_prompt: Wording for questions that are answered from a caption alone.
-        parameters: Sent with every request; null leaves one out (some hosted models want
-            `max_completion_tokens` in place of `max_tokens`).
-        max_concurrency: Most requests in flight from one rollout worker.
-        max_attempts: Most requests for one verdict; 429, 5xx, timeouts and lost connections are tried again.
-        backoff_s: Wait before the second attempt, doubled with each further one; a server's
-            `Retry-After` counts where it is longer.
-        request_timeout_s: Seconds that one request may take.
-        total_timeout_s: Seconds that a verdict may take, waiting for its turn and all attempts included.
-        use_cache: Keep verdicts on disk, for all processes and runs.
-        cache_dir: Where; empty takes the user's cache directory.
-    """
+    """Judge model for open-ended answers, behind an OpenAI-compatible endpoint."""
 
     model: str = ""
+    """Model name at the endpoint; empty disables the judge, and answers that need one are invalid."""
     base_url: str = ""
+    """Endpoint, for example `http://judge:8000/v1`."""
     api_key_env: str = ""
+    """Environment variable of the rollout workers with the API key; empty sends no key."""
     prompt: str = "conf/prompt/judge.yaml"
+    """Prompt for open-ended answers, scored 0 or 1."""
     graded_prompt: str = "conf/prompt/judge-graded.yaml"
+    """Prompt for graded answers, scored yes or no and 0 to 5."""
     caption_prompt: str = "conf/prompt/judge-caption.yaml"
+    """Prompt for questions that are answered from a caption only."""
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
+    """Parameters of every request; null removes one (some models use `max_completion_tokens` instead of
+    `max_tokens`)."""
     max_concurrency: int = 16
+    """Maximum concurrent requests per rollout worker."""
     max_attempts: int = 6
+    """Maximum requests per verdict; 429, 5xx, timeouts and lost connections are retried."""
     backoff_s: float = 1.0
-    request_timeout_s: float = 30.0
-    total_timeout_s: float = 120.0
+    """Wait before the first retry in seconds, doubled for each further one; a longer `Retry-After` is
+    respected."""
+    request_timeout_s: float = timeout("judge_request_s")
+    """Timeout of one request."""
+    total_timeout_s: float = timeout("judge_s")
+    """Timeout of one verdict, including its wait in the queue and all retries."""
     use_cache: bool = True
+    """Cache verdicts on disk, shared by all processes and runs."""
     cache_dir: str = ""
+    """Directory of the cache; default: the user's cache directory."""
 
     def __post_init__(self) -> None:
         if self.model and not re.match(r"https?://", self.base_url):
-            raise ValueError(
-                f"reward.judge.base_url is {self.base_url!r}; with reward.judge.model {self.model!r} it must "
-                "be the endpoint's address, such as http://judge:8000/v1"
+            raise InvalidValueError(
+                "base_url",
+                f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for "
+                "example "
+                "http://judge:8000/v1",
+                "model",
             )
-        taken = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
-        if taken:
-            raise ValueError(f"reward.judge.parameters has {taken[0]!r}, which is not for it to set")
-        for name in ("max_concurrency", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reward.judge.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("backoff_s", "request_timeout_s", "total_timeout_s"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise ValueError(f"reward.judge.{name} is {value}; it must be finite and above 0")
+        reserved = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
+        if reserved:
+            raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
+        check_min(self, 1, "max_concurrency", "max_attempts")
+        check_positive(self, "backoff_s")
 
 
 @dataclass
 class RewardConfig:
-    """How an episode is scored.
-
-    Attributes:
-        accuracy: Weight of a right answer (paper: 0.9).
-        format: Weight of a well-formed transcript (paper: 0.1).
-        tool: Paid on top when the answer is right and a zoom was carried out (paper: 0.5).
-        scorer: `clean` reads the usual ways to name an option inside the
-            answer span and counts zooms carried out; `compat` scores as the
-            released VideoZoomer code does and counts attempted zooms.
-        max_zoom_frames: Frames that one well-formed zoom may ask for (paper: 16).
-        number_rel_tol: Relative tolerance for ground truths that are not
-            integers; integers must be equal.
-        length_penalty: Weight of the penalty for saying much; 0 has none.
-        length_free_tokens: Tokens that a policy may say in an episode without penalty.
-        length_full_tokens: Tokens at which the penalty is whole; it grows evenly in between.
-        frame_cost: Weight of the cost of frames that zooms showed; 0 has none.
-        frame_cost_full_frames: Frames at which that cost is whole.
-        function: A reward of your own, `package.module:name`; see `vz_ray/rewards/user_function.py`.
-        judge: Who judges open-ended answers.
-        timeout_s: Seconds in which an episode must have been scored.
-    """
+    """Reward of an episode."""
 
     accuracy: float = 0.9
+    """Weight of a correct answer (paper: 0.9)."""
     format: float = 0.1
+    """Weight of a well-formed transcript (paper: 0.1)."""
     tool: float = 0.5
+    """Bonus for a correct answer after a served zoom (paper: 0.5)."""
     scorer: str = "clean"
-    max_zoom_frames: int = 16
+    """`clean` parses the usual ways to name an option in the answer and counts served zooms; `compat` scores
+    like the released VideoZoomer code and counts attempted zooms."""
+    max_zoom_frames: int = derived(16, "episode.max_zoom_frames")
+    """Maximum frames of one well-formed zoom (paper: 16)."""
     number_rel_tol: float = 0.01
+    """Relative tolerance of non-integer numeric answers; integers must be equal."""
     length_penalty: float = 0.0
+    """Weight of the length penalty; 0 disables it."""
     length_free_tokens: int = 2048
+    """Generated tokens of an episode without penalty."""
     length_full_tokens: int = 4096
+    """Generated tokens with the full penalty; it grows linearly in between."""
     frame_cost: float = 0.0
+    """Weight of the cost of zoomed frames; 0 disables it."""
     frame_cost_full_frames: int = 64
+    """Zoomed frames with the full cost."""
     function: str = ""
+    """User reward function `package.module:name`; see `vz_ray/rewards/user_function.py`."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    timeout_s: float = 300.0
+    """Judge model for open-ended answers."""
+    timeout_s: float = timeout("score_s")
+    """Timeout of scoring one episode."""
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"reward.{name} is {value}; it must be finite and not negative")
-        if self.scorer not in SCORERS:
-            raise ValueError(f"reward.scorer is {self.scorer!r}; choose one of {', '.join(SCORERS)}")
-        for name in ("max_zoom_frames", "frame_cost_full_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reward.{name} is {getattr(self, name)}; it must be at least 1")
+        check_not_negative(
+            self, "accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost"
+        )
+        check_choice(self, "scorer", SCORERS)
+        check_min(self, 1, "frame_cost_full_frames")
         if not 0 <= self.length_free_tokens < self.length_full_tokens:
-            raise ValueError(
-                f"reward.length_free_tokens is {self.length_free_tokens}; "
-                f"it must lie between 0 and reward.length_full_tokens ({self.length_full_tokens})"
+            raise InvalidValueError(
+                "length_free_tokens",
+                f"is {self.length_free_tokens}; it must be at least 0 and below length_full_tokens "
+                f"({self.length_full_tokens})",
+                "length_full_tokens",
             )
         if self.function and not _DOTTED.fullmatch(self.function):
-            raise ValueError(f"reward.function is {self.function!r}; write it as package.module:name")
-        if self.timeout_s <= self.judge.total_timeout_s:
-            raise ValueError(
-                f"reward.timeout_s is {self.timeout_s:g}; "
-                f"it must be above reward.judge.total_timeout_s ({self.judge.total_timeout_s:g})"
-            )
+            raise InvalidValueError("function", f"is {self.function!r}; write it as package.module:name")

@@ -1,44 +1,37 @@
-"""Config of how new weights reach the engines."""
+"""Config of weight publishes from the learner to the engines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from vz_ray.config.derived import timeout
+from vz_ray.config.validation import check_choice, check_min, check_positive
 
 TRANSPORTS = ("shm", "nccl", "ipc")
 
 
 @dataclass
 class WeightsConfig:
-    """How weights are published.
-
-    Attributes:
-        transport: `shm`: through shared memory of each node, on CPU or GPU; `nccl`: broadcast
-            between GPUs; `ipc`: learner and engine on one GPU, which each gets half of.
-        keep_shm_copy: With `nccl` and `ipc`, keep the newest version in shared memory, too: workers that join
-            between publishes or run on spot nodes pull it from there, and no group waits for them.
-        shm_dir: Where versions in shared memory lie; null is a directory of this run in /dev/shm.
-        bucket_mib: Most MiB in one file, or in one gathering of a sharded model.
-        probe_every: Compare engine and learner on a fixed prompt at every n-th publish.
-        probe_tolerance: Largest difference in log-prob there (1e-4 in float32; about 0.1 in bfloat16).
-        timeout_s: Seconds in which each step of a publish must be done by each worker.
-    """
+    """Transport and verification of weight publishes."""
 
     transport: str = "shm"
+    """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: learner and
+    engine share one GPU, half each."""
     keep_shm_copy: bool = True
+    """With `nccl` and `ipc`, also keep the newest version in shared memory. Workers that start between
+    publishes, or on spot nodes, load it from there."""
     shm_dir: str | None = None
+    """Directory of versions in shared memory; default: a directory of the run in /dev/shm."""
     bucket_mib: int = 256
+    """Maximum size of one file, or of one gather of a sharded model, in MiB."""
     probe_every: int = 1
+    """Publishes between parity probes, which compare log-probs of engine and learner on a fixed prompt."""
     probe_tolerance: float = 1e-4
-    timeout_s: float = 300.0
+    """Maximum log-prob difference of the parity probe (1e-4 in float32; about 0.1 in bfloat16)."""
+    timeout_s: float = timeout("publish_s")
+    """Timeout of each phase of a publish, per worker."""
 
     def __post_init__(self) -> None:
-        if self.transport not in TRANSPORTS:
-            raise ValueError(
-                f"weights.transport is {self.transport!r}; it must be one of {', '.join(TRANSPORTS)}"
-            )
-        for name in ("bucket_mib", "probe_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"weights.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("probe_tolerance", "timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"weights.{name} is {getattr(self, name)}; it must be above 0")
+        check_choice(self, "transport", TRANSPORTS)
+        check_min(self, 1, "bucket_mib", "probe_every")
+        check_positive(self, "probe_tolerance")

@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 
 from vz_ray.data.episode_record import (
     EpisodeRecord,
-    append_lines,
-    read_complete_lines,
     record_from_dict,
     record_to_dict,
-    to_json_line,
 )
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 EpisodeKey = tuple[str, int]
 """Task id and sample."""

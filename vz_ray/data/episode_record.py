@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
 from vz_ray.env.task import AnswerType, CaptionQuestion, ChatHistory, SubtitleFile, Task
 from vz_ray.env.trajectory import Trajectory
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +33,42 @@ class EpisodeRecord:
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
-    """`task` as JSON values; `extra` must hold nothing else."""
+    """Return `task` as JSON values; `task.extra` must hold JSON values only."""
     data = {
         **asdict(task),
         "answer_type": task.answer_type.value,
-        "events": [list(event) for event in task.evidence_spans],
-        "pictures": list(task.images),
-        "checks": [
+        "evidence_spans": [list(span) for span in task.evidence_spans],
+        "images": list(task.images),
+        "caption_questions": [
             [check.question, check.answer, check.answer_type.value] for check in task.caption_questions
         ],
-        "more_videos": list(task.extra_videos),
+        "extra_videos": list(task.extra_videos),
     }
-    # Only what was asked in a chat has these.
-    for name, default in (("more_videos", []), ("chat", asdict(ChatHistory()))):
+    # Only tasks from a chat have these fields.
+    for name, default in (("extra_videos", []), ("chat_history", asdict(ChatHistory()))):
         if data[name] == default:
             del data[name]
     return data
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
-    """The task that `task_to_dict` wrote."""
-    subtitles, chat = data.get("subtitles"), data.get("chat", {})
-    known = {
+    """Return the task that `task_to_dict` wrote."""
+    subtitles, chat = data.get("subtitles"), data.get("chat_history", {})
+    fields = {
         "answer_type": AnswerType(data["answer_type"]),
-        "events": tuple((start, end) for start, end in data["events"]),
+        "evidence_spans": tuple((start, end) for start, end in data["evidence_spans"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
-        "pictures": tuple(data.get("pictures", ())),
-        "checks": tuple(CaptionQuestion(q, a, AnswerType(kind)) for q, a, kind in data.get("checks", ())),
-        "more_videos": tuple(data.get("more_videos", ())),
-        "chat": ChatHistory(chat.get("system", ""), tuple((q, a) for q, a in chat.get("past", ()))),
+        "images": tuple(data.get("images", ())),
+        "caption_questions": tuple(
+            CaptionQuestion(question, answer, AnswerType(kind))
+            for question, answer, kind in data.get("caption_questions", ())
+        ),
+        "extra_videos": tuple(data.get("extra_videos", ())),
+        "chat_history": ChatHistory(
+            chat.get("system", ""), tuple((question, answer) for question, answer in chat.get("turns", ()))
+        ),
     }
-    return Task(**{**data, **known})
+    return Task(**{**data, **fields})
 
 
 def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:
@@ -87,41 +91,9 @@ def record_from_dict(data: dict[str, Any]) -> EpisodeRecord:
     )
 
 
-def to_json_line(value: dict[str, Any]) -> str:
-    """One JSON line. Raises ValueError where a number is not finite: JSON has no word for it."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Appends `lines` with one write, and waits until they are on disk."""
-    data = "".join(lines).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def append_records(path: Path, records: Iterable[EpisodeRecord]) -> None:
     """Appends `records` to an episode log."""
     append_lines(path, (to_json_line(record_to_dict(record)) for record in records))
-
-
-def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of `path`; a last line without an end (an interrupted write) is left out.
-
-    Raises:
-        ValueError: Any other line is broken; names the file and the line.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the line") from error
-            yield value
 
 
 def read_records(path: Path) -> Iterator[EpisodeRecord]:

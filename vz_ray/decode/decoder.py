@@ -21,7 +21,7 @@ from vz_ray.monitoring.ray_metrics import RayMetrics
 from vz_ray.utils.code_fingerprint import check_same_code
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
-from vz_ray.utils.stack_traces import format_stacks
+from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.video.clip_reader import ReaderStats
 from vz_ray.video.errors import UnexpectedReadError
 from vz_ray.video.frame import (

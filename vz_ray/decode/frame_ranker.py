@@ -148,7 +148,7 @@ class FrameRankerHandle:
 
     Raises (every request):
         VideoError: The video cannot be read.
-        Overdue: It took longer than `episode.selector.timeout_s`.
+        Overdue: It took longer than `timeouts.select_frames_s`.
         RankerLost: The model's process died at every attempt.
     """
 

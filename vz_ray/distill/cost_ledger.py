@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vz_ray.data.episode_record import append_lines, read_complete_lines, to_json_line
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vz_ray.data.episode_record import EpisodeRecord, record_to_dict, to_json_line
+from vz_ray.data.episode_record import EpisodeRecord, record_to_dict
 from vz_ray.data.sft_file import trajectory_to_sample
 from vz_ray.distill.data_card import DataCard, to_markdown
 from vz_ray.distill.filters import DroppedEpisode, count_prefix_turns
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import FrameSource
-from vz_ray.monitoring.run_dir import atomic_directory
+from vz_ray.utils.atomic_files import atomic_directory
+from vz_ray.utils.json_lines import to_json_line
 from vz_ray.video.frame import FrameRef
 from vz_ray.video.image_encoding import encode_image
 

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vz_ray.data.episode_record import EpisodeRecord, read_complete_lines, record_from_dict
+from vz_ray.data.episode_record import EpisodeRecord, record_from_dict
 from vz_ray.distill.teacher_runner import TeacherJob
 from vz_ray.env.trajectory import EpisodeStatus, TokenContext, Turn
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import ZoomRequest
 
 MIN_TEACHER_TURNS = 2

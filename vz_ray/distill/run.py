@@ -35,15 +35,16 @@ from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teach
 from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.monitoring import logging_config, metric_names
-from vz_ray.monitoring.live_status import DISTILL_RUN
+from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
-from vz_ray.monitoring.run_dir import RunDir, write_atomic
+from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rewards import check_scorers
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import check_monitoring, monitor_run
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
 
@@ -182,7 +183,7 @@ async def _distill(
     async with (
         runtime.checked_ray_cluster(config),
         runtime.decode_pool(config) as frames,
-        monitor_run(config.monitoring, run_dir, frames, run_kind=DISTILL_RUN) as monitor,
+        monitor_run(config.monitoring, run_dir, frames, run_kind=RunKind.DISTILL) as monitor,
     ):
         runner = TeacherRunner(
             teacher, chat_format, frames, config.episode, config.reward, plan.prompt, plan.stage

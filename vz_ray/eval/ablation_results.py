@@ -1,10 +1,9 @@
-"""What an ablation found: figures of every variant, differences to the full loop, and what they show.
+"""Results of an ablation: metrics of every variant and paired differences between variants.
 
-Differences are paired: the same questions, and for each seed the training that
-shares that seed's cold start. Intervals draw seeds and whole videos
-(`interval.crossed_bootstrap`). A difference whose interval holds 0 is *not
-shown*, whatever its sign; the paper's order holds if every one of its claims is
-shown.
+Differences are paired by question, and by seed: both trainings of a pair start from the
+same cold start. Intervals resample seeds and whole videos (`bootstrap.crossed_bootstrap`).
+A claim is inconclusive if the interval of its difference contains 0. The paper's order
+holds if every claim is supported.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from vz_ray.eval.bootstrap import ConfidenceInterval, crossed_bootstrap
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics, reward_parts_of
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = dict[str, Any]
 ResultsByVariant = Mapping[str, Mapping[int, Sequence[EvalResult]]]
-"""By variant and seed."""
+"""Results by variant and seed."""
 
 ABLATION_JSON, ABLATION_CSV, ABLATION_MARKDOWN = "ablation.json", "ablation.csv", "ablation.md"
 ACCURACY, ZOOMS = "accuracy", "zooms"
@@ -48,25 +47,25 @@ PAPER_MODEL_NAMES = {
     WITHOUT_REFLECTION: "without reflection",
     WITHOUT_TOOL_REWARD: "without tool reward",
 }
-"""What the paper calls each variant."""
+"""Name of each variant in `paper_results.yaml`."""
 
 
 class ClaimStatus(StrEnum):
-    SHOWN = "shown"
-    NOT_SHOWN = "not shown"
+    SUPPORTED = "supported"
+    INCONCLUSIVE = "inconclusive"
     REVERSED = "reversed"
 
 
 def claim_status(difference: ConfidenceInterval) -> ClaimStatus:
-    """What the interval of (what is claimed to be more) - (what is claimed to be less) says of the claim."""
+    """Return the status of the claim that `difference` is positive."""
     if difference.low > 0:
-        return ClaimStatus.SHOWN
-    return ClaimStatus.REVERSED if difference.high < 0 else ClaimStatus.NOT_SHOWN
+        return ClaimStatus.SUPPORTED
+    return ClaimStatus.REVERSED if difference.high < 0 else ClaimStatus.INCONCLUSIVE
 
 
 @dataclass(frozen=True, slots=True)
 class AblationClaim:
-    """A line of the paper's order: `greater` has more of `metric` than `lesser`."""
+    """A claim of the paper: `metric` of variant `greater` exceeds `metric` of variant `lesser`."""
 
     metric: str
     greater: str
@@ -81,18 +80,18 @@ CLAIMS = (
 
 
 def zooms_by_task(results: Sequence[EvalResult]) -> dict[str, float]:
-    """Zooms carried out in each valid episode."""
+    """Return the number of successful zooms of each valid episode, by task id."""
     return {r.task.task_id: float(len(r.trajectory.zooms)) for r in results if reward_parts_of(r).valid}
 
 
-_VALUES: Mapping[str, Callable[[Sequence[EvalResult]], dict[str, float]]] = {
+_METRICS: Mapping[str, Callable[[Sequence[EvalResult]], dict[str, float]]] = {
     ACCURACY: accuracy_by_task,
     ZOOMS: zooms_by_task,
 }
 
 
 def build_ablation_results(results: ResultsByVariant, config: EvalConfig) -> Json:
-    """All figures, as JSON values; variants and seeds that have no results yet are left out."""
+    """Build the JSON values of an ablation; variants and seeds without results are omitted."""
     videos = {r.task.task_id: r.task.video for runs in results.values() for run in runs.values() for r in run}
     interval = partial(
         crossed_bootstrap,
@@ -107,16 +106,17 @@ def build_ablation_results(results: ResultsByVariant, config: EvalConfig) -> Jso
         for claim in CLAIMS
         if variants.get(claim.greater, {}).keys() & variants.get(claim.lesser, {}).keys()
     ]
-    asked = {r.task.task_id for run in variants.get(FULL, {}).values() for r in run}
+    tasks = {r.task.task_id for run in variants.get(FULL, {}).values() for r in run}
+    all_supported = all(claim["status"] == ClaimStatus.SUPPORTED for claim in claims)
     return {
         "seeds": sorted({seed for runs in variants.values() for seed in runs}),
-        "questions": len(asked),
-        "videos": len({videos[task] for task in asked}),
+        "questions": len(tasks),
+        "videos": len({videos[task] for task in tasks}),
         "interval_level": config.confidence_level,
         "paper": load_paper_results().source,
         "variants": {name: _variant(name, runs, config, interval) for name, runs in variants.items()},
         "claims": claims,
-        "order_holds": len(claims) == len(CLAIMS) and all(c["verdict"] == ClaimStatus.SHOWN for c in claims),
+        "order_holds": len(claims) == len(CLAIMS) and all_supported,
     }
 
 
@@ -127,25 +127,29 @@ def _variant(
     interval: Callable[..., ConfidenceInterval],
 ) -> Json:
     pooled = compute_eval_metrics([result for run in runs.values() for result in run], config)
-    means = {figure: [of(run) for run in runs.values()] for figure, of in _VALUES.items()}
+    values_by_run = {metric: [compute(run) for run in runs.values()] for metric, compute in _METRICS.items()}
+    paper, paper_name = load_paper_results(), PAPER_MODEL_NAMES[name]
     return {
-        **{figure: asdict(interval(values)) if all(values) else None for figure, values in means.items()},
+        **{
+            metric: asdict(interval(values)) if all(values) else None
+            for metric, values in values_by_run.items()
+        },
         **_costs(pooled),
         "seeds": {str(seed): _run(compute_eval_metrics(run, config)) for seed, run in sorted(runs.items())},
         "paper": {
-            "zooms": load_paper_results().mean_zooms.get(PAPER_MODEL_NAMES[name]),
+            "zooms": paper.mean_zooms.get(paper_name),
             "accuracy": {
-                f"{benchmark}/{figure}": models[PAPER_MODEL_NAMES[name]]
-                for benchmark, figures in load_paper_results().figures.items()
-                for figure, models in figures.items()
-                if PAPER_MODEL_NAMES[name] in models and PAPER_MODEL_NAMES[WITHOUT_RL] in models
+                f"{benchmark}/{metric}": values[paper_name]
+                for benchmark, metrics in paper.metrics.items()
+                for metric, values in metrics.items()
+                if paper_name in values and PAPER_MODEL_NAMES[WITHOUT_RL] in values
             },
         },
     }
 
 
 def _run(metrics: EvalMetrics) -> Json:
-    """One seed's figures."""
+    """Return the metrics of one seed."""
     accuracy = metrics.accuracy.mean if metrics.accuracy else None
     return {"accuracy": accuracy, "zooms": metrics.zooms_mean, **_costs(metrics)}
 
@@ -157,67 +161,66 @@ def _costs(metrics: EvalMetrics) -> Json:
 
 def _claim(
     claim: AblationClaim,
-    more: Mapping[int, Sequence[EvalResult]],
-    less: Mapping[int, Sequence[EvalResult]],
+    greater: Mapping[int, Sequence[EvalResult]],
+    lesser: Mapping[int, Sequence[EvalResult]],
     interval: Callable[..., ConfidenceInterval],
 ) -> Json:
-    """A claim, the paired difference that speaks of it, by seed too, and the verdict."""
-    of = _VALUES[claim.metric]
-    by_seed = {
-        seed: _difference(of(more[seed]), of(less[seed])) for seed in sorted(more.keys() & less.keys())
-    }
+    """Return a claim with its paired difference, the difference by seed, and its status."""
+    compute = _METRICS[claim.metric]
+    seeds = sorted(greater.keys() & lesser.keys())
+    by_seed = {seed: _difference(compute(greater[seed]), compute(lesser[seed])) for seed in seeds}
     difference = interval(list(by_seed.values()))
     return {
         **asdict(claim),
         "difference": asdict(difference),
         "seeds": {str(seed): sum(values.values()) / len(values) for seed, values in by_seed.items()},
         "questions": min(map(len, by_seed.values())),
-        "verdict": claim_status(difference).value,
+        "status": claim_status(difference).value,
     }
 
 
-def _difference(more: Mapping[str, float], less: Mapping[str, float]) -> dict[str, float]:
-    """By task, over those that both have."""
-    return {task: value - less[task] for task, value in more.items() if task in less}
+def _difference(greater: Mapping[str, float], lesser: Mapping[str, float]) -> dict[str, float]:
+    """Return the differences over common tasks, by task id."""
+    return {task: value - lesser[task] for task, value in greater.items() if task in lesser}
 
 
 # -- files ------------------------------------------------------------------------
 
 
-def write_ablation_files(run: Path, found: Json) -> None:
-    """Writes `ablation.json` and `ablation.csv`, each whole or not at all."""
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run / ABLATION_JSON, text.encode())
+def write_ablation_files(run_dir: Path, ablation: Json) -> None:
+    """Write `ablation.json` and `ablation.csv`, each atomically."""
+    text = json.dumps(ablation, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(run_dir / ABLATION_JSON, text.encode())
     file = io.StringIO(newline="")
-    rows = list(_rows(found))
+    rows = list(_rows(ablation))
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(run / ABLATION_CSV, file.getvalue().encode())
+    write_atomic(run_dir / ABLATION_CSV, file.getvalue().encode())
 
 
-def _rows(found: Json) -> Iterator[Json]:
-    """A row per variant and seed, and one for each variant's mean, whose seed is `all`."""
-    against = {(c["metric"], c["lesser"]): c for c in found["claims"] if c["greater"] == FULL}
-    for name, variant in found["variants"].items():
-        claim = against.get((ACCURACY, name))
+def _rows(ablation: Json) -> Iterator[Json]:
+    """Yield one row per variant and seed, and one per variant over all seeds (`seed` is `all`)."""
+    claims = {(c["metric"], c["lesser"]): c for c in ablation["claims"] if c["greater"] == FULL}
+    for name, variant in ablation["variants"].items():
+        claim = claims.get((ACCURACY, name))
         for seed, run in [*variant["seeds"].items(), ("all", variant)]:
-            whole = seed == "all"
-            accuracy, zooms = variant["accuracy"] if whole else {}, variant["zooms"] if whole else {}
-            difference = claim["difference"] if claim and whole else {}
+            pooled = seed == "all"
+            accuracy, zooms = variant["accuracy"] if pooled else {}, variant["zooms"] if pooled else {}
+            difference = claim["difference"] if claim and pooled else {}
             yield {
                 "variant": name,
                 "seed": seed,
-                "accuracy": accuracy.get("mean") if whole else run["accuracy"],
+                "accuracy": accuracy.get("mean") if pooled else run["accuracy"],
                 "accuracy_low": accuracy.get("low"),
                 "accuracy_high": accuracy.get("high"),
-                "zooms_mean": zooms.get("mean") if whole else run["zooms"],
+                "zooms_mean": zooms.get("mean") if pooled else run["zooms"],
                 **{key: run[key] for key in ("frames_mean", "zoom_call_rate", "valid_zoom_rate")},
                 **{key: run[key] for key in ("event_coverage", "questions", "invalid")},
-                "full_minus_this": difference.get("mean") if whole else claim and claim["seeds"].get(seed),
+                "full_minus_this": difference.get("mean") if pooled else claim and claim["seeds"].get(seed),
                 "difference_low": difference.get("low"),
                 "difference_high": difference.get("high"),
-                "verdict": claim["verdict"] if claim and whole else None,
+                "status": claim["status"] if claim and pooled else None,
                 "paper_longvideoreason": variant["paper"]["accuracy"].get("longvideoreason/accuracy"),
                 "paper_zooms": variant["paper"]["zooms"],
             }

@@ -1,4 +1,4 @@
-"""An ablation as tables, for the terminal and as Markdown, beside the paper's."""
+"""Tables of an ablation for the terminal and as Markdown, with the paper's results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.table import Table
 
 from vz_ray.config.ablation import FULL, variant_title
 from vz_ray.eval.ablation_results import ABLATION_MARKDOWN, ACCURACY, ClaimStatus
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = Mapping[str, Any]
 
 ABLATION_WIDTH = 150
-"""Columns where the output is a file and has no width of its own."""
+"""Minimum width in columns if the output is not a terminal."""
 
 PAPER_COLUMNS = {
     "mlvu_dev/micro": "MLVU dev",
@@ -31,12 +31,12 @@ PAPER_COLUMNS = {
     "videommmu/overall": "VideoMMMU",
     "longvideoreason/accuracy": "LongVideoReason",
 }
-"""The paper's ablation table."""
+"""Columns of the paper's ablation table."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table as text: the first column is a name, the others are figures."""
+    """A table of strings: the first column holds names, the others numbers."""
 
     title: str
     header: Sequence[str]
@@ -47,9 +47,9 @@ class TextTable:
             title=self.title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0)
         )
         for number, name in enumerate(self.header):
-            widest = max(map(len, name.split()), default=0)
+            longest_word = max(map(len, name.split()), default=0)
             table.add_column(
-                name, justify="right" if number else "left", no_wrap=not number, min_width=widest
+                name, justify="right" if number else "left", no_wrap=not number, min_width=longest_word
             )
         for row in self.rows:
             table.add_row(*row)
@@ -60,128 +60,125 @@ class TextTable:
         return f"### {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def ablation_tables(found: Json) -> list[TextTable]:
-    """Ours, what it shows, and the paper's."""
-    return [_variants(found), _claims(found), _paper(found)]
+def ablation_tables(ablation: Json) -> list[TextTable]:
+    """Return the tables of variants, of claims, and of the paper's results."""
+    return [_variants(ablation), _claims(ablation), _paper(ablation)]
 
 
-def _variants(found: Json) -> TextTable:
-    seeds = [str(seed) for seed in found["seeds"]]
-    head = ["", "right %", "interval", f"seeds {', '.join(seeds)}", "frames", "zooms", "zooming %", "valid %"]
-    body = []
-    for name, one in found["variants"].items():
-        runs = [one["seeds"].get(seed) for seed in seeds]
-        zooms = one["zooms"]
-        body.append(
+def _variants(ablation: Json) -> TextTable:
+    seeds = [str(seed) for seed in ablation["seeds"]]
+    seed_column = f"seeds {', '.join(seeds)}"
+    header = ["", "accuracy %", "interval", seed_column, "frames", "zooms", "zooming %", "valid %"]
+    rows = []
+    for name, variant in ablation["variants"].items():
+        runs = [variant["seeds"].get(seed) for seed in seeds]
+        zooms = variant["zooms"]
+        rows.append(
             [
                 variant_title(name),
-                _percent(one["accuracy"] and one["accuracy"]["mean"]),
-                _between(one["accuracy"], 100, 1),
+                _percent(variant["accuracy"] and variant["accuracy"]["mean"]),
+                _format_interval(variant["accuracy"], 100, 1),
                 " / ".join(_percent(run and run["accuracy"]) for run in runs),
-                _number(one["frames_mean"]),
+                _number(variant["frames_mean"]),
                 _number(zooms and zooms["mean"], 2),
-                _percent(one["zoom_call_rate"]),
-                _percent(one["valid_zoom_rate"]),
+                _percent(variant["zoom_call_rate"]),
+                _percent(variant["valid_zoom_rate"]),
             ]
         )
-    return TextTable(
-        f"Needle world, {found['questions']} questions about {found['videos']} videos", head, body
-    )
+    title = f"Needle world, {ablation['questions']} questions about {ablation['videos']} videos"
+    return TextTable(title, header, rows)
 
 
-def _claims(found: Json) -> TextTable:
-    head = ["what the paper has", "difference", "interval", "by seed", "n", "here"]
-    body = []
-    for claim in found["claims"]:
-        points = claim["metric"] == ACCURACY
-        scale, digits = (100, 1) if points else (1, 2)
+def _claims(ablation: Json) -> TextTable:
+    header = ["claim of the paper", "difference", "interval", "by seed", "n", "status"]
+    rows = []
+    for claim in ablation["claims"]:
+        scale, digits = (100, 1) if claim["metric"] == ACCURACY else (1, 2)
         seeds = " / ".join(f"{scale * value:+.{digits}f}" for value in claim["seeds"].values())
-        body.append(
+        rows.append(
             [
-                f"{claim['figure']}: {variant_title(claim['more'])} > {variant_title(claim['less'])}",
+                f"{claim['metric']}: {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}",
                 f"{scale * claim['difference']['mean']:+.{digits}f}",
-                _between(claim["difference"], scale, digits, sign="+"),
+                _format_interval(claim["difference"], scale, digits, sign="+"),
                 seeds,
                 str(claim["questions"]),
-                claim["verdict"],
+                claim["status"],
             ]
         )
-    return TextTable("Paired differences (accuracy in points)", head, body)
+    return TextTable("Paired differences (accuracy in points)", header, rows)
 
 
-def _paper(found: Json) -> TextTable:
-    head = ["", *PAPER_COLUMNS.values(), "zooms"]
-    body = [
+def _paper(ablation: Json) -> TextTable:
+    header = ["", *PAPER_COLUMNS.values(), "zooms"]
+    rows = [
         [
             variant_title(name),
-            *(_number(one["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
-            _number(one["paper"]["zooms"], 0),
+            *(_number(variant["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
+            _number(variant["paper"]["zooms"], 0),
         ]
-        for name, one in found["variants"].items()
+        for name, variant in ablation["variants"].items()
     ]
-    return TextTable(f"The paper's own, 7B ({found['paper']})", head, body)
+    return TextTable(f"The paper's results, 7B ({ablation['paper']})", header, rows)
 
 
-def ablation_notes(found: Json) -> list[str]:
-    """What the figures say of the paper's order, and what must be known to read them."""
-    level = f"{100 * found['interval_level']:g}%"
-    drawn = "seeds and whole videos are drawn" if len(found["seeds"]) > 1 else "whole videos are drawn"
-    said = [_order(found), f"intervals: {level}, {drawn}; a difference whose interval holds 0 is not shown"]
-    if len(found["seeds"]) == 1:
-        said.append("one seed: nothing is said about how another training would have come out")
-    if left := sum(one["invalid"] for one in found["variants"].values()):
-        said.append(f"{left} answers could not be judged and are in no figure")
-    for seed, counts in found.get("reflections", {}).items():
-        came = ", ".join(f"{count} {name}" for name, count in counts.items())
-        said.append(f"reflections of seed {seed}: {came}")
-    return said
+def ablation_notes(ablation: Json) -> list[str]:
+    """Return notes: whether the paper's order holds, how intervals are computed, what is excluded."""
+    level = f"{100 * ablation['interval_level']:g}%"
+    units = "seeds and whole videos" if len(ablation["seeds"]) > 1 else "whole videos"
+    notes = [
+        _order(ablation),
+        f"{level} intervals resample {units}; a difference whose interval contains 0 is inconclusive",
+    ]
+    if len(ablation["seeds"]) == 1:
+        notes.append("one seed: intervals do not include the variance between trainings")
+    if invalid := sum(variant["invalid"] for variant in ablation["variants"].values()):
+        notes.append(f"{invalid} answers could not be judged and are excluded from all metrics")
+    for seed, counts in ablation.get("reflections", {}).items():
+        items = ", ".join(f"{count} {name}" for name, count in counts.items())
+        notes.append(f"reflections of seed {seed}: {items}")
+    return notes
 
 
-def _order(found: Json) -> str:
-    claims = found["claims"]
-    if found["order_holds"]:
-        return "the paper's order holds: every difference is shown"
-    groups = {
-        verdict: [
-            f"{c['figure']} of {variant_title(c['more'])} > {variant_title(c['less'])}"
-            for c in claims
-            if c["verdict"] == verdict
+def _order(ablation: Json) -> str:
+    if ablation["order_holds"]:
+        return "the paper's order holds: every claim is supported"
+    claims_by_status = {
+        status: [
+            f"{claim['metric']} of {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}"
+            for claim in ablation["claims"]
+            if claim["status"] == status
         ]
-        for verdict in (ClaimStatus.REVERSED, ClaimStatus.NOT_SHOWN)
+        for status in (ClaimStatus.REVERSED, ClaimStatus.INCONCLUSIVE)
     }
-    parts = [f"{verdict}: {'; '.join(lines)}" for verdict, lines in groups.items() if lines]
+    parts = [f"{status}: {'; '.join(claims)}" for status, claims in claims_by_status.items() if claims]
     if not parts:
-        return "the paper's order: what was run is shown, but not all of its variants were run"
-    return f"the paper's order is not shown as a whole. {'. '.join(parts)}"
+        return "the paper's order: all evaluated claims are supported, but some variants have no results"
+    return f"the paper's order is not fully supported. {'. '.join(parts)}"
 
 
-def ablation_markdown(found: Json) -> str:
-    """Tables and remarks, to be pasted somewhere."""
-    return "\n".join(
-        [
-            *(table.to_markdown() for table in ablation_tables(found)),
-            *(f"- {line}" for line in ablation_notes(found)),
-            "",
-        ]
-    )
+def ablation_markdown(ablation: Json) -> str:
+    """Return tables and notes as Markdown."""
+    tables = [table.to_markdown() for table in ablation_tables(ablation)]
+    return "\n".join([*tables, *(f"- {note}" for note in ablation_notes(ablation)), ""])
 
 
-def write_markdown(run: Path, found: Json) -> None:
-    write_atomic(run / ABLATION_MARKDOWN, ablation_markdown(found).encode())
+def write_markdown(run_dir: Path, ablation: Json) -> None:
+    """Write `ablation.md` atomically."""
+    write_atomic(run_dir / ABLATION_MARKDOWN, ablation_markdown(ablation).encode())
 
 
-def print_ablation(found: Json, console: Console | None = None) -> None:
-    """The tables of an ablation, and what they show."""
+def print_ablation(ablation: Json, console: Console | None = None) -> None:
+    """Print the tables and notes of an ablation."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, ABLATION_WIDTH)
-    if FULL not in found["variants"]:
-        console.print("no variant has been evaluated yet", highlight=False)
+    if FULL not in ablation["variants"]:
+        console.print(f"variant {FULL} has no results yet", highlight=False)
         return
-    for table in ablation_tables(found):
+    for table in ablation_tables(ablation):
         console.print(table.to_rich())
-    for line in ablation_notes(found):
-        console.print(line, highlight=False, markup=False)
+    for note in ablation_notes(ablation):
+        console.print(note, highlight=False, markup=False)
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -192,7 +189,7 @@ def _percent(value: float | None) -> str:
     return _number(None if value is None else 100 * value)
 
 
-def _between(interval: Json | None, scale: float, digits: int, sign: str = "") -> str:
+def _format_interval(interval: Json | None, scale: float, digits: int, sign: str = "") -> str:
     if interval is None:
         return "-"
     return " to ".join(f"{scale * interval[end]:{sign}.{digits}f}" for end in ("low", "high"))

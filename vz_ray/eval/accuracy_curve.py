@@ -1,7 +1,7 @@
-"""Accuracy against frames, zooms and the zooms' frame rate: `curve.json`, from several modes and models.
+"""Accuracy against frames, zooms and zoom frame rate over several modes and models: `curve.json`.
 
-Accuracy is the mean over questions, strictly read, with its interval over
-videos; where a benchmark's headline is another average, it is not this one.
+Accuracy is the mean over questions under strict scoring, with an interval over videos.
+It differs from a benchmark's headline metric if that is another average.
 """
 
 from __future__ import annotations
@@ -13,58 +13,59 @@ from typing import Any
 
 from vz_ray.eval.eval_mode import AGENT, UNIFORM, EvalMode
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 
 Json = dict[str, Any]
 
 CURVE_JSON = "curve.json"
 FIXED_FPS = "fixed_fps"
-_COST = ("frames_mean", "frames_p95", "zooms_mean", "valid_zoom_rate", "seconds_mean")
+_COST_METRICS = ("frames_mean", "frames_p95", "zooms_mean", "valid_zoom_rate", "seconds_mean")
 
 
-def build_curve(found: Mapping[str, Any]) -> Json:
-    """Points of each benchmark and model, from the JSON values of its outcome.
+def build_curve(results: Mapping[str, Any]) -> Json:
+    """Build the curve points of each benchmark and model from the JSON values of `benchmarks.json`.
 
-    `uniform` goes by frames (`limit`), `agent` by the most zooms (`limit`), `fixed_fps` by the rate that
-    the agent's zooms were shown at (`fps`).
+    The x axis of `uniform` is the number of frames (`limit`), of `agent` the maximum number of zooms
+    (`limit`), of `fixed_fps` the frame rate of the zooms (`fps`).
     """
+    paper = load_paper_results()
     return {
-        "models": found["models"],
-        "paper": found["paper"]["source"],
-        "interval_level": found["interval_level"],
+        "models": results["models"],
+        "paper": results["paper"]["source"],
+        "interval_level": results["interval_level"],
         "benchmarks": {
             key: {
                 "title": benchmark["title"],
-                "models": {label: _series(benchmark["modes"], label) for label in found["models"]},
+                "models": {label: _series(benchmark["modes"], label) for label in results["models"]},
                 "paper_zooms": [
                     round(value / 100, 4)
-                    for value in load_paper_results().zooms.get(benchmark["adapter"], ())
+                    for value in paper.accuracy_by_max_zooms.get(benchmark["adapter"], ())
                 ],
             }
-            for key, benchmark in found["benchmarks"].items()
+            for key, benchmark in results["benchmarks"].items()
         },
     }
 
 
 def _series(modes: Mapping[str, Any], label: str) -> dict[str, list[Json]]:
-    """A model's points; ascending, and an agent without a limit comes last, its `limit` being null."""
-    found: dict[str, list[Json]] = {UNIFORM: [], AGENT: [], FIXED_FPS: []}
-    for name, played in modes.items():
-        mode, metrics = EvalMode.parse(name), played["metrics"]
+    """Return a model's points in ascending order; an agent without a limit (`limit: null`) comes last."""
+    series: dict[str, list[Json]] = {UNIFORM: [], AGENT: [], FIXED_FPS: []}
+    for name, mode_results in modes.items():
+        mode, metrics = EvalMode.parse(name), mode_results["metrics"]
         if mode.model != label or metrics["accuracy"] is None:
             continue
-        cost = {key: metrics[key] for key in _COST}
-        point = {"limit": mode.limit, "accuracy": metrics["accuracy"], **cost}
+        costs = {key: metrics[key] for key in _COST_METRICS}
+        point = {"limit": mode.limit, "accuracy": metrics["accuracy"], **costs}
         if mode.fps is None:
-            found[mode.kind].append(point)
+            series[mode.kind].append(point)
         else:
-            found[FIXED_FPS].append({"fps": mode.fps, **point})
-    for points in found.values():
-        points.sort(key=lambda at: (at.get("fps", 0), at["limit"] is None, at["limit"] or 0))
-    return found
+            series[FIXED_FPS].append({"fps": mode.fps, **point})
+    for points in series.values():
+        points.sort(key=lambda point: (point.get("fps", 0), point["limit"] is None, point["limit"] or 0))
+    return series
 
 
-def write_curve(run: Path, found: Mapping[str, Any]) -> None:
-    """Writes `curve.json`, whole or not at all."""
-    text = json.dumps(build_curve(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run / CURVE_JSON, text.encode())
+def write_curve(run_dir: Path, results: Mapping[str, Any]) -> None:
+    """Write `curve.json` atomically."""
+    text = json.dumps(build_curve(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(run_dir / CURVE_JSON, text.encode())

@@ -1,7 +1,7 @@
-"""What came out of playing benchmarks: `benchmarks.json`, `benchmarks.csv` and a log of marks per question.
+"""Results of benchmarks: `benchmarks.json`, `benchmarks.csv` and one scored sample per line.
 
-In the JSON, by benchmark and mode: official figures read strictly and
-leniently, how far answers got, and what an episode cost.
+The JSON holds, by benchmark and mode: official metrics under strict and lenient
+scoring, counts of answer statuses, and episode metrics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.config.eval import EvalConfig
-from vz_ray.data.episode_record import to_json_line
 from vz_ray.env.trajectory import RewardParts
 from vz_ray.eval.benchmarks import (
     AnswerScore,
@@ -31,8 +30,9 @@ from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import compute_eval_metrics
 from vz_ray.eval.eval_mode import EvalMode
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.rewards import UNPARSED_NOTE
+from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.json_lines import to_json_line
 
 Json = dict[str, Any]
 
@@ -41,15 +41,15 @@ BENCHMARKS_JSON, BENCHMARKS_CSV, SAMPLES_DIR = "benchmarks.json", "benchmarks.cs
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResults:
-    """One benchmark with the questions that were to be played.
+    """Scores of one benchmark.
 
     Attributes:
-        key: Its name in the run.
-        adapter: What read it; the paper's numbers are looked up by this.
-        benchmark: What was read.
-        num_questions: Questions to be played, after sampling and without those whose videos are missing.
-        missing_videos: Videos that are not there; their questions are not among those.
-        scores: By mode, what every question that was played is worth.
+        key: Name of the benchmark in the run.
+        adapter: Name of the adapter, which is also the key of the paper's results.
+        benchmark: The whole benchmark.
+        num_questions: Questions evaluated, after sampling and without missing videos.
+        missing_videos: Missing videos of the sampled questions.
+        scores: Scored results by mode.
     """
 
     key: str
@@ -61,59 +61,62 @@ class BenchmarkResults:
 
 
 def build_benchmark_results(
-    played: Sequence[BenchmarkResults], config: EvalConfig, models: Mapping[str, str]
+    results: Sequence[BenchmarkResults], config: EvalConfig, models: Mapping[str, str]
 ) -> Json:
-    """All figures of a run, as JSON values; `models` are checkpoints by label, the run's own first."""
+    """Build the JSON values of a run; `models` maps labels to checkpoints, the run's own model first."""
+    paper = load_paper_results()
     return {
         "models": dict(models),
         "interval_level": config.confidence_level,
-        "paper": {"source": load_paper_results().source, "shown": list(load_paper_results().shown)},
-        "benchmarks": {one.key: _benchmark(one, config) for one in played},
+        "paper": {"source": paper.source, "models": list(paper.models)},
+        "benchmarks": {benchmark.key: _benchmark(benchmark, config) for benchmark in results},
     }
 
 
-def _benchmark(one: BenchmarkResults, config: EvalConfig) -> Json:
+def _benchmark(results: BenchmarkResults, config: EvalConfig) -> Json:
+    benchmark, missing = results.benchmark, results.missing_videos
     return {
-        "title": one.benchmark.title,
-        "adapter": one.adapter,
-        "released": one.benchmark.num_released,
-        "read": len(one.benchmark.tasks),
-        "asked": one.num_questions,
+        "title": benchmark.title,
+        "adapter": results.adapter,
+        "questions_released": benchmark.num_released,
+        "questions_read": len(benchmark.tasks),
+        "questions_evaluated": results.num_questions,
         "missing": {
-            "videos": len(one.missing_videos.paths),
-            "of": one.missing_videos.num_videos,
-            "questions": one.missing_videos.num_questions,
-            "paths": list(one.missing_videos.paths),
+            "videos": len(missing.paths),
+            "total_videos": missing.num_videos,
+            "questions": missing.num_questions,
+            "paths": list(missing.paths),
         },
-        "notes": list(one.benchmark.notes),
-        "modes": {str(mode): _mode(one, marked, config) for mode, marked in one.scores.items()},
+        "notes": list(benchmark.notes),
+        "modes": {str(mode): _mode(results, scored, config) for mode, scored in results.scores.items()},
     }
 
 
-def _mode(one: BenchmarkResults, marked: Sequence[ScoredResult], config: EvalConfig) -> Json:
-    strict = one.benchmark.compute_metrics(select_scores(marked, lambda sample: sample.strict))
+def _mode(results: BenchmarkResults, scored: Sequence[ScoredResult], config: EvalConfig) -> Json:
+    strict = results.benchmark.compute_metrics(select_scores(scored, lambda result: result.strict))
     lenient = {
-        (figure.table, figure.name): figure.value
-        for figure in one.benchmark.compute_metrics(select_scores(marked, lambda sample: sample.lenient))
+        (metric.table, metric.name): metric.value
+        for metric in results.benchmark.compute_metrics(select_scores(scored, lambda result: result.lenient))
     }
+    paper = load_paper_results()
     return {
-        "figures": [
+        "scores": [
             {
-                "table": figure.table,
-                "name": figure.name,
-                "strict": figure.value,
-                "lenient": lenient[figure.table, figure.name],
-                "count": figure.count,
-                "scale": figure.scale,
-                "paper": dict(load_paper_results().models_for(one.adapter, _path(figure.table, figure.name))),
+                "table": metric.table,
+                "name": metric.name,
+                "strict": metric.value,
+                "lenient": lenient[metric.table, metric.name],
+                "count": metric.count,
+                "scale": metric.scale,
+                "paper": dict(paper.values_by_model(results.adapter, _path(metric.table, metric.name))),
             }
-            for figure in strict
+            for metric in strict
         ],
-        "readings": {
-            "strict": _readings(sample.strict for sample in marked),
-            "lenient": _readings(sample.lenient for sample in marked),
+        "answer_status": {
+            "strict": _count_statuses(result.strict for result in scored),
+            "lenient": _count_statuses(result.lenient for result in scored),
         },
-        "metrics": compute_eval_metrics([with_strict_score(sample) for sample in marked], config).to_dict(),
+        "metrics": compute_eval_metrics([with_strict_score(result) for result in scored], config).to_dict(),
     }
 
 
@@ -121,97 +124,102 @@ def _path(table: str, name: str) -> str:
     return f"{table}/{name}" if table else name
 
 
-def _readings(marks: Iterator[AnswerScore]) -> dict[str, int]:
-    counts = Counter(mark.status for mark in marks)
-    return {reading.value: counts[reading] for reading in AnswerStatus}
+def _count_statuses(scores: Iterator[AnswerScore]) -> dict[str, int]:
+    counts = Counter(score.status for score in scores)
+    return {status.value: counts[status] for status in AnswerStatus}
 
 
-def with_strict_score(sample: ScoredResult) -> EvalResult:
-    """The result with its strict mark in place of the reward it was played for."""
-    mark, played = sample.strict, sample.result.trajectory
-    before = played.reward or RewardParts(0.0, 0.0, 0.0, 0.0)
-    note = {AnswerStatus.UNPARSED: UNPARSED_NOTE, AnswerStatus.PARSED: ""}.get(mark.status, mark.status.value)
-    reward = replace(before, accuracy=mark.score, valid=mark.status not in EXCLUDED_STATUSES, note=note)
-    return replace(sample.result, trajectory=replace(played, reward=reward))
+def with_strict_score(scored: ScoredResult) -> EvalResult:
+    """Return the result with its reward's accuracy replaced by the strict score."""
+    score, trajectory = scored.strict, scored.result.trajectory
+    reward = trajectory.reward or RewardParts(0.0, 0.0, 0.0, 0.0)
+    notes = {AnswerStatus.UNPARSED: UNPARSED_NOTE, AnswerStatus.PARSED: ""}
+    reward = replace(
+        reward,
+        accuracy=score.score,
+        valid=score.status not in EXCLUDED_STATUSES,
+        note=notes.get(score.status, score.status.value),
+    )
+    return replace(scored.result, trajectory=replace(trajectory, reward=reward))
 
 
 # -- files ------------------------------------------------------------------------
 
 
-def write_benchmark_results(run: Path, found: Json) -> None:
-    """Writes `benchmarks.json` and `benchmarks.csv`, each whole or not at all."""
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run / BENCHMARKS_JSON, text.encode())
+def write_benchmark_results(run_dir: Path, report: Json) -> None:
+    """Write `benchmarks.json` and `benchmarks.csv`, each atomically."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(run_dir / BENCHMARKS_JSON, text.encode())
     file = io.StringIO(newline="")
-    rows = list(_rows(found))
+    rows = list(_rows(report))
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(run / BENCHMARKS_CSV, file.getvalue().encode())
+    write_atomic(run_dir / BENCHMARKS_CSV, file.getvalue().encode())
 
 
-def _rows(found: Json) -> Iterator[Json]:
-    """One row per figure, costs repeated; shares and figures as shown, in per cent or grades."""
-    for key, benchmark in found["benchmarks"].items():
-        for mode, played in benchmark["modes"].items():
-            cost, readings = played["metrics"], played["readings"]["strict"]
-            for figure in played["figures"]:
+def _rows(report: Json) -> Iterator[Json]:
+    """Yield one row per official metric, in percent or grades; episode metrics repeat in every row."""
+    for key, benchmark in report["benchmarks"].items():
+        for mode, mode_results in benchmark["modes"].items():
+            metrics, statuses = mode_results["metrics"], mode_results["answer_status"]["strict"]
+            for score in mode_results["scores"]:
                 yield {
                     "benchmark": key,
                     "mode": mode,
-                    "table": figure["table"],
-                    "figure": figure["name"],
-                    **{name: scale_value(figure[name], figure["scale"]) for name in ("strict", "lenient")},
-                    **{model: figure["paper"].get(model) for model in found["paper"]["shown"]},
-                    "count": figure["count"],
-                    "asked": benchmark["asked"],
-                    "frames_mean": cost["frames_mean"],
-                    "frames_p95": cost["frames_p95"],
-                    "zooms_mean": cost["zooms_mean"],
-                    "valid_zoom_rate": cost["valid_zoom_rate"],
-                    "zoom_hit_rate": cost["event_coverage"],
-                    "seconds_mean": cost["seconds_mean"],
-                    **{reading.value: readings[reading.value] for reading in AnswerStatus},
+                    "table": score["table"],
+                    "metric": score["name"],
+                    **{name: scale_value(score[name], score["scale"]) for name in ("strict", "lenient")},
+                    **{model: score["paper"].get(model) for model in report["paper"]["models"]},
+                    "count": score["count"],
+                    "questions_evaluated": benchmark["questions_evaluated"],
+                    "frames_mean": metrics["frames_mean"],
+                    "frames_p95": metrics["frames_p95"],
+                    "zooms_mean": metrics["zooms_mean"],
+                    "valid_zoom_rate": metrics["valid_zoom_rate"],
+                    "zoom_hit_rate": metrics["event_coverage"],
+                    "seconds_mean": metrics["seconds_mean"],
+                    **{status.value: statuses[status.value] for status in AnswerStatus},
                     "missing_questions": benchmark["missing"]["questions"],
                 }
 
 
 def scale_value(value: float | None, scale: float) -> float | None:
-    """A figure as tables have it."""
+    """Scale a value for display."""
     return None if value is None else value * scale
 
 
-def write_samples(run: Path, one: BenchmarkResults) -> None:
-    """`samples/<benchmark>/<mode>.jsonl`: a line per question with its marks, both readings, and its cost."""
-    for mode, marked in one.scores.items():
-        path = run / SAMPLES_DIR / one.key / f"{mode.stage}.jsonl"
+def write_samples(run_dir: Path, results: BenchmarkResults) -> None:
+    """Write `samples/<benchmark>/<mode>.jsonl`: one line per question with its scores and costs."""
+    for mode, scored in results.scores.items():
+        path = run_dir / SAMPLES_DIR / results.key / f"{mode.stage}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(to_json_line(_sample(sample)) for sample in marked).encode())
+        write_atomic(path, "".join(to_json_line(_sample(result)) for result in scored).encode())
 
 
-def _sample(sample: ScoredResult) -> Json:
-    task, played = sample.task, sample.result.trajectory
+def _sample(scored: ScoredResult) -> Json:
+    task, trajectory = scored.task, scored.result.trajectory
     return {
         "task": task.task_id,
         "kind": task.kind,
         "video": task.video,
-        "truth": task.answer,
-        "strict": _mark(sample.strict),
-        "lenient": _mark(sample.lenient),
-        "status": played.status.value,
-        "said": played.turns[-1].text if played.turns else "",
-        "frames": len(played.frame_refs),
-        "zooms": len(played.zooms),
-        "zooms_tried": played.num_zoom_calls,
-        "seconds": played.seconds,
-        "error": played.error,
+        "reference": task.answer,
+        "strict": _score(scored.strict),
+        "lenient": _score(scored.lenient),
+        "status": trajectory.status.value,
+        "last_turn": trajectory.turns[-1].text if trajectory.turns else "",
+        "frames": len(trajectory.frame_refs),
+        "zooms": len(trajectory.zooms),
+        "zoom_calls": trajectory.num_zoom_calls,
+        "seconds": trajectory.seconds,
+        "error": trajectory.error,
     }
 
 
-def _mark(mark: AnswerScore) -> Json:
+def _score(score: AnswerScore) -> Json:
     return {
-        "reading": mark.status.value,
-        "score": mark.score,
-        "answer": mark.answer,
-        "detail": dict(mark.detail),
+        "status": score.status.value,
+        "score": score.score,
+        "answer": score.answer,
+        "detail": dict(score.detail),
     }

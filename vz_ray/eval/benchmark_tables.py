@@ -1,4 +1,4 @@
-"""Benchmarks as tables for the terminal, beside the paper's numbers."""
+"""Terminal tables of `benchmarks.json`, with the paper's results as a reference."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vz_ray.eval.benchmark_results import scale_value
 from vz_ray.eval.eval_mode import EvalMode
 
 BENCHMARKS_WIDTH = 180
-"""Columns where the output is a file and has no width of its own."""
+"""Minimum width in columns if the output is not a terminal."""
 ONE_TABLE_WIDTH = 150
-"""Columns from which figures and costs stand in one table."""
+"""Minimum width in columns for accuracy and costs in one table."""
 
 Json = Mapping[str, Any]
 
@@ -32,121 +32,126 @@ def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", min_width=16)
     for heading in headings:
-        # A heading of several words may take several lines, but no word of it is cut.
+        # The minimum width lets a heading wrap between words but not within a word.
         table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     return table
 
 
-COST_COLUMNS = ("frames", "p95", "zooms", "valid %", "hit %", "s", "unparsed", "left out")
+COST_COLUMNS = ("frames", "p95", "zooms", "valid %", "hit %", "s", "unparsed", "excluded")
 
 
-def headline_tables(found: Json, width: int) -> list[Table]:
-    """A row per headline figure and mode, and what an episode cost; beside each other if there is room."""
-    models = found["paper"]["shown"]
-    figures = ("mode", "n", "strict", "lenient", *models)
+def headline_tables(report: Json, width: int) -> list[Table]:
+    """Return headline metrics and costs per mode: one table if `width` allows, else two."""
+    models = report["paper"]["models"]
+    columns = ("mode", "n", "strict", "lenient", *models)
     if width < ONE_TABLE_WIDTH:
-        accuracy, costs = _table("Benchmarks", *figures), _table("Cost of a question", "mode", *COST_COLUMNS)
+        accuracy_table = _table("Benchmarks", *columns)
+        cost_table = _table("Cost per question", "mode", *COST_COLUMNS)
     else:
-        accuracy, costs = _table("Benchmarks", *figures, *COST_COLUMNS), None
-    for benchmark in found["benchmarks"].values():
-        for mode, played in benchmark["modes"].items():
-            headlines = [figure for figure in played["figures"] if not figure["table"]]
-            for first, figure in zip([True, *[False] * len(headlines)], headlines, strict=False):
-                row = [f"{benchmark['title']}, {figure['name']}", mode, *_values(figure, models)]
-                cost = _costs(played) if first else [""] * len(COST_COLUMNS)
-                accuracy.add_row(*row, *(cost if costs is None else ()))
-            if costs is not None:
-                costs.add_row(benchmark["title"], mode, *_costs(played))
-    return [accuracy] if costs is None else [accuracy, costs]
+        accuracy_table, cost_table = _table("Benchmarks", *columns, *COST_COLUMNS), None
+    for benchmark in report["benchmarks"].values():
+        for mode, results in benchmark["modes"].items():
+            headlines = [score for score in results["scores"] if not score["table"]]
+            for number, score in enumerate(headlines):
+                row = [f"{benchmark['title']}, {score['name']}", mode, *_values(score, models)]
+                costs = [""] * len(COST_COLUMNS) if number else _costs(results)
+                accuracy_table.add_row(*row, *(costs if cost_table is None else ()))
+            if cost_table is not None:
+                cost_table.add_row(benchmark["title"], mode, *_costs(results))
+    return [accuracy_table] if cost_table is None else [accuracy_table, cost_table]
 
 
-def _values(figure: Json, models: Sequence[str]) -> list[str]:
-    ours = [_number(scale_value(figure[name], figure["scale"])) for name in ("strict", "lenient")]
-    return [str(figure["count"]), *ours, *(_number(figure["paper"].get(model)) for model in models)]
+def _values(score: Json, models: Sequence[str]) -> list[str]:
+    values = [_number(scale_value(score[name], score["scale"])) for name in ("strict", "lenient")]
+    return [str(score["count"]), *values, *(_number(score["paper"].get(model)) for model in models)]
 
 
-def _costs(played: Json) -> list[str]:
-    cost, readings = played["metrics"], played["readings"]["strict"]
+def _costs(results: Json) -> list[str]:
+    metrics, statuses = results["metrics"], results["answer_status"]["strict"]
     return [
-        _number(cost["frames_mean"]),
-        _number(cost["frames_p95"], 0),
-        _number(cost["zooms_mean"], 2),
-        _percent(cost["valid_zoom_rate"]),
-        _percent(cost["event_coverage"]),
-        _number(cost["seconds_mean"], 2),
-        str(readings["unparsed"] + readings["no_answer"]),
-        str(readings["unjudged"] + readings["failed"]),
+        _number(metrics["frames_mean"]),
+        _number(metrics["frames_p95"], 0),
+        _number(metrics["zooms_mean"], 2),
+        _percent(metrics["valid_zoom_rate"]),
+        _percent(metrics["event_coverage"]),
+        _number(metrics["seconds_mean"], 2),
+        str(statuses["unparsed"] + statuses["no_answer"]),
+        str(statuses["unjudged"] + statuses["failed"]),
     ]
 
 
 def breakdown_tables(benchmark: Json, paper: Json) -> list[Table]:
-    """One table per grouping of a benchmark: groups down, modes across."""
-    figures = [figure for played in benchmark["modes"].values() for figure in played["figures"]]
-    names = dict.fromkeys(figure["table"] for figure in figures if figure["table"])
-    return [_group_table(name, benchmark, paper) for name in names]
+    """Return one table per breakdown of a benchmark: categories as rows, modes as columns."""
+    scores = [score for results in benchmark["modes"].values() for score in results["scores"]]
+    names = dict.fromkeys(score["table"] for score in scores if score["table"])
+    return [_breakdown_table(name, benchmark, paper) for name in names]
 
 
-def _group_table(name: str, benchmark: Json, paper: Json) -> Table:
+def _breakdown_table(name: str, benchmark: Json, paper: Json) -> Table:
     rows: dict[str, dict[str, Json]] = {}
-    for mode, played in benchmark["modes"].items():
-        for figure in played["figures"]:
-            if figure["table"] == name:
-                rows.setdefault(figure["name"], {})[mode] = figure
-    known = [m for m in paper["shown"] if any(m in f["paper"] for row in rows.values() for f in row.values())]
-    table = _table(f"{benchmark['title']}: {name}", *benchmark["modes"], *known, "n")
-    for group, row in rows.items():
-        any_of = next(iter(row.values()))
-        found = [row.get(mode) for mode in benchmark["modes"]]
-        values = [_number(scale_value(f["strict"], f["scale"]) if f else None) for f in found]
-        published = [_number(any_of["paper"].get(model)) for model in known]
-        table.add_row(group, *values, *published, str(any_of["count"]))
+    for mode, results in benchmark["modes"].items():
+        for score in results["scores"]:
+            if score["table"] == name:
+                rows.setdefault(score["name"], {})[mode] = score
+    published = {model for row in rows.values() for score in row.values() for model in score["paper"]}
+    models = [model for model in paper["models"] if model in published]
+    table = _table(f"{benchmark['title']}: {name}", *benchmark["modes"], *models, "n")
+    for category, row in rows.items():
+        first_score = next(iter(row.values()))
+        scores = [row.get(mode) for mode in benchmark["modes"]]
+        values = [
+            _number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores
+        ]
+        paper_values = [_number(first_score["paper"].get(model)) for model in models]
+        table.add_row(category, *values, *paper_values, str(first_score["count"]))
     return table
 
 
 def benchmark_notes(benchmark: Json) -> list[str]:
-    """What must be known to read a benchmark's figures: what was left out, and what was odd."""
-    said = []
+    """Return notes on missing videos, sampling, exclusions and oddities in the annotations."""
+    notes = []
     if (missing := benchmark["missing"])["videos"]:
-        said.append(
-            f"{missing['videos']} of {missing['of']} videos do not exist: "
-            f"their {missing['questions']} questions were left out"
+        notes.append(
+            f"{missing['videos']} of {missing['total_videos']} videos are missing; "
+            f"their {missing['questions']} questions were skipped"
         )
-    of = benchmark["released"] or benchmark["read"]
-    if benchmark["asked"] != of:
-        said.append(f"{benchmark['asked']} of {of} questions were asked")
-    for mode, played in benchmark["modes"].items():
-        counts = played["readings"]["strict"]
-        if left := counts["unjudged"] + counts["failed"]:
-            said.append(
-                f"{EvalMode.parse(mode).title}: {left} questions are in no figure "
-                f"({counts['unjudged']} not judged, {counts['failed']} failed)"
+    total = benchmark["questions_released"] or benchmark["questions_read"]
+    if benchmark["questions_evaluated"] != total:
+        notes.append(f"evaluated {benchmark['questions_evaluated']} of {total} questions")
+    for mode, results in benchmark["modes"].items():
+        title = EvalMode.parse(mode).title
+        statuses, metrics = results["answer_status"]["strict"], results["metrics"]
+        if excluded := statuses["unjudged"] + statuses["failed"]:
+            notes.append(
+                f"{title}: excluded {excluded} questions from all metrics "
+                f"({statuses['unjudged']} not judged, {statuses['failed']} failed)"
             )
-        if fell := played["metrics"]["selector_fallbacks"]:
-            said.append(
-                f"{EvalMode.parse(mode).title}: {fell} questions were shown uniform frames, "
-                "for want of a record in the frame selector's index"
+        if fallbacks := metrics["selector_fallbacks"]:
+            notes.append(
+                f"{title}: {fallbacks} questions fell back to uniform frames; "
+                "the frame selector's index has no record for them"
             )
-        if (rate := played["metrics"]["gate_rate"]) is not None:
-            said.append(f"{EvalMode.parse(mode).title}: the gate let {rate:.1%} of the questions zoom")
-    return [f"{benchmark['title']}: {line}" for line in [*said, *benchmark["notes"]]]
+        if (rate := metrics["gate_rate"]) is not None:
+            notes.append(f"{title}: the zoom gate let {rate:.1%} of the questions zoom")
+    return [f"{benchmark['title']}: {note}" for note in [*notes, *benchmark["notes"]]]
 
 
-def print_benchmark_results(found: Json, console: Console | None = None) -> None:
-    """The tables of a run."""
+def print_benchmark_results(report: Json, console: Console | None = None) -> None:
+    """Print the tables and notes of a run."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, BENCHMARKS_WIDTH)
-    for benchmark in found["benchmarks"].values():
-        for table in breakdown_tables(benchmark, found["paper"]):
+    for benchmark in report["benchmarks"].values():
+        for table in breakdown_tables(benchmark, report["paper"]):
             console.print(table)
-    for table in headline_tables(found, console.width):
+    for table in headline_tables(report, console.width):
         console.print(table)
-    lines = [line for benchmark in found["benchmarks"].values() for line in benchmark_notes(benchmark)]
-    lines.append(
-        "strict: the answer span alone; lenient: the last turn where the span says nothing; "
-        "unparsed: no answer could be read, which is wrong; left out: not judged, or failed; "
-        "hit: a zoom showed what is asked about, where that is known"
+    notes = [note for benchmark in report["benchmarks"].values() for note in benchmark_notes(benchmark)]
+    notes.append(
+        "strict: answer span only; lenient: falls back to the last turn if the span cannot be parsed; "
+        "unparsed: the answer cannot be parsed and counts as wrong; excluded: not judged, or failed; "
+        "hit: a zoom returned a frame of the evidence span, if the benchmark has one"
     )
-    lines.append(f"named models: {found['paper']['source']}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    notes.append(f"named models: {report['paper']['source']}")
+    for note in notes:
+        console.print(note, highlight=False, markup=False)

@@ -1,8 +1,8 @@
-"""Bootstrap intervals of means.
+"""Bootstrap confidence intervals of means.
 
-Questions about one video are not independent, so whole videos are drawn: the
-cluster bootstrap (percentile intervals). Where a figure is a mean over several
-trainings, trainings are drawn as well, independently of videos.
+Questions about one video are not independent, so the cluster bootstrap resamples
+whole videos (percentile intervals). The crossed bootstrap also resamples training
+runs, independently of videos.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceInterval:
-    """A mean, the bounds of its interval, and how many values it rests on."""
+    """A mean, the bounds of its confidence interval, and the number of values."""
 
     mean: float
     low: float
@@ -31,53 +31,53 @@ def bootstrap_mean(
     confidence_level: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """Mean of `values` with its percentile interval.
+    """Return the mean of `values` with its percentile interval.
 
     Args:
         values: `[N]`.
-        clusters: `[N]`, what each value belongs to (its video); drawn whole.
-        num_resamples: Resamples.
-        confidence_level: Coverage.
-        seed: Seed of the draws.
+        clusters: `[N]`, cluster (video) of each value. Default: one cluster per value.
+        num_resamples: Number of resamples.
+        confidence_level: Coverage of the interval.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: No values, or not one cluster per value.
+        ValueError: `values` is empty, or `clusters` has another length.
     """
     if not values:
-        raise ValueError("no values to take an interval of")
+        raise ValueError("values is empty; an interval needs at least 1 value")
     labels = list(range(len(values))) if clusters is None else list(clusters)
     if len(labels) != len(values):
-        raise ValueError(f"{len(labels)} clusters for {len(values)} values")
+        raise ValueError(f"clusters has {len(labels)} entries; it must have one per value ({len(values)})")
     index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     sums, counts = np.zeros(len(index)), np.zeros(len(index))
     for value, label in zip(values, labels, strict=True):
         sums[index[label]] += value
         counts[index[label]] += 1
-    drawn = np.random.default_rng(seed).integers(0, len(index), size=(num_resamples, len(index)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    resampled = np.random.default_rng(seed).integers(0, len(index), size=(num_resamples, len(index)))
+    means = sums[resampled].sum(axis=1) / counts[resampled].sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     return ConfidenceInterval(float(sums.sum() / counts.sum()), float(low), float(high), len(values))
 
 
 def paired_difference(
-    ours: Mapping[str, float],
-    theirs: Mapping[str, float],
+    values: Mapping[str, float],
+    baseline: Mapping[str, float],
     clusters: Mapping[str, Hashable] | None = None,
     *,
     num_resamples: int = 2000,
     confidence_level: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """Mean of `ours - theirs` over the tasks that both have, by task id.
+    """Return the mean of `values - baseline` over common task ids, with its percentile interval.
 
     Raises:
-        ValueError: They have no task in common.
+        ValueError: `values` and `baseline` have no common task.
     """
-    common = [task for task in ours if task in theirs]
+    common = [task for task in values if task in baseline]
     if not common:
-        raise ValueError(f"no task in common between {len(ours)} and {len(theirs)} results")
+        raise ValueError(f"no task in common between {len(values)} and {len(baseline)} results")
     return bootstrap_mean(
-        [ours[task] - theirs[task] for task in common],
+        [values[task] - baseline[task] for task in common],
         None if clusters is None else [clusters[task] for task in common],
         num_resamples=num_resamples,
         confidence_level=confidence_level,
@@ -93,22 +93,24 @@ def crossed_bootstrap(
     confidence_level: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """Mean over runs and tasks; both runs and whole clusters are drawn, each with replacement.
+    """Return the mean over runs and tasks; runs and whole clusters are resampled with replacement.
 
-    With one run it says nothing about other runs: it is `bootstrap` over the clusters.
+    With a single run this is `bootstrap_mean` over the clusters, without the variance between runs.
 
     Args:
-        runs: Of each training, a value by task id; a difference of two trainings, for a paired one.
-        clusters: What each task belongs to (its video), by task id.
-        num_resamples: Resamples.
-        confidence_level: Coverage.
-        seed: Seed of the draws.
+        runs: Value by task id for each training run; for paired comparisons, differences of two runs.
+        clusters: Cluster (video) of each task, by task id.
+        num_resamples: Number of resamples.
+        confidence_level: Coverage of the interval.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: A run has no values.
+        ValueError: `runs` is empty, or a run has no values.
     """
     if not runs or not all(runs):
-        raise ValueError(f"{sum(map(bool, runs))} of {len(runs)} runs have values to take an interval of")
+        raise ValueError(
+            f"{sum(map(bool, runs))} of {len(runs)} runs have values; every run needs at least 1"
+        )
     index = {label: i for i, label in enumerate({clusters[task]: None for run in runs for task in run})}
     sums, counts = np.zeros((len(runs), len(index))), np.zeros((len(runs), len(index)))
     for row, run in enumerate(runs):
@@ -116,12 +118,12 @@ def crossed_bootstrap(
             sums[row, index[clusters[task]]] += value
             counts[row, index[clusters[task]]] += 1
     rng = np.random.default_rng(seed)
-    # How often each run and each cluster is drawn, `[samples, runs]` and `[samples, clusters]`.
-    rows, columns = (
+    # Multiplicity of each run and each cluster, `[resamples, runs]` and `[resamples, clusters]`.
+    run_counts, cluster_counts = (
         rng.multinomial(size, np.full(size, 1 / size), size=num_resamples).astype(float)
         for size in sums.shape
     )
-    drawn = ((rows @ counts) * columns).sum(axis=1)
-    means = ((rows @ sums) * columns).sum(axis=1)[drawn > 0] / drawn[drawn > 0]
+    totals = ((run_counts @ counts) * cluster_counts).sum(axis=1)
+    means = ((run_counts @ sums) * cluster_counts).sum(axis=1)[totals > 0] / totals[totals > 0]
     low, high = np.quantile(means, [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     return ConfidenceInterval(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))

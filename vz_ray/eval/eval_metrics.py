@@ -1,7 +1,7 @@
-"""Figures of a set of played and scored episodes.
+"""Metrics over scored episodes.
 
-Invalid episodes (a dead worker, a question nobody can judge) are counted and
-left out of every mean; an answer that cannot be read is wrong, and counted.
+Invalid episodes (a dead worker, a failed judge) are counted and excluded from
+every mean. An answer that cannot be parsed counts as wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vz_ray.video.frame import ZoomRequest
 
 
 def zoom_frame_times(trajectory: Trajectory) -> list[float]:
-    """Actual times of the frames that zooms showed, seconds."""
+    """Return the timestamps of all frames from zooms, in seconds."""
     return [
         ref.pts_s
         for turn in trajectory.turns
@@ -35,22 +35,22 @@ def zoom_frame_times(trajectory: Trajectory) -> list[float]:
 
 
 def zoom_shows_event(task: Task, trajectory: Trajectory) -> bool:
-    """Whether a zoom showed a frame of an event."""
+    """Return whether a zoom returned a frame of any evidence span."""
     times = zoom_frame_times(trajectory)
     return any(is_visible(times, event) for event in task.evidence_spans)
 
 
 def all_events_visible(task: Task, trajectory: Trajectory) -> bool:
-    """Whether any frame, overview included, showed each event: the question can be answered."""
+    """Return whether every evidence span has a frame in the overview or a zoom."""
     times = [ref.pts_s for ref in trajectory.frame_refs]
     return all(is_visible(times, event) for event in task.evidence_spans)
 
 
 def reward_parts_of(result: EvalResult) -> RewardParts:
-    """The reward of a result.
+    """Return the reward of a result.
 
     Raises:
-        ValueError: It was never scored.
+        ValueError: The episode has no reward.
     """
     if result.trajectory.reward is None:
         raise ValueError(f"episode {result.trajectory.id} has no reward; score it first")
@@ -58,40 +58,40 @@ def reward_parts_of(result: EvalResult) -> RewardParts:
 
 
 def accuracy_by_task(results: Iterable[EvalResult]) -> dict[str, float]:
-    """Mean accuracy of each task's valid samples; what paired differences compare."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    """Return the mean accuracy of each task over its valid samples, by task id."""
+    accuracies: defaultdict[str, list[float]] = defaultdict(list)
     for result in results:
         if (parts := reward_parts_of(result)).valid:
-            found[result.task.task_id].append(parts.accuracy)
-    return {task: sum(values) / len(values) for task, values in found.items()}
+            accuracies[result.task.task_id].append(parts.accuracy)
+    return {task: sum(values) / len(values) for task, values in accuracies.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class EvalMetrics:
-    """Figures of one evaluation. None where nothing was there to measure.
+    """Metrics of one evaluation. A metric without samples is None.
 
     Attributes:
-        questions: Valid episodes; all means are over these.
-        invalid: Episodes left out.
-        invalid_reasons: How many of them for which reason.
-        accuracy: Right answers, with an interval over videos.
-        accuracy_by_kind: The same for each kind of question.
-        reward: Mean of each reward part, unweighted, and of the total; a part that only some
-            episodes have, such as a judge's score, over those.
-        frames_mean: Frames shown, overview included.
-        frames_p95: 95th percentile of the same.
-        zooms_mean: Zooms carried out.
-        zoom_call_rate: Episodes that tried a zoom.
-        valid_zoom_rate: Zooms carried out, of zooms tried.
-        event_coverage: Episodes in which a zoom showed a frame of an event.
-        event_visible_rate: Episodes in which every event was in some frame, overview included.
-        reading_accuracy: Accuracy in those: can it read what it sees?
-        unparsed: Answers that name no option or number.
-        status: Fraction of episodes by how they ended.
-        seconds_mean: Wall seconds per question.
-        seconds_p95: 95th percentile of the same.
-        selector_fallbacks: Overviews of uniform frames because the selector had nothing for the question.
-        gate_rate: Episodes that the gate let zoom, of those that passed one.
+        questions: Number of valid episodes; all means are over these.
+        invalid: Number of excluded episodes.
+        invalid_reasons: Number of excluded episodes by reason.
+        accuracy: Mean accuracy with a confidence interval over videos.
+        accuracy_by_kind: Accuracy by kind of question.
+        reward: Unweighted mean of each reward part, and of the total. An optional part, such as a
+            judge score, is averaged over the episodes that have it.
+        frames_mean: Mean frames per episode, overview included.
+        frames_p95: 95th percentile of the frames per episode.
+        zooms_mean: Mean successful zooms per episode.
+        zoom_call_rate: Fraction of episodes with a zoom call.
+        valid_zoom_rate: Fraction of zoom calls that returned a clip.
+        event_coverage: Fraction of episodes in which a zoom returned a frame of an evidence span.
+        event_visible_rate: Fraction of episodes in which every evidence span has a frame.
+        reading_accuracy: Accuracy over the episodes in which every evidence span has a frame.
+        unparsed: Number of answers that could not be parsed.
+        status: Fraction of episodes by final status.
+        seconds_mean: Mean wall seconds per question.
+        seconds_p95: 95th percentile of the wall seconds per question.
+        selector_fallbacks: Number of overviews in which the frame selector fell back to uniform frames.
+        gate_rate: Fraction of gated episodes that the zoom gate let zoom.
     """
 
     questions: int
@@ -144,32 +144,37 @@ def _by_kind(results: Sequence[EvalResult], config: EvalConfig) -> dict[str, Con
     for result in results:
         if result.task.kind:
             kinds[result.task.kind].append(result)
-    found = {kind: _interval(members, config) for kind, members in sorted(kinds.items())}
-    return {kind: interval for kind, interval in found.items() if interval is not None}
+    intervals = {kind: _interval(members, config) for kind, members in sorted(kinds.items())}
+    return {kind: interval for kind, interval in intervals.items() if interval is not None}
 
 
-def _reward_means(parts: Sequence[RewardParts]) -> dict[str, float]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for p in parts:
-        own = {"total": p.total, "accuracy": p.accuracy, "format": p.format, "tool": p.tool}
-        for name, value in {**p.extra, **own}.items():
-            found[name].append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def _reward_means(rewards: Sequence[RewardParts]) -> dict[str, float]:
+    values_by_part: defaultdict[str, list[float]] = defaultdict(list)
+    for reward in rewards:
+        standard_parts = {
+            "total": reward.total,
+            "accuracy": reward.accuracy,
+            "format": reward.format,
+            "tool": reward.tool,
+        }
+        for name, value in {**reward.extra, **standard_parts}.items():
+            values_by_part[name].append(value)
+    return {name: sum(values) / len(values) for name, values in values_by_part.items()}
 
 
 def compute_eval_metrics(results: Sequence[EvalResult], config: EvalConfig | None = None) -> EvalMetrics:
-    """All figures of a set of scored results.
+    """Compute all metrics of a set of scored results.
 
     Raises:
-        ValueError: A result was never scored.
+        ValueError: A result has no reward.
     """
     config = config or EvalConfig()
     valid = [result for result in results if reward_parts_of(result).valid]
-    plays = [result.trajectory for result in valid]
-    known = [result for result in valid if result.task.evidence_spans]
-    seen = [result for result in known if all_events_visible(result.task, result.trajectory)]
-    frames = [len(play.frame_refs) for play in plays]
-    tried = sum(play.num_zoom_calls for play in plays)
+    trajectories = [result.trajectory for result in valid]
+    with_evidence = [result for result in valid if result.task.evidence_spans]
+    visible = [result for result in with_evidence if all_events_visible(result.task, result.trajectory)]
+    frames = [len(trajectory.frame_refs) for trajectory in trajectories]
+    zoom_calls = sum(trajectory.num_zoom_calls for trajectory in trajectories)
     return EvalMetrics(
         questions=len(valid),
         invalid=len(results) - len(valid),
@@ -179,51 +184,53 @@ def compute_eval_metrics(results: Sequence[EvalResult], config: EvalConfig | Non
         reward=_reward_means([reward_parts_of(result) for result in valid]),
         frames_mean=_mean(frames),
         frames_p95=_p95(frames),
-        zooms_mean=_mean([len(play.zooms) for play in plays]),
-        zoom_call_rate=_mean([float(play.num_zoom_calls > 0) for play in plays]),
-        valid_zoom_rate=sum(len(play.zooms) for play in plays) / tried if tried else None,
-        event_coverage=_mean([float(zoom_shows_event(r.task, r.trajectory)) for r in known]),
-        event_visible_rate=_mean([float(all_events_visible(r.task, r.trajectory)) for r in known]),
-        reading_accuracy=_mean([reward_parts_of(result).accuracy for result in seen]),
+        zooms_mean=_mean([len(trajectory.zooms) for trajectory in trajectories]),
+        zoom_call_rate=_mean([float(trajectory.num_zoom_calls > 0) for trajectory in trajectories]),
+        valid_zoom_rate=(
+            sum(len(trajectory.zooms) for trajectory in trajectories) / zoom_calls if zoom_calls else None
+        ),
+        event_coverage=_mean([float(zoom_shows_event(r.task, r.trajectory)) for r in with_evidence]),
+        event_visible_rate=_mean([float(all_events_visible(r.task, r.trajectory)) for r in with_evidence]),
+        reading_accuracy=_mean([reward_parts_of(result).accuracy for result in visible]),
         unparsed=sum(reward_parts_of(result).note.startswith(UNPARSED_NOTE) for result in valid),
         status={
             status.value: sum(r.trajectory.status is status for r in results) / len(results)
             for status in EpisodeStatus
             if results
         },
-        seconds_mean=_mean([play.seconds for play in plays]),
-        seconds_p95=_p95([play.seconds for play in plays]),
-        selector_fallbacks=sum(bool(note["used_fallback"]) for note in _noted(plays, "overview")),
-        gate_rate=_mean([float(note["zoom"]) for note in _noted(plays, "gate")]),
+        seconds_mean=_mean([trajectory.seconds for trajectory in trajectories]),
+        seconds_p95=_p95([trajectory.seconds for trajectory in trajectories]),
+        selector_fallbacks=sum(bool(extra["used_fallback"]) for extra in _extras(trajectories, "overview")),
+        gate_rate=_mean([float(extra["zoom"]) for extra in _extras(trajectories, "gate")]),
     )
 
 
-def _noted(plays: Sequence[Trajectory], name: str) -> list[dict[str, Any]]:
-    """What the runner noted of each episode under this name, where it did."""
-    notes = (play.extra.get(name) for play in plays)
-    return [note for note in notes if isinstance(note, dict)]
+def _extras(trajectories: Sequence[Trajectory], key: str) -> list[dict[str, Any]]:
+    """Return the entries `extra[key]` of the trajectories that have one."""
+    entries = (trajectory.extra.get(key) for trajectory in trajectories)
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
-    """What one training step's episodes looked like, under the names of `metrics.jsonl`.
+    """Return the metrics of one training step's scored episodes, under the names of `metrics.jsonl`.
 
-    Of scored episodes; what could not be measured is left out.
+    Metrics without samples are omitted.
     """
-    figures = compute_eval_metrics(results, EvalConfig(bootstrap_resamples=100))
+    metrics = compute_eval_metrics(results, EvalConfig(bootstrap_resamples=100))
     flat: dict[str, float | None] = {
-        **{f"{metric_names.REWARD_PREFIX}{name}": value for name, value in figures.reward.items()},
-        metric_names.ZOOM_CALL_RATE: figures.zoom_call_rate,
-        metric_names.ZOOM_VALID_RATE: figures.valid_zoom_rate,
-        metric_names.ZOOMS_PER_EPISODE: figures.zooms_mean,
-        metric_names.EVENT_COVERAGE: figures.event_coverage,
-        metric_names.FRAMES_PER_EPISODE: figures.frames_mean,
-        metric_names.ANSWERED_RATE: figures.status.get(EpisodeStatus.ANSWERED.value),
-        metric_names.UNPARSED_RATE: figures.unparsed / figures.questions if figures.questions else None,
-        metric_names.OVERVIEW_FALLBACK_RATE: figures.selector_fallbacks / figures.questions
-        if figures.selector_fallbacks
-        else None,
-        metric_names.INVALID_RATE: figures.invalid / len(results) if results else None,
+        **{f"{metric_names.REWARD_PREFIX}{name}": value for name, value in metrics.reward.items()},
+        metric_names.ZOOM_CALL_RATE: metrics.zoom_call_rate,
+        metric_names.ZOOM_VALID_RATE: metrics.valid_zoom_rate,
+        metric_names.ZOOMS_PER_EPISODE: metrics.zooms_mean,
+        metric_names.EVENT_COVERAGE: metrics.event_coverage,
+        metric_names.FRAMES_PER_EPISODE: metrics.frames_mean,
+        metric_names.ANSWERED_RATE: metrics.status.get(EpisodeStatus.ANSWERED.value),
+        metric_names.UNPARSED_RATE: metrics.unparsed / metrics.questions if metrics.questions else None,
+        metric_names.OVERVIEW_FALLBACK_RATE: (
+            metrics.selector_fallbacks / metrics.questions if metrics.selector_fallbacks else None
+        ),
+        metric_names.INVALID_RATE: metrics.invalid / len(results) if results else None,
     }
-    for reason, count in figures.invalid_reasons.items():
+    for reason, count in metrics.invalid_reasons.items():
         flat[f"{metric_names.INVALID_REASON_PREFIX}{reason.replace(' ', '_')}"] = count / len(results)
     return {name: value for name, value in flat.items() if value is not None}

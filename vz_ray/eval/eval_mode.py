@@ -1,4 +1,4 @@
-"""How a benchmark is played: by the agent with so many zooms, or from uniform frames without the tool."""
+"""Modes of an evaluation: the zooming agent with a zoom limit, or uniform frames without the tool."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from vz_ray.config.episode import EpisodeConfig, uniform_frames_config
 
 AGENT, UNIFORM = "agent", "uniform"
 MAIN_MODEL = "model"
-"""Who plays where no label says so: the run's own `model`."""
+"""Label of the run's `model`, the default of a mode."""
 _MODE = re.compile(r"(?:(?P<model>[^/]+)/)?(?P<kind>\w+)(?::(?P<limit>\d+))?(?:@(?P<fps>[\d.]+)fps)?")
 
 
 @dataclass(frozen=True, slots=True)
 class EvalMode:
-    """One way to play.
+    """Mode of an evaluation.
 
     Attributes:
         kind: `agent` or `uniform`.
-        limit: Most zooms of an agent, None where its config says; or uniform frames.
-        fps: Frame rate of every zoom; None leaves it to the agent.
-        model: Label of the checkpoint that plays.
+        limit: Maximum zooms of the agent (default: from the episode config), or number of uniform frames.
+        fps: Frame rate of every zoom; None uses the rate that the agent requests.
+        model: Label of the checkpoint.
 
     Example: `agent`, `agent:2`, `agent@0.5fps`, `uniform:32`, `sft/agent:2`
     """
@@ -33,10 +33,16 @@ class EvalMode:
 
     @classmethod
     def parse(cls, text: str) -> EvalMode:
-        """Reads what a config says, which has been checked there, or what `str` wrote."""
+        """Parse a mode from a validated config, or the output of `str(mode)`.
+
+        Raises:
+            ValueError: `text` has another format.
+        """
         match = _MODE.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no mode such as agent, agent:2, agent@0.5fps or uniform:32")
+            raise ValueError(
+                f"mode is {text!r}; it must look like agent, agent:2, agent@0.5fps or uniform:32"
+            )
         limit, fps = match["limit"], match["fps"]
         return cls(
             kind=match["kind"],
@@ -46,26 +52,27 @@ class EvalMode:
         )
 
     def __str__(self) -> str:
-        who = "" if self.model == MAIN_MODEL else f"{self.model}/"
+        prefix = "" if self.model == MAIN_MODEL else f"{self.model}/"
         limit = "" if self.limit is None else f":{self.limit}"
-        return f"{who}{self.kind}{limit}" + ("" if self.fps is None else f"@{self.fps:g}fps")
+        return f"{prefix}{self.kind}{limit}" + ("" if self.fps is None else f"@{self.fps:g}fps")
 
     @property
     def stage(self) -> str:
-        """For names of files: `agent`, `agent_2`, `agent_0.5fps`, `uniform_32`, `sft_agent_2`."""
+        """Name for files: `agent`, `agent_2`, `agent_0.5fps`, `uniform_32`, `sft_agent_2`."""
         return re.sub("[/:@]", "_", str(self))
 
     @property
     def title(self) -> str:
-        who = "" if self.model == MAIN_MODEL else f"{self.model}: "
+        """Name for tables and notes."""
+        prefix = "" if self.model == MAIN_MODEL else f"{self.model}: "
         if self.kind == UNIFORM:
-            return f"{who}uniform, {self.limit} frames"
+            return f"{prefix}uniform, {self.limit} frames"
         limit = "" if self.limit is None else f", zooms <= {self.limit}"
-        return f"{who}agent{limit}" + ("" if self.fps is None else f", zooms at {self.fps:g} fps")
+        return f"{prefix}agent{limit}" + ("" if self.fps is None else f", zooms at {self.fps:g} fps")
 
     def episode_config(self, config: EpisodeConfig, uniform_prompt: str) -> EpisodeConfig:
-        """The episode's rules in this mode."""
+        """Return `config` with the limits and the prompt of this mode."""
         if self.kind == UNIFORM:
             return replace(uniform_frames_config(config, self.limit or 1), prompt=uniform_prompt)
-        rounds = config.max_rounds if self.limit is None else self.limit + 1
-        return replace(config, max_rounds=rounds, zoom_fps=self.fps or config.zoom_fps)
+        max_rounds = config.max_rounds if self.limit is None else self.limit + 1
+        return replace(config, max_rounds=max_rounds, zoom_fps=self.fps or config.zoom_fps)

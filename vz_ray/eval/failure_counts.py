@@ -1,4 +1,4 @@
-"""Why episodes went wrong, counted; the classes are those of `vz_ray/env/failure_modes.py`."""
+"""Counts of failure modes; `vz_ray.env.failure_modes` defines the classes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vz_ray.rewards import UNPARSED_NOTE
 def classify_failure(
     task: Task, trajectory: Trajectory, *, correct: bool, unparsed: bool = False
 ) -> FailureMode | None:
-    """Why the episode went wrong; None if it is right.
+    """Return the failure mode of an episode, or None if its answer is correct.
 
     Args:
-        task: With the events that must be seen, where they are known.
-        trajectory: As played.
-        correct: Whether its answer was right.
-        unparsed: Whether there is an answer that states nothing which can be compared.
+        task: Task of the episode; its evidence spans are optional.
+        trajectory: The episode.
+        correct: Whether the answer is correct.
+        unparsed: Whether the answer could not be parsed.
     """
     turns = trajectory.turns
     trace = EpisodeTrace(
@@ -38,10 +38,10 @@ def classify_failure(
 
 
 def classify_result(result: EvalResult) -> FailureMode | None:
-    """As `failure_of`; None also for an episode that nobody could judge.
+    """Return the failure mode of a result, or None if it is correct or excluded as invalid.
 
     Raises:
-        ValueError: It was never scored.
+        ValueError: The result has no reward.
     """
     parts = reward_parts_of(result)
     if not parts.valid and result.trajectory.status is not EpisodeStatus.FAILED:
@@ -51,6 +51,6 @@ def classify_result(result: EvalResult) -> FailureMode | None:
 
 
 def count_failures(results: Iterable[EvalResult]) -> dict[str, int]:
-    """Episodes by what went wrong: every class, in the order of `FailureMode`."""
-    found = Counter(classify_result(result) for result in results)
-    return {failure.value: found[failure] for failure in FailureMode}
+    """Count episodes by failure mode; every mode is a key, in the order of `FailureMode`."""
+    counts = Counter(classify_result(result) for result in results)
+    return {mode.value: counts[mode] for mode in FailureMode}

@@ -1,8 +1,7 @@
-"""Calibrates the zoom gate on an evaluation that was played with `episode.gate.mode: measure`.
+"""Calibration of the zoom gate from an evaluation with `episode.gate.mode: measure`.
 
-Each of its episodes holds both answers: the draft's, and that of the whole
-episode. So what any threshold would have given can be counted, question by
-question, without playing again.
+Each episode of such a log has two answers: the draft before zooming and the final
+one. The accuracy of any threshold follows from them without new rollouts.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from vz_ray.utils.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class GateSample:
-    """One question, answered both ways.
+    """Draft and final answer of one question.
 
     Attributes:
-        uncertainty: Of the draft.
-        draft_accuracy: Accuracy of the draft; None if it did not end, and so is never the answer.
-        episode_accuracy: Accuracy of the episode.
-        draft_frames: Frames that the draft saw.
-        episode_frames: Frames that the episode saw.
+        uncertainty: Uncertainty of the draft, 0 to 1.
+        draft_accuracy: Accuracy of the draft; None if the draft was cut off, so that zooming is forced.
+        episode_accuracy: Accuracy of the final answer.
+        draft_frames: Frames in the prompt of the draft.
+        episode_frames: Frames of the whole episode.
     """
 
     uncertainty: float
@@ -43,85 +42,93 @@ class GateSample:
 def calibrate_from_log(
     log: Path, out: Path, *, frame_cost: float | None = None
 ) -> dict[str, GateCalibration]:
-    """Calibrates on the evaluation log `log`, and writes `out`.
+    """Calibrate on an evaluation log and write the thresholds to `out`.
 
     Args:
-        log: Played with `episode.gate.mode: measure`.
-        out: For `episode.gate.thresholds_file`.
-        frame_cost: Accuracy that a further frame per question must bring; None takes the threshold with the
-            most accuracy per frame.
+        log: Log of an evaluation with `episode.gate.mode: measure`.
+        out: Output file, for `episode.gate.thresholds_file`.
+        frame_cost: Minimum accuracy gain per extra frame. None maximizes accuracy per frame.
 
     Raises:
-        UserError: The log is missing, or none of its episodes has a draft that can be scored.
+        UserError: The log is missing or malformed, or has no draft that can be scored.
     """
     try:
         results = read_results(log)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{log} is no log of an evaluation: {error!r}") from error
-    measured, left_out = collect_gate_samples(results)
-    if not measured:
+        raise UserError(f"{log} is not an evaluation log: {error!r}") from error
+    samples_by_kind, excluded = collect_gate_samples(results)
+    if not samples_by_kind:
         raise UserError(
-            f"{log}: none of {len(results)} episodes has a draft that can be scored without a judge; "
-            "play it with episode.gate.mode=measure"
+            f"{log}: 0 of {len(results)} episodes have a draft that can be scored without a judge; "
+            "run the evaluation with episode.gate.mode=measure"
         )
-    found = {kind: choose_threshold(samples, frame_cost) for kind, samples in measured.items()}
-    save_calibration(out, found, {"log": log.name, "left_out": left_out, "price": frame_cost})
-    return found
+    calibrations = {kind: choose_threshold(samples, frame_cost) for kind, samples in samples_by_kind.items()}
+    save_calibration(out, calibrations, {"log": log.name, "excluded": excluded, "frame_cost": frame_cost})
+    return calibrations
 
 
 def collect_gate_samples(
     results: Sequence[EvalResult], reward: RewardConfig | None = None
 ) -> tuple[dict[str, list[GateSample]], int]:
-    """Episodes by kind of answer, and how many are left out: failed, not judged, or without a draft."""
-    found: defaultdict[str, list[GateSample]] = defaultdict(list)
-    left_out = 0
+    """Return samples by kind of answer, and the number of excluded episodes.
+
+    Failed episodes, episodes without a draft and answers that need a judge are excluded.
+    """
+    samples: defaultdict[str, list[GateSample]] = defaultdict(list)
+    excluded = 0
     for result in results:
-        played = result.trajectory
-        gate = played.extra.get("gate")
-        if not isinstance(gate, dict) or played.status is EpisodeStatus.FAILED or not gate["zoom"]:
-            left_out += 1
+        trajectory = result.trajectory
+        gate = trajectory.extra.get("gate")
+        if not isinstance(gate, dict) or trajectory.status is EpisodeStatus.FAILED or not gate["zoom"]:
+            excluded += 1
             continue
         draft = score_accuracy(gate["draft"], [], result.task, reward or RewardConfig())
-        if draft.invalid_reason or played.reward is None or not played.reward.valid:
-            left_out += 1
+        if draft.invalid_reason or trajectory.reward is None or not trajectory.reward.valid:
+            excluded += 1
             continue
-        found[str(gate["kind"])].append(
+        samples[str(gate["kind"])].append(
             GateSample(
                 uncertainty=float(gate["uncertainty"]),
                 draft_accuracy=None if gate["draft"] is None else draft.value,
-                episode_accuracy=played.reward.accuracy,
-                draft_frames=len(played.prompt.frame_refs),
-                episode_frames=len(played.frame_refs),
+                episode_accuracy=trajectory.reward.accuracy,
+                draft_frames=len(trajectory.prompt.frame_refs),
+                episode_frames=len(trajectory.frame_refs),
             )
         )
-    return dict(found), left_out
+    return dict(samples), excluded
 
 
 def choose_threshold(samples: Sequence[GateSample], frame_cost: float | None = None) -> GateCalibration:
-    """The best threshold: that with the most accuracy per frame, or with the most accuracy after
-    `frame_cost` times the frames. Of equals, the one with more accuracy, then the one that zooms less."""
-    seen = sorted({sample.uncertainty for sample in samples})
-    between = [(low + high) / 2 for low, high in pairwise(seen)]
-    points = [apply_threshold(samples, threshold) for threshold in (ALWAYS_ZOOM, *between, NEVER_ZOOM)]
+    """Return the best threshold and the two extremes, always and never zooming.
 
-    def worth(one: CalibrationPoint) -> tuple[float, float, float]:
-        gain = one.accuracy / one.frames if frame_cost is None else one.accuracy - frame_cost * one.frames
-        return (round(gain, 12), one.accuracy, -one.zoom_rate)
+    The objective is accuracy per frame, or accuracy minus `frame_cost` times frames. Ties prefer higher
+    accuracy, then fewer zooms.
+    """
+    uncertainties = sorted({sample.uncertainty for sample in samples})
+    midpoints = [(low + high) / 2 for low, high in pairwise(uncertainties)]
+    points = [apply_threshold(samples, threshold) for threshold in (ALWAYS_ZOOM, *midpoints, NEVER_ZOOM)]
 
-    return GateCalibration(len(samples), max(points, key=worth), points[0], points[-1])
+    def objective(point: CalibrationPoint) -> tuple[float, float, float]:
+        if frame_cost is None:
+            value = point.accuracy / point.frames
+        else:
+            value = point.accuracy - frame_cost * point.frames
+        return (round(value, 12), point.accuracy, -point.zoom_rate)
+
+    return GateCalibration(len(samples), max(points, key=objective), points[0], points[-1])
 
 
 def apply_threshold(samples: Sequence[GateSample], threshold: float) -> CalibrationPoint:
-    """What a threshold would have given."""
-    accuracy = frames = zooming = 0.0
+    """Return the accuracy, frames and zoom rate that `threshold` would give."""
+    accuracy = frames = 0.0
+    zooming = 0
     for sample in samples:
         if sample.draft_accuracy is None or sample.uncertainty > threshold:
-            accuracy, frames, zooming = (
-                accuracy + sample.episode_accuracy,
-                frames + sample.episode_frames,
-                zooming + 1,
-            )
+            accuracy += sample.episode_accuracy
+            frames += sample.episode_frames
+            zooming += 1
         else:
-            accuracy, frames = accuracy + sample.draft_accuracy, frames + sample.draft_frames
+            accuracy += sample.draft_accuracy
+            frames += sample.draft_frames
     count = len(samples)
     return CalibrationPoint(threshold, accuracy / count, frames / count, zooming / count)

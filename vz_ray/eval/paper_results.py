@@ -1,4 +1,4 @@
-"""The paper's own numbers, from `load_paper_results.yaml`."""
+"""Published results of the VideoZoomer paper, from `paper_results.yaml`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import yaml
 
 @dataclass(frozen=True, slots=True)
 class PaperResults:
-    """Numbers to stand beside one's own, per cent.
+    """Published numbers in percent, shown as a reference.
 
     Attributes:
-        source: Where they are from.
-        shown: The models that tables show, in order.
-        figures: By benchmark, figure (`table/name`, or a headline's name) and model.
-        zooms: By benchmark: at most 0, 1, 2, ... zooms.
-        mean_zooms: Zooms in an episode on average, by model; "about", it says, and "towards 0".
+        source: Citation.
+        models: Models to show in tables, in order.
+        metrics: Values by benchmark, metric (`table/name`, or the name of a headline) and model.
+        accuracy_by_max_zooms: Accuracies with a maximum of 0, 1, 2, ... zooms, by benchmark.
+        mean_zooms: Mean zooms per episode, by model.
     """
 
     source: str
-    shown: Sequence[str]
-    figures: Mapping[str, Mapping[str, Mapping[str, float]]]
-    zooms: Mapping[str, Sequence[float]]
+    models: Sequence[str]
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
+    accuracy_by_max_zooms: Mapping[str, Sequence[float]]
     mean_zooms: Mapping[str, float]
 
-    def models_for(self, benchmark: str, figure: str) -> Mapping[str, float]:
-        """By model; empty where the paper says nothing."""
-        return self.figures.get(benchmark, {}).get(figure, {})
+    def values_by_model(self, benchmark: str, metric: str) -> Mapping[str, float]:
+        """Return the published values of a metric by model; empty if the paper has none."""
+        return self.metrics.get(benchmark, {}).get(metric, {})
 
 
 @lru_cache
 def load_paper_results() -> PaperResults:
-    """What the package brings."""
-    text = files("vz_ray.eval").joinpath("paper.yaml").read_text(encoding="utf-8")
+    """Load the packaged results."""
+    text = files("vz_ray.eval").joinpath("paper_results.yaml").read_text(encoding="utf-8")
     return PaperResults(**yaml.safe_load(text))

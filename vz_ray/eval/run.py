@@ -1,8 +1,8 @@
-"""`vz-ray eval`: benchmarks played greedily on the same engines and decoders as training.
+"""Body of `vz-ray eval`: run benchmarks with greedy sampling on the same engines and decoders as training.
 
-read every benchmark's files, look for its videos          nothing is started before all is well
--> for each model, benchmark and mode: play what is left   a log per question, so it is resumable
--> marks, official figures, tables beside the paper's      benchmarks.json, .csv, samples/, curve.*
+load annotations, check videos and scorers            fails before anything starts
+-> per model, benchmark and mode: run open questions   one log line per question, resumable
+-> scores, official metrics, tables, curve             benchmarks.json, .csv, samples/, curve.*
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
-from vz_ray.data.episode_record import task_to_dict, to_json_line
+from vz_ray.data.episode_record import task_to_dict
 from vz_ray.data.task_file import check_videos
 from vz_ray.decode import DecodePool
 from vz_ray.env.task import Task
@@ -46,18 +46,19 @@ from vz_ray.rewards import check_scorers
 from vz_ray.runtime import runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import to_json_line
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkSelection:
-    """A benchmark and those of its questions that are to be played.
+    """A benchmark and the subset of its tasks to evaluate.
 
     Attributes:
-        key: Its name in the run.
-        adapter: What read it.
-        benchmark: All that was read.
-        tasks: What is played of it.
-        missing: Videos that are not there, and how many of the chosen questions they take along.
+        key: Name of the benchmark in the run.
+        adapter: Name of the adapter that read the files.
+        benchmark: The whole benchmark.
+        tasks: Tasks to evaluate.
+        missing: Missing videos of the sampled tasks.
     """
 
     key: str
@@ -67,168 +68,180 @@ class BenchmarkSelection:
     missing: MissingVideos
 
 
+@dataclass(frozen=True, slots=True)
+class _EvalJob:
+    """A benchmark in one mode, and the log of its episodes."""
+
+    selection: BenchmarkSelection
+    mode: EvalMode
+    log: EvalLog
+
+    @property
+    def complete(self) -> bool:
+        """Whether the log has a result for every task."""
+        return all((task.task_id, 0) in self.log.completed for task in self.selection.tasks)
+
+
 def run_evaluation(config: EvalRunConfig) -> None:
-    """Plays all benchmarks in all modes; writes and prints what came out.
+    """Evaluate all models on all benchmarks in all modes, then write and print the results.
 
     Raises:
-        UserError: A benchmark's files are not what they should be, or videos are missing, or a model is.
+        UserError: Annotations are malformed, videos are missing, or a model is not a valid checkpoint.
     """
-    exams = load_benchmarks(config)
+    selections = load_benchmarks(config)
     models = {MAIN_MODEL: config.model, **config.compare}
     for checkpoint in models.values():
         check_hf_checkpoint(checkpoint)
     modes = [replace(EvalMode.parse(text), model=label) for label in models for text in config.modes]
-    with open_run(config) as at:
-        for exam in exams:
-            if exam.missing.paths:
-                at.progress.print_line(f"{exam.benchmark.title}: {exam.missing}; going on without them")
-        logs = {
-            (exam.key, mode): _log(exam, mode, models[mode.model], config, at)
-            for exam in exams
+    with open_run(config) as run:
+        for selection in selections:
+            if selection.missing.paths:
+                run.progress.print_line(
+                    f"{selection.benchmark.title}: {selection.missing}; skipping their questions"
+                )
+        jobs = [
+            _EvalJob(selection, mode, _open_log(selection, mode, models[mode.model], config, run))
+            for selection in selections
             for mode in modes
-        }
-        if any(_left(exam, logs[exam.key, mode]) for exam in exams for mode in modes):
-            asyncio.run(_play(config, at, exams, models, logs))
-        played = [
-            BenchmarkResults(
-                key=exam.key,
-                adapter=exam.adapter,
-                benchmark=exam.benchmark,
-                num_questions=len(exam.tasks),
-                missing_videos=exam.missing,
-                scores={m: score_results(exam.benchmark, logs[exam.key, m].records) for m in modes},
-            )
-            for exam in exams
         ]
-        write_reports(config, at.run_dir.path, played)
+        if not all(job.complete for job in jobs):
+            asyncio.run(_run_jobs(config, run, jobs, models))
+        results = [
+            BenchmarkResults(
+                key=selection.key,
+                adapter=selection.adapter,
+                benchmark=selection.benchmark,
+                num_questions=len(selection.tasks),
+                missing_videos=selection.missing,
+                scores={
+                    job.mode: score_results(selection.benchmark, job.log.records)
+                    for job in jobs
+                    if job.selection is selection
+                },
+            )
+            for selection in selections
+        ]
+        write_reports(config, run.run_dir.path, results)
 
 
-def write_reports(config: EvalRunConfig, run: Path, played: list[BenchmarkResults]) -> None:
-    """The figures of a run: files, tables, and a curve where there are several modes."""
-    found = build_benchmark_results(played, config.eval, {MAIN_MODEL: config.model, **config.compare})
-    write_benchmark_results(run, found)
-    for one in played:
-        write_samples(run, one)
-    print_benchmark_results(found)
-    print(f"figures: {run / 'benchmarks.json'}")
+def write_reports(config: EvalRunConfig, run_dir: Path, results: list[BenchmarkResults]) -> None:
+    """Write result files, print tables, and draw a curve if there are several modes or models."""
+    report = build_benchmark_results(results, config.eval, {MAIN_MODEL: config.model, **config.compare})
+    write_benchmark_results(run_dir, report)
+    for benchmark_results in results:
+        write_samples(run_dir, benchmark_results)
+    print_benchmark_results(report)
+    print(f"results: {run_dir / 'benchmarks.json'}")
     if len(config.modes) > 1 or config.compare:
-        write_curve(run, found)
-        print(f"curve: {write_curve_report(run)}")
+        write_curve(run_dir, report)
+        print(f"curve: {write_curve_report(run_dir)}")
 
 
-# -- reading ----------------------------------------------------------------------
+# -- loading ----------------------------------------------------------------------
 
 
 def load_benchmarks(config: EvalRunConfig) -> list[BenchmarkSelection]:
-    """Every benchmark's questions, in order; videos have been looked for, and some of them opened.
+    """Load every configured benchmark, check that its videos exist and that its answers can be scored.
 
     Raises:
-        UserError: No benchmarks; a file is not what it should be; videos are missing and may not be;
-            a judge is needed and there is none.
+        UserError: No benchmark is configured, a file is malformed, videos are missing without
+            `allow_missing`, or a benchmark needs a judge and none is configured.
     """
     if not config.benchmarks:
-        raise UserError("no benchmarks: give a config such as conf/eval/mlvu.yaml, or set benchmarks.<name>")
-    exams = [_read(key, entry, config) for key, entry in config.benchmarks.items()]
-    lacking = [exam for exam in exams if exam.missing.paths]
-    if lacking and not config.allow_missing:
-        lines = "; ".join(f"{exam.benchmark.title}: {exam.missing}" for exam in lacking)
-        raise UserError(f"{lines}. Set benchmarks.<name>.videos, or allow_missing=true to go on without them")
-    for exam in exams:
-        if not exam.tasks:
-            raise UserError(f"{exam.benchmark.title}: no questions are left ({exam.missing})")
-        check_videos(list(exam.tasks), exam.benchmark.title)
-        check_scorers(config.reward, exam.tasks, exam.benchmark.title)
-    return exams
+        raise UserError(
+            "benchmarks is empty; use a config such as conf/eval/mlvu.yaml or set benchmarks.<name>"
+        )
+    selections = [_load_selection(key, entry, config) for key, entry in config.benchmarks.items()]
+    incomplete = [selection for selection in selections if selection.missing.paths]
+    if incomplete and not config.allow_missing:
+        lines = "; ".join(f"{selection.benchmark.title}: {selection.missing}" for selection in incomplete)
+        raise UserError(
+            f"{lines}. Set benchmarks.<name>.videos, or allow_missing=true to skip their questions"
+        )
+    for selection in selections:
+        title = selection.benchmark.title
+        if not selection.tasks:
+            raise UserError(f"{title}: 0 questions left to evaluate ({selection.missing})")
+        check_videos(list(selection.tasks), title)
+        check_scorers(config.reward, selection.tasks, title)
+    return selections
 
 
-def _read(key: str, entry: BenchmarkConfig, config: EvalRunConfig) -> BenchmarkSelection:
+def _load_selection(key: str, entry: BenchmarkConfig, config: EvalRunConfig) -> BenchmarkSelection:
     if not entry.annotations:
         raise UserError(f"benchmarks.{key}.annotations is empty; set it to the released file or its folder")
 
-    def given(path: str) -> Path | None:
+    def resolve(path: str) -> Path | None:
         return Path(config.data) / path if path else None
 
     annotations = Path(config.data) / entry.annotations
-    source = BenchmarkFiles(
+    files = BenchmarkFiles(
         annotations=annotations,
-        video_dir=given(entry.videos) or (annotations if annotations.is_dir() else annotations.parent),
-        answer_file=given(entry.answers),
-        subtitle_dir=given(entry.subtitles),
-        embedding_model_dir=given(entry.embedding_model),
+        video_dir=resolve(entry.videos) or (annotations if annotations.is_dir() else annotations.parent),
+        answer_file=resolve(entry.answers),
+        subtitle_dir=resolve(entry.subtitles),
+        embedding_model_dir=resolve(entry.embedding_model),
         image_dir=image_cache_dir(config.image_cache_dir),
     )
     adapter = entry.adapter or key
-    benchmark = load_benchmark(adapter, source)
-    chosen = subsample(benchmark.tasks, entry.sampling_strategy, config.seed)
-    missing = find_missing_videos(chosen)
-    gone = set(missing.paths)
-    there = tuple(task for task in chosen if task.video not in gone)
-    return BenchmarkSelection(key, adapter, benchmark, there, missing)
+    benchmark = load_benchmark(adapter, files)
+    sampled_tasks = subsample(benchmark.tasks, entry.sampling_strategy, config.seed)
+    missing = find_missing_videos(sampled_tasks)
+    missing_paths = set(missing.paths)
+    tasks = tuple(task for task in sampled_tasks if task.video not in missing_paths)
+    return BenchmarkSelection(key, adapter, benchmark, tasks, missing)
 
 
-# -- playing ----------------------------------------------------------------------
-
-
-def _log(
-    exam: BenchmarkSelection, mode: EvalMode, model: str, config: EvalRunConfig, at: RunContext
+def _open_log(
+    selection: BenchmarkSelection, mode: EvalMode, model: str, config: EvalRunConfig, run: RunContext
 ) -> EvalLog:
-    """The log of a benchmark and mode, refused if it holds results of something else."""
-    questions = blake3("".join(to_json_line(task_to_dict(task)) for task in exam.tasks).encode()).hexdigest()[
-        :16
-    ]
+    """Open the log of a benchmark and mode; it raises if it holds results of another evaluation."""
+    lines = "".join(to_json_line(task_to_dict(task)) for task in selection.tasks)
     identity = {
         "model": model,
-        "benchmark": exam.adapter,
-        "questions": questions,
+        "benchmark": selection.adapter,
+        "questions": blake3(lines.encode()).hexdigest()[:16],
         "mode": str(mode),
         "episode": asdict(mode.episode_config(config.episode, config.uniform_prompt)),
     }
-    return EvalLog(at.run_dir.path / "eval" / exam.key / f"{mode.stage}.jsonl", identity)
+    return EvalLog(run.run_dir.path / "eval" / selection.key / f"{mode.stage}.jsonl", identity)
 
 
-def _left(exam: BenchmarkSelection, log: EvalLog) -> int:
-    """Questions that have not been played to their end."""
-    return sum((task.task_id, 0) not in log.completed for task in exam.tasks)
+# -- running ----------------------------------------------------------------------
 
 
-async def _play(
-    config: EvalRunConfig,
-    at: RunContext,
-    exams: list[BenchmarkSelection],
-    models: dict[str, str],
-    logs: dict[tuple[str, EvalMode], EvalLog],
+async def _run_jobs(
+    config: EvalRunConfig, run: RunContext, jobs: list[_EvalJob], models: dict[str, str]
 ) -> None:
-    """Plays what the logs lack, model by model: the same decoders, and engines of the same settings."""
+    """Run incomplete jobs model by model; all models share the decode pool and the engine settings."""
     async with AsyncExitStack() as stack:
-        with at.time_stage("start Ray"):
+        with run.time_stage("start Ray"):
             await stack.enter_async_context(runtime.checked_ray_cluster(config))
-            frames = await stack.enter_async_context(runtime.decode_pool(config))
+            pool = await stack.enter_async_context(runtime.decode_pool(config))
         for label, model in models.items():
-            left = [
-                (exam, mode, log)
-                for exam in exams
-                for (key, mode), log in logs.items()
-                if key == exam.key and mode.model == label and _left(exam, log)
-            ]
-            if left:
-                await _play_model(model, left, frames, config, at)
+            model_jobs = [job for job in jobs if job.mode.model == label and not job.complete]
+            if model_jobs:
+                await _run_model(model, model_jobs, pool, config, run)
 
 
-async def _play_model(
-    model: str,
-    left: list[tuple[BenchmarkSelection, EvalMode, EvalLog]],
-    frames: DecodePool,
-    config: EvalRunConfig,
-    at: RunContext,
+async def _run_model(
+    model: str, jobs: list[_EvalJob], pool: DecodePool, config: EvalRunConfig, run: RunContext
 ) -> None:
     async with AsyncExitStack() as stack:
-        with at.time_stage("start engine"), at.progress.stage("start engine", 1) as stage:
-            starting = stack.enter_async_context(runtime.start_rollout(config, model, frames, at.run_dir))
-            fleet = await at.interrupt.run_interruptible(starting)
+        with run.time_stage("start engine"), run.progress.stage("start engine", 1) as stage:
+            start = stack.enter_async_context(runtime.start_rollout(config, model, pool, run.run_dir))
+            scheduler = await run.interrupt.run_interruptible(start)
             stage.advance()
-        for exam, mode, log in left:
-            name = f"{exam.key} {mode}"
-            rules = mode.episode_config(config.episode, config.uniform_prompt)
-            with at.time_stage(name), at.progress.stage(name, len(exam.tasks)) as stage:
-                playing = evaluate(fleet, exam.tasks, log, rules, stage=mode.stage, on_progress=stage.advance)
-                await at.interrupt.run_interruptible(playing)
+        for job in jobs:
+            name, tasks = f"{job.selection.key} {job.mode}", job.selection.tasks
+            episode_config = job.mode.episode_config(config.episode, config.uniform_prompt)
+            with run.time_stage(name), run.progress.stage(name, len(tasks)) as stage:
+                evaluation = evaluate(
+                    scheduler,
+                    tasks,
+                    job.log,
+                    episode_config,
+                    stage=job.mode.stage,
+                    on_progress=stage.advance,
+                )
+                await run.interrupt.run_interruptible(evaluation)

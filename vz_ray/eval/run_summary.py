@@ -1,15 +1,14 @@
-"""`summary.json`: the figures of a whole run, from what its stages left on disk.
+"""`summary.json`: metrics of a whole run, computed from the files of its stages.
 
-Read from the run directory: `eval/<stage>.jsonl` (stages `cold_start`, `rl`,
-`sft_continued`, and `uniform_<frames>`), `metrics.jsonl` and `stages.jsonl`. A
-stage that has not run is left out, never filled in.
+Input, from the run directory: `eval/<stage>.jsonl` (stages `cold_start`, `rl`,
+`sft_continued` and `uniform_<frames>`), `metrics.jsonl` and `stages.jsonl`.
+Stages without a log are omitted.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +16,14 @@ from statistics import fmean, median
 from typing import Any
 
 from vz_ray.config.eval import EvalConfig
-from vz_ray.data.episode_record import append_lines, read_complete_lines, to_json_line
 from vz_ray.eval.bootstrap import ConfidenceInterval, paired_difference
 from vz_ray.eval.eval_log import EvalResult, read_results
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics
 from vz_ray.eval.failure_counts import count_failures
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.monitoring.stage_times import stage_seconds
+from vz_ray.utils.atomic_files import write_atomic
 
 COLD_START, RL, SFT_CONTINUED, UNIFORM = "cold_start", "rl", "sft_continued", "uniform"
 _UNIFORM_STAGE = re.compile(rf"{UNIFORM}_(\d+)")
@@ -33,62 +32,50 @@ Json = dict[str, Any]
 
 
 def uniform_stage(frames: int) -> str:
-    """Stage name of the uniform baseline at `frames` frames."""
+    """Return the stage name of the uniform baseline with `frames` frames."""
     return f"{UNIFORM}_{frames}"
 
 
 def eval_log_path(run_dir: Path, stage: str) -> Path:
-    """Where a stage's per-sample log lies."""
+    """Return the path of the per-sample log of a stage."""
     return run_dir / "eval" / f"{stage}.jsonl"
 
 
-def record_stage_time(run_dir: Path, stage: str, wall_s: float) -> None:
-    """Notes that `stage` took `wall_s` seconds; a stage that was resumed is noted in parts."""
-    append_lines(run_dir / "stages.jsonl", [to_json_line({"stage": stage, "wall_s": wall_s})])
-
-
-def stage_seconds(run_dir: Path) -> dict[str, float]:
-    """Wall seconds by stage in the order they first ran, and their `total`."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    path = run_dir / "stages.jsonl"
-    for line in read_complete_lines(path) if path.exists() else ():
-        seconds[line["stage"]] += line["wall_s"]
-    return {**seconds, "total": sum(seconds.values())} if seconds else {}
-
-
-def _by_stage(figures: Mapping[str, EvalMetrics], name: str) -> Json:
-    """One figure of every stage, the uniform ones by number of frames."""
-    found: Json = {}
-    for stage, metrics in figures.items():
+def _by_stage(evaluations: Mapping[str, EvalMetrics], name: str) -> Json:
+    """Return one metric by stage; uniform baselines are nested by number of frames."""
+    values: Json = {}
+    uniform: Json = {}
+    for stage, metrics in evaluations.items():
         value = getattr(metrics, name)
         value = value.mean if isinstance(value, ConfidenceInterval) else value
-        match = _UNIFORM_STAGE.fullmatch(stage)
         if value is None:
             continue
-        if match:
-            found.setdefault(UNIFORM, {})[match[1]] = value
+        if match := _UNIFORM_STAGE.fullmatch(stage):
+            uniform[match[1]] = value
         else:
-            found[stage] = value
-    if UNIFORM in found:
-        found[UNIFORM] = dict(sorted(found[UNIFORM].items(), key=lambda item: int(item[0])))
-    return found
+            values[stage] = value
+    if uniform:
+        values[UNIFORM] = dict(sorted(uniform.items(), key=lambda item: int(item[0])))
+    return values
 
 
-def _opponent(figures: Mapping[str, EvalMetrics]) -> int | None:
-    """The uniform frame count next above what the agent sees on average, or the largest."""
-    frames = sorted(int(m[1]) for stage in figures if (m := _UNIFORM_STAGE.fullmatch(stage)))
-    seen = figures[RL].frames_mean if RL in figures else None
-    if not frames or seen is None:
+def _baseline_frames(evaluations: Mapping[str, EvalMetrics]) -> int | None:
+    """Return the smallest uniform frame count above the agent's mean, or the largest count."""
+    counts = sorted(int(m[1]) for stage in evaluations if (m := _UNIFORM_STAGE.fullmatch(stage)))
+    agent_frames = evaluations[RL].frames_mean if RL in evaluations else None
+    if not counts or agent_frames is None:
         return None
-    return next((count for count in frames if count > seen), frames[-1])
+    return next((count for count in counts if count > agent_frames), counts[-1])
 
 
-def _gain(ours: Sequence[EvalResult], theirs: Sequence[EvalResult], config: EvalConfig) -> ConfidenceInterval:
-    """Paired difference in accuracy, with an interval over videos."""
+def _gain(
+    results: Sequence[EvalResult], baseline: Sequence[EvalResult], config: EvalConfig
+) -> ConfidenceInterval:
+    """Return the paired difference in accuracy, with an interval over videos."""
     return paired_difference(
-        accuracy_by_task(ours),
-        accuracy_by_task(theirs),
-        {result.task.task_id: result.task.video for result in ours},
+        accuracy_by_task(results),
+        accuracy_by_task(baseline),
+        {result.task.task_id: result.task.video for result in results},
         num_resamples=config.bootstrap_resamples,
         confidence_level=config.confidence_level,
         seed=config.seed,
@@ -96,15 +83,15 @@ def _gain(ours: Sequence[EvalResult], theirs: Sequence[EvalResult], config: Eval
 
 
 def _gains(
-    results: Mapping[str, Sequence[EvalResult]], opponent: int | None, config: EvalConfig
+    results: Mapping[str, Sequence[EvalResult]], baseline_frames: int | None, config: EvalConfig
 ) -> dict[str, Json]:
-    """What RL gained over each of the others that ran."""
-    others = {"over_cold_start": COLD_START, "over_sft_continued": SFT_CONTINUED}
-    if opponent is not None:
-        others["over_uniform"] = uniform_stage(opponent)
+    """Return the gain of RL over each baseline stage that has results."""
+    baselines = {"over_cold_start": COLD_START, "over_sft_continued": SFT_CONTINUED}
+    if baseline_frames is not None:
+        baselines["over_uniform"] = uniform_stage(baseline_frames)
     return {
         name: asdict(_gain(results[RL], results[stage], config))
-        for name, stage in others.items()
+        for name, stage in baselines.items()
         if RL in results and stage in results
     }
 
@@ -114,43 +101,49 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
 
 
 def _training(rows: Sequence[Mapping[str, float]]) -> Json:
-    """Mismatch with the engine and weight publishes, over the steps of `metrics.jsonl`."""
-    largest, kl = _column(rows, metric_names.MISMATCH_LOGPROB_MAX), _column(rows, metric_names.MISMATCH_KL)
-    syncs = _column(rows, metric_names.WEIGHT_SYNC_SECONDS)
-    found: Json = {}
-    if largest or kl:
-        found["mismatch"] = {
-            "logprob_abs_max": max(largest) if largest else None,
+    """Summarize log-prob mismatch and weight publishes over the steps of `metrics.jsonl`."""
+    logprob_max = _column(rows, metric_names.MISMATCH_LOGPROB_MAX)
+    kl = _column(rows, metric_names.MISMATCH_KL)
+    sync_seconds = _column(rows, metric_names.WEIGHT_SYNC_SECONDS)
+    summary: Json = {}
+    if logprob_max or kl:
+        summary["mismatch"] = {
+            "logprob_abs_max": max(logprob_max) if logprob_max else None,
             "kl": fmean(kl) if kl else None,
         }
-    if syncs:
-        found["weights"] = {"published": len(syncs), "sync_s_median": median(syncs)}
-    return found
+    if sync_seconds:
+        summary["weights"] = {"published": len(sync_seconds), "sync_seconds_median": median(sync_seconds)}
+    return summary
 
 
-def _reading(figures: Mapping[str, EvalMetrics], opponent: int | None) -> Json:
-    """Accuracy given that every event was in the frames, and the uniform model's over the agent's."""
-    found = _by_stage(figures, "reading_accuracy")
-    ours, theirs = found.get(RL), found.get(UNIFORM, {}).get(str(opponent))
-    if ours and theirs is not None:
-        found["uniform_over_rl"] = theirs / ours
-    return found
+def _reading(evaluations: Mapping[str, EvalMetrics], baseline_frames: int | None) -> Json:
+    """Return the reading accuracy by stage, and the ratio of the uniform baseline to RL."""
+    accuracies = _by_stage(evaluations, "reading_accuracy")
+    rl, uniform = accuracies.get(RL), accuracies.get(UNIFORM, {}).get(str(baseline_frames))
+    if rl and uniform is not None:
+        accuracies["uniform_over_rl"] = uniform / rl
+    return accuracies
 
 
 def build_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
-    """The summary of the run in `run_dir`, as JSON values.
+    """Build the summary of the run in `run_dir` as JSON values.
 
     Raises:
-        ValueError: A log is broken, or holds an episode that was never scored.
+        ValueError: A log has a malformed line or an episode without a reward.
     """
     config = config or EvalConfig()
-    results = {path.stem: read_results(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
-    results = {stage: found for stage, found in results.items() if found}
-    figures = {stage: compute_eval_metrics(found, config) for stage, found in results.items()}
-    opponent = _opponent(figures)
-    summary: Json = {"accuracy": _by_stage(figures, "accuracy"), "gain": _gains(results, opponent, config)}
-    if opponent is not None:
-        summary["uniform_baseline_frames"] = opponent
+    logs = {path.stem: read_results(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
+    results = {stage: stage_results for stage, stage_results in logs.items() if stage_results}
+    evaluations = {
+        stage: compute_eval_metrics(stage_results, config) for stage, stage_results in results.items()
+    }
+    baseline_frames = _baseline_frames(evaluations)
+    summary: Json = {
+        "accuracy": _by_stage(evaluations, "accuracy"),
+        "gain": _gains(results, baseline_frames, config),
+    }
+    if baseline_frames is not None:
+        summary["uniform_baseline_frames"] = baseline_frames
     for name in (
         "frames_mean",
         "zooms_mean",
@@ -159,18 +152,18 @@ def build_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
         "seconds_mean",
         "questions",
     ):
-        summary[name] = _by_stage(figures, name)
-    summary["reading_accuracy"] = _reading(figures, opponent)
+        summary[name] = _by_stage(evaluations, name)
+    summary["reading_accuracy"] = _reading(evaluations, baseline_frames)
     summary |= _training(read_metrics(run_dir / "metrics.jsonl"))
     summary["interval_level"] = config.confidence_level
     summary["wall_s"] = stage_seconds(run_dir)
-    summary["failures"] = {stage: count_failures(found) for stage, found in results.items()}
-    summary["evaluations"] = {stage: metrics.to_dict() for stage, metrics in figures.items()}
+    summary["failures"] = {stage: count_failures(stage_results) for stage, stage_results in results.items()}
+    summary["evaluations"] = {stage: metrics.to_dict() for stage, metrics in evaluations.items()}
     return summary
 
 
 def write_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
-    """Builds the summary, writes `summary.json` whole or not at all, and returns it."""
+    """Build the summary, write `summary.json` atomically, and return the summary."""
     summary = build_summary(run_dir, config)
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(run_dir / "summary.json", text.encode())

@@ -1,4 +1,4 @@
-"""Plays an evaluation through the training fleet: greedy, resumable, one line per question."""
+"""Resumable evaluation on the rollout workers, with greedy sampling by default."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GREEDY_SAMPLING = SamplingParams(temperature=0.0)
 
 
 async def evaluate(
-    fleet: RolloutScheduler,
+    scheduler: RolloutScheduler,
     tasks: Sequence[Task],
     log: EvalLog,
-    episode: EpisodeConfig,
+    episode_config: EpisodeConfig,
     *,
     stage: str,
     step: int = 0,
@@ -27,40 +27,43 @@ async def evaluate(
     sampling_params: SamplingParams = GREEDY_SAMPLING,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[EvalResult]:
-    """Plays the tasks that `log` does not hold yet; returns all results, the old ones first.
+    """Run the tasks that are missing in `log` and return all results, logged ones first.
 
     Args:
-        fleet: Engines with the weights to be evaluated.
-        tasks: What to play.
-        log: Where results go, each as soon as it is there.
-        episode: What an episode may do.
+        scheduler: Its workers hold the weights to evaluate.
+        tasks: Tasks to run.
+        log: Receives each result as soon as its group is complete.
+        episode_config: Limits and prompt of an episode.
         stage: Name of the evaluation.
-        step: Training iteration of the weights.
-        samples_per_task: Episodes of each task; one that lacks some is played again, and what the log has stays.
-        sampling_params: How they are drawn; greedily, unless there are to be several.
-        on_progress: Called with the number of questions done since the last call.
+        step: Training step of the weights.
+        samples_per_task: Episodes per task. A task with missing samples reruns; logged samples are kept.
+        sampling_params: Sampling parameters of a turn.
+        on_progress: Callback that receives the number of tasks completed since the last call.
     """
-    done = log.completed
-    left = [task for task in tasks if any((task.task_id, k) not in done for k in range(samples_per_task))]
-    on_progress(len(tasks) - len(left))
-    ledger = SampleTracker()
-    games = [
+    completed = log.completed
+    open_tasks = {
+        task.task_id: task
+        for task in tasks
+        if any((task.task_id, sample) not in completed for sample in range(samples_per_task))
+    }
+    on_progress(len(tasks) - len(open_tasks))
+    tracker = SampleTracker()
+    rollouts = [
         asyncio.create_task(
-            fleet.rollout_group(
-                task, samples_per_task, sampling_params, ledger, step=step, episode_config=episode
+            scheduler.rollout_group(
+                task, samples_per_task, sampling_params, tracker, step=step, episode_config=episode_config
             )
         )
-        for task in left
+        for task in open_tasks.values()
     ]
-    tasks_by_id = {task.task_id: task for task in left}
     try:
-        for game in asyncio.as_completed(games):
-            group = await game
+        for rollout in asyncio.as_completed(rollouts):
+            group = await rollout
             for trajectory in group.trajectories:
-                if (group.task_id, trajectory.id.sample) not in done:
-                    log.append(EvalResult(tasks_by_id[group.task_id], trajectory, stage, step))
+                if (group.task_id, trajectory.id.sample) not in completed:
+                    log.append(EvalResult(open_tasks[group.task_id], trajectory, stage, step))
             on_progress(1)
     finally:
-        for unfinished in games:
-            unfinished.cancel()
+        for rollout_task in rollouts:
+            rollout_task.cancel()
     return log.records

@@ -1,4 +1,4 @@
-"""Figures as tables for the terminal."""
+"""Terminal tables of `summary.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vz_ray.env.failure_modes import FailureMode
 from vz_ray.utils.durations import format_duration
 
 SUMMARY_WIDTH = 110
-"""Columns where the output is a file and has no width of its own."""
+"""Minimum width in columns if the output is not a terminal."""
 
 _TITLES = {"cold_start": "after cold start", "sft_continued": "SFT continued", "rl": "after RL"}
 
@@ -40,30 +40,30 @@ COMPARED_METRICS = (
     "event_coverage.rl",
     "mismatch.logprob_abs_max",
     "mismatch.kl",
-    "weights.sync_s_median",
+    "weights.sync_seconds_median",
     "wall_s.total",
 )
-"""Figures of `summary.json` that runs are compared by, as paths of keys."""
+"""Metrics of `summary.json` for comparing runs, as dotted key paths."""
 
 
 def lookup_metric(summary: Mapping[str, Any], path: str) -> float | None:
-    """The number at a path of keys; None where a run has none."""
-    found: Any = summary
+    """Return the number at a dotted key path, or None if it is missing."""
+    value: Any = summary
     for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return None if found is None else float(found)
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
 
 
 def runs_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One column per run and one of medians; figures that no run has are left out."""
+    """Return a table with one column per run and a median column; metrics without values are omitted."""
     table = Table("", pad_edge=False, box=SIMPLE)
     for name in (*summaries, "median"):
         table.add_column(name, justify="right", style="bold" if name == "median" else None)
     for path in COMPARED_METRICS:
         values = [lookup_metric(summary, path) for summary in summaries.values()]
-        known = [value for value in values if value is not None]
-        if known:
-            row = [*values, median(known)]
+        present = [value for value in values if value is not None]
+        if present:
+            row = [*values, median(present)]
             table.add_row(path, *("-" if value is None else f"{value:.4g}" for value in row))
     return table
 
@@ -77,14 +77,14 @@ def _plain(value: float | None, digits: int = 1) -> str:
 
 
 def stage_title(stage: str) -> str:
-    """A stage's name for people."""
+    """Return the display name of a stage."""
     if stage.startswith("uniform_"):
         return f"uniform, {stage.removeprefix('uniform_')} frames"
     return _TITLES.get(stage, stage.replace("_", " "))
 
 
 def _order(stage: str) -> tuple[int, int, str]:
-    """Agent stages as they run, then the uniform ones by frames, then the rest."""
+    """Sort key: agent stages in run order, then uniform baselines by frames, then other stages."""
     if stage in _TITLES:
         return (0, list(_TITLES).index(stage), stage)
     frames = stage.removeprefix("uniform_")
@@ -92,10 +92,11 @@ def _order(stage: str) -> tuple[int, int, str]:
 
 
 def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per evaluation, from `evaluations` of `summary.json`."""
+    """Return a table with one row per evaluation, from `evaluations` of `summary.json`."""
     table = Table(title="Evaluation", title_justify="left", pad_edge=False, box=SIMPLE)
     table.add_column("", no_wrap=True)
-    for heading in ("right %", "95% interval", "reads %", "frames", "zooms", "valid %", "seen %", "s", "n"):
+    headings = ("accuracy %", "95% CI", "reading %", "frames", "zooms", "valid %", "coverage %", "s", "n")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in sorted(evaluations, key=_order):
         row = evaluations[stage]
@@ -118,23 +119,23 @@ def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
 def failures_table(
     failures: Mapping[str, Mapping[str, int]], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> Table:
-    """What went wrong, one column per evaluation of the agent, in percent of its episodes (and how many)."""
+    """Return failure modes by agent evaluation, in percent of its episodes and as counts."""
     stages = [s for s in sorted(failures, key=_order) if not s.startswith("uniform_")]
-    table = Table(title="What went wrong, %", title_justify="left", pad_edge=False, box=SIMPLE)
+    table = Table(title="Failure modes, %", title_justify="left", pad_edge=False, box=SIMPLE)
     table.add_column("", no_wrap=True)
     for stage in stages:
         table.add_column(stage_title(stage), justify="right", no_wrap=True)
-    played = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
+    episodes = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
     for failure in FailureMode:
         counts = {stage: failures[stage].get(failure, 0) for stage in stages}
         if any(counts.values()):
-            cells = (f"{_percent(count / played[s])} ({count})" for s, count in counts.items())
+            cells = (f"{_percent(count / episodes[s])} ({count})" for s, count in counts.items())
             table.add_row(failure.replace("_", " "), *cells)
     return table
 
 
 def times_table(wall_s: Mapping[str, float]) -> Table:
-    """One row per stage, from `wall_s` of `summary.json`."""
+    """Return a table with one row per stage, from `wall_s` of `summary.json`."""
     table = Table(title="Time", title_justify="left", pad_edge=False)
     table.add_column("")
     table.add_column("wall", justify="right")
@@ -147,7 +148,7 @@ def times_table(wall_s: Mapping[str, float]) -> Table:
 
 def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
     frames = summary.get("uniform_baseline_frames")
-    others = {
+    baselines = {
         "over_cold_start": "the cold start",
         "over_sft_continued": "SFT continued",
         "over_uniform": f"uniform at {frames} frames",
@@ -155,21 +156,23 @@ def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, gain in summary["gain"].items():
         low, high = 100 * gain["low"], 100 * gain["high"]
-        lines.append(f"RL over {others[name]}: {100 * gain['mean']:+.1f} points ({low:+.1f} to {high:+.1f})")
+        lines.append(
+            f"RL over {baselines[name]}: {100 * gain['mean']:+.1f} points ({low:+.1f} to {high:+.1f})"
+        )
     return lines
 
 
 def _invalid_lines(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why questions were left out, by evaluation."""
+    """Return the reasons for excluded questions, one line per evaluation."""
     return [
-        f"{stage_title(stage)}: left out {', '.join(f'{count} ({why})' for why, count in reasons.items())}"
+        f"{stage_title(stage)}: excluded {', '.join(f'{n} ({reason})' for reason, n in reasons.items())}"
         for stage, row in evaluations.items()
         if (reasons := row["invalid_reasons"])
     ]
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """The final table of a run: evaluations, gains, health of the training, time."""
+    """Print the summary of a run: evaluations, failure modes, gains, training health, wall times."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, SUMMARY_WIDTH)
@@ -180,10 +183,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     lines = _gain_lines(summary) + _invalid_lines(summary["evaluations"])
     if mismatch := summary.get("mismatch"):
         parts = [f"{name} {value:.2g}" for name, value in mismatch.items() if value is not None]
-        lines.append(f"engine against learner: {', '.join(parts)}")
+        lines.append(f"engine-learner mismatch: {', '.join(parts)}")
     if weights := summary.get("weights"):
         lines.append(
-            f"weights published {weights['published']} times, median {weights['sync_s_median']:.3f} s"
+            f"published weights {weights['published']} times, median {weights['sync_seconds_median']:.3f} s"
         )
     for line in lines:
         console.print(line, highlight=False, markup=False)

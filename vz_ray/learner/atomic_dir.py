@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
-from vz_ray.monitoring.run_dir import sync_directory, write_atomic
+from vz_ray.utils.atomic_files import sync_directory, write_atomic
 from vz_ray.utils.errors import UserError
 
 MANIFEST = "manifest.json"

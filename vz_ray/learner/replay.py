@@ -23,12 +23,12 @@ import numpy as np
 
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.load import restore_config
-from vz_ray.data.episode_record import read_complete_lines
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner.distributed import RankInfo, fail_together
-from vz_ray.monitoring.run_dir import atomic_directory, write_atomic
+from vz_ray.utils.atomic_files import atomic_directory, write_atomic
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import read_complete_lines
 
 if TYPE_CHECKING:
     from vz_ray.learner.batch import PixelLoader

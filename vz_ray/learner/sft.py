@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vz_ray.config.sft_stage import SftConfig
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.config.sft import SftConfig
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.step_dirs import list_steps
 
 CHECKPOINT_INTERVAL_S = 30.0

@@ -36,7 +36,8 @@ from vz_ray.monitoring import logging_config
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress, ProgressStage
-from vz_ray.monitoring.run_dir import RunDir, atomic_directory, partial_path
+from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.utils.atomic_files import atomic_directory, partial_path
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, StopRequested
 from vz_ray.utils.step_dirs import prune_steps, step_name

@@ -1,13 +1,5 @@
-"""Primitives that everyone may use and that know no one.
+"""Observability of runs: logs, metrics, traces, trackers, terminal progress, run directory, live status.
 
-In: names, numbers, lines. Out: the run directory, metrics on disk, progress on
-the terminal, log files, deadlines that name whom they waited for, clean stops,
-errors that a person can mend. Must not know: any other room.
+Input: names, numbers and log records. Output: files in the run directory, Prometheus metrics, traces, terminal
+output. Must not import training, rollout or decode code; only `ray_metrics` imports Ray.
 """
-
-from vz_ray.monitoring.run_dir import RunDir, write_atomic
-from vz_ray.utils.errors import UserError
-from vz_ray.utils.interrupt import Interrupt, StopRequested
-from vz_ray.utils.timeouts import StepTimeout, with_timeout
-
-__all__ = ["Interrupt", "StepTimeout", "RunDir", "StopRequested", "UserError", "with_timeout", "write_atomic"]

@@ -1,4 +1,4 @@
-"""Work for someone slow, who is never waited for: done in a thread, and given up where it piles up."""
+"""Background thread that delivers items to a slow sink without blocking the caller."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ log = logging.getLogger(__name__)
 
 
 class BackgroundSink(Generic[T]):
-    """A thread that hands items to `deliver` one after another.
+    """Bounded queue with one thread that calls `deliver` for each item in order.
 
     Args:
-        name: Whom they go to, for the log.
-        deliver: May take long and may raise; its item is lost then.
-        most: Most items that wait.
+        name: Name of the sink, for the log.
+        deliver: May block and may raise. An exception drops the item.
+        max_pending: Maximum queue length. Items that exceed it are dropped.
 
     Attributes:
-        dropped: Items that found no room, or were not delivered.
+        dropped: Number of dropped items.
     """
 
     def __init__(self, name: str, deliver: Callable[[T], None], max_pending: int) -> None:
         self.name, self.dropped = name, 0
         self._deliver = deliver
-        self._waiting: queue.Queue[T | None] = queue.Queue(max_pending)
+        self._queue: queue.Queue[T | None] = queue.Queue(max_pending)
         self._closing = threading.Event()
-        self._told = False
-        self._thread = threading.Thread(target=self._work, name=f"behind {name}", daemon=True)
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Returns at once."""
+        """Enqueue `item`, or drop it if the queue is full. Never blocks."""
         try:
-            self._waiting.put_nowait(item)
+            self._queue.put_nowait(item)
         except queue.Full:
-            self._lose("it is too slow")
+            self._drop("the queue is full")
 
     def close(self, timeout_s: float) -> None:
-        """Waits at most `timeout_s` for what still waits; the rest is dropped."""
-        until = time.monotonic() + timeout_s
-        with contextlib.suppress(queue.Full):  # then the thread is told below
-            self._waiting.put(None, timeout=timeout_s)
-        self._thread.join(max(0.0, until - time.monotonic()))
+        """Deliver pending items for at most `timeout_s` seconds, then drop the remaining ones."""
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(queue.Full):  # `_closing` stops the thread in that case
+            self._queue.put(None, timeout=timeout_s)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
-        self.dropped += sum(item is not None for item in list(self._waiting.queue))
+        self.dropped += sum(item is not None for item in list(self._queue.queue))
 
-    def _work(self) -> None:
-        while (item := self._waiting.get()) is not None and not self._closing.is_set():
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None and not self._closing.is_set():
             try:
                 self._deliver(item)
             except Exception as error:
-                self._lose(f"{type(error).__name__}: {error}")
+                self._drop(f"{type(error).__name__}: {error}")
 
-    def _lose(self, why: str) -> None:
+    def _drop(self, reason: str) -> None:
         self.dropped += 1
-        if not self._told:
-            self._told = True
-            log.warning("%s does not take what it is sent, which is dropped and counted: %s", self.name, why)
+        if not self._warned:
+            self._warned = True
+            log.warning("Dropping items for %s (logged once, all are counted): %s", self.name, reason)

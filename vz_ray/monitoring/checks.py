@@ -1,7 +1,4 @@
-"""What was looked at, what was found, and what to do about it.
-
-`require_checks` turns a problem into a one-line error, for commands that want to know before they start.
-"""
+"""Results of environment checks: status, detail and fix."""
 
 from __future__ import annotations
 
@@ -17,14 +14,21 @@ from vz_ray.utils.errors import UserError
 
 class CheckStatus(StrEnum):
     OK = "ok"
-    WARNING = "note"
-    """Worth knowing; nothing fails because of it."""
-    FAILED = "problem"
+    WARNING = "warning"
+    """Worth knowing; the command still works."""
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The outcome of one check: what was found and, for a problem, what to do."""
+    """Outcome of one check.
+
+    Attributes:
+        name: Name of the check.
+        status: Outcome.
+        detail: Observed state.
+        fix: What to do about a warning or failure.
+    """
 
     name: str
     status: CheckStatus
@@ -33,25 +37,26 @@ class CheckResult:
 
 
 def require_checks(*checks: CheckResult) -> None:
-    """Raises `UserError` for the first of these that is a problem."""
+    """Raise `UserError` for the first failed check."""
     for check in checks:
         if check.status is CheckStatus.FAILED:
             raise UserError(f"{check.name}: {check.detail}; {check.fix}")
 
 
 def failed_checks(checks: Iterable[CheckResult]) -> list[CheckResult]:
+    """Return the failed checks."""
     return [check for check in checks if check.status is CheckStatus.FAILED]
 
 
 def check_table(checks: Iterable[CheckResult]) -> Table:
-    """For the terminal; what to do stands under what was found."""
-    drawn = Table(box=None, pad_edge=False)
-    for heading in ("", "check", "found"):
-        drawn.add_column(heading, overflow="fold")
-    colours = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.FAILED: "bold red"}
+    """Return a terminal table with one row per check; the fix is printed below the detail."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "check", "result"):
+        table.add_column(heading, overflow="fold")
+    styles = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.FAILED: "bold red"}
     for check in checks:
-        found = Text(check.detail)
+        detail = Text(check.detail)
         if check.fix:
-            found.append(f"\n-> {check.fix}", style="bold")
-        drawn.add_row(Text(check.status, style=colours[check.status]), check.name, found)
-    return drawn
+            detail.append(f"\n-> {check.fix}", style="bold")
+        table.add_row(Text(check.status, style=styles[check.status]), check.name, detail)
+    return table

@@ -1,4 +1,4 @@
-"""`live.json`: what a run is doing at this moment, for whoever looks into its directory."""
+"""`live.json`: current state of a run, rewritten at each heartbeat."""
 
 from __future__ import annotations
 
@@ -9,55 +9,66 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 MAX_MISSED_HEARTBEATS = 6
-"""A heartbeat is late after as many of its intervals, and never before `MIN_STALE_S`."""
+"""A status is stale after this many heartbeat intervals, but not before `MIN_STALE_S`."""
 MIN_STALE_S = 30.0
-RL_RUN, SFT_RUN, DISTILL_RUN = "iteration", "step", "episode"
-"""What runs count: of reinforcement learning, of supervised training, of distillation."""
+
+
+class RunKind(StrEnum):
+    """What a run does."""
+
+    RL = "rl"
+    SFT = "sft"
+    DISTILL = "distill"
+
+    @property
+    def unit(self) -> str:
+        """Counted unit: a training step, or an episode of the teacher."""
+        return "episode" if self is RunKind.DISTILL else "step"
 
 
 class RunState(StrEnum):
-    """How it stands with a run."""
+    """State of a run."""
 
     RUNNING = "running"
     ENDED = "ended"
-    """All its iterations are done."""
+    """All steps are complete."""
     STOPPED = "stopped"
-    """Someone asked it to stop; it can go on."""
+    """Stopped on request; the run can be resumed."""
     FAILED = "failed"
-    """It ended with an error."""
-    STALE = "silent"
-    """It says that it runs, and has not said so for too long: killed, or cut off."""
+    """Ended with an error."""
+    STALE = "stale"
+    """Running according to `live.json`, but the heartbeat is overdue: killed, or disconnected."""
 
 
 @dataclass
 class LiveStatus:
-    """One look at a run. Times are seconds since the epoch.
+    """Snapshot of a run. Times are seconds since the epoch.
 
     Attributes:
-        run: Its name.
-        host, pid: Where the driver is.
-        written_s: When this was written.
-        heartbeat_interval_s: How often it is.
+        run: Name of the run.
+        host, pid: Machine and process of the driver.
+        written_s: Time of this snapshot.
+        heartbeat_interval_s: Interval between snapshots.
         state: `running`, `ended`, `stopped` or `failed`.
-        error: What ended it, where it failed.
+        error: Error of a failed run.
         phase: `start`, `rollout`, `learn`, `publish`, `evaluate`, `checkpoint` or `export`.
-        phase_started_s: When that began.
-        run_kind: What it counts: `step`, `step` of supervised training, or `episode` of distillation.
-        metrics_file: File of its metrics in the run directory.
-        step, iterations: Of these done, and to be done; 0 to be done where time is what ends it.
-        last_step_s: When the last iteration ended, or the run began.
-        eta_s: Seconds to the end at the pace so far; None where nobody can say.
-        checkpoint: `at_s`, `seconds` and `step` of the last one; empty before the first.
-        rollout: Empty where there are no rollout workers; else `workers` by state, `seats`, `playing`,
-            `waiting`, `lost`, `tokens_per_s`, `episodes_per_s`.
-        decode: `decoders`, `silent`, `in_flight`, `waiting`, `hit_ratio`, `wait_p50_s`, `wait_p95_s`,
+        phase_started_s: Start of the phase.
+        run_kind: A `RunKind`.
+        metrics_file: Name of the metrics file in the run directory.
+        step, max_steps: Completed and maximum steps. `max_steps` is 0 if a time limit ends the run.
+        last_step_s: End of the last step, or start of the run.
+        eta_s: Estimated seconds until the end; None if unknown.
+        checkpoint: `at_s`, `seconds` and `step` of the last checkpoint; empty before the first.
+        rollout: `workers` (count by state), `worker_statuses`, `running`, `queued`, `lost`,
+            `tokens_per_second`, `episodes_per_second`. Empty without rollout workers.
+        decode: `decoders`, `unresponsive`, `in_flight`, `waiting`, `hit_ratio`, `wait_p50_s`, `wait_p95_s`,
             `failures`, `quarantined`.
         driver_memory_bytes: Resident memory of the driver.
-        prometheus_targets: Addresses at which Prometheus finds the nodes' metrics.
+        prometheus_targets: `host:port` of the metrics agent of each node.
     """
 
     run: str = ""
@@ -69,7 +80,7 @@ class LiveStatus:
     error: str = ""
     phase: str = "start"
     phase_started_s: float = 0.0
-    run_kind: str = RL_RUN
+    run_kind: str = RunKind.RL.value
     metrics_file: str = "metrics.jsonl"
     step: int = 0
     max_steps: int = 0
@@ -82,36 +93,33 @@ class LiveStatus:
     prometheus_targets: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Whole or not at all; `written_s` becomes now."""
+        """Set `written_s` to now and replace the file atomically."""
         self.written_s = round(time.time(), 3)
         write_atomic(path, json.dumps(asdict(self), default=str).encode())
 
     @classmethod
     def read(cls, path: Path) -> LiveStatus | None:
-        """None where there is none: the run has not got that far, or was made before there were any.
+        """Read a status; return None if the file is missing. Unknown fields are ignored.
 
         Raises:
-            UserError: It is not one.
+            UserError: The file is invalid.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            known = {f.name for f in fields(cls)}
-            return cls(**{name: value for name, value in found.items() if name in known})
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = {f.name for f in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in names})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}): delete it, a run that goes on writes it anew"
-            ) from error
+            raise UserError(f"cannot read {path} ({error}); delete it, a resumed run rewrites it") from error
 
     def age_s(self, now_s: float) -> float:
-        """Since it was written; 0 where clocks of machines differ the other way."""
+        """Return the age of the snapshot, at least 0 if the clocks of two machines differ."""
         return max(0.0, now_s - self.written_s)
 
     def state_at(self, now_s: float) -> RunState:
-        """Its state, as far as its age lets one believe it."""
-        if self.state == RunState.RUNNING and self.age_s(now_s) > max(
-            MIN_STALE_S, MAX_MISSED_HEARTBEATS * self.heartbeat_interval_s
-        ):
+        """Return the state, or `STALE` if the run should have written a newer snapshot."""
+        max_age_s = max(MIN_STALE_S, MAX_MISSED_HEARTBEATS * self.heartbeat_interval_s)
+        if self.state == RunState.RUNNING and self.age_s(now_s) > max_age_s:
             return RunState.STALE
         return RunState(self.state)

@@ -1,7 +1,7 @@
-"""What a log line is about, and log lines as JSON objects, which collectors can filter by.
+"""Context fields of log records, and JSON log lines.
 
-process    badge of the run, and who logs there (`rollout-3`): set once
-task       iteration, episode or request at hand: a context variable, so that tasks do not mix them up
+process    run identity and worker name, set once per process
+task       step, episode or request, in a context variable, so concurrent tasks stay separate
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What all processes of a run are given, to say whose they are.
+    """Run name and log format, passed to every process of a run.
 
     Attributes:
         run: Name of the run.
@@ -28,62 +28,62 @@ class RunIdentity:
     log_format: str = "text"
 
 
-_about: ContextVar[dict[str, str | int] | None] = ContextVar("about", default=None)
+_context: ContextVar[dict[str, str | int] | None] = ContextVar("log_context", default=None)
 
 
 @contextmanager
-def log_context(**what: str | int) -> Iterator[None]:
-    """Log records made inside are about these, and what they are about already.
+def log_context(**fields: str | int) -> Iterator[None]:
+    """Add `fields` to the log records of this task inside the block.
 
-    Example: `with about(step=3, episode="3/task-7/0#0"): ...`
+    Example: `with log_context(step=3, episode="3/task-7/0#0"): ...`
     """
-    token = _about.set({**(_about.get() or {}), **what})
+    token = _context.set({**(_context.get() or {}), **fields})
     try:
         yield
     finally:
-        _about.reset(token)
+        _context.reset(token)
 
 
-def set_log_context(**what: str | int) -> None:
-    """Log records of this task are about these from now on: for a loop, whose turns need no block each.
+def set_log_context(**fields: str | int) -> None:
+    """Add `fields` to the log records of this task from now on.
 
-    Example: `turn_to(step=4)`
+    Example: `set_log_context(step=4)`
     """
-    _about.set({**(_about.get() or {}), **what})
+    _context.set({**(_context.get() or {}), **fields})
 
 
 def current_log_context() -> dict[str, str | int]:
-    """What is at hand in this task."""
-    return dict(_about.get() or {})
+    """Return the context fields of this task."""
+    return dict(_context.get() or {})
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per record: `time`, `level`, `logger`, `message`, `run`, and what is known of the rest.
+    """Formats each record as a JSON object with `time`, `level`, `logger`, `message`, `run` and the context.
 
     Args:
-        run: Name of the run; left out if empty.
-        worker: Who logs in this process; left out if empty.
-        rank: Its rank, where it is one of the learner's; left out otherwise.
+        run: Name of the run; omitted if empty.
+        worker_name: Name of this process; omitted if empty.
+        rank: Rank of a learner process; omitted otherwise.
 
     Example:
         {"time": "2026-01-05T10:00:00.123Z", "level": "WARNING", "logger": "vz_ray.rollout.worker_pool",
-         "message": "rollout-3 is out of service: ...", "run": "agent", "worker": "rollout-3"}
+         "message": "Draining worker rollout-3: ...", "run": "agent", "worker": "rollout-3"}
     """
 
     def __init__(self, run: str = "", worker_name: str = "", rank: int | None = None) -> None:
         super().__init__()
-        known = {"run": run, "worker": worker_name, "rank": rank}
-        self._always = {name: value for name, value in known.items() if value not in ("", None)}
+        fields = {"run": run, "worker": worker_name, "rank": rank}
+        self._process_fields = {name: value for name, value in fields.items() if value not in ("", None)}
 
     def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, str | int | None] = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
+            "time": f"{timestamp}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
             "process": record.process or 0,
-            **self._always,
+            **self._process_fields,
             **current_log_context(),
         }
         if record.exc_info:

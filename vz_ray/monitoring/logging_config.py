@@ -1,4 +1,4 @@
-"""Where log lines go: the project's own to the terminal, the engines' noise to files."""
+"""Log destinations: records of vz_ray go to the terminal and a file, records of engines to another file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENGINE_LOGGERS = (
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 PACKAGE_LOGGER = "vz_ray"
 RAY_SERVE_LOGGER = "ray.serve"
-"""Ray Serve's own logger, which has handlers in every process of its."""
+"""Logger of Ray Serve. It has handlers in each of its processes."""
 QUIET_ENV = {
     "DS_ACCELERATOR_LOG_LEVEL": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -34,28 +34,29 @@ QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_LOGGING_COLOR": "0",
 }
-"""Environment of the processes we start, so that files stay readable and bars stay out of them."""
+"""Environment defaults for child processes: no progress bars or colors in log files."""
 
 
-def configure_logging(log_dir: Path, *, verbose: bool = False, identity: RunIdentity = RunIdentity()) -> None:  # noqa: B008 - frozen
-    """Sends the project's log to `logs/vz_ray.log`, the engines' to `logs/engines.log`.
+def configure_logging(
+    log_dir: Path,
+    *,
+    verbose: bool = False,
+    identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
+) -> None:
+    """Write records of vz_ray to `vz_ray.log` and records of engines to `engines.log` in `log_dir`.
 
-    Warnings of the project's own are shown on the terminal too (with `verbose`,
-    everything of its own). Calling it again moves the files. With `identity.log_format`
-    `json`, every line is an object, the terminal's too.
+    Warnings of vz_ray also go to the terminal; with `verbose`, all its records. A second call replaces the
+    files. If `identity.log_format` is `json`, every line is a JSON object, also on the terminal.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(_formatter("%(levelname)s: %(message)s", identity))
+    terminal.setFormatter(_make_formatter("%(levelname)s: %(message)s", identity))
     terminal.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    _route(
-        PACKAGE_LOGGER,
-        [_file(log_dir / "vz_ray.log", identity), terminal],
-        logging.DEBUG if verbose else logging.INFO,
-    )
-    engines = _file(log_dir / "engines.log", identity)
+    level = logging.DEBUG if verbose else logging.INFO
+    _set_handlers(PACKAGE_LOGGER, [_file_handler(log_dir / "vz_ray.log", identity), terminal], level)
+    engines = _file_handler(log_dir / "engines.log", identity)
     for name in ENGINE_LOGGERS:
-        _route(name, [engines], logging.INFO)
+        _set_handlers(name, [engines], logging.INFO)
     logging.captureWarnings(True)
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
@@ -63,17 +64,13 @@ def configure_logging(log_dir: Path, *, verbose: bool = False, identity: RunIden
 
 @contextlib.contextmanager
 def redirected_output(path: Path) -> Iterator[None]:
-    """Sends everything this process prints to `path` meanwhile, C code's output included.
-
-    Args:
-        path: Appended to.
-    """
+    """Append stdout and stderr of this process, including output of C code, to `path` inside the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     try:
-        _point_output_at(path)
+        _redirect_descriptors(path)
         yield
     finally:
         sys.stdout.flush()
@@ -84,14 +81,14 @@ def redirected_output(path: Path) -> Iterator[None]:
 
 
 def redirect_output(path: Path) -> None:
-    """Sends everything this process prints to `path` from now on; for actors and child processes."""
+    """Append stdout and stderr of this process to `path` from now on; for actors and child processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    _point_output_at(path)
+    _redirect_descriptors(path)
 
 
-def _point_output_at(path: Path) -> None:
+def _redirect_descriptors(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -99,45 +96,45 @@ def _point_output_at(path: Path) -> None:
 
 
 def configure_actor_logging(worker_name: str, identity: RunIdentity, rank: int | None = None) -> None:
-    """What an actor logs goes to its standard error; as objects that name it, if `identity` asks for JSON.
+    """Write the records of a Ray actor to stderr as JSON objects if `identity` selects JSON.
 
-    With text, Python's own way of writing warnings stays as it is.
+    With text, the default of Python's `logging` applies.
 
     Args:
-        rank: Of a rank of the learner.
+        rank: Rank of a learner actor.
     """
     if identity.log_format != "json":
         return
     for name in (PACKAGE_LOGGER, *ENGINE_LOGGERS):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(identity.run, worker_name, rank))
-        _route(name, [handler], logging.INFO)
+        _set_handlers(name, [handler], logging.INFO)
     logging.captureWarnings(True)
 
 
 def configure_replica_logging(worker_name: str, identity: RunIdentity) -> None:
-    """What a replica of Ray Serve's logs goes where Ray Serve writes its own lines, to the replica's file.
+    """Write the records of a Ray Serve replica to the replica's log file.
 
-    With JSON, all lines there are objects of our kind, Ray Serve's too, and those of engines are among them.
+    With JSON, all lines of the file use `JsonFormatter`, including lines of Ray Serve and of engines.
     """
     serve = logging.getLogger(RAY_SERVE_LOGGER)
-    serve.handlers[:] = theirs = [_writer(handler) for handler in serve.handlers]
-    _route(PACKAGE_LOGGER, theirs, logging.INFO)
+    serve.handlers[:] = handlers = [_unbuffered(handler) for handler in serve.handlers]
+    _set_handlers(PACKAGE_LOGGER, handlers, logging.INFO)
     if identity.log_format != "json":
         return
-    for handler in theirs:
+    for handler in handlers:
         handler.setFormatter(JsonFormatter(identity.run, worker_name))
     for name in ENGINE_LOGGERS:
-        if name != "ray":  # Ray Serve's logger lies below it
-            _route(name, theirs, logging.INFO)
+        if name != "ray":  # the parent of Ray Serve's logger
+            _set_handlers(name, handlers, logging.INFO)
     logging.captureWarnings(True)
 
 
-def _writer(handler: logging.Handler) -> logging.Handler:
-    """The handler that writes what `handler` may keep back for it.
+def _unbuffered(handler: logging.Handler) -> logging.Handler:
+    """Return the target of a memory handler, or the handler itself.
 
-    vLLM closes every handler of the process as it is imported. One of a file opens it again with the next
-    line; one that keeps lines back never writes again.
+    The import of vLLM closes all handlers of the process. A closed file handler reopens its file on the next
+    record; a closed memory handler never writes again.
     """
     if not isinstance(handler, MemoryHandler) or handler.target is None:
         return handler
@@ -146,17 +143,18 @@ def _writer(handler: logging.Handler) -> logging.Handler:
     return handler.target
 
 
-def _formatter(text: str, badge: RunIdentity) -> logging.Formatter:
-    return JsonFormatter(badge.run) if badge.log_format == "json" else logging.Formatter(text)
+def _make_formatter(text_format: str, identity: RunIdentity) -> logging.Formatter:
+    return JsonFormatter(identity.run) if identity.log_format == "json" else logging.Formatter(text_format)
 
 
-def _file(path: Path, badge: RunIdentity) -> logging.Handler:
+def _file_handler(path: Path, identity: RunIdentity) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(_formatter(TEXT_FORMAT, badge))
+    handler.setFormatter(_make_formatter(TEXT_FORMAT, identity))
     return handler
 
 
-def _route(name: str, handlers: list[logging.Handler], level: int) -> None:
+def _set_handlers(name: str, handlers: list[logging.Handler], level: int) -> None:
+    """Replace the handlers of a logger and close the old ones."""
     logger = logging.getLogger(name)
     for old in list(logger.handlers):
         logger.removeHandler(old)

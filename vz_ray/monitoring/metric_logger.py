@@ -1,4 +1,4 @@
-"""Scalars over steps: one JSON line each, and TensorBoard events beside them."""
+"""Metrics by step: JSON lines, TensorBoard events and experiment trackers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.monitoring.trackers import Tracker
+from vz_ray.utils.atomic_files import write_atomic
 
 
 class MetricLogger:
-    """Writes `metrics.jsonl` and TensorBoard events.
+    """Writes `metrics.jsonl`, TensorBoard events and tracker rows.
 
-    A line is `{"step": 3, "time": 1790000000.0, "reward": 0.7}`. Values that are
-    not finite are written as the strings "nan", "inf" and "-inf", so that every
-    line stays JSON; `read_metrics` turns them back.
+    A row is `{"step": 3, "time": 1790000000.0, "reward/total": 0.7}`. Non-finite values are written as the
+    strings "nan", "inf" and "-inf", so every line is valid JSON; `read_metrics` converts them back.
 
     Args:
-        path: The JSON lines file; appended to.
-        events: Directory of the TensorBoard events; none are written without it.
-        resume_after: Last step that counts. Lines of later steps, left by a
-            run that was stopped after its last checkpoint, are dropped.
-        trackers: Are handed each row too.
+        path: JSON Lines file to append to.
+        tensorboard_dir: Directory of the TensorBoard events. None disables them.
+        resume_step: Last step to keep. Rows of later steps, written after the last checkpoint, are removed.
+        trackers: Experiment trackers that receive each row.
     """
 
     def __init__(
@@ -40,18 +38,20 @@ class MetricLogger:
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self.path, self._trackers = path, trackers
-        _keep_until(path, resume_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the log is
+        _truncate(path, resume_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._events = EventFileWriter(str(tensorboard_dir)) if tensorboard_dir else None
         if self._events and resume_step is not None:
-            # TensorBoard forgets events from this step on, as we just did.
+            # TensorBoard discards earlier events from this step on.
             start = SessionLog(status=SessionLog.START)
             self._events.add_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line; it is with the operating system when this returns."""
+        """Append one row and flush it to the operating system."""
         now = time.time()
-        row = {"step": step, "time": round(now, 3)} | {name: _plain(value) for name, value in values.items()}
+        row = {"step": step, "time": round(now, 3)} | {
+            name: _json_value(value) for name, value in values.items()
+        }
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._events:
@@ -75,15 +75,16 @@ class MetricLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Every complete line, in order; an unfinished last line is left out.
+    """Return all complete rows in order; skip an unterminated last line.
 
     Raises:
-        ValueError: A line other than the last is not a metrics line.
+        ValueError: A complete line is not a metrics row.
     """
-    return [row for row, _ in _rows(path)]
+    return [row for row, _ in _read_rows(path)]
 
 
-def _rows(path: Path) -> list[tuple[dict[str, float], str]]:
+def _read_rows(path: Path) -> list[tuple[dict[str, float], str]]:
+    """Return each row with its line."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -93,20 +94,20 @@ def _rows(path: Path) -> list[tuple[dict[str, float], str]]:
         try:
             rows.append(({name: float(value) for name, value in json.loads(line).items()}, line))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}, is not a metrics line: {error}") from error
+            raise ValueError(f"{path}, line {number}: not a metrics row ({error})") from error
     return rows
 
 
-def _keep_until(path: Path, step: int | None) -> None:
-    """Drops lines after `step`, and a line that was cut off when a process died."""
+def _truncate(path: Path, last_step: int | None) -> None:
+    """Remove the rows after `last_step`, and an unterminated last line."""
     if not path.exists():
         return
-    limit = math.inf if step is None else step
-    kept = "".join(line for row, line in _rows(path) if row["step"] <= limit)
+    limit = math.inf if last_step is None else last_step
+    kept = "".join(line for row, line in _read_rows(path) if row["step"] <= limit)
     if kept != path.read_text(encoding="utf-8"):
         write_atomic(path, kept.encode())
 
 
-def _plain(value: float) -> float | str:
+def _json_value(value: float) -> float | str:
     number = float(value)
     return number if math.isfinite(number) else str(number)

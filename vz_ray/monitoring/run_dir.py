@@ -1,15 +1,15 @@
-"""One directory per run: what was asked for, what came out, and how to go on."""
+"""Run directory: configuration, metrics, episodes, checkpoints, logs, and the lock of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 
@@ -23,23 +23,24 @@ class RunDir:
     def create_or_resume(
         cls, path: Path | str, config_yaml: str, mutable_keys: Collection[str] = ()
     ) -> tuple[RunDir, bool]:
-        """Makes the directory, or goes on with it; True if it was there.
+        """Create or reopen a run directory; return it and whether it existed.
 
         Args:
-            config_yaml: The run's configuration, a key a line.
-            mutable_keys: Keys, such as `learner.world_size`, that may be others than the run was begun with; see `update_config`.
+            config_yaml: Configuration of the run, one key per line.
+            mutable_keys: Dotted keys, such as `learner.world_size`, that may change on resume;
+                see `update_config`.
 
         Raises:
-            UserError: It holds a run of another configuration, or something
-                that is no run at all, or it cannot be written.
+            UserError: The directory holds a run with another configuration, is not a run directory,
+                or is not writable.
         """
         run = cls(Path(path))
         try:
             resumed = run.config.is_file()
             if resumed:
-                run._check_same(config_yaml, mutable_keys)
-            elif run.path.exists() and not run._only_begun():
-                raise UserError(f"{run.path} is not empty and holds no config.yaml: not a run directory")
+                run._check_same_config(config_yaml, mutable_keys)
+            elif run.path.exists() and not run._is_fresh():
+                raise UserError(f"{run.path} is not empty and has no config.yaml: not a run directory")
             for folder in (run.path, run.episodes, run.checkpoints, run.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             if not resumed:
@@ -50,7 +51,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """An existing run, to read or to go on with; `UserError` if there is none."""
+        """Open an existing run directory; raise `UserError` if `path` is not one."""
         run = cls(Path(path))
         if not run.config.is_file():
             raise UserError(f"no run at {run.path}: config.yaml is missing")
@@ -82,61 +83,64 @@ class RunDir:
 
     @property
     def live_status(self) -> Path:
-        """What the run is doing, while it goes on; see `observe/live.py`."""
+        """Live status of the run; see `monitoring/live_status.py`."""
         return self.path / "live.json"
 
     @property
     def prometheus_targets(self) -> Path:
-        """Where Prometheus finds the metrics of its cluster, as a file of targets."""
+        """Prometheus targets of the run's nodes, in the format of `file_sd_configs`."""
         return self.path / "prometheus_targets.json"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process from writing the same run; `UserError` if one already does.
+        """Hold the run lock; raise `UserError` if another process holds it.
 
-        The lock is the kernel's: it goes with the process, however that ends.
+        The kernel releases the lock when the process ends, also after a crash.
         """
-        with open(self.path / ".lock", "a+") as lock:
+        with open(self.path / ".lock", "a+") as lock_file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip() or "unknown"
+                lock_file.seek(0)
+                owner = lock_file.read().strip() or "unknown"
                 raise UserError(
-                    f"{self.path} is being written by process {owner}: wait for it or stop it"
+                    f"{self.path} is locked by process {owner}; wait for that run or stop it"
                 ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            lock_file.truncate(0)
+            lock_file.write(str(os.getpid()))
+            lock_file.flush()
             yield
 
-    def _only_begun(self) -> bool:
-        """Whether it is empty, or holds what a run that was killed at its very beginning leaves."""
-        ours = (self.episodes, self.checkpoints, self.logs)
-        begun = (*ours, *self.path.glob(f".{self.config.name}.*.tmp"))
-        return set(self.path.iterdir()) <= set(begun) and not any(
-            any(folder.iterdir()) for folder in ours if folder.is_dir()
+    def _is_fresh(self) -> bool:
+        """Whether the directory holds at most what a run killed during its creation leaves behind."""
+        folders = (self.episodes, self.checkpoints, self.logs)
+        expected = (*folders, *self.path.glob(f".{self.config.name}.*.tmp"))
+        return set(self.path.iterdir()) <= set(expected) and not any(
+            any(folder.iterdir()) for folder in folders if folder.is_dir()
         )
 
     def update_config(self, config_yaml: str) -> None:
-        """Notes the configuration that the run goes on with; whoever calls holds the run."""
+        """Store the configuration of a resumed run. The caller must hold the run lock."""
         if self.config.read_text() != config_yaml:
             write_atomic(self.config, config_yaml.encode())
 
-    def _check_same(self, config_yaml: str, free: Collection[str]) -> None:
-        before, now = _without(self.config.read_text(), free), _without(config_yaml, free)
-        if before == now:
+    def _check_same_config(self, config_yaml: str, mutable_keys: Collection[str]) -> None:
+        stored, new = (
+            _drop_keys(self.config.read_text(), mutable_keys),
+            _drop_keys(config_yaml, mutable_keys),
+        )
+        if stored == new:
             return
-        pairs = zip([*before, *[""] * len(now)], [*now, *[""] * len(before)], strict=False)
-        was, is_now = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+        pairs = zip([*stored, *[""] * len(new)], [*new, *[""] * len(stored)], strict=False)
+        stored_line, new_line = next((a.strip(), b.strip()) for a, b in pairs if a != b)
         raise UserError(
-            f"{self.path} holds a run of another configuration ('{was}' there, '{is_now}' now): "
-            "choose another name, or delete it to start afresh"
+            f"{self.path} holds a run with another configuration (stored: '{stored_line}', now: '{new_line}'); "
+            "choose another name, or delete the directory"
         )
 
 
-def _without(config_yaml: str, keys: Collection[str]) -> list[str]:
-    """The lines of a configuration but those of some keys, `learner.world_size` for `ranks` within `learner`."""
+def _drop_keys(config_yaml: str, keys: Collection[str]) -> list[str]:
+    """Return the lines of a configuration without the lines of the dotted `keys`."""
     lines, path = [], [""]
     for line in config_yaml.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
@@ -144,49 +148,3 @@ def _without(config_yaml: str, keys: Collection[str]) -> list[str]:
         if ".".join(path) not in keys:
             lines.append(line)
     return lines
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes the whole file or leaves what was there; on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-@contextlib.contextmanager
-def atomic_directory(final: Path) -> Iterator[Path]:
-    """A directory to fill; it becomes `final` when the block ends well, replacing one that was there.
-
-    A directory of that name is therefore always complete. What an interrupted
-    block left is deleted by the next one.
-    """
-    partial = partial_path(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    sync_directory(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    sync_directory(final.parent)
-
-
-def partial_path(final: Path) -> Path:
-    """What `whole_directory` calls a directory that is being filled."""
-    return final.with_name(f".{final.name}.partial")
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames within this directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A look at a run, drawn for a terminal."""
+"""Terminal view of a run: the screen of `vz-ray top`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live as Redrawn
+from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from vz_ray.monitoring.live_status import DISTILL_RUN, LiveStatus, RunState
+from vz_ray.monitoring.live_status import LiveStatus, RunKind, RunState
 from vz_ray.monitoring.run_view import RunView, read_run_view
 
 REDRAW_INTERVAL_S = 2.0
 SPARKLINE_WIDTH = 40
-"""Iterations that a curve shows: the last ones."""
+"""Number of steps in a curve."""
 PLAIN_WIDTH = 110
-"""Columns where there is no terminal to ask."""
+"""Columns of the output without a terminal."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COLORS = {
     RunState.RUNNING: "green",
@@ -31,12 +31,12 @@ _COLORS = {
 
 
 def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
-    """The last values as bars between their lowest and highest; `×` for what is no finite number.
+    """Return the last values as bars, scaled from minimum to maximum; `×` marks a non-finite value.
 
     Example: `sparkline([0, 1, 2, 3])` is `▁▃▅█`
     """
-    shown = list(values)[-width:]
-    finite = [value for value in shown if math.isfinite(value)]
+    recent = list(values)[-width:]
+    finite = [value for value in recent if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = high - low
 
@@ -45,44 +45,44 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
             return "×"
         return _BARS[int((value - low) / span * (len(_BARS) - 1))] if span else _BARS[0]
 
-    return "".join(map(bar, shown))
+    return "".join(map(bar, recent))
 
 
 def format_short_duration(seconds: float | None) -> str:
-    """`75.0` -> `1m 15s`; a dash where nobody knows."""
+    """Format `75.0` as `1m 15s`; None as a dash."""
     if seconds is None:
         return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded}s"
+    if rounded < 3600:
+        return f"{rounded // 60}m {rounded % 60:02d}s"
+    return f"{rounded // 3600}h {rounded % 3600 // 60:02d}m"
 
 
 def render_view(view: RunView) -> RenderableType:
-    """The whole screen."""
+    """Render the whole screen."""
     parts: list[RenderableType] = [_headline(view)]
     if (notice := _notice(view)) is not None:
         parts.append(notice)
     if (curves := _curves(view)) is not None:
         parts.append(curves)
     if view.status is not None and view.status.rollout:
-        parts.append(_fleet(view.status))
+        parts.append(_rollout(view.status))
     if view.status is not None and view.status.decode:
-        parts.append(_clips(view.status))
+        parts.append(_decode(view.status))
     parts.append(_warnings(view))
     return Group(*parts)
 
 
 def show_top(view: RunView, follow: bool, console: Console) -> None:
-    """Draws `view`; with `follow`, looks and draws again until Ctrl-C, or until the run is over."""
+    """Print `view`. With `follow`, refresh it until the run ends or Ctrl-C."""
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
     if not follow:
         console.print(render_view(view))
         return
-    with Redrawn(render_view(view), console=console, auto_refresh=False, screen=True) as screen:
+    with Live(render_view(view), console=console, auto_refresh=False, screen=True) as screen:
         while view.state not in (RunState.ENDED, RunState.STOPPED, RunState.FAILED):
             time.sleep(REDRAW_INTERVAL_S)
             view = read_run_view(view.path)
@@ -91,43 +91,46 @@ def show_top(view: RunView, follow: bool, console: Console) -> None:
 
 
 def _headline(view: RunView) -> RenderableType:
-    live, line = view.status, Text()
+    status, line = view.status, Text()
     line.append(str(view.path), style="bold")
-    if live is None or view.state is None:
-        return line.append("  has not begun to train", style="yellow")
+    if status is None or view.state is None:
+        return line.append("  not started", style="yellow")
     line.append(f"  {view.state.value}", style=_COLORS[view.state])
-    line.append(f"  {live.host}:{live.pid}\n", style="dim")
-    if live.max_steps or live.step:
-        of = f" of {live.max_steps}" if live.max_steps else ""
-        line.append(f"{live.run_kind} {live.step}{of}")
+    line.append(f"  {status.host}:{status.pid}\n", style="dim")
+    if status.max_steps or status.step:
+        total = f" of {status.max_steps}" if status.max_steps else ""
+        line.append(f"{RunKind(status.run_kind).unit} {status.step}{total}")
     if view.state is RunState.RUNNING:
-        since = format_short_duration(view.read_s - live.phase_started_s)
-        line.append(f"  {live.phase} for {since}", style="bold")
-        line.append(f"  left {format_short_duration(live.eta_s)}")
-    saved = live.checkpoint
-    if saved:
-        age = format_short_duration(view.read_s - saved["at_s"])
-        line.append(f"  checkpoint {saved['iteration']:.0f} {age} ago, took {saved['seconds']:.1f}s")
+        phase_duration = format_short_duration(view.read_s - status.phase_started_s)
+        line.append(f"  {status.phase} for {phase_duration}", style="bold")
+        line.append(f"  left {format_short_duration(status.eta_s)}")
+    checkpoint = status.checkpoint
+    if checkpoint:
+        age = format_short_duration(view.read_s - checkpoint["at_s"])
+        line.append(f"  checkpoint {checkpoint['step']:.0f} {age} ago, took {checkpoint['seconds']:.1f}s")
     return line
 
 
 def _notice(view: RunView) -> RenderableType | None:
-    """A box for who need not look any further."""
-    live = view.status
-    if live is None or view.state in (None, RunState.RUNNING):
+    """Return a box with the outcome of a run that is not running."""
+    status = view.status
+    if status is None or view.state in (None, RunState.RUNNING):
         return None
-    ago = format_short_duration(live.age_s(view.read_s))
-    goes_on = "where it was" if live.run_kind == DISTILL_RUN else "from its last checkpoint"
-    said = {
-        RunState.ENDED: f"The run has ended, {ago} ago.",
-        RunState.STOPPED: f"The run was stopped {ago} ago; the same command goes on {goes_on}.",
-        RunState.FAILED: f"The run failed {ago} ago: {live.error}",
+    age = format_short_duration(status.age_s(view.read_s))
+    resume_point = (
+        "with the next episode" if status.run_kind == RunKind.DISTILL else "from the last checkpoint"
+    )
+    message = {
+        RunState.ENDED: f"The run ended {age} ago.",
+        RunState.STOPPED: f"The run was stopped {age} ago; the same command resumes {resume_point}.",
+        RunState.FAILED: f"The run failed {age} ago: {status.error}",
         RunState.STALE: (
-            f"No heartbeat for {ago}, one was due every {live.heartbeat_interval_s:g}s: the driver (process {live.pid} on "
-            f"{live.host}) was killed, or cannot write here. The same command goes on {goes_on}."
+            f"No heartbeat for {age}, expected every {status.heartbeat_interval_s:g}s: the driver (process "
+            f"{status.pid} on {status.host}) was killed, or cannot write here. The same command resumes "
+            f"{resume_point}."
         ),
     }
-    return Panel(Text(said[view.state]), border_style=_COLORS[view.state])
+    return Panel(Text(message[view.state]), border_style=_COLORS[view.state])
 
 
 def _curves(view: RunView) -> RenderableType | None:
@@ -140,35 +143,43 @@ def _curves(view: RunView) -> RenderableType | None:
     return table
 
 
-def _fleet(live: LiveStatus) -> RenderableType:
-    fleet = live.rollout
-    states = "  ".join(f"{count} {state}" for state, count in sorted(fleet["workers"].items()))
-    rates = f"{fleet['tokens_per_s']:.0f} tokens/s  {fleet['episodes_per_s']:.2f} episodes/s"
-    line = f"fleet  {states or 'no worker'}  {fleet['playing']} playing  {fleet['waiting']} waiting  {rates}"
+def _rollout(status: LiveStatus) -> RenderableType:
+    rollout = status.rollout
+    states = "  ".join(f"{count} {state}" for state, count in sorted(rollout["workers"].items()))
+    rates = f"{rollout['tokens_per_second']:.0f} tokens/s  {rollout['episodes_per_second']:.2f} episodes/s"
+    episodes = f"{rollout['running']} running  {rollout['queued']} queued"
+    line = Text(f"rollout  {states or 'no workers'}  {episodes}  {rates}")
+    if not rollout["worker_statuses"]:
+        return line
     table = Table(box=None, pad_edge=False)
     for column in ("worker", "state", "episodes", ""):
         table.add_column(column, justify="right" if column == "episodes" else "left")
-    for seat in fleet["seats"]:
-        table.add_row(seat["name"], seat["state"], str(seat["load"]), seat["why"])
-    return Group(Text(line), table) if fleet["seats"] else Text(line)
+    for worker in rollout["worker_statuses"]:
+        table.add_row(worker["name"], worker["state"], str(worker["load"]), worker["reason"])
+    return Group(line, table)
 
 
-def _clips(live: LiveStatus) -> RenderableType:
-    clips, line = live.decode, Text("clips  ")
-    if "decoders" in clips:
-        silent = f", {clips['silent']} silent" if clips["silent"] else ""
-        line.append(f"{clips['decoders']} decoders{silent}  cache hits {clips['hit_ratio']:.0%}  ")
-    line.append(f"{clips['in_flight']} in flight  {clips['waiting']} waiting  ")
-    if clips["wait_p50_s"] is not None:
-        line.append(f"waits {clips['wait_p50_s']:.3f}s median, {clips['wait_p95_s']:.3f}s p95  ")
-    trouble = f"{clips['failures']} failures, {clips['quarantined']} in quarantine"
-    return line.append(trouble, style="red" if clips["failures"] or clips["quarantined"] else "dim")
+def _decode(status: LiveStatus) -> RenderableType:
+    decode, line = status.decode, Text("decode  ")
+    if "decoders" in decode:
+        unresponsive = f", {decode['unresponsive']} unresponsive" if decode["unresponsive"] else ""
+        line.append(f"{decode['decoders']} decoders{unresponsive}  cache hits {decode['hit_ratio']:.0%}  ")
+    line.append(f"{decode['in_flight']} in flight  {decode['waiting']} waiting  ")
+    if decode["wait_p50_s"] is not None:
+        line.append(f"latency {decode['wait_p50_s']:.3f}s p50, {decode['wait_p95_s']:.3f}s p95  ")
+    problems = f"{decode['failures']} failures, {decode['quarantined']} quarantined"
+    return line.append(problems, style="red" if decode["failures"] or decode["quarantined"] else "dim")
 
 
 def _warnings(view: RunView) -> RenderableType:
     if not view.warnings:
         return Text("no warnings", style="dim")
     table = Table.grid(padding=(0, 1))
-    for at, level, who, said in view.warnings:
-        table.add_row(Text(at, style="dim"), Text(level, style="yellow"), Text(who, style="dim"), Text(said))
+    for timestamp, level, logger, message in view.warnings:
+        table.add_row(
+            Text(timestamp, style="dim"),
+            Text(level, style="yellow"),
+            Text(logger, style="dim"),
+            Text(message),
+        )
     return table

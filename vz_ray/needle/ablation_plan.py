@@ -30,7 +30,8 @@ from vz_ray.config.ablation import (
     variant_title,
 )
 from vz_ray.eval.eval_log import count_answered
-from vz_ray.eval.run_summary import COLD_START, RL, eval_log_path, stage_seconds
+from vz_ray.eval.run_summary import COLD_START, RL, eval_log_path
+from vz_ray.monitoring.stage_times import stage_seconds
 
 
 class StageKind(StrEnum):

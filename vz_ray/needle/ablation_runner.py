@@ -19,7 +19,7 @@ from vz_ray.config.ablation import WITHOUT_TOOL_REWARD, AblationConfig
 from vz_ray.config.distill import FilterConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME
-from vz_ray.data.episode_record import EpisodeRecord, read_records, record_to_dict, to_json_line
+from vz_ray.data.episode_record import EpisodeRecord, read_records, record_to_dict
 from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool
@@ -38,7 +38,7 @@ from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, load_weights
 from vz_ray.eval.eval_log import EvalLog, EvalResult, read_results
 from vz_ray.eval.run_summary import COLD_START, RL
 from vz_ray.eval.runner import evaluate
-from vz_ray.monitoring.run_dir import RunDir, write_atomic
+from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.needle.ablation_plan import (
     AblationLayout,
     AblationStage,
@@ -67,7 +67,9 @@ from vz_ray.rewards import check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
 from vz_ray.runtime.run_context import RunContext, open_run
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.durations import format_duration
+from vz_ray.utils.json_lines import to_json_line
 from vz_ray.video.local_source import LocalFrameSource
 
 REFLECTION_COUNTS_FILE = "counts.json"

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.monitoring.progress import Progress
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.needle.curriculum import (
     MAX_NAMING_FRAMES,
     Lesson,
@@ -31,6 +30,7 @@ from vz_ray.needle.curriculum import (
 from vz_ray.needle.needle_video import NUM_SHOTS
 from vz_ray.needle.oracle import format_zoom_turn
 from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 if TYPE_CHECKING:

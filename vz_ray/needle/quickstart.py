@@ -19,16 +19,17 @@ from pathlib import Path
 from vz_ray.config import load_config
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import GrpoRunConfig
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.sft import SftConfig
 from vz_ray.data.episode_record import read_records
 from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episode_config
-from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, stage_seconds, write_summary
+from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, write_summary
 from vz_ray.eval.summary_tables import print_summary
 from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.monitoring.stage_times import stage_seconds
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report

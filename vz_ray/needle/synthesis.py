@@ -20,7 +20,6 @@ import numpy as np
 from vz_ray.config.data import SynthConfig
 from vz_ray.data.task_file import MANIFEST, encode_tasks
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.needle.frame_renderer import render_frames
 from vz_ray.needle.needle_video import (
     NUM_SHOTS,
@@ -30,6 +29,7 @@ from vz_ray.needle.needle_video import (
     QuestionKind,
     make_video,
 )
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 SPLITS = ("train", "sft", "validation", "test")

@@ -194,11 +194,9 @@ def _learner_knobs(config: PlannableConfig) -> list[_Tunable]:
 def _engine_knobs(config: GrpoRunConfig, plan: ResourcePlan) -> list[_Tunable]:
     engine = config.rollout.engine
     text = plan.shape.text
-    shorter = [config.episode.max_context] * (config.episode.max_context < engine.max_model_len)
     parts = [k * engine.tensor_parallel_size for k in (2, 4, 8)]
     parts = [k for k in parts if text.heads % k == text.kv_heads % min(k, text.kv_heads) == 0]
     knobs: list[tuple[str, Sequence[object], str]] = [
-        ("max_model_len", shorter, "nothing: no episode is longer"),
         ("kv_cache_gib", [None] * (engine.kv_cache_gib is not None), "nothing: it takes what there is"),
         (
             "gpu_memory",

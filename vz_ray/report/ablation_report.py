@@ -19,9 +19,9 @@ from vz_ray.config.ablation import (
 )
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.report.markup import escape, format_number, format_percent, report_css
 from vz_ray.report.svg_chart import ChartSeries, line_chart
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 Json = Mapping[str, Any]
@@ -92,8 +92,8 @@ def _about(found: Json) -> str:
     drawn = "seeds and whole videos" if len(found["seeds"]) > 1 else "whole videos"
     return (
         f"Needle world: {found['questions']} questions about {found['videos']} videos, seeds {seeds}. "
-        f"Lines are {100 * found['interval_level']:g}% intervals, drawn over {drawn}; a difference whose "
-        "interval holds 0 is not shown."
+        f"Lines are {100 * found['interval_level']:g}% intervals over {drawn}; a difference whose "
+        "interval contains 0 is inconclusive."
     )
 
 
@@ -127,15 +127,15 @@ def _claims(found: Json) -> str:
         scale, digits = (100, 1) if claim["metric"] == "accuracy" else (1, 2)
         low, high, mean = (scale * claim["difference"][end] for end in ("low", "high", "mean"))
         seeds = " / ".join(f"{scale * value:+.{digits}f}" for value in claim["seeds"].values())
-        what = f"{claim['figure']}: {variant_title(claim['more'])} > {variant_title(claim['less'])}"
+        what = f"{claim['metric']}: {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}"
         cells = (
             f"{mean:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}", seeds, str(claim["questions"]),
-            claim["verdict"],
+            claim["status"],
         )  # fmt: skip
         rows += f"<tr><th>{escape(what)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     head = ("The paper has", "Difference", "Interval", "By seed", "Questions", "Here")
     holds = (
-        "The paper's order holds." if found["order_holds"] else "The paper's order is not shown as a whole."
+        "The paper's order holds." if found["order_holds"] else "The paper's order is not fully supported."
     )
     return _framed("Paired differences (accuracy in points)", head, rows, holds)
 

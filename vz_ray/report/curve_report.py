@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.report.markup import escape, format_number, format_percent, report_css
 from vz_ray.report.svg_chart import ChartSeries, line_chart
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 Json = Mapping[str, Any]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from vz_ray.config.report import ReportConfig
 from vz_ray.env.protocols import FrameSource
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.report import sections
 from vz_ray.report.episode_card import choose_episodes, episode_card, shown_frame_refs
 from vz_ray.report.markup import escape, report_css
 from vz_ray.report.run_data import RunData, read_run
 from vz_ray.report.thumbnails import make_thumbnails
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.video.local_source import LocalFrameSource
 
 

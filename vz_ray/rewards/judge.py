@@ -30,7 +30,6 @@ from blake3 import blake3
 
 from vz_ray.config.reward import JudgeConfig
 from vz_ray.env.task import AnswerType, CaptionQuestion
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.rewards.judge_protocol import (
     JudgeForm,
     JudgePrompt,
@@ -40,6 +39,7 @@ from vz_ray.rewards.judge_protocol import (
     strip_reasoning,
 )
 from vz_ray.rewards.multiple_choice import parse_choice, parse_options
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.openai_endpoint import api_key_from_env, retry_after_s
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 

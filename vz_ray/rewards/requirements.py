@@ -32,9 +32,9 @@ def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> N
         min_timeout_s = 2 * config.judge.total_timeout_s
         if any(task.caption_questions for task in judged) and config.timeout_s <= min_timeout_s:
             raise UserError(
-                f"reward.timeout_s is {config.timeout_s:g}; it must be above twice "
-                f"reward.judge.total_timeout_s ({config.judge.total_timeout_s:g}), because {source} has "
-                "captions, which the judge scores in two steps"
+                f"timeouts.score_s is {config.timeout_s:g}; it must be above twice timeouts.judge_s "
+                f"({config.judge.total_timeout_s:g}), because {source} has captions, which the judge scores "
+                "in two steps"
             )
     elif not config.function:
         raise UserError(

@@ -37,9 +37,9 @@ class RolloutMetrics:
                 (e.kv_cache_used_tokens / e.kv_cache_tokens for e in engines if e.kv_cache_tokens),
                 default=0.0,
             ),
-            metric_names.WORKER_MEMORY: _largest(map(attrgetter("worker_memory_mb"), workers)),
-            metric_names.ENGINE_MEMORY: _largest(map(attrgetter("engine_memory_mb"), workers)),
-            metric_names.DRIVER_MEMORY: process_memory_mb(),
+            metric_names.WORKER_MEMORY: 1e6 * _largest(map(attrgetter("worker_memory_mb"), workers)),
+            metric_names.ENGINE_MEMORY: 1e6 * _largest(map(attrgetter("engine_memory_mb"), workers)),
+            metric_names.DRIVER_MEMORY: 1e6 * process_memory_mb(),
         }
 
 

@@ -317,9 +317,7 @@ class WorkerPool:
                 *(seconds, self.queued_episodes, self.active_groups, coming),
             )
         if seconds > most_s:
-            self._give_up_reason = (
-                f"for {seconds:.0f} s there was none (rollout.no_worker_timeout_s is {most_s:g})"
-            )
+            self._give_up_reason = f"for {seconds:.0f} s there was none (timeouts.no_workers_s is {most_s:g})"
             self.changes.notify()
 
     def _run_in_background(self, work: Any) -> None:

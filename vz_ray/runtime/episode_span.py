@@ -1,4 +1,4 @@
-"""An episode as a trace, from the times that its trajectory carries: nothing is measured for it."""
+"""Trace of an episode, built from the durations stored in its trajectory."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from vz_ray.video.frame import ZoomRequest
 
 
 def episode_span(trajectory: Trajectory, accepted_s: float, run: str) -> TraceSpan:
-    """Its trace.
+    """Return the trace of an episode.
 
         episode
-          overview       until the first turn: probing the video, its overview, waiting for a place
+          overview       until the first turn: probe, overview, queue
           turn 0         generate, clip
           turn 1         generate
           reward
 
     Args:
-        trajectory: With its reward.
-        accepted_s: When it was accepted, seconds since the epoch: its end.
+        trajectory: Scored trajectory.
+        accepted_s: End of the trace: time of acceptance, seconds since the epoch.
         run: Name of the run.
     """
     scoring = trajectory.extra.get(REWARD_SECONDS_KEY, 0.0)
     reward_s = scoring if isinstance(scoring, float) else 0.0
-    over = accepted_s - reward_s
-    began = over - trajectory.seconds
-    at = over - sum(sum(turn.seconds) for turn in trajectory.turns)
-    parts = [TraceSpan("overview", began, max(began, at))]
+    end_s = accepted_s - reward_s
+    start_s = end_s - trajectory.seconds
+    turn_start_s = end_s - sum(sum(turn.seconds) for turn in trajectory.turns)
+    children = [TraceSpan("overview", start_s, max(start_s, turn_start_s))]
     for number, turn in enumerate(trajectory.turns):
-        parts.append(_turn_span(number, turn, at))
-        at += sum(turn.seconds)
+        children.append(_turn_span(number, turn, turn_start_s))
+        turn_start_s += sum(turn.seconds)
     if trajectory.reward is not None:
-        parts.append(TraceSpan("reward", over, accepted_s, _reward(trajectory)))
-    failed = trajectory.error if trajectory.status is EpisodeStatus.FAILED else ""
-    return TraceSpan("episode", began, accepted_s, _episode(trajectory, run), tuple(parts), failed)
+        children.append(TraceSpan("reward", end_s, accepted_s, _reward_attributes(trajectory)))
+    error = trajectory.error if trajectory.status is EpisodeStatus.FAILED else ""
+    attributes = _episode_attributes(trajectory, run)
+    return TraceSpan("episode", start_s, accepted_s, attributes, tuple(children), error)
 
 
-def _episode(trajectory: Trajectory, run: str) -> SpanAttributes:
+def _episode_attributes(trajectory: Trajectory, run: str) -> SpanAttributes:
     id = trajectory.id
     return {
         "vz.run": run,
@@ -54,32 +55,31 @@ def _episode(trajectory: Trajectory, run: str) -> SpanAttributes:
     }
 
 
-def _reward(trajectory: Trajectory) -> SpanAttributes:
-    parts = trajectory.reward
-    if parts is None:
+def _reward_attributes(trajectory: Trajectory) -> SpanAttributes:
+    reward = trajectory.reward
+    if reward is None:
         return {}
     return {
-        "vz.reward.total": parts.total,
-        "vz.reward.accuracy": parts.accuracy,
-        "vz.reward.format": parts.format,
-        "vz.reward.tool": parts.tool,
-        "vz.reward.valid": parts.valid,
+        "vz.reward.total": reward.total,
+        "vz.reward.accuracy": reward.accuracy,
+        "vz.reward.format": reward.format,
+        "vz.reward.tool": reward.tool,
+        "vz.reward.valid": reward.valid,
     }
 
 
-def _turn_span(number: int, turn: Turn, began: float) -> TraceSpan:
-    sampled = began + turn.seconds[0]
-    parts = [TraceSpan("generate", began, sampled, {"vz.tokens": len(turn.action.token_ids)})]
+def _turn_span(number: int, turn: Turn, start_s: float) -> TraceSpan:
+    generated_s = start_s + turn.seconds[0]
+    children = [TraceSpan("generate", start_s, generated_s, {"vz.tokens": len(turn.action.token_ids)})]
+    attributes: SpanAttributes = {}
     if isinstance(turn.zoom, ZoomRequest):
-        zoom = turn.zoom
-        frames = len(turn.observation.frame_refs) if turn.observation else 0
-        asked: SpanAttributes = {
-            "vz.start_s": zoom.start_s,
-            "vz.end_s": zoom.end_s,
-            "vz.fps": zoom.fps,
-            "vz.frames": frames,
+        clip_attributes: SpanAttributes = {
+            "vz.start_s": turn.zoom.start_s,
+            "vz.end_s": turn.zoom.end_s,
+            "vz.fps": turn.zoom.fps,
+            "vz.frames": len(turn.observation.frame_refs) if turn.observation else 0,
         }
-        parts.append(TraceSpan("clip", sampled, sampled + turn.seconds[1], asked))
-    refused = turn.zoom.kind.value if turn.zoom and not isinstance(turn.zoom, ZoomRequest) else ""
-    said: SpanAttributes = {"vz.refused": refused} if refused else {}
-    return TraceSpan(f"turn {number}", began, began + sum(turn.seconds), said, tuple(parts))
+        children.append(TraceSpan("clip", generated_s, generated_s + turn.seconds[1], clip_attributes))
+    elif turn.zoom is not None:
+        attributes = {"vz.zoom_error": turn.zoom.kind.value}
+    return TraceSpan(f"turn {number}", start_s, start_s + sum(turn.seconds), attributes, tuple(children))

@@ -1,9 +1,9 @@
-"""The driver's heartbeat: asks fleet and decoders how they are, and tells Prometheus and `live.json`.
+"""Periodic status of a run: polls rollout workers and decoders, updates Prometheus gauges and `live.json`.
 
-every few seconds --> fleet.seats, fleet.stats, pool.stats   whoever does not answer in time is left out;
-                                                             supervised runs and distillation have no fleet
-                  --> gauges of the catalogue, all of them   Ray forgets what is not set again
-                  --> live.json, prometheus_targets.json
+every interval_s --> worker statuses and stats, decode pool stats    a missing answer is skipped;
+                                                                     SFT and distillation have no workers
+                 --> all gauges of the metric catalog                Ray drops gauges that are not set again
+                 --> live.json, prometheus_targets.json
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import os
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Protocol, TypeVar
 
 from vz_ray.decode import DecodeClientStats, DecodePoolStats
-from vz_ray.monitoring.live_status import DISTILL_RUN, RunState
-from vz_ray.monitoring.run_dir import RunDir, write_atomic
+from vz_ray.monitoring.live_status import RunKind, RunState
+from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.rollout_metrics import process_memory_mb
 from vz_ray.rollout.rollout_worker import WorkerStats
 from vz_ray.rollout.worker_handle import WorkerStatus
 from vz_ray.rollout.worker_state import WorkerState
 from vz_ray.runtime.run_monitor import PHASES, RunMonitor
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.timeouts import with_timeout
 
 T = TypeVar("T")
@@ -36,13 +37,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STATS_TIMEOUT_S = 4.0
-"""How long fleet and decoders may take to say how they are."""
-_SOURCES = {"memory": "hits", "disk": "disk_hits", "decoded": "misses"}
-_FAILURES = ("retried", "timed_out", "lost", "killed")
+"""Timeout for the statistics of workers and decoders."""
+_FRAME_SOURCES = {"memory": "hits", "disk": "disk_hits", "decoded": "misses"}
+_FAILURE_KINDS = ("retried", "timed_out", "lost", "killed")
 
 
 class RolloutStatsSource(Protocol):
-    """What is asked of a fleet."""
+    """Part of `RolloutScheduler` that the heartbeat reads."""
 
     @property
     def queued_episodes(self) -> int: ...
@@ -56,7 +57,7 @@ class RolloutStatsSource(Protocol):
 
 
 class DecodeStatsSource(Protocol):
-    """What is asked of a clip pool."""
+    """Part of `DecodePool` that the heartbeat reads."""
 
     def client_stats(self) -> DecodeClientStats: ...
 
@@ -64,10 +65,10 @@ class DecodeStatsSource(Protocol):
 
 
 class CounterDeltas:
-    """What counts have grown by since the last look; those of someone who began anew start at 0 again.
+    """Increases of counters between heartbeats. A counter that decreased has been reset and counts from 0.
 
     Attributes:
-        started: What was counted before this is set does not count: it was there before the watch.
+        started: If False, `increase` returns 0: earlier counts precede this monitor.
     """
 
     def __init__(self) -> None:
@@ -75,187 +76,185 @@ class CounterDeltas:
         self.started = False
 
     def increase(self, key: str, count: float) -> float:
-        """Since the last call with this key."""
-        before, self._last[key] = self._last[key], count
+        """Return the increase of a counter since the previous call with this key."""
+        previous, self._last[key] = self._last[key], count
         if not self.started:
             return 0.0
-        return count - before if count >= before else count
+        return count - previous if count >= previous else count
 
 
 class Heartbeat:
-    """Looks at a run every `every_s` seconds, as long as `run` is awaited.
+    """Updates the status of a run every `interval_s` seconds while `run` is awaited.
 
     Args:
-        watch: What the run has told.
-        run: Where `live.json` and `prometheus_targets.json` are written.
-        fleet: The rollout workers; None where a run has none.
-        pool: The decoders.
-        targets: Asked at each beat where the nodes' metrics are: `host:port` of each.
+        monitor: State reported by the training loop.
+        run_dir: Receives `live.json` and `prometheus_targets.json`.
+        rollout: Rollout scheduler; None for runs without workers.
+        pool: Decode pool.
+        targets: Returns `host:port` of the metrics agent of each node.
     """
 
     def __init__(
         self,
         monitor: RunMonitor,
-        run: RunDir,
+        run_dir: RunDir,
         rollout: RolloutStatsSource | None,
         pool: DecodeStatsSource,
         interval_s: float,
-        targets: PrometheusTargets,
+        targets: Callable[[], list[str]],
     ) -> None:
-        self._watch, self._run, self._fleet, self._pool = monitor, run, rollout, pool
-        self._every_s, self._targets = interval_s, targets
-        self._grown = CounterDeltas()
-        self._at = time.monotonic()
-        self._told = False
-        live = monitor.status
-        live.host, live.pid, live.heartbeat_interval_s = socket.gethostname(), os.getpid(), interval_s
+        self._monitor, self._run_dir, self._rollout, self._pool = monitor, run_dir, rollout, pool
+        self._interval_s, self._targets = interval_s, targets
+        self._deltas = CounterDeltas()
+        self._last_beat = time.monotonic()
+        self._warned = False
+        status = monitor.status
+        status.host, status.pid, status.heartbeat_interval_s = socket.gethostname(), os.getpid(), interval_s
 
     async def run(self) -> None:
-        """Beats until it is cancelled; one that goes wrong is logged once, and forgotten."""
+        """Beat until cancelled. The first failed heartbeat is logged; failures do not stop the run."""
         while True:
             try:
                 await self.beat()
             except Exception:
-                if not self._told:
-                    log.warning("a heartbeat failed; the run goes on", exc_info=True)
-                self._told = True
-            await asyncio.sleep(self._every_s)
+                if not self._warned:
+                    log.warning("Heartbeat failed; the run continues", exc_info=True)
+                self._warned = True
+            await asyncio.sleep(self._interval_s)
 
     async def beat(self) -> None:
-        """One look."""
-        workers, pool = await asyncio.gather(self._ask_fleet(), self._ask(self._pool.stats()))
-        now, elapsed = time.monotonic(), max(1e-6, time.monotonic() - self._at)
-        self._at = now
-        if self._fleet is not None:
-            self._look_at_fleet(self._fleet, workers, elapsed)
-        self._look_at_clips([worker.decode_stats for worker in workers or ()], pool)
-        self._tell()
-        self._grown.started = True
+        """Poll workers and decoders once and publish the result."""
+        workers, pool = await asyncio.gather(self._poll_workers(), self._poll(self._pool.stats()))
+        now = time.monotonic()
+        elapsed_s = max(1e-6, now - self._last_beat)
+        self._last_beat = now
+        if self._rollout is not None:
+            self._update_rollout(self._rollout, workers, elapsed_s)
+        self._update_decode([worker.decode_stats for worker in workers or ()], pool)
+        self._set_run_gauges()
+        self._deltas.started = True
         await asyncio.to_thread(self._write)
 
     async def finish(self, state: RunState, error: str) -> None:
-        """The last word; `error` says what ended it, where it failed."""
-        live = self._watch.status
-        live.state, live.error, live.eta_s = state.value, error, None
+        """Publish the final state; `error` is the error of a failed run."""
+        status = self._monitor.status
+        status.state, status.error, status.eta_s = state.value, error, None
         try:
-            if self._fleet is not None and live.rollout:
-                # The last beat may have been while weights were exchanged.
-                live.rollout |= _standing(self._fleet)
-            self._tell()
+            if self._rollout is not None and status.rollout:
+                # The last heartbeat may have run during a publish.
+                status.rollout |= _worker_summary(self._rollout)
+            self._set_run_gauges()
             await asyncio.to_thread(self._write)
         except Exception:
-            log.warning("the end of the run could not be noted in %s", self._run.live_status, exc_info=True)
+            log.warning("Writing the final status to %s failed", self._run_dir.live_status, exc_info=True)
 
-    async def _ask_fleet(self) -> list[WorkerStats] | None:
-        return None if self._fleet is None else await self._ask(self._fleet.worker_stats())
+    async def _poll_workers(self) -> list[WorkerStats] | None:
+        return None if self._rollout is None else await self._poll(self._rollout.worker_stats())
 
-    async def _ask(self, answer: Awaitable[T]) -> T | None:
+    async def _poll(self, stats: Awaitable[T]) -> T | None:
         try:
             return await with_timeout(
-                answer, STATS_TIMEOUT_S, target="fleet or decoders", operation="how they are"
+                stats, STATS_TIMEOUT_S, target="workers or decoders", operation="their statistics"
             )
         except Exception as error:
-            log.debug("no word from fleet or decoders: %s", error)
+            log.debug("No statistics from workers or decoders: %s", error)
             return None
 
-    def _look_at_fleet(
-        self, fleet: RolloutStatsSource, workers: Sequence[WorkerStats] | None, elapsed: float
+    def _update_rollout(
+        self, rollout: RolloutStatsSource, workers: Sequence[WorkerStats] | None, elapsed_s: float
     ) -> None:
-        watch, meters = self._watch, self._watch.metrics
-        standing = _standing(fleet)
+        monitor, metrics = self._monitor, self._monitor.metrics
+        summary = _worker_summary(rollout)
         for state in WorkerState:
-            meters.set("vz_workers", standing["workers"].get(state.value, 0), state=state.value)
-        meters.set("vz_episodes_running", standing["playing"])
-        meters.set("vz_episodes_waiting", fleet.queued_episodes)
-        meters.add("vz_lost_workers", self._grown.increase("lost workers", fleet.lost_workers))
-        episodes = self._grown.increase("episodes", watch.accepted_episodes) / elapsed
-        meters.set("vz_episodes_per_second", episodes)
-        known = watch.status.rollout.get("tokens_per_s", 0.0)
+            metrics.set("vz_workers", summary["workers"].get(state.value, 0), state=state.value)
+        metrics.set("vz_episodes_running", summary["running"])
+        metrics.set("vz_episodes_waiting", rollout.queued_episodes)
+        metrics.add("vz_lost_workers", self._deltas.increase("lost workers", rollout.lost_workers))
+        episodes_per_second = self._deltas.increase("episodes", monitor.accepted_episodes) / elapsed_s
+        metrics.set("vz_episodes_per_second", episodes_per_second)
+        tokens_per_second = monitor.status.rollout.get("tokens_per_second", 0.0)
         if workers is not None:
-            sampled = (self._grown.increase(f"tokens {w.name}", w.engine.sampled_tokens) for w in workers)
-            known = sum(sampled) / elapsed
-        meters.set("vz_tokens_per_second", known)
-        watch.status.rollout = {
-            **standing,
-            "tokens_per_s": round(known, 2),
-            "episodes_per_s": round(episodes, 4),
+            sampled = (self._deltas.increase(f"tokens {w.name}", w.engine.sampled_tokens) for w in workers)
+            tokens_per_second = sum(sampled) / elapsed_s
+        metrics.set("vz_tokens_per_second", tokens_per_second)
+        monitor.status.rollout = {
+            **summary,
+            "tokens_per_second": round(tokens_per_second, 2),
+            "episodes_per_second": round(episodes_per_second, 4),
         }
 
-    def _look_at_clips(self, handles: Sequence[DecodeClientStats], pool: DecodePoolStats | None) -> None:
-        watch, meters = self._watch, self._watch.metrics
-        asked = reduce(add, handles, self._pool.client_stats())
-        meters.set("vz_decode_requests", asked.in_flight, state="in_flight")
-        meters.set("vz_decode_requests", asked.waiting, state="waiting")
-        for kind in _FAILURES:
-            meters.add(
-                "vz_decode_failures", self._grown.increase(f"clips {kind}", getattr(asked, kind)), kind=kind
-            )
-        waits = sorted(watch.clip_waits_s)
-        shown = watch.status.decode | {
-            "in_flight": asked.in_flight,
-            "waiting": asked.waiting,
-            "failures": asked.timed_out + asked.lost + asked.killed,
-            "quarantined": asked.quarantined,
+    def _update_decode(self, clients: Sequence[DecodeClientStats], pool: DecodePoolStats | None) -> None:
+        monitor, metrics = self._monitor, self._monitor.metrics
+        requests = reduce(add, clients, self._pool.client_stats())
+        metrics.set("vz_decode_requests", requests.in_flight, state="in_flight")
+        metrics.set("vz_decode_requests", requests.waiting, state="waiting")
+        for kind in _FAILURE_KINDS:
+            increase = self._deltas.increase(f"decode {kind}", getattr(requests, kind))
+            metrics.add("vz_decode_failures", increase, kind=kind)
+        waits = sorted(monitor.clip_waits_s)
+        status = monitor.status.decode | {
+            "in_flight": requests.in_flight,
+            "waiting": requests.waiting,
+            "failures": requests.timed_out + requests.lost + requests.killed,
+            "quarantined": requests.quarantined,
             "wait_p50_s": waits[len(waits) // 2] if waits else None,
             "wait_p95_s": waits[int(0.95 * (len(waits) - 1))] if waits else None,
         }
         if pool is not None:
-            silent = len(pool.unresponsive)
-            shown |= {"decoders": pool.num_decoders, "silent": silent}
-            found = {source: getattr(pool.reader, name) for source, name in _SOURCES.items()}
-            shown["hit_ratio"] = 1 - found["decoded"] / max(1, sum(found.values()))
-            for source, count in found.items():
-                meters.add("vz_decode_frames", self._grown.increase(f"frames {source}", count), source=source)
-        meters.set("vz_decoders", shown.get("decoders", 0) - shown.get("silent", 0), state="answering")
-        meters.set("vz_decoders", shown.get("silent", 0), state="silent")
-        watch.status.decode = shown
+            status |= {"decoders": pool.num_decoders, "unresponsive": len(pool.unresponsive)}
+            frames = {source: getattr(pool.reader, name) for source, name in _FRAME_SOURCES.items()}
+            status["hit_ratio"] = 1 - frames["decoded"] / max(1, sum(frames.values()))
+            for source, count in frames.items():
+                increase = self._deltas.increase(f"frames {source}", count)
+                metrics.add("vz_decode_frames", increase, source=source)
+        unresponsive = status.get("unresponsive", 0)
+        metrics.set("vz_decoders", status.get("decoders", 0) - unresponsive, state="responsive")
+        metrics.set("vz_decoders", unresponsive, state="unresponsive")
+        monitor.status.decode = status
 
-    def _tell(self) -> None:
-        """Every gauge that does not come from a look at others."""
-        watch, meters, live = self._watch, self._watch.metrics, self._watch.status
-        running = live.state == RunState.RUNNING
-        meters.set("vz_step", live.step)
-        meters.set("vz_max_steps", live.max_steps)
+    def _set_run_gauges(self) -> None:
+        """Set every gauge that needs no polling."""
+        monitor, metrics, status = self._monitor, self._monitor.metrics, self._monitor.status
+        running = status.state == RunState.RUNNING
+        metrics.set("vz_step", status.step)
+        metrics.set("vz_max_steps", status.max_steps)
         for phase in PHASES:
-            meters.set("vz_phase", float(running and phase == live.phase), phase=phase)
-        meters.set("vz_heartbeat_timestamp_seconds", time.time())
-        meters.set("vz_last_step_timestamp_seconds", live.last_step_s)
-        if live.run_kind != DISTILL_RUN:  # those are on disk one by one
-            meters.set("vz_last_checkpoint_timestamp_seconds", live.checkpoint.get("at_s", watch.started_s))
-            meters.set("vz_checkpoint_seconds", live.checkpoint.get("seconds", 0.0))
-        if math.isfinite(watch.max_mismatch_kl):
-            meters.set("vz_mismatch_kl_limit_nats", watch.max_mismatch_kl)
-        for (name, _), (labels, value) in watch.step_gauges.items():
-            meters.set(name, value, **labels)
-        live.driver_memory_bytes = round(process_memory_mb(), 1)
-        meters.set("vz_driver_memory_bytes", live.driver_memory_bytes * 1e6)
-        for sink, count in watch.dropped_records().items():
-            meters.add("vz_dropped_records", self._grown.increase(f"dropped {sink}", count), sink=sink)
+            metrics.set("vz_phase", float(running and phase == status.phase), phase=phase)
+        metrics.set("vz_heartbeat_timestamp_seconds", time.time())
+        metrics.set("vz_last_step_timestamp_seconds", status.last_step_s)
+        if status.run_kind != RunKind.DISTILL:  # distillation writes each episode to disk
+            last_checkpoint_s = status.checkpoint.get("at_s", monitor.started_s)
+            metrics.set("vz_last_checkpoint_timestamp_seconds", last_checkpoint_s)
+            metrics.set("vz_checkpoint_seconds", status.checkpoint.get("seconds", 0.0))
+        if math.isfinite(monitor.max_mismatch_kl):
+            metrics.set("vz_mismatch_kl_limit_nats", monitor.max_mismatch_kl)
+        for (name, _), (labels, value) in monitor.step_gauges.items():
+            metrics.set(name, value, **labels)
+        status.driver_memory_bytes = round(process_memory_mb() * 1e6)
+        metrics.set("vz_driver_memory_bytes", status.driver_memory_bytes)
+        for sink, count in monitor.dropped_records().items():
+            metrics.add("vz_dropped_records", self._deltas.increase(f"dropped {sink}", count), sink=sink)
 
     def _write(self) -> None:
-        live = self._watch.status
+        status = self._monitor.status
         targets = self._targets()
-        if targets != live.prometheus_targets or not self._run.prometheus_targets.exists():
-            group = [{"targets": targets, "labels": {"job": "vz_ray"}}]
-            write_atomic(self._run.prometheus_targets, json.dumps(group).encode())
-        live.prometheus_targets = targets
-        live.write(self._run.live_status)
+        if targets != status.prometheus_targets or not self._run_dir.prometheus_targets.exists():
+            target_groups = [{"targets": targets, "labels": {"job": "vz_ray"}}]
+            write_atomic(self._run_dir.prometheus_targets, json.dumps(target_groups).encode())
+        status.prometheus_targets = targets
+        status.write(self._run_dir.live_status)
 
 
-def _standing(fleet: RolloutStatsSource) -> dict[str, Any]:
-    """How it stands with the workers at this moment, without asking them."""
-    seats = fleet.worker_statuses()
-    alive = [seat for seat in seats if seat.state is not WorkerState.DEAD]
+def _worker_summary(rollout: RolloutStatsSource) -> dict[str, Any]:
+    """Summarize the scheduler's view of its workers; sends no request."""
+    statuses = rollout.worker_statuses()
+    alive = [status for status in statuses if status.state is not WorkerState.DEAD]
     return {
-        "workers": dict(Counter(seat.state.value for seat in seats)),
-        "seats": [{"name": s.name, "state": s.state.value, "load": s.load, "why": s.reason} for s in alive],
-        "playing": sum(seat.load for seat in alive),
-        "waiting": fleet.queued_episodes,
-        "lost": fleet.lost_workers,
+        "workers": dict(Counter(status.state.value for status in statuses)),
+        "worker_statuses": [
+            {"name": s.name, "state": s.state.value, "load": s.load, "reason": s.reason} for s in alive
+        ],
+        "running": sum(status.load for status in alive),
+        "queued": rollout.queued_episodes,
+        "lost": rollout.lost_workers,
     }
-
-
-class PrometheusTargets(Protocol):
-    """Where Prometheus finds the metrics of each node."""
-
-    def __call__(self) -> list[str]: ...

@@ -1,4 +1,4 @@
-"""A watch over a run, with everything that is configured for whoever looks on."""
+"""Lifetime of a run's monitoring: monitor, heartbeat, traces and trackers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ray
 
 from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.decode import DecodePool
-from vz_ray.monitoring.live_status import RL_RUN, RunState
+from vz_ray.monitoring.live_status import RunKind, RunState
 from vz_ray.monitoring.ray_metrics import RayMetrics
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.monitoring.tracing import TraceExporter
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def configured_trackers(config: TrackingConfig) -> dict[str, str]:
-    """Trackers by their keys; empty for those that are not configured."""
-    return {"wandb_project": config.wandb_project, "mlflow_uri": config.mlflow_tracking_uri}
+    """Return the value of each tracker's config key; empty if the tracker is disabled."""
+    return {"wandb_project": config.wandb_project, "mlflow_tracking_uri": config.mlflow_tracking_uri}
 
 
 def check_monitoring(config: TrackingConfig) -> None:
-    """`UserError` if something is configured whose package is not installed; said before anything starts."""
+    """Raise `UserError` if a configured tracker or trace exporter lacks its package."""
     check_trackers_installed(configured_trackers(config))
     if isinstance(config, MonitoringConfig) and config.otlp_endpoint:
         TraceExporter(config.otlp_endpoint, 0.0, {}).close()
@@ -41,78 +41,78 @@ def check_monitoring(config: TrackingConfig) -> None:
 @asynccontextmanager
 async def monitor_run(
     config: TrackingConfig,
-    run: RunDir,
+    run_dir: RunDir,
     pool: DecodePool,
     rollout: RolloutScheduler | None = None,
     *,
-    run_kind: str = RL_RUN,
+    run_kind: RunKind = RunKind.RL,
     metrics_file: str = "metrics.jsonl",
 ) -> AsyncIterator[RunMonitor]:
-    """A watch that tells Ray, `live.json`, traces and trackers; the last word is said as the block ends.
+    """Monitor a run inside the block; write its final state when the block ends.
 
     Args:
-        rollout: The rollout workers, where the run has some.
-        run_kind, rows: See `RunMonitor`.
+        rollout: Rollout scheduler; None for runs without workers.
+        run_kind, metrics_file: As for `RunMonitor`.
 
     Raises:
-        UserError: A tracker or the exporter of traces cannot be had. Whatever goes wrong with them
-            later is logged and counted.
+        UserError: A tracker or the trace exporter cannot be opened. Later errors are logged and counted.
     """
-    settings = await asyncio.to_thread(flatten_config, run.config)
-    trackers = await asyncio.to_thread(open_trackers, configured_trackers(config), run, settings)
-    watch = RunMonitor(
-        run.name,
-        RayMetrics(run.name),
-        _traces(config, run),
+    run_config = await asyncio.to_thread(flatten_config, run_dir.config)
+    trackers = await asyncio.to_thread(open_trackers, configured_trackers(config), run_dir, run_config)
+    monitor = RunMonitor(
+        run_dir.name,
+        RayMetrics(run_dir.name),
+        _make_trace_exporter(config, run_dir),
         trackers,
         run_kind=run_kind,
         metrics_file=metrics_file,
     )
-    heart = Heartbeat(watch, run, rollout, pool, config.poll_interval_s, prometheus_targets)
+    heartbeat = Heartbeat(monitor, run_dir, rollout, pool, config.poll_interval_s, prometheus_targets)
     if rollout is not None:
-        rollout.on_accepted = watch.on_episode
-    beating = asyncio.create_task(heart.run())
-    log.info("process %d tells how %s is: metrics are at %s", os.getpid(), run.path, prometheus_targets())
+        rollout.on_accepted = monitor.on_episode
+    heartbeat_task = asyncio.create_task(heartbeat.run())
+    log.info("Monitoring %s from process %d; metrics at %s", run_dir.path, os.getpid(), prometheus_targets())
     state, error = RunState.FAILED, ""
     try:
-        yield watch
+        yield monitor
         state = RunState.ENDED
     except (StopRequested, asyncio.CancelledError, KeyboardInterrupt):
         state = RunState.STOPPED
         raise
-    except BaseException as ended:
-        error = f"{type(ended).__name__}: {ended}"
+    except BaseException as exception:
+        error = f"{type(exception).__name__}: {exception}"
         raise
     finally:
         if rollout is not None:
             rollout.on_accepted = lambda _: None
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-        await heart.finish(state, error)
-        await asyncio.to_thread(_close, watch)
+        heartbeat_task.cancel()
+        await asyncio.gather(heartbeat_task, return_exceptions=True)
+        await heartbeat.finish(state, error)
+        await asyncio.to_thread(_close_sinks, monitor)
 
 
-def _traces(config: TrackingConfig, run: RunDir) -> TraceExporter | None:
+def _make_trace_exporter(config: TrackingConfig, run_dir: RunDir) -> TraceExporter | None:
     if not isinstance(config, MonitoringConfig) or not config.otlp_endpoint:
         return None
-    about = {"service.name": "vz_ray", "vz.run": run.name}
-    return TraceExporter(config.otlp_endpoint, config.trace_sample_ratio, about)
+    resource_attributes = {"service.name": "vz_ray", "vz.run": run_dir.name}
+    return TraceExporter(config.otlp_endpoint, config.trace_sample_ratio, resource_attributes)
 
 
-def _close(watch: RunMonitor) -> None:
-    """Ends traces and trackers; each has a time of its own for what has not been sent."""
-    began = time.monotonic()
-    for sink in (*watch.trackers, *((watch.trace_exporter,) if watch.trace_exporter else ())):
+def _close_sinks(monitor: RunMonitor) -> None:
+    """Close the trace exporter and the trackers; each has its own timeout for pending records."""
+    start = time.monotonic()
+    exporters = (monitor.trace_exporter,) if monitor.trace_exporter else ()
+    for sink in (*monitor.trackers, *exporters):
         with suppress(Exception):
             sink.close()
-    lost = {who: count for who, count in watch.dropped_records().items() if count}
-    if lost:
-        log.warning("not sent within %.0f s, and dropped: %s", time.monotonic() - began, lost)
+    dropped = {sink: count for sink, count in monitor.dropped_records().items() if count}
+    if dropped:
+        log.warning("Dropped records not sent within %.0f s: %s", time.monotonic() - start, dropped)
 
 
 def prometheus_targets() -> list[str]:
-    """`host:port` of the metrics agent of each node that lives."""
+    """Return `host:port` of the metrics agent of each alive node."""
     if not ray.is_initialized():
         return []
-    alive = (node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort"))
-    return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive)
+    nodes = (node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort"))
+    return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)

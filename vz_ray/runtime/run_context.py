@@ -1,4 +1,4 @@
-"""What every stage of a run works with: its directory, its display, and how it is stopped."""
+"""Context of a run: directory, lock, progress display, signal handlers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from vz_ray.config import to_yaml
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.eval.run_summary import record_stage_time
 from vz_ray.jobs.doctor import check_disk, check_memory, check_shared_memory
 from vz_ray.learner.policy_model import check_hf_checkpoint
 from vz_ray.monitoring import logging_config
@@ -20,16 +19,17 @@ from vz_ray.monitoring.checks import require_checks
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.monitoring.stage_times import record_stage_time
 from vz_ray.runtime.monitor_run import check_monitoring
 from vz_ray.utils.interrupt import Interrupt
 
 
 @dataclass
 class RunContext:
-    """What every stage needs.
+    """Context that every stage of a run receives.
 
     Attributes:
-        run_identity: What the run's actors are given, to say whose they are.
+        run_identity: Run name and log format, passed to every actor.
     """
 
     run_dir: RunDir
@@ -38,35 +38,44 @@ class RunContext:
     run_identity: RunIdentity
 
     def model_dir(self, stage: str) -> Path:
-        """Where the model that a stage makes is exported to."""
+        """Return the directory of the exported model of a stage."""
         return self.run_dir.path / "models" / stage
 
     def replay_dir(self, learner: LearnerConfig) -> str:
-        """Where a learner keeps the batches of updates that it skips."""
-        return learner.replay_dir or str((self.run_dir.path / "replay_dir").resolve())
+        """Return the directory for the batches of skipped updates."""
+        return learner.replay_dir or str((self.run_dir.path / "replay").resolve())
 
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:
-        """Notes the wall time of a part of the run, also where it is interrupted."""
-        began = time.monotonic()
+        """Record the wall time of a stage, also if it is interrupted."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            record_stage_time(self.run_dir.path, stage, time.monotonic() - began)
+            record_stage_time(self.run_dir.path, stage, time.monotonic() - start)
 
 
 @contextmanager
 def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
-    """Opens the run directory, the display and the signal handlers; the run is held until the block ends."""
-    require_checks(check_memory(), check_shared_memory(), check_disk(Path(config.runs)))
+    """Create or resume the run directory, start the progress display, install signal handlers.
+
+    The run lock is held until the context exits.
+
+    Raises:
+        UserError: This machine, the model or the monitoring config fails a check, another process holds the
+            lock, or the config differs from the one that the run started with.
+    """
+    require_checks(check_disk(Path(config.runs)))
+    if not config.ray.address:  # a private cluster runs engines and learner on this machine
+        require_checks(check_memory(), check_shared_memory())
     check_hf_checkpoint(config.model)
     check_monitoring(config.monitoring)
     settings = to_yaml(config)
-    run, resumed = RunDir.create_or_resume(Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME)
-    badge = RunIdentity(config.name, config.monitoring.log_format)
-    logging_config.configure_logging(run.logs, identity=badge)
-    with run.lock(), Progress() as progress, Interrupt() as interrupt:
+    run_dir, resumed = RunDir.create_or_resume(Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME)
+    identity = RunIdentity(config.name, config.monitoring.log_format)
+    logging_config.configure_logging(run_dir.logs, identity=identity)
+    with run_dir.lock(), Progress() as progress, Interrupt() as interrupt:
         if resumed:
-            run.update_config(settings)
-            progress.print_line(f"going on with {run.path}")
-        yield RunContext(run, progress, interrupt, badge)
+            run_dir.update_config(settings)
+            progress.print_line(f"resuming {run_dir.path}")
+        yield RunContext(run_dir, progress, interrupt, identity)

@@ -85,7 +85,7 @@ class AccessControl:
     def __init__(self, app: ASGIApp, config: AccessConfig, keys: ApiKeyStore | None) -> None:
         self._app, self._config, self._keys = app, config, keys
         self._busy: Counter[str] = Counter()
-        self._json = self._limits(int(config.max_json_mib * 1e6), config.json_timeout_s)
+        self._json = self._limits(int(config.max_json_mib * 2**20), config.json_timeout_s)
         self._upload = self._limits(int(config.max_upload_gib * 2**30), config.upload_timeout_s)
         self._login = self._limits(_LOGIN_BYTES, config.json_timeout_s)
 

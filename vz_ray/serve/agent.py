@@ -108,8 +108,8 @@ class Agent:
             log_file=Path(config.log_dir) / f"{self._name}.engine.log",
             version=version,
             training=False,
-            start_timeout_s=config.start_timeout_s,
-            turn_timeout_s=config.turn_timeout_s,
+            start_timeout_s=config.timeouts.engine_start_s,
+            turn_timeout_s=config.timeouts.turn_s,
         )
         await self._frames.wait_until_ready()
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -211,7 +211,7 @@ class Agent:
             with request_owner(question.id), log_context(request=question.id):
                 try:
                     trajectory = await with_timeout(
-                        game, config.episode_timeout_s, target=self._name, operation=f"request {question.id}"
+                        game, config.timeouts.episode_s, target=self._name, operation=f"request {question.id}"
                     )
                 except ClientZoomRequired as asked:
                     assert speaker.last_prompt is not None  # it has asked

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vz_ray.monitoring.run_dir import write_atomic
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -73,7 +73,7 @@ def build_application(
             "resources": node_group_resources(config.node_group),
         },
         health_check_period_s=_LOOK_S,
-        graceful_shutdown_timeout_s=config.drain_timeout_s,
+        graceful_shutdown_timeout_s=config.timeouts.drain_s,
     )
     ingress = serve.deployment(serve.ingress()(IngressReplica)).options(
         name="Ingress",

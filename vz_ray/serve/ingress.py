@@ -336,7 +336,7 @@ class Ingress:
     @property
     def _seconds(self) -> float:
         """How long a request may take in all."""
-        return self.config.episode_timeout_s + REQUEST_SLACK_S
+        return self.config.timeouts.episode_s + REQUEST_SLACK_S
 
     def _ended(self, question: AgentRequest, end: RequestCompleted, course: RequestTimer) -> None:
         course.outcome = end.status

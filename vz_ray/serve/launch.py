@@ -26,11 +26,11 @@ from rich.console import Console
 from vz_ray.config import load_config, to_yaml
 from vz_ray.config.serve import ServeConfig
 from vz_ray.monitoring import logging_config
-from vz_ray.monitoring.run_dir import write_atomic
 from vz_ray.runtime import runtime
 from vz_ray.serve.access_control import is_loopback
 from vz_ray.serve.api_keys import ApiKeyStore
 from vz_ray.serve.app import AGENT_DEPLOYMENT, APP_NAME, AgentReplica, build_application
+from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, restore_signal_handlers
 

@@ -28,7 +28,7 @@ class WeightSwap:
     """
 
     def __init__(self, config: ServeConfig, name: str) -> None:
-        self._drain_s, self._name = config.drain_timeout_s, name
+        self._drain_s, self._name = config.timeouts.drain_s, name
         self._open, self._idle = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._idle.set()

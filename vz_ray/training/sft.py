@@ -8,14 +8,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import RayConfig
-from vz_ray.config.sft import SftRunConfig
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.ray import RayConfig
+from vz_ray.config.sft import SftConfig, SftRunConfig
 from vz_ray.data.sft_data import read_samples, read_sft_data
 from vz_ray.data.sft_file import SftFile
 from vz_ray.decode import DecodePool
 from vz_ray.env.trajectory import Trajectory
-from vz_ray.monitoring.live_status import SFT_RUN
+from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
@@ -53,7 +52,7 @@ async def _run(config: SftRunConfig, at: RunContext, source: SftFile | list[Traj
                     config.monitoring,
                     at.run_dir,
                     frames,
-                    run_kind=SFT_RUN,
+                    run_kind=RunKind.SFT,
                     metrics_file=metrics_file(POLICY_STAGE),
                 )
             )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from vz_ray.config.sft_stage import SftConfig
+from vz_ray.config.sft import SftConfig
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.learner.learner import Learner
 from vz_ray.learner.sft import CHECKPOINT_INTERVAL_S, LEARNER_DIR, SftState, batch_indices
@@ -16,7 +16,7 @@ from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import ProgressStage
-from vz_ray.monitoring.run_dir import atomic_directory
+from vz_ray.utils.atomic_files import atomic_directory
 from vz_ray.utils.interrupt import Interrupt
 from vz_ray.utils.step_dirs import prune_steps, step_name
 

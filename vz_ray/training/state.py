@@ -14,8 +14,9 @@ from pathlib import Path
 
 from vz_ray.data.task_sampler import StepTaskSampler, TaskSampler
 from vz_ray.env.task import Task
-from vz_ray.monitoring.run_dir import RunDir, atomic_directory, write_atomic
+from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.sample_tracker import SampleTracker
+from vz_ray.utils.atomic_files import atomic_directory, write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.step_dirs import list_steps, prune_steps, step_name, write_step_metric
 

@@ -1,16 +1,21 @@
-"""What a process is doing that cannot answer, as it may be stuck in C code: asked by a signal.
+"""Stacks of Python processes: of this process, and of a process that no longer answers.
 
-the process itself    arm() -> Armed, which others are told
-on its machine        whereabouts(armed): signals it, and reads the stacks that it wrote
+process itself      install_stack_dumper() -> StackDumper, sent to its observers
+same machine        dump_stacks(dumper): send SIGUSR1, read the stacks that the process wrote
 """
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
+import io
 import os
 import re
 import signal
+import sys
+import threading
 import time
+import traceback
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +23,23 @@ from pathlib import Path
 import psutil
 
 DUMP_TIMEOUT_S = 5.0
-"""How long writing stacks may take; a process that can do so takes milliseconds."""
-_POLL_S = 0.1
+"""Maximum time for writing the stacks; it usually takes milliseconds."""
+_POLL_INTERVAL_S = 0.1
+_MAX_FRAMES = 12
 _PACKAGE = Path(__file__).resolve().parent.parent
+_WAITING_PACKAGES = (_PACKAGE / "utils", _PACKAGE / "monitoring")
+"""Frames of these packages wait for other code and do not show what the process does."""
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
 
 
 @dataclass(frozen=True, slots=True)
 class StackDumper:
-    """A process that writes the stacks of all its threads when it gets SIGUSR1.
+    """Handle of a process that writes the stacks of all its threads on SIGUSR1.
 
     Attributes:
-        pid: Its number on its machine.
-        descriptor: Of the file, in that process; it is in no directory, and goes with the process.
-        name: Of the file, like no other: tells the process from a later one of the same number.
+        pid: Process id.
+        descriptor: File descriptor of the output, in that process. The file is anonymous memory.
+        name: Unique name of the output file. It distinguishes the process from a later one with the same id.
     """
 
     pid: int
@@ -40,14 +48,14 @@ class StackDumper:
 
 
 class StackDumpError(RuntimeError):
-    """The process does not say what it is doing; the message says why."""
+    """The stacks of a process are not available; the message gives the reason."""
 
 
 def install_stack_dumper() -> StackDumper:
-    """Makes this process one that can be asked.
+    """Register a SIGUSR1 handler that dumps the stacks of all threads of this process.
 
-    The handler is `faulthandler`'s: it runs at once, whatever the interpreter is in. It writes to
-    memory, as a disk may be what the process waits for.
+    `faulthandler` runs it even while a thread is blocked in C code. The output goes to memory, so a hung
+    disk does not block the dump.
     """
     name = f"stacks-{uuid.uuid4().hex}"
     descriptor = os.memfd_create(name)
@@ -55,20 +63,21 @@ def install_stack_dumper() -> StackDumper:
     return StackDumper(os.getpid(), descriptor, name)
 
 
-def dump_stacks(process: StackDumper, timeout_s: float = DUMP_TIMEOUT_S) -> tuple[str, str]:
-    """What a process of this machine is doing, in a few words, and the stacks of its threads.
+def dump_stacks(dumper: StackDumper, timeout_s: float = DUMP_TIMEOUT_S) -> tuple[str, str]:
+    """Return a one-line state of a process on this machine, and the stacks of its threads.
 
     Raises:
-        Silent: It is gone, or wrote nothing within `timeout_s`; a stopped process does not.
+        StackDumpError: The process has ended, or wrote nothing within `timeout_s`, for example because
+            it is stopped.
     """
-    stacks = _written(process, timeout_s)
-    return f"in {innermost_package_frame(stacks) or 'none of our code'}", stacks
+    stacks = _request_stacks(dumper, timeout_s)
+    return f"in {innermost_package_frame(stacks) or 'code outside vz_ray'}", stacks
 
 
 def innermost_package_frame(stacks: str) -> str:
-    """The innermost frame of this package, first in the thread that runs Python's signal handlers.
+    """Return the innermost frame of vz_ray in a `faulthandler` dump, or an empty string.
 
-    Frames of `observe` only wait for others and do not count. Empty if there is none.
+    The thread that runs Python's signal handlers is searched first. Frames in `utils` and `monitoring` are skipped.
 
     Example: `_update (vz_ray/learner/trainer.py:244)`
     """
@@ -76,30 +85,48 @@ def innermost_package_frame(stacks: str) -> str:
     for thread in sorted(threads, key=lambda lines: not lines.startswith("Current")):
         for file, line, function in _FRAME.findall(thread):
             path = Path(file)
-            if path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "observe"):
+            if path.is_relative_to(_PACKAGE) and not any(map(path.is_relative_to, _WAITING_PACKAGES)):
                 return f"{function} ({path.relative_to(_PACKAGE.parent)}:{line})"
     return ""
 
 
-def _written(process: StackDumper, write_s: float) -> str:
-    path = Path(f"/proc/{process.pid}/fd/{process.descriptor}")
+def format_stacks() -> str:
+    """Return the stacks of all other threads of this process and, inside an event loop, of its other tasks."""
+    output = io.StringIO()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        if ident != threading.get_ident():
+            print(f"thread {names.get(ident, ident)}:", file=output)
+            traceback.print_stack(frame, limit=-_MAX_FRAMES, file=output)
     try:
-        if process.name not in os.readlink(path):
-            raise StackDumpError(f"process {process.pid} is gone, and another one has its number")
+        tasks = asyncio.all_tasks()
+    except RuntimeError:
+        return output.getvalue()
+    for task in tasks - {asyncio.current_task()}:
+        print(f"task {task.get_name()}:", file=output)
+        task.print_stack(limit=_MAX_FRAMES, file=output)
+    return output.getvalue()
+
+
+def _request_stacks(dumper: StackDumper, timeout_s: float) -> str:
+    path = Path(f"/proc/{dumper.pid}/fd/{dumper.descriptor}")
+    try:
+        if dumper.name not in os.readlink(path):
+            raise StackDumpError(f"process {dumper.pid} has ended, and another process has its id")
         file = path.open("rb")
     except OSError as error:
-        raise StackDumpError(f"process {process.pid} is gone") from error
+        raise StackDumpError(f"process {dumper.pid} has ended") from error
     with file:
-        before = size = file.seek(0, os.SEEK_END)
-        until = time.monotonic() + write_s
-        os.kill(process.pid, signal.SIGUSR1)
-        while time.monotonic() < until:
-            time.sleep(_POLL_S)
-            last, size = size, os.fstat(file.fileno()).st_size
-            if before < last == size:
+        start = size = file.seek(0, os.SEEK_END)
+        deadline = time.monotonic() + timeout_s
+        os.kill(dumper.pid, signal.SIGUSR1)
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL_S)
+            previous_size, size = size, os.fstat(file.fileno()).st_size
+            if start < previous_size == size:
                 break
-        if size == before:
-            state = psutil.Process(process.pid).status()
-            raise StackDumpError(f"process {process.pid} ({state}) wrote no stacks within {write_s:g} s")
-        file.seek(before)
+        if size == start:
+            state = psutil.Process(dumper.pid).status()
+            raise StackDumpError(f"process {dumper.pid} ({state}) wrote no stacks within {timeout_s:g} s")
+        file.seek(start)
         return file.read().decode(errors="replace")

@@ -12,7 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from vz_ray.monitoring.run_dir import sync_directory, write_atomic
+from vz_ray.utils.atomic_files import sync_directory, write_atomic
 
 METRIC_FILE = "metric.json"
 _STEP = re.compile(r"step-(\d{6,})")

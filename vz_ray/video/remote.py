@@ -109,7 +109,7 @@ class DownloadCache:
                     if time.monotonic() > until:
                         raise DownloadFailedError(
                             f"{url}: {size / 1e6:.0f} MB arrived in {self._rules.timeout_s:g} s "
-                            "(clips.download_timeout_s), then it was given up",
+                            "(timeouts.download_s), then it was given up",
                             "the video took too long to fetch",
                         )
                     file.write(chunk)

@@ -126,7 +126,7 @@ def drivers_run_on_the_head(bundle: Bundle) -> Iterator[str]:
 @rule
 def runs_are_on_shared_storage(bundle: Bundle) -> Iterator[str]:
     """Run directories lie on a claim that head, learner and rollout see, and others could read after them."""
-    loaded = {id(workload): at.config for workload, at in _loaded(bundle)}
+    loaded = {id(workload): getattr(at.config, "timeouts", None) for workload, at in _loaded(bundle)}
     claims = {claim["metadata"]["name"]: claim for claim in bundle.of("PersistentVolumeClaim")}
     for workload in (workload for workload in bundle.workloads if workload.runs_jobs):
         path = str(getattr(loaded.get(id(workload)), "runs", RUNS))
@@ -270,13 +270,13 @@ def checkpoints_have_time(bundle: Bundle) -> Iterator[str]:
 @rule
 def nodes_are_drained(bundle: Bundle) -> Iterator[str]:
     """Pods that may go tell Ray first, and stay until what they do is done."""
-    loaded = {id(workload): at.config for workload, at in _loaded(bundle)}
+    loaded = {id(workload): getattr(at.config, "timeouts", None) for workload, at in _loaded(bundle)}
     for workload in bundle.workloads:
         for group in workload.workers:
             if group.name == "learner":
                 continue
             drain, idle = hook_seconds(group, "vz-ray drain"), hook_seconds(group, "cluster.hooks wait-idle")
-            least = float(getattr(loaded.get(id(workload)), "drain_timeout_s", 1.0))
+            least = float(getattr(loaded.get(id(workload)), "drain_s", 1.0))
             if min(drain, idle) < least:
                 yield (
                     f"{group.label}: its preStop hook is {group.hook()!r}; call `vz-ray drain --seconds N; "

@@ -1,12 +1,16 @@
-"""Annotation files of the released shapes, videos to find, and played answers, made up for tests."""
+"""Factories of annotation files, empty videos, images and answered episodes."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import av
+import numpy as np
 
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
@@ -93,15 +97,28 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Files to be found; nothing looks into them here."""
+    """Create empty files below `folder`."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
 
-def played(task: Task, text: str, **more: Any) -> EvalResult:
-    """An episode of one turn that said `text`."""
+def png(width: int, height: int) -> bytes:
+    """Encode an image with a red left half and a black right half as PNG."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[:, : width // 2] = (250, 10, 10)
+    file = io.BytesIO()
+    with av.open(file, "w", format="image2pipe") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def episode_result(task: Task, text: str, **changes: Any) -> EvalResult:
+    """Return an episode with the single turn `text`."""
     answer = last_answer(text)
     trajectory = Trajectory(
         EpisodeId(0, task.task_id, 0),
@@ -112,26 +129,28 @@ def played(task: Task, text: str, **more: Any) -> EvalResult:
         answer=answer,
         reward=RewardParts(0.0, 0.0, 0.0, 0.0),
     )
-    return EvalResult(task, replace(trajectory, **more))
+    return EvalResult(task, replace(trajectory, **changes))
 
 
-def answered(
+def score_answers(
     benchmark: Benchmark, answers: Sequence[str | None], judge: AnswerJudge = judge_from_reward
 ) -> list[ScoredResult]:
-    """Marks of the benchmark's questions in order; an answer stands in its span, None is none."""
+    """Score one answer per task in order; None is an episode without an answer."""
     texts = ["hm" if answer is None else f"<think>t</think><answer>{answer}</answer>" for answer in answers]
-    results = [played(task, text) for task, text in zip(benchmark.tasks, texts, strict=True)]
+    results = [episode_result(task, text) for task, text in zip(benchmark.tasks, texts, strict=True)]
     return score_results(benchmark, results, judge)
 
 
-def figures(benchmark: Benchmark, marked: Sequence[ScoredResult]) -> dict[str, tuple[float | None, int]]:
-    """Strict figures by `table/name`, or name alone: value and count."""
-    return by_name(benchmark.compute_metrics(select_scores(marked, lambda sample: sample.strict)))
+def metric_values(
+    benchmark: Benchmark, scored: Sequence[ScoredResult]
+) -> dict[str, tuple[float | None, int]]:
+    """Return value and count of each strict metric, by `table/name` or `name`."""
+    return values_by_name(benchmark.compute_metrics(select_scores(scored, lambda result: result.strict)))
 
 
-def by_name(found: Sequence[BenchmarkMetric]) -> dict[str, tuple[float | None, int]]:
-    assert len({(figure.table, figure.name) for figure in found}) == len(found)
+def values_by_name(metrics: Sequence[BenchmarkMetric]) -> dict[str, tuple[float | None, int]]:
+    assert len({(metric.table, metric.name) for metric in metrics}) == len(metrics)
     return {
-        f"{figure.table}/{figure.name}" if figure.table else figure.name: (figure.value, figure.count)
-        for figure in found
+        f"{metric.table}/{metric.name}" if metric.table else metric.name: (metric.value, metric.count)
+        for metric in metrics
     }

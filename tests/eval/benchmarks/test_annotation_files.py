@@ -1,4 +1,4 @@
-"""Finding videos, sampling questions, and benchmarks by name or by dotted path."""
+"""Video lookup, subsampling, annotation files and custom benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.benchmarks.factories import answered, figures, touch, write_json
+from tests.eval.benchmarks.factories import metric_values, score_answers, touch, write_json
 from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks import ADAPTERS, BenchmarkFiles, find_missing_videos, load_benchmark, subsample
 from vz_ray.eval.benchmarks.annotation_files import find_annotation_file
@@ -15,7 +15,7 @@ from vz_ray.eval.benchmarks.video_folder import VideoFolder
 from vz_ray.utils.errors import UserError
 
 
-def test_videos_are_found_by_path_by_name_and_without_their_ending(tmp_path: Path) -> None:
+def test_video_folder_finds_path_name_and_stem(tmp_path: Path) -> None:
     folder = VideoFolder(touch(tmp_path, "a/one.mp4", "b/c/two.webm", "x/same.mp4", "y/same.mp4"))
     assert folder.find("a/one.mp4") == str(tmp_path / "a/one.mp4")
     assert folder.find("elsewhere/one.mp4") == str(tmp_path / "a/one.mp4")
@@ -27,7 +27,7 @@ def test_videos_are_found_by_path_by_name_and_without_their_ending(tmp_path: Pat
         folder.find("same.mp4")
 
 
-def test_missing_videos_are_counted_with_their_questions(tmp_path: Path) -> None:
+def test_missing_videos_are_counted_with_questions(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     names = ["a.mp4", "b.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
     tasks = [Task(str(i), str(tmp_path / name), "?", "A") for i, name in enumerate(names)]
@@ -39,7 +39,7 @@ def test_missing_videos_are_counted_with_their_questions(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("strategy", "taken"),
+    ("strategy", "expected"),
     [
         ("all", list(range(10))),
         ("first:3", [0, 1, 2]),
@@ -50,23 +50,23 @@ def test_missing_videos_are_counted_with_their_questions(tmp_path: Path) -> None
         ("random:4", 4),
     ],
 )
-def test_sampling_strategies(strategy: str, taken: list[int] | int) -> None:
-    found = subsample(range(10), strategy, seed=3)
-    if isinstance(taken, list):
-        assert found == taken
+def test_subsample_strategies(strategy: str, expected: list[int] | int) -> None:
+    items = subsample(range(10), strategy, seed=3)
+    if isinstance(expected, list):
+        assert items == expected
     else:
-        assert len(found) == taken
-        assert found == sorted(set(found)) == subsample(range(10), strategy, seed=3)
+        assert len(items) == expected
+        assert items == sorted(set(items)) == subsample(range(10), strategy, seed=3)
         assert subsample(range(1000), strategy, seed=3) != subsample(range(1000), strategy, seed=4)
 
 
 @pytest.mark.parametrize("strategy", ["some", "first", "first:-1", "random:x", "%"])
-def test_another_strategy_is_refused(strategy: str) -> None:
-    with pytest.raises(ValueError, match="none of all, first:N"):
+def test_unknown_strategy_raises(strategy: str) -> None:
+    with pytest.raises(ValueError, match="must be all, first:N"):
         subsample([1], strategy)
 
 
-def test_the_annotation_file_is_found_in_its_folder_or_given(tmp_path: Path) -> None:
+def test_find_annotation_file_in_folder_or_by_path(tmp_path: Path) -> None:
     touch(tmp_path, "deep/test.jsonl", "one/x.json", "two/x.json")
     assert find_annotation_file(tmp_path, "no.json", "test.jsonl") == tmp_path / "deep/test.jsonl"
     assert find_annotation_file(tmp_path / "one/x.json", "y.json") == tmp_path / "one/x.json"
@@ -78,7 +78,7 @@ def test_the_annotation_file_is_found_in_its_folder_or_given(tmp_path: Path) -> 
         find_annotation_file(tmp_path / "nowhere", "x.json")
 
 
-def rl(number: int, **more: object) -> dict[str, object]:
+def rl(number: int, **changes: object) -> dict[str, object]:
     return {
         "videos": ["v.mp4"],
         "problem": "<image>Which? A. disc B. cross",
@@ -86,69 +86,67 @@ def rl(number: int, **more: object) -> dict[str, object]:
         "data_source": "needle",
         "extra_info": {"answer_type": "multiple_choice"},
         "problem_id": f"q{number}",
-        **more,
+        **changes,
     }
 
 
-def test_the_projects_own_files_one_or_a_list(tmp_path: Path) -> None:
+def test_rl_tasks_from_one_file_or_a_list(tmp_path: Path) -> None:
     write_json(tmp_path / "one.json", [rl(0), rl(1, solution="3", extra_info={"answer_type": "number"})])
     write_json(tmp_path / "two.json", [rl(0, data_source="other"), rl(1), rl(2)])
-    alone = load_benchmark("rl", BenchmarkFiles(tmp_path / "one.json", tmp_path))
-    assert (alone.title, [task.answer for task in alone.tasks]) == (f"{tmp_path.name}/one", ["B", "3"])
-    assert figures(alone, answered(alone, ["cross", "three"])) == {"accuracy": (1.0, 2)}
+    single = load_benchmark("rl", BenchmarkFiles(tmp_path / "one.json", tmp_path))
+    assert (single.title, [task.answer for task in single.tasks]) == (f"{tmp_path.name}/one", ["B", "3"])
+    assert metric_values(single, score_answers(single, ["cross", "three"])) == {"accuracy": (1.0, 2)}
     (tmp_path / "sets.yaml").write_text(
         "datasets:\n- json_path: one.json\n- json_path: two.json\n  sampling_strategy: first:2\n"
     )
     both = load_benchmark("rl", BenchmarkFiles(tmp_path / "sets.yaml", tmp_path))
     assert [task.task_id for task in both.tasks] == ["0/q0", "0/q1", "1/q0", "1/q1"]
-    found = figures(both, answered(both, ["A", "3", "B", "B"]))
-    assert found["data source/other"] == (1.0, 1)
+    metrics = metric_values(both, score_answers(both, ["A", "3", "B", "B"]))
+    assert metrics["data source/other"] == (1.0, 1)
     (tmp_path / "sets.yaml").write_text("datasets:\n- path: one.json\n")
-    with pytest.raises(UserError, match="data set 0: expected json_path"):
+    with pytest.raises(UserError, match="dataset 0: expected json_path"):
         load_benchmark("rl", BenchmarkFiles(tmp_path / "sets.yaml", tmp_path))
 
 
-OWN = """
+CUSTOM_BENCHMARK = """
 from vz_ray.env.task import Task
-from vz_ray.eval.benchmarks import Benchmark, Figure
+from vz_ray.eval.benchmarks import Benchmark, BenchmarkMetric
 
-def read(source):
-    task = Task("t", str(source.videos / "a.mp4"), "?", "A")
-    return Benchmark("Mine", (task,), lambda samples: [Figure("accuracy", 0.0, len(samples))])
+def read(files):
+    task = Task("t", str(files.video_dir / "a.mp4"), "?", "A")
+    return Benchmark("Mine", (task,), lambda scores: [BenchmarkMetric("accuracy", 0.0, len(scores))])
 
-def twice(source):
-    benchmark = read(source)
-    return Benchmark("Mine", benchmark.tasks * 2, benchmark.figures)
+def duplicate(files):
+    benchmark = read(files)
+    return Benchmark("Mine", benchmark.tasks * 2, benchmark.compute_metrics)
 
-def nothing(source):
+def no_benchmark(files):
     return None
 
 number = 3
 """
 
 
-def test_a_benchmark_of_ones_own_is_named_by_its_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own_benchmark.py").write_text(OWN)
+def test_custom_benchmark_loads_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "custom_benchmark.py").write_text(CUSTOM_BENCHMARK)
     monkeypatch.syspath_prepend(tmp_path)
-    source = BenchmarkFiles(tmp_path, tmp_path)
-    assert load_benchmark("own_benchmark:read", source).title == "Mine"
-    for name, said in {
-        "own_benchmark:twice": "two questions with id 't'",
-        "own_benchmark:nothing": "returned NoneType, not a Benchmark",
-        "own_benchmark:number": "is no function but int",
-        "own_benchmark:other": "cannot import the benchmark",
+    files = BenchmarkFiles(tmp_path, tmp_path)
+    assert load_benchmark("custom_benchmark:read", files).title == "Mine"
+    for name, message in {
+        "custom_benchmark:duplicate": "two questions with id 't'",
+        "custom_benchmark:no_benchmark": "returned NoneType; it must return a Benchmark",
+        "custom_benchmark:number": "is int; it must be a function",
+        "custom_benchmark:other": "cannot import the benchmark",
         "no_such_module:read": "cannot import the benchmark no_such_module:read",
         "lvbenc": "did you mean lvbench",
-        "???": "there are mlvu_dev, ",
+        "???": "use one of mlvu_dev, ",
     }.items():
-        with pytest.raises(UserError, match=said):
-            load_benchmark(name, source)
-    sys.modules.pop("own_benchmark")
+        with pytest.raises(UserError, match=message):
+            load_benchmark(name, files)
+    sys.modules.pop("custom_benchmark")
 
 
-def test_annotations_of_another_ending_are_refused(tmp_path: Path) -> None:
+def test_unknown_annotation_extension_raises(tmp_path: Path) -> None:
     touch(tmp_path, "a.csv")
     for name in ("longvideobench", "videomme", "lvbench", "video_mmlu", "longvideoreason", "clevrer"):
         assert name in ADAPTERS

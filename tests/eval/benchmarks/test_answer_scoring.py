@@ -1,4 +1,4 @@
-"""Strict and lenient reading of answers; what cannot be read is wrong and counted, never guessed."""
+"""Strict and lenient scoring; unparsed answers are wrong and counted, never guessed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.eval.benchmarks.factories import played
+from tests.eval.benchmarks.factories import episode_result
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts
 from vz_ray.eval.benchmarks import AnswerStatus, Benchmark, JudgedAnswer, score_results, select_scores
@@ -16,25 +16,26 @@ from vz_ray.eval.benchmarks.benchmark import format_question, letter_options
 TASK = Task("t", "v.mp4", "Which?\nA. disc\nB. cross\nC. ring", "B")
 
 
-def marks(task: Task, text: str, **more: Any) -> tuple[tuple[str, float], tuple[str, float]]:
-    benchmark = Benchmark("b", (task,), lambda samples: [accuracy_metric(samples)])
-    (found,) = score_results(benchmark, [played(task, text, **more)])
-    return (found.strict.status, found.strict.score), (found.lenient.status, found.lenient.score)
+def scores(task: Task, text: str) -> tuple[tuple[str, float], tuple[str, float]]:
+    """Return status and score of the strict and the lenient score."""
+    benchmark = Benchmark("b", (task,), lambda scores: [accuracy_metric(scores)])
+    (scored,) = score_results(benchmark, [episode_result(task, text)])
+    return (scored.strict.status, scored.strict.score), (scored.lenient.status, scored.lenient.score)
 
 
-READ, UNPARSED, NO_ANSWER = AnswerStatus.PARSED, AnswerStatus.UNPARSED, AnswerStatus.NO_ANSWER
+PARSED, UNPARSED, NO_ANSWER = AnswerStatus.PARSED, AnswerStatus.UNPARSED, AnswerStatus.NO_ANSWER
 
 
 @pytest.mark.parametrize(
     ("text", "strict", "lenient"),
     [
-        ("<think>A?</think><answer>B</answer>", (READ, 1), (READ, 1)),
-        ("<think>B</think><answer>A</answer> I mean B", (READ, 0), (READ, 0)),
-        ("<answer>I am not sure</answer> The answer is B.", (UNPARSED, 0), (READ, 1)),
+        ("<think>A?</think><answer>B</answer>", (PARSED, 1), (PARSED, 1)),
+        ("<think>B</think><answer>A</answer> I mean B", (PARSED, 0), (PARSED, 0)),
+        ("<answer>I am not sure</answer> The answer is B.", (UNPARSED, 0), (PARSED, 1)),
         ("<think>it is B</think>", (NO_ANSWER, 0), (NO_ANSWER, 0)),
-        ("<think>it is A</think>\nSo it flashed.\nB", (NO_ANSWER, 0), (READ, 1)),
-        ("<think>x</think>The best option is (C)", (NO_ANSWER, 0), (READ, 0)),
-        ("cross", (NO_ANSWER, 0), (READ, 1)),
+        ("<think>it is A</think>\nSo it flashed.\nB", (NO_ANSWER, 0), (PARSED, 1)),
+        ("<think>x</think>The best option is (C)", (NO_ANSWER, 0), (PARSED, 0)),
+        ("cross", (NO_ANSWER, 0), (PARSED, 1)),
         ("It might be A or B.", (NO_ANSWER, 0), (NO_ANSWER, 0)),
         ("<think>never closed, the answer is B", (NO_ANSWER, 0), (NO_ANSWER, 0)),
         ('<video_zoom>{"segment": [1, 2], "fps": 1}</video_zoom>', (NO_ANSWER, 0), (NO_ANSWER, 0)),
@@ -42,64 +43,67 @@ READ, UNPARSED, NO_ANSWER = AnswerStatus.PARSED, AnswerStatus.UNPARSED, AnswerSt
         ("", (NO_ANSWER, 0), (NO_ANSWER, 0)),
     ],
 )
-def test_lenient_reads_the_last_turn_only_where_the_span_says_nothing(
+def test_lenient_scoring_falls_back_to_the_last_turn(
     text: str, strict: tuple[str, float], lenient: tuple[str, float]
 ) -> None:
-    assert marks(TASK, text) == (strict, lenient)
+    assert scores(TASK, text) == (strict, lenient)
 
 
 @pytest.mark.parametrize(
-    ("truth", "said", "mark"),
+    ("reference", "answer", "score"),
     [
-        ("3", "three times", (READ, 1)),
+        ("3", "three times", (PARSED, 1)),
         ("3", "several", (UNPARSED, 0)),
-        ("2/3", "0.5", (READ, 0)),
+        ("2/3", "0.5", (PARSED, 0)),
     ],
 )
-def test_numbers(truth: str, said: str, mark: tuple[str, float]) -> None:
-    task = Task("t", "v.mp4", "How many?", truth, AnswerType.NUMBER)
-    assert marks(task, f"<answer>{said}</answer>")[0] == mark
+def test_number_answers(reference: str, answer: str, score: tuple[str, float]) -> None:
+    task = Task("t", "v.mp4", "How many?", reference, AnswerType.NUMBER)
+    assert scores(task, f"<answer>{answer}</answer>")[0] == score
 
 
-def test_an_episode_that_failed_is_left_out_not_wrong() -> None:
-    benchmark = Benchmark("b", (TASK,), lambda samples: [accuracy_metric(samples)])
-    results = [played(TASK, "<answer>B</answer>"), played(TASK, "", status=EpisodeStatus.FAILED, turns=())]
-    marked = score_results(benchmark, results)
-    assert [sample.strict.status for sample in marked] == [READ, AnswerStatus.FAILED]
-    assert benchmark.compute_metrics(select_scores(marked, lambda sample: sample.strict))[0].count == 1
+def test_failed_episode_is_excluded_from_metrics() -> None:
+    benchmark = Benchmark("b", (TASK,), lambda scores: [accuracy_metric(scores)])
+    results = [
+        episode_result(TASK, "<answer>B</answer>"),
+        episode_result(TASK, "", status=EpisodeStatus.FAILED, turns=()),
+    ]
+    scored = score_results(benchmark, results)
+    assert [result.strict.status for result in scored] == [PARSED, AnswerStatus.FAILED]
+    assert benchmark.compute_metrics(select_scores(scored, lambda result: result.strict))[0].count == 1
 
 
-def test_a_judged_answer_is_what_the_rollout_workers_judge_said() -> None:
+def test_judged_answer_uses_the_reward() -> None:
     task = Task("t", "v.mp4", "What happens?", "It rains.", AnswerType.OPEN_ENDED)
-    benchmark = Benchmark("b", (task,), lambda samples: [accuracy_metric(samples)])
+    benchmark = Benchmark("b", (task,), lambda scores: [accuracy_metric(scores)])
     rewards = [
         RewardParts(1.0, 1.0, 1.0, 0.0),
         RewardParts(0.0, 0.0, 1.0, 0.0),
         RewardParts(0.0, 0.0, 0.0, 0.0, valid=False, note="no judge"),
         None,
     ]
-    results = [played(task, "<answer>Rain</answer>", reward=reward) for reward in rewards]
-    found = [(sample.strict.status, sample.strict.score) for sample in score_results(benchmark, results)]
-    assert found == [(READ, 1), (READ, 0), (AnswerStatus.UNJUDGED, 0), (AnswerStatus.UNJUDGED, 0)]
+    results = [episode_result(task, "<answer>Rain</answer>", reward=reward) for reward in rewards]
+    strict = [(scored.strict.status, scored.strict.score) for scored in score_results(benchmark, results)]
+    assert strict == [(PARSED, 1), (PARSED, 0), (AnswerStatus.UNJUDGED, 0), (AnswerStatus.UNJUDGED, 0)]
 
 
-def test_any_judge_may_take_its_place_and_no_answer_is_wrong_without_asking_it() -> None:
+def test_missing_answer_is_wrong_without_a_judge_call() -> None:
     task = Task("t", "v.mp4", "What happens?", "It rains.", AnswerType.GRADED)
-    benchmark = Benchmark("b", (task,), lambda samples: [accuracy_metric(samples)])
-    asked = []
+    benchmark = Benchmark("b", (task,), lambda scores: [accuracy_metric(scores)])
+    judged = []
 
     def judge(result: Any) -> JudgedAnswer:
-        asked.append(result.trajectory.answer)
+        judged.append(result.trajectory.answer)
         return JudgedAnswer(True, 4.0)
 
-    results = [played(task, "<answer>Rain</answer>"), played(task, "hm")]
-    one, two = score_results(benchmark, results, judge)
-    assert (one.strict.score, dict(one.strict.detail)) == (1.0, {"grade": 4.0})
-    assert (two.strict.status, dict(two.strict.detail)) == (NO_ANSWER, {"grade": 0.0})
-    assert asked == ["Rain"]
+    results = [episode_result(task, "<answer>Rain</answer>"), episode_result(task, "hm")]
+    answered, unanswered = score_results(benchmark, results, judge)
+    assert (answered.strict.score, dict(answered.strict.detail)) == (1.0, {"grade": 4.0})
+    assert (unanswered.strict.status, dict(unanswered.strict.detail)) == (NO_ANSWER, {"grade": 0.0})
+    assert judged == ["Rain"]
 
 
-def test_options_may_bring_their_letters() -> None:
+def test_letter_options_strips_existing_letters() -> None:
     assert (
         letter_options(["A. disc", "B. cross"])
         == letter_options(["(A) disc", "(B) cross"])
@@ -112,12 +116,12 @@ def test_options_may_bring_their_letters() -> None:
         letter_options([str(i) for i in range(27)])
 
 
-def test_macro_counts_groups_and_mean_of_nothing_is_none() -> None:
-    benchmark = Benchmark("b", (), lambda samples: [])
-    results = [played(TASK, f"<answer>{said}</answer>") for said in "BBBA"]
-    samples = select_scores(score_results(benchmark, results), lambda sample: sample.strict)
-    groups = accuracy_table(samples, "half", lambda task: ["one", "two"])
-    assert [(figure.name, figure.value, figure.count) for figure in groups] == [
+def test_macro_average_weights_labels_equally() -> None:
+    benchmark = Benchmark("b", (), lambda scores: [])
+    results = [episode_result(TASK, f"<answer>{letter}</answer>") for letter in "BBBA"]
+    scores = select_scores(score_results(benchmark, results), lambda result: result.strict)
+    groups = accuracy_table(scores, "half", lambda task: ["one", "two"])
+    assert [(metric.name, metric.value, metric.count) for metric in groups] == [
         ("one", 0.75, 4),
         ("two", 0.75, 4),
     ]

@@ -1,4 +1,4 @@
-"""LVBench: several types to a question, and time references as events."""
+"""LVBench: questions with several types, and time references as evidence spans."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.eval.benchmarks.factories import answered, figures, touch, write_jsonl
+from tests.eval.benchmarks.factories import metric_values, score_answers, touch, write_jsonl
 from vz_ray.eval.benchmarks import BenchmarkFiles, load_benchmark
 from vz_ray.eval.benchmarks.lvbench import parse_time_reference
 from vz_ray.utils.errors import UserError
@@ -15,14 +15,14 @@ from vz_ray.utils.errors import UserError
 QUESTION = "What year appears in the opening caption of the video?\n(A) 1636\n(B) 1366\n(C) 1363\n(D) 1633"
 
 
-def qa(uid: str, types: list[str], **more: Any) -> dict[str, Any]:
+def qa(uid: str, types: list[str], **changes: Any) -> dict[str, Any]:
     return {
         "uid": uid,
         "question": QUESTION,
         "answer": "D",
         "question_type": types,
         "time_reference": "00:15-00:19",
-        **more,
+        **changes,
     }
 
 
@@ -31,7 +31,7 @@ def meta(key: str, *questions: dict[str, Any]) -> dict[str, Any]:
     return {"key": key, "type": "cartoon", "video_info": info, "qa": list(questions)}
 
 
-def test_a_question_of_several_types_counts_in_each(tmp_path: Path) -> None:
+def test_question_counts_in_each_of_its_types(tmp_path: Path) -> None:
     rows = [
         meta("Cm73ma6Ibcs", qa("1", ["key information retrieval"]), qa("2", ["reasoning", "summarization"])),
         meta("TiQBTesZUJQ", qa("3", ["reasoning"], time_reference="1:02:03-1:02:10")),
@@ -41,11 +41,11 @@ def test_a_question_of_several_types_counts_in_each(tmp_path: Path) -> None:
     benchmark = load_benchmark("lvbench", BenchmarkFiles(tmp_path, tmp_path / "videos"))
     assert [task.evidence_spans for task in benchmark.tasks] == [((15.0, 19.0),)] * 2 + [((3723.0, 3730.0),)]
     assert benchmark.notes == ()
-    found = figures(benchmark, answered(benchmark, ["(D) 1633", "D", "A"]))
-    assert found["accuracy"] == (pytest.approx(2 / 3), 3)
-    assert found["question type/reasoning"] == (0.5, 2)
-    assert found["question type/summarization"] == (1.0, 1)
-    assert found["video type/cartoon"] == (pytest.approx(2 / 3), 3)
+    metrics = metric_values(benchmark, score_answers(benchmark, ["(D) 1633", "D", "A"]))
+    assert metrics["accuracy"] == (pytest.approx(2 / 3), 3)
+    assert metrics["question type/reasoning"] == (0.5, 2)
+    assert metrics["question type/summarization"] == (1.0, 1)
+    assert metrics["video type/cartoon"] == (pytest.approx(2 / 3), 3)
 
 
 @pytest.mark.parametrize(
@@ -62,38 +62,41 @@ def test_a_question_of_several_types_counts_in_each(tmp_path: Path) -> None:
         ("", ()),
     ],
 )
-def test_time_references(reference: str, events: tuple[tuple[float, float], ...]) -> None:
+def test_parse_time_reference(reference: str, events: tuple[tuple[float, float], ...]) -> None:
     assert parse_time_reference(reference) == events
 
 
-def test_what_cannot_be_read_of_a_question_is_noted_and_the_question_kept(tmp_path: Path) -> None:
-    odd = [qa("1", ["reasoning"], time_reference="?"), qa("2", ["reasoning"], question="Which? A, B, C or D")]
-    write_jsonl(tmp_path / "video_info.meta.jsonl", [meta("a", *odd)])
+def test_unparsed_references_and_options_are_noted(tmp_path: Path) -> None:
+    questions = [
+        qa("1", ["reasoning"], time_reference="?"),
+        qa("2", ["reasoning"], question="Which? A, B, C or D"),
+    ]
+    write_jsonl(tmp_path / "video_info.meta.jsonl", [meta("a", *questions)])
     benchmark = load_benchmark("lvbench", BenchmarkFiles(tmp_path, tmp_path))
     assert benchmark.notes == (
-        "1 time references cannot be read, first that of question 1",
-        "1 questions whose options cannot be read, first 2: their letters alone count",
+        "1 time references cannot be parsed, first question 1",
+        "1 questions have options that cannot be parsed, first 2; only letters count as answers",
     )
-    assert figures(benchmark, answered(benchmark, ["D", "D"]))["accuracy"] == (1.0, 2)
+    assert metric_values(benchmark, score_answers(benchmark, ["D", "D"]))["accuracy"] == (1.0, 2)
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"key": "a", "type": "x", "video_info": {}}, "record 0: field 'qa' is missing"),
         (meta("a", {"uid": "1"}), "record 0, qa 0: field 'question' is missing"),
         (meta("a", qa("1", ["x"], answer="1633")), "qa 0: field 'answer' is '1633' .*a letter"),
-        (meta("a", qa("1", [])), "'question_type' is .*expected a list"),
+        (meta("a", qa("1", [])), "'question_type' is .*expected a non-empty list"),
         (meta("a", qa("1", ["x"]), qa("1", ["x"])), "two questions with id '1'"),
     ],
 )
-def test_what_is_not_lvbench_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_malformed_lvbench_record_raises(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     file = write_jsonl(tmp_path / "video_info.meta.jsonl", [row])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_benchmark("lvbench", BenchmarkFiles(file, tmp_path))
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+def test_malformed_line_raises_with_line_number(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"key": 1}\n\n{"key"\n')
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: not JSON"):
         load_benchmark("lvbench", BenchmarkFiles(tmp_path / "a.jsonl", tmp_path))

@@ -1,4 +1,4 @@
-"""LongVideoReason, TemporalBench and CLEVRER."""
+"""LongVideoReason, TemporalBench, CLEVRER and TempCompass."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from typing import Any
 
 import pytest
 
-from tests.eval.benchmarks.factories import REASON, answered, figures, touch, write_json, write_jsonl
+from tests.eval.benchmarks.factories import (
+    REASON,
+    metric_values,
+    score_answers,
+    touch,
+    write_json,
+    write_jsonl,
+)
 from vz_ray.eval.benchmarks import AnswerStatus, BenchmarkFiles, load_benchmark
 from vz_ray.eval.benchmarks.clevrer import parse_letters
 from vz_ray.utils.errors import UserError
 
 
-def reason(number: int, **more: Any) -> dict[str, Any]:
-    return {**REASON, "problem_id": number, **more}
+def reason(number: int, **changes: Any) -> dict[str, Any]:
+    return {**REASON, "problem_id": number, **changes}
 
 
-def test_longvideoreason_keeps_questions_without_options_and_tells_them_apart(tmp_path: Path) -> None:
+def test_longvideoreason_reports_questions_without_options(tmp_path: Path) -> None:
     rows = [
         reason(0),
         reason(1, problem_type="spatial", videos=["longvila_videos/other.webm"]),
@@ -30,36 +37,36 @@ def test_longvideoreason_keeps_questions_without_options_and_tells_them_apart(tm
     assert benchmark.tasks[0].video.endswith("longvideo_eval_subset7/clip.mp4")
     assert benchmark.tasks[1].video.endswith("longvideo_eval_subset7/other.webm")
     assert benchmark.notes == ("2 questions have no readable options, first 2",)
-    found = figures(benchmark, answered(benchmark, ["A", "B", "C", "no idea"]))
-    assert found["accuracy"] == (0.5, 4)
-    assert found["with readable options"] == (0.5, 2)
-    assert found["type/goal"] == (pytest.approx(2 / 3), 3)
-    assert found["type/spatial"] == (0.0, 1)
+    metrics = metric_values(benchmark, score_answers(benchmark, ["A", "B", "C", "no idea"]))
+    assert metrics["accuracy"] == (0.5, 4)
+    assert metrics["with readable options"] == (0.5, 2)
+    assert metrics["type/goal"] == (pytest.approx(2 / 3), 3)
+    assert metrics["type/spatial"] == (0.0, 1)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"answer": "B"}, "'answer' is 'B' .*a letter in its tags"),
-        ({"answer": "<answer>because</answer>"}, "a letter in its tags"),
+        ({"answer": "B"}, "'answer' is 'B' .*a letter in answer tags"),
+        ({"answer": "<answer>because</answer>"}, "a letter in answer tags"),
         ({"problem_type": "narrative"}, "one of temporal, goal, plot, spatial"),
         ({"videos": ["a.mp4", "b.mp4"]}, "'videos' is .*a path, or a list of one"),
         ({"data_type": "image"}, "expected 'video'"),
     ],
 )
-def test_a_wrong_field_of_longvideoreason_is_named(tmp_path: Path, change: Any, said: str) -> None:
+def test_malformed_longvideoreason_field_raises(tmp_path: Path, change: Any, message: str) -> None:
     file = write_jsonl(tmp_path / "test.jsonl", [reason(0), reason(1, **change)])
-    with pytest.raises(UserError, match=f"record 1: field .*{said}"):
+    with pytest.raises(UserError, match=f"record 1: field .*{message}"):
         load_benchmark("longvideoreason", BenchmarkFiles(file, tmp_path))
 
 
-def test_the_rl_schema_is_told_from_longvideoreason(tmp_path: Path) -> None:
+def test_longvideoreason_rejects_rl_schema(tmp_path: Path) -> None:
     row = {"videos": ["a.mp4"], "problem": "?", "solution": "A", "problem_id": "1"}
     with pytest.raises(UserError, match="it is the RL schema"):
         load_benchmark("longvideoreason", BenchmarkFiles(write_json(tmp_path / "test.json", [row]), tmp_path))
 
 
-def temporal(number: int, video: str, **more: Any) -> dict[str, Any]:
+def temporal(number: int, video: str, **changes: Any) -> dict[str, Any]:
     return {
         "idx": f"{video}_{number}",
         "video_name": video,
@@ -67,28 +74,28 @@ def temporal(number: int, video: str, **more: Any) -> dict[str, Any]:
         "source_dataset": "Charades",
         "question": "Which caption is best?\nA. He sits, then stands. \nB. He stands, then sits. ",
         "GT": "B",
-        **more,
+        **changes,
     }
 
 
-def test_all_questions_of_a_video_must_be_right_for_it_to_count(tmp_path: Path) -> None:
-    one, two = "short_video/Charades/a.mp4", "short_video/ActivityNet/b.mp4"
+def test_multiple_binary_requires_all_questions_of_a_video(tmp_path: Path) -> None:
+    video_a, video_b = "short_video/Charades/a.mp4", "short_video/ActivityNet/b.mp4"
     rows = [
-        temporal(0, one),
-        temporal(1, one, GT="A", category="Others"),
-        temporal(0, two, source_dataset="ActivityNet"),
-        temporal(1, two, source_dataset="ActivityNet"),
+        temporal(0, video_a),
+        temporal(1, video_a, GT="A", category="Others"),
+        temporal(0, video_b, source_dataset="ActivityNet"),
+        temporal(1, video_b, source_dataset="ActivityNet"),
     ]
     file = write_json(tmp_path / "temporalbench_short_qa.json", rows)
-    touch(tmp_path, one)
+    touch(tmp_path, video_a)
     benchmark = load_benchmark("temporalbench", BenchmarkFiles(tmp_path, tmp_path))
     assert benchmark.title == "TemporalBench short_qa"
-    found = figures(benchmark, answered(benchmark, ["B", "He sits, then stands.", "B", "A"]))
-    assert found["binary"] == (0.75, 4)
-    assert found["multiple-binary"] == (0.5, 2)
-    assert found["data set, multiple-binary/ActivityNet"] == (0.0, 1)
-    assert found["category, binary/Action Order"] == (pytest.approx(2 / 3), 3)
-    assert found["category, multiple-binary/Action Order"] == (0.5, 2)
+    metrics = metric_values(benchmark, score_answers(benchmark, ["B", "He sits, then stands.", "B", "A"]))
+    assert metrics["binary"] == (0.75, 4)
+    assert metrics["multiple-binary"] == (0.5, 2)
+    assert metrics["data set, multiple-binary/ActivityNet"] == (0.0, 1)
+    assert metrics["category, binary/Action Order"] == (pytest.approx(2 / 3), 3)
+    assert metrics["category, multiple-binary/Action Order"] == (0.5, 2)
     write_json(file, [{key: value for key, value in rows[0].items() if key != "GT"}])
     with pytest.raises(UserError, match="field 'GT' is missing"):
         load_benchmark("temporalbench", BenchmarkFiles(file, tmp_path))
@@ -104,13 +111,13 @@ def caption(number: int) -> dict[str, Any]:
     }
 
 
-def test_captions_without_a_model_of_sentences_are_said_to_be_not_measured(tmp_path: Path) -> None:
+def test_captions_without_embedding_model_are_unscored(tmp_path: Path) -> None:
     write_json(tmp_path / "temporalbench_short_caption.json", [caption(0)])
     benchmark = load_benchmark("temporalbench_caption", BenchmarkFiles(tmp_path, tmp_path))
-    assert benchmark.notes == ("captions are not measured: `embedding_model` is not set",)
-    marked = answered(benchmark, ["a dog"])
-    assert marked[0].strict.status is AnswerStatus.UNJUDGED
-    assert figures(benchmark, marked)["cosine"] == (None, 0)
+    assert benchmark.notes == ("captions are not scored: `embedding_model` is not set",)
+    scored = score_answers(benchmark, ["a dog"])
+    assert scored[0].strict.status is AnswerStatus.UNJUDGED
+    assert metric_values(benchmark, scored)["cosine"] == (None, 0)
     with pytest.raises(UserError, match=r"no sentence-embedding model at .*config\.json is missing"):
         load_benchmark(
             "temporalbench_caption", BenchmarkFiles(tmp_path, tmp_path, embedding_model_dir=tmp_path)
@@ -118,7 +125,7 @@ def test_captions_without_a_model_of_sentences_are_said_to_be_not_measured(tmp_p
 
 
 def sentence_model(folder: Path) -> Path:
-    """A tiny BERT of random weights; words are its tokens."""
+    """Save a tiny BERT with random weights and a word-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -134,16 +141,16 @@ def sentence_model(folder: Path) -> Path:
     return folder
 
 
-def test_captions_are_compared_by_their_embeddings(tmp_path: Path) -> None:
+def test_captions_score_by_cosine_similarity(tmp_path: Path) -> None:
     write_json(tmp_path / "temporalbench_short_caption.json", [caption(i) for i in range(3)])
     source = BenchmarkFiles(tmp_path, tmp_path, embedding_model_dir=sentence_model(tmp_path / "model"))
     benchmark = load_benchmark("temporalbench_caption", source)
-    marked = answered(benchmark, ["a red dog runs", "a blue cat sleeps", None])
-    same, other, none = (sample.strict.score for sample in marked)
+    scored = score_answers(benchmark, ["a red dog runs", "a blue cat sleeps", None])
+    same, different, missing = (result.strict.score for result in scored)
     assert same == pytest.approx(1.0, abs=1e-5)
-    assert 0 <= other < 0.99
-    assert none == 0
-    assert figures(benchmark, marked)["cosine"] == (pytest.approx((same + other) / 3), 3)
+    assert 0 <= different < 0.99
+    assert missing == 0
+    assert metric_values(benchmark, scored)["cosine"] == (pytest.approx((same + different) / 3), 3)
 
 
 CHOICES = [
@@ -158,8 +165,8 @@ def clevrer(*questions: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"scene_index": 10000, "video_filename": "video_10000.mp4", "questions": numbered}]
 
 
-def test_clevrer_counts_words_options_and_questions(tmp_path: Path) -> None:
-    asked = [
+def test_clevrer_metrics_by_question_and_option(tmp_path: Path) -> None:
+    questions = [
         {
             "question": "What shape?",
             "question_type": "descriptive",
@@ -177,27 +184,27 @@ def test_clevrer_counts_words_options_and_questions(tmp_path: Path) -> None:
         {"question": "If?", "question_type": "counterfactual", "choices": CHOICES[:2]},
         {"question": "If?", "question_type": "counterfactual", "choices": CHOICES[:2]},
     ]
-    write_json(tmp_path / "validation.json", clevrer(*asked))
+    write_json(tmp_path / "validation.json", clevrer(*questions))
     touch(tmp_path, "video_10000-11000/video_10000.mp4")
     benchmark = load_benchmark("clevrer", BenchmarkFiles(tmp_path, tmp_path))
     assert benchmark.tasks[2].question.splitlines()[:4] == [
         "Why?", "A. The cube enters", "B. The sphere exits", "C. The cylinder stops",
     ]  # fmt: skip
     assert [task.answer for task in benchmark.tasks] == ["cube", "0", "A, C", "A, C", "none", "A", "A"]
-    said = ["Cube.", "2", "(A) and (C)", "A, B", "None of them", "perhaps", None]
-    found = figures(benchmark, answered(benchmark, said))
-    assert found["by question"] == (pytest.approx(3 / 7), 7)
-    assert found["by question/descriptive"] == (0.5, 2)
-    assert found["by question/explanatory"] == (0.5, 2)
-    # All three of the first question; of the second, A alone. What cannot be read has no option right.
-    assert found["by option/explanatory"] == (pytest.approx(4 / 6), 6)
-    assert found["by option/predictive"] == (1.0, 2)
-    assert found["by option/counterfactual"] == (0.0, 4)
-    assert "by option/descriptive" not in found
+    answers = ["Cube.", "2", "(A) and (C)", "A, B", "None of them", "perhaps", None]
+    metrics = metric_values(benchmark, score_answers(benchmark, answers))
+    assert metrics["by question"] == (pytest.approx(3 / 7), 7)
+    assert metrics["by question/descriptive"] == (0.5, 2)
+    assert metrics["by question/explanatory"] == (0.5, 2)
+    # 3 correct options in the first question, 1 (A) in the second; unparsed answers have none.
+    assert metrics["by option/explanatory"] == (pytest.approx(4 / 6), 6)
+    assert metrics["by option/predictive"] == (1.0, 2)
+    assert metrics["by option/counterfactual"] == (0.0, 4)
+    assert "by option/descriptive" not in metrics
 
 
 @pytest.mark.parametrize(
-    ("said", "letters"),
+    ("answer", "letters"),
     [
         ("A", "A"),
         ("a, c", "AC"),
@@ -210,13 +217,13 @@ def test_clevrer_counts_words_options_and_questions(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_sets_of_letters(said: str, letters: str | None) -> None:
+def test_parse_letters(answer: str, letters: str | None) -> None:
     options = {"A": "x", "B": "y", "C": "z"}
-    assert parse_letters(said, options) == (None if letters is None else frozenset(letters))
+    assert parse_letters(answer, options) == (None if letters is None else frozenset(letters))
 
 
 @pytest.mark.parametrize(
-    ("question", "said"),
+    ("question", "message"),
     [
         (
             {"question": "?", "question_type": "descriptive"},
@@ -226,13 +233,13 @@ def test_sets_of_letters(said: str, letters: str | None) -> None:
             {"question": "?", "question_type": "predictive", "choices": [{"choice_id": 0, "choice": "x"}]},
             "question 0, choice 0: field 'answer' is missing.*it is test.json",
         ),
-        ({"question": "?", "question_type": "predictive", "choices": []}, "'choices' is .*expected a list"),
+        ({"question": "?", "question_type": "predictive", "choices": []}, "'choices' is .*a non-empty list"),
         ({"question": "?", "question_type": "other", "choices": CHOICES}, "one of descriptive, explanatory"),
     ],
 )
-def test_what_is_not_clevrers_validation_set_is_named(tmp_path: Path, question: Any, said: str) -> None:
+def test_malformed_clevrer_record_raises(tmp_path: Path, question: Any, message: str) -> None:
     file = write_json(tmp_path / "validation.json", clevrer(question))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_benchmark("clevrer", BenchmarkFiles(file, tmp_path))
 
 
@@ -249,8 +256,8 @@ COMPASS: dict[str, list[dict[str, str]]] = {
 }
 
 
-def compass(folder: Path, **changed: Any) -> Path:
-    for name, questions in {**COMPASS, **changed}.items():
+def write_compass(folder: Path, **changes: Any) -> Path:
+    for name, questions in {**COMPASS, **changes}.items():
         write_json(
             folder / "questions" / f"{name}.json", {"1034": {"action": questions[:1], "order": questions[1:]}}
         )
@@ -259,22 +266,22 @@ def compass(folder: Path, **changed: Any) -> Path:
 
 def test_tempcompass_by_task_and_aspect(tmp_path: Path) -> None:
     touch(tmp_path, "videos/1034.mp4")
-    benchmark = load_benchmark("tempcompass", BenchmarkFiles(compass(tmp_path), tmp_path / "videos"))
+    benchmark = load_benchmark("tempcompass", BenchmarkFiles(write_compass(tmp_path), tmp_path / "videos"))
     assert [task.answer for task in benchmark.tasks] == ["C", "A", "yes", "no", "B", "A"]
     assert benchmark.tasks[0].task_id == "multi-choice/1034/action/0"
     assert benchmark.num_released == 1580 + 2453 + 1503
-    said = ["(C) pass", "B", "Yes, he is.", "it is not", "2", "Sentence A: He sits."]
-    marked = answered(benchmark, said)
-    assert [sample.strict.status for sample in marked].count(AnswerStatus.UNPARSED) == 1
-    found = figures(benchmark, marked)
-    assert found["average"] == (pytest.approx((0.5 + 0.5 + 1) / 3), 6)
-    assert found["micro"] == (pytest.approx(4 / 6), 6)
-    assert found["task/caption_matching"] == (1.0, 2)
-    assert found["multi-choice, by aspect/order"] == (0.0, 1)
+    answers = ["(C) pass", "B", "Yes, he is.", "it is not", "2", "Sentence A: He sits."]
+    scored = score_answers(benchmark, answers)
+    assert [result.strict.status for result in scored].count(AnswerStatus.UNPARSED) == 1
+    metrics = metric_values(benchmark, scored)
+    assert metrics["average"] == (pytest.approx((0.5 + 0.5 + 1) / 3), 6)
+    assert metrics["micro"] == (pytest.approx(4 / 6), 6)
+    assert metrics["task/caption_matching"] == (1.0, 2)
+    assert metrics["multi-choice, by aspect/order"] == (0.0, 1)
 
 
 @pytest.mark.parametrize(
-    ("said", "letter"),
+    ("answer", "letter"),
     [
         ("Option 2", "B"),
         ("option 2.", "B"),
@@ -284,15 +291,15 @@ def test_tempcompass_by_task_and_aspect(tmp_path: Path) -> None:
         ("3", ""),
     ],
 )
-def test_captions_are_named_by_label_or_text(tmp_path: Path, said: str, letter: str) -> None:
-    source = BenchmarkFiles(compass(tmp_path) / "caption_matching.json", tmp_path)
+def test_caption_matches_by_label_or_text(tmp_path: Path, answer: str, letter: str) -> None:
+    source = BenchmarkFiles(write_compass(tmp_path) / "caption_matching.json", tmp_path)
     benchmark = load_benchmark("tempcompass", source)
-    marked = answered(benchmark, [said, None])
-    assert marked[0].strict.answer == letter
+    scored = score_answers(benchmark, [answer, None])
+    assert scored[0].strict.answer == letter
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         (
             {"yes_no": [{"question": "?", "answer": "maybe"}]},
@@ -309,6 +316,6 @@ def test_captions_are_named_by_label_or_text(tmp_path: Path, said: str, letter: 
         ({"caption_matching": [{"question": "?"}]}, "field 'answer' is missing"),
     ],
 )
-def test_what_is_not_tempcompass_is_named(tmp_path: Path, changed: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        load_benchmark("tempcompass", BenchmarkFiles(compass(tmp_path, **changed), tmp_path))
+def test_malformed_tempcompass_record_raises(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_benchmark("tempcompass", BenchmarkFiles(write_compass(tmp_path, **changes), tmp_path))

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 import vz_ray
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.episode_record import EpisodeRecord, append_records, record_to_dict, to_json_line
+from vz_ray.data.episode_record import EpisodeRecord, append_records, record_to_dict
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import (
     EpisodeId,
@@ -35,6 +35,7 @@ from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode
+from vz_ray.utils.json_lines import to_json_line
 from vz_ray.video.frame import Clip, FrameRef, FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.local_source import LocalFrameSource
 

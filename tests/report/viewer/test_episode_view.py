@@ -9,13 +9,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.report.viewer.run_factory import MODEL, LightEpisode, light_record
-from vz_ray.data.episode_record import read_complete_lines, record_from_dict, record_to_dict
+from vz_ray.data.episode_record import record_from_dict, record_to_dict
 from vz_ray.env.trajectory import RejectedZoom, SampledAction
 from vz_ray.monitoring import metric_names
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.episode_view import MAX_FRAMES, MAX_TEXT_CHARS, episode_view
 from vz_ray.report.viewer.token_texts import find_tokenizer, token_texts
 from vz_ray.report.viewer.viewer_session import ViewerSession
+from vz_ray.utils.json_lines import read_complete_lines
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
-"""Public benchmarks: their released files read into tasks, their answers marked, their official figures.
+"""Public benchmarks: read released files into tasks, score answers, compute official metrics.
 
-One small file per benchmark. In: annotation files as released and a folder of
-videos. Out: tasks to be played, and of played tasks the benchmark's own
-figures, read strictly and leniently. Pure: knows neither Ray nor engines; who
-played an episode makes no difference.
+One module per benchmark. Input: released annotation files and a folder of videos. Output: tasks, and for
+scored episodes the benchmark's official metrics under strict and lenient scoring. Must not import Ray or
+engines.
 """
 
 from vz_ray.eval.benchmarks.aggregation import BenchmarkMetric, TaskScore
@@ -21,20 +20,20 @@ from vz_ray.eval.benchmarks.video_folder import MissingVideos, find_missing_vide
 
 __all__ = [
     "ADAPTERS",
-    "Benchmark",
-    "BenchmarkMetric",
     "AnswerJudge",
     "AnswerScore",
-    "ScoredResult",
-    "MissingVideos",
     "AnswerStatus",
-    "TaskScore",
+    "Benchmark",
     "BenchmarkFiles",
+    "BenchmarkMetric",
     "JudgedAnswer",
-    "get_adapter",
-    "score_results",
+    "MissingVideos",
+    "ScoredResult",
+    "TaskScore",
     "find_missing_videos",
+    "get_adapter",
     "load_benchmark",
-    "subsample",
+    "score_results",
     "select_scores",
+    "subsample",
 ]

@@ -1,4 +1,4 @@
-"""Official metrics as pure functions over scored samples: overall, by group, macro averages."""
+"""Aggregation of task scores into metrics: overall, by label, macro averages. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from vz_ray.env.task import Task
 
 PERCENT = 100.0
 GRADE = "grade"
-"""What a judge gives beside right and wrong, 0 to 5: its name in `TaskScore.detail`."""
+"""Key of the judge's grade, 0 to 5, in `TaskScore.detail`."""
 GRADE_TABLE = "grade, 0 to 5"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """A question and what its answer is worth.
+    """Score of one task.
 
     Attributes:
-        score: In `[0, 1]`; 1 is right.
-        detail: Whatever else a metric counts, by name (options right, a judge's grade).
+        task: The task.
+        score: In `[0, 1]`; 1 is correct.
+        detail: Further values that a metric needs, by name, such as correct options or a judge's grade.
     """
 
     task: Task
@@ -30,14 +31,14 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkMetric:
-    """One number of a benchmark.
+    """One official metric of a benchmark.
 
     Attributes:
-        name: What it is: `accuracy`, or the group's name in a table.
-        value: The number; None where nothing was there to measure.
-        count: What it is the mean of: questions, or whatever the metric counts.
-        table: The grouping it belongs to; empty for headlines.
-        scale: What it is shown times: 100 for fractions, 1 for grades.
+        name: Name of the metric, or of the row in a table.
+        value: Value; None without samples.
+        count: Number of averaged items: questions, or whatever the metric counts.
+        table: Table that the metric belongs to; empty for headlines.
+        scale: Display factor: 100 for fractions, 1 for grades.
     """
 
     name: str
@@ -47,83 +48,82 @@ class BenchmarkMetric:
     scale: float = PERCENT
 
 
-GroupLabel = Callable[[Task], str | Sequence[str]]
-"""A question's group, or groups where it has several."""
+TaskLabel = Callable[[Task], str | Sequence[str]]
+"""Returns the label of a task, or its labels if it has several."""
 
 
 def mean_metric(
     values: Iterable[float], name: str, table: str = "", scale: float = PERCENT
 ) -> BenchmarkMetric:
-    """The mean of `values`."""
-    found = list(values)
-    return BenchmarkMetric(name, sum(found) / len(found) if found else None, len(found), table, scale)
+    """Return the mean of `values` as a metric."""
+    items = list(values)
+    return BenchmarkMetric(name, sum(items) / len(items) if items else None, len(items), table, scale)
 
 
-def accuracy_metric(samples: Sequence[TaskScore], name: str = "accuracy", table: str = "") -> BenchmarkMetric:
-    """Mean score over all samples (micro average)."""
-    return mean_metric((sample.score for sample in samples), name, table)
+def accuracy_metric(scores: Sequence[TaskScore], name: str = "accuracy", table: str = "") -> BenchmarkMetric:
+    """Return the mean score (micro average)."""
+    return mean_metric((score.score for score in scores), name, table)
 
 
 def group_by(
-    samples: Iterable[TaskScore], label: GroupLabel, order: Sequence[str] = ()
+    scores: Iterable[TaskScore], label: TaskLabel, order: Sequence[str] = ()
 ) -> dict[str, list[TaskScore]]:
-    """Samples by group, `order` first, then by name; a question with several labels is in each."""
+    """Group scores by label: labels in `order` first, others sorted by name.
+
+    A task with several labels is in the group of each label.
+    """
     groups: defaultdict[str, list[TaskScore]] = defaultdict(list)
-    for sample in samples:
-        labels = label(sample.task)
+    for score in scores:
+        labels = label(score.task)
         for name in [labels] if isinstance(labels, str) else labels:
-            groups[name].append(sample)
-    known = [name for name in order if name in groups]
-    return {name: groups[name] for name in [*known, *sorted(set(groups) - set(known))]}
+            groups[name].append(score)
+    ordered = [name for name in order if name in groups]
+    return {name: groups[name] for name in [*ordered, *sorted(set(groups) - set(ordered))]}
 
 
 def accuracy_table(
-    samples: Iterable[TaskScore], table: str, label: GroupLabel, order: Sequence[str] = ()
+    scores: Iterable[TaskScore], table: str, label: TaskLabel, order: Sequence[str] = ()
 ) -> list[BenchmarkMetric]:
-    """Accuracy of each group."""
-    return [
-        accuracy_metric(members, name, table) for name, members in group_by(samples, label, order).items()
-    ]
+    """Return the accuracy for each label."""
+    return [accuracy_metric(members, name, table) for name, members in group_by(scores, label, order).items()]
 
 
-def macro_average(figures: Sequence[BenchmarkMetric], name: str) -> BenchmarkMetric:
-    """Mean of groups' means, each group counting the same; `count` is that of all their samples."""
-    values = [figure.value for figure in figures if figure.value is not None]
+def macro_average(metrics: Sequence[BenchmarkMetric], name: str) -> BenchmarkMetric:
+    """Return the unweighted mean of metrics; `count` is the sum of their counts."""
+    values = [metric.value for metric in metrics if metric.value is not None]
     value = sum(values) / len(values) if values else None
-    return BenchmarkMetric(name, value, sum(figure.count for figure in figures))
+    return BenchmarkMetric(name, value, sum(metric.count for metric in metrics))
 
 
 def judge_metrics(
-    samples: Sequence[TaskScore], table: str, order: Sequence[str] = ()
+    scores: Sequence[TaskScore], table: str, order: Sequence[str] = ()
 ) -> list[BenchmarkMetric]:
-    """Of answers that a judge marks and grades, by kind: the means of kinds, the micro average, each kind."""
-    right = accuracy_table(samples, table, kind_label, order)
+    """Return accuracy and grade of judged answers: macro over kinds, micro average, then by kind."""
+    accuracies = accuracy_table(scores, table, kind_label, order)
     grades = [
-        mean_metric(
-            (sample.detail[GRADE] for sample in members if GRADE in sample.detail), name, GRADE_TABLE, 1
-        )
-        for name, members in group_by(samples, kind_label, order).items()
+        mean_metric((score.detail[GRADE] for score in members if GRADE in score.detail), name, GRADE_TABLE, 1)
+        for name, members in group_by(scores, kind_label, order).items()
     ]
-    over_kinds = macro_average(grades, GRADE_TABLE)
+    mean_grade = macro_average(grades, GRADE_TABLE)
     return [
-        macro_average(right, "accuracy"),
-        BenchmarkMetric(over_kinds.name, over_kinds.value, over_kinds.count, scale=1),
-        accuracy_metric(samples, "micro"),
-        *right,
+        macro_average(accuracies, "accuracy"),
+        BenchmarkMetric(mean_grade.name, mean_grade.value, mean_grade.count, scale=1),
+        accuracy_metric(scores, "micro"),
+        *accuracies,
         *grades,
     ]
 
 
-def extra_label(name: str) -> GroupLabel:
-    """The label that an adapter left in `Task.extra`."""
+def extra_label(key: str) -> TaskLabel:
+    """Return a label function that reads `Task.extra[key]`."""
 
     def label(task: Task) -> str | Sequence[str]:
-        found = task.extra[name]
-        return [str(item) for item in found] if isinstance(found, list) else str(found)
+        value = task.extra[key]
+        return [str(item) for item in value] if isinstance(value, list) else str(value)
 
     return label
 
 
 def kind_label(task: Task) -> str:
-    """The label that is the task's kind."""
+    """Return the task's kind."""
     return task.kind

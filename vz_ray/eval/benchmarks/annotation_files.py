@@ -1,4 +1,4 @@
-"""Annotation files as released: JSON, JSON lines, TSV, parquet. Every fault names file and record."""
+"""Readers of released annotation files: JSON, JSON lines, TSV, parquet. Errors name file and record."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from vz_ray.utils.errors import UserError
 
-_SHOWN = 60
+_MAX_REPR_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationSchema:
-    """What the records of one released file look like.
+    """Expected fields of the records of one released file.
 
     Attributes:
-        title: The file and its benchmark, for messages.
-        fields: What every record must have.
-        other_version_fields: Fields that only another version has, and what that version is.
-        other_version_omits: Fields that another version lacks, and what that version is.
+        title: Name of the file and its benchmark, for error messages.
+        fields: Required fields.
+        other_version_fields: Fields that only another version of the file has, with its description.
+        other_version_omits: Fields that another version of the file omits, with its description.
     """
 
     title: str
@@ -31,60 +31,63 @@ class AnnotationSchema:
     other_version_omits: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, values: Any, location: str) -> AnnotationRecord:
-        """`values` as a record of this schema.
+        """Validate `values` and return them as a record.
 
         Raises:
-            UserError: It is no object, or lacks a field; names what was found, and the version it may be of.
+            UserError: `values` is not an object, or a required field is missing. The message lists the
+                present fields and the likely version of the file.
         """
         if not isinstance(values, Mapping):
             raise UserError(
-                f"{location}: expected an object with {', '.join(self.fields)}, found {_kind(values)}"
+                f"{location}: expected an object with {', '.join(self.fields)}, got {_describe(values)}"
             )
         missing = [name for name in self.fields if name not in values]
         if missing:
-            others = [what for name, what in self.other_version_fields.items() if name in values]
-            others += [self.other_version_omits[name] for name in missing if name in self.other_version_omits]
-            others.append("another version of the file, or damaged")
-            found = ", ".join(map(str, values)) or "nothing"
+            versions = [version for name, version in self.other_version_fields.items() if name in values]
+            versions += [
+                self.other_version_omits[name] for name in missing if name in self.other_version_omits
+            ]
+            versions.append("another version of the file, or damaged")
+            present = ", ".join(map(str, values)) or "no fields"
             raise UserError(
-                f"{location}: field {missing[0]!r} is missing; {self.title} has {', '.join(self.fields)}, this "
-                f"record has {found}: it is {others[0]}"
+                f"{location}: field {missing[0]!r} is missing; {self.title} has {', '.join(self.fields)}. "
+                f"This record has {present}: it is {versions[0]}"
             )
         return AnnotationRecord(values, location)
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRecord:
-    """One record, read field by field; `location` is its file and number."""
+    """A validated record with typed access to its fields; `location` is its file and number."""
 
     values: Mapping[str, Any]
     location: str
 
     def field_error(self, name: str, expected: str) -> UserError:
-        """What is wrong with a field."""
+        """Return the error for a missing or malformed field."""
         if name not in self.values:
             return UserError(f"{self.location}: field {name!r} is missing; expected {expected}")
         return UserError(
-            f"{self.location}: field {name!r} is {_kind(self.values[name])}; expected {expected}"
+            f"{self.location}: field {name!r} is {_describe(self.values[name])}; expected {expected}"
         )
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A text; with `empty`, there may be nothing in it."""
+        """Return a string field; blank strings raise unless `empty` is set."""
         value = self.values.get(name)
         if not isinstance(value, str) or not (empty or value.strip()):
             raise self.field_error(name, "text")
         return value
 
     def label(self, name: str) -> str:
-        """A text or a whole number, as text."""
+        """Return a string or integer field as a string."""
         value = self.values.get(name)
         return str(self.integer(name)) if isinstance(value, int | float) else self.text(name).strip()
 
     def integer(self, name: str) -> int:
-        """A whole number; a float without a fraction is one."""
+        """Return an integer field; floats without a fraction are accepted."""
         value = self.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise self.field_error(name, "a whole number")
+            raise self.field_error(name, "an integer")
         return int(value)
 
     def number(self, name: str) -> float:
@@ -94,19 +97,19 @@ class AnnotationRecord:
         return float(value)
 
     def items(self, name: str) -> list[Any]:
-        """A list with something in it."""
+        """Return a non-empty list field."""
         value = self.values.get(name)
         if not isinstance(value, list) or not value:
-            raise self.field_error(name, "a list")
+            raise self.field_error(name, "a non-empty list")
         return value
 
-    def options(self, name: str, most: int = 10) -> list[str]:
-        """Texts of two to `most` options; numbers are written out."""
+    def options(self, name: str, max_options: int = 10) -> list[str]:
+        """Return a list field of 2 to `max_options` strings or numbers as strings."""
         value = self.values.get(name)
-        if not isinstance(value, list) or not 2 <= len(value) <= most:
-            raise self.field_error(name, f"a list of 2 to {most} options")
+        if not isinstance(value, list) or not 2 <= len(value) <= max_options:
+            raise self.field_error(name, f"a list of 2 to {max_options} options")
         if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in value):
-            raise self.field_error(name, "options that are texts")
+            raise self.field_error(name, "options that are strings or numbers")
         return [str(item).strip() for item in value]
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
@@ -116,53 +119,55 @@ class AnnotationRecord:
         return value
 
 
-def _kind(value: Any) -> str:
-    """`7 (int)`, cut where it is long."""
-    shown = repr(value)
-    return f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'} ({type(value).__name__})"
+def _describe(value: Any) -> str:
+    """Return value and type, such as `7 (int)`; long values are truncated."""
+    text = repr(value)
+    if len(text) > _MAX_REPR_CHARS:
+        text = text[:_MAX_REPR_CHARS] + "..."
+    return f"{text} ({type(value).__name__})"
 
 
 def find_annotation_file(root: Path, *names: str) -> Path:
-    """`root` itself if it is a file, else the first of `names` that lies in it or below it.
+    """Return `root` if it is a file, else the first of `names` found in the folder or its subfolders.
 
     Raises:
-        UserError: There is none, or several of the same name.
+        UserError: No file matches, or several files have the same name.
     """
     if root.is_file():
         return root
     if not root.is_dir():
-        raise UserError(f"no annotations at {root}: it is neither a file nor a folder")
+        raise UserError(f"annotations path {root} is neither a file nor a folder")
     for name in names:
-        found = [root / name] if (root / name).is_file() else sorted(root.rglob(name))
-        if len(found) > 1:
+        matches = [root / name] if (root / name).is_file() else sorted(root.rglob(name))
+        if len(matches) > 1:
             raise UserError(
-                f"{root} has several {name}: {', '.join(map(str, found[:3]))}; name the file itself"
+                f"{root} has several {name}: {', '.join(map(str, matches[:3]))}; set the path of one file"
             )
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     raise UserError(f"{root} has no {' or '.join(names)}")
 
 
 def read_annotations(path: Path, schema: AnnotationSchema) -> list[AnnotationRecord]:
-    """All records of a file, checked, by its ending: `.json`, `.jsonl`, `.tsv`, `.parquet`.
+    """Read and validate all records of a `.json`, `.jsonl`, `.tsv` or `.parquet` file.
 
     Raises:
-        UserError: It cannot be read, is of another format, is empty, or a record lacks a field.
+        UserError: The file cannot be read, has another format, is empty, or a record lacks a field.
     """
     rows = list(_rows(path))
     if not rows:
-        raise UserError(f"{path} has no records; expected those of {schema.title}")
+        raise UserError(f"{path} has 0 records; expected the records of {schema.title}")
     return [schema.check(values, f"{path}, record {index}") for index, values in enumerate(rows)]
 
 
 def read_first_record(path: Path) -> Mapping[str, Any]:
-    """The first record of a file, unchecked: what tells one layout from another. Empty if it is no object."""
-    first: Any = next(iter(_rows(path)), {})
-    return first if isinstance(first, Mapping) else {}
+    """Return the first record without validation, for telling layouts apart; empty if it is not an object."""
+    record: Any = next(iter(_rows(path)), {})
+    return record if isinstance(record, Mapping) else {}
 
 
 def read_annotation_json(path: Path) -> Any:
-    """What a JSON file holds. Raises `UserError` if it cannot be read."""
+    """Read a JSON file. Raises `UserError` if it cannot be read or parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -172,17 +177,19 @@ def read_annotation_json(path: Path) -> Any:
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    kinds = {".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _tsv_rows, ".parquet": _parquet_rows}
-    read = kinds.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"{path}: annotations are {', '.join(kinds)} files")
-    return read(path)
+    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _tsv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{path} has the extension {path.suffix!r}; annotations are {', '.join(readers)} files"
+        )
+    return reader(path)
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
     values = read_annotation_json(path)
     if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of records, found {type(values).__name__}")
+        raise UserError(f"{path}: expected a list of records, got {type(values).__name__}")
     yield from values
 
 
@@ -204,9 +211,9 @@ def _tsv_rows(path: Path) -> Iterator[Any]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, dialect="excel-tab"):
-                # A row of another length: what is left over stands under None, what is not there is None.
+                # csv stores extra columns under the key None and missing columns as the value None.
                 if None in row or None in row.values():
-                    raise UserError(f"{path}: a row has {len(row)} columns, not those of its head")
+                    raise UserError(f"{path}: a row has more or fewer columns than the header")
                 yield row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from error

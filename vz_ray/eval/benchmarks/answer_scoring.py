@@ -1,8 +1,8 @@
-"""What one answer is worth: read strictly from the answer span, or leniently from the last turn.
+"""Scoring of one answer: strict from the answer span, lenient also from the last turn.
 
-Strict reads the span alone. Lenient takes what the last turn says outside its
-reasoning, where there is no span or it states no answer. Neither guesses: an
-answer that cannot be read is wrong, and counted.
+Strict scoring parses the answer span only. If the span is missing or cannot be parsed,
+lenient scoring parses the last turn without its reasoning. Neither guesses: an answer
+that cannot be parsed is wrong, and counted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from vz_ray.rewards.multiple_choice import LETTERS
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _TAG = re.compile(r"</?(?:answer|think|video_zoom)>|<video_zoom>.*?(?:</video_zoom>|$)", re.DOTALL)
-_CLAIM = re.compile(
+_ANSWER_STATEMENT = re.compile(
     r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*[:=]?\s*(.+)", re.IGNORECASE
 )
+_MAX_ANSWER_CHARS = 80
 
 
 class AnswerStatus(StrEnum):
-    """How far an answer got."""
+    """Outcome of parsing or judging an answer."""
 
-    PARSED = "read"
+    PARSED = "parsed"
     UNPARSED = "unparsed"
-    """There is an answer, and it states no option, number or whatever was asked for: wrong."""
+    """The answer has no option, number or other expected content: wrong."""
     NO_ANSWER = "no_answer"
-    """There is no answer: wrong."""
+    """The episode has no answer: wrong."""
     UNJUDGED = "unjudged"
-    """Nobody could say whether it is right: left out of every figure."""
+    """The judge gave no verdict: excluded from all metrics."""
     FAILED = "failed"
-    """The episode could not be played: left out of every figure."""
+    """The episode failed: excluded from all metrics."""
 
 
 EXCLUDED_STATUSES = (AnswerStatus.UNJUDGED, AnswerStatus.FAILED)
@@ -48,13 +49,13 @@ EXCLUDED_STATUSES = (AnswerStatus.UNJUDGED, AnswerStatus.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """What an answer is worth.
+    """Score of one answer.
 
     Attributes:
-        status: How far it got.
-        score: In `[0, 1]`; 0 unless it was read.
-        answer: What was read, in the benchmark's own terms.
-        detail: Whatever else the metric counts.
+        status: Outcome of parsing or judging.
+        score: In `[0, 1]`; 0 unless the answer was parsed.
+        answer: The parsed answer in the benchmark's own terms.
+        detail: Further values that the metric needs.
     """
 
     status: AnswerStatus
@@ -64,26 +65,26 @@ class AnswerScore:
 
 
 AnswerScorer = Callable[[Task, str], AnswerScore]
-"""What a text that should state the answer is worth."""
+"""Scores a text that should contain the answer."""
 
 UNPARSED_SCORE = AnswerScore(AnswerStatus.UNPARSED)
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """What a judge found: how right, in `[0, 1]`, and a grade from 0 to 5 if it gave one."""
+    """Verdict of a judge: correctness in `[0, 1]` and an optional grade from 0 to 5."""
 
     correctness: float
     grade: float | None = None
 
 
 AnswerJudge = Callable[[EvalResult], JudgedAnswer | None]
-"""Judges an open answer; None where it cannot."""
+"""Judges an open answer; None if it has no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredResult:
-    """A played question and what it is worth, read both ways."""
+    """A result with its strict and lenient scores."""
 
     result: EvalResult
     strict: AnswerScore
@@ -94,81 +95,75 @@ class ScoredResult:
         return self.result.task
 
 
-# -- reading ----------------------------------------------------------------------
+# -- parsing ----------------------------------------------------------------------
 
 
 def task_options(task: Task) -> dict[str, str]:
-    """Options by letter: those that the adapter knows, else those written in the question."""
-    known = task.extra.get("options")
-    return (
-        {str(k): str(v) for k, v in known.items()}
-        if isinstance(known, dict)
-        else parse_options(task.question)
-    )
+    """Return options by letter, from the adapter or else parsed from the question."""
+    options = task.extra.get("options")
+    if isinstance(options, dict):
+        return {str(letter): str(text) for letter, text in options.items()}
+    return parse_options(task.question)
 
 
 def score_choice(task: Task, text: str) -> AnswerScore:
-    """One of several options, by letter or by its text; an answer without letters, by its words."""
+    """Score a multiple-choice answer by letter or option text; by its words if the reference is no letter."""
     options = task_options(task)
     if task.answer not in LETTERS:
         return score_words(task, text)
-    # A truth that is no option's letter: the options could not be read, so letters are all there is.
+    # If the reference letter has no option, the options could not be parsed: accept letters only.
     letter = parse_choice(text, options if task.answer in options else {})
-    return (
-        UNPARSED_SCORE
-        if letter is None
-        else AnswerScore(AnswerStatus.PARSED, float(letter == task.answer), letter)
-    )
+    if letter is None:
+        return UNPARSED_SCORE
+    return AnswerScore(AnswerStatus.PARSED, float(letter == task.answer), letter)
 
 
 def score_words(task: Task, text: str) -> AnswerScore:
-    """The same words, apart from case, spaces and what stands around an answer."""
-    said = normalize_text(strip_wrapping(text))
-    return (
-        AnswerScore(AnswerStatus.PARSED, float(said == normalize_text(strip_wrapping(task.answer))), said)
-        if said
-        else UNPARSED_SCORE
-    )
+    """Score by exact match after normalizing case, spaces and wrapping."""
+    answer = normalize_text(strip_wrapping(text))
+    if not answer:
+        return UNPARSED_SCORE
+    reference = normalize_text(strip_wrapping(task.answer))
+    return AnswerScore(AnswerStatus.PARSED, float(answer == reference), answer)
 
 
 def score_number(task: Task, text: str) -> AnswerScore:
-    """The same number or formula."""
+    """Score a number or formula by value."""
     if parse_number(task.answer) is None:
-        right = math_equal(text, task.answer)
+        correct = math_equal(text, task.answer)
     else:
-        right = numbers_equal(text, task.answer)
-    return (
-        UNPARSED_SCORE if right is None else AnswerScore(AnswerStatus.PARSED, float(right), text.strip()[:80])
-    )
+        correct = numbers_equal(text, task.answer)
+    if correct is None:
+        return UNPARSED_SCORE
+    return AnswerScore(AnswerStatus.PARSED, float(correct), text.strip()[:_MAX_ANSWER_CHARS])
 
 
 def score_open(task: Task, text: str) -> AnswerScore:
-    """A short open answer: the same number to two decimals, or the truth's words within the answer.
+    """Score a short open answer: equal numbers to two decimals, or the reference within the answer.
 
-    Source: the open questions of MMMU and VideoMMMU; there the truth has to be
-    part of what is answered, and here it has to be whole words of it.
+    Source: the open questions of MMMU and VideoMMMU. They accept any substring; this function requires
+    whole words.
     """
-    truth = parse_number(task.answer)
-    if truth is not None:
+    reference_number = parse_number(task.answer)
+    if reference_number is not None:
         number = parse_number(text)
         if number is None:
             return UNPARSED_SCORE
-        return AnswerScore(
-            AnswerStatus.PARSED, float(_rounded(number) == _rounded(truth)), str(float(number))
-        )
-    said, wanted = normalize_text(strip_wrapping(text)), normalize_text(task.answer)
-    if not said:
+        correct = _round(number) == _round(reference_number)
+        return AnswerScore(AnswerStatus.PARSED, float(correct), str(float(number)))
+    answer, reference = normalize_text(strip_wrapping(text)), normalize_text(task.answer)
+    if not answer:
         return UNPARSED_SCORE
-    inside = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said) is not None
-    return AnswerScore(AnswerStatus.PARSED, float(inside), said[:80])
+    contained = re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", answer) is not None
+    return AnswerScore(AnswerStatus.PARSED, float(contained), answer[:_MAX_ANSWER_CHARS])
 
 
-def _rounded(number: Fraction) -> Fraction:
+def _round(number: Fraction) -> Fraction:
     return round(number * 100) / Fraction(100)
 
 
 def score_by_type(task: Task, text: str) -> AnswerScore:
-    """By the task's answer type. Not for answers that take a judge."""
+    """Score by the task's answer type. Not for answer types that need a judge."""
     return score_number(task, text) if task.answer_type is AnswerType.NUMBER else score_choice(task, text)
 
 
@@ -176,40 +171,40 @@ def score_by_type(task: Task, text: str) -> AnswerScore:
 
 
 def last_turn_text(trajectory: Trajectory) -> str:
-    """What the last turn says outside its reasoning, tags and calls taken off."""
+    """Return the text of the last turn without reasoning, tags and zoom calls."""
     text = trajectory.turns[-1].text if trajectory.turns else ""
     return _TAG.sub("", _THOUGHT.sub("", text)).strip()
 
 
 def candidate_answers(text: str) -> list[str]:
-    """Parts of a text that may state its answer: what it calls the answer, its last line, all of it."""
+    """Return candidates in order: the last stated answer, the last line, the whole text."""
     if not text:
         return []
-    called = _CLAIM.findall(text)
-    return [*(called[-1:]), text.split("\n")[-1], text]
+    statements = _ANSWER_STATEMENT.findall(text)
+    return [*(statements[-1:]), text.split("\n")[-1], text]
 
 
-def score_strictly(marker: AnswerScorer, task: Task, trajectory: Trajectory) -> AnswerScore:
-    """The answer span alone."""
+def score_strictly(scorer: AnswerScorer, task: Task, trajectory: Trajectory) -> AnswerScore:
+    """Score the answer span."""
     if trajectory.status is EpisodeStatus.FAILED:
         return AnswerScore(AnswerStatus.FAILED)
     if trajectory.answer is None:
         return AnswerScore(AnswerStatus.NO_ANSWER)
-    return marker(task, trajectory.answer)
+    return scorer(task, trajectory.answer)
 
 
 def score_leniently(
-    marker: AnswerScorer, strict: AnswerScore, task: Task, trajectory: Trajectory
+    scorer: AnswerScorer, strict: AnswerScore, task: Task, trajectory: Trajectory
 ) -> AnswerScore:
-    """As `strict`, or what the last turn says where that cannot be read."""
+    """Return `strict` if it is parsed, else the score of the first candidate of the last turn that parses."""
     if strict.status not in (AnswerStatus.UNPARSED, AnswerStatus.NO_ANSWER):
         return strict
-    found = (marker(task, claim) for claim in candidate_answers(last_turn_text(trajectory)))
-    return next((mark for mark in found if mark.status is AnswerStatus.PARSED), strict)
+    scores = (scorer(task, candidate) for candidate in candidate_answers(last_turn_text(trajectory)))
+    return next((score for score in scores if score.status is AnswerStatus.PARSED), strict)
 
 
 def score_judged(result: EvalResult, judge: AnswerJudge) -> AnswerScore:
-    """As a judge says; no answer is wrong without asking it."""
+    """Score by the judge's verdict. A missing answer is wrong without a judge call."""
     if result.trajectory.status is EpisodeStatus.FAILED:
         return AnswerScore(AnswerStatus.FAILED)
     if result.trajectory.answer is None:
@@ -218,11 +213,12 @@ def score_judged(result: EvalResult, judge: AnswerJudge) -> AnswerScore:
     if verdict is None:
         return AnswerScore(AnswerStatus.UNJUDGED)
     detail = {} if verdict.grade is None else {GRADE: verdict.grade}
-    return AnswerScore(AnswerStatus.PARSED, verdict.correctness, result.trajectory.answer[:80], detail)
+    answer = result.trajectory.answer[:_MAX_ANSWER_CHARS]
+    return AnswerScore(AnswerStatus.PARSED, verdict.correctness, answer, detail)
 
 
 def judge_from_reward(result: EvalResult) -> JudgedAnswer | None:
-    """What the judge of the rollout workers said, who score every episode as they end it."""
+    """Return the verdict in the reward, which the rollout worker computed at the end of the episode."""
     reward = result.trajectory.reward
     if reward is None or not reward.valid:
         return None

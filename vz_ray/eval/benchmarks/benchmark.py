@@ -1,4 +1,4 @@
-"""What a benchmark is: questions, how an answer is marked, and its official figures."""
+"""A benchmark: tasks, scoring of an answer, and official metrics."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from vz_ray.rewards.multiple_choice import LETTERS
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkFiles:
-    """Where a benchmark's released files are.
+    """Locations of a benchmark's released files.
 
     Attributes:
-        annotations: File or folder.
-        video_dir: Folder.
-        answer_file: File with the truth, where it is apart.
-        subtitle_dir: Folder; None shows none.
-        embedding_model_dir: Folder of a sentence-embedding model; None where there is none.
-        image_dir: Folder in which images of questions are kept as videos of one frame.
+        annotations: Annotation file or folder.
+        video_dir: Folder of the videos.
+        answer_file: File with the reference answers, if they are released separately.
+        subtitle_dir: Folder of subtitles; None disables subtitles.
+        embedding_model_dir: Folder of a sentence-embedding model; optional.
+        image_dir: Cache folder for question images, which are stored as videos of one frame.
     """
 
     annotations: Path
@@ -43,20 +43,20 @@ class BenchmarkFiles:
     answer_file: Path | None = None
     subtitle_dir: Path | None = None
     embedding_model_dir: Path | None = None
-    image_dir: Path = Path("image_dir")
+    image_dir: Path = Path("question_images")
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A benchmark, read.
+    """A benchmark as read from its files.
 
     Attributes:
-        title: Its name for people.
-        tasks: Its questions, in the order of the file; ids are unique.
-        compute_metrics: The official figures of scored samples, headlines first. Pure.
-        score_answer: What a text that states an answer is worth; not asked of answers whose type takes a judge.
-        num_released: Questions in the released file; 0 where that is not known.
-        notes: What was found odd in the files, or cannot be measured.
+        title: Display name.
+        tasks: Tasks in file order; ids are unique.
+        compute_metrics: Pure function from task scores to official metrics, headlines first.
+        score_answer: Scores an answer text. Not called for answer types that need a judge.
+        num_released: Number of questions in the released file; 0 if unknown.
+        notes: Oddities in the files, and what cannot be measured.
     """
 
     title: str
@@ -68,54 +68,54 @@ class Benchmark:
 
 
 BenchmarkAdapter = Callable[[BenchmarkFiles], Benchmark]
-"""Reads a benchmark's files. Raises `UserError` that names file, record and field."""
+"""Reads a benchmark's files. Raises `UserError` with file, record and field if they are malformed."""
 
 
 def letter_options(options: Sequence[str]) -> dict[str, str]:
-    """Options by letter; letters that they bring themselves (`A. disc`, `(A) disc`) are taken off.
+    """Map letters to options; letters that all options already have (`A. disc`, `(A) disc`) are stripped.
 
     Raises:
-        ValueError: There are more than letters.
+        ValueError: There are more options than letters.
     """
     if len(options) > len(LETTERS):
-        raise ValueError(f"{len(options)} options, more than there are letters")
+        raise ValueError(f"{len(options)} options; the maximum is {len(LETTERS)}")
     letters = LETTERS[: len(options)]
-    for mark in ("{}.", "({})", "{})", "{}:"):
-        heads = [mark.format(letter) for letter in letters]
-        if all(option.startswith(head) for option, head in zip(options, heads, strict=True)):
-            bare = [option[len(head) :].strip() for option, head in zip(options, heads, strict=True)]
-            return dict(zip(letters, bare, strict=True))
+    for style in ("{}.", "({})", "{})", "{}:"):
+        prefixes = [style.format(letter) for letter in letters]
+        if all(option.startswith(prefix) for option, prefix in zip(options, prefixes, strict=True)):
+            texts = [option[len(prefix) :].strip() for option, prefix in zip(options, prefixes, strict=True)]
+            return dict(zip(letters, texts, strict=True))
     return dict(zip(letters, options, strict=True))
 
 
 def format_question(question: str, options: dict[str, str]) -> str:
-    """A question with its options, one per line."""
+    """Return the question followed by its options, one per line."""
     return "\n".join([question.strip(), *(f"{letter}. {text}" for letter, text in options.items())])
 
 
 def score_results(
     benchmark: Benchmark, results: Sequence[EvalResult], judge: AnswerJudge = judge_from_reward
 ) -> list[ScoredResult]:
-    """What each result is worth, strictly and leniently."""
-    return [_marked(benchmark, result, judge) for result in results]
+    """Score each result strictly and leniently."""
+    return [_score_result(benchmark, result, judge) for result in results]
 
 
-def _marked(benchmark: Benchmark, result: EvalResult, judge: AnswerJudge) -> ScoredResult:
-    task, played = result.task, result.trajectory
+def _score_result(benchmark: Benchmark, result: EvalResult, judge: AnswerJudge) -> ScoredResult:
+    task, trajectory = result.task, result.trajectory
     if task.answer_type in JUDGED_ANSWER_TYPES:
         judged = score_judged(result, judge)
         return ScoredResult(result, judged, judged)
-    strict = score_strictly(benchmark.score_answer, task, played)
-    return ScoredResult(result, strict, score_leniently(benchmark.score_answer, strict, task, played))
+    strict = score_strictly(benchmark.score_answer, task, trajectory)
+    return ScoredResult(result, strict, score_leniently(benchmark.score_answer, strict, task, trajectory))
 
 
 def select_scores(
-    marked: Sequence[ScoredResult], mark_of: Callable[[ScoredResult], AnswerScore]
+    results: Sequence[ScoredResult], select: Callable[[ScoredResult], AnswerScore]
 ) -> list[TaskScore]:
-    """What figures are taken of: everything that could be played and judged."""
-    marks = [(sample.task, mark_of(sample)) for sample in marked]
+    """Return the selected score of each result; failed and unjudged results are excluded."""
+    scores = [(result.task, select(result)) for result in results]
     return [
-        TaskScore(task, mark.score, mark.detail)
-        for task, mark in marks
-        if mark.status not in EXCLUDED_STATUSES
+        TaskScore(task, score.score, score.detail)
+        for task, score in scores
+        if score.status not in EXCLUDED_STATUSES
     ]

@@ -1,8 +1,8 @@
-"""CLEVRER: words for descriptive questions; elsewhere each option is right or wrong by itself.
+"""CLEVRER: descriptive questions with one-word answers, and questions with several correct options.
 
-Source of the metric: descriptive answers by exact match; the other types per
-option, and per question, for which all of its options must be right. Such a
-question is asked once, for the letters of all its right options.
+Source of the metric: exact match for descriptive questions; for the other types
+accuracy per option, and per question, which is correct if all its options are.
+Here such a question asks once for the letters of all correct options.
 """
 
 from __future__ import annotations
@@ -52,65 +52,70 @@ OPTION = AnnotationSchema(
 TYPES = ("descriptive", "explanatory", "predictive", "counterfactual")
 ALL = "Several of these may be right, or none. Answer with the letters of all that are, or with none."
 NONE = "none"
-RIGHT = "options_right"
+CORRECT_OPTIONS = "correct_options"
 
-_NOTHING = frozenset({"none", "none of them", "none of these", "none of the above", "no option", "nothing"})
+_NONE_ANSWERS = frozenset(
+    {"none", "none of them", "none of these", "none of the above", "no option", "nothing"}
+)
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """All questions, and per type by question and by option."""
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy by question overall, then by question and by option for each type."""
     questions = [
         accuracy_metric(members, name, "by question")
-        for name, members in group_by(samples, kind_label, TYPES).items()
+        for name, members in group_by(scores, kind_label, TYPES).items()
     ]
-    options = [_per_option(members, name) for name, members in group_by(samples, kind_label, TYPES).items()]
+    options = [_per_option(members, name) for name, members in group_by(scores, kind_label, TYPES).items()]
     return [
-        accuracy_metric(samples, "by question"),
+        accuracy_metric(scores, "by question"),
         *questions,
-        *(figure for figure in options if figure.count),
+        *(metric for metric in options if metric.count),
     ]
 
 
-def _per_option(samples: Sequence[TaskScore], name: str) -> BenchmarkMetric:
-    """Options rightly named or left out; of an answer that cannot be read, none is."""
-    right = sum(sample.detail.get(RIGHT, 0.0) for sample in samples)
-    count = sum(len(task_options(sample.task)) for sample in samples if "options" in sample.task.extra)
-    return BenchmarkMetric(name, right / count if count else None, count, "by option")
+def _per_option(scores: Sequence[TaskScore], name: str) -> BenchmarkMetric:
+    """Return the fraction of correctly classified options; an unparsed answer has none."""
+    correct = sum(score.detail.get(CORRECT_OPTIONS, 0.0) for score in scores)
+    count = sum(len(task_options(score.task)) for score in scores if "options" in score.task.extra)
+    return BenchmarkMetric(name, correct / count if count else None, count, "by option")
 
 
 def score_answer(task: Task, text: str) -> AnswerScore:
-    """Words, or a set of letters; each option that is rightly named or rightly left out is right."""
+    """Score words by exact match, and a set of letters by option: named if correct, omitted if wrong."""
     options = task.extra.get("options")
     if not isinstance(options, dict):
         return score_words(task, text)
-    named = parse_letters(text, options)
-    if named is None:
+    letters = parse_letters(text, options)
+    if letters is None:
         return UNPARSED_SCORE
-    truth = parse_letters(task.answer, options)
-    assert truth is not None
-    right = sum((letter in named) == (letter in truth) for letter in options)
+    reference = parse_letters(task.answer, options)
+    assert reference is not None
+    correct = sum((letter in letters) == (letter in reference) for letter in options)
     return AnswerScore(
-        AnswerStatus.PARSED, float(right == len(options)), _written(named), {RIGHT: float(right)}
+        AnswerStatus.PARSED,
+        float(correct == len(options)),
+        _format_letters(letters),
+        {CORRECT_OPTIONS: float(correct)},
     )
 
 
 def parse_letters(text: str, options: dict[str, str]) -> frozenset[str] | None:
-    """The letters that a text names, none of them for `none`; None if it says anything else.
+    """Parse a set of letters; `none` is the empty set. Return None if the text has anything else.
 
     Example: `A, C`, `(A) and (C)`, `none`
     """
-    said = strip_wrapping(text)
-    if normalize_text(said) in _NOTHING:
+    answer = strip_wrapping(text)
+    if normalize_text(answer) in _NONE_ANSWERS:
         return frozenset()
-    parts = (part.strip("().:").upper() for part in re.split(r"[,;/&\s]+|\band\b", said))
-    named = frozenset(part for part in parts if part)
-    return named if named and named <= set(options) else None
+    parts = (part.strip("().:").upper() for part in re.split(r"[,;/&\s]+|\band\b", answer))
+    letters = frozenset(part for part in parts if part)
+    return letters if letters and letters <= set(options) else None
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads `validation.json`; videos are searched below the folder."""
-    videos, tasks = VideoFolder(source.video_dir), list[Task]()
-    for scene in read_annotations(find_annotation_file(source.annotations, "validation.json"), SCENES):
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read `validation.json`; videos may be in subfolders."""
+    videos, tasks = VideoFolder(files.video_dir), list[Task]()
+    for scene in read_annotations(find_annotation_file(files.annotations, "validation.json"), SCENES):
         tasks += _tasks(scene, videos)
     return Benchmark("CLEVRER", tuple(tasks), compute_metrics, score_answer=score_answer)
 
@@ -118,25 +123,33 @@ def read(source: BenchmarkFiles) -> Benchmark:
 def _tasks(scene: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
     video = videos.find(scene.text("video_filename"))
     for index, values in enumerate(scene.items("questions")):
-        place = f"{scene.location}, question {index}"
+        location = f"{scene.location}, question {index}"
         descriptive = isinstance(values, dict) and values.get("question_type") == TYPES[0]
-        asked = (DESCRIPTIVE if descriptive else CHOICES).check(values, place)
-        kind_of = asked.one_of("question_type", TYPES)
-        name = f"{scene.integer('scene_index')}/{asked.integer('question_id')}"
-        text = asked.text("question")
+        record = (DESCRIPTIVE if descriptive else CHOICES).check(values, location)
+        kind = record.one_of("question_type", TYPES)
+        task_id = f"{scene.integer('scene_index')}/{record.integer('question_id')}"
+        text = record.text("question")
         if descriptive:
-            yield Task(name, video, text, asked.label("answer"), source="CLEVRER", kind=kind_of)
+            yield Task(task_id, video, text, record.label("answer"), source="CLEVRER", kind=kind)
             continue
-        choices = enumerate(asked.items("choices"))
-        options = [OPTION.check(item, f"{place}, choice {i}") for i, item in choices]
+        choices = enumerate(record.items("choices"))
+        options = [OPTION.check(item, f"{location}, choice {i}") for i, item in choices]
         texts = letter_options([option.text("choice") for option in options])
-        right = [option.one_of("answer", ("correct", "wrong")) == "correct" for option in options]
-        truth = {letter for letter, good in zip(texts, right, strict=True) if good}
-        question = f"{format_question(text, texts)}\n{ALL}"
+        correct = {
+            letter
+            for letter, option in zip(texts, options, strict=True)
+            if option.one_of("answer", ("correct", "wrong")) == "correct"
+        }
         yield Task(
-            name, video, question, _written(truth), source="CLEVRER", kind=kind_of, extra={"options": texts}
+            task_id,
+            video,
+            f"{format_question(text, texts)}\n{ALL}",
+            _format_letters(correct),
+            source="CLEVRER",
+            kind=kind,
+            extra={"options": texts},
         )
 
 
-def _written(letters: frozenset[str] | set[str]) -> str:
+def _format_letters(letters: frozenset[str] | set[str]) -> str:
     return ", ".join(sorted(letters)) or NONE

@@ -1,7 +1,7 @@
-"""LongVideoBench's validation set, with subtitles between the frames where they are asked for.
+"""LongVideoBench's validation set, with optional subtitles between the frames.
 
 Source of the metric: accuracy overall, per duration group (15, 60, 600, 3600 s)
-and per category of question.
+and per question category.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ SCHEMA = AnnotationSchema(
     {"option0": "the layout of an evaluation toolkit; use lvb_val.json itself"},
     {"correct_choice": "lvb_test_wo_gt.json, whose answers are not public; use lvb_val.json"},
 )  # fmt: skip
-GROUPS = ("15", "60", "600", "3600")
+DURATION_GROUPS = ("15", "60", "600", "3600")
 RELEASED = 1337
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Accuracy overall, by duration group, by category."""
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy overall, by duration group and by category."""
     return [
-        accuracy_metric(samples),
-        *accuracy_table(samples, "duration group, s", extra_label("duration_group"), GROUPS),
-        *accuracy_table(samples, "category", kind_label),
+        accuracy_metric(scores),
+        *accuracy_table(scores, "duration group, s", extra_label("duration_group"), DURATION_GROUPS),
+        *accuracy_table(scores, "category", kind_label),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads `lvb_val.json`."""
-    records = read_annotations(find_annotation_file(source.annotations, "lvb_val.json"), SCHEMA)
-    videos = VideoFolder(source.video_dir)
-    tasks = [_task(record, videos, source.subtitle_dir) for record in records]
-    notes = check_subtitles(tasks) if source.subtitle_dir else ()
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read `lvb_val.json`."""
+    records = read_annotations(find_annotation_file(files.annotations, "lvb_val.json"), SCHEMA)
+    videos = VideoFolder(files.video_dir)
+    tasks = [_task(record, videos, files.subtitle_dir) for record in records]
+    notes = check_subtitles(tasks) if files.subtitle_dir else ()
     return Benchmark("LongVideoBench", tuple(tasks), compute_metrics, num_released=RELEASED, notes=notes)
 
 
-def _task(record: AnnotationRecord, videos: VideoFolder, subtitles: Path | None) -> Task:
+def _task(record: AnnotationRecord, videos: VideoFolder, subtitle_dir: Path | None) -> Task:
     options = letter_options(record.options("candidates"))
     correct = record.integer("correct_choice")
     if not 0 <= correct < len(options):
         raise record.field_error("correct_choice", f"an index from 0 to {len(options) - 1}")
-    group = record.label("duration_group")
-    if group not in GROUPS:
-        raise record.field_error("duration_group", f"one of {', '.join(GROUPS)}")
-    starts = record.number("starting_timestamp_for_subtitles")
-    path = record.text("subtitle_path")
+    duration_group = record.label("duration_group")
+    if duration_group not in DURATION_GROUPS:
+        raise record.field_error("duration_group", f"one of {', '.join(DURATION_GROUPS)}")
+    subtitle_offset_s = record.number("starting_timestamp_for_subtitles")
+    subtitle_path = record.text("subtitle_path")
     return Task(
         task_id=record.label("id"),
         video=videos.find(record.text("video_path")),
@@ -80,9 +80,11 @@ def _task(record: AnnotationRecord, videos: VideoFolder, subtitles: Path | None)
         kind=record.text("question_category"),
         extra={
             "options": options,
-            "duration_group": group,
+            "duration_group": duration_group,
             "level": record.label("level"),
             "topic_category": record.text("topic_category"),
         },
-        subtitles=SubtitleFile(str(subtitles / path), starts) if subtitles else None,
+        subtitles=SubtitleFile(str(subtitle_dir / subtitle_path), subtitle_offset_s)
+        if subtitle_dir
+        else None,
     )

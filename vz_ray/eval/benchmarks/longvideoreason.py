@@ -1,8 +1,8 @@
 """LongVideoReason-eval.
 
-Source of the metric: accuracy overall and per type of problem. A few released
-questions have no options, or something else in their place; they are played
-and counted as they are, and the accuracy without them is given beside.
+Source of the metric: accuracy overall and per problem type. A few released
+questions have missing or malformed options. They are evaluated and counted like
+the others; a second metric excludes them.
 """
 
 from __future__ import annotations
@@ -38,30 +38,32 @@ TYPES = ("temporal", "goal", "plot", "spatial")
 RELEASED = 1000
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Accuracy overall, on questions whose options can be read, and by type."""
-    readable = [sample for sample in samples if sample.task.extra["options"]]
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy overall, on questions with parsed options, and by type."""
+    with_options = [score for score in scores if score.task.extra["options"]]
     return [
-        accuracy_metric(samples),
-        accuracy_metric(readable, "with readable options"),
-        *accuracy_table(samples, "type", kind_label, TYPES),
+        accuracy_metric(scores),
+        accuracy_metric(with_options, "with readable options"),
+        *accuracy_table(scores, "type", kind_label, TYPES),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads `test.jsonl`; videos are searched below the folder, as its archives unpack to several."""
-    records = read_annotations(find_annotation_file(source.annotations, "test.jsonl"), SCHEMA)
-    videos = VideoFolder(source.video_dir)
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read `test.jsonl`; videos may be in subfolders, since the archives unpack to several."""
+    records = read_annotations(find_annotation_file(files.annotations, "test.jsonl"), SCHEMA)
+    videos = VideoFolder(files.video_dir)
     tasks = tuple(_task(record, videos) for record in records)
-    odd = [task.task_id for task in tasks if not task.extra["options"]]
-    notes = (f"{len(odd)} questions have no readable options, first {odd[0]}",) if odd else ()
+    malformed = [task.task_id for task in tasks if not task.extra["options"]]
+    notes = (
+        (f"{len(malformed)} questions have no readable options, first {malformed[0]}",) if malformed else ()
+    )
     return Benchmark("LongVideoReason", tasks, compute_metrics, num_released=RELEASED, notes=notes)
 
 
 def _task(record: AnnotationRecord, videos: VideoFolder) -> Task:
     answer = last_answer(record.text("answer"))
     if answer is None or answer.removesuffix(".") not in LETTERS:
-        raise record.field_error("answer", "a letter in its tags, such as <answer>B</answer>")
+        raise record.field_error("answer", "a letter in answer tags, such as <answer>B</answer>")
     answer = answer.removesuffix(".")
     if record.text("data_type") != "video":
         raise record.field_error("data_type", "'video'")
@@ -79,9 +81,9 @@ def _task(record: AnnotationRecord, videos: VideoFolder) -> Task:
 
 
 def _video(record: AnnotationRecord) -> str:
-    """A path, or a list of one."""
+    """Return the path in `videos`: a string, or a list of one string."""
     value = record.values["videos"]
     path = value[0] if isinstance(value, list) and len(value) == 1 else value
     if not isinstance(path, str) or not path:
-        raise record.field_error("videos", "a path, or a list of one")
+        raise record.field_error("videos", "a path, or a list of one path")
     return path

@@ -1,8 +1,8 @@
-"""LVBench: very long videos, several types to a question, and where in the video its answer is.
+"""LVBench: very long videos, questions with several types, and a time reference of the answer.
 
-Source of the metric: accuracy overall, and per type; a question of several
-types counts in each. The time reference becomes the task's event, so that a
-zoom that shows it can be told from one that does not.
+Source of the metric: accuracy overall and per type; a question counts in each of
+its types. The time reference becomes the task's evidence span, so that zoom hits
+can be measured.
 """
 
 from __future__ import annotations
@@ -40,48 +40,48 @@ RELEASED = 1549
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)")
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Accuracy overall, and by type of question."""
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy overall, by question type and by video type."""
     return [
-        accuracy_metric(samples),
-        *accuracy_table(samples, "question type", extra_label("question_type"), TYPES),
-        *accuracy_table(samples, "video type", extra_label("video_type")),
+        accuracy_metric(scores),
+        *accuracy_table(scores, "question type", extra_label("question_type"), TYPES),
+        *accuracy_table(scores, "video type", extra_label("video_type")),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads `video_info.meta.jsonl`; videos are `{key}.mp4`."""
-    records = read_annotations(find_annotation_file(source.annotations, "video_info.meta.jsonl"), VIDEOS)
-    videos = VideoFolder(source.video_dir)
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read `video_info.meta.jsonl`; videos are `{key}.mp4`."""
+    records = read_annotations(find_annotation_file(files.annotations, "video_info.meta.jsonl"), VIDEOS)
+    videos = VideoFolder(files.video_dir)
     tasks = tuple(task for record in records for task in _tasks(record, videos))
-    unread = [task.task_id for task in tasks if not task.evidence_spans]
-    bare = [task.task_id for task in tasks if task.answer not in parse_options(task.question)]
-    notes = [
-        f"{len(unread)} time references cannot be read, first that of question {unread[0]}" if unread else "",
-        f"{len(bare)} questions whose options cannot be read, first {bare[0]}: their letters alone count"
-        if bare
-        else "",
-    ]
-    return Benchmark(
-        "LVBench", tasks, compute_metrics, num_released=RELEASED, notes=tuple(filter(None, notes))
-    )
+    no_evidence = [task.task_id for task in tasks if not task.evidence_spans]
+    no_options = [task.task_id for task in tasks if task.answer not in parse_options(task.question)]
+    notes = []
+    if no_evidence:
+        notes.append(f"{len(no_evidence)} time references cannot be parsed, first question {no_evidence[0]}")
+    if no_options:
+        notes.append(
+            f"{len(no_options)} questions have options that cannot be parsed, first {no_options[0]}; "
+            "only letters count as answers"
+        )
+    return Benchmark("LVBench", tasks, compute_metrics, num_released=RELEASED, notes=tuple(notes))
 
 
 def _tasks(record: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
     video = videos.find(f"{record.text('key')}.mp4")
     for index, values in enumerate(record.items("qa")):
-        asked = QUESTIONS.check(values, f"{record.location}, qa {index}")
-        types = asked.items("question_type")
+        question = QUESTIONS.check(values, f"{record.location}, qa {index}")
+        types = question.items("question_type")
         if not all(isinstance(name, str) for name in types):
-            raise asked.field_error("question_type", "a list of texts")
-        answer = asked.text("answer").strip()
+            raise question.field_error("question_type", "a list of strings")
+        answer = question.text("answer").strip()
         if answer not in LETTERS:
-            raise asked.field_error("answer", "a letter")
-        reference = asked.text("time_reference", empty=True)
+            raise question.field_error("answer", "a letter")
+        reference = question.text("time_reference", empty=True)
         yield Task(
-            task_id=asked.label("uid"),
+            task_id=question.label("uid"),
             video=video,
-            question=asked.text("question"),
+            question=question.text("question"),
             answer=answer,
             source="LVBench",
             kind=str(types[0]),
@@ -95,17 +95,17 @@ def _tasks(record: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
 
 
 def parse_time_reference(reference: str) -> tuple[tuple[float, float], ...]:
-    """`00:15-00:19` as `((15.0, 19.0),)`; hours are allowed, a single time is an instant.
+    """Parse `00:15-00:19` as `((15.0, 19.0),)`; hours are optional, a single time is an instant.
 
-    Empty where it cannot be read, or ends before it begins.
+    Return an empty tuple if the reference cannot be parsed or its end precedes its start.
     """
     times = [
         int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
         for hours, minutes, seconds in _CLOCK.findall(reference)
     ]
-    shape = _CLOCK.sub("#", reference).replace(" ", "")
-    if shape == "#":
+    pattern = _CLOCK.sub("#", reference).replace(" ", "")
+    if pattern == "#":
         return ((times[0], times[0]),)
-    if shape in ("#-#", "#\u2013#", "#~#") and times[0] <= times[1]:
+    if pattern in ("#-#", "#\u2013#", "#~#") and times[0] <= times[1]:
         return ((times[0], times[1]),)
     return ()

@@ -1,7 +1,7 @@
 """MLVU: the dev set in both layouts, its open-ended tasks, and the test set.
 
-Source of the metric: M-Avg is the mean over the choice tasks, each counting
-the same. The VideoZoomer paper's figures are micro averages; both are given.
+Source of the metric: M-Avg is the macro average over the choice tasks. The
+VideoZoomer paper reports micro averages; both are computed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEV = AnnotationSchema(
     "MLVU dev",
     ("video", "duration", "question", "candidates", "answer", "question_type"),
     {
-        "video_name": "the layout with letters, which may not be mixed with this one",
+        "video_name": "the layout with letters, which cannot be mixed with this one",
         "question_id": "MLVU test (use the benchmark mlvu_test)",
     },
 )
@@ -47,7 +47,7 @@ TEST = AnnotationSchema(
 LETTERED = AnnotationSchema(
     "MLVU (layout with letters)",
     ("video_name", "question", "answer", "task_type", "question_id"),
-    {"video": "the layout with texts, which may not be mixed with this one"},
+    {"video": "the layout with texts, which cannot be mixed with this one"},
 )
 OPEN = AnnotationSchema("MLVU dev, open-ended", ("video", "duration", "question", "answer", "question_type"))
 
@@ -56,25 +56,25 @@ OPEN_TASKS = ("sub_scene", "summary")
 CHOICE_FILES = tuple(f"{number}_{name}.json" for number, name in enumerate(CHOICE_TASKS, start=1))
 OPEN_FILES = tuple(f"{number}_{name}.json" for number, name in enumerate(OPEN_TASKS, start=8))
 DEV_RELEASED, OPEN_RELEASED, TEST_RELEASED = 2174, 418, 502
-OTHER_NAMES = {"findNeedle": "needle", "subPlot": "sub_scene"}
-"""Tasks that records call otherwise than their files."""
+TASK_ALIASES = {"findNeedle": "needle", "subPlot": "sub_scene"}
+"""Task names in records that differ from their file's name."""
 
 
-def compute_choice_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """M-Avg, micro average, and each task."""
-    tasks = accuracy_table(samples, "task", kind_label, CHOICE_TASKS)
-    return [macro_average(tasks, "M-Avg"), accuracy_metric(samples, "micro"), *tasks]
+def compute_choice_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return M-Avg, the micro average, and the accuracy of each task."""
+    tasks = accuracy_table(scores, "task", kind_label, CHOICE_TASKS)
+    return [macro_average(tasks, "M-Avg"), accuracy_metric(scores, "micro"), *tasks]
 
 
-def compute_open_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Share that the judge found right, and each task."""
-    return [accuracy_metric(samples), *accuracy_table(samples, "task", kind_label, OPEN_TASKS)]
+def compute_open_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the judged accuracy overall and of each task."""
+    return [accuracy_metric(scores), *accuracy_table(scores, "task", kind_label, OPEN_TASKS)]
 
 
-def read_dev(source: BenchmarkFiles) -> Benchmark:
-    """The seven choice tasks of the dev set: a folder of files, or one file in either layout."""
-    videos, tasks = VideoFolder(source.video_dir), list[Task]()
-    for file in _files(source.annotations, CHOICE_FILES):
+def read_dev(files: BenchmarkFiles) -> Benchmark:
+    """Read the seven choice tasks of the dev set: a folder of files, or one file in either layout."""
+    videos, tasks = VideoFolder(files.video_dir), list[Task]()
+    for file in _files(files.annotations, CHOICE_FILES):
         if _is_lettered(file):
             tasks += [_lettered(record, "MLVU dev", videos) for record in read_annotations(file, LETTERED)]
         else:
@@ -83,10 +83,10 @@ def read_dev(source: BenchmarkFiles) -> Benchmark:
     return Benchmark("MLVU dev", tuple(tasks), compute_choice_metrics, num_released=DEV_RELEASED)
 
 
-def read_open(source: BenchmarkFiles) -> Benchmark:
-    """The two open-ended tasks of the dev set; a judge says what is right."""
-    videos, tasks = VideoFolder(source.video_dir), list[Task]()
-    for file in _files(source.annotations, OPEN_FILES):
+def read_open(files: BenchmarkFiles) -> Benchmark:
+    """Read the two open-ended tasks of the dev set, which need a judge."""
+    videos, tasks = VideoFolder(files.video_dir), list[Task]()
+    for file in _files(files.annotations, OPEN_FILES):
         for index, record in enumerate(read_annotations(file, OPEN)):
             tasks.append(
                 Task(
@@ -102,36 +102,34 @@ def read_open(source: BenchmarkFiles) -> Benchmark:
     return Benchmark("MLVU dev, open-ended", tuple(tasks), compute_open_metrics, num_released=OPEN_RELEASED)
 
 
-def read_test(source: BenchmarkFiles) -> Benchmark:
-    """The test set; its answers are in a file of their own, except in the layout with letters."""
-    file = find_annotation_file(source.annotations, "test_question.json")
-    videos = VideoFolder(source.video_dir)
+def read_test(files: BenchmarkFiles) -> Benchmark:
+    """Read the test set; the answers are in a separate file, except in the layout with letters."""
+    file = find_annotation_file(files.annotations, "test_question.json")
+    videos = VideoFolder(files.video_dir)
     if _is_lettered(file):
         tasks = [_lettered(record, "MLVU test", videos) for record in read_annotations(file, LETTERED)]
-    elif source.answer_file is None:
-        raise UserError(
-            f"{file} has questions alone: set `answers` to the file with MLVU test's ground truth"
-        )
+    elif files.answer_file is None:
+        raise UserError(f"{file} has no answers; set `answers` to the file with MLVU test's ground truth")
     else:
-        truths, records = _truths(source.answer_file), read_annotations(file, TEST)
-        tasks = [_test_task(record, truths, source.answer_file, videos) for record in records]
+        answers, records = _read_answers(files.answer_file), read_annotations(file, TEST)
+        tasks = [_test_task(record, answers, files.answer_file, videos) for record in records]
     return Benchmark("MLVU test", tuple(tasks), compute_choice_metrics, num_released=TEST_RELEASED)
 
 
 def _files(root: Path, names: Iterable[str]) -> list[Path]:
-    """The files of a folder, all of them; a file alone is all there is."""
+    """Return all named files of a folder, or `root` itself if it is a file."""
     return [root] if root.is_file() else [find_annotation_file(root, name) for name in names]
 
 
 def _is_lettered(file: Path) -> bool:
-    """Which layout a file has, by its first record."""
+    """Return whether the first record has the layout with letters."""
     return "video_name" in read_first_record(file)
 
 
 def _kind(name: str) -> str:
-    """A task's name as its file has it, unnumbered: `1_plotQA` is `plotQA`, `findNeedle` is `needle`."""
-    bare = name.split("_", 1)[1] if name[:1].isdigit() and "_" in name else name
-    return OTHER_NAMES.get(bare, bare)
+    """Normalize a task name: `1_plotQA` becomes `plotQA`, `findNeedle` becomes `needle`."""
+    task_name = name.split("_", 1)[1] if name[:1].isdigit() and "_" in name else name
+    return TASK_ALIASES.get(task_name, task_name)
 
 
 def _dev_task(record: AnnotationRecord, file: Path, index: int, videos: VideoFolder) -> Task:
@@ -139,7 +137,7 @@ def _dev_task(record: AnnotationRecord, file: Path, index: int, videos: VideoFol
     options = letter_options(record.options("candidates"))
     return Task(
         task_id=f"{file.stem}/{index}",
-        # Videos of each task are in a folder of their own, named as the file.
+        # Each task has its own video folder, named like its file.
         video=videos.find(f"{file.stem}/{record.text('video')}"),
         question=format_question(record.text("question"), options),
         answer=_letter_of_text(record, options),
@@ -150,7 +148,7 @@ def _dev_task(record: AnnotationRecord, file: Path, index: int, videos: VideoFol
 
 
 def _lettered(record: AnnotationRecord, name: str, videos: VideoFolder) -> Task:
-    """A record whose answer is a letter, `B` or `(B)`, and whose question most often holds the options."""
+    """Convert a record with a letter as answer (`B` or `(B)`); its question usually contains the options."""
     question = record.text("question")
     options = parse_options(question)
     if not options:
@@ -171,17 +169,17 @@ def _lettered(record: AnnotationRecord, name: str, videos: VideoFolder) -> Task:
 
 
 def _letter_of_text(record: AnnotationRecord, options: dict[str, str]) -> str:
-    """The letter of the option whose text is the answer."""
+    """Return the letter of the option whose text is the answer."""
     value = record.values.get("answer")
     answer = str(value).strip() if isinstance(value, int | float) else record.text("answer").strip()
-    found = [letter for letter, option in options.items() if option == answer]
-    if not found:
+    letters = [letter for letter, option in options.items() if option == answer]
+    if not letters:
         raise record.field_error("answer", f"the text of one of {', '.join(map(repr, options.values()))}")
-    return found[0]
+    return letters[0]
 
 
-def _truths(file: Path) -> dict[str, str]:
-    """Answers by question id: a list of records, or an object."""
+def _read_answers(file: Path) -> dict[str, str]:
+    """Read answers by question id from a list of records or an object."""
     values = read_annotation_json(file)
     if isinstance(values, dict):
         return {str(key): str(value) for key, value in values.items()}
@@ -189,18 +187,18 @@ def _truths(file: Path) -> dict[str, str]:
     return {record.label("question_id"): record.label("answer") for record in read_annotations(file, schema)}
 
 
-def _test_task(record: AnnotationRecord, truths: dict[str, str], file: Path, videos: VideoFolder) -> Task:
-    options, name = letter_options(record.options("candidates")), record.label("question_id")
-    if name not in truths:
-        raise UserError(f"{file} has no answer to question {name} ({record.location})")
-    answer = parse_choice(truths[name], options)
+def _test_task(record: AnnotationRecord, answers: dict[str, str], file: Path, videos: VideoFolder) -> Task:
+    options, question_id = letter_options(record.options("candidates")), record.label("question_id")
+    if question_id not in answers:
+        raise UserError(f"{file} has no answer to question {question_id} ({record.location})")
+    answer = parse_choice(answers[question_id], options)
     if answer is None:
         raise UserError(
-            f"{file}: the answer to question {name} is {truths[name]!r}; expected a letter from A to "
-            f"{max(options)} or the text of one of {', '.join(map(repr, options.values()))}"
+            f"{file}: the answer to question {question_id} is {answers[question_id]!r}; expected a letter "
+            f"from A to {max(options)} or the text of one of {', '.join(map(repr, options.values()))}"
         )
     return Task(
-        task_id=name,
+        task_id=question_id,
         video=videos.find(record.text("video")),
         question=format_question(record.text("question"), options),
         answer=answer,

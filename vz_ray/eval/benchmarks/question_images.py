@@ -1,7 +1,7 @@
-"""Images that belong to questions, kept as videos of one frame.
+"""Question images, stored as videos of one frame.
 
-So they reach the model as any other frame does: through the clip pool, with a
-reference from which the same bytes can be had again.
+As videos they take the same path to the model as other frames: through the decode
+pool, with a frame reference that reproduces the same bytes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from vz_ray.video.disk_cache import resolve_cache_dir
 
 
 def image_cache_dir(configured: str) -> Path:
-    """Where pictures are kept; empty takes the user's cache directory."""
-    return Path(configured) if configured else resolve_cache_dir("") / "pictures"
+    """Return the configured folder; by default a folder in the user's cache directory."""
+    return Path(configured) if configured else resolve_cache_dir("") / "question_images"
 
 
-def image_to_video(image: bytes, folder: Path, place: str) -> str:
-    """Path of a one-frame video of an encoded image (PNG, JPEG, ...); made once, named by content.
+def image_to_video(image: bytes, folder: Path, location: str) -> str:
+    """Store an encoded image (PNG, JPEG, ...) as a one-frame video and return its path.
 
-    Colours are kept without subsampling, at x264's best quality.
+    The file name is the content hash, so each image is encoded once. The video is lossless x264 without
+    chroma subsampling.
 
     Raises:
-        UserError: It is no image; names `place`.
+        UserError: The image cannot be decoded; the message starts with `location`.
     """
     path = folder / f"{blake3.blake3(image).hexdigest()[:32]}.mp4"
     if path.is_file():
@@ -42,7 +43,7 @@ def image_to_video(image: bytes, folder: Path, place: str) -> str:
         _write(frame, partial)
         partial.replace(path)
     except (av.FFmpegError, StopIteration, IndexError) as error:
-        raise UserError(f"{place}: its image cannot be decoded ({error})") from error
+        raise UserError(f"{location}: the image cannot be decoded ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
     return str(path)
@@ -52,9 +53,9 @@ def _write(frame: av.VideoFrame, path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1, options={"qp": "0", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv444p"
-        # Said outright, or a picture of full range would be taken for one of limited range.
+        # Without an explicit range, full-range images would be decoded as limited range.
         stream.codec_context.color_range = ColorRange.MPEG
-        shown = frame.reformat(format="yuv444p", dst_color_range=ColorRange.MPEG)
-        shown.pts = 0
-        container.mux(stream.encode(shown))
+        yuv_frame = frame.reformat(format="yuv444p", dst_color_range=ColorRange.MPEG)
+        yuv_frame.pts = 0
+        container.mux(stream.encode(yuv_frame))
         container.mux(stream.encode(None))

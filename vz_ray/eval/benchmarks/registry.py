@@ -1,10 +1,11 @@
-"""Benchmarks by name; a user's own by dotted path."""
+"""Registry of benchmark adapters: built-in ones by name, custom ones by `package.module:function`."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Mapping
+from typing import cast
 
 from vz_ray.eval.benchmarks import (
     clevrer,
@@ -44,42 +45,41 @@ ADAPTERS: Mapping[str, BenchmarkAdapter] = {
 
 
 def get_adapter(name: str) -> BenchmarkAdapter:
-    """A benchmark's adapter: one of `ADAPTERS`, or `package.module:function`.
+    """Return the adapter registered as `name`, or import `package.module:function`.
 
     Raises:
-        UserError: There is none of this name, or the function cannot be imported.
+        UserError: The name is not registered, or the function cannot be imported.
     """
     if name in ADAPTERS:
         return ADAPTERS[name]
     module, colon, function = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, ADAPTERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ADAPTERS)}"
-        raise UserError(f"no benchmark {name!r}; {hint} A function of your own is package.module:function")
+        matches = difflib.get_close_matches(name, ADAPTERS, n=1)
+        hint = f"did you mean {matches[0]}?" if matches else f"use one of {', '.join(ADAPTERS)},"
+        raise UserError(f"unknown benchmark {name!r}; {hint} or a custom package.module:function")
     try:
-        found = getattr(importlib.import_module(module), function)
+        adapter = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"cannot import the benchmark {name}: {error}") from error
-    if not callable(found):
-        raise UserError(f"the benchmark {name} is no function but {type(found).__name__}")
-    adapter: BenchmarkAdapter = found
-    return adapter
+    if not callable(adapter):
+        raise UserError(f"benchmark {name} is {type(adapter).__name__}; it must be a function")
+    return cast(BenchmarkAdapter, adapter)
 
 
-def load_benchmark(name: str, source: BenchmarkFiles) -> Benchmark:
-    """Reads a benchmark's files and checks what every benchmark must hold to.
+def load_benchmark(name: str, files: BenchmarkFiles) -> Benchmark:
+    """Read a benchmark's files and check that it has tasks with unique ids.
 
     Raises:
-        UserError: A file is not what it should be, there are no questions, or two of one id.
+        UserError: A file is malformed, there are no questions, or two questions have the same id.
     """
-    benchmark = get_adapter(name)(source)
+    benchmark = get_adapter(name)(files)
     if not isinstance(benchmark, Benchmark):
-        raise UserError(f"the benchmark {name} returned {type(benchmark).__name__}, not a Benchmark")
+        raise UserError(f"benchmark {name} returned {type(benchmark).__name__}; it must return a Benchmark")
     if not benchmark.tasks:
-        raise UserError(f"{source.annotations} holds no questions of {benchmark.title}")
-    seen: set[str] = set()
+        raise UserError(f"{files.annotations} has 0 questions of {benchmark.title}")
+    task_ids: set[str] = set()
     for task in benchmark.tasks:
-        if task.task_id in seen:
-            raise UserError(f"{source.annotations} has two questions with id {task.task_id!r}")
-        seen.add(task.task_id)
+        if task.task_id in task_ids:
+            raise UserError(f"{files.annotations} has two questions with id {task.task_id!r}")
+        task_ids.add(task.task_id)
     return benchmark

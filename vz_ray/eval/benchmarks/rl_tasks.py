@@ -1,6 +1,6 @@
-"""The project's own task files (RL schema), one or several: the needle world and data sets in its shape.
+"""vz_ray's own task files (RL schema), such as those of the needle world.
 
-A YAML file lists several, each with its own sampling:
+A YAML file lists several task files, each with its own sampling strategy:
 
     datasets:
       - json_path: first.json
@@ -32,45 +32,49 @@ from vz_ray.utils.errors import UserError
 KEYS = {"json_path", "sampling_strategy"}
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Accuracy overall, by data source and by kind, where there are several."""
-    sources = accuracy_table(samples, "data source", lambda task: task.source or "unnamed")
-    kinds = accuracy_table(samples, "kind", lambda task: kind_label(task) or "other")
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the overall accuracy, and the accuracy by data source and by kind if there are several."""
+    sources = accuracy_table(scores, "data source", lambda task: task.source or "unnamed")
+    kinds = accuracy_table(scores, "kind", lambda task: kind_label(task) or "other")
     return [
-        accuracy_metric(samples),
+        accuracy_metric(scores),
         *(sources if len(sources) > 1 else ()),
         *(kinds if len(kinds) > 1 else ()),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads one JSON file, or those that a YAML file lists."""
-    file = source.annotations
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read one JSON file, or the files that a YAML file lists."""
+    file = files.annotations
     if file.suffix in (".yaml", ".yml"):
-        sets = [_set(file, index, entry) for index, entry in enumerate(_listed(file))]
-        tasks = [task for tasks in sets for task in tasks]
+        datasets = [_read_dataset(file, index, entry) for index, entry in enumerate(_list_datasets(file))]
+        tasks = [task for dataset in datasets for task in dataset]
         if len({task.task_id for task in tasks}) < len(tasks):
-            tasks = [replace(t, task_id=f"{i}/{t.task_id}") for i, tasks in enumerate(sets) for t in tasks]
+            tasks = [
+                replace(task, task_id=f"{index}/{task.task_id}")
+                for index, dataset in enumerate(datasets)
+                for task in dataset
+            ]
     else:
         tasks = read_tasks(file)
     return Benchmark(f"{file.parent.name}/{file.stem}", tuple(tasks), compute_metrics)
 
 
-def _listed(file: Path) -> list[Any]:
+def _list_datasets(file: Path) -> list[Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    listed = values.get("datasets") if isinstance(values, dict) else None
-    if not isinstance(listed, list) or not listed:
+    datasets = values.get("datasets") if isinstance(values, dict) else None
+    if not isinstance(datasets, list) or not datasets:
         raise UserError(f"{file}: expected `datasets:` with a list of `json_path: ...`")
-    return listed
+    return datasets
 
 
-def _set(file: Path, index: int, entry: Any) -> list[Task]:
+def _read_dataset(file: Path, index: int, entry: Any) -> list[Task]:
     if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= KEYS:
         raise UserError(
-            f"{file}, data set {index}: expected json_path and perhaps sampling_strategy, found {entry}"
+            f"{file}, dataset {index}: expected json_path and optional sampling_strategy, got {entry}"
         )
     path = file.parent / str(entry["json_path"])
     return subsample(read_tasks(path), str(entry.get("sampling_strategy", "all")))

@@ -1,4 +1,4 @@
-"""Sentence embeddings: mean of a text model's last hidden states, as `all-MiniLM-L6-v2` and its like."""
+"""Sentence embeddings: mean of a text model's last hidden states, as in `all-MiniLM-L6-v2`."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 from vz_ray.utils.errors import UserError
 
 MAX_TOKENS = 256
-"""Tokens of a text that count (source: all-MiniLM-L6-v2)."""
+"""Maximum tokens of a text; longer texts are truncated (source: all-MiniLM-L6-v2)."""
 
 
 class SentenceEmbedder:
-    """A sentence-embedding model from a folder, loaded when it is first needed.
+    """Sentence-embedding model, loaded from a folder on first use.
 
     Raises:
-        UserError: There is no model in the folder.
+        UserError: The folder has no model.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"no sentence-embedding model at {folder}: config.json is missing; set `embedding_model` to "
-                "a folder with one, such as all-MiniLM-L6-v2"
+                "the folder of a model such as all-MiniLM-L6-v2"
             )
         self.folder = folder
         self._embedding = lru_cache(maxsize=4096)(self._embed)
 
-    def cosine_similarity(self, one: str, other: str) -> float:
-        """Likeness of two texts, -1 to 1."""
-        return float(self._embedding(one) @ self._embedding(other))
+    def cosine_similarity(self, text: str, other: str) -> float:
+        """Return the cosine similarity of two texts, -1 to 1."""
+        return float(self._embedding(text) @ self._embedding(other))
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
@@ -41,7 +41,7 @@ class SentenceEmbedder:
         return tokenizer, model.eval()
 
     def _embed(self, text: str) -> Any:
-        """Unit vector `[D]`."""
+        """Return the embedding as a unit vector `[D]`."""
         import torch
 
         tokenizer, model = self._model

@@ -1,4 +1,4 @@
-"""Which questions of an evaluation set are played: `all | first:N | end:N | random:N | N%`."""
+"""Sampling strategies of an evaluation set: `all | first:N | end:N | random:N | N%`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 def subsample(items: Sequence[T], strategy: str, seed: int = 0) -> list[T]:
-    """The items that a strategy takes, in their order.
+    """Return the subset of `items` that a strategy selects, in the original order.
 
     Args:
-        items: All there are.
-        strategy: `all`; `first:20` and `end:20`, from that end; `random:20`, drawn; `20%`, a share, drawn.
-        seed: Of the draw.
+        items: Items to select from.
+        strategy: `all`; `first:20` or `end:20` from either end; `random:20` or `20%` at random.
+        seed: Seed of random selections.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: `strategy` has another format.
     """
     match = re.fullmatch(SAMPLING_STRATEGY_PATTERN, strategy)
     if match is None:
-        raise ValueError(f"sampling strategy {strategy!r} is none of all, first:N, end:N, random:N, N%")
+        raise ValueError(f"sampling strategy is {strategy!r}; it must be all, first:N, end:N, random:N or N%")
     if strategy == "all":
         return list(items)
     if strategy.endswith("%"):

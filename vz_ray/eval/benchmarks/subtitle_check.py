@@ -1,4 +1,4 @@
-"""Subtitles of a benchmark, looked at before anything is played."""
+"""Checks of a benchmark's subtitle files before an evaluation starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vz_ray.video.subtitles import read_subtitles
 
 
 def check_subtitles(tasks: Sequence[Task]) -> tuple[str, ...]:
-    """Reads each file once; a note where videos are shown without any.
+    """Read each subtitle file once, and return a note if videos have no subtitles.
 
     Raises:
-        UserError: A file is missing or cannot be read.
+        UserError: A file is missing or malformed.
     """
     files = {task.subtitles.path: task.subtitles for task in tasks if task.subtitles is not None}
     missing = [path for path in sorted(files) if not Path(path).is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(files)} files of subtitles do not exist, first {missing[0]}; "
-            "set `subtitles` to the folder they are in, or leave it empty to show none"
+            f"{len(missing)} of {len(files)} subtitle files do not exist, first {missing[0]}; "
+            "set `subtitles` to their folder, or leave it empty to disable subtitles"
         )
     for path, file in files.items():
         try:
@@ -35,7 +35,7 @@ def check_subtitles(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def drop_missing_subtitles(task: Task) -> Task:
-    """The task without its file of subtitles if there is none: not every video has one."""
+    """Return the task without its subtitles if the file does not exist."""
     if task.subtitles is None or Path(task.subtitles.path).is_file():
         return task
     return replace(task, subtitles=None)

@@ -1,8 +1,8 @@
-"""TemporalBench: questions between two captions, and captions.
+"""TemporalBench: choices between two captions, and captioning.
 
-Source of the metrics: binary accuracy counts each question; multiple-binary
-accuracy counts a video, all of whose questions must be right. Captions are
-compared with the truth by the cosine of their sentence embeddings, times 100.
+Source of the metrics: binary accuracy is over questions; multiple-binary accuracy
+is over videos, and a video counts if all its questions are correct. A caption's
+score is the cosine similarity of its sentence embedding to the reference, times 100.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
-    GroupLabel,
+    TaskLabel,
     TaskScore,
     accuracy_metric,
     extra_label,
@@ -39,81 +39,77 @@ CATEGORIES = (
 )  # fmt: skip
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Binary and multiple-binary accuracy: overall, by category, by data set."""
-    tables: list[tuple[str, GroupLabel, Sequence[str]]] = [
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return binary and multiple-binary accuracy overall, by category and by data set."""
+    tables: list[tuple[str, TaskLabel, Sequence[str]]] = [
         ("category", lambda task: kind_label(task) or "none", CATEGORIES),
         ("data set", extra_label("dataset"), ()),
     ]
-    found = [accuracy_metric(samples, "binary"), multiple_binary(samples, "multiple-binary")]
+    metrics = [accuracy_metric(scores, "binary"), multiple_binary(scores, "multiple-binary")]
     for table, label, order in tables:
-        groups = group_by(samples, label, order)
-        found += [accuracy_metric(members, name, f"{table}, binary") for name, members in groups.items()]
-        found += [
+        groups = group_by(scores, label, order)
+        metrics += [accuracy_metric(members, name, f"{table}, binary") for name, members in groups.items()]
+        metrics += [
             multiple_binary(members, name, f"{table}, multiple-binary") for name, members in groups.items()
         ]
-    return found
+    return metrics
 
 
-def multiple_binary(samples: Sequence[TaskScore], name: str, table: str = "") -> BenchmarkMetric:
-    """Videos all of whose questions are right."""
-    videos = group_by(samples, extra_label("video_name"))
-    return mean_metric((min(sample.score for sample in members) for members in videos.values()), name, table)
+def multiple_binary(scores: Sequence[TaskScore], name: str, table: str = "") -> BenchmarkMetric:
+    """Return the fraction of videos with all questions correct."""
+    videos = group_by(scores, extra_label("video_name"))
+    return mean_metric((min(score.score for score in members) for members in videos.values()), name, table)
 
 
-def compute_caption_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Mean cosine: overall, and by data set."""
-    groups = group_by(samples, extra_label("dataset"))
+def compute_caption_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the mean cosine similarity overall and by data set."""
+    groups = group_by(scores, extra_label("dataset"))
     return [
-        accuracy_metric(samples, "cosine"),
+        accuracy_metric(scores, "cosine"),
         *(accuracy_metric(members, name, "data set") for name, members in groups.items()),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads `temporalbench_short_qa.json` or `temporalbench_long_qa.json`: one file, named in full."""
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read `temporalbench_short_qa.json` or `temporalbench_long_qa.json`; a folder prefers the short file."""
     file = find_annotation_file(
-        source.annotations, "temporalbench_short_qa.json", "temporalbench_long_qa.json"
+        files.annotations, "temporalbench_short_qa.json", "temporalbench_long_qa.json"
     )
-    videos = VideoFolder(source.video_dir)
+    videos = VideoFolder(files.video_dir)
     tasks = tuple(_task(record, videos) for record in read_annotations(file, SCHEMA))
     return Benchmark(f"TemporalBench {file.stem.removeprefix('temporalbench_')}", tasks, compute_metrics)
 
 
-def read_captions(source: BenchmarkFiles) -> Benchmark:
-    """Reads `temporalbench_short_caption.json`; without an embedding model nothing of it is measured."""
-    file = find_annotation_file(source.annotations, "temporalbench_short_caption.json")
-    videos = VideoFolder(source.video_dir)
+def read_captions(files: BenchmarkFiles) -> Benchmark:
+    """Read `temporalbench_short_caption.json`; without an embedding model the captions stay unscored."""
+    file = find_annotation_file(files.annotations, "temporalbench_short_caption.json")
+    videos = VideoFolder(files.video_dir)
     tasks = tuple(_caption(record, videos) for record in read_annotations(file, CAPTIONS))
-    notes = () if source.embedding_model_dir else ("captions are not measured: `embedding_model` is not set",)
-    marker = (
-        cosine_scorer(SentenceEmbedder(source.embedding_model_dir))
-        if source.embedding_model_dir
-        else unscored
-    )
-    return Benchmark(
-        "TemporalBench captions", tasks, compute_caption_metrics, score_answer=marker, notes=notes
-    )
+    title = "TemporalBench captions"
+    if files.embedding_model_dir is None:
+        notes = ("captions are not scored: `embedding_model` is not set",)
+        return Benchmark(title, tasks, compute_caption_metrics, score_answer=unscored, notes=notes)
+    scorer = cosine_scorer(SentenceEmbedder(files.embedding_model_dir))
+    return Benchmark(title, tasks, compute_caption_metrics, score_answer=scorer)
 
 
 def cosine_scorer(embedder: SentenceEmbedder) -> AnswerScorer:
-    """Marks a caption by its likeness to the truth; less than none counts as none."""
+    """Return a scorer of captions by cosine similarity to the reference, clipped at 0."""
 
-    def mark(task: Task, text: str) -> AnswerScore:
-        return AnswerScore(
-            AnswerStatus.PARSED, max(0.0, embedder.cosine_similarity(text, task.answer)), text[:80]
-        )
+    def score_caption(task: Task, text: str) -> AnswerScore:
+        similarity = embedder.cosine_similarity(text, task.answer)
+        return AnswerScore(AnswerStatus.PARSED, max(0.0, similarity), text[:80])
 
-    return mark
+    return score_caption
 
 
 def unscored(task: Task, text: str) -> AnswerScore:
-    """Nobody can say."""
+    """Exclude every caption from the metrics."""
     return AnswerScore(AnswerStatus.UNJUDGED)
 
 
 def _dataset(record: AnnotationRecord) -> str:
-    """Releases name it `dataset` or `source_dataset`."""
+    """Return the field `dataset`, which some releases call `source_dataset`."""
     return record.text("dataset" if "dataset" in record.values else "source_dataset")
 
 
@@ -135,7 +131,7 @@ def _caption(record: AnnotationRecord, videos: VideoFolder) -> Task:
         video=videos.find(record.text("video_name")),
         question=record.text("question"),
         answer=record.text("GT"),
-        # Not open-ended: the rollout workers' judge is not asked about it.
+        # Not open-ended, so that the rollout workers do not call the judge.
         answer_type=AnswerType.MULTIPLE_CHOICE,
         source="TemporalBench",
         kind="caption",

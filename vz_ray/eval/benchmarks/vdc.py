@@ -1,10 +1,9 @@
-"""VDC: detailed captions of five kinds, judged by what they say about questions (VDCscore).
+"""VDC: detailed captions of five kinds, judged through questions (VDCscore).
 
-The released files have, by video, about nineteen questions drawn from its
-reference caption of a kind. A judge answers each from the model's caption
-alone, and marks (yes or no) and grades (0 to 5) that answer. A caption is worth
-the share of its questions that are right, and its mean grade; figures are
-means over captions, and over kinds.
+The released files have about nineteen questions per video and kind of caption.
+A judge answers each question from the model's caption only, then scores (yes or no)
+and grades (0 to 5) that answer. A caption's score is its fraction of correct
+answers, with its mean grade; metrics average over captions, then over kinds.
 """
 
 from __future__ import annotations
@@ -38,82 +37,84 @@ CAPTION_PROMPTS = {
     "detailed": "Describe this video in detail, from beginning to end: what happens, the subjects and their "
     "actions, the surroundings, and the camera work.",
 }
-"""What the model is asked for each kind of caption: the benchmark's own instructions are drawn from lists."""
+"""Prompt for each kind of caption. The benchmark itself samples prompts from lists."""
 RELEASED = 5133
-"""Captions asked for: five kinds of 1,027 videos; two videos have no questions about their main object."""
+"""Number of captions: five kinds of 1,027 videos, minus two videos without main-object questions."""
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Mean over kinds of accuracy and grade, and each kind; and as the released script counts.
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return accuracy and grade over kinds and for each kind, and the accuracy of the released script.
 
-    That leaves out captions that answer no question rightly.
+    The released script excludes captions with score 0.
     """
-    right = [sample for sample in samples if sample.score]
-    released = accuracy_table(
-        right, "kind, without captions that say nothing right", kind_label, tuple(CAPTION_PROMPTS)
-    )
+    kinds = tuple(CAPTION_PROMPTS)
+    nonzero = [score for score in scores if score.score]
+    released = accuracy_table(nonzero, "kind, without captions of score 0", kind_label, kinds)
     headline = macro_average(released, "accuracy, released script")
-    first, *others = judge_metrics(samples, "kind", tuple(CAPTION_PROMPTS))
+    first, *others = judge_metrics(scores, "kind", kinds)
     return [first, headline, *others, *released]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads the five question files in a folder, or one of them."""
-    root, videos = source.annotations, VideoFolder(source.video_dir)
-    files = (
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read the five question files in a folder, or one of the files."""
+    root, videos = files.annotations, VideoFolder(files.video_dir)
+    paths = (
         [root]
         if root.is_file()
         else [find_annotation_file(root, f"{name}.jsonl") for name in CAPTION_PROMPTS]
     )
     tasks: list[Task] = []
     notes: list[str] = []
-    for file in files:
+    for file in paths:
         if file.stem not in CAPTION_PROMPTS:
             raise UserError(
                 f"{file}: VDC's files are {', '.join(f'{name}.jsonl' for name in CAPTION_PROMPTS)}"
             )
-        checks, odd = _checks(file)
-        tasks += _tasks(file.stem, checks, videos)
-        notes += odd
-    released = RELEASED if len(files) == len(CAPTION_PROMPTS) else 0
+        questions, file_notes = _read_questions(file)
+        tasks += _tasks(file.stem, questions, videos)
+        notes += file_notes
+    released = RELEASED if len(paths) == len(CAPTION_PROMPTS) else 0
     return Benchmark("VDC", tuple(tasks), compute_metrics, num_released=released, notes=tuple(notes))
 
 
-def _checks(file: Path) -> tuple[dict[str, tuple[CaptionQuestion, ...]], list[str]]:
-    """Questions by video, and what was odd about them."""
-    found: dict[str, tuple[CaptionQuestion, ...]] = {}
-    blank = again = 0
+def _read_questions(file: Path) -> tuple[dict[str, tuple[CaptionQuestion, ...]], list[str]]:
+    """Return questions by video, and notes on blank and duplicate entries."""
+    questions_by_video: dict[str, tuple[CaptionQuestion, ...]] = {}
+    blank = duplicates = 0
     for record in read_annotations(file, AnnotationSchema("VDC's questions, a video on each line", ())):
         for video in record.values:
-            place = f"{record.location}, video {video}"
+            location = f"{record.location}, video {video}"
             pairs = [
-                SCHEMA.check(item, f"{place}, question {index}")
+                SCHEMA.check(item, f"{location}, question {index}")
                 for index, item in enumerate(record.items(video))
             ]
-            checks = [
+            questions = [
                 CaptionQuestion(pair.text("question").strip(), pair.text("answer").strip())
                 for pair in pairs
                 if pair.text("question", empty=True).strip() and pair.text("answer", empty=True).strip()
             ]
-            blank += len(pairs) - len(checks)
-            again += video in found
-            found[video] = tuple(checks)
-    odd = [
-        (blank, "questions without words were left out"),
-        (again, "videos have two lists of questions, and the later one counts"),
-    ]
-    return found, [f"{file.name}: {count} {what}" for count, what in odd if count]
+            blank += len(pairs) - len(questions)
+            duplicates += video in questions_by_video
+            questions_by_video[video] = tuple(questions)
+    notes = []
+    if blank:
+        notes.append(f"{file.name}: {blank} blank questions were skipped")
+    if duplicates:
+        notes.append(f"{file.name}: {duplicates} videos have two lists of questions; the last one is used")
+    return questions_by_video, notes
 
 
-def _tasks(name: str, checks: dict[str, tuple[CaptionQuestion, ...]], videos: VideoFolder) -> Iterator[Task]:
-    for video, questions in checks.items():
+def _tasks(
+    kind: str, questions_by_video: dict[str, tuple[CaptionQuestion, ...]], videos: VideoFolder
+) -> Iterator[Task]:
+    for video, questions in questions_by_video.items():
         yield Task(
-            task_id=f"{name}/{video}",
+            task_id=f"{kind}/{video}",
             video=videos.find(video),
-            question=CAPTION_PROMPTS[name],
+            question=CAPTION_PROMPTS[kind],
             answer="",
             answer_type=AnswerType.CAPTION,
             source="VDC",
-            kind=name,
+            kind=kind,
             caption_questions=questions,
         )

@@ -1,4 +1,4 @@
-"""Where a benchmark's videos are, and which of them are not there."""
+"""Lookup of a benchmark's videos, and of missing videos."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".ts", ".mp
 
 
 class VideoFolder:
-    """Finds videos by the names that annotations give, wherever below `root` an archive put them."""
+    """Finds videos below `root` by the names in the annotations, in any subfolder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, name: str) -> str:
-        """Path of a video.
+        """Return the path of a video.
 
-        `name` is a path, a file name, or a name without its ending. A video
-        that is not there gets the path where it was looked for first.
+        Args:
+            name: Path below `root`, file name, or file name without extension. A missing video gets the path
+                directly below `root`.
 
         Raises:
-            UserError: Several files have this name, and none lies where `name` says.
+            UserError: Several files match, and none of them is at the path `name`.
         """
         direct = self.root / name
         if direct.is_file():
             return str(direct)
-        found = self._files.get(Path(name).name) or [
+        matches = self._files.get(Path(name).name) or [
             path
-            for ending in (*VIDEO_EXTENSIONS, *map(str.upper, VIDEO_EXTENSIONS))
-            for path in self._files.get(Path(name).name + ending, ())
+            for extension in (*VIDEO_EXTENSIONS, *map(str.upper, VIDEO_EXTENSIONS))
+            for path in self._files.get(Path(name).name + extension, ())
         ]
-        nearer = [path for path in found if str(path).endswith(os.sep + name)] or found
-        if len(nearer) > 1:
+        matches = [path for path in matches if str(path).endswith(os.sep + name)] or matches
+        if len(matches) > 1:
             raise UserError(
-                f"{self.root} has {len(nearer)} videos called {name}: {nearer[0]}, {nearer[1]}; keep one"
+                f"{self.root} has {len(matches)} videos called {name}: {matches[0]}, {matches[1]}; keep one"
             )
         missing = direct if direct.suffix.lower() in VIDEO_EXTENSIONS else self.root / f"{name}.mp4"
-        return str(nearer[0] if nearer else missing)
+        return str(matches[0] if matches else missing)
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """Every file below the root, by name; walked once."""
+        """All files below the root by name; the tree is walked once."""
         files: defaultdict[str, list[Path]] = defaultdict(list)
         for folder, _, names in os.walk(self.root, followlinks=True):
             for name in names:
@@ -58,12 +59,12 @@ class VideoFolder:
 
 @dataclass(frozen=True, slots=True)
 class MissingVideos:
-    """Videos that are not there.
+    """Missing videos of a set of tasks.
 
     Attributes:
-        paths: Their paths, sorted.
-        num_videos: How many videos the questions are about.
-        num_questions: Questions about those that are missing.
+        paths: Paths of the missing videos, sorted.
+        num_videos: Number of videos of the tasks.
+        num_questions: Number of questions about missing videos.
     """
 
     paths: tuple[str, ...]
@@ -71,14 +72,15 @@ class MissingVideos:
     num_questions: int
 
     def __str__(self) -> str:
-        shown = ", ".join(self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
-        return f"{len(self.paths)} of {self.num_videos} videos do not exist ({self.num_questions} questions): {shown}"
+        paths = ", ".join(self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        counts = f"{len(self.paths)} of {self.num_videos} videos"
+        return f"{counts} do not exist ({self.num_questions} questions): {paths}"
 
 
 def find_missing_videos(tasks: Iterable[Task]) -> MissingVideos:
-    """Local videos of `tasks` that do not exist; URLs are left to whoever fetches them."""
+    """Return the local videos of `tasks` that do not exist; URLs are not checked."""
     questions: defaultdict[str, int] = defaultdict(int)
     for task in tasks:
         questions[task.video] += 1
-    gone = sorted(video for video in questions if "://" not in video and not Path(video).is_file())
-    return MissingVideos(tuple(gone), len(questions), sum(questions[video] for video in gone))
+    missing = sorted(video for video in questions if "://" not in video and not Path(video).is_file())
+    return MissingVideos(tuple(missing), len(questions), sum(questions[video] for video in missing))

@@ -1,7 +1,6 @@
-"""Video-MMLU: lecture questions with open answers, judged right or wrong and graded from 0 to 5.
+"""Video-MMLU: lecture questions with open answers, judged as correct or wrong and graded from 0 to 5.
 
-Source of the metric: accuracy and mean grade per discipline, and their means
-over the disciplines.
+Source of the metric: accuracy and mean grade per discipline, and their macro averages.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from vz_ray.eval.benchmarks.video_folder import VideoFolder
 SCHEMA = AnnotationSchema("Video-MMLU's TSV file", ("index", "video", "discipline", "question", "answer"))
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Mean over disciplines of accuracy and grade, the micro average, and each discipline."""
-    return judge_metrics(samples, "discipline")
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return accuracy and grade over disciplines, the micro average, and each discipline."""
+    return judge_metrics(scores, "discipline")
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads the TSV file; videos are named by `video`."""
-    records = read_annotations(find_annotation_file(source.annotations, "Video_MMLU.tsv", "*.tsv"), SCHEMA)
-    videos = VideoFolder(source.video_dir)
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read the TSV file; `video` is the file name of the video."""
+    records = read_annotations(find_annotation_file(files.annotations, "Video_MMLU.tsv", "*.tsv"), SCHEMA)
+    videos = VideoFolder(files.video_dir)
     return Benchmark("Video-MMLU", tuple(_task(record, videos) for record in records), compute_metrics)
 
 

@@ -1,7 +1,7 @@
-"""VideoMME, without or with its subtitles.
+"""VideoMME, with optional subtitles.
 
-Source of the metric: micro average overall, and by duration, domain and task;
-the long videos are reported apart.
+Source of the metric: micro average overall, on long videos, and by duration, domain
+and task.
 """
 
 from __future__ import annotations
@@ -40,34 +40,36 @@ DURATIONS = ("short", "medium", "long")
 RELEASED = 2700
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Overall and the long videos, then by duration, domain and task."""
-    long = [sample for sample in samples if sample.task.extra["duration"] == "long"]
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy overall and on long videos, then by duration, domain and task."""
+    long = [score for score in scores if score.task.extra["duration"] == "long"]
     return [
-        accuracy_metric(samples, "overall"),
+        accuracy_metric(scores, "overall"),
         accuracy_metric(long, "long"),
-        *accuracy_table(samples, "duration", extra_label("duration"), DURATIONS),
-        *accuracy_table(samples, "domain", extra_label("domain")),
-        *accuracy_table(samples, "task", kind_label),
+        *accuracy_table(scores, "duration", extra_label("duration"), DURATIONS),
+        *accuracy_table(scores, "domain", extra_label("domain")),
+        *accuracy_table(scores, "task", kind_label),
     ]
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads the parquet file; videos are `{videoID}.mp4`, subtitles `{videoID}.srt`."""
-    records = read_annotations(find_annotation_file(source.annotations, "*.parquet"), SCHEMA)
-    videos = VideoFolder(source.video_dir)
-    tasks = [_task(record, videos, source.subtitle_dir) for record in records]
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read the parquet file; videos are `{videoID}.mp4`, subtitles `{videoID}.srt`."""
+    records = read_annotations(find_annotation_file(files.annotations, "*.parquet"), SCHEMA)
+    videos = VideoFolder(files.video_dir)
+    tasks = [_task(record, videos, files.subtitle_dir) for record in records]
     notes: tuple[str, ...] = ()
-    if source.subtitle_dir is not None:
+    if files.subtitle_dir is not None:
         tasks = [drop_missing_subtitles(task) for task in tasks]
         if not any(task.subtitles for task in tasks):
             first = records[0].text("videoID")
-            raise UserError(f"{source.subtitle_dir} has no subtitles of these videos, such as {first}.srt")
+            raise UserError(
+                f"subtitles is {files.subtitle_dir}; it must have files such as {first}.srt for these videos"
+            )
         notes = check_subtitles(tasks)
     return Benchmark("VideoMME", tuple(tasks), compute_metrics, num_released=RELEASED, notes=notes)
 
 
-def _task(record: AnnotationRecord, videos: VideoFolder, subtitles: Path | None) -> Task:
+def _task(record: AnnotationRecord, videos: VideoFolder, subtitle_dir: Path | None) -> Task:
     options, answer = letter_options(record.options("options")), record.text("answer").strip()
     if answer not in options:
         raise record.field_error("answer", f"a letter from A to {max(options)}")
@@ -85,5 +87,5 @@ def _task(record: AnnotationRecord, videos: VideoFolder, subtitles: Path | None)
             "domain": record.text("domain"),
             "sub_category": record.text("sub_category"),
         },
-        subtitles=SubtitleFile(str(subtitles / f"{video}.srt")) if subtitles else None,
+        subtitles=SubtitleFile(str(subtitle_dir / f"{video}.srt")) if subtitle_dir else None,
     )

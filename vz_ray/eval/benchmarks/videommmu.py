@@ -1,7 +1,7 @@
-"""VideoMMMU: three tracks on lectures, options up to J, open answers, images of Adaptation questions.
+"""VideoMMMU: three tracks on lectures, up to ten options, open answers, images in the Adaptation track.
 
-Source of the metric: accuracy per track and overall; open answers by
-normalised words or number, as MMMU.
+Source of the metric: accuracy per track and overall; open answers are compared by
+normalized words or number, as in MMMU.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ IMAGE_NOTE = "The image of this question is shown last, after the frames of the 
 _SUBJECT = re.compile(r"[^_]+_(.+)_\d+")
 
 
-def compute_metrics(samples: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Overall, by track, by subject."""
+def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+    """Return the accuracy overall, by track and by subject."""
     return [
-        accuracy_metric(samples, "overall"),
-        *accuracy_table(samples, "track", kind_label, TRACKS),
-        *accuracy_table(samples, "subject", extra_label("subject")),
+        accuracy_metric(scores, "overall"),
+        *accuracy_table(scores, "track", kind_label, TRACKS),
+        *accuracy_table(scores, "subject", extra_label("subject")),
     ]
 
 
 def score_answer(task: Task, text: str) -> AnswerScore:
-    """An option, or an open answer."""
+    """Score an option or an open answer."""
     return score_open(task, text) if task.extra["question_type"] == OPEN else score_choice(task, text)
 
 
-def read(source: BenchmarkFiles) -> Benchmark:
-    """Reads the parquet files of all tracks below a folder, or of one track."""
-    videos, tasks = VideoFolder(source.video_dir), list[Task]()
-    for track, file in _files(source.annotations):
+def read(files: BenchmarkFiles) -> Benchmark:
+    """Read the parquet files of all tracks below a folder, or the file of one track."""
+    videos, tasks = VideoFolder(files.video_dir), list[Task]()
+    for track, file in _files(files.annotations):
         schema = ADAPTATION if track == "Adaptation" else SCHEMA
-        tasks += [_task(record, track, videos, source.image_dir) for record in read_annotations(file, schema)]
-    found = {task.kind for task in tasks}
-    notes = tuple(f"the track {track} is not there" for track in TRACKS if track not in found)
+        tasks += [_task(record, track, videos, files.image_dir) for record in read_annotations(file, schema)]
+    tracks = {task.kind for task in tasks}
+    notes = tuple(f"track {track} is missing" for track in TRACKS if track not in tracks)
     return Benchmark(
         "VideoMMMU",
         tuple(tasks),
@@ -76,49 +76,49 @@ def read(source: BenchmarkFiles) -> Benchmark:
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:
-    """Files with their tracks, which their names or folders' names say."""
+    """Return the files with their tracks, which are part of the file or folder name."""
     paths = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     if not paths:
         raise UserError(f"no parquet file at {root}; VideoMMMU has one for each of {', '.join(TRACKS)}")
-    found = []
+    files = []
     for path in paths:
         tracks = [
             track for track in TRACKS if track.casefold() in str(path.relative_to(root.parent)).casefold()
         ]
         if len(tracks) != 1:
             raise UserError(
-                f"{path}: whose track is it? its path must name one of {', '.join(TRACKS)}, and names "
-                f"{', '.join(tracks) or 'none'}"
+                f"{path} names {len(tracks)} tracks ({', '.join(tracks) or '-'}); the path must contain "
+                f"exactly one of {', '.join(TRACKS)}"
             )
-        found.append((tracks[0], path))
-    return sorted(found, key=lambda item: TRACKS.index(item[0]))
+        files.append((tracks[0], path))
+    return sorted(files, key=lambda item: TRACKS.index(item[0]))
 
 
-def _task(record: AnnotationRecord, track: str, videos: VideoFolder, pictures: Path) -> Task:
-    name, kind_of = record.text("id"), record.one_of("question_type", TYPES)
+def _task(record: AnnotationRecord, track: str, videos: VideoFolder, image_dir: Path) -> Task:
+    name, question_type = record.text("id"), record.one_of("question_type", TYPES)
     subject = _SUBJECT.fullmatch(name)
     if subject is None:
         raise record.field_error("id", "an id such as validation_Art_Theory_12")
     answer = record.label("answer")
-    options = {} if kind_of == OPEN else letter_options(record.options("options"))
+    options = {} if question_type == OPEN else letter_options(record.options("options"))
     if options and answer not in options:
         raise record.field_error("answer", f"a letter from A to {max(options)}")
-    shown = (_picture(record, pictures),) if track == "Adaptation" else ()
+    images = (_store_image(record, image_dir),) if track == "Adaptation" else ()
     question = format_question(record.text("question"), options)
     return Task(
         task_id=f"{track}/{name}",
         video=videos.find(f"{name}.mp4"),
-        question=f"{IMAGE_NOTE}\n{question}" if shown else question,
+        question=f"{IMAGE_NOTE}\n{question}" if images else question,
         answer=answer,
         answer_type=AnswerType.MULTIPLE_CHOICE,
         source="VideoMMMU",
         kind=track,
-        extra={"options": options, "question_type": kind_of, "subject": subject[1]},
-        images=shown,
+        extra={"options": options, "question_type": question_type, "subject": subject[1]},
+        images=images,
     )
 
 
-def _picture(record: AnnotationRecord, folder: Path) -> str:
+def _store_image(record: AnnotationRecord, folder: Path) -> str:
     image: Any = record.values["image"]
     if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
         raise record.field_error("image", "an object with bytes and path")

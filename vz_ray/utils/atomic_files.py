@@ -1,0 +1,54 @@
+"""Files and directories that are either complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file with `content`; an interrupted write keeps the old file. Synced to disk on return."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Yield a temporary directory to fill; rename it to `final` if the block succeeds.
+
+    An existing `final` is replaced. Leftovers of an interrupted block are deleted by the next one.
+    """
+    partial = partial_path(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    sync_directory(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    sync_directory(final.parent)
+
+
+def partial_path(final: Path) -> Path:
+    """Return the temporary path that `atomic_directory` fills for `final`."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def sync_directory(path: Path) -> None:
+    """Sync a directory, so that renames inside it survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
