@@ -18,6 +18,7 @@ import pytest
 from tests.rewards.fake_endpoint import FakeReply, ReplyScript, serve_endpoint
 from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
 from vz_ray.config.reward import JudgeConfig, RewardConfig
+from vz_ray.config.timeouts import TimeoutsConfig
 from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
 from vz_ray.rewards import check_scorers, score_episode
@@ -339,13 +340,12 @@ def test_openai_base_url_variable_is_ignored(config: JudgeConfig, monkeypatch: p
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "m", "base_url": ""}, "reward.judge.base_url is ''"),
-        ({"model": "m", "base_url": "judge:8000"}, "reward.judge.base_url is 'judge:8000'"),
-        ({"max_concurrency": 0}, "reward.judge.max_concurrency is 0"),
-        ({"max_attempts": 0}, "reward.judge.max_attempts is 0"),
-        ({"total_timeout_s": 0.0}, "reward.judge.total_timeout_s is 0.0"),
-        ({"request_timeout_s": float("inf")}, "reward.judge.request_timeout_s is inf"),
-        ({"parameters": {"messages": []}}, "reward.judge.parameters has 'messages'"),
+        ({"model": "m", "base_url": ""}, "base_url is ''"),
+        ({"model": "m", "base_url": "judge:8000"}, "base_url is 'judge:8000'"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"max_attempts": 0}, "max_attempts is 0"),
+        ({"backoff_s": 0.0}, "backoff_s is 0.0"),
+        ({"parameters": {"messages": []}}, "parameters has 'messages'"),
     ],
 )
 def test_invalid_judge_config_is_rejected(values: dict[str, Any], message: str) -> None:
@@ -354,8 +354,10 @@ def test_invalid_judge_config_is_rejected(values: dict[str, Any], message: str) 
 
 
 def test_reward_timeout_must_exceed_judge_timeout() -> None:
-    with pytest.raises(ValueError, match=r"reward.timeout_s is 100; it must be above .* \(120\)"):
-        RewardConfig(timeout_s=100)
+    with pytest.raises(ValueError, match=r"score_s is 100; it must be above judge_s \(120\)"):
+        TimeoutsConfig(score_s=100)
+    with pytest.raises(ValueError, match=r"judge_request_s is inf"):
+        TimeoutsConfig(judge_request_s=float("inf"))
 
 
 CAPTION = replace(
@@ -414,7 +416,7 @@ def test_captions_require_twice_the_judge_timeout(config: JudgeConfig) -> None:
     short = RewardConfig(judge=replace(config, total_timeout_s=60), timeout_s=100)
     check_scorers(short, [GRADED], "x")
     with pytest.raises(
-        UserError, match=r"reward\.timeout_s is 100; it must be above twice .* x has captions"
+        UserError, match=r"timeouts\.score_s is 100; it must be above twice .* x has captions"
     ):
         check_scorers(short, [CAPTION], "x")
     parts = score_episode(

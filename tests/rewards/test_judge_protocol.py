@@ -95,10 +95,10 @@ def test_shipped_prompts_can_be_formatted(name: str, form: JudgeForm) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("system: a", "keys must be system, user"),
-        ("system: a\nuser: b\nmore: c", "keys must be system, user"),
-        ("system: 1\nuser: '{question}{truth}{answer}'", "system 1 is no text"),
-        ("- a", "keys must be system, user"),
+        ("system: a", "its keys must be system, user"),
+        ("system: a\nuser: b\nmore: c", "its keys must be system, user"),
+        ("system: 1\nuser: '{question}{truth}{answer}'", "system is 1; it must be a text"),
+        ("- a", "its keys must be system, user"),
         ("system: [", "cannot read"),
         ("system: a\nuser: '{question}{truth}'", "user lacks {answer}"),
         ("system: a\nuser: '{question}{truth}{answer}{frames}'", "cannot be formatted"),

@@ -67,10 +67,10 @@ def test_penalties_are_off_by_default() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"length_penalty": -0.1}, r"reward\.length_penalty is -0.1"),
-        ({"frame_cost": float("nan")}, r"reward\.frame_cost is nan"),
-        ({"frame_cost_full_frames": 0}, r"reward\.frame_cost_full_frames is 0"),
-        ({"length_free_tokens": 4096}, r"reward\.length_free_tokens is 4096; .* \(4096\)"),
+        ({"length_penalty": -0.1}, r"length_penalty is -0.1"),
+        ({"frame_cost": float("nan")}, r"frame_cost is nan"),
+        ({"frame_cost_full_frames": 0}, r"frame_cost_full_frames is 0"),
+        ({"length_free_tokens": 4096}, r"length_free_tokens is 4096; .* \(4096\)"),
     ],
 )
 def test_invalid_shaping_config_is_rejected(values: dict[str, float], message: str) -> None:

@@ -130,7 +130,7 @@ def test_failing_import_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_malformed_function_path_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"reward\.function is 'own\.brevity'; write it as"):
+    with pytest.raises(ValueError, match=r"function is 'own\.brevity'; write it as"):
         RewardConfig(function="own.brevity")
 
 
