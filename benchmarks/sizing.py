@@ -6,7 +6,7 @@
 Simulated is when each episode of an iteration samples, waits for a clip, reads it and goes on, on engines
 that share their time among the turns they sample, with decoders in front of which requests queue up.
 
-Measured, on two CPU cores (docs/clips.md): CPU seconds of a zoom and of a cold overview. Recorded, with
+Measured, on two CPU cores (docs/decode.md): CPU seconds of a zoom and of a cold overview. Recorded, with
 `--run`: tokens and zooms of that run's episodes; without, those of the paper (two zooms on average).
 Computed: seconds of engines and learner on GPUs, from their arithmetic and memory traffic and shares of the
 peak that are assumed (`--decode-share`, `--prefill-mfu`, `--learner-mfu`): change them to what you measure.

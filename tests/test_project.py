@@ -90,9 +90,9 @@ def test_links_lead_to_pages_and_headings_that_there_are(page: Path):
 
 
 def test_every_page_is_linked_and_every_file_that_is_named_is_there():
-    readme = (ROOT / "README.md").read_text()
+    readme, index = (ROOT / "README.md").read_text(), (ROOT / "docs/index.md").read_text()
     pages = sorted((ROOT / "docs").glob("*.md"))
-    assert all(f"docs/{page.name}" in readme for page in pages)
+    assert all(f"({page.name})" in index for page in pages if page.name != "index.md")
     for text in (readme, *(page.read_text() for page in pages)):
         for name in re.findall(r"\b((?:conf|vz_ray|tests)/[\w./-]+\.(?:yaml|py))\b", text):
             assert (ROOT / name).is_file(), name

@@ -232,8 +232,8 @@ def test_a_volume_that_is_not_the_drivers_is_told_by_the_file_in_it(tmp_path: Pa
 def test_a_full_volume_is_named_and_nothing_is_left_on_it(tmp_path: Path) -> None:
     """The operating system refuses to make the trial file as large as it must be."""
     code = (
-        "import resource, sys; from pathlib import Path; from vz_ray.jobs.node_survey import unwritable;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(unwritable(Path(sys.argv[1])))"
+        "import resource, sys; from pathlib import Path; from vz_ray.jobs.node_survey import write_error;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(write_error(Path(sys.argv[1])))"
     )
     done: Any = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True

@@ -15,7 +15,7 @@ from vz_ray.monitoring.metric_catalog import METRIC_CATALOG, catalog_table, metr
 from vz_ray.runtime.run_monitor import RunMonitor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DOCS = ROOT / "docs/observability.md"
+DOCS = ROOT / "docs/monitoring.md"
 
 
 def test_names_and_labels_follow_prometheus_rules():

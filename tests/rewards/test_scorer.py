@@ -130,7 +130,7 @@ def test_failed_and_unjudged_episodes_are_invalid() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"accuracy": -1.0}, {"tool": float("nan")}, {"scorer": "strict"}, {"max_zoom_frames": 0}],
+    [{"accuracy": -1.0}, {"tool": float("nan")}, {"scorer": "strict"}, {"number_rel_tol": -0.1}],
 )
 def test_invalid_reward_config_is_rejected(values: dict[str, float]) -> None:
     (key,) = values

@@ -20,7 +20,7 @@ from starlette.responses import StreamingResponse
 
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.serve import AccessConfig, UploadsConfig
-from vz_ray.serve.access_control import install_access_control, request_owner
+from vz_ray.serve.access_control import install_access_control, owner_id
 from vz_ray.serve.api_errors import overloaded
 from vz_ray.serve.api_keys import ApiKeyStore, add_key, generate_key
 from vz_ray.serve.file_store import FileStore
@@ -103,7 +103,7 @@ def application(
 
     @app.post("/v1/ask")
     async def ask(body: AskBody, request: Request) -> dict[str, Any]:
-        async with MediaResolver(store, request_owner(request), rules, files.allowed_dirs) as media:
+        async with MediaResolver(store, owner_id(request), rules, files.allowed_dirs) as media:
             for place, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
                 if url:
                     source = await media.resolve(url, kind, f"content.{place}")
@@ -113,7 +113,7 @@ def application(
     @app.post("/v1/hold")
     async def hold(request: Request) -> dict[str, bool]:
         await request.body()
-        served.busy.append(request_owner(request))
+        served.busy.append(owner_id(request))
         await asyncio.to_thread(served.hold.wait, 30)
         return {"ok": True}
 
@@ -143,11 +143,13 @@ def application(
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., GuardedServer]]:
-    """Starts servers: `serve(with_keys=False, json_mb=1)`; options of both configurations, by name."""
+    """Starts servers: `serve(with_keys=False, max_json_mib=1)`; options of both configurations, by name."""
     running: list[tuple[uvicorn.Server, threading.Thread, GuardedServer]] = []
 
     def start(*, with_keys: bool = True, file_bytes: int = 2**30, **options: Any) -> GuardedServer:
-        of_files = {name: options.pop(name) for name in ("files_gb", "days", "roots") if name in options}
+        of_files = {
+            name: options.pop(name) for name in ("max_gib", "ttl_days", "allowed_dirs") if name in options
+        }
         files, guard = UploadsConfig(**of_files), AccessConfig(**options)
         store = FileStore(tmp_path / "uploads", int(files.max_gib * 2**30), files.ttl_days, file_bytes)
         secret, key = generate_key("alice")

@@ -107,8 +107,8 @@ def live_server(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """For this machine alone, without keys, with limits on bodies that a test can reach."""
     folder = tmp_path_factory.mktemp("serve")
-    limits = {"json_mb": 16, "upload_gb": 0.02, "grace_s": 3, "min_kb_s": 50}
+    limits = {"max_json_mib": 16, "max_upload_gib": 0.02, "grace_s": 3, "min_kib_per_s": 50}
     with live_server(
-        tiny_serve_config(folder, **{f"guard.{name}": value for name, value in limits.items()}), folder
+        tiny_serve_config(folder, **{f"access.{name}": value for name, value in limits.items()}), folder
     ) as found:
         yield found

@@ -168,7 +168,7 @@ def test_browsers_are_told_to_take_nothing_from_elsewhere(serve):
 
 
 def test_one_key_has_so_many_requests_in_progress_and_another_its_own(serve):
-    served = serve(requests_per_key=2)
+    served = serve(max_requests_per_key=2)
     bob, key = generate_key("bob")
     add_key(served.keys, key)
 
@@ -197,10 +197,10 @@ def test_one_key_has_so_many_requests_in_progress_and_another_its_own(serve):
 
 
 def test_requests_that_were_given_up_or_refused_do_not_count_for_ever(serve):
-    served = serve(requests_per_key=1)
+    served = serve(max_requests_per_key=1)
     head = "POST /v1/ask HTTP/1.1\nContent-Type: application/json\nContent-Length: 100"
     for _ in range(3):
-        served.raw(head, b"{").close()
+        served.send_raw(head, b"{").close()
     with served.client() as client:
         while client.post("/v1/ask", json={}).status_code == 429:
             time.sleep(0.01)
@@ -213,14 +213,14 @@ def test_web_sockets_are_not_spoken(serve):
         "GET /v1/ask HTTP/1.1\nConnection: Upgrade\nUpgrade: websocket\n"
         "Sec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
     )
-    connection = serve().raw(head)
+    connection = serve().send_raw(head)
     with connection:
         assert not connection.recv(4096).startswith(b"HTTP/1.1 101")
 
 
 def test_a_request_without_a_host_is_refused(serve):
     served = serve(with_keys=False)
-    connection = served.raw("GET /v1/files HTTP/1.1\nConnection: close\nHost: a.example")
+    connection = served.send_raw("GET /v1/files HTTP/1.1\nConnection: close\nHost: a.example")
     status, _ = read_response(connection)  # with the one that is always sent there are two
     assert status in (400, 421)
 
@@ -228,13 +228,13 @@ def test_a_request_without_a_host_is_refused(serve):
 @pytest.mark.parametrize(
     ("section", "wrong", "message"),
     [
-        (AccessConfig, {"json_mb": 0}, r"guard\.json_mb is 0"),
-        (AccessConfig, {"requests_per_key": 0}, r"guard\.requests_per_key is 0"),
-        (AccessConfig, {"allowed_hosts": ["https://a"]}, r"guard\.allowed_hosts has 'https://a'"),
+        (AccessConfig, {"max_json_mib": 0}, r"access\.max_json_mib is 0"),
+        (AccessConfig, {"max_requests_per_key": 0}, r"access\.max_requests_per_key is 0"),
+        (AccessConfig, {"allowed_hosts": ["https://a"]}, r"access\.allowed_hosts has 'https://a'"),
         (AccessConfig, {"allowed_hosts": ["a:80"]}, "without a port"),
-        (UploadsConfig, {"days": -1}, r"files\.days is -1"),
-        (UploadsConfig, {"roots": ["videos"]}, "give an absolute path"),
-        (UploadsConfig, {"roots": ["/"]}, "every file of the server"),
+        (UploadsConfig, {"ttl_days": -1}, r"files\.ttl_days is -1"),
+        (UploadsConfig, {"allowed_dirs": ["videos"]}, "give an absolute path"),
+        (UploadsConfig, {"allowed_dirs": ["/"]}, "every file of the server"),
     ],
 )
 def test_options_that_make_no_sense_are_named(section, wrong, message):

@@ -31,7 +31,7 @@ from vz_ray.serve.agent_protocol import (
     ZoomStarted,
 )
 from vz_ray.serve.client_zoom import ClientFrameSource, ClientZoomRequired, ReplayedZoom, ReplayPolicy
-from vz_ray.serve.event_stream import EventTranslator, coalesce, episode_result
+from vz_ray.serve.streaming import EventTranslator, coalesce, episode_result
 from vz_ray.video.frame import FrameSize, VideoInfo, ZoomRequest
 
 QUESTION = AgentRequest("q", Task("", "v.mp4", "What?", ""), SamplingParams(), thumbnail_size=28)
@@ -169,7 +169,7 @@ def test_how_an_episode_ended_is_told():
     assert (end.text, end.reasoning, end.version) == ("A", "so", 3)
     assert (end.prompt_tokens, end.completion_tokens) == (2, 3)
     without = episode_result(played(EpisodeStatus.NO_ANSWER, turn("only words")), 3)
-    assert (without.text, without.http_status) == ("only words", "no_answer")
+    assert (without.text, without.status) == ("only words", "no_answer")
     gated = {"gate": {"zoom": False}}
     assert episode_result(played(EpisodeStatus.ANSWERED, turn("x"), answer="A", extra=gated), 3).gated
 

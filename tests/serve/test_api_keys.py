@@ -69,7 +69,7 @@ def test_the_environment_holds_keys_too(file):
     assert ring.verify(secret).name == "pod"
     assert ring.verify(late) is None
     assert ApiKeyStore.from_config("", "KEYS", {"OTHER": told}) is None
-    with pytest.raises(UserError, match="there are no keys at"):
+    with pytest.raises(UserError, match="does not exist; create a key"):
         ApiKeyStore.from_config(str(file), "KEYS", {})
 
 
@@ -131,22 +131,22 @@ def test_a_file_that_breaks_while_it_is_in_use_opens_nothing(file):
 )
 def test_a_broken_file_is_named(file, text):
     file.write_text(text)
-    with pytest.raises(UserError, match=r"keys\.json is no file of keys"):
+    with pytest.raises(UserError, match=r"keys\.json is not a keys file"):
         ApiKeyStore(file)
 
 
 def test_a_file_that_others_may_write_to_is_refused(file):
     added(file)
     os.chmod(file, 0o620)
-    with pytest.raises(UserError, match="may be written by others"):
+    with pytest.raises(UserError, match="is writable by other users"):
         ApiKeyStore(file)
 
 
 def test_names_are_given_once(file):
     added(file)
-    with pytest.raises(UserError, match="has a key named alice"):
+    with pytest.raises(UserError, match="already has a key named alice"):
         added(file)
-    with pytest.raises(UserError, match="no key named bob; it has alice"):
+    with pytest.raises(UserError, match="no key named bob; existing keys: alice"):
         revoke_key(file, "bob")
     assert json.loads(file.read_text())["keys"][0]["name"] == "alice"
 
@@ -164,7 +164,7 @@ def test_the_command_line_shows_a_key_once(monkeypatch, capsys, file):
     assert ApiKeyStore(file).verify(secret).name == "alice"
     assert run(monkeypatch, "keys", "list", "--file", str(file)) == 0
     listed = capsys.readouterr().out
-    assert listed.startswith("alice  made ")
+    assert listed.startswith("alice  created ")
     assert "expires" in listed
     assert secret not in listed
     assert run(monkeypatch, "keys", "list", "--hashes", "--file", str(file)) == 0

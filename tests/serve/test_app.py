@@ -42,7 +42,10 @@ def test_decoders_may_open_uploads_and_the_roots_alone():
     config = load_config(
         ServeConfig, None, ["model=m", "files.allowed_dirs=[/media]", "files.directory=/uploads"]
     )
-    assert agent_of(build_application(config, gpus=False)).init_args[0].clips.roots == ["/media", "/uploads"]
+    assert agent_of(build_application(config, gpus=False)).init_args[0].clips.allowed_dirs == [
+        "/media",
+        "/uploads",
+    ]
 
 
 def test_engines_get_gpus_as_the_configuration_says():

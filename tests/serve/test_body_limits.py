@@ -28,15 +28,15 @@ def empty(served: GuardedServer) -> bool:
 @pytest.mark.parametrize("head", [JSON, UPLOAD])
 def test_100_gb_that_are_declared_are_refused_before_any_of_it_is_read(serve, head):
     served = serve()
-    status, text = read_response(served.raw(f"{head}Content-Length: {100 * 2**30}"))
+    status, text = read_response(served.send_raw(f"{head}Content-Length: {100 * 2**30}"))
     assert status == 413
     assert '"code":"request_too_large"' in text
     assert "connection: close" in text
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def test_who_asks_first_is_refused_without_sending(serve):
-    connection = serve().raw(f"{UPLOAD}Content-Length: {100 * 2**30}\nExpect: 100-continue")
+    connection = serve().send_raw(f"{UPLOAD}Content-Length: {100 * 2**30}\nExpect: 100-continue")
     status, text = read_response(connection)
     assert status == 413
     assert "100 Continue" not in text
@@ -44,14 +44,14 @@ def test_who_asks_first_is_refused_without_sending(serve):
 
 @pytest.mark.parametrize("length", ["-1", "a", "1_0", "٣", "1, 2"])
 def test_a_length_that_is_no_number_is_refused(serve, length):
-    status, _ = read_response(serve().raw(f"{JSON}Connection: close\nContent-Length: {length}"))
+    status, _ = read_response(serve().send_raw(f"{JSON}Connection: close\nContent-Length: {length}"))
     assert status == 400
 
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b'{"video": "'), (UPLOAD, PART + MP4)])
 def test_a_stream_that_never_ends_is_cut_off_at_the_limit(serve, head, start):
-    served = serve(json_mb=0.1, upload_gb=1e-4)
-    connection = served.raw(f"{head}Transfer-Encoding: chunked")
+    served = serve(max_json_mib=0.1, max_upload_gib=1e-4)
+    connection = served.send_raw(f"{head}Transfer-Encoding: chunked")
     with connection:
         connection.sendall(b"%x\r\n%s\r\n" % (len(start), start))
         block = b"%x\r\n%s\r\n" % (4096, b"a" * 4096)
@@ -68,9 +68,9 @@ def test_a_stream_that_never_ends_is_cut_off_at_the_limit(serve, head, start):
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b'{"video": "'), (UPLOAD, PART + MP4)])
 def test_a_chunked_body_beyond_the_limit_is_refused(serve, head, start):
-    served = serve(json_mb=0.001, upload_gb=1e-6)
+    served = serve(max_json_mib=0.001, max_upload_gib=1e-6)
     body = start + b"a" * 1200
-    connection = served.raw(f"{head}Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (len(body), body))
+    connection = served.send_raw(f"{head}Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (len(body), body))
     status, text = read_response(connection)
     assert status == 413
     assert '"type":"invalid_request_error"' in text
@@ -79,16 +79,16 @@ def test_a_chunked_body_beyond_the_limit_is_refused(serve, head, start):
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b"{"), (UPLOAD, PART + MP4)])
 def test_a_body_that_drips_or_stops_is_given_up(serve, head, start):
-    served = serve(grace_s=0.2, min_kb_s=50)
-    status, text = read_response(served.raw(f"{head}Content-Length: 100000", start))
+    served = serve(grace_s=0.2, min_kib_per_s=50)
+    status, text = read_response(served.send_raw(f"{head}Content-Length: 100000", start))
     assert status == 408
-    assert "more slowly than 50 KB/s for 0.2 s" in text
+    assert "below 50 KiB/s for 0.2 s" in text
     assert empty(served)
 
 
 def test_a_body_that_comes_steadily_has_an_end_all_the_same(serve):
-    served = serve(body_s=0.3, grace_s=0.1, min_kb_s=0.001)
-    connection = served.raw(f"{JSON}Content-Length: 100000")
+    served = serve(json_timeout_s=0.3, grace_s=0.1, min_kib_per_s=0.001)
+    connection = served.send_raw(f"{JSON}Content-Length: 100000")
     connection.settimeout(0.02)
     received = b""
     with connection:
@@ -118,8 +118,8 @@ async def test_time_in_which_the_application_does_not_read_is_not_the_client_s()
 
 def test_who_goes_away_midway_leaves_nothing(serve):
     served = serve()
-    connection = served.raw(f"{UPLOAD}Content-Length: 100000000", PART + MP4 + bytes(3 * 2**20))
-    while not served.left():
+    connection = served.send_raw(f"{UPLOAD}Content-Length: 100000000", PART + MP4 + bytes(3 * 2**20))
+    while not served.stored_files():
         time.sleep(0.01)
     connection.close()
     assert empty(served)
@@ -131,7 +131,7 @@ def test_a_refused_upload_is_not_read_to_its_end(serve):
     """Otherwise a client without a key could keep the server reading for ever."""
     served = serve()
     served.secret = ""
-    connection = served.raw(f"{UPLOAD}Content-Length: {2**30}", PART)
+    connection = served.send_raw(f"{UPLOAD}Content-Length: {2**30}", PART)
     status, text = read_response(connection)
     assert status == 401
     assert "connection: close" in text

@@ -216,19 +216,21 @@ def measured(server: LiveServer) -> dict[str, float]:  # noqa: F811
 def playing() -> int:
     """Requests that the agent plays."""
     return int(
-        serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME).ready.remote().result(timeout_s=30)["playing"]
+        serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME)
+        .ready.remote()
+        .result(timeout_s=30)["active_requests"]
     )
 
 
 def test_a_client_that_leaves_frees_everything(server: LiveServer):  # noqa: F811
     long = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
-    before = measured(server).get("vz_ray_requests_total left", 0)
+    before = measured(server).get("vz_ray_requests_total cancelled", 0)
     with server.ask(long, stream=True) as chunks:
         next(iter(chunks))
     with pytest.raises(openai.APITimeoutError):
         server.ask(long, timeout=0.1)
     until = time.monotonic() + 60
-    while (now := measured(server)).get("vz_ray_requests_total left", 0) < before + 2:
+    while (now := measured(server)).get("vz_ray_requests_total cancelled", 0) < before + 2:
         assert time.monotonic() < until, now
         time.sleep(0.1)
     assert now["vz_ray_requests_in_progress"] == 0

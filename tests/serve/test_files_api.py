@@ -41,9 +41,9 @@ def test_a_video_is_kept_as_openai_s_client_expects(serve, video):
     assert [one.id for one in client.files.list()] == [made.id]
     assert client.files.retrieve(made.id) == made
     assert client.files.content(made.id).content == video.read_bytes()
-    assert served.left() == [f"{made.id}.json", f"{made.id}.mp4"]
+    assert served.stored_files() == [f"{made.id}.json", f"{made.id}.mp4"]
     assert client.files.delete(made.id).deleted
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def test_an_image_is_known_by_its_content_not_its_name(serve):
@@ -52,7 +52,7 @@ def test_an_image_is_known_by_its_content_not_its_name(serve):
         made = send(client, PNG, "movie.mp4").json()
         assert made["content_type"] == "image/png"
         assert made["duration_s"] is None
-    assert f"{made['id']}.png" in served.left()
+    assert f"{made['id']}.png" in served.stored_files()
 
 
 def test_lists_come_in_pages_and_both_orders(serve):
@@ -155,7 +155,7 @@ def test_what_is_no_video_or_image_is_refused_and_not_kept(serve, name):
             error_of(response, 400)
             assert str(served.directory) not in response.text
             assert "passwd" not in response.text
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def test_a_codec_that_is_not_decoded_and_a_video_cut_short_are_refused(serve, video, tmp_path):
@@ -163,7 +163,7 @@ def test_a_codec_that_is_not_decoded_and_a_video_cut_short_are_refused(serve, vi
     with served.client() as client:
         assert error_of(send(client, heavy(tmp_path)), 400)["code"] == "unsupported_codec"
         error_of(send(client, video.read_bytes()[:2000]), 400)
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def test_the_form_says_no_more_than_it_may(serve):
@@ -188,14 +188,14 @@ def test_the_form_says_no_more_than_it_may(serve):
         as_file = {"file": ("a.png", PNG), "purpose": ("b", "vision")}
         assert "not a file" in error_of(post("/v1/files", files=as_file), 400)["message"]
         assert "no filename" in error_of(post("/v1/files", files={"file": (None, PNG)}), 400)["message"]
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def test_a_file_above_the_limit_is_refused_and_not_kept(serve):
     served = serve(file_bytes=len(PNG) - 1)
     with served.client() as client:
         assert error_of(send(client, PNG), 413)["code"] == "file_too_large"
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 def aged(served: GuardedServer, id: str, seconds: float) -> None:
@@ -205,7 +205,7 @@ def aged(served: GuardedServer, id: str, seconds: float) -> None:
 
 
 def test_the_quota_drops_one_s_own_idle_files_and_nobody_else_s(serve):
-    served = serve(files_gb=3.5 * len(PNG) / 2**30)
+    served = serve(max_gib=3.5 * len(PNG) / 2**30)
     bob, key = generate_key("bob")
     add_key(served.keys, key)
     with served.client() as alice, served.client(secret=bob) as other:
@@ -216,11 +216,11 @@ def test_the_quota_drops_one_s_own_idle_files_and_nobody_else_s(serve):
         aged(served, old, 8000)
         aged(served, newer, 7000)
         last = send(alice, PNG).json()["id"]
-        assert {name[:37] for name in served.left()} == {theirs, newer, last}
+        assert {name[:37] for name in served.stored_files()} == {theirs, newer, last}
 
 
 def test_a_file_that_was_not_used_for_long_expires_and_use_keeps_it(serve):
-    served = serve(days=1)
+    served = serve(ttl_days=1)
     with served.client() as client:
         idle, used = (send(client, PNG).json()["id"] for _ in range(2))
         aged(served, idle, 80_000)
@@ -230,7 +230,7 @@ def test_a_file_that_was_not_used_for_long_expires_and_use_keeps_it(serve):
         error_of(client.get(f"/v1/files/{idle}"), 404)
         assert [one["id"] for one in client.get("/v1/files").json()["data"]] == [used]
     FileStore(served.directory, 2**30, 1, 2**30)
-    assert served.left() == [f"{used}.json", f"{used}.png"]
+    assert served.stored_files() == [f"{used}.json", f"{used}.png"]
 
 
 def test_a_file_may_have_an_end_of_its_own(serve):

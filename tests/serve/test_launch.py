@@ -58,7 +58,7 @@ def url(folder: Path) -> Iterator[str]:
     with (folder / "out.txt").open("w") as out:
         process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         until = time.monotonic() + START_S
-        while "answers at" not in (said := (folder / "out.txt").read_text()):
+        while "is serving at" not in (said := (folder / "out.txt").read_text()):
             assert process.poll() is None, said
             assert time.monotonic() < until, said
             time.sleep(0.5)
@@ -75,19 +75,19 @@ def url(folder: Path) -> Iterator[str]:
 def test_a_question_is_answered_in_the_terminal(url: str, folder: Path):
     asked = vz_ray("ask", str(folder / "v.mp4"), "What is it? A. disc B. ring", "--server", url)
     assert asked.returncode == 0, asked.stderr
-    assert "6 frames of it shown" in asked.stdout
+    assert "overview of 6 frames" in asked.stdout
     assert not [file for file in (folder / "uploads").rglob("*") if file.is_file()]
 
 
 def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Path):
     other = changed(tmp_path / "other")
-    assert "nothing to go back to" in vz_ray("roll", "--back", "--at", f"{folder}/logs").stderr
+    assert "no previous weights" in vz_ray("roll", "--back", "--at", f"{folder}/logs").stderr
     rolled = vz_ray("roll", str(other), "--at", f"{folder}/logs")
     assert rolled.returncode == 0, rolled.stderr
-    assert f"version 2 is served: {other}" in rolled.stdout
+    assert f"serving version 2: {other}" in rolled.stdout
     assert httpx.get(f"{url}/v1/models").json()["data"][1]["id"] == "zoomer@2"
     back = vz_ray("roll", "--back", "--at", f"{folder}/logs")
-    assert "version 3 is served" in back.stdout
+    assert "serving version 3" in back.stdout
     assert back.stdout.split(": ")[1].startswith(str(Path("assets/tiny-base").resolve()))
 
 
@@ -105,8 +105,7 @@ def test_a_server_that_is_stopped_while_it_starts_does_not_speak_of_checkpoints(
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == (
-        "vz-ray: stopped by SIGINT; it had not begun to serve, and a server keeps nothing; the same command "
-        "starts it anew"
+        "vz-ray: stopped by SIGINT; the server was still starting and has no state; run the same command again"
     )
 
 
@@ -127,10 +126,10 @@ def test_a_port_that_is_taken_is_said_at_once(url: str, folder: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve"], "give the agent's directory: model=..."),
+        (["serve"], "set model=PATH"),
         (["serve", "model=assets/tiny-base", "host=0.0.0.0"], "vz-ray keys create"),
         (["serve", "model=assets/tiny-base", "epsiode.max_rounds=3"], "episode"),
-        (["ask", "nothing.mp4", "What?"], "there is no file nothing.mp4"),
+        (["ask", "nothing.mp4", "What?"], "file nothing.mp4 does not exist"),
         (["ask", "What?", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["roll"], "or --back"),
         (["roll", "assets/tiny-base", "--at", "nowhere"], "start one with `vz-ray serve`"),
@@ -147,5 +146,5 @@ def test_a_question_without_a_server_starts_an_engine(folder: Path):
     more = [word for setting in settings(folder) for word in ("-s", setting)]
     asked = vz_ray("ask", str(folder / "v.mp4"), "What is it?", "-s", "conf/serve/tiny.yaml", *more)
     assert asked.returncode == 0, asked.stderr
-    assert "6 frames of it shown" in asked.stdout
+    assert "overview of 6 frames" in asked.stdout
     assert "after" in asked.stdout

@@ -63,11 +63,11 @@ def test_what_is_sent_inline_is_there_for_the_request_and_gone_after_it(serve, v
         ask = {"video": data(video.read_bytes(), "video/mp4"), "image": data(PNG, "image/png")}
         assert client.post("/v1/ask", json=ask).status_code == 200
         assert [Path(uri).suffix for uri, there in served.seen if there] == [".mp4", ".png"]
-        assert served.left() == []
+        assert served.stored_files() == []
         error_of(client.post("/v1/ask", json={**ask, "image": "ftp://a"}), 400)  # the second fails
         assert len(served.seen) == 3
         assert client.get("/v1/files").json()["data"] == []
-    assert served.left() == []
+    assert served.stored_files() == []
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ async def test_what_is_no_public_url_is_refused_without_a_word_about_the_server(
                 await media.resolve(url, kind)
         assert caught.value.status == 400
         assert caught.value.code == "source_not_allowed"
-        assert caught.value.message == "This address cannot be opened by the server."
+        assert caught.value.message == "The server cannot open this address."
 
 
 @pytest.mark.parametrize(

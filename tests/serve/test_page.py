@@ -21,7 +21,7 @@ from vz_ray.config.serve import AccessConfig
 from vz_ray.serve.access_control import CONTENT_SECURITY_POLICY, install_access_control
 from vz_ray.serve.api_errors import invalid_request, overloaded
 from vz_ray.serve.api_keys import ApiKeyStore, add_key, generate_key
-from vz_ray.serve.openai_response import format_sse
+from vz_ray.serve.openai_protocol import format_sse
 from vz_ray.serve.page import load_page_assets, page_router
 
 ASSETS = {path: asset.content.decode() for path, asset in load_page_assets().items()}
@@ -208,7 +208,7 @@ def test_history_holds_answered_rounds_and_all_videos_first(module: Any):
 
 
 def test_a_request_is_what_the_server_reads(module: Any):
-    from vz_ray.serve.openai_request import parse_request
+    from vz_ray.serve.openai_protocol import parse_request
 
     messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
     code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"

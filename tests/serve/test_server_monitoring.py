@@ -51,8 +51,8 @@ def test_replicas_write_objects_that_name_server_replica_and_request(server: Liv
         assert {line["run"] for line in ours} == {"watcher"}
         assert len({line["worker"] for line in ours}) == 1
     [answered] = [line for line in ingress if " after " in line.get("message", "")]
-    assert answered["message"].startswith(f"request {answered['request']}: answered after")
-    assert any("answers with version 1" in line.get("message", "") for line in agent)
+    assert answered["message"].startswith(f"Completed request {answered['request']}: answered after")
+    assert any("Serving version 1" in line.get("message", "") for line in agent)
 
 
 def test_decoders_of_a_server_name_it_in_their_metrics(server: LiveServer) -> None:

@@ -46,15 +46,15 @@ async def test_requests_end_before_and_new_ones_wait_until_after(holding):
     engine, order = FakeEngine(), []
 
     async def request(name: str, seconds: float) -> None:
-        async with holding.playing():
+        async with holding.request_slot():
             order.append(f"{name} begins with {len(engine.calls)}")
             await asyncio.sleep(seconds)
             order.append(f"{name} ends with {len(engine.calls)}")
 
     first = asyncio.create_task(request("first", 0.5))
     await asyncio.sleep(0)
-    taking = asyncio.create_task(holding.take(engine, MODEL, 2))
-    while holding._open.is_set():  # noqa: ASYNC110 - nothing announces it
+    taking = asyncio.create_task(holding.swap(engine, MODEL, 2))
+    while holding._accepting.is_set():  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0.01)
     second = asyncio.create_task(request("second", 0))
     await asyncio.gather(first, taking, second)
@@ -69,16 +69,16 @@ async def test_requests_end_before_and_new_ones_wait_until_after(holding):
 
 async def test_an_engine_left_between_two_sets_of_weights_plays_nothing_more(holding):
     with pytest.raises(EngineFailedError):
-        await holding.take(FakeEngine(fails="receive 2"), MODEL, 2)
-    assert "took version 2" in holding.broken
-    with pytest.raises(EngineFailedError, match="took version 2"):
-        async with holding.playing():
+        await holding.swap(FakeEngine(fails="receive 2"), MODEL, 2)
+    assert "loading version 2" in holding.engine_error
+    with pytest.raises(EngineFailedError, match="loading version 2"):
+        async with holding.request_slot():
             raise AssertionError("it plays")
 
 
 async def test_what_is_no_checkpoint_leaves_the_engine_alone(holding, tmp_path):
     engine = FakeEngine()
-    await holding.take(engine, str(tmp_path), 2)
+    await holding.swap(engine, str(tmp_path), 2)
     assert engine.calls == []
-    assert "version 2 was not taken" in holding.refused
-    assert not holding.broken
+    assert "version 2 was refused" in holding.swap_error
+    assert not holding.engine_error

@@ -1,4 +1,4 @@
-"""When the loop stops by itself."""
+"""Checks of a step, and the checkpoints that are kept."""
 
 from __future__ import annotations
 
@@ -19,55 +19,59 @@ from vz_ray.training.state import TrainingState, list_checkpoints
 from vz_ray.utils.errors import UserError
 
 TASK = Task("t", "v.mp4", "?", "A")
-GOOD = RewardParts(1.0, 1.0, 1.0, 0.0)
+VALID = RewardParts(1.0, 1.0, 1.0, 0.0)
 
 
-def invalid(note: str) -> RewardParts:
+def invalid_reward(note: str) -> RewardParts:
     return RewardParts(0.0, 0.0, 0.0, 0.0, valid=False, note=note)
 
 
 def batch(*rewards: RewardParts, status: EpisodeStatus = EpisodeStatus.ANSWERED) -> RolloutBatch:
-    played = RolloutBatch()
+    rollout_batch = RolloutBatch()
     for sample, reward in enumerate(rewards):
         id = EpisodeId(0, "t", sample)
         trajectory = Trajectory(id, "", TokenContext(()), (), status, reward=reward, error="no engine")
-        played.sampled.append((TASK, Group("t", (trajectory,))))
-    return played
+        rollout_batch.sampled.append((TASK, Group("t", (trajectory,))))
+    return rollout_batch
 
 
-def test_episodes_that_nobody_could_judge_stop_it_with_the_reason() -> None:
-    notes = [invalid("judge nonsense: 'well'"), invalid("judge status 401: bad key")]
-    with pytest.raises(UserError, match=r"none of the 2 episodes .* the last: judge status 401: bad key"):
+def test_batch_without_valid_reward_is_rejected() -> None:
+    notes = [invalid_reward("judge nonsense: 'well'"), invalid_reward("judge status 401: bad key")]
+    with pytest.raises(
+        UserError, match=r"all 2 scored episodes .* the last reason: judge status 401: bad key"
+    ):
         check_batch(batch(*notes))
 
 
-def test_one_judged_episode_lets_it_go_on() -> None:
-    check_batch(batch(invalid("judge timeout: late"), GOOD))
+def test_batch_with_one_valid_reward_is_accepted() -> None:
+    check_batch(batch(invalid_reward("judge timeout: late"), VALID))
 
 
-def test_episodes_that_all_failed_stop_it_with_their_error() -> None:
+def test_batch_of_failed_episodes_is_rejected() -> None:
     with pytest.raises(UserError, match=r"all 2 episodes .* no engine"):
-        check_batch(batch(invalid("failed: x"), invalid("failed: x"), status=EpisodeStatus.FAILED))
+        check_batch(
+            batch(invalid_reward("failed: x"), invalid_reward("failed: x"), status=EpisodeStatus.FAILED)
+        )
 
 
-def test_a_checkpoint_is_compared_by_validation_where_there_is_one_and_else_by_reward() -> None:
+def test_checkpoint_metric_prefers_validation() -> None:
     row = {"reward/total": 0.5, "reward/accuracy": 0.4, "validation/reward/accuracy": 0.3}
     assert checkpoint_metric(row, 5) == ("validation/reward/accuracy", 0.3)
     assert checkpoint_metric(row, 0) == ("reward/total", 0.5)
     assert checkpoint_metric({}, 5) is None
 
 
-async def test_the_best_of_a_run_is_kept_beside_its_newest(tmp_path: Path) -> None:
+async def test_best_checkpoint_is_kept_besides_newest(tmp_path: Path) -> None:
     async def save_checkpoint(directory: Path) -> None:
         directory.mkdir()
 
-    watch = SimpleNamespace(doing=lambda what: None, saved=lambda iteration: None)
-    actors = SimpleNamespace(watch=watch, learner=SimpleNamespace(save_checkpoint=save_checkpoint))
-    settings = ["evaluate_every=0", "checkpoint_every=2", "keep_checkpoints=1", "keep_best=1"]
+    monitor = SimpleNamespace(on_phase=lambda phase: None, on_checkpoint=lambda step: None)
+    runtime = SimpleNamespace(monitor=monitor, learner=SimpleNamespace(save_checkpoint=save_checkpoint))
+    settings = ["validate_every=0", "checkpoint_every=2", "keep_checkpoints=1", "keep_best=1"]
     config = load_config(GrpoRunConfig, None, [f"train.{setting}" for setting in settings])
     run, _ = RunDir.create_or_resume(tmp_path / "run", "")
     state = TrainingState(TaskSampler([Task("t", "v.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]))
     for reward in (0.1, 0.8, 0.9, 0.3, 0.2, 0.4):
         state.finish_step()
-        await validate_and_checkpoint(config, state, run, actors, None, {"reward/total": reward})
+        await validate_and_checkpoint(config, state, run, runtime, None, {"reward/total": reward})
     assert [path.name for path in list_checkpoints(run)] == ["step-000002", "step-000006"]

@@ -1,4 +1,4 @@
-"""A run's checkpoint: all of it or none, and the next batch is the one that would have come."""
+"""Checkpoints of a run are atomic, and a resumed run continues with the same batches."""
 
 from __future__ import annotations
 
@@ -34,55 +34,56 @@ async def save_learner(directory: Path) -> None:
     (directory / "weights").write_bytes(b"w" * 100)
 
 
-async def fail(directory: Path) -> None:
-    """Dies half way."""
+async def save_part_and_fail(directory: Path) -> None:
     directory.mkdir()
     (directory / "weights").write_bytes(b"w")
     raise KeyboardInterrupt
 
 
-def played(iterations: int) -> TrainingState:
-    """A state after so many iterations of three tasks each."""
+def state_after(steps: int) -> TrainingState:
+    """Return the state after `steps` steps of three tasks."""
     state = TrainingState(TaskSampler(TASKS, seed=3))
-    for iteration in range(iterations):
-        for task in state.tasks_for_step(iteration).next_tasks(3):
-            for id in state.sample_tracker.register(iteration, task.task_id, 2):
+    for step in range(steps):
+        for task in state.tasks_for_step(step).next_tasks(3):
+            for id in state.sample_tracker.register(step, task.task_id, 2):
                 assert state.sample_tracker.accept(id)
         state.finish_step()
-    state.weight_version = iterations + 1
+    state.weight_version = steps + 1
     return state
 
 
-async def test_the_next_batch_after_a_resume_is_the_one_that_would_have_come(run):
-    state = played(4)
+async def test_resumed_run_yields_the_same_batches(run):
+    state = state_after(4)
     loaded = TrainingState.load(await state.save(run, save_learner, keep_latest=2), TASKS)
     assert loaded == state
-    assert [loaded.cursor.next_tasks(3) for _ in range(5)] == [state.cursor.next_tasks(3) for _ in range(5)]
+    assert [loaded.task_sampler.next_tasks(3) for _ in range(5)] == [
+        state.task_sampler.next_tasks(3) for _ in range(5)
+    ]
 
 
-async def test_an_interrupted_save_leaves_the_checkpoint_before_it(run):
-    first = await played(1).save(run, save_learner, keep_latest=1)
+async def test_interrupted_save_keeps_previous_checkpoint(run):
+    first = await state_after(1).save(run, save_learner, keep_latest=1)
     with pytest.raises(KeyboardInterrupt):
-        await played(2).save(run, fail, keep_latest=1)
+        await state_after(2).save(run, save_part_and_fail, keep_latest=1)
     assert latest_checkpoint(run) == first
-    assert TrainingState.load(first, TASKS) == played(1)
-    second = await played(2).save(run, save_learner, keep_latest=1)
+    assert TrainingState.load(first, TASKS) == state_after(1)
+    second = await state_after(2).save(run, save_learner, keep_latest=1)
     assert latest_checkpoint(run) == second
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000002"]
 
 
-async def test_only_the_newest_are_kept(run):
-    for iterations in (1, 2, 9, 10, 11):
-        await played(iterations).save(run, save_learner, keep_latest=2)
+async def test_newest_checkpoints_are_kept(run):
+    for steps in (1, 2, 9, 10, 11):
+        await state_after(steps).save(run, save_learner, keep_latest=2)
     assert [path.name for path in list_checkpoints(run)] == ["step-000010", "step-000011"]
 
 
-async def test_the_best_are_kept_beside_the_newest_however_old_they_are(run):
-    figures = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.9, 6: 0.1, 7: float("nan")}
-    for iterations, value in figures.items():
-        figure = None if value is None else ("validation/reward/accuracy", value)
-        await played(iterations).save(run, save_learner, keep_latest=1, keep_best=2, metric=figure)
-        assert list_checkpoints(run)[-1].name == f"step-{iterations:06d}"
+async def test_best_checkpoints_are_kept_besides_newest(run):
+    values = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.9, 6: 0.1, 7: float("nan")}
+    for steps, value in values.items():
+        metric = None if value is None else ("validation/reward/accuracy", value)
+        await state_after(steps).save(run, save_learner, keep_latest=1, keep_best=2, metric=metric)
+        assert list_checkpoints(run)[-1].name == f"step-{steps:06d}"
     assert [path.name for path in list_checkpoints(run)] == ["step-000002", "step-000005", "step-000007"]
     assert json.loads((list_checkpoints(run)[0] / METRIC_FILE).read_text()) == {
         "metric": "validation/reward/accuracy",
@@ -90,86 +91,86 @@ async def test_the_best_are_kept_beside_the_newest_however_old_they_are(run):
     }
 
 
-async def test_a_checkpoint_that_is_there_is_not_written_again(run):
-    path = await played(2).save(run, save_learner, keep_latest=1)
-    assert await played(2).save(run, fail, keep_latest=1) == path
+async def test_existing_checkpoint_is_not_written_again(run):
+    path = await state_after(2).save(run, save_learner, keep_latest=1)
+    assert await state_after(2).save(run, save_part_and_fail, keep_latest=1) == path
 
 
-async def test_what_killed_processes_left_of_checkpoints_is_cleared_away(run):
-    for left in (".step-000001.partial", ".step-000003.retired"):
-        (run.checkpoints / left / LEARNER_DIR).mkdir(parents=True)
+async def test_save_removes_leftovers_of_killed_processes(run):
+    for leftover in (".step-000001.partial", ".step-000003.retired"):
+        (run.checkpoints / leftover / LEARNER_DIR).mkdir(parents=True)
     (run.checkpoints / "policy").mkdir()
-    await played(4).save(run, save_learner, keep_latest=1)
+    await state_after(4).save(run, save_learner, keep_latest=1)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["policy", "step-000004"]
 
 
-def test_the_newest_are_kept_and_of_equally_good_ones_the_newer():
+def test_newer_checkpoint_wins_a_tie():
     steps = [Path(f"step-{i:06d}") for i in range(5)]
-    figures = dict(zip(steps, (1.0, 3.0, 3.0, None, 2.0), strict=True))
-    assert select_steps_to_keep(figures, 1, 0) == {steps[4]}
-    assert select_steps_to_keep(figures, 2, 1) == {steps[2], steps[3], steps[4]}
-    assert select_steps_to_keep(figures, 1, 9) == {steps[0], steps[1], steps[2], steps[4]}
+    metrics = dict(zip(steps, (1.0, 3.0, 3.0, None, 2.0), strict=True))
+    assert select_steps_to_keep(metrics, 1, 0) == {steps[4]}
+    assert select_steps_to_keep(metrics, 2, 1) == {steps[2], steps[3], steps[4]}
+    assert select_steps_to_keep(metrics, 1, 9) == {steps[0], steps[1], steps[2], steps[4]}
     assert select_steps_to_keep({}, 1, 1) == set()
 
 
-def ids(tasks):
+def task_ids(tasks):
     return [task.task_id for task in tasks]
 
 
-async def test_iterations_under_way_are_played_again_with_their_tasks_and_nothing_is_skipped(run):
-    state = played(2)
-    now, ahead = state.tasks_for_step(2), state.tasks_for_step(3)
-    first = [
-        ids(now.next_tasks(2)),
-        ids(ahead.next_tasks(2)),
-        ids(now.next_tasks(1)),
-        ids(ahead.next_tasks(1)),
+async def test_unfinished_steps_restart_with_their_tasks(run):
+    state = state_after(2)
+    current, prefetched = state.tasks_for_step(2), state.tasks_for_step(3)
+    taken = [
+        task_ids(current.next_tasks(2)),
+        task_ids(prefetched.next_tasks(2)),
+        task_ids(current.next_tasks(1)),
+        task_ids(prefetched.next_tasks(1)),
     ]
-    state.sample_tracker.register(2, first[0][0], 2)
-    done = state.sample_tracker.register(3, first[1][0], 2)
-    state.sample_tracker.accept(done[0])
+    state.sample_tracker.register(2, taken[0][0], 2)
+    samples = state.sample_tracker.register(3, taken[1][0], 2)
+    state.sample_tracker.accept(samples[0])
     loaded = TrainingState.load(await state.save(run, save_learner, keep_latest=2), TASKS)
     assert loaded.sample_tracker.pending == ()
-    for iteration, parts in ((2, (0, 2)), (3, (1, 3))):
-        again = loaded.tasks_for_step(iteration)
-        assert ids(again.next_tasks(3)) == [id for part in parts for id in first[part]]
-        loaded.sample_tracker.register(iteration, first[parts[0]][0], 2)  # as if it had never been owed
-    assert ids(loaded.tasks_for_step(4).next_tasks(1)) == ids(state.tasks_for_step(4).next_tasks(1))
+    for step, parts in ((2, (0, 2)), (3, (1, 3))):
+        tasks = loaded.tasks_for_step(step)
+        assert task_ids(tasks.next_tasks(3)) == [task_id for part in parts for task_id in taken[part]]
+        loaded.sample_tracker.register(step, taken[parts[0]][0], 2)  # the step is registered again
+    assert task_ids(loaded.tasks_for_step(4).next_tasks(1)) == task_ids(state.tasks_for_step(4).next_tasks(1))
 
 
-async def test_a_task_that_is_gone_from_the_data_file_is_named(run):
-    state = played(1)
-    (gone,) = ids(state.tasks_for_step(1).next_tasks(1))
+async def test_task_missing_in_data_file_is_named(run):
+    state = state_after(1)
+    (missing,) = task_ids(state.tasks_for_step(1).next_tasks(1))
     path = await state.save(run, save_learner, keep_latest=2)
-    others = [replace(task, task_id="other") if task.task_id == gone else task for task in TASKS]
-    with pytest.raises(UserError, match=f"has no task {gone} any more"):
-        TrainingState.load(path, others).tasks_for_step(1)
+    other_tasks = [replace(task, task_id="other") if task.task_id == missing else task for task in TASKS]
+    with pytest.raises(UserError, match=f"has no task {missing} any more"):
+        TrainingState.load(path, other_tasks).tasks_for_step(1)
 
 
-def test_a_run_without_checkpoints_begins_afresh(run):
+def test_run_without_checkpoint_has_no_latest(run):
     assert latest_checkpoint(run) is None
 
 
 @pytest.mark.parametrize("part", ["state.json", "learner"])
-async def test_a_checkpoint_that_lost_a_part_is_named(run, part):
-    path = await played(1).save(run, save_learner, keep_latest=1)
+async def test_missing_part_of_checkpoint_is_named(run, part):
+    path = await state_after(1).save(run, save_learner, keep_latest=1)
     (path / part).rename(run.path / "elsewhere")
     with pytest.raises(UserError, match=rf"step-000001 has no {part}: delete it"):
         latest_checkpoint(run)
 
 
-async def test_another_number_of_tasks_is_refused(run):
-    path = await played(1).save(run, save_learner, keep_latest=1)
+async def test_other_number_of_tasks_is_rejected(run):
+    path = await state_after(1).save(run, save_learner, keep_latest=1)
     with pytest.raises(UserError, match="was over 7 tasks and the data file now has 6"):
         TrainingState.load(path, TASKS[:6])
 
 
-def test_what_is_played_again_is_forgotten_first(run):
+def test_outputs_of_repeated_steps_are_deleted(run):
     validation = run.path / "validation"
     validation.mkdir()
-    for iteration in range(4):
-        (run.episodes / f"{iteration:06d}.jsonl").write_text("{}\n")
-        (validation / f"{iteration + 1:06d}.jsonl").write_text("{}\n")
+    for step in range(4):
+        (run.episodes / f"{step:06d}.jsonl").write_text("{}\n")
+        (validation / f"{step + 1:06d}.jsonl").write_text("{}\n")
     delete_outputs_from(run, 2)
     assert sorted(path.name for path in run.episodes.iterdir()) == ["000000.jsonl", "000001.jsonl"]
     assert sorted(path.name for path in validation.iterdir()) == ["000001.jsonl", "000002.jsonl"]

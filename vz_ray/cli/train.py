@@ -51,7 +51,7 @@ def train(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
     Example: vz-ray train conf/tiny.yaml model=runs/quickstart/models/cold_start name=longer
     """
     from vz_ray.config.run import GrpoRunConfig
-    from vz_ray.needle.quickstart import run_training
+    from vz_ray.training.run import run_training
 
     run_training(resolve_config(GrpoRunConfig, arguments, None, dry_run))
 

@@ -1,4 +1,4 @@
-"""Evaluates models one after another on the same test questions and the same engines."""
+"""Evaluate several checkpoints on the same test tasks and the same engines."""
 
 from __future__ import annotations
 
@@ -19,53 +19,56 @@ from vz_ray.weight_sync import ModuleSource, ShmTransport, WeightStore
 
 
 class CheckpointEvaluator:
-    """Evaluates one model after another on the test questions, all on the same engines."""
+    """Publishes one model after another to the engines and evaluates each on the test tasks.
 
-    def __init__(self, config: QuickstartConfig, at: RunContext, fleet: RolloutScheduler) -> None:
-        self.config, self.run, self.scheduler = config, at, fleet
+    Args:
+        run: Its directory receives the evaluation logs. Completed evaluations are not repeated.
+        scheduler: Rollout workers of the evaluations.
+    """
+
+    def __init__(self, config: QuickstartConfig, run: RunContext, scheduler: RolloutScheduler) -> None:
+        self.config, self.run, self.scheduler = config, run, scheduler
         self.tasks = read_tasks(config.data.test)
         self.loaded_model: Path | None = None
 
     async def evaluate_agent(self, stage: str, model: Path) -> None:
-        """The zooming agent, greedy."""
-        await self._play(stage, model, self.config.episode)
+        """Evaluate the zooming agent with greedy sampling."""
+        await self._evaluate(stage, model, self.config.episode)
 
     async def evaluate_baseline(self, model: Path) -> None:
-        """The uniform baseline at each number of frames."""
-        for count in self.config.baseline.test_frames:
-            await self._play(uniform_stage(count), model, baseline_episode_config(self.config, count))
+        """Evaluate the uniform baseline at each number of test frames."""
+        for frames in self.config.baseline.test_frames:
+            episode = baseline_episode_config(self.config, frames)
+            await self._evaluate(uniform_stage(frames), model, episode)
 
-    async def _play(self, stage: str, model: Path, episode: EpisodeConfig) -> None:
+    async def _evaluate(self, stage: str, model: Path, episode: EpisodeConfig) -> None:
         identity = {"model": str(model), "tasks": self.config.data.test, "stage": stage}
         log = EvalLog(eval_log_path(self.run.run_dir.path, stage), identity)
         if len(log.completed) == len(self.tasks):
             return
         with (
             self.run.time_stage("evaluate"),
-            self.run.progress.stage(f"evaluate {stage}", len(self.tasks)) as bar,
+            self.run.progress.stage(f"evaluate {stage}", len(self.tasks)) as progress,
         ):
-            await self._hold(model)
-            playing = evaluate(self.scheduler, self.tasks, log, episode, stage=stage, on_progress=bar.advance)
-            await self.run.interrupt.run_interruptible(playing)
-
-    async def _hold(self, model: Path) -> None:
-        """Publishes `model` to the engines unless they hold it."""
-        if self.loaded_model != model:
-            await load_weights(model, self.config, self.scheduler)
-            self.loaded_model = model
+            if self.loaded_model != model:
+                await load_weights(model, self.config, self.scheduler)
+                self.loaded_model = model
+            await self.run.interrupt.run_interruptible(
+                evaluate(self.scheduler, self.tasks, log, episode, stage=stage, on_progress=progress.advance)
+            )
 
 
-async def load_weights(model: Path, config: GrpoRunConfig, fleet: RolloutScheduler) -> None:
-    """Publishes the weights of a checkpoint directory to the engines."""
+async def load_weights(model: Path, config: GrpoRunConfig, scheduler: RolloutScheduler) -> None:
+    """Publish the weights of a checkpoint directory to the engines."""
     import torch
 
     from vz_ray.learner.policy_model import load_pretrained
 
-    async with runtime.weight_store_dir(config) as folder:
+    async with runtime.weight_store_dir(config) as directory:
         source = ModuleSource(load_pretrained(model, torch.float32))
-        await fleet.publish(fleet.version + 1, ShmTransport(WeightStore(folder), source))
+        await scheduler.publish(scheduler.version + 1, ShmTransport(WeightStore(directory), source))
 
 
 def baseline_episode_config(config: QuickstartConfig, frames: int) -> EpisodeConfig:
-    """The rules by which the baseline plays at a number of frames."""
+    """Return the episode config of the uniform baseline with `frames` frames."""
     return replace(uniform_frames_config(config.episode, frames), prompt=config.baseline.prompt)

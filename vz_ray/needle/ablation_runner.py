@@ -51,8 +51,6 @@ from vz_ray.needle.ablation_plan import (
 from vz_ray.needle.quickstart import (
     collect_cold_start_exemplars,
     make_needle_dataset,
-    run_rl_stage,
-    start_rollout,
     train_sft_model,
 )
 from vz_ray.needle.reflections import (
@@ -67,6 +65,7 @@ from vz_ray.rewards import check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
 from vz_ray.runtime.run_context import RunContext, open_run
+from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.json_lines import to_json_line

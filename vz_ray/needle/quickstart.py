@@ -18,7 +18,6 @@ from pathlib import Path
 
 from vz_ray.config import load_config
 from vz_ray.config.quickstart import QuickstartConfig
-from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftConfig
 from vz_ray.data.episode_record import read_records
 from vz_ray.data.sft_data import load_chat_format
@@ -34,48 +33,14 @@ from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, z
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report
 from vz_ray.rewards import check_scorers
-from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
-from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.run_context import RunContext, open_run
-from vz_ray.runtime.runtime import Runtime
-from vz_ray.training.loop import train
-from vz_ray.training.restarts import run_with_restarts
+from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.training.sft import run_sft_stage
 from vz_ray.training.sft_loop import SftState
 from vz_ray.video.local_source import LocalFrameSource
-from vz_ray.weight_sync.backends import gpu_fraction
 
 BASELINE = "baseline"
-
-
-def run_training(config: GrpoRunConfig) -> None:
-    """`vz-ray train`: the loop alone, from `config.model`, and its export."""
-    watched = [config.data.validation] if config.train.validate_every else []
-    for path in [config.data.train, *watched]:
-        tasks = read_tasks(path)
-        check_videos(tasks, path)
-        check_scorers(config.reward, tasks, path)
-    with open_run(config) as at:
-        asyncio.run(_training(config, at))
-
-
-async def _training(config: GrpoRunConfig, at: RunContext) -> None:
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.checked_ray_cluster(config))
-        frames = await stack.enter_async_context(runtime.decode_pool(config))
-        fleet = await start_rollout(config, at, frames, stack)
-        await run_rl_stage(config, at, config.model, frames, fleet, "policy")
-    at.progress.print_line(f"the policy is in {at.model_dir('policy')}")
-
-
-async def start_rollout(
-    config: GrpoRunConfig, at: RunContext, frames: DecodePool, stack: AsyncExitStack
-) -> RolloutScheduler:
-    """Starts the engines; a stop need not wait for them."""
-    return await at.interrupt.run_interruptible(
-        stack.enter_async_context(runtime.start_rollout(config, config.model, frames, at.run_dir))
-    )
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -206,45 +171,6 @@ async def train_sft_model(
     """Trains `start` on written turns and exports it as the model of `stage`."""
     learner = replace(config.sft_learner, model=str(start))
     return await run_sft_stage(learner, config.ray, at, frames, stage, trajectories, length, config.seed)
-
-
-async def run_rl_stage(
-    config: GrpoRunConfig,
-    at: RunContext,
-    start: Path | str,
-    frames: DecodePool,
-    fleet: RolloutScheduler,
-    stage: str,
-) -> Path:
-    """Trains `start` by reinforcement learning; returns the exported policy's directory."""
-    out = at.model_dir(stage)
-    if out.exists():
-        return out
-    with at.time_stage("rl"):
-        async with AsyncExitStack() as stack:
-            settings = replace(config.learner, model=str(start), replay_dir=at.replay_dir(config.learner))
-            share = gpu_fraction(config.weights.transport)
-            learner = await stack.enter_async_context(
-                runtime.start_learner(settings, config.ray, frames, at, gpu_share=share)
-            )
-            store = await stack.enter_async_context(runtime.weight_store_dir(config))
-            sender = runtime.weight_transport(learner, config, store, start)
-            watch = await stack.enter_async_context(monitor_run(config.monitoring, at.run_dir, frames, fleet))
-
-            async def attempt() -> None:
-                await train(
-                    config, at.run_dir, Runtime(learner, fleet, sender, watch), at.progress, at.interrupt
-                )
-                await learner.export_hf(out)
-
-            await run_with_restarts(
-                learner,
-                attempt,
-                max_restarts=settings.max_restarts,
-                metrics=at.run_dir.metrics,
-                interrupt=at.interrupt,
-            )
-    return out
 
 
 async def train_controls(config: QuickstartConfig, at: RunContext, frames: DecodePool, cold: Path) -> None:

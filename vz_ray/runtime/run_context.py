@@ -23,6 +23,9 @@ from vz_ray.monitoring.stage_times import record_stage_time
 from vz_ray.runtime.monitor_run import check_monitoring
 from vz_ray.utils.interrupt import Interrupt
 
+POLICY_STAGE = "policy"
+"""Stage name of the policy that `vz-ray train` and `vz-ray sft` export."""
+
 
 @dataclass
 class RunContext:

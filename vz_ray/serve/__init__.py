@@ -1,8 +1,7 @@
-"""A trained agent behind an OpenAI-compatible endpoint, on Ray Serve.
+"""Serve a trained agent behind an OpenAI-compatible endpoint, on Ray Serve.
 
-In: HTTP requests about videos. Out: answers, and every zoom on the way to them.
-`app` puts it together: an `Ingress` (FastAPI, no GPU) that checks requests and
-streams replies, and `Agent` replicas (one vLLM engine and its decoders each)
-that play each request as an episode, with the runner of training. Must not know
-how the agent was trained.
+In: HTTP requests about videos. Out: answers, with every zoom of the episode.
+`app` assembles an `Ingress` (FastAPI, no GPU), which validates requests and streams responses, and `Agent`
+replicas (one vLLM engine and its decoders each), which run each request as an episode of the environment.
+Must not import training.
 """

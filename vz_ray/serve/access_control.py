@@ -1,12 +1,10 @@
-"""What every request passes before the application sees it.
+"""Access control of the HTTP server, as ASGI middleware. Bodies and responses stream through.
 
-    headers that browsers heed -> answers to errors -> host -> origin -> key -> kind of body
-                               -> requests in progress -> size and pace of the body -> application
+    security headers -> error responses -> host -> origin -> API key -> content type
+                     -> requests in progress -> size and rate of the body -> application
 
-Plain ASGI: bodies and responses stream through. Without keys the server is for
-this machine alone, and a page from elsewhere must not reach it through the
-user's browser: neither by a name of its own that points here (the host is
-checked) nor by a form (the origin and the kind of body are).
+Without keys the server accepts loopback connections only. Pages of other sites must not reach it through
+the user's browser. The host check blocks DNS rebinding; the origin and content type checks block forms.
 """
 
 from __future__ import annotations
@@ -37,13 +35,13 @@ SESSION_COOKIE = "vz_session"
 SESSION_PATH = "/session"
 UPLOADS_PATH = "/v1/files"
 HEALTH_PATHS = frozenset({"/health", "/ready"})
-"""Asked by orchestrators, by address and without a key."""
+"""Health checks of orchestrators: no key, any host."""
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""Content security policy: everything from this server, nothing inline."""
+"""Allows resources of this server only, nothing inline."""
 _HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
@@ -55,17 +53,16 @@ _HEADERS = {
 }
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOGIN_BYTES = 4096
-"""Largest body that is read of who has shown no key yet."""
+"""Maximum body size of a login, which has no key yet."""
 _RETRY_S = 1.0
 ANONYMOUS_OWNER = "local"
-"""Who asks where there are no keys."""
+"""Owner id of requests to a server without keys."""
 
 
 def install_access_control(app: FastAPI, config: AccessConfig, keys: ApiKeyStore | None) -> None:
-    """Puts `app` behind the guard, gives it `/session`, and makes its errors OpenAI's.
+    """Add access control, the `/session` routes and OpenAI's error format to `app`.
 
-    Call it after other middleware was added. Without keys, whoever starts the
-    server must bind it to loopback.
+    Call it after all other middleware is added. Without keys, the caller must bind the server to loopback.
     """
     app.include_router(session_router(config, keys))
     app.add_middleware(AccessControl, config=config, keys=keys)
@@ -73,28 +70,31 @@ def install_access_control(app: FastAPI, config: AccessConfig, keys: ApiKeyStore
     app.add_middleware(_SecurityHeaders)
 
 
-def request_owner(request: Request) -> str:
-    """Whose request this is: the id of its key."""
+def owner_id(request: Request) -> str:
+    """Return the id of the request's API key."""
     key: ApiKey | None = request.scope.get("state", {}).get("key")
     return key.id if key else ANONYMOUS_OWNER
 
 
 class AccessControl:
-    """Refuses by raising `ApiError`; what passes has its `Key`, if any, in `scope["state"]["key"]`."""
+    """Middleware that authenticates and limits requests.
+
+    Rejects a request with an `ApiError`. Stores the `ApiKey` of an accepted one in `scope["state"]["key"]`.
+    """
 
     def __init__(self, app: ASGIApp, config: AccessConfig, keys: ApiKeyStore | None) -> None:
         self._app, self._config, self._keys = app, config, keys
-        self._busy: Counter[str] = Counter()
+        self._in_progress: Counter[str] = Counter()
         self._json = self._limits(int(config.max_json_mib * 2**20), config.json_timeout_s)
         self._upload = self._limits(int(config.max_upload_gib * 2**30), config.upload_timeout_s)
         self._login = self._limits(_LOGIN_BYTES, config.json_timeout_s)
 
-    def _limits(self, size: int, seconds: float) -> BodyLimits:
-        return BodyLimits(size, seconds, self._config.min_kib_per_s * 1e3, self._config.grace_s)
+    def _limits(self, max_bytes: int, timeout_s: float) -> BodyLimits:
+        return BodyLimits(max_bytes, timeout_s, self._config.min_kib_per_s * 2**10, self._config.grace_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})  # not supported
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -108,31 +108,32 @@ class AccessControl:
         if method not in _SAFE:
             self._check_origin(headers)
         key = self._key(headers)
-        if self._keys is not None and key is None and not _is_open(path, method):
+        if self._keys is not None and key is None and not _is_public(path, method):
             raise _unauthorized(headers)
         if method in ("POST", "PUT", "PATCH"):
-            _check_kind(path, headers)
+            _check_content_type(path, headers)
         scope.setdefault("state", {})["key"] = key
-        await self._admitted(key, scope, receive, send)
+        await self._admit(key, scope, receive, send)
 
-    async def _admitted(self, key: ApiKey | None, scope: Scope, receive: Receive, send: Send) -> None:
-        who = key.id if key else ANONYMOUS_OWNER
-        if self._busy[who] >= self._config.max_requests_per_key and not _is_open(
+    async def _admit(self, key: ApiKey | None, scope: Scope, receive: Receive, send: Send) -> None:
+        owner = key.id if key else ANONYMOUS_OWNER
+        if self._in_progress[owner] >= self._config.max_requests_per_key and not _is_public(
             _route(scope), scope["method"]
         ):
             raise overloaded(
-                f"{self._config.max_requests_per_key} requests of this key are in progress; wait for one to end.",
+                f"{self._config.max_requests_per_key} requests of this key are in progress; "
+                "wait for one to finish.",
                 _RETRY_S,
             )
-        self._busy[who] += 1
+        self._in_progress[owner] += 1
         try:
-            await self._limited(scope, receive, send)
+            await self._call_with_limits(scope, receive, send)
         finally:
-            self._busy[who] -= 1
-            if not self._busy[who]:
-                del self._busy[who]
+            self._in_progress[owner] -= 1
+            if not self._in_progress[owner]:
+                del self._in_progress[owner]
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _call_with_limits(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _route(scope)
         limits = self._upload if path == UPLOADS_PATH else self._login if path == SESSION_PATH else self._json
         body = LimitedBody(limits, scope, receive, send)
@@ -149,12 +150,12 @@ class AccessControl:
         allowed = self._config.allowed_hosts
         if self._keys is not None and not allowed:
             return
-        told = headers.getlist("host")
-        host = _host_name(told[0]) if len(told) == 1 else ""
+        values = headers.getlist("host")
+        host = _host_name(values[0]) if len(values) == 1 else ""
         if host not in allowed and not (self._keys is None and is_loopback(host)):
             raise ApiError(
                 421,
-                "This server is not known by the name that it was asked by (guard.allowed_hosts).",
+                "The host name is not in access.allowed_hosts of this server.",
                 code="unknown_host",
             )
 
@@ -163,12 +164,12 @@ class AccessControl:
         if origin is None:
             return
         host = _without_port(origin.lower().partition("://")[2])
-        own = _without_port(headers.get("host", "").lower())
-        known = host[0] in self._config.allowed_hosts and host[1] in ("", own[1])
-        if not host[0] or (host != own and not known):
+        server = _without_port(headers.get("host", "").lower())
+        is_allowed = host[0] in self._config.allowed_hosts and host[1] in ("", server[1])
+        if not host[0] or (host != server and not is_allowed):
             raise ApiError(
                 403,
-                "A page of another site must not do this.",
+                "Requests from pages of other sites are not allowed.",
                 "permission_error",
                 code="cross_origin",
             )
@@ -184,7 +185,7 @@ class AccessControl:
 
 
 class _SecurityHeaders:
-    """What browsers heed, on every response that does not say otherwise."""
+    """Add security headers to each response that does not set them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -207,7 +208,7 @@ class _Login(BaseModel):
 
 
 def session_router(config: AccessConfig, keys: ApiKeyStore | None) -> APIRouter:
-    """How a page in a browser shows a key once: a cookie that scripts cannot read takes its place."""
+    """Log in with an API key: the browser gets an HTTP-only cookie instead of keeping the key."""
     router = APIRouter()
 
     @router.get(SESSION_PATH)
@@ -219,10 +220,10 @@ def session_router(config: AccessConfig, keys: ApiKeyStore | None) -> APIRouter:
     async def log_in(login: _Login, request: Request) -> Response:
         if keys is None:
             return JSONResponse({"name": None})
-        opened = keys.create_session(login.key, config.session_hours)
-        if opened is None:
-            raise unauthorized("This key is not valid; `vz-ray keys create` makes one.")
-        cookie, key = opened
+        session_cookie = keys.create_session(login.key, config.session_hours)
+        if session_cookie is None:
+            raise unauthorized("The key is not valid; create one with `vz-ray keys create`.")
+        cookie, key = session_cookie
         response = JSONResponse({"name": key.name})
         response.set_cookie(
             SESSION_COOKIE,
@@ -244,29 +245,29 @@ def session_router(config: AccessConfig, keys: ApiKeyStore | None) -> APIRouter:
 
 
 def _route(scope: Scope) -> str:
-    """The path below where the application is mounted, as its router sees it."""
+    """Return the path without the prefix at which the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
-def _is_open(path: str, method: str) -> bool:
-    """The page itself, which holds no one's data, and the way to show a key."""
+def _is_public(path: str, method: str) -> bool:
+    """Return True for the web page, which contains no user data, and for the login."""
     return path == SESSION_PATH or (method in _SAFE and (path == "/" or path.startswith("/static/")))
 
 
 def _unauthorized(headers: Headers) -> ApiError:
     if "authorization" in headers:
-        return unauthorized("This API key is not valid: it is wrong, expired or revoked.")
+        return unauthorized("The API key is not valid: it is wrong, expired or revoked.")
     if _cookie(headers):
-        return unauthorized("The session has ended; show the key again.", "session_ended")
-    return unauthorized("An API key is needed: `Authorization: Bearer vz-...`.", "missing_api_key")
+        return unauthorized("The session has ended; log in again.", "session_ended")
+    return unauthorized("An API key is required: `Authorization: Bearer vz-...`.", "missing_api_key")
 
 
-def _check_kind(path: str, headers: Headers) -> None:
-    wanted = "multipart/form-data" if path == UPLOADS_PATH else "application/json"
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+def _check_content_type(path: str, headers: Headers) -> None:
+    expected = "multipart/form-data" if path == UPLOADS_PATH else "application/json"
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != expected:
         raise invalid_request(
-            f"The content-type must be {wanted}.", code="unsupported_media_type", status=415
+            f"The content-type must be {expected}.", code="unsupported_media_type", status=415
         )
 
 
@@ -275,10 +276,10 @@ def _cookie(headers: Headers) -> str:
 
 
 def _without_port(netloc: str) -> tuple[str, str]:
-    """(host, port), the usual ports left out, since an encrypting proxy hides which one it was."""
+    """Return (host, port). The ports 80 and 443 become empty: a TLS proxy hides which one the client used."""
     host, port = netloc, ""
-    bare = netloc.rpartition("]")[2]
-    if ":" in bare:
+    after_brackets = netloc.rpartition("]")[2]
+    if ":" in after_brackets:
         host, _, port = netloc.rpartition(":")
     return host, "" if port in ("80", "443") else port
 
@@ -289,7 +290,7 @@ def _host_name(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's alone; a server without keys must be bound to one."""
+    """Return True for a loopback name or address. A server without keys must be bound to one."""
     if host == "localhost":
         return True
     try:

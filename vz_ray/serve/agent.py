@@ -1,4 +1,4 @@
-"""A replica: one engine and its decoders, which answer questions by playing them as episodes."""
+"""Agent replica: one vLLM engine and its decoders, which answer requests by running episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.rollout.vllm_engine import EngineFailedError, TextCallback, VllmEngine
 from vz_ray.serve.agent_protocol import AgentEvent, AgentRequest, RequestCompleted, RequestFailed
 from vz_ray.serve.client_zoom import ClientFrameSource, ClientZoomRequired, ReplayPolicy
-from vz_ray.serve.event_stream import EventTranslator, client_zoom_result, coalesce, episode_result
+from vz_ray.serve.streaming import EventTranslator, client_zoom_result, coalesce, episode_result
 from vz_ray.serve.weight_swap import WeightSwap
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import with_timeout
@@ -31,19 +31,20 @@ from vz_ray.video.frame import FrameSize, ImageRequest, VideoInfo
 
 log = logging.getLogger(__name__)
 
-_END_S = 10.0
-"""How long an episode that nobody waits for may take to end."""
+_CANCEL_TIMEOUT_S = 10.0
+"""Maximum wait for a cancelled episode to end."""
 
 
 @dataclass(slots=True)
 class EnginePolicy:
-    """The engine as a policy for one request: counts its tokens, and passes on what it says.
+    """Policy of one request: generates with the engine and counts the tokens of all turns.
 
     Attributes:
-        token_budget: That may still be said, over all turns.
-        on_text: Is told the text of a turn so far; None does without.
-        turn_token_ids: Tokens of each turn, in order.
-        last_prompt: What it read before the last of them.
+        engine: The replica's engine.
+        token_budget: Tokens left for all further turns.
+        on_text: Callback with the text of the current turn so far; optional.
+        turn_token_ids: Sampled tokens of each turn.
+        last_prompt: Prompt of the last turn.
     """
 
     engine: VllmEngine
@@ -55,25 +56,29 @@ class EnginePolicy:
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> SampledAction:
-        left = max(1, min(sampling_params.max_tokens, self.token_budget))
-        said = await self.engine.generate(
-            prompt, replace(sampling_params, max_tokens=left), request_id=request_id, on_text=self.on_text
+        max_tokens = max(1, min(sampling_params.max_tokens, self.token_budget))
+        action = await self.engine.generate(
+            prompt,
+            replace(sampling_params, max_tokens=max_tokens),
+            request_id=request_id,
+            on_text=self.on_text,
         )
-        self.token_budget -= len(said.token_ids)
-        self.turn_token_ids.append(said.token_ids)
+        self.token_budget -= len(action.token_ids)
+        self.turn_token_ids.append(action.token_ids)
         self.last_prompt = prompt
-        return said
+        return action
 
     @property
     def draft_answer(self) -> Any:
-        """As of the engine, for the zoom gate."""
+        """The engine's `draft_answer`, for the zoom gate."""
         return self.engine.draft_answer
 
 
 class Agent:
-    """Answers questions; an actor of Ray Serve's, though it knows nothing of that.
+    """Answers requests with one engine. Independent of Ray Serve; see `AgentReplica`.
 
-    It gets its weights by `reconfigure`, the first time with its start, and later while it answers.
+    Ray Serve calls `reconfigure` with the first weights at start-up, and with new weights while the
+    replica serves.
     """
 
     engine_type: type[VllmEngine] = VllmEngine
@@ -81,26 +86,27 @@ class Agent:
     def __init__(self, config: ServeConfig, name: str = "agent") -> None:
         self._config, self._name = config, name
         self._engine: VllmEngine | None = None
-        self._frames: DecodePool | None = None
-        self._holding = WeightSwap(config, name)
+        self._decode_pool: DecodePool | None = None
+        self._weight_swap = WeightSwap(config, name)
 
     async def reconfigure(self, weights: dict[str, Any]) -> None:
-        """Takes a set of weights: `{"model": directory, "version": number}`.
+        """Load weights, given as `{"model": directory, "version": number}`.
 
-        Those of another architecture are refused, and the ones at hand stay; requests under way end with
-        the weights that they began with, unless they take longer than `drain_s`.
+        Weights of another architecture are refused and the current ones stay. Running requests finish
+        with the old weights, unless they take longer than `timeouts.drain_s`.
         """
         model, version = str(weights["model"]), int(weights["version"])
         if self._engine is None:
             await self._start(model, version)
         elif version != self._engine.version:
-            await self._holding.swap(self._engine, model, version)
+            await self._weight_swap.swap(self._engine, model, version)
 
     async def _start(self, model: str, version: int) -> None:
         from transformers import AutoTokenizer
 
         config = self._config
-        self._frames = DecodePool.start(config.clips, RunIdentity(config.name, config.monitoring.log_format))
+        identity = RunIdentity(config.name, config.monitoring.log_format)
+        self._decode_pool = DecodePool.start(config.clips, identity)
         self._engine = await self.engine_type.start(
             model,
             config.engine,
@@ -111,162 +117,176 @@ class Agent:
             start_timeout_s=config.timeouts.engine_start_s,
             turn_timeout_s=config.timeouts.turn_s,
         )
-        await self._frames.wait_until_ready()
+        await self._decode_pool.wait_until_ready()
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        self._special = [str(token) for token in tokenizer.get_added_vocab()]
-        wording = PromptTemplate.load(config.episode.prompt)
-        self._wire = ChatFormat(tokenizer, wording, compat=config.episode.chat_format == "compat")
-        self._holding.set_initial(model, version)
+        self._special_tokens = [str(token) for token in tokenizer.get_added_vocab()]
+        template = PromptTemplate.load(config.episode.prompt)
+        self._chat_format = ChatFormat(tokenizer, template, compat=config.episode.chat_format == "compat")
+        self._weight_swap.set_initial(model, version)
 
     async def ready(self) -> dict[str, Any]:
-        """The weights it answers with; raises where it cannot answer."""
-        engine = self._engine
+        """Return the weight version, the last swap error and the number of running requests.
+
+        Raises:
+            UserError: The replica has not started.
+            EngineFailedError: The engine is not healthy.
+        """
+        engine, weights = self._engine, self._weight_swap
         if engine is None:
             raise UserError(f"{self._name} has not started yet")
         await engine.check_health()
-        holding = self._holding
-        return {"version": engine.version, "refused": holding.swap_error, "playing": holding.active_requests}
+        return {
+            "version": engine.version,
+            "swap_error": weights.swap_error,
+            "active_requests": weights.active_requests,
+        }
 
     async def check_health(self) -> None:
-        """Serve replaces a replica for which this raises."""
-        if self._holding.engine_error:
-            raise EngineFailedError(self._holding.engine_error)
+        """Raise if the replica is not healthy; Ray Serve then replaces the replica."""
+        if self._weight_swap.engine_error:
+            raise EngineFailedError(self._weight_swap.engine_error)
         if self._engine is not None:
             await self._engine.check_health()
 
     async def probe(self, uri: str) -> VideoInfo:
-        """What a video is; raises a `VideoError` where it is none."""
-        return await self._pool.probe(uri)
+        """Return metadata of a video; raises `VideoError` if it cannot be read."""
+        return await self._frame_source.probe(uri)
 
     async def check_image(self, uri: str) -> None:
-        """Decodes an image; raises a `VideoError` where it is none."""
-        await self._pool.overview(uri, ImageRequest(), FrameSize())
+        """Decode an image; raises `VideoError` if it cannot be decoded."""
+        await self._frame_source.overview(uri, ImageRequest(), FrameSize())
 
-    async def answer(self, question: AgentRequest) -> list[AgentEvent]:
-        """Plays a question; everything that happened, the last of it `RequestCompleted` or `RequestFailed`.
+    async def answer(self, request: AgentRequest) -> list[AgentEvent]:
+        """Run a request and return all events; the last is `RequestCompleted` or `RequestFailed`.
 
         Raises:
-            Overdue: It took longer than `episode_deadline_s`, or a part of it than its own deadline.
+            StepTimeout: The episode exceeded `timeouts.episode_s`, or one of its parts its own timeout.
         """
-        told, end = await self._play(question, None)
-        return [*told, end]
+        events, result = await self._run_request(request, None)
+        return [*events, result]
 
-    async def stream(self, question: AgentRequest) -> AsyncGenerator[list[AgentEvent]]:
-        """Plays a question, and tells what happens when it does; the last event is `RequestCompleted` or `RequestFailed`.
+    async def stream(self, request: AgentRequest) -> AsyncGenerator[list[AgentEvent]]:
+        """Run a request and yield events as they happen, in batches.
 
-        What happens while the last events are on their way comes in one batch. Leaving it ends the
-        episode, in the engine and the decoders too.
+        The last event is `RequestCompleted` or `RequestFailed`. Events that arrive while the consumer is
+        busy form one batch. Closing the generator cancels the episode in the engine and the decoders.
         """
-        told: asyncio.Queue[AgentEvent | None] = asyncio.Queue()
-        playing = asyncio.create_task(self._play(question, told.put_nowait))
-        playing.add_done_callback(lambda _: told.put_nowait(None))
+        queue: asyncio.Queue[AgentEvent | None] = asyncio.Queue()
+        episode = asyncio.create_task(self._run_request(request, queue.put_nowait))
+        episode.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            while (event := await told.get()) is not None:
+            while (event := await queue.get()) is not None:
                 batch = [event]
-                while not told.empty() and (further := told.get_nowait()) is not None:
-                    batch = coalesce(batch, further)
+                while not queue.empty() and (next_event := queue.get_nowait()) is not None:
+                    batch = coalesce(batch, next_event)
                 yield batch
-                if playing.done():
+                if episode.done():
                     break
-            yield [(await playing)[1]]
+            yield [(await episode)[1]]
         finally:
-            playing.cancel()
-            await asyncio.wait({playing}, timeout=_END_S)
+            episode.cancel()
+            await asyncio.wait({episode}, timeout=_CANCEL_TIMEOUT_S)
 
-    async def _play(
-        self, question: AgentRequest, tell: Callable[[AgentEvent], None] | None
+    async def _run_request(
+        self, request: AgentRequest, emit: Callable[[AgentEvent], None] | None
     ) -> tuple[list[AgentEvent], RequestCompleted | RequestFailed]:
         engine, config = self._engine, self._config
         if engine is None:
             raise UserError(f"{self._name} has not started yet")
-        async with self._holding.request_slot():
-            if question.version not in (None, engine.version):
+        async with self._weight_swap.request_slot():
+            if request.version not in (None, engine.version):
                 return [], RequestFailed(
-                    f"version {question.version} is not served; version {engine.version} is",
+                    f"version {request.version} is not served; version {engine.version} is",
                     "model_not_found",
                     404,
                 )
-            question = escape_special_tokens(question, self._special)
-            told = EventTranslator(question, tell)
-            speaker = EnginePolicy(engine, question.sampling.max_tokens, told.on_text if tell else None)
-            policy: Policy = speaker
-            frames: FrameSource = self._pool
-            if question.client_side_zooms or question.replayed_zooms:
-                policy = ReplayPolicy(speaker, self._wire, question.replayed_zooms)
-                frames = ClientFrameSource(
-                    self._pool, policy, question.task.videos, stop_at_new_zoom=question.client_side_zooms
-                )
-            game = run_episode(
-                question.task,
-                policy,
-                frames,
-                self._wire,
-                limit_zooms(config.episode, question.max_zooms),
-                episode_id=EpisodeId(0, question.id, 0),
-                sampling_params=question.sampling,
-                worker=self._name,
-                on_event=told.on_env_event,
+            request = escape_special_tokens(request, self._special_tokens)
+            translator = EventTranslator(request, emit)
+            engine_policy = EnginePolicy(
+                engine, request.sampling.max_tokens, translator.on_text if emit else None
             )
-            began = time.monotonic()
-            with request_owner(question.id), log_context(request=question.id):
+            policy: Policy = engine_policy
+            frame_source: FrameSource = self._frame_source
+            if request.client_side_zooms or request.replayed_zooms:
+                policy = ReplayPolicy(engine_policy, self._chat_format, request.replayed_zooms)
+                frame_source = ClientFrameSource(
+                    frame_source, policy, request.task.videos, stop_at_new_zoom=request.client_side_zooms
+                )
+            episode = run_episode(
+                request.task,
+                policy,
+                frame_source,
+                self._chat_format,
+                limit_zooms(config.episode, request.max_zooms),
+                episode_id=EpisodeId(0, request.id, 0),
+                sampling_params=request.sampling,
+                worker=self._name,
+                on_event=translator.on_env_event,
+            )
+            started = time.monotonic()
+            with request_owner(request.id), log_context(request=request.id):
                 try:
                     trajectory = await with_timeout(
-                        game, config.timeouts.episode_s, target=self._name, operation=f"request {question.id}"
+                        episode,
+                        config.timeouts.episode_s,
+                        target=self._name,
+                        operation=f"request {request.id}",
                     )
-                except ClientZoomRequired as asked:
-                    assert speaker.last_prompt is not None  # it has asked
-                    took = time.monotonic() - began
-                    end = client_zoom_result(
-                        asked,
-                        speaker.last_prompt,
-                        speaker.turn_token_ids,
-                        self._wire,
+                except ClientZoomRequired as client_zoom:
+                    assert engine_policy.last_prompt is not None  # the zoom was sampled from it
+                    result = client_zoom_result(
+                        client_zoom,
+                        engine_policy.last_prompt,
+                        engine_policy.turn_token_ids,
+                        self._chat_format,
                         version=engine.version,
-                        seconds=took,
+                        seconds=time.monotonic() - started,
                     )
-                    return told.events, end
-            return told.events, episode_result(trajectory, engine.version)
+                    return translator.events, result
+            return translator.events, episode_result(trajectory, engine.version)
 
     async def shutdown(self) -> None:
-        """Ends the engine's process and the decoders."""
+        """Terminate the engine process and the decoders."""
         if self._engine is not None:
             await self._engine.shutdown()
-        if self._frames is not None:
-            self._frames.close()
+        if self._decode_pool is not None:
+            self._decode_pool.close()
 
     @property
-    def _pool(self) -> DecodePool:
-        if self._frames is None:
+    def _frame_source(self) -> DecodePool:
+        if self._decode_pool is None:
             raise UserError(f"{self._name} has not started yet")
-        return self._frames
+        return self._decode_pool
 
 
 def limit_zooms(config: EpisodeConfig, max_zooms: int | None) -> EpisodeConfig:
-    """An episode's limits, with no more zooms than were asked for."""
+    """Return `config` with at most `max_zooms` zooms; never more than the agent's own limit."""
     if max_zooms is None or max_zooms + 1 >= config.max_rounds:
         return config
     return replace(config, max_rounds=max_zooms + 1)
 
 
-def escape_special_tokens(question: AgentRequest, special: Sequence[str]) -> AgentRequest:
-    """`question` with texts that are only text: a model's special tokens in them are broken up.
+def escape_special_tokens(request: AgentRequest, special_tokens: Sequence[str]) -> AgentRequest:
+    """Return `request` with special tokens of the model split by a space in all texts.
 
-    Else a text could hold the end of its own message, and the beginning of another.
+    Otherwise a text could end its own message and begin another.
     """
 
-    def clean(text: str) -> str:
-        for token in special:
+    def escape(text: str) -> str:
+        for token in special_tokens:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    task = question.task
-    past = tuple((clean(asked), clean(answer)) for asked, answer in task.chat_history.turns)
-    exchanges = tuple(
-        replace(one, arguments=clean(one.arguments), reasoning=clean(one.reasoning))
-        for one in question.replayed_zooms
-    )
+    task = request.task
+    turns = tuple((escape(question), escape(answer)) for question, answer in task.chat_history.turns)
     task = replace(
-        task, question=clean(task.question), chat_history=ChatHistory(clean(task.chat_history.system), past)
+        task,
+        question=escape(task.question),
+        chat_history=ChatHistory(escape(task.chat_history.system), turns),
     )
-    return replace(question, task=task, replayed_zooms=exchanges)
+    replayed_zooms = tuple(
+        replace(zoom, arguments=escape(zoom.arguments), reasoning=escape(zoom.reasoning))
+        for zoom in request.replayed_zooms
+    )
+    return replace(request, task=task, replayed_zooms=replayed_zooms)

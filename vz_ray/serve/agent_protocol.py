@@ -1,6 +1,6 @@
-"""What passes between the ingress and an agent: a question, and what happens while it is answered.
+"""Messages between the ingress and an agent replica: a request, and the events of its episode.
 
-No pixels: frames travel as small JPEG thumbnails, and only where they were asked for.
+Events carry no pixels: frames travel as small JPEG thumbnails, and only on request.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from vz_ray.serve.client_zoom import ReplayedZoom
 
 @dataclass(frozen=True, slots=True)
 class AgentRequest:
-    """One request, checked, with its media resolved to what the decoders open.
+    """A validated request. Its media are resolved to URIs that the decoders can open.
 
     Attributes:
-        id: Of the request.
-        task: What is asked; its texts may hold anything, also a model's special tokens.
-        sampling: `max_tokens` counts over all turns.
-        max_zooms: Fewer than the agent's own limit, or None.
-        thumbnail_size: Pixels of the longest side of the frames that are told; 0 tells only their times.
-        version: Weights that must answer; None takes those at hand.
-        replayed_zooms: What the client has said to zooms since the question.
-        client_side_zooms: Further zooms are the client's to carry out.
+        id: Request id.
+        task: Question and videos. Its texts are untrusted and may contain special tokens of the model.
+        sampling: Sampling parameters; `max_tokens` is the budget for all turns together.
+        max_zooms: Maximum number of zooms; None keeps the agent's own limit.
+        thumbnail_size: Longest side of the returned thumbnails, pixels; 0 returns times only.
+        version: Weight version that must answer; None accepts the current version.
+        replayed_zooms: Zooms since the question that the client has replied to.
+        client_side_zooms: Return new zooms to the client as tool calls.
     """
 
     id: str
@@ -40,11 +40,11 @@ class AgentRequest:
 
 @dataclass(frozen=True, slots=True)
 class FrameThumbnail:
-    """A frame that the model saw.
+    """A frame in the model's context.
 
     Attributes:
-        pts_s: Its time in the video, seconds.
-        image: `data:` URI of a thumbnail; empty where none was asked for.
+        pts_s: Time in the video, seconds.
+        image: `data:` URI of a thumbnail; empty if the request asked for none.
     """
 
     pts_s: float
@@ -53,12 +53,12 @@ class FrameThumbnail:
 
 @dataclass(frozen=True, slots=True)
 class OverviewEvent:
-    """The first look at a video.
+    """The overview of one video is decoded.
 
     Attributes:
-        video: Counted from 0.
-        duration_s: Of the video.
-        frames: In order.
+        video: Index of the video, from 0.
+        duration_s: Duration of the video, seconds.
+        frames: Overview frames in order of time.
     """
 
     video: int
@@ -68,11 +68,12 @@ class OverviewEvent:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More text of a turn.
+    """New text of a turn.
 
     Attributes:
-        turn: From 0.
-        is_answer: Belongs to the answer; else to the reasoning before it.
+        turn: Index of the turn, from 0.
+        text: The new text.
+        is_answer: True for text of the answer, False for reasoning.
     """
 
     turn: int
@@ -82,7 +83,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ZoomStarted:
-    """The agent asked for a clip, which is being decoded."""
+    """The agent requested a clip; decoding has started."""
 
     turn: int
     video: int
@@ -92,18 +93,18 @@ class ZoomStarted:
 
 @dataclass(frozen=True, slots=True)
 class ZoomFinished:
-    """A zoom has ended.
+    """A zoom call was executed or refused.
 
     Attributes:
-        turn: From 0.
-        video: Counted from 0.
-        segment: Start and end, seconds, as asked for: of a refused zoom they may be reversed, or lie outside
-            the video. None where the call could not be read.
-        fps: Frames a second; None likewise.
-        frames: What was shown; none where the zoom was refused.
-        refused: Why it was, in the model's words; else empty.
-        reasoning: What the agent had said before.
-        seconds: Until the turn was said, and until the clip was there.
+        turn: Index of the turn, from 0.
+        video: Index of the video, from 0.
+        segment: Requested start and end, seconds. A refused segment may be reversed or outside the video.
+            None if the call could not be parsed.
+        fps: Requested frames per second; None if the call could not be parsed.
+        frames: Frames of the clip; empty if the zoom was refused.
+        refused: Error message that the model received; empty if the zoom was executed.
+        reasoning: Text of the turn before the call.
+        seconds: Duration of the generation and of the decoding.
     """
 
     turn: int
@@ -118,20 +119,20 @@ class ZoomFinished:
 
 @dataclass(frozen=True, slots=True)
 class RequestCompleted:
-    """The end of an episode.
+    """Last event of a request that was answered.
 
     Attributes:
-        text: The answer, or what was said in place of one.
-        reasoning: Of the last turn.
-        status: As of the trajectory: `answered`, `no_answer`, `truncated`.
-        version: Weights that answered.
-        prompt_tokens: Given to the model, visual tokens and replies to zooms included.
-        completion_tokens: Said by it.
-        frames: That it saw.
-        zooms: That were carried out.
+        text: The answer. Without an answer, the text of the last turn.
+        reasoning: Reasoning of the last turn.
+        status: `answered`, `no_answer` or `truncated`, from the trajectory; `zoom` before a client's zoom.
+        version: Weight version that answered.
+        prompt_tokens: Tokens given to the model, including visual tokens and observations.
+        completion_tokens: Sampled tokens.
+        frames: Number of frames in the context.
+        zooms: Number of executed zooms.
         seconds: Wall time of the episode.
-        gated: The zoom gate took the draft for certain, and there was no zoom.
-        tool_call_arguments: Arguments of a zoom that the client is to carry out; there is no answer yet then.
+        gated: The zoom gate accepted the draft answer, so the agent did not zoom.
+        tool_call_arguments: Arguments of a zoom for the client to execute; there is no answer yet.
     """
 
     text: str
@@ -149,12 +150,12 @@ class RequestCompleted:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """It could not be answered, for a reason that lies in the request.
+    """Last event of a request that cannot be answered because of its content.
 
     Attributes:
-        message: For whoever asked; names no path of the server.
-        code: As in an OpenAI error body.
-        http_status: Of HTTP.
+        message: Error for the client; contains no path of the server.
+        code: Error code of the OpenAI error body.
+        http_status: HTTP status.
     """
 
     message: str

@@ -1,7 +1,7 @@
-"""The application: an ingress before agents, as Ray Serve deploys it.
+"""The Ray Serve application: one ingress in front of agent replicas.
 
-By hand: `vz-ray serve`. In production: `serve run conf/serve/production.yaml`, or a RayService, whose
-`import_path` is `vz_ray.serve.app:build`.
+For one machine: `vz-ray serve`. In production: `serve run conf/serve/production.yaml`, or a RayService with
+`import_path: vz_ray.serve.app:build`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 
 APP_NAME, AGENT_DEPLOYMENT = "vz_ray", "Agent"
-_LOOK_S = 5.0
-"""Between two looks whether a replica is well."""
+_HEALTH_CHECK_PERIOD_S = 5.0
 
 
 class AgentReplica(Agent):
-    """An agent that Ray Serve starts, asks after, and ends."""
+    """Agent as a Ray Serve deployment."""
 
     def __init__(self, config: ServeConfig) -> None:
         super().__init__(config, configure_ingress_logging(config))
@@ -44,19 +43,22 @@ def build_application(
     code_version: str = "",
     agent_type: type[AgentReplica] = AgentReplica,
 ) -> serve.Application:
-    """What `config` asks for; only its weights may change while it runs.
+    """Build the application for `config`. Only its weights can change while it runs.
 
     Args:
-        config: Of the whole application.
-        gpus: Whether engines get GPUs.
-        version: Number of the weights in `config.model`.
-        code_version: Deployments of the same code and configuration are updated in place, and not started anew.
-        agent_type: What replicas are.
+        config: Configuration of the server.
+        gpus: Reserve GPUs for the engines.
+        version: Version number of the weights in `config.model`.
+        code_version: Deployments with the same value are updated in place instead of restarted.
+        agent_type: Class of the replicas.
+
+    Raises:
+        UserError: `config.model` is empty.
     """
     if not config.model:
-        raise UserError("serve what? give the agent's checkpoint directory: model=...")
+        raise UserError("model is empty; set the agent's checkpoint directory: model=PATH")
     weights = {"model": str(Path(config.model).resolve()), "version": version}
-    fixed = _fixed(config)
+    replica_config = _without_weights(config)
     agent = serve.deployment(agent_type).options(
         name=AGENT_DEPLOYMENT,
         user_config=weights,
@@ -72,40 +74,41 @@ def build_application(
             "num_gpus": config.engine.tensor_parallel_size if gpus else 0,
             "resources": node_group_resources(config.node_group),
         },
-        health_check_period_s=_LOOK_S,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=config.timeouts.drain_s,
     )
+    capacity = config.max_queued_requests + config.max_ongoing_requests * config.max_replicas
     ingress = serve.deployment(serve.ingress()(IngressReplica)).options(
-        name="Ingress",
-        max_ongoing_requests=4
-        * (config.max_queued_requests + config.max_ongoing_requests * config.max_replicas),
-        ray_actor_options={"num_cpus": 0},
+        name="Ingress", max_ongoing_requests=4 * capacity, ray_actor_options={"num_cpus": 0}
     )
     if code_version:
-        # Else each call would make a version of its own, and start every replica anew.
+        # Without it every deployment gets a random version, and Ray Serve restarts all replicas.
         agent._version = ingress._version = code_version
-    app: serve.Application = ingress.bind(fixed, agent.bind(fixed))
+    app: serve.Application = ingress.bind(replica_config, agent.bind(replica_config))
     return app
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """For `serve run` and `serve deploy`: arguments `config` (a file) and further keys of it.
+    """Entry point of `serve run` and `serve deploy`.
+
+    Args:
+        arguments: `config`, a YAML file, and overrides of its keys.
 
     Example: `args: {config: conf/serve/7b.yaml, model: /models/agent}`
     """
-    given = dict(arguments)
-    file = given.pop("config", None)
-    config = load_config(ServeConfig, file, [f"{key}={value}" for key, value in given.items()])
+    overrides = dict(arguments)
+    file = overrides.pop("config", None)
+    config = load_config(ServeConfig, file, [f"{key}={value}" for key, value in overrides.items()])
     gpus = config.ray.use_gpus == "always" or (
         config.ray.use_gpus == "auto" and bool(ray.cluster_resources().get("GPU"))
     )
     return build_application(config, gpus=gpus)
 
 
-def _fixed(config: ServeConfig) -> ServeConfig:
-    """What replicas are made from: without the weights, so that others do not make other replicas.
+def _without_weights(config: ServeConfig) -> ServeConfig:
+    """Return the constructor argument of the replicas. New weights must not change it.
 
-    Decoders may open uploads and what requests may name, and no other file of the server's.
+    Decoders may open uploads and the allowed directories, and no other file of the server.
     """
-    roots = [*config.files.allowed_dirs, str(upload_directory(config.files))]
-    return replace(config, model="", clips=replace(config.clips, allowed_dirs=roots))
+    allowed_dirs = [*config.files.allowed_dirs, str(upload_directory(config.files))]
+    return replace(config, model="", clips=replace(config.clips, allowed_dirs=allowed_dirs))

@@ -1,6 +1,6 @@
-"""`vz-ray ask`: one question in the terminal, of a server that runs or of an engine started for it.
+"""Ask one question in the terminal (`vz-ray ask`), of a running server or of an engine started for it.
 
-Both tell what happens in the same chunks, those of a streamed chat completion.
+Both sources yield chunks of a streamed chat completion.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vz_ray.runtime import runtime
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.agent_protocol import AgentRequest, RequestCompleted, RequestFailed, TextDelta
 from vz_ray.serve.launch import resolve_checkpoint
-from vz_ray.serve.openai_response import CompletionBuilder
+from vz_ray.serve.openai_protocol import CompletionBuilder
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
@@ -39,56 +39,56 @@ Json = dict[str, Any]
 def run_ask(
     config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = ""
 ) -> None:
-    """Prints what the agent looks at, what it thinks of it, and what it answers.
+    """Print the agent's reasoning, its zooms and its answer.
 
     Args:
-        config: Of the engine, where there is no server.
+        config: Configuration of the engine, if `server` is empty.
         videos: Files or URLs.
-        question: Options included.
-        server: Address of a server that runs; empty starts an engine here.
-        key_env: Environment variable with the server's key.
+        question: The question, including its options.
+        server: Address of a running server; empty starts an engine in this process.
+        key_env: Environment variable with an API key of the server.
 
     Raises:
-        UserError: There is no such model or server, or it refuses the question.
+        UserError: A file, the model or the server is missing, or the server rejects the request.
     """
     for video in videos:
         if not is_url(video) and not Path(video).is_file():
-            raise UserError(f"there is no file {video}")
-    with Interrupt(resume_hint="the question has no answer; the same command asks it again") as interrupt:
+            raise UserError(f"file {video} does not exist")
+    with Interrupt(resume_hint="the question was not answered; run the same command again") as interrupt:
         chunks = (
-            _of_server(server, key_env, config.name, videos, question)
+            _ask_server(server, key_env, config.name, videos, question)
             if server
-            else _of_engine(config, videos, question)
+            else _ask_engine(config, videos, question)
         )
-        asyncio.run(interrupt.run_interruptible(_show(chunks, Console(highlight=False))))
+        asyncio.run(interrupt.run_interruptible(_print_chunks(chunks, Console(highlight=False))))
 
 
-async def _of_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
+async def _ask_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
     resolve_checkpoint(config.model)
     logging_config.configure_logging(Path(config.log_dir), identity=runtime.run_identity(config))
-    # Whoever asks here may read what it asks about.
+    # The user of this process may open any file.
     config = replace(config, clips=replace(config.clips, allowed_dirs=[]))
     async with runtime.ray_cluster(config.ray):
         agent = Agent(config)
         try:
             await agent.reconfigure({"model": config.model, "version": 1})
-            reply = CompletionBuilder(uuid.uuid4().hex, config.name, int(time.time()))
-            said = False
-            async with aclosing(agent.stream(_question(config, videos, question))) as stream:
+            builder = CompletionBuilder(uuid.uuid4().hex, config.name, int(time.time()))
+            answer_streamed = False
+            async with aclosing(agent.stream(_build_request(config, videos, question))) as stream:
                 async for batch in stream:
                     for event in batch:
                         if isinstance(event, RequestFailed):
                             raise UserError(event.message)
-                        said |= isinstance(event, TextDelta) and event.is_answer
+                        answer_streamed |= isinstance(event, TextDelta) and event.is_answer
                         if isinstance(event, RequestCompleted):
-                            yield reply.final_chunk(event, answer_streamed=said)
+                            yield builder.final_chunk(event, answer_streamed=answer_streamed)
                         else:
-                            yield reply.event_chunk(event)
+                            yield builder.event_chunk(event)
         finally:
             await agent.shutdown()
 
 
-def _question(config: ServeConfig, videos: Sequence[str], question: str) -> AgentRequest:
+def _build_request(config: ServeConfig, videos: Sequence[str], question: str) -> AgentRequest:
     task = Task(
         "ask",
         videos[0] if videos else "",
@@ -101,18 +101,18 @@ def _question(config: ServeConfig, videos: Sequence[str], question: str) -> Agen
     return AgentRequest("ask", task, sampling)
 
 
-async def _of_server(
+async def _ask_server(
     server: str, key_env: str, model: str, videos: Sequence[str], question: str
 ) -> AsyncGenerator[Json]:
     import openai
 
     key = os.environ.get(key_env, "") if key_env else "none"
     if not key:
-        raise UserError(f"{key_env} is not set; it should hold a key of {server}")
+        raise UserError(f"{key_env} is not set; set it to an API key of {server}")
     async with openai.AsyncOpenAI(base_url=f"{server.rstrip('/')}/v1", api_key=key) as client:
-        uploads: list[str] = []
+        upload_ids: list[str] = []
         try:
-            parts: list[Any] = [await _part(client, video, uploads) for video in videos]
+            parts: list[Any] = [await _video_part(client, video, upload_ids) for video in videos]
             parts.append({"type": "text", "text": question})
             chunks = await client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": parts}], stream=True
@@ -120,56 +120,52 @@ async def _of_server(
             async for chunk in chunks:
                 yield chunk.model_dump()
         except openai.APIStatusError as error:
-            raise UserError(f"{server} refuses: {error.message}") from error
+            raise UserError(f"{server} rejected the request: {error.message}") from error
         except openai.APIError as error:
             raise UserError(f"{server}: {error.message}") from error
         finally:
-            for id in uploads:
-                await client.files.delete(id)
+            for upload_id in upload_ids:
+                await client.files.delete(upload_id)
 
 
-async def _part(client: Any, video: str, uploads: list[str]) -> Json:
-    """The part of a message that shows a video; a file is uploaded, to be deleted afterwards."""
+async def _video_part(client: Any, video: str, upload_ids: list[str]) -> Json:
+    """Return the message part of a video. A file is uploaded and its id appended to `upload_ids`."""
     if is_url(video):
         return {"type": "video_url", "video_url": {"url": video}}
-    stored = await client.files.create(file=Path(video), purpose="user_data")
-    uploads.append(stored.id)
-    return {"type": "file", "file": {"file_id": stored.id}}
+    upload = await client.files.create(file=Path(video), purpose="user_data")
+    upload_ids.append(upload.id)
+    return {"type": "file", "file": {"file_id": upload.id}}
 
 
-async def _show(chunks: AsyncGenerator[Json], console: Console) -> None:
+async def _print_chunks(chunks: AsyncGenerator[Json], console: Console) -> None:
     async with aclosing(chunks) as stream:
         async for chunk in stream:
             for choice in chunk["choices"]:
-                _show_delta(choice["delta"], console)
-            if (facts := chunk.get("vz_ray")) is not None:
-                _show_end(facts, console)
+                _print_delta(choice["delta"], console)
+            if (result := chunk.get("vz_ray")) is not None:
+                status = result["status"].replace("_", " ")
+                console.print(f"\n[dim]{status} after {result['seconds']:.1f} s[/]")
 
 
-def _show_delta(delta: Json, console: Console) -> None:
+def _print_delta(delta: Json, console: Console) -> None:
     if overview := delta.get("overview"):
-        shown, video = len(overview["pts"]), overview["video"] + 1
-        console.print(
-            f"[dim]video {video}: {format_duration(overview['duration'])}, {shown} frames of it shown[/]"
-        )
+        num_frames, video = len(overview["pts"]), overview["video"] + 1
+        duration = format_duration(overview["duration"])
+        console.print(f"[dim]video {video}: {duration}, overview of {num_frames} frames[/]")
     if text := delta.get("reasoning_content"):
         console.print(Text(text, style="dim"), end="")
     if zoom := delta.get("zoom"):
-        console.print(_zoom_line(zoom))
+        console.print(_format_zoom(zoom))
     if text := delta.get("content"):
         console.print(Text(text, style="bold green"), end="")
 
 
-def _zoom_line(zoom: Json) -> str:
-    where = ""
+def _format_zoom(zoom: Json) -> str:
+    segment = ""
     if zoom["segment"]:
         start, end = zoom["segment"]
-        where = f"{start:.2f} to {end:.2f} s at {zoom['fps']:g} fps"
+        segment = f"{start:.2f} to {end:.2f} s at {zoom['fps']:g} fps"
     if zoom["refused"]:
-        asked = f"{where}, " if where else ""
-        return f"\n[yellow]zoom {zoom['turn'] + 1}  {asked}refused: {escape(zoom['refused'])}[/]"
-    return f"\n[cyan]zoom {zoom['turn'] + 1}  {where}, {len(zoom['pts'])} frames[/]"
-
-
-def _show_end(facts: Json, console: Console) -> None:
-    console.print(f"\n[dim]{facts['status'].replace('_', ' ')} after {facts['seconds']:.1f} s[/]")
+        prefix = f"{segment}, " if segment else ""
+        return f"\n[yellow]zoom {zoom['turn'] + 1}  {prefix}refused: {escape(zoom['refused'])}[/]"
+    return f"\n[cyan]zoom {zoom['turn'] + 1}  {segment}, {len(zoom['pts'])} frames[/]"

@@ -1,8 +1,8 @@
-"""Zooms that the client carries out, or lets be carried out, one by one.
+"""Zooms that the client executes, one tool call at a time.
 
-A request that offers the tool `video_zoom` gets the agent's next zoom as a tool call in place of a clip. The
-client sends it back with a reply: frames of its own, each with its time, or nothing, and then the server
-decodes the clip. What was said so far is played again, without the engine, up to where the agent speaks next.
+A request that offers the tool `video_zoom` receives the agent's next zoom as a tool call instead of the
+server decoding the clip. The client replies either with its own frames and their times, or with nothing,
+and then the server decodes the clip. Earlier turns are replayed without sampling.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TOOL_NAME = "video_zoom"
 
 @dataclass(frozen=True, slots=True)
 class ReplayedZoom:
-    """A zoom that the agent asked for, and what the client said to it.
+    """A zoom call of the agent and the client's reply.
 
     Attributes:
-        arguments: Of the tool call, JSON.
-        reasoning: What the agent had said before it.
-        images: URIs of the frames that the client shows; none lets the server decode the clip.
-        times_s: Their times in the video, seconds.
+        arguments: Arguments of the tool call, JSON.
+        reasoning: Text of the turn before the call.
+        images: URIs of the client's frames; empty lets the server decode the clip.
+        times_s: Times of the client's frames in the video, seconds.
     """
 
     arguments: str
@@ -47,35 +47,38 @@ class ReplayedZoom:
 
     @property
     def text(self) -> str:
-        """The turn as the agent would have said it."""
+        """The turn in the agent's own format."""
         return f"<think>{self.reasoning}</think><video_zoom>{self.arguments}</video_zoom>"
 
 
 class ClientZoomRequired(Exception):
-    """The agent asks for a clip, and the client is to say what it is shown."""
+    """The agent requested a clip that the client must provide."""
 
-    def __init__(self, zoom: ZoomRequest, several: bool) -> None:
+    def __init__(self, zoom: ZoomRequest, multiple_videos: bool) -> None:
         super().__init__(f"{zoom}")
-        self.zoom, self.multiple_videos = zoom, several
+        self.zoom, self.multiple_videos = zoom, multiple_videos
 
     @property
     def arguments(self) -> str:
-        """As in the agent's own call: `{"segment": [8.0, 12.0], "fps": 2.0}`."""
-        which = {"video": self.zoom.video + 1} if self.multiple_videos else {}
-        asked = {"segment": [self.zoom.start_s, self.zoom.end_s], "fps": self.zoom.fps}
-        return json.dumps({**which, **asked})
+        """Arguments in the agent's call format: `{"segment": [8.0, 12.0], "fps": 2.0}`."""
+        video = {"video": self.zoom.video + 1} if self.multiple_videos else {}
+        return json.dumps({**video, "segment": [self.zoom.start_s, self.zoom.end_s], "fps": self.zoom.fps})
 
 
 @dataclass(slots=True)
 class ReplayPolicy:
-    """A policy that says again what was said, and then speaks for itself."""
+    """Policy that replays earlier zoom calls, then generates with `policy`.
+
+    Attributes:
+        next_index: Index of the next zoom to replay.
+        current: The zoom replayed in the current turn; None if the turn was sampled.
+    """
 
     policy: Policy
     chat_format: ChatFormat
     zooms: Sequence[ReplayedZoom]
     next_index: int = 0
     current: ReplayedZoom | None = None
-    """What the turn under way was said from; None where the agent speaks for itself."""
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
@@ -90,10 +93,14 @@ class ReplayPolicy:
 
 @dataclass(slots=True)
 class ClientFrameSource:
-    """A frame source that shows what the client sent.
+    """Frame source that returns the client's frames for replayed zooms.
 
     Attributes:
-        stop_at_new_zoom: At the first zoom that the client has not seen; else that and all further ones are decoded.
+        frames: Decodes all other requests.
+        replay: Policy that knows which zoom the current turn replays.
+        videos: URIs of the task's videos.
+        stop_at_new_zoom: Raise `ClientZoomRequired` at the first zoom that is not replayed; if False,
+            decode it.
     """
 
     frames: FrameSource
@@ -102,18 +109,18 @@ class ClientFrameSource:
     stop_at_new_zoom: bool
 
     async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        exchange = self.replay.current
-        if exchange is None and self.stop_at_new_zoom:
+        replayed = self.replay.current
+        if replayed is None and self.stop_at_new_zoom:
             raise ClientZoomRequired(request, len(self.videos) > 1)
-        if exchange is None or not exchange.images:
+        if replayed is None or not replayed.images:
             return await self.frames.zoom(uri, request, size)
-        clips = [await self.frames.overview(picture, ImageRequest(), size) for picture in exchange.images]
+        clips = [await self.frames.overview(image, ImageRequest(), size) for image in replayed.images]
         frames = (clip.frames[0] for clip in clips)
-        timed = (
-            Frame(replace(frame.ref, pts_s=time), frame.rgb)
-            for frame, time in zip(frames, exchange.times_s, strict=True)
+        timed_frames = (
+            Frame(replace(frame.ref, pts_s=time_s), frame.rgb)
+            for frame, time_s in zip(frames, replayed.times_s, strict=True)
         )
-        return Clip(request, tuple(timed))
+        return Clip(request, tuple(timed_frames))
 
     async def probe(self, uri: str) -> VideoInfo:
         return await self.frames.probe(uri)

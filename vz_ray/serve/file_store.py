@@ -1,12 +1,11 @@
-"""Uploaded files on disk: each with its facts beside it, or not there at all.
+"""Uploaded files on disk.
 
-    file-<hex>.mp4    the content
-    file-<hex>.json   what is known of it; written last, so that with it the file exists
+    file-<hex>.mp4    content
+    file-<hex>.json   metadata; written last, so a file exists only with its metadata
 
-Several servers may share the directory. Who writes a file holds a lock on it
-until its facts are written; one without facts and without a lock was left by a
-server that died, and is deleted at the next start, as is media sent inline.
-A file is in use when its facts were touched lately.
+Several servers can share the directory. The writer of a file locks it until the metadata is written. A file
+without metadata and without a lock is an orphan of a crashed server, or inline media; the next start deletes
+it. The modification time of the metadata is the time of the last use.
 """
 
 from __future__ import annotations
@@ -39,32 +38,32 @@ log = logging.getLogger(__name__)
 
 FILE_ID_PATTERN = re.compile(r"file-[0-9a-f]{32}")
 _DAY_S = 86400.0
-_MOST_FILES = 10_000
-"""Files of all keys together; as many as a page of the list holds at most."""
-_ROOM_STEP = 16 * 2**20
-"""Bytes that are written before the directory is measured again."""
-_IN_USE_S = 3600.0
-"""A file that was used this lately is not dropped to make room."""
-_FACTS, _PART = ".json", ".part"
+_MAX_FILES = 10_000
+"""Maximum number of files of all keys; equals the maximum page size of the list."""
+_SPACE_CHECK_BYTES = 16 * 2**20
+"""Bytes written between two checks of the directory size."""
+_MIN_IDLE_S = 3600.0
+"""A file is not evicted within this time after its last use."""
+_METADATA, _PARTIAL = ".json", ".part"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file.
+    """Metadata of one file.
 
     Attributes:
         id: `file-` and 128 random bits.
-        owner: Id of the key that it was uploaded with.
-        filename: What the client calls it.
-        purpose: What the client says it is for.
-        suffix: What its name ends with here; says what kind it is.
+        owner: Owner id (of the API key).
+        filename: The client's file name.
+        purpose: The client's purpose.
+        suffix: Suffix of the stored file; determines its type.
         bytes: Size.
         digest: blake3 of the content, hex.
-        created_at: Seconds since 1970.
-        expires_at: Seconds since 1970, whether it is used or not; None goes by use alone.
-        duration_s: Of a video, seconds.
-        width: Of a video, pixels.
-        height: Of a video, pixels.
+        created_at: Unix time, seconds.
+        expires_at: Unix time, seconds; None expires after `max_idle_days` without use.
+        duration_s: Duration of a video, seconds.
+        width: Width of a video, pixels.
+        height: Height of a video, pixels.
     """
 
     id: str
@@ -86,11 +85,12 @@ class StoredFile:
 
 
 class IncomingFile:
-    """A file that is being written; it is locked, and gone at the end unless it was kept.
+    """A file that is being written. It is locked, and deleted at the end unless it was added to the store.
 
     Attributes:
-        id: What it will be called.
-        bytes: Written so far.
+        id: Id of the future file.
+        owner: Owner id.
+        bytes: Number of bytes written.
     """
 
     def __init__(self, store: FileStore, owner: str) -> None:
@@ -99,12 +99,13 @@ class IncomingFile:
         self._head = b""
         self._kind: FileType | None = None
         self._file: BinaryIO | None = None
-        self._measured_at = 0
-        self._turn, self._closed = threading.Lock(), False  # a thread may still write when its request ends
+        self._last_space_check = 0
+        # A thread may still write when its request ends.
+        self._lock, self._closed = threading.Lock(), False
 
     @property
     def file_type(self) -> FileType:
-        """What it is; known once something was written."""
+        """Type of the file; available after the first bytes."""
         assert self._kind is not None
         return self._kind
 
@@ -117,12 +118,12 @@ class IncomingFile:
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> None:
-        """Adds to the content.
+        """Append to the content.
 
         Raises:
-            ApiError: It is neither video nor image, or too large, or there is no room.
+            ApiError: The file type is not supported, the file is too large, or the storage is full.
         """
-        with self._turn:
+        with self._lock:
             if self._file is None:
                 self._head += data
                 if len(self._head) < HEADER_BYTES:
@@ -133,7 +134,7 @@ class IncomingFile:
 
     def finish(self) -> None:
         """All of it was written; a short file is only now looked at."""
-        with self._turn:
+        with self._lock:
             if self._file is None:
                 data, self._head = self._head, b""
                 self._begin(data)
@@ -144,7 +145,7 @@ class IncomingFile:
 
     def close(self, *, keep: bool) -> None:
         """Ends the lock; deletes the content unless it is kept."""
-        with self._turn:
+        with self._lock:
             self._closed = True
             if self._file is not None:
                 if not keep:
@@ -165,7 +166,7 @@ class IncomingFile:
                 "unsupported_file",
             )
         self._store.make_room(self.owner, len(head))
-        self._file = _created(self.path)
+        self._file = _create_locked(self.path)
 
     def _put(self, data: bytes) -> None:
         assert self._file is not None
@@ -173,54 +174,54 @@ class IncomingFile:
             raise too_large(
                 f"The file is larger than {self._store.max_file_bytes / 1e6:g} MB.", "file", "file_too_large"
             )
-        if self.bytes + len(data) - self._measured_at > _ROOM_STEP:
+        if self.bytes + len(data) - self._last_space_check > _SPACE_CHECK_BYTES:
             self._store.make_room(self.owner, len(data))
-            self._measured_at = self.bytes
+            self._last_space_check = self.bytes
         try:
             self._file.write(data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full() from error
+                raise _storage_full() from error
             raise
         self._hash.update(data)
         self.bytes += len(data)
 
 
 class FileStore:
-    """The files of all keys, in one directory.
+    """Files of all keys in one directory.
 
     Args:
-        directory: Made if it is missing, for this user alone.
-        most_bytes: Of all files together; exceeded by 16 MB at most for each upload in progress.
-        days: A file is deleted when it was not used for as many.
-        max_file_bytes: Largest file.
+        directory: Created with mode 0700 if it is missing.
+        max_bytes: Maximum size of all files together. Each running upload may exceed it by up to 16 MiB.
+        max_idle_days: Days without use after which a file is deleted.
+        max_file_bytes: Maximum size of one file.
 
     Raises:
-        UserError: The directory cannot be written.
+        UserError: The directory is not writable.
     """
 
     def __init__(
         self, directory: Path | str, max_bytes: int, max_idle_days: float, max_file_bytes: int
     ) -> None:
         self.directory, self.max_file_bytes = Path(directory), max_file_bytes
-        self._most, self._days = max_bytes, max_idle_days
+        self._max_bytes, self._max_idle_days = max_bytes, max_idle_days
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._drop_orphans()
+            self._delete_orphans()
             self.delete_expired()
         except OSError as error:
             raise UserError(
-                f"uploads cannot be kept in {self.directory}: {error.strerror}; set files.directory"
+                f"cannot store uploads in {self.directory}: {error.strerror}; set files.directory"
             ) from error
 
     @asynccontextmanager
     async def incoming(self, owner: str) -> AsyncIterator[IncomingFile]:
-        """A file to write; it is gone after the block unless `add` was called."""
+        """Open a new file for writing; it is deleted at exit unless `add` was called."""
         incoming = IncomingFile(self, owner)
         try:
             yield incoming
         finally:
-            incoming.close(keep=self._facts(incoming.id).exists())
+            incoming.close(keep=self._metadata_path(incoming.id).exists())
 
     def add(
         self,
@@ -230,7 +231,7 @@ class FileStore:
         expires_s: float | None = None,
         info: VideoInfo | None = None,
     ) -> StoredFile:
-        """Keeps what was written; from now on it exists, for `expires_s` seconds at most."""
+        """Add a written file to the store; it expires after `expires_s` seconds at the latest."""
         now = time.time()
         stored = StoredFile(
             id=incoming.id,
@@ -246,71 +247,71 @@ class FileStore:
             width=info.width if info else None,
             height=info.height if info else None,
         )
-        facts = self._facts(stored.id)
-        part = facts.with_suffix(_PART)
-        with open(part, "w") as file:
+        metadata_path = self._metadata_path(stored.id)
+        partial = metadata_path.with_suffix(_PARTIAL)
+        with open(partial, "w") as file:
             json.dump(asdict(stored), file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(facts)
+        partial.replace(metadata_path)
         return stored
 
     def get(self, id: str, owner: str) -> StoredFile | None:
-        """A file of this owner, which counts as used now; None for another's as for one that is not there."""
+        """Return a file and mark it as used; None if it is missing or has another owner."""
         if not FILE_ID_PATTERN.fullmatch(id):
             return None
-        stored = self._load(self._facts(id))
+        stored = self._load(self._metadata_path(id))
         if stored is None or stored.owner != owner or self._expired(stored):
             return None
         with contextlib.suppress(FileNotFoundError):
-            os.utime(self._facts(id))
+            os.utime(self._metadata_path(id))
         return stored
 
     def path(self, stored: StoredFile) -> Path:
-        """Where its content is."""
+        """Return the path of the content."""
         return self.directory / f"{stored.id}{stored.suffix}"
 
     def list_files(self, owner: str) -> list[StoredFile]:
-        """The files of an owner, oldest first."""
-        mine = [one for one in self._all() if one.owner == owner and not self._expired(one)]
-        return sorted(mine, key=lambda one: (one.created_at, one.id))
+        """Return the files of an owner, oldest first."""
+        files = [file for file in self._all() if file.owner == owner and not self._expired(file)]
+        return sorted(files, key=lambda file: (file.created_at, file.id))
 
     def delete(self, stored: StoredFile) -> None:
-        """Whoever has it open reads on."""
-        self._facts(stored.id).unlink(missing_ok=True)
+        """Delete a file. Open file handles stay readable."""
+        self._metadata_path(stored.id).unlink(missing_ok=True)
         self.path(stored).unlink(missing_ok=True)
 
     def delete_expired(self) -> None:
-        """Deletes what has expired."""
+        """Delete all expired files."""
         for stored in self._all():
             if self._expired(stored):
                 self.delete(stored)
 
     async def sweep_periodically(self, interval_s: float = 3600.0) -> None:
-        """Sweeps now and then until cancelled; who serves runs it, since an idle server gets no uploads."""
+        """Delete expired files periodically, until cancelled: an idle server has no uploads to do it."""
         while True:
             try:
                 await asyncio.to_thread(self.delete_expired)
             except OSError:
-                log.exception("expired files in %s could not be deleted; this is tried again", self.directory)
+                log.exception("Failed to delete expired files in %s; retrying later", self.directory)
             await asyncio.sleep(interval_s)
 
     def make_room(self, owner: str, size: int) -> None:
-        """Deletes what has expired and, if that is not enough, what this owner used least recently.
+        """Free space for `size` bytes: delete expired files, then this owner's least recently used ones.
 
         Raises:
-            ApiError: 507; there is no room all the same.
+            ApiError: 507, the storage is still full.
         """
-        if self._used() + size <= self._most and self._count() < _MOST_FILES:
+        if self._used() + size <= self._max_bytes and self._count() < _MAX_FILES:
             return
         self.delete_expired()
-        idle = [one for one in self.list_files(owner) if time.time() - self._used_at(one) > _IN_USE_S]
+        idle = [file for file in self.list_files(owner) if time.time() - self._used_at(file) > _MIN_IDLE_S]
         for stored in sorted(idle, key=self._used_at):
-            if self._used() + size <= self._most and self._count() < _MOST_FILES:
+            if self._used() + size <= self._max_bytes and self._count() < _MAX_FILES:
                 return
             self.delete(stored)
-        if self._used() + size > self._most or self._count() >= _MOST_FILES:
-            raise _full()
+        if self._used() + size > self._max_bytes or self._count() >= _MAX_FILES:
+            raise _storage_full()
 
     def _used(self) -> int:
         return sum(size for _, size in self._contents())
@@ -321,12 +322,12 @@ class FileStore:
     def _contents(self) -> Iterator[tuple[str, int]]:
         with os.scandir(self.directory) as entries:
             for entry in entries:
-                if entry.name.startswith("file-") and not entry.name.endswith((_FACTS, _PART)):
+                if entry.name.startswith("file-") and not entry.name.endswith((_METADATA, _PARTIAL)):
                     with contextlib.suppress(FileNotFoundError):
                         yield entry.name, entry.stat().st_size
 
     def _all(self) -> Iterator[StoredFile]:
-        for path in self.directory.glob(f"file-*{_FACTS}"):
+        for path in self.directory.glob(f"file-*{_METADATA}"):
             if (stored := self._load(path)) is not None:
                 yield stored
 
@@ -336,40 +337,42 @@ class FileStore:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            log.warning("%s is damaged, and its file is given up: %s", path, error)
+            log.warning("Deleting invalid file metadata %s: %s", path, error)
             path.unlink(missing_ok=True)
             return None
 
-    def _facts(self, id: str) -> Path:
-        return self.directory / f"{id}{_FACTS}"
+    def _metadata_path(self, id: str) -> Path:
+        return self.directory / f"{id}{_METADATA}"
 
     def _used_at(self, stored: StoredFile) -> float:
         try:
-            return self._facts(stored.id).stat().st_mtime
+            return self._metadata_path(stored.id).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def _expired(self, stored: StoredFile) -> bool:
         if stored.expires_at is not None and time.time() >= stored.expires_at:
             return True
-        return time.time() - self._used_at(stored) > self._days * _DAY_S
+        return time.time() - self._used_at(stored) > self._max_idle_days * _DAY_S
 
-    def _drop_orphans(self) -> None:
-        """Deletes what a server that died had begun to write: contents without facts that nobody holds."""
+    def _delete_orphans(self) -> None:
+        """Delete files of crashed servers: content without metadata and without a lock."""
         for name in [name for name, _ in self._contents()]:
             path = self.directory / name
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is being written
-                path.with_suffix(_PART).unlink(missing_ok=True)
-                if not path.with_suffix(_FACTS).exists():
+                fcntl.flock(
+                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # BlockingIOError: another process is writing it
+                path.with_suffix(_PARTIAL).unlink(missing_ok=True)
+                if not path.with_suffix(_METADATA).exists():
                     path.unlink(missing_ok=True)
-        for part in self.directory.glob(f"file-*{_PART}"):
-            if not any(part.with_suffix(kind.suffix).exists() for kind in FILE_TYPES):
-                part.unlink(missing_ok=True)
+        for partial in self.directory.glob(f"file-*{_PARTIAL}"):
+            if not any(partial.with_suffix(file_type.suffix).exists() for file_type in FILE_TYPES):
+                partial.unlink(missing_ok=True)
 
 
-def _created(path: Path) -> BinaryIO:
-    """A new file, locked; made again if a server that started just then has taken it for an orphan."""
+def _create_locked(path: Path) -> BinaryIO:
+    """Create and lock a new file. Retry if a starting server deleted it as an orphan before the lock."""
     while True:
         file = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -379,7 +382,5 @@ def _created(path: Path) -> BinaryIO:
         file.close()
 
 
-def _full() -> ApiError:
-    return ApiError(
-        507, "There is no room for this file; delete some of yours.", "server_error", code="storage_full"
-    )
+def _storage_full() -> ApiError:
+    return ApiError(507, "The storage is full; delete some files.", "server_error", code="storage_full")

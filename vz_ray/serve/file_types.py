@@ -1,9 +1,8 @@
-"""What a file is by its first bytes, whatever it is called.
+"""Detect the type of a file from its first bytes.
 
-Only what the decoders read is known here. Text is none of it: playlists and
-lists of files (m3u8, mpd, ffconcat, svg), with which a decoder could be sent
-elsewhere, are therefore refused before any decoder sees them. A sound beginning
-says nothing about the rest: whether a file can be read, opening it tells.
+Only types that the decoders support are known. Text formats are not: playlists (m3u8, mpd, ffconcat, svg)
+could make a decoder open other files, so they are rejected before decoding. A valid header does not imply a
+readable file.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from typing import Literal
 Modality = Literal["video", "image"]
 
 HEADER_BYTES = 512
-"""Bytes that are looked at."""
+"""Number of bytes that are inspected."""
 _TS_PACKET = 188
 _BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
-"""What a file of the MP4 family may begin with."""
+"""Possible first boxes of a file of the MP4 family."""
 _IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 
 
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """A kind of file that the decoders read.
+    """A file type that the decoders support.
 
     Attributes:
-        modality: What it is to a model.
-        suffix: What its name ends with here.
-        content_type: What a browser is told.
+        modality: `video` or `image`.
+        suffix: Suffix of stored files.
+        content_type: MIME type.
     """
 
     modality: Modality
@@ -64,11 +63,11 @@ DECLARED_MODALITIES: dict[str, Modality] = {
     "video/x-m4v": "video",
     "video/avi": "video",
 }
-"""Types by which a client may call what it sends."""
+"""Modality by MIME type, for `data:` URIs."""
 
 
 def detect_file_type(head: bytes) -> FileType | None:
-    """The kind of a file that begins with `head` (`HEAD` bytes, or all of it); None if it is none of ours."""
+    """Return the type of a file from its first `HEADER_BYTES` bytes; None if it is not supported."""
     for start, kind in _STARTS.items():
         if head.startswith(start):
             return kind
@@ -80,13 +79,13 @@ def detect_file_type(head: bytes) -> FileType | None:
         return BMP
     if head[4:8] in _BOXES:
         return None if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS else MP4
-    for first in (0, 4):  # plain, and with the four bytes before each packet that cameras write
-        step = _TS_PACKET + first
-        if len(head) > first + step and head[first] == head[first + step] == 0x47:
+    for offset in (0, 4):  # plain, and with a 4-byte timestamp before each packet (M2TS)
+        step = _TS_PACKET + offset
+        if len(head) > offset + step and head[offset] == head[offset + step] == 0x47:
             return MPEG_TS
     return None
 
 
 def file_type_of_suffix(suffix: str) -> FileType:
-    """The kind that files with this ending are of here; KeyError for an ending that is not ours."""
+    """Return the type of stored files with a suffix; raises KeyError if it is unknown."""
     return {kind.suffix: kind for kind in FILE_TYPES}[suffix]

@@ -1,14 +1,13 @@
-"""The Files API: videos and images that are uploaded once and shown in many requests.
+"""The Files API: upload videos and images once and use them in several requests.
 
-    POST   /v1/files               multipart: `file`, `purpose`, perhaps `expires_after[...]`
-    GET    /v1/files               those of the key that asks
-    GET    /v1/files/{id}          ... one of them
-    GET    /v1/files/{id}/content  ... its bytes, ranges of it too
+    POST   /v1/files               multipart: `file`, `purpose`, optional `expires_after[...]`
+    GET    /v1/files               list the files of the API key
+    GET    /v1/files/{id}          metadata
+    GET    /v1/files/{id}/content  content, with range requests
     DELETE /v1/files/{id}
 
-As OpenAI's, with what is known of a video besides. A body goes straight to where
-the file stays, and a file that cannot be read as a video or image is not kept.
-Other keys' files are not there.
+Follows OpenAI's API, with metadata of videos added. An upload is streamed to disk and deleted if it cannot be
+decoded. Files of other keys are reported as missing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from vz_ray.config.serve import AccessConfig, UploadsConfig
-from vz_ray.serve.access_control import UPLOADS_PATH, request_owner
+from vz_ray.serve.access_control import UPLOADS_PATH, owner_id
 from vz_ray.serve.api_errors import from_video_error, invalid_request, not_found
 from vz_ray.serve.file_store import FileStore, IncomingFile, StoredFile
 from vz_ray.serve.multipart import FormPart, parse_multipart
@@ -34,39 +33,43 @@ from vz_ray.video.frame import VideoError, VideoInfo
 __all__ = ["FileStore", "VideoProbe", "ImageCheck", "open_store", "files_router"]
 
 VideoProbe = Callable[[str], Awaitable[VideoInfo]]
-"""Opens the video at a path, somewhere where that may take the process with it; raises VideoError."""
+"""Reads the metadata of a video in a separate process; raises `VideoError`."""
 ImageCheck = Callable[[str], Awaitable[object]]
-"""Decodes the image at a path, in the same way."""
+"""Decodes an image in a separate process; raises `VideoError`."""
 
 PURPOSES = ("user_data", "vision", "assistants")
 _BLOCK = 2**20
-_FIELD_BYTES = 256
-_SHORTEST_S, _LONGEST_S = 3600, 30 * 86400
-"""What OpenAI allows for `expires_after[seconds]`."""
+_MAX_FIELD_BYTES = 256
+_MIN_EXPIRY_S, _MAX_EXPIRY_S = 3600, 30 * 86400
+"""OpenAI's range of `expires_after[seconds]`."""
 
 
-def open_store(files: UploadsConfig, guard: AccessConfig) -> FileStore:
-    """The store that the configuration asks for.
+def open_store(files: UploadsConfig, access: AccessConfig) -> FileStore:
+    """Create the file store of a configuration.
 
     Raises:
-        UserError: Its directory cannot be written.
+        UserError: The directory is not writable.
     """
     return FileStore(
-        upload_directory(files), int(files.max_gib * 2**30), files.ttl_days, int(guard.max_upload_gib * 2**30)
+        upload_directory(files),
+        int(files.max_gib * 2**30),
+        files.ttl_days,
+        int(access.max_upload_gib * 2**30),
     )
 
 
 def upload_directory(files: UploadsConfig) -> Path:
-    """Where uploads are kept."""
+    """Return the directory of uploads; the default is in the user's cache directory."""
     return Path(files.directory) if files.directory else resolve_cache_dir("") / "uploads"
 
 
 @dataclass(slots=True)
 class _Form:
-    """What an upload says besides the file.
+    """Fields of an upload form.
 
     Attributes:
-        filename: None until the file has come.
+        filename: Name of the file; None until the file is received.
+        fields: Other fields by name.
     """
 
     filename: str | None = None
@@ -74,31 +77,31 @@ class _Form:
 
     @property
     def purpose(self) -> str:
-        told = self.fields.get("purpose", "user_data")
-        if told not in PURPOSES:
+        purpose = self.fields.get("purpose", "user_data")
+        if purpose not in PURPOSES:
             raise invalid_request(f"purpose must be one of {', '.join(PURPOSES)}.", "purpose")
-        return told
+        return purpose
 
     @property
     def expires_s(self) -> float | None:
         if self.fields.get("expires_after[anchor]", "created_at") != "created_at":
             raise invalid_request("expires_after[anchor] must be created_at.", "expires_after[anchor]")
-        told = self.fields.get("expires_after[seconds]")
-        if told is None:
+        seconds = self.fields.get("expires_after[seconds]")
+        if seconds is None:
             return None
-        if not (told.isdecimal() and len(told) < 9 and _SHORTEST_S <= int(told) <= _LONGEST_S):
+        if not (seconds.isdecimal() and len(seconds) < 9 and _MIN_EXPIRY_S <= int(seconds) <= _MAX_EXPIRY_S):
             raise invalid_request(
-                f"expires_after[seconds] must be a number from {_SHORTEST_S} to {_LONGEST_S}.",
+                f"expires_after[seconds] must be a number from {_MIN_EXPIRY_S} to {_MAX_EXPIRY_S}.",
                 "expires_after[seconds]",
             )
-        return float(told)
+        return float(seconds)
 
 
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
-async def _received(request: Request, incoming: IncomingFile) -> _Form:
-    """Writes the file of a form to the store as it arrives, and returns the rest."""
+async def _receive_form(request: Request, incoming: IncomingFile) -> _Form:
+    """Stream the file of a form to the store and return the form."""
     form, part, block = _Form(), None, bytearray()
     async for event in parse_multipart(request.headers.get("content-type", ""), request.stream()):
         if isinstance(event, FormPart):
@@ -113,15 +116,15 @@ async def _received(request: Request, incoming: IncomingFile) -> _Form:
             if part.name == "file" and len(block) >= _BLOCK:
                 await run_in_threadpool(incoming.write, bytes(block))
                 block.clear()
-            elif part.name != "file" and len(block) > _FIELD_BYTES:
-                raise invalid_request(f"{part.name} is longer than {_FIELD_BYTES} bytes.", part.name)
+            elif part.name != "file" and len(block) > _MAX_FIELD_BYTES:
+                raise invalid_request(f"{part.name} is longer than {_MAX_FIELD_BYTES} bytes.", part.name)
         elif part.name == "file":
             await run_in_threadpool(incoming.write, bytes(block))
             await run_in_threadpool(incoming.finish)
         else:
             form.fields[part.name] = block.decode("utf-8", "replace")
     if form.filename is None:
-        raise invalid_request("The form has no file.", "file", "missing_parameter")
+        raise invalid_request("The form has no field `file`.", "file", "missing_parameter")
     return form
 
 
@@ -133,9 +136,9 @@ def _check_part(part: FormPart, form: _Form) -> None:
             raise invalid_request("The form has more than one file.", "file")
         return
     if part.name not in _FIELDS:
-        known = ", ".join(("file", *_FIELDS))
+        allowed = ", ".join(("file", *_FIELDS))
         raise invalid_request(
-            f"The form has a field that is not known; there are {known}.", code="unknown_parameter"
+            f"The form has an unknown field; allowed fields: {allowed}.", code="unknown_parameter"
         )
     if part.filename is not None:
         raise invalid_request(f"{part.name} must be a field, not a file.", part.name)
@@ -143,39 +146,39 @@ def _check_part(part: FormPart, form: _Form) -> None:
         raise invalid_request(f"{part.name} is given twice.", part.name)
 
 
-def files_router(store: FileStore, probe: VideoProbe, look: ImageCheck) -> APIRouter:
-    """The Files API over `store`; `probe` and `look` say whether a file can be shown to a model."""
+def files_router(store: FileStore, probe_video: VideoProbe, check_image: ImageCheck) -> APIRouter:
+    """Return the routes of the Files API. The callbacks verify that a file can be decoded."""
     routes = APIRouter()
 
     @routes.post(UPLOADS_PATH)
     async def upload(request: Request) -> dict[str, Any]:
-        async with store.incoming(request_owner(request)) as incoming:
-            form = await _received(request, incoming)
+        async with store.incoming(owner_id(request)) as incoming:
+            form = await _receive_form(request, incoming)
             assert form.filename is not None
             purpose, expires_s = form.purpose, form.expires_s
-            info = await _opened(incoming, probe, look)
+            info = await _verify(incoming, probe_video, check_image)
             stored = await run_in_threadpool(store.add, incoming, form.filename, purpose, expires_s, info)
         return file_object(stored)
 
     @routes.get(UPLOADS_PATH)
-    async def listed(
+    async def list_files(
         request: Request,
         purpose: str | None = None,
         order: Literal["asc", "desc"] = "desc",
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         after: str | None = None,
     ) -> dict[str, Any]:
-        found = await run_in_threadpool(store.list_files, request_owner(request))
-        found = [one for one in found if purpose is None or one.purpose == purpose]
-        return _page(found if order == "asc" else found[::-1], limit, after)
+        files = await run_in_threadpool(store.list_files, owner_id(request))
+        files = [file for file in files if purpose is None or file.purpose == purpose]
+        return _page(files if order == "asc" else files[::-1], limit, after)
 
     @routes.get(f"{UPLOADS_PATH}/{{id}}")
-    async def one(id: str, request: Request) -> dict[str, Any]:
-        return file_object(await _found(store, id, request))
+    async def get_file(id: str, request: Request) -> dict[str, Any]:
+        return file_object(await _get_file(store, id, request))
 
     @routes.get(f"{UPLOADS_PATH}/{{id}}/content")
     async def content(id: str, request: Request) -> Response:
-        stored = await _found(store, id, request)
+        stored = await _get_file(store, id, request)
         return FileResponse(
             store.path(stored),
             media_type=stored.file_type.content_type,
@@ -185,48 +188,50 @@ def files_router(store: FileStore, probe: VideoProbe, look: ImageCheck) -> APIRo
 
     @routes.delete(f"{UPLOADS_PATH}/{{id}}")
     async def delete(id: str, request: Request) -> dict[str, Any]:
-        stored = await _found(store, id, request)
+        stored = await _get_file(store, id, request)
         await run_in_threadpool(store.delete, stored)
         return {"id": stored.id, "object": "file", "deleted": True}
 
     return routes
 
 
-async def _opened(incoming: IncomingFile, probe: VideoProbe, look: ImageCheck) -> VideoInfo | None:
+async def _verify(
+    incoming: IncomingFile, probe_video: VideoProbe, check_image: ImageCheck
+) -> VideoInfo | None:
     try:
         if incoming.file_type.modality == "video":
-            return await probe(str(incoming.path))
-        await look(str(incoming.path))
+            return await probe_video(str(incoming.path))
+        await check_image(str(incoming.path))
     except VideoError as error:
         raise from_video_error(error, "file") from error
     return None
 
 
-async def _found(store: FileStore, id: str, request: Request) -> StoredFile:
-    stored = await run_in_threadpool(store.get, id, request_owner(request))
+async def _get_file(store: FileStore, id: str, request: Request) -> StoredFile:
+    stored = await run_in_threadpool(store.get, id, owner_id(request))
     if stored is None:
-        raise not_found("There is no such file.", "id")
+        raise not_found("The file does not exist.", "id")
     return stored
 
 
-def _page(found: list[StoredFile], limit: int, after: str | None) -> dict[str, Any]:
+def _page(files: list[StoredFile], limit: int, after: str | None) -> dict[str, Any]:
     if after is not None:
-        places = [place for place, one in enumerate(found) if one.id == after]
-        if not places:
-            raise invalid_request("There is no file `after` which to go on.", "after")
-        found = found[places[0] + 1 :]
-    data = [file_object(one) for one in found[:limit]]
+        positions = [index for index, file in enumerate(files) if file.id == after]
+        if not positions:
+            raise invalid_request("The file `after` does not exist.", "after")
+        files = files[positions[0] + 1 :]
+    data = [file_object(file) for file in files[:limit]]
     return {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
-        "has_more": len(found) > limit,
+        "has_more": len(files) > limit,
     }
 
 
 def file_object(stored: StoredFile) -> dict[str, Any]:
-    """OpenAI's file object, with what is known of a video besides."""
+    """Build OpenAI's file object, with metadata of videos added."""
     return {
         "id": stored.id,
         "object": "file",

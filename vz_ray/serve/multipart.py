@@ -1,4 +1,4 @@
-"""A multipart body, part by part as it arrives: nothing is kept that its reader does not keep."""
+"""Streaming parser of multipart/form-data bodies; it buffers headers only."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vz_ray.serve.api_errors import ApiError, invalid_request
 
 MAX_PARTS = 8
 MAX_FILENAME_BYTES = 255
-"""Bytes of a file's name, as file systems have it."""
-_HEADERS = 8
-_HEADER_BYTES = 4096
+"""The usual limit of file systems."""
+_MAX_HEADERS = 8
+_MAX_HEADER_BYTES = 4096
 
 
 @dataclass(slots=True)
 class FormPart:
-    """The beginning of a part.
+    """Start of a part.
 
     Attributes:
-        name: Of the form's field.
-        filename: What the client calls the file, without folders; None where it is no file.
+        name: Name of the form field.
+        filename: The client's file name, without directories; None for a plain field.
     """
 
     name: str
@@ -33,40 +33,40 @@ class FormPart:
 
 
 FormEvent = FormPart | bytes | None
-"""A part begins, some of its content, a part ends."""
+"""Start of a part, a chunk of its content, or None at its end."""
 
 
 async def parse_multipart(content_type: str, chunks: AsyncIterable[bytes]) -> AsyncIterator[FormEvent]:
-    """What happens in a multipart/form-data body.
+    """Parse a multipart/form-data body and yield its events.
 
     Raises:
-        ApiError: 400; it is broken, has too many parts or headers, or ends too early.
+        ApiError: 400; the body is invalid or incomplete, or has too many parts or headers.
     """
-    kind, options = parse_options_header(content_type.encode("latin-1", "replace"))
+    media_type, options = parse_options_header(content_type.encode("latin-1", "replace"))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
-        raise _broken("its content-type names no boundary")
-    reading = _Reading()
+    if media_type != b"multipart/form-data" or not boundary:
+        raise _invalid("the content-type has no boundary")
+    collector = _EventCollector()
     try:
         parser = MultipartParser(
-            boundary, reading.callbacks(), max_header_count=_HEADERS, max_header_size=_HEADER_BYTES
+            boundary, collector.callbacks(), max_header_count=_MAX_HEADERS, max_header_size=_MAX_HEADER_BYTES
         )
         async for chunk in chunks:
             parser.write(chunk)
-            for event in reading.taken():
+            for event in collector.take():
                 yield event
     except FormParserError as error:
-        raise _broken("it cannot be parsed") from error
-    if not reading.ended:
-        raise _broken("it ends before its last boundary")
+        raise _invalid("it cannot be parsed") from error
+    if not collector.ended:
+        raise _invalid("it ends before the last boundary")
 
 
 @dataclass(slots=True)
-class _Reading:
-    """What the parser has found since it was last asked."""
+class _EventCollector:
+    """Parser callbacks; collects events until `take` is called."""
 
     ended: bool = False
-    _found: list[FormEvent] = field(default_factory=list)
+    _events: list[FormEvent] = field(default_factory=list)
     _parts: int = 0
     _field: bytes = b""
     _value: bytes = b""
@@ -80,13 +80,13 @@ class _Reading:
             "on_header_end": self._on_header_end,
             "on_headers_finished": self._on_headers,
             "on_part_data": self._on_data,
-            "on_part_end": lambda: self._found.append(None),
+            "on_part_end": lambda: self._events.append(None),
             "on_end": self._on_end,
         }
 
-    def taken(self) -> list[FormEvent]:
-        found, self._found = self._found, []
-        return found
+    def take(self) -> list[FormEvent]:
+        events, self._events = self._events, []
+        return events
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -101,20 +101,20 @@ class _Reading:
     def _on_headers(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise _broken(f"it has more than {MAX_PARTS} parts")
-        self._found.append(_part(self._headers.get(b"content-disposition", b"")))
+            raise _invalid(f"it has more than {MAX_PARTS} parts")
+        self._events.append(_part(self._headers.get(b"content-disposition", b"")))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._found.append(data[start:end])
+        self._events.append(data[start:end])
 
     def _on_end(self) -> None:
         self.ended = True
 
 
 def _part(disposition: bytes) -> FormPart:
-    kind, options = parse_options_header(disposition)
-    if kind != b"form-data" or not options.get(b"name"):
-        raise _broken("a part of it has no name")
+    disposition_type, options = parse_options_header(disposition)
+    if disposition_type != b"form-data" or not options.get(b"name"):
+        raise _invalid("a part has no name")
     filename = options.get(b"filename")
     if filename is not None and len(filename) > MAX_FILENAME_BYTES:
         raise invalid_request(f"The file's name is longer than {MAX_FILENAME_BYTES} bytes.", "file")
@@ -124,11 +124,11 @@ def _part(disposition: bytes) -> FormPart:
 
 
 def sanitize_filename(filename: bytes) -> str:
-    """The last part of a path, for people: no folders, no signs that a terminal or a header would obey."""
+    """Return a file name without directories, control characters, quotes and angle brackets."""
     name = re.split(r"[/\\]", filename.decode("utf-8", "replace"))[-1]
-    name = "".join(sign for sign in name if sign.isprintable() and sign not in '"<>').strip(". ")
+    name = "".join(char for char in name if char.isprintable() and char not in '"<>').strip(". ")
     return name or "file"
 
 
-def _broken(why: str) -> ApiError:
-    return invalid_request(f"The multipart body is broken: {why}.", code="invalid_multipart")
+def _invalid(reason: str) -> ApiError:
+    return invalid_request(f"The multipart body is invalid: {reason}.", code="invalid_multipart")

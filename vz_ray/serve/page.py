@@ -1,8 +1,7 @@
-"""The page at `/`, for people: watch the agent look at a video.
+"""The web page at `/`: ask about a video and watch the agent's zooms.
 
-What a browser may be given is read once, into a table by address; a request's
-path is looked up there, and never opened. Pages and modules name each other by
-relative addresses, so that they work wherever the application is mounted.
+All files are loaded once into a table by URL path. A request path is a key of this table and is never
+opened as a file. Links are relative, so the application can be mounted at any path.
 """
 
 from __future__ import annotations
@@ -19,56 +18,60 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""What is served, by the ending of its name."""
+"""Content type by file suffix; other files are not served."""
 
 
 @dataclass(frozen=True, slots=True)
 class StaticAsset:
-    """A file that browsers are given.
+    """A static file in memory.
 
     Attributes:
-        tag: Its ETag: browsers ask each time whether it is still the same, and a new server is seen at once.
+        content: Content of the file.
+        media_type: Content type.
+        etag: Hash of the content. Browsers revalidate each time, so they load a new version at once.
     """
 
     content: bytes
     media_type: str
-    tag: str
+    etag: str
 
     @classmethod
     def load(cls, entry: Traversable) -> StaticAsset:
         content = entry.read_bytes()
-        tag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
-        return cls(content, CONTENT_TYPES[PurePath(entry.name).suffix], tag)
+        etag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
+        return cls(content, CONTENT_TYPES[PurePath(entry.name).suffix], etag)
 
     def response(self, request: Request) -> Response:
-        headers = {"etag": self.tag, "cache-control": "no-cache"}
-        told = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
-        if self.tag in told:
+        headers = {"etag": self.etag, "cache-control": "no-cache"}
+        cached = [
+            tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
+        ]
+        if self.etag in cached:
             return Response(status_code=304, headers=headers)
         return Response(self.content, media_type=self.media_type, headers=headers)
 
 
 def load_page_assets() -> dict[str, StaticAsset]:
-    """Every file of the page by its address: `/`, `/static/*` its own, `/static/web/*` what pages share."""
-    own = files("vz_ray.serve").joinpath("static")
-    found = {"/": StaticAsset.load(own.joinpath("index.html"))}
-    for prefix, folder in (("/static", own), ("/static/web", files("vz_ray.web"))):
+    """Load all files by URL path: `/`, `/static/*` of this page, `/static/web/*` shared with other pages."""
+    static = files("vz_ray.serve").joinpath("static")
+    assets = {"/": StaticAsset.load(static.joinpath("index.html"))}
+    for prefix, folder in (("/static", static), ("/static/web", files("vz_ray.web"))):
         for entry in folder.iterdir():
             if PurePath(entry.name).suffix in CONTENT_TYPES and entry.name != "index.html":
-                found[f"{prefix}/{entry.name}"] = StaticAsset.load(entry)
-    return found
+                assets[f"{prefix}/{entry.name}"] = StaticAsset.load(entry)
+    return assets
 
 
 def page_router() -> APIRouter:
-    """Serves the page."""
+    """Return the routes of the web page."""
     router = APIRouter()
     for path, asset in load_page_assets().items():
-        router.add_api_route(path, _answering(asset), methods=["GET", "HEAD"])
+        router.add_api_route(path, _handler(asset), methods=["GET", "HEAD"])
     return router
 
 
-def _answering(asset: StaticAsset) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
+def _handler(asset: StaticAsset) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
         return asset.response(request)
 
-    return answer
+    return respond

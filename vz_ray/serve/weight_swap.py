@@ -1,4 +1,4 @@
-"""Which weights a replica holds, and how it comes to hold others without dropping a request."""
+"""Exchange the weights of a serving replica without dropping a request."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ log = logging.getLogger(__name__)
 
 
 class WeightSwap:
-    """A replica's weights, and the requests that it plays with them.
+    """Weights of one replica, and admission of requests while they change.
 
     Attributes:
-        swap_error: Why the last weights that were offered were not taken; empty if they were.
-        engine_error: Why the engine, left between two sets of weights, must be replaced; else empty.
-        active_requests: Requests that are played now.
+        swap_error: Why the last new weights were refused; empty if they were loaded.
+        engine_error: Why the engine must be replaced after a partial swap; empty if it is usable.
+        active_requests: Number of running requests.
     """
 
     def __init__(self, config: ServeConfig, name: str) -> None:
-        self._drain_s, self._name = config.timeouts.drain_s, name
-        self._open, self._idle = asyncio.Event(), asyncio.Event()
-        self._open.set()
+        self._drain_timeout_s, self._name = config.timeouts.drain_s, name
+        self._accepting, self._idle = asyncio.Event(), asyncio.Event()
+        self._accepting.set()
         self._idle.set()
         self.active_requests = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.swap_error = self.engine_error = ""
 
     def set_initial(self, model: str, version: int) -> None:
-        """The replica has started with these."""
+        """Record the weights that the engine started with."""
         self._shapes = _shapes(CheckpointSource(model))
-        log.info("%s answers with version %d, %s", self._name, version, model)
+        log.info("Serving version %d on %s: %s", version, self._name, model)
 
     @asynccontextmanager
     async def request_slot(self) -> AsyncIterator[None]:
-        """A request is played within; it waits while weights are exchanged."""
-        while not self._open.is_set():
-            await self._open.wait()
+        """Count one running request; wait before it while weights are being exchanged."""
+        while not self._accepting.is_set():
+            await self._accepting.wait()
         if self.engine_error:
             raise EngineFailedError(self.engine_error)
         self.active_requests += 1
@@ -58,65 +58,67 @@ class WeightSwap:
                 self._idle.set()
 
     async def swap(self, engine: VllmEngine, model: str, version: int) -> None:
-        """Exchanges the engine's weights for those in `model`.
+        """Replace the engine's weights with those of the checkpoint `model`.
 
-        Weights of another shape are refused before the engine is touched: it goes on with its own, and
-        `swap_error` says why, since a replica that failed here would be taken out of service.
+        Weights of another shape are refused before the engine changes: the engine keeps its weights and
+        `swap_error` is set. An exception here would make Ray Serve take the replica out of service.
         """
         try:
             source = await asyncio.to_thread(CheckpointSource, model)
-            await asyncio.to_thread(self._check, source)
+            await asyncio.to_thread(self._check_shapes, source)
         except UserError as error:
-            self.swap_error = f"version {version} was not taken: {error}"
+            self.swap_error = f"version {version} was refused: {error}"
             log.error("%s: %s", self._name, self.swap_error)
             return
         with temp_dir("vz_ray_weights_", Path("/dev/shm")) as folder:
             update = await ShmTransport(WeightStore(folder), source).prepare(version)
-            self._open.clear()
+            self._accepting.clear()
             try:
-                await self._drained(version)
+                await self._drain(version)
                 await engine.pause()
                 await engine.receive_weights(update)
                 await engine.resume()
             except Exception as error:
-                self.engine_error = f"{self._name} failed while it took version {version}: {error}"
+                self.engine_error = f"{self._name} failed while loading version {version}: {error}"
                 raise
             finally:
-                self._open.set()
+                self._accepting.set()
         self.swap_error = ""
-        log.info("%s answers with version %d, %s", self._name, version, model)
+        log.info("Serving version %d on %s: %s", version, self._name, model)
 
-    def _check(self, source: CheckpointSource) -> None:
-        own, new = self._shapes, _shapes(source)
-        if missing := sorted(own.keys() - new.keys()):
-            raise UserError(f"it lacks {missing[0]} (and {len(missing) - 1} more)")
-        if extra := sorted(new.keys() - own.keys()):
-            raise UserError(f"it has {extra[0]} (and {len(extra) - 1} more), which the served model has not")
-        for name, shape in own.items():
+    def _check_shapes(self, source: CheckpointSource) -> None:
+        current, new = self._shapes, _shapes(source)
+        if missing := sorted(current.keys() - new.keys()):
+            raise UserError(f"tensor {missing[0]} is missing (and {len(missing) - 1} more)")
+        if extra := sorted(new.keys() - current.keys()):
+            raise UserError(f"tensor {extra[0]} (and {len(extra) - 1} more) is not in the served model")
+        for name, shape in current.items():
             if new[name] != shape:
-                raise UserError(f"its {name} is {list(new[name])}, the served model's {list(shape)}")
+                raise UserError(
+                    f"tensor {name} has shape {list(new[name])}; the served model has {list(shape)}"
+                )
 
-    async def _drained(self, version: int) -> None:
+    async def _drain(self, version: int) -> None:
         try:
             await with_timeout(
-                self._idle.wait(), self._drain_s, target=self._name, operation="requests under way"
+                self._idle.wait(), self._drain_timeout_s, target=self._name, operation="draining requests"
             )
         except StepTimeout:
             log.warning(
-                "%s: %d requests were under way for %g s and end with version %d",
+                "Drain timeout of %g s on %s: %d running requests continue with version %d",
+                self._drain_timeout_s,
                 self._name,
                 self.active_requests,
-                self._drain_s,
                 version,
             )
 
 
 def _shapes(source: CheckpointSource) -> dict[str, tuple[int, ...]]:
-    return {_name(spec.name): spec.shape for spec in source.specs()}
+    return {_canonical_name(spec.name): spec.shape for spec in source.specs()}
 
 
-def _name(name: str) -> str:
-    """A tensor's name without what transformers has put before it in some versions and not in others.
+def _canonical_name(name: str) -> str:
+    """Return a tensor name without the prefixes that only some transformers versions add.
 
     Example: `layers.0.mlp.up_proj.weight` of `model.language_model.layers.0...` and of `model.layers.0...`
     """

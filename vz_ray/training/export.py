@@ -1,4 +1,4 @@
-"""`vz-ray export`: a run's checkpoint as an ordinary HF directory, without a GPU and without its ranks."""
+"""Export a checkpoint as a Hugging Face model directory (`vz-ray export`); requires no GPU."""
 
 from __future__ import annotations
 
@@ -12,57 +12,56 @@ from vz_ray.utils.step_dirs import list_steps, read_step_metric
 
 
 def run_export(source: Path, out: Path, base: Path | None = None, *, best: bool = False) -> Path:
-    """Exports the checkpoint that `source` leads to (see `checkpoint_of`); returns where that is.
+    """Export the checkpoint that `resolve_checkpoint` finds for `source`, and return its directory.
 
     Raises:
-        UserError: `source` leads to none, `out` is there already, or see `export_checkpoint`.
+        UserError: `source` has no checkpoint, `out` exists, or the export fails; see `export_checkpoint`.
     """
     if out.exists():
-        raise UserError(f"{out} exists, and is never written over: choose another directory")
+        raise UserError(f"{out} exists and is not overwritten: choose another directory")
     checkpoint = resolve_checkpoint(source, best=best)
     export_checkpoint(checkpoint, out, base)
     return checkpoint
 
 
 def resolve_checkpoint(source: Path, *, best: bool = False) -> Path:
-    """The learner's part of a checkpoint.
+    """Return the learner's directory of a checkpoint.
 
     Args:
-        source: A run directory, for its newest checkpoint; a directory of checkpoints; a checkpoint; or the
-            learner's part of one. A run of several stages has those of reinforcement learning before those
-            of a supervised stage.
-        best: Takes the checkpoint with the highest figure rather than the newest.
+        source: A run directory, a directory of checkpoints, a checkpoint, or its learner directory. In a run
+            with several stages, checkpoints of RL training precede those of SFT stages.
+        best: Choose the checkpoint with the highest metric instead of the newest.
 
     Raises:
-        UserError: There is none, or it is not clear which.
+        UserError: There is no checkpoint, or several stages have one.
     """
     if (source / MANIFEST).is_file():
         return source
     if (source / LEARNER_DIR).is_dir():
         return source / LEARNER_DIR
-    return _chosen(_steps(source), source, best) / LEARNER_DIR
+    return _select_checkpoint(_list_checkpoints(source), source, best) / LEARNER_DIR
 
 
-def _steps(source: Path) -> list[Path]:
-    """The checkpoints below a directory, oldest first."""
-    folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    if found := list_steps(folder):
-        return found
-    stages = {stage: list_steps(stage) for stage in sorted(folder.glob("*")) if stage.is_dir()}
-    stages = {stage: found for stage, found in stages.items() if found}
-    if len(stages) > 1:
+def _list_checkpoints(source: Path) -> list[Path]:
+    """Return the checkpoints in a directory, oldest first."""
+    directory = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    if checkpoints := list_steps(directory):
+        return checkpoints
+    by_stage = {stage: list_steps(stage) for stage in sorted(directory.glob("*")) if stage.is_dir()}
+    by_stage = {stage: checkpoints for stage, checkpoints in by_stage.items() if checkpoints}
+    if len(by_stage) > 1:
         raise UserError(
-            f"{source} has checkpoints of several stages, give one: {', '.join(map(str, stages))}"
+            f"{source} has checkpoints of several stages; choose one: {', '.join(map(str, by_stage))}"
         )
-    return next(iter(stages.values()), [])
+    return next(iter(by_stage.values()), [])
 
 
-def _chosen(steps: list[Path], source: Path, best: bool) -> Path:
-    if not steps:
-        raise UserError(f"no complete checkpoint at {source}: give a run directory or a checkpoint")
+def _select_checkpoint(checkpoints: list[Path], source: Path, best: bool) -> Path:
+    if not checkpoints:
+        raise UserError(f"{source} has no complete checkpoint: choose a run directory or a checkpoint")
     if not best:
-        return steps[-1]
-    figures = {step: figure for step in steps if (figure := read_step_metric(step)) is not None}
-    if not figures:
-        raise UserError(f"no checkpoint of {source} has a figure to be compared by: set train.keep_best")
-    return max(reversed(figures), key=lambda step: figures[step])
+        return checkpoints[-1]
+    metrics = {path: metric for path in checkpoints if (metric := read_step_metric(path)) is not None}
+    if not metrics:
+        raise UserError(f"no checkpoint of {source} has a metric: train with train.keep_best, or omit --best")
+    return max(reversed(metrics), key=lambda path: metrics[path])

@@ -1,13 +1,12 @@
-"""GRPO on zooming episodes; one iteration is the paper's algorithm box.
+"""GRPO training loop; one step is the algorithm box of the paper.
 
-    play groups of episodes until enough of them teach something   fleet   (dynamic sampling)
-    take a learner step on them: advantages, losses, updates        learner
-    bring the new weights to every engine, verified                 fleet
-    log; checkpoint and evaluate when due
+    collect a batch: roll out groups, score, drop groups of equal rewards   scheduler
+    learner step: advantages, loss, updates                                 learner
+    publish the new weights to every engine and verify them                 scheduler
+    log metrics; validate and write a checkpoint on schedule
 
-With `train.max_staleness: 0` engines and learner take turns, and every token comes from the
-weights that it is learned with; with k, engines play on while the learner works, and a token is
-at most k updates old (`rollout/ahead.py`).
+With `train.max_staleness: 0` rollout and learning alternate, and every token comes from the weights that
+train on it. With k > 0, rollout continues during the learner step, and a token is at most k updates old.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
 from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
 from vz_ray.runtime.runtime import Runtime
-from vz_ray.training.state import TrainingState, delete_outputs_from, latest_checkpoint
+from vz_ray.training.state import LEARNER_DIR, TrainingState, delete_outputs_from, latest_checkpoint
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, StopRequested
 from vz_ray.weight_sync import PublishReport
@@ -54,6 +53,7 @@ LEARNER_METRICS = {
     "mismatch_abs_max_stale": "staleness/logprob_abs_max",
     "mismatch_kl_stale": "staleness/kl",
 }
+"""Metric names of the learner's values; other values are logged as `learner/<name>`."""
 
 PROGRESS_METRICS = (
     metric_names.REWARD_TOTAL,
@@ -62,90 +62,91 @@ PROGRESS_METRICS = (
     metric_names.MISMATCH_KL,
     metric_names.WEIGHT_SYNC_SECONDS,
 )
-"""Metrics that the terminal shows."""
+"""Metrics of the progress display."""
 
 
 async def train(
     config: GrpoRunConfig, run_dir: RunDir, runtime: Runtime, progress: Progress, interrupt: Interrupt
 ) -> TrainingState:
-    """Trains to the last iteration, from the newest checkpoint if there is one.
+    """Train until `train.max_steps`; resume from the newest checkpoint, if any.
 
     Raises:
-        StopRequested: A stop was asked for; the checkpoint holds everything up to the last whole iteration.
-        LearnerLost: A rank of the learner died; once the learner is started again, so may this be.
-        UserError: Engine and learner disagree beyond `train.max_mismatch_kl`.
+        StopRequested: A stop was requested; the checkpoint contains every completed step.
+        LearnerDiedError: A rank of the learner died. The caller may restart the learner and call again.
+        UserError: No episode of a step can be used, or engine and learner disagree by more than
+            `train.max_mismatch_kl`.
     """
-    state, watch = await initialize_state(config, run_dir, runtime), runtime.monitor
-    total = config.train.max_steps
-    watch.on_start(state.step, total, config.train.max_mismatch_kl)
-    batches = BatchPrefetcher(
-        lambda iteration: collect_step_batch(config, state, runtime, iteration),
-        config.train.max_staleness,
-        total,
+    state = await initialize_state(config, run_dir, runtime)
+    max_steps, monitor = config.train.max_steps, runtime.monitor
+    monitor.on_start(state.step, max_steps, config.train.max_mismatch_kl)
+    rollout_metrics = RolloutMetrics()
+    prefetcher = BatchPrefetcher(
+        lambda step: collect_step_batch(config, state, runtime, step), config.train.max_staleness, max_steps
     )
-    figures = RolloutMetrics()
-    async with batches as ahead:
-        with (
-            MetricLogger(
-                run_dir.metrics,
-                run_dir.path / "tensorboard",
-                resume_step=state.step - 1,
-                trackers=watch.trackers,
-            ) as log,
-            progress.stage("rl", total, state.step) as stage,
-        ):
-            while state.step < total:
-                set_log_context(iteration=state.step)
-                clock = _PhaseTimer()
-                watch.on_phase("rollout")
-                batch = await next_batch(config, state, run_dir, runtime, ahead, interrupt)
+    metric_logger = MetricLogger(
+        run_dir.metrics,
+        run_dir.path / "tensorboard",
+        resume_step=state.step - 1,
+        trackers=monitor.trackers,
+    )
+    async with prefetcher:
+        with metric_logger, progress.stage("rl", max_steps, state.step) as stage:
+            while state.step < max_steps:
+                set_log_context(step=state.step)
+                timer = _PhaseTimer()
+
+                monitor.on_phase("rollout")
+                batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
                 check_batch(batch)
-                clock.record("rollout")
-                watch.on_phase("learn")
-                learned = await runtime.learner.grpo_step(batch.kept, state.weight_version)
-                ages = staleness_metrics(batch, state, config)
-                clock.record("learn")
-                watch.on_phase("publish")
+                timer.record("rollout")
+
+                monitor.on_phase("learn")
+                learner_metrics = await runtime.learner.grpo_step(batch.kept, state.weight_version)
+                staleness = staleness_metrics(batch, state, config)
+                timer.record("learn")
+
+                monitor.on_phase("publish")
                 state.weight_version += 1
-                published = await runtime.scheduler.publish(
+                publish_report = await runtime.scheduler.publish(
                     state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
                 )
-                clock.record("publish")
+                timer.record("publish")
 
                 records = episode_records(batch, state.step, config)
                 append_records(run_dir.episodes / f"{state.step:06d}.jsonl", records)
+                worker_stats = await runtime.scheduler.worker_stats()
                 row = {
                     **step_metrics(records),
-                    **_figures(batch, learned, published),
-                    **ages,
-                    **clock.seconds,
+                    **_batch_metrics(batch, learner_metrics, publish_report),
+                    **staleness,
+                    **timer.seconds,
+                    **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
+                    "data/epoch": state.task_sampler.epoch,
                 }
-                row |= figures.compute(await runtime.scheduler.worker_stats(), sum(clock.seconds.values()))
-                row |= {"data/epoch": state.cursor.epoch}
-                log.log(state.step, row)
-                watch.on_rl_step(state.step, row, len(batch.sampled), len(batch.kept))
+                metric_logger.log(state.step, row)
+                monitor.on_rl_step(state.step, row, len(batch.sampled), len(batch.kept))
                 progress.show_metrics({name: row[name] for name in PROGRESS_METRICS if name in row})
                 check_mismatch(row, config)
 
                 state.finish_step()
                 stage.advance()
-                await validate_and_checkpoint(config, state, run_dir, runtime, log, row)
-                watch.on_step_end(state.step - 1)
+                await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
+                monitor.on_step_end(state.step - 1)
     return state
 
 
-async def initialize_state(config: GrpoRunConfig, run: RunDir, runtime: Runtime) -> TrainingState:
-    """The state to go on from; engines and learner hold its weights when this returns."""
+async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runtime) -> TrainingState:
+    """Return the initial or resumed state, and publish its weights to the engines."""
     tasks = read_tasks(config.data.train)
     check_videos(tasks, config.data.train)
-    checkpoint = latest_checkpoint(run)
+    checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
         state = TrainingState(TaskSampler(tasks, config.seed))
     else:
         state = TrainingState.load(checkpoint, tasks)
-        await runtime.learner.load_checkpoint(checkpoint / "learner")
-    delete_outputs_from(run, state.step)
-    # Whatever the engines hold, perhaps another stage's model: from here on it is the learner's.
+        await runtime.learner.load_checkpoint(checkpoint / LEARNER_DIR)
+    delete_outputs_from(run_dir, state.step)
+    # The engines may hold the model of another stage under a higher version.
     state.weight_version = max(state.weight_version, runtime.scheduler.version) + 1
     await runtime.scheduler.publish(state.weight_version, runtime.transport)
     return state
@@ -154,18 +155,18 @@ async def initialize_state(config: GrpoRunConfig, run: RunDir, runtime: Runtime)
 async def collect_step_batch(
     config: GrpoRunConfig, state: TrainingState, runtime: Runtime, step: int
 ) -> RolloutBatch:
-    """One iteration's episodes."""
-    wanted = config.train
+    """Roll out the batch of one step."""
+    train_config = config.train
     return await collect_batch(
         runtime.scheduler,
         state.tasks_for_step(step),
         state.sample_tracker,
         step=step,
-        batch_size=wanted.batch_size,
-        max_sampled_tasks=wanted.max_sampled_tasks,
-        group_size=wanted.group_size,
-        extra_samples=wanted.extra_samples,
-        sampling=SamplingParams(wanted.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
+        batch_size=train_config.batch_size,
+        max_sampled_tasks=train_config.max_sampled_tasks,
+        group_size=train_config.group_size,
+        extra_samples=train_config.extra_samples,
+        sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
         keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
     )
 
@@ -173,14 +174,16 @@ async def collect_step_batch(
 async def next_batch(
     config: GrpoRunConfig,
     state: TrainingState,
-    run: RunDir,
+    run_dir: RunDir,
     runtime: Runtime,
     prefetcher: BatchPrefetcher,
     interrupt: Interrupt,
 ) -> RolloutBatch:
-    """The batch to learn from, not played to its end for a learner that died meanwhile.
+    """Return the batch of the current step.
 
-    A stop asked for meanwhile leaves a checkpoint from before it.
+    Raises:
+        StopRequested: A stop was requested; the state before this step is checkpointed.
+        LearnerDiedError: A rank of the learner died while the batch was rolled out.
     """
     try:
         return await interrupt.run_interruptible(
@@ -189,136 +192,154 @@ async def next_batch(
     except StopRequested:
         await prefetcher.cancel()
         if state.step:
-            await save_checkpoint(state, config, run, runtime)
+            await save_checkpoint(state, config, run_dir, runtime)
         raise
 
 
 async def validate_and_checkpoint(
     config: GrpoRunConfig,
     state: TrainingState,
-    run: RunDir,
+    run_dir: RunDir,
     runtime: Runtime,
     metric_logger: MetricLogger,
     row: Mapping[str, float],
 ) -> None:
-    """Evaluates and checkpoints if this iteration is due; the last one always is."""
-    done, every, wanted = state.step, config.train.validate_every, config.train
-    measured: dict[str, float] = {}
-    if every and done % every == 0:
+    """Validate and write a checkpoint if the completed step is due; the last step always is checkpointed."""
+    step, validate_every = state.step, config.train.validate_every
+    validation_metrics: dict[str, float] = {}
+    if validate_every and step % validate_every == 0:
         runtime.monitor.on_phase("evaluate")
         tasks = read_tasks(config.data.validation)
-        path = run.path / "validation" / f"{done:06d}.jsonl"
-        answers = EvalLog(path, {"iteration": done, "tasks": config.data.validation})
-        playing = evaluate(runtime.scheduler, tasks, answers, config.episode, stage="validation", step=done)
-        results = await runtime.learner.run_with_health_check(playing)
-        measured = {f"validation/{name}": value for name, value in step_metrics(results).items()}
-        metric_logger.log(done - 1, measured)
-    due = done % wanted.checkpoint_every == 0 or done == wanted.max_steps
-    if due or (wanted.keep_best and measured):
-        await save_checkpoint(
-            state, config, run, runtime, checkpoint_metric(measured if every else row, every)
+        eval_log = EvalLog(
+            run_dir.path / "validation" / f"{step:06d}.jsonl",
+            {"step": step, "tasks": config.data.validation},
         )
+        results = await runtime.learner.run_with_health_check(
+            evaluate(runtime.scheduler, tasks, eval_log, config.episode, stage="validation", step=step)
+        )
+        validation_metrics = {f"validation/{name}": value for name, value in step_metrics(results).items()}
+        metric_logger.log(step - 1, validation_metrics)
+    due = step % config.train.checkpoint_every == 0 or step == config.train.max_steps
+    if due or (config.train.keep_best and validation_metrics):
+        metric = checkpoint_metric(validation_metrics if validate_every else row, validate_every)
+        await save_checkpoint(state, config, run_dir, runtime, metric)
 
 
-def checkpoint_metric(row: Mapping[str, float], evaluate_every: int) -> tuple[str, float] | None:
-    """What a checkpoint is compared with others by, see `train.keep_best`; None if `row` does not say."""
-    name = f"validation/{metric_names.REWARD_ACCURACY}" if evaluate_every else metric_names.REWARD_TOTAL
+def checkpoint_metric(row: Mapping[str, float], validate_every: int) -> tuple[str, float] | None:
+    """Return name and value of the metric that ranks checkpoints for `train.keep_best`, if `row` has it."""
+    name = f"validation/{metric_names.REWARD_ACCURACY}" if validate_every else metric_names.REWARD_TOTAL
     return (name, row[name]) if name in row else None
 
 
 async def save_checkpoint(
     state: TrainingState,
     config: GrpoRunConfig,
-    run: RunDir,
+    run_dir: RunDir,
     runtime: Runtime,
     metric: tuple[str, float] | None = None,
 ) -> None:
     runtime.monitor.on_phase("checkpoint")
-    kept = config.train
-    await state.save(run, runtime.learner.save_checkpoint, kept.keep_checkpoints, kept.keep_best, metric)
+    await state.save(
+        run_dir,
+        runtime.learner.save_checkpoint,
+        config.train.keep_checkpoints,
+        config.train.keep_best,
+        metric,
+    )
     runtime.monitor.on_checkpoint(state.step)
 
 
 def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> list[EpisodeRecord]:
-    """Every episode played, with the advantage of those that were learned from."""
-    learned = {id(group) for group in batch.kept}
-    kind = config.learner.loss.advantage_estimator
+    """Return a record of every sampled episode; records of kept groups include the advantage."""
+    kept_groups = {id(group) for group in batch.kept}
+    estimator = config.learner.loss.advantage_estimator
     records = []
     for task, group in batch.sampled:
-        values = (
-            [float(value) for value in compute_advantages(group.rewards, kind)]
-            if id(group) in learned
-            else []
-        )
+        advantages: list[float] = []
+        if id(group) in kept_groups:
+            advantages = [float(value) for value in compute_advantages(group.rewards, estimator)]
         records += [
-            EpisodeRecord(task, trajectory, "train", step, value)
-            for trajectory, value in zip_longest(group.trajectories, values)
+            EpisodeRecord(task, trajectory, "train", step, advantage)
+            for trajectory, advantage in zip_longest(group.trajectories, advantages)
         ]
     return records
 
 
 def check_batch(batch: RolloutBatch) -> None:
-    """`UserError` if no episode of a batch could be played, or none judged: the next would fare no better."""
-    played = [trajectory for _, group in batch.sampled for trajectory in group.trajectories]
-    if all(trajectory.status is EpisodeStatus.FAILED for trajectory in played):
+    """Check that an episode of the batch succeeded and was scored; otherwise the next batch would fail too.
+
+    Raises:
+        UserError: All episodes failed, or none was scored.
+    """
+    trajectories = [trajectory for _, group in batch.sampled for trajectory in group.trajectories]
+    if all(trajectory.status is EpisodeStatus.FAILED for trajectory in trajectories):
         raise UserError(
-            f"all {len(played)} episodes of an iteration failed, the first with: {played[0].error}"
+            f"all {len(trajectories)} episodes of the step failed; the first error: {trajectories[0].error}"
         )
-    parts = [trajectory.reward for trajectory in played if trajectory.reward is not None]
-    if parts and not any(part.valid for part in parts):
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    if rewards and not any(reward.valid for reward in rewards):
         raise UserError(
-            f"none of the {len(parts)} episodes of an iteration could be judged, the last: {parts[-1].note}"
+            f"all {len(rewards)} scored episodes of the step are invalid; the last reason: {rewards[-1].note}"
         )
 
 
 def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:
-    """`UserError` if what the engine sampled from is not what the learner computes with the same weights."""
-    most = config.train.max_mismatch_kl
-    for name, where in metric_names.MISMATCH_KL_LABELS.items():
-        found = row.get(name, 0.0)
-        if found > most:
+    """Check that engine and learner agree on the log-probs of sampled tokens.
+
+    Raises:
+        UserError: The KL per token exceeds `train.max_mismatch_kl`.
+    """
+    max_kl = config.train.max_mismatch_kl
+    for name, label in metric_names.MISMATCH_KL_LABELS.items():
+        kl = row.get(name, 0.0)
+        if kl > max_kl:
             raise UserError(
-                f"engine and learner disagree{where}: KL {found:.3g} per token, above train.max_mismatch_kl "
-                f"({most:g}); they do not hold the same weights or do not see the same frames"
+                f"engine and learner disagree{label}: the KL per token is {kl:.3g}, above train.max_mismatch_kl "
+                f"({max_kl:g}); their weights or their frames differ"
             )
 
 
 def staleness_metrics(batch: RolloutBatch, state: TrainingState, config: GrpoRunConfig) -> dict[str, float]:
-    """How many updates behind the sampled tokens were: the shares by age, mean and most.
+    """Return share of sampled tokens by staleness, mean and maximum staleness, in updates.
 
     Raises:
-        RuntimeError: One was more than `train.max_staleness` behind: a bug of the schedule.
+        RuntimeError: A token exceeds `train.max_staleness`; this is a bug of the prefetcher.
     """
-    ages = staleness_histogram(batch.kept, state.weight_version)
-    tokens = max(1, sum(ages.values()))
-    if ages and not 0 <= max(ages) <= config.train.max_staleness:
-        raise RuntimeError(f"tokens are {max(ages)} updates old, above {config.train.max_staleness}: {ages}")
+    histogram = staleness_histogram(batch.kept, state.weight_version)
+    tokens = max(1, sum(histogram.values()))
+    if histogram and not 0 <= max(histogram) <= config.train.max_staleness:
+        raise RuntimeError(
+            f"the maximum staleness is {max(histogram)} updates; it must be at most {config.train.max_staleness}: "
+            f"{histogram}"
+        )
     return {
-        **{f"{metric_names.STALENESS_PREFIX}{age}": count / tokens for age, count in ages.items()},
-        metric_names.STALENESS_MEAN: sum(age * count for age, count in ages.items()) / tokens,
-        metric_names.STALENESS_MAX: float(max(ages, default=0)),
+        **{f"{metric_names.STALENESS_PREFIX}{age}": count / tokens for age, count in histogram.items()},
+        metric_names.STALENESS_MEAN: sum(age * count for age, count in histogram.items()) / tokens,
+        metric_names.STALENESS_MAX: float(max(histogram, default=0)),
     }
 
 
-def _figures(batch: RolloutBatch, learned: Mapping[str, float], published: PublishReport) -> dict[str, float]:
-    """One iteration's metrics besides those of its episodes."""
+def _batch_metrics(
+    batch: RolloutBatch, learner_metrics: Mapping[str, float], publish_report: PublishReport
+) -> dict[str, float]:
     return {
-        **{LEARNER_METRICS.get(name, f"learner/{name}"): value for name, value in learned.items()},
+        **{LEARNER_METRICS.get(name, f"learner/{name}"): value for name, value in learner_metrics.items()},
         "groups/sampled": float(len(batch.sampled)),
         "groups/kept": float(len(batch.kept)),
-        metric_names.WEIGHT_VERSION: float(published.version),
-        metric_names.WEIGHT_SYNC_SECONDS: published.sync_s,
+        metric_names.WEIGHT_VERSION: float(publish_report.version),
+        metric_names.WEIGHT_SYNC_SECONDS: publish_report.sync_s,
     }
 
 
 class _PhaseTimer:
-    """Seconds between laps, under the names of the metrics."""
+    """Seconds of each phase of a step, by metric name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._at = time.monotonic()
+        self._start = time.monotonic()
 
-    def record(self, part: str) -> None:
+    def record(self, phase: str) -> None:
+        """Record the time since the last call as the time of `phase`."""
         now = time.monotonic()
-        self.seconds[f"{metric_names.TIME_PREFIX}{part}_seconds"] = now - self._at
-        self._at = now
+        self.seconds[f"{metric_names.TIME_PREFIX}{phase}_seconds"] = now - self._start
+        self._start = now

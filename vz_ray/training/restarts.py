@@ -1,10 +1,9 @@
-"""A learner that dies does not end the run: it is started again, and training goes on from its checkpoint.
+"""Restart the learner after a lost rank and resume training from the newest checkpoint.
 
-    work --a rank died--> restart the learner --> work, which goes on from its newest checkpoint
-                                                  (or from the beginning, where there is none)
+    train --rank lost--> restart the learner --> train, from the newest checkpoint or from the initial model
 
-Engines, decoders and this process live on. A row of losses in which training comes no further ends
-the run: whatever kills the learner would kill it again.
+Engines, decoders and the driver keep running. The run stops after too many consecutive failures without
+a new training step, because the cause would persist.
 """
 
 from __future__ import annotations
@@ -26,33 +25,35 @@ log = logging.getLogger(__name__)
 
 
 class RestartPolicy:
-    """Counts the losses of a learner in a row. Pure.
+    """Count of consecutive learner failures.
 
     Args:
-        most: Longest row that is put up with.
+        max_restarts: Maximum consecutive failures.
 
     Attributes:
-        consecutive_failures: Losses since training last came further than it had ever been.
+        consecutive_failures: Failures since the last new training step.
     """
 
     def __init__(self, max_restarts: int) -> None:
-        self._most, self._furthest, self.consecutive_failures = max_restarts, -1.0, 0
+        self._max_restarts = max_restarts
+        self._last_step = -1.0
+        self.consecutive_failures = 0
 
     def record_failure(self, failure: Exception, step: float) -> None:
-        """One more; `step` is the last whole one that is done, -1 if none is.
+        """Record a failure; `step` is the last completed training step, or -1.
 
         Raises:
-            UserError: It is one too many.
+            UserError: The number of consecutive failures exceeds the maximum.
         """
-        if step > self._furthest:
-            self._furthest, self.consecutive_failures = step, 0
+        if step > self._last_step:
+            self._last_step, self.consecutive_failures = step, 0
         self.consecutive_failures += 1
-        if self.consecutive_failures > self._most:
+        if self.consecutive_failures > self._max_restarts:
             raise UserError(
-                f"{failure}; that is loss {self.consecutive_failures} of the learner in a row without a step that had not been "
-                f"done before, above learner.max_restarts ({self._most}): find out what ends the process (memory "
-                "is the usual reason; then lower learner.micro_batch_tokens or add ranks); the same command "
-                "goes on from the last checkpoint"
+                f"{failure}; {self.consecutive_failures} consecutive learner failures without a new step exceed "
+                f"learner.max_restarts ({self._max_restarts}). If the process ran out of memory, lower "
+                "learner.micro_batch_tokens or raise learner.world_size. The same command resumes from the newest "
+                "checkpoint."
             ) from failure
 
 
@@ -64,29 +65,29 @@ async def run_with_restarts(
     metrics: Path,
     interrupt: Interrupt,
 ) -> T:
-    """Awaits `train()`, again for each time that the learner is lost meanwhile and was started again.
+    """Await `train()`; after a lost rank, restart the learner and await it again.
 
     Args:
-        train: Trains from its newest checkpoint, which it loads, or from the learner's initial model.
+        train: Trains from its newest checkpoint, or from the initial model.
         max_restarts: See `RestartPolicy`.
-        metrics: The log of its steps: tells how far it came.
+        metrics: Metrics file of `train`; its last step is the progress.
 
     Raises:
-        UserError: It was lost too often.
-        StopRequested: A stop was asked for while it was started again.
+        UserError: Too many consecutive failures.
+        StopRequested: A stop was requested during a restart.
     """
-    losses = RestartPolicy(max_restarts)
+    policy = RestartPolicy(max_restarts)
     while True:
         try:
-            if losses.consecutive_failures:
+            if policy.consecutive_failures:
                 await interrupt.run_interruptible(learner.restart())
             return await train()
         except (LearnerDiedError, WeightIntegrityError) as error:
-            loss = error if isinstance(error, LearnerDiedError) else error.__cause__
-            if not isinstance(loss, LearnerDiedError):
+            failure = error if isinstance(error, LearnerDiedError) else error.__cause__
+            if not isinstance(failure, LearnerDiedError):
                 raise
-            losses.record_failure(loss, _last_step(metrics))
-            log.warning("%s; it is started again, and goes on from its newest checkpoint", loss)
+            policy.record_failure(failure, _last_step(metrics))
+            log.warning("Restarting the learner from its newest checkpoint: %s", failure)
 
 
 def _last_step(metrics: Path) -> float:

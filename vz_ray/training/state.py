@@ -1,8 +1,7 @@
-"""A run's checkpoint: learner, task cursor, ledger and counters, complete or absent.
+"""State of an RL run, and its checkpoints: learner, task sampler, sample tracker, counters.
 
-`checkpoints/step-000012/` holds the state after twelve iterations. It is
-written under another name and renamed when all of it is on disk, and renamed
-again before it is deleted, so a directory of that name is always whole.
+`checkpoints/step-000012/` is the state after twelve steps. The directory is written under a temporary name
+and renamed when complete, and renamed again before it is deleted: a directory of that name is complete.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ STATE_FILE, LEARNER_DIR = "state.json", "learner"
 
 @dataclass
 class TrainingState:
-    """What a run goes on from, besides the learner's own state.
+    """State of an RL run, besides the learner's own.
 
     Attributes:
-        cursor: Which tasks come next.
-        sample_tracker: Which samples are owed.
-        step: Iterations done.
-        weight_version: Version that the engines hold.
-        tasks_by_step: Ids of the tasks that each iteration under way has taken from the cursor.
+        task_sampler: Yields the next tasks.
+        sample_tracker: Pending samples.
+        step: Completed steps.
+        weight_version: Version on the engines.
+        tasks_by_step: Ids of the tasks that each unfinished step has taken from the sampler.
     """
 
-    cursor: TaskSampler
+    task_sampler: TaskSampler
     sample_tracker: SampleTracker = field(default_factory=SampleTracker)
     step: int = 0
     weight_version: int = 0
     tasks_by_step: dict[int, list[str]] = field(default_factory=dict)
 
     def tasks_for_step(self, step: int) -> StepTaskSampler:
-        """Where an iteration gets its tasks from."""
-        return StepTaskSampler(self.cursor, self.tasks_by_step.setdefault(step, []))
+        """Return the task source of a step. A retried step yields the tasks that it took before."""
+        return StepTaskSampler(self.task_sampler, self.tasks_by_step.setdefault(step, []))
 
     def finish_step(self) -> None:
-        """Ends the iteration that is next to be done; nothing of it may be owed any more."""
+        """Finish the current step; none of its samples may be pending."""
         self.sample_tracker.close_step(self.step)
         self.tasks_by_step.pop(self.step, None)
         self.step += 1
@@ -59,77 +58,79 @@ class TrainingState:
         keep_best: int = 0,
         metric: tuple[str, float] | None = None,
     ) -> Path:
-        """Writes a checkpoint, deletes all but those that are kept; returns its directory.
-
-        One of this iteration that is there already is left as it is: it leads to the same batches.
+        """Write a checkpoint, unless the step has one, and prune old checkpoints.
 
         Args:
-            keep_latest: How many of the newest are kept.
-            keep_best: How many of those with the highest figures are kept besides.
-            metric: Name and value of what this one is compared by; None leaves it out of comparison.
+            keep_latest: Newest checkpoints to keep.
+            keep_best: Best checkpoints to keep in addition.
+            metric: Name and value that rank this checkpoint; None excludes it from the ranking.
+
+        Returns:
+            Directory of the checkpoint.
         """
-        final = run_dir.checkpoints / step_name(self.step)
-        if not final.exists():
+        checkpoint = run_dir.checkpoints / step_name(self.step)
+        if not checkpoint.exists():
             content = {
                 "step": self.step,
                 "weight_version": self.weight_version,
-                "cursor": self.cursor.to_dict(),
+                "task_sampler": self.task_sampler.to_dict(),
                 "sample_tracker": self.sample_tracker.to_dict(),
-                "tasks_by_step": [[iteration, ids] for iteration, ids in self.tasks_by_step.items()],
+                "tasks_by_step": [[step, task_ids] for step, task_ids in self.tasks_by_step.items()],
             }
-            with atomic_directory(final) as partial:
+            with atomic_directory(checkpoint) as partial:
                 await save_learner(partial / LEARNER_DIR)
                 write_atomic(partial / STATE_FILE, json.dumps(content).encode())
                 if metric is not None:
                     write_step_metric(partial, *metric)
         prune_steps(run_dir.checkpoints, keep_latest, keep_best)
-        return final
+        return checkpoint
 
     @classmethod
     def load(cls, checkpoint: Path, tasks: Sequence[Task]) -> TrainingState:
-        """Reads a checkpoint of a run over `tasks`.
-
-        Iterations that were under way are played again, with the tasks that they had taken.
+        """Load a checkpoint of a run on `tasks`. Unfinished steps restart with the tasks that they took.
 
         Raises:
-            UserError: It was written for another number of tasks.
+            UserError: The checkpoint has another number of tasks.
         """
         content = json.loads((checkpoint / STATE_FILE).read_text())
-        cursor = TaskSampler.from_dict(content["cursor"], tasks)
-        ledger = SampleTracker.from_dict(content["sample_tracker"])
-        ledger.reopen(content["step"])
-        taken = {iteration: list(ids) for iteration, ids in content["tasks_by_step"]}
-        return cls(cursor, ledger, content["step"], content["weight_version"], taken)
+        tracker = SampleTracker.from_dict(content["sample_tracker"])
+        tracker.reopen(content["step"])
+        return cls(
+            TaskSampler.from_dict(content["task_sampler"], tasks),
+            tracker,
+            content["step"],
+            content["weight_version"],
+            {step: list(task_ids) for step, task_ids in content["tasks_by_step"]},
+        )
 
 
-def delete_outputs_from(run: RunDir, step: int) -> None:
-    """Deletes what iterations from `step` on left in a run that goes on from before them.
-
-    They are played again; their old episodes and validations must not stand beside the new ones.
-    """
-    for path in run.episodes.glob("*.jsonl"):
+def delete_outputs_from(run_dir: RunDir, step: int) -> None:
+    """Delete the episodes and validations of steps from `step` on; a resumed run writes them again."""
+    for path in run_dir.episodes.glob("*.jsonl"):
         if int(path.stem) >= step:
             path.unlink()
-    for path in (run.path / "validation").glob("*.jsonl"):
+    for path in (run_dir.path / "validation").glob("*.jsonl"):
         if int(path.stem) > step:
             path.unlink()
 
 
-def list_checkpoints(run: RunDir) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return list_steps(run.checkpoints)
+def list_checkpoints(run_dir: RunDir) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    return list_steps(run_dir.checkpoints)
 
 
-def latest_checkpoint(run: RunDir) -> Path | None:
-    """The newest complete checkpoint, if there is one.
+def latest_checkpoint(run_dir: RunDir) -> Path | None:
+    """Return the newest complete checkpoint, if any.
 
     Raises:
-        UserError: It lacks its parts: someone has been deleting files.
+        UserError: A part of the checkpoint is missing.
     """
-    found = list_checkpoints(run)
-    if not found:
+    checkpoints = list_checkpoints(run_dir)
+    if not checkpoints:
         return None
     for part in (STATE_FILE, LEARNER_DIR):
-        if not (found[-1] / part).exists():
-            raise UserError(f"checkpoint {found[-1]} has no {part}: delete it to go on from the one before")
-    return found[-1]
+        if not (checkpoints[-1] / part).exists():
+            raise UserError(
+                f"checkpoint {checkpoints[-1]} has no {part}: delete it to resume from the previous one"
+            )
+    return checkpoints[-1]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vz_ray.env.zoom_call import extract_answer
-from vz_ray.serve.tag_parser import TagStreamParser
+from vz_ray.serve.streaming import TagStreamParser
 
 TURN = '<think>red border</think><video_zoom>{"segment": [1, 2], "fps": 2}</video_zoom>'
 ANSWER = "<think>a < b, so</think><answer>B</answer><|im_end|>"

@@ -1,0 +1,117 @@
+"""RL training run (`vz-ray train`), top to bottom.
+
+    check data -> open run directory -> Ray cluster -> decode pool -> rollout workers (vLLM)
+    -> learner (DeepSpeed) -> weight transport -> monitor -> training loop -> export
+
+`training/loop.py` holds the algorithm. Every resource is closed in reverse order on exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.data.task_file import check_videos, read_tasks
+from vz_ray.decode import DecodePool
+from vz_ray.rewards import check_scorers
+from vz_ray.rollout.rollout_scheduler import RolloutScheduler
+from vz_ray.runtime import runtime
+from vz_ray.runtime.monitor_run import monitor_run
+from vz_ray.runtime.ray_cluster import checked_ray_cluster
+from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
+from vz_ray.runtime.runtime import Runtime
+from vz_ray.training.loop import train
+from vz_ray.training.restarts import run_with_restarts
+from vz_ray.weight_sync.backends import gpu_fraction
+
+
+def run_training(config: GrpoRunConfig) -> None:
+    """Train `config.model` with GRPO and export the policy to `models/policy` of the run directory.
+
+    An interrupted run resumes from its newest checkpoint.
+
+    Raises:
+        UserError: The config, the data, this machine or the cluster fails a check, or training cannot continue.
+        StopRequested: A stop was requested; the checkpoint is complete.
+    """
+    task_files = [config.data.train, *([config.data.validation] if config.train.validate_every else [])]
+    for path in task_files:
+        tasks = read_tasks(path)
+        check_videos(tasks, path)
+        check_scorers(config.reward, tasks, path)
+    with open_run(config) as run:
+        asyncio.run(_run_training(config, run))
+        run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
+
+
+async def _run_training(config: GrpoRunConfig, run: RunContext) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(checked_ray_cluster(config))
+        decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
+        scheduler = await start_rollout(config, run, decode_pool, stack)
+        await run_rl_stage(config, run, config.model, decode_pool, scheduler, POLICY_STAGE)
+
+
+async def start_rollout(
+    config: GrpoRunConfig, run: RunContext, decode_pool: DecodePool, stack: AsyncExitStack
+) -> RolloutScheduler:
+    """Start the rollout workers in `stack`; a stop request interrupts the start."""
+    return await run.interrupt.run_interruptible(
+        stack.enter_async_context(runtime.start_rollout(config, config.model, decode_pool, run.run_dir))
+    )
+
+
+async def run_rl_stage(
+    config: GrpoRunConfig,
+    run: RunContext,
+    initial_model: Path | str,
+    decode_pool: DecodePool,
+    scheduler: RolloutScheduler,
+    stage: str,
+) -> Path:
+    """Train `initial_model` with GRPO and export it as the model of `stage`, unless that model exists.
+
+    The learner restarts after failures, up to `learner.max_restarts` consecutive ones.
+
+    Returns:
+        Directory of the exported model.
+    """
+    model_dir = run.model_dir(stage)
+    if model_dir.exists():
+        return model_dir
+    learner_config = replace(
+        config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner)
+    )
+    with run.time_stage("rl"):
+        async with AsyncExitStack() as stack:
+            learner = await stack.enter_async_context(
+                runtime.start_learner(
+                    learner_config,
+                    config.ray,
+                    decode_pool,
+                    run,
+                    gpu_share=gpu_fraction(config.weights.transport),
+                )
+            )
+            store = await stack.enter_async_context(runtime.weight_store_dir(config))
+            transport = runtime.weight_transport(learner, config, store, initial_model)
+            monitor = await stack.enter_async_context(
+                monitor_run(config.monitoring, run.run_dir, decode_pool, scheduler)
+            )
+            actors = Runtime(learner, scheduler, transport, monitor)
+
+            async def train_and_export() -> None:
+                await train(config, run.run_dir, actors, run.progress, run.interrupt)
+                await learner.export_hf(model_dir)
+
+            await run_with_restarts(
+                learner,
+                train_and_export,
+                max_restarts=learner_config.max_restarts,
+                metrics=run.run_dir.metrics,
+                interrupt=run.interrupt,
+            )
+    return model_dir
