@@ -54,7 +54,7 @@ from vz_ray.rollout.batch_prefetcher import BatchPrefetcher
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.video.frame import FrameRef, ZoomRequest
-from vz_ray.weight_sync.publisher import WeightPublisher, WeightUpdate
+from vz_ray.weight_sync import WeightPublisher, WeightUpdate
 
 PAD, OVERVIEW, WORKERS_PER_PROCESS = 7, 64, 16
 GROUP_SIZE, MAX_CONCURRENT_EPISODES = 8, 8

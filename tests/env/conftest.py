@@ -34,12 +34,12 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def wire(tokenizer):
+def chat_format(tokenizer):
     return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
 
 
 @pytest.fixture(scope="session")
-def compat_wire(tokenizer):
+def compat_chat_format(tokenizer):
     return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/compat.yaml"), compat=True)
 
 

@@ -20,18 +20,20 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FRAMES = f"<frame0_time8.00s>{IMAGE}<frame1_time9.50s>{IMAGE}"
 
 
-def text_of(wire, context) -> str:
-    return wire.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
+def text_of(chat_format, context) -> str:
+    return chat_format.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
 
 
-def test_frames_are_written_without_separator(compat_wire):
-    assert compat_wire.frames_text(make_clip([8.0, 9.5]).frames) == FRAMES
+def test_frames_are_written_without_separator(compat_chat_format):
+    assert compat_chat_format.format_frames(make_clip([8.0, 9.5]).frames) == FRAMES
 
 
-def test_compat_good_reply(compat_wire):
+def test_compat_good_reply(compat_chat_format):
     frames = make_clip([8.0, 9.5]).frames
-    reply = compat_wire.reply(compat_wire.reply_text(frames, last_round=False), frames, ended=False)
-    assert text_of(compat_wire, reply) == (
+    reply = compat_chat_format.encode_observation(
+        compat_chat_format.format_clip(frames, last_round=False), frames, end_sampled=False
+    )
+    assert text_of(compat_chat_format, reply) == (
         "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
         + FRAMES
         + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then "
@@ -39,16 +41,18 @@ def test_compat_good_reply(compat_wire):
     )
 
 
-def test_compat_notice_before_the_last_round(compat_wire):
-    text = compat_wire.reply_text((), last_round=True)
+def test_compat_notice_before_the_last_round(compat_chat_format):
+    text = compat_chat_format.format_clip((), last_round=True)
     assert text.endswith(
         "</answer>Do not call <video_zoom> in this round, give a final answer based on information above."
     )
 
 
-def test_compat_bad_reply(compat_wire):
-    reply = compat_wire.reply(compat_wire.refusal_text("oops", last_round=False), (), ended=True)
-    assert text_of(compat_wire, reply) == (
+def test_compat_bad_reply(compat_chat_format):
+    reply = compat_chat_format.encode_observation(
+        compat_chat_format.format_error("oops", last_round=False), (), end_sampled=True
+    )
+    assert text_of(compat_chat_format, reply) == (
         "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. "
         "Error Information: oops.\n</tool_response>\nPlease analyze the error information obtained from the "
         "function tool and adjust your response. Countinue your reasoning process inside <think> and "
@@ -56,18 +60,18 @@ def test_compat_bad_reply(compat_wire):
     )
 
 
-def test_compat_decode_error(compat_wire):
-    text = compat_wire.refusal_text("oops", last_round=False, decode=True)
+def test_compat_decode_error(compat_chat_format):
+    text = compat_chat_format.format_error("oops", last_round=False, decode=True)
     assert text.startswith("<tool_response>\nError: oops<tool_response>Please analyze the error information")
 
 
-def test_a_question_with_an_image_slot_of_its_own_is_refused(wire):
+def test_a_question_with_an_image_slot_of_its_own_is_refused(chat_format):
     with pytest.raises(UserError, match="3 image slots for 2 frames"):
-        wire.prompt("what is <|image_pad|>?", make_clip([8.0, 9.5]).frames)
+        chat_format.encode_prompt("what is <|image_pad|>?", make_clip([8.0, 9.5]).frames)
 
 
-def test_braces_in_a_question_are_kept(wire):
-    assert "{x} {frames}" in wire.question_text("{x} {frames}", ())
+def test_braces_in_a_question_are_kept(chat_format):
+    assert "{x} {frames}" in chat_format.format_question("{x} {frames}", ())
 
 
 def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
@@ -79,30 +83,37 @@ def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
         PromptTemplate.load(wrong)
 
 
-def test_subtitles_stand_between_the_frames_that_show_them(wire):
+def test_subtitles_stand_between_the_frames_that_show_them(chat_format):
     frames = make_clip([0.0, 10.0]).frames
     said = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
-    assert wire.frames_text(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
+    assert chat_format.format_frames(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
 
 
-def test_pictures_of_a_question_follow_the_frames_of_the_video(wire):
+def test_pictures_of_a_question_follow_the_frames_of_the_video(chat_format):
     overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
-    text = wire.question_text("What is this?", overview, pictures=picture)
-    context = wire.begun(wire.conversation(text, "", ChatHistory()), (*overview, *picture))
-    assert [ref.pts_s for ref in context.refs] == [0.0, 8.0, 3.0]
-    assert wire.question_text("What?", overview, pictures=picture) == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
+    text = chat_format.format_question("What is this?", overview, question_images=picture)
+    context = chat_format.encode_messages(
+        chat_format.build_messages(text, "", ChatHistory()), (*overview, *picture)
+    )
+    assert [ref.pts_s for ref in context.frame_refs] == [0.0, 8.0, 3.0]
+    assert (
+        chat_format.format_question("What?", overview, question_images=picture)
+        == f"{IMAGE}0.00{IMAGE}8.00{IMAGE}\nWhat?"
+    )
 
 
-def test_the_wire_name_changes_with_the_wording(wire, compat_wire):
-    assert wire.name.startswith("clean-")
-    assert compat_wire.name.startswith("compat-")
-    assert wire.name != compat_wire.name
+def test_the_wire_name_changes_with_the_wording(chat_format, compat_chat_format):
+    assert chat_format.name.startswith("clean-")
+    assert compat_chat_format.name.startswith("compat-")
+    assert chat_format.name != compat_chat_format.name
 
 
-def test_the_wording_of_a_frame_may_be_another(wire):
-    other = ChatFormat(wire.tokenizer, replace(wire.wording, frame="{number}:{image}{time:.1f}"))
+def test_the_wording_of_a_frame_may_be_another(chat_format):
+    other = ChatFormat(
+        chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}")
+    )
     assert other.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
-    assert other.name != wire.name
+    assert other.name != chat_format.name
 
 
 @pytest.mark.parametrize(
@@ -115,9 +126,9 @@ def test_the_wording_of_a_frame_may_be_another(wire):
         ("reply", None, "is no text"),
     ],
 )
-def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, wire, key, text, said):
+def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, chat_format, key, text, said):
     path = tmp_path / "prompt.yaml"
-    path.write_text(yaml.safe_dump(asdict(wire.wording) | {key: text}))
+    path.write_text(yaml.safe_dump(asdict(chat_format.template) | {key: text}))
     with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
         PromptTemplate.load(path)
 

@@ -23,8 +23,8 @@ SRT = "1\n00:00:03,000 --> 00:00:05,000\nhello\n\n2\n00:00:08,500 --> 00:00:09,5
 class ZoomOncePolicy:
     """Zooms once, then answers; keeps what it was shown."""
 
-    def __init__(self, wire) -> None:
-        self.wire, self.seen = wire, []
+    def __init__(self, chat_format) -> None:
+        self.chat_format, self.seen = chat_format, []
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
@@ -33,7 +33,7 @@ class ZoomOncePolicy:
         turns = sum(message.role == "assistant" for message in prompt.messages)
         text = '<think>x</think><video_zoom>{"segment": [8, 10], "fps": 2}</video_zoom>'
         text = "<think>x</think><answer>A</answer>" if turns else text
-        return ExternalAction(text, self.wire.written(text))
+        return ExternalAction(text, self.chat_format.encode_assistant(text))
 
 
 @pytest.fixture
@@ -54,12 +54,12 @@ def task(tmp_path: Path) -> Task:
 CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, max_rounds=3)
 
 
-async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task, wire):
+async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task, chat_format):
     with LocalFrameSource() as frames:
-        policy = ZoomOncePolicy(wire)
+        policy = ZoomOncePolicy(chat_format)
         id = EpisodeId(0, "t", 0)
         played = await run_episode(
-            task, policy, frames, wire, CONFIG, episode_id=id, sampling_params=SamplingParams()
+            task, policy, frames, chat_format, CONFIG, episode_id=id, sampling_params=SamplingParams()
         )
         again = await frames.resolve(list(played.frame_refs))
     assert played.status is EpisodeStatus.ANSWERED
@@ -70,16 +70,22 @@ async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task
     assert "9.00\nbye\n" in zoomed
     assert zoomed.count("bye") == 1
     assert "hello" not in zoomed
-    assert [ref.uri for ref in played.prompt.frame_refs] == [task.video] * 4 + list(task.pictures)
+    assert [ref.uri for ref in played.prompt.frame_refs] == [task.video] * 4 + list(task.images)
     assert [frame.ref for frame in again] == list(played.frame_refs)
 
 
-async def test_subtitles_that_cannot_be_read_fail_the_episode(task, wire):
+async def test_subtitles_that_cannot_be_read_fail_the_episode(task, chat_format):
     Path(task.subtitles.path).unlink()
     with LocalFrameSource() as frames:
         id = EpisodeId(0, "t", 0)
         played = await run_episode(
-            task, ZoomOncePolicy(wire), frames, wire, CONFIG, episode_id=id, sampling_params=SamplingParams()
+            task,
+            ZoomOncePolicy(chat_format),
+            frames,
+            chat_format,
+            CONFIG,
+            episode_id=id,
+            sampling_params=SamplingParams(),
         )
     assert played.status is EpisodeStatus.FAILED
     assert "v.srt" in played.error

@@ -30,14 +30,14 @@ TASK = Task("needle/7", "talk.mp4", f"{QUESTION}\nA. disc\nB. ring", "A")
 
 
 class AnsweringPolicy:
-    def __init__(self, wire) -> None:
-        self.wire = wire
+    def __init__(self, chat_format) -> None:
+        self.chat_format = chat_format
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> ExternalAction:
         text = "<think>x</think><answer>A</answer>"
-        return ExternalAction(text, self.wire.written(text))
+        return ExternalAction(text, self.chat_format.encode_assistant(text))
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,14 @@ def record(frames: Sequence[object], **fields: object) -> dict[str, object]:
     return {**made, "answer": "disc", "question_type": "plotQA", **fields, "frame_idx": list(frames)}
 
 
-async def played(video: str, wire, selector: FrameSelectorConfig, ranker=None) -> Trajectory:
+async def played(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> Trajectory:
     task, rules = replace(TASK, video=video), replace(RULES, selector=selector)
     with LocalFrameSource() as frames:
         return await run_episode(
             task,
-            AnsweringPolicy(wire),
+            AnsweringPolicy(chat_format),
             frames,
-            wire,
+            chat_format,
             rules,
             episode_id=EpisodeId(0, "t", 0),
             sampling_params=SamplingParams(),
@@ -78,8 +78,8 @@ async def played(video: str, wire, selector: FrameSelectorConfig, ranker=None) -
         )
 
 
-async def shown(video: str, wire, selector: FrameSelectorConfig, ranker=None) -> list[float]:
-    trajectory = await played(video, wire, selector, ranker)
+async def shown(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> list[float]:
+    trajectory = await played(video, chat_format, selector, ranker)
     assert trajectory.status is EpisodeStatus.ANSWERED, trajectory.error
     return [ref.pts_s for ref in trajectory.prompt.frame_refs]
 
@@ -98,15 +98,15 @@ async def chosen(config: FrameSelectorConfig, task: Task = TASK, most: int = 4):
     ],
     ids=lambda value: value.kind if isinstance(value, FrameSelectorConfig) else "",
 )
-async def test_an_episode_is_played_on_what_the_selector_shows(video, wire, selector, times):
-    assert await shown(video, wire, selector) == pytest.approx(times)
+async def test_an_episode_is_played_on_what_the_selector_shows(video, chat_format, selector, times):
+    assert await shown(video, chat_format, selector) == pytest.approx(times)
 
 
-async def test_tspo_shows_the_frames_of_the_questions_own_record(video, wire, tmp_path):
+async def test_tspo_shows_the_frames_of_the_questions_own_record(video, chat_format, tmp_path):
     other = record([1.0, 2.0], question="What flashes while the blue border is shown?")
     elsewhere = record([3.0], video="other.mp4")
     path = index(tmp_path, other, elsewhere, record([0.0, 25.0, 25.0, 319.0]))
-    assert await shown(video, wire, FrameSelectorConfig("tspo", index_file=path)) == pytest.approx(
+    assert await shown(video, chat_format, FrameSelectorConfig("tspo", index_file=path)) == pytest.approx(
         [0.0, 1.0, 12.76]
     )
 
@@ -117,16 +117,16 @@ async def test_tspo_above_the_cap_is_thinned_evenly(tmp_path):
     assert selection.request.frame_indices == (0, 16, 32, 48)
 
 
-async def test_a_tspo_frame_that_the_file_does_not_have_fails_the_episode(video, wire, tmp_path):
+async def test_a_tspo_frame_that_the_file_does_not_have_fails_the_episode(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0, 320.0]))
-    trajectory = await played(video, wire, FrameSelectorConfig("tspo", index_file=path))
+    trajectory = await played(video, chat_format, FrameSelectorConfig("tspo", index_file=path))
     assert trajectory.status is EpisodeStatus.FAILED
     assert "frame 320 was chosen" in trajectory.error
 
 
 async def test_a_question_that_tspo_lacks_is_an_error_or_counted(tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
-    with pytest.raises(UserError, match=r"no record of task 'needle/7' on talk\.mp4.*missing=uniform"):
+    with pytest.raises(UserError, match=r"no record of task 'needle/7' on talk\.mp4.*on_missing=uniform"):
         await chosen(FrameSelectorConfig("tspo", index_file=path))
     selection = await chosen(FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
     assert (selection.request, selection.used_fallback) == (OverviewRequest(0.5, 4), True)
@@ -213,14 +213,19 @@ class FixedRanker:
         return self.times
 
 
-async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video, wire):
+async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video, chat_format):
     ranker, config = (
         FixedRanker(0.0, 1.0, 5.04),
         FrameSelectorConfig("query", model="clip", candidate_fps=2.0),
     )
-    assert await shown(video, wire, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
+    assert await shown(video, chat_format, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
     uri, question, search = ranker.asked[0]
-    assert (uri, question, search.grid, search.most) == (video, QUESTION, OverviewRequest(2.0, 512), 4)
+    assert (uri, question, search.candidates, search.max_frames) == (
+        video,
+        QUESTION,
+        OverviewRequest(2.0, 512),
+        4,
+    )
 
 
 async def test_query_without_a_model_is_refused():
@@ -228,11 +233,13 @@ async def test_query_without_a_model_is_refused():
         await chosen(FrameSelectorConfig("query", model="clip"))
 
 
-async def test_the_trajectory_says_who_chose(video, wire, tmp_path):
+async def test_the_trajectory_says_who_chose(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
-    trajectory = await played(video, wire, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
+    trajectory = await played(
+        video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform")
+    )
     assert trajectory.extra == {"overview": {"selector": "tspo", "used_fallback": True}}
-    assert (await played(video, wire, FrameSelectorConfig())).extra == {}
+    assert (await played(video, chat_format, FrameSelectorConfig())).extra == {}
 
 
 @pytest.mark.parametrize("line", ["A. disc", "(A) disc", "A) disc", "A: disc"])
@@ -245,11 +252,11 @@ def test_options_are_left_out_of_what_is_looked_for(line):
     ("values", "message"),
     [
         ({"kind": "clever"}, "must be one of uniform, count"),
-        ({"kind": "tspo"}, "index is empty"),
+        ({"kind": "tspo"}, "index_file is empty"),
         ({"kind": "query"}, "model is empty"),
-        ({"missing": "skip"}, "missing is 'skip'"),
-        ({"segments": 1.5}, "segments is 1.5"),
-        ({"candidates": 0}, "candidates is 0"),
+        ({"on_missing": "skip"}, "on_missing is 'skip'"),
+        ({"segment_share": 1.5}, "segment_share is 1.5"),
+        ({"max_candidates": 0}, "max_candidates is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(values, message):

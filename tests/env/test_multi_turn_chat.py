@@ -40,15 +40,15 @@ def call(**keys: object) -> str:
 class ScriptedTurnsPolicy:
     """Says one thing after another; keeps what it was shown."""
 
-    def __init__(self, wire, *said: str) -> None:
-        self.wire, self.said, self.seen = wire, list(said), []
+    def __init__(self, chat_format, *said: str) -> None:
+        self.chat_format, self.said, self.seen = chat_format, list(said), []
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> ExternalAction:
         self.seen = [(message.role, message.text, len(message.frames)) for message in prompt.messages]
         text = self.said.pop(0)
-        return ExternalAction(text, self.wire.written(text))
+        return ExternalAction(text, self.chat_format.encode_assistant(text))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def videos(tmp_path: Path) -> tuple[str, str]:
     )
 
 
-async def played(task: Task, policy: ScriptedTurnsPolicy, wire, config: EpisodeConfig = CONFIG):
+async def played(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: EpisodeConfig = CONFIG):
     events = []
     with LocalFrameSource() as frames:
         id = EpisodeId(0, task.task_id, 0)
@@ -67,7 +67,7 @@ async def played(task: Task, policy: ScriptedTurnsPolicy, wire, config: EpisodeC
             task,
             policy,
             frames,
-            wire,
+            chat_format,
             config,
             episode_id=id,
             sampling_params=SamplingParams(),
@@ -76,12 +76,12 @@ async def played(task: Task, policy: ScriptedTurnsPolicy, wire, config: EpisodeC
     return found, events
 
 
-async def test_a_zoom_says_which_of_several_videos_it_means(videos, wire):
+async def test_a_zoom_says_which_of_several_videos_it_means(videos, chat_format):
     task = Task("t", videos[0], "Which?", "A", extra_videos=videos[1:])
     speaker = ScriptedTurnsPolicy(
-        wire, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
+        chat_format, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
     )
-    trajectory, events = await played(task, speaker, wire)
+    trajectory, events = await played(task, speaker, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
     assert trajectory.zooms == (ZoomRequest(1, 3, 2, video=1),)
     assert [ref.uri for ref in trajectory.prompt.frame_refs] == [videos[0]] * 2 + [videos[1]] * 2
@@ -136,9 +136,9 @@ def test_with_one_video_a_zoom_names_none():
     assert said.zoom.kind is ZoomErrorKind.WRONG_KEYS
 
 
-async def test_a_chat_about_no_video_has_nothing_to_zoom_into(wire):
-    speaker = ScriptedTurnsPolicy(wire, call(segment=[0, 1], fps=2), ANSWER)
-    trajectory, events = await played(Task("t", "", "How are you?", ""), speaker, wire)
+async def test_a_chat_about_no_video_has_nothing_to_zoom_into(chat_format):
+    speaker = ScriptedTurnsPolicy(chat_format, call(segment=[0, 1], fps=2), ANSWER)
+    trajectory, events = await played(Task("t", "", "How are you?", ""), speaker, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
     assert trajectory.frame_refs == ()
     assert "there is no video" in trajectory.turns[0].zoom.message
@@ -146,11 +146,11 @@ async def test_a_chat_about_no_video_has_nothing_to_zoom_into(wire):
     assert speaker.seen[1] == ("user", "\nHow are you?", 0)
 
 
-async def test_what_was_said_before_stands_between_the_frames_and_the_question(videos, wire):
+async def test_what_was_said_before_stands_between_the_frames_and_the_question(videos, chat_format):
     chat = ChatHistory(system="Be brief.", turns=(("What is it?", "a disc"), ("Sure?", "yes")))
     task = Task("t", videos[0], "Which colour?", "A", chat_history=chat)
-    speaker = ScriptedTurnsPolicy(wire, ANSWER)
-    trajectory, _ = await played(task, speaker, wire)
+    speaker = ScriptedTurnsPolicy(chat_format, ANSWER)
+    trajectory, _ = await played(task, speaker, chat_format)
     assert [(role, frames) for role, _, frames in speaker.seen] == [
         ("system", 0),
         ("user", 4),
@@ -167,14 +167,14 @@ async def test_what_was_said_before_stands_between_the_frames_and_the_question(v
         "<answer>yes</answer>",
         "Which colour?",
     ]
-    prompt = wire.tokenizer.decode(list(trajectory.prompt.compact_ids))
+    prompt = chat_format.tokenizer.decode(list(trajectory.prompt.compact_ids))
     assert prompt.index("a disc") < prompt.index("Sure?") < prompt.index("Which colour?")
 
 
-def test_wording_of_several_videos_makes_another_wire_format_only_where_a_file_says_it(wire):
-    usual = wire.wording
-    assert usual.told_apart_by == replace(usual).told_apart_by
-    assert ("video", "{number}: ") in replace(usual, video="{number}: ").told_apart_by
+def test_wording_of_several_videos_makes_another_wire_format_only_where_a_file_says_it(chat_format):
+    usual = chat_format.template
+    assert usual.fingerprint_items == replace(usual).fingerprint_items
+    assert ("video", "{number}: ") in replace(usual, video="{number}: ").fingerprint_items
     assert not {"video", "several"} & {
         key for key, _ in PromptTemplate.load("conf/prompt/zoom.yaml").fingerprint_items
     }

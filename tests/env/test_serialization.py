@@ -57,7 +57,7 @@ spans = st.lists(
 samplings = st.builds(SamplingParams, temperature=number, seed=st.none() | st.integers())
 actions = st.builds(
     SampledAction, token_ids=ids, logprobs=st.lists(number, max_size=5).map(tuple), versions=spans,
-    sampling=samplings, stop=st.sampled_from(["end", "zoom", "length"]),
+    sampling_params=samplings, stop_reason=st.sampled_from(["end", "zoom", "length"]),
 ) | st.builds(ExternalAction, text=st.text(), token_ids=ids)  # fmt: skip
 asked = st.builds(ZoomRequest, number, number, number, st.booleans(), st.integers(0, 2))
 zooms = (
@@ -68,17 +68,17 @@ turns = st.builds(
     action=actions,
     text=st.text(),
     zoom=zooms,
-    reply=st.none() | contexts(),
+    observation=st.none() | contexts(),
     seconds=st.tuples(number, number),
 )
 rewards = st.builds(
     RewardParts, number, number, number, number,
-    valid=st.booleans(), note=st.text(), more=st.dictionaries(st.text(), number),
+    valid=st.booleans(), note=st.text(), extra=st.dictionaries(st.text(), number),
 )  # fmt: skip
 trajectories = st.builds(
     Trajectory,
     id=st.builds(EpisodeId, st.integers(0, 99), st.text(), st.integers(0, 15), st.integers(0, 3)),
-    wire=st.text(),
+    chat_format=st.text(),
     prompt=contexts(),
     turns=st.lists(turns, max_size=3).map(tuple),
     status=st.sampled_from(EpisodeStatus),
@@ -132,7 +132,7 @@ def test_rewards_without_further_parts_are_read_as_having_none() -> None:
         EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts
     )
     data = through_json(trajectory_to_dict(played))
-    del data["reward"]["more"]
+    del data["reward"]["extra"]
     assert trajectory_from_dict(data) == played
 
 

@@ -27,68 +27,70 @@ ZOOM = '<think>there</think><video_zoom>{"segment": [8.00, 16.00], "fps": 1}</vi
 ANSWER = "<think>disc</think><answer>A</answer>"
 
 
-def sampled(wire, text: str, *, end: bool = True, stop: str = "end") -> SampledAction:
-    ids = tuple(wire.tokenizer.encode(text, add_special_tokens=False)) + ((wire.end_id,) if end else ())
+def sampled(chat_format, text: str, *, end: bool = True, stop: str = "end") -> SampledAction:
+    ids = tuple(chat_format.tokenizer.encode(text, add_special_tokens=False)) + (
+        (chat_format.end_id,) if end else ()
+    )
     return SampledAction(ids, (-0.5,) * len(ids), (VersionSpan(0, len(ids), 3),), SamplingParams(), stop)
 
 
-def begun(wire, video, **config) -> ZoomEnv:
-    episode = ZoomEnv(EpisodeId(0, "t", 0), TASK, video, wire, EpisodeConfig(**config))
+def begun(chat_format, video, **config) -> ZoomEnv:
+    episode = ZoomEnv(EpisodeId(0, "t", 0), TASK, video, chat_format, EpisodeConfig(**config))
     episode.start(make_clip([0.0, 8.0, 16.0, 24.0]))
     return episode
 
 
-def zoom_once(episode, wire):
-    zoom = episode.act(sampled(wire, ZOOM, end=False, stop="zoom"))
-    episode.clip(make_clip([8.0 + i for i in range(zoom.frame_count)], zoom))
+def zoom_once(episode, chat_format):
+    zoom = episode.step(sampled(chat_format, ZOOM, end=False, stop="zoom"))
+    episode.add_clip(make_clip([8.0 + i for i in range(zoom.num_frames)], zoom))
 
 
-def check_invariants(trajectory, wire):
-    slots = trajectory.expanded_ids.count(wire.pad_id)
+def check_invariants(trajectory, chat_format):
+    slots = trajectory.expanded_ids.count(chat_format.pad_id)
     assert slots == sum(num_visual_tokens(grid) for grid in trajectory.grids)
-    assert len(trajectory.refs) == len(trajectory.grids)
-    compact = sum(c.compact_ids.count(wire.pad_id) for c in trajectory.contexts)
-    assert compact == len(trajectory.refs)
+    assert len(trajectory.frame_refs) == len(trajectory.grids)
+    compact = sum(c.compact_ids.count(chat_format.pad_id) for c in trajectory.contexts)
+    assert compact == len(trajectory.frame_refs)
     assert len(trajectory.loss_mask) == len(trajectory.expanded_ids)
     learned = [i for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if on]
     assert learned == [i for turn in trajectory.turns for i in turn.action.token_ids]
     assert len(trajectory.sampled_logprobs) == sum(trajectory.loss_mask)
 
 
-def test_zoom_then_answer(wire, video):
-    episode = begun(wire, video)
-    zoom_once(episode, wire)
-    assert episode.step(sampled(wire, ANSWER)) is None
+def test_zoom_then_answer(chat_format, video):
+    episode = begun(chat_format, video)
+    zoom_once(episode, chat_format)
+    assert episode.step(sampled(chat_format, ANSWER)) is None
     trajectory = episode.trajectory(worker="w0", seconds=1.0)
     assert (trajectory.status, trajectory.answer) == (EpisodeStatus.ANSWERED, "A")
     assert (len(trajectory.zooms), trajectory.num_zoom_calls, len(trajectory.frame_refs)) == (1, 1, 12)
     assert trajectory.weight_versions == (3,)
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
 
 
-def test_a_fixed_rate_is_what_is_shown_and_the_one_asked_for_is_kept(wire, video):
-    episode = begun(wire, video, zoom_fps=0.5)
-    zoom_once(episode, wire)
-    episode.step(sampled(wire, ANSWER))
+def test_a_fixed_rate_is_what_is_shown_and_the_one_asked_for_is_kept(chat_format, video):
+    episode = begun(chat_format, video, zoom_fps=0.5)
+    zoom_once(episode, chat_format)
+    episode.step(sampled(chat_format, ANSWER))
     trajectory = episode.trajectory()
     (zoom,) = trajectory.zooms
     assert (zoom.fps, zoom.num_frames, len(trajectory.frame_refs)) == (0.5, 4, 8)
     assert [turn.requested_fps for turn in trajectory.turns] == [1.0, None]
     assert '"fps": 1' in trajectory.turns[0].text
     assert trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(trajectory)))) == trajectory
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
 
 
-def test_the_prompt_is_exactly_what_was_said_so_far(wire, video):
-    episode = begun(wire, video)
-    action = sampled(wire, ZOOM, end=False, stop="zoom")
+def test_the_prompt_is_exactly_what_was_said_so_far(chat_format, video):
+    episode = begun(chat_format, video)
+    action = sampled(chat_format, ZOOM, end=False, stop="zoom")
     before = episode.prompt.compact_ids
     zoom = episode.step(action)
     episode.add_clip(make_clip([8.0 + i for i in range(zoom.num_frames)], zoom))
     after = episode.prompt.compact_ids
     assert after[: len(before)] == before
     assert after[len(before) : len(before) + len(action.token_ids)] == action.token_ids
-    text = wire.tokenizer.decode(list(after[len(before) :]))
+    text = chat_format.tokenizer.decode(list(after[len(before) :]))
     assert text.startswith(
         ZOOM + "<|im_end|>\n<|im_start|>user\n<tool_response><|vision_start|><|image_pad|><|vision_end|>8.00"
     )
@@ -96,109 +98,114 @@ def test_the_prompt_is_exactly_what_was_said_so_far(wire, video):
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(wire, video, end):
-    episode = begun(wire, video)
-    zoom = episode.step(sampled(wire, ZOOM, end=end, stop="end" if end else "zoom"))
+def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(chat_format, video, end):
+    episode = begun(chat_format, video)
+    zoom = episode.step(sampled(chat_format, ZOOM, end=end, stop="end" if end else "zoom"))
     episode.add_clip(make_clip([8.0], zoom))
-    episode.step(sampled(wire, ANSWER))
+    episode.step(sampled(chat_format, ANSWER))
     trajectory = episode.trajectory()
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
     ends = [
-        on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if i == wire.end_id
+        on
+        for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False)
+        if i == chat_format.end_id
     ]
     # system and user turns, the zoom's, the reply's, the answer's
     assert ends == [0, 0, int(end), 0, 1]
 
 
-def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(wire, video):
-    episode = begun(wire, video)
-    assert episode.step(sampled(wire, ZOOM.replace("8.00", "80.00", 1))) is None
+def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(chat_format, video):
+    episode = begun(chat_format, video)
+    assert episode.step(sampled(chat_format, ZOOM.replace("8.00", "80.00", 1))) is None
     assert episode.state is EnvState.AWAITING_TURN
-    assert "is reversed" in wire.tokenizer.decode(list(episode.prompt.compact_ids))
-    episode.step(sampled(wire, ANSWER))
+    assert "is reversed" in chat_format.tokenizer.decode(list(episode.prompt.compact_ids))
+    episode.step(sampled(chat_format, ANSWER))
     trajectory = episode.trajectory()
     refused = trajectory.turns[0].zoom
     assert isinstance(refused, RejectedZoom)
     assert refused.requested.start_s == 80
     assert (trajectory.num_zoom_calls, len(trajectory.zooms)) == (1, 0)
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
 
 
-def test_a_clip_that_cannot_be_decoded_is_an_error_turn(wire, video):
-    episode = begun(wire, video)
-    zoom = episode.step(sampled(wire, ZOOM))
+def test_a_clip_that_cannot_be_decoded_is_an_error_turn(chat_format, video):
+    episode = begun(chat_format, video)
+    zoom = episode.step(sampled(chat_format, ZOOM))
     episode.add_decode_error("the video is damaged here")
-    episode.step(sampled(wire, ANSWER))
+    episode.step(sampled(chat_format, ANSWER))
     refused = episode.trajectory().turns[0].zoom
     assert (refused.kind, refused.requested) == (ZoomErrorKind.DECODE_ERROR, zoom)
 
 
-def test_no_zoom_in_the_last_round_and_a_notice_before_it(wire, video):
-    episode = begun(wire, video, max_rounds=3)
-    zoom_once(episode, wire)
-    assert "Answer now" not in wire.tokenizer.decode(list(episode.prompt.compact_ids))
-    zoom_once(episode, wire)
-    assert wire.tokenizer.decode(list(episode.prompt.compact_ids)).count("Answer now") == 1
-    assert episode.step(sampled(wire, ZOOM)) is None
+def test_no_zoom_in_the_last_round_and_a_notice_before_it(chat_format, video):
+    episode = begun(chat_format, video, max_rounds=3)
+    zoom_once(episode, chat_format)
+    assert "Answer now" not in chat_format.tokenizer.decode(list(episode.prompt.compact_ids))
+    zoom_once(episode, chat_format)
+    assert chat_format.tokenizer.decode(list(episode.prompt.compact_ids)).count("Answer now") == 1
+    assert episode.step(sampled(chat_format, ZOOM)) is None
     trajectory = episode.trajectory()
     assert trajectory.status is EpisodeStatus.NO_ANSWER
     assert trajectory.turns[-1].zoom.kind is ZoomErrorKind.LAST_ROUND
     assert trajectory.turns[-1].zoom.requested == trajectory.turns[0].zoom
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
 
 
-def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(wire, video):
-    episode = begun(wire, video, max_images=10, overview_frames=10)
-    assert episode.step(sampled(wire, ZOOM)) is None
+def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(chat_format, video):
+    episode = begun(chat_format, video, max_images=10, overview_frames=10)
+    assert episode.step(sampled(chat_format, ZOOM)) is None
     assert episode.turns[0].zoom.kind is ZoomErrorKind.BUDGET_EXCEEDED
     assert "only 6 more frames" in episode.turns[0].zoom.message
     assert episode.turns[0].zoom.requested.start_s == 8
 
 
-def test_a_clip_beyond_the_context_is_left_out_whole(wire, video):
-    room = len(begun(wire, video).prompt.compact_ids) + 160
-    episode = begun(wire, video, max_context=room)
-    zoom = episode.step(sampled(wire, ZOOM, end=False, stop="zoom"))
+def test_a_clip_beyond_the_context_is_left_out_whole(chat_format, video):
+    room = len(begun(chat_format, video).prompt.compact_ids) + 160
+    episode = begun(chat_format, video, max_context=room)
+    zoom = episode.step(sampled(chat_format, ZOOM, end=False, stop="zoom"))
     episode.add_clip(make_clip([8.0 + i for i in range(8)], zoom, width=112, height=112))
     assert episode.turns[0].zoom.kind is ZoomErrorKind.BUDGET_EXCEEDED
     assert episode.turns[0].zoom.requested == zoom
     assert len(episode.prompt.frames) == 4
-    episode.step(sampled(wire, ANSWER))
-    check_invariants(episode.trajectory(), wire)
+    episode.step(sampled(chat_format, ANSWER))
+    check_invariants(episode.trajectory(), chat_format)
     assert len(episode.trajectory().expanded_ids) <= room
 
 
-def test_a_turn_never_samples_past_the_context(wire, video):
-    length = len(begun(wire, video).prompt.compact_ids)
-    episode = begun(wire, video, max_context=length + 20)
+def test_a_turn_never_samples_past_the_context(chat_format, video):
+    length = len(begun(chat_format, video).prompt.compact_ids)
+    episode = begun(chat_format, video, max_context=length + 20)
     assert episode.turn_sampling_params(SamplingParams(max_tokens=500)).max_tokens == 20
 
 
-def test_a_turn_cut_at_its_limit_ends_the_episode(wire, video):
-    episode = begun(wire, video)
-    episode.step(sampled(wire, "<think>disc disc disc", end=False, stop="length"))
+def test_a_turn_cut_at_its_limit_ends_the_episode(chat_format, video):
+    episode = begun(chat_format, video)
+    episode.step(sampled(chat_format, "<think>disc disc disc", end=False, stop="length"))
     assert episode.trajectory().status is EpisodeStatus.TRUNCATED
 
 
-def test_frames_of_different_sizes_expand_to_their_own_tokens(wire, video):
-    episode = ZoomEnv(EpisodeId(0, "t", 0), TASK, video, wire, EpisodeConfig())
+def test_frames_of_different_sizes_expand_to_their_own_tokens(chat_format, video):
+    episode = ZoomEnv(EpisodeId(0, "t", 0), TASK, video, chat_format, EpisodeConfig())
     episode.start(make_clip([0.0, 8.0], width=56, height=84))
-    zoom = episode.step(sampled(wire, ZOOM))
+    zoom = episode.step(sampled(chat_format, ZOOM))
     episode.add_clip(make_clip([8.0], zoom, width=28, height=56))
-    episode.step(sampled(wire, ANSWER))
+    episode.step(sampled(chat_format, ANSWER))
     trajectory = episode.trajectory()
     assert [num_visual_tokens(grid) for grid in trajectory.grids] == [6, 6, 2]
-    check_invariants(trajectory, wire)
+    check_invariants(trajectory, chat_format)
 
 
-def test_events_out_of_order_are_errors(wire, video):
-    episode = begun(wire, video)
+def test_events_out_of_order_are_errors(chat_format, video):
+    episode = begun(chat_format, video)
     with pytest.raises(RuntimeError, match="expected look"):
         episode.add_clip(make_clip([1.0]))
     with pytest.raises(RuntimeError, match="expected over"):
         episode.trajectory()
 
 
-def test_an_episode_of_one_round_is_told_so_at_once(wire, video):
-    said = [wire.text_of(begun(wire, video, max_rounds=rounds).prompt.compact_ids) for rounds in (1, 2)]
+def test_an_episode_of_one_round_is_told_so_at_once(chat_format, video):
+    said = [
+        chat_format.decode_turn(begun(chat_format, video, max_rounds=rounds).prompt.compact_ids)
+        for rounds in (1, 2)
+    ]
     assert ["Answer now." in text for text in said] == [True, False]

@@ -46,8 +46,8 @@ FORCED = "<think></think><answer>"
 class ConfidentPolicy:
     """Drafts B with a probability, and answers C when it plays a turn of its own."""
 
-    def __init__(self, wire, probability: float, draft: str = "B</answer>") -> None:
-        self.wire, self.probability, self.text = wire, probability, draft
+    def __init__(self, chat_format, probability: float, draft: str = "B</answer>") -> None:
+        self.chat_format, self.probability, self.text = chat_format, probability, draft
         self.forced: tuple[int, ...] = ()
         self.turns = 0
 
@@ -55,7 +55,7 @@ class ConfidentPolicy:
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> SampledAction:
         self.turns += 1
-        ids = self.wire.written("<think>x</think><answer>C</answer>")
+        ids = self.chat_format.encode_assistant("<think>x</think><answer>C</answer>")
         return SampledAction(ids, (-0.1,) * len(ids), (VersionSpan(0, len(ids), 0),), sampling_params, "end")
 
     async def draft_answer(
@@ -69,7 +69,7 @@ class ConfidentPolicy:
     ) -> DraftAnswer:
         self.forced = tuple(forced_token_ids)
         rest = (1 - self.probability) / 2
-        sampled = tuple(self.wire.tokenizer.encode(self.text, add_special_tokens=False))
+        sampled = tuple(self.chat_format.tokenizer.encode(self.text, add_special_tokens=False))
         odds = [rest, self.probability, rest]
         row = {token: math.log(p) for token, p in zip(logprob_token_ids or (5, 6, 7), odds, strict=True)}
         return DraftAnswer(sampled, (row,) * len(sampled))
@@ -80,26 +80,26 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_video(tmp_path_factory.mktemp("videos"), VideoSpec("v.mp4", frames=100)))
 
 
-async def played(video: str, wire, policy, gate: ZoomGateConfig, task: Task = TASK) -> Trajectory:
+async def played(video: str, chat_format, policy, gate: ZoomGateConfig, task: Task = TASK) -> Trajectory:
     rules = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, gate=gate)
     with LocalFrameSource() as frames:
         return await run_episode(
             replace(task, video=video),
             policy,
             frames,
-            wire,
+            chat_format,
             rules,
             episode_id=EpisodeId(0, "t", 0),
             sampling_params=SamplingParams(),
         )
 
 
-async def test_a_certain_draft_is_the_answer_token_by_token(video, wire):
-    policy = ConfidentPolicy(wire, 0.98)
-    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=0.3))
+async def test_a_certain_draft_is_the_answer_token_by_token(video, chat_format):
+    policy = ConfidentPolicy(chat_format, 0.98)
+    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3))
     assert (trajectory.status, trajectory.answer, policy.turns) == (EpisodeStatus.ANSWERED, "B", 0)
-    sampled = wire.tokenizer.encode("B</answer>", add_special_tokens=False)
-    assert trajectory.turns[0].action.token_ids == (*policy.forced, *sampled, wire.end_id)
+    sampled = chat_format.tokenizer.encode("B</answer>", add_special_tokens=False)
+    assert trajectory.turns[0].action.token_ids == (*policy.forced, *sampled, chat_format.end_id)
     assert trajectory.turns[0].text == f"{FORCED}B</answer>"
     gate = trajectory.extra["gate"]
     assert (gate["zoom"], gate["kind"], gate["draft"], gate["threshold"]) == (False, "choice", "B", 0.3)
@@ -107,11 +107,11 @@ async def test_a_certain_draft_is_the_answer_token_by_token(video, wire):
 
 
 @pytest.mark.parametrize("mode", ["on", "measure"])
-async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(video, wire, mode):
-    policy = ConfidentPolicy(wire, 0.5 if mode == "on" else 0.98)
+async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(video, chat_format, mode):
+    policy = ConfidentPolicy(chat_format, 0.5 if mode == "on" else 0.98)
     gate = ZoomGateConfig(mode, threshold=0.3 if mode == "on" else None)
-    trajectory = await played(video, wire, policy, gate)
-    plain = await played(video, wire, ConfidentPolicy(wire, 0.5), ZoomGateConfig())
+    trajectory = await played(video, chat_format, policy, gate)
+    plain = await played(video, chat_format, ConfidentPolicy(chat_format, 0.5), ZoomGateConfig())
     assert (trajectory.answer, policy.turns) == ("C", 1)
     assert trajectory.expanded_ids == plain.expanded_ids
     assert trajectory.loss_mask == plain.loss_mask
@@ -119,26 +119,26 @@ async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(vide
     assert plain.extra == {}
 
 
-async def test_a_draft_without_an_end_is_uncertain_however_sure(video, wire):
-    policy = ConfidentPolicy(wire, 0.999, draft="B")
-    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=1.0))
+async def test_a_draft_without_an_end_is_uncertain_however_sure(video, chat_format):
+    policy = ConfidentPolicy(chat_format, 0.999, draft="B")
+    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=1.0))
     assert trajectory.answer == "C"
     assert trajectory.extra["gate"]["draft"] is None
 
 
-async def test_a_free_answer_goes_by_the_tokens_of_its_draft(video, wire):
+async def test_a_free_answer_goes_by_the_tokens_of_its_draft(video, chat_format):
     task = replace(TASK, question="How many flashes?", answer="2", answer_type=AnswerType.NUMBER)
-    policy = ConfidentPolicy(wire, 0.98, draft="2</answer>")
-    trajectory = await played(video, wire, policy, ZoomGateConfig("on", threshold=0.3), task)
+    policy = ConfidentPolicy(chat_format, 0.98, draft="2</answer>")
+    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3), task)
     assert (trajectory.answer, trajectory.extra["gate"]["kind"]) == ("2", "free")
 
 
-async def test_a_policy_that_tells_no_probabilities_is_refused(video, wire):
+async def test_a_policy_that_tells_no_probabilities_is_refused(video, chat_format):
     class Mute:
-        act = ConfidentPolicy.generate
+        generate = ConfidentPolicy.generate
 
     with pytest.raises(UserError, match="Mute tells no probabilities"):
-        await played(video, wire, Mute(), ZoomGateConfig("measure"))
+        await played(video, chat_format, Mute(), ZoomGateConfig("measure"))
 
 
 def test_what_options_leave_over_counts_as_one_more():
@@ -174,11 +174,11 @@ def test_a_question_that_is_no_choice_has_no_letters():
     assert option_letters(replace(TASK, answer_type=AnswerType.OPEN_ENDED)) == ()
 
 
-def test_each_letter_has_one_token_after_the_same_beginning(wire):
-    forced, options = forced_prefix(wire, FORCED, ("A", "B", "C"))
+def test_each_letter_has_one_token_after_the_same_beginning(chat_format):
+    forced, options = forced_prefix(chat_format, FORCED, ("A", "B", "C"))
     assert len(set(options)) == 3
     for letter, option in zip("ABC", options, strict=True):
-        whole = wire.tokenizer.encode(f"{FORCED}{letter}</answer>", add_special_tokens=False)
+        whole = chat_format.tokenizer.encode(f"{FORCED}{letter}</answer>", add_special_tokens=False)
         assert tuple(whole[: len(forced) + 1]) == (*forced, option)
 
 
@@ -196,10 +196,10 @@ def test_a_calibration_of_something_else_is_refused(tmp_path: Path):
     [
         ({"mode": "maybe"}, "must be one of off, measure, on"),
         ({"mode": "on"}, "needs one of the two"),
-        ({"mode": "on", "file": "a", "threshold": 0.5}, "needs one of the two"),
+        ({"mode": "on", "thresholds_file": "a", "threshold": 0.5}, "needs one of the two"),
         ({"threshold": 2.0}, "lies between 0 and 1"),
-        ({"prefix": "Answer:"}, "must end with <answer>"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"draft_prefix": "Answer:"}, "must end with <answer>"),
+        ({"max_draft_tokens": 0}, "max_draft_tokens is 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(values, message):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
+from vz_ray.weight_sync import WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
-from vz_ray.weight_sync.publisher import WeightUpdate
 
 
 class RecordingLearner:

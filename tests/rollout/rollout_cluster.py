@@ -32,8 +32,7 @@ from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup, WorkerStats
 from vz_ray.rollout.sample_tracker import SampleTracker
-from vz_ray.rollout.worker_handle import WorkerStatus
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerState, WorkerStatus
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.weight_sync import (
     ModuleSource,

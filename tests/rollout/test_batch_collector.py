@@ -1,4 +1,4 @@
-"""Dynamic sampling: the batch fills while others still play, and every task is taken once."""
+"""Dynamic sampling: dropped groups are replaced at once, and every task is used once."""
 
 from __future__ import annotations
 
@@ -16,65 +16,70 @@ TASKS = [Task(f"t{i}", "v.mp4", "q", "a") for i in range(12)]
 
 
 class FakeScheduler:
-    """Plays at once, and remembers how many groups were played side by side."""
+    """Complete groups at once and record the maximum number of concurrent groups."""
 
     def __init__(self) -> None:
-        self.playing, self.most = 0, 0
+        self.running, self.max_running = 0, 0
 
-    async def rollout_group(self, task, samples, sampling, ledger, *, iteration, spare):
-        self.playing += 1
-        self.most = max(self.most, self.playing)
+    async def rollout_group(self, task, group_size, sampling_params, tracker, *, step, extra_samples):
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
         await asyncio.sleep(0)
-        ids = ledger.owe(iteration, task.task_id, samples)
+        ids = tracker.register(step, task.task_id, group_size)
         for id in ids:
-            ledger.accept(id)
-        self.playing -= 1
+            tracker.accept(id)
+        self.running -= 1
         return Group(
             task.task_id,
             tuple(Trajectory(id, "", TokenContext(()), (), EpisodeStatus.ANSWERED) for id in ids),
         )
 
 
-async def gather(keep, cursor, **wanted):
-    players, ledger = FakeScheduler(), SampleTracker()
-    wanted = {"tasks": 4, "max_tasks": 10, "samples": 2, **wanted}
-    source = StepTaskSampler(cursor, [])
+async def collect(keep, sampler, **overrides):
+    scheduler, tracker = FakeScheduler(), SampleTracker()
+    sizes = {"batch_size": 4, "max_sampled_tasks": 10, "group_size": 2, **overrides}
     batch = await collect_batch(
-        players, source, ledger, step=0, sampling=SamplingParams(), keep=keep, **wanted
+        scheduler,
+        StepTaskSampler(sampler, []),
+        tracker,
+        step=0,
+        sampling=SamplingParams(),
+        keep=keep,
+        **sizes,
     )
-    return batch, players, ledger
+    return batch, scheduler, tracker
 
 
-async def test_a_dropped_group_is_replaced_until_the_batch_is_full():
-    cursor = TaskSampler(TASKS)
-    batch, players, ledger = await gather(lambda group: int(group.task[1:]) % 2 == 0, cursor)
+async def test_dropped_groups_are_replaced_until_batch_is_full():
+    sampler = TaskSampler(TASKS)
+    batch, scheduler, tracker = await collect(lambda group: int(group.task_id[1:]) % 2 == 0, sampler)
     assert len(batch.kept) == 4
-    assert len(batch.sampled) == cursor.num_drawn == len({task.task_id for task, _ in batch.sampled})
-    assert players.most <= 4
-    assert ledger.pending == ()
+    assert len(batch.sampled) == sampler.num_drawn == len({task.task_id for task, _ in batch.sampled})
+    assert scheduler.max_running <= 4
+    assert tracker.pending == ()
 
 
-async def test_it_gives_up_at_the_most_tasks_allowed():
-    batch, _, _ = await gather(lambda group: False, TaskSampler(TASKS))
+async def test_collection_stops_at_max_sampled_tasks():
+    batch, _, _ = await collect(lambda group: False, TaskSampler(TASKS))
     assert (len(batch.kept), len(batch.sampled)) == (0, 10)
 
 
-async def test_an_epoch_that_begins_in_mid_iteration_repeats_no_task():
-    cursor = TaskSampler(TASKS, num_drawn=9)
-    batch, _, _ = await gather(lambda group: True, cursor, tasks=12, max_tasks=50)
+async def test_epoch_change_within_a_step_repeats_no_task():
+    sampler = TaskSampler(TASKS, num_drawn=9)
+    batch, _, _ = await collect(lambda group: True, sampler, batch_size=12, max_sampled_tasks=50)
     assert len({task.task_id for task, _ in batch.sampled}) == 12
 
 
-async def test_a_failure_stops_the_rest_and_leaves_no_task_running():
-    class Failing(FakeScheduler):
-        async def play_group(self, task, *args, **kwargs):
+async def test_failure_cancels_running_groups():
+    class FailingScheduler(FakeScheduler):
+        async def rollout_group(self, task, *args, **kwargs):
             if task.task_id == "t3":
                 raise RuntimeError("no worker")
             await asyncio.sleep(3600)
 
     with pytest.raises(RuntimeError, match="no worker"):
         await collect_batch(
-            Failing(),
+            FailingScheduler(),
             StepTaskSampler(TaskSampler(TASKS), []),
             SampleTracker(),
             step=0,
@@ -87,5 +92,5 @@ async def test_a_failure_stops_the_rest_and_leaves_no_task_running():
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
-def test_ids_name_what_is_owed():
+def test_episode_id_has_a_readable_format():
     assert str(EpisodeId(3, "t1", 2, 1)) == "3/t1/2#1"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vz_ray.rollout.no_worker_timeout import NoWorkerTimeout
+from vz_ray.rollout.worker_pool import NoWorkerTimeout
 
 
 def test_it_is_told_after_a_while_then_now_and_then_and_anew_the_next_time() -> None:

@@ -1,4 +1,4 @@
-"""What the fleet does with its workers: control logic only, so the workers are scripted."""
+"""What the scheduler does with its workers: control logic only, so the workers are scripted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Toke
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker
-from vz_ray.rollout.worker_handle import WorkerLostError, WorkerUnschedulableError
+from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState, WorkerUnschedulableError
 from vz_ray.rollout.worker_pool import NoWorkersError
-from vz_ray.rollout.worker_state import WorkerState
 from vz_ray.utils.timeouts import StepTimeout
 from vz_ray.weight_sync import ParityProbe, WeightPublisher, WeightUpdate
 
@@ -85,7 +84,7 @@ class FakeWorkerClient:
 
     async def describe_state(self) -> tuple[str, str]:
         self._ask("describe_state")
-        return "3 episodes playing", "thread decode: ..."
+        return "3 episodes running", "thread decode: ..."
 
     async def worker_stats(self) -> Any:
         raise NotImplementedError
@@ -128,14 +127,18 @@ class WorkerFactory:
         return worker
 
 
-async def make(yard: WorkerFactory, **config: Any) -> RolloutScheduler:
-    defaults: dict[str, Any] = {"workers": 2, "episodes_per_worker": 8, "health_every_s": 60.0}
-    fleet = RolloutScheduler(
-        yard.spawn, RolloutConfig(**{**defaults, **config}), WeightPublisher(timeout_s=5)
+async def make(factory: WorkerFactory, **config: Any) -> RolloutScheduler:
+    defaults: dict[str, Any] = {
+        "num_workers": 2,
+        "max_concurrent_episodes": 8,
+        "health_check_interval_s": 60.0,
+    }
+    scheduler = RolloutScheduler(
+        factory.spawn, RolloutConfig(**{**defaults, **config}), WeightPublisher(timeout_s=5)
     )
-    await fleet.start()
+    await scheduler.start()
     await settle()
-    return fleet
+    return scheduler
 
 
 async def settle() -> None:
@@ -144,127 +147,127 @@ async def settle() -> None:
 
 
 async def test_all_samples_of_a_task_are_played_by_one_worker() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard)
-    groups = [group async for group in fleet.rollout(TASKS, 4, SamplingParams(), ledger)]
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory)
+    groups = [group async for group in scheduler.rollout(TASKS, 4, SamplingParams(), tracker)]
     assert {group.task_id for group in groups} == {task.task_id for task in TASKS}
     for group in groups:
         assert [t.id.sample for t in group.trajectories] == [0, 1, 2, 3]
         assert len({t.worker for t in group.trajectories}) == 1
-    assert all(worker.played for worker in yard.workers)
-    assert len(ledger.accepted) == 24
-    await fleet.close()
+    assert all(worker.played for worker in factory.workers)
+    assert len(tracker.accepted) == 24
+    await scheduler.close()
 
 
 async def test_a_slow_group_does_not_hold_back_others() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard)
-    yard.workers[0].gate.clear()
+    factory = WorkerFactory()
+    scheduler = await make(factory)
+    factory.workers[0].gate.clear()
     finished = []
-    async for group in fleet.rollout(TASKS, 4, SamplingParams(), SampleTracker()):
+    async for group in scheduler.rollout(TASKS, 4, SamplingParams(), SampleTracker()):
         finished.append(group.task_id)
         if len(finished) == 4:  # the other two wait on the slow worker
-            yard.workers[0].gate.set()
+            factory.workers[0].gate.set()
     assert len(finished) == 6
-    await fleet.close()
+    await scheduler.close()
 
 
 async def test_episodes_of_a_dead_worker_are_played_elsewhere_and_it_is_replaced() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard)
-    yard.workers[0].fail["play"] = WorkerLostError("rollout-0 died")
-    groups = [group async for group in fleet.rollout(TASKS, 4, SamplingParams(), ledger)]
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory)
+    factory.workers[0].fail["play"] = WorkerLostError("rollout-0 died")
+    groups = [group async for group in scheduler.rollout(TASKS, 4, SamplingParams(), tracker)]
     await settle()
     assert sum(len(group.trajectories) for group in groups) == 24
     assert all(t.status is EpisodeStatus.ANSWERED for group in groups for t in group.trajectories)
     assert all(t.worker != "rollout-0" for group in groups for t in group.trajectories)
-    assert yard.workers[0].ended
-    assert [(s.name, s.state) for s in fleet.worker_statuses()] == [
+    assert factory.workers[0].ended
+    assert [(s.name, s.state) for s in scheduler.worker_statuses()] == [
         ("rollout-0", WorkerState.DEAD),
         ("rollout-1", WorkerState.READY),
         ("rollout-2", WorkerState.READY),
     ]
-    assert len(ledger.accepted) == 24
-    assert max(ledger.accepted.values()) == 1
-    await fleet.close()
+    assert len(tracker.accepted) == 24
+    assert max(tracker.accepted.values()) == 1
+    await scheduler.close()
 
 
 async def test_a_group_whose_worker_died_stays_together() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=3)
-    yard.workers[0].fail["play"] = WorkerLostError("gone")
-    [group] = [g async for g in fleet.rollout(TASKS[:1], 6, SamplingParams(), SampleTracker())]
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=3)
+    factory.workers[0].fail["play"] = WorkerLostError("gone")
+    [group] = [g async for g in scheduler.rollout(TASKS[:1], 6, SamplingParams(), SampleTracker())]
     assert len({t.worker for t in group.trajectories}) == 1
-    await fleet.close()
+    await scheduler.close()
 
 
 async def test_a_sample_that_fails_too_often_is_given_up_with_its_reason() -> None:
-    yard, ledger = (
+    factory, tracker = (
         WorkerFactory(lambda w: w.fail.update(play=StepTimeout("x", "episode", 9))),
         SampleTracker(),
     )
-    fleet = await make(yard, attempts=3)
-    [group] = [g async for g in fleet.rollout(TASKS[:1], 1, SamplingParams(), ledger)]
+    scheduler = await make(factory, max_attempts=3)
+    [group] = [g async for g in scheduler.rollout(TASKS[:1], 1, SamplingParams(), tracker)]
     assert group.trajectories[0].status is EpisodeStatus.FAILED
     assert "did not finish episode within 9 s" in group.trajectories[0].error
-    assert ledger.discarded == {(0, "t0", 0): group.trajectories[0].error}
-    plays = [asked for worker in yard.workers for asked in worker.asked if asked.startswith("play 0/")]
+    assert tracker.discarded == {(0, "t0", 0): group.trajectories[0].error}
+    plays = [asked for worker in factory.workers for asked in worker.asked if asked.startswith("play 0/")]
     assert plays == ["play 0/t0/0#0", "play 0/t0/0#1", "play 0/t0/0#2"]
-    assert all(seat.state is WorkerState.READY for seat in fleet.worker_statuses())
-    await fleet.close()
+    assert all(seat.state is WorkerState.READY for seat in scheduler.worker_statuses())
+    await scheduler.close()
 
 
 async def test_a_group_begins_where_a_place_is_free_and_no_worker_gets_more_than_one_beyond() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=1, episodes_per_worker=6)
-    yard.workers[0].gate.clear()
-    play = asyncio.create_task(_all(fleet, TASKS, 4))
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=1, max_concurrent_episodes=6)
+    factory.workers[0].gate.clear()
+    play = asyncio.create_task(_all(scheduler, TASKS, 4))
     await settle()
-    assert fleet.worker_statuses()[0].load == 8  # the second group took the two places that were left
-    yard.workers[0].gate.set()
+    assert scheduler.worker_statuses()[0].load == 8  # the second group took the two places that were left
+    factory.workers[0].gate.set()
     await play
-    assert fleet.worker_statuses()[0].load == 0
-    await fleet.close()
+    assert scheduler.worker_statuses()[0].load == 0
+    await scheduler.close()
 
 
 async def test_closing_the_iterator_frees_every_place() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard)
-    yard.workers[1].gate.clear()
-    groups = fleet.rollout(TASKS, 4, SamplingParams(), ledger)
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory)
+    factory.workers[1].gate.clear()
+    groups = scheduler.rollout(TASKS, 4, SamplingParams(), tracker)
     await anext(groups)
     await groups.aclose()
-    assert [seat.load for seat in fleet.worker_statuses()] == [0, 0]
-    assert len(ledger.accepted) + len(ledger.attempts) == 24
-    await fleet.close()
+    assert [seat.load for seat in scheduler.worker_statuses()] == [0, 0]
+    assert len(tracker.accepted) + len(tracker.attempts) == 24
+    await scheduler.close()
 
 
 async def test_a_publish_reaches_ready_workers_and_drops_the_one_that_failed() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard)
-    yard.workers[1].fail["receive"] = RuntimeError("half the tensors")
-    report = await fleet.publish(7, FakeTransport())
+    factory = WorkerFactory()
+    scheduler = await make(factory)
+    factory.workers[1].fail["receive_weights"] = RuntimeError("half the tensors")
+    report = await scheduler.publish(7, FakeTransport())
     await settle()
     assert report.updated == ("rollout-0",)
     assert "half the tensors" in report.failed["rollout-1"]
-    assert "resume" not in yard.workers[1].asked
-    assert yard.workers[1].ended
-    assert yard.workers[2].asked == ["start", "pause", "receive", "thaw", "resume"]
-    assert yard.workers[2].version == 7
-    await fleet.close()
+    assert "resume" not in factory.workers[1].asked
+    assert factory.workers[1].ended
+    assert factory.workers[2].asked == ["start", "pause", "receive_weights", "resume_engine", "resume"]
+    assert factory.workers[2].version == 7
+    await scheduler.close()
 
 
 @pytest.mark.parametrize("finish_first", [True, False])
 async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_first: bool) -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=1, episodes_per_worker=4)
-    (worker,) = yard.workers
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=1, max_concurrent_episodes=4)
+    (worker,) = factory.workers
     worker.gate.clear()
-    begun = asyncio.create_task(fleet.rollout_group(TASKS[0], 2, SamplingParams(), ledger))
+    begun = asyncio.create_task(scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker))
     await settle()
-    publishing = asyncio.create_task(fleet.publish(5, FakeTransport(), wait_for_episodes=finish_first))
+    publishing = asyncio.create_task(scheduler.publish(5, FakeTransport(), wait_for_episodes=finish_first))
     await settle()
-    waiting = asyncio.create_task(fleet.rollout_group(TASKS[1], 2, SamplingParams(), ledger))
+    waiting = asyncio.create_task(scheduler.rollout_group(TASKS[1], 2, SamplingParams(), tracker))
     await settle()
     assert publishing.done() is not finish_first
     assert worker.asked.count("play 0/t1/0#0") == (0 if finish_first else 1)
@@ -277,70 +280,70 @@ async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_f
         5,
         5,
     ]
-    await fleet.close()
+    await scheduler.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun(workers: int) -> None:
     """With one worker, on the one that takes its place: that needs weights while the update waits."""
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=workers, episodes_per_worker=4)
-    await fleet.publish(4, FakeTransport())
-    for worker in yard.workers:
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=workers, max_concurrent_episodes=4)
+    await scheduler.publish(4, FakeTransport())
+    for worker in factory.workers:
         worker.gate.clear()
-    begun = asyncio.create_task(fleet.rollout_group(TASKS[0], 2, SamplingParams(), ledger))
+    begun = asyncio.create_task(scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker))
     await settle()
-    publishing = asyncio.create_task(fleet.publish(5, FakeTransport(), wait_for_episodes=True))
+    publishing = asyncio.create_task(scheduler.publish(5, FakeTransport(), wait_for_episodes=True))
     await settle()
-    player = next(worker for worker in yard.workers if any("play" in what for what in worker.asked))
+    player = next(worker for worker in factory.workers if any("play" in what for what in worker.asked))
     player.fail["play"] = WorkerLostError("gone")
-    for worker in yard.workers:
+    for worker in factory.workers:
         worker.gate.set()
     group = await asyncio.wait_for(begun, 10)
     assert [t.status for t in group.trajectories] == [EpisodeStatus.ANSWERED] * 2
-    assert {version for worker in yard.workers for _, version in worker.played} == {4}
+    assert {version for worker in factory.workers for _, version in worker.played} == {4}
     assert (await publishing).version == 5
     await settle()
-    assert {worker.version for worker in yard.workers if not worker.ended} == {5}
-    await fleet.close()
+    assert {worker.version for worker in factory.workers if not worker.ended} == {5}
+    await scheduler.close()
 
 
 async def test_a_joiner_has_the_present_weights_before_its_first_episode() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=1)
-    await fleet.publish(3, FakeTransport())
-    yard.workers[0].fail["play"] = WorkerLostError("gone")
-    groups = await _all(fleet, TASKS, 2)
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=1)
+    await scheduler.publish(3, FakeTransport())
+    factory.workers[0].fail["play"] = WorkerLostError("gone")
+    groups = await _all(scheduler, TASKS, 2)
     assert len(groups) == 6
-    assert {version for _, version in yard.workers[1].played} == {3}
-    await fleet.close()
+    assert {version for _, version in factory.workers[1].played} == {3}
+    await scheduler.close()
 
 
 async def test_a_joiner_that_cannot_take_the_weights_is_replaced_too() -> None:
     def script(worker: FakeWorkerClient) -> None:
         if worker.name == "rollout-1":
-            worker.fail["receive"] = RuntimeError("no shared memory")
+            worker.fail["receive_weights"] = RuntimeError("no shared memory")
 
-    yard = WorkerFactory(script)
-    fleet = await make(yard, workers=1)
-    await fleet.publish(3, FakeTransport())
-    yard.workers[0].fail["play"] = WorkerLostError("gone")
-    await _all(fleet, TASKS, 2)
-    assert [(s.name, s.state.value) for s in fleet.worker_statuses()] == [
+    factory = WorkerFactory(script)
+    scheduler = await make(factory, num_workers=1)
+    await scheduler.publish(3, FakeTransport())
+    factory.workers[0].fail["play"] = WorkerLostError("gone")
+    await _all(scheduler, TASKS, 2)
+    assert [(s.name, s.state.value) for s in scheduler.worker_statuses()] == [
         ("rollout-0", "dead"),
         ("rollout-1", "dead"),
         ("rollout-2", "ready"),
     ]
-    assert not yard.workers[1].played
-    await fleet.close()
+    assert not factory.workers[1].played
+    await scheduler.close()
 
 
 async def test_an_older_version_is_refused() -> None:
-    fleet = await make(WorkerFactory())
-    await fleet.publish(3, FakeTransport())
+    scheduler = await make(WorkerFactory())
+    await scheduler.publish(3, FakeTransport())
     with pytest.raises(ValueError, match="3 is not newer than 3"):
-        await fleet.publish(3, FakeTransport())
-    await fleet.close()
+        await scheduler.publish(3, FakeTransport())
+    await scheduler.close()
 
 
 async def test_a_learner_that_is_not_ready_leaves_the_workers_playing() -> None:
@@ -348,48 +351,48 @@ async def test_a_learner_that_is_not_ready_leaves_the_workers_playing() -> None:
         async def prepare(self, version: int) -> WeightUpdate:
             raise OSError("shared memory is full")
 
-    yard = WorkerFactory()
-    fleet = await make(yard)
+    factory = WorkerFactory()
+    scheduler = await make(factory)
     with pytest.raises(OSError, match="shared memory is full"):
-        await fleet.publish(1, FailingTransport())
-    assert all(worker.asked == ["start"] for worker in yard.workers)
-    assert len(await _all(fleet, TASKS, 2)) == 6
-    await fleet.close()
+        await scheduler.publish(1, FailingTransport())
+    assert all(worker.asked == ["start"] for worker in factory.workers)
+    assert len(await _all(scheduler, TASKS, 2)) == 6
+    await scheduler.close()
 
 
 async def test_a_fleet_that_cannot_start_says_why() -> None:
-    yard = WorkerFactory(lambda w: w.fail.update(start=RuntimeError("no such model")))
+    factory = WorkerFactory(lambda w: w.fail.update(start=RuntimeError("no such model")))
     with pytest.raises(NoWorkersError, match="no such model"):
-        await make(yard, workers=1)
-    assert len(yard.workers) == 3
-    assert all(worker.ended for worker in yard.workers)
+        await make(factory, num_workers=1)
+    assert len(factory.workers) == 3
+    assert all(worker.ended for worker in factory.workers)
 
 
 async def test_a_worker_that_dies_idle_is_found_and_replaced() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=1, health_every_s=0.01)
-    yard.workers[0].fail["check"] = WorkerLostError("its engine is gone")
-    await yard.replaced.wait()
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=1, health_check_interval_s=0.01)
+    factory.workers[0].fail["check_health"] = WorkerLostError("its engine is gone")
+    await factory.replaced.wait()
     await settle()
-    assert [seat.state.value for seat in fleet.worker_statuses()] == ["dead", "ready"]
-    await fleet.close()
+    assert [seat.state.value for seat in scheduler.worker_statuses()] == ["dead", "ready"]
+    await scheduler.close()
 
 
 async def test_whoever_waits_when_the_fleet_is_closed_is_told() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=1)
-    yard.workers[0].gate.clear()
-    first = asyncio.create_task(fleet.rollout_group(TASKS[0], 8, SamplingParams(), SampleTracker()))
-    second = asyncio.create_task(fleet.rollout_group(TASKS[1], 8, SamplingParams(), SampleTracker()))
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=1)
+    factory.workers[0].gate.clear()
+    first = asyncio.create_task(scheduler.rollout_group(TASKS[0], 8, SamplingParams(), SampleTracker()))
+    second = asyncio.create_task(scheduler.rollout_group(TASKS[1], 8, SamplingParams(), SampleTracker()))
     await settle()
-    await fleet.close()
+    await scheduler.close()
     with pytest.raises(NoWorkersError, match="closed"):
         await second
     first.cancel()
 
 
-async def _all(fleet: RolloutScheduler, tasks: list[Task], samples: int) -> list[Any]:
-    return [group async for group in fleet.rollout(tasks, samples, SamplingParams(), SampleTracker())]
+async def _all(scheduler: RolloutScheduler, tasks: list[Task], samples: int) -> list[Any]:
+    return [group async for group in scheduler.rollout(tasks, samples, SamplingParams(), SampleTracker())]
 
 
 async def until(what: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -405,66 +408,76 @@ def fast_autoscaling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vz_ray.rollout.worker_pool._AUTOSCALE_INTERVAL_S", 0.01)
 
 
-def alive(yard: WorkerFactory) -> list[str]:
-    return [worker.name for worker in yard.workers if not worker.ended]
+def alive(factory: WorkerFactory) -> list[str]:
+    return [worker.name for worker in factory.workers if not worker.ended]
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_workers_come_with_the_load_drain_when_it_is_gone_and_nothing_is_lost() -> None:
-    yard = WorkerFactory(lambda worker: worker.gate.clear())
-    fleet = await make(
-        yard, workers=1, max_workers=3, episodes_per_worker=4, grow_s=0.05, shrink_s=0.05, attempts=1
+    factory = WorkerFactory(lambda worker: worker.gate.clear())
+    scheduler = await make(
+        factory,
+        num_workers=1,
+        max_workers=3,
+        max_concurrent_episodes=4,
+        upscale_delay_s=0.05,
+        downscale_delay_s=0.05,
+        max_attempts=1,
     )
-    ledger = SampleTracker()
-    playing = [asyncio.create_task(fleet.rollout_group(task, 4, SamplingParams(), ledger)) for task in TASKS]
-    await until(lambda: sum(seat.load for seat in fleet.worker_statuses()) == 12)
-    assert len(alive(yard)) == 3
+    tracker = SampleTracker()
+    playing = [
+        asyncio.create_task(scheduler.rollout_group(task, 4, SamplingParams(), tracker)) for task in TASKS
+    ]
+    await until(lambda: sum(seat.load for seat in scheduler.worker_statuses()) == 12)
+    assert len(alive(factory)) == 3
     await asyncio.sleep(0.1)
-    assert len(alive(yard)) == 3  # there may be no more
-    for worker in yard.workers:
+    assert len(alive(factory)) == 3  # there may be no more
+    for worker in factory.workers:
         worker.gate.set()
     groups = await asyncio.gather(*playing)
     assert {t.status for group in groups for t in group.trajectories} == {EpisodeStatus.ANSWERED}
-    assert len(ledger.accepted) == 24
-    await until(lambda: len(alive(yard)) == 1)
-    await fleet.close()
+    assert len(tracker.accepted) == 24
+    await until(lambda: len(alive(factory)) == 1)
+    await scheduler.close()
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_a_fleet_goes_to_none_and_back_and_who_comes_back_has_the_present_weights() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=0, max_workers=2, grow_s=0.02, shrink_s=0.05)
-    assert yard.workers == []
+    factory = WorkerFactory()
+    scheduler = await make(
+        factory, num_workers=0, max_workers=2, upscale_delay_s=0.02, downscale_delay_s=0.05
+    )
+    assert factory.workers == []
     for version in (1, 2):
-        await fleet.publish(version, FakeTransport())
-        await _all(fleet, TASKS, 2)
-        await until(lambda: not alive(yard))
-        assert {held for worker in yard.workers for _, held in worker.played} == set(range(1, version + 1))
-    await fleet.close()
+        await scheduler.publish(version, FakeTransport())
+        await _all(scheduler, TASKS, 2)
+        await until(lambda: not alive(factory))
+        assert {held for worker in factory.workers for _, held in worker.played} == set(range(1, version + 1))
+    await scheduler.close()
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_a_worker_that_will_have_to_go_finishes_takes_nothing_new_and_is_replaced() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=1, health_every_s=0.02)
-    (first,) = yard.workers
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=1, health_check_interval_s=0.02)
+    (first,) = factory.workers
     first.gate.clear()
-    begun = asyncio.create_task(fleet.rollout_group(TASKS[0], 2, SamplingParams(), ledger))
+    begun = asyncio.create_task(scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker))
     await settle()
     first.leaving = "its node is about to go"
-    await until(lambda: len(yard.workers) == 2)
-    await fleet.rollout_group(TASKS[1], 2, SamplingParams(), ledger)
+    await until(lambda: len(factory.workers) == 2)
+    await scheduler.rollout_group(TASKS[1], 2, SamplingParams(), tracker)
     assert first.played == []
     assert not first.ended
     first.gate.set()
     assert {t.worker for t in (await begun).trajectories} == {"rollout-0"}
     await until(lambda: first.ended)
-    gone = fleet.worker_statuses()[0]
+    gone = scheduler.worker_statuses()[0]
     assert (gone.state, gone.reason) == (WorkerState.DEAD, "its node is about to go")
-    await fleet.close()
+    await scheduler.close()
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_further_workers_that_find_no_place_leave_those_that_there_are_playing() -> None:
     room = False
 
@@ -472,32 +485,39 @@ async def test_further_workers_that_find_no_place_leave_those_that_there_are_pla
         if worker.name != "rollout-0" and not room:
             worker.fail["start"] = WorkerLostError("found no place")
 
-    yard = WorkerFactory(script)
-    fleet = await make(
-        yard, workers=1, max_workers=3, episodes_per_worker=4, grow_s=0.01, health_every_s=0.05
+    factory = WorkerFactory(script)
+    scheduler = await make(
+        factory,
+        num_workers=1,
+        max_workers=3,
+        max_concurrent_episodes=4,
+        upscale_delay_s=0.01,
+        health_check_interval_s=0.05,
     )
-    yard.workers[0].gate.clear()
-    playing = asyncio.create_task(_all(fleet, TASKS, 4))
-    await until(lambda: len(yard.workers) > 6)  # tried again and again
-    yard.workers[0].gate.set()
+    factory.workers[0].gate.clear()
+    playing = asyncio.create_task(_all(scheduler, TASKS, 4))
+    await until(lambda: len(factory.workers) > 6)  # tried again and again
+    factory.workers[0].gate.set()
     groups = await playing
     assert len(groups) == 6
     assert {t.worker for group in groups for t in group.trajectories} == {"rollout-0"}
     room = True
-    yard.workers[0].fail["check"] = WorkerLostError("gone")
+    factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(
-        lambda: any(s.state is WorkerState.READY and s.name != "rollout-0" for s in fleet.worker_statuses())
+        lambda: any(
+            s.state is WorkerState.READY and s.name != "rollout-0" for s in scheduler.worker_statuses()
+        )
     )
-    await fleet.close()
+    await scheduler.close()
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
-    yard = WorkerFactory(lambda worker: worker.fail.update(start=WorkerLostError("found no place")))
-    fleet = await make(yard, workers=0, max_workers=2, grow_s=0.01)
+    factory = WorkerFactory(lambda worker: worker.fail.update(start=WorkerLostError("found no place")))
+    scheduler = await make(factory, num_workers=0, max_workers=2, upscale_delay_s=0.01)
     with pytest.raises(NoWorkersError, match="found no place"):
-        await fleet.rollout_group(TASKS[0], 2, SamplingParams(), SampleTracker())
-    await fleet.close()
+        await scheduler.rollout_group(TASKS[0], 2, SamplingParams(), SampleTracker())
+    await scheduler.close()
 
 
 async def test_a_fleet_that_lacks_places_plays_on_asks_again_and_does_not_fail_for_it() -> None:
@@ -507,38 +527,40 @@ async def test_a_fleet_that_lacks_places_plays_on_asks_again_and_does_not_fail_f
         if worker.name != "rollout-0" and not room:
             worker.fail["start"] = WorkerUnschedulableError("found no place")
 
-    yard = WorkerFactory(script)
-    fleet = await make(yard, workers=2, health_every_s=0.01)
-    await until(lambda: len(yard.workers) > 6)
-    assert {t.worker for group in await _all(fleet, TASKS, 2) for t in group.trajectories} == {"rollout-0"}
-    yard.workers[0].fail["check"] = WorkerLostError("gone")
-    await until(lambda: yard.workers[0].ended)
-    waiting = asyncio.create_task(_all(fleet, TASKS, 2))
+    factory = WorkerFactory(script)
+    scheduler = await make(factory, num_workers=2, health_check_interval_s=0.01)
+    await until(lambda: len(factory.workers) > 6)
+    assert {t.worker for group in await _all(scheduler, TASKS, 2) for t in group.trajectories} == {
+        "rollout-0"
+    }
+    factory.workers[0].fail["check_health"] = WorkerLostError("gone")
+    await until(lambda: factory.workers[0].ended)
+    waiting = asyncio.create_task(_all(scheduler, TASKS, 2))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     room = True
     assert len(await waiting) == 6
-    await until(lambda: fleet.num_serving_workers == 2)
-    await fleet.close()
+    await until(lambda: scheduler.num_serving_workers == 2)
+    await scheduler.close()
 
 
 async def test_a_fleet_without_a_worker_says_so_and_gives_up_in_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vz_ray.rollout.worker_pool._FIRST_WORD_S", 0.1)
+    monkeypatch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 0.1)
 
     def script(worker: FakeWorkerClient) -> None:
         if worker.name != "rollout-0":
             worker.fail["start"] = WorkerUnschedulableError(f"{worker.name} found no place: it needs 4 GPU")
 
-    yard = WorkerFactory(script)
-    fleet = await make(yard, workers=1, health_every_s=0.01, nodes_deadline_s=0.5)
-    yard.workers[0].fail["check"] = WorkerLostError("gone")
-    await until(lambda: yard.workers[0].ended)
-    with pytest.raises(NoWorkersError, match=r"rollout\.nodes_deadline_s is 0\.5.*it needs 4 GPU"):
-        await fleet.rollout_group(TASKS[0], 3, SamplingParams(), SampleTracker())
-    assert "no rollout worker for 0 s: 3 episodes wait, and 0 groups in part" in caplog.text
-    await fleet.close()
+    factory = WorkerFactory(script)
+    scheduler = await make(factory, num_workers=1, health_check_interval_s=0.01, no_worker_timeout_s=0.5)
+    factory.workers[0].fail["check_health"] = WorkerLostError("gone")
+    await until(lambda: factory.workers[0].ended)
+    with pytest.raises(NoWorkersError, match=r"timeouts\.no_workers_s is 0\.5.*it needs 4 GPU"):
+        await scheduler.rollout_group(TASKS[0], 3, SamplingParams(), SampleTracker())
+    assert "No rollout worker for 0 s: 3 episodes queued, 0 groups active" in caplog.text
+    await scheduler.close()
 
 
 async def test_failures_to_start_do_not_keep_a_fleet_small_for_ever() -> None:
@@ -548,12 +570,12 @@ async def test_failures_to_start_do_not_keep_a_fleet_small_for_ever() -> None:
         if worker.name != "rollout-0" and broken:
             worker.fail["start"] = RuntimeError("no such device")
 
-    yard = WorkerFactory(script)
-    fleet = await make(yard, workers=2, health_every_s=0.01)
-    await until(lambda: len(yard.workers) > 6)
+    factory = WorkerFactory(script)
+    scheduler = await make(factory, num_workers=2, health_check_interval_s=0.01)
+    await until(lambda: len(factory.workers) > 6)
     broken = False
-    await until(lambda: fleet.num_serving_workers == 2)
-    await fleet.close()
+    await until(lambda: scheduler.num_serving_workers == 2)
+    await scheduler.close()
 
 
 async def test_a_worker_lost_in_service_is_replaced_though_others_could_not_be_started() -> None:
@@ -563,20 +585,20 @@ async def test_a_worker_lost_in_service_is_replaced_though_others_could_not_be_s
         if worker.name != "rollout-0" and broken:
             worker.fail["start"] = RuntimeError("no such device")
 
-    yard = WorkerFactory(script)
-    fleet = await make(yard, workers=2)
-    await until(lambda: len(yard.workers) == 4)
+    factory = WorkerFactory(script)
+    scheduler = await make(factory, num_workers=2)
+    await until(lambda: len(factory.workers) == 4)
     await settle()
     broken = False
-    yard.workers[0].fail["play"] = WorkerLostError("gone")
-    assert len(await _all(fleet, TASKS, 2)) == 6
-    await fleet.close()
+    factory.workers[0].fail["play"] = WorkerLostError("gone")
+    assert len(await _all(scheduler, TASKS, 2)) == 6
+    await scheduler.close()
 
 
 async def test_a_worker_that_hangs_does_not_keep_others_from_being_watched() -> None:
-    yard = WorkerFactory()
-    fleet = await make(yard, workers=2, health_every_s=0.01)
-    first, second = yard.workers
+    factory = WorkerFactory()
+    scheduler = await make(factory, num_workers=2, health_check_interval_s=0.01)
+    first, second = factory.workers
     stuck = asyncio.Event()
 
     async def hang() -> None:
@@ -584,23 +606,23 @@ async def test_a_worker_that_hangs_does_not_keep_others_from_being_watched() -> 
 
     first.check_health = hang  # type: ignore[method-assign]
     await asyncio.sleep(0.05)
-    second.fail["check"] = WorkerLostError("its engine is gone")
+    second.fail["check_health"] = WorkerLostError("its engine is gone")
     await until(lambda: second.ended)
-    await fleet.close()
+    await scheduler.close()
 
 
 async def test_a_start_that_takes_too_long_says_why_the_last_worker_was_lost() -> None:
-    yard = WorkerFactory(
+    factory = WorkerFactory(
         lambda worker: worker.fail.update(start=WorkerUnschedulableError("found no place: it needs 4 GPU"))
     )
     with pytest.raises(StepTimeout, match=r"starting its first worker within 0\.2 s .*it needs 4 GPU"):
-        await make(yard, workers=1, health_every_s=0.01, start_deadline_s=0.2)
+        await make(factory, num_workers=1, health_check_interval_s=0.01, start_timeout_s=0.2)
 
 
 async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_waits_for_the_others() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=1)
-    (worker,) = yard.workers
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=1)
+    (worker,) = factory.workers
     slow = asyncio.Event()
     play = worker.run_episode
 
@@ -610,20 +632,20 @@ async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_wai
         return await play(task, id, *rest)
 
     worker.run_episode = some_are_slow  # type: ignore[method-assign]
-    group = await fleet.rollout_group(TASKS[0], 3, SamplingParams(), ledger, extra_samples=2)
+    group = await scheduler.rollout_group(TASKS[0], 3, SamplingParams(), tracker, extra_samples=2)
     assert [t.id.sample for t in group.trajectories] == [0, 3, 4]
-    assert ledger.pending == ()
-    assert {key[2]: why for key, why in ledger.discarded.items()} == dict.fromkeys(
-        (1, 2), "a spare sample, not needed"
+    assert tracker.pending == ()
+    assert {key[2]: why for key, why in tracker.discarded.items()} == dict.fromkeys(
+        (1, 2), "extra sample, not needed"
     )
-    assert fleet.worker_statuses()[0].load == 0
-    await fleet.close()
+    assert scheduler.worker_statuses()[0].load == 0
+    await scheduler.close()
 
 
 async def test_spares_take_the_place_of_failed_samples() -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=1, attempts=1)
-    (worker,) = yard.workers
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=1, max_attempts=1)
+    (worker,) = factory.workers
     play = worker.run_episode
 
     async def one_fails(task: Task, id: EpisodeId, *rest: Any) -> Trajectory:
@@ -632,35 +654,35 @@ async def test_spares_take_the_place_of_failed_samples() -> None:
         return await play(task, id, *rest)
 
     worker.run_episode = one_fails  # type: ignore[method-assign]
-    group = await fleet.rollout_group(TASKS[0], 2, SamplingParams(), ledger, extra_samples=1)
+    group = await scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker, extra_samples=1)
     assert [(t.id.sample, t.status) for t in group.trajectories] == [
         (1, EpisodeStatus.ANSWERED),
         (2, EpisodeStatus.ANSWERED),
     ]
-    await fleet.close()
+    await scheduler.close()
 
 
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_worker_that_is_late_is_asked_what_it_is_doing(
     answers: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    yard, ledger = WorkerFactory(), SampleTracker()
-    fleet = await make(yard, workers=1, attempts=1)
-    yard.workers[0].fail["play"] = StepTimeout("rollout-0", "episode 0/t0/0#0", 5)
+    factory, tracker = WorkerFactory(), SampleTracker()
+    scheduler = await make(factory, num_workers=1, max_attempts=1)
+    factory.workers[0].fail["play"] = StepTimeout("rollout-0", "episode 0/t0/0#0", 5)
     if not answers:
-        yard.workers[0].fail["whereabouts"] = WorkerLostError("gone")
-    group = await fleet.rollout_group(TASKS[0], 1, SamplingParams(), ledger)
-    known = "3 episodes playing" if answers else "does not say what it is doing: WorkerLost"
+        factory.workers[0].fail["describe_state"] = WorkerLostError("gone")
+    group = await scheduler.rollout_group(TASKS[0], 1, SamplingParams(), tracker)
+    known = "3 episodes running" if answers else "state unavailable: WorkerLost"
     assert known in group.trajectories[0].error
     assert ("thread decode" in caplog.text) is answers
-    await fleet.close()
+    await scheduler.close()
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"workers": 3, "max_workers": 2}, r"max_workers=2 is below rollout\.workers \(3\)"),
-        ({"workers": 0}, "must be at least 1, or 0 with"),
+        ({"num_workers": 3, "max_workers": 2}, r"max_workers=2 is below rollout\.num_workers \(3\)"),
+        ({"num_workers": 0}, "must be at least 1, or 0 with"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused(config: dict[str, int], message: str) -> None:

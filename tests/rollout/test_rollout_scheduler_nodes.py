@@ -21,8 +21,7 @@ from tests.rollout.rollout_cluster import (
 from tests.small_run import survivors
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.rollout.ray_worker import RayWorkerClient
-from vz_ray.rollout.worker_handle import WorkerLostError, WorkerUnschedulableError
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState, WorkerUnschedulableError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -150,7 +149,8 @@ async def test_a_worker_that_no_node_has_room_for_says_what_is_lacking_and_asks_
         await worker.start()
     assert str(refused.value) == (
         "wide found no place within 1 s: it needs 1.5 CPU and 4 GPU on one node, and no node has 4 GPU, "
-        "the largest node has 4 CPU and 2 GPU: lower rollout.engine.tensor_parallel_size, or add a larger node"
+        "the largest node has 4 CPU and 2 GPU: lower rollout.engine.tensor_parallel_size, "
+        "or add a larger node"
     )
     await worker.terminate()
     with pytest.raises(WorkerLostError, match="killed by"):

@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.rollout.rollout_cluster import NODE_RESOURCES, RolloutCluster, open_rollout_cluster
 from tests.small_run import survivors
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerState
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(2400)]
 

@@ -20,7 +20,7 @@ def test_the_first_attempt_to_arrive_is_taken_and_the_rest_are_refused():
     assert ledger.accept(again)
     assert not ledger.accept(first)
     assert not ledger.accept(EpisodeId(0, "unknown", 0))
-    assert ledger.rejected == {"duplicate": 1, "not owed": 1}
+    assert ledger.rejected == {"duplicate": 1, "not registered": 1}
     assert ledger.pending == ((0, "t", 1),)
 
 
@@ -35,14 +35,14 @@ def test_a_dropped_sample_keeps_its_reason_and_refuses_late_arrivals():
 def test_nothing_is_owed_twice():
     ledger = SampleTracker()
     ledger.register(0, "t", 1)
-    with pytest.raises(ValueError, match="already in the ledger"):
+    with pytest.raises(ValueError, match="already registered"):
         ledger.register(0, "t", 1)
 
 
 def test_an_iteration_with_debts_cannot_be_closed():
     ledger = SampleTracker()
     (only,) = ledger.register(0, "t", 1)
-    with pytest.raises(ValueError, match="1 samples owed"):
+    with pytest.raises(ValueError, match="1 samples are pending"):
         ledger.close_step(0)
     ledger.accept(only)
     ledger.close_step(0)

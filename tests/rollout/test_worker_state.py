@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from vz_ray.rollout.worker_state import InvalidTransitionError, WorkerEvent, WorkerState, next_state
+from vz_ray.rollout.worker_handle import InvalidTransitionError, WorkerEvent, WorkerState, next_state
 
 S, E = WorkerState, WorkerEvent
 

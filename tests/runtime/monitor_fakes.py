@@ -23,8 +23,7 @@ from vz_ray.env.trajectory import (
 from vz_ray.monitoring.metric_catalog import METRIC_CATALOG
 from vz_ray.rollout.engine_stats import EngineStats
 from vz_ray.rollout.rollout_worker import WorkerStats
-from vz_ray.rollout.worker_handle import WorkerStatus
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerState, WorkerStatus
 from vz_ray.video.clip_reader import ReaderStats
 from vz_ray.video.frame import ZoomRequest
 

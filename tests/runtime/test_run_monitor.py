@@ -23,7 +23,7 @@ from vz_ray.env.trajectory import EpisodeStatus, ZoomErrorKind
 from vz_ray.monitoring.live_status import LiveStatus, RunKind, RunState
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.monitoring.tracing import TraceSpan
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerState
 from vz_ray.runtime import heartbeat
 from vz_ray.runtime.episode_span import episode_span
 from vz_ray.runtime.heartbeat import CounterDeltas, Heartbeat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.env.conftest import make_clip, tokenizer, wire  # noqa: F401
+from tests.env.conftest import chat_format, make_clip, tokenizer  # noqa: F401
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env import events
 from vz_ray.env.protocols import Prompt
@@ -124,10 +124,10 @@ def test_special_tokens_of_a_text_are_broken_up_and_nothing_else():
     assert escape_special_tokens(clean, special) == clean
 
 
-async def test_frames_of_a_client_belong_to_the_zoom_that_they_are_for(wire):  # noqa: F811
+async def test_frames_of_a_client_belong_to_the_zoom_that_they_are_for(chat_format):  # noqa: F811
     """A call of the client's that is refused shows nothing, and does not move the frames of the next."""
     exchanges = (ReplayedZoom("no call"), ReplayedZoom("{}", images=("p.png",), times_s=(1.5,)))
-    replayed = ReplayPolicy(SilentPolicy(), wire, exchanges)
+    replayed = ReplayPolicy(SilentPolicy(), chat_format, exchanges)
     frames = ClientFrameSource(FakeFrameSource(), replayed, ["v.mp4"], stop_at_new_zoom=True)
     for _ in exchanges:  # the first is refused: no clip is asked for
         await replayed.generate(Prompt((), (), ()), SamplingParams(), request_id="r")

@@ -16,7 +16,7 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 def test_another_gpu_is_named() -> None:
     check_same_gpu("GPU-1", "GPU-1")
     with pytest.raises(
-        WeightIntegrityError, match=r"on GPU GPU-1 and this engine computes on GPU GPU-2; .* use nccl"
+        WeightIntegrityError, match=r"on GPU GPU-1 and this engine runs on GPU GPU-2; .* Use nccl"
     ):
         check_same_gpu("GPU-1", "GPU-2")
 
@@ -25,7 +25,7 @@ def test_the_engine_tells_a_copy_from_a_loan() -> None:
     engine = IpcWeightTransferEngine.__new__(IpcWeightTransferEngine)
     copy = engine.parse_update_info({"directory": "/there", "checksum": "c"})
     assert copy == ShmUpdateInfo("/there", "c")
-    parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "loans": [[0]]}
+    parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "handles": [[0]]}
     assert engine.parse_update_info(parts) == IpcUpdateInfo(**parts)
 
 

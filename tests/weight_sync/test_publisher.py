@@ -72,25 +72,27 @@ class FakePullTransport:
 
 
 def publisher(**options: Any) -> WeightPublisher:
-    return WeightPublisher(**{"deadline_s": 5.0, "probe": PROBE, **options})
+    return WeightPublisher(**{"timeout_s": 5.0, "probe": PROBE, **options})
 
 
 async def test_each_worker_goes_through_every_step_in_order() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     report = await publisher().publish(1, FakePullTransport(), workers)
-    assert [w.did for w in workers] == [["pause", "receive", "thaw", "score", "score", "resume"]] * 2
+    assert [w.did for w in workers] == [
+        ["pause", "receive_weights", "resume_engine", "score_probe", "score_probe", "resume"]
+    ] * 2
     assert report.updated == ("a", "b")
     assert report.failed == {}
     assert report.max_probe_diff == 0
     assert report.pause_s + report.receive_s + report.probe_s <= report.sync_s
 
 
-@pytest.mark.parametrize("step", ["pause", "receive", "thaw", "score"])
+@pytest.mark.parametrize("step", ["pause", "receive_weights", "resume_engine", "score_probe"])
 @pytest.mark.parametrize("trouble", [RuntimeError("bad tensor"), "hang"])
 async def test_a_worker_that_fails_is_never_resumed_and_the_others_go_on(step: str, trouble: Any) -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("c")]
     workers[1].broken[step] = trouble
-    report = await publisher(deadline_s=0.05).publish(1, FakePullTransport(), workers)
+    report = await publisher(timeout_s=0.05).publish(1, FakePullTransport(), workers)
     assert report.updated == ("a", "c")
     assert list(report.failed) == ["b"]
     assert ("bad tensor" if trouble != "hang" else "b did not finish") in report.failed["b"]
@@ -103,7 +105,7 @@ async def test_a_worker_that_computes_something_else_is_out(score: tuple[float, 
     workers = [FakeReceiver("a"), FakeReceiver("b", [score])]
     report = await publisher().publish(1, FakePullTransport(), workers)
     assert report.updated == ("a",)
-    assert "b does not compute with weight version 1" in report.failed["b"]
+    assert "b failed the parity probe of weight version 1" in report.failed["b"]
 
 
 async def test_workers_are_connected_before_any_is_paused() -> None:
@@ -126,23 +128,23 @@ async def test_a_cache_that_is_filled_by_the_first_look_is_looked_at_again() -> 
 
 async def test_the_probe_runs_at_every_nth_version() -> None:
     worker = FakeReceiver("a")
-    publishing = publisher(every=3)
+    publishing = publisher(probe_every=3)
     for version in range(1, 7):
         await publishing.publish(version, FakePullTransport(), [worker])
-    assert worker.did.count("score") == 2 * 2
+    assert worker.did.count("score_probe") == 2 * 2
 
 
 async def test_weights_that_cannot_be_sent_stop_the_run_and_resume_no_one() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     with pytest.raises(WeightIntegrityError, match="version 1 was not sent: RuntimeError: NCCL is down"):
         await publisher().publish(1, FakePullTransport(RuntimeError("NCCL is down")), workers)
-    assert all(w.did == ["pause", "receive"] for w in workers)
+    assert all(w.did == ["pause", "receive_weights"] for w in workers)
 
 
 async def test_a_publish_that_no_worker_took_is_an_error() -> None:
     worker = FakeReceiver("a")
-    worker.broken["receive"] = RuntimeError("short read")
-    with pytest.raises(WeightIntegrityError, match=r"no worker took weight version 1.*short read"):
+    worker.broken["receive_weights"] = RuntimeError("short read")
+    with pytest.raises(WeightIntegrityError, match=r"no worker accepted weight version 1.*short read"):
         await publisher().publish(1, FakePullTransport(), [worker])
 
 
@@ -170,7 +172,7 @@ async def test_a_learner_that_is_late_is_named() -> None:
             raise AssertionError
 
     with pytest.raises(StepTimeout, match="learner did not finish preparing weight version 1"):
-        await publisher(deadline_s=0.05).publish(1, HangingTransport(), [FakeReceiver("a")])
+        await publisher(timeout_s=0.05).publish(1, HangingTransport(), [FakeReceiver("a")])
 
 
 class FakePushTransport(FakePullTransport):
@@ -226,8 +228,8 @@ async def test_a_member_that_dies_aborts_the_push_and_all_that_it_went_to_are_ou
     """Nobody waits for a broadcast that cannot end, and whoever has part of it does not play on."""
     workers, sender = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
     workers[2].pulls_weights, sender.waits = True, True
-    workers[1].broken["receive"] = RuntimeError("died")
-    report = await publisher(deadline_s=30.0).publish(1, sender, workers)
+    workers[1].broken["receive_weights"] = RuntimeError("died")
+    report = await publisher(timeout_s=30.0).publish(1, sender, workers)
     assert sender.aborted.is_set()
     assert report.updated == ("spot",)
     assert report.failed == {

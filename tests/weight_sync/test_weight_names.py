@@ -161,5 +161,5 @@ def test_a_name_that_comes_twice_is_an_error() -> None:
             list(tensors)
 
     update = WeightReload(Anything(), None)
-    with pytest.raises(WeightIntegrityError, match=r"a\.weight came twice"):
+    with pytest.raises(WeightIntegrityError, match=r"a\.weight occurs twice"):
         update.load(iter([("a.weight", torch.zeros(1)), ("a.weight", torch.zeros(1))]))

@@ -231,7 +231,7 @@ class ChatFormat:
         return self._encode(self._render([*said, {"role": "user", "content": text}]), frames)
 
     def encode_observation(self, text: str, frames: Sequence[Frame], *, end_sampled: bool) -> TokenContext:
-        """What follows a sampled turn: its end token unless it was sampled (`end_sampled`), then a user turn."""
+        """Encode the user turn after an assistant turn. `end_sampled`: its end token was sampled."""
         after = self._render_user_turn(text)
         return self._encode(after.removeprefix(END_OF_TURN) if end_sampled else after, frames)
 

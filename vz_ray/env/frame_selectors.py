@@ -149,8 +149,8 @@ class TspoSelector:
         if self.config.on_missing == "uniform":
             return FrameSelection(uniform, used_fallback=True)
         raise UserError(
-            f"the TSPO index {self.config.index_file} has no record of task {task.task_id!r} on {task.video}; "
-            "set episode.selector.on_missing=uniform to show it uniform frames, counted as such"
+            f"the TSPO index {self.config.index_file} has no record of task {task.task_id!r} on "
+            f"{task.video}. Set episode.selector.on_missing=uniform to fall back to uniform frames."
         )
 
 

@@ -63,10 +63,13 @@ class ZoomErrorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RejectedZoom:
-    """A zoom that was not carried out, and what the model is told.
+    """A rejected zoom call.
 
     Attributes:
-        requested: What was asked for, where the call could be read; it may be reversed, or lie outside the video.
+        kind: Kind of error.
+        message: Error message for the model.
+        requested: The parsed request; None if the call could not be parsed. It may be reversed or outside
+            the video.
     """
 
     kind: ZoomErrorKind

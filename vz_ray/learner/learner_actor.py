@@ -28,6 +28,7 @@ from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_o
 from vz_ray.utils.code_fingerprint import check_same_code
 from vz_ray.utils.stack_dump import install_stack_dumper
 from vz_ray.video.frame import VideoError
+from vz_ray.weight_sync import WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
@@ -37,7 +38,6 @@ from vz_ray.weight_sync.nccl_broadcast import (
     update_info,
 )
 from vz_ray.weight_sync.parity_probe import ParityProbe
-from vz_ray.weight_sync.publisher import WeightUpdate
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
 
 log = logging.getLogger(__name__)

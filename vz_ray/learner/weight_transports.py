@@ -1,4 +1,4 @@
-"""The learner's side of a publish, by transport; see `weights.publisher.Sender`.
+"""The learner's side of a publish, by transport; see `vz_ray.weight_sync.transport`.
 
 shm     rank 0 writes each version to shared memory, and workers pull it
 nccl    rank 0 broadcasts to a group of all workers
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vz_ray.config.weights import WeightsConfig
 from vz_ray.learner.learner import Learner
+from vz_ray.weight_sync import EngineClient, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 from vz_ray.weight_sync.parity_probe import ParityProbe
-from vz_ray.weight_sync.publisher import WeightReceiver, WeightTransport, WeightUpdate
 
 
 def create_weight_transport(
@@ -55,8 +55,8 @@ class ShmFallback:
         return self._kept if same else None
 
 
-class LearnerShmTransport:
-    """The learner's side of a publish through shared memory; see `weights.publisher.Sender`."""
+class LearnerShmTransport(WeightTransport):
+    """The learner's side of a publish through shared memory; see `vz_ray.weight_sync.transport`."""
 
     def __init__(
         self, group: Learner, root: Path, bucket_bytes: int, probe: ParityProbe | None, deadline_s: float
@@ -71,22 +71,9 @@ class LearnerShmTransport:
         update: WeightUpdate = answers[0]
         return update
 
-    async def connect(self, workers: Sequence[WeightReceiver]) -> None:
-        """No group: workers read what `prepare` wrote."""
 
-    async def send(self, update: WeightUpdate) -> None:
-        """Nothing to push."""
-
-    async def abort(self) -> None:
-        """Nothing is pushed."""
-
-    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Every version lies where it can be pulled."""
-        return update
-
-
-class LearnerNcclTransport:
-    """The learner's side of a publish by NCCL; see `weights.publisher.Sender`.
+class LearnerNcclTransport(WeightTransport):
+    """The learner's side of a publish by NCCL; see `vz_ray.weight_sync.transport`.
 
     The group's roster is fixed, so it is opened anew whenever the workers are
     not the ones of the last publish, or the learner was started again. Workers
@@ -120,17 +107,17 @@ class LearnerNcclTransport:
         """The copy in shared memory of rank 0's node, if copies are kept."""
         return self._copies.get(update)
 
-    async def connect(self, workers: Sequence[WeightReceiver]) -> None:
+    async def connect(self, engines: Sequence[EngineClient]) -> None:
         """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
-        joined = (self._group.start_count, [worker.name for worker in workers])
-        if joined == self._joined or not workers:
+        joined = (self._group.start_count, [engine.name for engine in engines])
+        if joined == self._joined or not engines:
             return
         self._joined = None
         address, port = await self._group.address()
-        roster = NcclTopology(address, port, len(workers), self._tensor_parallel)
+        roster = NcclTopology(address, port, len(engines), self._tensor_parallel)
         await asyncio.gather(
             self._group.call_all("init_nccl_group", roster, timeout_s=self._deadline_s),
-            *(worker.init_weight_transfer(roster.init_info(index)) for index, worker in enumerate(workers)),
+            *(engine.init_weight_transfer(roster.init_info(index)) for index, engine in enumerate(engines)),
         )
         self._joined = joined
 
@@ -150,7 +137,7 @@ class LearnerNcclTransport:
         await self._group.call_all("abort_broadcast", timeout_s=self._deadline_s)
 
 
-class LearnerIpcTransport:
+class LearnerIpcTransport(WeightTransport):
     """The learner's side of a publish on one GPU that it shares with the engine."""
 
     def __init__(
@@ -171,15 +158,6 @@ class LearnerIpcTransport:
         update: WeightUpdate = answers[0]
         await self._copies.save(update)
         return update
-
-    async def connect(self, workers: Sequence[WeightReceiver]) -> None:
-        """No group: the engine reads what was lent."""
-
-    async def send(self, update: WeightUpdate) -> None:
-        """Nothing to push."""
-
-    async def abort(self) -> None:
-        """Nothing is pushed."""
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
         """A joiner must not read what the learner may be changing: it pulls a copy, if copies are kept."""

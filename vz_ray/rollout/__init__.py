@@ -1,7 +1,5 @@
-"""Rollout: engines that sample turns, workers that play episodes, the fleet of workers.
+"""Rollout: engines that sample turns, workers that run episodes, the pool and scheduler of workers.
 
-In: tasks, clips, weights. Out: groups of scored trajectories, in whatever order
-they finish. Must not know: the learner, losses or advantages.
-
-Nothing here imports vLLM until an engine starts.
+In: tasks, clips, weights. Out: groups of scored trajectories in completion order. Must not import
+`learner`, losses or advantages. vLLM is imported only when an engine starts.
 """

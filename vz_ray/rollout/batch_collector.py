@@ -1,4 +1,4 @@
-"""Fills a batch with groups worth learning from: dynamic sampling, while others still play."""
+"""Collect one training batch with dynamic sampling."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vz_ray.rollout.sample_tracker import SampleTracker
 
 @dataclass
 class RolloutBatch:
-    """One iteration's groups.
+    """Groups of one step.
 
     Attributes:
-        kept: Groups to learn from, in the order in which they finished.
-        sampled: Every group with its task, those dropped too.
+        kept: Groups to train on, in completion order.
+        sampled: All groups with their tasks, including dropped groups.
     """
 
     kept: list[Group] = field(default_factory=list)
@@ -40,44 +40,43 @@ async def collect_batch(
     extra_samples: int = 0,
     on_group_kept: Callable[[int], None] = lambda _: None,
 ) -> RolloutBatch:
-    """Plays tasks until `batch_size` groups are kept, or `max_sampled_tasks` have been played.
+    """Sample tasks until `batch_size` groups are kept or `max_sampled_tasks` tasks are used.
 
-    A group that is dropped is replaced by the next task at once, so that
-    engines do not wait for the slowest group of a round.
+    A dropped group is replaced at once by the next task, so that engines do not idle.
 
     Args:
-        scheduler: Who plays.
-        task_source: Where tasks come from.
-        tracker: Keeps account of every sample.
-        step: Names the episodes.
+        scheduler: Runs the groups.
+        task_source: Tasks of this step.
+        tracker: Registers every sample.
+        step: Training step of the episode ids.
         batch_size: Groups to keep.
-        max_sampled_tasks: Most groups to play.
-        group_size: Trajectories in a group.
-        sampling: How they are drawn.
-        keep: Whether a group is worth learning from.
-        extra_samples: Further samples of each group; see `RolloutScheduler.play_group`.
-        on_group_kept: Called with the number of groups kept since the last call.
+        max_sampled_tasks: Maximum number of groups to sample.
+        group_size: Trajectories per group.
+        sampling: Sampling parameters.
+        keep: Return whether a group is informative.
+        extra_samples: See `RolloutScheduler.rollout_group`.
+        on_group_kept: Callback with the number of newly kept groups.
     """
-    batch, playing = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
+    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
+
+    async def rollout(task: Task) -> tuple[Task, Group]:
+        group = await scheduler.rollout_group(
+            task, group_size, sampling, tracker, step=step, extra_samples=extra_samples
+        )
+        return task, group
 
     def refill() -> None:
-        wanted = min(
-            batch_size - len(batch.kept) - len(playing),
-            min(max_sampled_tasks, task_source.num_tasks) - task_source.num_drawn,
-        )
-        for task in task_source.next_tasks(max(0, wanted)):
-            playing.add(
-                asyncio.create_task(
-                    _play(scheduler, task, group_size, extra_samples, sampling, tracker, step)
-                )
-            )
+        missing = batch_size - len(batch.kept) - len(running)
+        available = min(max_sampled_tasks, task_source.num_tasks) - task_source.num_drawn
+        for task in task_source.next_tasks(max(0, min(missing, available))):
+            running.add(asyncio.create_task(rollout(task)))
 
     try:
         refill()
-        while playing:
-            done, left = await asyncio.wait(playing, return_when=asyncio.FIRST_COMPLETED)
-            playing.clear()
-            playing.update(left)
+        while running:
+            done, pending = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            running.clear()
+            running.update(pending)
             for finished in done:
                 task, group = finished.result()
                 batch.sampled.append((task, group))
@@ -86,20 +85,7 @@ async def collect_batch(
                     on_group_kept(1)
             refill()
     finally:
-        for unfinished in playing:
+        for unfinished in running:
             unfinished.cancel()
-        await asyncio.gather(*playing, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
     return batch
-
-
-async def _play(
-    fleet: RolloutScheduler,
-    task: Task,
-    samples: int,
-    spare: int,
-    sampling: SamplingParams,
-    ledger: SampleTracker,
-    iteration: int,
-) -> tuple[Task, Group]:
-    group = await fleet.rollout_group(task, samples, sampling, ledger, step=iteration, extra_samples=spare)
-    return task, group

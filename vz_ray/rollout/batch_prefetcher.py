@@ -1,12 +1,11 @@
-"""Batches that are played while the learner is still at work on earlier ones, never too early.
+"""Prefetch batches while the learner trains on earlier ones, with bounded staleness.
 
-    learner at iteration          i                       i + 1
-    under way         i, i + 1, ..., i + k    i + 1, ..., i + k + 1
+    learner at step          i                       i + 1
+    in flight        i, i + 1, ..., i + k    i + 1, ..., i + k + 1
 
-The batch of iteration j begins once the weights have j - k updates, and is
-learned from when they have j. So no token is ever more than k updates old, by
-construction: nothing has to be thrown away to keep the bound. With k = 0
-engines and learner take turns.
+The batch of step j starts after update j - k and is consumed after update j. No token is therefore
+more than k updates old, by construction, and nothing is discarded to keep the bound. With k = 0,
+rollout and training alternate.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from vz_ray.rollout.batch_collector import RolloutBatch
 
 
 class BatchPrefetcher:
-    """Starts batches as early as the bound allows; what is under way ends with the block.
+    """Start batches as early as the staleness bound allows. Cancel them when the context exits.
 
     Args:
-        play: Plays the batch of an iteration.
-        most: The bound k: updates that a token may be behind.
-        end: Iterations of the run.
+        collect: Collect the batch of a step.
+        max_staleness: The bound k: maximum number of updates that a token may be behind.
+        max_steps: Number of steps of the run.
     """
 
     def __init__(
@@ -41,29 +40,32 @@ class BatchPrefetcher:
         await self.cancel()
 
     async def get_batch(self, step: int) -> RolloutBatch:
-        """The batch of `step`, to be called when the engines hold its weights; starts later ones."""
-        for coming in range(step, min(step + self._max_staleness + 1, self._max_steps)):
-            if coming not in self._in_flight:
-                self._in_flight[coming] = asyncio.ensure_future(self._collect(coming))
+        """Return the batch of `step` and start later ones.
+
+        Call it when the engines hold the weights of `step`.
+        """
+        for next_step in range(step, min(step + self._max_staleness + 1, self._max_steps)):
+            if next_step not in self._in_flight:
+                self._in_flight[next_step] = asyncio.ensure_future(self._collect(next_step))
         batch = await self._in_flight[step]
         del self._in_flight[step]
         return batch
 
     async def cancel(self) -> None:
-        """Ends what is under way; returns when nothing is."""
-        for playing in self._in_flight.values():
-            playing.cancel()
+        """Cancel all batches in flight and wait until they have ended."""
+        for batch in self._in_flight.values():
+            batch.cancel()
         await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
         self._in_flight.clear()
 
 
 def staleness_histogram(groups: Iterable[Group], current_version: int) -> dict[int, int]:
-    """Sampled tokens by how many updates older than `current_version` the weights were that they came from."""
-    found: Counter[int] = Counter()
+    """Count sampled tokens by the number of updates between their weights and `current_version`."""
+    counts: Counter[int] = Counter()
     for group in groups:
         for trajectory in group.trajectories:
             for turn in trajectory.turns:
                 if isinstance(turn.action, SampledAction):
                     for span in turn.action.versions:
-                        found[current_version - span.version] += span.end - span.start
-    return dict(sorted(found.items()))
+                        counts[current_version - span.version] += span.end - span.start
+    return dict(sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""How an engine is started: what vLLM reads from the environment, and its arguments."""
+"""Environment variables and engine arguments for vLLM."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from typing import Any
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.utils.temp_dir import temp_dir
+from vz_ray.weight_sync.backends import ENGINE_ENV_VAR
 
 _GIB = 1 << 30
 
-# Tokens in a block of the prefix cache on CPU. vLLM's default of 128 is longer
-# than a turn of a small model; two-turn episodes of 400 tokens are 1.4 times faster with 32.
+# Block size of the prefix cache on CPU, in tokens. vLLM's default of 128 is longer than a turn of a
+# small model. Two-turn episodes of 400 tokens are 1.4 times faster with 32.
 _CPU_BLOCK_SIZE = 32
 
 
 def prepare_environment(config: EngineConfig) -> None:
-    """Sets what vLLM reads from the environment; must run before vLLM is imported."""
+    """Set the environment variables of this process and its engine child processes.
+
+    Call it before vLLM is imported.
+    """
+    os.environ[ENGINE_ENV_VAR] = "1"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_RPC_BASE_PATH", str(_socket_dir()))
@@ -32,9 +37,9 @@ def prepare_environment(config: EngineConfig) -> None:
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # oneDNN keeps what it compiled for each shape, 0.3 MB each, and every turn has a shape of its own.
+    # oneDNN caches one compiled kernel (0.3 MB) per input shape, and shapes vary from turn to turn.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    # Threads that spin while they wait starve decoders and learner on the same cores.
+    # Spinning threads starve decoders and the learner on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.num_threads:
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
@@ -42,14 +47,14 @@ def prepare_environment(config: EngineConfig) -> None:
 
 @functools.cache
 def _socket_dir() -> Path:
-    """Where this process's engines have their sockets; it goes with the process, or with a later one."""
-    kept = ExitStack()
-    atexit.register(kept.close)
-    return kept.enter_context(temp_dir("vz_ray_engine_"))
+    """Create the socket directory of this process's engines; it is deleted at exit."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temp_dir("vz_ray_engine_"))
 
 
 def _write_logging_config(file: Path) -> str:
-    """Writes a logging configuration that sends vLLM's log to `file`; returns its path."""
+    """Write a logging config that sends vLLM's log to `file`. Return the path of the config."""
     handler = {"class": "logging.FileHandler", "filename": str(file), "formatter": "plain"}
     config = {
         "version": 1,
@@ -72,7 +77,16 @@ def build_engine_args(
     backend: str,
     extra_logits_processors: Sequence[type] = (),
 ) -> Any:
-    """vLLM's `AsyncEngineArgs` for the checkpoint directory `model`; its log goes to `log_file`."""
+    """Build vLLM's `AsyncEngineArgs`.
+
+    Args:
+        model: Checkpoint directory.
+        config: Engine settings.
+        banned_token_ids: Token ids that are never sampled.
+        log_file: vLLM's log file.
+        backend: vLLM weight transfer backend.
+        extra_logits_processors: Run after `TokenMask`.
+    """
     import torch
     from vllm.config import WeightTransferConfig
     from vllm.config.logging import LoggingConfig
@@ -81,12 +95,12 @@ def build_engine_args(
 
     from vz_ray.rollout.token_mask import BANNED_TOKENS_KEY, TokenMask
 
-    # By name vLLM refuses it on CPU, where a process of its own lets it bind threads to cores; none are bound
-    # here, and one process less starts a third faster and saves a message in each step.
-    alone = config.tensor_parallel_size == 1 and not torch.cuda.is_available()
+    # On CPU, vLLM accepts the uniprocess executor only as a class. Its separate process serves to bind
+    # threads to cores, which is disabled here. One process less starts a third faster.
+    single_process = config.tensor_parallel_size == 1 and not torch.cuda.is_available()
     return AsyncEngineArgs(
         model=str(model),
-        distributed_executor_backend=UniProcExecutor if alone else None,
+        distributed_executor_backend=UniProcExecutor if single_process else None,
         dtype=config.dtype,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,

@@ -1,4 +1,4 @@
-"""What an engine says of itself: counts since its start, and the room in its key/value cache."""
+"""Counters of an engine and the free capacity of its key/value cache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class WorkerCapacity:
-    """What a worker could still take in, when it last said so.
+    """Capacity of a worker at its last report.
 
     Attributes:
-        free_tokens: Tokens that its key/value cache has room for, those of cached prefixes included.
-        running_episodes: Episodes that it played then.
+        free_tokens: Free tokens in the key/value cache, including evictable cached prefixes.
+        running_episodes: Episodes that held a slot.
     """
 
     free_tokens: int
@@ -21,17 +21,19 @@ class WorkerCapacity:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since the start of the engine.
+    """Counters since the start of the engine, and its current state.
 
     Attributes:
-        prompt_tokens: Of all turns, visual ones included.
-        cached_tokens: Those of them that the prefix cache spared.
+        turns: Turns finished.
+        prompt_tokens: Prompt tokens of all turns, including visual tokens.
+        cached_tokens: Prompt tokens served by the prefix cache.
+        sampled_tokens: Sampled tokens.
         frames: Frames of all turns.
-        cached_frames: Those of them that were preprocessed before, so that none was sent again.
-        preempted_turns: Turns that gave their place in the key/value cache back before they had ended.
-        running_turns: Turns at this moment.
-        kv_cache_tokens: Size of the key/value cache.
-        kv_cache_used_tokens: Tokens of it that turns at this moment need.
+        cached_frames: Frames served by the cache of preprocessed frames.
+        preempted_turns: Turns preempted by vLLM's scheduler for lack of key/value cache.
+        running_turns: Turns running now.
+        kv_cache_tokens: Size of the key/value cache, tokens.
+        kv_cache_used_tokens: Tokens in use by running turns.
     """
 
     turns: int = 0
@@ -47,15 +49,15 @@ class EngineStats:
 
 
 class EngineStatLogger:
-    """Listens to vLLM's scheduler; a per-engine stat logger in the sense of `AsyncLLM`."""
+    """Stat logger for `AsyncLLM`: collect scheduler statistics of one engine."""
 
     def __init__(self) -> None:
         self._kv_tokens = 0
         self._usage = 0.0
-        self._frames = self._cached_frames = self._preempted = 0
+        self._frames = self._cached_frames = self._preempted_turns = 0
 
     def __call__(self, vllm_config: Any, engine_index: int) -> EngineStatLogger:
-        """As a factory it makes itself: there is one engine."""
+        """Act as the stat logger factory. There is one engine, so return `self`."""
         self._cache = vllm_config.cache_config
         return self
 
@@ -66,27 +68,27 @@ class EngineStatLogger:
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """After each step of the engine."""
+        """Record one scheduler step."""
         if scheduler_stats is not None:
             self._usage = scheduler_stats.kv_cache_usage
-            self._preempted += scheduler_stats.prefix_cache_stats.preempted_requests
+            self._preempted_turns += scheduler_stats.prefix_cache_stats.preempted_requests
         if mm_cache_stats is not None:
             self._frames += mm_cache_stats.queries
             self._cached_frames += mm_cache_stats.hits
 
     def log(self) -> None:
-        """Nothing: whoever wants to know asks."""
+        """Do nothing: statistics are read with `merge_into`."""
 
     log_engine_initialized = log
 
     def merge_into(self, stats: EngineStats) -> EngineStats:
-        """`stats` with what is known here."""
+        """Return `stats` with the scheduler statistics filled in."""
         tokens = self._cache.kv_cache_size_tokens or 0
         return replace(
             stats,
             frames=self._frames,
             cached_frames=self._cached_frames,
-            preempted_turns=self._preempted,
+            preempted_turns=self._preempted_turns,
             kv_cache_tokens=tokens,
             kv_cache_used_tokens=round(self._usage * tokens),
         )

@@ -1,7 +1,6 @@
-"""A rollout worker: one engine that plays whole episodes, many at once.
+"""Rollout worker: one engine that runs many episodes concurrently.
 
-A Ray actor in production; the class itself knows nothing of Ray, so that it
-runs in any process.
+In production it is a Ray actor. The class does not import Ray, so it runs in any process.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 from blake3 import blake3
@@ -35,29 +34,31 @@ from vz_ray.rollout.engine_stats import EngineStats, WorkerCapacity
 from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.utils.timeouts import with_timeout
-from vz_ray.weight_sync import ParityProbe, WeightUpdate
 
 REWARD_SECONDS_KEY = "reward_s"
-"""Under which `Trajectory.extra` holds the seconds that scoring took."""
+"""Key in `Trajectory.extra` for the scoring time in seconds."""
 
 Scorer = Callable[[Trajectory, Task, RewardConfig], RewardParts]
-"""May block, while a judge is asked: it is called in a thread."""
+"""Score a trajectory. It may block on a judge, so it runs in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What every worker of a fleet is made from.
+    """Settings shared by all workers of a pool.
 
     Attributes:
         model: Checkpoint directory, readable on the worker's node.
-        version: Weight version of that checkpoint.
-        frame_source: Where clips come from.
+        rollout: Engine settings, concurrency, timeouts.
+        episode: Default episode config.
+        reward: Passed to `scorer`.
+        frame_source: Decodes overviews and clips.
         scorer: Scores each finished episode.
         log_dir: Directory for `<worker>.log` and `<worker>.engine.log`.
-        transport: How weights come: `shm` or `nccl`.
-        training: Refuse to sample what cannot be trained on.
-        ranker: The image-text model, for episodes whose frames are chosen with it.
-        badge: Which run it logs for, and how.
+        version: Weight version of `model`.
+        transport: Weight transport: `shm`, `nccl` or `ipc`.
+        training: Reject sampling parameters that cannot be trained on.
+        ranker: Image-text model of the frame selector `query`.
+        badge: Run name and log format for the worker's log lines.
     """
 
     model: str
@@ -76,15 +77,18 @@ class WorkerSetup:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """A worker's counts since its start.
+    """Counters of a worker since its start.
 
     Attributes:
-        running_episodes: Episodes at this moment.
+        name: Name of the worker.
+        pid: Process id of the worker.
+        weight_version: Current weight version.
+        running_episodes: Episodes that hold a slot now.
         finished_episodes: Episodes finished.
-        pid: Of the worker's own process.
-        worker_memory_mb: Resident memory of that process.
-        engine_memory_mb: Resident memory of the processes that it has started.
-        decode_stats: What its handle of the clip pool does.
+        worker_memory_mb: Resident memory of the worker process, MB.
+        engine_memory_mb: Resident memory of its child processes, MB.
+        engine: Counters of the engine.
+        decode_stats: Counters of the worker's decode client.
     """
 
     name: str
@@ -99,7 +103,7 @@ class WorkerStats:
 
 
 def sample_seed(seed: int | None, episode_id: EpisodeId) -> int | None:
-    """A seed of its own for each sample, the same for each attempt at it; None stays None."""
+    """Derive the seed of a sample, equal for all its attempts. Without a `seed`, return None."""
     if seed is None:
         return None
     return int.from_bytes(blake3(f"{seed}|{episode_id.sample_key}".encode()).digest(4), "big") >> 1
@@ -109,11 +113,17 @@ def _rss_mb(process: psutil.Process) -> float:
     try:
         return float(process.memory_info().rss) / 1e6
     except psutil.Error:
-        return 0.0  # it has ended
+        return 0.0  # the process has exited
 
 
 class RolloutWorker:
-    """Plays episodes with its own engine; every method names this worker in its errors."""
+    """Run episodes with one engine. Errors name the worker.
+
+    Args:
+        name: Name of the worker.
+        setup: Shared settings.
+        own_process: Redirect output and logging of this process to the worker's log file.
+    """
 
     engine_type: ClassVar[type[VllmEngine]] = VllmEngine
 
@@ -125,7 +135,7 @@ class RolloutWorker:
         self._slots = asyncio.Semaphore(setup.rollout.max_concurrent_episodes)
         self._running_episodes = 0
         self._finished_episodes = 0
-        # Episodes that wait for a judge keep no place, so there may be more of them than play.
+        # Episodes that wait for a judge hold no slot, so there may be more of them than running ones.
         self._scorer_threads = ThreadPoolExecutor(
             2 * setup.rollout.max_concurrent_episodes, thread_name_prefix="score"
         )
@@ -134,13 +144,16 @@ class RolloutWorker:
             configure_actor_logging(name, setup.badge)
 
     async def start(self) -> None:
-        """Starts the engine."""
+        """Start the engine.
+
+        Raises:
+            UserError: The frame selector or the checkpoint is invalid.
+            StepTimeout: The engine did not start in time.
+        """
         from transformers import AutoTokenizer
 
         setup, config = self._setup, self._setup.rollout
-        create_frame_selector(
-            setup.episode.selector, setup.ranker
-        )  # what it lacks is said before an engine starts
+        create_frame_selector(setup.episode.selector, setup.ranker)  # fail before the engine starts
         self._engine = await self.engine_type.start(
             setup.model,
             config.engine,
@@ -162,101 +175,92 @@ class RolloutWorker:
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None = None,
     ) -> Trajectory:
-        """Plays and scores one episode, by the rules of `episode_config` or its own.
+        """Run and score one episode. `episode_config` overrides the worker's default.
 
         Raises:
-            Overdue: It took longer than the episode deadline, or a turn or clip than its own.
-            EngineFailed: The engine is of no use any more.
+            StepTimeout: The episode, a turn, a clip or the reward exceeded its timeout.
+            EngineFailedError: The engine is unusable.
         """
-        engine, setup = self._engine, self._setup
-        if engine is None:
-            raise EngineFailedError(
-                f"{self.name} was asked to play {episode_id} before its engine had started"
-            )
         with log_context(step=episode_id.step, episode=str(episode_id)):
-            return await self._run_and_score(
-                engine, task, episode_id, sampling_params, episode_config or setup.episode
+            trajectory = await self._run_in_slot(
+                task, episode_id, sampling_params, episode_config or self._setup.episode
             )
+            return await self._score(trajectory, task)
 
-    async def _run_and_score(
-        self, engine: VllmEngine, task: Task, id: EpisodeId, sampling: SamplingParams, rules: EpisodeConfig
+    async def _run_in_slot(
+        self, task: Task, episode_id: EpisodeId, sampling_params: SamplingParams, config: EpisodeConfig
     ) -> Trajectory:
-        setup, wire = self._setup, self._chat_format(rules)
+        setup, engine, chat_format = self._setup, self._require_engine(), self._chat_format(config)
         async with self._slots:
             self._running_episodes += 1
             try:
-                drawn = replace(sampling, seed=sample_seed(sampling.seed, id))
-                game = run_episode(
+                episode = run_episode(
                     task,
                     engine,
                     setup.frame_source,
-                    wire,
-                    rules,
-                    episode_id=id,
-                    sampling_params=drawn,
+                    chat_format,
+                    config,
+                    episode_id=episode_id,
+                    sampling_params=replace(
+                        sampling_params, seed=sample_seed(sampling_params.seed, episode_id)
+                    ),
                     worker=self.name,
                     ranker=setup.ranker,
                 )
-                deadline = setup.rollout.episode_timeout_s
-                with request_owner(str(id)):
+                with request_owner(str(episode_id)):
                     trajectory = await with_timeout(
-                        game, deadline, target=self.name, operation=f"episode {id}"
+                        episode,
+                        setup.rollout.episode_timeout_s,
+                        target=self.name,
+                        operation=f"episode {episode_id}",
                     )
             finally:
                 self._running_episodes -= 1
         self._finished_episodes += 1
-        loop, began = asyncio.get_running_loop(), time.monotonic()
-        score = loop.run_in_executor(self._scorer_threads, setup.scorer, trajectory, task, setup.reward)
-        parts = await with_timeout(
-            score, setup.reward.timeout_s, target=self.name, operation=f"the reward of {id}"
-        )
-        extra = {**trajectory.extra, REWARD_SECONDS_KEY: round(time.monotonic() - began, 6)}
-        return replace(trajectory, reward=parts, extra=extra)
+        return trajectory
 
-    def _chat_format(self, rules: EpisodeConfig) -> ChatFormat:
-        """The wire format of these rules; made once for each wording."""
-        key = (rules.prompt, rules.chat_format)
+    async def _score(self, trajectory: Trajectory, task: Task) -> Trajectory:
+        setup, started_at = self._setup, time.monotonic()
+        score = asyncio.get_running_loop().run_in_executor(
+            self._scorer_threads, setup.scorer, trajectory, task, setup.reward
+        )
+        reward = await with_timeout(
+            score, setup.reward.timeout_s, target=self.name, operation=f"the reward of {trajectory.id}"
+        )
+        extra = {**trajectory.extra, REWARD_SECONDS_KEY: round(time.monotonic() - started_at, 6)}
+        return replace(trajectory, reward=reward, extra=extra)
+
+    def _chat_format(self, config: EpisodeConfig) -> ChatFormat:
+        """Return the cached chat format of an episode config."""
+        key = (config.prompt, config.chat_format)
         if key not in self._chat_formats:
-            wording = PromptTemplate.load(rules.prompt)
+            template = PromptTemplate.load(config.prompt)
             self._chat_formats[key] = ChatFormat(
-                self._tokenizer, wording, compat=rules.chat_format == "compat"
+                self._tokenizer, template, compat=config.chat_format == "compat"
             )
         return self._chat_formats[key]
 
-    async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
-        """The engine's log-probs `[T]` of the probe's tokens."""
-        return await self._require_engine().score_probe(probe)
-
-    async def init_weight_transfer(self, info: dict[str, object]) -> None:
-        """Connects to the learner (NCCL only)."""
-        await self._require_engine().init_weight_transfer(info)
-
-    async def pause(self) -> None:
-        await self._require_engine().pause()
-
-    async def receive_weights(self, update: WeightUpdate) -> None:
-        await self._require_engine().receive_weights(update)
-
-    async def resume_engine(self) -> None:
-        await self._require_engine().resume_engine()
-
-    async def resume(self) -> None:
-        await self._require_engine().resume()
+    async def call_engine(self, method: str, *args: Any) -> Any:
+        """Call a method of the engine; see `EngineClient`."""
+        return await getattr(self._require_engine(), method)(*args)
 
     async def check_health(self) -> WorkerCapacity:
-        """What it could still take in; raises `EngineFailedError` if the engine's process is gone."""
+        """Return the remaining capacity.
+
+        Raises:
+            EngineFailedError: The engine process has died.
+        """
         await self._require_engine().check_health()
         return self.capacity()
 
     def capacity(self) -> WorkerCapacity:
-        """What it could still take in."""
+        """Return the remaining capacity."""
         stats = self._require_engine().stats()
         return WorkerCapacity(stats.kv_cache_tokens - stats.kv_cache_used_tokens, self._running_episodes)
 
     async def worker_stats(self) -> WorkerStats:
         engine, process = self._require_engine(), psutil.Process()
-        frames = self._setup.frame_source
-        below = [_rss_mb(child) for child in process.children(recursive=True)]
+        frame_source = self._setup.frame_source
         return WorkerStats(
             name=self.name,
             pid=os.getpid(),
@@ -264,23 +268,25 @@ class RolloutWorker:
             running_episodes=self._running_episodes,
             finished_episodes=self._finished_episodes,
             worker_memory_mb=_rss_mb(process),
-            engine_memory_mb=sum(below),
+            engine_memory_mb=sum(map(_rss_mb, process.children(recursive=True))),
             engine=engine.stats(),
-            decode_stats=frames.client_stats() if isinstance(frames, DecodePool) else DecodeClientStats(),
+            decode_stats=(
+                frame_source.client_stats() if isinstance(frame_source, DecodePool) else DecodeClientStats()
+            ),
         )
 
     async def describe_state(self) -> tuple[str, str]:
-        """What it is doing, in a few words, and the stacks of its threads and tasks."""
+        """Return a one-line summary of the current work, and the stacks of all threads and tasks."""
         turns = 0 if self._engine is None else self._engine.stats().running_turns
-        return f"{self._running_episodes} episodes playing, {turns} turns in the engine", format_stacks()
+        return f"{self._running_episodes} episodes running, {turns} turns in the engine", format_stacks()
 
     async def shutdown(self) -> None:
-        """Ends the engine's process."""
+        """Shut the engine down."""
         self._scorer_threads.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             await self._engine.shutdown()
 
     def _require_engine(self) -> VllmEngine:
         if self._engine is None:
-            raise EngineFailedError(f"{self.name} has no engine: it has not started")
+            raise EngineFailedError(f"{self.name} has no engine; call start() first")
         return self._engine

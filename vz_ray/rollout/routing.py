@@ -1,4 +1,4 @@
-"""Which worker gets the next group. Pure."""
+"""Choose the worker for the next group. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol, TypeVar
 
 from vz_ray.rollout.engine_stats import WorkerCapacity
 
-_WEIGHT = 0.05
-"""Of the newest episode in the running mean of their lengths."""
+_EMA_WEIGHT = 0.05
+"""Weight of the newest episode in the moving average of episode lengths."""
 
 
 class RoutingCandidate(Protocol):
-    """A worker with a free place. `load` counts episodes that it plays or is to play."""
+    """A worker with a free slot. `load` counts its queued and running episodes."""
 
     load: int
 
@@ -24,28 +24,28 @@ C = TypeVar("C", bound=RoutingCandidate)
 
 
 class WorkerRouter:
-    """Chooses the worker with the most free key/value cache.
+    """Route each group to the worker with the most free key/value cache.
 
-    What a worker said last is corrected by what it has been given since: episodes that it did not play
-    then are taken to be as long as others were. Where a worker has said nothing yet, and before the first
-    episode has ended, the one with the fewest episodes is chosen.
+    The last reported capacity is corrected for episodes assigned since: each is assumed to have the
+    average length. Before any worker has reported or any episode has finished, the worker with the
+    fewest episodes is chosen.
     """
 
     def __init__(self) -> None:
         self._episode_tokens = 0.0
 
     def record_episode(self, tokens: int) -> None:
-        """An episode of so many tokens has been played."""
-        old = self._episode_tokens
-        self._episode_tokens = old + _WEIGHT * (tokens - old) if old else float(tokens)
+        """Update the average episode length."""
+        average = self._episode_tokens
+        self._episode_tokens = average + _EMA_WEIGHT * (tokens - average) if average else float(tokens)
 
     def choose(self, candidates: Sequence[C]) -> C:
-        """The one to give the next group to; of equals, the one with less to do, then the first."""
+        """Return the best candidate. Ties go to the lower load, then to the first."""
         if not self._episode_tokens or any(candidate.capacity is None for candidate in candidates):
             return min(candidates, key=lambda candidate: candidate.load)
         return max(candidates, key=lambda candidate: (self._estimate_free_tokens(candidate), -candidate.load))
 
     def _estimate_free_tokens(self, candidate: RoutingCandidate) -> float:
-        room = candidate.capacity
-        assert room is not None
-        return room.free_tokens - (candidate.load - room.running_episodes) * self._episode_tokens
+        capacity = candidate.capacity
+        assert capacity is not None
+        return capacity.free_tokens - (candidate.load - capacity.running_episodes) * self._episode_tokens

@@ -1,13 +1,13 @@
-"""Who is owed what: each (iteration, task, sample) is accepted once, or dropped with a reason.
+"""Exactly-once bookkeeping: each (step, task, sample) is accepted once, or discarded with a reason.
 
-Play is at least once, acceptance exactly once: an episode may be played again
-after a worker died, and the dead one's trajectory may still arrive; the ledger
-takes the first and refuses the rest. Pure; part of the run's checkpoint.
+Episodes run at least once and are accepted exactly once. An episode may be retried after its worker
+was lost, and the lost worker's trajectory may still arrive. The tracker accepts the first trajectory
+and rejects later ones. Pure; part of the run's checkpoint.
 
-    owed --accept--> accepted
-      |---drop-----> dropped
+    pending --accept---> accepted
+       |----discard----> discarded
 
-Nothing leaves `accepted` or `dropped`.
+`accepted` and `discarded` are final.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 from vz_ray.env.trajectory import EpisodeId
 
 SampleKey = tuple[int, str, int]
-"""(iteration, task id, sample)"""
+"""(step, task id, sample index)"""
 
 
 @dataclass
 class SampleTracker:
-    """What is owed in the iterations that are not closed yet.
+    """Samples of the steps that are not closed yet.
 
     Attributes:
-        attempts: Plays begun, of every sample still owed.
-        accepted: Attempt that was taken, of every sample accepted.
-        discarded: Reason, of every sample given up.
-        rejected: Trajectories that came twice or too late, counted by why.
+        attempts: Number of retries of each pending sample.
+        accepted: Accepted attempt of each accepted sample.
+        discarded: Reason of each discarded sample.
+        rejected: Number of duplicate or unknown trajectories, by reason.
     """
 
     attempts: dict[SampleKey, int] = field(default_factory=dict)
@@ -40,66 +40,68 @@ class SampleTracker:
     rejected: Counter[str] = field(default_factory=Counter)
 
     def register(self, step: int, task_id: str, group_size: int) -> list[EpisodeId]:
-        """`group_size` plays of `task_id` are owed; returns the ids of their first attempts.
+        """Register `group_size` samples of a task; return the ids of their first attempts.
 
         Raises:
-            ValueError: They were owed before.
+            ValueError: A sample is already registered.
         """
-        owed = [(step, task_id, sample) for sample in range(group_size)]
-        for key in owed:
+        keys = [(step, task_id, sample) for sample in range(group_size)]
+        for key in keys:
             if key in self.attempts or key in self.accepted or key in self.discarded:
-                raise ValueError(f"sample {key} is already in the ledger")
-        self.attempts.update(dict.fromkeys(owed, 0))
-        return [EpisodeId(*key) for key in owed]
+                raise ValueError(f"sample {key} is already registered")
+        self.attempts.update(dict.fromkeys(keys, 0))
+        return [EpisodeId(*key) for key in keys]
 
     def retry(self, sample: SampleKey) -> EpisodeId:
-        """The id under which a sample that is still owed is played again."""
+        """Return the id of the next attempt of a pending sample."""
         if sample not in self.attempts:
-            raise ValueError(f"sample {sample} is not owed")
+            raise ValueError(f"sample {sample} is not pending")
         self.attempts[sample] += 1
         return EpisodeId(*sample, attempt=self.attempts[sample])
 
     def accept(self, id: EpisodeId) -> bool:
-        """Takes the first trajectory of an owed sample; False for every later or unknown one."""
+        """Accept the first trajectory of a pending sample; return False for any other."""
         if id.sample_key in self.attempts:
             del self.attempts[id.sample_key]
             self.accepted[id.sample_key] = id.attempt
             return True
-        known = id.sample_key in self.accepted or id.sample_key in self.discarded
-        self.rejected["duplicate" if known else "not owed"] += 1
+        duplicate = id.sample_key in self.accepted or id.sample_key in self.discarded
+        self.rejected["duplicate" if duplicate else "not registered"] += 1
         return False
 
     def discard(self, sample: SampleKey, reason: str) -> None:
-        """Gives a sample up; `reason` is kept."""
+        """Discard a pending sample."""
         if sample not in self.attempts:
-            raise ValueError(f"sample {sample} is not owed")
+            raise ValueError(f"sample {sample} is not pending")
         del self.attempts[sample]
         self.discarded[sample] = reason
 
     def close_step(self, step: int) -> None:
-        """Forgets an iteration that is trained and checkpointed.
+        """Delete the records of all steps up to `step`, after their checkpoint.
 
         Raises:
-            ValueError: Something of it is still owed.
+            ValueError: A sample is still pending.
         """
-        if left := [key for key in self.attempts if key[0] <= step]:
-            raise ValueError(f"iteration {step} is closed with {len(left)} samples owed, first {left[0]}")
-        for book in (self.accepted, self.discarded):
-            for key in [key for key in book if key[0] <= step]:
-                del book[key]
+        if pending := [key for key in self.attempts if key[0] <= step]:
+            raise ValueError(
+                f"cannot close step {step}: {len(pending)} samples are pending, first {pending[0]}"
+            )
+        for records in (self.accepted, self.discarded):
+            for key in [key for key in records if key[0] <= step]:
+                del records[key]
 
     def reopen(self, step: int) -> None:
-        """Forgets iterations from `step` on: they are played again from their beginning."""
-        for book in (self.attempts, self.accepted, self.discarded):
-            for key in [key for key in book if key[0] >= step]:
-                del book[key]
+        """Delete the records from `step` on, so that these steps can run again."""
+        for records in (self.attempts, self.accepted, self.discarded):
+            for key in [key for key in records if key[0] >= step]:
+                del records[key]
 
     @property
     def pending(self) -> tuple[SampleKey, ...]:
         return tuple(self.attempts)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return the state as JSON values."""
         return {
             "attempts": [[*key, count] for key, count in self.attempts.items()],
             "accepted": [[*key, attempt] for key, attempt in self.accepted.items()],
@@ -109,7 +111,11 @@ class SampleTracker:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> SampleTracker:
-        def book(name: str) -> dict[SampleKey, Any]:
+        """Restore the state written by `to_dict`."""
+
+        def records(name: str) -> dict[SampleKey, Any]:
             return {(row[0], row[1], row[2]): row[3] for row in content[name]}
 
-        return cls(book("attempts"), book("accepted"), book("discarded"), Counter(content["rejected"]))
+        return cls(
+            records("attempts"), records("accepted"), records("discarded"), Counter(content["rejected"])
+        )

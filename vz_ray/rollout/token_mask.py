@@ -1,9 +1,8 @@
-"""Tokens that no turn may contain: image slots exist only where a frame is.
+"""Logits processor that masks vision placeholders, so that the policy cannot sample image slots.
 
-A logits processor rather than `bad_words` (which walks over requests in
-Python at every step) or `logit_bias` (clamped to +-100, so no ban at all). It
-sets logits to minus infinity before temperature, so processed log-probs are
-those of the banned and tempered distribution.
+vLLM's `bad_words` iterates over requests in Python at every step, and `logit_bias` is clamped to
++-100, which does not mask. This processor sets logits to minus infinity before the temperature is
+applied, so the processed log-probs are those of the masked, tempered distribution.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 BANNED_TOKENS_KEY = "vz_ray_banned_token_ids"
-"""Where the ids travel in the engine's `additional_config`."""
+"""Key of the masked token ids in the engine's `additional_config`."""
 
 
 class TokenMask(LogitsProcessor, RunnerV2Processor):
-    """Bans the same ids for every request; serves both of vLLM's model runners."""
+    """Mask the same token ids in every request. Works with both of vLLM's model runners."""
 
     def __init__(self, vllm_config: VllmConfig, device_or_state: Any, is_pin_memory: bool = False) -> None:
-        # The second argument is a device in one runner, request state with a device in the other.
+        # The V1 runner passes a device, the V2 runner an object with a device.
         ids = vllm_config.additional_config[BANNED_TOKENS_KEY]
         self._ids = torch.tensor(
             ids, dtype=torch.long, device=getattr(device_or_state, "device", device_or_state)
         )
 
     def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
-        """`logits` are `[rows, vocab]`, changed in place."""
+        """Mask `logits` `[rows, vocab]` in place."""
         return logits.index_fill_(-1, self._ids, float("-inf"))
 
     def is_argmax_invariant(self) -> bool:
-        """False: greedy turns obey the ban, too."""
+        """Return False: the mask applies to greedy sampling, too."""
         return False
 
     def update_state(self, batch_update: object) -> None:
-        """The ban is the same for every request, so there is no state to follow."""
+        """Do nothing: the mask does not depend on the request."""
         return None

@@ -1,7 +1,6 @@
-"""One vLLM engine: samples turns token in, token out, and takes new weights.
+"""One vLLM engine: sample turns token in, token out, and load new weights.
 
-The front end (request preprocessing, detokenising) runs in this process, the
-model in a child process of its own.
+The front end (preprocessing, detokenization) runs in this process, the model in a child process.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 ZOOM_CALL_END = "</video_zoom>"
-"""A turn stops where a zoom call is complete."""
+"""Stop string of a turn."""
 ANSWER_END = "</answer>"
-"""A draft stops where its answer is complete."""
+"""Stop string of a draft answer."""
 _DRAFT_TOP_LOGPROBS = 20
-"""Tokens whose log-probs are told at each position of a draft; vLLM tells no more by default."""
+"""Number of top log-probs per position of a draft; vLLM's default maximum."""
 
 _MAX_SEND_ATTEMPTS = 3
 _LIVENESS_INTERVAL_S = 1.0
-"""Between two looks whether an engine that has not answered lives."""
+"""Interval between checks whether the engine process is alive during a call."""
 _SHUTDOWN_TIMEOUT_S = 30.0
 
 T = TypeVar("T")
 TextCallback: TypeAlias = Callable[[str], None]
-"""Is given all text of a turn so far, each time that there is more."""
+"""Callback with the complete text of the turn so far, after each new token."""
 
 
 class EngineFailedError(RuntimeError):
-    """The engine cannot go on: it must be replaced, and what it was doing done elsewhere."""
+    """The engine is unusable. Replace it and retry its requests elsewhere."""
 
 
 def banned_token_ids(model: str | Path) -> tuple[int, ...]:
-    """Ids that are never sampled from the checkpoint `model`; the learner masks the same ones."""
+    """Return the token ids that are never sampled. The learner masks the same ids."""
     from transformers import AutoTokenizer
 
     return vision_placeholder_ids(
@@ -58,25 +57,25 @@ def banned_token_ids(model: str | Path) -> tuple[int, ...]:
 
 
 def frame_cache_key(frame: Frame) -> str:
-    """Identity of a frame in the engine's caches.
+    """Return the key of a frame in the engine's caches.
 
-    The digest covers bytes only: a black frame of 28 x 56 and one of 56 x 28
-    have the same, but not the same patches.
+    The size is part of the key because the digest covers only bytes: black frames of 28 x 56 and 56 x 28
+    have equal digests but different patches.
     """
     return f"{frame.ref.digest}-{frame.ref.width}x{frame.ref.height}"
 
 
 class VllmEngine:
-    """A vLLM engine that plays one policy; a `PolicyModel` in the sense of the episode runner.
+    """A vLLM engine with one model. Implements `Policy` and `EngineClient`.
 
     Example:
-        engine = await Engine.start("model", EngineConfig(), name="rollout-0", log="rollout-0.log")
-        turn = await engine.act(prompt, Sampling(temperature=1.0), request="0/q7/3#0:1")
+        engine = await VllmEngine.start("model", EngineConfig(), name="rollout-0", log_file="engine.log")
+        action = await engine.generate(prompt, SamplingParams(), request_id="0/q7/3#0/turn1")
         await engine.shutdown()
     """
 
     extra_logits_processors: ClassVar[Sequence[type]] = ()
-    """Further logits processors of vLLM, after the ban."""
+    """Logits processors that run after `TokenMask`."""
 
     def __init__(
         self,
@@ -116,24 +115,27 @@ class VllmEngine:
         start_timeout_s: float = 600.0,
         turn_timeout_s: float = 300.0,
     ) -> VllmEngine:
-        """Starts an engine on the checkpoint directory `model`.
+        """Start an engine.
 
         Args:
-            name: Who it is, in errors.
-            log_file: File that vLLM's log goes to.
+            model: Checkpoint directory.
+            config: Engine settings.
+            name: Name of the engine, for errors.
+            log_file: vLLM's log file.
             version: Weight version of the checkpoint.
-            transport: How new weights come: `shm` or `nccl`.
-            training: Refuse to sample what cannot be trained on.
-            turn_timeout_s: Seconds in which each turn must have been sampled.
+            transport: Weight transport: `shm`, `nccl` or `ipc`.
+            training: Reject sampling parameters that cannot be trained on.
+            start_timeout_s: Timeout of the start.
+            turn_timeout_s: Timeout of each turn and each other call.
 
         Raises:
             UserError: `model` is not a checkpoint directory.
-            Overdue: It did not start within `start_timeout_s`.
+            StepTimeout: The engine did not start within `start_timeout_s`.
         """
         model, log_file = Path(model), Path(log_file)
         for pattern in ("config.json", "*.safetensors"):
             if not any(model.glob(pattern)):
-                raise UserError(f"{model} has no {pattern}; give the directory of a Hugging Face checkpoint")
+                raise UserError(f"{model} has no {pattern}; pass a Hugging Face checkpoint directory")
         prepare_environment(config)
         ids = banned_token_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -141,10 +143,12 @@ class VllmEngine:
         args = build_engine_args(
             model, config, ids, log_file, VLLM_BACKENDS[transport], cls.extra_logits_processors
         )
-        gauge = EngineStatLogger()
-        start = asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[gauge])
+        stat_logger = EngineStatLogger()
         llm = await with_timeout(
-            start, start_timeout_s, target=name, operation=f"starting an engine on {model} (log: {log_file})"
+            asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[stat_logger]),
+            start_timeout_s,
+            target=name,
+            operation=f"starting an engine on {model} (log: {log_file})",
         )
         engine = cls(
             llm,
@@ -154,9 +158,11 @@ class VllmEngine:
             version=version,
             training=training,
             turn_timeout_s=turn_timeout_s,
-            stat_logger=gauge,
+            stat_logger=stat_logger,
         )
-        await engine._call_engine("labelling its weights", llm.update_weight_version(str(version)))
+        await engine._call_engine(
+            "setting the initial weight version", llm.update_weight_version(str(version))
+        )
         return engine
 
     async def generate(
@@ -167,24 +173,29 @@ class VllmEngine:
         request_id: str,
         on_text: TextCallback | None = None,
     ) -> SampledAction:
-        """Samples one turn; `on_text` is told its text as it comes.
+        """Sample one turn. Stop after `</video_zoom>` or the end token; both are kept.
 
-        Stops after `</video_zoom>` (kept) or the end token (kept). Log-probs are of
-        the distribution sampled from: banned ids at minus infinity, then divided
-        by the temperature (1 where it is 0).
+        Log-probs are of the distribution that was sampled from: banned ids at minus infinity, then
+        divided by the temperature (by 1 for greedy sampling).
+
+        Args:
+            prompt: Conversation so far.
+            sampling_params: Sampling parameters.
+            request_id: Unique id, for errors and vLLM's log.
+            on_text: Callback for streaming.
 
         Raises:
-            ValueError: The prompt is too long, or its pads and frames do not match, or
-                top_p is not 1 in training: log-probs of a cut distribution are no use there.
-            Overdue: It took longer than the engine's deadline; the request is aborted.
-            EngineFailed: The engine is dead.
+            ValueError: The prompt is too long, image pads and frames do not match, or top_p is not 1 in
+                training (log-probs of a truncated distribution cannot be trained on).
+            StepTimeout: The turn exceeded its timeout. The request is aborted.
+            EngineFailedError: The engine process has died.
         """
-        from vllm import SamplingParams
+        import vllm
         from vllm.sampling_params import RequestOutputKind
 
         if self._training and sampling_params.top_p != 1:
             raise ValueError(f"top_p={sampling_params.top_p} in turn {request_id}: training needs top_p=1")
-        params = SamplingParams(
+        params = vllm.SamplingParams(
             temperature=sampling_params.temperature,
             top_p=sampling_params.top_p,
             max_tokens=sampling_params.max_tokens,
@@ -195,14 +206,18 @@ class VllmEngine:
             skip_special_tokens=False,
             output_kind=RequestOutputKind.CUMULATIVE if on_text else RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._generate(prompt, params, request_id, heard=on_text)
+        output = await self._generate(prompt, params, request_id, on_text=on_text)
         completion = output.outputs[0]
         ids = tuple(completion.token_ids)
         return SampledAction(
             token_ids=ids,
-            logprobs=tuple(row[i].logprob for i, row in zip(ids, completion.logprobs or (), strict=True)),
+            logprobs=tuple(
+                logprobs[token].logprob
+                for token, logprobs in zip(ids, completion.logprobs or (), strict=True)
+            ),
             versions=tuple(
-                VersionSpan(s.start, s.end, int(s.version)) for s in completion.weight_versions or ()
+                VersionSpan(span.start, span.end, int(span.version))
+                for span in completion.weight_versions or ()
             ),
             sampling_params=sampling_params,
             stop_reason=_stop_reason(completion.finish_reason, completion.stop_reason),
@@ -216,20 +231,21 @@ class VllmEngine:
         temperature: float = 1.0,
         request_id: str = "score_probe",
     ) -> tuple[float, ...]:
-        """Log-probs `[T]` of given `token_ids` after `prompt`, as `generate` would report them.
+        """Return the log-probs `[T]` of `token_ids` after `prompt`, as `generate` would report them.
 
-        One one-token request per position, so that they pass through the same
-        sampler and the same caches as sampled turns do. Ignores a closed gate:
-        new weights are checked with it before episodes go on.
+        Each position is a one-token request, so that the log-probs use the same sampler and caches as
+        sampled turns. Runs even while turns wait for `resume`, to check new weights.
         """
-        from vllm import SamplingParams
+        import vllm
 
         async def score(position: int) -> float:
-            so_far = Prompt((*prompt.compact_ids, *token_ids[:position]), prompt.frames, ())
-            wanted = token_ids[position]
-            params = SamplingParams(temperature=temperature, max_tokens=1, logprob_token_ids=[wanted], seed=0)
-            output = await self._generate(so_far, params, f"{request_id}:{position}", gated=False)
-            return float(output.outputs[0].logprobs[0][wanted].logprob)
+            prefix = Prompt((*prompt.compact_ids, *token_ids[:position]), prompt.frames, ())
+            token = token_ids[position]
+            params = vllm.SamplingParams(
+                temperature=temperature, max_tokens=1, logprob_token_ids=[token], seed=0
+            )
+            output = await self._generate(prefix, params, f"{request_id}:{position}", wait=False)
+            return float(output.outputs[0].logprobs[0][token].logprob)
 
         return tuple(await asyncio.gather(*(score(position) for position in range(len(token_ids)))))
 
@@ -242,15 +258,11 @@ class VllmEngine:
         max_tokens: int,
         request_id: str,
     ) -> DraftAnswer:
-        """Continues `prompt` and `forced_token_ids` greedily, up to `</answer>` (kept) or the end token (kept).
-
-        Tells the log-probs of the tokens in `logprob_token_ids` at every position, or of the likeliest ones
-        where that is empty; of the same distribution as in `generate`.
-        """
-        from vllm import SamplingParams
+        """See `DraftingPolicy.draft_answer`. The log-probs are of the same distribution as in `generate`."""
+        import vllm
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
+        params = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
             logprobs=None if logprob_token_ids else _DRAFT_TOP_LOGPROBS,
@@ -260,37 +272,39 @@ class VllmEngine:
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        so_far = Prompt((*prompt.compact_ids, *forced_token_ids), prompt.frames, ())
-        completion = (await self._generate(so_far, params, request_id)).outputs[0]
-        told = [{token: found.logprob for token, found in row.items()} for row in completion.logprobs or ()]
-        rows = [
-            {token: row[token] for token in logprob_token_ids} if logprob_token_ids else row for row in told
-        ]
-        return DraftAnswer(tuple(completion.token_ids), tuple(rows))
+        prefix = Prompt((*prompt.compact_ids, *forced_token_ids), prompt.frames, ())
+        completion = (await self._generate(prefix, params, request_id)).outputs[0]
+        logprobs = tuple(
+            {token: entries[token].logprob for token in logprob_token_ids or entries}
+            for entries in completion.logprobs or ()
+        )
+        return DraftAnswer(tuple(completion.token_ids), logprobs)
 
     async def pause(self, *, clear_caches: bool = True) -> None:
-        """Freezes turns where they are; new ones wait at the gate until `resume`.
+        """Pause running turns. New turns wait until `resume`.
 
-        `clear_caches` drops what the old weights have computed: keys and values,
-        image embeddings (and preprocessed frames, which vLLM drops with them).
-        Frozen turns then go on with the new weights from recomputed keys and values.
+        With `clear_caches`, drop everything computed with the old weights: keys and values and image
+        embeddings. vLLM drops preprocessed frames, too. Paused turns then continue with the new weights
+        and recomputed keys and values.
         """
         self._accepting_turns.clear()
         await self._call_engine("pausing", self._llm.pause_generation(mode="keep", clear_cache=clear_caches))
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
-        """Connects the engine's weight transfer to the other side; `info` is the backend's own."""
+        """Connect to the learner's transport. `info` is the `init_info` of the vLLM transfer backend."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         request = WeightTransferInitRequest(init_info=info)
-        await self._call_engine("connecting to the weights", self._llm.init_weight_transfer_engine(request))
+        await self._call_engine(
+            "initializing the weight transfer", self._llm.init_weight_transfer_engine(request)
+        )
 
     async def receive_weights(self, update: WeightUpdate) -> None:
-        """Loads one whole set of weights, between `pause` and `resume`.
+        """Load one complete set of weights, between `pause` and `resume`.
 
         Raises:
-            EngineFailed: Something did not arrive as announced. The engine may hold
-                a mixture of weights then and must not be resumed.
+            EngineFailedError: The weights were incomplete or corrupt. The engine may hold a mixture of
+                weights and must not be resumed.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -303,11 +317,14 @@ class VllmEngine:
         self.version = update.version
 
     async def resume_engine(self) -> None:
-        """Lets the engine compute again; new turns still wait, so that weights can be checked first."""
+        """Resume computation. New turns still wait, so that the weights can be checked first."""
         await self._call_engine("resuming", self._llm.resume_generation())
 
     async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
-        """Log-probs `[T]` of the probe's tokens, at temperature 1; works between `resume_engine` and `resume`."""
+        """Return the log-probs `[T]` of the probe's tokens at temperature 1.
+
+        Works between `resume_engine` and `resume`.
+        """
         frames = tuple(
             Frame(FrameRef("probe", "", 0, float(i), image.shape[1], image.shape[0], "", "", digest), image)
             for i, (image, digest) in enumerate(zip(probe.images, probe.digests(), strict=True))
@@ -318,12 +335,12 @@ class VllmEngine:
         )
 
     async def resume(self) -> None:
-        """Undoes `pause`."""
+        """Undo `pause`."""
         await self.resume_engine()
         self._accepting_turns.set()
 
     async def reset_caches(self) -> None:
-        """Drops keys and values, image embeddings and preprocessed frames."""
+        """Clear keys and values, image embeddings and preprocessed frames."""
         await self._call_engine(
             "resetting its prefix cache", self._llm.reset_prefix_cache(reset_running_requests=True)
         )
@@ -331,21 +348,23 @@ class VllmEngine:
         await self._call_engine("resetting its encoder cache", self._llm.reset_encoder_cache())
 
     def stats(self) -> EngineStats:
-        """Counts since the start, and the state of its key/value cache."""
+        """Return the counters since the start and the state of the key/value cache."""
         return self._stat_logger.merge_into(replace(self._counters, running_turns=self._running_turns))
 
     async def check_health(self) -> None:
-        """Raises `EngineFailedError` if the engine's process is gone."""
+        """Raise `EngineFailedError` if the engine process has died."""
         await self._call_engine("a health check", self._llm.check_health())
 
     async def shutdown(self) -> None:
-        """Ends the engine's process; safe to call twice."""
+        """Terminate the engine process. Idempotent."""
         self._accepting_turns.clear()
         llm, self._llm_or_none = self._llm_or_none, None
         if llm is not None:
-            end = asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S / 2)
             await with_timeout(
-                end, _SHUTDOWN_TIMEOUT_S, target=self.name, operation="shutting down its engine"
+                asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S / 2),
+                _SHUTDOWN_TIMEOUT_S,
+                target=self.name,
+                operation="shutting down its engine",
             )
 
     @property
@@ -358,23 +377,23 @@ class VllmEngine:
         self,
         prompt: Prompt,
         params: Any,
-        request: str,
+        request_id: str,
         *,
-        gated: bool = True,
-        heard: TextCallback | None = None,
+        wait: bool = True,
+        on_text: TextCallback | None = None,
     ) -> Any:
-        """Plays one request to its end; returns vLLM's `RequestOutput`."""
+        """Run one request and return vLLM's `RequestOutput`. With `wait`, wait while turns are paused."""
         if (pads := prompt.compact_ids.count(self._pad_id)) != len(prompt.frames):
-            raise ValueError(f"turn {request} has {pads} image slots for {len(prompt.frames)} frames")
-        text: dict[str, Any] = {"prompt_token_ids": list(prompt.compact_ids)}
+            raise ValueError(f"turn {request_id} has {pads} image slots for {len(prompt.frames)} frames")
+        inputs: dict[str, Any] = {"prompt_token_ids": list(prompt.compact_ids)}
         if prompt.frames:
-            text["multi_modal_data"] = {"image": [frame.rgb for frame in prompt.frames]}
-            text["multi_modal_uuids"] = {"image": [frame_cache_key(frame) for frame in prompt.frames]}
+            inputs["multi_modal_data"] = {"image": [frame.rgb for frame in prompt.frames]}
+            inputs["multi_modal_uuids"] = {"image": [frame_cache_key(frame) for frame in prompt.frames]}
         self._running_turns += 1
         try:
             # A cancelled generator aborts its request in the engine.
             output = await self._call_engine(
-                f"turn {request}", self._run_request(text, params, request, gated, heard)
+                f"turn {request_id}", self._run_request(inputs, params, request_id, wait, on_text)
             )
         finally:
             self._running_turns -= 1
@@ -388,56 +407,61 @@ class VllmEngine:
         return output
 
     async def _run_request(
-        self, text: dict[str, Any], params: Any, request: str, gated: bool, heard: TextCallback | None
+        self, inputs: dict[str, Any], params: Any, request_id: str, wait: bool, on_text: TextCallback | None
     ) -> Any:
         for attempt in range(_MAX_SEND_ATTEMPTS):
-            if gated:
+            if wait:
                 await self._accepting_turns.wait()
             output = None
-            async for output in self._llm.generate(text, params, f"{request}~{attempt}"):
-                if heard is not None:
-                    heard(output.outputs[0].text)
-            # A pause between preprocessing and arrival drops frames that the engine was
-            # believed to have; nothing was sampled, and the next send brings them along.
+            async for output in self._llm.generate(inputs, params, f"{request_id}~{attempt}"):
+                if on_text is not None:
+                    on_text(output.outputs[0].text)
+            # A pause between preprocessing and arrival drops cached frames that the request refers to.
+            # Nothing was sampled, and the retry sends the frames again.
             if output is not None and output.outputs[0].finish_reason != "error":
                 return output
         raise EngineFailedError(
-            f"{self.name} refused turn {request} {_MAX_SEND_ATTEMPTS} times (its log says why)"
+            f"{self.name} rejected turn {request_id} {_MAX_SEND_ATTEMPTS} times; see the engine's log"
         )
 
-    async def _call_engine(self, what: str, call: Awaitable[T]) -> T:
-        """Awaits the engine, with the deadline and with errors that say who and what."""
+    async def _call_engine(self, operation: str, call: Awaitable[T]) -> T:
+        """Await a call to vLLM with the timeout, and translate its errors."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
             return await with_timeout(
-                self._while_alive(call, what), self._turn_timeout_s, target=self.name, operation=what
+                self._while_alive(call, operation),
+                self._turn_timeout_s,
+                target=self.name,
+                operation=operation,
             )
         except VLLMClientError as error:
-            raise ValueError(f"{self.name} cannot do {what}: {error}") from error
+            raise ValueError(f"{self.name} cannot do {operation}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailedError(f"{self.name} failed at {what}: {error.__cause__ or error}") from error
+            raise EngineFailedError(
+                f"{self.name} failed at {operation}: {error.__cause__ or error}"
+            ) from error
 
-    async def _while_alive(self, call: Awaitable[T], what: str) -> T:
-        """Awaits the engine, as long as its process lives.
+    async def _while_alive(self, call: Awaitable[T], operation: str) -> T:
+        """Await a call while the engine process is alive.
 
-        vLLM fails turns when that dies, but leaves all other calls without an answer.
+        When the process dies, vLLM fails running turns but never completes other calls.
         """
-        waiting = asyncio.ensure_future(call)
+        future = asyncio.ensure_future(call)
         try:
-            while not (await asyncio.wait({waiting}, timeout=_LIVENESS_INTERVAL_S))[0]:
+            while not (await asyncio.wait({future}, timeout=_LIVENESS_INTERVAL_S))[0]:
                 if self._llm_or_none is not None and self._llm_or_none.errored:
-                    raise EngineFailedError(f"{self.name} failed at {what}: its process has died")
-            return waiting.result()
+                    raise EngineFailedError(f"{self.name} failed at {operation}: its process has died")
+            return future.result()
         finally:
-            waiting.cancel()
+            future.cancel()
 
 
-def _stop_reason(finish: str | None, reason: int | str | None) -> str:
-    """The trajectory's word for why vLLM stopped."""
-    if finish == "length":
+def _stop_reason(finish_reason: str | None, stop_reason: int | str | None) -> str:
+    """Convert vLLM's reasons to `SampledAction.stop_reason`."""
+    if finish_reason == "length":
         return "length"
-    if finish == "stop":
-        return "zoom" if reason == ZOOM_CALL_END else "end"
-    raise EngineFailedError(f"a turn ended with finish reason {finish!r}")
+    if finish_reason == "stop":
+        return "zoom" if stop_reason == ZOOM_CALL_END else "end"
+    raise EngineFailedError(f"a turn ended with finish reason {finish_reason!r}")

@@ -1,37 +1,93 @@
-"""One worker as the crew knows it: what can be asked of it, and how it may be lost."""
+"""State of one rollout worker as seen by the driver, and the interface to call it.
+
+    STARTING --started--> SYNCING --synced--> READY --drain--> DRAINING --empty--> DEAD
+                             ^------publish-----'
+    every state --died--> DEAD; STARTING and SYNCING --drain--> DEAD (no episodes to finish)
+
+Only a READY worker accepts new episodes. A worker becomes READY only with the current weights. A
+DEAD worker never returns: its replacement gets a new name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Protocol
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import WorkerStats
-from vz_ray.rollout.worker_state import WorkerState
-from vz_ray.weight_sync.parity_probe import ParityProbe
-from vz_ray.weight_sync.publisher import WeightUpdate
+from vz_ray.weight_sync import EngineClient
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    """The engine loads."""
+    SYNCING = "syncing"
+    """The worker receives weights; its episodes are paused."""
+    READY = "ready"
+    """The worker accepts new episodes."""
+    DRAINING = "draining"
+    """The worker finishes its episodes and accepts no new ones."""
+    DEAD = "dead"
+    """The worker has terminated."""
+
+
+class WorkerEvent(StrEnum):
+    STARTED = "started"
+    SYNCED = "synced"
+    PUBLISH = "publish"
+    DRAIN = "drain"
+    EMPTY = "empty"
+    DIED = "died"
+
+
+_TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
+    (WorkerState.STARTING, WorkerEvent.STARTED): WorkerState.SYNCING,
+    (WorkerState.SYNCING, WorkerEvent.SYNCED): WorkerState.READY,
+    (WorkerState.READY, WorkerEvent.PUBLISH): WorkerState.SYNCING,
+    (WorkerState.READY, WorkerEvent.DRAIN): WorkerState.DRAINING,
+    (WorkerState.STARTING, WorkerEvent.DRAIN): WorkerState.DEAD,
+    (WorkerState.SYNCING, WorkerEvent.DRAIN): WorkerState.DEAD,
+    (WorkerState.DRAINING, WorkerEvent.DRAIN): WorkerState.DRAINING,
+    (WorkerState.DRAINING, WorkerEvent.EMPTY): WorkerState.DEAD,
+    **{(state, WorkerEvent.DIED): WorkerState.DEAD for state in WorkerState},
+}
+
+
+class InvalidTransitionError(RuntimeError):
+    """An event that the current state does not allow: a bug in the worker pool."""
+
+
+def next_state(state: WorkerState, event: WorkerEvent) -> WorkerState:
+    """Return the state after `event`.
+
+    Raises:
+        InvalidTransitionError: `state` does not allow `event`.
+    """
+    try:
+        return _TRANSITIONS[state, event]
+    except KeyError:
+        raise InvalidTransitionError(f"a worker that is {state} cannot have event {event}") from None
 
 
 class WorkerLostError(RuntimeError):
-    """The worker is gone, or of no use: what it was doing must be done elsewhere."""
+    """The worker is dead or unusable. Its episodes must be retried on another worker."""
 
 
 class WorkerUnschedulableError(WorkerLostError):
-    """No node has room for the worker, yet: nothing is wrong with it."""
+    """No node currently has the resources for the worker."""
 
 
-class WorkerClient(Protocol):
-    """A worker, wherever it runs. Every method may raise `WorkerLostError`."""
+class WorkerClient(EngineClient, Protocol):
+    """Client of a rollout worker, local or remote. Every method may raise `WorkerLostError`."""
 
     name: str
     pulls_weights: bool
-    """Its node may be reclaimed at any moment, so it pulls weights rather than being in a group."""
     capacity: WorkerCapacity | None
-    """What it could still take in when it last said so: with each episode and each health check."""
+    """Last reported capacity; updated with each episode and each health check."""
 
     async def start(self) -> None: ...
 
@@ -43,40 +99,35 @@ class WorkerClient(Protocol):
         episode_config: EpisodeConfig | None,
     ) -> Trajectory: ...
 
-    async def pause(self) -> None: ...
-
-    async def init_weight_transfer(self, info: dict[str, Any]) -> None: ...
-
-    async def receive_weights(self, update: WeightUpdate) -> None: ...
-
-    async def resume_engine(self) -> None: ...
-
-    async def score_probe(self, probe: ParityProbe) -> Sequence[float]: ...
-
-    async def resume(self) -> None: ...
-
     async def check_health(self) -> None: ...
 
     async def drain_reason(self) -> str:
-        """Why it will have to go before long, such as its node being reclaimed; empty if nothing is known."""
+        """Return why the worker must drain, for example a preemption notice; empty by default."""
         ...
 
     async def worker_stats(self) -> WorkerStats: ...
 
     async def describe_state(self) -> tuple[str, str]:
-        """What it is doing, in a few words, and the stacks of its threads and tasks."""
+        """Return a one-line summary of the current work, and the stacks of all threads and tasks."""
         ...
 
     async def terminate(self) -> None:
-        """Ends it with everything it started, cleanly if it still answers."""
+        """Terminate the worker and its child processes, gracefully if it still responds."""
         ...
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker and what is known of it.
+    """The pool's record of one worker.
 
-    `load` counts episodes that it plays or is to play; `was_ready` says that it has been ready.
+    Attributes:
+        client: Client of the worker.
+        state: Current state.
+        load: Episodes assigned to the worker, queued or running.
+        reason: Why the worker drains or died.
+        is_extra: Whether the worker was started beyond the required number.
+        was_ready: Whether the worker has ever been READY.
+        terminated: Whether its processes have been terminated.
     """
 
     client: WorkerClient
@@ -88,13 +139,17 @@ class WorkerHandle:
     terminated: bool = False
 
     @property
+    def name(self) -> str:
+        return self.client.name
+
+    @property
     def capacity(self) -> WorkerCapacity | None:
         return self.client.capacity
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A member at one moment, for people and metrics."""
+    """Snapshot of a worker handle, for logs and metrics."""
 
     name: str
     state: WorkerState

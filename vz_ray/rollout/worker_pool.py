@@ -1,13 +1,14 @@
-"""The crew: which workers there are, from their start to their end, and the weights that they hold.
+"""Lifecycle of the rollout workers: start, weight updates, draining, replacement.
 
-    start, scale --> a worker starts, and gets the present weights before its first token
-    publish      --> every ready worker pauses, receives, is checked, resumes;
-                     one that fails is killed and replaced
-    watch        --> one that died is replaced; one whose node is about to go drains
-    upkeep       --> those that could not be had before are tried again; a lack of any is told
-    scale        --> episodes wait for places: more workers; workers idle: one of them drains
+    start, autoscale --> start a worker and send it the current weights before its first token
+    publish          --> every READY worker pauses, receives, is probed and resumes;
+                         a worker that fails is terminated and replaced
+    monitor          --> replace a dead worker; drain a worker on a preempted node
+    maintain         --> retry workers that could not be scheduled; report a lack of workers
+    autoscale        --> start workers for queued episodes; drain one idle worker at a time
 
-One asyncio loop owns all state, and every change of it beats `changed`.
+Consumers call `active_group()`, `acquire()` and `release()` to use workers, and `mark_lost()` to report
+a failure. One asyncio loop owns all state. Every change notifies the tasks in `wait_until`.
 """
 
 from __future__ import annotations
@@ -16,38 +17,84 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from vz_ray.config.rollout import RolloutConfig
-from vz_ray.rollout.no_worker_timeout import NoWorkerTimeout
 from vz_ray.rollout.rollout_worker import WorkerStats
+from vz_ray.rollout.routing import WorkerRouter
 from vz_ray.rollout.worker_handle import (
     WorkerClient,
+    WorkerEvent,
     WorkerHandle,
     WorkerLostError,
+    WorkerState,
     WorkerStatus,
     WorkerUnschedulableError,
+    next_state,
 )
-from vz_ray.rollout.worker_state import WorkerEvent, WorkerState, next_state
 from vz_ray.utils.scaling_policy import ScalingPolicy
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-from vz_ray.weight_sync.publisher import PublishReport, WeightPublisher, WeightTransport, WeightUpdate
+from vz_ray.weight_sync import PublishReport, WeightPublisher, WeightTransport, WeightUpdate
 
 log = logging.getLogger(__name__)
 
 _AUTOSCALE_INTERVAL_S = 0.5
-"""How often the load is looked at."""
 _NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S = 10.0, 60.0
-"""When a fleet without a worker says so, and how often again."""
+_TERMINATE_TIMEOUT_S = 60.0
 
 
 class NoWorkersError(RuntimeError):
-    """No worker can be had; says why the last ones could not."""
+    """No worker can be started; the message holds the last failures."""
+
+
+@dataclass(slots=True)
+class NoWorkerTimeout:
+    """Timer of a period without workers. The caller supplies a monotonic clock.
+
+    Attributes:
+        warn_after_s: Seconds until the first warning.
+        warn_every_s: Seconds between further warnings.
+        absent_since_s: Start of the period; None while there are workers or nothing to do.
+        last_warning_s: Time of the last warning in this period.
+    """
+
+    warn_after_s: float
+    warn_every_s: float
+    absent_since_s: float | None = None
+    last_warning_s: float | None = None
+
+    def elapsed_s(self, now_s: float, absent: bool) -> float:
+        """Update the timer and return the length of the current period; 0 if not `absent`.
+
+        Args:
+            now_s: Current time.
+            absent: Whether work is queued and no worker can run it.
+        """
+        if not absent:
+            self.absent_since_s = self.last_warning_s = None
+            return 0.0
+        if self.absent_since_s is None:
+            self.absent_since_s = now_s
+        return now_s - self.absent_since_s
+
+    def should_warn(self, now_s: float) -> bool:
+        """Return whether a warning is due, and record it as emitted."""
+        if self.absent_since_s is None:
+            return False
+        if self.last_warning_s is None:
+            due_s = self.absent_since_s + self.warn_after_s
+        else:
+            due_s = self.last_warning_s + self.warn_every_s
+        if now_s < due_s:
+            return False
+        self.last_warning_s = now_s
+        return True
 
 
 class ChangeNotifier:
-    """Wakes whoever waits for a change of the crew; changes themselves never wait."""
+    """Condition variable without a lock: `notify` never blocks."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -62,21 +109,20 @@ class ChangeNotifier:
 
 
 class WorkerPool:
-    """Workers, and whoever waits for one.
+    """Rollout workers and their weights.
+
+    Workers move STARTING -> SYNCING -> READY -> DRAINING -> DEAD. A dead worker never returns; its
+    replacement gets a new name and the current weights before its first token.
 
     Args:
-        spawn: Makes a worker of that name, not started yet.
-        config: How many, and their deadlines.
-        publisher: Brings weights to workers.
-        starts: Consecutive failures to start after which it gives up.
+        spawn: Create a client for a worker with the given name, without starting the worker.
+        config: Number of workers, concurrency, timeouts.
+        publisher: Delivers weights to workers.
+        max_start_failures: Consecutive start failures before the pool raises `NoWorkersError`.
 
     Attributes:
-        changes: Beats at every change.
-        workers: All workers there ever were, in order of their start.
-        accepts_groups: Whether groups may begin.
-        queued_episodes: Episodes of groups that have no worker yet.
-        lost_workers: Workers that died, or never came.
-        active_groups: Groups that have one and have not ended; between two attempts none of their episodes plays.
+        queued_episodes: Episodes of groups that wait for a worker.
+        lost_workers: Workers that died or failed to start.
     """
 
     def __init__(
@@ -84,21 +130,18 @@ class WorkerPool:
         spawn: Callable[[str], WorkerClient],
         config: RolloutConfig,
         publisher: WeightPublisher,
-        max_start_failures: int,
+        max_start_failures: int = 3,
     ) -> None:
-        self._spawn, self._config, self._publisher, self._max_start_failures = (
-            spawn,
-            config,
-            publisher,
-            max_start_failures,
-        )
+        self._spawn, self._config, self._publisher = spawn, config, publisher
+        self._max_start_failures = max_start_failures
+        self.queued_episodes, self.lost_workers = 0, 0
+        self._workers: list[WorkerHandle] = []
+        self._router = WorkerRouter()
+        self._changes = ChangeNotifier()
+        self._queue_lock, self._weights_lock = asyncio.Lock(), asyncio.Lock()
+        self._accepts_groups, self._active_groups = True, 0
         self._transport: WeightTransport | None = None
-        self.workers: list[WorkerHandle] = []
-        self.changes = ChangeNotifier()
-        self.accepts_groups, self.queued_episodes, self.active_groups, self.lost_workers = True, 0, 0, 0
-        self._weights_lock = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
-        self._num_spawned = 0
         self._start_failures: list[str] = []
         self._no_worker_timeout = NoWorkerTimeout(_NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S)
         self._give_up_reason = ""
@@ -112,12 +155,12 @@ class WorkerPool:
         )
 
     async def start(self) -> None:
-        """Starts the workers; returns when the first is ready, the others come when they can.
+        """Start the workers and return when the first is READY.
 
-        Where there may be none, it returns at once: workers come with the first episodes.
+        Return at once if the minimum number of workers is 0: autoscaling starts workers on demand.
 
         Raises:
-            FleetFailed, Overdue: None got ready; the fleet is closed.
+            NoWorkersError, StepTimeout: No worker became READY. The pool is closed.
         """
         for _ in range(self._config.num_workers):
             self._spawn_worker()
@@ -126,289 +169,376 @@ class WorkerPool:
             self._run_in_background(self._autoscale())
         if not self._config.num_workers:
             return
-        ready = self.wait_until(lambda: any(s.state is WorkerState.READY for s in self.workers))
-        deadline, what = self._config.start_timeout_s, "starting its first worker"
+        ready = self._wait_until(lambda: any(worker.state is WorkerState.READY for worker in self._workers))
+        timeout_s, operation = self._config.start_timeout_s, "starting its first worker"
         try:
-            await with_timeout(ready, deadline, target="fleet", operation=what)
+            await with_timeout(ready, timeout_s, target="worker pool", operation=operation)
         except BaseException as error:
-            why = self._last_loss_reason()
+            reason = self._last_loss_reason()
             await self.close()
             if isinstance(error, StepTimeout):
-                raise StepTimeout("fleet", what, deadline, why) from error
+                raise StepTimeout("worker pool", operation, timeout_s, reason) from error
             raise
 
-    @property
-    def version(self) -> int:
-        """Weight version that ready workers hold; 0 is what they were started with."""
-        current = self._publisher.current
-        return current.version if current is not None else 0
-
-    def worker_statuses(self) -> list[WorkerStatus]:
-        """All workers there ever were, in order of their start."""
-        return [WorkerStatus(s.client.name, s.state, s.load, s.reason) for s in self.workers]
-
-    async def worker_stats(self) -> list[WorkerStats]:
-        """Counts of the ready workers; one that does not answer is left out."""
-        deadline = self._config.turn_timeout_s
-        ready = [s.client for s in self.workers if s.state is WorkerState.READY]
-        asked = [
-            with_timeout(w.worker_stats(), deadline, target=w.name, operation="its stats") for w in ready
-        ]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return [answer for answer in answers if isinstance(answer, WorkerStats)]
-
     async def close(self) -> None:
-        """Ends all workers. Whoever waits for a group gets `NoWorkersError`."""
+        """Terminate all workers. Tasks that wait for a worker raise `NoWorkersError`."""
         self._closed = True
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        for member in self.workers:
-            await self.mark_lost(member, "the fleet was closed")
-            await self._terminate(member)
+        for worker in self._workers:
+            await self.mark_lost(worker, "the worker pool was closed")
+            await self._terminate(worker)
 
-    def _spawn_worker(self) -> None:
-        self._num_spawned += 1
-        # The fleet does not depend on one that comes beside those it needs.
-        extra = len(self._staying_workers()) >= max(1, self._config.num_workers)
-        member = WorkerHandle(self._spawn(f"rollout-{self._num_spawned - 1}"), is_extra=extra)
-        self.workers.append(member)
-        self._run_in_background(self._start_worker(member))
+    # -- state --------------------------------------------------------------------
 
-    async def _start_worker(self, member: WorkerHandle) -> None:
-        """Starts a worker and gives it the present weights."""
-        worker, deadline = member.client, self._config.start_timeout_s
-        try:
-            await with_timeout(worker.start(), deadline, target=worker.name, operation="starting")
-            async with self._weights_lock:
-                if member.state is WorkerState.DEAD:
-                    return  # let go before it was there
-                self._transition(member, WorkerEvent.STARTED)
-                if self._publisher.current is not None:
-                    current = self._publisher.current
-                    report = await self._publisher.deliver(
-                        current, [worker], transport=self._transport, joining=True
-                    )
-                    if report.failed:
-                        raise WorkerLostError(report.failed[worker.name])
-                self._transition(member, WorkerEvent.SYNCED)
-            member.was_ready = True
-            self._start_failures.clear()
-        except WorkerUnschedulableError as error:
-            await self.mark_lost(member, str(error), replace=False)
-        except Exception as error:
-            if member.state is not WorkerState.DEAD and not member.is_extra:
-                self._start_failures.append(f"{worker.name}: {type(error).__name__}: {error}")
-            await self.mark_lost(member, str(error))
-        else:
-            await self._monitor(member)
+    @property
+    def version(self) -> int:
+        """Weight version of the READY workers; 0 is the initial checkpoint."""
+        current = self._publisher.current
+        return current.version if current is not None else 0
 
-    def _transition(self, member: WorkerHandle, event: WorkerEvent) -> None:
-        member.state = next_state(member.state, event)
-        self.changes.notify()
+    @property
+    def num_serving_workers(self) -> int:
+        """Number of workers that are READY or SYNCING."""
+        serving = (WorkerState.READY, WorkerState.SYNCING)
+        return sum(worker.state in serving for worker in self._workers)
 
-    async def mark_lost(self, member: WorkerHandle, reason: str, *, replace: bool = True) -> None:
-        """Marks a worker dead, ends what is left of it, and starts another in its place.
+    def worker_statuses(self) -> list[WorkerStatus]:
+        """Return the status of every worker ever started, in start order."""
+        return [
+            WorkerStatus(worker.name, worker.state, worker.load, worker.reason) for worker in self._workers
+        ]
 
-        Not `replace` leaves the other to the upkeep.
+    async def worker_stats(self) -> list[WorkerStats]:
+        """Return the counters of the READY workers. Workers that do not respond are omitted."""
+        clients = [worker.client for worker in self._workers if worker.state is WorkerState.READY]
+        calls = [
+            with_timeout(
+                client.worker_stats(),
+                self._config.turn_timeout_s,
+                target=client.name,
+                operation="reading its stats",
+            )
+            for client in clients
+        ]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        return [result for result in results if isinstance(result, WorkerStats)]
+
+    # -- use of workers -----------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def active_group(self, num_episodes: int) -> AsyncIterator[WorkerHandle]:
+        """Acquire `num_episodes` slots on one worker for a new group, in call order.
+
+        A publish with `wait_for_episodes` waits until all active groups have ended. The caller must
+        `release` each slot.
+
+        Raises:
+            NoWorkersError: No worker can be started.
         """
-        if member.state is WorkerState.DEAD:
+        self.queued_episodes += num_episodes
+        try:
+            async with self._queue_lock:
+                worker = await self._acquire(num_episodes, new_group=True)
+        finally:
+            self.queued_episodes -= num_episodes
+        self._active_groups += 1
+        try:
+            yield worker
+        finally:
+            self._active_groups -= 1
+            self._changes.notify()
+
+    async def acquire(self, preferred: WorkerHandle) -> WorkerHandle:
+        """Acquire one slot for a retry: on `preferred` if it still serves, else on another worker."""
+        if preferred.state in (WorkerState.READY, WorkerState.SYNCING):
+            preferred.load += 1
+            return preferred
+        return await self._acquire(1, new_group=False)
+
+    def release(self, worker: WorkerHandle, *, episode_tokens: int | None = None) -> None:
+        """Release one slot. `episode_tokens` is the length of a completed episode, for routing."""
+        if episode_tokens is not None:
+            self._router.record_episode(episode_tokens)
+        worker.load -= 1
+        self._changes.notify()
+
+    async def mark_lost(self, worker: WorkerHandle, reason: str, *, replace: bool = True) -> None:
+        """Mark a worker DEAD, terminate it and start a replacement.
+
+        With `replace=False`, the maintenance loop starts the replacement later.
+        """
+        if worker.state is WorkerState.DEAD:
             return
-        member.reason = reason
-        self._transition(member, WorkerEvent.DIED)
+        worker.reason = reason
+        self._transition(worker, WorkerEvent.DIED)
         if not self._closed:
             self.lost_workers += 1
-            log.warning("%s is out of service: %s", member.client.name, reason)
-            if member.was_ready:
+            log.warning("Lost worker %s: %s", worker.name, reason)
+            if worker.was_ready:
                 self._start_failures.clear()
             if replace and len(self._start_failures) < self._max_start_failures:
-                self._replace_missing()
-        await self._terminate(member)
+                self._start_missing()
+        await self._terminate(worker)
 
-    def _replace_missing(self) -> None:
-        """Starts as many workers as there are too few."""
+    async def _acquire(self, num_slots: int, *, new_group: bool) -> WorkerHandle:
+        """Reserve `num_slots` on the READY worker with the most free capacity.
+
+        One free slot suffices: the remaining samples of a group queue on the same worker, so that no
+        slot is idle until a whole group fits. A new group waits while a publish drains active groups.
+        """
+
+        def candidates() -> list[WorkerHandle]:
+            return [
+                worker
+                for worker in self._workers
+                if worker.state is WorkerState.READY and worker.load < self._config.max_concurrent_episodes
+            ]
+
+        await self._wait_until(
+            lambda: (self._accepts_groups or not new_group) and bool(candidates()),
+        )
+        worker = self._router.choose(candidates())
+        worker.load += num_slots
+        return worker
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds.
+
+        Raises:
+            NoWorkersError: The pool was closed, or no worker can be started.
+        """
+        await self._changes.wait_until(lambda: condition() or self._closed or self._cannot_recover())
+        if self._closed:
+            raise NoWorkersError("the worker pool was closed")
+        if not condition():
+            reasons = self._start_failures[-self._max_start_failures :] or [
+                self._give_up_reason,
+                self._last_loss_reason(),
+            ]
+            raise NoWorkersError(f"no rollout worker can be started: {'; '.join(filter(None, reasons))}")
+
+    # -- start and end of workers -------------------------------------------------
+
+    def _spawn_worker(self) -> None:
+        # A failed start counts against the pool only if the worker is needed to reach the minimum.
+        is_extra = len(self._staying_workers()) >= max(1, self._config.num_workers)
+        worker = WorkerHandle(self._spawn(f"rollout-{len(self._workers)}"), is_extra=is_extra)
+        self._workers.append(worker)
+        self._run_in_background(self._start_worker(worker))
+
+    async def _start_worker(self, worker: WorkerHandle) -> None:
+        """Start a worker, send it the current weights and monitor it until it dies or drains."""
+        client = worker.client
+        try:
+            await with_timeout(
+                client.start(), self._config.start_timeout_s, target=client.name, operation="starting"
+            )
+            async with self._weights_lock:
+                if worker.state is WorkerState.DEAD:
+                    return  # drained during the start
+                self._transition(worker, WorkerEvent.STARTED)
+                if self._publisher.current is not None:
+                    report = await self._publisher.deliver(
+                        self._publisher.current, [client], transport=self._transport, joining=True
+                    )
+                    if report.failed:
+                        raise WorkerLostError(report.failed[client.name])
+                self._transition(worker, WorkerEvent.SYNCED)
+            worker.was_ready = True
+            self._start_failures.clear()
+        except WorkerUnschedulableError as error:
+            await self.mark_lost(worker, str(error), replace=False)
+        except Exception as error:
+            if worker.state is not WorkerState.DEAD and not worker.is_extra:
+                self._start_failures.append(f"{client.name}: {type(error).__name__}: {error}")
+            await self.mark_lost(worker, str(error))
+        else:
+            await self._monitor(worker)
+
+    def _transition(self, worker: WorkerHandle, event: WorkerEvent) -> None:
+        worker.state = next_state(worker.state, event)
+        self._changes.notify()
+
+    def _start_missing(self) -> None:
+        """Start workers until the minimum number is reached."""
         for _ in range(self._config.num_workers - len(self._staying_workers())):
             self._spawn_worker()
 
     def _any_serving(self) -> bool:
-        """Whether any worker plays."""
-        return any(s.state not in (WorkerState.STARTING, WorkerState.DEAD) for s in self.workers)
+        """Return whether any worker has started and not died."""
+        return any(worker.state not in (WorkerState.STARTING, WorkerState.DEAD) for worker in self._workers)
 
     def _staying_workers(self) -> list[WorkerHandle]:
-        """Workers that play, or will."""
-        gone = (WorkerState.DEAD, WorkerState.DRAINING)
-        return [member for member in self.workers if member.state not in gone]
-
-    async def _autoscale(self) -> None:
-        """Starts and lets go workers as the load asks."""
-        while True:
-            await asyncio.sleep(_AUTOSCALE_INTERVAL_S)
-            staying = self._staying_workers()
-            load = sum(member.load for member in staying) + self.queued_episodes
-            target = self._scaler.target_count(time.monotonic(), len(staying), load)
-            for _ in range(target - len(staying)):
-                self._spawn_worker()
-            # One that gets weights at this moment could not finish what it plays.
-            spare = [member for member in staying if member.state is not WorkerState.SYNCING]
-            if target < len(staying) and spare:
-                first = min(spare, key=lambda member: (member.state is WorkerState.READY, member.load))
-                self._drain(first, "fewer workers will do")
-
-    def _drain(self, member: WorkerHandle, why: str) -> None:
-        """Gives a worker no new episodes, and ends it when it has played those that it has."""
-        log.info("%s is to go: %s", member.client.name, why)
-        member.reason = why
-        self._transition(member, WorkerEvent.DRAIN)
-        self._run_in_background(self._finish_drain(member))
-
-    async def _finish_drain(self, member: WorkerHandle) -> None:
-        # Its episodes have deadlines of their own, and leave it in any case.
-        await self.changes.wait_until(lambda: not member.load or member.state is WorkerState.DEAD)
-        if member.state is WorkerState.DRAINING:
-            self._transition(member, WorkerEvent.EMPTY)
-        await self._terminate(member)
-
-    async def _terminate(self, member: WorkerHandle) -> None:
-        if member.terminated:
-            return
-        try:
-            await with_timeout(member.client.terminate(), 60, target=member.client.name, operation="ending")
-        except Exception as error:
-            log.warning("%s did not end cleanly: %s", member.client.name, error)
-        member.terminated = True
-
-    async def _monitor(self, member: WorkerHandle) -> None:
-        """Finds out if a worker dies while nobody asks anything of it, or will have to go."""
-        worker, deadline = member.client, self._config.turn_timeout_s
-        while member.state in (WorkerState.READY, WorkerState.SYNCING):
-            await asyncio.sleep(self._config.health_check_interval_s)
-            if member.state is not WorkerState.READY:
-                continue
-            try:
-                await with_timeout(
-                    worker.check_health(), deadline, target=worker.name, operation="a health check"
-                )
-                why = await with_timeout(
-                    worker.drain_reason(), deadline, target=worker.name, operation="word of its node"
-                )
-            except Exception as error:
-                await self.mark_lost(member, str(error))
-                return
-            if why and member.state is WorkerState.READY:
-                self._drain(member, why)
-                self._replace_missing()
-
-    async def _maintain(self) -> None:
-        """Tries again to have as many workers as there should be, and tells when there is none at all."""
-        while True:
-            await asyncio.sleep(self._config.health_check_interval_s)
-            # Without any that plays, failures to start are counted, and are the end in a while.
-            if len(self._start_failures) < self._max_start_failures or self._any_serving():
-                self._replace_missing()
-            self._report_no_workers(time.monotonic())
-
-    def _report_no_workers(self, now_s: float) -> None:
-        absent = bool(self.queued_episodes or self.active_groups) and not self._any_serving()
-        seconds, most_s = self._no_worker_timeout.elapsed_s(now_s, absent), self._config.no_worker_timeout_s
-        if self._no_worker_timeout.should_warn(now_s):
-            coming = ", ".join(s.client.name for s in self._staying_workers()) or "none"
-            log.warning(
-                "no rollout worker for %.0f s: %d episodes wait, and %d groups in part; to come: %s",
-                *(seconds, self.queued_episodes, self.active_groups, coming),
-            )
-        if seconds > most_s:
-            self._give_up_reason = f"for {seconds:.0f} s there was none (timeouts.no_workers_s is {most_s:g})"
-            self.changes.notify()
-
-    def _run_in_background(self, work: Any) -> None:
-        """Runs in the background; asyncio itself would not keep it alive."""
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    # -- weights ----------------------------------------------------------------
-
-    async def publish(
-        self, version: int, transport: WeightTransport, *, wait_for_episodes: bool = False
-    ) -> PublishReport:
-        """Brings new weights to every ready worker; those that fail are replaced.
-
-        Episodes in flight go on with the new weights; with `wait_for_episodes`, they end before, and
-        groups that have not begun wait.
-
-        Raises:
-            ValueError: `version` is not newer than the last one.
-            Overdue: The learner was not ready in time; workers play on.
-            WeightsBroken: The weights could not be sent; every worker is replaced.
-        """
-        # Stands still before it holds the weights: a worker that takes the place of a lost one needs them.
-        async with (
-            self._paused_rollout() if wait_for_episodes else contextlib.nullcontext(),
-            self._weights_lock,
-        ):
-            began, self._transport = time.monotonic(), transport
-            update = await self._publisher.prepare(version, transport)
-            return await self._deliver(update, transport, time.monotonic() - began)
-
-    @contextlib.asynccontextmanager
-    async def _paused_rollout(self) -> AsyncIterator[None]:
-        """No group begins inside, and those that have begun have ended."""
-        self.accepts_groups = False
-        try:
-            still = self.wait_until(lambda: not self.active_groups)
-            # Each episode has its own deadline, for each of its attempts.
-            once_s = 2 * (self._config.episode_timeout_s + self._config.turn_timeout_s)
-            most_s = self._config.max_attempts * once_s
-            await with_timeout(
-                still, most_s, target="fleet", operation="the episodes in flight before an update"
-            )
-            yield
-        finally:
-            self.accepts_groups = True
-            self.changes.notify()
-
-    async def _deliver(
-        self, update: WeightUpdate, sender: WeightTransport, prepare_s: float
-    ) -> PublishReport:
-        members = [s for s in self.workers if s.state is WorkerState.READY]
-        for member in members:
-            self._transition(member, WorkerEvent.PUBLISH)
-        workers = [s.client for s in members]
-        try:
-            report = await self._publisher.deliver(update, workers, transport=sender, prepare_s=prepare_s)
-        except BaseException as error:
-            for member in members:
-                self._run_in_background(self.mark_lost(member, str(error)))
-            raise
-        for member in members:
-            if (why := report.failed.get(member.client.name)) is not None:
-                self._run_in_background(self.mark_lost(member, why))
-            elif member.state is WorkerState.SYNCING:
-                self._transition(member, WorkerEvent.SYNCED)
-        return report
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Waits until `condition` holds; a fleet that cannot start workers raises instead."""
-
-        def over() -> bool:
-            return condition() or self._closed or self._cannot_recover()
-
-        await self.changes.wait_until(over)
-        if self._closed:
-            raise NoWorkersError("the fleet was closed")
-        if not condition():
-            why = self._start_failures[-self._max_start_failures :] or [
-                self._give_up_reason,
-                self._last_loss_reason(),
-            ]
-            raise NoWorkersError(f"no rollout worker can be started: {'; '.join(filter(None, why))}")
+        """Return the workers that serve or will serve."""
+        leaving = (WorkerState.DEAD, WorkerState.DRAINING)
+        return [worker for worker in self._workers if worker.state not in leaving]
 
     def _last_loss_reason(self) -> str:
-        """Why the last worker that was lost was lost; empty if none was."""
-        return next((member.reason for member in reversed(self.workers) if member.reason), "")
+        return next((worker.reason for worker in reversed(self._workers) if worker.reason), "")
 
     def _cannot_recover(self) -> bool:
         if self._give_up_reason:
             return True
-        alive = any(s.state is not WorkerState.DEAD for s in self.workers)
+        alive = any(worker.state is not WorkerState.DEAD for worker in self._workers)
         return not alive and len(self._start_failures) >= self._max_start_failures
+
+    def _drain(self, worker: WorkerHandle, reason: str) -> None:
+        """Assign no new episodes to a worker, and terminate it after its last episode."""
+        log.info("Draining worker %s: %s", worker.name, reason)
+        worker.reason = reason
+        self._transition(worker, WorkerEvent.DRAIN)
+        self._run_in_background(self._finish_drain(worker))
+
+    async def _finish_drain(self, worker: WorkerHandle) -> None:
+        # No timeout here: each episode has its own.
+        await self._changes.wait_until(lambda: not worker.load or worker.state is WorkerState.DEAD)
+        if worker.state is WorkerState.DRAINING:
+            self._transition(worker, WorkerEvent.EMPTY)
+        await self._terminate(worker)
+
+    async def _terminate(self, worker: WorkerHandle) -> None:
+        if worker.terminated:
+            return
+        try:
+            await with_timeout(
+                worker.client.terminate(), _TERMINATE_TIMEOUT_S, target=worker.name, operation="terminating"
+            )
+        except Exception as error:
+            log.warning("Could not terminate worker %s cleanly: %s", worker.name, error)
+        worker.terminated = True
+
+    # -- background loops ---------------------------------------------------------
+
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task and keep a reference to it; asyncio keeps only a weak one."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _autoscale(self) -> None:
+        """Start or drain workers to match the load."""
+        while True:
+            await asyncio.sleep(_AUTOSCALE_INTERVAL_S)
+            staying = self._staying_workers()
+            load = sum(worker.load for worker in staying) + self.queued_episodes
+            target = self._scaler.target_count(time.monotonic(), len(staying), load)
+            for _ in range(target - len(staying)):
+                self._spawn_worker()
+            # A SYNCING worker cannot finish its paused episodes.
+            drainable = [worker for worker in staying if worker.state is not WorkerState.SYNCING]
+            if target < len(staying) and drainable:
+                worker = min(drainable, key=lambda worker: (worker.state is WorkerState.READY, worker.load))
+                self._drain(worker, "the load needs fewer workers")
+
+    async def _monitor(self, worker: WorkerHandle) -> None:
+        """Detect the death of an idle worker and preemption notices of its node."""
+        client, timeout_s = worker.client, self._config.turn_timeout_s
+        while worker.state in (WorkerState.READY, WorkerState.SYNCING):
+            await asyncio.sleep(self._config.health_check_interval_s)
+            if worker.state is not WorkerState.READY:
+                continue
+            try:
+                await with_timeout(
+                    client.check_health(), timeout_s, target=client.name, operation="a health check"
+                )
+                drain_reason = await with_timeout(
+                    client.drain_reason(),
+                    timeout_s,
+                    target=client.name,
+                    operation="checking its node for preemption",
+                )
+            except Exception as error:
+                await self.mark_lost(worker, str(error))
+                return
+            if drain_reason and worker.state is WorkerState.READY:
+                self._drain(worker, drain_reason)
+                self._start_missing()
+
+    async def _maintain(self) -> None:
+        """Retry missing workers, and report or give up when no worker serves."""
+        while True:
+            await asyncio.sleep(self._config.health_check_interval_s)
+            # Start failures end the run only while no worker serves.
+            if len(self._start_failures) < self._max_start_failures or self._any_serving():
+                self._start_missing()
+            self._report_no_workers(time.monotonic())
+
+    def _report_no_workers(self, now_s: float) -> None:
+        absent = bool(self.queued_episodes or self._active_groups) and not self._any_serving()
+        elapsed_s, timeout_s = (
+            self._no_worker_timeout.elapsed_s(now_s, absent),
+            self._config.no_worker_timeout_s,
+        )
+        if self._no_worker_timeout.should_warn(now_s):
+            starting = ", ".join(worker.name for worker in self._staying_workers()) or "none"
+            log.warning(
+                "No rollout worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
+                *(elapsed_s, self.queued_episodes, self._active_groups, starting),
+            )
+        if elapsed_s > timeout_s:
+            self._give_up_reason = f"no worker for {elapsed_s:.0f} s (timeouts.no_workers_s is {timeout_s:g})"
+            self._changes.notify()
+
+    # -- weights ------------------------------------------------------------------
+
+    async def publish(
+        self, version: int, transport: WeightTransport, *, wait_for_episodes: bool = False
+    ) -> PublishReport:
+        """Publish new weights to every READY worker and replace workers that fail.
+
+        Running episodes continue with the new weights. With `wait_for_episodes`, they finish first
+        and new groups wait.
+
+        Raises:
+            ValueError: `version` is not newer than the current version.
+            StepTimeout: The learner was not ready in time. Workers continue with the old weights.
+            WeightIntegrityError: The weights could not be sent. Every worker is replaced.
+        """
+        # Wait for episodes before taking the lock: a replacement worker needs the lock to finish them.
+        async with (
+            self._paused_rollout() if wait_for_episodes else contextlib.nullcontext(),
+            self._weights_lock,
+        ):
+            started_at, self._transport = time.monotonic(), transport
+            update = await self._publisher.prepare(version, transport)
+            return await self._deliver(update, transport, time.monotonic() - started_at)
+
+    @contextlib.asynccontextmanager
+    async def _paused_rollout(self) -> AsyncIterator[None]:
+        """Block new groups and wait until active groups have ended."""
+        self._accepts_groups = False
+        try:
+            # Each attempt of an episode has its own timeout.
+            attempt_s = 2 * (self._config.episode_timeout_s + self._config.turn_timeout_s)
+            await with_timeout(
+                self._wait_until(lambda: not self._active_groups),
+                self._config.max_attempts * attempt_s,
+                target="worker pool",
+                operation="the episodes in flight before an update",
+            )
+            yield
+        finally:
+            self._accepts_groups = True
+            self._changes.notify()
+
+    async def _deliver(
+        self, update: WeightUpdate, transport: WeightTransport, prepare_s: float
+    ) -> PublishReport:
+        ready = [worker for worker in self._workers if worker.state is WorkerState.READY]
+        for worker in ready:
+            self._transition(worker, WorkerEvent.PUBLISH)
+        clients = [worker.client for worker in ready]
+        try:
+            report = await self._publisher.deliver(update, clients, transport=transport, prepare_s=prepare_s)
+        except BaseException as error:
+            for worker in ready:
+                self._run_in_background(self.mark_lost(worker, str(error)))
+            raise
+        for worker in ready:
+            if (reason := report.failed.get(worker.name)) is not None:
+                self._run_in_background(self.mark_lost(worker, reason))
+            elif worker.state is WorkerState.SYNCING:
+                self._transition(worker, WorkerEvent.SYNCED)
+        return report

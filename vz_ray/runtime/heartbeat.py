@@ -26,8 +26,7 @@ from vz_ray.monitoring.live_status import RunKind, RunState
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.rollout_metrics import process_memory_mb
 from vz_ray.rollout.rollout_worker import WorkerStats
-from vz_ray.rollout.worker_handle import WorkerStatus
-from vz_ray.rollout.worker_state import WorkerState
+from vz_ray.rollout.worker_handle import WorkerState, WorkerStatus
 from vz_ray.runtime.run_monitor import PHASES, RunMonitor
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.timeouts import with_timeout

@@ -1,43 +1,38 @@
-"""Weights: from the learner's module to every engine, complete, checked and versioned.
+"""Weight synchronization: from the learner's module to every engine, complete, verified and versioned.
 
-In: a source of tensors under their HF names. Out: engines that hold exactly
-these weights, or that are out of service. Must not know: Ray, the fleet, or
-what the weights are for. Nothing here imports vLLM but the plugin, which runs
-inside vLLM's processes, and the NCCL sender.
+In: a source of tensors under their HF names. Out: engines that hold exactly these weights; the
+others are reported as failed. Must not import Ray, `rollout` or `learner`. Only the `vllm_*` modules
+and the NCCL transport import vLLM.
 """
 
 from vz_ray.weight_sync.backends import VLLM_BACKENDS
 from vz_ray.weight_sync.checkpoint_source import CheckpointSource
+from vz_ray.weight_sync.engine_client import EngineClient, RemoteEngineClient
 from vz_ray.weight_sync.parity_probe import ParityProbe, build_parity_probe, compute_learner_logprobs
-from vz_ray.weight_sync.publisher import (
-    PublishReport,
-    ShmTransport,
-    WeightPublisher,
-    WeightReceiver,
-    WeightTransport,
-    WeightUpdate,
-)
+from vz_ray.weight_sync.publisher import PublishReport, WeightPublisher
+from vz_ray.weight_sync.transport import ShmTransport, WeightTransport
 from vz_ray.weight_sync.weight_source import ModuleSource, WeightSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
-from vz_ray.weight_sync.weight_version import TensorSpec, WeightManifest, WeightVersion
+from vz_ray.weight_sync.weight_version import TensorSpec, WeightManifest, WeightUpdate, WeightVersion
 
 __all__ = [
     "VLLM_BACKENDS",
     "CheckpointSource",
-    "WeightManifest",
+    "EngineClient",
     "ModuleSource",
     "ParityProbe",
     "PublishReport",
-    "WeightPublisher",
-    "WeightReceiver",
-    "WeightTransport",
+    "RemoteEngineClient",
     "ShmTransport",
     "TensorSpec",
-    "WeightUpdate",
+    "WeightIntegrityError",
+    "WeightManifest",
+    "WeightPublisher",
     "WeightSource",
     "WeightStore",
+    "WeightTransport",
+    "WeightUpdate",
     "WeightVersion",
-    "WeightIntegrityError",
     "build_parity_probe",
     "compute_learner_logprobs",
 ]

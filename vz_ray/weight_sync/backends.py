@@ -1,9 +1,11 @@
-"""Names of the transports in vLLM's registry."""
+"""Names shared with vLLM's processes."""
 
 VLLM_BACKENDS = {"shm": "vz_shm", "nccl": "vz_nccl", "ipc": "vz_ipc"}
-"""Transport in the config -> weight transfer backend in vLLM."""
+"""Transport in the config -> weight transfer backend in vLLM's registry."""
+ENGINE_ENV_VAR = "VZ_RAY_ENGINE"
+"""Set by processes that start an engine and inherited by their children. Without it, the plugin is inert."""
 
 
 def gpu_fraction(transport: str) -> float:
-    """What learner rank and engine each have of a GPU."""
+    """Return the fraction of a GPU that a learner rank and an engine each request."""
     return 0.5 if transport == "ipc" else 1.0

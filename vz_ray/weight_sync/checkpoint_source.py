@@ -1,4 +1,4 @@
-"""Weights of a checkpoint on disk, as engines take them."""
+"""Weight source for a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class CheckpointSource:
-    """The tensors of a Hugging Face checkpoint directory, under the names in its files; a `WeightSource`.
+    """`WeightSource` for a Hugging Face checkpoint directory.
 
-    Only heads of files are read before `buckets` is asked.
+    Reads only the file headers until `buckets` is called.
 
     Raises:
-        UserError: There is none, a file is broken, or a name is in two files.
+        UserError: The directory has no safetensors file, a file is corrupt, or a tensor occurs twice.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -30,7 +30,7 @@ class CheckpointSource:
         self._specs: list[TensorSpec] = []
         files = sorted(Path(directory).glob("*.safetensors"))
         if not files:
-            raise UserError(f"{directory} has no *.safetensors; give the directory of a checkpoint")
+            raise UserError(f"{directory} has no *.safetensors; pass a checkpoint directory")
         for file in files:
             with _open_safetensors(file) as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -38,9 +38,9 @@ class CheckpointSource:
 
     def _add(self, name: str, file: Path, head: Any) -> None:
         if name in self._files:
-            raise UserError(f"{name} is in {self._files[name]} and in {file} as well")
+            raise UserError(f"{name} is in both {self._files[name]} and {file}")
         if head.get_dtype() not in _DTYPES:
-            raise UserError(f"{name} in {file} is {head.get_dtype()}; weights are {', '.join(_DTYPES)}")
+            raise UserError(f"{name} in {file} is {head.get_dtype()}; it must be one of {', '.join(_DTYPES)}")
         self._files[name] = file
         self._specs.append(TensorSpec(name, _DTYPES[head.get_dtype()], tuple(head.get_shape())))
 
@@ -48,17 +48,17 @@ class CheckpointSource:
         return list(self._specs)
 
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-        for group in split_into_buckets(self._specs, max_bytes):
-            found: dict[str, torch.Tensor] = {}
-            for file in dict.fromkeys(self._files[spec.name] for spec in group):
-                with _open_safetensors(file) as tensors:
-                    mine = [spec.name for spec in group if self._files[spec.name] == file]
-                    found |= {name: tensors.get_tensor(name) for name in mine}
-            yield {spec.name: found[spec.name] for spec in group}
+        for bucket in split_into_buckets(self._specs, max_bytes):
+            tensors: dict[str, torch.Tensor] = {}
+            for file in dict.fromkeys(self._files[spec.name] for spec in bucket):
+                with _open_safetensors(file) as opened:
+                    names = [spec.name for spec in bucket if self._files[spec.name] == file]
+                    tensors |= {name: opened.get_tensor(name) for name in names}
+            yield {spec.name: tensors[spec.name] for spec in bucket}
 
 
 def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is no whole safetensors file: {error}") from error
+        raise UserError(f"{file} is not a complete safetensors file: {error}") from error

@@ -1,11 +1,11 @@
-"""Weights on a GPU that learner and engine share: the engine reads them where they lie.
+"""CUDA IPC handles: an engine reads the learner's weights on a shared GPU without a copy.
 
-    learner    lend() -> plain values that say where in the GPU's memory each tensor is
-    engine     borrow() -> the tensors, without a copy; valid while the learner keeps its own
+    learner    IpcHandles.export() -> plain values that locate each tensor in GPU memory
+    engine     open_tensor() -> the tensor; valid while the learner keeps its own
 
-For machines with one GPU. Ray shows every process its own GPUs only, and memory of a GPU that a
-process cannot see cannot be opened there: between GPUs, weights go by NCCL. Not exercised by the
-test suite, which runs without GPUs.
+For machines with one GPU. Ray makes only the assigned GPUs visible to a process, and IPC handles of
+other GPUs cannot be opened; use NCCL between GPUs. The test suite runs without GPUs and does not
+cover the GPU calls.
 """
 
 from __future__ import annotations
@@ -20,40 +20,42 @@ from vz_ray.weight_sync.weight_version import torch_dtype
 
 _BUCKET_BYTES = 1 << 30
 _STORAGE_ARGS, _REFCOUNT_ARGS = slice(7, 10), slice(11, 15)
-"""Where in the arguments of torch's `rebuild_cuda_tensor` the parts are that another process needs."""
+"""Arguments of torch's `rebuild_cuda_tensor` that another process needs."""
 
 
 class IpcHandles:
-    """The learner's side. What is lent stays alive until the next lending."""
+    """Learner side. Exported tensors stay alive until the next export."""
 
     def __init__(self) -> None:
         self._exported: list[torch.Tensor] = []
 
     def export(self, source: WeightSource) -> tuple[dict[str, Any], int]:
-        """What an engine on the same GPU is told, and the bytes that it will read."""
+        """Return the `update_info` for an engine on the same GPU, and the size of the weights in bytes."""
         from torch.multiprocessing.reductions import reduce_tensor
 
         specs = source.specs()
         self._exported = [
             tensor.contiguous() for bucket in source.buckets(_BUCKET_BYTES) for tensor in bucket.values()
         ]
-        loans = []
+        handles = []
         for tensor in self._exported:
-            _, where = reduce_tensor(tensor)
-            loans.append([tensor.storage_offset(), *where[_STORAGE_ARGS], *where[_REFCOUNT_ARGS]])
+            _, rebuild_args = reduce_tensor(tensor)
+            handles.append(
+                [tensor.storage_offset(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]]
+            )
         torch.cuda.synchronize()
         info = {
             "gpu": gpu_uuid(torch.cuda.current_device()),
             "names": [spec.name for spec in specs],
             "dtype_names": [spec.dtype for spec in specs],
             "shapes": [list(spec.shape) for spec in specs],
-            "loans": loans,
+            "handles": handles,
         }
         return info, sum(spec.nbytes for spec in specs)
 
 
 def open_tensor(handle: list[Any], dtype_name: str, shape: list[int], device: int) -> torch.Tensor:
-    """A lent tensor, in the learner's memory."""
+    """Open an exported tensor in the learner's memory."""
     from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
     offset, handle, size, start, *counters = handle
@@ -76,14 +78,14 @@ def open_tensor(handle: list[Any], dtype_name: str, shape: list[int], device: in
 
 
 def gpu_uuid(device: int) -> str:
-    """The GPU's own name, the same in every process."""
+    """Return the UUID of the GPU, which is the same in every process."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def check_same_gpu(learner_gpu: str, engine_gpu: str) -> None:
-    """`WeightIntegrityError` if learner and engine are not on one GPU."""
+    """Raise `WeightIntegrityError` if learner and engine use different GPUs."""
     if learner_gpu != engine_gpu:
         raise WeightIntegrityError(
-            f"the learner's weights are on GPU {learner_gpu} and this engine computes on GPU {engine_gpu}; "
-            "weights.transport ipc is for one GPU that both share: use nccl"
+            f"the learner's weights are on GPU {learner_gpu} and this engine runs on GPU {engine_gpu}; "
+            "weights.transport=ipc needs one shared GPU. Use nccl."
         )

@@ -1,8 +1,8 @@
-"""Weights by NCCL broadcast, learner rank 0 to every GPU of every engine.
+"""NCCL broadcast of weights from learner rank 0 to every GPU of every engine.
 
-Needs GPUs, and vLLM on the learner's machine too: both ends speak vLLM's packed
-broadcast. The group has a fixed roster, so it is opened anew when workers
-joined or left. Not exercised by the test suite, which runs without GPUs.
+Needs GPUs, and vLLM on the learner's machine: both sides use vLLM's packed broadcast. The NCCL group
+has fixed members, so it is reopened when workers join or leave. The test suite runs without GPUs and
+does not cover the broadcast.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _NUM_BUFFERS = 2
 
 @dataclass(frozen=True, slots=True)
 class NcclTopology:
-    """Who takes part: learner rank 0, then the GPUs of each engine in order.
+    """Members of the NCCL group: learner rank 0, then the GPUs of each engine in order.
 
     Attributes:
-        address: Of the learner, reachable from the engines.
-        port: Free on the learner's machine.
-        num_engines: How many there are.
-        tensor_parallel_size: GPUs of each.
+        address: Address of the learner, reachable from the engines.
+        port: Free TCP port on the learner's machine.
+        num_engines: Number of engines.
+        tensor_parallel_size: GPUs per engine.
     """
 
     address: str
@@ -41,7 +41,7 @@ class NcclTopology:
         return 1 + self.num_engines * self.tensor_parallel_size
 
     def init_info(self, engine_index: int) -> dict[str, Any]:
-        """What the `engine_index`-th engine's `init_weights` is given."""
+        """Return the argument of `init_weight_transfer` for an engine."""
         return {
             "master_address": self.address,
             "master_port": self.port,
@@ -54,14 +54,14 @@ class NcclTopology:
 
 
 def find_free_port() -> int:
-    """A TCP port that nothing listens on at this moment."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 def update_info(source: WeightSource) -> tuple[dict[str, Any], int]:
-    """What vLLM's NCCL backend is told of the tensors that will come, and their bytes."""
+    """Return the `update_info` of vLLM's NCCL backend, and the size of the weights in bytes."""
     specs = source.specs()
     info = {
         "names": [spec.name for spec in specs],
@@ -72,17 +72,17 @@ def update_info(source: WeightSource) -> tuple[dict[str, Any], int]:
 
 
 class NcclBroadcaster:
-    """Learner rank 0's end of the broadcast.
+    """Sender of the broadcast, on learner rank 0.
 
-    Other learner ranks must walk through the source's buckets at the same time
-    where gathering them is collective.
+    If gathering a bucket is collective (ZeRO-3), the other learner ranks must iterate over the buckets
+    at the same time.
     """
 
     def __init__(self) -> None:
         self._communicator: Any = None
 
     def open(self, topology: NcclTopology) -> None:
-        """Joins the group; returns when all engines, told at the same time, have joined too."""
+        """Open the NCCL group. Blocks until all engines have joined."""
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         self.close()
@@ -94,11 +94,11 @@ class NcclBroadcaster:
         self._communicator = trainer_init(info)
 
     def broadcast(self, source: WeightSource) -> None:
-        """Sends every tensor to all engines of the roster."""
+        """Send every tensor to all engines."""
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         if self._communicator is None:
-            raise RuntimeError("no NCCL group: open one with the present roster first")
+            raise RuntimeError("the NCCL group is not open; call open() first")
         packed_nccl_broadcast_producer(
             iterator=iter_gpu_tensors(source),
             group=self._communicator,
@@ -115,7 +115,7 @@ class NcclBroadcaster:
 
 
 def iter_gpu_tensors(source: WeightSource) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of a source, in its order, on this process's GPU."""
+    """Yield the names and tensors of a source in order, moved to this process's GPU."""
     for bucket in source.buckets(BUCKET_BYTES):
         for name, tensor in bucket.items():
             yield name, tensor.cuda()

@@ -1,4 +1,4 @@
-"""No engine outlives the process that started it."""
+"""Watchdog that kills an engine process when its parent has died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ _watching = False
 
 
 def exit_with_parent(poll_s: float = 1.0) -> None:
-    """In a child process: kills it soon after its parent is gone, however that went.
+    """Kill this child process soon after its parent process dies, for example by SIGKILL.
 
-    An engine's process whose parent was killed outright would otherwise keep its
-    memory (and its GPU). Polls rather than asks the kernel for a signal, as that
-    signal would already come when the parent's *thread* that started it ends.
-    Does nothing in a process that multiprocessing did not start.
+    Otherwise an orphaned engine would keep its memory and GPU. It polls, because the kernel's
+    parent-death signal already fires when the parent's *thread* that started the child exits. No-op in
+    processes not started by multiprocessing.
     """
     global _watching
     starter = multiprocessing.parent_process()
@@ -27,7 +26,7 @@ def exit_with_parent(poll_s: float = 1.0) -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        # The starter may be gone before this process asks for its parent for the first time.
+        # The parent may have died before the first call of getppid().
         while os.getppid() == parent and starter.is_alive():
             time.sleep(poll_s)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,7 @@
-"""Did the weights really arrive? A fixed prompt with images, scored by both sides.
+"""Parity probe: a fixed prompt with images, scored by learner and engine to verify a publish.
 
-Engines pack, fuse and shard tensors, so theirs cannot be compared with the
-learner's; what they compute from them can. One probe finds stale embeddings,
-stale caches and a wrong map of names alike.
+Engines pack, fuse and shard tensors, so tensors cannot be compared directly; log-probs can. One probe
+detects stale embeddings, stale caches and wrong name mappings.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 PROBE_IMAGE_SIZES = ((56, 28), (84, 56), (28, 112))
-"""Width and height of the probe's images, pixels."""
+"""(width, height) of the probe's images, pixels."""
 
 _SIDE = 28
 
@@ -29,11 +28,11 @@ class ParityProbe:
     """A prompt and its continuation.
 
     Attributes:
-        compact_ids: The prompt, one pad per image.
-        expanded_ids: The prompt, one pad per visual token.
+        compact_ids: Prompt with one image pad per image.
+        expanded_ids: Prompt with one image pad per visual token.
         images: `uint8[height, width, 3]` each, of different sizes.
-        token_ids: `[T]`, what is scored.
-        pad_id: Id of the image pad.
+        token_ids: `[T]`, tokens to score.
+        pad_id: Token id of the image pad.
     """
 
     compact_ids: tuple[int, ...]
@@ -43,14 +42,14 @@ class ParityProbe:
     pad_id: int
 
     def digests(self) -> tuple[str, ...]:
-        """blake3 of each image's bytes, hex."""
+        """Return the blake3 of each image, hex."""
         return tuple(blake3(image.tobytes()).hexdigest() for image in self.images)
 
 
 def build_parity_probe(tokenizer: Any, *, num_tokens: int = 8, seed: int = 0) -> ParityProbe:
-    """The fixed probe for a Qwen-VL tokenizer: three images of noise, some text, `num_tokens` to score.
+    """Build the probe for a Qwen-VL tokenizer: three noise images, text, and `num_tokens` to score.
 
-    The text is longer than a block of the prefix cache, so that a stale cache is found.
+    The text is longer than a block of the prefix cache, so that a stale cache is detected.
     """
     rng = np.random.default_rng(seed)
     start, pad, end = (
@@ -75,11 +74,13 @@ def build_parity_probe(tokenizer: Any, *, num_tokens: int = 8, seed: int = 0) ->
 def compute_learner_logprobs(
     model: Any, image_processor: Any, probe: ParityProbe, banned_token_ids: Sequence[int]
 ) -> tuple[float, ...]:
-    """Log-probs `[T]` of the probe's tokens by the learner's own module, at temperature 1.
+    """Compute the learner's log-probs `[T]` of the probe's tokens at temperature 1.
 
     Args:
-        model: A HF Qwen-VL model, or its DeepSpeed engine; under ZeRO-3 every rank must call.
-        banned_token_ids: Ids that the engines never sample.
+        model: HF Qwen-VL model or its DeepSpeed engine. Under ZeRO-3, every rank must call.
+        image_processor: HF image processor of the model.
+        probe: The probe.
+        banned_token_ids: Token ids that the engines never sample.
     """
     device = next(iter(model.parameters())).device
     ids = torch.tensor([[*probe.expanded_ids, *probe.token_ids]], device=device)
@@ -101,11 +102,15 @@ def compute_learner_logprobs(
 def check_parity(
     worker_name: str, version: int, expected: Sequence[float], actual: Sequence[float], tolerance: float
 ) -> float:
-    """Largest difference; raises `WeightIntegrityError` if it is above `tolerance` (or not a number)."""
-    gaps = [abs(a - b) for a, b in zip(expected, actual, strict=True)]
-    if not all(gap <= tolerance for gap in gaps):
+    """Return the largest log-prob difference.
+
+    Raises:
+        WeightIntegrityError: The difference exceeds `tolerance` or is NaN.
+    """
+    diffs = [abs(a - b) for a, b in zip(expected, actual, strict=True)]
+    if not all(diff <= tolerance for diff in diffs):
         raise WeightIntegrityError(
-            f"{worker_name} does not compute with weight version {version}: its log-probs of the probe differ "
-            f"from the learner's by {max(gaps):.3g}, more than weights.probe_tolerance={tolerance:g}"
+            f"{worker_name} failed the parity probe of weight version {version}: its log-probs differ from "
+            f"the learner's by {max(diffs):.3g}; the maximum is weights.probe_tolerance ({tolerance:g})"
         )
-    return max(gaps)
+    return max(diffs)

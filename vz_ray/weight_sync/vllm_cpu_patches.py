@@ -1,7 +1,7 @@
-"""Two things in vLLM 0.32's CPU engine that would end it in the middle of a run.
+"""Patches for two crashes of vLLM 0.32's CPU engine.
 
-Both are in paths that this project takes all the time, and neither is taken
-on GPUs. Installed in the engine's processes through the plugin.
+Both are in code paths that every run takes on CPU and none takes on GPUs. The vLLM plugin installs
+them in the engine's processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def install_patches() -> None:
-    """Installs both in this process if its engine computes on CPU; may be called again."""
+    """Install the patches in this process if it runs on CPU. Idempotent."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -21,17 +21,16 @@ def install_patches() -> None:
 
 
 def _keep_images() -> None:
-    """Requests with images survive that their caches are dropped.
+    """Keep the images of requests that start on a cached prefix.
 
-    Where a request begins on a cached prefix, the model's process is not sent
-    the images inside it. If the request is then preempted and its caches are
-    reset, as at every publish, they must be encoded again, and the V1 model
-    runner has nothing to encode. (The V2 runner is sent the request anew.)
+    vLLM does not send images within a cached prefix to the model process. After a preemption with a
+    cache reset, as at every publish, they must be encoded again, and the V1 model runner lacks them.
+    (The V2 runner receives the complete request again.)
     """
     from vllm.v1.core.sched import output
 
     if not callable(getattr(output, "strip_covered_mm_data", None)):
-        raise RuntimeError("vLLM has no strip_covered_mm_data any more: see whether this is still needed")
+        raise RuntimeError("vLLM has no strip_covered_mm_data: check whether this patch is still needed")
     output.strip_covered_mm_data = _all_images
 
 
@@ -40,19 +39,19 @@ def _all_images(mm_features: list[Any], num_computed_tokens: int, uses_mrope: bo
 
 
 def _rewind_seeds() -> None:
-    """Seeded requests survive that their prompt is read in parts.
+    """Support seeded requests with chunked prefill.
 
-    The sampler runs after each part and its draw is taken back by moving the
-    generator's offset, which only CUDA generators have.
+    The sampler runs after each chunk, and vLLM reverts its draw by moving the generator's offset, which
+    only CUDA generators have.
     """
     torch.Generator = RewindingGenerator  # type: ignore[misc]
 
 
 class RewindingGenerator(torch.Generator):
-    """A CPU generator that can take back what it drew: from its start.
+    """CPU generator with an offset that can only be reset to the start.
 
-    That is exact while a prompt is read. A turn that reads its prompt again
-    after a publish, in parts, draws from the start once more.
+    This is exact during prefill. A turn that repeats a chunked prefill after a publish draws from the
+    start of its sequence again.
     """
 
     def get_offset(self) -> int:

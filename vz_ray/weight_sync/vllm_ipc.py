@@ -1,7 +1,7 @@
-"""vLLM's side of a publish on a shared GPU: weights are read in the learner's memory.
+"""vLLM side of the IPC transport: read weights in the learner's GPU memory.
 
-A worker that joins between publishes is told of a copy in shared memory instead. The test suite,
-which runs without GPUs, exercises copies, and not loans.
+A worker that joins between publishes loads a copy from shared memory instead. The test suite runs
+without GPUs and covers only the copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo, ShmWeightTransferEngin
 
 @dataclass
 class IpcUpdateInfo(WeightTransferUpdateInfo):
-    """What `IpcHandles.lend` says."""
+    """Result of `IpcHandles.export`."""
 
     gpu: str
     names: list[str]
@@ -27,7 +27,7 @@ class IpcUpdateInfo(WeightTransferUpdateInfo):
 
 
 class IpcWeightTransferEngine(ShmWeightTransferEngine):
-    """Takes lent weights, and copies."""
+    """Load weights from IPC handles, or from a copy in shared memory."""
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
         if "directory" in update_dict:
@@ -39,7 +39,7 @@ class IpcWeightTransferEngine(ShmWeightTransferEngine):
             super().receive_weights(update_info)
             return
         if self._reload is None:
-            raise RuntimeError("weights came before start_weight_update")
+            raise RuntimeError("receive_weights was called before start_weight_update")
         device = self.device.index or 0
         check_same_gpu(update_info.gpu, gpu_uuid(device))
         parts = zip(

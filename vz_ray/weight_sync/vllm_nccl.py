@@ -1,9 +1,8 @@
-"""vLLM's NCCL weight transfer, made to notice what did not arrive, and to take copies, too.
+"""vLLM side of the NCCL transport, with a completeness check.
 
-The built-in engine keeps the old weights of a layer that got none; this one
-refuses. A worker that is in no group, since it joins between publishes or may
-vanish in the middle of one, is told of a directory instead. The test suite,
-which runs without GPUs, exercises copies, and not the broadcast.
+vLLM's own engine silently keeps the old weights of a layer that received none; this one raises. A
+worker outside the NCCL group (it joined between publishes or is preemptible) loads a copy from shared
+memory instead. The test suite runs without GPUs and covers only the copies.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 
 class VerifiedNcclWeightTransferEngine(NCCLWeightTransferEngine):
-    """The built-in NCCL engine, with every name exactly once and every layer renewed."""
+    """vLLM's NCCL engine that requires every tensor exactly once and every layer complete."""
 
     _reload: WeightReload | None = None
 
@@ -37,8 +36,8 @@ class VerifiedNcclWeightTransferEngine(NCCLWeightTransferEngine):
         if isinstance(update_info, ShmUpdateInfo):
             load_version(self._reload, update_info)
             return
-        if twice := {name for name in update_info.names if update_info.names.count(name) > 1}:
-            raise WeightIntegrityError(f"{sorted(twice)[0]} was announced twice")
+        if duplicates := {name for name in update_info.names if update_info.names.count(name) > 1}:
+            raise WeightIntegrityError(f"{sorted(duplicates)[0]} was announced twice")
         super().receive_weights(update_info)
 
     def finish_weight_update(self) -> None:

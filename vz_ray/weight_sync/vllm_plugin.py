@@ -1,11 +1,13 @@
-"""vLLM's side of a publish without NCCL: loads a version from shared memory.
+"""vLLM plugin: weight transfer from shared memory, and registration of all transfer backends.
 
-vLLM calls `register` in each of its processes (entry point group
-`vllm.general_plugins`). Imports neither Ray nor the fleet.
+vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). Without
+`ENGINE_ENV_VAR`, which `VllmEngine` sets for its own processes, `register` does nothing. Must not
+import Ray.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from vz_ray.weight_sync import vllm_cpu_patches
-from vz_ray.weight_sync.backends import VLLM_BACKENDS
+from vz_ray.weight_sync.backends import ENGINE_ENV_VAR, VLLM_BACKENDS
 from vz_ray.weight_sync.parent_watchdog import exit_with_parent
 from vz_ray.weight_sync.vllm_reload import WeightReload
 from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
@@ -26,14 +28,14 @@ from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
 @dataclass
 class ShmInitInfo(WeightTransferInitInfo):
-    """Nothing to connect to: every update names its directory."""
+    """Empty: every update names its directory."""
 
 
 @dataclass
 class ShmUpdateInfo(WeightTransferUpdateInfo):
     """Attributes:
-    directory: The version's directory in shared memory.
-    checksum: Of the whole version, as its publisher announced it.
+    directory: Directory of the version in shared memory.
+    checksum: Expected checksum of the version.
     """
 
     directory: str
@@ -41,9 +43,9 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
 
 
 def load_version(reload: WeightReload | None, update: ShmUpdateInfo) -> None:
-    """Loads a version where it lies, each tensor checked before it is loaded."""
+    """Load a version from its directory. Each tensor is checked before it is loaded."""
     if reload is None:
-        raise RuntimeError("weights came before start_weight_update")
+        raise RuntimeError("receive_weights was called before start_weight_update")
     manifest = read_manifest(update.directory)
     if manifest.version.checksum != update.checksum:
         raise RuntimeError(
@@ -54,14 +56,14 @@ def load_version(reload: WeightReload | None, update: ShmUpdateInfo) -> None:
 
 
 class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
-    """Reads bucket files by mapping them, and checks each tensor before it is loaded."""
+    """Load memory-mapped bucket files and check each tensor before it is loaded."""
 
     init_info_cls = ShmInitInfo
     update_info_cls = ShmUpdateInfo
     _reload: WeightReload | None = None
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        """Needs no connection."""
+        """Do nothing: there is no connection."""
 
     def start_weight_update(self) -> None:
         self._reload = WeightReload(self.model, self.model_config)
@@ -81,12 +83,14 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         self._reload = None
 
     def shutdown(self) -> None:
-        """Holds nothing open."""
+        """Discard an unfinished update."""
         self._reload = None
 
 
 def register() -> None:
-    """Makes the backends known to vLLM, in this process; may be called again."""
+    """Register the transfer backends and install patches in this process. Idempotent."""
+    if ENGINE_ENV_VAR not in os.environ:
+        return
     exit_with_parent()
     vllm_cpu_patches.install_patches()
     if VLLM_BACKENDS["shm"] in WeightTransferEngineFactory._registry:

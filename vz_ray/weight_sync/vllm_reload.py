@@ -1,8 +1,8 @@
-"""Loads a whole set of HF tensors into a running vLLM model, or says what is missing.
+"""Load a complete set of HF tensors into a running vLLM model.
 
-vLLM's layerwise reload takes care of engines that pack or fuse weights after
-loading. Left to itself it keeps the old weights of a layer that got none, and
-undefined ones of a layer that got some; here both are errors.
+vLLM's layerwise reload handles weights that are packed or fused after loading. It silently keeps the
+old weights of a layer that received none, and leaves a partially loaded layer undefined. Here both
+are errors.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 
 class WeightReload:
-    """One weight update of one model; after an error the model must not be used.
+    """One weight update of one model. After an error, the model must not be used.
 
     Args:
-        model: A vLLM model, or this rank's part of it.
+        model: vLLM model, or this rank's shard.
         model_config: vLLM's `ModelConfig`.
     """
 
@@ -37,27 +37,27 @@ class WeightReload:
         initialize_layerwise_reload(model)
 
     def load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Loads some of the tensors, under their HF names.
+        """Load tensors under their HF names.
 
         Raises:
-            WeightsBroken: A name came twice.
+            WeightIntegrityError: A tensor occurs twice in this update.
             ValueError: vLLM's model has no parameter of that name.
         """
 
-        def once() -> Iterator[tuple[str, torch.Tensor]]:
+        def unique_tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in tensors:
                 if name in self._seen:
-                    raise WeightIntegrityError(f"{name} came twice in one weight update")
+                    raise WeightIntegrityError(f"{name} occurs twice in one weight update")
                 self._seen.add(name)
                 yield name, tensor
 
-        self._model.load_weights(once())
+        self._model.load_weights(unique_tensors())
 
     def finish(self) -> None:
-        """Puts the new weights to use.
+        """Activate the new weights.
 
         Raises:
-            WeightsBroken: A parameter was not given new values.
+            WeightIntegrityError: A parameter received no new values.
         """
         if missing := list(self._missing()):
             raise WeightIntegrityError(
@@ -67,29 +67,29 @@ class WeightReload:
         self._refresh_tied_heads()
 
     def _missing(self) -> Iterator[str]:
-        """Layers with parameters that did not get all of their elements."""
+        """Yield the layers with incompletely loaded parameters."""
         for name, layer in self._model.named_modules():
             info = get_layerwise_info(layer)
             if not info.can_load() or is_deferred_attention_layer(layer):
-                continue  # a layer that has got everything is processed and reset already
-            wanted = sum(
+                continue  # complete layers have already been processed and reset
+            expected = sum(
                 parameter.numel() for parameter in layer._parameters.values() if parameter is not None
             )
-            if not wanted or self._is_tied(layer):
+            if not expected or self._is_tied(layer):
                 continue
-            # Embeddings are padded for alignment, and padding is not loaded.
+            # Embeddings are padded for alignment, and the padding is not loaded.
             padded = isinstance(layer, VocabParallelEmbedding)
-            if info.load_numel == 0 or (info.load_numel < wanted and not padded):
-                yield f"{name} ({info.load_numel} of {wanted} elements)"
+            if info.load_numel == 0 or (info.load_numel < expected and not padded):
+                yield f"{name} ({info.load_numel} of {expected} elements)"
 
     def _is_tied(self, layer: torch.nn.Module) -> bool:
         return isinstance(layer, ParallelLMHead) and bool(self._config.hf_text_config.tie_word_embeddings)
 
     def _refresh_tied_heads(self) -> None:
-        """Packs a tied output head anew.
+        """Repack tied output heads.
 
-        It shares the embedding's parameter, gets no tensor of its own, and so is
-        left alone by the reload; but on CPU it computes with a packed copy.
+        A tied head shares the embedding's parameter and receives no tensor, so the reload skips it. On
+        CPU it computes with a packed copy, which would be stale.
         """
         heads: list[Any] = [layer for layer in self._model.modules() if self._is_tied(layer)]
         for head in heads:

@@ -1,4 +1,4 @@
-"""Where published weights come from."""
+"""Sources of weights to publish."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
 
 
 class WeightSource(Protocol):
-    """A model's tensors under their HF names, whole, each exactly once.
+    """All full tensors of a model under their HF names, each exactly once.
 
     Tied tensors appear once, under the name that HF saves (the embedding).
     """
 
     def specs(self) -> list[TensorSpec]:
-        """Names, types and whole shapes, without digests; moves no data."""
+        """Return names, dtypes and full shapes without digests. Moves no data."""
         ...
 
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The tensors, in `specs` order, in groups of at most `max_bytes` (or of one tensor).
+        """Yield the tensors in `specs` order, in buckets of at most `max_bytes` or one tensor.
 
-        A group is valid until the next one is asked for. Under ZeRO-3 this
-        gathers, so every rank must walk through it.
+        A bucket is valid until the next one is requested. Under ZeRO-3 each bucket is gathered, so every
+        rank must iterate.
         """
         ...
 
 
 def split_into_buckets(specs: list[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    """Cuts `specs` in groups of at most `max_bytes`, or of one tensor; keeps the order."""
-    groups: list[list[TensorSpec]] = []
-    room = 0
+    """Split `specs` into buckets of at most `max_bytes` or one tensor, in order."""
+    buckets: list[list[TensorSpec]] = []
+    free_bytes = 0
     for spec in specs:
-        if not groups or spec.nbytes > room:
-            groups.append([])
-            room = max_bytes
-        groups[-1].append(spec)
-        room -= spec.nbytes
-    return groups
+        if not buckets or spec.nbytes > free_bytes:
+            buckets.append([])
+            free_bytes = max_bytes
+        buckets[-1].append(spec)
+        free_bytes -= spec.nbytes
+    return buckets
 
 
 class ModuleSource:
-    """The parameters of a plain torch module whose names are HF names.
+    """Parameters of a plain torch module whose names are HF names.
 
     Args:
-        dtype: What the tensors are published as; by default as they are.
+        module: The module.
+        dtype: Cast the tensors to this dtype. Default: no cast.
     """
 
     def __init__(self, module: torch.nn.Module, *, dtype: torch.dtype | None = None) -> None:
@@ -61,5 +62,5 @@ class ModuleSource:
 
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
         parameters = dict(self._module.named_parameters())
-        for group in split_into_buckets(self.specs(), max_bytes):
-            yield {spec.name: parameters[spec.name].detach().to(self._dtype) for spec in group}
+        for bucket in split_into_buckets(self.specs(), max_bytes):
+            yield {spec.name: parameters[spec.name].detach().to(self._dtype) for spec in bucket}

@@ -1,7 +1,7 @@
-"""Weights in shared memory: what a learner writes, and engines on the same node read.
+"""Store of weight versions in shared memory, written by a learner and read by engines on the node.
 
-A version is a directory of bucket files and a manifest. It is written under a
-temporary name and then renamed, so that it is complete or absent.
+A version is a directory with bucket files and a manifest. It is written under a temporary name and
+renamed, so it is either complete or absent.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ _NAME = re.compile(r"v(\d{8})")
 
 
 class WeightIntegrityError(RuntimeError):
-    """Stored or received weights are not the ones that were announced."""
+    """Stored or received weights differ from their manifest or announcement."""
 
 
 class WeightStore:
-    """The versions under one directory, of which the newest `keep` stay.
+    """Weight versions in one directory.
 
     Args:
-        root: A directory in shared memory; made if it is missing.
-        bucket_bytes: Most bytes in one file (a larger tensor gets its own).
+        root: Directory in shared memory; created if missing.
+        bucket_bytes: Maximum file size. A larger tensor gets its own file.
+        keep: Number of versions to keep; older ones are deleted.
 
     Raises:
         OSError: Not enough shared memory.
@@ -57,49 +58,50 @@ class WeightStore:
         return self.root / f"v{number:08d}"
 
     def versions(self) -> list[int]:
-        """Complete versions, ascending."""
-        found = (_NAME.fullmatch(entry.name) for entry in self.root.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        """Return the numbers of the complete versions, ascending."""
+        matches = (_NAME.fullmatch(entry.name) for entry in self.root.iterdir())
+        return sorted(int(match.group(1)) for match in matches if match)
 
     def write_version(self, number: int, source: WeightSource) -> WeightManifest:
-        """Writes the source's tensors as version `number`; returns what was written.
+        """Write the source's tensors as version `number`.
 
         Raises:
-            ValueError: `number` does not increase.
-            WeightsBroken: The source did not deliver what its specs announce.
+            ValueError: `number` is not newer than the newest version.
+            WeightIntegrityError: The source's tensors do not match its specs.
+            OSError: Not enough shared memory.
         """
         newest = max(self.versions(), default=-1)
         if number <= newest:
             raise ValueError(f"weight version {number} is not newer than {newest} in {self.root}")
         expected = {spec.name: spec for spec in source.specs()}
         self._check_free_space(sum(spec.nbytes for spec in expected.values()))
-        draft = self._create_temp_dir(number)
-        placed: list[TensorLocation] = []
+        temp_dir = self._create_temp_dir(number)
+        locations: list[TensorLocation] = []
         sizes: list[int] = []
         for index, bucket in enumerate(source.buckets(self._bucket_bytes)):
-            placed += _write_bucket(draft / f"{index:04d}.bin", index, bucket)
-            sizes.append((draft / f"{index:04d}.bin").stat().st_size)
-        _check_delivered(expected, placed)
-        return self._commit(draft, WeightManifest(number, tuple(placed), tuple(sizes)))
+            locations += _write_bucket(temp_dir / f"{index:04d}.bin", index, bucket)
+            sizes.append((temp_dir / f"{index:04d}.bin").stat().st_size)
+        _check_delivered(expected, locations)
+        return self._commit(temp_dir, WeightManifest(number, tuple(locations), tuple(sizes)))
 
     def install(self, manifest: WeightManifest, buckets: Iterable[bytes | memoryview]) -> Path:
-        """Writes a version whose files were fetched from another node; returns its directory.
+        """Write a version fetched from another node, and return its directory.
 
-        Safe to be called by several processes of a node at once.
+        Several processes of a node may call it concurrently.
         """
         if not self.path(manifest.number).exists():
-            draft = self._create_temp_dir(manifest.number)
+            temp_dir = self._create_temp_dir(manifest.number)
             for index, data in enumerate(buckets):
                 if len(data) != manifest.bucket_bytes[index]:
                     raise WeightIntegrityError(
-                        f"bucket {index} of weight version {manifest.number} came with {len(data)} bytes, "
-                        f"announced with {manifest.bucket_bytes[index]}"
+                        f"bucket {index} of weight version {manifest.number} has {len(data)} bytes; "
+                        f"the manifest announces {manifest.bucket_bytes[index]}"
                     )
-                (draft / f"{index:04d}.bin").write_bytes(data)
+                (temp_dir / f"{index:04d}.bin").write_bytes(data)
             try:
-                self._commit(draft, manifest)
+                self._commit(temp_dir, manifest)
             except OSError:
-                shutil.rmtree(draft, ignore_errors=True)
+                shutil.rmtree(temp_dir, ignore_errors=True)
                 if not self.path(manifest.number).exists():
                     raise
         return self.path(manifest.number)
@@ -111,18 +113,18 @@ class WeightStore:
         return sorted(self.path(number).glob("*.bin"))
 
     def clear(self) -> None:
-        """Removes every version."""
+        """Delete all versions."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _create_temp_dir(self, number: int) -> Path:
-        draft = self.root / f".draft-{number:08d}-{os.getpid()}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        return draft
+        temp_dir = self.root / f".draft-{number:08d}-{os.getpid()}"
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        temp_dir.mkdir()
+        return temp_dir
 
-    def _commit(self, draft: Path, manifest: WeightManifest) -> WeightManifest:
-        (draft / MANIFEST_NAME).write_text(manifest.to_json())
-        draft.rename(self.path(manifest.number))
+    def _commit(self, temp_dir: Path, manifest: WeightManifest) -> WeightManifest:
+        (temp_dir / MANIFEST_NAME).write_text(manifest.to_json())
+        temp_dir.rename(self.path(manifest.number))
         for old in self.versions()[: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return manifest
@@ -131,68 +133,70 @@ class WeightStore:
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise OSError(
-                f"{self.root} has {free / 1e9:.1f} GB free and a weight version needs {needed / 1e9:.1f} GB: "
-                "enlarge shared memory, or put weights.shm_dir elsewhere"
+                f"{self.root} has {free / 1e9:.1f} GB free; a weight version needs {needed / 1e9:.1f} GB. "
+                "Enlarge shared memory or set weights.shm_dir to a larger disk."
             )
 
 
 def _write_bucket(file: Path, index: int, bucket: dict[str, torch.Tensor]) -> list[TensorLocation]:
-    placed = []
+    locations = []
     with file.open("wb") as out:
         for name, tensor in bucket.items():
             out.write(b"\0" * (-out.tell() % _ALIGN))
-            here = out.tell()
-            whole = tensor.detach().cpu().contiguous()
-            out.write(tensor_bytes(whole))
-            spec = TensorSpec(name, dtype_name(whole.dtype), tuple(whole.shape), tensor_digest(whole))
-            placed.append(TensorLocation(spec, index, here))
-    return placed
+            offset = out.tell()
+            contiguous = tensor.detach().cpu().contiguous()
+            out.write(tensor_bytes(contiguous))
+            spec = TensorSpec(
+                name, dtype_name(contiguous.dtype), tuple(contiguous.shape), tensor_digest(contiguous)
+            )
+            locations.append(TensorLocation(spec, index, offset))
+    return locations
 
 
-def _check_delivered(expected: dict[str, TensorSpec], placed: list[TensorLocation]) -> None:
-    seen = {item.spec.name: item.spec for item in placed}
-    if missing := sorted(expected.keys() - seen.keys()):
+def _check_delivered(expected: dict[str, TensorSpec], locations: list[TensorLocation]) -> None:
+    written = {location.spec.name: location.spec for location in locations}
+    if missing := sorted(expected.keys() - written.keys()):
         raise WeightIntegrityError(f"the source announced but did not deliver {', '.join(missing[:3])}")
-    if extra := sorted(seen.keys() - expected.keys()):
+    if extra := sorted(written.keys() - expected.keys()):
         raise WeightIntegrityError(f"the source delivered but did not announce {', '.join(extra[:3])}")
-    for name, spec in seen.items():
+    for name, spec in written.items():
         if (spec.dtype, spec.shape) != (expected[name].dtype, expected[name].shape):
             raise WeightIntegrityError(
-                f"{name} came as {spec.dtype}{list(spec.shape)}, "
-                f"announced as {expected[name].dtype}{list(expected[name].shape)}"
+                f"{name} was delivered as {spec.dtype}{list(spec.shape)} "
+                f"but announced as {expected[name].dtype}{list(expected[name].shape)}"
             )
 
 
 def read_manifest(directory: Path | str) -> WeightManifest:
-    """The manifest of the version in `directory`."""
+    """Read the manifest of the version in `directory`."""
     file = Path(directory) / MANIFEST_NAME
     if not file.is_file():
-        raise WeightIntegrityError(f"{directory} holds no complete weight version")
+        raise WeightIntegrityError(f"{directory} does not contain a complete weight version")
     return WeightManifest.from_json(file.read_text())
 
 
 def read_tensors(directory: Path | str, manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in order, mapped, not copied, each checked against its digest.
+    """Yield the memory-mapped tensors in order, each checked against its digest.
 
     Raises:
-        WeightsBroken: A file is short, or bytes are not those of the manifest.
+        WeightIntegrityError: A file is truncated or a digest differs from the manifest.
     """
     mapped: dict[int, mmap.mmap] = {}
-    for item in manifest.tensors:
-        if item.bucket not in mapped:
-            mapped = {item.bucket: _map(Path(directory) / f"{item.bucket:04d}.bin")}
-        data = memoryview(mapped[item.bucket])[item.offset : item.offset + item.spec.nbytes]
-        found = blake3(data, max_threads=blake3.AUTO).hexdigest()
-        if found != item.spec.digest:
+    for location in manifest.tensors:
+        if location.bucket not in mapped:
+            mapped = {location.bucket: _map(Path(directory) / f"{location.bucket:04d}.bin")}
+        data = memoryview(mapped[location.bucket])[location.offset : location.offset + location.spec.nbytes]
+        digest = blake3(data, max_threads=blake3.AUTO).hexdigest()
+        if digest != location.spec.digest:
             raise WeightIntegrityError(
-                f"{item.spec.name} of weight version {manifest.number} in {directory} "
-                f"has digest {found[:12]}, announced as {item.spec.digest[:12]}"
+                f"{location.spec.name} of weight version {manifest.number} in {directory} "
+                f"has digest {digest[:12]}; the manifest announces {location.spec.digest[:12]}"
             )
-        flat = torch.frombuffer(data, dtype=torch_dtype(item.spec.dtype))
-        yield item.spec.name, flat.reshape(item.spec.shape)
+        flat = torch.frombuffer(data, dtype=torch_dtype(location.spec.dtype))
+        yield location.spec.name, flat.reshape(location.spec.shape)
 
 
 def _map(file: Path) -> mmap.mmap:
     with file.open("rb") as opened:
-        # A private writable mapping: torch warns about read-only buffers, and nobody writes.
+        # Private and writable, because torch warns about read-only buffers. The mapping is never written.
         return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)

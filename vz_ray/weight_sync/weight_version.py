@@ -1,4 +1,4 @@
-"""What a set of weights is called, and how to tell two sets apart."""
+"""Identity and layout of a set of weights: version, checksum, manifest, update message."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from blake3 import blake3
 @dataclass(frozen=True, slots=True)
 class WeightVersion:
     """Attributes:
-    number: Increases with every publish.
-    checksum: blake3 over names, types, shapes and bytes of all tensors, hex.
+    number: Monotonic version number.
+    checksum: blake3 over the names, dtypes, shapes and bytes of all tensors, hex.
     """
 
     number: int
@@ -26,14 +26,40 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor of a model, under its HF name.
+class WeightUpdate:
+    """Description of a new version, sent to every engine.
 
     Attributes:
-        name: As in an HF checkpoint, for example `model.language_model.norm.weight`.
-        dtype: As torch prints it, without `torch.`.
-        shape: Whole, not this rank's part.
-        digest: blake3 of the bytes, hex; empty where it is not known yet.
+        version: Number of the weight version.
+        checksum: Checksum of all tensors; empty if the transport does not hash (NCCL, IPC).
+        transfer_info: `update_info` of the vLLM transfer backend.
+        nbytes: Size of the weights.
+        expected_logprobs: The learner's log-probs of the parity probe; None without a probe.
+        node_id: Ray node that holds `transfer_info["directory"]`; empty for the driver's node.
+    """
+
+    version: int
+    checksum: str
+    transfer_info: dict[str, Any]
+    nbytes: int
+    expected_logprobs: tuple[float, ...] | None = None
+    node_id: str = ""
+
+    @property
+    def is_pull(self) -> bool:
+        """Whether engines read the weights from a directory instead of a broadcast."""
+        return "directory" in self.transfer_info
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Metadata of one tensor.
+
+    Attributes:
+        name: Name in the HF checkpoint, for example `model.language_model.norm.weight`.
+        dtype: torch dtype without the `torch.` prefix.
+        shape: Full shape, not the shape of a shard.
+        digest: blake3 of the bytes, hex; empty if not computed yet.
     """
 
     name: str
@@ -51,7 +77,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorLocation:
-    """Where a tensor lies: `bucket` and the byte `offset` in it."""
+    """Position of a tensor: index of the bucket file and byte offset in it."""
 
     spec: TensorSpec
     bucket: int
@@ -60,27 +86,31 @@ class TensorLocation:
 
 @dataclass(frozen=True, slots=True)
 class WeightManifest:
-    """A whole set of weights: every tensor, and where it lies."""
+    """All tensors of a version with their locations.
+
+    Raises:
+        ValueError: A tensor name occurs twice.
+    """
 
     number: int
     tensors: tuple[TensorLocation, ...]
     bucket_bytes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        names = [placed.spec.name for placed in self.tensors]
-        twice = (
-            sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        )
-        if twice:
-            raise ValueError(f"weight version {self.number} has {twice[0]} (and {len(twice) - 1} more) twice")
+        names = [location.spec.name for location in self.tensors]
+        if len(set(names)) < len(names):
+            duplicates = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(
+                f"weight version {self.number} has {duplicates[0]} (and {len(duplicates) - 1} more) twice"
+            )
 
     @property
     def version(self) -> WeightVersion:
-        return WeightVersion(self.number, weights_checksum([placed.spec for placed in self.tensors]))
+        return WeightVersion(self.number, weights_checksum([location.spec for location in self.tensors]))
 
     @property
     def nbytes(self) -> int:
-        return sum(placed.spec.nbytes for placed in self.tensors)
+        return sum(location.spec.nbytes for location in self.tensors)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -100,7 +130,7 @@ class WeightManifest:
 
 
 def weights_checksum(specs: Sequence[TensorSpec]) -> str:
-    """blake3 over all tensors, whatever their order; hex."""
+    """Return the blake3 over all tensors, independent of their order, hex."""
     digest = blake3()
     for spec in sorted(specs, key=lambda spec: spec.name):
         digest.update(f"{spec.name}|{spec.dtype}|{list(spec.shape)}|{spec.digest}\n".encode())
@@ -108,7 +138,7 @@ def weights_checksum(specs: Sequence[TensorSpec]) -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`float32` -> `torch.float32`."""
+    """Convert `float32` to `torch.float32`."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{name!r} is not a torch dtype")
@@ -116,15 +146,15 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.float32` -> `float32`."""
+    """Convert `torch.float32` to `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
+    """Return the bytes of a contiguous CPU tensor without a copy."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """blake3 of a contiguous CPU tensor's bytes, hex."""
+    """Return the blake3 of a contiguous CPU tensor, hex."""
     return blake3(tensor_bytes(tensor), max_threads=blake3.AUTO).hexdigest()

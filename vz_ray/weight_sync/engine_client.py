@@ -1,0 +1,79 @@
+"""Weight-update interface of a rollout engine: one protocol, one remote proxy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vz_ray.weight_sync.parity_probe import ParityProbe
+from vz_ray.weight_sync.weight_version import WeightUpdate
+
+
+class EngineClient(Protocol):
+    """An engine that takes part in a publish, local or remote.
+
+    Every call returns after the engine has completed the operation.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pulls_weights(self) -> bool:
+        """Whether the engine pulls a copy instead of joining a broadcast.
+
+        True on nodes that can be reclaimed at any time.
+        """
+        ...
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        """Connect to the learner's transport."""
+        ...
+
+    async def pause(self) -> None:
+        """Pause generation and clear the caches."""
+        ...
+
+    async def receive_weights(self, update: WeightUpdate) -> None:
+        """Load one complete set of weights. Requires `pause`."""
+        ...
+
+    async def resume_engine(self) -> None:
+        """Resume computation. New turns still wait, so that the weights can be checked first."""
+        ...
+
+    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
+        """Return the log-probs `[T]` of the probe's tokens at temperature 1."""
+        ...
+
+    async def resume(self) -> None:
+        """Undo `pause`."""
+        ...
+
+
+class RemoteEngineClient(ABC):
+    """`EngineClient` that forwards each operation to `call_engine`."""
+
+    @abstractmethod
+    async def call_engine(self, method: str, *args: Any) -> Any:
+        """Call `method` of the remote engine."""
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        await self.call_engine("init_weight_transfer", info)
+
+    async def pause(self) -> None:
+        await self.call_engine("pause")
+
+    async def receive_weights(self, update: WeightUpdate) -> None:
+        await self.call_engine("receive_weights", update)
+
+    async def resume_engine(self) -> None:
+        await self.call_engine("resume_engine")
+
+    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
+        logprobs: Sequence[float] = await self.call_engine("score_probe", probe)
+        return logprobs
+
+    async def resume(self) -> None:
+        await self.call_engine("resume")

@@ -1,0 +1,70 @@
+"""Learner side of a publish: prepare one version of the weights and make it available to engines."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from vz_ray.weight_sync.engine_client import EngineClient
+from vz_ray.weight_sync.weight_source import WeightSource
+from vz_ray.weight_sync.weight_store import WeightStore
+from vz_ray.weight_sync.weight_version import WeightUpdate
+
+
+class WeightTransport(ABC):
+    """Learner side of a publish.
+
+    The defaults suit transports without a connection, from which engines pull. Every call applies
+    its own timeout and reports the learner's state on expiry.
+    """
+
+    @abstractmethod
+    async def prepare(self, version: int) -> WeightUpdate:
+        """Prepare the current weights as `version` while the engines still generate."""
+
+    async def connect(self, engines: Sequence[EngineClient]) -> None:
+        """Connect exactly these engines while they still generate."""
+        return None
+
+    async def send(self, update: WeightUpdate) -> None:
+        """Push the weights while the engines receive.
+
+        Raises:
+            WeightIntegrityError: The learner no longer holds this version.
+        """
+        return None
+
+    async def abort(self) -> None:
+        """Make a running `send` fail because a receiver has died."""
+        return None
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        """Return a copy of this version that engines can pull; None if there is no copy."""
+        return update if update.is_pull else None
+
+
+class ShmTransport(WeightTransport):
+    """Write versions of a weight source to shared memory.
+
+    Args:
+        store: Store that the engines can read.
+        source: Weights to publish.
+        score_probe: Compute the learner's log-probs of the probe with the current weights.
+            None disables the parity check.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        source: WeightSource,
+        score_probe: Callable[[], tuple[float, ...]] | None = None,
+    ) -> None:
+        self._store, self._source, self._score_probe = store, source, score_probe
+
+    async def prepare(self, version: int) -> WeightUpdate:
+        manifest = await asyncio.to_thread(self._store.write_version, version, self._source)
+        expected = await asyncio.to_thread(self._score_probe) if self._score_probe else None
+        checksum = manifest.version.checksum
+        info = {"directory": str(self._store.path(version)), "checksum": checksum}
+        return WeightUpdate(version, checksum, info, manifest.nbytes, expected)
