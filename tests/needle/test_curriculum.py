@@ -8,6 +8,7 @@ import re
 import pytest
 
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.learner.sft import batch_indices
 from vz_ray.needle.base_training import BaseTrainingConfig, make_tokenizer_corpus
 from vz_ray.needle.curriculum import (
     MAX_NAMING_FRAMES,
@@ -18,7 +19,6 @@ from vz_ray.needle.curriculum import (
     make_needle_lesson,
 )
 from vz_ray.needle.tiny_model import build_tokenizer
-from vz_ray.training.sft_loop import batch_indices
 
 
 @pytest.mark.parametrize("max_frames", [2, 6, 16, 64, 128])

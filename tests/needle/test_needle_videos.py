@@ -150,11 +150,11 @@ def test_other_config_does_not_overwrite_dataset(dataset):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "holds no tasks"),
+        ("[]", "contains no tasks"),
         ("{", "is not valid JSON"),
         ('[{"videos": ["a.mp4"], "problem": "q"}]', "record 0: key 'solution' is missing"),
         ('[{"videos": [], "problem": "q", "solution": "A"}]', "must be a list of one path"),
-        ("[3]", "expected an object, found int"),
+        ("[3]", "expected an object, got int"),
     ],
 )
 def test_invalid_task_file_is_reported(tmp_path, content, message):
@@ -169,7 +169,9 @@ def test_wrong_answer_type_and_missing_video(tmp_path):
     path = tmp_path / "tasks.json"
     for wrong in ("essay", "caption", ["number"]):
         path.write_text(json.dumps([{**record, "extra_info": {"answer_type": wrong}}]))
-        with pytest.raises(UserError, match=rf"{re.escape(repr(wrong))} is none of multiple_choice"):
+        with pytest.raises(
+            UserError, match=rf"answer_type is {re.escape(repr(wrong))}; it must be one of multiple_choice"
+        ):
             read_tasks(path)
     path.write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"1 of 1 videos of x do not exist, first .*missing\.mp4"):

@@ -153,7 +153,7 @@ def test_training_survives_learner_death_kill_and_stop(small_run):
 
     process = start_vz_ray(*arguments)
     wait_until(is_saved(5), process)
-    assert "the same command goes on from the last checkpoint" in stop_run(process, signal.SIGTERM)
+    assert "the same command resumes from the last checkpoint" in stop_run(process, signal.SIGTERM)
 
     done = run_vz_ray(*arguments)
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ def test_quickstart_resumes_in_every_stage(small_run):
         send_signal(process)
         done = wait_for_exit(process, 120)
         assert done.returncode == 130, done.stderr
-        assert "the same command goes on from the last checkpoint" in done.stderr
+        assert "the same command resumes from the last checkpoint" in done.stderr
         assert not survivors(children)
 
     done = run_vz_ray(*arguments, timeout_s=500)

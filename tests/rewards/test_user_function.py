@@ -220,4 +220,4 @@ def test_command_fails_for_invalid_function_or_log(
             run_check_reward(monkeypatch, "tests.rewards.user_functions:brevity", "--episodes", str(path))
             == 2
         )
-        assert f"{path} is no log of episodes" in capsys.readouterr().err
+        assert f"{path} is not an episode log" in capsys.readouterr().err

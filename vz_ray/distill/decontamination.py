@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.distill.filters import DroppedEpisode, FilterResult
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 from vz_ray.video.video_file import compute_video_id, is_url
 
 Words = tuple[str, ...]

@@ -26,6 +26,7 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episode_config
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, write_summary
 from vz_ray.eval.summary_tables import print_summary
+from vz_ray.learner.sft import SftState
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.monitoring.stage_times import stage_seconds
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
@@ -36,7 +37,6 @@ from vz_ray.runtime import runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.training.sft import run_sft_stage
-from vz_ray.training.sft_loop import SftState
 from vz_ray.video.local_source import LocalFrameSource
 
 BASELINE = "baseline"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from vz_ray.env.protocols import FrameSource
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-from vz_ray.video.frame import FrameRef, VideoError
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import FrameRef
 from vz_ray.video.image_encoding import encode_data_uri
 
 

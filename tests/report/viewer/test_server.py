@@ -209,7 +209,7 @@ def test_frames_of_a_video_that_has_changed_are_not_shown(run: Path, open_run: O
     number = next(row["id"] for row in client.get("/api/episodes?step_to=0").json()["rows"])
     strip = client.get(f"/api/episode/{number}/frames/0").json()
     assert strip["frames"] == []
-    assert "is not the one referenced, the file has changed" in strip["trouble"]
+    assert "differs from its reference, the file has changed" in strip["trouble"]
 
 
 def test_a_video_that_is_gone_is_said_so(tmp_path: Path, open_run: Open) -> None:

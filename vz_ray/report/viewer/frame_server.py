@@ -10,8 +10,7 @@ from vz_ray.env.trajectory import TokenContext
 from vz_ray.report.thumbnails import make_thumbnails
 from vz_ray.report.viewer.episode_view import shown_ref_indices
 from vz_ray.utils.timeouts import StepTimeout
-from vz_ray.video.errors import SourceNotAllowedError
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import SourceNotAllowedError, VideoError
 from vz_ray.video.image_reader import is_image
 from vz_ray.video.local_source import LocalFrameSource
 from vz_ray.video.video_file import FileKey, VideoLimits, file_key, is_url, open_video

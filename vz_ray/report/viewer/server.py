@@ -19,7 +19,7 @@ from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.index_queries import MAX_ROWS, EpisodeFilter
 from vz_ray.report.viewer.viewer_session import EpisodeNotFound, ViewerSession
 from vz_ray.utils.errors import UserError
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 
 DEFAULT_PORT = 8765
 MAX_SAFE_INTEGER = 2**53 - 1
