@@ -1,4 +1,4 @@
-"""A question about a video."""
+"""Task types: a question about a video, and everything needed to run and score it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class AnswerType(StrEnum):
     NUMBER = "number"
     """A number or a formula."""
     OPEN_ENDED = "open_ended"
-    """A judge says whether it is right."""
+    """Scored by a judge: correct or not."""
     GRADED = "graded"
-    """A judge says whether it is right, and grades it from 0 to 5 (Video-MMLU)."""
+    """Scored by a judge: correct or not, and a grade from 0 to 5 (Video-MMLU)."""
     CAPTION = "caption"
-    """A judge answers questions from it, the task's `checks` (VDC, TempCompass)."""
+    """Scored by a judge that answers the task's `caption_questions` from it (VDC, TempCompass)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubtitleFile:
-    """Where a video's subtitles are.
+    """Subtitle file of a video.
 
     Attributes:
-        path: A `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
-        offset_s: What the subtitles' clock shows where the video begins, seconds.
+        path: `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
+        offset_s: Subtitle time at the start of the video, seconds.
     """
 
     path: str
@@ -33,12 +33,12 @@ class SubtitleFile:
 
 @dataclass(frozen=True, slots=True)
 class CaptionQuestion:
-    """A question that a good caption answers.
+    """A question to answer from a caption.
 
     Attributes:
-        question: For whoever reads the caption alone, options included.
-        answer: The truth.
-        answer_type: `GRADED`, or `MULTIPLE_CHOICE` where the question has options.
+        question: Text of the question, including options.
+        answer: Ground truth.
+        answer_type: `GRADED`, or `MULTIPLE_CHOICE` for questions with options.
     """
 
     question: str
@@ -48,11 +48,11 @@ class CaptionQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ChatHistory:
-    """What a conversation held before its question.
+    """Earlier rounds of a conversation.
 
     Attributes:
-        system: Instructions of whoever asks, beside the agent's own.
-        turns: `(question, answer)` of earlier rounds, in order.
+        system: Additional system prompt of the client.
+        turns: `(question, answer)` of each earlier round, in order.
     """
 
     system: str = ""
@@ -61,23 +61,23 @@ class ChatHistory:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question, with all that is needed to play and score it.
+    """One question with everything needed to run and score it.
 
     Attributes:
-        task_id: Unique within its data file.
-        video: Path or URL of the video; empty where a chat is about none.
-        question: The text shown to the model, options included.
-        answer: The ground truth: a letter, a number or a sentence.
+        task_id: Unique id within the data file.
+        video: Path or URL of the video; empty for a chat without a video.
+        question: Text for the model, including options.
+        answer: Ground truth: a letter, a number or a sentence.
         answer_type: How the answer is scored.
         source: Name of the data set.
-        kind: Kind of question, for tables (needle world: identify, count, ...).
-        evidence_spans: `(start_s, end_s)` of what must be seen to answer, where known.
-        extra: Whatever else the data file said.
-        subtitles: Shown between the frames, where they are to be shown.
-        images: Images that belong to the question, each a video of one frame; shown after the overview.
-        caption_questions: What a caption is asked; for `CAPTION` alone.
-        extra_videos: Further videos that the question is about; zooms say which they mean.
-        chat_history: The conversation that the question goes on with, where there is one.
+        kind: Question kind, for tables (needle world: identify, count, ...).
+        evidence_spans: Optional `(start_s, end_s)` of the evidence.
+        extra: Remaining fields of the data file.
+        subtitles: Optional subtitles, shown between the frames.
+        images: Images of the question, each stored as a video of one frame; shown after the overview.
+        caption_questions: Questions to a caption; only for `CAPTION`.
+        extra_videos: Further videos. Zoom calls then contain the number of the video.
+        chat_history: Earlier rounds of the conversation.
     """
 
     task_id: str
@@ -97,5 +97,5 @@ class Task:
 
     @property
     def videos(self) -> tuple[str, ...]:
-        """All of them, in the order in which they are counted."""
+        """All videos in order."""
         return (self.video, *self.extra_videos) if self.video else ()

@@ -244,6 +244,6 @@ def write_light_run(
         with (run / "episodes" / f"{begin // per_file:06d}.jsonl").open("w") as file:
             for number in range(begin, min(begin + per_file, episodes)):
                 value = base[number % len(base)]
-                value["step"] = value["trajectory"]["id"]["iteration"] = number // 128
+                value["step"] = value["trajectory"]["id"]["step"] = number // 128
                 file.write(to_json_line(value))
     return run

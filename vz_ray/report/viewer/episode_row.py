@@ -124,8 +124,8 @@ def episode_row(value: Json) -> EpisodeRow:
 
 def _columns(value: Json, task: Json, played: Json) -> EpisodeRow:
     calls = [turn["zoom"] for turn in played["turns"]]
-    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "fault" not in call]
-    faults = [ZoomErrorKind(call["fault"]) for call in calls if call and "fault" in call]
+    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "error" not in call]
+    faults = [ZoomErrorKind(call["error"]) for call in calls if call and "error" in call]
     times = [ref[1] for ref in _refs(played)]
     status, reward = EpisodeStatus(played["status"]), played["reward"]
     outcome = _outcome(reward, status)
@@ -168,11 +168,11 @@ def _outcome(reward: Json | None, status: EpisodeStatus) -> str:
 
 
 def _refs(played: Json) -> Iterator[list[Any]]:
-    """Every frame shown, in order: `[row of frames_of, pts_s, digest]`."""
+    """Every frame shown, in order: `[row of frame_table, pts_s, digest]`."""
     yield from played["prompt"]["refs"]
     for turn in played["turns"]:
-        if turn["reply"] is not None:
-            yield from turn["reply"]["refs"]
+        if turn["observation"] is not None:
+            yield from turn["observation"]["refs"]
 
 
 def _short(text: object) -> str:
