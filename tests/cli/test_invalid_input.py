@@ -77,7 +77,7 @@ def test_an_unreadable_video_is_named(train, tasks, content):
     video.write_bytes(content)
     err = train(f"data.train={tasks}")
     assert str(video) in err
-    assert f"replace it, or take its questions out of {tasks}" in err
+    assert f"replace the video, or remove its questions from {tasks}" in err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"videos": []}]'])
@@ -174,7 +174,7 @@ Usage = namedtuple("Usage", "free")
 
 def test_too_little_memory_is_named(train, monkeypatch):
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: Memory(2 << 30))
-    monkeypatch.setattr(doctor, "_cgroup", lambda file: "")
+    monkeypatch.setattr(doctor, "_read_cgroup_file", lambda name: "")
     assert "memory: 2.0 GiB free, 6 GiB needed; close other programs" in train()
 
 

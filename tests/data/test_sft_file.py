@@ -1,4 +1,4 @@
-"""The SFT layout, both ways: what is written is read back as the same tokens and frames."""
+"""SFT files: a round trip preserves tokens, frames and loss masks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vz_ray.video.frame import FrameSize
 from vz_ray.video.image_encoding import encode_image
 from vz_ray.video.local_source import LocalFrameSource
 
-RULES = EpisodeConfig(
+CONFIG = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml", max_zoom_frames=8, max_images=64, max_context=2048,
     overview_frames=8, min_pixels=784, max_pixels=784,
 )  # fmt: skip
@@ -51,16 +51,16 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["clean", "compat"])
-def wire(request, checkpoint):
+def chat_format(request, checkpoint):
     from transformers import AutoTokenizer
 
     compat = request.param == "compat"
-    wording = "conf/prompt/compat.yaml" if compat else RULES.prompt
-    return ChatFormat(AutoTokenizer.from_pretrained(checkpoint), PromptTemplate.load(wording), compat=compat)
+    prompt = "conf/prompt/compat.yaml" if compat else CONFIG.prompt
+    return ChatFormat(AutoTokenizer.from_pretrained(checkpoint), PromptTemplate.load(prompt), compat=compat)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def tasks(tmp_path_factory):
     config = SynthConfig(
         directory=str(tmp_path_factory.mktemp("needle")), train=1, sft=0, validation=0, test=0, shot_s=[4],
         workers=1,
@@ -69,174 +69,187 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def played(world, wire):
-    """Episodes, and their frames by digest."""
-    rules = replace(RULES, chat_format="compat" if wire.compat else "clean", max_context=8192)
+def exemplars(tasks, chat_format):
+    """Collect episodes, and their frames by digest."""
+    config = replace(CONFIG, chat_format="compat" if chat_format.compat else "clean", max_context=8192)
     with LocalFrameSource() as frames:
-        exemplars = asyncio.run(collect_exemplars(world, frames, wire, rules, zoom_oracle_factory(wire)))
-        refs = [ref for trajectory in exemplars for ref in trajectory.frame_refs]
-        found = asyncio.run(_resolved(frames, refs))
-    return exemplars, {frame.ref.digest: frame for frame in found}
+        trajectories = asyncio.run(
+            collect_exemplars(tasks, frames, chat_format, config, zoom_oracle_factory(chat_format))
+        )
+        refs = [ref for trajectory in trajectories for ref in trajectory.frame_refs]
+        resolved = asyncio.run(_resolve(frames, refs))
+    return trajectories, {frame.ref.digest: frame for frame in resolved}
 
 
-async def _resolved(frames, refs):
+async def _resolve(frames, refs):
     return await frames.resolve(refs)
 
 
-def read_sft(path, wire):
-    """The trajectories of a file."""
+def read_sft(path, chat_format):
+    """Read the trajectories of a file."""
     with LocalFrameSource() as frames:
-        return asyncio.run(SftFile.load(path).load_trajectories(wire, SIZE, frames))
+        return asyncio.run(SftFile.load(path).load_trajectories(chat_format, SIZE, frames))
 
 
-def write(folder, trajectories, frames, wire, given=0):
-    """A file of the layout with its images; its path."""
+def write_sft(folder, trajectories, frames, chat_format, num_context_turns=0):
+    """Write an SFT file with its images, and return its path."""
     for digest, frame in frames.items():
         (folder / f"{digest}.png").write_bytes(encode_image(frame.rgb))
     samples = [
-        trajectory_to_sample(t, wire, lambda ref: f"{ref.digest}.png", num_context_turns=given)
+        trajectory_to_sample(
+            t, chat_format, lambda ref: f"{ref.digest}.png", num_context_turns=num_context_turns
+        )
         for t in trajectories
     ]
     (folder / "sft.json").write_text(json.dumps(samples, ensure_ascii=False))
     return folder / "sft.json"
 
 
-def test_a_sample_has_one_mark_for_each_frame_and_the_turns_as_they_were_said(played, wire):
-    for trajectory in played[0]:
-        sample = trajectory_to_sample(trajectory, wire, lambda ref: ref.digest)
+def test_sample_has_one_marker_per_frame(exemplars, chat_format):
+    for trajectory in exemplars[0]:
+        sample = trajectory_to_sample(trajectory, chat_format, lambda ref: ref.digest)
         roles = [message["role"] for message in sample["messages"]]
         assert roles == ["system", *["user", "assistant"] * len(trajectory.turns)]
-        said = [m["content"] for m in sample["messages"] if m["role"] == "assistant"]
-        assert said == [turn.text for turn in trajectory.turns]
-        marks = [m["content"].count("<image>") for m in sample["messages"] if m["role"] == "user"]
-        assert marks == [len(context.refs) for context in trajectory.contexts]
-        assert sample["images"] == [ref.digest for ref in trajectory.refs]
+        answers = [m["content"] for m in sample["messages"] if m["role"] == "assistant"]
+        assert answers == [turn.text for turn in trajectory.turns]
+        num_markers = [m["content"].count("<image>") for m in sample["messages"] if m["role"] == "user"]
+        assert num_markers == [len(context.frame_refs) for context in trajectory.contexts]
+        assert sample["images"] == [ref.digest for ref in trajectory.frame_refs]
         assert not re.search(r"<\|\w+\|>", json.dumps(sample))
 
 
-def test_samples_with_and_without_weights_make_one_table(played, wire):
-    """As tools see them that read the file into Arrow: no column changes its type from record to record."""
+def test_samples_with_and_without_weights_have_one_schema(exemplars, chat_format):
+    """Tools that read the file into Arrow need the same column types in all records."""
     samples = [
-        trajectory_to_sample(t, wire, lambda ref: ref.digest, num_context_turns=i % 2)
-        for i, t in enumerate(played[0])
+        trajectory_to_sample(t, chat_format, lambda ref: ref.digest, num_context_turns=i % 2)
+        for i, t in enumerate(exemplars[0])
     ]
     messages = pa.Table.from_pylist(samples).column("messages")
     assert {field.name for field in messages.type.value_type} == {"role", "content", "weight"}
     assert {m["weight"] for sample in messages.to_pylist() for m in sample} == {0, None}
 
 
-def test_what_was_written_is_read_back_as_the_same_tokens_frames_and_turns(played, wire, tmp_path):
-    trajectories, frames = played
-    again = read_sft(write(tmp_path, trajectories, frames, wire), wire)
-    for before, after in zip(trajectories, again, strict=True):
+def test_round_trip_preserves_tokens_frames_and_turns(exemplars, chat_format, tmp_path):
+    trajectories, frames = exemplars
+    restored = read_sft(write_sft(tmp_path, trajectories, frames, chat_format), chat_format)
+    for before, after in zip(trajectories, restored, strict=True):
         assert after.expanded_ids == before.expanded_ids
         assert after.loss_mask == before.loss_mask
         assert after.grids == before.grids
         assert after.answer == before.answer
         assert after.zooms == tuple(replace(zoom, inclusive=False) for zoom in before.zooms)
-        assert [ref.digest for ref in after.frame_refs] == [ref.digest for ref in before.refs]
+        assert [ref.digest for ref in after.frame_refs] == [ref.digest for ref in before.frame_refs]
 
 
-def test_turns_of_weight_0_are_read_and_not_learned_from(played, wire, tmp_path):
-    trajectories, frames = played
-    several = [t for t in trajectories if len(t.turns) > 1]
-    assert several
-    again = read_sft(write(tmp_path, several, frames, wire, given=1), wire)
-    for before, after in zip(several, again, strict=True):
+def test_turns_of_weight_0_are_excluded_from_the_loss(exemplars, chat_format, tmp_path):
+    trajectories, frames = exemplars
+    multi_turn = [t for t in trajectories if len(t.turns) > 1]
+    assert multi_turn
+    restored = read_sft(
+        write_sft(tmp_path, multi_turn, frames, chat_format, num_context_turns=1), chat_format
+    )
+    for before, after in zip(multi_turn, restored, strict=True):
         assert after.expanded_ids == before.expanded_ids
         assert after.loss_mask == fold_turns_into_prompt(before, 1).loss_mask
         assert sum(after.loss_mask) < sum(before.loss_mask)
 
 
-def test_a_turn_of_weight_0_in_the_middle_is_part_of_what_comes_before_the_next(wire):
-    text = {"messages": [{"role": "user", "content": "Q"}], "images": []}
+def test_middle_turn_of_weight_0_becomes_context(chat_format):
+    sample = {"messages": [{"role": "user", "content": "Q"}], "images": []}
     for number, weight in enumerate((1, 0, 1)):
-        said = {
+        answer = {
             "role": "assistant",
             "content": f"<think>{number}</think><answer>A</answer>",
             "weight": weight,
         }
-        text["messages"] += [said, {"role": "user", "content": "on"}]
-    text["messages"].pop()
-    found = sample_to_trajectory(text, [], wire, "t")
-    assert [turn.text[7] for turn in found.turns] == ["0", "2"]
-    learned = [i for i, m in zip(found.expanded_ids, found.loss_mask, strict=True) if m]
-    assert wire.tokenizer.decode(learned).count("<answer>") == 2
-    assert wire.tokenizer.decode(list(found.expanded_ids)).count("<answer>") == 3
+        sample["messages"] += [answer, {"role": "user", "content": "continue"}]
+    sample["messages"].pop()
+    trajectory = sample_to_trajectory(sample, [], chat_format, "t")
+    assert [turn.text[7] for turn in trajectory.turns] == ["0", "2"]
+    loss_ids = [i for i, m in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=True) if m]
+    assert chat_format.tokenizer.decode(loss_ids).count("<answer>") == 2
+    assert chat_format.tokenizer.decode(list(trajectory.expanded_ids)).count("<answer>") == 3
 
 
-def test_the_learner_s_loss_of_a_file_is_that_of_the_episodes(played, wire, checkpoint, tmp_path):
-    trajectories, frames = played
-    again = read_sft(write(tmp_path, trajectories[:2], frames, wire), wire)
+def test_logprobs_of_file_equal_those_of_the_episodes(exemplars, chat_format, checkpoint, tmp_path):
+    trajectories, frames = exemplars
+    restored = read_sft(write_sft(tmp_path, trajectories[:2], frames, chat_format), chat_format)
     with LocalFrameSource() as source:
-        images = asyncio.run(_resolved(source, [ref for t in again for ref in t.frame_refs]))
+        images = asyncio.run(_resolve(source, [ref for t in restored for ref in t.frame_refs]))
     policy, spec = PolicyModel.from_pretrained(checkpoint), ImageSpec.from_pretrained(checkpoint)
     tokens = SpecialTokenIds.from_pretrained(checkpoint)
 
-    def logprobs(some, pixels):
-        examples = [encode_trajectory(t, tokens, spec.merge_size) for t in some]
+    def logprobs(trajectories, pixels):
+        examples = [encode_trajectory(t, tokens, spec.merge_size) for t in trajectories]
         trees = [PrefixTree.from_members([0, 1], examples)]
         batch = collate(trees, examples, in_memory_pixels(pixels), tokens, spec, torch.device("cpu"))
         with torch.no_grad():
             return (policy(batch)[0] * batch.mask).numpy()
 
     before = logprobs(trajectories[:2], {digest: frame.rgb for digest, frame in frames.items()})
-    after = logprobs(again, {frame.ref.digest: frame.rgb for frame in images})
+    after = logprobs(restored, {frame.ref.digest: frame.rgb for frame in images})
     np.testing.assert_array_equal(before, after)
 
 
-USER, SAID = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "<answer>A</answer>"}
+USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "<answer>A</answer>"}
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([], "expected an object, found list"),
+        ([], "expected an object, got list"),
         ({"images": []}, "'messages' must be a list"),
-        ({"messages": [USER, {"role": "tool", "content": ""}]}, "message 1 needs a role of system"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, SAID]}, "a text as content"),
-        ({"messages": [{"role": "user", "content": "<image>"}, SAID]}, "1 <image> in messages for 0 images"),
-        ({"messages": [USER, USER, SAID]}, "must take turns"),
-        ({"messages": [USER]}, "must take turns"),
-        ({"messages": [{"role": "system", "content": "S"}]}, "must take turns"),
-        ({"messages": [USER, {**SAID, "weight": 0}]}, "one to learn from"),
-        ({"messages": [{"role": "user", "content": "<|image_pad|>"}, SAID]}, "control token"),
+        ({"messages": [USER, {"role": "tool", "content": ""}]}, r"message 1 needs a role \(system"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ASSISTANT]}, "a text as content"),
         (
-            {"messages": [{**USER, "content": "<image>"}, SAID], "images": ["gone.png"]},
-            r"no image .*gone\.png",
+            {"messages": [{"role": "user", "content": "<image>"}, ASSISTANT]},
+            "1 <image> in messages for 0 images",
         ),
-        ({"messages": [{**USER, "content": "<image>"}, SAID], "images": ["sft.json"]}, r"sft\.json"),
-        ({"messages": [USER, SAID], "images": [3]}, "'images' must be a list of paths"),
-        ({"messages": [USER, SAID], "images": "a.png"}, "'images' must be a list of paths"),
+        ({"messages": [USER, USER, ASSISTANT]}, "must alternate"),
+        ({"messages": [USER]}, "must alternate"),
+        ({"messages": [{"role": "system", "content": "S"}]}, "must alternate"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "without weight 0"),
+        ({"messages": [{"role": "user", "content": "<|image_pad|>"}, ASSISTANT]}, "control token"),
+        (
+            {"messages": [{**USER, "content": "<image>"}, ASSISTANT], "images": ["missing.png"]},
+            r"no image .*missing\.png",
+        ),
+        ({"messages": [{**USER, "content": "<image>"}, ASSISTANT], "images": ["sft.json"]}, r"sft\.json"),
+        ({"messages": [USER, ASSISTANT], "images": [3]}, "'images' must be a list of paths"),
+        ({"messages": [USER, ASSISTANT], "images": "a.png"}, "'images' must be a list of paths"),
     ],
 )
-def test_a_record_of_another_layout_is_named(wire, tmp_path, record, message):
+def test_invalid_record_is_named(chat_format, tmp_path, record, message):
     path = tmp_path / "sft.json"
-    path.write_text(json.dumps([{"messages": [USER, SAID]}, record]))
-    with pytest.raises(UserError, match=message) as caught:
-        read_sft(path, wire)
-    assert "record 1" in str(caught.value)
+    path.write_text(json.dumps([{"messages": [USER, ASSISTANT]}, record]))
+    with pytest.raises(UserError, match=message) as raised:
+        read_sft(path, chat_format)
+    assert "record 1" in str(raised.value)
 
 
-def test_a_record_on_each_line_does_as_well_as_a_list_of_them(played, wire, tmp_path):
-    path = write(tmp_path, *played, wire)
-    lines = "".join(json.dumps(record) + "\n" for record in json.loads(path.read_text()))
-    (tmp_path / "lines.jsonl").write_text(f"{lines}\n")
-    listed, lined = read_sft(path, wire), read_sft(tmp_path / "lines.jsonl", wire)
-    assert [t.expanded_ids for t in lined] == [t.expanded_ids for t in listed]
-    assert [t.id.task_id for t in lined] == [f"lines-{i}" for i in range(len(listed))]
+def test_json_lines_are_read_like_a_list(exemplars, chat_format, tmp_path):
+    path = write_sft(tmp_path, *exemplars, chat_format)
+    json_lines = "".join(json.dumps(record) + "\n" for record in json.loads(path.read_text()))
+    (tmp_path / "lines.jsonl").write_text(f"{json_lines}\n")
+    from_list, from_lines = read_sft(path, chat_format), read_sft(tmp_path / "lines.jsonl", chat_format)
+    assert [t.expanded_ids for t in from_lines] == [t.expanded_ids for t in from_list]
+    assert [t.id.task_id for t in from_lines] == [f"lines-{i}" for i in range(len(from_list))]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "[", '"x"'])
-def test_a_file_that_holds_no_samples_is_named(wire, tmp_path, text):
+def test_file_without_samples_is_named(chat_format, tmp_path, text):
     (tmp_path / "sft.json").write_text(text)
     with pytest.raises(UserError, match=r"sft\.json"):
-        read_sft(tmp_path / "sft.json", wire)
+        read_sft(tmp_path / "sft.json", chat_format)
 
 
-def test_a_text_with_a_mark_of_its_own_cannot_be_written(played, wire):
-    one = played[0][0]
+def test_text_with_the_image_marker_is_rejected(exemplars, chat_format):
+    trajectory = exemplars[0][0]
     text = "<think>an <image></think><answer>A</answer>"
-    turn = replace(one.turns[-1], action=ExternalAction(text, wire.written(text)), text=text)
+    turn = replace(
+        trajectory.turns[-1], action=ExternalAction(text, chat_format.encode_assistant(text)), text=text
+    )
     with pytest.raises(SampleEncodingError, match="<image>"):
-        trajectory_to_sample(replace(one, turns=(*one.turns[:-1], turn)), wire, lambda ref: ref.digest)
+        trajectory_to_sample(
+            replace(trajectory, turns=(*trajectory.turns[:-1], turn)), chat_format, lambda ref: ref.digest
+        )

@@ -1,4 +1,4 @@
-"""Decode actors come with the load and go when it is gone, on a real Ray."""
+"""Autoscaler on a real Ray instance: decoders are started under load and stopped afterwards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ SIZE = FrameSize(min_pixels=28 * 28, max_pixels=112 * 112)
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-async def until(true: Callable[[], bool], work: Callable[[], Awaitable[None]], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
+async def work_until(
+    condition: Callable[[], bool], work: Callable[[], Awaitable[None]], timeout_s: float = 120
+) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "the condition was not met in time"
         await work()
 
 
-@pytest.mark.parametrize("keeper_dies", [False, True])
-async def test_actors_come_with_the_load_and_go_when_it_is_gone(tmp_path: Path, keeper_dies: bool) -> None:
+@pytest.mark.parametrize("autoscaler_dies", [False, True])
+async def test_pool_scales_with_load(tmp_path: Path, autoscaler_dies: bool) -> None:
     videos = [str(write_video(tmp_path, VideoSpec(f"{name}.mp4", gop=100))) for name in "abcd"]
     config = ClipsConfig(
         num_actors=1,
@@ -41,35 +43,35 @@ async def test_actors_come_with_the_load_and_go_when_it_is_gone(tmp_path: Path, 
         downscale_delay_s=1.0,
     )
     pool = DecodePool.start(config)
-    number = 0
+    num_rounds = 0
 
     async def work() -> None:
-        """Sixty clips, each of which must come."""
-        nonlocal number
-        number += 1
-        asked = (
-            pool.zoom(videos[n % 4], ZoomRequest(n % 10 + number / 1000, n % 10 + 2, fps=12), SIZE)
+        """Read sixty distinct clips."""
+        nonlocal num_rounds
+        num_rounds += 1
+        requests = (
+            pool.zoom(videos[n % 4], ZoomRequest(n % 10 + num_rounds / 1000, n % 10 + 2, fps=12), SIZE)
             for n in range(60)
         )
-        assert {len(clip.frames) > 10 for clip in await asyncio.gather(*asked)} == {True}
+        assert {len(clip.frames) > 10 for clip in await asyncio.gather(*requests)} == {True}
 
     try:
         await pool.wait_until_ready()
-        await until(lambda: len(pool._router.actors) == 3, work)
-        grown = dict(pool._router.actors)
-        if keeper_dies:
+        await work_until(lambda: len(pool._router.actors) == 3, work)
+        scaled_up = dict(pool._router.actors)
+        if autoscaler_dies:
             ray.kill(pool._autoscaler, no_restart=False)
-            # Those that it had started have ended with it: requests go on, and new ones are started.
-            await until(lambda: len(pool._router.actors) == 1, work)
-            await until(lambda: len(pool._router.actors) == 3, work)
+            # Its decoders die with it. Requests continue, and new decoders are started.
+            await work_until(lambda: len(pool._router.actors) == 1, work)
+            await work_until(lambda: len(pool._router.actors) == 3, work)
         assert (await pool.stats()).num_decoders == 3
 
-        async def rest() -> None:
+        async def idle() -> None:
             await asyncio.sleep(0.5)
             assert (await pool.zoom(videos[0], ZoomRequest(1, 2, fps=12), SIZE)).frames
 
-        await until(lambda: len(pool._router.actors) == 1, rest)
-        assert pool._router.actors[0] == grown[0]
+        await work_until(lambda: len(pool._router.actors) == 1, idle)
+        assert pool._router.actors[0] == scaled_up[0]
         assert (await pool.stats()).quarantined == {}
     finally:
         pool.close()

@@ -1,4 +1,4 @@
-"""`vz-ray clip` on a real file."""
+"""Clip preview of a real file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameSize, ZoomRequest
 
 
-def test_images_are_named_by_their_times_and_the_second_look_decodes_nothing(tmp_path: Path) -> None:
+def test_preview_writes_images_and_reuses_the_disk_cache(tmp_path: Path) -> None:
     video = str(write_video(tmp_path, VideoSpec("v.mp4")))
     config, out = ClipsConfig(disk_cache_gib=1, disk_cache_dir=str(tmp_path / "cache")), tmp_path / "frames"
     first = preview_clip(video, ZoomRequest(1, 3, fps=2), FrameSize(), out, build_reader(config))
-    again = preview_clip(video, ZoomRequest(1, 3, fps=2), FrameSize(), None, build_reader(config))
+    repeated = preview_clip(video, ZoomRequest(1, 3, fps=2), FrameSize(), None, build_reader(config))
     assert [path.name for path in first.files] == [
         "000-1.000s.png",
         "001-1.480s.png",
@@ -27,7 +27,7 @@ def test_images_are_named_by_their_times_and_the_second_look_decodes_nothing(tmp
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in first.files)
     assert first.summary.startswith("scanned, 4 frames: 0 from the cache, 4 decoded")
-    assert again.summary.startswith("4 frames: 4 from the cache, 0 decoded")
-    assert again.files == ()
+    assert repeated.summary.startswith("4 frames: 4 from the cache, 0 decoded")
+    assert repeated.files == ()
     with pytest.raises(UserError, match="ends before it starts"):
         preview_clip(video, ZoomRequest(3, 1, fps=2), FrameSize(), None, build_reader(config))

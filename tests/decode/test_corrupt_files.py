@@ -1,4 +1,4 @@
-"""Hundreds of damaged files at the pool: typed errors or frames, and everybody else is served as before."""
+"""Hundreds of corrupt files: typed errors or frames, and valid files are read as before."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode import DecodePool
-from vz_ray.video.frame import Clip, FrameSize, OverviewRequest, VideoError, ZoomRequest
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Clip, FrameSize, OverviewRequest, ZoomRequest
 
 SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
-EACH = 32
+MUTANTS_PER_FILE = 32
 CONTAINERS = [
     VideoSpec("a.mp4", frames=100),
     VideoSpec("b.mkv", frames=100, gop=25),
@@ -28,71 +29,75 @@ CONTAINERS = [
 ]
 
 
-def damaged(content: bytes, draw: random.Random, number: int) -> bytes:
-    """Cut off, bits flipped, a stretch overwritten, or a stretch taken out."""
+def corrupt(content: bytes, rng: random.Random, number: int) -> bytes:
+    """Truncate, flip bits, overwrite a range, or delete a range."""
     match number % 4:
         case 0:
-            return content[: draw.randrange(1, len(content))]
+            return content[: rng.randrange(1, len(content))]
         case 1:
             changed = bytearray(content)
-            for _ in range(draw.choice([1, 4, 32])):
-                changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+            for _ in range(rng.choice([1, 4, 32])):
+                changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
             return bytes(changed)
         case 2:
-            start = draw.randrange(len(content))
-            noise = draw.randbytes(draw.randrange(1, 2000))
+            start = rng.randrange(len(content))
+            noise = rng.randbytes(rng.randrange(1, 2000))
             return content[:start] + noise[: len(content) - start] + content[start + len(noise) :]
         case _:
-            start = draw.randrange(len(content))
-            return content[:start] + content[start + draw.randrange(1, 2000) :]
+            start = rng.randrange(len(content))
+            return content[:start] + content[start + rng.randrange(1, 2000) :]
 
 
 @pytest.mark.usefixtures("ray_session")
-async def test_damaged_files_give_typed_errors_and_harm_nobody(tmp_path: Path) -> None:
-    draw = random.Random(0)
-    good, mutants = [], []
-    for made in CONTAINERS:
-        path = write_video(tmp_path, made)
-        good.append(str(path))
-        for number in range(EACH):
+async def test_corrupt_files_raise_typed_errors_only(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    valid, mutants = [], []
+    for spec in CONTAINERS:
+        path = write_video(tmp_path, spec)
+        valid.append(str(path))
+        for number in range(MUTANTS_PER_FILE):
             mutant = tmp_path / f"{path.stem}-{number}{path.suffix}"
-            mutant.write_bytes(damaged(path.read_bytes(), draw, number))
+            mutant.write_bytes(corrupt(path.read_bytes(), rng, number))
             mutants.append(str(mutant))
     pool = DecodePool.start(
         ClipsConfig(num_actors=2, cpus_per_actor=0, disk_cache_gib=1, disk_cache_dir=str(tmp_path / "cache"))
     )
     try:
         await pool.wait_until_ready()
-        before = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in good))
+        before = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in valid))
 
-        told: list[tuple[str, str, str]] = []
+        errors: list[tuple[str, VideoError]] = []
 
-        async def ask(uri: str) -> list[str]:
-            found = []
-            for asked in (
+        async def read(uri: str) -> list[str]:
+            outcomes = []
+            for request in (
                 pool.overview(uri, OverviewRequest(fps=4), SIZE),
                 pool.zoom(uri, ZoomRequest(1, 2, fps=8), SIZE),
             ):
                 try:
-                    clip: Clip = await asked
+                    clip: Clip = await request
                     assert all(frame.rgb.shape[2] == 3 for frame in clip.frames)
-                    found.append("frames")
+                    outcomes.append("frames")
                 except VideoError as error:
-                    told.append((uri, str(error), error.model_message))
-                    found.append(type(error).__name__)
-            return found
+                    errors.append((uri, error))
+                    outcomes.append(type(error).__name__)
+            return outcomes
 
-        answers = await asyncio.gather(*(ask(uri) for uri in mutants))
-        assert all(uri in person and uri not in model for uri, person, model in told)
-        seen = Counter(answer for both in answers for answer in both)
+        results = await asyncio.gather(*(read(uri) for uri in mutants))
+        assert all(uri in str(error) and uri not in error.model_message for uri, error in errors)
+        outcomes = Counter(outcome for result in results for outcome in result)
         stats = await pool.stats()
         assert (stats.lost, stats.timed_out, stats.killed, stats.unresponsive) == (0, 0, 0, ())
-        assert seen["frames"] > len(mutants)
-        assert not seen["UnexpectedReadError"]
-        assert seen["NotAVideo"] + seen["VideoDamaged"] > 10
-        after = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=3), SIZE) for uri in good))
-        again = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in good))
-        assert [clip.refs for clip in again] == [clip.refs for clip in before]
-        assert all(clip.frames for clip in after)
+        assert outcomes["frames"] > len(mutants)
+        assert not outcomes["UnexpectedReadError"]
+        assert outcomes["NotAVideoError"] + outcomes["CorruptVideoError"] > 10
+        other_clips = await asyncio.gather(
+            *(pool.overview(uri, OverviewRequest(fps=3), SIZE) for uri in valid)
+        )
+        same_clips = await asyncio.gather(
+            *(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in valid)
+        )
+        assert [clip.refs for clip in same_clips] == [clip.refs for clip in before]
+        assert all(clip.frames for clip in other_clips)
     finally:
         pool.close()

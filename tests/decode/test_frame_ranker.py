@@ -1,4 +1,4 @@
-"""Frames for a question, from a real CLIP of random weights in a real actor."""
+"""Frame ranker actor with a real CLIP model of random weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vz_ray.video.frame_selection import SelectionParams, select_frames
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SEARCH = SelectionParams(OverviewRequest(2.0, 64), FrameSize(784, 12_544), 4)
+PARAMS = SelectionParams(OverviewRequest(2.0, 64), FrameSize(784, 12_544), 4)
 
 
 @pytest.fixture(scope="module")
@@ -54,77 +54,77 @@ def config(clip: str) -> FrameSelectorConfig:
     return FrameSelectorConfig("query", model=clip, batch_size=8)
 
 
-async def test_the_actor_chooses_what_the_model_and_the_rule_choose(
+async def test_actor_matches_local_model_and_selection(
     pool: DecodePool, config: FrameSelectorConfig, video: str
 ) -> None:
-    ranking = FrameRankerHandle.start(config, pool)
-    await ranking.wait_until_ready()
-    found = await ranking.rank_frames(video, QUESTIONS[0], SEARCH)
+    ranker = FrameRankerHandle.start(config, pool)
+    await ranker.wait_until_ready()
+    times_s = await ranker.rank_frames(video, QUESTIONS[0], PARAMS)
     model = ImageTextModel(config.model, batch_size=100)
-    frames = ClipReader().overview(video, SEARCH.candidates, SEARCH.size).frames
+    frames = ClipReader().overview(video, PARAMS.candidates, PARAMS.size).frames
     features = model.encode_images([frame.rgb for frame in frames])
-    chosen = select_frames(features @ model.encode_text(QUESTIONS[0]), features, SEARCH)
-    assert found == tuple(frames[place].pts_s for place in chosen)
+    indices = select_frames(features @ model.encode_text(QUESTIONS[0]), features, PARAMS)
+    assert times_s == tuple(frames[index].pts_s for index in indices)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
-    ranking.close()
+    ranker.close()
 
 
-async def test_questions_of_a_video_share_one_look_and_samples_of_a_task_one_answer(
+async def test_questions_share_video_features_and_results(
     pool: DecodePool, config: FrameSelectorConfig, video: str
 ) -> None:
-    ranking = FrameRankerHandle.start(config, pool)
-    asked = [QUESTIONS[0], QUESTIONS[0], QUESTIONS[1], QUESTIONS[2]]
-    answers = await asyncio.gather(*(ranking.rank_frames(video, question, SEARCH) for question in asked))
-    assert answers[0] == answers[1]
-    assert await ranking.rank_frames(video, QUESTIONS[1], SEARCH) == answers[2]
-    stats = await ranking.stats()
+    ranker = FrameRankerHandle.start(config, pool)
+    questions = [QUESTIONS[0], QUESTIONS[0], QUESTIONS[1], QUESTIONS[2]]
+    results = await asyncio.gather(*(ranker.rank_frames(video, question, PARAMS) for question in questions))
+    assert results[0] == results[1]
+    assert await ranker.rank_frames(video, QUESTIONS[1], PARAMS) == results[2]
+    stats = await ranker.stats()
     assert (stats.questions, stats.embedded_videos, stats.embedded_images) == (5, 1, 24)
     assert stats.cache_hits >= 1
-    ranking.close()
+    ranker.close()
 
 
-async def test_an_actor_that_dies_comes_back(
+async def test_request_is_retried_after_actor_death(
     pool: DecodePool, config: FrameSelectorConfig, video: str
 ) -> None:
-    ranking = FrameRankerHandle.start(config, pool)
-    before = await ranking.rank_frames(video, QUESTIONS[0], SEARCH)
-    ray.kill(ranking._actor, no_restart=False)
-    assert await ranking.rank_frames(video, QUESTIONS[0], SEARCH) == before
-    ranking.close()
+    ranker = FrameRankerHandle.start(config, pool)
+    before = await ranker.rank_frames(video, QUESTIONS[0], PARAMS)
+    ray.kill(ranker._actor, no_restart=False)
+    assert await ranker.rank_frames(video, QUESTIONS[0], PARAMS) == before
+    ranker.close()
 
 
-async def test_an_actor_that_was_ended_is_not_waited_for(
+async def test_closed_ranker_fails_without_waiting(
     pool: DecodePool, config: FrameSelectorConfig, video: str
 ) -> None:
-    ranking = FrameRankerHandle.start(config, pool)
-    await ranking.wait_until_ready()
-    ranking.close()
+    ranker = FrameRankerHandle.start(config, pool)
+    await ranker.wait_until_ready()
+    ranker.close()
     with pytest.raises(FrameRankerDiedError, match="image-text model died"):
-        await ranking.rank_frames(video, QUESTIONS[0], SEARCH)
+        await ranker.rank_frames(video, QUESTIONS[0], PARAMS)
 
 
-async def test_errors_and_waits_name_video_and_question(
+async def test_errors_and_timeouts_name_video_and_question(
     pool: DecodePool, config: FrameSelectorConfig, video: str
 ) -> None:
-    ranking = FrameRankerHandle.start(config, pool)
-    await ranking.wait_until_ready()
+    ranker = FrameRankerHandle.start(config, pool)
+    await ranker.wait_until_ready()
     with pytest.raises(VideoNotFoundError, match=r"gone\.mp4"):
-        await ranking.rank_frames("gone.mp4", "what?", SEARCH)
-    hasty = FrameRankerHandle(ranking._actor, 1e-4)
+        await ranker.rank_frames("gone.mp4", "what?", PARAMS)
+    short_timeout = FrameRankerHandle(ranker._actor, 1e-4)
     with pytest.raises(StepTimeout, match=rf"(?s)image-text model.*{Path(video).name} for 'what\?'"):
-        await hasty.rank_frames(video, "what?", SEARCH)
-    ranking.close()
+        await short_timeout.rank_frames(video, "what?", PARAMS)
+    ranker.close()
 
 
-async def test_a_checkpoint_that_is_not_there_is_named(
+async def test_missing_checkpoint_is_named(
     pool: DecodePool, config: FrameSelectorConfig, tmp_path: Path
 ) -> None:
-    absent = replace(config, model=str(tmp_path / "none"))
+    missing = replace(config, model=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"none has no config\.json; episode\.selector\.model must be"):
-        FrameRankerHandle.start(absent, pool)
+        FrameRankerHandle.start(missing, pool)
 
 
-async def test_a_checkpoint_of_another_kind_or_that_is_broken_is_named(clip: str, tmp_path: Path) -> None:
+async def test_broken_or_wrong_checkpoint_is_named(clip: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in Path(clip).iterdir():
@@ -134,5 +134,5 @@ async def test_a_checkpoint_of_another_kind_or_that_is_broken_is_named(clip: str
         ImageTextModel(str(broken))
     for name in ("config.json", "model.safetensors"):
         (broken / name).write_bytes((Path("assets/tiny-base") / name).read_bytes())
-    with pytest.raises(UserError, match="which does not compare images with texts"):
+    with pytest.raises(UserError, match="which has no image and text features"):
         ImageTextModel(str(broken))

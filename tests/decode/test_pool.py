@@ -1,4 +1,4 @@
-"""The clip pool on a real Ray."""
+"""Decode pool on a real Ray instance: coalescing, retries, restarts, quarantine."""
 
 from __future__ import annotations
 
@@ -50,91 +50,85 @@ def pool(request: pytest.FixtureRequest) -> Iterator[DecodePool]:
         ClipsConfig(num_actors=2, cpus_per_actor=0, memory_cache_mib=64, disk_cache_gib=0),
         **getattr(request, "param", {}),
     )
-    started = DecodePool.start(config)
-    asyncio.run(started.wait_until_ready())
-    yield started
-    started.close()
+    pool = DecodePool.start(config)
+    asyncio.run(pool.wait_until_ready())
+    yield pool
+    pool.close()
 
 
-def send(actor: object, number: signal.Signals) -> int:
-    """Signals the actor's process; Ray itself is the only one to tell its pid."""
+def send_signal(actor: object, number: signal.Signals) -> int:
+    """Send a signal to the actor's process and return its pid."""
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))  # type: ignore[attr-defined]
     os.kill(pid, number)
     return int(pid)
 
 
-async def test_the_pool_gives_what_a_reader_in_this_process_gives(
-    pool: DecodePool, videos: list[str]
-) -> None:
+async def test_clips_equal_those_of_a_local_reader(pool: DecodePool, videos: list[str]) -> None:
     with LocalFrameSource() as local:
         for uri in videos[:4]:
             assert await pool.probe(uri) == await local.probe(uri)
             for request in (OverviewRequest(fps=1.0), OverviewRequest(fps=2.0, max_frames=5)):
-                ours, theirs = await asyncio.gather(
+                pool_clip, local_clip = await asyncio.gather(
                     pool.overview(uri, request, SIZE), local.overview(uri, request, SIZE)
                 )
-                assert ours.refs == theirs.refs
-            ours = await pool.zoom(uri, ZoomRequest(3, 5, fps=4), SIZE)
-            theirs = await local.zoom(uri, ZoomRequest(3, 5, fps=4), SIZE)
-            assert ours.request == theirs.request
-            for a, b in zip(ours.frames, theirs.frames, strict=True):
-                assert a.ref == b.ref
-                assert np.array_equal(a.rgb, b.rgb)
+                assert pool_clip.refs == local_clip.refs
+            pool_clip = await pool.zoom(uri, ZoomRequest(3, 5, fps=4), SIZE)
+            local_clip = await local.zoom(uri, ZoomRequest(3, 5, fps=4), SIZE)
+            assert pool_clip.request == local_clip.request
+            for pool_frame, local_frame in zip(pool_clip.frames, local_clip.frames, strict=True):
+                assert pool_frame.ref == local_frame.ref
+                assert np.array_equal(pool_frame.rgb, local_frame.rgb)
 
 
-async def test_references_of_several_videos_come_back_in_the_order_asked(
-    pool: DecodePool, videos: list[str]
-) -> None:
+async def test_resolve_keeps_order_across_videos(pool: DecodePool, videos: list[str]) -> None:
     clips = await asyncio.gather(*(pool.zoom(uri, ZoomRequest(1, 3, fps=4), SIZE) for uri in videos))
     refs = [ref for row in zip(*(clip.refs for clip in clips), strict=True) for ref in row]
     frames = await pool.resolve(refs)
     assert [frame.ref for frame in frames] == refs
-    wrong = replace(refs[0], digest="0" * 64)
-    with pytest.raises(FrameMismatchError, match="is not the one referenced"):
-        await pool.resolve([*refs, wrong])
+    changed = replace(refs[0], digest="0" * 64)
+    with pytest.raises(FrameMismatchError, match="differs from its reference"):
+        await pool.resolve([*refs, changed])
 
 
-async def test_samples_of_one_task_share_one_decode(pool: DecodePool, videos: list[str]) -> None:
-    asked = [pool.overview(videos[0], OverviewRequest(fps=1.0), SIZE) for _ in range(8)]
-    clips = await asyncio.gather(*asked)
-    read = (await pool.stats()).reader
-    frames = len(clips[0].frames)
+async def test_identical_requests_are_coalesced(pool: DecodePool, videos: list[str]) -> None:
+    requests = [pool.overview(videos[0], OverviewRequest(fps=1.0), SIZE) for _ in range(8)]
+    clips = await asyncio.gather(*requests)
+    reader = (await pool.stats()).reader
+    num_frames = len(clips[0].frames)
     assert len({clip.refs for clip in clips}) == 1
-    assert (read.requests, read.misses, read.scanned_videos) == (1, frames, 1)
+    assert (reader.requests, reader.misses, reader.scanned_videos) == (1, num_frames, 1)
     assert (await pool.stats()).coalesced == 7
-    again = await pool.overview(videos[0], OverviewRequest(fps=1.0), SIZE)
-    assert again.refs == clips[0].refs
-    assert (await pool.stats()).reader.hits == frames
+    repeated = await pool.overview(videos[0], OverviewRequest(fps=1.0), SIZE)
+    assert repeated.refs == clips[0].refs
+    assert (await pool.stats()).reader.hits == num_frames
 
 
-async def test_who_leaves_does_not_take_the_answer_from_the_others(
-    pool: DecodePool, videos: list[str]
-) -> None:
-    look = ZoomRequest(1, 3, fps=4)
-    leaving, staying = (asyncio.create_task(pool.zoom(videos[1], look, SIZE)) for _ in range(2))
+async def test_cancelled_caller_does_not_cancel_shared_request(pool: DecodePool, videos: list[str]) -> None:
+    request = ZoomRequest(1, 3, fps=4)
+    cancelled, waiting = (asyncio.create_task(pool.zoom(videos[1], request, SIZE)) for _ in range(2))
     await asyncio.sleep(0)
-    leaving.cancel()
-    assert len((await staying).frames) == 8
-    assert leaving.cancelled()
-    alone = asyncio.create_task(pool.zoom(videos[1], ZoomRequest(4, 6, fps=4), SIZE))
+    cancelled.cancel()
+    assert len((await waiting).frames) == 8
+    assert cancelled.cancelled()
+    only_caller = asyncio.create_task(pool.zoom(videos[1], ZoomRequest(4, 6, fps=4), SIZE))
     await asyncio.sleep(0.01)
-    alone.cancel()
-    await asyncio.gather(alone, return_exceptions=True)
+    only_caller.cancel()
+    await asyncio.gather(only_caller, return_exceptions=True)
     await asyncio.sleep(0)
     assert (await pool.stats()).in_flight_bytes == 0
 
 
-@pytest.mark.parametrize("pool", [{"in_flight_mb": 1, "cache_mb": 0}], indirect=True)
-async def test_many_askers_are_all_served_under_the_cap(pool: DecodePool, videos: list[str]) -> None:
+@pytest.mark.parametrize("pool", [{"max_in_flight_mib": 1, "memory_cache_mib": 0}], indirect=True)
+async def test_all_owners_are_served_under_the_byte_limit(pool: DecodePool, videos: list[str]) -> None:
     waits: list[float] = []
 
     async def episode(number: int) -> None:
         with request_owner(f"episode {number}"):
             for turn in range(3):
-                began = time.monotonic()
+                sent = time.monotonic()
                 start = (number % 10) + turn / 10
                 clip = await pool.zoom(videos[number % 8], ZoomRequest(start, start + 1, fps=8), SIZE)
-                waits.append(time.monotonic() - began)
+                waits.append(time.monotonic() - sent)
                 assert len(clip.frames) == 8
 
     await asyncio.gather(*(episode(number) for number in range(64)))
@@ -144,67 +138,60 @@ async def test_many_askers_are_all_served_under_the_cap(pool: DecodePool, videos
     assert 2**19 < stats.peak_in_flight_bytes <= 2**20
 
 
-@pytest.mark.parametrize("pool", [{"attempts": 1, "quarantine_after": 2}], indirect=True)
-async def test_a_video_that_takes_decoders_with_it_is_quarantined(
-    pool: DecodePool, videos: list[str]
-) -> None:
-    async def lose(uri: str) -> None:
+@pytest.mark.parametrize("pool", [{"max_attempts": 1, "quarantine_after": 2}], indirect=True)
+async def test_video_that_kills_decoders_is_quarantined(pool: DecodePool, videos: list[str]) -> None:
+    async def kill_decoder(uri: str) -> None:
         owner = pool._router.route(uri, set())
-        await pool._back(owner, "this test")
-        pid = send(pool._router.actors[owner], signal.SIGSTOP)
+        await pool._retry.wait_for_restart(owner, "the next request")
+        pid = send_signal(pool._router.actors[owner], signal.SIGSTOP)
         pending = asyncio.create_task(pool.zoom(uri, ZoomRequest(1, 3, fps=4), SIZE))
         await asyncio.sleep(0.3)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(DecoderDiedError):
             await pending
-        await pool._back(owner, "this test")
+        await pool._retry.wait_for_restart(owner, "the next request")
 
-    await lose(videos[1])
-    assert (
-        len((await pool.zoom(videos[1], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
-    )  # cleared of suspicion
-    await lose(videos[0])
-    await lose(videos[1])
-    await lose(videos[0])
+    await kill_decoder(videos[1])
+    # A success resets the count of failures.
+    assert len((await pool.zoom(videos[1], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
+    await kill_decoder(videos[0])
+    await kill_decoder(videos[1])
+    await kill_decoder(videos[0])
     with pytest.raises(
-        VideoQuarantinedError, match=r"a\.mp4: in quarantine \(a decoder died during zoom .* 2 such"
+        VideoQuarantinedError, match=r"a\.mp4 is quarantined: decoder died during zoom .* 2 consecutive"
     ):
         await pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE)
     assert len((await pool.zoom(videos[1], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
     assert list((await pool.stats()).quarantined) == [videos[0]]
 
 
-async def test_a_handle_works_inside_another_actor(pool: DecodePool, videos: list[str]) -> None:
+async def test_client_works_inside_another_actor(pool: DecodePool, videos: list[str]) -> None:
     @ray.remote(num_cpus=0)
-    class Asker:
-        async def pts(self, handle: DecodePool, uri: str) -> list[float]:
-            clip = await handle.zoom(uri, ZoomRequest(2, 4, fps=2), SIZE)
+    class Caller:
+        async def read_pts(self, client: DecodePool, uri: str) -> list[float]:
+            clip = await client.zoom(uri, ZoomRequest(2, 4, fps=2), SIZE)
             return [frame.pts_s for frame in clip.frames]
 
-    asker = Asker.remote()
-    assert await asker.pts.remote(pool, videos[1]) == pytest.approx([2.0, 2.48, 3.0, 3.48])
+    caller = Caller.remote()
+    assert await caller.read_pts.remote(pool, videos[1]) == pytest.approx([2.0, 2.48, 3.0, 3.48])
 
 
-async def test_errors_of_a_video_arrive_as_they_are(pool: DecodePool) -> None:
-    with pytest.raises(VideoNotFoundError, match=r"nowhere\.mp4: no such file") as caught:
+async def test_video_error_keeps_type_and_model_message(pool: DecodePool) -> None:
+    with pytest.raises(VideoNotFoundError, match=r"nowhere\.mp4: no such file") as raised:
         await pool.probe("nowhere.mp4")
-    assert type(caught.value) is VideoNotFoundError
-    assert caught.value.model_message == "the video is missing"
+    assert type(raised.value) is VideoNotFoundError
+    assert raised.value.model_message == "the video is missing"
 
 
-async def test_a_failure_that_nobody_foresaw_is_a_video_error_too(
-    pool: DecodePool, videos: list[str]
-) -> None:
+async def test_unhandled_exception_becomes_video_error(pool: DecodePool, videos: list[str]) -> None:
     with pytest.raises(UnexpectedReadError, match=r"a\.mp4: reading failed with ZeroDivisionError"):
         await pool.overview(videos[0], OverviewRequest(fps=1), FrameSize(factor=0))
     assert len((await pool.overview(videos[0], OverviewRequest(fps=1), SIZE)).frames) == 13
 
 
-async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
-    pool: DecodePool, videos: list[str]
-) -> None:
+async def test_request_is_retried_after_decoder_death(pool: DecodePool, videos: list[str]) -> None:
     owner = pool._router.route(videos[0], set())
-    pid = send(pool._router.actors[owner], signal.SIGSTOP)
+    pid = send_signal(pool._router.actors[owner], signal.SIGSTOP)
     pending = asyncio.create_task(pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE))
     await asyncio.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
@@ -212,15 +199,15 @@ async def test_an_actor_killed_in_mid_request_costs_a_retry_and_comes_back(
     assert len(clip.frames) == 8
     stats = await pool.stats()
     assert (stats.lost, stats.retried, stats.killed) == (1, 1, 0)
-    await pool._back(owner, "this test")
+    await pool._retry.wait_for_restart(owner, "the next request")
     assert len((await pool.overview(videos[0], OverviewRequest(fps=1), SIZE)).frames) == 13
     assert (await pool.stats()).unresponsive == ()
 
 
-@pytest.mark.parametrize("pool", [{"attempts": 1}], indirect=True)
-async def test_a_request_that_loses_its_last_actor_says_so(pool: DecodePool, videos: list[str]) -> None:
+@pytest.mark.parametrize("pool", [{"max_attempts": 1}], indirect=True)
+async def test_death_at_last_attempt_names_decoder_and_attempt(pool: DecodePool, videos: list[str]) -> None:
     owner = pool._router.route(videos[0], set())
-    pid = send(pool._router.actors[owner], signal.SIGSTOP)
+    pid = send_signal(pool._router.actors[owner], signal.SIGSTOP)
     pending = asyncio.create_task(pool.probe(videos[0]))
     await asyncio.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
@@ -228,44 +215,42 @@ async def test_a_request_that_loses_its_last_actor_says_so(pool: DecodePool, vid
         await pending
 
 
-@pytest.mark.parametrize("pool", [{"deadline_s": 2.0, "attempts": 1}], indirect=True)
-async def test_a_hung_actor_is_named_and_replaced(pool: DecodePool, videos: list[str]) -> None:
+@pytest.mark.parametrize("pool", [{"timeout_s": 2.0, "max_attempts": 1}], indirect=True)
+async def test_hung_decoder_is_named_killed_and_restarted(pool: DecodePool, videos: list[str]) -> None:
     owner = pool._router.route(videos[0], set())
-    pid = send(pool._router.actors[owner], signal.SIGSTOP)
+    pid = send_signal(pool._router.actors[owner], signal.SIGSTOP)
     with pytest.raises(StepTimeout, match=rf"decoder-{owner} did not finish zoom of .*a\.mp4 \[1, 3\]"):
         await pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE)
     assert (await pool.stats()).killed == 1
-    assert await fresh_pid(pool, owner, pid) != pid
+    assert await wait_for_new_pid(pool, owner, pid) != pid
     assert len((await pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
 
 
-async def fresh_pid(pool: DecodePool, index: int, before: int) -> int:
-    """The actor's pid once Ray has restarted it."""
+async def wait_for_new_pid(pool: DecodePool, slot: int, old_pid: int) -> int:
+    """Return the decoder's pid after Ray has restarted it."""
     for _ in range(60):
         try:
-            call = pool._router.actors[index].__ray_call__.remote(lambda _: os.getpid())
-            if (pid := int(await asyncio.wait_for(call, 10))) != before:
+            call = pool._router.actors[slot].__ray_call__.remote(lambda _: os.getpid())
+            if (pid := int(await asyncio.wait_for(call, 10))) != old_pid:
                 return pid
         except (RayActorError, TimeoutError):
             pass
         await asyncio.sleep(0.5)
-    raise AssertionError(f"decoder-{index} did not come back")
+    raise AssertionError(f"decoder-{slot} was not restarted")
 
 
-@pytest.mark.parametrize("pool", [{"deadline_s": 2.0}], indirect=True)
-async def test_a_request_to_a_hung_actor_is_served_by_another(pool: DecodePool, videos: list[str]) -> None:
+@pytest.mark.parametrize("pool", [{"timeout_s": 2.0}], indirect=True)
+async def test_request_to_hung_decoder_is_retried_on_another(pool: DecodePool, videos: list[str]) -> None:
     owner = pool._router.route(videos[0], set())
-    send(pool._router.actors[owner], signal.SIGSTOP)
+    send_signal(pool._router.actors[owner], signal.SIGSTOP)
     clip = await pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE)
     assert len(clip.frames) == 8
     stats = await pool.stats()
     assert (stats.timed_out, stats.retried, stats.killed) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("pool", [{"spill": 2}], indirect=True)
-async def test_a_video_spills_to_the_idlest_actor_only_when_its_own_is_behind(
-    pool: DecodePool, videos: list[str]
-) -> None:
+@pytest.mark.parametrize("pool", [{"max_load_imbalance": 2}], indirect=True)
+async def test_route_uses_least_loaded_decoder_at_max_imbalance(pool: DecodePool, videos: list[str]) -> None:
     owner = pool._router.route(videos[0], set())
     assert [pool._router.route(videos[0], set()) for _ in range(3)] == [owner] * 3
     pool._router.in_flight[owner] = 1
@@ -275,19 +260,17 @@ async def test_a_video_spills_to_the_idlest_actor_only_when_its_own_is_behind(
     pool._router.in_flight[owner] = 0
 
 
-@pytest.mark.parametrize("pool", [{"actors": 1}], indirect=True)
-async def test_a_pool_of_one_waits_for_its_actor_to_come_back(pool: DecodePool, videos: list[str]) -> None:
-    send(pool._router.actors[0], signal.SIGKILL)
+@pytest.mark.parametrize("pool", [{"num_actors": 1}], indirect=True)
+async def test_single_decoder_is_awaited_after_its_death(pool: DecodePool, videos: list[str]) -> None:
+    send_signal(pool._router.actors[0], signal.SIGKILL)
     assert len((await pool.zoom(videos[2], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
 
 
-@pytest.mark.parametrize("pool", [{"actors": 1, "max_rss_mb": 1}], indirect=True)
-async def test_an_actor_that_has_grown_starts_anew_and_nothing_is_lost(
-    pool: DecodePool, videos: list[str]
-) -> None:
+@pytest.mark.parametrize("pool", [{"num_actors": 1, "max_rss_mib": 1}], indirect=True)
+async def test_decoder_above_memory_limit_restarts_without_loss(pool: DecodePool, videos: list[str]) -> None:
     pid = ray.get(pool._router.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     assert len((await pool.zoom(videos[0], ZoomRequest(1, 3, fps=4), SIZE)).frames) == 8
-    assert await fresh_pid(pool, 0, pid) != pid
+    assert await wait_for_new_pid(pool, 0, pid) != pid
     for start in range(3):
         assert len((await pool.zoom(videos[0], ZoomRequest(start, start + 2, fps=4), SIZE)).frames) == 8
     assert (await pool.stats()).quarantined == {}
@@ -299,7 +282,9 @@ async def test_frames_are_read_only_views(pool: DecodePool, videos: list[str]) -
         frame.rgb[0, 0, 0] = 1
 
 
-@pytest.mark.parametrize(("key", "value"), [("actors", 0), ("deadline_s", 0.0), ("cpus", -1.0)])
-def test_a_wrong_setting_is_named(key: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"clips\.{key} is {value}"):
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_actors", 0), ("max_download_gib", 0.0), ("cpus_per_actor", -1.0)]
+)
+def test_invalid_setting_is_named(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{key} is {value}"):
         ClipsConfig(**{key: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A small training run, each rank a process of its own that may kill itself while a checkpoint is written."""
+"""A small training run in one process per rank that can kill itself while it writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.learner.rank_worker import parameters, small_config, small_training_d
 from vz_ray.config.learner import LossConfig
 from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.learner import atomic_dir, checkpoint
+from vz_ray.learner import checkpoint, checkpoint_files
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
 from vz_ray.monitoring.run_dir import RunDir
@@ -35,15 +35,15 @@ TASKS = [Task("t0", "v0.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Goes on with the run at `run`, or begins it.
+    """Start the run at `run`, or resume it.
 
     Attributes:
-        stop_after: Iterations after which it ends.
+        stop_after: Number of steps.
         stage: ZeRO stage.
-        crash_point: Where to be killed in the last of these iterations; empty: nowhere.
-        keep: Checkpoints kept.
-        copy_to: Where to save once more what was loaded, before anything else.
-        changes: Of the learner's settings.
+        crash_point: Point of the last step at which the process kills itself; empty for none.
+        keep: Number of checkpoints to keep.
+        copy_to: Directory for a copy of the loaded checkpoint, written before the first step.
+        changes: Changes to the learner's config.
     """
 
     model: Path
@@ -62,11 +62,14 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
     return server
 
 
-def run_job(job: TrainingJob, world: int = 1) -> list[int | None]:
-    """Runs the job on so many ranks; returns their exit codes, -9 for one that was killed."""
+def run_job(job: TrainingJob, world_size: int = 1) -> list[int | None]:
+    """Run the job on `world_size` ranks; return their exit codes, -9 for a killed rank."""
     port = find_free_port()
     RunDir.create_or_resume(job.run, "name: run\n")
-    ranks = [forkserver().Process(target=run_rank, args=(job, rank, world, port)) for rank in range(world)]
+    ranks = [
+        forkserver().Process(target=run_rank, args=(job, rank, world_size, port))
+        for rank in range(world_size)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -77,33 +80,33 @@ def run_job(job: TrainingJob, world: int = 1) -> list[int | None]:
 
 
 def read_output(job: TrainingJob, rank: int = 0) -> str:
-    """What a rank of the last process said."""
+    """Return the end of a rank's output in the last run."""
     return (job.run / f"rank-{rank}.txt").read_text()[-3000:]
 
 
-def run_rank(job: TrainingJob, rank: int, world: int, port: int) -> None:
+def run_rank(job: TrainingJob, rank: int, world_size: int, port: int) -> None:
     log = os.open(job.run / f"rank-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if world > 1:
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if world_size > 1:
+        variables = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": 0, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
     settings = {"loss": LossConfig(kl_coef=0.0, entropy_coef=0.01), "timeout_s": 60.0} | job.changes
     trainer = Trainer(small_config(job.model, job.stage, **settings))
     asyncio.run(train(job, trainer))
-    whole = parameters(trainer)
+    weights = parameters(trainer)
     if rank == 0:
-        np.savez(job.run / "weights.npz", **whole)
+        np.savez(job.run / "weights.npz", **weights)
     shutdown_distributed()
     sys.stdout.flush()
 
 
 async def train(job: TrainingJob, trainer: Trainer) -> None:
     run, groups = RunDir(job.run), small_training_data(job.model).groups
-    state, found = TrainingState(TaskSampler(TASKS)), latest_checkpoint(run)
-    if found is not None:
-        state = TrainingState.load(found, TASKS)
-        trainer.load_checkpoint(found / LEARNER_DIR)
+    state, newest = TrainingState(TaskSampler(TASKS)), latest_checkpoint(run)
+    if newest is not None:
+        state = TrainingState.load(newest, TASKS)
+        trainer.load_checkpoint(newest / LEARNER_DIR)
         if job.copy_to is not None:
             trainer.save_checkpoint(job.copy_to)
     while state.step < job.stop_after:
@@ -120,7 +123,7 @@ def pixels(model: Path) -> dict[str, Any]:
 
 
 def record_step(job: TrainingJob, rank: int, iteration: int, learned: dict[str, float]) -> None:
-    """A line for each iteration; the last of an iteration counts."""
+    """Append a line for this step; the last line of a step counts."""
     line = {"iteration": iteration, "noise": [torch.rand(1).item(), float(np.random.rand())]}
     line |= {name: learned[name] for name in ("loss", "grad_norm")}
     with (job.run / f"lines-{rank}.jsonl").open("a") as file:
@@ -141,25 +144,25 @@ def kill_self(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def between_files() -> None:
-    """After the file of weights, before those of moments."""
-    write, kinds = checkpoint.write_shards, []
+def crash_between_files() -> None:
+    """Crash after the weights file, before the moments files."""
+    write, calls = checkpoint.write_shards, []
 
-    def second(*args: Any, **kwargs: Any) -> Any:
-        if kinds:
+    def write_once(*args: Any, **kwargs: Any) -> Any:
+        if calls:
             kill_self()
-        kinds.append(args)
+        calls.append(args)
         return write(*args, **kwargs)
 
-    checkpoint.write_shards = second
+    checkpoint.write_shards = write_once
 
 
-def before_manifest() -> None:
-    atomic_dir.write_atomic = kill_self
+def crash_before_manifest() -> None:
+    checkpoint_files.write_atomic = kill_self
 
 
-def before_rename(suffix: str) -> Callable[[], None]:
-    """After all that the directory holds was written."""
+def crash_before_rename(suffix: str) -> Callable[[], None]:
+    """Crash after all files of the directory were written."""
 
     def install() -> None:
         rename = Path.rename
@@ -174,12 +177,12 @@ def before_rename(suffix: str) -> Callable[[], None]:
     return install
 
 
-def before_deleting() -> None:
+def crash_before_deleting() -> None:
     state.prune_steps = kill_self
 
 
-def while_deleting() -> None:
-    """An old checkpoint has lost some of its files."""
+def crash_while_deleting() -> None:
+    """Crash when an old checkpoint is partly deleted."""
 
     remove = shutil.rmtree
 
@@ -192,18 +195,18 @@ def while_deleting() -> None:
     shutil.rmtree = half
 
 
-def while_learning() -> None:
+def crash_while_learning() -> None:
     Trainer._update = kill_self  # type: ignore[method-assign]
 
 
 CRASH_POINTS: dict[str, Callable[[], None]] = {
-    "while learning": while_learning,
-    "between files": between_files,
-    "before the manifest": before_manifest,
-    "before the learner's part is renamed": before_rename(".draft"),
-    "before the whole is renamed": before_rename(".partial"),
-    "before old ones are deleted": before_deleting,
-    "while an old one is deleted": while_deleting,
+    "during the step": crash_while_learning,
+    "between files": crash_between_files,
+    "before the manifest": crash_before_manifest,
+    "before the learner's part is renamed": crash_before_rename(".staging"),
+    "before the weights is renamed": crash_before_rename(".partial"),
+    "before old ones are deleted": crash_before_deleting,
+    "while an old one is deleted": crash_while_deleting,
 }
 POINTS_AFTER_SAVE = {"before old ones are deleted", "while an old one is deleted"}
-"""Where the new checkpoint is there already."""
+"""Crash points at which the new checkpoint is complete."""

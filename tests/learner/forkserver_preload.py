@@ -1,4 +1,4 @@
-"""What takes long to import: a fork server that has it starts ranks in no time, each in a clean process."""
+"""Slow imports, preloaded by the fork server so that rank processes start quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of a learner without Ray, as torchrun would start it; run by the tests.
+"""One rank of a learner in a process without Ray, and the launcher of two ranks.
 
 python -m tests.learner.rank_worker MODEL OUT STAGE KEEP_WHOLE SCENARIO...
 """
@@ -6,12 +6,15 @@ python -m tests.learner.rank_worker MODEL OUT STAGE KEEP_WHOLE SCENARIO...
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tests.learner.training_data import TrainingData, make_training_data, make_varied_data
@@ -19,6 +22,7 @@ from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, Optimiz
 from vz_ray.env.trajectory import SampledAction, Trajectory
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
+from vz_ray.weight_sync.nccl_broadcast import find_free_port
 
 
 def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig:
@@ -32,7 +36,7 @@ def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig
         "gradient_checkpointing": False,
         "num_threads": 1,
         "timeout_s": 120.0,
-        # An epsilon far above rounding noise: Adam divides tiny gradients by themselves otherwise.
+        # A large epsilon: otherwise Adam amplifies the rounding noise of tiny gradients.
         "optimizer": OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, epsilon=1e-3),
         "loss": LossConfig(kl_coef=0.1, entropy_coef=0.01),
     }
@@ -48,38 +52,38 @@ def text_only_data(model: Path | str) -> TrainingData:
 
 
 def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
-    whole: dict[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
     for bucket in trainer.weight_source().buckets(50_000):
-        whole |= {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in bucket.items()}
-    return whole
+        weights |= {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in bucket.items()}
+    return weights
 
 
-def learn(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """An SFT step on part of the world, then an RL iteration of two updates on all of it."""
-    before = trainer.compute_logprobs(world.trajectories, world.pixels)
-    sft = trainer.sft_step(world.trajectories[:5], world.pixels)
-    rl = trainer.grpo_step(world.groups, world.pixels)
+def learn(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Do an SFT step on part of the data, then a GRPO step of two updates on all data."""
+    before = trainer.compute_logprobs(data.trajectories, data.pixels)
+    sft = trainer.sft_step(data.trajectories[:5], data.pixels)
+    rl = trainer.grpo_step(data.groups, data.pixels)
     np.savez(out / f"learn-{trainer.rank_info.rank}.npz", **parameters(trainer))
     np.savez(out / f"logprobs-{trainer.rank_info.rank}.npz", *before)
     return {"sft": sft, "rl": rl}
 
 
-def imageless(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """Batches in which a rank has no image, and one in which it has no trajectory at all."""
+def imageless(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Train on a batch without images on one rank, and on a batch without trajectories on one rank."""
     text = text_only_data(trainer.config.model)
-    mixed = trainer.sft_step([world.trajectories[0], *text.trajectories], world.pixels)
-    alone = trainer.sft_step(world.trajectories[:1], world.pixels)
+    mixed = trainer.sft_step([data.trajectories[0], *text.trajectories], data.pixels)
+    alone = trainer.sft_step(data.trajectories[:1], data.pixels)
     return {"mixed": mixed, "alone": alone}
 
 
-def resume(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """Saves, goes on; another trainer loads and goes the same way. Then exports."""
+def resume(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Save and train on; load into another trainer and repeat the step; export."""
     trainer.save_checkpoint(out / "checkpoint")
-    first = trainer.grpo_step(world.groups, world.pixels)
+    first = trainer.grpo_step(data.groups, data.pixels)
     straight, noise = parameters(trainer), torch.rand(3).tolist()
     again = Trainer(trainer.config)
     again.load_checkpoint(out / "checkpoint")
-    second = again.grpo_step(world.groups, world.pixels)
+    second = again.grpo_step(data.groups, data.pixels)
     resumed, noise_again = parameters(again), torch.rand(3).tolist()
     again.export_hf(out / "export")
     return {
@@ -90,10 +94,10 @@ def resume(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
     }
 
 
-def gradients(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """The gradient of one RL update as the optimizer is given it; samples zoom 0 to 4 times.
+def gradients(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Save the gradient of one GRPO update on samples with 0 to 4 zooms.
 
-    Adam's first moment after its first step is the gradient times 1 - beta1.
+    After the first step, Adam's first moment is the gradient times 1 - beta1.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -101,23 +105,23 @@ def gradients(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any
     varied = make_varied_data(trainer.config.model)
     metrics = trainer.grpo_step(varied.groups, varied.pixels)
     assert metrics["updates"] == 1
-    found: dict[str, np.ndarray] = {}
+    gradients: dict[str, np.ndarray] = {}
     for name, p in trainer.policy.hf.named_parameters():
         if trainer.config.zero_stage == 0:
             moment = trainer.engine.optimizer.state[p]["exp_avg"]
         else:
             moment = safe_get_full_optimizer_state(p, "exp_avg")
-        found[name] = moment.double().cpu().numpy() / (1 - OptimizerConfig().beta1)
-    np.savez(out / f"gradients-{trainer.rank_info.rank}.npz", **found)
+        gradients[name] = moment.double().cpu().numpy() / (1 - OptimizerConfig().beta1)
+    np.savez(out / f"gradients-{trainer.rank_info.rank}.npz", **gradients)
     return metrics
 
 
 BAD_INDEX = 2
-"""Which trajectory of a poisoned list is the bad one."""
+"""Index of the bad trajectory in `with_bad_trajectory`."""
 
 
-def poisoned(trajectories: list[Trajectory]) -> list[Trajectory]:
-    """One of them sampled at a temperature by which logits become infinite, and log-probs NaN."""
+def with_bad_trajectory(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """Give one trajectory a temperature that makes its logits infinite and its log-probs NaN."""
     bad = trajectories[BAD_INDEX]
     first, *rest = bad.turns
     assert isinstance(first.action, SampledAction)
@@ -126,14 +130,14 @@ def poisoned(trajectories: list[Trajectory]) -> list[Trajectory]:
     return [*trajectories[:BAD_INDEX], replace(bad, turns=turns), *trajectories[BAD_INDEX + 1 :]]
 
 
-def skip(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """A step with a bad trajectory, which one rank alone sees, then one without."""
+def skip(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Do a step with a bad trajectory, which is on one rank only, then a step without."""
     trainer.config.replay_dir = str(out / "replay")
-    before, bad = parameters(trainer), poisoned(world.trajectories)
-    first = trainer.sft_step(bad, world.pixels)
+    before, bad = parameters(trainer), with_bad_trajectory(data.trajectories)
+    first = trainer.sft_step(bad, data.pixels)
     after = parameters(trainer)
-    second = trainer.sft_step(world.trajectories, world.pixels)
-    held = sum(
+    second = trainer.sft_step(data.trajectories, data.pixels)
+    held_bad_trajectories = sum(
         BAD_INDEX in tree.members
         for trees in trainer._plan_micro_batches(trainer.encode(bad))
         for tree in trees
@@ -142,25 +146,59 @@ def skip(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
         "skipped": [first["skipped"], second["skipped"]],
         "changed": sorted(name for name in before if not np.array_equal(before[name], after[name])),
         "steps": trainer.engine.steps,
-        "held": held,
+        "held": held_bad_trajectories,
     }
 
 
 ADAPTERS = LoraConfig(rank=4, alpha=8.0)
 
 
-def adapters(trainer: Trainer, world: TrainingData, out: Path) -> dict[str, Any]:
-    """The first scenario, with adapters alone; and what is exported."""
+def adapters(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Run `learn` with adapters and export the result."""
     adapted = Trainer(replace(trainer.config, lora=ADAPTERS))
-    report = learn(adapted, world, out)
+    report = learn(adapted, data, out)
     adapted.export_hf(out / "adapted")
     return report
 
 
+def run_two_ranks(data: TrainingData, out: Path, stage: int, *scenarios: str) -> dict[str, Any]:
+    """Run scenarios on two ranks in processes of their own; return rank 0's report."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-m", "tests.learner.rank_worker", str(data.model), str(out), str(stage)]
+    processes = [
+        subprocess.Popen(
+            [*command, *scenarios],
+            env=os.environ | shared | quiet | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+    report: dict[str, Any] = json.loads((out / "report-0.json").read_text())
+    return report
+
+
+def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> None:
+    """Compare metrics, timing excluded."""
+    timing = {"seconds", "tokens_per_second"}
+    assert got.keys() == expected.keys()
+    for name in expected.keys() - timing:
+        assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
 def main(model: str, out: str, stage: str, *scenarios: str) -> None:
     trainer = Trainer(small_config(model, int(stage), gradient_checkpointing=stage == "3"))
-    world = small_training_data(model)
-    report = {name: globals()[name](trainer, world, Path(out)) for name in scenarios}
+    data = small_training_data(model)
+    report = {name: globals()[name](trainer, data, Path(out)) for name in scenarios}
     (Path(out) / f"report-{trainer.rank_info.rank}.json").write_text(json.dumps(report))
     shutdown_distributed()
 

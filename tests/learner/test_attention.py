@@ -1,4 +1,4 @@
-"""Attention of packed sequences against one dense mask, forward and backward."""
+"""Packed attention against attention with a dense_mask mask, forward and backward."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def dense(segments: list[Segment]) -> Tensor:
-    """`[T, T]`, true where a token sees another; told from the segments in the plainest way."""
+def dense_mask(segments: list[Segment]) -> Tensor:
+    """Return the attention mask `[T, T]` of these segments."""
     size = segments[-1].end
-    sees = torch.zeros(size, size, dtype=torch.bool)
+    mask = torch.zeros(size, size, dtype=torch.bool)
     for segment in segments:
         for token in range(segment.start, segment.end):
-            sees[token, segment.prefix[0] : segment.prefix[1]] = True
-            sees[token, segment.start : token + 1] = True
-    return sees
+            mask[token, segment.prefix[0] : segment.prefix[1]] = True
+            mask[token, segment.start : token + 1] = True
+    return mask
 
 
 def inputs(size: int, dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> list[Tensor]:
@@ -41,65 +41,64 @@ def inputs(size: int, dtype: torch.dtype, heads: int = 4, kv_heads: int = 2) -> 
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor, sees: Tensor) -> Tensor:
+def dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
-    scores = (query @ key.mT * 0.3).masked_fill(~sees, float("-inf"))
+    scores = (query @ key.mT * 0.3).masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
-def compare(got: Tensor, expected: Tensor, tensors: list[Tensor], tolerance: float) -> None:
+def assert_same_attention(got: Tensor, expected: Tensor, tensors: list[Tensor], tolerance: float) -> None:
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
     mix = torch.randn(expected.shape, dtype=expected.dtype)
     mine = torch.autograd.grad((got * mix).sum(), tensors, retain_graph=True)
     theirs = torch.autograd.grad((expected * mix).sum(), tensors)
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+    for actual_grad, expected_grad in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(actual_grad, expected_grad, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_it_is_that_of_the_dense_mask(name: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_packed_attention_matches_the_dense_mask(name: str, dtype: torch.dtype, tolerance: float) -> None:
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, dtype)
     got, _ = packed_attention(
         nn.Identity(), *tensors, None, scaling=0.3, layout=PackedLayout.from_segments(segments, CPU)
     )
-    compare(got, plain(*tensors, dense(segments)), tensors, tolerance)
+    assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, tolerance)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_form_for_other_devices_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What float32 on a GPU goes through, here on the CPU."""
-
+def test_portable_form_matches_the_dense_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that float32 on a GPU uses, run on the CPU."""
     monkeypatch.setattr(attention, "_KERNELS", frozenset())
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, torch.float64)
     got, _ = packed_attention(
         nn.Identity(), *tensors, None, scaling=0.3, layout=PackedLayout.from_segments(segments, CPU)
     )
-    compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
+    assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, 1e-12)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_tables_for_the_kernel_of_unequal_lengths_say_the_same(name: str) -> None:
-    """Each segment's queries and gathered keys, causal from the end, as FlashAttention aligns them."""
+def test_layout_tensors_match_the_dense_mask(name: str) -> None:
+    """Check the queries and gathered keys of each segment, with a causal mask aligned to the last key."""
     segments = LAYOUTS[name]
-    layout, sees = PackedLayout.from_segments(segments, CPU), dense(segments)
+    layout, mask = PackedLayout.from_segments(segments, CPU), dense_mask(segments)
     keys = layout.key_index if layout.key_index is not None else torch.arange(segments[-1].end)
-    most_q, most_k = 0, 0
+    max_q, max_k = 0, 0
     for s, segment in enumerate(segments):
         q0, q1, k0, k1 = (*layout.cu_seqlens_q[s : s + 2].tolist(), *layout.cu_seqlens_k[s : s + 2].tolist())
         assert (q0, q1) == (segment.start, segment.end)
-        most_q, most_k = max(most_q, q1 - q0), max(most_k, k1 - k0)
+        max_q, max_k = max(max_q, q1 - q0), max(max_k, k1 - k0)
         for i in range(q1 - q0):
-            seen = keys[k0 : k1 - (q1 - q0) + i + 1]
-            assert sees[q0 + i].nonzero().flatten().tolist() == seen.tolist()
-    assert layout.max_seqlens == (most_q, most_k)
+            visible = keys[k0 : k1 - (q1 - q0) + i + 1]
+            assert mask[q0 + i].nonzero().flatten().tolist() == visible.tolist()
+    assert layout.max_seqlens == (max_q, max_k)
     assert len(keys) == layout.cu_seqlens_k[-1]
 
 
-def as_documented(aligned_to_end: bool):
-    """FlashAttention for unequal lengths as it is documented: `[T, heads, d]`, causal from the end."""
+def reference_varlen_attn(aligned_to_end: bool):
+    """Return an implementation of the documented `varlen_attn`: `[T, heads, d]`, causal."""
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
         assert window_size == (-1, 0)
@@ -109,34 +108,34 @@ def as_documented(aligned_to_end: bool):
         parts = []
         for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
             offset = (k1 - k0) - (q1 - q0) if aligned_to_end else 0
-            sees = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(offset)
-            one = (t[None].transpose(1, 2) for t in (q[q0:q1], k[k0:k1], v[k0:k1]))
-            parts.append(scaled(*one, sees, scale)[0])
+            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(offset)
+            qkv = (t[None].transpose(1, 2) for t in (q[q0:q1], k[k0:k1], v[k0:k1]))
+            parts.append(masked_attention(*qkv, mask, scale)[0])
         return torch.cat(parts)
 
     return varlen_attn
 
 
-def scaled(q: Tensor, k: Tensor, v: Tensor, sees: Tensor, scale: float) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-    return ((q @ k.mT * scale).masked_fill(~sees, float("-inf")).softmax(-1) @ v).transpose(1, 2)
+    return ((q @ k.mT * scale).masked_fill(~mask, float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_kernel_of_gpus_is_called_as_it_is_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented(aligned_to_end=True))
+def test_varlen_kernel_is_called_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen_attn(aligned_to_end=True))
     segments = LAYOUTS[name]
     tensors = inputs(segments[-1].end, torch.float64)
     got = attention._varlen(*tensors, 0.3, PackedLayout.from_segments(segments, CPU))
-    compare(got, plain(*tensors, dense(segments)), tensors, 1e-12)
+    assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, 1e-12)
 
 
 @pytest.mark.parametrize("aligned_to_end", [True, False])
-def test_a_kernel_that_aligns_its_mask_otherwise_is_noticed(
+def test_kernel_with_other_mask_alignment_is_rejected(
     aligned_to_end: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented(aligned_to_end))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen_attn(aligned_to_end))
     attention._kernel_agrees.cache_clear()
     assert attention._kernel_agrees(CPU, torch.float32, 8) == aligned_to_end
-    assert ("is off by" in caplog.text) != aligned_to_end
+    assert ("Disabling variable-length FlashAttention" in caplog.text) != aligned_to_end
     attention._kernel_agrees.cache_clear()

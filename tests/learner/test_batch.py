@@ -1,4 +1,4 @@
-"""Trajectories to tensors: counts, plans, shared frames; and the model that reads them."""
+"""Collation of trajectories and the policy model's forward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.training_data import TrainingData, make_training_data, small_model
+from tests.learner.training_data import TrainingData, make_training_data
 from vz_ray.env.trajectory import ExternalAction, TokenContext, Trajectory, Turn
 from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
 from vz_ray.learner.example import Example, encode_trajectory
@@ -23,37 +23,36 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    model = small_model(tmp_path_factory.mktemp("model"))
+def data(model: Path) -> TrainingData:
     return make_training_data(model, groups=2, samples=3, overview=3, clip=2, side=(28, 56))
 
 
 @pytest.fixture(scope="module")
-def policy(world: TrainingData) -> PolicyModel:
-    return PolicyModel.from_pretrained(world.model, chunk=7)
+def policy(data: TrainingData) -> PolicyModel:
+    return PolicyModel.from_pretrained(data.model, chunk=7)
 
 
 @pytest.fixture(scope="module")
-def spec(world: TrainingData) -> ImageSpec:
-    return ImageSpec.from_pretrained(world.model)
+def spec(data: TrainingData) -> ImageSpec:
+    return ImageSpec.from_pretrained(data.model)
 
 
 @pytest.fixture(scope="module")
-def examples(world: TrainingData, policy: PolicyModel) -> list[Example]:
-    return [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in world.trajectories]
+def examples(data: TrainingData, policy: PolicyModel) -> list[Example]:
+    return [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in data.trajectories]
 
 
-def build(
+def build_batch(
     indices: Iterable[int],
     examples: list[Example],
-    world: TrainingData,
+    data: TrainingData,
     policy: PolicyModel,
     spec: ImageSpec,
     **options: bool,
 ) -> MicroBatch:
-    """Each trajectory as a sequence of its own, all of them packed."""
+    """Pack trajectories without sharing prefixes."""
     trees = [PrefixTree.from_members([index], examples) for index in indices]
-    return collate(trees, examples, in_memory_pixels(world.pixels), policy.tokens, spec, CPU, **options)
+    return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, CPU, **options)
 
 
 def gradients(
@@ -68,26 +67,26 @@ def gradients(
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}, rows
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, gradient in one.items():
+def assert_same_gradients(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> None:
+    assert expected.keys() == actual.keys()
+    for name, gradient in expected.items():
         scale = gradient.abs().max().item() + 1e-6
-        torch.testing.assert_close(other[name], gradient, atol=2e-5 * scale, rtol=1e-3, msg=name)
+        torch.testing.assert_close(actual[name], gradient, atol=2e-5 * scale, rtol=1e-3, msg=name)
 
 
-def test_logprobs_equal_a_forward_of_the_plain_hf_model(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
+def test_logprobs_match_the_plain_hf_model(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
-    """Own positions, patches, tower, attention and head, packed, against HF's one at a time."""
+    """Compare packed positions, patches, tower, attention and head with HF, one trajectory at a time."""
     from transformers import AutoImageProcessor
 
-    hf = load_pretrained(world.model, torch.float32)
-    processor = AutoImageProcessor.from_pretrained(world.model)
+    hf = load_pretrained(data.model, torch.float32)
+    processor = AutoImageProcessor.from_pretrained(data.model)
     with torch.no_grad():
-        ours, entropy = policy(build(range(len(examples)), examples, world, policy, spec))
+        ours, entropy = policy(build_batch(range(len(examples)), examples, data, policy, spec))
     for row, example in enumerate(examples):
         ids = torch.from_numpy(example.token_ids)[None]
-        images = processor(images=[world.pixels[r.digest] for r in example.refs], return_tensors="pt")
+        images = processor(images=[data.pixels[r.digest] for r in example.refs], return_tensors="pt")
         with torch.no_grad():
             logits = hf(
                 input_ids=ids,
@@ -105,40 +104,41 @@ def test_logprobs_equal_a_forward_of_the_plain_hf_model(
         assert ours[row, count:].abs().sum() == 0
 
 
-def test_sharing_repeated_frames_changes_neither_logprobs_nor_gradients(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
+def test_sharing_frames_keeps_logprobs_and_gradients(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
-    shared = build(range(6), examples, world, policy, spec)
-    apart = build(range(6), examples, world, policy, spec, share_frames=False)
+    shared = build_batch(range(6), examples, data, policy, spec)
+    separate = build_batch(range(6), examples, data, policy, spec, share_frames=False)
     assert len(shared.grids) == 2 * 3 + 6 * 2
-    assert len(apart.grids) == 6 * (3 + 2)
-    (one, rows), (other, other_rows) = gradients(policy, [shared]), gradients(policy, [apart])
-    assert_same(one, other)
-    for mine, theirs in zip(rows, other_rows, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+    assert len(separate.grids) == 6 * (3 + 2)
+    shared_gradients, shared_rows = gradients(policy, [shared])
+    separate_gradients, separate_rows = gradients(policy, [separate])
+    assert_same_gradients(shared_gradients, separate_gradients)
+    for row, separate_row in zip(shared_rows, separate_rows, strict=True):
+        torch.testing.assert_close(row, separate_row, atol=1e-6, rtol=0)
 
 
-def test_micro_batches_add_up_to_the_gradient_of_one_batch(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
+def test_micro_batch_gradients_add_up(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
-    whole, _ = gradients(policy, [build(range(6), examples, world, policy, spec)])
-    parts = [build(part, examples, world, policy, spec) for part in ([3, 0], [5], [], [1, 2, 4])]
-    assert_same(whole, gradients(policy, parts)[0])
+    whole, _ = gradients(policy, [build_batch(range(6), examples, data, policy, spec)])
+    parts = [build_batch(part, examples, data, policy, spec) for part in ([3, 0], [5], [], [1, 2, 4])]
+    assert_same_gradients(whole, gradients(policy, parts)[0])
 
 
-def test_an_empty_micro_batch_reaches_every_weight(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
+def test_empty_micro_batch_involves_every_weight(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
-    """ZeRO-3 gathers weights where they are used: a rank with nothing to do must use them all the same."""
-    found, _ = gradients(policy, [build([], examples, world, policy, spec)])
-    assert found.keys() == dict(policy.named_parameters()).keys()
-    assert all(gradient.abs().max() == 0 for gradient in found.values())
+    """ZeRO-3 gathers weights on use, so that an idle rank must use all of them."""
+    all_gradients, _ = gradients(policy, [build_batch([], examples, data, policy, spec)])
+    assert all_gradients.keys() == dict(policy.named_parameters()).keys()
+    assert all(gradient.abs().max() == 0 for gradient in all_gradients.values())
 
 
-def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec
+def test_frames_of_equal_bytes_and_other_shapes_differ(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec
 ) -> None:
-    wide = next(t for t in world.trajectories)
+    wide = next(t for t in data.trajectories)
     black = np.zeros((28, 56, 3), dtype=np.uint8)
     ref = replace(wide.frame_refs[0], digest="black", width=56, height=28)
     tall = replace(ref, width=28, height=56)
@@ -160,13 +160,11 @@ def test_frames_with_the_same_bytes_but_other_shapes_are_kept_apart(
     assert torch.isnan(batch.engine_logprobs).all()
 
 
-def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(
-    world: TrainingData, policy: PolicyModel
-) -> None:
-    for trajectory in world.trajectories:
+def test_loss_mask_marks_exactly_the_sampled_tokens(data: TrainingData, policy: PolicyModel) -> None:
+    for trajectory in data.trajectories:
         example = encode_trajectory(trajectory, policy.tokens, policy.spatial_merge_size)
-        said = [token for turn in trajectory.turns for token in turn.action.token_ids]
-        assert example.token_ids[example.sampled_positions].tolist() == said
+        sampled = [token for turn in trajectory.turns for token in turn.action.token_ids]
+        assert example.token_ids[example.sampled_positions].tolist() == sampled
         assert example.engine_logprobs.tolist() == pytest.approx(list(trajectory.sampled_logprobs))
         assert example.temperature.tolist() == pytest.approx(
             [t.action.sampling_params.temperature for t in trajectory.turns for _ in t.action.token_ids]
@@ -174,7 +172,7 @@ def test_the_loss_mask_marks_what_was_sampled_and_nothing_else(
         assert not np.isin(example.token_ids[example.sampled_positions], policy.tokens.vision).any()
 
 
-def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
+def _break(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
     first, *rest = trajectory.turns
     if kind == "placeholder":
         action = replace(first.action, token_ids=(image, *first.action.token_ids[1:]))
@@ -193,39 +191,39 @@ def _broken(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
         ("nothing", "no sampled token"),
     ],
 )
-def test_a_trajectory_whose_counts_disagree_is_refused(
-    world: TrainingData, policy: PolicyModel, kind: str, message: str
+def test_inconsistent_trajectory_is_refused(
+    data: TrainingData, policy: PolicyModel, kind: str, message: str
 ) -> None:
-    broken = _broken(world.trajectories[0], kind, policy.tokens.image)
+    broken = _break(data.trajectories[0], kind, policy.tokens.image)
     with pytest.raises(ValueError, match=message):
         encode_trajectory(broken, policy.tokens, policy.spatial_merge_size)
 
 
-def test_a_model_that_merges_otherwise_is_refused(world: TrainingData, policy: PolicyModel) -> None:
+def test_other_merge_size_is_refused(data: TrainingData, policy: PolicyModel) -> None:
     with pytest.raises(ValueError, match="image slots, but its 5 frames make"):
-        encode_trajectory(world.trajectories[0], policy.tokens, 1)
+        encode_trajectory(data.trajectories[0], policy.tokens, 1)
 
 
-def test_missing_pixels_and_pixels_of_another_size_are_named(
-    world: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
+def test_missing_or_resized_pixels_are_refused(
+    data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     with pytest.raises(KeyError, match=r"no pixels for the frame of video\.mp4"):
         collate(
             [PrefixTree.from_members([0], examples)], examples, in_memory_pixels({}), policy.tokens, spec, CPU
         )
-    lying = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
-    with pytest.raises(ValueError, match=r"the trajectory says|image tokens"):
+    wrong_grids = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
+    with pytest.raises(ValueError, match=r"the trajectory has|image tokens"):
         collate(
-            [PrefixTree.from_members([0], [lying])],
-            [lying],
-            in_memory_pixels(world.pixels),
+            [PrefixTree.from_members([0], [wrong_grids])],
+            [wrong_grids],
+            in_memory_pixels(data.pixels),
             policy.tokens,
             spec,
             CPU,
         )
 
 
-def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
+def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a directory"):
         check_hf_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no config\.json"):
@@ -236,10 +234,10 @@ def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
         check_hf_checkpoint(tmp_path)
 
 
-def test_a_model_of_another_family_is_refused(world: TrainingData, tmp_path: Path) -> None:
+def test_unsupported_model_type_is_refused(data: TrainingData, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is a qwen3_vl; the learner knows qwen2_5_vl"):
+    with pytest.raises(UserError, match="has type qwen3_vl; the learner supports qwen2_5_vl"):
         load_pretrained(other, torch.float32)

@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from tests.learner.crash_worker import CRASH_POINTS, POINTS_AFTER_SAVE, TrainingJob, read_output, run_job
-from tests.learner.rank_worker import parameters, small_config, small_training_data
+from tests.learner.rank_worker import parameters, small_config
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.atomic_dir import commit
-from vz_ray.learner.checkpoint import MANIFEST, CheckpointError, read_checkpoint_meta
-from vz_ray.learner.rng import get_rng_state, seed_from_rank0
-from vz_ray.learner.sharded_io import INDEX, ShardReader, write_index, write_shards
+from vz_ray.learner.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    get_rng_state,
+    read_checkpoint_meta,
+    seed_from_rank0,
+)
+from vz_ray.learner.checkpoint_files import INDEX, MANIFEST, ShardReader, commit, write_index, write_shards
 from vz_ray.learner.trainer import Trainer
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ParamSlice
 from vz_ray.monitoring.run_dir import RunDir
@@ -29,61 +33,58 @@ NO_KL = LossConfig(kl_coef=0.0)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return small_training_data(small_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def straight(world: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight iterations of one rank without sharding, in one go; every checkpoint is kept."""
-    job = TrainingJob(world.model, tmp_path_factory.mktemp("runs") / "straight", 8, keep=9)
+def uninterrupted_run(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps on one rank without sharding that keeps every checkpoint."""
+    job = TrainingJob(data.model, tmp_path_factory.mktemp("runs") / "straight", 8, keep=9)
     assert run_job(job) == [0], read_output(job)
     return job.run
 
 
 def lines(run: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """What each iteration gave, the last time it was done."""
+    """Return the last line of each step."""
     read = [json.loads(line) for line in (run / f"lines-{rank}.jsonl").read_text().splitlines()]
     return list({line["iteration"]: line for line in read}.values())
 
 
 def assert_same_weights(run: Path, other: Path) -> None:
-    one, two = np.load(run / "weights.npz"), np.load(other / "weights.npz")
-    assert [name for name in one.files if not np.array_equal(one[name], two[name])] == []
+    first, second = np.load(run / "weights.npz"), np.load(other / "weights.npz")
+    assert [name for name in first.files if not np.array_equal(first[name], second[name])] == []
 
 
-def content(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Weights and moments, whole."""
+def read_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return whole weights and moments."""
     shards = ShardReader(checkpoint)
     kinds = (WEIGHTS, *MOMENTS) if read_checkpoint_meta(checkpoint).updates else (WEIGHTS,)
     return {f"{kind} {name}": shards.read(kind, name) for kind in kinds for name in shards.shapes}
 
 
-def assert_same_content(one: Path, two: Path) -> None:
-    first, second = content(one), content(two)
+def assert_same_content(left: Path, right: Path) -> None:
+    first, second = read_tensors(left), read_tensors(right)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert read_checkpoint_meta(one).steps == read_checkpoint_meta(two).steps
-    assert read_checkpoint_meta(one).updates == read_checkpoint_meta(two).updates
+    assert read_checkpoint_meta(left).steps == read_checkpoint_meta(right).steps
+    assert read_checkpoint_meta(left).updates == read_checkpoint_meta(right).updates
 
 
-def test_a_run_killed_at_every_point_of_saving_comes_to_the_same_end(
-    world: TrainingData, straight: Path, tmp_path: Path
+def test_run_killed_at_every_point_of_a_save_ends_the_same(
+    data: TrainingData, uninterrupted_run: Path, tmp_path: Path
 ) -> None:
-    """Each process goes on where the one before it was killed, and is killed at the next point."""
+    """Each process resumes after the previous crash and crashes at the next point."""
     run = RunDir(tmp_path / "run")
     for done, point in enumerate(CRASH_POINTS):
-        job = TrainingJob(world.model, run.path, done + 1, crash_point=point)
+        job = TrainingJob(data.model, run.path, done + 1, crash_point=point)
         assert run_job(job) == [-9], read_output(job)
         left = latest_checkpoint(run)
         expected = done + 1 if point in POINTS_AFTER_SAVE else done
         assert (left.name if left else "none") == (f"step-{expected:06d}" if expected else "none"), point
         if left is not None:
-            assert_same_content(left / LEARNER_DIR, straight / "checkpoints" / left.name / LEARNER_DIR)
-    job = TrainingJob(world.model, run.path, len(CRASH_POINTS) + 1)
+            assert_same_content(
+                left / LEARNER_DIR, uninterrupted_run / "checkpoints" / left.name / LEARNER_DIR
+            )
+    job = TrainingJob(data.model, run.path, len(CRASH_POINTS) + 1)
     assert run_job(job) == [0], read_output(job)
-    assert lines(run.path) == lines(straight)
-    assert_same_weights(run.path, straight)
+    assert lines(run.path) == lines(uninterrupted_run)
+    assert_same_weights(run.path, uninterrupted_run)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000008"]
 
 
@@ -98,21 +99,21 @@ SHARDED = [
 
 
 @pytest.mark.parametrize(("stage", "ranks", "changes"), SHARDED)
-def test_three_steps_a_kill_and_three_more_are_six_in_one_go(
-    world: TrainingData, tmp_path: Path, stage: int, ranks: int, changes: dict[str, Any]
+def test_resumed_run_equals_uninterrupted_run(
+    data: TrainingData, tmp_path: Path, stage: int, ranks: int, changes: dict[str, Any]
 ) -> None:
-    whole = TrainingJob(world.model, tmp_path / "whole", 6, stage, changes=changes)
+    whole = TrainingJob(data.model, tmp_path / "whole", 6, stage, changes=changes)
     assert run_job(whole, ranks) == [0] * ranks, read_output(whole)
-    first = TrainingJob(world.model, tmp_path / "cut", 4, stage, "while learning", changes=changes)
+    first = TrainingJob(data.model, tmp_path / "cut", 4, stage, "during the step", changes=changes)
     assert run_job(first, ranks) == [-9] * ranks, read_output(first)
-    then = TrainingJob(world.model, tmp_path / "cut", 6, stage, changes=changes)
+    then = TrainingJob(data.model, tmp_path / "cut", 6, stage, changes=changes)
     assert run_job(then, ranks) == [0] * ranks, read_output(then)
     for rank in range(ranks):
         assert lines(then.run, rank) == lines(whole.run, rank)
     assert_same_weights(then.run, whole.run)
 
 
-PLACES = [
+LAYOUTS = [
     (2, 2, {}),
     (0, 1, {}),
     (3, 2, {"param_persistence_threshold": 100}),
@@ -120,37 +121,37 @@ PLACES = [
     (2, 2, {}),
     (0, 2, {}),
 ]
-"""ZeRO stage, ranks and settings of each iteration."""
+"""ZeRO stage, world size and config changes of each step."""
 
 
-def test_a_run_goes_on_from_ranks_to_ranks_and_stage_to_stage(
-    world: TrainingData, straight: Path, tmp_path: Path
+def test_resume_with_other_world_size_and_zero_stage(
+    data: TrainingData, uninterrupted_run: Path, tmp_path: Path
 ) -> None:
-    """What is loaded is what was saved, bit for bit; what is learned is equal up to the order of sums."""
+    """Loaded tensors equal the saved ones bit for bit; metrics are equal up to the order of additions."""
     run = RunDir(tmp_path / "run")
-    for done, (stage, ranks, changes) in enumerate(PLACES):
+    for done, (stage, ranks, changes) in enumerate(LAYOUTS):
         before = latest_checkpoint(run)
         job = TrainingJob(
-            world.model, run.path, done + 1, stage, keep=9, copy_to=tmp_path / f"{done}", changes=changes
+            data.model, run.path, done + 1, stage, keep=9, copy_to=tmp_path / f"{done}", changes=changes
         )
         assert run_job(job, ranks) == [0] * ranks, read_output(job)
         if before is not None:
             assert_same_content(before / LEARNER_DIR, tmp_path / f"{done}")
             assert read_checkpoint_meta(tmp_path / f"{done}").world_size == ranks
-    for line, expected in zip(lines(run.path), lines(straight), strict=False):
+    for line, expected in zip(lines(run.path), lines(uninterrupted_run), strict=False):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-6)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-    reached = content(run.checkpoints / "step-000006" / LEARNER_DIR)
-    for name, tensor in content(straight / "checkpoints/step-000006" / LEARNER_DIR).items():
+    reached = read_tensors(run.checkpoints / "step-000006" / LEARNER_DIR)
+    for name, tensor in read_tensors(uninterrupted_run / "checkpoints/step-000006" / LEARNER_DIR).items():
         torch.testing.assert_close(reached[name], tensor, atol=2e-6, rtol=1e-4, msg=name)
 
 
-def trainer_of(world: TrainingData, stage: int, **changes: Any) -> Trainer:
-    return Trainer(small_config(world.model, stage, **({"loss": NO_KL, "mini_batch_size": 8} | changes)))
+def create_trainer(data: TrainingData, stage: int, **changes: Any) -> Trainer:
+    return Trainer(small_config(data.model, stage, **({"loss": NO_KL, "mini_batch_size": 8} | changes)))
 
 
-def steps(trainer: Trainer, world: TrainingData, count: int) -> list[float]:
-    return [trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(count)]
+def sft_steps(trainer: Trainer, data: TrainingData, count: int) -> list[float]:
+    return [trainer.sft_step(data.trajectories[:2], data.pixels)["loss"] for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -163,14 +164,14 @@ def steps(trainer: Trainer, world: TrainingData, count: int) -> list[float]:
         (3, {"offload": "optimizer"}),
     ],
 )
-def test_dtype_and_offloading_may_change_and_the_masters_do_not(
-    world: TrainingData, tmp_path: Path, stage: int, changes: dict[str, Any]
+def test_float32_weights_survive_changes_of_dtype_and_offload(
+    data: TrainingData, tmp_path: Path, stage: int, changes: dict[str, Any]
 ) -> None:
-    plain = trainer_of(world, 0)
-    steps(plain, world, 2)
+    plain = create_trainer(data, 0)
+    sft_steps(plain, data, 2)
     plain.save_checkpoint(tmp_path / "plain")
-    other = trainer_of(world, stage, **changes)
-    steps(other, world, 1)  # what it holds is replaced
+    other = create_trainer(data, stage, **changes)
+    sft_steps(other, data, 1)  # overwritten by the load
     other.load_checkpoint(tmp_path / "plain")
     other.save_checkpoint(tmp_path / "other")
     assert_same_content(tmp_path / "plain", tmp_path / "other")
@@ -178,41 +179,37 @@ def test_dtype_and_offloading_may_change_and_the_masters_do_not(
     for name, value in parameters(other).items():
         master = ShardReader(tmp_path / "plain").read(WEIGHTS, name).to(dtype).float().numpy()
         assert np.array_equal(value.ravel(), master), name
-    steps(other, world, 2)
+    sft_steps(other, data, 2)
     other.save_checkpoint(tmp_path / "later")
-    straight = {name: values.copy() for name, values in parameters(other).items()}
-    back = trainer_of(world, 0)
+    uninterrupted_run = {name: values.copy() for name, values in parameters(other).items()}
+    back = create_trainer(data, 0)
     back.load_checkpoint(tmp_path / "later")
     back.save_checkpoint(tmp_path / "back")
     assert_same_content(tmp_path / "later", tmp_path / "back")
-    again = trainer_of(world, stage, **changes)
+    again = create_trainer(data, stage, **changes)
     again.load_checkpoint(tmp_path / "plain")
-    steps(again, world, 2)
-    assert [n for n, v in parameters(again).items() if not np.array_equal(v, straight[n])] == []
+    sft_steps(again, data, 2)
+    assert [n for n, v in parameters(again).items() if not np.array_equal(v, uninterrupted_run[n])] == []
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_checkpoint_from_before_the_first_step_undoes_all_steps(
-    world: TrainingData, tmp_path: Path, stage: int
-) -> None:
-    trainer = trainer_of(world, stage)
-    trainer.save_checkpoint(tmp_path / "begun")
-    losses = steps(trainer, world, 3)
-    trainer.load_checkpoint(tmp_path / "begun")
+def test_initial_checkpoint_undoes_all_steps(data: TrainingData, tmp_path: Path, stage: int) -> None:
+    trainer = create_trainer(data, stage)
+    trainer.save_checkpoint(tmp_path / "initial")
+    losses = sft_steps(trainer, data, 3)
+    trainer.load_checkpoint(tmp_path / "initial")
     assert trainer.engine.steps == 0
-    assert steps(trainer, world, 3) == losses
+    assert sft_steps(trainer, data, 3) == losses
 
 
-def test_a_frozen_tower_is_that_of_the_model_which_training_started_from(
-    world: TrainingData, tmp_path: Path
-) -> None:
-    trainer = trainer_of(world, 0, freeze_vision=True)
-    steps(trainer, world, 1)
+def test_load_checks_the_hash_of_frozen_weights(data: TrainingData, tmp_path: Path) -> None:
+    trainer = create_trainer(data, 0, freeze_vision=True)
+    sft_steps(trainer, data, 1)
     trainer.save_checkpoint(tmp_path / "frozen")
     assert not any("visual" in name for name in ShardReader(tmp_path / "frozen").shapes)
     with pytest.raises(CheckpointError, match=r"lacks model\.visual\..*, which is trained here"):
-        trainer_of(world, 0).load_checkpoint(tmp_path / "frozen")
-    moved = shutil.copytree(world.model, tmp_path / "moved")
+        create_trainer(data, 0).load_checkpoint(tmp_path / "frozen")
+    moved = shutil.copytree(data.model, tmp_path / "moved")
     Trainer(small_config(moved, 0, loss=NO_KL, freeze_vision=True)).load_checkpoint(tmp_path / "frozen")
     other = small_model(tmp_path / "other")
     weights = other / "model.safetensors"
@@ -222,24 +219,22 @@ def test_a_frozen_tower_is_that_of_the_model_which_training_started_from(
         elsewhere.load_checkpoint(tmp_path / "frozen")
 
 
-def rewritten(checkpoint: Path, name: str, text: str) -> None:
-    """Changes a file and seals the checkpoint anew, as one who knows how might."""
+def rewrite_file(checkpoint: Path, name: str, text: str) -> None:
+    """Change a file and commit the checkpoint again with a valid manifest."""
     (checkpoint / name).write_text(text)
     (checkpoint / MANIFEST).unlink()
     draft = checkpoint.rename(checkpoint.with_name("draft"))
-    commit(draft, checkpoint, {"format": 1})
+    commit(draft, checkpoint, {"format": FORMAT})
 
 
-def test_checkpoints_of_other_models_layouts_or_with_altered_manifests_change_nothing(
-    world: TrainingData, tmp_path: Path
-) -> None:
-    trainer = trainer_of(world, 0)
-    steps(trainer, world, 1)
+def test_load_refuses_other_models_formats_and_manifests(data: TrainingData, tmp_path: Path) -> None:
+    trainer = create_trainer(data, 0)
+    sft_steps(trainer, data, 1)
     good = tmp_path / "good"
     trainer.save_checkpoint(good)
     before, index = parameters(trainer), json.loads((good / INDEX).read_text())
 
-    def refused(match: str) -> None:
+    def assert_refused(match: str) -> None:
         with pytest.raises(CheckpointError, match=match):
             trainer.load_checkpoint(good)
         assert all(np.array_equal(value, before[name]) for name, value in parameters(trainer).items())
@@ -247,54 +242,54 @@ def test_checkpoints_of_other_models_layouts_or_with_altered_manifests_change_no
 
     manifest = json.loads((good / MANIFEST).read_text())
     for altered in (
-        manifest | {"facts": {"format": 9}},
+        manifest | {"metadata": {"format": 9}},
         manifest | {"files": dict(list(manifest["files"].items())[1:])},
-        {"facts": {"world": 1, "zero_stage": 0, "steps": 1}, "files": {}},
+        {"metadata": {"world_size": 1, "zero_stage": 0, "steps": 1}, "files": {}},
     ):
         (good / MANIFEST).write_text(json.dumps(altered))
-        refused(f"{MANIFEST} of checkpoint .*good is not as it was written")
+        assert_refused(f"{MANIFEST} of checkpoint .*good does not match its hash")
     (good / MANIFEST).write_text("{")
-    refused("is not as it was written")
+    assert_refused("does not match its hash")
 
     name = next(iter(index["shapes"]))
     for shapes, match in (
         ({**index["shapes"], "more.weight": [1]}, r"it holds more\.weight, which is not trained here"),
         ({n: s for n, s in index["shapes"].items() if n != name}, f"it lacks {name}, which is trained"),
-        ({**index["shapes"], name: [2, 3]}, rf"{name} is \[2, 3\] there and \["),
+        ({**index["shapes"], name: [2, 3]}, rf"{name} has shape \[2, 3\] there and \["),
     ):
-        rewritten(good, INDEX, json.dumps(index | {"shapes": shapes}))
-        refused(match)
-    rewritten(good, INDEX, json.dumps(index))
+        rewrite_file(good, INDEX, json.dumps(index | {"shapes": shapes}))
+        assert_refused(match)
+    rewrite_file(good, INDEX, json.dumps(index))
     trainer.load_checkpoint(good)
     shutil.move(good, tmp_path / "draft")
-    commit(tmp_path / "draft", good, {"world": 1})
-    refused("is of another version's layout")
+    commit(tmp_path / "draft", good, {"world_size": 1})
+    assert_refused("has format None; this version reads format 2")
 
 
-def test_pieces_are_found_by_element_wherever_they_lie(tmp_path: Path) -> None:
+def test_shard_reader_reads_any_range_of_elements(tmp_path: Path) -> None:
     values = torch.arange(24.0)
-    cuts = {"a": (2, 3), "b": (18,)}
+    shapes = {"a": (2, 3), "b": (18,)}
     pieces = [ParamSlice("a", (2, 3), 0, 6), ParamSlice("b", (18,), 0, 7), ParamSlice("b", (18,), 7, 18)]
     offset = {"a": 0, "b": 6}
 
     def get(piece: ParamSlice, kind: str) -> torch.Tensor:
         return values[offset[piece.name] :][piece.start : piece.stop] * (1 if kind == WEIGHTS else -1)
 
-    where = []
+    locations = []
     for rank, part in enumerate((pieces[:2], pieces[2:])):
-        where += write_shards(tmp_path, rank, WEIGHTS, part, get, shard_bytes=25)
-    assert len({file for *_, file in where}) == 3
-    write_index(tmp_path, cuts, where)
+        locations += write_shards(tmp_path, rank, WEIGHTS, part, get, shard_bytes=25)
+    assert len({file for *_, file in locations}) == 3
+    write_index(tmp_path, shapes, locations)
     shards = ShardReader(tmp_path)
     assert shards.read(WEIGHTS, "a").tolist() == values[:6].tolist()
     assert shards.read(WEIGHTS, "b", 5, 9).tolist() == [11.0, 12.0, 13.0, 14.0]
     assert shards.read(WEIGHTS, "b").tolist() == values[6:].tolist()
-    for wrong in (where[:2], [*where, where[1]]):
-        with pytest.raises(RuntimeError, match=r"weights of b \[18\] are cut in"):
-            write_index(tmp_path, cuts, wrong)
+    for wrong in (locations[:2], [*locations, locations[1]]):
+        with pytest.raises(RuntimeError, match=r"weights of b \[18\] have slices .* overlap or leave a gap"):
+            write_index(tmp_path, shapes, wrong)
 
 
-def test_a_rank_without_a_saved_state_draws_from_rank_zeros_and_unlike_it() -> None:
+def test_new_rank_gets_a_reproducible_seed_from_rank_0() -> None:
     state, drawn = get_rng_state(), []
     for rank in (2, 3, 2):
         seed_from_rank0(state, rank)

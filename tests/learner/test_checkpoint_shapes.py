@@ -1,4 +1,4 @@
-"""Checkpoints held to their config.json by headers alone: real, and true to size but without data."""
+"""Comparison of checkpoint headers with config.json, on tiny checkpoints and on sparse full-size ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGE = {"3B": architecture_3b, "7B": architecture}
 
 
 def write(file: Path, shapes: Mapping[str, list[int]]) -> None:
-    """A safetensors file of bfloat16 whose data is a hole: it takes no room on the disk."""
+    """Write a sparse bfloat16 safetensors file, which uses no disk space for its data."""
     entries, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * math.prod(shape)
@@ -39,17 +39,17 @@ def write(file: Path, shapes: Mapping[str, list[int]]) -> None:
 
 def write_sharded(directory: Path, shapes: Shapes, shards: int) -> None:
     names = list(shapes)
-    places = {}
+    weight_map = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[shard::shards]
-        write(directory / file, {name: shapes[name] for name in mine})
-        places |= dict.fromkeys(mine, file)
-    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        shard_names = names[shard::shards]
+        write(directory / file, {name: shapes[name] for name in shard_names})
+        weight_map |= dict.fromkeys(shard_names, file)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def old_spelling(shapes: Shapes) -> Shapes:
-    """As the released checkpoints have them."""
+    """Return the tensor names of released checkpoints."""
     return {
         name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): shape
         for name, shape in shapes.items()
@@ -58,7 +58,7 @@ def old_spelling(shapes: Shapes) -> Shapes:
 
 @pytest.fixture(scope="module", params=list(LARGE))
 def large(request: pytest.FixtureRequest) -> tuple[Any, Shapes]:
-    """A config, and the shapes of the tensors that a checkpoint of it has: a tied lm_head is left out."""
+    """A config and the tensor shapes of its checkpoints, without a tied lm_head."""
     config = LARGE[request.param]()
     model = build_on_meta(config)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -74,7 +74,7 @@ def directory(large: tuple[Any, Shapes], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("spelled", [dict, old_spelling])
-def test_a_whole_checkpoint_is_taken_in_both_spellings(
+def test_complete_checkpoint_passes_in_both_spellings(
     large: tuple[Any, Shapes], directory: Path, spelled: Any
 ) -> None:
     shapes = spelled(large[1])
@@ -87,7 +87,7 @@ def test_a_whole_checkpoint_is_taken_in_both_spellings(
     assert on_disk < 4e6
 
 
-def test_every_kind_of_fault_is_named_with_both_shapes(large: tuple[Any, Shapes], directory: Path) -> None:
+def test_error_lists_all_mismatches_with_shapes(large: tuple[Any, Shapes], directory: Path) -> None:
     shapes = old_spelling(large[1])
     del shapes["model.layers.3.mlp.up_proj.weight"]
     expected = shapes["visual.merger.mlp.0.weight"]
@@ -96,15 +96,15 @@ def test_every_kind_of_fault_is_named_with_both_shapes(large: tuple[Any, Shapes]
     write_sharded(directory, shapes, 3)
     with pytest.raises(UserError) as raised:
         check_tensor_shapes(directory)
-    said = str(raised.value)
-    assert "missing model.language_model.layers.3.mlp.up_proj.weight [" in said
-    assert "unexpected model.language_model.layers.99.mlp.up_proj.weight in model-" in said
-    assert f"model.visual.merger.mlp.0.weight is [{expected[0]}, {expected[1] // 2}] in" in said
-    assert f"expected {expected}" in said
+    message = str(raised.value)
+    assert "missing model.language_model.layers.3.mlp.up_proj.weight [" in message
+    assert "unexpected model.language_model.layers.99.mlp.up_proj.weight in model-" in message
+    assert f"model.visual.merger.mlp.0.weight is [{expected[0]}, {expected[1] // 2}] in" in message
+    assert f"expected {expected}" in message
 
 
-def test_another_sizes_checkpoint_is_refused(large: tuple[Any, Shapes], tmp_path: Path) -> None:
-    """The 7B model's config beside the 3B model's weights, and the other way round."""
+def test_weights_of_another_model_size_are_refused(large: tuple[Any, Shapes], tmp_path: Path) -> None:
+    """The 7B config with 3B weights, and vice versa."""
     config, shapes = large
     other = architecture() if config.text_config.hidden_size == 2048 else architecture_3b()
     other.save_pretrained(tmp_path)
@@ -113,7 +113,7 @@ def test_another_sizes_checkpoint_is_refused(large: tuple[Any, Shapes], tmp_path
         check_tensor_shapes(tmp_path)
 
 
-def test_a_missing_shard_is_named(large: tuple[Any, Shapes], directory: Path) -> None:
+def test_missing_shard_is_named(large: tuple[Any, Shapes], directory: Path) -> None:
     write_sharded(directory, large[1], 4)
     (directory / "model-00002-of-00004.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model-00002-of-00004\.safetensors, of 4 files"):
@@ -135,12 +135,12 @@ def shapes_of(model: Path) -> Shapes:
 
 
 @pytest.mark.parametrize("model", [Path("assets/tiny-base")])
-def test_a_real_tied_checkpoint_is_taken(model: Path) -> None:
+def test_tied_checkpoint_passes(model: Path) -> None:
     assert "lm_head.weight" not in read_safetensors_header(model / SINGLE)
     check_tensor_shapes(model)
 
 
-def test_a_real_checkpoint_is_taken_and_without_lm_head_it_is_not(copy: Path) -> None:
+def test_checkpoint_without_untied_lm_head_is_refused(copy: Path) -> None:
     check_tensor_shapes(copy)
     shapes = shapes_of(copy)
     del shapes["lm_head.weight"]
@@ -149,11 +149,11 @@ def test_a_real_checkpoint_is_taken_and_without_lm_head_it_is_not(copy: Path) ->
         load_pretrained(copy, torch.float32)
 
 
-def test_a_file_that_was_cut_short_is_told_from_a_whole_one(copy: Path) -> None:
+def test_truncated_file_is_refused(copy: Path) -> None:
     size = (copy / SINGLE).stat().st_size
     with (copy / SINGLE).open("r+b") as opened:
         opened.truncate(size - 1000)
-    with pytest.raises(UserError, match=rf"has {size - 1000:,} bytes, its header says {size:,}"):
+    with pytest.raises(UserError, match=rf"has {size - 1000:,} bytes, but {size:,} according to its header"):
         check_tensor_shapes(copy)
 
 
@@ -169,13 +169,13 @@ def test_a_file_that_was_cut_short_is_told_from_a_whole_one(copy: Path) -> None:
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     ],
 )
-def test_what_is_no_safetensors_is_said_to_be_none(copy: Path, content: bytes) -> None:
+def test_invalid_safetensors_file_is_refused(copy: Path, content: bytes) -> None:
     (copy / SINGLE).write_bytes(content)
-    with pytest.raises(UserError, match="no safetensors file, or cut short"):
+    with pytest.raises(UserError, match="is truncated or not a safetensors file"):
         check_tensor_shapes(copy)
 
 
-def test_a_tensor_in_two_spellings_is_refused(copy: Path) -> None:
+def test_tensor_in_two_spellings_is_refused(copy: Path) -> None:
     shapes = shapes_of(copy)
     twice = next(name for name in shapes if name.startswith(("model.visual.", "visual.")))
     other = twice.removeprefix("model.") if twice.startswith("model.") else f"model.{twice}"
@@ -185,21 +185,21 @@ def test_a_tensor_in_two_spellings_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "message"),
     [
-        ("{}", "no index"),
-        ("[", "no index"),
-        ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "not beside it"),
+        ("{}", "not a valid safetensors index"),
+        ("[", "not a valid safetensors index"),
+        ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "must be in the same directory"),
     ],
 )
-def test_a_bad_index_is_refused(copy: Path, index: str, said: str) -> None:
+def test_invalid_index_is_refused(copy: Path, index: str, message: str) -> None:
     (copy / SINGLE).rename(copy / "model-00001-of-00001.safetensors")
     (copy / INDEX).write_text(index)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_tensor_shapes(copy)
 
 
-def test_a_tensor_that_its_shard_lacks_is_named(copy: Path) -> None:
+def test_tensor_missing_from_its_shard_is_named(copy: Path) -> None:
     shapes = shapes_of(copy)
     write_sharded(copy, shapes, 1)
     (copy / SINGLE).unlink()
@@ -210,7 +210,7 @@ def test_a_tensor_that_its_shard_lacks_is_named(copy: Path) -> None:
         check_tensor_shapes(copy)
 
 
-def test_weights_under_another_name_are_an_error(copy: Path) -> None:
+def test_weights_under_another_file_name_are_refused(copy: Path) -> None:
     (copy / SINGLE).rename(copy / "weights.safetensors")
     with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
         load_pretrained(copy, torch.float32)

@@ -1,4 +1,4 @@
-"""Chunked log-probs against plain softmax over the whole matrix."""
+"""Chunked log-probs against a dense softmax."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return hidden, weight, targets, temperature
 
 
-def plain(
+def dense_logprobs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
@@ -32,7 +32,7 @@ def plain(
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 @pytest.mark.parametrize("ban", [False, True])
-def test_values_and_gradients_equal_plain_softmax(chunk: int, ban: bool) -> None:
+def test_values_and_gradients_match_dense_softmax(chunk: int, ban: bool) -> None:
     hidden, weight, targets, temperature = inputs()
     banned = torch.zeros(13, dtype=torch.bool)
     banned[:2] = ban
@@ -41,17 +41,17 @@ def test_values_and_gradients_equal_plain_softmax(chunk: int, ban: bool) -> None
     (ours[0] * mix - 0.3 * ours[1] * mix).sum().backward()
     got = [hidden.grad, weight.grad]
     hidden.grad = weight.grad = None
-    theirs = plain(hidden, weight, targets, temperature, banned)
+    theirs = dense_logprobs(hidden, weight, targets, temperature, banned)
     (theirs[0] * mix - 0.3 * theirs[1] * mix).sum().backward()
-    for mine, other in zip((*ours, *got), (*theirs, hidden.grad, weight.grad), strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    for actual, expected in zip((*ours, *got), (*theirs, hidden.grad, weight.grad), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_sampled_gives_zero_gradients() -> None:
+def test_empty_input_gives_zero_gradients() -> None:
     hidden = torch.zeros(0, 6, requires_grad=True)
     weight = torch.randn(13, 6, requires_grad=True)
-    none = torch.zeros(0, dtype=torch.long)
-    logprobs, entropy = TokenLogprobs.apply(hidden, weight, none, torch.ones(0), None, 4)
+    empty = torch.zeros(0, dtype=torch.long)
+    logprobs, entropy = TokenLogprobs.apply(hidden, weight, empty, torch.ones(0), None, 4)
     (logprobs.sum() + entropy.sum()).backward()
     assert weight.grad is not None
     assert weight.grad.abs().max() == 0

@@ -1,4 +1,4 @@
-"""Each loss against the plainest possible loop, and against hand-computed cases."""
+"""Loss terms against a loop over tokens and against hand-computed values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from vz_ray.learner.loss import (
 LENGTHS = [3, 5, 1]
 
 
-def group(*rewards: float, valid: bool = True) -> Group:
-    played = [
+def group_with_rewards(*rewards: float, valid: bool = True) -> Group:
+    trajectories = [
         Trajectory(
             EpisodeId(0, "t", i),
             "",
@@ -36,7 +36,7 @@ def group(*rewards: float, valid: bool = True) -> Group:
         )
         for i, r in enumerate(rewards)
     ]
-    return Group("t", tuple(played))
+    return Group("t", tuple(trajectories))
 
 
 def random_batch(seed: int = 0) -> tuple[torch.Tensor, LossInputs]:
@@ -48,26 +48,26 @@ def random_batch(seed: int = 0) -> tuple[torch.Tensor, LossInputs]:
     return new, LossInputs(torch.tensor([1.0, -2.0, 0.5]), weight, mask, old, engine, reference)
 
 
-def test_advantages_are_centred_and_scaled_by_the_sample_deviation() -> None:
+def test_advantages_are_centered_and_scaled() -> None:
     assert compute_advantages([1.0, 0.0]).tolist() == pytest.approx(
         [math.sqrt(0.5), -math.sqrt(0.5)], abs=1e-5
     )
     assert compute_advantages([3.0, 1.0, 2.0], "dr_grpo").tolist() == [1.0, -1.0, 0.0]
 
 
-def test_groups_that_teach_nothing_are_told_apart() -> None:
-    assert is_informative(group(0.0, 1.0))
-    assert not is_informative(group(0.5, 0.5, 0.5))
-    assert not is_informative(group(0.0, 1.0, valid=False))
-    assert not is_informative(group(1.0))
+def test_uninformative_groups_are_detected() -> None:
+    assert is_informative(group_with_rewards(0.0, 1.0))
+    assert not is_informative(group_with_rewards(0.5, 0.5, 0.5))
+    assert not is_informative(group_with_rewards(0.0, 1.0, valid=False))
+    assert not is_informative(group_with_rewards(1.0))
     unscored = Trajectory(EpisodeId(0, "t", 0), "", TokenContext((1,)), (), EpisodeStatus.ANSWERED)
-    assert not is_informative(Group("t", (unscored, *group(0.0, 1.0).trajectories)))
+    assert not is_informative(Group("t", (unscored, *group_with_rewards(0.0, 1.0).trajectories)))
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("cap", [None, 1.5])
-def test_objective_equals_a_loop_over_tokens(aggregation: str, ratio: str, cap: float | None) -> None:
+def test_grpo_loss_matches_a_loop_over_tokens(aggregation: str, ratio: str, cap: float | None) -> None:
     config = LossConfig(
         importance_sampling_level=ratio,
         aggregation=aggregation,
@@ -76,27 +76,27 @@ def test_objective_equals_a_loop_over_tokens(aggregation: str, ratio: str, cap: 
         kl_coef=0.3,
         entropy_coef=0.2,
     )
-    new, given = random_batch()
+    new, inputs = random_batch()
     weights = loss_weights(LENGTHS, aggregation, 7)
-    given = LossInputs(
-        given.advantages,
+    inputs = LossInputs(
+        inputs.advantages,
         torch.tensor(weights),
-        given.mask,
-        given.old_logprobs,
-        given.engine_logprobs,
-        given.ref_logprobs,
+        inputs.mask,
+        inputs.old_logprobs,
+        inputs.engine_logprobs,
+        inputs.ref_logprobs,
     )
-    entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9)) * given.mask
-    loss, sums = grpo_loss(new, entropy, given, config)
-    assert loss.item() == pytest.approx(naive_objective(new, entropy, given, config), rel=1e-5)
+    entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9)) * inputs.mask
+    loss, sums = grpo_loss(new, entropy, inputs, config)
+    assert loss.item() == pytest.approx(loss_by_loop(new, entropy, inputs, config), rel=1e-5)
     assert sums["sampled"] == sum(LENGTHS)
 
 
-def naive_objective(new: torch.Tensor, entropy: torch.Tensor, given: LossInputs, config: LossConfig) -> float:
+def loss_by_loop(new: torch.Tensor, entropy: torch.Tensor, inputs: LossInputs, config: LossConfig) -> float:
     trajectories = []
     for b, length in enumerate(LENGTHS):
-        advantage = float(given.advantages[b])
-        logs = [float(new[b, t] - given.old_logprobs[b, t]) for t in range(length)]
+        advantage = float(inputs.advantages[b])
+        logs = [float(new[b, t] - inputs.old_logprobs[b, t]) for t in range(length)]
         tokens = []
         for t in range(length):
             r = math.exp(logs[t] if config.importance_sampling_level == "token" else sum(logs) / length)
@@ -104,9 +104,9 @@ def naive_objective(new: torch.Tensor, entropy: torch.Tensor, given: LossInputs,
             value = -min(r * advantage, clipped * advantage)
             if config.tis_cap is not None:
                 value *= min(
-                    math.exp(float(given.old_logprobs[b, t] - given.engine_logprobs[b, t])), config.tis_cap
+                    math.exp(float(inputs.old_logprobs[b, t] - inputs.engine_logprobs[b, t])), config.tis_cap
                 )
-            d = float(given.ref_logprobs[b, t] - new[b, t])
+            d = float(inputs.ref_logprobs[b, t] - new[b, t])
             value += config.kl_coef * (math.exp(d) - d - 1) - config.entropy_coef * float(entropy[b, t])
             tokens.append(value)
         trajectories.append(tokens)
@@ -126,14 +126,14 @@ def test_clipping_is_asymmetric_and_stops_the_gradient() -> None:
     assert ratio.grad.tolist() == [[-1, -1, 0], [0, 1, 1]]
 
 
-def exact(rows: list[list[float]], *, grad: bool = False) -> torch.Tensor:
+def float64_tensor(rows: list[list[float]], *, grad: bool = False) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64, requires_grad=grad)
 
 
-def test_kl_estimate_and_its_slope_by_hand() -> None:
+def test_kl_estimate_and_gradient_by_hand() -> None:
     """k3 = e^d - d - 1 with d = reference - new; its derivative by new is 1 - e^d."""
-    new = exact([[-1.0, -1.0, -1.0]], grad=True)
-    kl = low_variance_kl(new, exact([[-1.0, math.log(2) - 1, -math.log(2) - 1]]))
+    new = float64_tensor([[-1.0, -1.0, -1.0]], grad=True)
+    kl = low_variance_kl(new, float64_tensor([[-1.0, math.log(2) - 1, -math.log(2) - 1]]))
     assert kl.tolist()[0] == pytest.approx([0.0, 1 - math.log(2), math.log(2) - 0.5])
     kl.sum().backward()
     assert new.grad is not None
@@ -143,18 +143,18 @@ def test_kl_estimate_and_its_slope_by_hand() -> None:
 @pytest.mark.parametrize(
     ("aggregation", "expected"),
     [
-        # Advantages 1 and -1 at ratio 1: tokens are worth -1 in the first trajectory, 1 in the second.
+        # Advantages 1 and -1 at ratio 1: the loss of a token is -1 in the first trajectory, 1 in the second.
         ("sequence_mean", {"loss": 0.0, "slopes": [-1 / 2, 1 / 6]}),
         ("token_mean", {"loss": (3 - 1) / 4, "slopes": [-1 / 4, 1 / 4]}),  # DAPO
         ("fixed_length", {"loss": (3 - 1) / (2 * 5), "slopes": [-1 / 10, 1 / 10]}),  # Dr.GRPO
     ],
 )
 def test_aggregations_by_hand(aggregation: str, expected: dict[str, Any]) -> None:
-    """Trajectories of one and of three tokens; slopes are of the loss by each one's first log-prob."""
+    """Trajectories of 1 and 3 tokens; slopes are derivatives by the first log-prob of each."""
     config = LossConfig(aggregation=aggregation, fixed_length=5, kl_coef=0.0, entropy_coef=0.0)
-    new = exact([[-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], grad=True)
+    new = float64_tensor([[-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], grad=True)
     weight = torch.tensor(loss_weights([1, 3], aggregation, 5), dtype=torch.float64)
-    mask = exact([[1, 0, 0], [1, 1, 1]])
+    mask = float64_tensor([[1, 0, 0], [1, 1, 1]])
     advantage = torch.tensor([1.0, -1.0], dtype=torch.float64)
     loss, _ = grpo_loss(
         new,
@@ -170,34 +170,39 @@ def test_aggregations_by_hand(aggregation: str, expected: dict[str, Any]) -> Non
 
 
 def test_sequence_ratio_by_hand() -> None:
-    """GSPO: log-ratios 0.1 and 0.3 make e^0.2 for both tokens; each log-prob moves it by half of itself."""
-    new = exact([[-1.0, -2.0]], grad=True)
+    """GSPO: log-ratios 0.1 and 0.3 give the ratio e^0.2 for both tokens."""
+    new = float64_tensor([[-1.0, -2.0]], grad=True)
     config = LossConfig(
         importance_sampling_level="sequence", clip_ratio_high=0.3, kl_coef=0.0, entropy_coef=0.0
     )
-    given = LossInputs(
-        exact([[2.0]])[0], exact([[0.5]])[0], exact([[1, 1]]), exact([[-1.1, -2.3]]), new, None
+    inputs = LossInputs(
+        float64_tensor([[2.0]])[0],
+        float64_tensor([[0.5]])[0],
+        float64_tensor([[1, 1]]),
+        float64_tensor([[-1.1, -2.3]]),
+        new,
+        None,
     )
-    loss, _ = grpo_loss(new, torch.zeros_like(new), given, config)
+    loss, _ = grpo_loss(new, torch.zeros_like(new), inputs, config)
     assert loss.item() == pytest.approx(-2 * math.exp(0.2))
     loss.backward()
     assert new.grad is not None
     assert new.grad.tolist()[0] == pytest.approx([-math.exp(0.2)] * 2)
     tight = replace(config, clip_ratio_high=0.2)  # e^0.2 is above 1.2
-    loss, _ = grpo_loss(new, torch.zeros_like(new), given, tight)
+    loss, _ = grpo_loss(new, torch.zeros_like(new), inputs, tight)
     assert loss.item() == pytest.approx(-2 * 1.2)
     assert torch.autograd.grad(loss, new)[0].tolist() == [[0, 0]]
 
 
-def test_importance_weights_scale_loss_and_slope_and_are_no_part_of_either() -> None:
-    """Tokens that the engine found e^0.4 and e times less likely; the second counts 1.5 at most."""
-    new, engine = exact([[-1.0, -2.0]], grad=True), exact([[-1.4, -3.0]], grad=True)
+def test_importance_weights_scale_loss_and_gradient() -> None:
+    """Importance weights e^0.4 and e; the cap of 1.5 applies to the second."""
+    new, engine = float64_tensor([[-1.0, -2.0]], grad=True), float64_tensor([[-1.4, -3.0]], grad=True)
     config = LossConfig(tis_cap=1.5, kl_coef=0.0, entropy_coef=0.0)
-    one = exact([[1.0]])[0]
+    unit = float64_tensor([[1.0]])[0]
     loss, _ = grpo_loss(
         new,
         torch.zeros_like(new),
-        LossInputs(one, one, exact([[1, 1]]), new.detach(), engine.detach(), None),
+        LossInputs(unit, unit, float64_tensor([[1, 1]]), new.detach(), engine.detach(), None),
         config,
     )
     assert loss.item() == pytest.approx(-math.exp(0.4) - 1.5)
@@ -207,10 +212,12 @@ def test_importance_weights_scale_loss_and_slope_and_are_no_part_of_either() -> 
 
 
 def test_entropy_is_rewarded_by_hand() -> None:
-    new, entropy = exact([[-1.0, -1.0]]), exact([[0.5, 2.0]], grad=True)
+    new, entropy = float64_tensor([[-1.0, -1.0]]), float64_tensor([[0.5, 2.0]], grad=True)
     config = LossConfig(entropy_coef=0.1, kl_coef=0.0)
-    given = LossInputs(exact([[0.0]])[0], exact([[0.5]])[0], exact([[1, 1]]), new, new, None)
-    loss, _ = grpo_loss(new, entropy, given, config)
+    inputs = LossInputs(
+        float64_tensor([[0.0]])[0], float64_tensor([[0.5]])[0], float64_tensor([[1, 1]]), new, new, None
+    )
+    loss, _ = grpo_loss(new, entropy, inputs, config)
     assert loss.item() == pytest.approx(-0.1 * (0.5 + 2.0) / 2)
     loss.backward()
     assert entropy.grad is not None
@@ -220,8 +227,8 @@ def test_entropy_is_rewarded_by_hand() -> None:
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("cap", [None, 1.5])
-def test_the_slope_is_that_of_the_value(aggregation: str, ratio: str, cap: float | None) -> None:
-    """Autograd against finite differences in float64, for every kind of loss at once, KL and entropy too."""
+def test_gradient_matches_finite_differences(aggregation: str, ratio: str, cap: float | None) -> None:
+    """Compare autograd with finite differences in float64, including KL and entropy."""
     config = LossConfig(
         importance_sampling_level=ratio,
         aggregation=aggregation,
@@ -230,16 +237,18 @@ def test_the_slope_is_that_of_the_value(aggregation: str, ratio: str, cap: float
         kl_coef=0.3,
         entropy_coef=0.2,
     )
-    new, given = random_batch(3)
-    doubled = [t.double() for t in (given.advantages, given.mask, given.old_logprobs, given.engine_logprobs)]
+    new, inputs = random_batch(3)
+    doubled = [
+        t.double() for t in (inputs.advantages, inputs.mask, inputs.old_logprobs, inputs.engine_logprobs)
+    ]
     advantage, mask, old, engine = doubled
     weight = torch.tensor(loss_weights(LENGTHS, aggregation, 7), dtype=torch.float64)
-    assert given.ref_logprobs is not None
-    fixed = LossInputs(advantage, weight, mask, old, engine, given.ref_logprobs.double())
+    assert inputs.ref_logprobs is not None
+    fixed = LossInputs(advantage, weight, mask, old, engine, inputs.ref_logprobs.double())
     entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * mask
     ratios = importance_ratio(new.double(), old, mask, ratio)[mask.bool()]
     kinks = torch.tensor([1 - config.clip_ratio_low, 1 + config.clip_ratio_high], dtype=torch.float64)
-    assert (ratios[:, None] - kinks).abs().min() > 1e-4, "a difference across a kink would say nothing"
+    assert (ratios[:, None] - kinks).abs().min() > 1e-4, "finite differences are invalid across a kink"
     inside = (ratios > kinks[0]) & (ratios < kinks[1])
     assert inside.any() or ratio == "sequence"
     assert torch.autograd.gradcheck(
@@ -248,21 +257,21 @@ def test_the_slope_is_that_of_the_value(aggregation: str, ratio: str, cap: float
     )
 
 
-def test_sequence_ratio_is_the_geometric_mean_over_sampled_tokens_only() -> None:
-    new, given = random_batch()
-    ratio = importance_ratio(new, given.old_logprobs, given.mask, "sequence")
-    expected = math.exp(float((new - given.old_logprobs)[0, :3].mean()))
+def test_sequence_ratio_is_the_mean_over_sampled_tokens() -> None:
+    new, inputs = random_batch()
+    ratio = importance_ratio(new, inputs.old_logprobs, inputs.mask, "sequence")
+    expected = math.exp(float((new - inputs.old_logprobs)[0, :3].mean()))
     assert ratio[0].tolist() == pytest.approx([expected] * 5)
 
 
-def test_kl_estimate_is_zero_at_equality_and_never_negative() -> None:
-    new, given = random_batch()
-    assert given.ref_logprobs is not None
+def test_kl_estimate_is_never_negative() -> None:
+    new, inputs = random_batch()
+    assert inputs.ref_logprobs is not None
     assert low_variance_kl(new, new).abs().max() == 0
-    assert low_variance_kl(new, given.ref_logprobs).min() >= 0
+    assert low_variance_kl(new, inputs.ref_logprobs).min() >= 0
 
 
-def test_importance_weights_are_truncated_and_one_where_nothing_was_sampled() -> None:
+def test_importance_weights_are_truncated_and_default_to_1() -> None:
     old = torch.tensor([[0.0, -1.0, -1.0]])
     engine = torch.tensor([[-3.0, -0.5, float("nan")]])
     assert truncated_importance_weights(old, engine, 2.0).tolist()[0] == pytest.approx(
@@ -270,31 +279,31 @@ def test_importance_weights_are_truncated_and_one_where_nothing_was_sampled() ->
     )
 
 
-def test_far_away_log_probs_stay_finite() -> None:
+def test_extreme_logprobs_stay_finite() -> None:
     new, old, mask = torch.zeros(1, 2), torch.full((1, 2), -1e4), torch.ones(1, 2)
     assert importance_ratio(new, old, mask).isfinite().all()
     assert low_variance_kl(new, old).isfinite().all()
     assert low_variance_kl(old, new).isfinite().all()
 
 
-def test_mismatch_counts_only_tokens_that_an_engine_sampled_and_each_part_apart() -> None:
+def test_mismatch_ignores_external_tokens() -> None:
     old, mask = torch.tensor([[-1.0, -2.0, -3.0, -1.0]]), torch.tensor([[1.0, 1.0, 0.0, 1.0]])
     engine = torch.tensor([[-1.5, float("nan"), -9.0, -3.0]])
-    late = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
-    sums, worst = engine_mismatch(old, engine, {"": mask - late, "_stale": late})
-    assert worst == {"mismatch_abs_max": 0.5, "mismatch_abs_max_stale": 2.0}
+    stale = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    sums, maxima = engine_mismatch(old, engine, {"": mask - stale, "_stale": stale})
+    assert maxima == {"mismatch_abs_max": 0.5, "mismatch_abs_max_stale": 2.0}
     assert (sums["compared"], sums["compared_stale"]) == (1, 1)
     assert sums["mismatch_kl"] == pytest.approx(math.exp(0.5) - 0.5 - 1)
     assert sums["mismatch_kl_stale"] == pytest.approx(math.exp(2.0) - 2.0 - 1)
 
 
-def test_an_unknown_aggregation_is_named() -> None:
+def test_unknown_aggregation_is_refused() -> None:
     with pytest.raises(ValueError, match="'median'"):
         loss_weights([1], "median", 1)
 
 
-def test_config_names_the_value_it_refuses() -> None:
-    with pytest.raises(ValueError, match=r"loss\.ratio is 'tokens'"):
+def test_config_refuses_invalid_values() -> None:
+    with pytest.raises(ValueError, match=r"importance_sampling_level is 'tokens'"):
         LossConfig(importance_sampling_level="tokens")
-    with pytest.raises(ValueError, match=r"loss\.clip_low is -0\.1"):
+    with pytest.raises(ValueError, match=r"clip_ratio_low is -0\.1"):
         LossConfig(clip_ratio_low=-0.1)

@@ -1,8 +1,6 @@
-"""Positions equal HF's own for random conversations."""
+"""M-RoPE positions against HF for random conversations."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_positions_equal_those_of_transformers(hf: torch.nn.Module, seed: int) -> None:
+def test_positions_match_transformers(hf: torch.nn.Module, seed: int) -> None:
     ids, grids = conversation(np.random.default_rng(seed))
     tokens = torch.from_numpy(ids)[None]
     expected, _ = hf.model.get_rope_index(
@@ -42,7 +40,7 @@ def test_positions_equal_those_of_transformers(hf: torch.nn.Module, seed: int) -
     assert np.array_equal(mrope_positions(ids, grids, PAD, 2), expected[:, 0].numpy())
 
 
-def test_images_without_text_between_them_each_start_after_the_one_before() -> None:
+def test_adjacent_images_start_after_each_other() -> None:
     ids = np.asarray([9, PAD, PAD, PAD, PAD, PAD, 9])
     grids = np.asarray([[1, 2, 4], [1, 6, 2]])
     temporal, rows, columns = mrope_positions(ids, grids, PAD, 2)
@@ -51,13 +49,13 @@ def test_images_without_text_between_them_each_start_after_the_one_before() -> N
     assert columns.tolist() == [0, 1, 2, 3, 3, 3, 6]
 
 
-def test_grids_that_do_not_fit_the_image_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 image tokens, but 1 grids that make 4"):
+def test_grids_must_match_the_image_tokens() -> None:
+    with pytest.raises(ValueError, match="2 image tokens, but the 1 grids have 4 visual tokens"):
         mrope_positions(np.asarray([9, PAD, PAD]), np.asarray([[1, 4, 4]]), PAD, 2)
 
 
-def test_the_7b_shape_of_rope_reads_the_same_positions(tmp_path: Path) -> None:
-    """A conversation as long as an episode's: 128 frames of 128 visual tokens."""
+def test_positions_of_a_full_length_episode() -> None:
+    """128 frames of 128 visual tokens."""
     grids = np.asarray([[1, 16, 32]] * 128)
     ids = np.concatenate([[9] * 5 + [PAD] * 128] * 128 + [[9] * 7])
     positions = mrope_positions(ids, grids, PAD, 2)

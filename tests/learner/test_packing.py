@@ -1,69 +1,68 @@
-"""Which trajectories go together: prefixes, budgets, ranks."""
+"""Packing: shared prefixes, token limits, balance over ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.learner.training_data import TrainingData, make_varied_data, small_model
+from tests.learner.training_data import TrainingData, make_varied_data
 from vz_ray.learner.example import Example, SpecialTokenIds, encode_trajectory, frame_key
 from vz_ray.learner.packing import FlopCosts, PrefixTree, common_prefix_length, plan_micro_batches
 from vz_ray.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return make_varied_data(small_model(tmp_path_factory.mktemp("model")))
+def data(model: Path) -> TrainingData:
+    return make_varied_data(model)
 
 
 @pytest.fixture(scope="module")
-def examples(world: TrainingData) -> list[Example]:
-    tokens = SpecialTokenIds.from_pretrained(world.model)
-    return [encode_trajectory(trajectory, tokens, 2) for trajectory in world.trajectories]
+def examples(data: TrainingData) -> list[Example]:
+    tokens = SpecialTokenIds.from_pretrained(data.model)
+    return [encode_trajectory(trajectory, tokens, 2) for trajectory in data.trajectories]
 
 
-def plain(length: int, group: str, shared: int = 0, name: str = "") -> Example:
-    """Text alone, of which the first `shared` tokens are the same in all of a group."""
+def text_example(length: int, group: str, shared: int = 0, name: str = "") -> Example:
+    """Return a text-only example; the first `shared` tokens are equal in the whole group."""
     ids = np.full(length, 7 + hash(name) % 1000)
     ids[:shared] = 1
-    none = np.zeros(0, dtype=np.int64)
-    one = np.zeros(1, dtype=np.float32)
+    empty = np.zeros(0, dtype=np.int64)
+    zero = np.zeros(1, dtype=np.float32)
     return Example(
         name=name,
         group_id=group,
         token_ids=np.append(ids, 2),
         sampled_positions=np.asarray([length]),
-        engine_logprobs=one,
-        temperature=one + 1,
+        engine_logprobs=zero,
+        temperature=zero + 1,
         weight_versions=np.zeros(1, dtype=np.int64),
         after_image=np.zeros(1, dtype=np.bool_),
-        grids=none.reshape(0, 3),
-        image_starts=none,
-        image_token_counts=none,
+        grids=empty.reshape(0, 3),
+        image_starts=empty,
+        image_token_counts=empty,
         refs=(),
     )
 
 
-def test_samples_share_their_prompt_and_the_first_words_they_have_in_common(
-    world: TrainingData, examples: list[Example]
-) -> None:
+def test_prefix_covers_prompt_and_common_first_tokens(data: TrainingData, examples: list[Example]) -> None:
     group = examples[:5]
-    prompt = len(world.trajectories[0].prompt.expanded_ids)
+    prompt = len(data.trajectories[0].prompt.expanded_ids)
     assert common_prefix_length(group) == prompt + 3
     assert common_prefix_length([group[0], examples[5]]) < prompt
 
 
-def test_a_frame_is_shared_whole_or_not_at_all(examples: list[Example]) -> None:
+def test_prefix_ends_before_a_frame_that_differs(examples: list[Example]) -> None:
     first = examples[0]
     end = int(first.image_starts[2])
     other = replace(first.refs[2], digest="another")
     differs = replace(first, refs=(*first.refs[:2], other, *first.refs[3:]))
     assert common_prefix_length([first, differs]) == end
-    # The same ids as far as they go, but of a frame that is larger: its pads cannot be told apart.
+    # A larger frame has equal ids in its first part, since all its tokens are image pads.
     pad = first.token_ids[end]
     larger = replace(
         first,
@@ -76,29 +75,29 @@ def test_a_frame_is_shared_whole_or_not_at_all(examples: list[Example]) -> None:
     assert common_prefix_length([larger, first]) == end
 
 
-def test_a_tree_counts_its_prefix_once(examples: list[Example]) -> None:
+def test_tree_counts_its_prefix_once(examples: list[Example]) -> None:
     tree = PrefixTree.from_members(range(5), examples, FlopCosts(token=1.0))
     alone = sum(e.context_length for e in examples[:5])
     assert tree.num_tokens == alone - 4 * tree.prefix_length == tree.flops
     patches = PrefixTree.from_members(range(5), examples, FlopCosts(token=0.0, patch=1.0)).flops
     shared = examples[0].grids[:4].prod(axis=1).sum()
-    every = sum(e.grids.prod(axis=1).sum() for e in examples[:5])
-    assert patches == every - 4 * shared
+    all_patches = sum(e.grids.prod(axis=1).sum() for e in examples[:5])
+    assert patches == all_patches - 4 * shared
 
 
-def test_attention_pairs_are_those_of_the_mask() -> None:
-    made = [plain(n, "g", 6, name=str(n)) for n in (8, 11, 6)]
-    tree = PrefixTree.from_members(range(3), made, FlopCosts(token=0.0, pair=2.0))
+def test_tree_cost_counts_attention_pairs() -> None:
+    examples = [text_example(n, "g", 6, name=str(n)) for n in (8, 11, 6)]
+    tree = PrefixTree.from_members(range(3), examples, FlopCosts(token=0.0, pair=2.0))
     assert tree.prefix_length == 6
     pairs = 6 * 7 / 2 + sum(b * 6 + b * (b + 1) / 2 for b in (2, 5, 0))
     assert tree.flops == 2 * pairs
 
 
-def test_what_comes_after_the_last_sampled_token_is_not_computed(examples: list[Example]) -> None:
-    one = examples[0]
-    longer = replace(one, token_ids=np.append(one.token_ids, [5] * 100))
-    assert longer.length == one.length + 100
-    assert longer.context_length == one.context_length == one.length - 1
+def test_tokens_after_the_last_sampled_one_are_dropped(examples: list[Example]) -> None:
+    example = examples[0]
+    longer = replace(example, token_ids=np.append(example.token_ids, [5] * 100))
+    assert longer.length == example.length + 100
+    assert longer.context_length == example.context_length == example.length - 1
 
 
 @given(
@@ -108,50 +107,54 @@ def test_what_comes_after_the_last_sampled_token_is_not_computed(examples: list[
     share=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_plans_cover_everything_once_in_equal_steps_within_the_budget(
+def test_plan_covers_each_example_once_within_the_budget(
     groups: list[list[int]], budget: int, ranks: int, share: bool
 ) -> None:
-    made = [
-        plain(length, str(g), 8, name=f"{g}/{k}")
+    examples = [
+        text_example(length, str(g), 8, name=f"{g}/{k}")
         for g, lengths in enumerate(groups)
         for k, length in enumerate(lengths)
     ]
-    dealt = plan_micro_batches(made, budget, ranks, share_prefixes=share)
-    assert dealt == plan_micro_batches(made, budget, ranks, share_prefixes=share)
-    assert len(dealt) == ranks
-    assert len({len(steps) for steps in dealt}) == 1
-    assert len(dealt[0]) >= 1
-    batches = [batch for steps in dealt for batch in steps]
-    assert sorted(i for batch in batches for tree in batch for i in tree.members) == list(range(len(made)))
+    plan = plan_micro_batches(examples, budget, ranks, share_prefixes=share)
+    assert plan == plan_micro_batches(examples, budget, ranks, share_prefixes=share)
+    assert len(plan) == ranks
+    assert len({len(steps) for steps in plan}) == 1
+    assert len(plan[0]) >= 1
+    batches = [batch for steps in plan for batch in steps]
+    assert sorted(i for batch in batches for tree in batch for i in tree.members) == list(
+        range(len(examples))
+    )
     assert all(sum(tree.num_tokens for tree in batch) <= budget for batch in batches)
     for tree in (tree for batch in batches for tree in batch):
-        assert len({made[i].group_id for i in tree.members}) == 1
+        assert len({examples[i].group_id for i in tree.members}) == 1
         assert share or len(tree.members) == 1
 
 
-def test_one_group_is_split_over_ranks_that_would_wait() -> None:
-    made = [plain(40, "g", 8, name=str(k)) for k in range(8)]
-    dealt = plan_micro_batches(made, 10_000, 2)
-    assert [sum(len(t.members) for t in steps[0]) for steps in dealt] == [4, 4]
+def test_single_group_is_split_over_ranks() -> None:
+    examples = [text_example(40, "g", 8, name=str(k)) for k in range(8)]
+    plan = plan_micro_batches(examples, 10_000, 2)
+    assert [sum(len(t.members) for t in steps[0]) for steps in plan] == [4, 4]
 
 
-def test_steps_cost_every_rank_about_the_same() -> None:
+def test_micro_steps_have_similar_costs_on_all_ranks() -> None:
     rng = np.random.default_rng(0)
-    made = [
-        plain(int(rng.integers(60, 400)), str(g), 50, name=f"{g}/{k}") for g in range(16) for k in range(8)
+    examples = [
+        text_example(int(rng.integers(60, 400)), str(g), 50, name=f"{g}/{k}")
+        for g in range(16)
+        for k in range(8)
     ]
-    dealt = plan_micro_batches(made, 2500, 4, FlopCosts(token=1.0, pair=0.01))
-    costs = np.asarray([[sum(tree.flops for tree in batch) for batch in steps] for steps in dealt])
+    plan = plan_micro_batches(examples, 2500, 4, FlopCosts(token=1.0, pair=0.01))
+    costs = np.asarray([[sum(tree.flops for tree in batch) for batch in steps] for steps in plan])
     assert costs.shape[1] > 1
     assert (costs.max(axis=0) <= 1.2 * costs.mean(axis=0)).all()
 
 
-def test_a_trajectory_over_the_budget_is_named() -> None:
-    made = [plain(50, "g", name="0/task/1"), plain(10, "g", name="0/task/2")]
+def test_trajectory_over_the_budget_is_refused() -> None:
+    examples = [text_example(50, "g", name="0/task/1"), text_example(10, "g", name="0/task/2")]
     with pytest.raises(UserError, match=r"0/task/1 has 50 tokens to compute.*micro_batch_tokens \(40\)"):
-        plan_micro_batches(made, 40, 1)
+        plan_micro_batches(examples, 40, 1)
 
 
-def test_keys_tell_frames_of_the_same_bytes_apart(examples: list[Example]) -> None:
+def test_frame_key_includes_the_size(examples: list[Example]) -> None:
     ref = examples[0].refs[0]
     assert frame_key(replace(ref, width=28, height=56)) != frame_key(replace(ref, width=56, height=28))

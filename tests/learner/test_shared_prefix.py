@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.training_data import TrainingData, make_varied_data, small_model
+from tests.learner.training_data import TrainingData, make_varied_data
 from vz_ray.config.learner import LossConfig
 from vz_ray.learner.advantage import compute_advantages
 from vz_ray.learner.batch import collate, in_memory_pixels
 from vz_ray.learner.example import Example, encode_trajectory
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.loss import loss_weights
@@ -26,14 +26,9 @@ LOSS = LossConfig(kl_coef=0.1, entropy_coef=0.01)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture(autouse=True)
 def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF's norms and vision rotary embedding round to float32 inside of a float64 model; not here."""
+    """Remove the float32 rounding of HF's norms and vision rotary embedding in float64 models."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,32 +43,32 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class GradientCheck:
-    """A policy and a world, and the loss and gradients of packing the world so or so."""
+    """A policy and data; computes loss and gradients for a given packing."""
 
     def __init__(self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False) -> None:
-        self.world: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
+        self.data: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
         self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9).train()
         if checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.spec = ImageSpec.from_pretrained(model)
         self.examples: list[Example] = [
             encode_trajectory(t, self.policy.tokens, self.policy.spatial_merge_size)
-            for t in self.world.trajectories
+            for t in self.data.trajectories
         ]
-        self.advantage = np.concatenate([compute_advantages(g.rewards) for g in self.world.groups])
+        self.advantage = np.concatenate([compute_advantages(g.rewards) for g in self.data.groups])
         self.weight = loss_weights([len(e.sampled_positions) for e in self.examples], "sequence_mean", 1)
         rng = np.random.default_rng(seed)
         self.drift = [rng.normal(0, 0.3, (2, len(e.sampled_positions))) for e in self.examples]
 
     def run(self, batches: list[list[PrefixTree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
-        """The GRPO loss, clipped for many tokens, with KL and entropy; and its gradient."""
+        """Return the GRPO loss with clipping, KL and entropy, and its gradients by parameter."""
         self.policy.zero_grad()
         total = 0.0
         for trees in batches:
             batch = collate(
                 trees,
                 self.examples,
-                in_memory_pixels(self.world.pixels),
+                in_memory_pixels(self.data.pixels),
                 self.policy.tokens,
                 self.spec,
                 CPU,
@@ -88,7 +83,7 @@ class GradientCheck:
         return total, {n: p.grad.clone() for n, p in self.policy.named_parameters() if p.grad is not None}
 
     def given(self, batch, logprobs: torch.Tensor) -> LossInputs:
-        """Old and reference log-probs that lie where they would after a few updates."""
+        """Return loss inputs with old and reference log-probs as after a few updates."""
         drift = torch.zeros(2, *logprobs.shape, dtype=logprobs.dtype)
         for row, index in enumerate(batch.indices):
             drift[:, row, : len(self.examples[index].sampled)] = torch.from_numpy(self.drift[index])
@@ -103,11 +98,11 @@ class GradientCheck:
         )
 
     def alone(self) -> list[list[PrefixTree]]:
-        """One sequence per trajectory, one at a time."""
+        """Return one micro-batch per trajectory."""
         return [[PrefixTree.from_members([i], self.examples)] for i in range(len(self.examples))]
 
     def shared(self) -> list[list[PrefixTree]]:
-        """All groups, each behind its prefix, in one sequence."""
+        """Return one micro-batch with one tree per group."""
         return plan_micro_batches(self.examples, 100_000, 1)[0]
 
 
@@ -123,7 +118,7 @@ def assert_equal(
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_sharing_changes_neither_loss_nor_gradient(model: Path, dtype: torch.dtype, seed: int) -> None:
+def test_shared_prefix_keeps_loss_and_gradient(model: Path, dtype: torch.dtype, seed: int) -> None:
     setup = GradientCheck(model, dtype, seed)
     ((tree, other),) = setup.shared()
     assert tree.prefix_length > 40
@@ -133,12 +128,12 @@ def test_sharing_changes_neither_loss_nor_gradient(model: Path, dtype: torch.dty
     assert_equal(setup.run(setup.shared()), expected, TOLERANCE[dtype])
 
 
-def test_nor_does_it_where_activations_are_computed_again(model: Path) -> None:
+def test_shared_prefix_works_with_gradient_checkpointing(model: Path) -> None:
     setup = GradientCheck(model, torch.float64, checkpointing=True)
     assert_equal(setup.run(setup.shared()), GradientCheck(model, torch.float64).run(setup.alone()), 1e-9)
 
 
-def test_packing_alone_changes_nothing(model: Path) -> None:
+def test_packing_without_sharing_keeps_loss_and_gradient(model: Path) -> None:
     setup = GradientCheck(model, torch.float64)
     packed = plan_micro_batches(setup.examples, 100_000, 1, share_prefixes=False)[0]
     assert len(packed) == 1
@@ -147,8 +142,8 @@ def test_packing_alone_changes_nothing(model: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [(1, 4), (2, 3), (1, 1, 3)])
-def test_splitting_a_group_changes_nothing(model: Path, parts: tuple[int, ...]) -> None:
-    """Over micro-batches, where its prefix is computed again, and over ranks, whose sums add up alike."""
+def test_split_group_keeps_loss_and_gradient(model: Path, parts: tuple[int, ...]) -> None:
+    """Each part computes the prefix again, as in several micro-batches or ranks."""
     setup = GradientCheck(model, torch.float64)
     ends = np.cumsum([0, *parts])
     split = [
@@ -159,22 +154,22 @@ def test_splitting_a_group_changes_nothing(model: Path, parts: tuple[int, ...]) 
     assert_equal(setup.run(split), setup.run(setup.alone()), 1e-9)
 
 
-def test_features_kept_of_a_frozen_tower_change_nothing(model: Path) -> None:
+def test_feature_cache_keeps_loss_and_gradient(model: Path) -> None:
     setup = GradientCheck(model, torch.float64)
     setup.policy.hf.model.visual.requires_grad_(False)
     expected = setup.run(setup.alone())
     cache = setup.policy.feature_cache = FeatureCache(1 << 20)
     first = setup.run(setup.shared(), cache=cache)
     assert cache.hits == 0
-    assert cache.misses == len(setup.world.pixels) > 0
-    setup.world.pixels.clear()  # nothing is fetched any more
+    assert cache.misses == len(setup.data.pixels) > 0
+    setup.data.pixels.clear()  # all features must come from the cache
     second = setup.run(setup.shared(), cache=cache)
     assert cache.hits == cache.misses
-    for found in (first, second):
-        assert_equal(found, expected, 1e-9)
+    for result in (first, second):
+        assert_equal(result, expected, 1e-9)
 
 
-def test_features_go_when_there_is_no_room_the_least_used_first() -> None:
+def test_feature_cache_evicts_least_recently_used() -> None:
     cache = FeatureCache(3 * 4 * 8)
     row = torch.zeros(1, 8)
     a, b, c, d = ((name, 28, 28) for name in "abcd")
@@ -182,6 +177,7 @@ def test_features_go_when_there_is_no_room_the_least_used_first() -> None:
     assert cache.get(a) is not None
     cache.put([d], [row + 4])
     assert cache.get(b) is None
-    assert [float(found[0, 0]) for key in (a, c, d) if (found := cache.get(key)) is not None] == [1, 3, 4]
+    rows = [cache.get(key) for key in (a, c, d)]
+    assert [float(row[0, 0]) for row in rows if row is not None] == [1, 3, 4]
     cache.clear()
     assert cache.get(a) is None

@@ -1,4 +1,4 @@
-"""Updates whose loss or gradient is no finite number: skipped on every rank, kept, and played again."""
+"""Updates with a non-finite loss or gradient: skipped on every rank, saved, replayed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import pytest
 from tests.learner.rank_worker import (
     BAD_INDEX,
     parameters,
-    poisoned,
+    run_two_ranks,
     small_config,
-    small_training_data,
+    with_bad_trajectory,
 )
-from tests.learner.test_trainer import two_ranks
-from tests.learner.training_data import TrainingData, small_model
+from tests.learner.training_data import TrainingData
 from vz_ray.config.learner import LossConfig, OptimizerConfig
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.replay import BATCH, MODEL, STEP, SkippedBatch, describe_replay, replay_update
@@ -26,11 +25,6 @@ from vz_ray.learner.trainer import Trainer
 from vz_ray.utils.errors import UserError
 
 COSINE = OptimizerConfig(learning_rate=1e-2, lr_schedule="cosine", total_steps=10, weight_decay=0.1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return small_training_data(small_model(tmp_path_factory.mktemp("model")))
 
 
 def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -52,25 +46,25 @@ def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
         (3, "bfloat16", {"offload": "all"}),
     ],
 )
-def test_a_skipped_update_leaves_no_trace(
-    world: TrainingData, stage: int, dtype: str, changes: dict[str, Any]
+def test_skipped_update_changes_no_state(
+    data: TrainingData, stage: int, dtype: str, changes: dict[str, Any]
 ) -> None:
-    """The next update is, bit for bit, what it is where the bad batch never was: weights, moments, rate."""
+    """The next update equals that of a run without the bad batch, bit for bit."""
     settings = {"dtype": dtype, "optimizer": COSINE, "loss": LossConfig(kl_coef=0.0)} | changes
-    trainer, other = (Trainer(small_config(world.model, stage, **settings)) for _ in range(2))
-    good, bad = world.trajectories, poisoned(world.trajectories)
-    for one in (trainer, other):
-        assert one.sft_step(good[:4], world.pixels)["skipped"] == 0
+    trainer, other = (Trainer(small_config(data.model, stage, **settings)) for _ in range(2))
+    good, bad = data.trajectories, with_bad_trajectory(data.trajectories)
+    for current in (trainer, other):
+        assert current.sft_step(good[:4], data.pixels)["skipped"] == 0
     before = parameters(trainer)
     for skipped in (1, 2):
-        row = trainer.sft_step(bad, world.pixels)
+        row = trainer.sft_step(bad, data.pixels)
         assert row["skipped"] == 1
         assert np.isnan(row["loss"])
         assert not np.isfinite(row["grad_norm"])
         assert (trainer.engine.steps, trainer.engine.consecutive_skips) == (1, skipped)
         assert_same(parameters(trainer), before)
     for _ in range(2):
-        after, expected = (one.sft_step(good[4:8], world.pixels) for one in (trainer, other))
+        after, expected = (t.sft_step(good[4:8], data.pixels) for t in (trainer, other))
         assert {name: after[name] for name in ("loss", "grad_norm", "learning_rate", "skipped")} == {
             name: expected[name] for name in ("loss", "grad_norm", "learning_rate", "skipped")
         }
@@ -78,98 +72,94 @@ def test_a_skipped_update_leaves_no_trace(
     assert_same(parameters(trainer), parameters(other))
 
 
-def test_a_gradient_that_overflows_is_skipped_where_the_loss_does_not(world: TrainingData) -> None:
-    """An advantage of 1e38: the loss is a number, the norm of its gradient is none."""
+def test_overflowing_gradient_with_finite_loss_is_skipped(data: TrainingData) -> None:
+    """With an advantage of 1e38 the loss is finite and the gradient norm is not."""
     loss = LossConfig(kl_coef=0.0, entropy_coef=0.0, advantage_estimator="dr_grpo")
-    trainer = Trainer(small_config(world.model, 0, loss=loss, mini_batch_size=1))
+    trainer = Trainer(small_config(data.model, 0, loss=loss, mini_batch_size=1))
     before = parameters(trainer)
-    row = trainer.grpo_step([steep(world.groups[0])], world.pixels)
+    row = trainer.grpo_step([with_huge_reward(data.groups[0])], data.pixels)
     assert np.isfinite(row["loss"])
     assert (row["skipped"], row["updates"], row["grad_norm"]) == (1, 0, float("inf"))
     assert_same(parameters(trainer), before)
-    row = trainer.grpo_step([world.groups[1], steep(world.groups[0])], world.pixels)
+    row = trainer.grpo_step([data.groups[1], with_huge_reward(data.groups[0])], data.pixels)
     assert (row["skipped"], row["updates"]) == (1, 1)
     assert np.isfinite(row["grad_norm"])
 
 
-def steep(group: Group) -> Group:
-    """One of its rewards is out of all proportion."""
+def with_huge_reward(group: Group) -> Group:
+    """Set one reward close to the float32 maximum."""
     first, *rest = group.trajectories
     assert first.reward is not None
     return replace(group, trajectories=(replace(first, reward=replace(first.reward, total=3e38)), *rest))
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_one_ranks_bad_batch_is_skipped_by_both(world: TrainingData, tmp_path: Path, stage: int) -> None:
-    two_ranks(world, tmp_path, stage, "skip")
+def test_bad_batch_on_one_rank_is_skipped_on_both(data: TrainingData, tmp_path: Path, stage: int) -> None:
+    run_two_ranks(data, tmp_path, stage, "skip")
     reports = [json.loads((tmp_path / f"report-{rank}.json").read_text())["skip"] for rank in range(2)]
     for report in reports:
         assert report["skipped"] == [1, 0]
         assert report["changed"] == []
         assert report["steps"] == 1
-    held = [report["held"] for report in reports]
-    assert sorted(held) == [0, 1], "the bad trajectory must be on one rank alone"
-    kept = SkippedBatch.load(tmp_path / "replay" / "step-000000")
-    assert (kept.meta.world_size, kept.meta.kind) == (2, "sft")
+    held = [report["held_bad_trajectories"] for report in reports]
+    assert sorted(held) == [0, 1], "exactly one rank must hold the bad trajectory"
+    batch = SkippedBatch.load(tmp_path / "replay" / "step-000000")
+    assert (batch.meta.world_size, batch.meta.kind) == (2, "sft")
     assert not (tmp_path / "replay" / "step-000000-2").exists()
 
 
-def test_training_ends_after_some_in_a_row_and_the_batch_does_the_same_again(
-    world: TrainingData, tmp_path: Path
-) -> None:
+def test_consecutive_skips_end_training_and_replay_the_same(data: TrainingData, tmp_path: Path) -> None:
     settings = {
         "max_skipped_updates": 2,
         "replay_dir": str(tmp_path / "replay"),
         "loss": LossConfig(kl_coef=0.1),
     }
-    trainer = Trainer(small_config(world.model, 0, **settings))
-    good, (bad,) = world.groups[0], [replace(world.groups[1], trajectories=tuple(poisoned(
-        list(world.groups[1].trajectories)
+    trainer = Trainer(small_config(data.model, 0, **settings))
+    good, (bad,) = data.groups[0], [replace(data.groups[1], trajectories=tuple(with_bad_trajectory(
+        list(data.groups[1].trajectories)
     )))]  # fmt: skip
-    assert trainer.grpo_step([good], world.pixels, weight_version=4)["skipped"] == 0
-    assert trainer.grpo_step([bad], world.pixels, weight_version=5)["skipped"] == 1
-    assert trainer.grpo_step([good], world.pixels, weight_version=5)["skipped"] == 0, (
-        "a good one ends the row"
+    assert trainer.grpo_step([good], data.pixels, weight_version=4)["skipped"] == 0
+    assert trainer.grpo_step([bad], data.pixels, weight_version=5)["skipped"] == 1
+    assert trainer.grpo_step([good], data.pixels, weight_version=5)["skipped"] == 0, (
+        "an applied update resets the count"
     )
-    assert trainer.grpo_step([bad], world.pixels, weight_version=6)["skipped"] == 1
+    assert trainer.grpo_step([bad], data.pixels, weight_version=6)["skipped"] == 1
     with pytest.raises(UserError, match=r"2 updates in a row .*learner\.max_skipped_updates.*vz-ray replay"):
-        trainer.grpo_step([bad], world.pixels, weight_version=7)
+        trainer.grpo_step([bad], data.pixels, weight_version=7)
 
     first, last = tmp_path / "replay" / "step-000001", tmp_path / "replay" / "step-000002-2"
     assert sorted(path.name for path in first.iterdir()) == [BATCH, STEP]
     assert sorted(path.name for path in last.iterdir()) == [BATCH, MODEL, STEP]
-    kept = SkippedBatch.load(last)
-    assert kept.config == trainer.config
-    assert kept.trajectories == bad.trajectories
-    assert (kept.meta.step, kept.meta.weight_version, kept.meta.kind) == (2, 7, "grpo")
-    metrics, broken = replay_update(kept, world.pixels)
+    batch = SkippedBatch.load(last)
+    assert batch.config == trainer.config
+    assert batch.trajectories == bad.trajectories
+    assert (batch.meta.step, batch.meta.weight_version, batch.meta.kind) == (2, 7, "grpo")
+    metrics, non_finite = replay_update(batch, data.pixels)
     assert metrics["skipped"] == 1
     assert np.isnan(metrics["loss"])
-    assert broken == [str(bad.trajectories[BAD_INDEX].id)]
-    lines = list(describe_replay(metrics, broken))
-    assert lines[0] == "the update was skipped again"
-    assert lines[-1].startswith(f"trajectory {broken[0]} has log-probs")
+    assert non_finite == [str(bad.trajectories[BAD_INDEX].id)]
+    lines = list(describe_replay(metrics, non_finite))
+    assert lines[0] == "The update was skipped again."
+    assert lines[-1].startswith(f"trajectory {non_finite[0]} has non-finite log-probs")
 
 
-def test_a_batch_that_is_whole_is_carried_out_when_it_is_played_again(
-    world: TrainingData, tmp_path: Path
-) -> None:
-    """What is read back is the batch itself: its loss is that of the trajectories it was made of."""
+def test_replay_of_a_finite_batch_is_applied(data: TrainingData, tmp_path: Path) -> None:
+    """The loss equals that of the saved trajectories."""
     from vz_ray.learner.distributed import RankInfo
     from vz_ray.learner.replay import SkippedUpdateMeta, save_skipped_batch
 
-    config = small_config(world.model, 0, loss=LossConfig(kl_coef=0.0))
+    config = small_config(data.model, 0, loss=LossConfig(kl_coef=0.0))
     trainer = Trainer(config)
-    place = RankInfo(0, 1, trainer.rank_info.device)
-    where = save_skipped_batch(
-        tmp_path, world.trajectories, SkippedUpdateMeta("grpo", 0, None, 1.0, 1), config, place
+    rank_info = RankInfo(0, 1, trainer.rank_info.device)
+    directory = save_skipped_batch(
+        tmp_path, data.trajectories, SkippedUpdateMeta("grpo", 0, None, 1.0, 1), config, rank_info
     )
-    metrics, broken = replay_update(SkippedBatch.load(where), world.pixels)
-    expected = Trainer(replace(config, mini_batch_size=8)).grpo_step(world.groups, world.pixels)
-    assert (metrics["skipped"], broken) == (0, [])
+    metrics, non_finite = replay_update(SkippedBatch.load(directory), data.pixels)
+    expected = Trainer(replace(config, mini_batch_size=8)).grpo_step(data.groups, data.pixels)
+    assert (metrics["skipped"], non_finite) == (0, [])
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
-def test_what_is_no_kept_batch_is_named(tmp_path: Path) -> None:
+def test_directory_without_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no batch of a skipped update"):
         SkippedBatch.load(tmp_path)

@@ -1,11 +1,8 @@
-"""The trainer: one rank in this process, two ranks as torchrun starts them, real DeepSpeed and gloo."""
+"""The trainer on one rank in this process and on two rank processes, with DeepSpeed and gloo."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,105 +12,67 @@ import pytest
 import torch
 
 from tests.learner.rank_worker import (
+    assert_close_metrics,
     gradients,
     imageless,
     learn,
     parameters,
     resume,
+    run_two_ranks,
     small_config,
     small_training_data,
 )
-from tests.learner.training_data import TrainingData, small_model
+from tests.learner.training_data import TrainingData
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner import checkpoint
-from vz_ray.learner.checkpoint import MANIFEST, CheckpointError
+from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.lr_schedule import learning_rate
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.trainer import Trainer
-from vz_ray.weight_sync.nccl_broadcast import find_free_port
 
 SCENARIOS = ("gradients", "learn", "imageless", "resume")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return small_training_data(small_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def alone(world: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What one rank without sharding makes of the scenarios."""
-    out = tmp_path_factory.mktemp("alone")
-    trainer = Trainer(small_config(world.model, 0))
-    report = {"learn": learn(trainer, world, out), "imageless": imageless(trainer, world, out)}
-    apart = Trainer(small_config(world.model, 0, share_prefixes=False))
-    report["gradients"] = gradients(apart, world, out)
-    report["resume"] = resume(trainer, world, out)
+def single_rank(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Reports of the scenarios on one rank without sharding, and their output directory."""
+    out = tmp_path_factory.mktemp("single_rank")
+    trainer = Trainer(small_config(data.model, 0))
+    report = {"learn": learn(trainer, data, out), "imageless": imageless(trainer, data, out)}
+    apart = Trainer(small_config(data.model, 0, share_prefixes=False))
+    report["gradients"] = gradients(apart, data, out)
+    report["resume"] = resume(trainer, data, out)
     return report, out
 
 
-def two_ranks(world: TrainingData, out: Path, stage: int, *scenarios: str) -> dict[str, Any]:
-    """Runs scenarios on two ranks; returns rank 0's report."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "LOCAL_RANK": "0"}
-    command = [sys.executable, "-m", "tests.learner.rank_worker", str(world.model), str(out), str(stage)]
-    ranks = [
-        subprocess.Popen(
-            [*command, *scenarios],
-            env=os.environ | shared | quiet | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for rank, output in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, output[-3000:]
-    report: dict[str, Any] = json.loads((out / "report-0.json").read_text())
-    return report
-
-
-def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> None:
-    timing = {"seconds", "tokens_per_second"}
-    assert got.keys() == expected.keys()
-    for name in expected.keys() - timing:
-        assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
-
-
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_learn_what_one_learns(
-    world: TrainingData, alone: tuple[dict[str, Any], Path], tmp_path: Path, stage: int
+def test_two_ranks_match_one_rank(
+    data: TrainingData, single_rank: tuple[dict[str, Any], Path], tmp_path: Path, stage: int
 ) -> None:
-    """SFT and RL steps, ranks without images or without trajectories, resuming, exporting.
+    """SFT and GRPO steps, ranks without images or trajectories, resume, export.
 
-    The sums over ranks are the sums over the batch, so metrics and weights
-    agree up to the order of additions; under ZeRO-3 with recomputation too.
+    Metrics and weights agree up to the order of additions, under ZeRO-3 with gradient checkpointing too.
     """
-    expected, reference = alone
-    got = two_ranks(world, tmp_path, stage, *SCENARIOS)
+    expected, reference = single_rank
+    got = run_two_ranks(data, tmp_path, stage, *SCENARIOS)
     assert_same_gradients(tmp_path / "gradients-1.npz", reference / "gradients-0.npz")
     assert_close_metrics(got["gradients"], expected["gradients"])
     for scenario in ("learn", "imageless"):
         for step, metrics in expected[scenario].items():
             assert_close_metrics(got[scenario][step], metrics)
-    one, two = np.load(reference / "learn-0.npz"), np.load(tmp_path / "learn-0.npz")
-    assert set(one.files) == set(two.files)
-    for name in one.files:
-        np.testing.assert_allclose(two[name], one[name], atol=2e-6, rtol=0, err_msg=name)
+    single, double = np.load(reference / "learn-0.npz"), np.load(tmp_path / "learn-0.npz")
+    assert set(single.files) == set(double.files)
+    for name in single.files:
+        np.testing.assert_allclose(double[name], single[name], atol=2e-6, rtol=0, err_msg=name)
     before, then = np.load(reference / "logprobs-0.npz"), np.load(tmp_path / "logprobs-1.npz")
     for name in before.files:
         np.testing.assert_allclose(then[name], before[name], atol=1e-5, rtol=0)
     assert_resumed(got["resume"])
-    assert_exported(tmp_path / "export", world.model, got["resume"])
+    assert_exported(tmp_path / "export", data.model, got["resume"])
 
 
 def assert_same_gradients(got: Path, expected: Path) -> None:
-    """Prefixes shared, sharded over two ranks, against one sequence per trajectory on one rank."""
+    """Compare shared prefixes on two ranks with one sequence per trajectory on one rank."""
     mine, theirs = np.load(got), np.load(expected)
     assert set(mine.files) == set(theirs.files)
     assert any("visual" in name for name in theirs.files)
@@ -135,23 +94,21 @@ def assert_exported(directory: Path, base: Path, report: dict[str, Any]) -> None
     assert policy.tokens == PolicyModel.from_pretrained(base).tokens
 
 
-def test_one_rank_goes_on_bit_for_bit_from_a_checkpoint(
-    world: TrainingData, alone: tuple[dict[str, Any], Path]
-) -> None:
-    report, out = alone
+def test_one_rank_resumes_bit_for_bit(data: TrainingData, single_rank: tuple[dict[str, Any], Path]) -> None:
+    report, out = single_rank
     assert_resumed(report["resume"])
-    assert_exported(out / "export", world.model, report["resume"])
+    assert_exported(out / "export", data.model, report["resume"])
 
 
-def test_incomplete_and_damaged_checkpoints_are_refused(world: TrainingData, tmp_path: Path) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+def test_load_refuses_incomplete_and_damaged_checkpoints(data: TrainingData, tmp_path: Path) -> None:
+    trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
     trainer.save_checkpoint(tmp_path / "good")
-    facts = json.loads((tmp_path / "good" / MANIFEST).read_text())
-    with pytest.raises(FileExistsError, match="never written over"):
+    manifest = json.loads((tmp_path / "good" / MANIFEST).read_text())
+    with pytest.raises(FileExistsError, match="already exists"):
         trainer.save_checkpoint(tmp_path / "good")
-    name = max(facts["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
-    whole = (tmp_path / "good" / name).read_bytes()
-    (tmp_path / "good" / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    name = max(manifest["files"], key=lambda n: (tmp_path / "good" / n).stat().st_size)
+    original = (tmp_path / "good" / name).read_bytes()
+    (tmp_path / "good" / name).write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="is damaged"):
         trainer.load_checkpoint(tmp_path / "good")
     (tmp_path / "good" / name).unlink()
@@ -162,16 +119,16 @@ def test_incomplete_and_damaged_checkpoints_are_refused(world: TrainingData, tmp
         trainer.load_checkpoint(tmp_path / "good")
 
 
-def test_an_interrupted_save_leaves_nothing_under_the_final_name(
-    world: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_failed_save_leaves_no_checkpoint(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+    trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
 
-    def die(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_shards", die)
+        patch.setattr(checkpoint, "write_shards", fail)
         with pytest.raises(OSError, match="disk full"):
             trainer.save_checkpoint(tmp_path / "step")
     assert not (tmp_path / "step").exists()
@@ -179,9 +136,9 @@ def test_an_interrupted_save_leaves_nothing_under_the_final_name(
     assert (tmp_path / "step" / MANIFEST).exists()
 
 
-def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(world: TrainingData) -> None:
+def test_sft_overfits_a_batch_and_keeps_a_frozen_tower(data: TrainingData) -> None:
     config = small_config(
-        world.model,
+        data.model,
         0,
         freeze_vision=True,
         optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
@@ -189,43 +146,43 @@ def test_supervised_steps_learn_a_batch_by_heart_and_leave_a_frozen_tower_alone(
     )
     trainer = Trainer(config)
     before = parameters(trainer)
-    losses = [trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(12)]
+    losses = [trainer.sft_step(data.trajectories[:2], data.pixels)["loss"] for _ in range(12)]
     assert losses[-1] < 0.5 * losses[0]
     changed = {name for name, value in parameters(trainer).items() if not np.array_equal(value, before[name])}
     assert changed
     assert not any("visual" in name for name in changed)
 
 
-def test_better_samples_become_likelier_and_worse_ones_less_likely(world: TrainingData) -> None:
+def test_grpo_raises_best_and_lowers_worst_samples(data: TrainingData) -> None:
     loss = LossConfig(kl_coef=0.01, entropy_coef=0.0, aggregation="token_mean")
-    trainer = Trainer(small_config(world.model, 0, loss=loss, mini_batch_size=8))
-    before = [float(row.sum()) for row in trainer.compute_logprobs(world.trajectories, world.pixels)]
+    trainer = Trainer(small_config(data.model, 0, loss=loss, mini_batch_size=8))
+    before = [float(row.sum()) for row in trainer.compute_logprobs(data.trajectories, data.pixels)]
     for _ in range(3):
-        metrics = trainer.grpo_step(world.groups, world.pixels)
-    after = [float(row.sum()) for row in trainer.compute_logprobs(world.trajectories, world.pixels)]
+        metrics = trainer.grpo_step(data.groups, data.pixels)
+    after = [float(row.sum()) for row in trainer.compute_logprobs(data.trajectories, data.pixels)]
     gains = iter(after[i] - before[i] for i in range(len(after)))
-    for group in world.groups:
+    for group in data.groups:
         own = [next(gains) for _ in group.trajectories]
         assert own[int(np.argmax(group.rewards))] > own[int(np.argmin(group.rewards))]
     assert metrics["kl"] > 0
-    assert metrics["ratio_max"] == 1.0  # one update an iteration: old and new are the same there
+    assert metrics["ratio_max"] == 1.0  # one update per step: old and new log-probs are equal
 
 
-def test_the_first_iteration_is_at_the_reference_and_at_ratio_one(world: TrainingData) -> None:
-    trainer = Trainer(small_config(world.model, 0, mini_batch_size=8))
-    metrics = trainer.grpo_step(world.groups, world.pixels)
+def test_first_step_has_zero_kl_and_ratio_one(data: TrainingData) -> None:
+    trainer = Trainer(small_config(data.model, 0, mini_batch_size=8))
+    metrics = trainer.grpo_step(data.groups, data.pixels)
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-9)
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
 
 
-def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: TrainingData) -> None:
-    """Engine log-probs set to the learner's own plus 0.25 on one token of one trajectory."""
-    trainer = Trainer(small_config(world.model, 0, mini_batch_size=8))
-    rows = iter(trainer.compute_logprobs(world.trajectories, world.pixels))
+def test_mismatch_metrics_measure_engine_difference(data: TrainingData) -> None:
+    """Engine log-probs equal the learner's, except for 0.25 on one token of one trajectory."""
+    trainer = Trainer(small_config(data.model, 0, mini_batch_size=8))
+    rows = iter(trainer.compute_logprobs(data.trajectories, data.pixels))
     groups, first = [], True
-    for group in world.groups:
-        played = []
+    for group in data.groups:
+        trajectories = []
         for trajectory in group.trajectories:
             left = [float(p) + (0.25 if first and i == 0 else 0.0) for i, p in enumerate(next(rows))]
             first, turns = False, []
@@ -233,16 +190,16 @@ def test_mismatch_with_the_engine_is_what_the_engine_log_probs_say(world: Traini
                 own = tuple(left[: len(turn.action.token_ids)])
                 left = left[len(own) :]
                 turns.append(replace(turn, action=replace(turn.action, logprobs=own)))
-            played.append(replace(trajectory, turns=tuple(turns)))
-        groups.append(replace(group, trajectories=tuple(played)))
-    metrics = trainer.grpo_step(groups, world.pixels)
-    tokens = sum(sum(t.loss_mask) for t in world.trajectories)
+            trajectories.append(replace(trajectory, turns=tuple(turns)))
+        groups.append(replace(group, trajectories=tuple(trajectories)))
+    metrics = trainer.grpo_step(groups, data.pixels)
+    tokens = sum(sum(t.loss_mask) for t in data.trajectories)
     assert metrics["mismatch_abs_max"] == pytest.approx(0.25, abs=1e-5)
     assert metrics["mismatch_kl"] == pytest.approx((np.exp(-0.25) + 0.25 - 1) / tokens, rel=1e-3)
 
 
-def test_groups_that_teach_nothing_change_nothing(world: TrainingData) -> None:
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
+def test_uninformative_groups_change_nothing(data: TrainingData) -> None:
+    trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
     before = parameters(trainer)
     flat = [
         replace(
@@ -251,58 +208,58 @@ def test_groups_that_teach_nothing_change_nothing(world: TrainingData) -> None:
                 replace(t, reward=replace(t.reward, total=1.0)) for t in group.trajectories if t.reward
             ),
         )
-        for group in world.groups
+        for group in data.groups
     ]
-    metrics = trainer.grpo_step(flat, world.pixels)
+    metrics = trainer.grpo_step(flat, data.pixels)
     assert metrics == {"groups": 0, "groups_dropped": 3, "updates": 0}
     assert all(np.array_equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
-def test_old_log_probs_may_be_the_engines(world: TrainingData) -> None:
+def test_old_logprobs_can_come_from_the_engine(data: TrainingData) -> None:
     loss = LossConfig(kl_coef=0.0, entropy_coef=0.0)
-    trainer = Trainer(small_config(world.model, 0, old_logprobs="engine", mini_batch_size=8, loss=loss))
-    rows = trainer.compute_logprobs(world.trajectories, world.pixels)
-    engine = [np.asarray(t.sampled_logprobs) for t in world.trajectories]
+    trainer = Trainer(small_config(data.model, 0, old_logprobs="engine", mini_batch_size=8, loss=loss))
+    rows = trainer.compute_logprobs(data.trajectories, data.pixels)
+    engine = [np.asarray(t.sampled_logprobs) for t in data.trajectories]
     expected = max(float(np.exp(np.abs(r - e)).max()) for r, e in zip(rows, engine, strict=True))
-    assert trainer.grpo_step(world.groups, world.pixels)["ratio_max"] == pytest.approx(expected, rel=1e-3)
+    assert trainer.grpo_step(data.groups, data.pixels)["ratio_max"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_tied_head_trains_and_is_published_once(tmp_path: Path) -> None:
+def test_tied_head_trains_and_is_published_once(tmp_path: Path) -> None:
     from tests.learner.training_data import SMALL, TEXTS
     from vz_ray.needle.tiny_model import build_tiny_model
 
     model = build_tiny_model(tmp_path / "tied", TEXTS, config=replace(SMALL, tie_word_embeddings=True))
-    world = small_training_data(model)
+    data = small_training_data(model)
     trainer = Trainer(small_config(model, 0, loss=LossConfig(kl_coef=0.0)))
-    first, *_, last = (trainer.sft_step(world.trajectories[:2], world.pixels)["loss"] for _ in range(4))
+    first, *_, last = (trainer.sft_step(data.trajectories[:2], data.pixels)["loss"] for _ in range(4))
     assert last < first
     names = [spec.name for spec in trainer.weight_source().specs()]
     assert "model.language_model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
 
 
-def test_published_buckets_hold_every_tensor_once_and_within_the_limit(world: TrainingData) -> None:
-    source = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0))).weight_source()
-    seen: list[str] = []
+def test_weight_buckets_hold_each_tensor_once_within_limit(data: TrainingData) -> None:
+    source = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0))).weight_source()
+    names_seen: list[str] = []
     for bucket in source.buckets(20_000):
         size = sum(tensor.numel() * tensor.element_size() for tensor in bucket.values())
         assert size <= 20_000 or len(bucket) == 1
-        seen += bucket
-    assert seen == [spec.name for spec in source.specs()]
-    assert seen == list(PolicyModel.from_pretrained(world.model).hf.state_dict())
+        names_seen += bucket
+    assert names_seen == [spec.name for spec in source.specs()]
+    assert names_seen == list(PolicyModel.from_pretrained(data.model).hf.state_dict())
 
 
-def test_the_probe_is_scored_as_the_plain_model_scores_it(world: TrainingData) -> None:
+def test_probe_score_matches_the_plain_hf_model(data: TrainingData) -> None:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     from vz_ray.learner.policy_model import load_pretrained
     from vz_ray.weight_sync.parity_probe import build_parity_probe, compute_learner_logprobs
 
-    trainer = Trainer(small_config(world.model, 0, loss=LossConfig(kl_coef=0.0)))
-    probe = build_parity_probe(AutoTokenizer.from_pretrained(world.model))
+    trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
+    probe = build_parity_probe(AutoTokenizer.from_pretrained(data.model))
     hf, processor = (
-        load_pretrained(world.model, torch.float32),
-        AutoImageProcessor.from_pretrained(world.model),
+        load_pretrained(data.model, torch.float32),
+        AutoImageProcessor.from_pretrained(data.model),
     )
     expected = compute_learner_logprobs(hf, processor, probe, trainer.policy.tokens.vision)
     assert trainer.score_probe(probe) == pytest.approx(expected, abs=1e-5)
@@ -310,37 +267,37 @@ def test_the_probe_is_scored_as_the_plain_model_scores_it(world: TrainingData) -
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "all")])
 def test_bfloat16_follows_float32(
-    world: TrainingData, alone: tuple[dict[str, Any], Path], stage: int, offload: str
+    data: TrainingData, single_rank: tuple[dict[str, Any], Path], stage: int, offload: str
 ) -> None:
-    trainer = Trainer(small_config(world.model, stage, dtype="bfloat16", offload=offload))
+    trainer = Trainer(small_config(data.model, stage, dtype="bfloat16", offload=offload))
     assert {spec.dtype for spec in trainer.weight_source().specs()} == {"bfloat16"}
-    metrics = trainer.sft_step(world.trajectories[:5], world.pixels)
-    expected = alone[0]["learn"]["sft"]
+    metrics = trainer.sft_step(data.trajectories[:5], data.pixels)
+    expected = single_rank[0]["learn"]["sft"]
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-2)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
-    assert trainer.sft_step(world.trajectories[:5], world.pixels)["loss"] < metrics["loss"]
+    assert trainer.sft_step(data.trajectories[:5], data.pixels)["loss"] < metrics["loss"]
 
 
-def test_what_lies_in_host_memory_is_trained_alike(world: TrainingData) -> None:
-    """Optimizer state, weights or nothing there: the same steps, and the same reference model."""
-    each = [
-        Trainer(small_config(world.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")
+def test_offload_does_not_change_training(data: TrainingData) -> None:
+    """Offloading of nothing, optimizer state, or weights too gives the same steps and reference."""
+    trainers = [
+        Trainer(small_config(data.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")
     ]
     steps = [
-        [t.sft_step(world.trajectories[:5], world.pixels), t.grpo_step(world.groups, world.pixels)]
-        for t in each
+        [t.sft_step(data.trajectories[:5], data.pixels), t.grpo_step(data.groups, data.pixels)]
+        for t in trainers
     ]
-    whole = [parameters(trainer) for trainer in each]
-    for others, values in zip(steps[1:], whole[1:], strict=True):
+    weights = [parameters(trainer) for trainer in trainers]
+    for others, values in zip(steps[1:], weights[1:], strict=True):
         for got, expected in zip(others, steps[0], strict=True):
             assert_close_metrics(got, expected)
-        for name, value in whole[0].items():
+        for name, value in weights[0].items():
             np.testing.assert_allclose(values[name], value, atol=1e-6, rtol=0, err_msg=name)
 
 
-def test_bfloat16_without_master_weights_is_refused(world: TrainingData) -> None:
-    with pytest.raises(ValueError, match="no float32 copy of bfloat16 weights"):
-        Trainer(small_config(world.model, 0, dtype="bfloat16"))
+def test_zero_0_refuses_bfloat16(data: TrainingData) -> None:
+    with pytest.raises(ValueError, match="no float32 copy of the weights"):
+        Trainer(small_config(data.model, 0, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -351,9 +308,7 @@ def test_bfloat16_without_master_weights_is_refused(world: TrainingData) -> None
         ("constant", 0.1, {0: 0.1, 4: 0.5, 99: 1.0}),
     ],
 )
-def test_the_learning_rate_follows_its_schedule(
-    schedule: str, warmup: float, rates: dict[int, float]
-) -> None:
+def test_learning_rate_follows_the_schedule(schedule: str, warmup: float, rates: dict[int, float]) -> None:
     config = OptimizerConfig(learning_rate=1.0, lr_schedule=schedule, warmup_ratio=warmup, total_steps=100)
     for step, rate in rates.items():
         assert learning_rate(config, step) == pytest.approx(rate, abs=1e-9)
@@ -371,6 +326,6 @@ def test_the_learning_rate_follows_its_schedule(
         ({"max_skipped_updates": 0}, "max_skipped_updates is 0"),
     ],
 )
-def test_config_refuses_what_cannot_work(change: dict[str, Any], message: str) -> None:
+def test_config_refuses_invalid_values(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearnerConfig(**change)

@@ -1,4 +1,4 @@
-"""The rebuilt vision tower against HF's own: same features, same gradients, same tables."""
+"""The optimized vision tower against HF's: features, gradients, index tables."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.training_data import small_model
 from vz_ray.learner.policy_model import load_pretrained
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
 
-# Of one window, of several with ragged edges, tall, wide; repeated and mixed.
+# One window, several with partial edges, tall, wide; repeated and mixed.
 GRIDS = [(1, 2, 2), (1, 2, 2), (1, 12, 20), (1, 6, 2), (1, 8, 8), (1, 2, 2), (1, 2, 22)]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize("grids", [GRIDS, [(1, 2, 2)] * 9, [(1, 16, 16)]])
-def test_features_and_gradients_equal_those_of_transformers(
-    model: Path, grids: list[tuple[int, int, int]]
-) -> None:
+def test_features_and_gradients_match_transformers(model: Path, grids: list[tuple[int, int, int]]) -> None:
     theirs = load_pretrained(model, torch.float32).model.visual
     ours = load_pretrained(model, torch.float32).model.visual
     optimize_vision_tower(ours)
@@ -43,7 +35,7 @@ def test_features_and_gradients_equal_those_of_transformers(
         torch.testing.assert_close(own[name].grad, parameter.grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_tables_equal_those_of_transformers(model: Path) -> None:
+def test_index_tables_match_transformers(model: Path) -> None:
     from transformers.vision_utils import (
         get_vision_cu_seqlens,
         get_vision_position_ids,
@@ -62,6 +54,6 @@ def test_tables_equal_those_of_transformers(model: Path) -> None:
 
 
 def test_weights_keep_their_names(model: Path) -> None:
-    plain, rebuilt = (load_pretrained(model, torch.float32) for _ in range(2))
-    optimize_vision_tower(rebuilt.model.visual)
-    assert rebuilt.state_dict().keys() == plain.state_dict().keys()
+    plain, optimized = (load_pretrained(model, torch.float32) for _ in range(2))
+    optimize_vision_tower(optimized.model.visual)
+    assert optimized.state_dict().keys() == plain.state_dict().keys()

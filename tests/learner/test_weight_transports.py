@@ -1,4 +1,4 @@
-"""Who is in the NCCL group, and when it is opened anew: control logic alone, NCCL itself needs GPUs."""
+"""Members of the NCCL group and when it is reopened; NCCL itself needs GPUs and is not used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 
 
 class RecordingLearner:
-    """Stands for the learner's ranks: notes what is asked of all of them."""
+    """Fake learner that records the calls to all learner."""
 
     def __init__(self) -> None:
         self.start_count = 1
@@ -21,7 +21,7 @@ class RecordingLearner:
         self.broken: set[str] = set()
         self.answers: dict[str, list[Any]] = {}
 
-    async def address(self) -> tuple[str, int]:
+    async def rendezvous_address(self) -> tuple[str, int]:
         return "learner", 29500 + len(self.calls)
 
     async def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
@@ -32,7 +32,7 @@ class RecordingLearner:
         return later.pop(0) if later else [True]
 
 
-class RecordingReceiver:
+class RecordingEngine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.init_infos: list[dict[str, Any]] = []
@@ -41,21 +41,21 @@ class RecordingReceiver:
         self.init_infos.append(info)
 
 
-def sender(ranks: RecordingLearner, tensor_parallel: int = 2) -> LearnerNcclTransport:
-    return LearnerNcclTransport(ranks, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
+def nccl_transport(learner: RecordingLearner, tensor_parallel: int = 2) -> LearnerNcclTransport:
+    return LearnerNcclTransport(learner, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
 
 
-async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> None:
-    ranks, a, b, c = (
+async def test_group_is_reopened_only_for_other_workers() -> None:
+    learner, a, b, c = (
         RecordingLearner(),
-        RecordingReceiver("a"),
-        RecordingReceiver("b"),
-        RecordingReceiver("c"),
+        RecordingEngine("a"),
+        RecordingEngine("b"),
+        RecordingEngine("c"),
     )
-    publishing = sender(ranks)
+    transport = nccl_transport(learner)
     for workers in ([a, b], [a, b], [a, c], [c]):
-        await publishing.connect(workers)  # type: ignore[arg-type]
-    assert ranks.calls == [
+        await transport.connect(workers)  # type: ignore[arg-type]
+    assert learner.calls == [
         ("init_nccl_group", NcclTopology("learner", 29500, 2, 2)),
         ("init_nccl_group", NcclTopology("learner", 29501, 2, 2)),
         ("init_nccl_group", NcclTopology("learner", 29502, 1, 2)),
@@ -65,37 +65,37 @@ async def test_the_group_is_opened_anew_only_when_the_workers_are_others() -> No
     assert len(b.init_infos) == 1
 
 
-async def test_a_learner_that_was_started_again_opens_the_group_anew() -> None:
-    ranks, a = RecordingLearner(), RecordingReceiver("a")
-    publishing = sender(ranks)
-    for life in (1, 1, 2, 2):
-        ranks.start_count = life
-        await publishing.connect([a])  # type: ignore[list-item]
-    assert len(a.init_infos) == len(ranks.calls) == 2
+async def test_restarted_learner_reopens_the_group() -> None:
+    learner, a = RecordingLearner(), RecordingEngine("a")
+    transport = nccl_transport(learner)
+    for start_count in (1, 1, 2, 2):
+        learner.start_count = start_count
+        await transport.connect([a])  # type: ignore[list-item]
+    assert len(a.init_infos) == len(learner.calls) == 2
 
 
 @pytest.mark.parametrize("method", ["init_nccl_group", "start_broadcast", "broadcast_done"])
-async def test_a_group_that_broke_is_opened_anew(method: str) -> None:
-    ranks, a = RecordingLearner(), RecordingReceiver("a")
-    publishing = sender(ranks)
-    ranks.broken = {method}
+async def test_failed_call_reopens_the_group(method: str) -> None:
+    learner, a = RecordingLearner(), RecordingEngine("a")
+    transport = nccl_transport(learner)
+    learner.broken = {method}
 
     async def publish() -> None:
-        await publishing.connect([a])  # type: ignore[list-item]
-        await publishing.send(WeightUpdate(1, "", {}, 0))
+        await transport.connect([a])  # type: ignore[list-item]
+        await transport.send(WeightUpdate(1, "", {}, 0))
 
     with pytest.raises(RuntimeError, match=f"{method} broke"):
         await publish()
-    ranks.broken = set()
-    await publishing.connect([a])  # type: ignore[list-item]
-    assert [asked[0] for asked in ranks.calls].count("init_nccl_group") == 2
+    learner.broken = set()
+    await transport.connect([a])  # type: ignore[list-item]
+    assert [call[0] for call in learner.calls].count("init_nccl_group") == 2
 
 
-async def test_a_broadcast_is_waited_for_until_every_rank_has_done_its_part() -> None:
-    ranks = RecordingLearner()
-    ranks.answers["broadcast_done"] = [[False, False], [False, True], [True, True]]
-    await sender(ranks).send(WeightUpdate(4, "", {}, 0))
-    assert [asked[0] for asked in ranks.calls] == [
+async def test_send_waits_until_all_ranks_have_finished() -> None:
+    learner = RecordingLearner()
+    learner.answers["broadcast_done"] = [[False, False], [False, True], [True, True]]
+    await nccl_transport(learner).send(WeightUpdate(4, "", {}, 0))
+    assert [call[0] for call in learner.calls] == [
         "start_broadcast",
         "broadcast_done",
         "broadcast_done",
@@ -103,22 +103,26 @@ async def test_a_broadcast_is_waited_for_until_every_rank_has_done_its_part() ->
     ]
 
 
-async def test_an_aborted_group_is_opened_anew() -> None:
-    ranks, a = RecordingLearner(), RecordingReceiver("a")
-    publishing = sender(ranks)
+async def test_abort_reopens_the_group() -> None:
+    learner, a = RecordingLearner(), RecordingEngine("a")
+    transport = nccl_transport(learner)
     for _ in range(2):
-        await publishing.connect([a])  # type: ignore[list-item]
-        await publishing.abort()
-    assert [asked[0] for asked in ranks.calls] == ["init_nccl_group", "abort_broadcast"] * 2
+        await transport.connect([a])  # type: ignore[list-item]
+        await transport.abort()
+    assert [call[0] for call in learner.calls] == ["init_nccl_group", "abort_broadcast"] * 2
 
 
-async def test_the_copy_of_a_version_has_its_probe_and_no_other_versions() -> None:
-    ranks = RecordingLearner()
-    copies = LearnerShmTransport(ranks, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
-    publishing = LearnerNcclTransport(ranks, 1, None, 60.0, copies)  # type: ignore[arg-type]
-    ranks.answers["announce_weights"] = [[WeightUpdate(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)]
-    ranks.answers["write_weights"] = [[WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
-    first, second = await publishing.prepare(1), await publishing.prepare(2)
-    assert await publishing.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
-    assert await publishing.copy(first) is None
+async def test_fallback_copy_is_of_the_newest_version_only() -> None:
+    learner = RecordingLearner()
+    fallback = LearnerShmTransport(learner, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
+    transport = LearnerNcclTransport(learner, 1, None, 60.0, fallback)  # type: ignore[arg-type]
+    learner.answers["announce_weights"] = [
+        [WeightUpdate(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)
+    ]
+    learner.answers["write_weights"] = [
+        [WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)
+    ]
+    first, second = await transport.prepare(1), await transport.prepare(2)
+    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
+    assert await transport.copy(first) is None
     assert not second.is_pull

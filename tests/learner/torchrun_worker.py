@@ -1,4 +1,4 @@
-"""`python -m vz_ray.learner` as it is, which then says what it had imported.
+"""Run `python -m vz_ray.learner` and write the list of imported packages.
 
 torchrun --nproc-per-node 2 -m tests.learner.torchrun_worker OUT sft KEY=VALUE...
 """

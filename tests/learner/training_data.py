@@ -1,4 +1,4 @@
-"""Random conversations about random frames, for the learner's tests."""
+"""Random trajectories with random frames for the learner's tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL = TinyModelConfig(
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A checkpoint directory, groups of trajectories on it, and their pixels by digest."""
+    """A checkpoint directory, groups of trajectories for its tokenizer, and pixels by digest."""
 
     model: Path
     groups: tuple[Group, ...]
@@ -53,7 +53,7 @@ class TrainingData:
 
 @dataclass
 class TrajectoryWriter:
-    """Writes contexts and turns of random tokens; remembers the frames it invents."""
+    """Generates contexts and turns of random tokens, and records their frames."""
 
     rng: np.random.Generator
     ids: dict[str, int]
@@ -78,13 +78,13 @@ class TrajectoryWriter:
         ids += self.text(after)
         return TokenContext(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"])
 
-    def turn(self, count: int, reply: TokenContext | None, temperature: float = 1.0) -> Turn:
+    def turn(self, count: int, observation: TokenContext | None, temperature: float = 1.0) -> Turn:
         logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)
         spans = (VersionSpan(0, count, 0),)
         action = SampledAction(
             self.text(count), logprobs, spans, SamplingParams(temperature=temperature), "end"
         )
-        return Turn(action, "", None, reply)
+        return Turn(action, "", None, observation)
 
 
 def token_ids(model: Path) -> dict[str, int]:
@@ -104,24 +104,24 @@ def make_training_data(
     shape: TinyModelConfig | None = None,
     seed: int = 0,
 ) -> TrainingData:
-    """Groups that share their overview; each sample looks at a clip of its own, then answers."""
+    """Return groups with a shared overview; each sample gets a different clip, then answers."""
     model = Path(directory)
     if not (model / "config.json").exists():
         build_tiny_model(model, TEXTS, config=shape)
-    author = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, side)
-    made = tuple(_group(author, g, samples, overview, clip) for g in range(groups))
-    return TrainingData(model, made, author.pixels)
+    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, side)
+    members = tuple(_uniform_group(writer, number, samples, overview, clip) for number in range(groups))
+    return TrainingData(model, members, writer.pixels)
 
 
-def _group(author: TrajectoryWriter, number: int, samples: int, overview: int, clip: int) -> Group:
-    prompt = author.context(tuple(author.frame() for _ in range(overview)), 40, 6, 20)
+def _uniform_group(writer: TrajectoryWriter, number: int, samples: int, overview: int, clip: int) -> Group:
+    prompt = writer.context(tuple(writer.frame() for _ in range(overview)), 40, 6, 20)
     trajectories = []
     for sample in range(samples):
-        reply = author.context(tuple(author.frame() for _ in range(clip)), 6, 6, 6)
-        turns = [author.turn(int(author.rng.integers(15, 25)), reply if clip else None)]
+        observation = writer.context(tuple(writer.frame() for _ in range(clip)), 6, 6, 6)
+        turns = [writer.turn(int(writer.rng.integers(15, 25)), observation if clip else None)]
         if clip:
-            turns.append(author.turn(int(author.rng.integers(10, 20)), None, temperature=0.7))
-        reward = RewardParts(float(author.rng.random()), 0.0, 0.0, 0.0)
+            turns.append(writer.turn(int(writer.rng.integers(10, 20)), None, temperature=0.7))
+        reward = RewardParts(float(writer.rng.random()), 0.0, 0.0, 0.0)
         name = EpisodeId(0, f"task-{number}", sample)
         trajectories.append(
             Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward)
@@ -132,26 +132,27 @@ def _group(author: TrajectoryWriter, number: int, samples: int, overview: int, c
 def make_varied_data(
     model: Path, *, groups: int = 2, samples: int = 5, overview: int = 4, seed: int = 0
 ) -> TrainingData:
-    """Groups whose samples zoom up to four times; siblings say the same at first, and share some clips."""
-    author = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
+    """Return groups whose samples zoom 0 to 4 times and share their first tokens and some clips."""
+    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
     return TrainingData(
-        model, tuple(_varied(author, g, samples, overview) for g in range(groups)), author.pixels
+        model, tuple(_varied_group(writer, g, samples, overview) for g in range(groups)), writer.pixels
     )
 
 
-def _varied(author: TrajectoryWriter, number: int, samples: int, overview: int) -> Group:
-    rng = author.rng
-    prompt = author.context(tuple(author.frame() for _ in range(overview)), 30, 4, 15)
-    clips = [author.context(tuple(author.frame() for _ in range(3)), 4, 4, 4) for _ in range(3)]
-    began, trajectories = author.text(3), []
+def _varied_group(writer: TrajectoryWriter, number: int, samples: int, overview: int) -> Group:
+    rng = writer.rng
+    prompt = writer.context(tuple(writer.frame() for _ in range(overview)), 30, 4, 15)
+    clips = [writer.context(tuple(writer.frame() for _ in range(3)), 4, 4, 4) for _ in range(3)]
+    shared_ids, trajectories = writer.text(3), []
     for sample in range(samples):
         zooms = [clips[int(rng.integers(3))] for _ in range(sample % 5)]
         turns = [
-            author.turn(int(rng.integers(4, 12)), reply, 0.7 + 0.3 * (k % 2))
-            for k, reply in enumerate([*zooms, None])
+            writer.turn(int(rng.integers(4, 12)), observation, 0.7 + 0.3 * (k % 2))
+            for k, observation in enumerate([*zooms, None])
         ]
-        said = replace(turns[0].action, token_ids=(*began, *turns[0].action.token_ids[3:]))
-        turns[0] = replace(turns[0], action=said)
+        action = turns[0].action
+        action = replace(action, token_ids=(*shared_ids, *action.token_ids[3:]))
+        turns[0] = replace(turns[0], action=action)
         reward = RewardParts(float(rng.random()), 0.0, 0.0, 0.0)
         name = EpisodeId(0, f"task-{number}", sample)
         trajectories.append(
@@ -161,32 +162,32 @@ def _varied(author: TrajectoryWriter, number: int, samples: int, overview: int) 
 
 
 def small_model(directory: Path) -> Path:
-    """The smallest model there is, with random weights."""
+    """Build the smallest model, with random weights."""
     return build_tiny_model(directory, TEXTS, config=SMALL)
 
 
 class InMemoryFrameSource:
-    """A frame source that has all frames already."""
+    """Frame source with all frames in memory; records the requested digests."""
 
     def __init__(self, pixels: dict[str, RGB]) -> None:
         self.pixels = pixels
-        self.asked: list[list[str]] = []
+        self.requests: list[list[str]] = []
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        self.asked.append([ref.digest for ref in refs])
+        self.requests.append([ref.digest for ref in refs])
         return [Frame(ref, self.pixels[ref.digest]) for ref in refs]
 
 
 class HangingFrameSource(InMemoryFrameSource):
-    """A source that never answers, in a way that no deadline within its process can end."""
+    """Blocks its event loop, so that no asyncio timeout in its process can end the call."""
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        time.sleep(600)  # noqa: ASYNC251 - it is meant
-        raise AssertionError("nobody waits for as long")
+        time.sleep(600)  # noqa: ASYNC251 - blocks on purpose
+        raise AssertionError("the test should have ended")
 
 
 class ChangedFrameSource(InMemoryFrameSource):
-    """A source whose videos changed: frames that it lacks do not match their references any more."""
+    """Source with changed videos: missing frames no longer match their references."""
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         if any(ref.digest not in self.pixels for ref in refs):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.serve.conftest import GuardedServer, error_of
 from tests.video.sample_videos import VideoSpec, write_video
-from tests.video.test_image_reader import picture
+from tests.video.sample_videos import random_image as picture
 from vz_ray.config.serve import AccessConfig, UploadsConfig
 from vz_ray.serve.api_keys import add_key, generate_key
 from vz_ray.serve.file_store import FileStore

@@ -143,7 +143,7 @@ async def test_task_missing_in_data_file_is_named(run):
     (missing,) = task_ids(state.tasks_for_step(1).next_tasks(1))
     path = await state.save(run, save_learner, keep_latest=2)
     other_tasks = [replace(task, task_id="other") if task.task_id == missing else task for task in TASKS]
-    with pytest.raises(UserError, match=f"has no task {missing} any more"):
+    with pytest.raises(UserError, match=f"no longer contains task {missing}"):
         TrainingState.load(path, other_tasks).tasks_for_step(1)
 
 
@@ -161,7 +161,7 @@ async def test_missing_part_of_checkpoint_is_named(run, part):
 
 async def test_other_number_of_tasks_is_rejected(run):
     path = await state_after(1).save(run, save_learner, keep_latest=1)
-    with pytest.raises(UserError, match="was over 7 tasks and the data file now has 6"):
+    with pytest.raises(UserError, match="the data file has 6 tasks, and the run started with 7"):
         TrainingState.load(path, TASKS[:6])
 
 

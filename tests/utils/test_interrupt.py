@@ -1,3 +1,5 @@
+"""Clean stop on signals, and restored signal handlers."""
+
 from __future__ import annotations
 
 import ctypes
@@ -12,7 +14,7 @@ from vz_ray.utils.interrupt import Interrupt, StopRequested, restore_signal_hand
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_seen_between_steps_and_not_before(number):
+def test_signal_requests_a_stop(number):
     with Interrupt() as interrupt:
         interrupt.raise_if_requested()
         os.kill(os.getpid(), number)
@@ -21,14 +23,14 @@ def test_a_signal_is_seen_between_steps_and_not_before(number):
             interrupt.raise_if_requested()
 
 
-def test_the_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def test_handlers_are_restored_on_exit():
+    previous = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interrupt():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert signal.getsignal(signal.SIGINT) != previous[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == previous
 
 
-def test_handlers_that_a_library_replaced_are_taken_back():
+def test_handlers_replaced_in_python_are_reinstalled():
     with Interrupt() as interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         interrupt.raise_if_requested()
@@ -37,20 +39,20 @@ def test_handlers_that_a_library_replaced_are_taken_back():
 
 
 @pytest.mark.parametrize(
-    "take_back", [lambda interrupt: interrupt.check(), lambda _: restore_signal_handlers()]
+    "reinstall", [lambda interrupt: interrupt.raise_if_requested(), lambda _: restore_signal_handlers()]
 )
-def test_handlers_that_were_replaced_below_python_are_taken_back(take_back):
+def test_handlers_replaced_in_c_are_reinstalled(reinstall):
     with Interrupt() as interrupt:
-        before = signal.getsignal(signal.SIGTERM)
+        previous = signal.getsignal(signal.SIGTERM)
         ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(int(signal.SIG_IGN)))
-        assert signal.getsignal(signal.SIGTERM) == before
-        take_back(interrupt)
+        assert signal.getsignal(signal.SIGTERM) == previous
+        reinstall(interrupt)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.requested
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_kills(number):
+def test_second_signal_kills_the_process(number):
     code = (
         "import os, signal\n"
         "from vz_ray.utils.interrupt import Interrupt\n"
@@ -58,11 +60,11 @@ def test_a_second_signal_kills(number):
         f"    os.kill(os.getpid(), {number}); print('first', flush=True)\n"
         f"    os.kill(os.getpid(), {number}); print('second', flush=True)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == ("first\n", -number)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.returncode) == ("first\n", -number)
 
 
-async def test_a_stop_asked_for_before_is_noticed_by_work_that_ends_at_once() -> None:
+async def test_earlier_stop_request_interrupts_instant_work() -> None:
     async def work() -> int:
         return 1
 

@@ -1,4 +1,4 @@
-"""Keys and patience of those who ask a server."""
+"""API keys from the environment, and Retry-After headers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vz_ray.utils.openai_endpoint import api_key_from_env, retry_after_s
         ({"date": "Sun, 06 Nov 1994 08:49:37 GMT", "retry-after": "Sun, 06 Nov 1994 08:49:39 GMT"}, 2.0),
     ],
 )
-def test_a_server_says_how_long_to_wait_in_seconds_or_by_a_date(
-    headers: dict[str, str], seconds: float
-) -> None:
+def test_retry_after_accepts_seconds_and_dates(headers: dict[str, str], seconds: float) -> None:
     assert retry_after_s(headers) == seconds
 
 
-def test_a_key_comes_from_the_environment_and_a_missing_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_api_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sesame")
     assert api_key_from_env("SOME_KEY", "the judge", "judge.api_key_env") == "sesame"
     assert api_key_from_env("", "the judge", "judge.api_key_env")
     monkeypatch.delenv("SOME_KEY")
-    with pytest.raises(UserError, match=r"judge needs a key: set SOME_KEY .* leave judge\.api_key_env empty"):
+    with pytest.raises(
+        UserError, match=r"judge needs an API key: set SOME_KEY .* leave judge\.api_key_env empty"
+    ):
         api_key_from_env("SOME_KEY", "the judge", "judge.api_key_env")

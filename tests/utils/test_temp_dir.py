@@ -1,3 +1,5 @@
+"""Temporary directories, also of killed processes."""
+
 from __future__ import annotations
 
 import subprocess
@@ -6,33 +8,33 @@ from pathlib import Path
 
 from vz_ray.utils.temp_dir import temp_dir
 
-HOLD = """
+HOLD_SCRIPT = """
 import sys
 from pathlib import Path
-from vz_ray.utils.temp_dir import scratch
-with scratch("run_", Path(sys.argv[1])) as folder:
+from vz_ray.utils.temp_dir import temp_dir
+with temp_dir("run_", Path(sys.argv[1])) as folder:
     (folder / "big").write_bytes(bytes(1000))
     print(folder, flush=True)
     sys.stdin.read()
 """
 
 
-def test_it_goes_with_its_block(tmp_path: Path):
+def test_directory_is_removed_with_the_block(tmp_path: Path):
     with temp_dir("run_", tmp_path) as folder:
         (folder / "inside").mkdir()
         assert folder.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_path: Path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        theirs = Path(other.stdout.readline().strip())
-        with temp_dir("run_", tmp_path) as ours:
-            assert theirs.is_dir()
-        other.kill()
-        other.wait()
-    assert (theirs / "big").is_file()
-    (tmp_path / "run_of_somebody_else").mkdir()
-    with temp_dir("run_", tmp_path) as ours:
-        assert sorted(tmp_path.iterdir()) == sorted([ours, tmp_path / "run_of_somebody_else"])
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path):
+    command = [sys.executable, "-c", HOLD_SCRIPT, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        leftover = Path(process.stdout.readline().strip())
+        with temp_dir("run_", tmp_path) as own:
+            assert leftover.is_dir()
+        process.kill()
+        process.wait()
+    assert (leftover / "big").is_file()
+    (tmp_path / "run_of_another_program").mkdir()
+    with temp_dir("run_", tmp_path) as own:
+        assert sorted(tmp_path.iterdir()) == sorted([own, tmp_path / "run_of_another_program"])

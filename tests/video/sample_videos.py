@@ -1,4 +1,4 @@
-"""Video files made for tests, and the slow, obvious way to read them."""
+"""Video files for tests, and a simple reference decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """How to make a video: `times` are in ticks of 1 / `rate` seconds, one frame each."""
+    """Parameters of a test video; `times` are in ticks of 1 / `rate` seconds, one per frame."""
 
     name: str
     codec: str = "libx264"
@@ -38,7 +38,7 @@ class VideoSpec:
 
 
 def write_video(folder: Path, spec: VideoSpec) -> Path:
-    """Encodes a video whose every frame differs from every other."""
+    """Encode a video of pairwise different frames."""
     path = folder / spec.name
     with av.open(str(path), "w") as container:
         stream = container.add_stream(spec.codec, rate=spec.rate, options=dict(spec.options))
@@ -54,7 +54,7 @@ def write_video(folder: Path, spec: VideoSpec) -> Path:
 
 
 def rotate_video(path: Path, to: Path, degrees: int) -> Path:
-    """The same packets in a file that asks players to turn them; encoding twice could give other bytes."""
+    """Copy the packets to a file with rotation metadata; re-encoding could change the pixels."""
     with av.open(str(path)) as source, av.open(str(to), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         stream.set_display_rotation(degrees)
@@ -65,27 +65,27 @@ def rotate_video(path: Path, to: Path, degrees: int) -> Path:
     return to
 
 
-def stretch_video(path: Path, to: Path, times: int) -> Path:
-    """The same packets, each shown `times` as long."""
+def stretch_video(path: Path, to: Path, factor: int) -> Path:
+    """Copy the packets with `factor` times the duration."""
     with av.open(str(path)) as source, av.open(str(to), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None and packet.pts is not None:
-                packet.pts, packet.dts = packet.pts * times, packet.dts * times
-                packet.duration = (packet.duration or 0) * times
+                packet.pts, packet.dts = packet.pts * factor, packet.dts * factor
+                packet.duration = (packet.duration or 0) * factor
                 packet.stream = stream
                 container.mux(packet)
     return to
 
 
 def shift_video(path: Path, to: Path, seconds: float) -> Path:
-    """The same packets, shown later or earlier; an edit list cuts off what would be shown before 0."""
+    """Copy the packets with shifted times; an edit list cuts frames before 0."""
     with av.open(str(path)) as source, av.open(str(to), "w") as container:
-        given = source.streams.video[0]
-        stream = container.add_stream_from_template(given)
-        assert given.time_base is not None
-        ticks = round(seconds / given.time_base)
-        for packet in source.demux(given):
+        source_stream = source.streams.video[0]
+        stream = container.add_stream_from_template(source_stream)
+        assert source_stream.time_base is not None
+        ticks = round(seconds / source_stream.time_base)
+        for packet in source.demux(source_stream):
             if packet.dts is not None and packet.pts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, stream
                 container.mux(packet)
@@ -93,7 +93,7 @@ def shift_video(path: Path, to: Path, seconds: float) -> Path:
 
 
 def draw_frame(index: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A moving gradient with a block of noise: nothing a codec can copy unchanged."""
+    """Draw a moving gradient with a block of noise, which a codec cannot copy."""
     y, x = np.mgrid[0:height, 0:width]
     image = np.stack([(x * 2 + index * 3) % 256, (y * 3 + index * 5) % 256, (x + y + index) % 256], axis=-1)
     noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3))
@@ -102,15 +102,20 @@ def draw_frame(index: int, width: int, height: int) -> NDArray[np.uint8]:
     return image.astype(np.uint8)
 
 
+def random_image(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return a noise image."""
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+
+
 @dataclass(frozen=True)
 class ReferenceDecode:
-    """Every frame of a file, decoded from the beginning: `pts` ascending, in seconds from the first."""
+    """All frames of a file, decoded sequentially; `pts` ascend, in seconds from the first frame."""
 
     pts: NDArray[np.float64]
     frames: list[av.VideoFrame]
 
     def frame_index_at(self, second: float) -> int:
-        """Index of the frame shown at `second`."""
+        """Return the index of the frame at `second`."""
         return max(0, int(np.searchsorted(self.pts, second + 1e-9, side="right")) - 1)
 
     def rgb(self, index: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -128,17 +133,17 @@ def decode_sequentially(path: Path) -> ReferenceDecode:
         assert stream.time_base is not None
         stream.thread_count = 1
         frames = [frame for frame in container.decode(stream) if isinstance(frame, av.VideoFrame)]
-        stamps = [frame.pts for frame in frames]
-        if path.suffix in (".avi", ".mpg"):  # the file holds no true pts; the rate is even
+        pts_ticks = [frame.pts for frame in frames]
+        if path.suffix in (".avi", ".mpg"):  # no reliable pts, constant rate
             assert stream.average_rate is not None
-            stamps = [round(i / stream.average_rate / stream.time_base) for i in range(len(frames))]
-        pts = np.array([float((stamp - stamps[0]) * stream.time_base) for stamp in stamps])
+            pts_ticks = [round(i / stream.average_rate / stream.time_base) for i in range(len(frames))]
+        pts = np.array([float((ticks - pts_ticks[0]) * stream.time_base) for ticks in pts_ticks])
     return ReferenceDecode(pts, frames)
 
 
-def draw_query_times(linear: ReferenceDecode, count: int, seed: int) -> Sequence[float]:
-    """Random times over and beyond the file, exact frame times, and times just before them."""
-    draw = np.random.default_rng(seed)
-    end = float(linear.pts[-1])
-    some = draw.choice(linear.pts, min(count // 4, len(linear.pts)), replace=False)
-    return [*draw.uniform(-0.5, end + 1, count), *some, *(some - 1e-4), 0.0, end]
+def draw_query_times(reference: ReferenceDecode, count: int, seed: int) -> Sequence[float]:
+    """Return random times within and outside the file, frame times, and times just before frames."""
+    rng = np.random.default_rng(seed)
+    end = float(reference.pts[-1])
+    frame_times = rng.choice(reference.pts, min(count // 4, len(reference.pts)), replace=False)
+    return [*rng.uniform(-0.5, end + 1, count), *frame_times, *(frame_times - 1e-4), 0.0, end]

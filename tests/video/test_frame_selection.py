@@ -1,4 +1,4 @@
-"""Choosing candidates by relevance, spread and difference."""
+"""Frame selection by relevance, segments and diversity."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from vz_ray.video.frame import FrameSize, OverviewRequest
 from vz_ray.video.frame_selection import SelectionParams, select_frames
 
 
-def search(most: int, segments: float = 0.0, diversity: float = 0.0) -> SelectionParams:
-    return SelectionParams(OverviewRequest(), FrameSize(), most, segments, diversity)
+def make_params(max_frames: int, segments: float = 0.0, diversity: float = 0.0) -> SelectionParams:
+    return SelectionParams(OverviewRequest(), FrameSize(), max_frames, segments, diversity)
 
 
-def directions(*degrees: float) -> np.ndarray:
+def unit_vectors(*degrees: float) -> np.ndarray:
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 RELEVANCE = np.array([0.9, 0.89, 0.6, 0.2], np.float32)
-TWINS = directions(0, 1, 60, 90)
+FEATURES = unit_vectors(0, 1, 60, 90)
 
 
-def test_without_diversity_the_most_relevant_are_chosen():
-    assert select_frames(RELEVANCE, TWINS, search(2)) == [0, 1]
+def test_zero_diversity_selects_the_most_relevant():
+    assert select_frames(RELEVANCE, FEATURES, make_params(2)) == [0, 1]
 
 
-def test_with_diversity_a_twin_gives_way_to_something_else():
-    assert select_frames(RELEVANCE, TWINS, search(2, diversity=0.5)) == [0, 2]
+def test_diversity_skips_near_duplicates():
+    assert select_frames(RELEVANCE, FEATURES, make_params(2, diversity=0.5)) == [0, 2]
 
 
-def test_every_segment_shows_its_best_frame():
+def test_best_frame_of_each_segment_is_selected():
     relevance = np.array([0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.0, 0.3], np.float32)
-    chosen = select_frames(relevance, directions(*range(8)), search(4, segments=0.5))
-    assert chosen == [0, 1, 2, 7]
+    indices = select_frames(relevance, unit_vectors(*range(8)), make_params(4, segments=0.5))
+    assert indices == [0, 1, 2, 7]
 
 
-def test_no_more_candidates_than_wanted_are_all_shown():
-    assert select_frames(RELEVANCE, TWINS, search(4)) == [0, 1, 2, 3]
+def test_few_candidates_are_all_selected():
+    assert select_frames(RELEVANCE, FEATURES, make_params(4)) == [0, 1, 2, 3]
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
-def test_what_is_chosen_is_distinct_in_order_and_as_many_as_asked(count, most, segments, diversity, seed):
-    draw = np.random.default_rng(seed)
-    features = draw.normal(size=(count, 4)).astype(np.float32)
+def test_indices_are_distinct_ordered_and_complete(count, max_frames, segments, diversity, seed):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    asked = search(most, segments, diversity)
-    chosen = select_frames(draw.normal(size=count).astype(np.float32), features, asked)
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) == min(count, most)
+    params = make_params(max_frames, segments, diversity)
+    indices = select_frames(rng.normal(size=count).astype(np.float32), features, params)
+    assert indices == sorted(set(indices))
+    assert len(indices) == min(count, max_frames)

@@ -1,4 +1,4 @@
-"""The delivered size is the one that the model's own processor would choose."""
+"""Target size compared with the Qwen2-VL image processor."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ SIZES = [
 @settings(max_examples=2000, deadline=None)
 @example(29, 5615, FrameSize())
 @given(st.integers(16, 8192), st.integers(16, 8192), st.sampled_from(SIZES))
-def test_it_is_the_processors_choice_and_final(width: int, height: int, size: FrameSize) -> None:
-    settled = processors_last_choice(width, height, size)
-    if settled is None:
-        with pytest.raises(VideoLimitExceededError, match="more than 200 times"):
+def test_target_size_is_stable_under_the_processor(width: int, height: int, size: FrameSize) -> None:
+    expected = processor_fixed_point(width, height, size)
+    if expected is None:
+        with pytest.raises(VideoLimitExceededError, match=r"aspect ratio .* exceeds 200"):
             target_size(width, height, size)
     else:
-        assert target_size(width, height, size) == settled
+        assert target_size(width, height, size) == expected
 
 
-def processors_last_choice(width: int, height: int, size: FrameSize) -> tuple[int, int] | None:
-    """What the processor leaves as it is after choosing again and again; none if it refuses on the way."""
-    before = (0, 0)
-    while before != (width, height):
-        before = width, height
+def processor_fixed_point(width: int, height: int, size: FrameSize) -> tuple[int, int] | None:
+    """Apply the processor until the size is stable; None if it rejects a size."""
+    previous = (0, 0)
+    while previous != (width, height):
+        previous = width, height
         try:
-            width, height = processors_choice(width, height, size)
+            width, height = processor_size(width, height, size)
         except ValueError:
             return None
-    return before
+    return previous
 
 
-def processors_choice(width: int, height: int, size: FrameSize) -> tuple[int, int]:
-    high, wide = smart_resize(height, width, size.factor, size.min_pixels, size.max_pixels)
-    return wide, high
+def processor_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
+    new_height, new_width = smart_resize(height, width, size.factor, size.min_pixels, size.max_pixels)
+    return new_width, new_height
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_at_common_shapes_the_processors_choice_is_taken_as_it_is(size: FrameSize) -> None:
+def test_common_shapes_equal_one_processor_resize(size: FrameSize) -> None:
     for width, height in [(640, 360), (1920, 1080), (112, 112), (360, 640), (1024, 768), (64, 64)]:
-        assert target_size(width, height, size) == processors_choice(width, height, size)
+        assert target_size(width, height, size) == processor_size(width, height, size)

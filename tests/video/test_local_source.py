@@ -1,4 +1,4 @@
-"""Clips of many videos in this process: caching, references, deadlines."""
+"""Local frame source and clip reader: caching, references, timeouts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def video(tmp_path: Path) -> str:
     return str(write_video(tmp_path, VideoSpec("video.mp4", gop=100)))
 
 
-async def test_a_zoom_and_its_references_give_the_same_bytes(video: str) -> None:
+async def test_references_of_a_zoom_reproduce_the_bytes(video: str) -> None:
     with LocalFrameSource() as frames:
         info = await frames.probe(video)
         clip = await frames.zoom(video, ZoomRequest(2, 4, fps=4), SIZE)
@@ -34,13 +34,13 @@ async def test_a_zoom_and_its_references_give_the_same_bytes(video: str) -> None
         [2.0, 2.24, 2.48, 2.72, 3.0, 3.24, 3.48, 3.72]
     )
     assert {ref.video_id for ref in clip.refs} == {info.video_id}
-    with LocalFrameSource() as fresh:
-        again = await fresh.resolve(clip.refs[::-1])
-    assert [frame.ref for frame in again] == list(clip.refs[::-1])
-    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(again[::-1], clip.frames, strict=True))
+    with LocalFrameSource() as other_source:
+        resolved = await other_source.resolve(clip.refs[::-1])
+    assert [frame.ref for frame in resolved] == list(clip.refs[::-1])
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(resolved[::-1], clip.frames, strict=True))
 
 
-async def test_a_second_look_is_a_look_up(video: str) -> None:
+async def test_repeated_request_hits_the_cache(video: str) -> None:
     with LocalFrameSource() as frames:
         first = await frames.overview(video, OverviewRequest(fps=1), SIZE)
         before = await frames.stats()
@@ -55,7 +55,7 @@ async def test_a_second_look_is_a_look_up(video: str) -> None:
     assert after.decoded_frames == before.decoded_frames
 
 
-async def test_two_sizes_of_one_frame_are_two_frames(video: str) -> None:
+async def test_size_is_part_of_the_cache_make_key(video: str) -> None:
     with LocalFrameSource() as frames:
         small = await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
         large = await frames.zoom(video, ZoomRequest(2, 3, fps=1), FrameSize())
@@ -63,7 +63,7 @@ async def test_two_sizes_of_one_frame_are_two_frames(video: str) -> None:
     assert small.frames[0].pts_s == large.frames[0].pts_s
 
 
-async def test_a_changed_file_is_noticed(video: str, tmp_path: Path) -> None:
+async def test_reference_to_changed_file_is_rejected(video: str, tmp_path: Path) -> None:
     with LocalFrameSource() as frames:
         clip = await frames.zoom(video, ZoomRequest(2, 4, fps=2), SIZE)
         write_video(tmp_path, VideoSpec("video.mp4", gop=50, frames=300))
@@ -72,14 +72,14 @@ async def test_a_changed_file_is_noticed(video: str, tmp_path: Path) -> None:
             await frames.resolve(clip.refs)
 
 
-async def test_other_pixels_are_noticed(video: str) -> None:
+async def test_reference_with_other_digest_is_rejected(video: str) -> None:
     with LocalFrameSource() as frames:
         clip = await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
         with pytest.raises(FrameMismatchError, match="decodes to other pixels"):
             await frames.resolve([replace(clip.refs[0], digest="00")])
 
 
-async def test_a_frame_found_by_a_copy_names_the_file_that_was_asked_for(video: str, tmp_path: Path) -> None:
+async def test_cached_frame_of_a_copy_has_the_requested_uri(video: str, tmp_path: Path) -> None:
     copy = shutil.copy(video, tmp_path / "copy.mp4")
     with LocalFrameSource() as frames:
         await frames.zoom(video, ZoomRequest(2, 3, fps=1), SIZE)
@@ -88,12 +88,15 @@ async def test_a_frame_found_by_a_copy_names_the_file_that_was_asked_for(video: 
     assert clip.refs[0].uri == str(copy)
 
 
-async def test_a_zoom_outside_the_video_is_refused(video: str) -> None:
-    with LocalFrameSource() as frames, pytest.raises(InvalidFrameRequestError, match=r"12\.80 s long"):
+async def test_zoom_outside_the_video_is_rejected(video: str) -> None:
+    with (
+        LocalFrameSource() as frames,
+        pytest.raises(InvalidFrameRequestError, match=r"outside the video \(12\.80 s\)"),
+    ):
         await frames.zoom(video, ZoomRequest(50, 52, fps=2), SIZE)
 
 
-async def test_an_overdue_request_is_named(video: str) -> None:
+async def test_timeout_names_the_request(video: str) -> None:
     with (
         LocalFrameSource(timeout_s=1e-6) as frames,
         pytest.raises(StepTimeout, match=r"overview of .*video\.mp4"),
@@ -103,15 +106,15 @@ async def test_an_overdue_request_is_named(video: str) -> None:
 
 async def test_concurrent_requests_are_all_served(video: str) -> None:
     with LocalFrameSource() as frames:
-        asked = [frames.zoom(video, ZoomRequest(k, k + 1, fps=4), SIZE) for k in range(10)]
-        clips = await asyncio.gather(*asked)
+        requests = [frames.zoom(video, ZoomRequest(k, k + 1, fps=4), SIZE) for k in range(10)]
+        clips = await asyncio.gather(*requests)
     assert [clip.request.start_s for clip in clips if isinstance(clip.request, ZoomRequest)] == list(
         range(10)
     )
     assert all(len(clip.frames) == 4 for clip in clips)
 
 
-def test_only_so_many_videos_stay_open(tmp_path: Path) -> None:
+def test_number_of_open_videos_is_limited(tmp_path: Path) -> None:
     uris = [str(write_video(tmp_path, VideoSpec(f"{n}.mp4", frames=n))) for n in (10, 11, 12)]
     reader = ClipReader(max_open_videos=2)
     for uri in [*uris, *uris]:
@@ -123,24 +126,24 @@ def test_only_so_many_videos_stay_open(tmp_path: Path) -> None:
     assert reader.stats().decoded_frames == stats.decoded_frames
 
 
-def test_the_cache_stays_under_its_bytes_and_drops_what_was_used_longest_ago() -> None:
+def test_frame_cache_evicts_least_recently_used() -> None:
     cache = FrameCache(max_bytes=3 * 12)
     for pts in range(3):
-        cache.put(key(pts), frame_of(12))
-    assert cache.get(key(0)) is not None
-    cache.put(key(3), frame_of(12))
+        cache.put(make_key(pts), make_frame(12))
+    assert cache.get(make_key(0)) is not None
+    cache.put(make_key(3), make_frame(12))
     assert (len(cache), cache.size_bytes) == (3, 36)
-    assert cache.get(key(1)) is None
-    assert cache.get(key(0)) is not None
-    cache.put(key(4), frame_of(48))
-    assert cache.get(key(4)) is None
+    assert cache.get(make_key(1)) is None
+    assert cache.get(make_key(0)) is not None
+    cache.put(make_key(4), make_frame(48))
+    assert cache.get(make_key(4)) is None
     assert (cache.hits, cache.misses) == (2, 2)
 
 
-def key(pts: int) -> FrameKey:
+def make_key(pts: int) -> FrameKey:
     return FrameKey("blake3:0", 0, pts, 2, 2)
 
 
-def frame_of(size: int) -> Frame:
+def make_frame(num_bytes: int) -> Frame:
     ref = FrameRef("blake3:0", "a.mp4", 0, 0.0, 2, 2, "", "", "")
-    return Frame(ref, np.zeros((1, size // 3, 3), dtype=np.uint8))
+    return Frame(ref, np.zeros((1, num_bytes // 3, 3), dtype=np.uint8))

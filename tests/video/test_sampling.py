@@ -1,4 +1,4 @@
-"""Which times a request means."""
+"""Frame times of overview and zoom requests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vz_ray.video.sampling import overview_times, zoom_times
 INFO = VideoInfo("blake3:0", "talk.mp4", 0, duration_s=100.0, fps=25.0, width=640, height=360)
 
 
-def test_an_overview_has_a_frame_every_second_one_and_the_first_at_0() -> None:
+def test_overview_samples_at_fps_from_zero() -> None:
     assert overview_times(OverviewRequest(fps=0.5), INFO) == [2.0 * k for k in range(50)]
     assert overview_times(OverviewRequest(fps=0.5), replace(INFO, duration_s=0.3)) == [0.0]
 
 
-def test_an_overview_over_the_cap_is_spread_from_the_start() -> None:
+def test_overview_above_max_frames_is_spread_from_start() -> None:
     assert overview_times(OverviewRequest(fps=0.5, max_frames=4), INFO) == [0.0, 25.0, 50.0, 75.0]
 
 
@@ -31,30 +31,30 @@ def test_an_overview_over_the_cap_is_spread_from_the_start() -> None:
     st.integers(1, 256),
     st.sampled_from(["starts", "endpoints"]),
 )
-def test_an_overview_stays_inside_the_video_and_under_its_cap(
-    duration: float, fps: float, most: int, spread: str
+def test_overview_is_within_video_and_max_frames(
+    duration: float, fps: float, max_frames: int, spread: str
 ) -> None:
     info = replace(INFO, duration_s=duration)
-    times = overview_times(OverviewRequest(fps, most, spread), info)
-    assert 1 <= len(times) <= most
+    times = overview_times(OverviewRequest(fps, max_frames, spread), info)
+    assert 1 <= len(times) <= max_frames
     assert times == sorted(times)
     assert times[0] >= 0
     assert times[-1] < duration + 1 / info.fps
 
 
-def test_endpoints_takes_every_nth_native_frame_up_to_the_cap_then_first_to_last() -> None:
+def test_endpoints_samples_native_frames_first_to_last() -> None:
     native = [round(t * 25 - 0.5) for t in overview_times(OverviewRequest(0.5, 64, "endpoints"), INFO)]
     assert native == list(range(0, 2500, 50))
     native = [round(t * 25 - 0.5) for t in overview_times(OverviewRequest(0.5, 4, "endpoints"), INFO)]
     assert native == [0, 833, 1666, 2499]
 
 
-def test_a_zoom_is_half_open() -> None:
+def test_zoom_interval_is_half_open() -> None:
     assert zoom_times(ZoomRequest(10, 12, fps=2), INFO) == [10.0, 10.5, 11.0, 11.5]
     assert len(zoom_times(ZoomRequest(0, 0.3, fps=10), INFO)) == 3
 
 
-def test_an_inclusive_zoom_spreads_native_frames_from_start_to_end_and_clamps() -> None:
+def test_inclusive_zoom_samples_native_frames_and_clamps() -> None:
     native = [round(t * 25 - 0.5) for t in zoom_times(ZoomRequest(10, 12, fps=2, inclusive=True), INFO)]
     assert native == [250, 266, 283, 300]
     native = [round(t * 25 - 0.5) for t in zoom_times(ZoomRequest(99, 103, fps=1, inclusive=True), INFO)]
@@ -77,13 +77,13 @@ def test_an_inclusive_zoom_spreads_native_frames_from_start_to_end_and_clamps() 
         (ZoomRequest(0, 3, math.nan), "fps must be a positive number"),
     ],
 )
-def test_a_zoom_that_makes_no_sense_says_why_to_the_model(zoom: ZoomRequest, reason: str) -> None:
-    with pytest.raises(InvalidFrameRequestError) as caught:
+def test_invalid_zoom_explains_the_cause_to_the_model(zoom: ZoomRequest, reason: str) -> None:
+    with pytest.raises(InvalidFrameRequestError) as raised:
         zoom_times(zoom, INFO)
-    assert reason in caught.value.model_message
+    assert reason in raised.value.model_message
 
 
-def test_a_zoom_may_reach_the_end_as_rounded_for_display() -> None:
+def test_zoom_may_end_at_the_rounded_duration() -> None:
     info = replace(INFO, duration_s=99.996)
     assert len(zoom_times(ZoomRequest(96, 100, 2), info)) == 8
 
@@ -97,6 +97,6 @@ def test_a_zoom_may_reach_the_end_as_rounded_for_display() -> None:
         OverviewRequest(spread="random"),
     ],
 )
-def test_an_overview_that_makes_no_sense_is_refused(request_: OverviewRequest) -> None:
+def test_invalid_overview_is_rejected(request_: OverviewRequest) -> None:
     with pytest.raises(InvalidFrameRequestError):
         overview_times(request_, INFO)

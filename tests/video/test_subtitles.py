@@ -1,4 +1,4 @@
-"""Subtitles in both formats, and where they stand among frames."""
+"""Subtitle formats and placement between frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SRT = """\ufeff1\r
 """
 
 
-def test_srt_with_a_mark_at_its_beginning_both_line_ends_and_markup(tmp_path: Path) -> None:
+def test_srt_with_bom_mixed_line_ends_and_markup(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_text(SRT, encoding="utf-8", newline="")
     assert read_subtitles(tmp_path / "a.srt") == (
         Subtitle(1.5, 3.0, "Héllo there, second row"),
@@ -34,11 +34,11 @@ def test_srt_with_a_mark_at_its_beginning_both_line_ends_and_markup(tmp_path: Pa
     )
 
 
-def test_both_forms_of_longvideobench_and_a_clock_that_starts_later(tmp_path: Path) -> None:
+def test_longvideobench_formats_with_offset(tmp_path: Path) -> None:
     rows = [
         {"timestamp": [12.0, None], "text": "no end"},
         {"start": "00:00:10.500", "end": "00:00:11.500", "line": "first"},
-        {"timestamp": [1.0, 2.0], "text": "before the video begins"},
+        {"timestamp": [1.0, 2.0], "text": "before the start of the video"},
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     assert read_subtitles(tmp_path / "a.json", offset_s=10.0) == (
@@ -48,41 +48,41 @@ def test_both_forms_of_longvideobench_and_a_clock_that_starts_later(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.srt", "hello", "no line such as"),
         ("a.json", "{", "not JSON"),
-        ("a.json", "{}", "expected a list of lines, found dict"),
+        ("a.json", "{}", "expected a list of lines, got dict"),
         ("a.json", '[{"start": "00:00:01"}]', "line 0: expected start, end and line"),
-        ("a.json", '[{"start": "soon", "end": "00:00:01", "line": "x"}]', "no time such as"),
+        ("a.json", '[{"start": "soon", "end": "00:00:01", "line": "x"}]', "is not a time such as"),
     ],
 )
-def test_what_is_no_subtitles_is_named(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_invalid_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(SubtitleError, match=said):
+    with pytest.raises(SubtitleError, match=message):
         read_subtitles(tmp_path / name)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SubtitleError, match=r"none\.srt: No such file"):
-        read_subtitles(tmp_path / "none.srt")
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SubtitleError, match=r"missing\.srt: No such file"):
+        read_subtitles(tmp_path / "missing.srt")
 
 
-def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
+def test_empty_file_has_no_lines(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_text("\n")
     assert read_subtitles(tmp_path / "a.srt") == ()
 
 
-def test_a_line_stands_behind_the_frames_up_to_its_middle_and_only_where_a_frame_shows_it() -> None:
-    early, short, unseen, late = (
+def test_line_follows_the_frames_before_its_middle() -> None:
+    early, short, between, late = (
         Subtitle(0.0, 5.0, "early"),
         Subtitle(9.9, 10.0, "short"),
-        Subtitle(12.0, 18.0, "unseen"),
+        Subtitle(12.0, 18.0, "between"),
         Subtitle(29.0, 40.0, "late"),
     )
-    placed = between_frames([early, short, unseen, late], [0.0, 10.0, 20.0, 30.0])
+    placed = between_frames([early, short, between, late], [0.0, 10.0, 20.0, 30.0])
     assert placed == [[], [early, short], [], [], [late]]
 
 
-def test_without_frames_nothing_is_shown() -> None:
+def test_no_frames_means_no_lines() -> None:
     assert between_frames([Subtitle(0, 5, "x")], []) == [[]]

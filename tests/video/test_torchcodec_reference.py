@@ -1,4 +1,4 @@
-"""The exact reader against torchcodec's exact mode, where that is installed and loads."""
+"""PyAV reader compared with torchcodec in exact mode; skipped if torchcodec cannot be loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vz_ray.video.frame import FrameSize
 from vz_ray.video.video_reader import VideoReader
 
 FULL = FrameSize(min_pixels=96 * 64, max_pixels=96 * 64, factor=32)
-"""The size of the files themselves: nothing is scaled."""
+"""Size of the files, so frames are not scaled."""
 
 FILES = [
     VideoSpec("long_gop.mp4"),
@@ -26,27 +26,27 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def decoder_of() -> Any:
+def decoder_class() -> Any:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchcodec cannot be used: {str(error).splitlines()[0]}")
+        pytest.skip(f"torchcodec cannot be loaded: {str(error).splitlines()[0]}")
     return VideoDecoder
 
 
-@pytest.mark.parametrize("made", FILES, ids=lambda made: made.name)
-def test_times_and_pictures_are_those_of_torchcodec(made: VideoSpec, tmp_path: Path, decoder_of: Any) -> None:
-    path = write_video(tmp_path, made)
-    theirs = decoder_of(str(path), dimension_order="NHWC", seek_mode="exact")
-    begin = theirs.metadata.begin_stream_seconds
-    draw = np.random.default_rng(0)
+@pytest.mark.parametrize("spec", FILES, ids=lambda spec: spec.name)
+def test_times_and_pixels_match_torchcodec(spec: VideoSpec, tmp_path: Path, decoder_class: Any) -> None:
+    path = write_video(tmp_path, spec)
+    torchcodec = decoder_class(str(path), dimension_order="NHWC", seek_mode="exact")
+    begin_s = torchcodec.metadata.begin_stream_seconds
+    rng = np.random.default_rng(0)
     with VideoReader(str(path)) as reader:
-        times = draw.uniform(0, reader.info.duration_s - 1e-3, 60)
+        times = rng.uniform(0, reader.info.duration_s - 1e-3, 60)
         frames = reader.read_frames([float(t) for t in times], FULL)
-        batch = theirs.get_frames_played_at([float(t) + begin for t in times])
+        batch = torchcodec.get_frames_played_at([float(t) + begin_s for t in times])
     assert [f.pts_s for f in frames] == pytest.approx(
-        [p - begin for p in batch.pts_seconds.tolist()], abs=1e-6
+        [p - begin_s for p in batch.pts_seconds.tolist()], abs=1e-6
     )
-    for ours, other in zip(frames, batch.data.numpy(), strict=True):
-        # Chroma is scaled up in another way: a frame that is off by one differs by far more.
-        assert np.abs(ours.rgb.astype(int) - other.astype(int)).mean() < 6
+    for frame, rgb in zip(frames, batch.data.numpy(), strict=True):
+        # Chroma upsampling differs; a neighboring frame would differ far more.
+        assert np.abs(frame.rgb.astype(int) - rgb.astype(int)).mean() < 6

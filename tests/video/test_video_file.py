@@ -1,4 +1,4 @@
-"""What is refused, by which error, and what each says."""
+"""Validation of video files: error classes and messages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vz_ray.video.errors import (
     NotAVideoError,
     SourceNotAllowedError,
     UnsupportedCodecError,
+    VideoError,
     VideoNotFoundError,
     VideoPermissionError,
 )
-from vz_ray.video.frame import VideoError
 from vz_ray.video.video_file import VideoLimits, compute_video_id, open_video
 from vz_ray.video.video_reader import VideoReader
 
 
-def image(folder: Path) -> Path:
+def image_file(folder: Path) -> Path:
     path = folder / "image.mp4"
     with av.open(str(path), "w", format="image2") as container:
         stream = container.add_stream("png", rate=1)
@@ -35,7 +35,7 @@ def image(folder: Path) -> Path:
     return path
 
 
-def sound(folder: Path, *, cover: bool = False) -> Path:
+def audio_file(folder: Path, *, cover: bool = False) -> Path:
     path = folder / "sound.m4a"
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -54,14 +54,14 @@ def sound(folder: Path, *, cover: bool = False) -> Path:
     return path
 
 
-def text(folder: Path) -> Path:
+def text_file(folder: Path) -> Path:
     path = folder / "notes.mp4"
     path.write_text("not a video at all\n" * 100)
     return path
 
 
-def concat(folder: Path) -> Path:
-    """Names another file; FFmpeg would open that one if it were allowed to."""
+def ffconcat_file(folder: Path) -> Path:
+    """Write a file that refers to another one, which FFmpeg would open if allowed."""
     write_video(folder, VideoSpec("hidden.mp4", frames=10))
     path = folder / "list.mp4"
     path.write_text("ffconcat version 1.0\nfile hidden.mp4\n")
@@ -75,77 +75,77 @@ def playlist(folder: Path) -> Path:
     return path
 
 
-def empty(folder: Path) -> Path:
+def empty_file(folder: Path) -> Path:
     path = folder / "empty.mp4"
     path.touch()
     return path
 
 
-def pipe(folder: Path) -> Path:
+def named_pipe(folder: Path) -> Path:
     path = folder / "pipe.mp4"
     os.mkfifo(path)
     return path
 
 
-def other_codec(folder: Path) -> Path:
+def unsupported_codec_file(folder: Path) -> Path:
     return write_video(folder, VideoSpec("old.mkv", codec="mjpeg", pix_fmt="yuvj420p", frames=3, b_frames=0))
 
 
 @pytest.mark.parametrize(
-    ("build", "error", "says"),
+    ("build", "error", "message"),
     [
         (lambda folder: folder / "absent.mp4", VideoNotFoundError, "no such file"),
         (lambda folder: folder, NotAVideoError, "a directory"),
-        (lambda folder: "https://example.org/a.mp4", SourceNotAllowedError, "only files can be opened"),
+        (lambda folder: "https://example.org/a.mp4", SourceNotAllowedError, "URLs are not supported here"),
         (lambda folder: "concat:a.mp4|b.mp4", VideoNotFoundError, "no such file"),
-        (image, NotAVideoError, "not a video in a known container"),
-        (sound, NotAVideoError, "has no video stream, only audio"),
-        (lambda folder: sound(folder, cover=True), NotAVideoError, "has no video stream, only audio"),
-        (text, NotAVideoError, "not a video in a known container"),
-        (concat, NotAVideoError, "not a video in a known container"),
+        (image_file, NotAVideoError, "not a video in a known container"),
+        (audio_file, NotAVideoError, "has no video stream, only audio"),
+        (lambda folder: audio_file(folder, cover=True), NotAVideoError, "has no video stream, only audio"),
+        (text_file, NotAVideoError, "not a video in a known container"),
+        (ffconcat_file, NotAVideoError, "not a video in a known container"),
         (playlist, NotAVideoError, "not a video in a known container"),
-        (empty, NotAVideoError, "an empty file"),
-        (pipe, SourceNotAllowedError, "a device, pipe or socket"),
-        (other_codec, UnsupportedCodecError, "codec mjpeg is not among"),
+        (empty_file, NotAVideoError, "an empty file"),
+        (named_pipe, SourceNotAllowedError, "a device, pipe or socket"),
+        (unsupported_codec_file, UnsupportedCodecError, "codec mjpeg is not supported"),
     ],
     ids=[
         "absent", "directory", "url", "protocol", "image", "sound", "cover",
         "text", "ffconcat", "playlist", "empty", "pipe", "codec",
     ],
 )  # fmt: skip
-def test_what_is_not_a_video_is_refused_by_name(
-    build: Callable[[Path], Path | str], error: type[VideoError], says: str, tmp_path: Path
+def test_invalid_file_raises_the_specific_error(
+    build: Callable[[Path], Path | str], error: type[VideoError], message: str, tmp_path: Path
 ) -> None:
     uri = str(build(tmp_path))
-    with pytest.raises(error, match=says) as caught:
+    with pytest.raises(error, match=message) as raised:
         VideoReader(uri)
-    assert type(caught.value) is error
-    assert uri in str(caught.value)
-    assert 0 < len(caught.value.model_message) < 80
-    assert "/" not in caught.value.model_message
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again), again.for_model) == (
+    assert type(raised.value) is error
+    assert uri in str(raised.value)
+    assert 0 < len(raised.value.model_message) < 80
+    assert "/" not in raised.value.model_message
+    unpickled = pickle.loads(pickle.dumps(raised.value))
+    assert (type(unpickled), str(unpickled), unpickled.model_message) == (
         error,
-        str(caught.value),
-        caught.value.model_message,
+        str(raised.value),
+        raised.value.model_message,
     )
 
 
-def test_a_file_without_permission_is_denied(tmp_path: Path) -> None:
+def test_file_without_read_permission_is_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", frames=5))
     path.chmod(0)
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
     try:
-        with pytest.raises(VideoPermissionError, match="no permission to read it"):
+        with pytest.raises(VideoPermissionError, match="no read permission"):
             VideoReader(str(path))
     finally:
         if root:
             os.seteuid(0)
 
 
-def test_identity_follows_content_not_name(tmp_path: Path) -> None:
+def test_video_id_depends_on_content_only(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", frames=5))
     copy = tmp_path / "copy.mp4"
     shutil.copy(path, copy)
@@ -158,7 +158,7 @@ def test_identity_follows_content_not_name(tmp_path: Path) -> None:
     assert compute_video_id(str(copy)) != first
 
 
-def test_one_decoding_thread_is_used(tmp_path: Path) -> None:
+def test_decoder_uses_one_thread(tmp_path: Path) -> None:
     container, stream = open_video(
         str(write_video(tmp_path, VideoSpec("video.mp4", frames=5))), VideoLimits()
     )

@@ -1,4 +1,4 @@
-"""The exact reader against a full decode from the beginning."""
+"""Exact video reader compared with a sequential decode of the whole file."""
 
 from __future__ import annotations
 
@@ -59,86 +59,84 @@ MATRIX = [
 ]
 
 
-@pytest.mark.parametrize("made", MATRIX, ids=lambda made: made.name)
-def test_every_frame_and_pts_equals_that_of_a_linear_decode(made: VideoSpec, tmp_path: Path) -> None:
-    path = write_video(tmp_path, made)
-    check_against_linear(path, seed=1)
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_frames_and_times_equal_a_sequential_decode(spec: VideoSpec, tmp_path: Path) -> None:
+    path = write_video(tmp_path, spec)
+    check_against_sequential_decode(path, seed=1)
 
 
-def check_against_linear(path: Path, seed: int) -> None:
-    linear = decode_sequentially(path)
-    times = draw_query_times(linear, 300, seed)
-    draw = np.random.default_rng(seed)
-    with VideoReader(str(path)) as alone, VideoReader(str(path), num_threads=3) as together:
-        width, height = alone.target_size(SMALL)
+def check_against_sequential_decode(path: Path, seed: int) -> None:
+    reference = decode_sequentially(path)
+    times = draw_query_times(reference, 300, seed)
+    rng = np.random.default_rng(seed)
+    with VideoReader(str(path)) as single, VideoReader(str(path), num_threads=3) as threaded:
+        width, height = single.target_size(SMALL)
         while len(times):
-            count = int(draw.integers(1, 24))
-            asked, times = times[:count], times[count:]
-            reader = (alone, together)[int(draw.integers(2))]
-            for second, frame in zip(asked, reader.read_frames(asked, SMALL), strict=True):
-                index = linear.frame_index_at(second)
-                assert frame.pts_s == pytest.approx(linear.pts[index], abs=1e-9), second
-                assert np.array_equal(frame.rgb, linear.rgb(index, width, height)), second
+            count = int(rng.integers(1, 24))
+            batch, times = times[:count], times[count:]
+            reader = (single, threaded)[int(rng.integers(2))]
+            for second, frame in zip(batch, reader.read_frames(batch, SMALL), strict=True):
+                index = reference.frame_index_at(second)
+                assert frame.pts_s == pytest.approx(reference.pts[index], abs=1e-9), second
+                assert np.array_equal(frame.rgb, reference.rgb(index, width, height)), second
 
 
-def test_frames_that_an_edit_list_cuts_off_are_not_there(tmp_path: Path) -> None:
+def test_frames_cut_by_an_edit_list_are_skipped(tmp_path: Path) -> None:
     whole = write_video(tmp_path, VideoSpec("whole.mp4", gop=100))
     cut = tmp_path / "cut.mp4"
     shift_video(whole, cut, -1.0)
     with VideoReader(str(whole)) as reader, VideoReader(str(cut)) as other:
         assert len(other.table.pts) == len(reader.table.pts) - 25
         assert other.read_frames([0.0], SMALL)[0].ref.digest == reader.read_frames([1.0], SMALL)[0].ref.digest
-    check_against_linear(cut, seed=3)
+    check_against_sequential_decode(cut, seed=3)
 
 
-def test_one_at_a_time_and_backwards_are_as_exact_as_in_one_pass(tmp_path: Path) -> None:
+def test_single_backward_reads_equal_one_pass(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", gop=70))
     with VideoReader(str(path)) as reader:
         times = [k * 0.37 for k in range(34)]
-        together = reader.read_frames(times, SMALL)
-        apart = [reader.read_frames([second], SMALL)[0] for second in reversed(times)]
-    assert [frame.ref for frame in together] == [frame.ref for frame in reversed(apart)]
+        one_pass = reader.read_frames(times, SMALL)
+        single_reads = [reader.read_frames([second], SMALL)[0] for second in reversed(times)]
+    assert [frame.ref for frame in one_pass] == [frame.ref for frame in reversed(single_reads)]
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_parts_decoded_at_once_give_the_same_frames_for_no_more_decoding(
-    threads: int, tmp_path: Path
-) -> None:
+def test_threads_decode_the_same_frames_without_overhead(threads: int, tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", gop=40))
     times = [k * 0.4 for k in range(32)]
-    with VideoReader(str(path)) as alone, VideoReader(str(path), num_threads=threads) as together:
-        before = together.decoded_frames
-        assert [f.ref for f in together.read_frames(times, SMALL)] == [
-            f.ref for f in alone.read_frames(times, SMALL)
+    with VideoReader(str(path)) as single, VideoReader(str(path), num_threads=threads) as threaded:
+        before = threaded.decoded_frames
+        assert [f.ref for f in threaded.read_frames(times, SMALL)] == [
+            f.ref for f in single.read_frames(times, SMALL)
         ]
-        parts = together._parts(together._ordered(together.table.pts_at(t) for t in times))
+        parts = threaded._split_by_gop(threaded._sort_and_check(threaded.table.pts_at(t) for t in times))
         assert len(parts) == threads
-        keys = [{together.table.keyframe_before(pts) for pts in part} for part in parts]
-        assert sum(map(len, keys)) == len(set.union(*keys))  # no GOP is decoded by two
+        keyframes = [{threaded.table.keyframe_before(pts) for pts in part} for part in parts]
+        assert sum(map(len, keyframes)) == len(set.union(*keyframes))  # no GOP is decoded twice
         assert max(map(len, parts)) <= 2 * min(map(len, parts)) + 4
-        reorder = 8 * threads  # frames that each decoder puts out beyond the last one wanted
-        assert together.decoded_frames - before <= alone.decoded_frames + reorder
-        assert len(together.read_frames([1.0], SMALL)) == 1
-    assert together._container is None
-    assert all(other._container is None for other in together._others)
+        reorder = 8 * threads  # frames output by each decoder after the last requested one
+        assert threaded.decoded_frames - before <= single.decoded_frames + reorder
+        assert len(threaded.read_frames([1.0], SMALL)) == 1
+    assert threaded._container is None
+    assert all(helper._container is None for helper in threaded._helpers)
 
 
-@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"the sample videos are not at {TESTDATA}")
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"no sample videos at {TESTDATA}")
 @pytest.mark.parametrize("name", ["nasa_13013.mp4", "h265_video.mp4", "av1_video.mkv"])
-def test_real_files_equal_a_linear_decode(name: str) -> None:
-    check_against_linear(TESTDATA / name, seed=2)
+def test_real_files_equal_a_sequential_decode(name: str) -> None:
+    check_against_sequential_decode(TESTDATA / name, seed=2)
 
 
-@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"the sample videos are not at {TESTDATA}")
-def test_of_several_video_streams_the_best_is_read() -> None:
-    listed = json.loads((TESTDATA / "nasa_13013.mp4.stream3.all_frames_info.json").read_text())
+@pytest.mark.skipif(not TESTDATA.is_dir(), reason=f"no sample videos at {TESTDATA}")
+def test_best_of_several_video_streams_is_read() -> None:
+    listed_frames = json.loads((TESTDATA / "nasa_13013.mp4.stream3.all_frames_info.json").read_text())
     with VideoReader(str(TESTDATA / "nasa_13013.mp4")) as reader:
         assert reader.info.stream == 3
-        got = [reader.table.to_seconds(int(pts)) for pts in reader.table.pts]
-    assert got == pytest.approx([float(frame["pts_time"]) for frame in listed], abs=1e-5)
+        times_s = [reader.table.to_seconds(int(pts)) for pts in reader.table.pts]
+    assert times_s == pytest.approx([float(frame["pts_time"]) for frame in listed_frames], abs=1e-5)
 
 
-def test_the_duration_includes_the_last_frame(tmp_path: Path) -> None:
+def test_duration_includes_the_last_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", frames=50, rate=10))
     with VideoReader(str(path)) as reader:
         assert reader.info.duration_s == pytest.approx(5.0)
@@ -148,16 +146,16 @@ def test_the_duration_includes_the_last_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_metadata_is_applied(degrees: int, tmp_path: Path) -> None:
     flat = write_video(tmp_path, VideoSpec("flat.mp4", frames=5))
-    turned = rotate_video(flat, tmp_path / "turned.mp4", degrees)
+    rotated = rotate_video(flat, tmp_path / "rotated.mp4", degrees)
     size = FrameSize(min_pixels=28 * 28, max_pixels=96 * 64 * 4, factor=32)
-    with VideoReader(str(flat)) as a, VideoReader(str(turned)) as b:
-        sideways = degrees % 180 == 90
-        assert (b.info.width, b.info.height) == ((64, 96) if sideways else (96, 64))
+    with VideoReader(str(flat)) as a, VideoReader(str(rotated)) as b:
+        is_transposed = degrees % 180 == 90
+        assert (b.info.width, b.info.height) == ((64, 96) if is_transposed else (96, 64))
         expected = np.rot90(a.read_frames([0.08], size)[0].rgb, degrees // 90)
         assert np.array_equal(b.read_frames([0.08], size)[0].rgb, expected)
 
 
-def test_white_is_white_and_black_black_whatever_the_range_of_the_file(tmp_path: Path) -> None:
+def test_limited_color_range_is_expanded(tmp_path: Path) -> None:
     path = tmp_path / "bars.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
@@ -170,10 +168,10 @@ def test_white_is_white_and_black_black_whatever_the_range_of_the_file(tmp_path:
     with VideoReader(str(path)) as reader:
         black, white = reader.read_frames([0, 0.1], SMALL)
     assert black.rgb.max() <= 1
-    assert white.rgb.min() >= 252  # the scaler's own rounding
+    assert white.rgb.min() >= 252  # the scaler rounds
 
 
-def test_frames_that_nobody_asked_for_are_not_all_decoded(tmp_path: Path) -> None:
+def test_unreferenced_frames_are_skipped(tmp_path: Path) -> None:
     two_of_three = {"x264-params": "b-adapt=0:b-pyramid=none:scenecut=0"}
     path = write_video(tmp_path, VideoSpec("video.mp4", gop=250, frames=250, options=two_of_three))
     with VideoReader(str(path)) as reader:
@@ -183,7 +181,7 @@ def test_frames_that_nobody_asked_for_are_not_all_decoded(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "video.mkv"])
-def test_a_seek_lands_on_the_keyframe_before_and_not_a_gop_earlier(name: str, tmp_path: Path) -> None:
+def test_seek_does_not_decode_the_previous_gop(name: str, tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec(name, gop=40, options={"x264-params": "scenecut=0"}))
     with VideoReader(str(path)) as reader:
         before = reader.decoded_frames
@@ -191,7 +189,7 @@ def test_a_seek_lands_on_the_keyframe_before_and_not_a_gop_earlier(name: str, tm
         assert reader.decoded_frames - before < 20
 
 
-def test_two_requests_in_one_gop_decode_it_once(tmp_path: Path) -> None:
+def test_second_request_in_a_gop_continues_without_seek(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", gop=250, frames=250))
     with VideoReader(str(path)) as reader:
         reader.read_frames([6.0], SMALL)
@@ -201,34 +199,35 @@ def test_two_requests_in_one_gop_decode_it_once(tmp_path: Path) -> None:
         assert reader.decoded_frames - decoded < 20
 
 
-def test_a_truncated_file_gives_what_is_left_of_it(tmp_path: Path) -> None:
+def test_truncated_file_is_read_up_to_its_end(tmp_path: Path) -> None:
     whole = write_video(tmp_path, VideoSpec("whole.mkv", gop=25)).read_bytes()
     path = tmp_path / "cut.mkv"
     path.write_bytes(whole[: len(whole) // 2])
-    linear = decode_all_that_can_be(path)
+    times_s = decodable_frame_times(path)
     with VideoReader(str(path)) as reader:
         assert 1 < reader.info.duration_s < 12
-        assert reader.read_frames([100.0], SMALL)[0].pts_s == pytest.approx(linear[-1])
+        assert reader.read_frames([100.0], SMALL)[0].pts_s == pytest.approx(times_s[-1])
 
 
-def decode_all_that_can_be(path: Path) -> list[float]:
-    shown: list[float] = []
+def decodable_frame_times(path: Path) -> list[float]:
+    times_s: list[float] = []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
             try:
-                shown += [float(frame.time) for frame in packet.decode()]
+                times_s += [float(frame.time) for frame in packet.decode()]
             except av.error.FFmpegError:
                 continue
-    return shown
+    return times_s
 
 
-def test_a_stream_that_turns_up_in_mid_file_is_passed_over(tmp_path: Path) -> None:
+def test_stream_that_starts_in_mid_file_is_ignored(tmp_path: Path) -> None:
     content = bytearray(write_video(tmp_path, VideoSpec("whole.flv", gop=25)).read_bytes())
-    at, tags = 13, []  # after the header, each tag: kind, size of its data, 7 bytes, data, size of the tag
-    while at < len(content):
-        tags.append(at)
-        at += 11 + int.from_bytes(content[at + 1 : at + 4], "big") + 4
-    content[tags[200]] = 8  # a video tag becomes one of sound
+    # FLV tags follow the 13-byte header: type, data size (3 bytes), 7 bytes, data, tag size (4 bytes).
+    offset, tags = 13, []
+    while offset < len(content):
+        tags.append(offset)
+        offset += 11 + int.from_bytes(content[offset + 1 : offset + 4], "big") + 4
+    content[tags[200]] = 8  # a video tag becomes an audio tag
     path = tmp_path / "late.flv"
     path.write_bytes(content)
     with VideoReader(str(path)) as reader:
@@ -236,27 +235,27 @@ def test_a_stream_that_turns_up_in_mid_file_is_passed_over(tmp_path: Path) -> No
         assert len(reader.read_frames([0.0, 12.0], SMALL)) == 2
 
 
-def test_a_file_without_a_decodable_frame_is_damaged(tmp_path: Path) -> None:
+def test_file_without_decodable_frames_is_corrupt(tmp_path: Path) -> None:
     path = write_video(tmp_path, VideoSpec("video.mp4", gop=25, frames=30))
     data = bytearray(path.read_bytes())
     start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
     data[start:end] = bytes(end - start)
     path.write_bytes(bytes(data))
-    with pytest.raises(CorruptVideoError, match="no frame of it can be decoded"):
+    with pytest.raises(CorruptVideoError, match="no frame can be decoded"):
         VideoReader(str(path))
 
 
-def test_ten_hours_are_too_long_as_things_are_set(tmp_path: Path) -> None:
+def test_default_limit_rejects_ten_hours(tmp_path: Path) -> None:
     path = tmp_path / "ten_hours.mp4"
     stretch_video(write_video(tmp_path, VideoSpec("ten_minutes.mp4", frames=601, rate=1, gop=50)), path, 60)
     with pytest.raises(
-        VideoLimitExceededError, match="36060 s long, over the limit of 28800 s; cut it"
-    ) as caught:
+        VideoLimitExceededError, match="duration 36060 s exceeds the limit of 28800 s; cut the video"
+    ) as raised:
         VideoReader(str(path))
-    assert caught.value.model_message == "the video is too long"
+    assert raised.value.model_message == "the video is too long"
 
 
-def test_16k_is_too_large_as_things_are_set(tmp_path: Path) -> None:
+def test_default_limit_rejects_16k(tmp_path: Path) -> None:
     path = tmp_path / "16k.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
@@ -264,20 +263,20 @@ def test_16k_is_too_large_as_things_are_set(tmp_path: Path) -> None:
         container.mux(stream.encode(av.VideoFrame(16384, 2400, "yuv420p")))
         container.mux(stream.encode(None))
     with pytest.raises(
-        VideoLimitExceededError, match="frames of 39321600 pixels exceed the limit of 37748736"
-    ) as caught:
+        VideoLimitExceededError, match="frames have 39321600 pixels, above the limit of 37748736"
+    ) as raised:
         VideoReader(str(path))
-    assert caught.value.model_message == "the video's resolution is too high"
+    assert raised.value.model_message == "the video's resolution is too high"
 
 
 def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:
     path = str(write_video(tmp_path, VideoSpec("video.mp4", frames=50)))
-    with pytest.raises(VideoLimitExceededError, match=r"over the limit of 1 s"):
+    with pytest.raises(VideoLimitExceededError, match=r"exceeds the limit of 1 s"):
         VideoReader(path, limits=VideoLimits(max_duration_s=1))
-    with pytest.raises(VideoLimitExceededError, match=r"frames of 6144 pixels exceed the limit of 100;"):
+    with pytest.raises(VideoLimitExceededError, match=r"frames have 6144 pixels, above the limit of 100;"):
         VideoReader(path, limits=VideoLimits(max_pixels=100))
     with (
         VideoReader(path, limits=VideoLimits(max_request_frames=3)) as reader,
-        pytest.raises(VideoLimitExceededError, match="over 3"),
+        pytest.raises(VideoLimitExceededError, match="4 frames exceeds the limit of 3"),
     ):
         reader.read_frames([0, 0.5, 1, 1.5], SMALL)

@@ -1,6 +1,5 @@
-"""Tasks: questions about videos, and where they come from.
+"""Task files, task sampling and episode files.
 
-In: files of the RL schema, or a seed for the needle world. Out: `Task`s.
-Trajectories have their files here too: episode logs, and the SFT layout.
-Knows nothing of engines or learners.
+Input: task files in the RL format, SFT files, episode logs. Output: `Task` and `Trajectory` objects,
+and the same files. This package must not import engines or learners.
 """

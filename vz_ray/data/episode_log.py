@@ -1,4 +1,4 @@
-"""Played episodes on disk, a line each below a header; whoever was interrupted goes on where it stopped."""
+"""Append-only log of episodes, from which an interrupted evaluation or generation resumes."""
 
 from __future__ import annotations
 
@@ -16,49 +16,48 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 EpisodeKey = tuple[str, int]
-"""Task id and sample."""
+"""Task id and sample index."""
 
 
 class EpisodeLog:
-    """A header that says what is played and how, then one line per episode; a subclass for each kind of log.
+    """JSON-lines file: a header with the settings, then one line per episode. Base class of log types.
 
-    Opening an existing log cuts off a half-written last line, and refuses a
-    log of something else: episodes of two models must not be mixed. An episode
-    that failed (a dead worker), or whose judge did, is not done: it is played
-    again, and the later line counts.
+    Opening an existing log truncates an incomplete last line, and rejects a log with other settings,
+    so that episodes of two models are never mixed. A failed episode (dead worker, failed judge) is
+    not complete: it is sampled again, and the later line replaces the earlier one.
 
     Args:
-        path: Where the log is or will be.
-        identity: JSON values that make two logs the same one: weights, data, prompt, sampling.
+        path: Path of the log; created if missing.
+        identity: JSON values that identify the log: weights, data, prompt, sampling parameters.
 
     Raises:
         UserError: The log at `path` has another identity.
-        ValueError: It has a broken line.
+        ValueError: A line is invalid.
     """
 
     header_key: ClassVar[str]
     """Key of the header line."""
     mismatch_hint: ClassVar[str] = "delete it or choose another run name"
-    """What to do about a log of something else."""
+    """Advice in the error about a log with another identity."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self._records: dict[EpisodeKey, EpisodeRecord] = {}
-        first = to_json_line({self.header_key: dict(identity)})
-        if not path.exists() or not self._reopen(json.loads(first)):
-            append_lines(path, [first])
+        header = to_json_line({self.header_key: dict(identity)})
+        if not path.exists() or not self._resume(json.loads(header)):
+            append_lines(path, [header])
 
-    def _reopen(self, expected: dict[str, Any]) -> bool:
-        """Reads what is there; False if that is nothing."""
+    def _resume(self, expected: dict[str, Any]) -> bool:
+        """Read the existing log. Returns False if it is empty."""
         with self.path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
         lines = read_complete_lines(self.path)
-        found = next(lines, None)
-        if found is None:
+        header = next(lines, None)
+        if header is None:
             return False
-        if found != expected:
-            difference = _difference(found.get(self.header_key), expected[self.header_key])
-            raise UserError(f"{self.path} holds episodes of {difference}: {self.mismatch_hint}")
+        if header != expected:
+            difference = _first_difference(header.get(self.header_key), expected[self.header_key])
+            raise UserError(f"{self.path} contains episodes with {difference}; {self.mismatch_hint}")
         for line in lines:
             record = record_from_dict(line)
             self._records[episode_key(record)] = record
@@ -66,19 +65,19 @@ class EpisodeLog:
 
     @property
     def records(self) -> list[EpisodeRecord]:
-        """The last of each task and sample, in the order first played."""
+        """The latest record of each task and sample, in order of their first record."""
         return list(self._records.values())
 
     @property
     def completed(self) -> frozenset[EpisodeKey]:
-        """Every record that counts."""
+        """Keys of all complete episodes."""
         return frozenset(key for key, record in self._records.items() if not record.trajectory.retryable)
 
     def append(self, record: EpisodeRecord) -> None:
-        """Adds an episode; it is on disk when this returns.
+        """Append an episode and sync the file to disk.
 
         Raises:
-            ValueError: The log has one of this task and sample already.
+            ValueError: The log already contains this task and sample.
         """
         key = episode_key(record)
         if key in self._records and not self._records[key].trajectory.retryable:
@@ -91,9 +90,9 @@ def episode_key(record: EpisodeRecord) -> EpisodeKey:
     return (record.task.task_id, record.trajectory.id.sample)
 
 
-def _difference(was: Any, now: Mapping[str, Any]) -> str:
-    """The first thing in which two identities differ."""
-    if not isinstance(was, Mapping):
-        return "something else"
-    name = next((name for name in {**now, **was} if was.get(name) != now.get(name)), "")
-    return f"another {name} ({was.get(name)!r} there, {now.get(name)!r} now)"
+def _first_difference(existing: Any, expected: Mapping[str, Any]) -> str:
+    """Describe the first difference between two identities."""
+    if not isinstance(existing, Mapping):
+        return "an unknown header"
+    name = next((name for name in {**expected, **existing} if existing.get(name) != expected.get(name)), "")
+    return f"another {name} ({existing.get(name)!r} there, {expected.get(name)!r} now)"

@@ -1,4 +1,4 @@
-"""An episode together with its task: one JSON line of `episodes/*.jsonl` and `eval/*.jsonl`."""
+"""Episode records: an episode with its task, one JSON line in `episodes/*.jsonl` and `eval/*.jsonl`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_l
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """A played episode and what it was about.
+    """An episode and its task.
 
     Attributes:
         task: The question.
-        trajectory: The episode, scored or not.
-        stage: Where it was played, for example `rl` or `uniform_32`.
-        step: Training iteration, or that of the weights evaluated.
-        advantage: What the learner was given, where it was trained on.
+        trajectory: The episode, with or without reward.
+        stage: Stage that sampled it, for example `rl` or `uniform_32`.
+        step: Training step, or step of the evaluated weights.
+        advantage: Advantage in training; None for other episodes.
     """
 
     task: Task
@@ -33,18 +33,19 @@ class EpisodeRecord:
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:
-    """Return `task` as JSON values; `task.extra` must hold JSON values only."""
+    """Convert a task to JSON values. `extra` must contain JSON values."""
     data = {
         **asdict(task),
         "answer_type": task.answer_type.value,
         "evidence_spans": [list(span) for span in task.evidence_spans],
         "images": list(task.images),
         "caption_questions": [
-            [check.question, check.answer, check.answer_type.value] for check in task.caption_questions
+            [question.question, question.answer, question.answer_type.value]
+            for question in task.caption_questions
         ],
         "extra_videos": list(task.extra_videos),
     }
-    # Only tasks from a chat have these fields.
+    # Omitted by default: only chat requests set these fields.
     for name, default in (("extra_videos", []), ("chat_history", asdict(ChatHistory()))):
         if data[name] == default:
             del data[name]
@@ -52,23 +53,24 @@ def task_to_dict(task: Task) -> dict[str, Any]:
 
 
 def task_from_dict(data: dict[str, Any]) -> Task:
-    """Return the task that `task_to_dict` wrote."""
-    subtitles, chat = data.get("subtitles"), data.get("chat_history", {})
-    fields = {
+    """Convert the output of `task_to_dict` to a task."""
+    subtitles, history = data.get("subtitles"), data.get("chat_history", {})
+    converted = {
         "answer_type": AnswerType(data["answer_type"]),
         "evidence_spans": tuple((start, end) for start, end in data["evidence_spans"]),
         "subtitles": SubtitleFile(**subtitles) if subtitles else None,
         "images": tuple(data.get("images", ())),
         "caption_questions": tuple(
-            CaptionQuestion(question, answer, AnswerType(kind))
-            for question, answer, kind in data.get("caption_questions", ())
+            CaptionQuestion(question, answer, AnswerType(answer_type))
+            for question, answer, answer_type in data.get("caption_questions", ())
         ),
         "extra_videos": tuple(data.get("extra_videos", ())),
         "chat_history": ChatHistory(
-            chat.get("system", ""), tuple((question, answer) for question, answer in chat.get("turns", ()))
+            history.get("system", ""),
+            tuple((question, answer) for question, answer in history.get("turns", ())),
         ),
     }
-    return Task(**{**data, **fields})
+    return Task(**{**data, **converted})
 
 
 def record_to_dict(record: EpisodeRecord) -> dict[str, Any]:
@@ -92,10 +94,10 @@ def record_from_dict(data: dict[str, Any]) -> EpisodeRecord:
 
 
 def append_records(path: Path, records: Iterable[EpisodeRecord]) -> None:
-    """Appends `records` to an episode log."""
+    """Append `records` to an episode file."""
     append_lines(path, (to_json_line(record_to_dict(record)) for record in records))
 
 
 def read_records(path: Path) -> Iterator[EpisodeRecord]:
-    """The records of an episode log, in order."""
+    """Yield the records of an episode file."""
     return (record_from_dict(value) for value in read_complete_lines(path))

@@ -1,4 +1,4 @@
-"""What a supervised run learns from: samples of the SFT layout, or episodes of this project."""
+"""Training data of SFT: files in the SFT format, or episode files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from vz_ray.video.frame import FrameSize
 
 
 def read_sft_data(config: SftRunConfig) -> SftFile | list[Trajectory]:
-    """What `config.data` holds, told apart by its first record: samples of the SFT layout, or episodes.
+    """Read `config.data`. The first record decides between the SFT format and episode files.
 
     Raises:
-        UserError: It holds neither, or what it holds is not as it should be; the message names it.
+        UserError: The file has neither format, or a record is invalid; names the record.
     """
     path = Path(config.data)
-    match _beginning(path):
+    match _first_record(path):
         case [] | {"messages": _}:
             return SftFile.load(path)
         case {"trajectory": _}:
             return read_episodes(config)
     raise UserError(
-        f"{path} holds neither samples (a JSON list of objects with messages and images) nor episodes of "
-        "this project (a line each, with a trajectory)"
+        f"{path} contains neither SFT samples (a JSON list of objects with messages and images) nor "
+        "episodes (JSON lines with a trajectory)"
     )
 
 
-def _beginning(path: Path) -> Any:
-    """`[]` where a list begins, else what the first line says; None if that is no JSON."""
+def _first_record(path: Path) -> Any:
+    """Return `[]` for a JSON list, else the value of the first line; None if it is not JSON."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             line = next((line for line in file if line.strip()), "")
@@ -57,47 +57,53 @@ async def read_samples(
     source: SftFile,
     config: SftRunConfig,
     frames: FrameSource,
-    advance: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[Trajectory]:
-    """The trajectories of a file of samples, in the model's own tokens; their images come from `frames`.
+    """Encode the samples of an SFT file as trajectories in the model's tokens.
+
+    Args:
+        source: The SFT file.
+        config: Model, prompt and limits.
+        frames: Source of the images.
+        on_progress: Called with the number of samples encoded since the last call.
 
     Raises:
-        UserError: An image cannot be read, or a trajectory is longer than an episode may be.
+        UserError: An image cannot be read, or a trajectory exceeds `episode.max_context`.
     """
-    wire, episode = load_chat_format(config.model, config.episode), config.episode
+    chat_format, episode = load_chat_format(config.model, config.episode), config.episode
     size = FrameSize(episode.min_pixels, episode.max_pixels)
-    trajectories = await source.load_trajectories(wire, size, frames, advance)
+    trajectories = await source.load_trajectories(chat_format, size, frames, on_progress)
     check_lengths(source.path, trajectories, episode)
     return trajectories
 
 
 def read_episodes(config: SftRunConfig) -> list[Trajectory]:
-    """The episodes of `config.data`, of the wording and within the limits of `config.episode`.
+    """Read the episodes of `config.data`, and check their chat format and length.
 
     Raises:
-        UserError: One is not; the message names it, and the value.
+        UserError: A trajectory has another chat format or exceeds `episode.max_context`; names it.
     """
     path = Path(config.data)
     try:
         trajectories = [record.trajectory for record in read_records(path)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of episodes: {error!r}") from error
+        raise UserError(f"{path} is not a valid episode file: {error!r}") from error
     if not trajectories:
-        raise UserError(f"{path} holds no trajectories")
-    wire = load_chat_format(config.model, config.episode).name
+        raise UserError(f"{path} contains no trajectories")
+    chat_format = load_chat_format(config.model, config.episode).name
     for trajectory in trajectories:
-        if trajectory.chat_format != wire:
+        if trajectory.chat_format != chat_format:
             raise UserError(
-                f"{path}: trajectory {trajectory.id} is written as {trajectory.chat_format}, and {config.model} "
-                f"with {config.episode.prompt} writes {wire}: set episode.prompt and model to those it was "
-                "made with"
+                f"{path}: trajectory {trajectory.id} has the chat format {trajectory.chat_format}, and "
+                f"{config.model} with {config.episode.prompt} has {chat_format}; set model and "
+                "episode.prompt to those of the trajectory"
             )
     check_lengths(path, trajectories, config.episode)
     return trajectories
 
 
 def check_lengths(path: Path, trajectories: Sequence[Trajectory], episode: EpisodeConfig) -> None:
-    """`UserError` that names a trajectory which is longer than an episode may be."""
+    """Raise `UserError` if a trajectory exceeds `episode.max_context`."""
     for trajectory in trajectories:
         if trajectory.num_tokens > episode.max_context:
             raise UserError(
@@ -107,7 +113,7 @@ def check_lengths(path: Path, trajectories: Sequence[Trajectory], episode: Episo
 
 
 def load_chat_format(model: Path | str, episode: EpisodeConfig) -> ChatFormat:
-    """The wire format of a checkpoint directory under these rules."""
+    """Load the chat format for a checkpoint directory and the episode settings."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""Where in the task list a run is; the next batch after a resume is the one that would have come."""
+"""Resumable task sampling: a resumed run draws the tasks that the interrupted run would have drawn."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vz_ray.utils.errors import UserError
 
 @dataclass
 class TaskSampler:
-    """Walks the tasks epoch after epoch, each in an order of its own drawn from `seed`.
+    """Draws tasks epoch by epoch, each epoch in another random order.
 
     Attributes:
         tasks: All tasks of the run.
-        seed: Makes the orders.
-        num_drawn: Tasks handed out so far, over all epochs.
+        seed: Seed of the orders.
+        num_drawn: Number of tasks drawn so far, over all epochs.
     """
 
     tasks: Sequence[Task]
@@ -26,16 +26,17 @@ class TaskSampler:
     num_drawn: int = 0
 
     def next_tasks(self, count: int) -> list[Task]:
-        """The next `count` tasks; an epoch's end may lie among them."""
-        batch = [
-            self.tasks[self._order(at // len(self.tasks))[at % len(self.tasks)]] for at in self._next(count)
-        ]
+        """Draw `count` tasks; they may span two epochs."""
+        batch = []
+        for index in range(self.num_drawn, self.num_drawn + count):
+            epoch, position = divmod(index, len(self.tasks))
+            batch.append(self.tasks[self._order(epoch)[position]])
         self.num_drawn += count
         return batch
 
     @property
     def epoch(self) -> float:
-        """Epochs done, with fraction."""
+        """Number of completed epochs, with fraction."""
         return self.num_drawn / len(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,31 +44,30 @@ class TaskSampler:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], tasks: Sequence[Task]) -> TaskSampler:
-        """The cursor as it was, over the same tasks.
+        """Restore a sampler over the same tasks.
 
         Raises:
-            UserError: There are more or fewer of them than there were.
+            UserError: The number of tasks has changed.
         """
         if content["tasks"] != len(tasks):
             raise UserError(
-                f"the run was over {content['tasks']} tasks and the data file now has {len(tasks)}: "
+                f"the data file has {len(tasks)} tasks, and the run started with {content['tasks']}; "
                 "restore the file or start another run"
             )
         return cls(tasks, content["seed"], content["num_drawn"])
 
     def tasks_by_id(self, ids: Sequence[str]) -> list[Task]:
-        """The tasks of these ids, in that order.
+        """Return the tasks with these ids, in the given order.
 
         Raises:
-            UserError: The data file does not have one of them.
+            UserError: An id is missing from the data file.
         """
         by_id = {task.task_id: task for task in self.tasks}
-        if lost := [id for id in ids if id not in by_id]:
-            raise UserError(f"the data file has no task {lost[0]} any more: restore it or start another run")
-        return [by_id[id] for id in ids]
-
-    def _next(self, count: int) -> range:
-        return range(self.num_drawn, self.num_drawn + count)
+        if missing := [task_id for task_id in ids if task_id not in by_id]:
+            raise UserError(
+                f"the data file no longer contains task {missing[0]}; restore the file or start another run"
+            )
+        return [by_id[task_id] for task_id in ids]
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.tasks)))
@@ -76,32 +76,33 @@ class TaskSampler:
 
 
 class StepTaskSampler:
-    """The tasks of one iteration, none twice: first those that it had taken before a restart.
+    """Draws distinct tasks for one training step; after a restart, the tasks drawn before come first.
 
     Args:
-        cursor: Where further ones come from; shared by the iterations under way.
-        taken: Ids of all that the iteration has taken, in order; grows, and belongs in the checkpoint.
+        sampler: Source of further tasks, shared by concurrent steps.
+        drawn_ids: Ids of all tasks drawn for the step, in order. Extended in place; part of the
+            checkpoint.
     """
 
-    def __init__(self, cursor: TaskSampler, taken: list[str]) -> None:
-        self._cursor, self._taken = cursor, taken
-        self._again = cursor.tasks_by_id(taken)
+    def __init__(self, sampler: TaskSampler, drawn_ids: list[str]) -> None:
+        self._sampler, self._drawn_ids = sampler, drawn_ids
+        self._replayed = sampler.tasks_by_id(drawn_ids)
         self.num_drawn = 0
 
     @property
     def num_tasks(self) -> int:
-        """How many different tasks there are to give."""
-        return len(self._cursor.tasks)
+        """Number of distinct tasks."""
+        return len(self._sampler.tasks)
 
     def next_tasks(self, count: int) -> list[Task]:
-        """`count` further tasks; an epoch that begins in mid-iteration may hold some that were given."""
-        batch = [self._again.pop(0) if self._again else self._other() for _ in range(count)]
+        """Draw `count` tasks; tasks repeated by a new epoch are skipped."""
+        batch = [self._replayed.pop(0) if self._replayed else self._draw_new() for _ in range(count)]
         self.num_drawn += count
         return batch
 
-    def _other(self) -> Task:
+    def _draw_new(self) -> Task:
         while True:
-            (task,) = self._cursor.next_tasks(1)
-            if task.task_id not in self._taken:
-                self._taken.append(task.task_id)
+            (task,) = self._sampler.next_tasks(1)
+            if task.task_id not in self._drawn_ids:
+                self._drawn_ids.append(task.task_id)
                 return task

@@ -1,13 +1,12 @@
-"""The clip pool: decode processes that everyone shares.
+"""Decode pool: Ray CPU actors that read and decode video clips.
 
-In: paths, times and frame references, from rollout workers, the learner and
-scripts. Out: frames, as Ray objects straight from the process that decoded
-them to the one that asked, never through the driver. It must not know what
-the frames are for: neither episodes nor the models that play them. An
-image-text model, in a process of its own, finds frames that are like a text.
+Input: video URIs, times and frame references. Output: frames, passed as Ray objects from the
+decoder to the caller, never through the driver. An optional image-text model in its own actor
+ranks frames by similarity to a question. This package must not import environments or models.
 """
 
 from vz_ray.decode.frame_ranker import FrameRankerHandle
-from vz_ray.decode.pool import DecodeClientStats, DecodePool, DecodePoolStats
+from vz_ray.decode.pool import DecodePool
+from vz_ray.decode.stats import DecodeClientStats, DecodePoolStats
 
-__all__ = ["DecodePool", "DecodeClientStats", "DecodePoolStats", "FrameRankerHandle"]
+__all__ = ["DecodeClientStats", "DecodePool", "DecodePoolStats", "FrameRankerHandle"]

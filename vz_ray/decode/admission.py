@@ -1,4 +1,4 @@
-"""How much may be asked of the pool at once, and whose turn it is."""
+"""Admission limit of the decode pool: bytes in flight, shared fairly between owners."""
 
 from __future__ import annotations
 
@@ -10,94 +10,96 @@ from contextvars import ContextVar
 
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
-_asker: ContextVar[str] = ContextVar("asker", default="")
+_owner: ContextVar[str] = ContextVar("owner", default="")
 
 
 @contextmanager
 def request_owner(name: str) -> Iterator[None]:
-    """Requests made inside count as those of `name`, such as an episode."""
-    token = _asker.set(name)
+    """Attribute the requests made inside the context to `name`, such as an episode."""
+    token = _owner.set(name)
     try:
         yield
     finally:
-        _asker.reset(token)
+        _owner.reset(token)
 
 
 class ByteLimiter:
-    """Lets requests through while their frames fit under a cap; askers take turns.
+    """Limit on the bytes in flight, with one queue per owner and round robin between owners.
+
+    The request at the head of the round blocks smaller requests of other owners, so no owner
+    starves. A request larger than the limit runs alone.
 
     Args:
-        most_bytes: The cap.
-        deadline_s: Longest wait for a turn, seconds.
-
-    Each asker has a queue; the gate goes round the askers that wait. The next
-    in turn is waited for even if a smaller request of another would fit now,
-    so nobody starves. A request larger than the cap goes alone.
+        max_bytes: The limit.
+        timeout_s: Timeout of the wait for admission, seconds.
 
     Attributes:
-        reserved_bytes: Bytes let through and not yet given back.
-        peak_bytes: Most that was ever held.
+        reserved_bytes: Bytes in flight now.
+        peak_bytes: Maximum of `reserved_bytes` so far.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
-        self._most, self._deadline_s = max_bytes, timeout_s
-        self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._queues: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
         self.reserved_bytes = self.peak_bytes = 0
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
-        return sum(map(len, self._waiting.values()))
+        """Number of queued requests."""
+        return sum(map(len, self._queues.values()))
 
     @asynccontextmanager
-    async def reserve(self, size: int, what: str) -> AsyncIterator[None]:
-        """Goes on when there is room for `size` bytes; gives it back at the end of the block.
+    async def reserve(self, num_bytes: int, operation: str) -> AsyncIterator[None]:
+        """Wait until `num_bytes` fit, reserve them, and release them when the context exits.
 
         Raises:
-            Overdue: There was none for `deadline_s`; it names what is in the way, and `what`.
+            StepTimeout: They did not fit within `timeout_s`; names the bytes in flight and `operation`.
         """
-        if self._waiting or not self._fits(size):
-            await self._wait(_asker.get(), size, what)
+        if self._queues or not self._fits(num_bytes):
+            await self._enqueue(_owner.get(), num_bytes, operation)
         else:
-            self._take(size)
+            self._take(num_bytes)
         try:
             yield
         finally:
-            self.reserved_bytes -= size
-            self._admit()
+            self.reserved_bytes -= num_bytes
+            self._admit_queued()
 
-    async def _wait(self, asker: str, size: int, what: str) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(asker, deque()).append((size, turn))
-        who = f"the gate of the clip pool ({self.reserved_bytes} of {self._most} bytes in flight when asked)"
+    async def _enqueue(self, owner: str, num_bytes: int, operation: str) -> None:
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(owner, deque()).append((num_bytes, admitted))
+        target = (
+            f"the admission queue of the decode pool ({self.reserved_bytes} of {self._max_bytes} bytes "
+            "in flight at the start of the wait)"
+        )
         try:
-            await with_timeout(turn, self._deadline_s, target=who, operation=what)
+            await with_timeout(admitted, self._timeout_s, target=target, operation=operation)
         except (asyncio.CancelledError, StepTimeout):
-            if turn.done() and not turn.cancelled():
-                self.reserved_bytes -= size  # it was let through at the same moment
-            self._admit()
+            if admitted.done() and not admitted.cancelled():
+                self.reserved_bytes -= num_bytes  # admitted before the cancellation was delivered
+            self._admit_queued()
             raise
 
-    def _admit(self) -> None:
-        while self._waiting:
-            asker, queue = next(iter(self._waiting.items()))
+    def _admit_queued(self) -> None:
+        while self._queues:
+            owner, queue = next(iter(self._queues.items()))
             while queue and queue[0][1].cancelled():
                 queue.popleft()
             if queue:
-                size, turn = queue[0]
-                if not self._fits(size):
+                num_bytes, admitted = queue[0]
+                if not self._fits(num_bytes):
                     return
                 queue.popleft()
-                self._take(size)
-                turn.set_result(None)
+                self._take(num_bytes)
+                admitted.set_result(None)
             if queue:
-                self._waiting.move_to_end(asker)
+                self._queues.move_to_end(owner)
             else:
-                del self._waiting[asker]
+                del self._queues[owner]
 
-    def _fits(self, size: int) -> bool:
-        return not self.reserved_bytes or self.reserved_bytes + size <= self._most
+    def _fits(self, num_bytes: int) -> bool:
+        return not self.reserved_bytes or self.reserved_bytes + num_bytes <= self._max_bytes
 
-    def _take(self, size: int) -> None:
-        self.reserved_bytes += size
+    def _take(self, num_bytes: int) -> None:
+        self.reserved_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)

@@ -1,4 +1,4 @@
-"""A clip for a person: images in a directory, and what it took to get them."""
+"""Preview of a clip: PNG files and the cost of reading the frames."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from rich.table import Table
 
 from vz_ray.utils.errors import UserError
 from vz_ray.video.clip_reader import ClipReader, ReaderStats
-from vz_ray.video.frame import Frame, FrameSize, OverviewRequest, VideoError, VideoInfo, ZoomRequest
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Frame, FrameSize, OverviewRequest, VideoInfo, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
 
 
 @dataclass(frozen=True, slots=True)
 class ClipPreview:
-    """What `vz-ray clip` prints.
+    """Output of `vz-ray clip`.
 
     Attributes:
         info: The video.
-        frames: In order, with their times.
-        files: Images written, one per frame; none where only times were asked for.
-        stats: What reading them took; a file never seen before is scanned first.
-        seconds: Wall time of it, opening included, writing images not.
+        frames: Frames in order.
+        files: Image files, one per frame; empty without an output directory.
+        stats: Counters of the reader.
+        seconds: Wall time of opening and decoding.
     """
 
     info: VideoInfo
@@ -35,24 +36,24 @@ class ClipPreview:
 
     @property
     def summary(self) -> str:
-        """One line: where the frames came from, at what cost."""
+        """One line: cache hits, decoded frames, wall time."""
         stats = self.stats
-        how = f"{stats.disk_hits} from the cache, {stats.misses} decoded"
+        cost = f"{stats.disk_hits} from the cache, {stats.misses} decoded"
         if stats.misses:
-            how += f" ({stats.decoded_frames} frames put out by the decoder, {stats.seeks} seeks)"
+            cost += f" ({stats.decoded_frames} frames output by the decoder, {stats.seeks} seeks)"
         scanned = "scanned, " if stats.scanned_videos else ""
-        return f"{scanned}{len(self.frames)} frames: {how}, {self.seconds * 1e3:.0f} ms"
+        return f"{scanned}{len(self.frames)} frames: {cost}, {self.seconds * 1e3:.0f} ms"
 
 
 def preview_clip(
     video: str, request: OverviewRequest | ZoomRequest, size: FrameSize, out: Path | None, reader: ClipReader
 ) -> ClipPreview:
-    """Reads a clip as training would, and writes its frames to `out` as PNG files named by their times.
+    """Read a clip as in training, and write its frames to `out` as PNG files named by time.
 
     Raises:
-        UserError: The video cannot be read as asked, or `out` cannot be written.
+        UserError: The video cannot be read, or `out` cannot be written.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         if isinstance(request, OverviewRequest):
             clip = reader.overview(video, request, size)
@@ -61,14 +62,14 @@ def preview_clip(
         info = reader.probe(video)
     except VideoError as error:
         raise UserError(str(error)) from error
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     stats = reader.stats()
     reader.close()
-    files = _write(clip.frames, out) if out is not None else ()
+    files = _write_frames(clip.frames, out) if out is not None else ()
     return ClipPreview(info, clip.frames, files, stats, seconds)
 
 
-def _write(frames: tuple[Frame, ...], out: Path) -> tuple[Path, ...]:
+def _write_frames(frames: tuple[Frame, ...], out: Path) -> tuple[Path, ...]:
     files = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,15 +81,15 @@ def _write(frames: tuple[Frame, ...], out: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def print_preview(shown: ClipPreview) -> None:
-    """Prints the video, each frame with its time and file, and the plan."""
-    info, console = shown.info, Console(highlight=False)
+def print_preview(preview: ClipPreview) -> None:
+    """Print the video, a table of the frames, and the summary."""
+    info, console = preview.info, Console(highlight=False)
     console.print(
         f"{info.uri}: {info.width}x{info.height}, {info.duration_s:.2f} s, {info.fps:.2f} fps on average"
     )
-    table = Table("frame", "time s", "size", *(["file"] if shown.files else []), box=None)
-    for number, frame in enumerate(shown.frames):
-        file = [str(shown.files[number])] if shown.files else []
-        table.add_row(str(number), f"{frame.pts_s:.3f}", f"{frame.ref.width}x{frame.ref.height}", *file)
+    table = Table("frame", "time s", "size", *(["file"] if preview.files else []), box=None)
+    for number, frame in enumerate(preview.frames):
+        file_cell = [str(preview.files[number])] if preview.files else []
+        table.add_row(str(number), f"{frame.pts_s:.3f}", f"{frame.ref.width}x{frame.ref.height}", *file_cell)
     console.print(table)
-    console.print(shown.summary)
+    console.print(preview.summary)

@@ -1,4 +1,4 @@
-"""A decode process: a clip reader that Ray can restart."""
+"""Decoder actor: a clip reader in its own process, restarted by Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.video.clip_reader import ReaderStats
-from vz_ray.video.errors import UnexpectedReadError
+from vz_ray.video.errors import UnexpectedReadError, VideoError
 from vz_ray.video.frame import (
     Clip,
     Frame,
@@ -32,7 +32,6 @@ from vz_ray.video.frame import (
     ImageRequest,
     OverviewRequest,
     SelectedFramesRequest,
-    VideoError,
     VideoInfo,
     ZoomRequest,
 )
@@ -42,36 +41,35 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _IDLE_POLL_S = 0.2
-_GROWN = 3
-"""Exit status of an actor that has grown too large."""
+_MEMORY_EXIT_CODE = 3
+"""Exit code of a decoder above its memory limit."""
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"watch": 1, "fetch": 4})
+@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"status": 1, "download": 4})
 class DecoderActor:
-    """Serves requests one by one, in the order they came; `watch` methods answer meanwhile.
+    """Serves requests sequentially, in FIFO order; `status` and `download` methods run concurrently.
 
-    One by one, so that of the samples of a task only the first decodes and the
-    others find its frames. Lost requests are not repeated by Ray: the pool
-    tries them elsewhere.
+    Because of the order, only the first sample of a task decodes, and the others are cache hits.
+    Ray does not retry lost requests: the client retries them on another decoder.
     """
 
     def __init__(
-        self, who: str, driver: Mapping[str, str], settings: Mapping[str, Any], badge: RunIdentity
+        self, name: str, driver: Mapping[str, str], settings: Mapping[str, Any], run_identity: RunIdentity
     ) -> None:
-        logging_config.configure_actor_logging(who, badge)
-        self._meters = RayMetrics(badge.run)
-        self._leaving = False
+        logging_config.configure_actor_logging(name, run_identity)
+        self._metrics = RayMetrics(run_identity.run)
+        self._stopping = False
         self._busy_since: float | None = None
         self._stats = ReaderStats()
-        self._refusal: UserError | None = None
+        self._start_error: UserError | None = None
         try:
-            check_same_code(driver, who, ray.util.get_node_ip_address())
+            check_same_code(driver, name, ray.util.get_node_ip_address())
         except UserError as error:
-            # Requests raise it: of an error raised here, Ray would tell only that the actor is dead.
-            self._refusal = error
+            # Requests raise it. If it were raised here, Ray would only report a dead actor.
+            self._start_error = error
             return
         config = ClipsConfig(**settings)
-        self._reader, self._sources = build_reader(config), build_locator(config)
+        self._reader, self._locator = build_reader(config), build_locator(config)
         self._max_rss, self._process = config.max_rss_mib * 2**20, psutil.Process()
 
     def probe(self, uri: str) -> VideoInfo:
@@ -88,67 +86,74 @@ class DecoderActor:
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return self._serve("resolve", lambda: self._reader.resolve(refs))
 
-    @ray.method(concurrency_group="fetch")
-    def fetch(self, uri: str) -> None:
-        """Brings what is at a URL to this machine, beside the requests that are served meanwhile."""
-        self._check_refusal()
-        self._sources.locate(uri)
+    @ray.method(concurrency_group="download")
+    def download(self, uri: str) -> None:
+        """Download a URL to the cache of this machine, concurrently with other requests."""
+        self._raise_start_error()
+        self._locator.locate(uri)
 
-    @ray.method(concurrency_group="watch")
+    @ray.method(concurrency_group="status")
     def busy_s(self) -> float:
-        """Seconds that the request in progress has run; 0 when idle."""
-        self._check_refusal()
+        """Return the run time of the current request, seconds; 0 if idle."""
+        self._raise_start_error()
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    @ray.method(concurrency_group="watch")
+    @ray.method(concurrency_group="status")
     def stacks(self) -> str:
-        """Where its threads are."""
+        """Return the stacks of all threads."""
         return format_stacks()
 
-    @ray.method(concurrency_group="watch")
+    @ray.method(concurrency_group="status")
     def stats(self) -> ReaderStats:
-        """As of the last request that was served."""
+        """Return the counters after the last completed request."""
         return self._stats
 
-    def _check_refusal(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
+    def _raise_start_error(self) -> None:
+        if self._start_error is not None:
+            raise self._start_error
 
     def _serve(self, kind: str, call: Callable[[], T]) -> T:
-        self._check_refusal()
-        self._busy_since = began = time.monotonic()
+        self._raise_start_error()
+        self._busy_since = start = time.monotonic()
         try:
             return call()
         except VideoError:
             raise
         except Exception as error:
-            log.exception("a request failed in a way that nobody foresaw")
+            log.exception("Unhandled exception in a %s request", kind)
             raise UnexpectedReadError(
                 f"reading failed with {type(error).__name__}: {error}", "the video could not be read"
             ) from error
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
-            self._meters.observe("vz_decode_seconds", time.monotonic() - began, kind=kind)
-            if not self._leaving and self._process.memory_info().rss > self._max_rss:
-                self._leaving = True
-                threading.Thread(target=self._leave, daemon=True).start()
+            self._metrics.observe("vz_decode_seconds", time.monotonic() - start, kind=kind)
+            if not self._stopping and self._process.memory_info().rss > self._max_rss:
+                self._stopping = True
+                threading.Thread(target=self._exit_when_idle, daemon=True).start()
 
-    def _leave(self) -> None:
-        """Ends the process once no request is in progress; one that comes just then is tried elsewhere."""
-        log.warning("memory is above clips.max_rss_mib (%d): starting anew", self._max_rss // 2**20)
+    def _exit_when_idle(self) -> None:
+        """Exit the process when idle; the client retries a request that arrives meanwhile."""
+        log.warning("Restarting decoder: memory is above clips.max_rss_mib (%d)", self._max_rss // 2**20)
         time.sleep(_IDLE_POLL_S)
         while self._busy_since is not None:
             time.sleep(_IDLE_POLL_S)
-        os._exit(_GROWN)
+        os._exit(_MEMORY_EXIT_CODE)
 
 
-def start_decoder(who: str, driver: Mapping[str, str], config: ClipsConfig, badge: RunIdentity) -> Any:
-    """A handle to a new actor, which Ray starts where `config.cpus` are free.
+def start_decoder(
+    name: str, driver: Mapping[str, str], config: ClipsConfig, run_identity: RunIdentity
+) -> Any:
+    """Start a decoder and return its actor handle; Ray schedules it on a node with free CPUs.
 
-    On a node of another version than `driver`, its fingerprint, every request raises `UserError`.
+    Args:
+        name: Name in errors and logs.
+        driver: Code fingerprint of the driver. On a node with another version of the code, every
+            request raises `UserError`.
+        config: CPUs, node group, caches and limits.
+        run_identity: The run that logs and metrics belong to.
     """
     options = DecoderActor.options(  # type: ignore[attr-defined]
         num_cpus=config.cpus_per_actor, resources=node_group_resources(config.node_group)
     )
-    return options.remote(who, dict(driver), asdict(config), badge)
+    return options.remote(name, dict(driver), asdict(config), run_identity)

@@ -1,10 +1,10 @@
-"""Frames like a question, found by an image-text model that every episode of the cluster shares.
+"""Frame ranker: an image-text model in one Ray actor, shared by all episodes.
 
-    the same question to the same video before  -> the frames found then
-    the video's candidates looked at before     -> their features; questions of a video share them
-    otherwise                                   -> decoded by the pool, looked at in batches
+    question and video ranked before  -> cached times
+    features of the video cached      -> rank them for the new question
+    otherwise                         -> decode the candidates in the pool, encode them in batches
 
-Candidates go from the decoders to the model's process; who asks gets times alone.
+Frames go from the decoders to the actor. Callers receive times only.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from vz_ray.video.frame_selection import Features, SelectionParams, select_frame
 
 RANKER_NAME = "the image-text model"
 START_TIMEOUT_S = 600.0
-"""A cluster may have to start a machine first."""
-_ATTEMPTS = 3
+"""Timeout of the actor's start; the cluster may have to start a node first."""
+_MAX_ATTEMPTS = 3
 _POLL_S = 0.2
-_CHOICES = 100_000
-"""Answers kept: a few hundred bytes each."""
+_MAX_CACHED_RESULTS = 100_000
+"""Maximum number of cached results, a few hundred bytes each."""
 
 T = TypeVar("T")
 
 
 class FrameRankerDiedError(RuntimeError):
-    """The image-text model's process died at every attempt."""
+    """The actor died at every attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameRankerStats:
-    """What the image-text model has done since its start.
+    """Counters of the actor since its start.
 
     Attributes:
-        questions: Questions.
-        cache_hits: Of these, asked before of the same video.
-        embedded_videos: Videos looked at, each time that it was.
-        embedded_images: Images looked at.
+        questions: Requests.
+        cache_hits: Requests answered from the result cache.
+        embedded_videos: Videos with computed features.
+        embedded_images: Images encoded.
     """
 
     questions: int = 0
@@ -62,7 +62,7 @@ class FrameRankerStats:
 
 @dataclass(frozen=True, slots=True)
 class _VideoFeatures:
-    """A video's candidates: `times_s` [n] and `features` [n, d]."""
+    """Candidate frames of a video: `times_s` [n] and `features` [n, d]."""
 
     times_s: tuple[float, ...]
     features: Features
@@ -70,97 +70,105 @@ class _VideoFeatures:
 
 @ray.remote(max_restarts=-1, max_task_retries=0)
 class FrameRankerActor:
-    """The image-text model in a process of its own; it computes in one thread, one batch after another."""
+    """Image-text model in its own process. One thread computes, one batch at a time."""
 
     def __init__(self, driver: Mapping[str, str], settings: Mapping[str, Any], frames: DecodePool) -> None:
-        self._refusal: UserError | None = None
+        self._start_error: UserError | None = None
         config = FrameSelectorConfig(**settings)
         try:
             check_same_code(driver, RANKER_NAME, ray.util.get_node_ip_address())
             self._model = ImageTextModel(config.model, device=_device(config), batch_size=config.batch_size)
         except UserError as error:
-            # Requests raise it: of an error raised here, Ray would tell only that the actor is dead.
-            self._refusal = error
-        self._frames, self._deadline_s = frames, config.timeout_s
-        self._most_bytes = config.cache_mib * 2**20
+            # Requests raise it. If it were raised here, Ray would only report a dead actor.
+            self._start_error = error
+        self._frames, self._timeout_s = frames, config.timeout_s
+        self._max_cache_bytes = config.cache_mib * 2**20
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="image-text")
-        self._seen: OrderedDict[Hashable, _VideoFeatures] = OrderedDict()
-        self._looking: dict[Hashable, asyncio.Task[_VideoFeatures]] = {}
-        self._chosen: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
-        self._asked = self._repeated = self._images = self._videos = 0
+        self._features: OrderedDict[Hashable, _VideoFeatures] = OrderedDict()
+        self._embedding: dict[Hashable, asyncio.Task[_VideoFeatures]] = {}
+        self._results: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
+        self._questions = self._cache_hits = self._embedded_videos = self._embedded_images = 0
 
     async def ready(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
+        if self._start_error is not None:
+            raise self._start_error
 
     async def stats(self) -> FrameRankerStats:
-        return FrameRankerStats(self._asked, self._repeated, self._videos, self._images)
+        return FrameRankerStats(
+            self._questions, self._cache_hits, self._embedded_videos, self._embedded_images
+        )
 
-    async def rank_frames(self, uri: str, question: str, search: SelectionParams) -> tuple[float, ...]:
+    async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         await self.ready()
-        self._asked += 1
-        video = (await self._frames.probe(uri)).video_id
-        key = (video, question, search)
-        if key in self._chosen:
-            self._repeated += 1
-            self._chosen.move_to_end(key)
-            return self._chosen[key]
-        seen = await self._look(uri, video, search)
+        self._questions += 1
+        video_id = (await self._frames.probe(uri)).video_id
+        key = (video_id, question, params)
+        if key in self._results:
+            self._cache_hits += 1
+            self._results.move_to_end(key)
+            return self._results[key]
+        video = await self._video_features(uri, video_id, params)
         text = await self._compute(f"the features of {question!r}", lambda: self._model.encode_text(question))
-        chosen = select_frames(seen.features @ text, seen.features, search)
-        self._chosen[key] = tuple(seen.times_s[place] for place in chosen)
-        while len(self._chosen) > _CHOICES:
-            self._chosen.popitem(last=False)
-        return self._chosen[key]
+        indices = select_frames(video.features @ text, video.features, params)
+        self._results[key] = tuple(video.times_s[index] for index in indices)
+        while len(self._results) > _MAX_CACHED_RESULTS:
+            self._results.popitem(last=False)
+        return self._results[key]
 
-    async def _look(self, uri: str, video: str, search: SelectionParams) -> _VideoFeatures:
-        """The candidates' features; whoever asks for those of a video at the same time waits for one look."""
-        key = (video, search.candidates, search.size)
-        if key in self._seen:
-            self._seen.move_to_end(key)
-            return self._seen[key]
-        if key not in self._looking:
-            self._looking[key] = asyncio.create_task(self._look_anew(uri, search))
-            self._looking[key].add_done_callback(lambda _: self._looking.pop(key, None))
-        seen = self._seen[key] = await asyncio.shield(self._looking[key])
-        while len(self._seen) > 1 and sum(s.features.nbytes for s in self._seen.values()) > self._most_bytes:
-            self._seen.popitem(last=False)
-        return seen
+    async def _video_features(self, uri: str, video_id: str, params: SelectionParams) -> _VideoFeatures:
+        """Return the candidates' features; concurrent requests for a video share one computation."""
+        key = (video_id, params.candidates, params.size)
+        if key in self._features:
+            self._features.move_to_end(key)
+            return self._features[key]
+        if key not in self._embedding:
+            self._embedding[key] = asyncio.create_task(self._embed_video(uri, params))
+            self._embedding[key].add_done_callback(lambda _: self._embedding.pop(key, None))
+        video = self._features[key] = await asyncio.shield(self._embedding[key])
+        while len(self._features) > 1 and self._cached_bytes() > self._max_cache_bytes:
+            self._features.popitem(last=False)
+        return video
 
-    async def _look_anew(self, uri: str, search: SelectionParams) -> _VideoFeatures:
-        clip = await self._frames.overview(uri, search.candidates, search.size)
-        # A video slower than the grid shows some frames twice.
+    def _cached_bytes(self) -> int:
+        return sum(video.features.nbytes for video in self._features.values())
+
+    async def _embed_video(self, uri: str, params: SelectionParams) -> _VideoFeatures:
+        clip = await self._frames.overview(uri, params.candidates, params.size)
+        # If the video's frame rate is below the candidates' rate, the clip repeats frames.
         frames = list({frame.pts_s: frame for frame in clip.frames}.values())
-        self._videos, self._images = self._videos + 1, self._images + len(frames)
+        self._embedded_videos, self._embedded_images = (
+            self._embedded_videos + 1,
+            self._embedded_images + len(frames),
+        )
         images = [frame.rgb for frame in frames]
         features = await self._compute(
             f"the features of {len(images)} frames of {uri}", lambda: self._model.encode_images(images)
         )
         return _VideoFeatures(tuple(frame.pts_s for frame in frames), features)
 
-    async def _compute(self, what: str, call: Callable[[], T]) -> T:
+    async def _compute(self, operation: str, call: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        return await with_timeout(future, self._deadline_s, target=RANKER_NAME, operation=what)
+        return await with_timeout(future, self._timeout_s, target=RANKER_NAME, operation=operation)
 
 
 class FrameRankerHandle:
-    """The handle through which episodes ask; a `FrameRanker`. Give it to Ray actors as it is.
+    """Client of the frame ranker actor; implements `FrameRanker`. It can be passed to Ray actors.
 
     Raises (every request):
         VideoError: The video cannot be read.
-        Overdue: It took longer than `timeouts.select_frames_s`.
-        RankerLost: The model's process died at every attempt.
+        StepTimeout: The request exceeded `timeouts.select_frames_s`.
+        FrameRankerDiedError: The actor died at every attempt.
     """
 
-    def __init__(self, actor: Any, deadline_s: float) -> None:
-        self._actor, self._deadline_s = actor, deadline_s
+    def __init__(self, actor: Any, timeout_s: float) -> None:
+        self._actor, self._timeout_s = actor, timeout_s
 
     @classmethod
     def start(cls, config: FrameSelectorConfig, frames: DecodePool) -> FrameRankerHandle:
-        """Starts the model's process, which lives until `close`, or until no handle is left.
+        """Start the actor. It lives until `close`, or until the last handle is deleted.
 
         Raises:
-            UserError: There is no such checkpoint.
+            UserError: `config.model` is not a checkpoint.
         """
         check_image_text_checkpoint(config.model)
         options = FrameRankerActor.options(  # type: ignore[attr-defined]
@@ -169,58 +177,67 @@ class FrameRankerHandle:
         return cls(options.remote(code_fingerprint(), asdict(config), frames), config.timeout_s)
 
     def close(self) -> None:
-        """Ends the process, for every handle."""
+        """Kill the actor, for every handle."""
         ray.kill(self._actor, no_restart=True)
 
     async def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Returns when the model is loaded; `UserError` if it cannot be."""
-        await self._ask(timeout_s, "its start", lambda: self._actor.ready.remote())
+        """Wait until the model is loaded.
+
+        Raises:
+            UserError: The model cannot be loaded.
+        """
+        await self._call(timeout_s, "its start", lambda: self._actor.ready.remote())
 
     async def stats(self) -> FrameRankerStats:
-        found: FrameRankerStats = await self._ask(
-            self._deadline_s, "statistics", lambda: self._actor.stats.remote()
+        stats: FrameRankerStats = await self._call(
+            self._timeout_s, "statistics", lambda: self._actor.stats.remote()
         )
-        return found
+        return stats
 
-    async def rank_frames(self, uri: str, question: str, search: SelectionParams) -> tuple[float, ...]:
-        what = f"frames of {uri} for {question!r}"
-        found: tuple[float, ...] = await self._ask(
-            self._deadline_s, what, lambda: self._actor.rank.remote(uri, question, search)
+    async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
+        times_s: tuple[float, ...] = await self._call(
+            self._timeout_s,
+            f"frames of {uri} for {question!r}",
+            lambda: self._actor.rank_frames.remote(uri, question, params),
         )
-        return found
+        return times_s
 
-    async def _ask(self, deadline_s: float, what: str, call: Callable[[], Any]) -> Any:
-        for attempt in range(1, _ATTEMPTS + 1):
+    async def _call(self, timeout_s: float, operation: str, submit: Callable[[], Any]) -> Any:
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                return await with_timeout(call(), deadline_s, target=RANKER_NAME, operation=what)
+                return await with_timeout(submit(), timeout_s, target=RANKER_NAME, operation=operation)
             except RayTaskError as error:
                 if isinstance(error.cause, VideoError | UserError):
                     raise error.cause from None
                 raise
-            except RayActorError as died:
-                if attempt == _ATTEMPTS or isinstance(died, ActorDiedError):
+            except RayActorError as error:
+                if attempt == _MAX_ATTEMPTS or isinstance(error, ActorDiedError):
                     raise FrameRankerDiedError(
-                        f"{RANKER_NAME} died {attempt} times during {what}: {died}"
-                    ) from died
+                        f"{RANKER_NAME} died during {operation}, "
+                        f"attempt {attempt} of {_MAX_ATTEMPTS}: {error}"
+                    ) from error
                 await with_timeout(
-                    self._back(), START_TIMEOUT_S, target=RANKER_NAME, operation=f"its restart for {what}"
+                    self._wait_for_restart(),
+                    START_TIMEOUT_S,
+                    target=RANKER_NAME,
+                    operation=f"its restart before {operation}",
                 )
         raise AssertionError("unreachable")
 
-    async def _back(self) -> None:
-        """Waits until the model's process, which Ray starts again, answers."""
+    async def _wait_for_restart(self) -> None:
+        """Wait until the actor, which Ray restarts, responds."""
         while True:
             try:
                 await self._actor.ready.remote()
                 return
             except ActorDiedError:
-                raise  # it was ended on purpose
+                raise  # killed by `close`
             except RayActorError:
                 await asyncio.sleep(_POLL_S)
 
 
 def _device(config: FrameSelectorConfig) -> str:
-    """Where the model runs; its threads on CPUs are those that Ray has reserved."""
+    """Return the torch device; on CPU, use as many threads as Ray reserved CPUs."""
     import torch
 
     if config.num_gpus and torch.cuda.is_available():

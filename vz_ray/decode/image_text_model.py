@@ -1,4 +1,4 @@
-"""An image-text model of the CLIP family, from a checkpoint directory."""
+"""Image-text model of the CLIP family, loaded from a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vz_ray.video.frame_selection import Features
 
 
 def check_image_text_checkpoint(directory: str) -> None:
-    """`UserError` unless the directory holds a checkpoint with its processor and tokenizer."""
+    """Raise `UserError` if the directory lacks model, processor or tokenizer files."""
     path = Path(directory)
     for pattern in ("config.json", "*.safetensors", "*processor_config.json", "tokenizer*.json"):
         if not any(path.glob(pattern)):
@@ -25,25 +25,25 @@ def check_image_text_checkpoint(directory: str) -> None:
 
 
 class ImageTextModel:
-    """Features of images and texts in one space; the larger their product, the more alike.
+    """Image and text features in a shared space. A larger dot product means more similar.
 
-    Any model that transformers' `AutoModel` loads with `get_image_features` and
-    `get_text_features`. Texts longer than it can read are cut off.
+    Supports every model that `AutoModel` loads with `get_image_features` and `get_text_features`.
+    Long texts are truncated.
 
     Args:
         directory: Checkpoint directory.
-        device: Where it runs, as torch names it.
-        batch: Images in one pass.
+        device: torch device.
+        batch_size: Images per forward pass.
 
     Raises:
-        UserError: There is no such checkpoint, or it is not of that family.
+        UserError: The checkpoint is missing or of another model family.
     """
 
     def __init__(self, directory: str, *, device: str = "cpu", batch_size: int = 32) -> None:
         from transformers import AutoModel, AutoProcessor
 
         check_image_text_checkpoint(directory)
-        self._device, self._batch = device, batch_size
+        self._device, self._batch_size = device, batch_size
         try:
             model: Any = AutoModel.from_pretrained(directory, trust_remote_code=False, use_safetensors=True)
             self._processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
@@ -52,29 +52,33 @@ class ImageTextModel:
             raise UserError(f"cannot load the image-text model {directory}: {reason}") from error
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise UserError(
-                f"{directory} holds a {type(model).__name__}, which does not compare images with texts; "
+                f"{directory} contains a {type(model).__name__}, which has no image and text features; "
                 "episode.selector.model must be a CLIP or SigLIP checkpoint"
             )
         self._model = model.to(device).eval()
-        self._longest = int(model.config.text_config.max_position_embeddings)
+        self._max_text_tokens = int(model.config.text_config.max_position_embeddings)
 
     def encode_images(self, images: Sequence[RGB]) -> Features:
-        """`[n, d]`, of unit length."""
+        """Return normalized features `[n, d]`."""
         return np.concatenate(
             [
-                # Copied: shared frames are read-only, which torch warns of.
+                # Copies, because torch warns about read-only arrays.
                 self._features(
-                    "get_image_features", images=[*map(np.array, images[first : first + self._batch])]
+                    "get_image_features", images=[*map(np.array, images[start : start + self._batch_size])]
                 )
-                for first in range(0, len(images), self._batch)
+                for start in range(0, len(images), self._batch_size)
             ]
         )
 
     def encode_text(self, text: str) -> Features:
-        """`[d]`, of unit length."""
-        # SigLIP was trained on texts padded to its full length; CLIP does not look at padding.
-        padded: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self._longest}
-        row: Features = self._features("get_text_features", text=[text], **padded)[0]
+        """Return the normalized feature `[d]`."""
+        # SigLIP was trained on texts padded to the maximum length; CLIP ignores padding.
+        padding: dict[str, Any] = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": self._max_text_tokens,
+        }
+        row: Features = self._features("get_text_features", text=[text], **padding)[0]
         return row
 
     def _features(self, method: str, **inputs: Any) -> Features:
@@ -82,7 +86,7 @@ class ImageTextModel:
 
         tensors = self._processor(return_tensors="pt", **inputs).to(self._device)
         with torch.inference_mode():
-            found = getattr(self._model, method)(**tensors)
-            found = getattr(found, "pooler_output", found).float()
-            features: Features = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+            output = getattr(self._model, method)(**tensors)
+            pooled = getattr(output, "pooler_output", output).float()
+            features: Features = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return features

@@ -1,4 +1,4 @@
-"""A clip reader as the configuration asks for it."""
+"""Construction of clip readers from the configuration."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vz_ray.video.video_file import VideoLimits, VideoLocator
 
 
 def build_reader(config: ClipsConfig) -> ClipReader:
-    """Its caches, limits and sources are those of `config`."""
-    disk = None
+    """Return a reader with the caches, limits and allowed sources of `config`."""
+    disk_cache = None
     if config.disk_cache_gib:
-        disk = DiskCache(
+        disk_cache = DiskCache(
             resolve_cache_dir(config.disk_cache_dir) / "frames", int(config.disk_cache_gib * 2**30)
         )
     return ClipReader(
         cache_bytes=config.memory_cache_mib * 2**20,
         max_open_videos=config.max_open_videos,
         limits=VideoLimits(config.max_duration_s, config.max_pixels, config.max_request_frames),
-        disk_cache=disk,
+        disk_cache=disk_cache,
         locator=build_locator(config),
         decoder=config.decoder,
         num_threads=config.threads_per_actor,
@@ -28,14 +28,14 @@ def build_reader(config: ClipsConfig) -> ClipReader:
 
 
 def build_locator(config: ClipsConfig) -> VideoLocator:
-    """Where videos may come from."""
+    """Return a locator for the allowed directories and URLs."""
     root = resolve_cache_dir(config.disk_cache_dir) / "downloads"
     downloads = DownloadCache(root, int(config.download_cache_gib * 2**30), build_download_rules(config))
     return VideoLocator(downloads, config.allowed_dirs)
 
 
 def build_download_rules(config: ClipsConfig) -> DownloadRules:
-    """Which URLs are fetched."""
+    """Return the rules for downloads."""
     return DownloadRules(
         schemes=tuple(config.allowed_schemes),
         hosts=tuple(config.allowed_hosts),

@@ -1,4 +1,4 @@
-"""The decode actors as one handle knows them: who serves, how much it has asked of each, whom to ask next."""
+"""Routing table of one client: registered decoders, their load, and the decoder for a video."""
 
 from __future__ import annotations
 
@@ -18,71 +18,82 @@ from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S = 10.0
-_FRESH_S = 5 * REPORT_INTERVAL_S
-"""A roster older than this may name actors that have ended."""
+_SYNC_TIMEOUT_S = 10.0
+_MAX_AGE_S = 5 * REPORT_INTERVAL_S
+"""Maximum age of the table; an older one may contain decoders that were stopped."""
 
 
 class DecoderRouter:
-    """Actors by slot; where a keeper is given, they come and go, and it is told of the load.
+    """Decoder actors by slot, kept up to date by the autoscaler if there is one.
 
     Args:
-        actors: Those that serve now.
-        fixed: Those among them that do not come and go.
-        keeper: The `DecodeAutoscaler`, or None where the number of actors is fixed.
-        spill: A video's own actor is passed over when it is this many requests behind the idlest.
+        actors: Registered decoders.
+        fixed: The subset that the autoscaler never stops.
+        autoscaler: The `DecodeAutoscaler` actor; None for a fixed number of decoders.
+        max_imbalance: Load difference to the least loaded decoder at which a video's preferred
+            decoder is skipped, requests.
 
     Attributes:
-        actors: Those that serve, as last heard.
-        known_actors: All that were ever heard of, so that a request under way can end as it may.
-        in_flight: Requests of this handle by slot.
+        actors: Registered decoders, as of the last sync.
+        known_actors: Every decoder registered so far; requests to a removed one may still finish.
+        in_flight: Requests of this client by slot.
     """
 
     def __init__(
-        self, actors: Mapping[int, Any], fixed: Mapping[int, Any], keeper: Any | None, spill: int
+        self,
+        actors: Mapping[int, Any],
+        fixed: Mapping[int, Any],
+        autoscaler: Any | None,
+        max_imbalance: int,
     ) -> None:
         self.actors, self.known_actors, self._fixed = dict(actors), dict(actors), dict(fixed)
         self.in_flight: Counter[int] = Counter()
-        self._keeper, self._spill = keeper, spill
-        self._handle = uuid.uuid4().hex
-        self._heard_s = -_FRESH_S
-        self._telling: asyncio.Task[None] | None = None
-        self._hearing: asyncio.Task[None] | None = None
+        self._autoscaler, self._max_imbalance = autoscaler, max_imbalance
+        self._client_id = uuid.uuid4().hex
+        self._synced_s = -_MAX_AGE_S
+        self._report_task: asyncio.Task[None] | None = None
+        self._sync_task: asyncio.Task[None] | None = None
 
     def __reduce__(self) -> tuple[type[DecoderRouter], tuple[Any, ...]]:
-        return (DecoderRouter, (self.actors, self._fixed, self._keeper, self._spill))
+        return (DecoderRouter, (self.actors, self._fixed, self._autoscaler, self._max_imbalance))
 
     async def refresh(self) -> None:
-        """Hears of changes if it has not for a while, and goes on doing so while requests are in flight."""
-        if self._keeper is None:
+        """Sync if the table is old, and keep syncing while requests are in flight."""
+        if self._autoscaler is None:
             return
-        if time.monotonic() - self._heard_s >= _FRESH_S:
+        if time.monotonic() - self._synced_s >= _MAX_AGE_S:
             await self.sync()
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.create_task(self._keep_telling())
+        if self._report_task is None or self._report_task.done():
+            self._report_task = asyncio.create_task(self._report_periodically())
 
     async def sync(self) -> None:
-        """Tells the keeper of the load and hears who serves; who asks meanwhile hears it too."""
-        if self._keeper is None:
+        """Report the load to the autoscaler and update the table. Concurrent callers share one call."""
+        if self._autoscaler is None:
             return
-        if self._hearing is None or self._hearing.done():
-            self._hearing = asyncio.create_task(self._tell(self._keeper))
-        await asyncio.shield(self._hearing)
+        if self._sync_task is None or self._sync_task.done():
+            self._sync_task = asyncio.create_task(self._sync(self._autoscaler))
+        await asyncio.shield(self._sync_task)
 
     def reset_load(self) -> None:
-        """Another event loop begins: what was in flight in the last one will not be answered."""
+        """Discard the load of a previous event loop; its requests never complete."""
         self.in_flight.clear()
-        self._telling = self._hearing = None
+        self._report_task = self._sync_task = None
 
     def route(self, uri: str, tried: Collection[int]) -> int:
-        """The video's own actor (rendezvous hashing), or the idlest where that one is behind."""
-        order = sorted(self.actors, key=lambda slot: _weight(uri, slot))
-        left = [slot for slot in order if slot not in tried] or order
-        idlest = min(left, key=lambda slot: self.in_flight[slot])
-        behind = self.in_flight[left[0]] - self.in_flight[idlest] >= self._spill
-        return idlest if behind else left[0]
+        """Return the slot for a request.
 
-    async def _keep_telling(self) -> None:
+        Rendezvous hashing gives each video a preferred decoder, which has the video open. The
+        least loaded decoder replaces it if the load difference reaches `max_imbalance`. Slots in
+        `tried` are skipped unless all were tried.
+        """
+        by_preference = sorted(self.actors, key=lambda slot: _weight(uri, slot))
+        candidates = [slot for slot in by_preference if slot not in tried] or by_preference
+        preferred = candidates[0]
+        least_loaded = min(candidates, key=lambda slot: self.in_flight[slot])
+        imbalance = self.in_flight[preferred] - self.in_flight[least_loaded]
+        return least_loaded if imbalance >= self._max_imbalance else preferred
+
+    async def _report_periodically(self) -> None:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             loaded = self.in_flight.total() > 0
@@ -90,23 +101,25 @@ class DecoderRouter:
             if not loaded:
                 return
 
-    async def _tell(self, keeper: Any) -> None:
+    async def _sync(self, autoscaler: Any) -> None:
         try:
-            answer = keeper.report.remote(self._handle, dict(+self.in_flight))
             self.actors = await with_timeout(
-                answer, _ANSWER_S, target="the clip pool's keeper", operation="a report"
+                autoscaler.report.remote(self._client_id, dict(+self.in_flight)),
+                _SYNC_TIMEOUT_S,
+                target="the decode autoscaler",
+                operation="a load report",
             )
             self.known_actors |= self.actors
-        except RayActorError as died:
-            log.warning("the decode actors that came with the load have ended with their keeper: %s", died)
+        except RayActorError as error:
+            log.warning("Decode autoscaler died with the decoders that it had started: %s", error)
             self.actors = dict(self._fixed)
-        except StepTimeout as overdue:
-            log.warning("going on with the decode actors known so far: %s", overdue)
-        self._heard_s = time.monotonic()
+        except StepTimeout as timeout:
+            log.warning("Keeping the current decoders: %s", timeout)
+        self._synced_s = time.monotonic()
 
 
 def decoder_name(slot: int) -> str:
-    """What an actor is called in errors and logs."""
+    """Return the name of a decoder in errors and logs."""
     return f"decoder-{slot}"
 
 

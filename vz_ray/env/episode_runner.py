@@ -16,15 +16,8 @@ from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Toke
 from vz_ray.env.zoom_env import EnvState, ZoomEnv
 from vz_ray.env.zoom_gate import apply_zoom_gate
 from vz_ray.utils.timeouts import with_timeout
-from vz_ray.video.frame import (
-    Clip,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    VideoError,
-    VideoInfo,
-    ZoomRequest,
-)
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Clip, FrameSize, ImageRequest, OverviewRequest, VideoInfo, ZoomRequest
 from vz_ray.video.subtitles import Subtitle, read_subtitles
 
 NO_VIDEO_INFO = VideoInfo("", "", 0, 0.0, 0.0, 0, 0)

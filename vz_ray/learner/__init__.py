@@ -1,11 +1,9 @@
-"""Learns from trajectories: advantages, losses, and a DeepSpeed trainer.
+"""Training of the policy: advantages, losses, and a DeepSpeed trainer.
 
-In: groups of trajectories (tokens, grids, frame references, rewards) and the
-pixels of their frames. Out: updated weights under their HF names, metrics,
-checkpoints, HF-format exports.
-
-It must not know how episodes are played or by which engine (no vLLM), nor who
-schedules it: everything but the actor runs under plain `torchrun`.
+Input: groups of trajectories (tokens, grids, frame references, rewards) and the pixels of their frames.
+Output: weights under their HF names, metrics, checkpoints and HF exports.
+The package must not import vLLM, rollout or decode. All modules except those of the Ray actors
+(`learner`, `learner_actor`, `hang_report`, `weight_transports`) run under plain torchrun.
 """
 
 from vz_ray.learner.trainer import Trainer

@@ -1,4 +1,4 @@
-"""`torchrun --nproc-per-node N -m vz_ray.learner sft ...`; see `learner/alone.py`."""
+"""`torchrun --nproc-per-node N -m vz_ray.learner sft ...`; see `learner/torchrun.py`."""
 
 from __future__ import annotations
 

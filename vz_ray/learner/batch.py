@@ -1,14 +1,13 @@
-"""Trajectories to tensors: what the model is given in one forward pass.
+"""Collation of packed trajectories into the tensors of one forward pass.
 
-All tokens of a micro-batch lie in one sequence without padding (`packing`).
-A repeated frame goes through the vision tower once: pixels are kept per
-distinct frame, and every image slot says which feature row it takes. What is
-trained on is addressed by place in the sequence of hidden states.
+All tokens of a micro-batch form one sequence without padding; see `packing`. A repeated frame passes the
+vision tower once: pixels are stored per distinct frame, and every image slot has the index of its feature row.
+Loss inputs are addressed by position in the sequence of hidden states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,42 +17,42 @@ from torch import Tensor
 
 from vz_ray.learner.attention import PackedLayout, Segment
 from vz_ray.learner.example import Example, FrameKey, Ints, SpecialTokenIds, frame_key
-from vz_ray.learner.feature_cache import FeatureCache
+from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.image_patches import ImageSpec, extract_patches
 from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.video.frame import RGB, FrameRef
 
 PixelLoader = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
-"""Gives the arrays of the frames asked for, by digest; what else it gives is ignored."""
+"""Returns the pixels of the given frames by digest; additional entries are ignored."""
 
 
 def in_memory_pixels(pixels: Mapping[str, RGB]) -> PixelLoader:
-    """Arrays that are already here, by digest."""
+    """Return a loader for pixels that are in memory, by digest."""
     return lambda refs: pixels
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass is given. B trajectories of at most S sampled tokens, T tokens in all.
+    """Inputs of one forward pass: B trajectories of at most S sampled tokens, T tokens in total.
 
     Attributes:
-        indices: B places in the list of examples; none where B is 1 and the mask is 0.
+        indices: B indices in the list of examples; empty for an empty micro-batch (B is 1, the mask is 0).
         input_ids: `[1, T]`.
         position_ids: `[3, 1, T]`.
-        layout: Who sees whom.
-        pixel_values: `[P, 1176]` of the frames to be seen; one blank frame if there is none.
-        grids: `[U, 3]` of these, on the host.
-        frame_keys: U keys of these; none for the blank one.
-        cached_features: `[K, H]` features of frames that need not be seen again, if there are any.
-        image_slots: `[I]` places of image tokens in the sequence.
-        feature_index: `[I]` the row that each takes of the features seen, followed by those known.
-        hidden_index: `[B, S]` places of the hidden states that predict the sampled tokens.
-        targets: `[B, S]` the sampled tokens.
-        mask: `[B, S]`, 1 where there is one.
+        layout: Segments and prefixes of the sequence.
+        pixel_values: `[P, 1176]` patches of the uncached frames, or of one blank frame.
+        grids: `[U, 3]` patch grids of these frames, on the host.
+        frame_keys: U keys of these frames; empty for the blank frame.
+        cached_features: `[K, H]` features from the cache; None without cached frames.
+        image_slots: `[I]` positions of image tokens in the sequence.
+        feature_index: `[I]` index of each image token in the computed features, followed by the cached ones.
+        hidden_index: `[B, S]` positions of the hidden states that predict the sampled tokens.
+        targets: `[B, S]` sampled tokens.
+        mask: `[B, S]` 1 for sampled tokens.
         temperature: `[B, S]`.
-        engine_logprobs: `[B, S]`, NaN where there are none.
-        weight_versions: `[B, S]`, -1 where nothing was sampled.
+        engine_logprobs: `[B, S]`, NaN in external turns.
+        weight_versions: `[B, S]`, -1 in external turns.
         after_image: `[B, S]`.
     """
 
@@ -78,12 +77,16 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """A run of one example's tokens at its place in the sequence."""
+    """Tokens `start..end` of an example, and their offset in the packed sequence."""
 
     example: Example
     start: int
     end: int
-    place: int
+    offset: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
 
     @property
     def frames(self) -> slice:
@@ -93,7 +96,7 @@ class TokenSpan:
 def collate(
     trees: Sequence[PrefixTree],
     examples: Sequence[Example],
-    pixels: PixelLoader,
+    load_pixels: PixelLoader,
     tokens: SpecialTokenIds,
     spec: ImageSpec,
     device: torch.device,
@@ -101,33 +104,33 @@ def collate(
     cache: FeatureCache | None = None,
     share_frames: bool = True,
 ) -> MicroBatch:
-    """Builds one micro-batch; an empty one becomes a single pad token and a blank frame.
+    """Build one micro-batch. An empty one consists of a pad token and a blank frame.
 
     Args:
-        cache: Features of a frozen tower: frames in it are neither fetched nor seen.
-        share_frames: False gives every image slot its own frame, as a check.
+        cache: Features of a frozen tower; cached frames are neither loaded nor computed.
+        share_frames: Whether repeated frames are computed once; False is for tests and benchmarks.
 
     Raises:
-        KeyError: Pixels of a frame are missing.
-        ValueError: A frame makes another grid than its trajectory says.
+        KeyError: The pixels of a frame are missing.
+        ValueError: The grid of a frame differs from its trajectory's.
     """
     members = [index for tree in trees for index in tree.members]
-    pieces, segments, hidden = _lay_out(trees, examples)
-    length = max(sum(piece.end - piece.start for piece in pieces), 1)
+    spans, segments, hidden_index = _lay_out(trees, examples)
+    length = max(sum(span.length for span in spans), 1)
     ids, positions = np.full(length, tokens.pad), np.zeros((3, length), dtype=np.int64)
-    for piece in pieces:
-        e, part = piece.example, slice(piece.place, piece.place + piece.end - piece.start)
-        ids[part] = e.token_ids[piece.start : piece.end]
-        whole = mrope_positions(e.token_ids, e.grids, tokens.image, spec.merge_size)
-        positions[:, part] = whole[:, piece.start : piece.end]
-    images = _images(pieces, pixels, spec, cache, share_frames)
-    slots = np.flatnonzero(ids == tokens.image) if len(images.features) else images.features
+    for span in spans:
+        example, target = span.example, slice(span.offset, span.offset + span.length)
+        ids[target] = example.token_ids[span.start : span.end]
+        all_positions = mrope_positions(example.token_ids, example.grids, tokens.image, spec.merge_size)
+        positions[:, target] = all_positions[:, span.start : span.end]
+    images = _image_inputs(spans, load_pixels, spec, cache, share_frames)
+    has_images = len(images.feature_index) > 0
     arrays = {
         "input_ids": ids[None],
         "position_ids": positions[:, None],
-        "image_slots": slots,
-        "feature_index": images.features,
-        **_sampled([examples[i] for i in members], hidden),
+        "image_slots": np.flatnonzero(ids == tokens.image) if has_images else images.feature_index,
+        "feature_index": images.feature_index,
+        **_sampled_token_arrays([examples[index] for index in members], hidden_index),
     }
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return MicroBatch(
@@ -135,8 +138,8 @@ def collate(
         layout=PackedLayout.from_segments(segments, device),
         pixel_values=images.pixel_values.to(device),
         grids=images.grids,
-        frame_keys=images.frames,
-        cached_features=None if images.known is None else images.known.to(device),
+        frame_keys=images.frame_keys,
+        cached_features=None if images.cached_features is None else images.cached_features.to(device),
         **tensors,
     )
 
@@ -144,126 +147,147 @@ def collate(
 def _lay_out(
     trees: Sequence[PrefixTree], examples: Sequence[Example]
 ) -> tuple[list[TokenSpan], list[Segment], list[Ints]]:
-    """What lies where, and for each member the places of the states that predict its sampled tokens."""
-    pieces: list[TokenSpan] = []
+    """Place the trees in the sequence.
+
+    Returns:
+        Token spans, segments, and for each member the positions of the hidden states that predict its
+        sampled tokens.
+    """
+    spans: list[TokenSpan] = []
     segments: list[Segment] = []
-    hidden: list[Ints] = []
-    place = 0
+    hidden_index: list[Ints] = []
+    offset = 0
     for tree in trees:
-        base, prefix = place, tree.prefix_length
-        place += prefix
+        base, prefix = offset, tree.prefix_length
+        offset += prefix
         if prefix:
-            pieces.append(TokenSpan(examples[tree.members[0]], 0, prefix, base))
-            segments.append(Segment(base, place))
+            spans.append(TokenSpan(examples[tree.members[0]], 0, prefix, base))
+            segments.append(Segment(base, offset))
         for index in tree.members:
-            e = examples[index]
-            predicts = e.sampled_positions - 1
-            hidden.append(np.where(predicts < prefix, base + predicts, place + predicts - prefix))
-            if e.context_length > prefix:
-                pieces.append(TokenSpan(e, prefix, e.context_length, place))
-                start, place = place, place + e.context_length - prefix
-                segments.append(Segment(start, place, (base, base + prefix) if prefix else (0, 0)))
-    return pieces, segments or [Segment(0, 1)], hidden
+            example = examples[index]
+            predictors = example.sampled_positions - 1
+            in_prefix = predictors < prefix
+            hidden_index.append(np.where(in_prefix, base + predictors, offset + predictors - prefix))
+            if example.context_length > prefix:
+                spans.append(TokenSpan(example, prefix, example.context_length, offset))
+                start, offset = offset, offset + example.context_length - prefix
+                segments.append(Segment(start, offset, (base, base + prefix) if prefix else (0, 0)))
+    return spans, segments or [Segment(0, 1)], hidden_index
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInputs:
+    """The image fields of a `MicroBatch`."""
+
     pixel_values: Tensor
     grids: Ints
-    frames: tuple[FrameKey, ...]
-    known: Tensor | None
-    features: Ints
+    frame_keys: tuple[FrameKey, ...]
+    cached_features: Tensor | None
+    feature_index: Ints
 
 
-def _images(
-    pieces: Sequence[TokenSpan],
-    pixels: PixelLoader,
+def _image_inputs(
+    spans: Sequence[TokenSpan],
+    load_pixels: PixelLoader,
     spec: ImageSpec,
     cache: FeatureCache | None,
     share_frames: bool,
 ) -> ImageInputs:
-    """Patches and grids of the distinct frames, and for each image slot its feature row."""
-    refs = [ref for piece in pieces for ref in piece.example.refs[piece.frames]]
-    promised = [piece.example.grids[piece.frames] for piece in pieces]
-    keys: list[object] = [frame_key(ref) for ref in refs] if share_frames else list(range(len(refs)))
+    """Compute patches and grids of the distinct uncached frames, and the feature index of each image slot."""
+    refs = [ref for span in spans for ref in span.example.refs[span.frames]]
+    expected_grids = [span.example.grids[span.frames] for span in spans]
+    keys: list[Hashable] = [frame_key(ref) for ref in refs] if share_frames else list(range(len(refs)))
     distinct = dict(zip(keys, refs, strict=True))
-    known: dict[object, Tensor] = {}
+    cached: dict[Hashable, Tensor] = {}
     if cache is not None and share_frames:
-        known = {key: found for key in distinct if (found := cache.get(frame_key(distinct[key]))) is not None}
-    unseen = [key for key in distinct if key not in known]
-    values, grids = _patches([distinct[key] for key in unseen], pixels, spec)
-    counts = dict(zip(unseen, grids.prod(axis=1) // spec.merge_size**2, strict=False))
-    _check_grids(refs, keys, dict(zip(unseen, grids, strict=False)), np.concatenate([*promised, _NO_GRIDS]))
-    first = int(sum(counts.values())) if unseen else int(grids.prod(axis=1).sum()) // spec.merge_size**2
-    starts, rows = _starts(counts, 0), {key: len(found) for key, found in known.items()}
-    starts |= _starts(rows, first)
-    counts |= rows
-    features = [np.arange(counts[key]) + starts[key] for key in keys]
+        cached = {
+            key: features for key in distinct if (features := cache.get(frame_key(distinct[key]))) is not None
+        }
+    uncached = [key for key in distinct if key not in cached]
+    values, grids = _load_patches([distinct[key] for key in uncached], load_pixels, spec)
+    counts = dict(zip(uncached, grids.prod(axis=1) // spec.merge_size**2, strict=False))
+    grid_by_key = dict(zip(uncached, grids, strict=False))
+    _check_grids(refs, keys, grid_by_key, np.concatenate([*expected_grids, _NO_GRIDS]))
+    # Cached features follow the computed ones, which include the blank frame's.
+    num_computed = (
+        int(sum(counts.values())) if uncached else int(grids.prod(axis=1).sum()) // spec.merge_size**2
+    )
+    cached_counts = {key: len(features) for key, features in cached.items()}
+    starts = _row_starts(counts, 0) | _row_starts(cached_counts, num_computed)
+    counts |= cached_counts
+    feature_index = [np.arange(counts[key]) + starts[key] for key in keys]
     return ImageInputs(
         pixel_values=values,
         grids=grids,
-        frames=tuple(frame_key(distinct[key]) for key in unseen),
-        known=torch.cat(list(known.values())) if known else None,
-        features=np.concatenate([*features, np.zeros(0, dtype=np.int64)]),
+        frame_keys=tuple(frame_key(distinct[key]) for key in uncached),
+        cached_features=torch.cat(list(cached.values())) if cached else None,
+        feature_index=np.concatenate([*feature_index, np.zeros(0, dtype=np.int64)]),
     )
 
 
 _NO_GRIDS: Ints = np.zeros((0, 3), dtype=np.int64)
 
 
-def _starts(counts: Mapping[object, int], first: int) -> dict[object, int]:
-    """Where each one's rows begin, one after the other."""
+def _row_starts(counts: Mapping[Hashable, int], first: int) -> dict[Hashable, int]:
+    """Return the index of each key's first row, for consecutive rows from `first`."""
     ends = first + np.cumsum([0, *counts.values()])
     return {key: int(end) for key, end in zip(counts, ends, strict=False)}
 
 
-def _patches(refs: Sequence[FrameRef], pixels: PixelLoader, spec: ImageSpec) -> tuple[Tensor, Ints]:
-    """Patches and grids of these frames, or of a blank one."""
+def _load_patches(refs: Sequence[FrameRef], load_pixels: PixelLoader, spec: ImageSpec) -> tuple[Tensor, Ints]:
+    """Return patches and grids of these frames, or of one blank frame if there are none."""
     if not refs:
         side = spec.patch_size * spec.merge_size
-        # Only its shape matters: its feature is multiplied by zero.
+        # Only the shape matters: the feature is multiplied by zero.
         return extract_patches([np.zeros((side, side, 3), dtype=np.uint8)], spec.without_size_limits())
-    arrays = pixels(list({frame_key(ref): ref for ref in refs}.values()))
-    return extract_patches([_shaped(arrays, ref) for ref in refs], spec)
+    pixels = load_pixels(list({frame_key(ref): ref for ref in refs}.values()))
+    return extract_patches([_image_of(pixels, ref) for ref in refs], spec)
 
 
-def _shaped(arrays: Mapping[str, RGB], ref: FrameRef) -> RGB:
-    if ref.digest not in arrays:
+def _image_of(pixels: Mapping[str, RGB], ref: FrameRef) -> RGB:
+    if ref.digest not in pixels:
         raise KeyError(
             f"no pixels for the frame of {ref.uri} at {ref.pts_s:.2f} s (digest {ref.digest[:12]})"
         )
-    return arrays[ref.digest].reshape(ref.height, ref.width, 3)
+    return pixels[ref.digest].reshape(ref.height, ref.width, 3)
 
 
 def _check_grids(
-    refs: Sequence[FrameRef], keys: Sequence[object], made: Mapping[object, Ints], promised: Ints
+    refs: Sequence[FrameRef],
+    keys: Sequence[Hashable],
+    grid_by_key: Mapping[Hashable, Ints],
+    expected_grids: Ints,
 ) -> None:
-    for ref, key, expected in zip(refs, keys, promised, strict=True):
-        if key in made and (made[key] != expected).any():
+    for ref, key, expected in zip(refs, keys, expected_grids, strict=True):
+        if key in grid_by_key and (grid_by_key[key] != expected).any():
             raise ValueError(
-                f"frame of {ref.uri} at {ref.pts_s:.2f} s makes the grid {made[key].tolist()}; "
-                f"the trajectory says {expected.tolist()}"
+                f"the frame of {ref.uri} at {ref.pts_s:.2f} s has the grid {grid_by_key[key].tolist()}; "
+                f"the trajectory has {expected.tolist()}"
             )
 
 
-def _sampled(chosen: Sequence[Example], hidden: Sequence[Ints]) -> dict[str, NDArray[np.generic]]:
-    """Places, targets and engine log-probs of sampled tokens, `[B, S]`, left-aligned."""
-    shape = (max(len(chosen), 1), max((len(e.sampled_positions) for e in chosen), default=1))
-    places, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+def _sampled_token_arrays(
+    examples: Sequence[Example], hidden_index: Sequence[Ints]
+) -> dict[str, NDArray[np.generic]]:
+    """Return the fields of sampled tokens, `[B, S]`, left-aligned."""
+    max_sampled = max((len(example.sampled_positions) for example in examples), default=1)
+    shape = (max(len(examples), 1), max_sampled)
+    hidden, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     mask, temperature = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
-    engine, versions = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
+    engine_logprobs, versions = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
     after_image = np.zeros(shape, dtype=np.bool_)
-    for row, (e, where) in enumerate(zip(chosen, hidden, strict=True)):
-        part = (row, slice(0, len(e.sampled_positions)))
-        places[part], targets[part] = where, e.token_ids[e.sampled_positions]
-        mask[part], temperature[part], engine[part] = 1.0, e.temperature, e.engine_logprobs
-        versions[part], after_image[part] = e.weight_versions, e.after_image
+    for row, (example, positions) in enumerate(zip(examples, hidden_index, strict=True)):
+        part = (row, slice(0, len(example.sampled_positions)))
+        hidden[part], targets[part] = positions, example.token_ids[example.sampled_positions]
+        mask[part], temperature[part] = 1.0, example.temperature
+        engine_logprobs[part], versions[part] = example.engine_logprobs, example.weight_versions
+        after_image[part] = example.after_image
     return {
-        "hidden_index": places,
+        "hidden_index": hidden,
         "targets": targets,
         "mask": mask,
         "temperature": temperature,
-        "engine_logprobs": engine,
+        "engine_logprobs": engine_logprobs,
         "weight_versions": versions,
         "after_image": after_image,
     }

@@ -1,69 +1,61 @@
-"""Checkpoints of the trainer: complete or absent, checked before they are loaded, and loaded anywhere.
+"""Checkpoints of the trainer: atomic, verified before loading, independent of the number of ranks.
 
-What is kept is what training goes on from, in one layout for every number of ranks and ZeRO stage:
-float32 weights and Adam moments of the trained parameters under their HF names (`shards.py`), the
-number of steps, and every rank's random state. Each rank writes what it holds, and reads what it needs.
-All ranks write to, and read from, one shared directory. Nothing in it is unpickled.
+A checkpoint holds float32 weights and Adam moments of the trained parameters under their HF names, the
+number of steps, and the random state of every rank. The layout is the same for every world size and ZeRO
+stage. Each rank writes the slices that it holds and reads the slices that it needs. All ranks share one
+directory. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from blake3 import blake3
+from torch import Tensor
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.learner.atomic_dir import (
-    MANIFEST,
+from vz_ray.learner.checkpoint_files import (
     CheckpointError,
-    commit,
-    create_draft,
-    fsync_and_hash,
-    read_manifest,
-    verify_files,
-)
-from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
-from vz_ray.learner.rng import get_rng_state, seed_from_rank0, set_rng_state
-from vz_ray.learner.sharded_io import (
     ShardReader,
     SliceLocation,
     check_same_parameters,
+    commit,
+    create_staging_dir,
+    fsync_and_hash,
+    read_manifest,
+    verify_files,
     write_index,
     write_shards,
 )
+from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
 from vz_ray.learner.train_engine import TrainEngine
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters
 
-__all__ = [
-    "MANIFEST",
-    "CheckpointError",
-    "CheckpointMeta",
-    "load_checkpoint",
-    "read_checkpoint_meta",
-    "save_checkpoint",
-]
-
-FORMAT = 1
-_FACTS = "learner.json"
+FORMAT = 2
+_META_FILE = "learner.json"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMeta:
-    """What a checkpoint says of the learner that wrote it.
+    """Metadata of the learner that wrote a checkpoint.
 
     Attributes:
-        steps: Optimizer steps done.
-        updates: Those of them that moved the weights; 0 if there are no moments.
-        world_size: Ranks that wrote it.
-        zero_stage: Their ZeRO stage.
-        dtype: What the model computes in, such as `bfloat16`.
-        model: The HF checkpoint that training started from, as it was configured.
-        frozen_weights_hash: Hash of its weight files if some of them stay as they were, else None.
+        steps: Optimizer steps.
+        updates: Steps that changed the weights; 0 if the checkpoint has no moments.
+        world_size: Number of ranks.
+        zero_stage: ZeRO stage.
+        dtype: Dtype of the model, such as `bfloat16`.
+        model: Configured HF checkpoint that training started from.
+        frozen_weights_hash: Hash of that checkpoint's weight files if some parameters are frozen, else None.
     """
 
     steps: int
@@ -75,90 +67,99 @@ class CheckpointMeta:
     frozen_weights_hash: str | None
 
 
-def save_checkpoint(directory: Path, engine: TrainEngine, place: RankInfo, config: LearnerConfig) -> None:
-    """Writes weights, moments, steps and every rank's random state; every rank must call.
+def save_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> None:
+    """Write weights, moments, steps and random states; every rank must call.
 
     Raises:
-        FileExistsError: `directory` is there already.
+        FileExistsError: `directory` already exists.
     """
-    draft = create_draft(directory, place)
-    with fail_together(place, f"writing {draft}"):
-        masters = create_zero_state(engine, place)
-        where = _write(draft, masters, place)
-        known = {file: fsync_and_hash(draft / file) for file in {at[-1] for at in where}}
-        (draft / _random_file(place.rank)).write_text(json.dumps(get_rng_state()))
-    parts: list[tuple[list[SliceLocation], dict[str, str]]] = _gathered((where, known), place)
-    with fail_together(place, f"sealing {draft}"):
-        if place.rank == 0:
-            write_index(draft, masters.shapes, [at for part, _ in parts for at in part])
-            facts = _facts(engine, masters, place, config)
-            (draft / _FACTS).write_text(json.dumps(asdict(facts), indent=1))
-            hashes = {file: text for _, known in parts for file, text in known.items()}
-            commit(draft, directory, {"format": FORMAT}, hashes)
+    staging = create_staging_dir(directory, rank_info)
+    with fail_together(rank_info, f"writing {staging}"):
+        zero_state = create_zero_state(engine, rank_info)
+        locations = _write_slices(staging, zero_state, rank_info)
+        hashes = {file: fsync_and_hash(staging / file) for file in {location[-1] for location in locations}}
+        (staging / _rng_file(rank_info.rank)).write_text(json.dumps(get_rng_state()))
+    parts: list[tuple[list[SliceLocation], dict[str, str]]] = _all_gather((locations, hashes), rank_info)
+    with fail_together(rank_info, f"committing {staging}"):
+        if rank_info.rank == 0:
+            write_index(
+                staging, zero_state.shapes, [location for locations, _ in parts for location in locations]
+            )
+            meta = _build_meta(engine, zero_state, rank_info, config)
+            (staging / _META_FILE).write_text(json.dumps(asdict(meta), indent=1))
+            all_hashes = {file: digest for _, hashes in parts for file, digest in hashes.items()}
+            commit(staging, directory, {"format": FORMAT}, all_hashes)
 
 
-def load_checkpoint(directory: Path, engine: TrainEngine, place: RankInfo, config: LearnerConfig) -> None:
-    """Restores what `save` wrote, after checking it; every rank must call.
+def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> None:
+    """Verify a checkpoint and restore it; every rank must call.
 
-    Ranks, ZeRO stage, dtype and offloading may differ from those that wrote it. With the same ones,
-    training goes on bit for bit; with others, up to the order of additions. A rank beyond those that
-    wrote it gets a random state that is seeded from rank 0's.
+    World size, ZeRO stage, dtype and offloading may differ from the run that wrote it. If they are equal,
+    training resumes bit for bit; otherwise up to the order of additions. Additional ranks get a random state
+    seeded from rank 0's.
 
     Raises:
-        CheckpointBroken: It is incomplete or damaged, of another model, or of a layout that is not read
-            any more; on all ranks, and nothing was restored.
+        CheckpointError: The checkpoint is incomplete, damaged, of another model or of an unsupported format;
+            raised on all ranks before anything is restored.
     """
-    with reraise_on_all_ranks(place, CheckpointError):
-        facts = read_checkpoint_meta(directory)
-    verify_files(directory, place)
-    with reraise_on_all_ranks(place, CheckpointError):
-        shards, masters = ShardReader(directory), create_zero_state(engine, place)
-        check_same_parameters(directory, shards.shapes, masters.shapes)
-        if place.rank == 0:
-            _require_frozen(directory, facts, engine, config)
-    with fail_together(place, f"loading {directory}"):
-        _read(shards, masters, facts.updates)
-        masters.sync_model_weights()
-        engine.steps = facts.steps
-        _restore_random(directory, place, facts.world_size)
+    with reraise_on_all_ranks(rank_info, CheckpointError):
+        meta = read_checkpoint_meta(directory)
+    verify_files(directory, rank_info)
+    with reraise_on_all_ranks(rank_info, CheckpointError):
+        shards, zero_state = ShardReader(directory), create_zero_state(engine, rank_info)
+        check_same_parameters(directory, shards.shapes, zero_state.shapes)
+        if rank_info.rank == 0:
+            _check_frozen_weights(directory, meta, engine, config)
+    with fail_together(rank_info, f"loading {directory}"):
+        _read_slices(shards, zero_state, meta.updates)
+        zero_state.sync_model_weights()
+        engine.steps = meta.steps
+        _restore_rng_state(directory, rank_info, meta.world_size)
 
 
 def read_checkpoint_meta(directory: Path) -> CheckpointMeta:
-    """What a checkpoint says of its learner.
+    """Return the metadata of a checkpoint.
 
     Raises:
-        CheckpointBroken: See `read_manifest`; or its layout is not read any more.
+        CheckpointError: The manifest is missing or was changed, or the format is not supported.
     """
-    if read_manifest(directory)["facts"].get("format") != FORMAT:
+    saved_format = read_manifest(directory)["metadata"].get("format")
+    if saved_format != FORMAT:
         raise CheckpointError(
-            f"checkpoint {directory} is of another version's layout: start from an HF export that the "
-            "version which wrote it makes"
+            f"checkpoint {directory} has format {saved_format}; this version reads format {FORMAT}. "
+            "Export it with the version that wrote it and start from the export."
         )
     try:
-        return CheckpointMeta(**json.loads((directory / _FACTS).read_text()))
+        return CheckpointMeta(**json.loads((directory / _META_FILE).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {directory} has no readable {_FACTS}: {error}") from error
+        raise CheckpointError(f"checkpoint {directory} has no readable {_META_FILE}: {error}") from error
 
 
-def _write(draft: Path, masters: ZeroState, place: RankInfo) -> list[SliceLocation]:
-    kinds = (WEIGHTS, *MOMENTS) if masters.optimizer_steps else (WEIGHTS,)
-    pieces = masters.slices_to_save()
-    return [at for kind in kinds for at in write_shards(draft, place.rank, kind, pieces, masters.read)]
+def _write_slices(staging: Path, zero_state: ZeroState, rank_info: RankInfo) -> list[SliceLocation]:
+    kinds = (WEIGHTS, *MOMENTS) if zero_state.optimizer_steps else (WEIGHTS,)
+    slices = zero_state.slices_to_save()
+    return [
+        location
+        for kind in kinds
+        for location in write_shards(staging, rank_info.rank, kind, slices, zero_state.read)
+    ]
 
 
-def _read(shards: ShardReader, masters: ZeroState, updates: int) -> None:
-    masters.reset_moments(updates)
+def _read_slices(shards: ShardReader, zero_state: ZeroState, updates: int) -> None:
+    zero_state.reset_moments(updates)
     for kind in (WEIGHTS, *MOMENTS) if updates else (WEIGHTS,):
-        for piece in masters.local_slices():
-            masters.write(piece, kind, shards.read(kind, piece.name, piece.start, piece.stop))
+        for param in zero_state.local_slices():
+            zero_state.write(param, kind, shards.read(kind, param.name, param.start, param.stop))
 
 
-def _facts(engine: TrainEngine, masters: ZeroState, place: RankInfo, config: LearnerConfig) -> CheckpointMeta:
+def _build_meta(
+    engine: TrainEngine, zero_state: ZeroState, rank_info: RankInfo, config: LearnerConfig
+) -> CheckpointMeta:
     frozen = has_frozen_parameters(engine.deepspeed.module)
     return CheckpointMeta(
         steps=engine.steps,
-        updates=masters.optimizer_steps,
-        world_size=place.world_size,
+        updates=zero_state.optimizer_steps,
+        world_size=rank_info.world_size,
         zero_stage=config.zero_stage,
         dtype=str(engine.dtype).removeprefix("torch."),
         model=str(config.model),
@@ -166,49 +167,88 @@ def _facts(engine: TrainEngine, masters: ZeroState, place: RankInfo, config: Lea
     )
 
 
-def _require_frozen(
-    directory: Path, facts: CheckpointMeta, engine: TrainEngine, config: LearnerConfig
+def _check_frozen_weights(
+    directory: Path, meta: CheckpointMeta, engine: TrainEngine, config: LearnerConfig
 ) -> None:
-    """`CheckpointError` if the frozen parts, which are in no checkpoint, are not those it was made with."""
-    if has_frozen_parameters(engine.deepspeed.module) and facts.frozen_weights_hash != hash_weight_files(
-        config.model
-    ):
+    """Raise `CheckpointError` if the frozen weights, which no checkpoint holds, differ."""
+    frozen = has_frozen_parameters(engine.deepspeed.module)
+    if frozen and meta.frozen_weights_hash != hash_weight_files(config.model):
         raise CheckpointError(
-            f"checkpoint {directory} holds what was trained on {facts.model}, and {config.model} has other "
-            "weights in the frozen parts: resume with the model that it was written with"
+            f"checkpoint {directory} was trained on {meta.model}, and {config.model} has other weights in "
+            "the frozen parts. Resume with the model of the run that wrote it."
         )
 
 
 def hash_weight_files(model: str | Path) -> str:
-    """Hash of the weight files of an HF checkpoint directory; files that did not change are read once."""
+    """Return the hash of the weight files of an HF checkpoint directory; unchanged files are read once."""
     paths = sorted(Path(model).glob("*.safetensors"))
-    return _hash_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+    return _hash_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
 
 
 @lru_cache(maxsize=4)
-def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
     for path, _, _ in files:
         hasher.update_mmap(path)
     return hasher.hexdigest()
 
 
-def _restore_random(directory: Path, place: RankInfo, world: int) -> None:
-    own = place.rank < world
-    state: dict[str, Any] = json.loads((directory / _random_file(place.rank if own else 0)).read_text())
-    if own:
+def _all_gather(value: Any, rank_info: RankInfo) -> list[Any]:
+    """Return every rank's value, by rank."""
+    values = [value] * rank_info.world_size
+    if rank_info.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _restore_rng_state(directory: Path, rank_info: RankInfo, saved_world_size: int) -> None:
+    has_state = rank_info.rank < saved_world_size
+    file = directory / _rng_file(rank_info.rank if has_state else 0)
+    state: dict[str, Any] = json.loads(file.read_text())
+    if has_state:
         set_rng_state(state)
     else:
-        seed_from_rank0(state, place.rank)
+        seed_from_rank0(state, rank_info.rank)
 
 
-def _random_file(rank: int) -> str:
+def _rng_file(rank: int) -> str:
     return f"random-{rank:05d}.json"
 
 
-def _gathered(value: Any, place: RankInfo) -> list[Any]:
-    """Every rank's value, by rank."""
-    parts = [value] * place.world_size
-    if place.world_size > 1:
-        dist.all_gather_object(parts, value)
-    return parts
+def get_rng_state() -> dict[str, Any]:
+    """Return the random states of Python, NumPy, torch on the CPU, and torch on this rank's GPU, as JSON."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    cuda = _encode_tensor(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": _encode_tensor(torch.get_rng_state()),
+        "cuda": cuda,
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore `get_rng_state`; without a saved GPU state, the GPU generator keeps its state."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(_decode_tensor(state["torch"]))
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_decode_tensor(state["cuda"]))
+
+
+def seed_from_rank0(state: dict[str, Any], rank: int) -> None:
+    """Seed the generators of a rank without a saved state, deterministically from rank 0's state."""
+    digest = blake3(f"{json.dumps(state)}/{rank}".encode()).digest(8)
+    seed = int.from_bytes(digest, "little") >> 1  # torch takes 63 bits
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _encode_tensor(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode_tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Whether a checkpoint's tensors are those that its config.json promises, without reading one of them.
+"""Comparison of a checkpoint's tensors with its config.json, from the safetensors headers alone.
 
-transformers fills what is missing with random numbers, skips what it does not know, and warns. Here
-both are errors, found in the headers of the safetensors files before anything is loaded.
+transformers initializes missing tensors randomly, skips unknown tensors, and only warns. Here both are errors,
+raised before any tensor is loaded.
 """
 
 from __future__ import annotations
@@ -18,82 +18,82 @@ from vz_ray.utils.errors import UserError
 
 Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_MOST_HEADER = 100_000_000
-"""Bytes; the format allows no longer header."""
-_NAMED = 3
-"""Tensors of each kind of fault that an error names; others are counted."""
+_MAX_HEADER_BYTES = 100_000_000
+"""Limit of the format."""
+_MAX_LISTED = 3
+"""Maximum number of tensors that an error lists per kind of mismatch."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as a file's header describes it."""
+    """A tensor in the header of a file."""
 
     shape: Shape
     file: str
 
 
 def check_tensor_shapes(directory: str | Path) -> None:
-    """Compares the tensors of a HF checkpoint directory with the model that its config.json describes.
+    """Compare the tensors of an HF checkpoint directory with the model of its config.json.
 
-    Names may be written as released checkpoints have them (`visual.`, `model.layers.`) or as
-    transformers does now (`model.visual.`, `model.language_model.layers.`): they go through its own
-    renaming. A tied `lm_head` may be left out.
+    Both spellings of names are accepted, those of released checkpoints (`visual.`, `model.layers.`) and those
+    of current transformers (`model.visual.`, `model.language_model.layers.`), through the renaming of
+    transformers. A tied `lm_head` is optional.
 
     Raises:
-        UserError: A file is missing, cut short or no safetensors; tensors are missing, unexpected, or
-            of another shape, which are named with both shapes.
+        UserError: A file is missing, truncated or invalid; or tensors are missing, unexpected or have another
+            shape. The message holds names and shapes.
     """
     path = Path(directory)
-    model = _on_meta(path)
+    model = _meta_model(path)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = _renamed(read_tensor_headers(path), model)
-    optional = {name for name, own in model.all_tied_weights_keys.items() if own in found}
-    faults = _faults(expected, found, optional, model._keys_to_ignore_on_load_unexpected or ())
-    if faults:
+    stored = _rename_tensors(read_tensor_headers(path), model)
+    optional = {name for name, own in model.all_tied_weights_keys.items() if own in stored}
+    mismatches = _find_mismatches(expected, stored, optional, model._keys_to_ignore_on_load_unexpected or ())
+    if mismatches:
         raise UserError(
-            f"model {str(path)!r} does not hold what its config.json says: {'; '.join(faults)}; "
-            "download it again, or take the config.json that belongs to it"
+            f"model {str(path)!r} does not match its config.json: {'; '.join(mismatches)}. Download it again, "
+            "or use the config.json that belongs to it."
         )
 
 
 def read_tensor_headers(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint directory by the name that it has in its file; headers alone are read.
+    """Return the tensors of a checkpoint directory by their names in the files; reads headers only.
 
     Raises:
-        UserError: There are no weights, a file that the index names is missing, or one is damaged.
+        UserError: The weights or a file of the index are missing, or a file is damaged.
     """
     if (path / SINGLE).is_file():
         return read_safetensors_header(path / SINGLE)
     if not (path / INDEX).is_file():
-        raise UserError(f"model {str(path)!r} has neither {SINGLE} nor {INDEX}; download it again")
-    places = _index(path / INDEX)
-    files = sorted(set(places.values()))
+        raise UserError(f"model {str(path)!r} has neither {SINGLE} nor {INDEX}. Download it again.")
+    file_of_tensor = _read_index(path / INDEX)
+    files = sorted(set(file_of_tensor.values()))
     if missing := [name for name in files if not (path / name).is_file()]:
         raise UserError(
-            f"model {str(path)!r} lacks {_some(missing)}, of {len(files)} files that {INDEX} names; "
-            "download it again"
+            f"model {str(path)!r} lacks {_listed(missing)}, of {len(files)} files in {INDEX}. "
+            "Download it again."
         )
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in files:
-        found |= read_safetensors_header(path / name)
-    if absent := sorted(places.keys() - found.keys()):
+        tensors |= read_safetensors_header(path / name)
+    if absent := sorted(file_of_tensor.keys() - tensors.keys()):
         raise UserError(
-            f"model {str(path)!r}: {_some(absent)} not in the files that {INDEX} says; download it again"
+            f"model {str(path)!r}: {_listed(absent)} not in the files of {INDEX}. Download it again."
         )
-    return found
+    return tensors
 
 
 def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors that a safetensors file says it has; its length must be what they add up to.
+    """Return the tensors of a safetensors file; the file size must match their total size.
 
     Raises:
-        UserError: It is cut short, or no safetensors.
+        UserError: The file is truncated or not in safetensors format.
     """
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            if not 0 < length <= min(_MOST_HEADER, size - 8):
+            if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"a header of {length} bytes")
             entries = json.loads(opened.read(length))
         tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
@@ -109,30 +109,35 @@ def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:
         RecursionError,
     ) as error:
         raise UserError(
-            f"{file} is no safetensors file, or cut short ({error}); download it again"
+            f"{file} is truncated or not a safetensors file ({error}). Download it again."
         ) from error
-    if (promised := 8 + length + max(ends, default=0)) != size:
-        raise UserError(f"{file} has {size:,} bytes, its header says {promised:,}; download it again")
+    if (expected_size := 8 + length + max(ends, default=0)) != size:
+        raise UserError(
+            f"{file} has {size:,} bytes, but {expected_size:,} according to its header. Download it again."
+        )
     return {name: StoredTensor(shape, file.name) for name, shape in shapes.items()}
 
 
-def _index(file: Path) -> dict[str, str]:
-    """Tensor -> file, which lies beside the index.
+def _read_index(file: Path) -> dict[str, str]:
+    """Return the file name of each tensor.
 
     Raises:
-        UserError: It is no index, or names a file elsewhere.
+        UserError: The index is invalid, or names a file in another directory.
     """
     try:
-        places = {str(name): str(place) for name, place in json.loads(file.read_text())["weight_map"].items()}
+        weight_map = json.loads(file.read_text())["weight_map"]
+        file_of_tensor = {str(name): str(target) for name, target in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is no index of safetensors files ({error}); download it again") from error
-    if outside := [place for place in places.values() if Path(place).name != place]:
-        raise UserError(f"{file} names {outside[0]!r}, which is not beside it; do not use this checkpoint")
-    return places
+        raise UserError(f"{file} is not a valid safetensors index ({error}). Download it again.") from error
+    if outside := [target for target in file_of_tensor.values() if Path(target).name != target]:
+        raise UserError(
+            f"{file} names {outside[0]!r}; files must be in the same directory. Do not use this checkpoint."
+        )
+    return file_of_tensor
 
 
-def _on_meta(path: Path) -> Any:
-    """The model of `path`'s config.json, without memory for its weights."""
+def _meta_model(path: Path) -> Any:
+    """Build the model of `path`'s config.json on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
@@ -142,51 +147,58 @@ def _on_meta(path: Path) -> Any:
         return AutoModelForImageTextToText.from_config(config)
 
 
-def _renamed(stored: Mapping[str, StoredTensor], model: Any) -> dict[str, StoredTensor]:
-    """By the names that the model has, as transformers maps them when it loads.
+def _rename_tensors(stored: Mapping[str, StoredTensor], model: Any) -> dict[str, StoredTensor]:
+    """Rename tensors to the model's names with the mapping of transformers.
 
     Raises:
-        UserError: Two tensors come to the same name.
+        UserError: Two tensors map to the same name.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    conversions = get_model_conversion_mapping(model)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     expected = model.state_dict()
-    found: dict[str, StoredTensor] = {}
+    renamed: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
-        own = rename_source_key(name, renamings, [], model.base_model_prefix, expected)[0]
-        if own in found:
-            raise UserError(f"{tensor.file}: {name} is there twice, in two spellings; remove one")
-        found[own] = tensor
-    return found
+        model_name = rename_source_key(name, renamings, [], model.base_model_prefix, expected)[0]
+        if model_name in renamed:
+            raise UserError(f"{tensor.file} holds {name} twice, in two spellings. Remove one.")
+        renamed[model_name] = tensor
+    return renamed
 
 
-def _faults(
+def _find_mismatches(
     expected: Mapping[str, Shape],
-    found: Mapping[str, StoredTensor],
+    stored: Mapping[str, StoredTensor],
     optional: set[str],
     ignored: Iterable[str],
 ) -> list[str]:
-    """One phrase for each kind of fault."""
-    missing = sorted(expected.keys() - found.keys() - optional)
-    known = re.compile("|".join(ignored)) if ignored else None
-    beyond = sorted(found.keys() - expected.keys())
-    unexpected = [f"{name} in {found[name].file}" for name in beyond if not (known and known.search(name))]
-    other = [
-        f"{name} is {list(found[name].shape)} in {found[name].file}, expected {list(shape)}"
-        for name, shape in sorted(expected.items())
-        if name in found and found[name].shape != shape
+    """Return one phrase per kind of mismatch."""
+    missing = sorted(expected.keys() - stored.keys() - optional)
+    ignored_names = re.compile("|".join(ignored)) if ignored else None
+    extra = sorted(stored.keys() - expected.keys())
+    unexpected = [
+        f"{name} in {stored[name].file}"
+        for name in extra
+        if not (ignored_names and ignored_names.search(name))
     ]
-    phrases = [f"missing {_some([f'{name} {list(expected[name])}' for name in missing])}"] if missing else []
+    wrong_shape = [
+        f"{name} is {list(stored[name].shape)} in {stored[name].file}, expected {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in stored and stored[name].shape != shape
+    ]
+    phrases = (
+        [f"missing {_listed([f'{name} {list(expected[name])}' for name in missing])}"] if missing else []
+    )
     if unexpected:
-        phrases.append(f"unexpected {_some(unexpected)}")
-    if other:
-        phrases.append(f"of another shape: {_some(other)}")
+        phrases.append(f"unexpected {_listed(unexpected)}")
+    if wrong_shape:
+        phrases.append(f"of another shape: {_listed(wrong_shape)}")
     return phrases
 
 
-def _some(names: list[str]) -> str:
-    """The first few, and how many more."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _listed(names: list[str]) -> str:
+    """Join the first names and the number of the others."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""This process's place among the ranks; plain torch.distributed, started before DeepSpeed."""
+"""Process group of the ranks and collectives on Python values; plain torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Attributes:
-    rank: 0 <= rank < world.
-    world_size: Number of ranks.
-    device: Where this rank's tensors live.
+    """Rank of this process.
+
+    Attributes:
+        rank: 0 <= rank < world_size.
+        world_size: Number of ranks.
+        device: Device of this rank's tensors.
     """
 
     rank: int
@@ -26,39 +28,38 @@ class RankInfo:
 
 
 def init_distributed(timeout_s: float) -> RankInfo:
-    """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* describe.
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* describe.
 
-    A process without RANK is a group of its own. DeepSpeed must find the group
-    ready: the one it makes itself binds the device, which hangs NCCL weight
-    transfer.
+    Without RANK the process forms a group alone. Call this before DeepSpeed is initialized: the group that
+    DeepSpeed creates binds the device, which hangs NCCL weight transfer.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_rank)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dist.is_initialized():
-        # Each with the device's own backend, and gloo beside it for objects.
+        # Gloo beside NCCL, for collectives on Python objects.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         timeout = timedelta(seconds=timeout_s)
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return RankInfo(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
+    return RankInfo(rank, world_size, torch.device("cuda", local_rank) if cuda else torch.device("cpu"))
 
 
 def shutdown_distributed() -> None:
-    """Leaves the process group; a process that ends without it may be aborted by the group's own threads."""
+    """Destroy the process group; otherwise its threads can abort the process at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def all_reduce_sum(values: dict[str, float], place: RankInfo) -> dict[str, float]:
-    """Sums each value over ranks; every rank must name the same ones."""
-    if place.world_size == 1:
+def all_reduce_sum(values: dict[str, float], rank_info: RankInfo) -> dict[str, float]:
+    """Sum each value over ranks; every rank must pass the same names."""
+    if rank_info.world_size == 1:
         return dict(values)
     names = sorted(values)
     tensor = torch.tensor([values[name] for name in names], dtype=torch.float64)
@@ -66,54 +67,58 @@ def all_reduce_sum(values: dict[str, float], place: RankInfo) -> dict[str, float
     return dict(zip(names, tensor.tolist(), strict=True))
 
 
-def all_reduce_max(value: float, place: RankInfo) -> float:
-    """The largest of all ranks' values."""
+def all_reduce_max(value: float, rank_info: RankInfo) -> float:
+    """Return the maximum over ranks."""
     tensor = torch.tensor([value], dtype=torch.float64)
-    if place.world_size > 1:
+    if rank_info.world_size > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
 
 
 @contextmanager
-def fail_together(place: RankInfo, operation: str) -> Iterator[None]:
-    """All ranks leave the block together, or all fail: one rank's error is every rank's.
+def fail_together(rank_info: RankInfo, operation: str) -> Iterator[None]:
+    """Raise on all ranks if the block fails on one.
 
-    Without it the others would wait in their next collective until the
-    deadline, and the first error would look like a hang.
+    Otherwise the other ranks would wait in their next collective until the timeout, and the first error
+    would look like a hang.
 
     Raises:
-        RuntimeError: `operation` failed on another rank; the message says which and why.
+        RuntimeError: `operation` failed on another rank; the message holds the rank and its error.
     """
     error: BaseException | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    faults: list[str | None] = [None] * place.world_size
-    if place.world_size > 1:
-        dist.all_gather_object(faults, f"{type(error).__name__}: {error}" if error else None)
+    errors: list[str | None] = [None] * rank_info.world_size
+    if rank_info.world_size > 1:
+        dist.all_gather_object(errors, f"{type(error).__name__}: {error}" if error else None)
     if error is not None:
         raise error
-    failed = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
+    failed = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text]
     if failed:
         raise RuntimeError(f"{operation} failed on {'; '.join(failed)}")
 
 
 @contextmanager
-def reraise_on_all_ranks(place: RankInfo, error_type: type[Exception]) -> Iterator[None]:
-    """`agree`, but an error of `error_type` is raised on all ranks, with the first one's message."""
+def reraise_on_all_ranks(rank_info: RankInfo, error_type: type[Exception]) -> Iterator[None]:
+    """Raise an error of `error_type` on all ranks, with the message of the lowest failing rank.
+
+    Other errors are handled as in `fail_together`.
+    """
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    said: list[str | None] = [str(error) if isinstance(error, error_type) else None]
-    if place.world_size > 1:
-        mine, said = said[0], [None] * place.world_size
-        dist.all_gather_object(said, mine)
-    first = next((text for text in said if text is not None), None)
+    message = str(error) if isinstance(error, error_type) else None
+    messages: list[str | None] = [message]
+    if rank_info.world_size > 1:
+        messages = [None] * rank_info.world_size
+        dist.all_gather_object(messages, message)
+    first = next((text for text in messages if text is not None), None)
     if first is not None:
         raise error_type(first) from error
-    with fail_together(place, "a step that all ranks take"):
+    with fail_together(rank_info, "a step of all ranks"):
         if error is not None:
             raise error

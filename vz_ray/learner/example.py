@@ -1,4 +1,4 @@
-"""A trajectory as arrays: what it says, what of it was sampled, and which frames it shows."""
+"""Trajectories as arrays: token ids, sampled tokens, frames."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 FrameKey = tuple[str, int, int]
-"""What tells the pixels of one frame from those of another: digest, width, height."""
+"""Identifies the pixels of a frame: digest, width, height."""
 
 
 def frame_key(ref: FrameRef) -> FrameKey:
-    """The key of a frame."""
-    # The digest covers bytes alone: a black frame of 28 x 56 and one of 56 x 28 share it.
+    """Return the key of a frame."""
+    # The digest covers bytes only: black frames of 28 x 56 and 56 x 28 pixels have the same digest.
     return (ref.digest, ref.width, ref.height)
 
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokenIds:
-    """Ids that the model gives a meaning to.
+    """Special token ids of a model.
 
     Attributes:
-        image: The image pad; one per visual token.
-        pad: Stands where there is nothing to compute.
-        vision: Every vision placeholder, `image` included: never sampled.
+        image: Image pad; one per visual token.
+        pad: Padding token of empty micro-batches.
+        vision: All vision placeholders, `image` included; never sampled.
     """
 
     image: int
@@ -43,7 +43,7 @@ class SpecialTokenIds:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> SpecialTokenIds:
-        """Reads them from the tokenizer and configuration of an HF Qwen-VL checkpoint."""
+        """Read the ids from the tokenizer and config of an HF Qwen-VL checkpoint."""
         from transformers import AutoConfig, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
@@ -55,21 +55,21 @@ class SpecialTokenIds:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One trajectory as arrays; no pixels.
+    """One trajectory as arrays, without pixels.
 
     Attributes:
-        name: The trajectory's id, for errors.
-        group_id: Whose samples share a prefix.
-        token_ids: `[L]` expanded ids.
-        sampled_positions: `[S]` places of sampled tokens in `token_ids`, ascending.
-        engine_logprobs: `[S]`; NaN where a turn was written rather than sampled.
-        temperature: `[S]`, at which each was sampled; 1 for greedy and written turns.
-        weight_versions: `[S]` weight version that each was sampled from; -1 where a turn was written.
-        after_image: `[S]`, True in turns that answer to frames, False in those that answer to text alone.
+        name: Id of the trajectory, for errors.
+        group_id: Trajectories with equal ids can share a prefix.
+        token_ids: `[L]` ids with one image pad per visual token.
+        sampled_positions: `[S]` positions of sampled tokens in `token_ids`, ascending.
+        engine_logprobs: `[S]`; NaN in external turns.
+        temperature: `[S]` sampling temperature; 1 for greedy and external turns.
+        weight_versions: `[S]` weight version of the sampling engine; -1 in external turns.
+        after_image: `[S]` True in turns after an observation with frames, False after text only.
         grids: `[N, 3]` patch grids.
-        image_starts: `[N]` places in `token_ids` of each frame's first image pad.
+        image_starts: `[N]` position in `token_ids` of each frame's first image pad.
         image_token_counts: `[N]` image pads of each frame.
-        refs: N frames.
+        refs: N frame references.
     """
 
     name: str
@@ -87,37 +87,38 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens of the whole trajectory."""
+        """Number of tokens of the whole trajectory."""
         return len(self.token_ids)
 
     @property
     def context_length(self) -> int:
-        """Tokens that have to be computed: all before the last sampled one, which nothing depends on."""
+        """Number of tokens to compute: all before the last sampled token, whose state is not used."""
         return int(self.sampled_positions[-1])
 
     def frame_slice(self, start: int, end: int) -> slice:
-        """Which frames lie within `ids[start:end]`; neither end may be within a frame."""
+        """Return the index range of frames in `token_ids[start:end]`; neither end may be within a frame."""
         first, last = np.searchsorted(self.image_starts, (start, end))
         return slice(int(first), int(last))
 
 
 def encode_trajectory(trajectory: Trajectory, tokens: SpecialTokenIds, merge: int) -> Example:
-    """Takes a trajectory apart, and checks the counts that must agree.
+    """Convert a trajectory to arrays and check that its counts agree.
 
     Raises:
-        ValueError: Nothing was sampled, a vision placeholder was, or image
-            slots, grids and frames do not match.
+        ValueError: No token was sampled, a vision placeholder was sampled, or the numbers of image slots,
+            grids and frames differ.
     """
     name = str(trajectory.id)
     ids = np.asarray(trajectory.expanded_ids, dtype=np.int64)
     sampled = np.flatnonzero(np.asarray(trajectory.loss_mask))
     if not len(sampled):
-        raise ValueError(f"trajectory {name} has no sampled token to learn from")
+        raise ValueError(f"trajectory {name} has no sampled token")
     if sampled[0] == 0:
-        raise ValueError(f"trajectory {name} has an empty prompt: its first token has no context")
-    if (found := np.isin(ids[sampled], tokens.vision)).any():
+        raise ValueError(f"trajectory {name} has an empty prompt: its first sampled token has no context")
+    if (is_placeholder := np.isin(ids[sampled], tokens.vision)).any():
         raise ValueError(
-            f"trajectory {name} sampled the vision placeholder {ids[sampled][found][0]}: it must be banned"
+            f"trajectory {name} sampled the vision placeholder {ids[sampled][is_placeholder][0]}; the engine "
+            "must exclude vision placeholders"
         )
     grids = np.asarray(trajectory.grids, dtype=np.int64).reshape(-1, 3)
     if len(grids) != len(trajectory.frame_refs):
@@ -137,37 +138,39 @@ def encode_trajectory(trajectory: Trajectory, tokens: SpecialTokenIds, merge: in
         image_starts=slots[np.cumsum(visual) - visual],
         image_token_counts=visual,
         refs=trajectory.frame_refs,
-        **_of_turns(trajectory),
+        **_turn_arrays(trajectory),
     )
 
 
-def _of_turns(trajectory: Trajectory) -> dict[str, Any]:
-    """What is known of the tokens that the loss mask marks, by field of `Example`."""
+def _turn_arrays(trajectory: Trajectory) -> dict[str, Any]:
+    """Return arrays over the sampled tokens, by field of `Example`."""
     logprobs: list[float] = []
     temperature: list[float] = []
-    versions: list[int] = []
+    weight_versions: list[int] = []
     after_image: list[bool] = []
-    before: TokenContext | None = trajectory.prompt
+    context: TokenContext | None = trajectory.prompt
     for turn in trajectory.turns:
         count = len(turn.action.token_ids)
-        after_image += [bool(before and before.frame_refs)] * count
-        before = turn.observation
+        after_image += [bool(context and context.frame_refs)] * count
+        context = turn.observation
         if isinstance(turn.action, SampledAction):
             logprobs += turn.action.logprobs
             temperature += [turn.action.sampling_params.temperature or 1.0] * count
-            versions += [span.version for span in turn.action.versions for _ in range(span.start, span.end)]
+            weight_versions += [
+                span.version for span in turn.action.versions for _ in range(span.start, span.end)
+            ]
         else:
             logprobs += [float("nan")] * count
             temperature += [1.0] * count
-            versions += [-1] * count
-    if not len(logprobs) == len(versions) == len(temperature):
+            weight_versions += [-1] * count
+    if not len(logprobs) == len(weight_versions) == len(temperature):
         raise ValueError(
             f"trajectory {trajectory.id} has {len(temperature)} sampled tokens, {len(logprobs)} log-probs "
-            f"and weight versions of {len(versions)}"
+            f"and weight versions for {len(weight_versions)}"
         )
     return {
         "engine_logprobs": np.asarray(logprobs, dtype=np.float32),
         "temperature": np.asarray(temperature, dtype=np.float32),
-        "weight_versions": np.asarray(versions, dtype=np.int64),
+        "weight_versions": np.asarray(weight_versions, dtype=np.int64),
         "after_image": np.asarray(after_image, dtype=np.bool_),
     }

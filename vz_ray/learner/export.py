@@ -1,6 +1,7 @@
-"""Writes the weights as an ordinary HF checkpoint directory, for serving and for the next stage.
+"""Export of the weights as an HF checkpoint directory, for serving and for the next training stage.
 
-From a running trainer, or from a checkpoint on disk: the latter needs no GPU, no ranks and no DeepSpeed.
+The source is a running trainer, or a checkpoint on disk. A checkpoint can be exported without a GPU, without
+its ranks and without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from typing import Any
 
 import torch
 
-from vz_ray.learner.atomic_dir import CheckpointError, commit, create_draft, verify_files
 from vz_ray.learner.checkpoint import hash_weight_files, read_checkpoint_meta
+from vz_ray.learner.checkpoint_files import (
+    CheckpointError,
+    ShardReader,
+    commit,
+    create_staging_dir,
+    verify_files,
+)
 from vz_ray.learner.distributed import RankInfo, fail_together
 from vz_ray.learner.lora import has_adapters, peft_config, peft_parameters
 from vz_ray.learner.policy_model import load_pretrained
-from vz_ray.learner.sharded_io import ShardReader
 from vz_ray.learner.weight_source import ZeroWeightSource, gathered
 from vz_ray.learner.zero_state import WEIGHTS
 from vz_ray.weight_sync.weight_version import TensorSpec
@@ -26,82 +32,82 @@ _SHARD_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"
 
 
-def export_hf(directory: Path, hf: Any, base: Path, place: RankInfo) -> None:
-    """Writes weights, configuration, tokenizer and processor; every rank must call.
+def export_hf(directory: Path, hf: Any, base: Path, rank_info: RankInfo) -> None:
+    """Write weights, configuration, tokenizer and processor atomically; every rank must call.
 
-    Of a model with adapters the weights are merged, and the adapter lies beside them in `adapter/`, in
-    peft's own format: `PeftModel.from_pretrained(base, directory / "adapter")` is the same policy.
+    Adapters are merged into the weights. The adapter alone is written to `adapter/` in peft's format:
+    `PeftModel.from_pretrained(base, directory / "adapter")` loads the same policy.
 
     Args:
-        directory: Must not exist; complete or absent.
+        directory: Target; must not exist.
         hf: The HF model, sharded or not.
-        base: The checkpoint that training started from, whose tokenizer,
-            processor and configuration files are copied as they are.
+        base: The checkpoint that training started from; its tokenizer, processor and configuration files
+            are copied.
 
     Raises:
-        FileExistsError: `directory` is there already.
+        FileExistsError: `directory` already exists.
     """
-    draft = create_draft(directory, place)
-    with fail_together(place, f"writing {draft}"):
-        _write_weights(draft, ZeroWeightSource(hf), place)
+    staging = create_staging_dir(directory, rank_info)
+    with fail_together(rank_info, f"writing {staging}"):
+        _write_weights(staging, ZeroWeightSource(hf), rank_info)
         if has_adapters(hf):
-            _write_adapter(draft / "adapter", hf, place)
-    with fail_together(place, f"sealing {draft}"):
-        if place.rank == 0:
+            _write_adapter(staging / "adapter", hf, rank_info)
+    with fail_together(rank_info, f"committing {staging}"):
+        if rank_info.rank == 0:
             for file in non_weight_files(base):
-                shutil.copy2(file, draft / file.name)
-            commit(draft, directory, {"base": str(base)})
+                shutil.copy2(file, staging / file.name)
+            commit(staging, directory, {"base": str(base)})
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = None) -> None:
-    """Writes what a trainer that resumes from `checkpoint` would export: the same bytes.
+    """Export a checkpoint; the files equal those of a trainer that resumes from it.
 
-    The model is built on the CPU, in the type that it was trained in.
+    The model is built on the CPU in its training dtype.
 
     Args:
-        checkpoint: What `Trainer.save_checkpoint` wrote, by any number of ranks.
-        directory: Must not exist; complete or absent.
-        base: The HF checkpoint that training started from; by default where it was then.
+        checkpoint: Output of `Trainer.save_checkpoint`, from any number of ranks.
+        directory: Target; must not exist.
+        base: The HF checkpoint that training started from; default is its path at that time.
 
     Raises:
-        CheckpointBroken: It is damaged, or does not go with `base`.
-        UserError: `base` is no HF checkpoint.
-        FileExistsError: `directory` is there already.
+        CheckpointError: The checkpoint is damaged or does not match `base`.
+        UserError: `base` is not an HF checkpoint.
+        FileExistsError: `directory` already exists.
     """
-    place = RankInfo(0, 1, torch.device("cpu"))
-    facts = read_checkpoint_meta(checkpoint)
-    verify_files(checkpoint, place)
-    base = base or Path(facts.model)
-    hf = load_pretrained(base, getattr(torch, facts.dtype))
-    if facts.frozen_weights_hash not in (None, hash_weight_files(base)):
+    rank_info = RankInfo(0, 1, torch.device("cpu"))
+    meta = read_checkpoint_meta(checkpoint)
+    verify_files(checkpoint, rank_info)
+    base = base or Path(meta.model)
+    hf = load_pretrained(base, getattr(torch, meta.dtype))
+    if meta.frozen_weights_hash not in (None, hash_weight_files(base)):
         raise CheckpointError(
-            f"checkpoint {checkpoint} was trained on other weights than those of {base}, parts of which it "
-            "left as they were: give the model that training started from"
+            f"checkpoint {checkpoint} has frozen parts and was trained on other weights than those of "
+            f"{base}. Pass the model that training started from."
         )
-    _fill(hf, ShardReader(checkpoint), checkpoint, base)
-    export_hf(directory, hf, base, place)
+    _load_weights(hf, ShardReader(checkpoint), checkpoint, base)
+    export_hf(directory, hf, base, rank_info)
 
 
 @torch.no_grad()
-def _fill(hf: Any, shards: ShardReader, checkpoint: Path, base: Path) -> None:
-    """Puts the trained weights in their places."""
+def _load_weights(hf: Any, shards: ShardReader, checkpoint: Path, base: Path) -> None:
+    """Copy the trained weights into the model."""
     parameters = dict(hf.named_parameters())
     for name, shape in shards.shapes.items():
         if name not in parameters or tuple(parameters[name].shape) != shape:
             raise CheckpointError(
-                f"checkpoint {checkpoint} holds {name} {list(shape)}, which {base} has not: give the model "
-                "that training started from; adapters are merged by the trainer's own export alone"
+                f"checkpoint {checkpoint} holds {name} {list(shape)}, which {base} lacks. Pass the model "
+                "that training started from. Only the trainer's own export merges adapters."
             )
         parameters[name].copy_(shards.read(WEIGHTS, name).view(shape))
 
 
-def _write_adapter(directory: Path, hf: Any, place: RankInfo) -> None:
-    """What was trained, and peft's description of it, written by rank 0 while all ranks gather."""
+def _write_adapter(directory: Path, hf: Any, rank_info: RankInfo) -> None:
+    """Write the trained parameters and peft's config on rank 0, while all ranks gather."""
     from safetensors.torch import save_file
 
     parameters = peft_parameters(hf)
     with gathered(list(parameters.values())):
-        if place.rank:
+        if rank_info.rank:
             return
         tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
     directory.mkdir()
@@ -110,33 +116,38 @@ def _write_adapter(directory: Path, hf: Any, place: RankInfo) -> None:
 
 
 def non_weight_files(base: Path) -> list[Path]:
-    """The files of a checkpoint directory that are not weights."""
-    wanted = {".json", ".txt", ".jinja", ".model"}
+    """Return the files of a checkpoint directory other than weights and their indexes."""
+    suffixes = {".json", ".txt", ".jinja", ".model"}
     skipped = {_INDEX, "manifest.json"}
-    return sorted(p for p in base.iterdir() if p.suffix in wanted and p.name not in skipped and p.is_file())
+    return sorted(
+        path
+        for path in base.iterdir()
+        if path.suffix in suffixes and path.name not in skipped and path.is_file()
+    )
 
 
-def _write_weights(draft: Path, source: ZeroWeightSource, place: RankInfo) -> None:
-    """Shards of safetensors and their index, written by rank 0 while all ranks gather."""
+def _write_weights(staging: Path, source: ZeroWeightSource, rank_info: RankInfo) -> None:
+    """Write safetensors shards and their index on rank 0, while all ranks gather."""
     from safetensors.torch import save_file
 
     shards: dict[str, str] = {}
     specs = source.specs()
     for number, bucket in enumerate(source.buckets(_SHARD_BYTES)):
-        if place.rank:
+        if rank_info.rank:
             continue
         name = f"model-{number + 1:05d}.safetensors"
-        # Names are kept as the model has them in memory; HF's loader knows them as well as its older ones.
+        # In-memory parameter names: HF's loader accepts these and the older released names.
         tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in bucket.items()}
-        save_file(tensors, draft / name, metadata={"format": "pt"})
+        save_file(tensors, staging / name, metadata={"format": "pt"})
         shards |= dict.fromkeys(tensors, name)
-    if place.rank == 0:
-        _name_shards(draft, shards, specs)
+    if rank_info.rank == 0:
+        _write_shard_index(staging, shards, specs)
 
 
-def _name_shards(draft: Path, shards: dict[str, str], specs: list[TensorSpec]) -> None:
+def _write_shard_index(staging: Path, shards: dict[str, str], specs: list[TensorSpec]) -> None:
+    """Write the index of several shards, or rename a single one to `model.safetensors`."""
     if len(set(shards.values())) == 1:
-        (draft / "model-00001.safetensors").rename(draft / "model.safetensors")
+        (staging / "model-00001.safetensors").rename(staging / "model.safetensors")
         return
     index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": shards}
-    (draft / _INDEX).write_text(json.dumps(index, indent=1))
+    (staging / _INDEX).write_text(json.dumps(index, indent=1))

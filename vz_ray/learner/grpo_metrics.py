@@ -1,4 +1,4 @@
-"""What an RL iteration is reported by."""
+"""Metrics of one GRPO step."""
 
 from __future__ import annotations
 
@@ -11,63 +11,71 @@ from vz_ray.learner.grpo_loss import engine_mismatch
 
 Metrics = dict[str, float]
 
-_PARTS = ("", "_after_image", "_after_text", "_stale")
-"""Tokens of the present weights, and of these in turns that answer to frames, to text; of older weights."""
+_SUBSETS = ("", "_after_image", "_after_text", "_stale")
+"""Subsets of tokens that are compared with the engine separately: tokens of the current weights; of these,
+tokens in turns after frames and after text only; tokens of older weights."""
 
 
 class GrpoMetrics:
-    """Sums over micro-batches and updates of one iteration, made into metrics at its end.
+    """Accumulates sums over the micro-batches and updates of one step.
 
     Args:
-        version: Of the weights that the iteration began with; tokens sampled from others are compared with
-            the engine apart. None takes all for current.
+        weight_version: Version of the weights before the step; tokens of other versions are stale. None treats
+            all tokens as current.
     """
 
     def __init__(self, weight_version: int | None) -> None:
-        self._version = weight_version
+        self._weight_version = weight_version
         self._sums: dict[str, float] = {}
         self._ratio_max = 0.0
-        self._mismatch_max = dict.fromkeys((f"mismatch_abs_max{part}" for part in _PARTS), 0.0)
+        self._mismatch_max = dict.fromkeys((f"mismatch_abs_max{subset}" for subset in _SUBSETS), 0.0)
         self._updates: list[Metrics] = []
 
-    def add(self, sums: Metrics, change: Tensor, own: Tensor, batch: MicroBatch) -> None:
-        """`change` is new - old, `own` the learner's log-probs to compare with the engine's; `[B, S]`."""
-        gaps, worst = engine_mismatch(own, batch.engine_logprobs, self._parts(batch))
-        for name, value in (sums | gaps).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._mismatch_max = {name: max(value, worst[name]) for name, value in self._mismatch_max.items()}
-        self._ratio_max = max(self._ratio_max, float((change * batch.mask).abs().max().exp()))
+    def add(self, sums: Metrics, log_ratio: Tensor, old_logprobs: Tensor, batch: MicroBatch) -> None:
+        """Add a micro-batch.
 
-    def _parts(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Masks `[B, S]` of the tokens that are compared with the engine apart from others."""
+        Args:
+            sums: Sums of `grpo_loss`.
+            log_ratio: `[B, S]` new minus old log-probs.
+            old_logprobs: `[B, S]` the learner's log-probs, for the comparison with the engine.
+        """
+        mismatch, maxima = engine_mismatch(old_logprobs, batch.engine_logprobs, self._subset_masks(batch))
+        for name, value in (sums | mismatch).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._mismatch_max = {name: max(value, maxima[name]) for name, value in self._mismatch_max.items()}
+        self._ratio_max = max(self._ratio_max, float((log_ratio * batch.mask).abs().max().exp()))
+
+    def _subset_masks(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Return the mask `[B, S]` of each subset."""
         stale = torch.zeros_like(batch.mask)
-        if self._version is not None:
-            stale = batch.mask * (batch.weight_versions != self._version)
+        if self._weight_version is not None:
+            stale = batch.mask * (batch.weight_versions != self._weight_version)
         fresh = batch.mask - stale
         masks = (fresh, fresh * batch.after_image, fresh * ~batch.after_image, stale)
-        return dict(zip(_PARTS, masks, strict=True))
+        return dict(zip(_SUBSETS, masks, strict=True))
 
-    def add_update(self, metrics: Metrics) -> None:
-        """An update is over; `compute` are the engine's."""
-        self._updates.append(metrics)
+    def add_update(self, step_metrics: Metrics) -> None:
+        """Add the metrics that `TrainEngine.step` returned."""
+        self._updates.append(step_metrics)
 
-    def compute(self, place: RankInfo) -> Metrics:
-        """Of all ranks; every rank must call."""
-        sums = all_reduce_sum(self._sums, place)
-        sampled, updates = sums.pop("sampled"), len(self._updates)
-        done = [update for update in self._updates if not update["skipped"]]
-        mean = {name: sums.pop(name) / updates for name in ("loss", "policy_loss")}
-        for part in _PARTS:
-            found, compared = sums.pop(f"mismatch_kl{part}"), sums.pop(f"compared{part}")
-            worst = all_reduce_max(self._mismatch_max[f"mismatch_abs_max{part}"], place)
-            if compared or not part:
-                mean[f"mismatch_kl{part}"] = found / max(compared, 1.0)
-                mean[f"mismatch_abs_max{part}"] = worst
-        mean |= {name: value / sampled for name, value in sums.items()}
-        return mean | {
-            "ratio_max": all_reduce_max(self._ratio_max, place),
-            "updates": float(len(done)),
-            "skipped": float(updates - len(done)),
-            "grad_norm": sum(u["grad_norm"] for u in done) / len(done) if done else float("inf"),
+    def compute(self, rank_info: RankInfo) -> Metrics:
+        """Return the metrics over all ranks; every rank must call."""
+        sums = all_reduce_sum(self._sums, rank_info)
+        num_sampled, num_updates = sums.pop("sampled"), len(self._updates)
+        applied = [update for update in self._updates if not update["skipped"]]
+        metrics = {name: sums.pop(name) / num_updates for name in ("loss", "policy_loss")}
+        for subset in _SUBSETS:
+            kl, compared = sums.pop(f"mismatch_kl{subset}"), sums.pop(f"compared{subset}")
+            maximum = all_reduce_max(self._mismatch_max[f"mismatch_abs_max{subset}"], rank_info)
+            if compared or not subset:
+                metrics[f"mismatch_kl{subset}"] = kl / max(compared, 1.0)
+                metrics[f"mismatch_abs_max{subset}"] = maximum
+        metrics |= {name: value / num_sampled for name, value in sums.items()}
+        grad_norms = [update["grad_norm"] for update in applied]
+        return metrics | {
+            "ratio_max": all_reduce_max(self._ratio_max, rank_info),
+            "updates": float(len(applied)),
+            "skipped": float(num_updates - len(applied)),
+            "grad_norm": sum(grad_norms) / len(grad_norms) if grad_norms else float("inf"),
             "learning_rate": self._updates[-1]["learning_rate"],
         }

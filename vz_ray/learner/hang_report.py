@@ -1,7 +1,7 @@
-"""Where a learner rank is, and how it is asked what it is doing when it is late.
+"""Inspection of a learner rank that does not answer in time.
 
-A rank does one thing at a time and may be stuck in C code, such as a collective:
-a call would not reach it. A task on its node signals it instead.
+A rank runs one call at a time and can be stuck in C code, such as a collective, so another actor call would
+not reach it. A Ray task on the rank's node sends it a signal instead and reads the stacks that it writes.
 """
 
 from __future__ import annotations
@@ -16,36 +16,40 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks
 from vz_ray.utils.timeouts import with_timeout
 
-_ANSWER_S = 30.0
-"""A node that is busy may need most of it to start a process for the task."""
+_REPORT_TIMEOUT_S = 30.0
+"""A busy node can need most of this time to start a process for the task."""
 
 
 def actor_name(rank: int) -> str:
-    """What a rank is called in errors and logs."""
+    """Return the name of a rank in errors and logs."""
     return f"learner-rank-{rank}"
 
 
 @dataclass(frozen=True, slots=True)
 class HangReporter:
-    """Attributes:
-    node_id: Ray's id of a rank's node.
-    process: Its process there.
+    """Location of a rank's process.
+
+    Attributes:
+        node_id: Ray's id of the node.
+        process: Stack dumper of the process.
     """
 
     node_id: str
     process: StackDumper
 
-    async def report(self, who: str) -> tuple[str, str]:
-        """What `who`, the rank, is doing, in a few words, and its stacks; asked by a task on its node.
+    async def report(self, name: str) -> tuple[str, str]:
+        """Return the current function of the rank `name`, and the stacks of its threads.
 
         Raises:
-            Silent: It does not say.
-            Overdue: The task did not come back within 30 s.
+            StackDumpError: The process is gone or wrote no stacks.
+            StepTimeout: The task did not finish within 30 s.
         """
-        here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(dump_stacks)
+        on_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(dump_stacks)
         try:
-            asked: Awaitable[tuple[str, str]] = task.remote(self.process)
-            return await with_timeout(asked, _ANSWER_S, target=f"the node of {who}", operation="a look at it")
+            result: Awaitable[tuple[str, str]] = task.remote(self.process)
+            return await with_timeout(
+                result, _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump"
+            )
         except RayTaskError as error:
             raise error.cause from error

@@ -1,7 +1,8 @@
-"""The learner as the driver sees it: Ray actors, one per rank; everything it does is `Trainer`'s.
+"""Handle of the learner for the driver: one Ray actor per rank, called in lockstep.
 
-driver: LearnerGroup --- trajectories, without pixels ---> LearnerRank 0 .. n-1
-before an RL step: groups whose frames cannot be got again are left out, on all ranks alike
+    driver: Learner --- trajectories, without pixels ---> LearnerActor 0 .. n-1
+
+Before a GRPO step, all ranks drop the same groups: those with frames that cannot be decoded again.
 """
 
 from __future__ import annotations
@@ -37,35 +38,36 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_GRACE_S = 90.0
-"""When one rank fails, how long the others have to show that it was they who failed first: Ray gives up
-a node that fell silent after five checks of at most 10 s each, 3 s apart."""
-_LOOK_S = 2.0
-"""How often ranks are looked at that nobody asks anything of."""
-_POLL_S = 1.0
+_FAILURE_GRACE_S = 90.0
+"""After one rank fails, time for another rank's death to become visible as the cause. Ray declares a silent
+node dead after five checks of at most 10 s each, 3 s apart."""
+_HEALTH_CHECK_INTERVAL_S = 2.0
+_PLACEMENT_POLL_S = 1.0
 
 
 class LearnerDiedError(RuntimeError):
-    """A rank died: the others cannot go on, and the learner must be started again."""
+    """A rank died. The other ranks cannot continue; the learner must be restarted."""
 
 
 class Learner:
-    """All ranks of the learner, as the driver sees them.
+    """All ranks of the learner.
 
-    A rank whose process dies is noticed at once in a call, and within 2 s between calls by whoever
-    `run_with_health_check`es; one whose node falls silent, when Ray gives that up: about a minute by Ray's own settings.
+    A dead rank is detected immediately during a call, and within 2 s in `run_with_health_check`. A rank on a
+    silent node is detected when Ray declares the node dead, after about a minute by default.
 
     Args:
-        frames: A handle that can be sent to actors, such as the clip pool's.
-        badge: Which run the ranks log for, and how.
-        logs: Directory for `learner-rank-<n>.log`, on each rank's node; empty leaves what they print to Ray.
+        frame_source: A frame source that Ray can serialize, such as the client of the decode pool.
+        identity: Run name and log format of the ranks.
+        log_dir: Directory of `learner-rank-<n>.log` on each rank's node; if empty, Ray handles the output.
 
     Attributes:
-        start_count: How often it has been started.
+        start_count: Number of starts so far.
 
     Raises (every call):
-        LearnerLost: A rank died; the message names it and the call. `restart`, then load a checkpoint.
-        Overdue: A rank did not finish within `config.deadline_s`; says what each late one is doing.
+        LearnerDiedError: A rank died; the message names the rank and the call. Call `restart`, then load a
+            checkpoint.
+        StepTimeout: A rank did not finish within `config.timeout_s`; the message holds the current function
+            of each late rank.
     """
 
     def __init__(
@@ -75,13 +77,13 @@ class Learner:
         *,
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
-        badge: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
+        identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
         log_dir: str = "",
     ) -> None:
-        self._config, self._frames = config, frame_source
-        self._badge, self._logs = badge, log_dir
+        self._config, self._frame_source = config, frame_source
+        self._identity, self._log_dir = identity, log_dir
         self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
-        self._ranks: list[Any] = []
+        self._actors: list[Any] = []
         self._placement_group: PlacementGroup | None = None
         self._hang_reporters: list[HangReporter] = []
         self.start_count = 0
@@ -94,135 +96,139 @@ class Learner:
         *,
         cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
-        badge: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
+        identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
         log_dir: str = "",
     ) -> Learner:
-        """A learner that has been started; see `restart`."""
-        group = cls(
+        """Create and start a learner; see `restart`."""
+        learner = cls(
             config,
             frame_source,
             cpus_per_rank=cpus_per_rank,
             gpus_per_rank=gpus_per_rank,
-            badge=badge,
+            identity=identity,
             log_dir=log_dir,
         )
-        await group.restart()
-        return group
+        await learner.restart()
+        return learner
 
     async def restart(self) -> None:
-        """Ends the ranks there are, places new ones, close to each other, and loads `config.model` on them.
+        """Kill the ranks, start new ones in one placement group, and load `config.model`.
 
-        Senders of this group go on with the new ranks. What the old ones had learned is in their
-        checkpoints alone.
+        Weight transports of this learner continue with the new ranks. Training progress is lost unless a
+        checkpoint is loaded.
 
         Raises:
-            Overdue: Ray could not place them within `config.deadline_s`; says what was asked for.
-            UserError: A node has another version of the code than this process. See also `Trainer`.
+            StepTimeout: Ray could not place the ranks within `config.timeout_s`.
+            UserError: A node runs another version of the code than the driver. See also `Trainer`.
         """
         self.close()
         self.start_count += 1
         try:
-            self._placement_group = await self._reserve()
-            self._ranks = [
-                self._spawn(self._placement_group, rank) for rank in range(self._config.world_size)
+            self._placement_group = await self._create_placement_group()
+            self._actors = [
+                self._create_actor(self._placement_group, rank) for rank in range(self._config.world_size)
             ]
-            self._hang_reporters = await self.call_all("admit", code_fingerprint())
-            address, port = (await self.call_all("address"))[0]
-            await self.call_all("start", self._config, self._frames, address, port)
+            self._hang_reporters = await self.call_all("register", code_fingerprint())
+            address, port = await self.rendezvous_address()
+            await self.call_all("setup", self._config, self._frame_source, address, port)
         except BaseException:
             self.close()
             raise
 
-    async def _reserve(self) -> PlacementGroup:
-        """Room for all ranks."""
+    async def _create_placement_group(self) -> PlacementGroup:
+        """Reserve resources for all ranks."""
         config = self._config
         bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
-        group = node_group_resources(config.node_group)
-        place = placement_group([bundle | group] * config.world_size, strategy="PACK")
+        node_group = node_group_resources(config.node_group)
+        placement = placement_group([bundle | node_group] * config.world_size, strategy="PACK")
 
-        async def placed() -> None:
-            # In short waits, as a thread that waits for all of the deadline would outlive a stop.
-            while not await asyncio.to_thread(place.wait, _POLL_S):
+        async def wait_until_ready() -> None:
+            # Short waits: a thread that waits for the whole timeout would outlive a stop.
+            while not await asyncio.to_thread(placement.wait, _PLACEMENT_POLL_S):
                 continue
 
-        what = f"placing {config.world_size} learner ranks of {bundle}"
+        operation = f"placing {config.world_size} learner ranks of {bundle}"
         try:
-            await with_timeout(placed(), config.timeout_s, target="Ray", operation=what)
+            await with_timeout(wait_until_ready(), config.timeout_s, target="Ray", operation=operation)
         except BaseException as error:
-            remove_placement_group(place)
+            remove_placement_group(placement)
             if isinstance(error, StepTimeout):
                 free = {name: n for name, n in ray.available_resources().items() if name in bundle}
-                raise StepTimeout("Ray", what, config.timeout_s, f"the cluster has {free} free") from error
+                state = f"the cluster has {free} free"
+                raise StepTimeout("Ray", operation, config.timeout_s, state) from error
             raise
-        return place
+        return placement
 
-    def _spawn(self, place: PlacementGroup, rank: int) -> Any:
-        options = LearnerActor.options(  # type: ignore[attr-defined]
+    def _create_actor(self, placement: PlacementGroup, rank: int) -> Any:
+        actor_class = LearnerActor.options(  # type: ignore[attr-defined]
             num_cpus=self._cpus,
             num_gpus=self._gpus,
             resources=node_group_resources(self._config.node_group),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=rank),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                placement, placement_group_bundle_index=rank
+            ),
             runtime_env={"env_vars": _environment(self._config, self._gpus)},
         )
-        return options.remote(rank, self._badge, self._logs)
+        return actor_class.remote(rank, self._identity, self._log_dir)
 
     async def run_with_health_check(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits `work`, which others do; ends it with `LearnerDiedError` as soon as a rank is found dead."""
-        working, looking = asyncio.create_task(work), asyncio.create_task(self._check_health())
+        """Await `work`; cancel it and raise `LearnerDiedError` if a rank dies meanwhile."""
+        work_task, health_task = asyncio.create_task(work), asyncio.create_task(self._check_health())
         try:
-            await asyncio.wait({working, looking}, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else looking.result()
+            await asyncio.wait({work_task, health_task}, return_when=asyncio.FIRST_COMPLETED)
+            return work_task.result() if work_task.done() else health_task.result()
         finally:
-            working.cancel()
-            looking.cancel()
-            await asyncio.gather(working, looking, return_exceptions=True)
+            work_task.cancel()
+            health_task.cancel()
+            await asyncio.gather(work_task, health_task, return_exceptions=True)
 
     async def _check_health(self) -> Never:
         while True:
-            await self.call_all("check")
-            await asyncio.sleep(_LOOK_S)
+            await self.call_all("ping")
+            await asyncio.sleep(_HEALTH_CHECK_INTERVAL_S)
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
         metrics: dict[str, float] = (await self.call_all("sft_step", ray.put(trajectories)))[0]
         return metrics
 
-    async def grpo_step(self, groups: Sequence[Group], version: int | None = None) -> dict[str, float]:
-        """See `Trainer.grpo_step`. Groups with a frame that cannot be got again are left out and counted.
+    async def grpo_step(self, groups: Sequence[Group], weight_version: int | None = None) -> dict[str, float]:
+        """See `Trainer.grpo_step`. Groups with frames that cannot be decoded again are dropped and counted.
 
-        A rank that found out in the middle of a step would leave the others
-        waiting for it, so they are found before: what is fetched then is kept
-        for the step.
+        Unreadable groups are found before the step: a rank that failed in mid-step would leave the others
+        waiting in a collective. The frames fetched for this check stay cached for the step.
 
         Raises:
-            UserError: More than `config.max_unreadable` of the groups are such; nothing was updated.
+            UserError: The share of dropped groups exceeds `config.max_unreadable_share`; nothing was updated.
         """
-        found: dict[int, str] = {}
-        for part in await self.call_all("find_unreadable", ray.put(groups)):
-            found |= part
-        for index, why in sorted(found.items()):
-            log.warning("task %s is not learned from: %s", groups[index].task_id, why)
-        if len(found) > self._config.max_unreadable_share * len(groups):
+        unreadable: dict[int, str] = {}
+        for errors in await self.call_all("find_unreadable", ray.put(groups)):
+            unreadable |= errors
+        for index, error in sorted(unreadable.items()):
+            log.warning("Dropping the group of task %s: %s", groups[index].task_id, error)
+        if len(unreadable) > self._config.max_unreadable_share * len(groups):
             raise UserError(
-                f"frames of {len(found)} of {len(groups)} groups cannot be got again, more than "
-                f"learner.max_unreadable_share ({self._config.max_unreadable_share:g}); the first: {found[min(found)]}"
+                f"frames of {len(unreadable)} of {len(groups)} groups cannot be decoded again, above "
+                f"learner.max_unreadable_share ({self._config.max_unreadable_share:g}). The first error: "
+                f"{unreadable[min(unreadable)]}"
             )
-        readable = [group for index, group in enumerate(groups) if index not in found]
-        metrics: dict[str, float] = (await self.call_all("grpo_step", ray.put(readable), version))[0]
-        return {**metrics, "groups_unreadable": len(found)}
+        readable = [group for index, group in enumerate(groups) if index not in unreadable]
+        metrics: dict[str, float] = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
+        return {**metrics, "groups_unreadable": len(unreadable)}
 
     async def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.compute_logprobs`."""
-        found: list[NDArray[np.float32]] = (await self.call_all("compute_logprobs", ray.put(trajectories)))[0]
-        return found
+        results = await self.call_all("compute_logprobs", ray.put(trajectories))
+        logprobs: list[NDArray[np.float32]] = results[0]
+        return logprobs
 
     async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
         """See `Trainer.score_probe`."""
-        found: tuple[float, ...] = (await self.call_all("score_probe", probe))[0]
-        return found
+        logprobs: tuple[float, ...] = (await self.call_all("score_probe", probe))[0]
+        return logprobs
 
     async def save_checkpoint(self, directory: Path) -> None:
-        """See `Trainer.save_checkpoint`; `directory` must be shared by the ranks' nodes."""
+        """See `Trainer.save_checkpoint`; all ranks' nodes must share `directory`."""
         await self.call_all("save_checkpoint", directory)
 
     async def load_checkpoint(self, directory: Path) -> None:
@@ -233,90 +239,98 @@ class Learner:
         """See `Trainer.export_hf`."""
         await self.call_all("export_hf", directory)
 
-    async def address(self) -> tuple[str, int]:
-        """Rank 0's node, and a port that is free on it."""
-        where: tuple[str, int] = (await self.call_all("address"))[0]
-        return where
+    async def rendezvous_address(self) -> tuple[str, int]:
+        """Return the IP address of rank 0's node and a free port."""
+        address: tuple[str, int] = (await self.call_all("rendezvous_address"))[0]
+        return address
 
     def close(self) -> None:
-        """Kills the ranks and gives their place back."""
-        for rank in self._ranks:
-            ray.kill(rank)
+        """Kill the ranks and release their resources."""
+        for actor in self._actors:
+            ray.kill(actor)
         if self._placement_group is not None:
             remove_placement_group(self._placement_group)
-        self._ranks, self._placement_group, self._hang_reporters = [], None, []
+        self._actors, self._placement_group, self._hang_reporters = [], None, []
 
     async def call_all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
-        """Calls a method on all ranks; returns their answers, or raises for the rank at fault."""
-        if not self._ranks:
-            raise LearnerDiedError(f"the learner has no ranks to do {method}: it is being started again")
-        most_s = timeout_s or self._config.timeout_s
+        """Call a method of `LearnerActor` on all ranks.
+
+        Args:
+            timeout_s: Default is `config.timeout_s`.
+
+        Returns:
+            The result of each rank.
+        """
+        if not self._actors:
+            raise LearnerDiedError(f"the learner has no ranks for {method}: it is being restarted")
+        timeout_s = timeout_s or self._config.timeout_s
         calls = [
-            asyncio.ensure_future(self._answer(index, method, getattr(rank, method).remote(*args), most_s))
-            for index, rank in enumerate(self._ranks)
+            asyncio.ensure_future(
+                self._await_rank(rank, method, getattr(actor, method).remote(*args), timeout_s)
+            )
+            for rank, actor in enumerate(self._actors)
         ]
         try:
-            await _settled(calls)
+            await _wait_for_ranks(calls)
             if all(call.done() and not call.exception() for call in calls):
                 return [call.result() for call in calls]
-            raise _fault(method, calls)
+            raise _root_cause(method, calls)
         finally:
             for call in calls:
                 call.cancel()
 
-    async def _answer(self, index: int, method: str, call: Awaitable[Any], most_s: float) -> Any:
-        """What a rank answers; one that is late is looked into."""
+    async def _await_rank(self, rank: int, method: str, call: Awaitable[Any], timeout_s: float) -> Any:
+        """Await a call; after a timeout, add the rank's current function to the error."""
         try:
-            return await with_timeout(call, most_s, target=actor_name(index), operation=method)
-        except StepTimeout as late:
-            if isinstance(late, RayTaskError):
-                raise  # the rank itself waited for somebody else
-            raise StepTimeout(
-                late.target, late.operation, late.timeout_s, await self._look_into(index)
-            ) from late
+            return await with_timeout(call, timeout_s, target=actor_name(rank), operation=method)
+        except StepTimeout as error:
+            if isinstance(error, RayTaskError):
+                raise  # a timeout inside the rank
+            state = await self._inspect(rank)
+            raise StepTimeout(error.target, error.operation, error.timeout_s, state) from error
 
-    async def _look_into(self, index: int) -> str:
-        """What a rank that was waited for too long is doing; its stacks go to the log."""
-        who = actor_name(index)
+    async def _inspect(self, rank: int) -> str:
+        """Return a late rank's current function and log its stacks."""
+        name = actor_name(rank)
         try:
             if not self._hang_reporters:
                 raise StackDumpError("it has not started")
-            state, stacks = await self._hang_reporters[index].report(who)
+            state, stacks = await self._hang_reporters[rank].report(name)
         except Exception as error:
-            return f"{who} does not say what it is doing: {error}"
-        log.warning("%s was waited for too long: it is %s\n%s", who, state, stacks)
-        return f"{who} is {state}"
+            return f"the state of {name} is unknown: {error}"
+        log.warning("Timeout of %s: it is %s\n%s", name, state, stacks)
+        return f"{name} is {state}"
 
 
-async def _settled(calls: Sequence[asyncio.Future[Any]]) -> None:
-    """Returns when all ranks have answered, or one has died, or one failed and the others' grace is over."""
-    pending, until = set(calls), float("inf")
-    while pending and (left := until - time.monotonic()) > 0:
-        wait_s = None if left == float("inf") else left
-        done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+async def _wait_for_ranks(calls: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait until all ranks have answered, one has died, or the grace period after a failure has passed."""
+    pending, deadline = set(calls), float("inf")
+    while pending and (remaining_s := deadline - time.monotonic()) > 0:
+        timeout_s = None if remaining_s == float("inf") else remaining_s
+        done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if any(_died(call) for call in done):
             return
-        # A rank that lost a peer fails at once in its collective; give the death time to be noticed.
-        if until == float("inf") and any(call.exception() for call in done):
-            until = time.monotonic() + _GRACE_S
+        # A rank that lost a peer fails immediately in its collective, before Ray reports the death.
+        if deadline == float("inf") and any(call.exception() for call in done):
+            deadline = time.monotonic() + _FAILURE_GRACE_S
 
 
 def _died(call: asyncio.Future[Any]) -> bool:
-    # Ray raises the latter where it ended the process itself, as the node ran out of memory.
+    # Ray raises OutOfMemoryError after killing the process on a node without free memory.
     return isinstance(call.exception(), RayActorError | OutOfMemoryError)
 
 
-def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
-    """The error of the rank at fault: one that died, or else the first that failed."""
-    faults = {i: error for i, call in enumerate(calls) if call.done() and (error := call.exception())}
-    for index, error in faults.items():
-        if _died(calls[index]):
+def _root_cause(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
+    """Return the error of a rank that died, or else of the first rank that failed."""
+    errors = {rank: error for rank, call in enumerate(calls) if call.done() and (error := call.exception())}
+    for rank, error in errors.items():
+        if _died(calls[rank]):
             reason = str(error).strip().splitlines()[0]
-            return LearnerDiedError(f"{actor_name(index)} died during {method} ({reason})")
-    first = next(iter(faults.values()))
+            return LearnerDiedError(f"{actor_name(rank)} died during {method} ({reason})")
+    first = next(iter(errors.values()))
     if isinstance(first, StepTimeout) and first.state:
-        # Of ranks that wait for each other, the one that is elsewhere than the rest is at fault.
-        states = [error.state for error in faults.values() if isinstance(error, StepTimeout) and error.state]
+        # Among ranks that wait for each other, the one with a different state is the cause.
+        states = [error.state for error in errors.values() if isinstance(error, StepTimeout) and error.state]
         return StepTimeout(first.target, first.operation, first.timeout_s, "; ".join(states))
     if isinstance(first, RayTaskError) and isinstance(first.cause, Exception):
         return first.cause
@@ -324,8 +338,8 @@ def _fault(method: str, calls: Sequence[asyncio.Future[Any]]) -> Exception:
 
 
 def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
-    """What must be set before torch is imported."""
-    # Spinning OpenMP threads starve whoever shares the cores: several times slower when they are busy.
+    """Return environment variables that must be set before torch is imported."""
+    # Spinning OpenMP threads slow down other processes on shared cores several times.
     variables = {} if gpus else {"OMP_WAIT_POLICY": "passive"}
     if config.num_threads:
         variables["OMP_NUM_THREADS"] = str(config.num_threads)

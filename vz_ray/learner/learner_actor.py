@@ -1,7 +1,7 @@
-"""One rank of the learner as a Ray actor: `Trainer`'s methods, and the pixels that they need.
+"""One rank of the learner as a Ray actor: the methods of `Trainer`, with pixels from a frame source.
 
-FrameSource.resolve(refs of the rank's own share) ---> pixels
-rank 0 writes what all ranks gather: weights, checkpoints, exports
+Each rank fetches the frames of its own share. Rank 0 writes weights, checkpoints and exports, while all
+ranks gather.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
 from vz_ray.utils.stack_dump import install_stack_dumper
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 from vz_ray.weight_sync import WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
@@ -42,95 +42,93 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
 
 log = logging.getLogger(__name__)
 
-
-def _turn_to(groups: Sequence[Group]) -> None:
-    """Log lines are about the iteration that these were played for, from now on."""
-    played = [trajectory.id.step for group in groups for trajectory in group.trajectories]
-    if played:
-        set_log_context(iteration=max(played))
-
-
-_STEP_S = 0.2
-"""How long a rank waits for its broadcast before it listens to whoever wants to abort it."""
+_BROADCAST_POLL_S = 0.2
+"""Maximum wait of one `broadcast_done` call; between calls the rank can receive `abort_broadcast`."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerActor:
-    """One rank. Calls must be made on all ranks alike; they run one at a time.
+    """One rank. Every method must be called on all ranks with the same arguments; calls run in order.
 
     Args:
-        badge: Which run it logs for, and how.
-        logs: Directory of the file that keeps what it prints; empty leaves that to Ray.
+        identity: Run name and log format.
+        log_dir: Directory of the rank's log file; if empty, Ray handles the output.
     """
 
-    def __init__(self, rank: int, badge: RunIdentity = RunIdentity(), log_dir: str = "") -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        rank: int,
+        identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
+        log_dir: str = "",
+    ) -> None:
         if log_dir:
             redirect_output(Path(log_dir) / f"{actor_name(rank)}.log")
-        self._rank, self._badge = rank, badge
-        configure_actor_logging(actor_name(rank), badge, rank)
-        self._nccl, self._announced, self._loans = NcclBroadcaster(), (-1, -1), IpcHandles()
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
-        self._sending: Future[None] = Future()
+        self._rank, self._identity = rank, identity
+        configure_actor_logging(actor_name(rank), identity, rank)
+        self._nccl, self._ipc_handles = NcclBroadcaster(), IpcHandles()
+        self._announced = (-1, -1)  # weight version, optimizer step
+        self._broadcast_thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
+        self._broadcast: Future[None] = Future()
 
-    def admit(self, driver: Mapping[str, str]) -> HangReporter:
-        """Where to ask what this rank is doing, should it be late.
+    def register(self, driver_fingerprint: Mapping[str, str]) -> HangReporter:
+        """Check the code version and return the reporter for a hang of this rank.
 
         Raises:
-            UserError: This node has another version of the code than `driver`, its fingerprint.
+            UserError: The code on this node differs from the driver's.
         """
-        check_same_code(driver, actor_name(self._rank), ray.util.get_node_ip_address())
+        check_same_code(driver_fingerprint, actor_name(self._rank), ray.util.get_node_ip_address())
         return HangReporter(ray.get_runtime_context().get_node_id(), install_stack_dumper())
 
-    def address(self) -> tuple[str, int]:
-        """Where the ranks can meet: this node, and a port that is free on it."""
+    def rendezvous_address(self) -> tuple[str, int]:
+        """Return the IP address of this node and a free port."""
         return ray.util.get_node_ip_address(), find_free_port()
 
-    def start(self, config: LearnerConfig, frames: FrameSource, address: str, port: int) -> None:
-        """Joins the other ranks and loads the model."""
+    def setup(self, config: LearnerConfig, frame_source: FrameSource, address: str, port: int) -> None:
+        """Join the process group and load the model."""
         self._config = config
-        self._frames = CachedFrameLoader(frames, config.frame_cache_mib * 2**20, config.timeout_s)
+        self._frames = CachedFrameLoader(frame_source, config.frame_cache_mib * 2**20, config.timeout_s)
         os.environ |= {
             "RANK": str(self._rank),
             "WORLD_SIZE": str(self._config.world_size),
-            # Ray shows each actor its own GPUs only, so the first is always its own.
+            # Ray hides other actors' GPUs, so this actor's GPU always has index 0.
             "LOCAL_RANK": "0",
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
         }
-        import deepspeed  # noqa: F401 - gives its logger a handler of its own
+        import deepspeed  # noqa: F401 - its import adds a log handler, which is replaced below
 
         from vz_ray.learner.trainer import Trainer
 
-        # Once more, in place of that handler.
-        configure_actor_logging(actor_name(self._rank), self._badge, self._rank)
+        configure_actor_logging(actor_name(self._rank), self._identity, self._rank)
         self._trainer = Trainer(self._config)
-        log.info("rank %d of %d has loaded %s", self._rank, config.world_size, config.model)
+        log.info("Loaded %s on rank %d of %d", config.model, self._rank, config.world_size)
 
-    def check(self) -> None:
-        """Answers, if this process lives and has nothing else to do."""
+    def ping(self) -> None:
+        """Return when the process is alive and idle."""
 
     def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        set_log_context(iteration=self._trainer.engine.steps + 1)
+        set_log_context(step=self._trainer.engine.steps + 1)
         metrics = self._trainer.sft_step(trajectories, self._frames)
-        log.info("learned from %d trajectories in %.2f s", len(trajectories), metrics["seconds"])
+        log.info("Trained on %d trajectories in %.2f s", len(trajectories), metrics["seconds"])
         return metrics
 
     def find_unreadable(self, groups: Sequence[Group]) -> dict[int, str]:
-        """Those of this rank's part of `groups` whose frames cannot be got again, by index, and why."""
-        _turn_to(groups)
-        found = {}
+        """Check this rank's part of `groups`; return the decode error of each unreadable group by index."""
+        _set_log_step(groups)
+        errors = {}
         for index in range(self._rank, len(groups), self._config.world_size):
-            refs = {frame_key(ref): ref for one in groups[index].trajectories for ref in one.frame_refs}
+            trajectories = groups[index].trajectories
+            refs = {frame_key(ref): ref for trajectory in trajectories for ref in trajectory.frame_refs}
             try:
                 self._frames(list(refs.values()))
             except VideoError as error:
-                found[index] = str(error)
-        return found
+                errors[index] = str(error)
+        return errors
 
-    def grpo_step(self, groups: Sequence[Group], version: int | None) -> dict[str, float]:
-        _turn_to(groups)
-        metrics = self._trainer.grpo_step(groups, self._frames, version)
-        log.info("learned from %d groups in %.2f s", metrics["groups"], metrics.get("seconds", 0.0))
+    def grpo_step(self, groups: Sequence[Group], weight_version: int | None) -> dict[str, float]:
+        _set_log_step(groups)
+        metrics = self._trainer.grpo_step(groups, self._frames, weight_version)
+        log.info("Trained on %d groups in %.2f s", metrics["groups"], metrics.get("seconds", 0.0))
         return metrics
 
     def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
@@ -151,7 +149,11 @@ class LearnerActor:
     def write_weights(
         self, version: int, root: Path, bucket_bytes: int, probe: ParityProbe | None
     ) -> WeightUpdate | None:
-        """Rank 0 writes the weights to shared memory and says where; the others gather along."""
+        """Write the weights to shared memory on rank 0, while all ranks gather.
+
+        Returns:
+            The update on rank 0, None on other ranks.
+        """
         source = self._trainer.weight_source()
         update = None
         if self._rank == 0:
@@ -159,48 +161,51 @@ class LearnerActor:
             manifest = store.write_version(version, source)
             checksum = manifest.version.checksum
             info = {"directory": str(store.path(version)), "checksum": checksum}
-            node = str(ray.get_runtime_context().get_node_id())
-            update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node)
+            node_id = str(ray.get_runtime_context().get_node_id())
+            update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)
         else:
             for _ in source.buckets(bucket_bytes):
                 continue
-        expected = self._trainer.score_probe(probe) if probe is not None else None
-        if update is None:
-            return None
-        return replace(update, expected_logprobs=expected)
+        expected = self._score(probe)
+        return None if update is None else replace(update, expected_logprobs=expected)
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
-        """What the present weights are, as `version`, for engines that will receive them by NCCL."""
+        """Describe the current weights as `version` for a transfer by NCCL."""
         info, nbytes = update_info(self._trainer.weight_source())
-        expected = self._trainer.score_probe(probe) if probe is not None else None
+        expected = self._score(probe)
         self._announced = (version, self._trainer.engine.steps)
         return WeightUpdate(version, "", info, nbytes, expected)
 
     def export_ipc_handles(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
-        """The present weights, as `version`, for an engine on the same GPU to read them where they are."""
-        info, nbytes = self._loans.export(self._trainer.weight_source())
-        expected = self._trainer.score_probe(probe) if probe is not None else None
-        return WeightUpdate(version, "", info, nbytes, expected)
+        """Export CUDA IPC handles of the current weights as `version`, for an engine on the same GPU."""
+        info, nbytes = self._ipc_handles.export(self._trainer.weight_source())
+        return WeightUpdate(version, "", info, nbytes, self._score(probe))
 
-    def init_nccl_group(self, roster: NcclTopology) -> None:
-        """Rank 0 opens the group that the engines, told at the same time, join."""
+    def _score(self, probe: ParityProbe | None) -> tuple[float, ...] | None:
+        return None if probe is None else self._trainer.score_probe(probe)
+
+    def init_nccl_group(self, topology: NcclTopology) -> None:
+        """Open the NCCL group on rank 0; the engines join at the same time."""
         if self._rank == 0:
-            self._nccl.open(roster)
+            self._nccl.open(topology)
 
     def start_broadcast(self, version: int) -> None:
-        """Begins to broadcast what was announced: rank 0 sends, the others gather along.
+        """Broadcast the announced weights from rank 0, while all ranks gather.
 
-        In a thread, so that the rank can be told to abort it.
+        The broadcast runs in a thread, so that the rank can receive `abort_broadcast`.
+
+        Raises:
+            WeightIntegrityError: The weights changed since `announce_weights`.
         """
-        now = (version, self._trainer.engine.steps)
-        if now != self._announced:
+        current = (version, self._trainer.engine.steps)
+        if current != self._announced:
             raise WeightIntegrityError(
-                f"the learner holds step {now[1]}; weight version {version} is not what it announced last "
-                f"(version {self._announced[0]} at step {self._announced[1]})"
+                f"weight version {version} cannot be sent: the learner is at step {current[1]} and announced "
+                f"version {self._announced[0]} at step {self._announced[1]}"
             )
-        self._sending = self._sender.submit(self._send)
+        self._broadcast = self._broadcast_thread.submit(self._send_weights)
 
-    def _send(self) -> None:
+    def _send_weights(self) -> None:
         source = self._trainer.weight_source()
         if self._rank == 0:
             self._nccl.broadcast(source)
@@ -209,13 +214,20 @@ class LearnerActor:
                 continue
 
     def broadcast_done(self) -> bool:
-        """Whether the broadcast is over; waits for it for a moment. Raises what it raised."""
-        wait([self._sending], timeout=_STEP_S)
-        if self._sending.done():
-            self._sending.result()
-        return self._sending.done()
+        """Wait up to 0.2 s and return whether the broadcast has finished; raise its error."""
+        wait([self._broadcast], timeout=_BROADCAST_POLL_S)
+        if self._broadcast.done():
+            self._broadcast.result()
+        return self._broadcast.done()
 
     def abort_broadcast(self) -> None:
-        """Lets rank 0's part of a broadcast fail that somebody does not take part in any more."""
+        """Close the NCCL group on rank 0, so that a broadcast with a missing peer fails."""
         if self._rank == 0:
             self._nccl.close()
+
+
+def _set_log_step(groups: Sequence[Group]) -> None:
+    """Set the step of the groups' trajectories in the log context."""
+    steps = [trajectory.id.step for group in groups for trajectory in group.trajectories]
+    if steps:
+        set_log_context(step=max(steps))

@@ -1,4 +1,4 @@
-"""Log-probs and entropy of given tokens without the whole `[tokens, vocab]` matrix."""
+"""Log-probs and entropies of target tokens without the whole `[tokens, vocab]` matrix."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from torch import Tensor, nn
 class TokenLogprobs(torch.autograd.Function):
     """`(hidden [N, H], weight [V, H], targets [N]) -> log-probs [N], entropy [N]`.
 
-    Logits exist for `chunk` tokens at a time, in both directions: the backward
-    pass makes them again and applies the closed form
+    Logits exist for `chunk` tokens at a time. The backward pass recomputes them and applies the closed form
 
         d logp_y / d z = 1[y] - p        d entropy / d z = -p (log p + entropy)
-
-    rather than keeping any of them.
     """
 
     @staticmethod
@@ -29,7 +26,7 @@ class TokenLogprobs(torch.autograd.Function):
         banned: Tensor | None,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
+        logprobs = torch.empty(len(hidden), dtype=_accumulation_dtype(hidden), device=hidden.device)
         entropy = torch.empty_like(logprobs)
         for part in _parts(len(hidden), chunk):
             log_p = _log_softmax(hidden[part], weight, temperature[part], banned)
@@ -46,7 +43,7 @@ class TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, dtype=_wide(hidden), device=weight.device)
+            grad_weight = torch.zeros(weight.shape, dtype=_accumulation_dtype(hidden), device=weight.device)
         for part in _parts(len(hidden), ctx.chunk):
             log_p = _log_softmax(hidden[part], weight, temperature[part], banned)
             p = log_p.exp()
@@ -72,29 +69,28 @@ def _parts(length: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
-def _wide(hidden: Tensor) -> torch.dtype:
-    """What is summed in: float32, unless the model itself is wider."""
+def _accumulation_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype of sums: float32, or float64 for a float64 model."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: Tensor, banned: Tensor | None) -> Tensor:
-    """`[n, H] -> [n, V]`, of the distribution that was sampled from."""
-    logits = (hidden @ weight.t()).to(_wide(hidden)) / temperature[:, None]
+    """Log-probs of the sampling distribution, `[n, H] -> [n, V]`."""
+    logits = (hidden @ weight.t()).to(_accumulation_dtype(hidden)) / temperature[:, None]
     if banned is not None:
         logits = logits.masked_fill(banned, float("-inf"))
     return logits.log_softmax(dim=-1)
 
 
 def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
-    # A banned token has p = 0 and log p = -inf; its term of the sum is 0.
+    # A banned token has p = 0 and log p = -inf; its term is 0.
     return -torch.where(p > 0, p * log_p, 0.0).sum(dim=-1)
 
 
 class LogprobHead(nn.Module):
-    """Takes the place of `lm_head`, over the same weight; gives log-probs rather than logits.
+    """Replacement of `lm_head` with the same weight that returns log-probs instead of logits.
 
-    It is a module of its own so that ZeRO-3 gathers the weight around its
-    forward and backward passes.
+    As a separate module, ZeRO-3 gathers the weight for its forward and backward passes only.
     """
 
     def __init__(self, head: nn.Linear, chunk: int) -> None:
@@ -105,11 +101,13 @@ class LogprobHead(nn.Module):
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: Tensor, banned: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of `targets [N]` given `hidden [N, H]`.
+        """Return log-probs and entropies of `targets [N]` given `hidden [N, H]`.
 
-        Both are `[N]`, in float32, or in float64 if the model is.
+        Both are `[N]` in float32, or in float64 for a float64 model.
 
-        `temperature [N]` divides the logits; tokens where `banned [V]` is true have probability 0.
+        Args:
+            temperature: `[N]`, divides the logits.
+            banned: `[V]`, True for tokens of probability 0.
         """
         result: tuple[Tensor, Tensor] = TokenLogprobs.apply(
             hidden, self.weight, targets, temperature, banned, self.chunk

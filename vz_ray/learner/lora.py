@@ -1,14 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft, and what they make of the weights under them.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft, and merged weights for publishing and export.
 
-A layer of weight W computes W x + s B A x, of which A `[r, in]` and B `[out, r]` are trained, and
-s = alpha / r. B starts at 0, so that training starts at the checkpoint itself.
+An adapted layer computes W x + s B A x. A `[r, in]` and B `[out, r]` are trained, and s = alpha / r. B starts
+at 0, so that training starts at the checkpoint.
 
-What leaves the learner is merged: W + s B A, under the names and shapes of the checkpoint. An engine then
-knows nothing of adapters: it runs at full speed with its quantities of memory known beforehand, every
-verification of a publish (tensors by name, log-probs of the probe) holds as it is, and an exported
-checkpoint loads anywhere. The price is that a publish moves all weights rather than the adapters alone.
-The sum is taken in float32 and rounded once, to the type that the weights are kept in. In bfloat16 an engine
-therefore samples from weights that are rounded where the learner's are not: `mismatch/kl` shows by how much.
+Published and exported weights are merged: W + s B A under the names and shapes of the checkpoint. Engines run
+without adapters, at full speed and with known memory. The verification of a publish does not change, and an
+export loads in any HF-compatible library. The cost: a publish transfers all weights, not only the adapters.
+
+The sum is computed in float32 and rounded once to the dtype of the weights. In bfloat16 the engine's weights
+are therefore rounded and the learner's are not; `mismatch/kl` measures the difference.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from vz_ray.config.learner import LoraConfig
 
 ADAPTER_NAME = "default"
-"""peft's name of the one adapter."""
+"""peft's name of the adapter."""
 _BASE = ".base_layer."
 _PARTS = (".lora_A.", ".lora_B.")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraDelta:
-    """What an adapter adds to the weight `[out, in]` of its layer: `scale` B A.
+    """Addition of an adapter to its layer's weight `[out, in]`: `scale` B A.
 
     Attributes:
         a: `[r, in]`.
@@ -44,16 +44,16 @@ class LoraDelta:
     scale: float
 
     def merge_into(self, weight: Tensor) -> Tensor:
-        """W + scale B A, a new tensor of W's type; the sum is taken in float32. All must be whole."""
+        """Return W + scale B A as a new tensor of W's dtype, computed in float32. All tensors must be whole."""
         delta = self.b.detach().float() @ self.a.detach().float()
         return torch.add(weight.detach().float(), delta, alpha=self.scale).to(weight.dtype)
 
 
 class GradOnlyDropout(nn.Module):
-    """Dropout of an update's forward pass alone.
+    """Dropout that is active only in forward passes with gradients.
 
-    Log-probs that are only read (old and reference ones, a publish's probe) are those of the policy that
-    engines sample from; there gradients are off.
+    Passes without gradients (old and reference log-probs, parity probes) compute the policy that the engines
+    sample from, without dropout.
     """
 
     def __init__(self, p: float) -> None:
@@ -65,33 +65,33 @@ class GradOnlyDropout(nn.Module):
 
 
 def add_adapters(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
-    """Puts adapters into a HF model, and leaves nothing trainable but them (and the merger, if asked).
+    """Add adapters to an HF model and freeze all other parameters, except the merger with `train_merger`.
 
-    Other names of parameters: `x.weight` of an adapted layer becomes `x.base_layer.weight`, beside
-    `x.lora_A.default.weight` and `x.lora_B.default.weight`. Every rank draws the same A from `seed`.
+    `x.weight` of an adapted layer becomes `x.base_layer.weight`; `x.lora_A.default.weight` and
+    `x.lora_B.default.weight` are new. Every rank initializes A from the same `seed`.
 
     Args:
         hf: The HF model of a `PolicyModel`; changed in place.
-        base: The checkpoint directory that it is, which the adapter's own configuration names.
+        base: Checkpoint directory of the model, recorded in the adapter's config.
 
     Raises:
-        UserError: No linear layer matches a target.
+        UserError: A target matches no linear layer.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
-    linear = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
+    linear_layers = [name for name, module in hf.named_modules() if isinstance(module, nn.Linear)]
     settings = PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=config.match_layers(linear),
+        target_modules=config.match_layers(linear_layers),
         base_model_name_or_path=base,
     )
     dtype = next(hf.parameters()).dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, hf, ADAPTER_NAME)
-    for layer in _adapted(hf).values():
+    for layer in _adapted_layers(hf).values():
         layer.lora_A.to(dtype)
         layer.lora_B.to(dtype)
         if config.dropout:
@@ -100,20 +100,20 @@ def add_adapters(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
         hf.model.visual.merger.requires_grad_(True)
 
 
-def _adapted(hf: nn.Module) -> dict[str, Any]:
-    """Layers with an adapter, by name."""
+def _adapted_layers(hf: nn.Module) -> dict[str, Any]:
+    """Return the layers with an adapter, by name."""
     return {
         name: module for name, module in hf.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", ())
     }
 
 
 def has_adapters(hf: nn.Module) -> bool:
-    """Whether `adapt` was called."""
-    return bool(_adapted(hf))
+    """Return whether the model has adapters."""
+    return bool(_adapted_layers(hf))
 
 
 def base_parameter_name(name: str) -> str | None:
-    """What a parameter is called in the checkpoint; None for an adapter's own.
+    """Return the name of a parameter in the checkpoint, or None for a parameter of an adapter.
 
     Example: `model.visual.merger.mlp.0.base_layer.weight` -> `model.visual.merger.mlp.0.weight`
     """
@@ -121,21 +121,21 @@ def base_parameter_name(name: str) -> str | None:
 
 
 def lora_deltas(hf: nn.Module) -> dict[str, LoraDelta]:
-    """What is added to which weight, by the weight's plain name."""
+    """Return the adapter of each adapted weight, by the weight's name in the checkpoint."""
     return {
         f"{name}.weight": LoraDelta(
             layer.lora_A[ADAPTER_NAME].weight,
             layer.lora_B[ADAPTER_NAME].weight,
             float(layer.scaling[ADAPTER_NAME]),
         )
-        for name, layer in _adapted(hf).items()
+        for name, layer in _adapted_layers(hf).items()
     }
 
 
 @contextmanager
 def adapters_disabled(hf: nn.Module) -> Iterator[None]:
-    """The model is its checkpoint while the block runs; for passes without gradients."""
-    layers = list(_adapted(hf).values())
+    """Disable the adapters inside the block; for passes without gradients."""
+    layers = list(_adapted_layers(hf).values())
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -146,7 +146,7 @@ def adapters_disabled(hf: nn.Module) -> Iterator[None]:
 
 
 def peft_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
-    """What training changes, under the names that peft gives it in `adapter_model.safetensors`."""
+    """Return the trained parameters under their names in peft's `adapter_model.safetensors`."""
     return {
         f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": parameter
         for name, parameter in hf.named_parameters()
@@ -155,7 +155,7 @@ def peft_parameters(hf: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def peft_config(hf: Any) -> Any:
-    """The adapter's configuration, as peft writes and reads it."""
+    """Return the adapter's config in peft's format."""
     settings = hf.peft_config[ADAPTER_NAME]
     settings.inference_mode = True
     merger = any(parameter.requires_grad for parameter in hf.model.visual.merger.parameters())

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimizer step."""
+"""Learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vz_ray.config.learner import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """The rate of optimizer step `step`, counted from 0.
+    """Return the learning rate of optimizer step `step`, counted from 0.
 
-    Linear warm-up over `warmup * total_steps` steps, then constant, or half a
-    cosine that reaches 0 after `total_steps`.
+    Linear warm-up over `warmup_ratio * total_steps` steps, then constant, or half a cosine that reaches 0
+    after `total_steps`.
 
     Example: peak 1.0, cosine, warm-up 0.1 of 100 steps: 0.1 at step 0, 1.0 at
     step 10, 0.5 at step 55, 0.0 from step 100 on.

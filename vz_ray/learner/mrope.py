@@ -1,4 +1,4 @@
-"""Three-axis rotary positions (M-RoPE) of Qwen2.5-VL, for images at any place."""
+"""Three-axis rotary positions (M-RoPE) of Qwen2.5-VL, for images at any position."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ Ints = NDArray[np.int64]
 
 
 def mrope_positions(ids: Ints, grids: Ints, image_token: int, merge: int) -> Ints:
-    """Positions of one conversation, as HF's `get_rope_index` gives them.
+    """Compute the positions of one conversation; equal to HF's `get_rope_index`.
 
-    A text token advances all three axes by one. An image of `h x w` visual
-    tokens that starts at position p has temporal position p throughout, rows
-    p..p+h-1 and columns p..p+w-1; the next token is at p + max(h, w).
+    A text token advances all three axes by one. An image of `h x w` visual tokens that starts at position p
+    has temporal position p, rows p..p+h-1 and columns p..p+w-1. The next token is at p + max(h, w).
 
     Args:
         ids: `[L]` expanded ids, one `image_token` per visual token.
         grids: `[N, 3]` patch grids (1, rows, columns) before merging, in order.
         image_token: Id of the image pad.
-        merge: Patches per side that make one visual token.
+        merge: Patches per side of one visual token.
 
     Returns:
         `[3, L]` int64: temporal, row and column positions.
 
     Raises:
-        ValueError: The grids do not account for the image tokens exactly.
+        ValueError: The grids do not match the number of image tokens.
     """
     slots = np.flatnonzero(ids == image_token)
     rows, columns = (grids[:, 1] // merge, grids[:, 2] // merge) if len(grids) else (_NONE, _NONE)
     counts = rows * columns
     if counts.sum() != len(slots):
-        raise ValueError(f"{len(slots)} image tokens, but {len(grids)} grids that make {counts.sum()}")
+        raise ValueError(
+            f"{len(slots)} image tokens, but the {len(grids)} grids have {counts.sum()} visual tokens"
+        )
     advance = np.ones(len(ids), dtype=np.int64)
     advance[slots] = 0
     first = np.cumsum(counts) - counts

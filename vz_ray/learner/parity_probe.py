@@ -1,4 +1,4 @@
-"""A publish's probe in the form that the learner's batches have."""
+"""Conversion of a parity probe to the learner's batch format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vz_ray.weight_sync.parity_probe import ParityProbe
 def encode_probe(
     probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec
 ) -> tuple[Example, dict[str, RGB]]:
-    """The probe as one conversation whose continuation was sampled at temperature 1, and its images."""
+    """Return the probe as an example sampled at temperature 1, and its images by digest."""
     ids = np.asarray([*probe.expanded_ids, *probe.token_ids], dtype=np.int64)
     count = len(probe.token_ids)
     digests = probe.digests()

@@ -1,12 +1,12 @@
-"""Batches whose update was skipped because its loss or gradient was no finite number: kept, and played again.
+"""Batches of updates that were skipped for a non-finite loss or gradient: saved, and replayed for diagnosis.
 
-    replay/step-000012/     the update that would have followed the twelfth; `-2`, `-3` for further tries
-        batch.jsonl         its trajectories, a line each, as they stand in `episodes/*.jsonl`; no pixels
-        step.json           what it was: see `SkippedUpdateMeta`, and the learner's settings
-        model/              the weights it was skipped at, where training ended with it
+    replay/step-000012/     the update after step 12; `-2`, `-3` for later attempts
+        batch.jsonl         one trajectory per line, in the format of `episodes/*.jsonl`; no pixels
+        step.json           `SkippedUpdateMeta` and the learner's config
+        model/              the weights before the update, if it ended training
 
-`replay_update` takes the same step again, on one rank: with the same weights and frames the same comes out. Old
-log-probs are computed anew from those weights, and are not those of an iteration's earlier updates.
+`replay_update` repeats the step on one rank; equal weights and frames give equal results. Old log-probs are
+recomputed from these weights, which differ from those of earlier updates of the same step.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ BATCH, STEP, MODEL = "batch.jsonl", "step.json", "model"
 
 @dataclass(frozen=True, slots=True)
 class SkippedUpdateMeta:
-    """What a skipped update was.
+    """Metadata of a skipped update.
 
     Attributes:
         kind: `sft` or `grpo`.
-        step: Updates done before it.
-        weight_version: Weight version that it was to start from, where there are versions.
-        grad_norm: Over all ranks; DeepSpeed says inf also where it was NaN.
-        world_size: Ranks that took part.
+        step: Applied updates before it.
+        weight_version: Weight version before it; None without versions.
+        grad_norm: Global gradient norm; DeepSpeed reports inf also for NaN.
+        world_size: Number of ranks.
     """
 
     kind: str
@@ -59,47 +59,49 @@ class SkippedUpdateMeta:
 def save_skipped_batch(
     root: Path,
     trajectories: Sequence[Trajectory],
-    facts: SkippedUpdateMeta,
+    meta: SkippedUpdateMeta,
     config: LearnerConfig,
-    place: RankInfo,
+    rank_info: RankInfo,
 ) -> Path:
-    """Writes a batch below `root`, complete or not at all; every rank must call. Returns its directory."""
+    """Write a batch below `root` atomically; every rank must call. Return its directory."""
     for attempt in count(1):
-        directory = root / (f"step-{facts.step:06d}" + (f"-{attempt}" if attempt > 1 else ""))
-        with fail_together(place, f"looking for {directory}"):
-            taken = directory.exists()
-        if not taken:
+        directory = root / (f"step-{meta.step:06d}" + (f"-{attempt}" if attempt > 1 else ""))
+        with fail_together(rank_info, f"checking {directory}"):
+            exists = directory.exists()
+        if not exists:
             break
-    with fail_together(place, f"keeping {directory}"):
-        if place.rank == 0:
-            with atomic_directory(directory) as draft:
-                # Python writes and reads NaN and Infinity, which may be just what was wrong.
+    with fail_together(rank_info, f"writing {directory}"):
+        if rank_info.rank == 0:
+            with atomic_directory(directory) as staging:
+                # Python's JSON keeps NaN and Infinity, which can be the cause of the failure.
                 lines = [json.dumps(trajectory_to_dict(trajectory)) + "\n" for trajectory in trajectories]
-                write_atomic(draft / BATCH, "".join(lines).encode())
-                content = asdict(facts) | {"learner": asdict(config)}
-                write_atomic(draft / STEP, json.dumps(content, indent=1).encode())
+                write_atomic(staging / BATCH, "".join(lines).encode())
+                content = asdict(meta) | {"learner": asdict(config)}
+                write_atomic(staging / STEP, json.dumps(content, indent=1).encode())
     return directory
 
 
-def too_many_skips_error(count: int, kept: Path | None) -> UserError:
-    """What ends training."""
-    where = (
-        f"the batch and the weights are in {kept}: see `vz-ray replay {kept}`" if kept else "none was kept"
+def too_many_skips_error(consecutive_skips: int, saved_batch: Path | None) -> UserError:
+    """Return the error that ends training."""
+    batch = (
+        f"The batch and the weights are in {saved_batch}; see `vz-ray replay {saved_batch}`."
+        if saved_batch
+        else "No batch was saved."
     )
     return UserError(
-        f"{count} updates in a row had a loss or gradient that was no finite number and were skipped "
-        f"(learner.max_skipped_updates); {where}. A lower learner.optimizer.learning_rate or "
-        "learner.optimizer.max_grad_norm may help, from the last checkpoint"
+        f"{consecutive_skips} updates in a row were skipped for a non-finite loss or gradient "
+        f"(learner.max_skipped_updates). {batch} Resume from the last checkpoint with a lower "
+        "learner.optimizer.learning_rate or learner.optimizer.max_grad_norm."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedBatch:
-    """A batch that was kept.
+    """A saved batch.
 
     Attributes:
-        config: The learner's settings then.
-        model: Its weights, where they were kept too.
+        config: The learner's config at that time.
+        model: The weights before the update; None if they were not saved.
     """
 
     meta: SkippedUpdateMeta
@@ -109,70 +111,77 @@ class SkippedBatch:
 
     @classmethod
     def load(cls, directory: Path) -> SkippedBatch:
-        """Reads what `keep_batch` wrote.
+        """Read the output of `save_skipped_batch`.
 
         Raises:
-            UserError: It is no such directory.
+            UserError: `directory` holds no saved batch.
         """
         try:
             content: dict[str, Any] = json.loads((directory / STEP).read_text())
             config = restore_config(LearnerConfig, content.pop("learner"))
-            found = [trajectory_from_dict(line) for line in read_complete_lines(directory / BATCH)]
+            trajectories = [trajectory_from_dict(line) for line in read_complete_lines(directory / BATCH)]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{directory} holds no batch of a skipped update: {error}") from error
         model = directory / MODEL
-        return cls(SkippedUpdateMeta(**content), tuple(found), config, model if model.exists() else None)
+        return cls(
+            SkippedUpdateMeta(**content), tuple(trajectories), config, model if model.exists() else None
+        )
 
     def groups(self) -> list[Group]:
-        """The trajectories by iteration and task, in order."""
+        """Return the trajectories grouped by step and task, in order."""
         by_task: dict[tuple[int, str], list[Trajectory]] = {}
         for trajectory in self.trajectories:
             by_task.setdefault((trajectory.id.step, trajectory.id.task_id), []).append(trajectory)
-        return [Group(task, tuple(played)) for (_, task), played in by_task.items()]
+        return [Group(task_id, tuple(trajectories)) for (_, task_id), trajectories in by_task.items()]
 
 
 def replay_update(
-    kept: SkippedBatch, pixels: PixelLoader | Mapping[str, RGB], model: Path | str | None = None
+    batch: SkippedBatch, pixels: PixelLoader | Mapping[str, RGB], model: Path | str | None = None
 ) -> tuple[dict[str, float], list[str]]:
-    """Takes a skipped update again, in this process alone; nothing is written.
+    """Repeat a skipped update in this process; nothing is written.
 
     Args:
-        pixels: Of its frames, as `Trainer` takes them.
-        model: Checkpoint directory of the weights; without it those that were kept, or else those that
-            training started from.
+        pixels: Pixels of the frames, as in `Trainer`.
+        model: Checkpoint directory; default is the saved weights, or else the initial model of the run.
 
     Returns:
-        The step's metrics, and the ids of trajectories with a log-prob that is no finite number.
+        The metrics of the step, and the ids of trajectories with non-finite log-probs.
     """
     from vz_ray.learner.trainer import Trainer
 
-    at = str(model or kept.model or kept.config.model)
-    # The weights kept are merged: adapters at 0 on them are the same policy.
     config = replace(
-        kept.config, model=at, world_size=1, replay_dir="", max_skipped_updates=2, max_restarts=0
+        batch.config,
+        model=str(model or batch.model or batch.config.model),
+        world_size=1,
+        replay_dir="",
+        max_skipped_updates=2,
+        max_restarts=0,
     )
+    # Saved weights are merged: zero adapters on them give the same policy.
     if config.reference_model is None:
-        config = replace(config, reference_model=kept.config.model)
-    groups = kept.groups()
+        config = replace(config, reference_model=batch.config.model)
+    groups = batch.groups()
     trainer = Trainer(replace(config, mini_batch_size=len(groups), epochs=1))
-    rows = trainer.compute_logprobs(kept.trajectories, pixels)
-    broken = [
+    logprobs = trainer.compute_logprobs(batch.trajectories, pixels)
+    non_finite = [
         str(trajectory.id)
-        for trajectory, row in zip(kept.trajectories, rows, strict=True)
-        if not np.isfinite(row).all()
+        for trajectory, values in zip(batch.trajectories, logprobs, strict=True)
+        if not np.isfinite(values).all()
     ]
-    if kept.meta.kind == "sft":
-        return trainer.sft_step(kept.trajectories, pixels), broken
-    return trainer.grpo_step(groups, pixels, kept.meta.weight_version), broken
+    if batch.meta.kind == "sft":
+        return trainer.sft_step(batch.trajectories, pixels), non_finite
+    return trainer.grpo_step(groups, pixels, batch.meta.weight_version), non_finite
 
 
-def describe_replay(metrics: Mapping[str, float], broken: Sequence[str]) -> Iterator[str]:
-    """A replay in words, a line each."""
-    outcome = "skipped again" if metrics["skipped"] else "carried out: with these weights it is finite"
-    yield f"the update was {outcome}"
+def describe_replay(metrics: Mapping[str, float], non_finite: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a report on a replayed update."""
+    if metrics["skipped"]:
+        yield "The update was skipped again."
+    else:
+        yield "The update was applied: loss and gradient are finite with these weights."
     for name in ("loss", "grad_norm"):
         yield f"{name}: {metrics[name]:.6g}"
-    finite = sum(math.isfinite(value) for value in metrics.values())
-    yield f"{finite} of {len(metrics)} metrics are finite"
-    for name in broken:
-        yield f"trajectory {name} has log-probs that are no finite numbers"
+    num_finite = sum(math.isfinite(value) for value in metrics.values())
+    yield f"{num_finite} of {len(metrics)} metrics are finite"
+    for name in non_finite:
+        yield f"trajectory {name} has non-finite log-probs"

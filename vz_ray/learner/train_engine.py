@@ -1,4 +1,4 @@
-"""DeepSpeed around a policy: sharding, gradient accumulation, clipping, the optimizer step."""
+"""DeepSpeed engine of the policy: sharding, gradient accumulation, clipping, optimizer step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from vz_ray.learner.distributed import RankInfo
 from vz_ray.learner.lr_schedule import learning_rate
 
 
-def training_dtype(config: LearnerConfig, place: RankInfo) -> torch.dtype:
-    """What the weights are kept and multiplied in."""
+def training_dtype(config: LearnerConfig, rank_info: RankInfo) -> torch.dtype:
+    """Return the dtype of the model: `learner.dtype`, or for `auto` bfloat16 on GPUs and float32 on CPUs."""
     if config.dtype == "auto":
-        return torch.bfloat16 if place.device.type == "cuda" else torch.float32
+        return torch.bfloat16 if rank_info.device.type == "cuda" else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
 def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own configuration.
+    """Return DeepSpeed's configuration.
 
-    Accumulation is unmanaged: the number of micro-steps differs from one
-    optimizer step to the next, and only the caller knows which is the last.
+    Gradient accumulation is unmanaged: the number of micro-batches varies between optimizer steps.
     """
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -39,11 +38,11 @@ def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if _is_plain(config, dtype) else config.optimizer.max_grad_norm,
+        "gradient_clipping": 0.0 if _uses_torch_optimizer(config, dtype) else config.optimizer.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        # Without the check, a gradient that is no number would go into bfloat16 weights at stages 1 and 2.
+        # Without the check, stages 1 and 2 apply non-finite gradients to bfloat16 weights.
         "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
@@ -51,7 +50,7 @@ def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, told not to compile its shared-memory collectives: gloo does, and needs no compiler."""
+    """Import DeepSpeed without its compiled shared-memory collectives; gloo needs no compiler."""
     import deepspeed
     import deepspeed.ops
 
@@ -59,113 +58,117 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def prepare_frozen(module: nn.Module, config: LearnerConfig, place: RankInfo) -> Any:
-    """A module that is only evaluated; sharded like the trained one where that is (ZeRO-3)."""
+def prepare_frozen(module: nn.Module, config: LearnerConfig, rank_info: RankInfo) -> Any:
+    """Prepare a module for evaluation only; under ZeRO-3 it is sharded like the trained module."""
     module.requires_grad_(False).eval()
-    dtype = training_dtype(config, place)
+    dtype = training_dtype(config, rank_info)
     if config.zero_stage < 3:
-        return module.to(place.device)
+        return module.to(rank_info.device)
     settings = deepspeed_config(config, dtype)
     settings["zero_optimization"].pop("offload_optimizer", None)
-    return _deepspeed().initialize(model=module.to(place.device), config=settings, dist_init_required=False)[
-        0
-    ]
+    engine, *_ = _deepspeed().initialize(
+        model=module.to(rank_info.device), config=settings, dist_init_required=False
+    )
+    return engine
 
 
-def _is_plain(config: LearnerConfig, dtype: torch.dtype) -> bool:
-    """Whether DeepSpeed leaves the torch optimizer unwrapped, so that norm and clipping are ours to do."""
+def _uses_torch_optimizer(config: LearnerConfig, dtype: torch.dtype) -> bool:
+    """Return whether DeepSpeed uses the torch optimizer unwrapped; norm and clipping are then done here."""
     return config.zero_stage == 0 and dtype == torch.float32
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """AdamW on whole gradients: clips them, and leaves out a step whose norm is not finite.
+    """AdamW with gradient clipping that skips steps with a non-finite gradient norm.
 
     Attributes:
-        norm: Of the last gradient, before clipping.
-        overflow: Whether the last step was left out; DeepSpeed's wrapped optimizers have the same.
+        norm: Norm of the last gradient before clipping.
+        overflow: Whether the last step was skipped; DeepSpeed's wrapped optimizers have the same attribute.
     """
 
-    def __init__(self, trained: list[nn.Parameter], max_norm: float, **settings: Any) -> None:
-        super().__init__(trained, **settings)
-        self._trained, self._max_norm = trained, max_norm or float("inf")
+    def __init__(self, parameters: list[nn.Parameter], max_norm: float, **settings: Any) -> None:
+        super().__init__(parameters, **settings)
+        self._parameters, self._max_norm = parameters, max_norm or float("inf")
         self.norm, self.overflow = 0.0, False
 
     def step(self, closure: Any = None) -> Any:
-        self.norm = float(nn.utils.clip_grad_norm_(self._trained, self._max_norm))
+        self.norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_norm))
         self.overflow = not math.isfinite(self.norm)
         return None if self.overflow else super().step(closure)
 
 
 class TrainEngine:
-    """A module under DeepSpeed. Gradients of all `backward` calls since the last `step` add up.
+    """DeepSpeed engine. Gradients of all `backward` calls since the last `step` accumulate.
 
     Args:
-        module: On the CPU, in its training dtype.
+        module: The model on the CPU, in its training dtype.
 
     Attributes:
-        steps: Updates done; the schedule's clock.
-        consecutive_skips: Updates skipped since the last one that was done.
+        steps: Applied updates; input of the learning-rate schedule.
+        consecutive_skips: Skipped updates since the last applied one.
     """
 
-    def __init__(self, module: nn.Module, config: LearnerConfig, place: RankInfo) -> None:
+    def __init__(self, module: nn.Module, config: LearnerConfig, rank_info: RankInfo) -> None:
         deepspeed = _deepspeed()
-        self._config, self._place = config.optimizer, place
-        self.dtype = training_dtype(config, place)
+        self._config, self._rank_info = config.optimizer, rank_info
+        self.dtype = training_dtype(config, rank_info)
         if self.dtype == torch.bfloat16 and config.zero_stage == 0:
             raise ValueError(
-                "learner.zero_stage 0 keeps no float32 copy of bfloat16 weights, "
-                "so that small steps are lost; use 1, 2 or 3"
+                "learner.zero_stage is 0 with bfloat16 weights; stage 0 has no float32 copy of the weights "
+                "and loses small updates. Use 1, 2 or 3."
             )
-        optimizer = _optimizer([p for p in module.parameters() if p.requires_grad], config, self.dtype)
+        optimizer = _create_optimizer([p for p in module.parameters() if p.requires_grad], config, self.dtype)
         settings = deepspeed_config(config, self.dtype)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=module.to(place.device), optimizer=optimizer, config=settings, dist_init_required=False
+            model=module.to(rank_info.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
-        # DeepSpeed 0.19.8 keeps a skipped update's gradients there, and the next would add to them.
-        self._sums_stay = config.offload == "optimizer" and config.zero_stage < 3
+        # DeepSpeed 0.19.8 keeps the gradients of a skipped update in this mode; `step` clears them.
+        self._keeps_skipped_gradients = config.offload == "optimizer" and config.zero_stage < 3
         self.steps = self.consecutive_skips = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.deepspeed(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds this rank's share of the gradient; shares of all ranks are summed.
+        """Add this rank's gradient; the gradients of all ranks are summed.
 
-        A loss that is no finite number makes the whole gradient NaN, whatever its derivative would be:
-        the norm, which all ranks share, then tells every one of them, without asking.
+        A non-finite loss makes the whole gradient NaN, so that the global norm reports it to every rank
+        without extra communication.
         """
-        # Of constants: the gradient would get the NaN of a branch of `where` that is not taken all the same.
+        # Constants in both branches: `where` would pass the NaN of an untaken branch to the gradient.
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan"))
-        # DeepSpeed averages over ranks; losses here are already normalised over the whole batch.
-        self.deepspeed.backward(loss * self._place.world_size, scale_wrt_gas=False)
+        # DeepSpeed averages over ranks, but losses are already normalized over the whole batch.
+        self.deepspeed.backward(loss * self._rank_info.world_size, scale_wrt_gas=False)
 
     def step(self) -> dict[str, float]:
-        """Clips, updates, clears gradients; returns the norm before clipping, the rate, and `consecutive_skips`.
+        """Clip the gradients, update the weights, clear the gradients.
 
-        Where the norm over all ranks is not finite, the update is skipped on every rank: weights,
-        optimizer state and `steps` stay as they are, gradients are cleared, and `consecutive_skips` is 1. DeepSpeed
-        computes that norm before it touches a weight: at stages 1 to 3 it then does the same by itself
-        (at 1 and 2 in bfloat16, if it is told to check), at stage 0 it leaves all of it to the optimizer.
+        If the global norm is not finite, every rank skips the update: weights, optimizer state and `steps`
+        do not change. At stages 1 to 3 DeepSpeed skips the update itself (at 1 and 2 in bfloat16 only with
+        `check_grad_overflow`); at stage 0 `ClippedAdamW` does.
+
+        Returns:
+            `learning_rate`, `grad_norm` before clipping, and `skipped` (0 or 1).
         """
         rate = learning_rate(self._config, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.deepspeed.step()
         self.deepspeed.zero_grad()
-        done = self.deepspeed.was_step_applied()
-        if not done and self._sums_stay:
-            sums = self.optimizer.averaged_gradients
-            sums.update(dict.fromkeys(sums))
-        self.steps, self.consecutive_skips = (
-            (self.steps + 1, 0) if done else (self.steps, self.consecutive_skips + 1)
-        )
-        plain = isinstance(self.optimizer, ClippedAdamW)
-        norm = self.optimizer.norm if plain else self.deepspeed.get_global_grad_norm()
-        return {"learning_rate": rate, "grad_norm": float(norm), "consecutive_skips": float(not done)}
+        applied = self.deepspeed.was_step_applied()
+        if not applied and self._keeps_skipped_gradients:
+            gradients = self.optimizer.averaged_gradients
+            gradients.update(dict.fromkeys(gradients))
+        if applied:
+            self.steps, self.consecutive_skips = self.steps + 1, 0
+        else:
+            self.consecutive_skips += 1
+        is_torch = isinstance(self.optimizer, ClippedAdamW)
+        norm = self.optimizer.norm if is_torch else self.deepspeed.get_global_grad_norm()
+        return {"learning_rate": rate, "grad_norm": float(norm), "skipped": float(not applied)}
 
 
-def _optimizer(
-    trained: list[nn.Parameter], config: LearnerConfig, dtype: torch.dtype
+def _create_optimizer(
+    parameters: list[nn.Parameter], config: LearnerConfig, dtype: torch.dtype
 ) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {
         "lr": config.optimizer.learning_rate,
@@ -173,6 +176,6 @@ def _optimizer(
         "eps": config.optimizer.epsilon,
         "weight_decay": config.optimizer.weight_decay,
     }
-    if _is_plain(config, dtype):
-        return ClippedAdamW(trained, config.optimizer.max_grad_norm, **settings)
-    return torch.optim.AdamW(trained, **settings)
+    if _uses_torch_optimizer(config, dtype):
+        return ClippedAdamW(parameters, config.optimizer.max_grad_norm, **settings)
+    return torch.optim.AdamW(parameters, **settings)

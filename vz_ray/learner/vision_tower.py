@@ -1,10 +1,8 @@
-"""Makes HF's Qwen-VL vision tower quick for hundreds of small images; same weights, same results.
+"""Faster HF Qwen-VL vision tower for hundreds of small images, with the same weights and results.
 
-As it comes, each attention layer loops over images (or windows) in Python,
-the index tables are built image by image, and the patch projection is a
-three-dimensional convolution. Here windows of equal length go through one
-batched attention, tables are cached per grid, and the projection is one
-matrix product.
+HF's attention layers loop over images (or windows) in Python, index tables are built image by image, and the
+patch projection is a 3D convolution. Here, windows of equal length share one batched attention, tables are
+cached per grid, and the projection is one matrix product.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from torch.nn import functional
 
 from vz_ray.env.trajectory import Grid
 
-# Transformers hands the whole packed sequence and its boundaries only to
-# attention functions whose name says that they are of the "flash" kind.
+# Transformers passes the packed sequence and its boundaries only to attention functions whose name contains
+# "flash".
 GROUPED_ATTENTION = "flash_attention_grouped"
 
 
@@ -36,10 +34,10 @@ def grouped_attention(
     cu_seq_lens_q: Tensor,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each segment of a packed sequence, segments of one length at a time.
+    """Compute attention within each segment of a packed sequence, batched by segment length.
 
     Args:
-        query: `[1, heads, P, d]`, as are `key` and `value`.
+        query: `[1, heads, P, d]`; `key` and `value` have the same shape.
         cu_seq_lens_q: `[S + 1]` segment boundaries.
 
     Returns:
@@ -61,19 +59,21 @@ def grouped_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, length: int, scaling: float) -> Tensor:
-    """`[n * length, heads, d]` each; attention within every run of `length` rows."""
+    """Attention within consecutive blocks of `length` rows; all tensors are `[n * length, heads, d]`."""
     q, k, v = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in (q, k, v))
     out = functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)
 
 
 class PatchProjection(nn.Module):
-    """Takes the place of the patch embedding's convolution: kernel and stride cover the whole patch."""
+    """Replacement of the patch embedding's convolution, whose kernel and stride equal the patch."""
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
         if conv.bias is not None:
-            raise ValueError("this vision tower's patch embedding has a bias, which Qwen-VL's has not")
+            raise ValueError(
+                "the patch embedding of the vision tower has a bias; only towers without one are supported"
+            )
         self.weight = conv.weight
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class PatchProjection(nn.Module):
 
 
 def optimize_vision_tower(visual: Any) -> None:
-    """Rebuilds a HF Qwen2-VL or Qwen2.5-VL vision tower in place; names of weights stay as they are."""
+    """Optimize an HF Qwen2-VL or Qwen2.5-VL vision tower in place; weight names do not change."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
@@ -91,42 +91,51 @@ def optimize_vision_tower(visual: Any) -> None:
 
 
 def vision_tables(grids: NDArray[np.int64], visual: Any, device: torch.device) -> dict[str, Tensor | int]:
-    """Index tables of a batch of images, as the tower's forward takes them.
+    """Return the index tables of a batch of images, arguments of the tower's forward.
 
     Args:
         grids: `[N, 3]` patch grids.
-        visual: The vision tower.
+        visual: HF vision tower.
     """
     merge = visual.spatial_merge_size
     window = getattr(visual, "window_size", 0) // merge // visual.patch_size
-    each = [_tables_of_grid((int(t), int(h), int(w)), merge, window) for t, h, w in grids]
-    units = np.cumsum([0, *(len(order) for _, order, _ in each)])
-    lengths = np.concatenate([lengths for _, _, lengths in each]) * merge**2
-    images = grids.prod(axis=1)
+    per_image = [_tables_of_grid((int(t), int(h), int(w)), merge, window) for t, h, w in grids]
+    token_offsets = np.cumsum([0, *(len(order) for _, order, _ in per_image)])
+    window_lengths = np.concatenate([lengths for _, _, lengths in per_image]) * merge**2
+    image_lengths = grids.prod(axis=1)
     arrays: dict[str, NDArray[Any]] = {
-        "position_ids": np.concatenate([places for places, _, _ in each]),
-        "cu_seqlens": np.cumsum([0, *images]).astype(np.int32),
+        "position_ids": np.concatenate([positions for positions, _, _ in per_image]),
+        "cu_seqlens": np.cumsum([0, *image_lengths]).astype(np.int32),
     }
-    tables: dict[str, Tensor | int] = {"max_seqlen": int(images.max())}
+    tables: dict[str, Tensor | int] = {"max_seqlen": int(image_lengths.max())}
     if window:
-        shifted = [order + start for (_, order, _), start in zip(each, units, strict=False)]
-        arrays["window_index"] = np.concatenate(shifted)
-        arrays["cu_window_seqlens"] = np.cumsum([0, *lengths]).astype(np.int32)
-        tables["max_window_seqlen"] = int(lengths.max())
+        window_index = [
+            order + offset for (_, order, _), offset in zip(per_image, token_offsets, strict=False)
+        ]
+        arrays["window_index"] = np.concatenate(window_index)
+        arrays["cu_window_seqlens"] = np.cumsum([0, *window_lengths]).astype(np.int32)
+        tables["max_window_seqlen"] = int(window_lengths.max())
     return tables | {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 @lru_cache(maxsize=1024)
 def _tables_of_grid(grid: Grid, merge: int, window: int) -> tuple[NDArray[np.int64], ...]:
-    """Of one image: patch places `[P, 2]`, order of visual tokens by window `[U]`, window lengths `[W]`."""
+    """Return the tables of one image.
+
+    Returns:
+        Patch positions `[P, 2]`, order of visual tokens by window `[U]`, window lengths `[W]`.
+    """
     _, height, width = grid
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     blocks = (height // merge, merge, width // merge, merge)
-    places = np.stack([a.reshape(blocks).swapaxes(1, 2).ravel() for a in (rows, columns)], axis=-1)
-    h, w = height // merge, width // merge
+    positions = np.stack([axis.reshape(blocks).swapaxes(1, 2).ravel() for axis in (rows, columns)], axis=-1)
+    token_rows, token_columns = height // merge, width // merge
     if not window:
-        return places, np.arange(h * w), np.asarray([h * w])
-    down, across = np.meshgrid(np.arange(h) // window, np.arange(w) // window, indexing="ij")
-    window_of = (down * (w // window + 1) + across).ravel()
-    _, lengths = np.unique(window_of, return_counts=True)
-    return places, np.argsort(window_of, kind="stable"), lengths
+        num_tokens = token_rows * token_columns
+        return positions, np.arange(num_tokens), np.asarray([num_tokens])
+    window_row, window_column = np.meshgrid(
+        np.arange(token_rows) // window, np.arange(token_columns) // window, indexing="ij"
+    )
+    window_of_token = (window_row * (token_columns // window + 1) + window_column).ravel()
+    _, lengths = np.unique(window_of_token, return_counts=True)
+    return positions, np.argsort(window_of_token, kind="stable"), lengths

@@ -1,4 +1,4 @@
-"""The trainer's weights whole and under their HF names, whatever ZeRO has done to them."""
+"""Whole weights of the trainer under their HF names, for every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
 
 
 class ZeroWeightSource:
-    """A `WeightSource` over the parameters of a HF model under DeepSpeed.
+    """`WeightSource` over the parameters of an HF model under DeepSpeed.
 
-    Tied tensors appear once, under the embedding's name. Every rank must walk
-    through `buckets` with the same `max_bytes`: under ZeRO-3 it gathers.
-
-    Adapters appear in the weights that they are merged with, which are made
-    anew for each bucket: what is trained is not touched. See `learner/lora.py`.
+    Tied tensors appear once, under the embedding's name. Every rank must iterate over `buckets` with the same
+    `max_bytes`: under ZeRO-3 each bucket is gathered. Adapters are merged into copies of the weights; the
+    trained parameters do not change. See `learner/lora.py`.
     """
 
     def __init__(self, hf: nn.Module) -> None:
@@ -30,14 +28,14 @@ class ZeroWeightSource:
         self._deltas = lora_deltas(hf)
 
     def specs(self) -> list[TensorSpec]:
-        """Names, types and whole shapes; moves no data."""
+        """Return names, dtypes and whole shapes, without moving data."""
         return [
             TensorSpec(name, dtype_name(p.dtype), tuple(getattr(p, "ds_shape", p.shape)))
             for name, p in self._parameters.items()
         ]
 
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The tensors, in `specs` order; a group is valid until the next one is asked for."""
+        """Yield the tensors in the order of `specs`; a bucket is valid until the next one is requested."""
         for group in split_into_buckets(self.specs(), max_bytes):
             names = [spec.name for spec in group]
             parameters = [self._parameters[name] for name in names]
@@ -51,7 +49,7 @@ class ZeroWeightSource:
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:
-    """A context in which sharded parameters are whole on every rank."""
+    """Return a context in which sharded parameters are whole on every rank."""
     sharded = [p for p in parameters if hasattr(p, "ds_id")]
     if not sharded:
         return nullcontext()

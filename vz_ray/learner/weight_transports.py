@@ -1,10 +1,10 @@
-"""The learner's side of a publish, by transport; see `vz_ray.weight_sync.transport`.
+"""The learner's weight transports, one per value of `weights.transport`.
 
-shm     rank 0 writes each version to shared memory, and workers pull it
-nccl    rank 0 broadcasts to a group of all workers
-ipc     rank 0 lends its memory to an engine on the same GPU
+    shm     rank 0 writes each version to shared memory; workers read it
+    nccl    rank 0 broadcasts to an NCCL group of all workers
+    ipc     rank 0 exports its GPU memory to an engine on the same GPU
 
-With the last two, a copy in shared memory can be kept for workers that are in no group.
+With nccl and ipc, an optional copy in shared memory serves workers outside the group.
 """
 
 from __future__ import annotations
@@ -22,143 +22,148 @@ from vz_ray.weight_sync.parity_probe import ParityProbe
 
 
 def create_weight_transport(
-    group: Learner, config: WeightsConfig, store: Path, probe: ParityProbe, tensor_parallel: int
+    learner: Learner,
+    config: WeightsConfig,
+    store_dir: Path,
+    probe: ParityProbe,
+    tensor_parallel_size: int,
 ) -> WeightTransport:
-    """The sender that `config` asks for; `store` is where versions in shared memory lie."""
-    bucket_bytes, deadline_s = config.bucket_mib * 2**20, config.timeout_s
+    """Return the configured transport; `store_dir` holds the versions in shared memory."""
+    bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
     if config.transport == "shm":
-        return LearnerShmTransport(group, store, bucket_bytes, probe, deadline_s)
-    copies = (
-        LearnerShmTransport(group, store, bucket_bytes, None, deadline_s) if config.keep_shm_copy else None
-    )
+        return LearnerShmTransport(learner, store_dir, bucket_bytes, probe, timeout_s)
+    fallback = None
+    if config.keep_shm_copy:
+        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, None, timeout_s)
     if config.transport == "ipc":
-        return LearnerIpcTransport(group, probe, deadline_s, copies)
-    return LearnerNcclTransport(group, tensor_parallel, probe, deadline_s, copies)
+        return LearnerIpcTransport(learner, probe, timeout_s, fallback)
+    return LearnerNcclTransport(learner, tensor_parallel_size, probe, timeout_s, fallback)
 
 
 class ShmFallback:
-    """The newest version in shared memory, for who cannot be sent it; without `writer` none is kept."""
+    """Copy of the newest version in shared memory; disabled without a transport."""
 
-    def __init__(self, writer: LearnerShmTransport | None) -> None:
-        self._writer = writer
-        self._kept: WeightUpdate | None = None
+    def __init__(self, transport: LearnerShmTransport | None) -> None:
+        self._transport = transport
+        self._newest: WeightUpdate | None = None
 
     async def save(self, update: WeightUpdate) -> None:
-        """Writes the weights that were announced as `update`."""
-        if self._writer is not None:
-            copy = await self._writer.prepare(update.version)
-            self._kept = replace(copy, expected_logprobs=update.expected_logprobs)
+        """Write the announced weights of `update`."""
+        if self._transport is not None:
+            copy = await self._transport.prepare(update.version)
+            self._newest = replace(copy, expected_logprobs=update.expected_logprobs)
 
     def get(self, update: WeightUpdate) -> WeightUpdate | None:
-        """The copy of that version, if it is the newest."""
-        same = self._kept is not None and self._kept.version == update.version
-        return self._kept if same else None
+        """Return the copy of this version, or None if a newer or no version was written."""
+        is_newest = self._newest is not None and self._newest.version == update.version
+        return self._newest if is_newest else None
 
 
 class LearnerShmTransport(WeightTransport):
-    """The learner's side of a publish through shared memory; see `vz_ray.weight_sync.transport`."""
+    """Publish through shared memory."""
 
     def __init__(
-        self, group: Learner, root: Path, bucket_bytes: int, probe: ParityProbe | None, deadline_s: float
+        self, learner: Learner, root: Path, bucket_bytes: int, probe: ParityProbe | None, timeout_s: float
     ) -> None:
-        self._group, self._root, self._bucket_bytes, self._probe = group, root, bucket_bytes, probe
-        self._deadline_s = deadline_s
+        self._learner, self._root, self._bucket_bytes = learner, root, bucket_bytes
+        self._probe, self._timeout_s = probe, timeout_s
 
     async def prepare(self, version: int) -> WeightUpdate:
-        """Writes the present weights as `version`, and scores the probe with them."""
-        what = (version, self._root, self._bucket_bytes, self._probe)
-        answers = await self._group.call_all("write_weights", *what, timeout_s=self._deadline_s)
-        update: WeightUpdate = answers[0]
+        """Write the current weights as `version` and score the probe."""
+        results = await self._learner.call_all(
+            "write_weights", version, self._root, self._bucket_bytes, self._probe, timeout_s=self._timeout_s
+        )
+        update: WeightUpdate = results[0]
         return update
 
 
 class LearnerNcclTransport(WeightTransport):
-    """The learner's side of a publish by NCCL; see `vz_ray.weight_sync.transport`.
+    """Publish by NCCL broadcast.
 
-    The group's roster is fixed, so it is opened anew whenever the workers are
-    not the ones of the last publish, or the learner was started again. Workers
-    that are in no group pull the copies of `copies`, which writes the same
-    versions to shared memory. Without it, one that joins between publishes is
-    sent the version that was announced last, if the learner still holds it.
+    The members of an NCCL group are fixed. The group is reopened if the workers changed since the last
+    publish or the learner was restarted. Workers outside the group read the copy in shared memory. Without
+    a copy, a worker that joins between publishes receives the last announced version, if the learner still
+    holds it.
     """
 
     def __init__(
         self,
-        group: Learner,
-        tensor_parallel: int,
+        learner: Learner,
+        tensor_parallel_size: int,
         probe: ParityProbe | None,
-        deadline_s: float,
+        timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        self._group, self._tensor_parallel, self._probe = group, tensor_parallel, probe
-        self._deadline_s = deadline_s
-        self._copies = ShmFallback(fallback)
-        self._joined: tuple[int, list[str]] | None = None
+        self._learner, self._tensor_parallel_size = learner, tensor_parallel_size
+        self._probe, self._timeout_s = probe, timeout_s
+        self._fallback = ShmFallback(fallback)
+        self._members: tuple[int, list[str]] | None = None  # learner start, engine names
 
     async def prepare(self, version: int) -> WeightUpdate:
-        """Announces the present weights as `version`, and scores the probe with them."""
-        what = (version, self._probe)
-        answers = await self._group.call_all("announce_weights", *what, timeout_s=self._deadline_s)
-        update: WeightUpdate = answers[0]
-        await self._copies.save(update)
+        """Announce the current weights as `version` and score the probe."""
+        results = await self._learner.call_all(
+            "announce_weights", version, self._probe, timeout_s=self._timeout_s
+        )
+        update: WeightUpdate = results[0]
+        await self._fallback.save(update)
         return update
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """The copy in shared memory of rank 0's node, if copies are kept."""
-        return self._copies.get(update)
+        """Return the copy in shared memory of rank 0's node, if copies are enabled."""
+        return self._fallback.get(update)
 
     async def connect(self, engines: Sequence[EngineClient]) -> None:
-        """Opens a group of rank 0 and these workers, unless they are the ones that it has."""
-        joined = (self._group.start_count, [engine.name for engine in engines])
-        if joined == self._joined or not engines:
+        """Open a group of rank 0 and `engines`, unless it is already open."""
+        members = (self._learner.start_count, [engine.name for engine in engines])
+        if members == self._members or not engines:
             return
-        self._joined = None
-        address, port = await self._group.address()
-        roster = NcclTopology(address, port, len(engines), self._tensor_parallel)
+        self._members = None
+        address, port = await self._learner.rendezvous_address()
+        topology = NcclTopology(address, port, len(engines), self._tensor_parallel_size)
         await asyncio.gather(
-            self._group.call_all("init_nccl_group", roster, timeout_s=self._deadline_s),
-            *(engine.init_weight_transfer(roster.init_info(index)) for index, engine in enumerate(engines)),
+            self._learner.call_all("init_nccl_group", topology, timeout_s=self._timeout_s),
+            *(engine.init_weight_transfer(topology.init_info(index)) for index, engine in enumerate(engines)),
         )
-        self._joined = joined
+        self._members = members
 
     async def send(self, update: WeightUpdate) -> None:
-        """Broadcasts what was announced."""
+        """Broadcast the announced weights."""
         try:
-            await self._group.call_all("start_broadcast", update.version, timeout_s=self._deadline_s)
-            while not all(await self._group.call_all("broadcast_done", timeout_s=self._deadline_s)):
-                continue  # each rank waits for its part for a moment
+            await self._learner.call_all("start_broadcast", update.version, timeout_s=self._timeout_s)
+            while not all(await self._learner.call_all("broadcast_done", timeout_s=self._timeout_s)):
+                continue  # each call waits up to 0.2 s
         except BaseException:
-            self._joined = None  # a broadcast that broke off leaves the group unusable
+            self._members = None  # an interrupted broadcast leaves the group unusable
             raise
 
     async def abort(self) -> None:
-        """Rank 0 leaves the group, so that a broadcast to it fails."""
-        self._joined = None
-        await self._group.call_all("abort_broadcast", timeout_s=self._deadline_s)
+        """Close rank 0's end of the group, so that a running broadcast fails."""
+        self._members = None
+        await self._learner.call_all("abort_broadcast", timeout_s=self._timeout_s)
 
 
 class LearnerIpcTransport(WeightTransport):
-    """The learner's side of a publish on one GPU that it shares with the engine."""
+    """Publish by CUDA IPC to an engine on the learner's GPU."""
 
     def __init__(
         self,
-        group: Learner,
+        learner: Learner,
         probe: ParityProbe | None,
-        deadline_s: float,
+        timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        self._group, self._probe, self._deadline_s = group, probe, deadline_s
-        self._copies = ShmFallback(fallback)
+        self._learner, self._probe, self._timeout_s = learner, probe, timeout_s
+        self._fallback = ShmFallback(fallback)
 
     async def prepare(self, version: int) -> WeightUpdate:
-        """Lends the present weights as `version`, and scores the probe with them."""
-        answers = await self._group.call_all(
-            "export_ipc_handles", version, self._probe, timeout_s=self._deadline_s
+        """Export the current weights as `version` and score the probe."""
+        results = await self._learner.call_all(
+            "export_ipc_handles", version, self._probe, timeout_s=self._timeout_s
         )
-        update: WeightUpdate = answers[0]
-        await self._copies.save(update)
+        update: WeightUpdate = results[0]
+        await self._fallback.save(update)
         return update
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """A joiner must not read what the learner may be changing: it pulls a copy, if copies are kept."""
-        return self._copies.get(update)
+        """Return the copy in shared memory: the learner may already be updating its GPU memory."""
+        return self._fallback.get(update)

@@ -1,10 +1,10 @@
-"""The float32 weights and Adam moments that this rank holds, whatever ZeRO has made of them.
+"""Float32 weights and Adam moments of this rank, for each ZeRO stage.
 
-    stage 0     every rank holds everything, in the parameters themselves
-    stage 1, 2  a rank holds a run of all parameters laid end to end
-    stage 3     a rank holds a run of each parameter, the last ones padded
+    stage 0     every rank holds all elements, in the parameters themselves
+    stage 1, 2  a rank holds a contiguous range of all parameters, concatenated
+    stage 3     a rank holds a contiguous range of each parameter; the last ranges are padded
 
-Nothing is gathered: each rank reads and writes its own elements in place.
+Each rank reads and writes its own elements in place. Nothing is gathered.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class ParamSlice:
-    """Elements of one parameter, flattened row by row.
+    """A range of the elements of one flattened parameter.
 
     Attributes:
         name: HF name of the parameter.
-        shape: Its whole shape.
-        start: First element.
-        stop: One beyond the last; above `start`.
+        shape: Whole shape of the parameter.
+        start: Index of the first element.
+        stop: Index after the last element; greater than `start`.
     """
 
     name: str
@@ -47,33 +47,34 @@ class ParamSlice:
 
 
 class ZeroState(ABC):
-    """What the optimizer keeps, on one rank.
+    """Optimizer state of one rank.
 
     Attributes:
-        shapes: Whole shapes of all trained parameters by HF name, on every rank alike.
+        shapes: Whole shapes of all trained parameters by HF name; equal on every rank.
     """
 
-    def __init__(self, engine: TrainEngine, place: RankInfo) -> None:
-        self._place = place
-        self._zero, self._base = engine.deepspeed.optimizer, engine.deepspeed.basic_optimizer
+    def __init__(self, engine: TrainEngine, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
+        self._zero_optimizer = engine.deepspeed.optimizer
+        self._torch_optimizer = engine.deepspeed.basic_optimizer
         self._trained = trainable_parameters(engine.deepspeed.module)
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trained.items()}
 
     @abstractmethod
     def local_slices(self) -> list[ParamSlice]:
-        """All that this rank holds."""
+        """Return all slices that this rank holds."""
 
     def slices_to_save(self) -> list[ParamSlice]:
-        """Those that this rank saves: over all ranks, each element once."""
+        """Return the slices that this rank saves: over all ranks, each element exactly once."""
         return self.local_slices()
 
     @abstractmethod
-    def read(self, piece: ParamSlice, kind: str) -> Tensor:
-        """Float32 elements `[stop - start]` of `weights` or of a moment, which must exist."""
+    def read(self, param: ParamSlice, kind: str) -> Tensor:
+        """Return the float32 elements `[stop - start]` of `weights` or of an existing moment."""
 
     @abstractmethod
-    def write(self, piece: ParamSlice, kind: str, values: Tensor) -> None:
-        """Undoes `read`; the weights are in use after `sync_model_weights`."""
+    def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
+        """Set the elements of a slice; new weights take effect after `sync_model_weights`."""
 
     @abstractmethod
     def _flat_tensors(self) -> Iterable[Tensor]:
@@ -81,117 +82,118 @@ class ZeroState(ABC):
 
     @abstractmethod
     def sync_model_weights(self) -> None:
-        """Makes the weights that the model computes with from their masters; every rank must call."""
+        """Update the model's weights from the float32 weights; every rank must call."""
 
     @property
     def optimizer_steps(self) -> int:
-        """Updates that the moments have seen, which correct their bias; 0 if there are no moments."""
+        """Step count of the moments, used for bias correction; 0 without moments."""
         return max(
-            (int(self._base.state.get(flat, {}).get("step", 0)) for flat in self._flat_tensors()), default=0
+            (int(self._torch_optimizer.state.get(flat, {}).get("step", 0)) for flat in self._flat_tensors()),
+            default=0,
         )
 
-    def reset_moments(self, updates: int) -> None:
-        """Sets all moments to 0, and the number of updates that they have seen; comes before the first `write`.
+    def reset_moments(self, optimizer_steps: int) -> None:
+        """Set all moments to 0 and their step count to `optimizer_steps`; call before the first `write`.
 
         Every rank must call.
         """
         for flat in self._flat_tensors():
-            state = self._base.state[flat]
+            state = self._torch_optimizer.state[flat]
             for moment in MOMENTS:
                 state[moment] = state[moment].zero_() if moment in state else torch.zeros_like(flat.detach())
             # torch counts in a tensor; DeepSpeed's own optimizers count in an int.
-            is_torch = isinstance(self._base, torch.optim.AdamW)
-            state["step"] = torch.tensor(float(updates)) if is_torch else updates
+            is_torch = isinstance(self._torch_optimizer, torch.optim.AdamW)
+            state["step"] = torch.tensor(float(optimizer_steps)) if is_torch else optimizer_steps
 
 
 class Zero0State(ZeroState):
-    """ZeRO 0 in float32: the parameters are their own masters. Ranks share the saving."""
+    """ZeRO 0 in float32: the parameters are the float32 weights. The ranks share the saving."""
 
     def local_slices(self) -> list[ParamSlice]:
         return [ParamSlice(name, shape, 0, math.prod(shape)) for name, shape in self.shapes.items()]
 
     def slices_to_save(self) -> list[ParamSlice]:
-        pieces, before = [], 0
-        total = sum(piece.stop for piece in self.local_slices())
-        for piece in self.local_slices():
-            if before * self._place.world_size // total == self._place.rank:
-                pieces.append(piece)
-            before += piece.stop
-        return pieces
+        slices, offset = [], 0
+        total = sum(param.stop for param in self.local_slices())
+        for param in self.local_slices():
+            if offset * self._rank_info.world_size // total == self._rank_info.rank:
+                slices.append(param)
+            offset += param.stop
+        return slices
 
-    def read(self, piece: ParamSlice, kind: str) -> Tensor:
-        parameter = self._trained[piece.name]
+    def read(self, param: ParamSlice, kind: str) -> Tensor:
+        parameter = self._trained[param.name]
         if kind == WEIGHTS:
             return parameter.detach().flatten()
-        # A parameter that has not had a gradient yet has no moments, whatever the others have.
-        moment = self._base.state.get(parameter, {}).get(kind)
-        return torch.zeros(piece.stop) if moment is None else moment.flatten()
+        # A parameter without a gradient so far has no moments, even if others have.
+        moment = self._torch_optimizer.state.get(parameter, {}).get(kind)
+        return torch.zeros(param.stop) if moment is None else moment.flatten()
 
-    def write(self, piece: ParamSlice, kind: str, values: Tensor) -> None:
-        parameter = self._trained[piece.name]
-        target = parameter.detach() if kind == WEIGHTS else self._base.state[parameter][kind]
-        target.copy_(values.view(piece.shape))
+    def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
+        parameter = self._trained[param.name]
+        target = parameter.detach() if kind == WEIGHTS else self._torch_optimizer.state[parameter][kind]
+        target.copy_(values.view(param.shape))
 
     def sync_model_weights(self) -> None:
-        """Nothing to do: the model computes with the masters."""
+        """Do nothing: the model computes with the float32 weights."""
 
     def _flat_tensors(self) -> Iterable[Tensor]:
         return self._trained.values()
 
 
 class Zero12State(ZeroState):
-    """ZeRO 1 and 2: masters are a run of each group's parameters, laid end to end."""
+    """ZeRO 1 and 2: a rank holds a range of the concatenated parameters of each parameter group."""
 
     def local_slices(self) -> list[ParamSlice]:
-        pieces = []
+        slices = []
         for name, shape in self.shapes.items():
             mapping = self._mapping(name)
             if mapping is not None:
                 address = mapping.lp_fragment_address
-                pieces.append(ParamSlice(name, shape, address.start, address.start + address.numel))
-        return pieces
+                slices.append(ParamSlice(name, shape, address.start, address.start + address.numel))
+        return slices
 
-    def read(self, piece: ParamSlice, kind: str) -> Tensor:
-        mapping = self._mapping(piece.name)
-        flat = self._base.param_groups[mapping.param_group_index]["params"][0]
-        whole = flat.detach() if kind == WEIGHTS else self._base.state[flat][kind]
+    def read(self, param: ParamSlice, kind: str) -> Tensor:
+        mapping = self._mapping(param.name)
+        flat = self._torch_optimizer.param_groups[mapping.param_group_index]["params"][0]
+        flat_values = flat.detach() if kind == WEIGHTS else self._torch_optimizer.state[flat][kind]
         address = mapping.hp_fragment_address
-        part: Tensor = whole.narrow(0, address.start, address.numel)
-        return part
+        values: Tensor = flat_values.narrow(0, address.start, address.numel)
+        return values
 
-    def write(self, piece: ParamSlice, kind: str, values: Tensor) -> None:
-        self.read(piece, kind).copy_(values)
+    def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
+        self.read(param, kind).copy_(values)
 
     def sync_model_weights(self) -> None:
-        self._zero.update_lp_params()
+        self._zero_optimizer.update_lp_params()
 
     def _mapping(self, name: str) -> Any:
-        """Where the masters of a parameter lie within the flat ones; None if this rank has none of it."""
+        """Position of a parameter in the flat tensors; None if this rank holds no element."""
         return self._trained[name]._hp_mapping
 
     def _flat_tensors(self) -> Iterable[Tensor]:
-        return [flat for group in self._base.param_groups for flat in group["params"]]
+        return [flat for group in self._torch_optimizer.param_groups for flat in group["params"]]
 
 
 class Zero3State(ZeroState):
-    """ZeRO 3: masters are this rank's run of each parameter; all runs of one are equally long."""
+    """ZeRO 3: a rank holds a range of each parameter; all ranges of one parameter have equal length."""
 
     def local_slices(self) -> list[ParamSlice]:
-        pieces = []
+        slices = []
         for name, shape in self.shapes.items():
             count, size = self._trained[name].ds_tensor.numel(), math.prod(shape)
-            start = min(count * self._place.rank, size)
+            start = min(count * self._rank_info.rank, size)
             if start < size:
-                pieces.append(ParamSlice(name, shape, start, min(start + count, size)))
-        return pieces
+                slices.append(ParamSlice(name, shape, start, min(start + count, size)))
+        return slices
 
-    def read(self, piece: ParamSlice, kind: str) -> Tensor:
-        return self._padded(piece.name, kind)[: piece.stop - piece.start]
+    def read(self, param: ParamSlice, kind: str) -> Tensor:
+        return self._read_padded(param.name, kind)[: param.stop - param.start]
 
-    def write(self, piece: ParamSlice, kind: str, values: Tensor) -> None:
+    def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        parameter = self._trained[piece.name]
+        parameter = self._trained[param.name]
         padded = values.new_zeros(parameter.ds_tensor.numel())
         padded[: len(values)] = values
         if kind == WEIGHTS:
@@ -199,47 +201,51 @@ class Zero3State(ZeroState):
         else:
             safe_set_local_optimizer_state(parameter, padded, kind)
 
-    def reset_moments(self, updates: int) -> None:
-        self._zero.checkpoint_event_prologue()  # no weights stay whole while their parts change
-        super().reset_moments(updates)
+    def reset_moments(self, optimizer_steps: int) -> None:
+        # Release gathered parameters: a whole copy would hide the new shards.
+        self._zero_optimizer.checkpoint_event_prologue()
+        super().reset_moments(optimizer_steps)
 
     def sync_model_weights(self) -> None:
         for name, parameter in self._trained.items():
-            parameter.ds_tensor.data.copy_(self._padded(name, WEIGHTS))
-        self._zero.checkpoint_event_epilogue()
+            parameter.ds_tensor.data.copy_(self._read_padded(name, WEIGHTS))
+        self._zero_optimizer.checkpoint_event_epilogue()
 
-    def _padded(self, name: str, kind: str) -> Tensor:
+    def _read_padded(self, name: str, kind: str) -> Tensor:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         parameter = self._trained[name]
-        found = (
+        values: Tensor = (
             safe_get_local_fp32_param(parameter)
             if kind == WEIGHTS
             else safe_get_local_optimizer_state(parameter, kind)
         )
-        run: Tensor = found.detach()
-        return run
+        return values.detach()
 
     def _flat_tensors(self) -> Iterable[Tensor]:
-        flats: list[Tensor] = self._zero.fp32_partitioned_groups_flat
+        flats: list[Tensor] = self._zero_optimizer.fp32_partitioned_groups_flat
         return flats
 
 
-def create_zero_state(engine: TrainEngine, place: RankInfo) -> ZeroState:
-    """The masters of an engine, by what its optimizer has made of the parameters."""
+def create_zero_state(engine: TrainEngine, rank_info: RankInfo) -> ZeroState:
+    """Return the state class that matches the engine's parameters."""
     parameters = trainable_parameters(engine.deepspeed.module).values()
-    if any(hasattr(p, "ds_id") for p in parameters):
-        return Zero3State(engine, place)
-    if any(hasattr(p, "_hp_mapping") for p in parameters):
-        return Zero12State(engine, place)
-    return Zero0State(engine, place)
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return Zero3State(engine, rank_info)
+    if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
+        return Zero12State(engine, rank_info)
+    return Zero0State(engine, rank_info)
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, Any]:
-    """The parameters that the optimizer moves, by HF name; a tied one once."""
-    return {name.removeprefix("hf."): p for name, p in module.named_parameters() if p.requires_grad}
+    """Return the parameters that the optimizer updates, by HF name; tied parameters once."""
+    return {
+        name.removeprefix("hf."): parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def has_frozen_parameters(module: nn.Module) -> bool:
-    """Whether some parameters stay as the initial model has them."""
-    return not all(p.requires_grad for p in module.parameters())
+    """Return whether some parameters keep the values of the initial model."""
+    return not all(parameter.requires_grad for parameter in module.parameters())

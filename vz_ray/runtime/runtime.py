@@ -87,7 +87,7 @@ async def start_learner(
         config,
         decode_pool,
         gpus_per_rank=gpus,
-        badge=run.run_identity,
+        identity=run.run_identity,
         log_dir=str(run.run_dir.logs.resolve()),
     )
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vz_ray.learner.atomic_dir import MANIFEST
+from vz_ray.learner.checkpoint_files import MANIFEST
 from vz_ray.learner.export import export_checkpoint
 from vz_ray.training.state import LEARNER_DIR
 from vz_ray.utils.errors import UserError

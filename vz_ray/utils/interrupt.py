@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for a clean stop; a second one kills."""
+"""Clean stop on SIGINT and SIGTERM. A second signal kills the process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def restore_signal_handlers() -> None:
-    """Puts back the handlers that Python knows, whatever a library has set below it since.
+    """Reinstall the signal handlers that Python knows, after a library replaced them in C.
 
-    Ray's core catches SIGTERM to print a stack, and aborts the process three
-    seconds later. Does nothing outside the main thread.
+    Ray's core catches SIGTERM to print a stack, and aborts the process three seconds later.
+    Does nothing outside the main thread.
     """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -28,14 +28,14 @@ def restore_signal_handlers() -> None:
                 signal.signal(number, handler)
 
 
-RESUME_HINT = "the same command goes on from the last checkpoint"
+RESUME_HINT = "the same command resumes from the last checkpoint"
 
 
 class StopRequested(Exception):
-    """Someone asked this run to stop; what is not in the last checkpoint will be done again.
+    """The run was asked to stop. Work after the last checkpoint is repeated on resume.
 
     Attributes:
-        resume_hint: How to go on, for whoever stopped it.
+        resume_hint: How to resume the run.
     """
 
     def __init__(self, message: str, resume_hint: str = RESUME_HINT) -> None:
@@ -44,60 +44,60 @@ class StopRequested(Exception):
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; the second kills the process.
+    """Context manager: the first SIGINT or SIGTERM sets `requested`, the second kills the process.
+
+    Enter it in the main thread; `raise_if_requested` may be called from any thread.
 
     Example:
         with Interrupt() as interrupt:
             for step in steps:
-                interrupt.check()   # raises StopRequested between steps
+                interrupt.raise_if_requested()
                 train(step)
 
-    Enter it in the main thread; `raise_if_requested` may be called from any.
-
     Args:
-        then: How to go on after a stop.
+        resume_hint: How to resume after a stop.
     """
 
     def __init__(self, resume_hint: str = RESUME_HINT) -> None:
-        self._then = resume_hint
+        self._resume_hint = resume_hint
         self._event = threading.Event()
-        self._name = ""
-        self._before: dict[int, object] = {}
+        self._signal_name = ""
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._arm()
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+        self._install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not set from Python and cannot be put back.
+        for number, handler in self._previous.items():
+            # None means that the handler was not installed from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was asked for; also takes back handlers that a library replaced.
+        """Whether a stop was requested. Also reinstalls the handlers if a library replaced them.
 
-        Those set below Python are unseen by `signal.getsignal`.
+        `signal.getsignal` does not report handlers that were installed in C.
         """
         if threading.current_thread() is threading.main_thread() and not self._event.is_set():
-            self._arm()
+            self._install()
         return self._event.is_set()
 
     def raise_if_requested(self) -> None:
-        """Raises `StopRequested` if a stop was asked for."""
+        """Raise `StopRequested` if a stop was requested."""
         if self.requested:
-            raise StopRequested(f"stopped by {self._name}", self._then)
+            raise StopRequested(f"stopped by {self._signal_name}", self._resume_hint)
 
     async def wait_requested(self) -> None:
-        """Returns once a stop was asked for."""
-        while not self.requested:  # noqa: ASYNC110 - a signal sets no asyncio event
+        """Wait until a stop is requested."""
+        while not self.requested:  # noqa: ASYNC110 - a signal handler cannot set an asyncio event
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def run_interruptible(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits `work`; cancels it and raises `StopRequested` if a stop was asked for."""
+        """Await `work`; on a stop request, cancel it and raise `StopRequested`."""
         task = asyncio.create_task(work)
         try:
             while not task.done():
@@ -108,7 +108,7 @@ class Interrupt:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _arm(self) -> None:
+    def _install(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
@@ -117,5 +117,5 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self._name = signal.Signals(number).name
+        self._signal_name = signal.Signals(number).name
         self._event.set()

@@ -1,4 +1,4 @@
-"""How many of something there should be for a load that comes and goes. Pure: no actors, no clock."""
+"""Autoscaling decision from count and load. Pure: no actors, no clock."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class ScalingPolicy:
-    """Grows while the load is too much, shrinks while fewer would do, and waits before it believes either.
+    """Scales up after sustained overload and down after sustained underload.
 
     Attributes:
-        min_count: There are never fewer; 0 lets all go when there is nothing to do.
-        max_count: There are never more.
-        max_load_each: Load above which one is too much for each.
-        upscale_delay_s: Seconds that the load must have been too much.
-        downscale_delay_s: Seconds that fewer must have done.
-        overloaded_since: Since when the load is too much; None while it is not.
-        idle_since: Since when fewer would do; None while they would not.
+        min_count: Minimum count; 0 allows scaling to zero.
+        max_count: Maximum count.
+        max_load_each: Load per unit that triggers scaling up.
+        upscale_delay_s: Time of sustained overload before scaling up.
+        downscale_delay_s: Time of sustained underload before scaling down by one.
+        overloaded_since: Start of the current overload; None if not overloaded.
+        idle_since: Start of the current underload; None if not underloaded.
     """
 
     min_count: int
@@ -28,18 +28,18 @@ class ScalingPolicy:
     idle_since: float | None = None
 
     def target_count(self, now_s: float, count: int, load: int) -> int:
-        """How many there should be.
+        """Return the desired count.
 
         Args:
-            now_s: Time on any clock that never goes back.
-            count: Those there are, and those that are starting.
-            load: What they have to do, and what waits for them.
+            now_s: Time of a monotonic clock.
+            count: Running and starting units.
+            load: Running and queued work items.
         """
-        behind = load > count * self.max_load_each
-        # Fewer would do if they had at most half of what calls for more, so that it does not swing.
+        overloaded = load > count * self.max_load_each
+        # Half of the upscale threshold, to avoid oscillation.
         idle = count > self.min_count and 2 * load <= (count - 1) * self.max_load_each
-        self.overloaded_since = _since(self.overloaded_since, now_s, behind)
-        self.idle_since = _since(self.idle_since, now_s, idle)
+        self.overloaded_since = _update_since(self.overloaded_since, now_s, overloaded)
+        self.idle_since = _update_since(self.idle_since, now_s, idle)
         if self.overloaded_since is not None and now_s - self.overloaded_since >= self.upscale_delay_s:
             self.overloaded_since = None
             return max(count, min(self.max_count, -(-load // self.max_load_each)))
@@ -49,8 +49,8 @@ class ScalingPolicy:
         return count
 
 
-def _since(before: float | None, now_s: float, holds: bool) -> float | None:
-    """Since when something has held without a break."""
-    if not holds:
+def _update_since(since: float | None, now_s: float, condition: bool) -> float | None:
+    """Return the start of the period in which `condition` holds."""
+    if not condition:
         return None
-    return now_s if before is None else before
+    return now_s if since is None else since

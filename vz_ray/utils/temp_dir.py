@@ -1,4 +1,4 @@
-"""Directories that last as long as their process, and go even where it was killed."""
+"""Temporary directories that are also removed after their process was killed."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ LOCK = ".lock"
 
 @contextmanager
 def temp_dir(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """A new directory `<parent>/<prefix>...`, removed with the block.
+    """Create `<parent>/<prefix>...` and remove it when the block ends.
 
-    Those of the same prefix whose processes were killed are removed first. A
-    lock inside tells them from those in use: it is the kernel's, and goes with
-    the process, however that ends.
+    Directories with the same prefix whose processes were killed are removed first. A kernel lock inside
+    distinguishes them from directories in use.
 
     Args:
-        prefix: Beginning of the name.
-        parent: Where to make it; the system's directory for temporary files without it.
+        prefix: Prefix of the directory name.
+        parent: Parent directory. Default: the system's directory for temporary files.
     """
     parent = parent or Path(tempfile.gettempdir())
-    for folder in parent.glob(f"{prefix}*"):
-        _remove_if_left(folder)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with open(folder / LOCK, "w") as lock:
+    for path in parent.glob(f"{prefix}*"):
+        _remove_if_unused(path)
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with open(path / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            yield folder
+            yield path
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_if_left(folder: Path) -> None:
+def _remove_if_unused(path: Path) -> None:
     try:
-        with open(folder / LOCK) as lock:
+        with open(path / LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
     except OSError:
-        return  # in use, just being made, or somebody else's
+        return  # in use, being created, or not a directory of `temp_dir`

@@ -1,4 +1,4 @@
-"""Every wait has a deadline, and an overdue one names whom it waited for."""
+"""Timeouts that name the awaited component and operation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ T = TypeVar("T")
 
 
 class StepTimeout(TimeoutError):
-    """A wait ran past its deadline.
+    """An operation exceeded its timeout.
 
     Attributes:
-        target: The actor or service waited for, for example `rollout-worker-3`.
-        operation: The request, for example `publish of weight version 7`.
-        timeout_s: How long was waited.
-        state: What was last known of it; empty if nothing was asked.
+        target: Actor or service that was awaited, for example `rollout-3`.
+        operation: Awaited operation, for example `publish of weight version 7`.
+        timeout_s: The timeout.
+        state: Last known state of the target; empty if unknown.
     """
 
     def __init__(self, target: str, operation: str, timeout_s: float, state: str = "") -> None:
-        known = f" ({state})" if state else ""
-        super().__init__(f"{target} did not finish {operation} within {timeout_s:g} s{known}")
+        details = f" ({state})" if state else ""
+        super().__init__(f"{target} did not finish {operation} within {timeout_s:g} s{details}")
         self.target, self.operation, self.timeout_s, self.state = target, operation, timeout_s, state
 
     def __reduce__(self) -> tuple[type[StepTimeout], tuple[str, str, float, str]]:
@@ -29,7 +29,7 @@ class StepTimeout(TimeoutError):
 
 
 async def with_timeout(awaitable: Awaitable[T], timeout_s: float, *, target: str, operation: str) -> T:
-    """Awaits at most `timeout_s`; raises `StepTimeout` naming `target` and `operation`."""
+    """Await `awaitable`; raise `StepTimeout` with `target` and `operation` after `timeout_s`."""
     try:
         async with asyncio.timeout(timeout_s):
             return await awaitable

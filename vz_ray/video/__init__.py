@@ -1,7 +1,6 @@
-"""Frames of video files, exact by presentation time.
+"""Exact video frames by presentation time.
 
-In: a path and times. Out: frames at the size the model wants, each with a
-reference from which the same bytes can be had again. Pure: this room knows
-neither Ray nor torch nor the model; the clip pool (`vz_ray.decode`) runs it in
-actors.
+Input: a video path and times. Output: frames at the size that the model expects, each with a
+reference that reproduces the same bytes. This package is pure: it must not import Ray, torch or
+model code. The decode pool (`vz_ray.decode`) runs it in Ray actors.
 """

@@ -1,4 +1,4 @@
-"""Clips of many videos: open readers and decoded frames are kept for the next request."""
+"""Clip reader for many videos, with open readers and decoded frames cached."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from vz_ray.video.frame import (
     ZoomRequest,
 )
 from vz_ray.video.frame_cache import DiskFrameCache, FrameCache, FrameKey
-from vz_ray.video.image_reader import IMAGE_DECODER as IMAGE
-from vz_ray.video.image_reader import is_image, read_image, reread_image
+from vz_ray.video.image_reader import IMAGE_DECODER, is_image, read_image, reread_image
 from vz_ray.video.overview import overview_pts
 from vz_ray.video.sampling import zoom_times
 from vz_ray.video.video_file import LOCAL_FILES, FileKey, VideoLimits, VideoLocator, file_key
@@ -29,7 +28,7 @@ from vz_ray.video.video_metadata import VideoMetadataCache
 from vz_ray.video.video_reader import VideoReader
 
 
-def _torchcodec() -> type[VideoReader]:
+def _load_torchcodec_reader() -> type[VideoReader]:
     from vz_ray.video import torchcodec_reader
 
     torchcodec_reader.import_torchcodec()
@@ -38,26 +37,26 @@ def _torchcodec() -> type[VideoReader]:
 
 DECODER_BACKENDS: Mapping[str, Callable[[], type[VideoReader]]] = {
     "pyav": lambda: VideoReader,
-    "torchcodec": _torchcodec,
+    "torchcodec": _load_torchcodec_reader,
 }
-"""Kinds of reader by name, loaded when they are asked for."""
+"""Reader classes by name, imported lazily."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderStats:
-    """What a clip reader has done; sums over several readers are meaningful.
+    """Counters of a clip reader. Stats of several readers can be added.
 
     Attributes:
         requests: Calls of probe, overview, zoom and resolve.
-        hits: Frames found in memory.
-        disk_hits: Frames found on disk.
-        misses: Frames found in neither, which had to be decoded.
-        decoded_frames: Frames the decoders put out, those on the way to a wanted one included.
+        hits: Memory cache hits, frames.
+        disk_hits: Disk cache hits, frames.
+        misses: Frames in neither cache, which were decoded.
+        decoded_frames: Frames output by decoders, including those before a requested one.
         seeks: Seeks and reopenings.
-        scanned_videos: Videos of which nothing was known, so that every packet was looked at.
-        cached_frames: In the cache now.
-        cached_bytes: In the cache now.
-        open_videos: Open now.
+        scanned_videos: Videos scanned because their metadata was not cached.
+        cached_frames: Frames in memory now.
+        cached_bytes: Size of the frames in memory now.
+        open_videos: Videos open now.
     """
 
     requests: int = 0
@@ -76,26 +75,23 @@ class ReaderStats:
 
 
 class ClipReader:
-    """Overviews, zooms and referenced frames, one at a time. Not thread-safe.
+    """Reads overviews, zooms and referenced frames. Not thread-safe.
 
-    Every decoded frame is cached by content, pts and size, so a clip that
-    overlaps an earlier one, and a frame asked for again by reference, cost a
-    look-up. The overview of an image file is that image, which is read each time;
-    what it is called does not matter where a `ImageRequest` is asked for.
-    Every method raises `VideoError` if the video cannot be read as asked.
+    Decoded frames are cached by content hash, pts and size, so overlapping clips and references
+    are cache hits. The overview of an image file is the image, which is not cached. Every method
+    raises `VideoError` if the video cannot be read.
 
     Args:
-        cache_bytes: Most bytes of decoded frames to keep in memory.
-        videos: Most videos to keep open; each holds its decoder's buffers.
-        limits: What is refused.
-        disk: Where decoded frames, and what scans found, are kept for every process of the machine;
-            None keeps them in memory only.
-        sources: Where the files are.
-        decoder: What decodes, one of `DECODER_BACKENDS`.
-        threads: Parts in which `pyav` decodes a request that spans several GOPs.
+        cache_bytes: Maximum size of the frames in memory.
+        max_open_videos: Maximum number of open videos; each holds the buffers of its decoder.
+        limits: Maximum duration, resolution and frames per request.
+        disk_cache: Cache of frames and metadata shared by all processes of the machine; optional.
+        locator: Maps URIs to local paths.
+        decoder: Key of `DECODER_BACKENDS`.
+        num_threads: Threads that decode a request across several GOPs (`pyav` only).
 
     Raises:
-        UserError: The decoder cannot be loaded here.
+        UserError: The decoder cannot be loaded.
     """
 
     def __init__(
@@ -110,14 +106,15 @@ class ClipReader:
         num_threads: int = 1,
     ) -> None:
         if max_open_videos < 1:
-            raise ValueError(f"at least one video must stay open, got videos={max_open_videos}")
-        self._cache, self._videos = FrameCache(cache_bytes), max_open_videos
+            raise ValueError(f"max_open_videos is {max_open_videos}; it must be at least 1")
+        self._cache, self._max_open_videos = FrameCache(cache_bytes), max_open_videos
         self._limits = limits or VideoLimits()
-        self._sources = locator
-        self._reader_type, self._threads = DECODER_BACKENDS[decoder](), num_threads
-        self._disk, self._facts = disk_cache, VideoMetadataCache(disk_cache)
+        self._locator = locator
+        self._reader_type, self._num_threads = DECODER_BACKENDS[decoder](), num_threads
+        self._disk, self._metadata = disk_cache, VideoMetadataCache(disk_cache)
         self._open: OrderedDict[FileKey, VideoReader] = OrderedDict()
-        self._requests = self._scanned = self._decoded = self._seeks = self._disk_hits = 0
+        self._requests = self._disk_hits = self._scanned_videos = 0
+        self._closed_decoded_frames = self._closed_seeks = 0
 
     def probe(self, uri: str) -> VideoInfo:
         self._requests += 1
@@ -128,7 +125,7 @@ class ClipReader:
     ) -> Clip:
         self._requests += 1
         if isinstance(request, ImageRequest) or is_image(uri):
-            return Clip(request, (read_image(uri, size, self._limits, path=self._sources.locate(uri)),))
+            return Clip(request, (read_image(uri, size, self._limits, path=self._locator.locate(uri)),))
         reader = self._reader(uri)
         return self._clip(reader, request, overview_pts(request, reader.info, reader.table), size)
 
@@ -139,26 +136,27 @@ class ClipReader:
         return self._clip(reader, request, pts, size)
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        """The referenced frames, in the order asked.
+        """Return the referenced frames, in the given order.
 
         Raises:
-            FrameMismatch: The file, or the pixels decoded from it, are not those of the reference.
+            FrameMismatchError: The file or its decoded pixels differ from the reference.
         """
         self._requests += 1
         batches: dict[tuple[str, int, int], set[float]] = {}
-        found: dict[tuple[str, int, int, float], Frame] = {}
+        resolved: dict[tuple[str, int, int, float], Frame] = {}
         for ref in refs:
-            if ref.decoder.startswith(f"{IMAGE} "):
-                again = reread_image(ref, self._limits, path=self._sources.locate(ref.uri))
-                found[ref.uri, ref.width, ref.height, ref.pts_s] = again
+            if ref.decoder.startswith(f"{IMAGE_DECODER} "):
+                image = reread_image(ref, self._limits, path=self._locator.locate(ref.uri))
+                resolved[ref.uri, ref.width, ref.height, ref.pts_s] = image
             else:
                 batches.setdefault((ref.uri, ref.width, ref.height), set()).add(ref.pts_s)
         for (uri, width, height), seconds in batches.items():
             reader = self._reader(uri)
-            pts_of = {second: reader.table.pts_at(second) for second in seconds}
-            frames = self._frames(reader, list(pts_of.values()), width, height)
-            found.update({(uri, width, height, s): frames[pts] for s, pts in pts_of.items()})
-        return [_checked(found[ref.uri, ref.width, ref.height, ref.pts_s], ref) for ref in refs]
+            pts_by_second = {second: reader.table.pts_at(second) for second in seconds}
+            frames = self._frames(reader, list(pts_by_second.values()), width, height)
+            for second, pts in pts_by_second.items():
+                resolved[uri, width, height, second] = frames[pts]
+        return [_check_digest(resolved[ref.uri, ref.width, ref.height, ref.pts_s], ref) for ref in refs]
 
     def stats(self) -> ReaderStats:
         readers = self._open.values()
@@ -167,9 +165,9 @@ class ClipReader:
             hits=self._cache.hits,
             disk_hits=self._disk_hits,
             misses=self._cache.misses - self._disk_hits,
-            decoded_frames=self._decoded + sum(reader.decoded_frames for reader in readers),
-            seeks=self._seeks + sum(reader.seeks for reader in readers),
-            scanned_videos=self._scanned,
+            decoded_frames=self._closed_decoded_frames + sum(reader.decoded_frames for reader in readers),
+            seeks=self._closed_seeks + sum(reader.seeks for reader in readers),
+            scanned_videos=self._scanned_videos,
             cached_frames=len(self._cache),
             cached_bytes=self._cache.size_bytes,
             open_videos=len(self._open),
@@ -177,7 +175,7 @@ class ClipReader:
 
     def close(self) -> None:
         while self._open:
-            self._close_oldest()
+            self._close_least_recent()
 
     def _clip(
         self,
@@ -187,63 +185,70 @@ class ClipReader:
         size: FrameSize,
     ) -> Clip:
         frames = self._frames(reader, pts, *reader.target_size(size))
-        return Clip(request, tuple(frames[one] for one in pts))
+        return Clip(request, tuple(frames[frame_pts] for frame_pts in pts))
 
     def _frames(self, reader: VideoReader, pts: list[int], width: int, height: int) -> dict[int, Frame]:
-        video, stream = reader.info.video_id, reader.info.stream
-        keys = {one: FrameKey(video, stream, one, width, height) for one in pts}
-        found = {one: frame for one, key in keys.items() if (frame := self._cache.get(key)) is not None}
+        """Return frames by pts, from the caches or the decoder."""
+        info = reader.info
+        keys = {
+            frame_pts: FrameKey(info.video_id, info.stream, frame_pts, width, height) for frame_pts in pts
+        }
+        cached = {
+            frame_pts: frame for frame_pts, key in keys.items() if (frame := self._cache.get(key)) is not None
+        }
         disk = DiskFrameCache(self._disk, f"{reader.scaler} {reader.decoder}") if self._disk else None
         if disk is not None:
-            for one in keys.keys() - found.keys():
-                if (frame := disk.get(keys[one])) is not None:
+            for frame_pts in keys.keys() - cached.keys():
+                if (frame := disk.get(keys[frame_pts])) is not None:
                     self._disk_hits += 1
-                    self._cache.put(keys[one], frame)
-                    found[one] = frame
-        for one, frame in found.items():
-            if frame.ref.uri != reader.info.uri:  # decoded from a copy, which may go away
-                found[one] = Frame(replace(frame.ref, uri=reader.info.uri), frame.rgb)
-        decoded = reader.decode_pts(keys.keys() - found.keys(), width, height)
-        for one, frame in decoded.items():
-            self._cache.put(keys[one], frame)
+                    self._cache.put(keys[frame_pts], frame)
+                    cached[frame_pts] = frame
+        for frame_pts, frame in cached.items():
+            if frame.ref.uri != info.uri:  # decoded from a copy of the file, which may be deleted
+                cached[frame_pts] = Frame(replace(frame.ref, uri=info.uri), frame.rgb)
+        decoded = reader.decode_pts(keys.keys() - cached.keys(), width, height)
+        for frame_pts, frame in decoded.items():
+            self._cache.put(keys[frame_pts], frame)
             if disk is not None:
-                disk.put(keys[one], frame)
-        return found | decoded
+                disk.put(keys[frame_pts], frame)
+        return cached | decoded
 
     def _reader(self, uri: str) -> VideoReader:
-        """The open reader of this file; a file that changed since is another file."""
+        """Return the open reader of the file, or open one. A modified file is opened again."""
         if is_image(uri):
-            raise NotAVideoError(f"{uri}: an image has no duration", "the file is an image, not a video")
-        path = self._sources.locate(uri)
+            raise NotAVideoError(
+                f"{uri}: an image, not a video; request an overview", "the file is an image, not a video"
+            )
+        path = self._locator.locate(uri)
         key = file_key(uri, path)
         reader = self._open.get(key)
         if reader is None:
-            facts = self._facts.get(uri, path)
+            metadata = self._metadata.get(uri, path)
             reader = self._open[key] = self._reader_type(
-                uri, path=path, limits=self._limits, metadata=facts, num_threads=self._threads
+                uri, path=path, limits=self._limits, metadata=metadata, num_threads=self._num_threads
             )
-            if facts is None:
-                self._scanned += 1
-                self._facts.put(reader.metadata)
-            while len(self._open) > self._videos:
-                self._close_oldest()
+            if metadata is None:
+                self._scanned_videos += 1
+                self._metadata.put(reader.metadata)
+            while len(self._open) > self._max_open_videos:
+                self._close_least_recent()
         self._open.move_to_end(key)
         return reader
 
-    def _close_oldest(self) -> None:
+    def _close_least_recent(self) -> None:
         _, reader = self._open.popitem(last=False)
-        self._decoded += reader.decoded_frames
-        self._seeks += reader.seeks
+        self._closed_decoded_frames += reader.decoded_frames
+        self._closed_seeks += reader.seeks
         reader.close()
 
 
-def _checked(frame: Frame, ref: FrameRef) -> Frame:
-    got = frame.ref
-    if got.digest == ref.digest:
+def _check_digest(frame: Frame, ref: FrameRef) -> Frame:
+    decoded = frame.ref
+    if decoded.digest == ref.digest:
         return frame
-    why = "the file has changed" if got.video_id != ref.video_id else "it decodes to other pixels"
+    cause = "the file has changed" if decoded.video_id != ref.video_id else "it decodes to other pixels"
     raise FrameMismatchError(
-        f"{ref.uri}: the frame at {ref.pts_s:.3f} s is not the one referenced, {why}: "
-        f"digest {got.digest[:12]} by {got.decoder}, expected {ref.digest[:12]} by {ref.decoder}",
+        f"{ref.uri}: the frame at {ref.pts_s:.3f} s differs from its reference, {cause}: "
+        f"digest {decoded.digest[:12]} by {decoded.decoder}, expected {ref.digest[:12]} by {ref.decoder}",
         "a frame shown earlier cannot be shown again",
     )

@@ -1,11 +1,9 @@
-"""Small files under one directory, shared by all processes of a machine, within a size cap.
+"""LRU cache of small files in one directory, shared by all processes of a machine.
 
-An entry appears whole or not at all, so readers need no lock, and it is sealed
-with its hash: one that was damaged is dropped as if it had never been. Large ones are
-mapped, not copied: who holds such bytes holds the file's pages. Writers count
-what they add; whoever has added a share of the cap looks at the whole
-directory and drops what was not used for longest, one process at a time.
-Nothing here fails: a cache that cannot be read or written is slow, not wrong.
+Entries are renamed into place, so readers need no lock. Each entry begins with its hash; a corrupt
+entry is deleted and counts as a miss. Large entries are memory-mapped. Writers count the bytes that
+they add. A process that has added a fraction of the size limit scans the directory and evicts the
+least recently used entries, one process at a time. I/O errors are cache misses, never exceptions.
 """
 
 from __future__ import annotations
@@ -28,135 +26,139 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
-_SWEEP_SHARE = 16
-"""A sweep is due when a sixteenth of the cap was added."""
-_SWEPT_S = 600.0
-"""A process that starts looks at the directory itself only if nobody did for as long."""
-_KEEP = 0.9
-"""A sweep leaves this much of the cap."""
-_STALE_S = 600.0
-"""A part file as old as this was left by a process that died."""
-_PAUSE_S = 30.0
-"""How long nothing is written after the disk was found full."""
-_PART = ".part"
-_LOCK = "sweep.lock"
-_SEAL = 16
-"""Bytes of the hash that an entry begins with."""
-_MAPPED = 64 * 2**10
-"""Entries at least this large are mapped; there is a limit to how many mappings a process may have."""
+_EVICTION_INTERVAL = 16
+"""A process scans for eviction after it has added this fraction (1/16) of the limit."""
+_RECENT_EVICTION_S = 600.0
+"""A new process scans at its first write unless another one did within this time."""
+_TARGET_FRACTION = 0.9
+"""An eviction reduces the cache to this fraction of the limit."""
+_STALE_PART_S = 600.0
+"""Age of a partial file after which its writer counts as dead."""
+_FULL_DISK_PAUSE_S = 30.0
+"""Pause of writes after the disk was full."""
+_PART_SUFFIX = ".part"
+_LOCK_FILE = "eviction.lock"
+_HASH_BYTES = 16
+_MIN_MAPPED_BYTES = 64 * 2**10
+"""Smaller entries are copied, because the number of mappings per process is limited."""
 
 
 class _Entry(NamedTuple):
-    used: float
-    size: int
+    used_s: float
+    num_bytes: int
     path: str
 
 
 class DiskCache:
-    """Files by key, least recently used dropped first.
+    """LRU cache of files by key.
 
     Args:
-        root: Made if it is missing; must be on a local disk.
-        most_bytes: Size cap, exceeded by a sixteenth at most for each process that writes.
+        root: Directory on a local disk; created if missing.
+        max_bytes: Size limit. Each writing process may exceed it by up to 1/16.
 
     Attributes:
-        failed_writes: Writes that did not succeed: disk full, no permission.
-        corrupt_entries: Entries found damaged.
-        evicted_entries: Entries that this process dropped to stay under the cap.
+        failed_writes: Failed writes, for example because the disk is full.
+        corrupt_entries: Entries with a wrong hash.
+        evicted_entries: Entries that this process evicted.
     """
 
     def __init__(self, root: Path | str, max_bytes: int) -> None:
-        self._root, self._most = Path(root), max_bytes
+        self._root, self._max_bytes = Path(root), max_bytes
         self._lock = threading.Lock()
-        self._added = 0 if self._just_swept() else max_bytes  # else the first write looks at what is there
+        # Starting at the limit makes the first write scan the directory.
+        self._added_bytes = 0 if self._evicted_recently() else max_bytes
         self._paused_until = 0.0
         self.failed_writes = self.corrupt_entries = self.evicted_entries = 0
 
     def get(self, key: str) -> Bytes | None:
-        """The entry's bytes, read-only, or None; being read makes it recently used."""
+        """Return the entry's bytes, read-only, or None. Marks the entry as recently used."""
         path = self._path(key)
         try:
             with open(path, "rb", buffering=0) as file:
-                found = _contents(file)
+                stored = _read_or_map(file)
                 os.utime(file.fileno())
         except OSError:
             return None
-        if len(found) >= _SEAL and xxhash.xxh3_128_digest(found[_SEAL:].data) == found[:_SEAL].tobytes():
-            return found[_SEAL:]
+        if len(stored) >= _HASH_BYTES:
+            stored_hash, content = stored[:_HASH_BYTES], stored[_HASH_BYTES:]
+            if xxhash.xxh3_128_digest(content.data) == stored_hash.tobytes():
+                return content
         self.corrupt_entries += 1
         with contextlib.suppress(OSError):
             os.unlink(path)
         return None
 
     def put(self, key: str, *parts: bytes | memoryview) -> bool:
-        """Writes an entry unless it is there; False if that failed."""
+        """Write an entry unless it exists. Returns False if the write failed or writes are paused."""
         path = self._path(key)
         now = time.monotonic()
         if now < self._paused_until:
             return False
-        part = f"{path}.{os.getpid()}-{threading.get_ident()}{_PART}"
+        part_path = f"{path}.{os.getpid()}-{threading.get_ident()}{_PART_SUFFIX}"
         try:
             if os.path.exists(path):
                 return True
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             try:
-                with open(part, "wb") as file:
-                    seal = xxhash.xxh3_128()
-                    for piece in parts:
-                        seal.update(piece)
-                    for piece in (seal.digest(), *parts):
-                        file.write(piece)
-                os.replace(part, path)
+                with open(part_path, "wb") as file:
+                    content_hash = xxhash.xxh3_128()
+                    for part in parts:
+                        content_hash.update(part)
+                    for part in (content_hash.digest(), *parts):
+                        file.write(part)
+                os.replace(part_path, path)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(part)
+                    os.unlink(part_path)
                 raise
         except OSError as error:
             self.failed_writes += 1
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._paused_until = now + _PAUSE_S
-                self.evict(0, self._most // 2)
+                self._paused_until = now + _FULL_DISK_PAUSE_S
+                self.evict(0, self._max_bytes // 2)
             return False
-        self._count(sum(len(piece) for piece in parts))
+        self._count_added(sum(len(part) for part in parts))
         return True
 
     def evict(self, threshold_bytes: int, target_bytes: int) -> None:
-        """Drops the least recently used entries until at most `target_bytes` bytes are left, if there are more
-        than `threshold_bytes`. If another process is at it, this one leaves it to that."""
-        with self._alone() as alone:
-            if not alone:
+        """Evict the least recently used entries down to `target_bytes`, if above `threshold_bytes`.
+
+        Returns at once if another process evicts.
+        """
+        with self._try_lock() as locked:
+            if not locked:
                 return
             with contextlib.suppress(OSError):
-                os.utime(self._root / _LOCK)
+                os.utime(self._root / _LOCK_FILE)
             entries = sorted(self._entries())
-            left = sum(entry.size for entry in entries)
-            if left <= threshold_bytes:
+            total_bytes = sum(entry.num_bytes for entry in entries)
+            if total_bytes <= threshold_bytes:
                 return
             for entry in entries:
-                if left <= target_bytes:
+                if total_bytes <= target_bytes:
                     break
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
                     self.evicted_entries += 1
-                left -= entry.size
+                total_bytes -= entry.num_bytes
 
-    def _count(self, size: int) -> None:
+    def _count_added(self, num_bytes: int) -> None:
         with self._lock:
-            self._added += size
-            if self._added < self._most // _SWEEP_SHARE:
+            self._added_bytes += num_bytes
+            if self._added_bytes < self._max_bytes // _EVICTION_INTERVAL:
                 return
-            self._added = 0
-        self.evict(self._most, int(self._most * _KEEP))
+            self._added_bytes = 0
+        self.evict(self._max_bytes, int(self._max_bytes * _TARGET_FRACTION))
 
-    def _just_swept(self) -> bool:
+    def _evicted_recently(self) -> bool:
         with contextlib.suppress(OSError):
-            return 0 <= time.time() - os.stat(self._root / _LOCK).st_mtime < _SWEPT_S
+            return 0 <= time.time() - os.stat(self._root / _LOCK_FILE).st_mtime < _RECENT_EVICTION_S
         return False
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
+    def _try_lock(self) -> Iterator[bool]:
         try:
-            handle = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(self._root / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             yield False
             return
@@ -171,35 +173,35 @@ class DiskCache:
             os.close(handle)
 
     def _entries(self) -> Iterator[_Entry]:
-        """Every entry; part files of dead writers are removed on the way."""
-        old = time.time() - _STALE_S
+        """Yield all entries, and delete partial files of dead writers."""
+        stale_before = time.time() - _STALE_PART_S
         for folder, _, names in os.walk(self._root):
             for name in names:
-                if name == _LOCK:
+                if name == _LOCK_FILE:
                     continue
                 path = os.path.join(folder, name)
                 try:
                     status = os.stat(path)
-                    if not name.endswith(_PART):
+                    if not name.endswith(_PART_SUFFIX):
                         yield _Entry(status.st_mtime, status.st_size, path)
-                    elif status.st_mtime < old:
+                    elif status.st_mtime < stale_before:
                         os.unlink(path)
                 except OSError:
-                    continue  # another process removed it
+                    continue  # deleted by another process
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key[:2], key)
 
 
-def _contents(file: io.FileIO) -> Bytes:
+def _read_or_map(file: io.FileIO) -> Bytes:
     size = os.fstat(file.fileno()).st_size
-    if size < _MAPPED:
+    if size < _MIN_MAPPED_BYTES:
         return np.frombuffer(file.read(), dtype=np.uint8)
     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
     return np.frombuffer(mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ), dtype=np.uint8)
 
 
 def resolve_cache_dir(directory: str) -> Path:
-    """`directory`, or `vz_ray` in the user's cache directory if it is empty."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(directory or os.path.join(home, "vz_ray"))
+    """Return `directory`, or `vz_ray` in the user's cache directory if it is empty."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(directory or os.path.join(user_cache, "vz_ray"))

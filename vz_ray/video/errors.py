@@ -1,61 +1,74 @@
-"""Why a video cannot be read as asked: one class per reason, so that callers need not parse text."""
+"""Video errors, one class per cause."""
 
 from __future__ import annotations
 
-from vz_ray.video.frame import VideoError
+
+class VideoError(Exception):
+    """A video cannot be read.
+
+    `str(error)` names the file and is meant for users. `model_message` is short, contains no path,
+    and can be shown to the model in an error turn.
+    """
+
+    def __init__(self, message: str, model_message: str) -> None:
+        super().__init__(message)
+        self.model_message = model_message
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return (type(self), (str(self), self.model_message))
 
 
 class VideoNotFoundError(VideoError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class VideoPermissionError(VideoError):
-    """The file is there but may not be read."""
+    """The file exists, but read permission is missing."""
 
 
 class SourceNotAllowedError(VideoError):
-    """The address is of a kind that is not opened (a private host, a device, a scheme not allowed)."""
+    """The source is not allowed: a private host, a device, or another URL scheme."""
 
 
 class DownloadFailedError(VideoError):
-    """It is not at that address, or did not arrive, or not in time."""
+    """The download failed or timed out."""
 
 
 class NotAVideoError(VideoError):
-    """A directory, an image, sound alone, text, a playlist, or nothing at all."""
+    """The file has no video: a directory, an image, audio, text, a playlist, or an empty file."""
 
 
 class UnsupportedCodecError(VideoError):
-    """A video, but in a codec that is not on the allow-list."""
+    """The codec is not on the allow-list."""
 
 
 class VideoLimitExceededError(VideoError):
-    """Longer, larger or more frames than the limits allow."""
+    """The duration, resolution, file size or number of frames exceeds a limit."""
 
 
 class CorruptVideoError(VideoError):
-    """A video in which no frame can be decoded where one was asked for."""
+    """No frame can be decoded at the requested time."""
 
 
 class InvalidFrameRequestError(VideoError):
-    """The times asked for make no sense for this video."""
+    """The requested times or rates are invalid for this video."""
 
 
 class FrameMismatchError(VideoError):
-    """A frame decoded again is not the one its reference names; the reference must not be used."""
+    """A frame decoded by reference has other bytes than the reference."""
 
 
 class DecoderDiedError(VideoError):
-    """Every decode process that was given the request died of it, or before it."""
+    """The decoder died at every attempt."""
 
 
 class VideoQuarantinedError(VideoError):
-    """Reading it took several decode processes with it, so it is not tried any more."""
+    """The video killed several decoders and is rejected."""
 
 
 class UnexpectedReadError(VideoError):
-    """Reading it failed in a way that nobody foresaw; the log has the traceback."""
+    """Reading raised an unexpected exception; the log has the traceback."""
 
 
 class SubtitleError(VideoError):
-    """A file of subtitles is missing or of another format."""
+    """The subtitle file is missing or has an unknown format."""

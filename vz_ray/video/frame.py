@@ -1,4 +1,4 @@
-"""What passes between the decoder and everything that looks at video."""
+"""Data types of the video package: frames, references, requests and clips."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 RGB = NDArray[np.uint8]
-"""`uint8 [height, width, 3]`, C-contiguous, read-only where it is shared."""
+"""`uint8 [height, width, 3]`, C-contiguous, read-only if shared."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """One opened and checked video file.
+    """Properties of a validated video file.
 
     Attributes:
-        video_id: Identity of the content (`blake3:<hex>`), the same for copies.
-        uri: Where it was opened from.
-        stream: Index of the video stream that is used.
-        duration_s: Seconds from the first frame to the end of the last one.
-        fps: Average frame rate; only a hint where the rate varies.
-        width: Pixels after rotation metadata is applied.
-        height: Pixels after rotation metadata is applied.
+        video_id: Content hash (`blake3:<hex>`), equal for copies.
+        uri: Path or URL.
+        stream: Index of the video stream that is read.
+        duration_s: Time from the first frame to the end of the last frame, seconds.
+        fps: Average frame rate; a hint only if the rate varies.
+        width: Width after rotation, pixels.
+        height: Height after rotation, pixels.
     """
 
     video_id: str
@@ -36,18 +36,18 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class FrameRef:
-    """Everything needed to get the same bytes again; carries no pixels.
+    """Reference that reproduces a frame byte for byte. It contains no pixels.
 
     Attributes:
-        video_id: Identity of the content, as in `VideoInfo`.
-        uri: Where to find the file.
+        video_id: Content hash, as in `VideoInfo`.
+        uri: Path or URL.
         stream: Index of the video stream.
-        pts_s: Actual presentation time, seconds from the start of the stream.
-        width: Width of the delivered array, pixels.
-        height: Height of the delivered array, pixels.
+        pts_s: Presentation time of the frame, seconds from the start of the stream.
+        width: Width of the array, pixels.
+        height: Height of the array, pixels.
         scaler: Scaler and flags, for example `bicubic+accurate_rnd+bitexact`.
-        decoder: Decoder and its version.
-        digest: blake3 of the RGB bytes, hex.
+        decoder: Decoder and version.
+        digest: blake3 hash of the RGB bytes, hex.
     """
 
     video_id: str
@@ -63,7 +63,7 @@ class FrameRef:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded frame at its final size: nothing downstream resizes it again."""
+    """Decoded frame at its final size."""
 
     ref: FrameRef
     rgb: RGB
@@ -75,11 +75,16 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class FrameSize:
-    """The area, in pixels, that a frame may have, as the model's processor states it.
+    """Bounds on the area of a frame, in the terms of the model's image processor.
 
-    The delivered size is the one the Qwen-VL image processor would choose:
-    sides are multiples of `factor` (patch side x merge), the area lies within
-    the bounds, and the aspect ratio is kept as nearly as these allow.
+    Frames are resized as the Qwen-VL image processor does: sides are multiples of `factor` (patch
+    size x merge size), the area is within the bounds, and the aspect ratio changes as little as
+    possible.
+
+    Attributes:
+        min_pixels: Minimum area, pixels.
+        max_pixels: Maximum area, pixels.
+        factor: Divisor of both sides, pixels.
     """
 
     min_pixels: int = 25_088
@@ -89,16 +94,15 @@ class FrameSize:
 
 @dataclass(frozen=True, slots=True)
 class OverviewRequest:
-    """A sparse look at the whole video.
+    """Sparse frames of the whole video.
 
-    At `fps` frames a second; where that makes more than `max_frames`, that
-    many spread evenly, the k-th of n at k / n of the duration (`starts`) or
-    from the first frame to the last (`endpoints`, as the released VideoZoomer
-    code does). At a rate of infinity it is always `max_frames`, or every frame
-    of a video that has fewer.
-
-    With `keyframes`, each frame is moved to a keyframe near it, which can be
-    decoded alone; no keyframe is taken twice.
+    Attributes:
+        fps: Frames per second of video time. Infinity selects `max_frames`, or all frames of a
+            shorter video.
+        max_frames: Maximum number of frames. A longer video is sampled evenly.
+        spread: Even sampling beyond `max_frames`: `starts` places frame k of n at k / n of the
+            duration, `endpoints` spans the first to the last frame (released VideoZoomer code).
+        keyframes: Move each frame to a nearby keyframe, which decodes alone. Keyframes are distinct.
     """
 
     fps: float = 0.5
@@ -109,11 +113,11 @@ class OverviewRequest:
 
 @dataclass(frozen=True, slots=True)
 class SelectedFramesRequest:
-    """An overview whose frames someone has chosen, one by one.
+    """Overview of explicitly selected frames.
 
     Attributes:
-        times_s: Seconds, ascending; the frame shown at each.
-        frame_indices: Native frame numbers from 0, ascending; in place of times.
+        times_s: Ascending times, seconds.
+        frame_indices: Ascending indices of native frames; an alternative to times.
     """
 
     times_s: tuple[float, ...] = ()
@@ -126,7 +130,7 @@ class SelectedFramesRequest:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """An image file as it is, whatever its name ends with: one frame, at time 0."""
+    """An image file, regardless of its suffix: one frame at time 0."""
 
     @property
     def max_frames(self) -> int:
@@ -135,15 +139,14 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class ZoomRequest:
-    """A short, dense look: frames at start + j / fps, j < round-down((end - start) * fps).
+    """Dense frames of a segment: start + j / fps for j < floor((end - start) * fps).
 
     Attributes:
-        start_s: Seconds from the start of the video.
-        end_s: Seconds, exclusive.
+        start_s: Start, seconds from the start of the video.
+        end_s: End, exclusive, seconds.
         fps: Frames per second of video time.
-        inclusive: Spread the frames from start to end inclusive, by native
-            frame index, as the released VideoZoomer code does.
-        video: Which of the episode's videos, from 0.
+        inclusive: Sample from start to end inclusive by native frame index (released VideoZoomer code).
+        video: Index of the video in the episode.
     """
 
     start_s: float
@@ -154,13 +157,13 @@ class ZoomRequest:
 
     @property
     def num_frames(self) -> int:
-        """How many frames this asks for; a hair of tolerance for 0.1 * 30."""
+        """Number of frames, with a tolerance for rounding (0.1 * 30)."""
         return int((self.end_s - self.start_s) * self.fps + 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Ordered frames and the request that made them."""
+    """Ordered frames and the request that produced them."""
 
     request: OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
     frames: tuple[Frame, ...]
@@ -168,18 +171,3 @@ class Clip:
     @property
     def refs(self) -> tuple[FrameRef, ...]:
         return tuple(frame.ref for frame in self.frames)
-
-
-class VideoError(Exception):
-    """A video cannot be read as asked.
-
-    `str(error)` is for a person and names the file; `model_message` is short, has
-    no path, and can be shown to the model in an error turn.
-    """
-
-    def __init__(self, message: str, model_message: str) -> None:
-        super().__init__(message)
-        self.model_message = model_message
-
-    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return (type(self), (str(self), self.model_message))

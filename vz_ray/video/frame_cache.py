@@ -1,4 +1,4 @@
-"""Decoded frames kept for the next request: in memory, and on disk for every process of the machine."""
+"""Caches of decoded frames: in memory, and on disk for all processes of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vz_ray.video.frame import Frame, FrameRef
 
 
 class FrameKey(NamedTuple):
-    """What was asked for: content, stream, pts in ticks, delivered size."""
+    """Content hash, stream, pts in ticks, and size of the array."""
 
     video_id: str
     stream: int
@@ -24,16 +24,16 @@ class FrameKey(NamedTuple):
 
 
 class FrameCache:
-    """The frames used last, in memory. Pixels alone are counted; a frame larger than the cache is not kept.
+    """LRU cache in memory. A frame larger than the cache is not stored.
 
     Attributes:
-        size_bytes: Held now.
-        hits: Look-ups that found their frame.
-        misses: Look-ups that did not.
+        size_bytes: Size of the cached pixels.
+        hits: Cache hits.
+        misses: Cache misses.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._most = max_bytes
+        self._max_bytes = max_bytes
         self._frames: OrderedDict[FrameKey, Frame] = OrderedDict()
         self.size_bytes = self.hits = self.misses = 0
 
@@ -50,42 +50,42 @@ class FrameCache:
         return frame
 
     def put(self, key: FrameKey, frame: Frame) -> None:
-        if key in self._frames or frame.rgb.nbytes > self._most:
+        if key in self._frames or frame.rgb.nbytes > self._max_bytes:
             return
         self._frames[key] = frame
         self.size_bytes += frame.rgb.nbytes
-        while self.size_bytes > self._most:
-            _, dropped = self._frames.popitem(last=False)
-            self.size_bytes -= dropped.rgb.nbytes
+        while self.size_bytes > self._max_bytes:
+            _, evicted = self._frames.popitem(last=False)
+            self.size_bytes -= evicted.rgb.nbytes
 
 
 class DiskFrameCache:
-    """Decoded frames on disk, shared by processes.
+    """Cache on disk, shared by processes.
 
     Args:
-        disk: Where they are kept.
-        made_by: Scaler and decoder with their versions: frames of others are not found.
+        disk: The storage.
+        producer: Scaler and decoder with versions; part of the cache key.
     """
 
-    def __init__(self, disk: DiskCache, made_by: str) -> None:
-        self._disk, self._made_by = disk, made_by
+    def __init__(self, disk: DiskCache, producer: str) -> None:
+        self._disk, self._producer = disk, producer
 
     def get(self, key: FrameKey) -> Frame | None:
         stored = self._disk.get(self._name(key))
         if stored is None:
             return None
-        end = _LENGTH + int.from_bytes(stored[:_LENGTH].tobytes(), "little")
-        ref = FrameRef(**json.loads(stored[_LENGTH:end].tobytes()))
+        end = _LENGTH_BYTES + int.from_bytes(stored[:_LENGTH_BYTES].tobytes(), "little")
+        ref = FrameRef(**json.loads(stored[_LENGTH_BYTES:end].tobytes()))
         return Frame(ref, stored[end:].reshape(ref.height, ref.width, 3))
 
     def put(self, key: FrameKey, frame: Frame) -> None:
         ref = json.dumps(asdict(frame.ref)).encode()
-        length = len(ref).to_bytes(_LENGTH, "little")
+        length = len(ref).to_bytes(_LENGTH_BYTES, "little")
         self._disk.put(self._name(key), length, ref, frame.rgb.reshape(-1).data)
 
     def _name(self, key: FrameKey) -> str:
-        return blake3.blake3(repr(("frame", _VERSION, self._made_by, *key)).encode()).hexdigest()
+        return blake3.blake3(repr(("frame", _VERSION, self._producer, *key)).encode()).hexdigest()
 
 
-_VERSION, _LENGTH = 2, 4
-"""Of the layout of an entry: length of the reference (4 bytes, little-endian), reference as JSON, pixels."""
+_VERSION, _LENGTH_BYTES = 2, 4
+"""Layout of an entry: length of the reference (4 bytes, little-endian), reference as JSON, pixels."""

@@ -1,4 +1,4 @@
-"""Choosing frames for a question: relevant ones, from everywhere, and not the same thing twice. Pure."""
+"""Query-based frame selection: relevance, coverage of the video, and diversity. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SelectionParams:
-    """How frames are chosen for a question.
+    """Parameters of frame selection.
 
     Attributes:
-        candidates: The candidates.
-        size: At which size they are looked at.
-        max_frames: How many to choose.
-        segments: Share of them that is spread: the best frame of each of so many equal parts of the grid.
-        diversity: Weight of difference from what is chosen already, against relevance, for the rest.
+        candidates: Candidate frames.
+        size: Size at which the candidates are encoded.
+        max_frames: Number of frames to select.
+        segments: Share of `max_frames` selected as the best frame of each equal part of the video.
+        diversity: Weight of dissimilarity to selected frames, against relevance, for the other frames.
     """
 
     candidates: OverviewRequest
@@ -32,39 +32,38 @@ class SelectionParams:
 
 
 def select_frames(relevance: Features, features: Features, params: SelectionParams) -> list[int]:
-    """Indices of the chosen candidates, ascending; all of them where there are no more than `most`.
+    """Return the ascending indices of the selected candidates; all of them if there are few.
 
-    First the most relevant candidate of each segment, then by maximal marginal
-    relevance (Carbonell and Goldstein, 1998): always the candidate with the
-    largest (1 - diversity) * relevance - diversity * likeness to the most like
-    of those chosen. Both are scaled to [0, 1] within the video, since image-text
-    models crowd theirs into a narrow range.
+    The most relevant candidate of each segment is selected first. Maximal marginal relevance
+    (Carbonell and Goldstein, 1998) selects the others: each maximizes (1 - diversity) * relevance -
+    diversity * similarity to the most similar selected frame. Relevance and similarity are scaled
+    to [0, 1] per video, because image-text models use a narrow range.
 
     Args:
-        relevance: `[n]`, larger is more like the question.
-        features: `[n, d]`, of unit length.
-        params: How many, and what counts.
+        relevance: `[n]`, larger means more similar to the question.
+        features: `[n, d]`, normalized.
+        params: Number of frames and weights.
     """
     count = len(relevance)
     if count <= params.max_frames:
         return list(range(count))
-    score, alike = _scaled(relevance), _scaled(features @ features.T)
-    chosen: list[int] = []
-    parts = round(params.segments * params.max_frames)
-    for part in range(parts):
-        first, end = part * count // parts, (part + 1) * count // parts
-        chosen.append(first + int(np.argmax(score[first:end])))
-    nearest = alike[chosen].max(axis=0) if chosen else np.zeros(count, np.float32)
-    while len(chosen) < params.max_frames:
-        worth = (1 - params.diversity) * score - params.diversity * nearest
-        worth[chosen] = -np.inf
-        best = int(np.argmax(worth))
-        chosen.append(best)
-        nearest = np.maximum(nearest, alike[best])
-    return sorted(chosen)
+    score, similarity = _scale(relevance), _scale(features @ features.T)
+    selected: list[int] = []
+    num_segments = round(params.segments * params.max_frames)
+    for segment in range(num_segments):
+        start, end = segment * count // num_segments, (segment + 1) * count // num_segments
+        selected.append(start + int(np.argmax(score[start:end])))
+    max_similarity = similarity[selected].max(axis=0) if selected else np.zeros(count, np.float32)
+    while len(selected) < params.max_frames:
+        marginal = (1 - params.diversity) * score - params.diversity * max_similarity
+        marginal[selected] = -np.inf
+        best = int(np.argmax(marginal))
+        selected.append(best)
+        max_similarity = np.maximum(max_similarity, similarity[best])
+    return sorted(selected)
 
 
-def _scaled(values: Features) -> Features:
+def _scale(values: Features) -> Features:
     low, high = float(values.min()), float(values.max())
     scaled: Features = ((values - low) / max(high - low, 1e-12)).astype(np.float32)
     return scaled

@@ -1,4 +1,4 @@
-"""When every frame of a video is shown, from its packets alone."""
+"""Presentation times of all frames of a video, read from its packets without decoding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-_ROUNDING_S = 1e-9
-"""A time this close below a frame's means that frame: float noise of start + j / fps, below any tick."""
+_ROUNDING_TOLERANCE_S = 1e-9
+"""Tolerance for rounding errors of start + j / fps; smaller than any tick."""
 
-_WITHOUT_PTS = frozenset({"avi"})
-"""Containers that hold no pts; FFmpeg makes some up, out of order where there are B-frames."""
+_CONTAINERS_WITHOUT_PTS = frozenset({"avi"})
+"""Containers without pts. FFmpeg guesses them, out of order if there are B-frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,13 @@ class FrameTable:
     """Presentation times of one stream, in ticks of `time_base`.
 
     Attributes:
-        pts: `int64 [frames]`, ascending, distinct; of frames that are shown.
-        keyframe_pts: `int64 [keys]`, ascending.
-        keyframe_dts: `int64 [keys]`, to seek by where seeking by pts lands later than that key.
-        end_pts: When the last frame stops being shown.
+        pts: `int64 [frames]`, ascending and distinct; displayed frames only.
+        keyframe_pts: `int64 [keyframes]`, ascending.
+        keyframe_dts: `int64 [keyframes]`, for seeks when a seek by pts misses the keyframe.
+        end_pts: End of the last frame.
         time_base: Seconds per tick.
-        seekable: False where packets do not tell the times of frames: such a
-            file is only ever decoded from its beginning, since a frame's time
-            is then known only by counting.
+        seekable: False if the packets have no reliable times. The file is then decoded from the
+            start, and frame times come from counting.
     """
 
     pts: NDArray[np.int64]
@@ -52,44 +51,43 @@ class FrameTable:
         return float((self.end_pts - self.start_pts) * self.time_base)
 
     def to_seconds(self, pts: int) -> float:
-        """Seconds from the first frame to `pts`."""
+        """Convert `pts` to seconds from the first frame."""
         return float((pts - self.start_pts) * self.time_base)
 
     def pts_at(self, second: float) -> int:
-        """pts of the frame shown at `second`: the last that is not later; the first if all are."""
-        ticks = (second + _ROUNDING_S) * self.time_base.denominator / self.time_base.numerator
-        # An integer, as the table has: for a float the whole table would be converted.
+        """Return the pts of the last frame at or before `second`, or of the first frame."""
+        ticks = (second + _ROUNDING_TOLERANCE_S) * self.time_base.denominator / self.time_base.numerator
+        # An integer, because searchsorted converts the whole array for a float.
         index = int(np.searchsorted(self.pts, self.start_pts + math.floor(ticks), side="right")) - 1
         return int(self.pts[max(index, 0)])
 
     def count_before(self, pts: int) -> int:
-        """How many frames are shown before `pts`."""
+        """Return the number of frames before `pts`."""
         return int(np.searchsorted(self.pts, pts, side="left"))
 
     def keyframe_before(self, pts: int) -> int:
-        """Index of the last keyframe not later than `pts`, or -1."""
+        """Return the index of the last keyframe at or before `pts`, or -1."""
         return int(np.searchsorted(self.keyframe_pts, pts, side="right")) - 1
 
     def starting_at(self, first: int) -> FrameTable:
-        """Without the frames before `first`, the first one that can really be decoded."""
+        """Return the table without the frames before `first`, the first decodable frame."""
         if first == self.start_pts:
             return self
-        kept = np.unique(np.append(self.pts[self.pts > first], np.int64(first)))
-        end = max(self.end_pts, int(kept[-1]) + 1)
-        return FrameTable(kept, self.keyframe_pts, self.keyframe_dts, end, self.time_base, self.seekable)
+        pts = np.unique(np.append(self.pts[self.pts > first], np.int64(first)))
+        end = max(self.end_pts, int(pts[-1]) + 1)
+        return FrameTable(pts, self.keyframe_pts, self.keyframe_dts, end, self.time_base, self.seekable)
 
 
 def scan_packets(container: InputContainer, stream: VideoStream) -> FrameTable | None:
-    """Reads every packet and decodes none.
+    """Build the table from all packets, without decoding.
 
-    None where the packets do not tell the times of frames, because pts are
-    missing, guessed or repeated, or where there is no packet: then only
-    decoding does, see `counted`.
+    Returns None if the packets have no reliable times: pts are missing, guessed or repeated, or
+    the file has no packets. `table_from_decoded_pts` then builds the table.
     """
-    if container.format.name in _WITHOUT_PTS:
+    if container.format.name in _CONTAINERS_WITHOUT_PTS:
         return None
-    shown: list[int] = []
-    keys: list[tuple[int, int]] = []
+    displayed: list[int] = []
+    keyframes: list[tuple[int, int]] = []
     last = end = None
     ticks = frame_ticks(stream)
     for packet in iter_packets(container, stream):
@@ -97,20 +95,20 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> FrameTable |
         if pts is None:
             return None
         if packet.is_keyframe:
-            keys.append((pts, pts if packet.dts is None else packet.dts))
+            keyframes.append((pts, pts if packet.dts is None else packet.dts))
         if not packet.is_discard:
-            shown.append(pts)
+            displayed.append(pts)
             if last is None or pts > last:
                 last, end = pts, pts + (packet.duration or ticks)
-    distinct = np.unique(np.array(shown, dtype=np.int64))
-    if end is None or len(distinct) < len(shown):
+    distinct = np.unique(np.array(displayed, dtype=np.int64))
+    if end is None or len(distinct) < len(displayed):
         return None
-    keys.sort()
+    keyframes.sort()
     assert stream.time_base is not None
     return FrameTable(
         pts=distinct,
-        keyframe_pts=np.array([pts for pts, _ in keys], dtype=np.int64),
-        keyframe_dts=np.array([dts for _, dts in keys], dtype=np.int64),
+        keyframe_pts=np.array([pts for pts, _ in keyframes], dtype=np.int64),
+        keyframe_dts=np.array([dts for _, dts in keyframes], dtype=np.int64),
         end_pts=end,
         time_base=stream.time_base,
         seekable=True,
@@ -118,24 +116,24 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> FrameTable |
 
 
 def table_from_decoded_pts(times: list[int], stream: VideoStream) -> FrameTable:
-    """The table of a file whose packets do not tell it, from the times of all its decoded frames."""
-    nothing = np.empty(0, dtype=np.int64)
+    """Build the table of a file without reliable packet times from the times of all decoded frames."""
+    no_keyframes = np.empty(0, dtype=np.int64)
     assert stream.time_base is not None
     pts = np.array(times, dtype=np.int64)
     return FrameTable(
-        pts, nothing, nothing, int(pts[-1]) + frame_ticks(stream), stream.time_base, seekable=False
+        pts, no_keyframes, no_keyframes, int(pts[-1]) + frame_ticks(stream), stream.time_base, seekable=False
     )
 
 
 def iter_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Packets of the stream until the file ends or is cut off; the flushing packet is left out."""
+    """Yield the packets of the stream to the end of the file or its truncation, without the flush packet."""
     demuxed = container.demux(stream)
     while True:
         try:
             packet = next(demuxed, None)
         except av.error.FFmpegError:
             return
-        except IndexError:  # of a stream that turned up in mid-file, which PyAV does not know: go on after it
+        except IndexError:  # packet of a stream that appears in mid-file, unknown to PyAV
             demuxed = container.demux(stream)
             continue
         if packet is None:
@@ -145,7 +143,7 @@ def iter_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
 
 
 def frame_ticks(stream: VideoStream) -> int:
-    """Length of one frame at the average rate, in ticks, at least 1."""
+    """Return the duration of a frame at the average rate, in ticks, at least 1."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     assert stream.time_base is not None
     return max(1, round(1 / (rate * stream.time_base)))

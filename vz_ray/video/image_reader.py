@@ -1,8 +1,4 @@
-"""Frames that are image files: of data sets that others made, or that were written for them.
-
-They come at the size that the model wants; what `encode_image` wrote as `png` comes back bit for bit.
-`ClipReader` serves them beside the frames of videos.
-"""
+"""Image files as frames, resized for the model. PNG files of `encode_image` are read back losslessly."""
 
 from __future__ import annotations
 
@@ -25,28 +21,28 @@ SCALER = "bicubic+accurate_rnd+bitexact"
 _FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_DECODER = "image"
-"""Start of the decoder's name in references to image files."""
+"""Prefix of `FrameRef.decoder` for image files."""
 _FORMATS = ("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe")
 
 
 def is_image(uri: str) -> bool:
-    """Whether a file is an image, by the ending of its name."""
+    """Return whether the file has an image suffix."""
     return uri.partition("?")[0].lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_image(
     uri: str, size: FrameSize, limits: VideoLimits | None = None, *, path: Path | str | None = None
 ) -> Frame:
-    """An image as a frame at time 0, resized as the model's processor would if it has another size.
+    """Read an image as a frame at time 0, resized like a video frame.
 
     Args:
-        uri: What its reference calls it.
-        size: What the model wants.
-        limits: What is refused.
-        path: Where it is on this machine; None is at `uri`.
+        uri: URI in the reference.
+        size: Bounds on the area.
+        limits: Maximum resolution.
+        path: Local path; defaults to `uri`.
 
     Raises:
-        VideoError: It is missing, no image, or too large.
+        VideoError: The file is missing, too large, or not an image.
     """
     return _read(uri, str(path or uri), lambda w, h: target_size(w, h, size), limits or VideoLimits())
 
@@ -54,27 +50,27 @@ def read_image(
 def reread_image(
     ref: FrameRef, limits: VideoLimits | None = None, *, path: Path | str | None = None
 ) -> Frame:
-    """The image of a reference, the same bytes again.
+    """Read the image of a reference.
 
     Raises:
-        VideoError: As `read_image`; `FrameMismatchError` where the file is not the one referenced.
+        VideoError: As `read_image`; `FrameMismatchError` if the bytes differ from the reference.
     """
-    found = _read(
+    frame = _read(
         ref.uri, str(path or ref.uri), lambda w, h: (ref.width, ref.height), limits or VideoLimits()
     )
-    if found.ref.digest != ref.digest:
+    if frame.ref.digest != ref.digest:
         raise FrameMismatchError(
-            f"{ref.uri} is not the image referenced: digest {found.ref.digest[:12]}, expected "
+            f"{ref.uri} differs from its reference: digest {frame.ref.digest[:12]}, expected "
             f"{ref.digest[:12]}",
             "a frame shown earlier cannot be shown again",
         )
-    return replace(found, ref=ref)
+    return replace(frame, ref=ref)
 
 
-def _read(uri: str, path: str, sized: Callable[[int, int], tuple[int, int]], limits: VideoLimits) -> Frame:
-    identity = compute_video_id(uri, path)
-    # Opened by content alone: a name may be a pattern for other files. The decoder is told the limit, since
-    # FFmpeg decodes an image in order to say how large it is: a megabyte of file may be a gigabyte then.
+def _read(uri: str, path: str, resize: Callable[[int, int], tuple[int, int]], limits: VideoLimits) -> Frame:
+    content_hash = compute_video_id(uri, path)
+    # The whitelists stop FFmpeg from treating the name as a pattern of other files. FFmpeg decodes an
+    # image to get its size, so the decoder needs the limit: a 1 MB file may decode to 1 GB.
     options = {
         "format_whitelist": ",".join(_FORMATS),
         "protocol_whitelist": "none",
@@ -82,25 +78,23 @@ def _read(uri: str, path: str, sized: Callable[[int, int], tuple[int, int]], lim
         "err_detect": "explode",
     }
     try:
-        # By its descriptor it has no name.
+        # A file descriptor has no name.
         with open(os.open(path, os.O_RDONLY), "rb") as file, av.open(file, "r", options=options) as container:
             stream = container.streams.video[0]
             if not stream.width * stream.height:
                 raise VideoLimitExceededError(
-                    f"{uri}: an image that is damaged, or of more than {limits.max_pixels} pixels; scale it down",
+                    f"{uri}: a corrupt image, or more than {limits.max_pixels} pixels; scale it down",
                     "an image is damaged, or its resolution is too high",
                 )
             check_pixels(uri, stream.width * stream.height, limits)
             stream.codec_context.options = {name: options[name] for name in ("max_pixels", "err_detect")}
             image = next(container.decode(stream))
-            rgb = _resized(image, *sized(image.width, image.height))
+            rgb = _resized(image, *resize(image.width, image.height))
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError) as error:
-        raise NotAVideoError(
-            f"{uri}: an image that cannot be decoded ({error})", "an image is damaged"
-        ) from error
+        raise NotAVideoError(f"{uri}: cannot decode the image ({error})", "an image is damaged") from error
     height, width = rgb.shape[:2]
     digest, decoder = blake3.blake3(rgb.data).hexdigest(), f"{IMAGE_DECODER} {av.__version__}"
-    return Frame(FrameRef(identity, uri, 0, 0.0, width, height, SCALER, decoder, digest), rgb)
+    return Frame(FrameRef(content_hash, uri, 0, 0.0, width, height, SCALER, decoder, digest), rgb)
 
 
 def _resized(image: av.VideoFrame, width: int, height: int) -> RGB:

@@ -1,4 +1,4 @@
-"""A frame source in this process: no Ray, one decoding thread."""
+"""Frame source in the current process: one decoding thread, without Ray."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ T = TypeVar("T")
 
 
 class LocalFrameSource:
-    """Decodes in a thread of this process; the `FrameSource` of scripts, tests and data making.
+    """`FrameSource` that decodes in a thread, for scripts and tests.
 
-    Requests are served one by one, in order, so that samples of one task find
-    what the first of them decoded. A decoder that hangs cannot be killed here,
-    only reported (`StepTimeout`): where files are not trusted use the clip pool.
+    Requests are served sequentially, in FIFO order, so repeated requests are cache hits. A hung
+    decoder raises `StepTimeout` but cannot be killed; use the decode pool for untrusted files.
 
     Example:
         >>> with LocalFrames() as frames:
@@ -49,7 +48,7 @@ class LocalFrameSource:
         self._reader = ClipReader(
             cache_bytes=cache_bytes, max_open_videos=max_open_videos, limits=limits, decoder=decoder
         )
-        self._deadline_s = timeout_s
+        self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def __enter__(self) -> LocalFrameSource:
@@ -67,8 +66,8 @@ class LocalFrameSource:
         return await self._run(f"overview of {uri}", lambda: self._reader.overview(uri, request, size))
 
     async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        what = f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
-        return await self._run(what, lambda: self._reader.zoom(uri, request, size))
+        operation = f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
+        return await self._run(operation, lambda: self._reader.zoom(uri, request, size))
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return await self._run(f"{len(refs)} frames by reference", lambda: self._reader.resolve(refs))
@@ -77,10 +76,10 @@ class LocalFrameSource:
         return await self._run("statistics", self._reader.stats)
 
     def close(self) -> None:
-        """Closes every video once the request in progress is done."""
+        """Close all videos after the current request."""
         self._thread.submit(self._reader.close)
         self._thread.shutdown(wait=True)
 
-    async def _run(self, what: str, call: Callable[[], T]) -> T:
+    async def _run(self, operation: str, call: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        return await with_timeout(future, self._deadline_s, target="the decoding thread", operation=what)
+        return await with_timeout(future, self._timeout_s, target="the decoding thread", operation=operation)

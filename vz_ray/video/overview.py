@@ -1,4 +1,4 @@
-"""Which frames of a video an overview request means."""
+"""Frames of an overview request."""
 
 from __future__ import annotations
 
@@ -17,68 +17,74 @@ from vz_ray.video.sampling import overview_times
 def overview_pts(
     request: OverviewRequest | SelectedFramesRequest, info: VideoInfo, table: FrameTable
 ) -> list[int]:
-    """pts of each frame, ascending, as `table` has them.
+    """Return the ascending pts of the overview frames.
 
     Raises:
-        BadRequest: The request makes no sense, or names a frame that the video does not have.
+        InvalidFrameRequestError: The request is invalid, or names a frame that the video lacks.
     """
     if isinstance(request, SelectedFramesRequest):
-        return _chosen_pts(request, info, table)
-    wanted = [table.pts_at(second) for second in overview_times(request, info)]
+        return _selected_pts(request, info, table)
+    pts = [table.pts_at(second) for second in overview_times(request, info)]
     if request.keyframes:
-        # Keyframes that cannot be sought, or of a gradual refresh that precedes the first frame, are no use.
-        keys = table.keyframe_pts[np.isin(table.keyframe_pts, table.pts)]
-        return snap_to_keyframes(wanted, keys) if table.seekable and len(keys) else _once(wanted)
-    return _once(wanted) if math.isinf(request.fps) else wanted
+        # Some containers list keyframes before the first displayed frame (gradual refresh).
+        keyframes = table.keyframe_pts[np.isin(table.keyframe_pts, table.pts)]
+        return snap_to_keyframes(pts, keyframes) if table.seekable and len(keyframes) else _distinct(pts)
+    return _distinct(pts) if math.isinf(request.fps) else pts
 
 
-def snap_to_keyframes(wanted: Sequence[int], keys: NDArray[np.int64]) -> list[int]:
-    """Each of `wanted` moved to the nearest of `keys`; where that is taken, to one beside it.
+def snap_to_keyframes(target_pts: Sequence[int], keyframe_pts: NDArray[np.int64]) -> list[int]:
+    """Move each target to the nearest unused keyframe.
 
-    Both ascend, and so does what is returned: `min(len(set(wanted)), len(keys))` distinct keys.
+    Both arguments and the result ascend. The result has `min(len(set(target_pts)),
+    len(keyframe_pts))` distinct keyframes.
 
     Example:
-        snapped([0, 40, 90], np.array([0, 50, 60, 100])) == [0, 50, 100]
+        snap_to_keyframes([0, 40, 90], np.array([0, 50, 60, 100])) == [0, 50, 100]
     """
-    once = _once(wanted)
-    if len(once) >= len(keys):
-        return [int(key) for key in keys]
-    taken = -1
-    found = []
-    for place, pts in enumerate(once):
-        after = int(np.searchsorted(keys, pts, side="left"))
+    targets = _distinct(target_pts)
+    if len(targets) >= len(keyframe_pts):
+        return [int(pts) for pts in keyframe_pts]
+    used = -1
+    snapped = []
+    for index, pts in enumerate(targets):
+        after = int(np.searchsorted(keyframe_pts, pts, side="left"))
         nearest = after
-        if after == len(keys) or (after > 0 and pts - keys[after - 1] <= keys[after] - pts):
+        if after == len(keyframe_pts) or (
+            after > 0 and pts - keyframe_pts[after - 1] <= keyframe_pts[after] - pts
+        ):
             nearest = after - 1
-        last = len(keys) - (len(once) - place)  # leaves one for each that follows
-        taken = min(max(nearest, taken + 1), last)
-        found.append(int(keys[taken]))
-    return found
+        last = len(keyframe_pts) - (len(targets) - index)  # leaves one keyframe per later target
+        used = min(max(nearest, used + 1), last)
+        snapped.append(int(keyframe_pts[used]))
+    return snapped
 
 
 def spread_indices(count: int, max_count: int) -> list[int]:
-    """Indices of at most `max_count` of `count` things, spread evenly from the first on."""
+    """Return up to `max_count` evenly spread indices of `count` items, from the first on."""
     return list(range(count)) if count <= max_count else [k * count // max_count for k in range(max_count)]
 
 
-def _chosen_pts(request: SelectedFramesRequest, info: VideoInfo, table: FrameTable) -> list[int]:
-    beyond = [number for number in request.frame_indices if not 0 <= number < len(table.pts)]
-    if beyond:
+def _selected_pts(request: SelectedFramesRequest, info: VideoInfo, table: FrameTable) -> list[int]:
+    num_frames = len(table.pts)
+    missing = [index for index in request.frame_indices if not 0 <= index < num_frames]
+    if missing:
         raise InvalidFrameRequestError(
-            f"{info.uri}: frame {beyond[0]} was chosen for the overview, and it has {len(table.pts)} frames; "
-            "the choice was made on another version of the file",
+            f"{info.uri}: selected frame {missing[0]} does not exist, the video has {num_frames} frames; "
+            "select frames from this version of the file",
             "a frame that was asked for is not in the video",
         )
-    late = [second for second in request.times_s if not 0 <= second <= info.duration_s]
-    if late or not request.max_frames:
-        what = f"the frame at {late[0]} s" if late else "no frame"
+    outside = [second for second in request.times_s if not 0 <= second <= info.duration_s]
+    if outside or not request.max_frames:
+        selection = (
+            f"the selected time {outside[0]} s is outside the video" if outside else "no frame selected"
+        )
         raise InvalidFrameRequestError(
-            f"{info.uri}: {what} was chosen for the overview, of {info.duration_s:.2f} s",
+            f"{info.uri}: {selection}; select times from 0 to {info.duration_s:.2f} s",
             "the overview cannot be shown",
         )
-    by_number = [int(table.pts[number]) for number in request.frame_indices]
-    return _once([*by_number, *(table.pts_at(second) for second in request.times_s)])
+    by_index = [int(table.pts[index]) for index in request.frame_indices]
+    return _distinct([*by_index, *(table.pts_at(second) for second in request.times_s)])
 
 
-def _once(wanted: Sequence[int]) -> list[int]:
-    return sorted(set(wanted))
+def _distinct(pts: Sequence[int]) -> list[int]:
+    return sorted(set(pts))

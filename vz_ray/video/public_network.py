@@ -1,7 +1,7 @@
-"""Connections to public addresses only, to the very address that was looked at.
+"""Network backend that connects to public addresses only (protection against SSRF).
 
-A host name is resolved here and nowhere else, so that it cannot name a public
-address when it is checked and a private one when it is connected to.
+The backend resolves the host name, checks the addresses and connects to them. A second resolution
+(DNS rebinding) cannot replace a checked address by a private one.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is assigned to hosts of the Internet."""
+"""IPv6 range of public hosts."""
 _NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         (
-            "168.63.129.16/32",  # Azure's machines get their secrets from there
-            "192.0.0.0/24",  # protocol assignments; one cloud's metadata service
-            "192.88.99.0/24",  # relays to IPv6, given up (RFC 7526)
+            "168.63.129.16/32",  # Azure metadata service
+            "192.0.0.0/24",  # protocol assignments, used by a cloud metadata service
+            "192.88.99.0/24",  # deprecated 6to4 relays (RFC 7526)
             "3fff::/20",  # documentation (RFC 9637)
         ),
     )
 )
-"""Refused besides what Python calls not global, which differs between its versions."""
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""Rejected in addition to `is_global`, which differs between Python versions."""
+_IP_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 def is_ip_literal(host: str) -> bool:
-    """Whether a host is not a name but an address, in any of the ways of writing one.
+    """Return whether a host is an IP address in any notation, not a name.
 
-    The rule of URLs in browsers: the last label is a number, decimal, octal or hexadecimal.
+    Browsers use the same rule: the last label is a decimal, octal or hexadecimal number.
 
     Example: `127.0.0.1`, `127.1`, `2130706433`, `0x7f.1`, `017700000001`, `::1`.
     """
-    return ":" in host or bool(_NUMBER.fullmatch(host.lower().removesuffix(".").rpartition(".")[2]))
+    return ":" in host or bool(_IP_LABEL.fullmatch(host.lower().removesuffix(".").rpartition(".")[2]))
 
 
 def is_public_literal(host: str) -> bool:
-    """Whether a host is a public address, written in the usual way; without looking anything up."""
+    """Return whether a host is a public IP address in standard notation, without DNS resolution."""
     try:
         return is_public(ipaddress.ip_address(host))
     except ValueError:
@@ -54,7 +54,7 @@ def is_public_literal(host: str) -> bool:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the Internet's, also where it wraps an IPv4 address."""
+    """Return whether an address is public. IPv6 addresses that embed IPv4 are unwrapped."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address.teredo is not None:
@@ -71,27 +71,27 @@ def is_public(address: Address) -> bool:
 
 
 def resolve_public_addresses(host: str, port: int, private_hosts: Collection[str] = ()) -> list[str]:
-    """Every address of `host`, numeric, all of them public or `host` one of `private_hosts`.
+    """Resolve `host` to numeric addresses. All must be public unless `private_hosts` contains `host`.
 
     Raises:
-        SourceRefused: One of them is not public.
+        SourceNotAllowedError: An address is not public.
         OSError: The name cannot be resolved.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     if host not in private_hosts:
         for address in addresses:
             if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                 raise SourceNotAllowedError(
-                    f"{host} has the address {address}, which is not public; if videos are meant to come "
-                    "from there, add the host to clips.allowed_private_hosts",
+                    f"{host} resolves to {address}, which is not public; to allow the host, add it to "
+                    "clips.allowed_private_hosts",
                     "the video's address cannot be opened",
                 )
     return addresses
 
 
 class PublicNetworkBackend(httpcore.NetworkBackend):
-    """httpcore's network, which every connection goes through, redirected ones and plain addresses too."""
+    """httpcore backend that checks the address of every connection, including redirects."""
 
     def __init__(self, private_hosts: Collection[str] = ()) -> None:
         self._private_hosts = private_hosts
@@ -123,4 +123,6 @@ class PublicNetworkBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        raise SourceNotAllowedError(f"{path}: a socket, not a host", "the video's address cannot be opened")
+        raise SourceNotAllowedError(
+            f"{path}: a Unix socket, not a host", "the video's address cannot be opened"
+        )

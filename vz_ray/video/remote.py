@@ -1,8 +1,7 @@
-"""Videos at a URL, as local files: fetched once per machine, within limits of size and time.
+"""Downloads of videos: each URL once per machine, with size and time limits.
 
-http and https go through `address`, which connects to public hosts only;
-every other scheme is an object store of fsspec's, read with the machine's own
-credentials and therefore refused unless it was allowed.
+`http` and `https` use `public_network`, which connects to public hosts only. Other schemes are
+object stores, read by fsspec with the credentials of the machine and rejected unless allowed.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from vz_ray.video.public_network import PublicNetworkBackend, is_ip_literal, is_
 
 HTTP_SCHEMES = frozenset({"http", "https"})
 _REDIRECTS = (301, 302, 303, 307, 308)
-_MOST_REDIRECTS = 5
-_CHUNK = 1 << 20
-_SILENCE_S = 30.0
-"""A server may be silent for this long."""
+_MAX_REDIRECTS = 5
+_CHUNK_BYTES = 1 << 20
+_READ_TIMEOUT_S = 30.0
+"""Timeout of connecting and of each read."""
 _POLL_S = 0.1
-_AGENT = b"vz_ray"
-_LONGEST_URL = 4096
-"""Characters; signed URLs of object stores have up to about 2,000."""
-_SHOWN = 200
-_PLAIN = re.compile(r"[!-\[\]-~]+")
-"""Printable ASCII without blanks and without the backslash, which some take for a slash."""
+_USER_AGENT = b"vz_ray"
+_MAX_URL_LENGTH = 4096
+"""Characters. Signed URLs of object stores have up to about 2,000."""
+_MAX_LOGGED_LENGTH = 200
+_ALLOWED_CHARACTERS = re.compile(r"[!-\[\]-~]+")
+"""Printable ASCII without spaces and backslash, which some parsers treat as a slash."""
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadRules:
-    """Which URLs are fetched, and how much of them.
+    """Allowed URLs and limits.
 
     Attributes:
-        schemes: Allowed, such as `https` or `s3`.
-        hosts: The only hosts (or buckets) allowed; empty allows all.
-        private_hosts: Hosts that may have addresses that are not public.
-        max_file_bytes: Largest file.
-        timeout_s: Longest download.
+        schemes: Allowed schemes, such as `https` or `s3`.
+        hosts: Allowed hosts or buckets; empty allows all.
+        private_hosts: Hosts that may have private addresses.
+        max_file_bytes: Maximum file size.
+        timeout_s: Timeout of a download.
     """
 
     schemes: tuple[str, ...] = ("http", "https")
@@ -59,57 +58,56 @@ class DownloadRules:
 
 
 class DownloadCache:
-    """Files fetched from URLs, the least recently used dropped above a size.
+    """LRU cache of downloaded files.
 
-    A file that is open keeps its content when it is dropped. What a URL holds
-    is taken not to change while it is kept.
+    An open file stays readable after its eviction. The cache never revalidates a URL.
 
     Args:
-        root: Made if it is missing.
-        most_bytes: Size cap; the file fetched last is kept even if it alone is larger.
-        rules: What may be fetched.
+        root: Directory; created if missing.
+        max_bytes: Maximum size. The latest file is kept even if it exceeds the maximum.
+        rules: Allowed URLs and limits.
     """
 
     def __init__(self, root: Path | str, max_bytes: int, rules: DownloadRules) -> None:
-        self._root, self._most, self._rules = Path(root), max_bytes, rules
+        self._root, self._max_bytes, self._rules = Path(root), max_bytes, rules
 
     def fetch(self, url: str) -> Path:
-        """The file that holds what is at `url`, fetched if it is not there yet.
+        """Return the local file of `url`; download it on a cache miss.
 
         Raises:
-            SourceRefused: The rules, or an address on the way, do not allow it.
-            OverLimit: It is too large.
-            DownloadFailed: It is not there, or did not arrive in time.
+            SourceNotAllowedError: The rules reject the URL, a redirect or an address.
+            VideoLimitExceededError: The file is too large.
+            DownloadFailedError: The download failed or timed out.
         """
         check_url(url, self._rules)
         path = self._root / (blake3.blake3(url.encode()).hexdigest() + Path(urlsplit(url).path).suffix[:8])
-        until = time.monotonic() + self._rules.timeout_s
+        deadline_s = time.monotonic() + self._rules.timeout_s
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._alone(path, url, until):
+            with self._lock(path, url, deadline_s):
                 if not path.exists():
-                    self._fetch(url, path, until)
-                    self._sweep(path)
+                    self._download(url, path, deadline_s)
+                    self._evict(path)
                 os.utime(path)
         except OSError as error:
             raise DownloadFailedError(
-                f"{url}: cannot be kept in {self._root}: {error.strerror or error}",
+                f"{url}: cannot write to {self._root}: {error.strerror or error}",
                 "the video could not be fetched",
             ) from error
         return path
 
-    def _fetch(self, url: str, path: Path, until: float) -> None:
+    def _download(self, url: str, path: Path, deadline_s: float) -> None:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             with open(part, "wb") as file:
                 size = 0
-                for chunk in self._content(url, until):
+                for chunk in self._read(url, deadline_s):
                     size += len(chunk)
                     self._check_size(url, size)
-                    if time.monotonic() > until:
+                    if time.monotonic() > deadline_s:
                         raise DownloadFailedError(
-                            f"{url}: {size / 1e6:.0f} MB arrived in {self._rules.timeout_s:g} s "
-                            "(timeouts.download_s), then it was given up",
+                            f"{url}: received {size / 1e6:.0f} MB before the timeout of "
+                            f"{self._rules.timeout_s:g} s; raise timeouts.download_s",
                             "the video took too long to fetch",
                         )
                     file.write(chunk)
@@ -120,153 +118,165 @@ class DownloadCache:
     def _check_size(self, url: str, size: int) -> None:
         if size > self._rules.max_file_bytes:
             raise VideoLimitExceededError(
-                f"{url}: over the limit of {self._rules.max_file_bytes / 2**30:g} GB (clips.max_download_gib)",
+                f"{url}: the file exceeds {self._rules.max_file_bytes / 2**30:g} GiB; "
+                "raise clips.max_download_gib",
                 "the video file is too large",
             )
 
-    def _content(self, url: str, until: float) -> Iterator[bytes]:
+    def _read(self, url: str, deadline_s: float) -> Iterator[bytes]:
         if urlsplit(url).scheme in HTTP_SCHEMES:
-            return self._http(url, until)
-        return self._object(url)
+            return self._read_http(url, deadline_s)
+        return self._read_object(url)
 
-    def _http(self, url: str, until: float) -> Iterator[bytes]:
+    def _read_http(self, url: str, deadline_s: float) -> Iterator[bytes]:
         backend = PublicNetworkBackend(self._rules.private_hosts)
         with httpcore.ConnectionPool(network_backend=backend) as pool:
-            for _ in range(_MOST_REDIRECTS + 1):
-                wait = min(_SILENCE_S, max(0.1, until - time.monotonic()))
-                limits = {"timeout": {"connect": wait, "read": wait, "write": wait, "pool": wait}}
-                headers = [(b"user-agent", _AGENT), (b"accept-encoding", b"identity")]
+            for _ in range(_MAX_REDIRECTS + 1):
+                timeout_s = min(_READ_TIMEOUT_S, max(0.1, deadline_s - time.monotonic()))
+                extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)}
+                headers = [(b"user-agent", _USER_AGENT), (b"accept-encoding", b"identity")]
                 try:
-                    with pool.stream("GET", url, headers=headers, extensions=limits) as response:
+                    with pool.stream("GET", url, headers=headers, extensions=extensions) as response:
                         if response.status not in _REDIRECTS:
-                            yield from self._body(url, response)
+                            yield from self._read_body(url, response)
                             return
-                        onward = _header(response, b"location")
+                        location = _header(response, b"location")
                 except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
                     raise DownloadFailedError(
-                        f"{url}: {type(error).__name__}: {error or 'no answer in time'}",
+                        f"{url}: {type(error).__name__}: {error or 'timeout'}",
                         "the video could not be fetched",
                     ) from error
-                url = self._onward(url, onward)
+                url = self._redirect_target(url, location)
         raise DownloadFailedError(
-            f"{url}: more than {_MOST_REDIRECTS} redirects", "the video could not be fetched"
+            f"{url}: more than {_MAX_REDIRECTS} redirects", "the video could not be fetched"
         )
 
-    def _onward(self, url: str, onward: str | None) -> str:
-        if not onward:
-            raise DownloadFailedError(f"{url}: redirects to nowhere", "the video could not be fetched")
-        target = urljoin(url, onward)
+    def _redirect_target(self, url: str, location: str | None) -> str:
+        if not location:
+            raise DownloadFailedError(f"{url}: redirect without a location", "the video could not be fetched")
+        target = urljoin(url, location)
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
             raise SourceNotAllowedError(
-                f"{url}: redirects from https to {target}", "the video's address cannot be opened"
+                f"{url}: redirect from https to {target}", "the video's address cannot be opened"
             )
         if urlsplit(target).scheme not in HTTP_SCHEMES:
             raise SourceNotAllowedError(
-                f"{url}: redirects to {target}", "the video's address cannot be opened"
+                f"{url}: redirect to {target}", "the video's address cannot be opened"
             )
         check_url(target, self._rules)
         return target
 
-    def _body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
+    def _read_body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
         if response.status != 200:
             raise DownloadFailedError(
-                f"{url}: the server answers with status {response.status}", "the video could not be fetched"
+                f"{url}: HTTP status {response.status}", "the video could not be fetched"
             )
-        told = _header(response, b"content-length")
-        if told is not None and told.isdigit():
-            self._check_size(url, int(told))
-        arrived = 0
+        content_length = _header(response, b"content-length")
+        if content_length is not None and content_length.isdigit():
+            self._check_size(url, int(content_length))
+        received = 0
         for chunk in response.iter_stream():
-            arrived += len(chunk)
+            received += len(chunk)
             yield chunk
-        if told is not None and told.isdigit() and arrived != int(told):
+        if content_length is not None and content_length.isdigit() and received != int(content_length):
             raise DownloadFailedError(
-                f"{url}: {arrived} bytes arrived of {told}", "the video could not be fetched completely"
+                f"{url}: received {received} of {content_length} bytes",
+                "the video could not be fetched completely",
             )
 
-    def _object(self, url: str) -> Iterator[bytes]:
+    def _read_object(self, url: str) -> Iterator[bytes]:
         import fsspec
 
         try:
             with fsspec.open(url, "rb") as file:
                 stream: Any = file
-                while chunk := stream.read(_CHUNK):
+                while chunk := stream.read(_CHUNK_BYTES):
                     yield chunk
         except ImportError as error:
             raise SourceNotAllowedError(
-                f"{url}: {error}; install it to read from there", "the video's address cannot be opened"
+                f"{url}: {error}; install the package to read this scheme",
+                "the video's address cannot be opened",
             ) from error
         except FileNotFoundError as error:
-            raise DownloadFailedError(f"{url}: there is no such object", "the video is missing") from error
-        except Exception as error:  # each object store has errors of its own
+            raise DownloadFailedError(f"{url}: no such object", "the video is missing") from error
+        except Exception as error:  # object stores raise their own exception types
             raise DownloadFailedError(
                 f"{url}: {type(error).__name__}: {error}", "the video could not be fetched"
             ) from error
 
     @contextlib.contextmanager
-    def _alone(self, path: Path, url: str, until: float) -> Iterator[None]:
-        """One process fetches, the others wait for it."""
+    def _lock(self, path: Path, url: str, deadline_s: float) -> Iterator[None]:
+        """Lock the file across processes: one downloads, the others wait."""
         with open(path.with_name(f"{path.name}.lock"), "wb") as lock:
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > until:
+                    if time.monotonic() > deadline_s:
                         raise DownloadFailedError(
-                            f"{url}: another process has been fetching it for {self._rules.timeout_s:g} s",
+                            f"{url}: another process did not finish the download within "
+                            f"{self._rules.timeout_s:g} s",
                             "the video took too long to fetch",
                         ) from None
                     time.sleep(_POLL_S)
             yield
 
-    def _sweep(self, keep: Path) -> None:
-        """Drops what was not used for longest; the lock files, which are empty, stay."""
+    def _evict(self, keep: Path) -> None:
+        """Delete the least recently used files. The empty lock files stay."""
         files = [p for p in self._root.iterdir() if p.suffix not in (".lock", ".part") and p != keep]
-        sized = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in files)
-        left = keep.stat().st_size + sum(size for _, size, _ in sized)
-        for _, size, path in sized:
-            if left <= self._most:
+        by_age = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in files)
+        total_bytes = keep.stat().st_size + sum(size for _, size, _ in by_age)
+        for _, size, path in by_age:
+            if total_bytes <= self._max_bytes:
                 return
             path.unlink(missing_ok=True)
-            left -= size
+            total_bytes -= size
 
 
 def check_url(url: str, rules: DownloadRules) -> None:
-    """What a URL itself says against it; nothing is looked up.
+    """Check a URL against the rules, without network access.
 
     Raises:
-        SourceRefused: The rules do not allow it, or it is written so that two readers could differ on it.
+        SourceNotAllowedError: The rules reject the URL, or parsers could interpret it differently.
     """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise _refused(f"{url[:_SHOWN]}: not a URL ({error})") from error
+        raise _not_allowed(f"{url[:_MAX_LOGGED_LENGTH]}: invalid URL ({error})") from error
     if parts.username is not None or parts.password is not None:
-        raise _refused(f"{host}: a URL with a user name or password in it")
-    if len(url) > _LONGEST_URL:
-        raise _refused(f"{url[:_SHOWN]}: a URL of {len(url)} characters; {_LONGEST_URL} are the most")
-    if not _PLAIN.fullmatch(url):
-        raise _refused(f"{url!r}: a URL with signs that must be percent-encoded, or a host not in ASCII")
+        raise _not_allowed(f"{host}: the URL contains a user name or password; remove them")
+    if len(url) > _MAX_URL_LENGTH:
+        raise _not_allowed(
+            f"{url[:_MAX_LOGGED_LENGTH]}: the URL has {len(url)} characters; the maximum is {_MAX_URL_LENGTH}"
+        )
+    if not _ALLOWED_CHARACTERS.fullmatch(url):
+        raise _not_allowed(
+            f"{url!r}: the URL contains characters that need percent-encoding, or a host that is not ASCII"
+        )
     if parts.scheme not in rules.schemes:
-        raise _refused(
-            f"{url}: the scheme {parts.scheme} is not among {', '.join(rules.schemes)} (clips.allowed_schemes)"
+        raise _not_allowed(
+            f"{url}: scheme {parts.scheme} is not allowed; it must be one of {', '.join(rules.schemes)} "
+            "(clips.allowed_schemes)"
         )
     if not host:
-        raise _refused(f"{url}: a URL without a host")
+        raise _not_allowed(f"{url}: the URL has no host")
     if rules.hosts and host not in rules.hosts:
-        raise _refused(f"{url}: the host {host} is not among {', '.join(rules.hosts)} (clips.allowed_hosts)")
+        raise _not_allowed(
+            f"{url}: host {host} is not allowed; it must be one of {', '.join(rules.hosts)} "
+            "(clips.allowed_hosts)"
+        )
     literal = parts.scheme in HTTP_SCHEMES and is_ip_literal(host)
     if literal and host not in rules.private_hosts and not is_public_literal(host):
-        raise _refused(
-            f"{url}: the host {host} is an address that is not public, or not written as addresses usually "
-            "are; if videos are meant to come from there, add it to clips.allowed_private_hosts"
+        raise _not_allowed(
+            f"{url}: host {host} is not a public IP address in standard notation; to allow it, add it to "
+            "clips.allowed_private_hosts"
         )
 
 
-def _refused(why: str) -> SourceNotAllowedError:
-    return SourceNotAllowedError(why, "the video's address cannot be opened")
+def _not_allowed(message: str) -> SourceNotAllowedError:
+    return SourceNotAllowedError(message, "the video's address cannot be opened")
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:

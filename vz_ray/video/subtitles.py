@@ -1,7 +1,7 @@
-"""Subtitles: reading their files, and which lines belong between which frames.
+"""Subtitle files, and placement of subtitles between frames.
 
-Two kinds of files: SubRip (`.srt`, as VideoMME has them), and the lists of
-LongVideoBench (`.json`: `{"start": "00:00:01.200", "end": "00:00:03", "line": "..."}` or
+Formats: SubRip (`.srt`, VideoMME) and the lists of LongVideoBench (`.json`:
+`{"start": "00:00:01.200", "end": "00:00:03", "line": "..."}` or
 `{"timestamp": [1.2, 3.0], "text": "..."}`).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from vz_ray.video.errors import SubtitleError
 
 MIN_SUBTITLE_S = 1.0
-"""A line shown for less than this counts as shown for as long (source: LongVideoBench's own loader)."""
+"""Minimum display time of a line, seconds (source: LongVideoBench's loader)."""
 
 _CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
 _SPAN = re.compile(rf"^\s*{_CLOCK}\s*-->\s*{_CLOCK}")
@@ -27,7 +27,7 @@ _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Subtitle:
-    """One line and when it is shown, seconds from the start of the video."""
+    """One line with its display time, seconds from the start of the video."""
 
     start_s: float
     end_s: float
@@ -35,90 +35,88 @@ class Subtitle:
 
 
 def read_subtitles(path: str | Path, offset_s: float = 0.0) -> tuple[Subtitle, ...]:
-    """The lines of a file that have text, in order of time.
+    """Read the lines of a file that contain text, ordered by time.
 
     Args:
         path: A `.srt` or `.json` file.
-        offset_s: What the subtitles' clock shows where the video begins; lines that end before are left out.
+        offset_s: Subtitle time at the start of the video. Lines that end before it are dropped.
 
     Raises:
-        SubtitlesBroken: It is missing, or of another format; names the file and the place.
+        SubtitleError: The file is missing or has another format; names the file and the line.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise _broken(path, error.strerror or str(error)) from error
+        raise _error(path, error.strerror or str(error)) from error
     lines = _json_lines(path, text) if path.suffix == ".json" else _srt_lines(path, text)
-    moved = [replace(line, start_s=line.start_s - offset_s, end_s=line.end_s - offset_s) for line in lines]
-    return tuple(sorted((line for line in moved if line.end_s > 0), key=lambda line: line.start_s))
+    shifted = [replace(line, start_s=line.start_s - offset_s, end_s=line.end_s - offset_s) for line in lines]
+    return tuple(sorted((line for line in shifted if line.end_s > 0), key=lambda line: line.start_s))
 
 
 def between_frames(subtitles: Sequence[Subtitle], times: Sequence[float]) -> list[list[Subtitle]]:
-    """Lines to show before each of the frames at `times` and after the last: `[len(times) + 1]` lists.
+    """Return the lines before each frame and after the last frame: `[len(times) + 1]` lists.
 
-    A line is shown if a frame lies in it, and stands behind the frames up to
-    its middle (source: the interleaved form of LongVideoBench).
+    A line is included if a frame is within its display time, and follows the frames before its
+    middle (source: interleaved format of LongVideoBench).
     """
-    found: list[list[Subtitle]] = [[] for _ in range(len(times) + 1)]
+    lines_by_gap: list[list[Subtitle]] = [[] for _ in range(len(times) + 1)]
     for line in subtitles:
         middle = (line.start_s + line.end_s) / 2
         half = max(MIN_SUBTITLE_S, line.end_s - line.start_s) / 2
         if bisect_left(times, middle - half) < bisect_right(times, middle + half):
-            found[bisect_right(times, middle)].append(line)
-    return found
+            lines_by_gap[bisect_right(times, middle)].append(line)
+    return lines_by_gap
 
 
 def _srt_lines(path: Path, text: str) -> list[Subtitle]:
-    found: list[Subtitle] = []
-    spans = 0
+    lines: list[Subtitle] = []
+    num_spans = 0
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
         rows = block.strip().split("\n")
-        at = next((i for i, row in enumerate(rows) if _SPAN.match(row)), None)
-        if at is None:
+        span_index = next((i for i, row in enumerate(rows) if _SPAN.match(row)), None)
+        if span_index is None:
             continue
-        match = _SPAN.match(rows[at])
+        match = _SPAN.match(rows[span_index])
         assert match is not None
-        spans += 1
-        found += _line(_seconds(*match.groups()[:3]), _seconds(*match.groups()[3:]), " ".join(rows[at + 1 :]))
-    if text.strip() and not spans:
-        raise _broken(path, "it has no line such as `00:00:01,000 --> 00:00:03,500`; .srt files have")
-    return found
+        num_spans += 1
+        start, end = match.groups()[:3], match.groups()[3:]
+        lines += _line(_seconds(*start), _seconds(*end), " ".join(rows[span_index + 1 :]))
+    if text.strip() and not num_spans:
+        raise _error(path, "no line such as `00:00:01,000 --> 00:00:03,500`, which .srt files contain")
+    return lines
 
 
 def _json_lines(path: Path, text: str) -> list[Subtitle]:
     try:
         rows = json.loads(text)
     except ValueError as error:
-        raise _broken(path, f"not JSON ({error})") from error
+        raise _error(path, f"not JSON ({error})") from error
     if not isinstance(rows, list):
-        raise _broken(path, f"expected a list of lines, found {type(rows).__name__}")
-    found: list[Subtitle] = []
+        raise _error(path, f"expected a list of lines, got {type(rows).__name__}")
+    lines: list[Subtitle] = []
     for index, row in enumerate(rows):
         try:
-            found += _json_line(row)
+            lines += _json_line(row)
         except (KeyError, TypeError, ValueError) as error:
-            raise _broken(
+            raise _error(
                 path,
-                f"line {index}: expected start, end and line, or timestamp and text ({error!r}), found "
+                f"line {index}: expected start, end and line, or timestamp and text ({error!r}), got "
                 f"{str(row)[:80]}",
             ) from error
-    return found
+    return lines
 
 
 def _json_line(row: Any) -> list[Subtitle]:
     if "timestamp" in row:
         start, end = row["timestamp"]
-        # Where nobody has said when it ends, it is shown for the shortest time.
+        # Without an end, a line is displayed for the minimum time.
         return _line(float(start), float(start) + MIN_SUBTITLE_S if end is None else float(end), row["text"])
     return _line(_clock(row["start"]), _clock(row["end"]), row["line"])
 
 
 def _line(start_s: float, end_s: float, text: str) -> list[Subtitle]:
-    """One line without markup, or none where nothing is left.
-
-    Special tokens of the model are markup too.
-    """
+    """Return the line without markup, including special tokens of the model; [] if it is empty."""
     plain = " ".join(_MARKUP.sub("", text).split())
     return [Subtitle(start_s, end_s, plain)] if plain else []
 
@@ -126,7 +124,7 @@ def _line(start_s: float, end_s: float, text: str) -> list[Subtitle]:
 def _clock(text: str) -> float:
     match = re.fullmatch(rf"\s*{_CLOCK}\s*", text)
     if match is None:
-        raise ValueError(f"no time such as 00:00:01.500: {text!r}")
+        raise ValueError(f"{text!r} is not a time such as 00:00:01.500")
     return _seconds(*match.groups())
 
 
@@ -134,5 +132,5 @@ def _seconds(hours: str | None, minutes: str | None, seconds: str | None) -> flo
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float((seconds or "0").replace(",", "."))
 
 
-def _broken(path: Path, why: str) -> SubtitleError:
-    return SubtitleError(f"subtitles {path}: {why}", "the video's subtitles cannot be read")
+def _error(path: Path, cause: str) -> SubtitleError:
+    return SubtitleError(f"subtitles {path}: {cause}", "the video's subtitles cannot be read")

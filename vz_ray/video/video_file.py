@@ -1,11 +1,9 @@
-"""The only place that opens a video, and what it refuses to open.
+"""Validation and opening of video files; no other module opens videos.
 
-A video has a `uri`, by which everyone names it, and a path on this machine,
-which is the same or, for a URL, the file that it was fetched to.
+A video has a `uri` for users and a local path. For a URL, the path is the downloaded file.
 
-A file is opened with a container allow-list and the `file` protocol alone:
-without them a text file in ffconcat format, whatever its name, would make
-FFmpeg read other files.
+Files are opened with a container allow-list and the `file` protocol only. Otherwise a text file in
+ffconcat format could make FFmpeg read other files.
 """
 
 from __future__ import annotations
@@ -45,17 +43,17 @@ _IMAGE_BRANDS = frozenset({"avif", "avis", "heic", "heix", "heim", "heis", "mif1
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 FileKey: TypeAlias = tuple[str, int, int, int, int]
-"""`(path, size, mtime_ns, inode, device)`: changes whenever the file does."""
+"""`(path, size, mtime_ns, inode, device)`; changes with the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """What is refused before any of it is decoded.
+    """Limits checked before decoding.
 
     Attributes:
-        max_duration_s: Longest video.
-        max_pixels: Largest frame, as coded.
-        max_request_frames: Most frames in one request.
+        max_duration_s: Maximum duration, seconds.
+        max_pixels: Maximum area of a coded frame, pixels.
+        max_request_frames: Maximum number of frames per request.
     """
 
     max_duration_s: float = 8 * 3600.0
@@ -64,11 +62,11 @@ class VideoLimits:
 
 
 class VideoLocator:
-    """Where the file of a `uri` is on this machine.
+    """Maps a URI to a local path.
 
     Args:
-        downloads: Fetches URLs; none refuses them.
-        roots: The only directories that files may be in, links followed; empty allows all.
+        downloads: Downloads URLs; None rejects them.
+        roots: Allowed directories, after resolving symbolic links; empty allows all.
     """
 
     def __init__(self, downloads: DownloadCache | None = None, roots: Sequence[Path | str] = ()) -> None:
@@ -76,29 +74,31 @@ class VideoLocator:
         self._roots = tuple(os.path.realpath(root) for root in roots)
 
     def locate(self, uri: str) -> str:
-        """A path that can be opened now.
+        """Return the local path; download a URL first.
 
         Raises:
-            SourceRefused, OverLimit, DownloadFailed: It may not be opened, or cannot be fetched.
+            SourceNotAllowedError: The directory or URL is not allowed.
+            VideoLimitExceededError: The download is too large.
+            DownloadFailedError: The download failed.
         """
         if _SCHEME.match(uri):
             if self._downloads is None:
                 raise SourceNotAllowedError(
-                    f"{uri}: only files can be opened here; download it and give its path",
+                    f"{uri}: URLs are not supported here; download the file and pass its path",
                     "the video's address cannot be opened",
                 )
             return str(self._downloads.fetch(uri))
         if self._roots and not any(_inside(uri, root) for root in self._roots):
             raise SourceNotAllowedError(
-                f"{uri}: not in one of the directories that videos may be in, {', '.join(self._roots)} "
-                "(clips.allowed_dirs)",
+                f"{uri}: not in an allowed directory ({', '.join(self._roots)}); move the file or extend "
+                "clips.allowed_dirs",
                 "the video's address cannot be opened",
             )
         return uri
 
 
 def is_url(uri: str) -> bool:
-    """Whether it names something to be fetched."""
+    """Return whether `uri` is a URL."""
     return _SCHEME.match(uri) is not None
 
 
@@ -108,14 +108,15 @@ def _inside(path: str, root: str) -> bool:
 
 
 LOCAL_FILES = VideoLocator()
-"""Files of this machine, all of them."""
+"""Locator that allows every local file and no URL."""
 
 
 def file_key(uri: str, path: str | None = None) -> FileKey:
-    """Looks at the file without opening it; `path` where it is not `uri` itself.
+    """Return the key of a file without opening it. `path` defaults to `uri`.
 
     Raises:
-        VideoMissing, VideoDenied, SourceRefused, NotAVideo: It is not a regular, non-empty file.
+        VideoNotFoundError, VideoPermissionError, SourceNotAllowedError, NotAVideoError: Not a
+            regular, non-empty file.
     """
     path = LOCAL_FILES.locate(uri) if path is None else path
     try:
@@ -123,11 +124,11 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
     except PermissionError as error:
-        raise _denied(uri) from error
+        raise _permission_error(uri) from error
     except (OSError, ValueError) as error:
-        raise VideoNotFoundError(f"{uri!r}: not a usable path ({error})", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri!r}: invalid path ({error})", "the video is missing") from error
     if stat.S_ISDIR(status.st_mode):
-        raise NotAVideoError(f"{uri}: a directory; give a video file inside it", "the video is not a file")
+        raise NotAVideoError(f"{uri}: a directory; pass the path of a video file", "the video is not a file")
     if not stat.S_ISREG(status.st_mode):
         raise SourceNotAllowedError(f"{uri}: a device, pipe or socket, not a file", "the video is not a file")
     if status.st_size == 0:
@@ -136,58 +137,57 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
 
 
 class _VideoIdCache:
-    """Content identity by file, so that a file is hashed once per process."""
+    """Content hashes by file, so that a file is hashed once per process."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._known: OrderedDict[FileKey, str] = OrderedDict()
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries, self._lock = max_entries, threading.Lock()
+        self._entries: OrderedDict[FileKey, str] = OrderedDict()
 
     def get(self, uri: str, path: str | None) -> str:
         key = file_key(uri, path)
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         try:
             digest = "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
         except PermissionError as error:
-            raise _denied(uri) from error
+            raise _permission_error(uri) from error
         with self._lock:
-            self._known[key] = digest
-            while len(self._known) > self._most:
-                self._known.popitem(last=False)
+            self._entries[key] = digest
+            while len(self._entries) > self._max_entries:
+                self._entries.popitem(last=False)
         return digest
 
 
-_identities = _VideoIdCache(most=65_536)
+_video_ids = _VideoIdCache(max_entries=65_536)
 
 
 def compute_video_id(uri: str, path: str | None = None) -> str:
-    """`blake3:<hex>` of the whole file, the same for every copy of it.
+    """Return `blake3:<hex>` of the whole file, equal for copies.
 
-    The whole file, since a sample of its bytes would give a re-muxed or
-    patched file the identity, and so the cached frames, of another. It costs
-    about a third of a second per GB, once per process: afterwards the path,
-    size, modification time and inode stand for it.
+    A hash of sampled bytes could give a patched file the cached frames of another. Hashing takes
+    about 0.3 s per GB, once per process and file; path, size, modification time and inode identify
+    the file afterwards.
     """
-    return _identities.get(uri, path)
+    return _video_ids.get(uri, path)
 
 
 def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[InputContainer, VideoStream]:
-    """Opens a checked video with one decoder thread; the caller must close the container.
+    """Validate and open a video with one decoder thread. The caller closes the container.
 
-    The stream is the one FFmpeg calls best (marked default, then most frames
-    and highest bit rate); covers and other attached pictures do not count.
+    FFmpeg selects the best stream: marked default, then by number of frames and bit rate. Attached
+    pictures such as covers are skipped.
 
     Raises:
-        VideoError: A subclass that says why it was refused.
+        VideoError: The subclass names the cause.
     """
     file = file_key(uri, path)[0]
     try:
-        options = {**_OPTIONS, "max_pixels": _most_coded(limits)}
+        options = {**_OPTIONS, "max_pixels": _decoder_max_pixels(limits)}
         container = av.open(file, options=options, metadata_errors="replace")
     except (av.error.PermissionError, PermissionError) as error:
-        raise _denied(uri) from error
+        raise _permission_error(uri) from error
     except (av.error.FileNotFoundError, FileNotFoundError) as error:
         raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
     except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -196,57 +196,62 @@ def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[
             "the file is not a video that can be read",
         ) from error
     try:
-        stream = _checked_stream(uri, container, limits)
+        stream = _select_stream(uri, container, limits)
     except BaseException:
         container.close()
         raise
     return container, stream
 
 
-def _checked_stream(uri: str, container: InputContainer, limits: VideoLimits) -> VideoStream:
+def _select_stream(uri: str, container: InputContainer, limits: VideoLimits) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        raise NotAVideoError(f"{uri}: has no video stream, only {_kinds(container)}", "the file has no video")
+        raise NotAVideoError(
+            f"{uri}: has no video stream, only {_stream_types(container)}", "the file has no video"
+        )
     if container.metadata.get("major_brand", "").strip() in _IMAGE_BRANDS:
         raise NotAVideoError(f"{uri}: a still image, not a video", "the file is an image, not a video")
     codec = stream.codec_context.codec.canonical_name if stream.codec_context else "an unknown codec"
     if codec not in ALLOWED_CODECS:
         raise UnsupportedCodecError(
-            f"{uri}: codec {codec} is not among {', '.join(sorted(ALLOWED_CODECS))}; convert it to h264",
+            f"{uri}: codec {codec} is not supported; convert the video to h264 or one of "
+            f"{', '.join(sorted(ALLOWED_CODECS))}",
             "the video's codec is not supported",
         )
     if stream.width < 1 or stream.height < 1:
-        raise NotAVideoError(f"{uri}: its video stream states no frame size", "the video is damaged")
+        raise NotAVideoError(f"{uri}: the video stream has no frame size", "the video is damaged")
     check_pixels(uri, stream.width * stream.height, limits)
     check_duration(uri, _declared_duration(container, stream), limits)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
     stream.codec_context.thread_count = 1
-    # Frames within may be larger than the container says, or become so midway.
-    stream.codec_context.options = {"max_pixels": _most_coded(limits)}
+    # Coded frames may be larger than the container states, also in mid-file.
+    stream.codec_context.options = {"max_pixels": _decoder_max_pixels(limits)}
     return stream
 
 
-def _most_coded(limits: VideoLimits) -> str:
-    """The limit as the decoder is told it, with room for sides that are coded in blocks of up to 128."""
+def _decoder_max_pixels(limits: VideoLimits) -> str:
+    """Return the decoder's limit, with a margin for sides padded to coding blocks of up to 128 pixels."""
     return str(limits.max_pixels + limits.max_pixels // 8 + 128 * 128)
 
 
 def check_pixels(uri: str, pixels: int, limits: VideoLimits) -> None:
-    """Raises `VideoLimitExceededError` for coded frames larger than the limit."""
+    """Raise `VideoLimitExceededError` if coded frames are too large."""
     if pixels > limits.max_pixels:
         raise VideoLimitExceededError(
-            f"{uri}: frames of {pixels} pixels exceed the limit of {limits.max_pixels}; scale it down",
+            f"{uri}: frames have {pixels} pixels, above the limit of {limits.max_pixels}; "
+            "scale the video down",
             "the video's resolution is too high",
         )
 
 
 def check_duration(uri: str, seconds: float, limits: VideoLimits) -> None:
-    """Raises `VideoLimitExceededError` for a video longer than the limit."""
+    """Raise `VideoLimitExceededError` if the video is too long."""
     if seconds > limits.max_duration_s:
         raise VideoLimitExceededError(
-            f"{uri}: {seconds:.0f} s long, over the limit of {limits.max_duration_s:g} s; cut it",
+            f"{uri}: duration {seconds:.0f} s exceeds the limit of {limits.max_duration_s:g} s; "
+            "cut the video",
             "the video is too long",
         )
 
@@ -257,11 +262,9 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
     return (container.duration or 0) / av.time_base
 
 
-def _kinds(container: InputContainer) -> str:
+def _stream_types(container: InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
 
 
-def _denied(uri: str) -> VideoPermissionError:
-    return VideoPermissionError(
-        f"{uri}: no permission to read it; check its mode and owner", "the video is locked"
-    )
+def _permission_error(uri: str) -> VideoPermissionError:
+    return VideoPermissionError(f"{uri}: no read permission; check mode and owner", "the video is locked")

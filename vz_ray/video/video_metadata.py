@@ -1,4 +1,4 @@
-"""What must be known of a file before a frame of it can be named; kept on disk: it takes a whole scan."""
+"""Video metadata, cached on disk because computing it reads the whole file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class VideoMetadata:
-    """One file, scanned.
+    """Result of scanning a file.
 
     Attributes:
-        info: What it is.
-        table: When each frame is shown.
-        rotation_quarter_turns: Anticlockwise turns by 90 degrees that its rotation metadata asks for.
-        decoder: What decodes it, with its version.
-        coded_pixels: Area of a frame as coded.
+        info: Properties of the video.
+        table: Presentation times of all frames.
+        rotation_quarter_turns: Counterclockwise rotation in units of 90 degrees, from the file.
+        decoder: Decoder and version.
+        coded_pixels: Area of a coded frame, pixels.
     """
 
     info: VideoInfo
@@ -40,56 +40,56 @@ class VideoMetadata:
 
 
 class VideoMetadataCache:
-    """Facts and content identities on disk, so that a file is hashed and scanned once per machine.
+    """Metadata and content hashes on disk: a file is hashed and scanned once per machine.
 
     Args:
-        disk: Where they are kept; None keeps nothing.
+        disk: The cache; None disables it.
     """
 
     def __init__(self, disk: DiskCache | None) -> None:
         self._disk = disk
 
     def video_id(self, uri: str, path: str | None = None) -> str:
-        """`video_id` of the file, remembered by path, size, times and inode."""
+        """Return the content hash, cached by path, size, modification time and inode."""
         key = file_key(uri, path)
         if self._disk is None:
             return compute_video_id(uri, path)
         name = _name("video_id", key)
-        known = self._disk.get(name)
-        if known is not None:
-            return known.tobytes().decode()
-        found = compute_video_id(uri, path)
-        self._disk.put(name, found.encode())
-        return found
+        cached = self._disk.get(name)
+        if cached is not None:
+            return cached.tobytes().decode()
+        content_hash = compute_video_id(uri, path)
+        self._disk.put(name, content_hash.encode())
+        return content_hash
 
     def get(self, uri: str, path: str | None = None) -> VideoMetadata | None:
-        """What is known of the file's content, under this path; None if nothing is."""
+        """Return the cached metadata of the file's content, or None."""
         if self._disk is None:
             return None
-        stored = self._disk.get(_name("facts", self.video_id(uri, path)))
+        stored = self._disk.get(_name("metadata", self.video_id(uri, path)))
         if stored is None:
             return None
-        facts = _load(stored.tobytes())
-        return replace(facts, info=replace(facts.info, uri=uri))
+        metadata = _load(stored.tobytes())
+        return replace(metadata, info=replace(metadata.info, uri=uri))
 
-    def put(self, facts: VideoMetadata) -> None:
+    def put(self, metadata: VideoMetadata) -> None:
         if self._disk is not None:
-            self._disk.put(_name("facts", facts.info.video_id), _dump(facts))
+            self._disk.put(_name("metadata", metadata.info.video_id), _dump(metadata))
 
 
 def _name(kind: str, key: str | FileKey) -> str:
-    """Facts of another version of the decoder are other facts."""
+    """Return the cache key; it contains the decoder versions."""
     versions = (_VERSION, av.__version__, av.library_versions.get("libavformat"))
     return blake3.blake3(repr((kind, key, versions)).encode()).hexdigest()
 
 
-def _dump(facts: VideoMetadata) -> bytes:
-    table = facts.table
-    about = {
-        "info": asdict(facts.info),
-        "quarter_turns": facts.rotation_quarter_turns,
-        "decoder": facts.decoder,
-        "pixels": facts.coded_pixels,
+def _dump(metadata: VideoMetadata) -> bytes:
+    table = metadata.table
+    header = {
+        "info": asdict(metadata.info),
+        "quarter_turns": metadata.rotation_quarter_turns,
+        "decoder": metadata.decoder,
+        "pixels": metadata.coded_pixels,
         "end": table.end_pts,
         "time_base": [table.time_base.numerator, table.time_base.denominator],
         "seekable": table.seekable,
@@ -97,7 +97,7 @@ def _dump(facts: VideoMetadata) -> bytes:
     file = io.BytesIO()
     np.savez(
         file,
-        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         pts=table.pts,
         key_pts=table.keyframe_pts,
         key_dts=table.keyframe_dts,
@@ -107,15 +107,15 @@ def _dump(facts: VideoMetadata) -> bytes:
 
 def _load(stored: bytes) -> VideoMetadata:
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-        about: dict[str, Any] = json.loads(arrays["about"].tobytes())
+        header: dict[str, Any] = json.loads(arrays["header"].tobytes())
         table = FrameTable(
             pts=arrays["pts"],
             keyframe_pts=arrays["key_pts"],
             keyframe_dts=arrays["key_dts"],
-            end_pts=about["end"],
-            time_base=Fraction(*about["time_base"]),
-            seekable=about["seekable"],
+            end_pts=header["end"],
+            time_base=Fraction(*header["time_base"]),
+            seekable=header["seekable"],
         )
     return VideoMetadata(
-        VideoInfo(**about["info"]), table, about["quarter_turns"], about["decoder"], about["pixels"]
+        VideoInfo(**header["info"]), table, header["quarter_turns"], header["decoder"], header["pixels"]
     )

@@ -1,9 +1,8 @@
 """Exact frames of one video file.
 
-The frame for time t is the last one with pts <= t, t counted from the first
-frame that can be decoded. One scan of the packets tells when every frame is
-shown, so requests become exact pts before anything is decoded; they are then
-reached in ascending order, seeking only where that saves decoding.
+The frame for time t is the last one with pts <= t, where t counts from the first decodable frame.
+One scan of the packets yields all frame times, so requests are mapped to exact pts before decoding.
+Frames are decoded in ascending order, with seeks only if they save decoding.
 """
 
 from __future__ import annotations
@@ -37,45 +36,44 @@ SCALER = "bicubic+accurate_rnd+bitexact"
 _FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 _SEEK_COST_FRAMES = 6
-"""What a seek costs beyond decoding: finding the packet, refilling the reorder buffer."""
+"""Cost of a seek in frames: finding the packet, refilling the reorder buffer."""
 
-_EXACT_NONREF = frozenset({"h264"})
-"""Codecs whose packets say for certain that no other frame refers to theirs."""
+_CODECS_WITH_EXACT_NONREF = frozenset({"h264"})
+"""Codecs whose packets mark reliably that no other frame refers to them."""
 
 
 class _DecodedFrame(NamedTuple):
-    """A frame as the decoder put it out, and its time in ticks."""
+    """Frame output by the decoder, with its time in ticks."""
 
     pts: int
     frame: VideoFrame
 
 
 class VideoReader:
-    """One open video. Not thread-safe; close it, or use it as a context manager.
+    """Reader of one video. Not thread-safe. Close it, or use it as a context manager.
 
-    The first video stream that FFmpeg calls best is read. Rotation metadata is
-    applied; the sample aspect ratio is not, as in other readers for models.
-    Where pts are missing or repeated (avi, some mpeg), a frame's time is its
-    dts, else one average frame after the one before, and the file is decoded
-    once to learn all times.
+    FFmpeg selects the best stream. Rotation metadata is applied; the sample aspect ratio is not, as
+    in other readers for models. If pts are missing or repeated (avi, some mpeg), the time of a frame
+    is its dts, or one average frame duration after the previous frame. Such a file is decoded once
+    to get all times.
 
     Args:
-        uri: What the video is called.
-        path: The file, where that is not `uri`.
-        limits: What is refused.
-        metadata: What is known of this content already: nothing is scanned then, and the file is not even
-            opened before the first frame is asked for.
-        threads: A request that spans several GOPs is decoded in as many parts at once, each by a decoder
-            with one thread: the same frames at the same CPU time, sooner.
+        uri: URI in references and errors.
+        path: Local path; defaults to `uri`.
+        limits: Maximum duration, resolution and frames per request.
+        metadata: Cached metadata of this content. The file is then opened at the first request, and
+            not scanned.
+        num_threads: Number of single-threaded decoders that decode a request across several GOPs in
+            parallel. The frames are identical.
 
     Attributes:
-        metadata: What is known of the file now.
-        info: What the file is.
-        table: When each frame is shown.
-        scaler: What scales frames, as references name it.
+        metadata: Metadata of the file.
+        info: Properties of the video.
+        table: Presentation times of all frames.
+        scaler: Name of the scaler in references.
 
     Raises (when opened):
-        VideoError: A subclass that says why the file cannot be used.
+        VideoError: The subclass names the cause.
     """
 
     scaler = SCALER
@@ -90,25 +88,25 @@ class VideoReader:
         num_threads: int = 1,
     ) -> None:
         self._path = path
-        self._threads = num_threads
-        self._others: list[VideoReader] = []
+        self._num_threads = num_threads
+        self._helpers: list[VideoReader] = []
         self._uri, self._limits = uri, limits or VideoLimits()
         self._scaler = VideoReformatter()
         self._container: InputContainer | None = None
-        self._out: Iterator[_DecodedFrame] = iter(())
-        self._held: _DecodedFrame | None = None
-        self._ahead: _DecodedFrame | None = None
-        self._counted_to: int | None = None
-        self._landed = self._skipping = False
-        self._unclean: set[int] = set()
-        self._wanted = frozenset[int]()
+        self._decoded: Iterator[_DecodedFrame] = iter(())
+        self._current: _DecodedFrame | None = None
+        self._next: _DecodedFrame | None = None
+        self._last_counted_pts: int | None = None
+        self._hit_keyframe = self._skip_unused = False
+        self._inexact_keyframes: set[int] = set()
+        self._requested_pts = frozenset[int]()
         self._own_decoded = self._own_seeks = 0
         if metadata is not None:
             check_pixels(uri, metadata.coded_pixels, self._limits)
             self._seekable, self.table = metadata.table.seekable, metadata.table
             self._quarter_turns = metadata.rotation_quarter_turns
         try:
-            self.metadata = self._examine() if metadata is None else metadata
+            self.metadata = self._scan() if metadata is None else metadata
             self.info: VideoInfo = self.metadata.info
             check_duration(uri, self.info.duration_s, self._limits)
         except BaseException:
@@ -117,7 +115,7 @@ class VideoReader:
 
     @property
     def decoder(self) -> str:
-        """What decodes frames, with its version, as references name it."""
+        """Decoder and version, as in references."""
         return self.metadata.decoder
 
     def __enter__(self) -> VideoReader:
@@ -128,263 +126,274 @@ class VideoReader:
 
     @property
     def decoded_frames(self) -> int:
-        """Frames that decoders have put out so far."""
-        return self._own_decoded + sum(other.decoded_frames for other in self._others)
+        """Number of frames output by the decoders so far."""
+        return self._own_decoded + sum(helper.decoded_frames for helper in self._helpers)
 
     @property
     def seeks(self) -> int:
-        """Seeks so far, reopenings included."""
-        return self._own_seeks + sum(other.seeks for other in self._others)
+        """Number of seeks and reopenings so far."""
+        return self._own_seeks + sum(helper.seeks for helper in self._helpers)
 
     def close(self) -> None:
-        """Gives the file back; a later request opens it again."""
-        for other in self._others:
-            other.close()
-        self._shut()
+        """Close the file; a later request opens it again."""
+        for helper in self._helpers:
+            helper.close()
+        self._close_container()
 
-    def _shut(self) -> None:
+    def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
-        self._container = self._held = self._ahead = None
-        self._out = iter(())
+        self._container = self._current = self._next = None
+        self._decoded = iter(())
 
     def read_frames(self, times: Sequence[float], size: FrameSize) -> list[Frame]:
-        """The frames shown at `times` (seconds, any order, repeats allowed), in that order.
+        """Return the frames at `times`, in the same order.
+
+        Args:
+            times: Seconds, in any order, with repetitions.
+            size: Bounds on the area of the frames.
 
         Raises:
-            VideoDamaged: Nothing can be decoded there.
-            OverLimit: Too many frames, or too elongated ones.
+            CorruptVideoError: No frame can be decoded at one of the times.
+            VideoLimitExceededError: Too many frames, or an aspect ratio above the limit.
         """
         width, height = self.target_size(size)
-        found = self.decode_pts([self.table.pts_at(t) for t in times], width, height)
-        return [found[self.table.pts_at(t)] for t in times]
+        frames = self.decode_pts([self.table.pts_at(t) for t in times], width, height)
+        return [frames[self.table.pts_at(t)] for t in times]
 
     def target_size(self, size: FrameSize) -> tuple[int, int]:
-        """`(width, height)` at which this video's frames are delivered."""
+        """Return the `(width, height)` of the delivered frames."""
         return target_size(self.info.width, self.info.height, size)
 
-    def decode_pts(self, wanted: Iterable[int], width: int, height: int) -> dict[int, Frame]:
-        """Frame by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
-        parts = self._parts(self._ordered(wanted))
+    def decode_pts(self, pts: Iterable[int], width: int, height: int) -> dict[int, Frame]:
+        """Return frames by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
+        parts = self._split_by_gop(self._sort_and_check(pts))
         if len(parts) == 1:
-            return self._pass(parts[0], width, height)
-        while len(self._others) < len(parts) - 1:
-            self._others.append(
+            return self._decode_part(parts[0], width, height)
+        while len(self._helpers) < len(parts) - 1:
+            self._helpers.append(
                 VideoReader(self._uri, path=self._path, limits=self._limits, metadata=self.metadata)
             )
         with ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="decode") as pool:
-            readers = zip(self._others, parts[1:], strict=False)
-            rest = [pool.submit(reader._pass, part, width, height) for reader, part in readers]
-            found = self._pass(parts[0], width, height)
-            for others in rest:
-                found |= others.result()
-        return found
+            readers = zip(self._helpers, parts[1:], strict=False)
+            futures = [pool.submit(reader._decode_part, part, width, height) for reader, part in readers]
+            frames = self._decode_part(parts[0], width, height)
+            for future in futures:
+                frames |= future.result()
+        return frames
 
-    def _pass(self, ordered: Sequence[int], width: int, height: int) -> dict[int, Frame]:
-        self._wanted = frozenset(ordered)
-        return {pts: self._deliver(self._reach(pts), width, height) for pts in ordered}
+    def _decode_part(self, ordered: Sequence[int], width: int, height: int) -> dict[int, Frame]:
+        self._requested_pts = frozenset(ordered)
+        return {pts: self._to_frame(self._decode_at(pts), width, height) for pts in ordered}
 
-    def _parts(self, ordered: list[int]) -> list[list[int]]:
-        """`ordered` in at most `threads` parts of about the same cost, cut where another GOP begins."""
-        if self._threads == 1 or not self._seekable or len(ordered) < 2:
+    def _split_by_gop(self, ordered: list[int]) -> list[list[int]]:
+        """Split `ordered` into up to `num_threads` parts of similar cost, at GOP boundaries."""
+        if self._num_threads == 1 or not self._seekable or len(ordered) < 2:
             return [ordered]
         gops: dict[int, list[int]] = {}
         for pts in ordered:
             gops.setdefault(self.table.keyframe_before(pts), []).append(pts)
-        rank, keys = self.table.count_before, self.table.keyframe_pts
-        costs = [rank(within[-1]) - rank(int(keys[max(key, 0)])) + 1 for key, within in gops.items()]
+        count_before, keyframe_pts = self.table.count_before, self.table.keyframe_pts
+        costs = [
+            count_before(gop_pts[-1]) - count_before(int(keyframe_pts[max(key, 0)])) + 1
+            for key, gop_pts in gops.items()
+        ]
         parts: list[list[int]] = [[]]
-        spent, share = 0, sum(costs) / min(self._threads, len(gops))
-        for within, cost in zip(gops.values(), costs, strict=True):
-            # A GOP goes where more than half of it belongs.
-            if parts[-1] and spent + cost / 2 > share * len(parts) and len(parts) < self._threads:
+        total, cost_per_part = 0, sum(costs) / min(self._num_threads, len(gops))
+        for gop_pts, cost in zip(gops.values(), costs, strict=True):
+            # A GOP belongs to the part that contains its middle.
+            is_next_part = total + cost / 2 > cost_per_part * len(parts)
+            if parts[-1] and is_next_part and len(parts) < self._num_threads:
                 parts.append([])
-            parts[-1] += within
-            spent += cost
+            parts[-1] += gop_pts
+            total += cost
         return parts
 
-    def _ordered(self, wanted: Iterable[int]) -> list[int]:
-        ordered = sorted(set(wanted))
-        if len(ordered) > self._limits.max_request_frames:
+    def _sort_and_check(self, pts: Iterable[int]) -> list[int]:
+        ordered = sorted(set(pts))
+        limit = self._limits.max_request_frames
+        if len(ordered) > limit:
             raise VideoLimitExceededError(
-                f"{self._uri}: {len(ordered)} frames asked for at once, over {self._limits.max_request_frames}",
-                f"at most {self._limits.max_request_frames} frames can be fetched at once",
+                f"{self._uri}: request for {len(ordered)} frames exceeds the limit of {limit}; "
+                "request fewer frames",
+                f"at most {limit} frames can be fetched at once",
             )
         return ordered
 
     # Opening
 
-    def _examine(self) -> VideoMetadata:
-        """Scans the packets, then decodes the first frame: it fixes the start and the rotation."""
+    def _scan(self) -> VideoMetadata:
+        """Scan the packets, then decode the first frame, which determines start and rotation."""
         container, stream = open_video(self._uri, self._limits, self._path)
         with contextlib.closing(container):
             table = scan_packets(container, stream)
         self._seekable = table is not None
         self._restart()
-        first = next(self._out, None)
+        first = next(self._decoded, None)
         if first is None:
-            raise CorruptVideoError(f"{self._uri}: no frame of it can be decoded", "the video is damaged")
-        self._held, self._skipping = first, True
+            raise CorruptVideoError(f"{self._uri}: no frame can be decoded", "the video is damaged")
+        self._current, self._skip_unused = first, True
         self._quarter_turns = round(first.frame.rotation / 90) % 4
-        self.table = table.starting_at(first.pts) if table else self._count(first)
+        self.table = table.starting_at(first.pts) if table else self._count_frames(first)
         codec = self._stream.codec_context.name
         decoder = f"pyav-{av.__version__}/{codec}/{_version('libavcodec')}"
-        coded = self._stream.width * self._stream.height
-        return VideoMetadata(self._describe(), self.table, self._quarter_turns, decoder, coded)
+        coded_pixels = self._stream.width * self._stream.height
+        return VideoMetadata(self._video_info(), self.table, self._quarter_turns, decoder, coded_pixels)
 
-    def _count(self, first: _DecodedFrame) -> FrameTable:
+    def _count_frames(self, first: _DecodedFrame) -> FrameTable:
         table: FrameTable = table_from_decoded_pts(
-            [first.pts, *(shown.pts for shown in self._out)], self._stream
+            [first.pts, *(decoded.pts for decoded in self._decoded)], self._stream
         )
         self._restart()
         return table
 
-    def _describe(self) -> VideoInfo:
+    def _video_info(self) -> VideoInfo:
         width, height = self._stream.width, self._stream.height
         if self._quarter_turns % 2:
             width, height = height, width
-        duration = self.table.duration_s
+        duration_s = self.table.duration_s
         return VideoInfo(
             video_id=compute_video_id(self._uri, self._path),
             uri=self._uri,
             stream=self._stream.index,
-            duration_s=duration,
-            fps=len(self.table.pts) / duration,
+            duration_s=duration_s,
+            fps=len(self.table.pts) / duration_s,
             width=width,
             height=height,
         )
 
     # Decoding
 
-    def _reach(self, pts: int) -> _DecodedFrame:
-        """The frame at `pts`, or the last decodable one before it where it is damaged."""
-        if self._cheaper_to_go_on(pts):
-            shown = self._advance(pts)
-            if shown is not None and shown.pts == pts:
-                return shown
-        shown = self._land_before(pts, skipping=True)
-        return shown if shown.pts == pts else self._land_before(pts, skipping=False)
+    def _decode_at(self, pts: int) -> _DecodedFrame:
+        """Return the frame at `pts`, or the last decodable frame before it if it is corrupt."""
+        if self._is_seek_unnecessary(pts):
+            decoded = self._decode_to(pts)
+            if decoded is not None and decoded.pts == pts:
+                return decoded
+        decoded = self._seek_and_decode(pts, skip_unused=True)
+        return decoded if decoded.pts == pts else self._seek_and_decode(pts, skip_unused=False)
 
-    def _cheaper_to_go_on(self, pts: int) -> bool:
-        if self._held is None or self._held.pts > pts:
+    def _is_seek_unnecessary(self, pts: int) -> bool:
+        """Return whether decoding on from the current frame is cheaper than a seek."""
+        if self._current is None or self._current.pts > pts:
             return False
-        key = self._key_before(pts)
+        key = self._exact_keyframe_before(pts)
         if key < 0:
             return True
-        onwards = self.table.count_before(pts) - self.table.count_before(self._held.pts)
-        from_key = self.table.count_before(pts) - self.table.count_before(int(self.table.keyframe_pts[key]))
-        return onwards <= from_key + _SEEK_COST_FRAMES
+        table = self.table
+        from_current = table.count_before(pts) - table.count_before(self._current.pts)
+        from_keyframe = table.count_before(pts) - table.count_before(int(table.keyframe_pts[key]))
+        return from_current <= from_keyframe + _SEEK_COST_FRAMES
 
-    def _key_before(self, pts: int) -> int:
-        """Index of the last keyframe at or before `pts` not known to be unclean, or -1."""
+    def _exact_keyframe_before(self, pts: int) -> int:
+        """Return the index of the last keyframe at or before `pts` not known to be inexact, or -1."""
         key = self.table.keyframe_before(pts) if self._seekable else -1
-        while key in self._unclean:
+        while key in self._inexact_keyframes:
             key -= 1
         return key
 
-    def _land_before(self, pts: int, skipping: bool) -> _DecodedFrame:
-        """Seeks to the keyframe before `pts`, further back while that does not land on it exactly.
+    def _seek_and_decode(self, pts: int, skip_unused: bool) -> _DecodedFrame:
+        """Seek to the keyframe before `pts`, or further back until a seek reaches its keyframe.
 
-        A seek may land later than asked; and what a container calls a keyframe
-        may be where a gradual refresh begins, from which no frame is exact.
+        A seek may end after its target. A keyframe of the container may also start a gradual
+        refresh, from which no frame is exact.
         """
-        key, step = self._key_before(pts), 1
-        self._skipping = skipping
+        key, step = self._exact_keyframe_before(pts), 1
+        self._skip_unused = skip_unused
         while key >= 0:
-            # By pts first: asked for its dts, mp4 lands a whole GOP earlier. By pts, others may land later.
+            # A seek by dts ends one GOP early in mp4; a seek by pts ends late in other containers.
             for stamp in (self.table.keyframe_pts[key], self.table.keyframe_dts[key]):
                 self._seek(int(stamp))
-                shown = self._advance(pts)
-                if shown is not None and self._landed:
-                    return shown
-            self._unclean.add(key)
+                decoded = self._decode_to(pts)
+                if decoded is not None and self._hit_keyframe:
+                    return decoded
+            self._inexact_keyframes.add(key)
             key, step = key - step, step * 2
         self._restart()
-        if (shown := self._advance(pts)) is not None:
-            return shown
+        if (decoded := self._decode_to(pts)) is not None:
+            return decoded
         raise CorruptVideoError(
-            f"{self._uri}: nothing can be decoded at {self.table.to_seconds(pts):.3f} s or before",
+            f"{self._uri}: no frame can be decoded at or before {self.table.to_seconds(pts):.3f} s",
             "this part of the video is damaged",
         )
 
-    def _advance(self, pts: int) -> _DecodedFrame | None:
-        """Decodes up to `pts`; None where what comes first is already later."""
-        while self._held is None or self._held.pts < pts:
-            if self._ahead is None:
-                self._ahead = next(self._out, None)
-            if self._ahead is None or self._ahead.pts > pts:
+    def _decode_to(self, pts: int) -> _DecodedFrame | None:
+        """Decode up to `pts`. Returns None if the first decoded frame is later."""
+        while self._current is None or self._current.pts < pts:
+            if self._next is None:
+                self._next = next(self._decoded, None)
+            if self._next is None or self._next.pts > pts:
                 break
-            self._held, self._ahead = self._ahead, None
-        return self._held
+            self._current, self._next = self._next, None
+        return self._current
 
     def _seek(self, stamp: int) -> None:
         if self._container is None:
             self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self._own_seeks += 1
-        self._held = self._ahead = None
-        self._out, self._landed = iter(()), False
-        # A seek that fails is one that landed nowhere: the caller steps back.
+        self._current = self._next = None
+        self._decoded, self._hit_keyframe = iter(()), False
+        # After a failed seek the caller steps back to an earlier keyframe.
         with contextlib.suppress(av.error.FFmpegError):
             self._container.seek(stamp, stream=self._stream)
-            self._out = self._decode(from_key=True)
+            self._decoded = self._decode(from_keyframe=True)
 
     def _restart(self) -> None:
-        self._shut()
+        self._close_container()
         self._own_seeks += 1
-        self._counted_to = None
+        self._last_counted_pts = None
         self._container, self._stream = open_video(self._uri, self._limits, self._path)
-        self._out = self._decode(from_key=False)
+        self._decoded = self._decode(from_keyframe=False)
 
-    def _decode(self, *, from_key: bool) -> Iterator[_DecodedFrame]:
-        """Frames from here on, in order of presentation.
+    def _decode(self, *, from_keyframe: bool) -> Iterator[_DecodedFrame]:
+        """Yield frames from the current position, in presentation order.
 
-        After a seek (`from_key`), packets before the first keyframe are left
-        out, and so are frames shown before it: they refer to frames that were
-        not decoded. While `_skipping`, the decoder is told to leave out frames
-        that nobody wants and no other frame refers to.
+        After a seek (`from_keyframe`), packets and frames before the first keyframe are dropped,
+        because they refer to frames that were not decoded. If `_skip_unused` is set, the decoder
+        skips frames that are neither requested nor referenced.
         """
         assert self._container is not None
         container, stream = self._container, self._stream
         context = stream.codec_context
-        can_skip = self._seekable and context.name in _EXACT_NONREF
+        can_skip = self._seekable and context.name in _CODECS_WITH_EXACT_NONREF
         context.skip_frame = "DEFAULT"
         first_pts: int | None = None
         for packet in iter_packets(container, stream):
-            if from_key and first_pts is None:
+            if from_keyframe and first_pts is None:
                 if not packet.is_keyframe:
                     continue
                 first_pts = packet.pts
             if can_skip:
-                whole = not self._skipping or packet.pts in self._wanted
-                context.skip_frame = "DEFAULT" if whole else "NONREF"
-            # A damaged packet costs its own frames only.
+                is_needed = not self._skip_unused or packet.pts in self._requested_pts
+                context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+            # A corrupt packet loses its own frames only.
             with contextlib.suppress(av.error.FFmpegError):
                 for frame in packet.decode():
-                    yield from self._timed(frame, first_pts)
+                    yield from self._with_time(frame, first_pts)
         context.skip_frame = "DEFAULT"
         with contextlib.suppress(av.error.FFmpegError):
             for frame in stream.decode(None):
-                yield from self._timed(frame, first_pts)
+                yield from self._with_time(frame, first_pts)
 
-    def _timed(self, frame: VideoFrame, first_pts: int | None) -> Iterator[_DecodedFrame]:
+    def _with_time(self, frame: VideoFrame, first_pts: int | None) -> Iterator[_DecodedFrame]:
         self._own_decoded += 1
         if self._seekable:
             if frame.pts is not None and (first_pts is None or frame.pts >= first_pts):
-                self._landed = self._landed or frame.pts == first_pts
+                self._hit_keyframe = self._hit_keyframe or frame.pts == first_pts
                 yield _DecodedFrame(frame.pts, frame)
             return
-        last = self._counted_to
-        stamp = frame.dts if frame.dts is not None else frame.pts
-        if last is not None and (stamp is None or stamp <= last):
-            stamp = last + frame_ticks(self._stream)
-        self._counted_to = 0 if stamp is None else stamp
-        yield _DecodedFrame(self._counted_to, frame)
+        last_pts = self._last_counted_pts
+        pts = frame.dts if frame.dts is not None else frame.pts
+        if last_pts is not None and (pts is None or pts <= last_pts):
+            pts = last_pts + frame_ticks(self._stream)
+        self._last_counted_pts = 0 if pts is None else pts
+        yield _DecodedFrame(self._last_counted_pts, frame)
 
-    # Delivering
+    # Scaling
 
-    def _deliver(self, shown: _DecodedFrame, width: int, height: int) -> Frame:
-        rgb = self._scaled(shown.frame, width, height)
-        return Frame(self._ref(shown.pts, width, height, rgb), rgb)
+    def _to_frame(self, decoded: _DecodedFrame, width: int, height: int) -> Frame:
+        rgb = self._scale(decoded.frame, width, height)
+        return Frame(self._ref(decoded.pts, width, height, rgb), rgb)
 
     def _ref(self, pts: int, width: int, height: int, rgb: RGB) -> FrameRef:
         return FrameRef(
@@ -399,13 +408,13 @@ class VideoReader:
             digest=blake3.blake3(rgb.data).hexdigest(),
         )
 
-    def _scaled(self, frame: VideoFrame, width: int, height: int) -> RGB:
-        """Scaled before it is turned: the smaller array is the cheaper one to turn."""
-        sideways = self._quarter_turns % 2
+    def _scale(self, frame: VideoFrame, width: int, height: int) -> RGB:
+        """Scale the frame, then rotate it; rotating the smaller array is cheaper."""
+        is_transposed = self._quarter_turns % 2
         scaled = self._scaler.reformat(
             frame,
-            width=height if sideways else width,
-            height=width if sideways else height,
+            width=height if is_transposed else width,
+            height=width if is_transposed else height,
             format="rgb24",
             interpolation=_FLAGS,
             dst_color_range=ColorRange.JPEG,

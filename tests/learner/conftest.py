@@ -1,0 +1,22 @@
+"""Fixtures of the learner's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.learner.rank_worker import small_training_data
+from tests.learner.training_data import TrainingData, small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with random weights."""
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(model: Path) -> TrainingData:
+    """Groups of trajectories for `model`, with their pixels."""
+    return small_training_data(model)
