@@ -1,7 +1,10 @@
+"""Exit codes and messages of the command line."""
+
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,64 +16,68 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import StopRequested
 
 
-def run(monkeypatch, *arguments: str) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
-    return int(ended.value.code or 0)
+    return int(exit_info.value.code or 0)
+
+
+def checks_that_raise(error: Exception) -> Callable[[Path], list[CheckResult]]:
+    def run_checks(folder: Path) -> list[CheckResult]:
+        raise error
+
+    return run_checks
 
 
 @pytest.mark.parametrize(
-    ("check_status", "exit_code"), [(CheckStatus.OK, 0), (CheckStatus.WARNING, 0), (CheckStatus.FAILED, 1)]
+    ("status", "exit_code"), [(CheckStatus.OK, 0), (CheckStatus.WARNING, 0), (CheckStatus.FAILED, 1)]
 )
-def test_doctor_as_json_ends_with_1_only_for_a_problem(monkeypatch, capsys, check_status, exit_code):
+def test_doctor_exits_with_1_only_for_a_failed_check(monkeypatch, capsys, status, exit_code):
     monkeypatch.setattr(
-        doctor, "run_checks", lambda folder: [CheckResult("memory", check_status, str(folder), "fix")]
+        doctor, "run_checks", lambda folder: [CheckResult("memory", status, str(folder), "fix")]
     )
     assert run(monkeypatch, "doctor", "--json", "--runs", "elsewhere") == exit_code
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == {"name": "memory", "status": str(check_status), "detail": "elsewhere", "fix": "fix"}
+    assert row == {"name": "memory", "status": str(status), "detail": "elsewhere", "fix": "fix"}
 
 
-def raising(error: Exception):
-    def examine(folder: Path) -> list[CheckResult]:
-        raise error
-
-    return examine
-
-
-def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(monkeypatch, capsys):
+def test_user_error_is_one_line_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
-    monkeypatch.setattr(doctor, "run_checks", raising(UserError("no video at a.mp4")))
+    monkeypatch.setattr(doctor, "run_checks", checks_that_raise(UserError("no video at a.mp4")))
     assert run(monkeypatch, "doctor") == 2
     assert capsys.readouterr().err == "vz-ray: no video at a.mp4\n"
 
 
-def test_debugging_shows_the_traceback(monkeypatch):
+def test_debug_mode_raises_user_error(monkeypatch):
     monkeypatch.setenv("VZ_RAY_DEBUG", "1")
-    monkeypatch.setattr(doctor, "run_checks", raising(UserError("no video at a.mp4")))
+    monkeypatch.setattr(doctor, "run_checks", checks_that_raise(UserError("no video at a.mp4")))
     monkeypatch.setattr(sys, "argv", ["vz-ray", "doctor"])
     with pytest.raises(UserError):
         cli.main()
 
 
-def test_a_requested_stop_says_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "run_checks", raising(StopRequested("stopped by SIGINT")))
+def test_stop_request_prints_how_to_resume(monkeypatch, capsys):
+    error = StopRequested("stopped by SIGINT")
+    monkeypatch.setattr(doctor, "run_checks", checks_that_raise(error))
     assert run(monkeypatch, "doctor") == 130
-    assert "resumes from the last checkpoint" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"vz-ray: stopped by SIGINT; {error.resume_hint}\n"
 
 
-def test_a_stop_of_what_goes_on_otherwise_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "run_checks", raising(StopRequested("stopped by SIGINT", "begin anew")))
+def test_stop_request_prints_its_own_hint(monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "run_checks", checks_that_raise(StopRequested("stopped by SIGINT", "start again"))
+    )
     assert run(monkeypatch, "doctor") == 130
-    assert capsys.readouterr().err == "vz-ray: stopped by SIGINT; begin anew\n"
+    assert capsys.readouterr().err == "vz-ray: stopped by SIGINT; start again\n"
 
 
-def test_an_unknown_option_is_status_2(monkeypatch, capsys):
+def test_unknown_option_has_exit_code_2(monkeypatch, capsys):
     assert run(monkeypatch, "doctor", "--jsonn") == 2
     assert "--jsonn" in capsys.readouterr().err
 
 
-def test_the_version_is_printed(monkeypatch, capsys):
+def test_version_is_printed(monkeypatch, capsys):
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == "0.1.0\n"

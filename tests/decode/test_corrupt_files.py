@@ -12,7 +12,8 @@ import pytest
 from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode import DecodePool
-from vz_ray.video.frame import Clip, FrameSize, OverviewRequest, VideoError, ZoomRequest
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Clip, FrameSize, OverviewRequest, ZoomRequest
 
 SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
 MUTANTS_PER_FILE = 32

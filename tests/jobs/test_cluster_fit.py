@@ -1,4 +1,4 @@
-"""What a config asks of a cluster, and where its actors would go."""
+"""Resource demands of configs, and simulated placement on nodes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ HEAD = {"CPU": 0.0, "head": 1.0}
 GPU8 = {"CPU": 96.0, "GPU": 8.0}
 
 
-def paper(*overrides: str) -> GrpoRunConfig:
+def paper_config(*overrides: str) -> GrpoRunConfig:
     return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml", list(overrides))
 
 
-def test_the_paper_asks_for_sixteen_gpus_and_a_place_for_its_decoders() -> None:
-    ranks, workers, decoders = resource_demands(paper(), gpus=True)
+def test_paper_config_needs_16_gpus_and_16_decoders() -> None:
+    ranks, workers, decoders = resource_demands(paper_config(), gpus=True)
     assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 1.0, "GPU": 1.0}, True)
     assert (workers.min_count, workers.max_count, workers.resources) == (8, 8, {"CPU": 1.0, "GPU": 1.0})
     assert (decoders.min_count, decoders.resources) == (16, {"CPU": 0.5})
     assert sum(n.min_count * n.resources.get("GPU", 0) for n in (ranks, workers, decoders)) == 16
 
 
-def test_engines_of_several_gpus_ask_for_them_together_and_groups_go_along() -> None:
-    config = paper(
+def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
+    config = paper_config(
         "rollout.engine.tensor_parallel_size=4", "rollout.node_group=rollout", "rollout.max_workers=12"
     )
     workers = resource_demands(config, gpus=True)[1]
@@ -40,27 +40,27 @@ def test_engines_of_several_gpus_ask_for_them_together_and_groups_go_along() -> 
     assert resource_demands(config, gpus=False)[1].bundle == {"CPU": 1.0, "rollout": 0.001}
 
 
-def test_a_rank_and_an_engine_share_a_gpu_where_weights_go_by_ipc() -> None:
+def test_rank_and_engine_share_gpu_with_ipc() -> None:
     config = load_config(GrpoRunConfig, "conf/tiny.yaml", ["weights.transport=ipc"])
-    found = place_demands(
+    results = place_demands(
         resource_demands(config, gpus=True, gpu_share=0.5), [{"CPU": 8, "GPU": 1}], [{"CPU": 8, "GPU": 1}]
     )
-    assert all(one.complete for one in found)
+    assert all(result.complete for result in results)
 
 
-def test_other_commands_ask_for_what_they_start() -> None:
+def test_sft_and_serve_demands() -> None:
     sft = resource_demands(
         load_config(SftRunConfig, "conf/videozoomer-7b-sft.yaml", ["model=m", "data=d"]), gpus=True
     )
-    assert [need.name for need in sft] == ["learner ranks", "decoders"]
+    assert [demand.name for demand in sft] == ["learner ranks", "decoders"]
     served = load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m", "min_replicas=2", "max_replicas=4"])
     agents, decoders = resource_demands(served, gpus=True)
     assert (agents.name, agents.min_count, agents.max_count) == ("agents", 2, 4)
     assert decoders.min_count == 2 * served.clips.num_actors
 
 
-def test_a_distillation_asks_for_its_decoders_alone() -> None:
-    given = [
+def test_distillation_needs_decoders_only() -> None:
+    overrides = [
         "teacher.model=x",
         "teacher.base_url=http://expert/v1",
         "clips.num_actors=3",
@@ -68,16 +68,16 @@ def test_a_distillation_asks_for_its_decoders_alone() -> None:
         "tasks=t.json",
     ]
     [decoders] = resource_demands(
-        load_config(ExemplarRunConfig, "conf/distill/needle.yaml", given), gpus=True
+        load_config(ExemplarRunConfig, "conf/distill/needle.yaml", overrides), gpus=True
     )
     assert str(decoders) == "3, 2 CPU each"
 
 
-def test_a_run_finds_room_on_two_nodes_and_not_on_one() -> None:
-    needs = resource_demands(paper(), gpus=True)
-    two = place_demands(needs, [HEAD, GPU8, GPU8], [HEAD, GPU8, GPU8])
-    assert [(one.placed, one.node_count) for one in two] == [(8, 1), (8, 1), (16, 1)]
-    ranks, workers, _ = place_demands(needs, [HEAD, GPU8], [HEAD, GPU8])
+def test_run_fits_on_two_nodes_but_not_on_one() -> None:
+    demands = resource_demands(paper_config(), gpus=True)
+    two = place_demands(demands, [HEAD, GPU8, GPU8], [HEAD, GPU8, GPU8])
+    assert [(result.placed, result.node_count) for result in two] == [(8, 1), (8, 1), (16, 1)]
+    ranks, workers, _ = place_demands(demands, [HEAD, GPU8], [HEAD, GPU8])
     assert (ranks.complete, workers.complete, workers.placed) == (True, False, 0)
     assert workers.feasible
     assert workers.reason == (
@@ -86,26 +86,26 @@ def test_a_run_finds_room_on_two_nodes_and_not_on_one() -> None:
     )
 
 
-def test_what_no_node_could_ever_hold_is_told_from_what_is_taken() -> None:
-    needs = resource_demands(paper("rollout.engine.tensor_parallel_size=16"), gpus=True)
-    workers = place_demands(needs, [GPU8, GPU8], [GPU8, GPU8])[1]
+def test_infeasible_differs_from_occupied() -> None:
+    demands = resource_demands(paper_config("rollout.engine.tensor_parallel_size=16"), gpus=True)
+    workers = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[1]
     assert not workers.feasible
     assert workers.reason.startswith(
         "no node has 16 GPU, the largest node has 96 CPU and 8 GPU: lower rollout.engine"
     )
 
 
-def test_a_group_that_nobody_belongs_to_is_named() -> None:
-    needs = resource_demands(paper("learner.node_group=learner"), gpus=True)
-    ranks = place_demands(needs, [GPU8, GPU8], [GPU8, GPU8])[0]
+def test_missing_node_group_is_named() -> None:
+    demands = resource_demands(paper_config("learner.node_group=learner"), gpus=True)
+    ranks = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[0]
     assert "in the node group learner (no node has a resource with that name)" in ranks.reason
-    there = GPU8 | {"learner": 1.0}
-    assert place_demands(needs, [there, GPU8], [there, GPU8])[0].complete
+    learner_node = GPU8 | {"learner": 1.0}
+    assert place_demands(demands, [learner_node, GPU8], [learner_node, GPU8])[0].complete
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_small_ones_go_to_the_fullest_node_so_that_large_gaps_stay(count: int) -> None:
+def test_small_actors_fill_the_fullest_node_first(count: int) -> None:
     small = ResourceDemand("small", {"CPU": 1.0}, count, count, resource_keys={"CPU": "x"}, count_key="y")
     large = replace(small, name="large", resources={"CPU": 16.0}, min_count=1, max_count=1)
     nodes = [{"CPU": 16.0}, {"CPU": 8.0}]
-    assert [one.complete for one in place_demands([small, large], nodes, nodes)] == [True, True]
+    assert [result.complete for result in place_demands([small, large], nodes, nodes)] == [True, True]

@@ -1,7 +1,7 @@
-"""A run as a job on a cluster of several nodes: sent, stopped, gone on with, through nodes that go.
+"""Jobs on a cluster of several nodes: submit, stop, resume, node drains and node failures.
 
-The cluster is the one of `python -m cluster.local`, with Ray's real job API behind a token and the
-autoscaler of Kubernetes; its nodes are processes here.
+The cluster is that of `python -m cluster.local`: Ray's real job API with token authentication and the
+autoscaler of KubeRay. Its nodes are local processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.small_run import ROOT, SmallRun, command_line, tasks_by_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-ITERATIONS = 8
+NUM_STEPS = 8
 GROUPS = ("learner.node_group=learner", "rollout.node_group=rollout", "clips.node_group=clips")
 ELASTIC = (
     "rollout.num_workers=0",
@@ -38,15 +38,15 @@ ELASTIC = (
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    # Ray's sockets lie in it: pytest's own paths are too long.
+    # The directory contains Ray's sockets; the paths of pytest are too long for them.
     folder = Path(tempfile.gettempdir()) / f"vzj{time.time_ns() % 10**8}"
-    made = LocalCluster(
+    local_cluster = LocalCluster(
         max_nodes=2, cpus=2, head_cpus=4, port=6421, temp_dir=folder, idle_timeout_s=8, jobs_port=8271
     )
-    made.up()
-    yield made
-    made.down()
-    assert not made.processes()
+    local_cluster.up()
+    yield local_cluster
+    local_cluster.down()
+    assert not local_cluster.processes()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 def submit(
     cluster: LocalCluster, *words: str, seconds: float = 400, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`vz-ray submit`, as someone on another machine calls it: with an address and a token."""
+    """Run `vz-ray submit` with an address and a token, as on a machine outside of the cluster."""
     command = [sys.executable, "-m", "vz_ray.cli", "submit", *words, "--address", cluster.jobs_address]
     environment = {**cluster.environment(), **variables}
     return subprocess.run(
@@ -65,10 +65,10 @@ def submit(
     )
 
 
-def until(what: Callable[[], bool], seconds: float, why: str) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f"it did not come within {seconds} s: {why}"
+def wait_until(condition: Callable[[], bool], timeout_s: float, description: str) -> None:
+    end_time = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_time, f"timeout after {timeout_s} s: {description}"
         time.sleep(0.2)
 
 
@@ -78,7 +78,7 @@ def steps(run: Path) -> list[int]:
 
 
 def raylets(cluster: LocalCluster) -> list[psutil.Process]:
-    """Those of worker nodes."""
+    """Return the raylet processes of worker nodes."""
     commands = {process: command_line(process) for process in cluster.processes()}
     return [
         p
@@ -93,7 +93,7 @@ def workers(cluster: LocalCluster) -> list[psutil.Process]:
 
 def drain(cluster: LocalCluster, node: str) -> None:
     command = [sys.executable, "-m", "vz_ray.cli", "drain", "--seconds", "20", "--address", cluster.address]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--node", node],
         env=cluster.environment(),
         cwd=ROOT,
@@ -101,22 +101,22 @@ def drain(cluster: LocalCluster, node: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "gets no new work" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert "gets no new work" in result.stdout
 
 
 def node_of(raylet: psutil.Process) -> str:
-    """Ray's id of a node, as its raylet was told it."""
+    """Return the node id from the command line of a raylet."""
     [word] = [word for word in raylet.cmdline() if word.startswith("--node_id=")]
     return word.partition("=")[2]
 
 
-def test_without_the_token_nobody_is_let_in(cluster: LocalCluster) -> None:
-    none = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(cluster.temp_dir)}
-    done = submit(cluster, "--jobs", **none)
-    assert (done.returncode, "none was found" in done.stderr) == (2, True), done.stderr
-    done = submit(cluster, "--jobs", RAY_AUTH_TOKEN="a" * 43)
-    assert (done.returncode, "the token is wrong" in done.stderr) == (2, True), done.stderr
+def test_missing_and_wrong_tokens_are_rejected(cluster: LocalCluster) -> None:
+    no_token = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(cluster.temp_dir)}
+    result = submit(cluster, "--jobs", **no_token)
+    assert (result.returncode, "but there is none" in result.stderr) == (2, True), result.stderr
+    result = submit(cluster, "--jobs", RAY_AUTH_TOKEN="a" * 43)
+    assert (result.returncode, "the token is wrong" in result.stderr) == (2, True), result.stderr
     raw = subprocess.run(
         ["ray", "job", "list", "--address", cluster.jobs_address],
         env={
@@ -133,9 +133,9 @@ def test_without_the_token_nobody_is_let_in(cluster: LocalCluster) -> None:
     assert "401" in raw.stderr + raw.stdout or "nauthorized" in raw.stderr + raw.stdout
 
 
-def test_what_no_node_can_hold_is_said_in_seconds(cluster: LocalCluster, small: SmallRun) -> None:
-    began = time.monotonic()
-    done = submit(
+def test_infeasible_run_fails_within_seconds(cluster: LocalCluster, small: SmallRun) -> None:
+    started = time.monotonic()
+    result = submit(
         cluster,
         "conf/tiny.yaml",
         "name=large",
@@ -144,87 +144,87 @@ def test_what_no_node_can_hold_is_said_in_seconds(cluster: LocalCluster, small: 
         "rollout.cpus_per_worker=64",
         "--check",
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "no node type of the autoscaler has room for one" in " ".join(done.stdout.split())
-    assert time.monotonic() - began < 180
-    # A run that is started all the same ends at once, and says so.
-    done = submit(
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "no node type of the autoscaler can hold one" in " ".join(result.stdout.split())
+    assert time.monotonic() - started < 180
+    # Without --check, the run itself fails at its start.
+    result = submit(
         cluster, "conf/tiny.yaml", "name=large", *small.overrides(), *GROUPS, "rollout.cpus_per_worker=64"
     )
-    assert done.returncode == 2, done.stdout
-    assert "rollout workers: 1, 64 CPU each, in the group rollout: 0 of them find a place" in done.stdout
+    assert result.returncode == 2, result.stdout
+    assert "rollout workers: 1, 64 CPU each, node group rollout: only 0 fit" in result.stdout
 
 
-def test_a_job_is_stopped_and_gone_on_with_while_nodes_come_and_go(
-    cluster: LocalCluster, small: SmallRun
-) -> None:
+def test_job_stops_and_resumes_while_nodes_change(cluster: LocalCluster, small: SmallRun) -> None:
     run = small.runs / "job"
     sizes = (
-        f"train.max_steps={ITERATIONS}",
+        f"train.max_steps={NUM_STEPS}",
         "train.batch_size=4",
         "train.max_sampled_tasks=4",
         "train.group_size=4",
     )
     command = ["conf/tiny.yaml", "name=job", *small.overrides(), *GROUPS, *ELASTIC, *sizes]
-    done = submit(cluster, *command, "--no-follow")
-    assert done.returncode == 0, done.stderr
-    assert "job is started: exec python -m vz_ray.cli train conf/tiny.yaml name=job" in " ".join(
-        done.stdout.split()
+    result = submit(cluster, *command, "--no-follow")
+    assert result.returncode == 0, result.stderr
+    assert "job started: exec python -m vz_ray.cli train conf/tiny.yaml name=job" in " ".join(
+        result.stdout.split()
     )
-    assert "is under way already" in submit(cluster, *command, "--no-follow").stdout
+    assert "is already running" in submit(cluster, *command, "--no-follow").stdout
 
-    # Nodes come because episodes wait for a place.
-    until(lambda: len(raylets(cluster)) >= 1, 200, "a node for workers")
-    until(lambda: len(steps(run)) >= 2, 300, "two iterations")
-    done = submit(cluster, "--stop", "job", "--grace-s", "200")
-    assert done.returncode == 0, done.stderr
-    assert "the job job was stopped" in done.stdout
+    # Queued episodes make the autoscaler add nodes.
+    wait_until(lambda: len(raylets(cluster)) >= 1, 200, "a worker node")
+    wait_until(lambda: len(steps(run)) >= 2, 300, "two steps")
+    result = submit(cluster, "--stop", "job", "--grace-s", "200")
+    assert result.returncode == 0, result.stderr
+    assert "job job stopped" in result.stdout
     before = steps(run)
     assert before == list(range(len(before)))
     assert (run / f"checkpoints/step-{len(before):06d}/state.json").exists()
-    # The cluster has nothing of it left, and its nodes go.
-    until(lambda: not workers(cluster), 60, "the end of its workers")
-    until(lambda: not raylets(cluster), 120, "idle nodes going")
+    # The job's actors end and idle nodes are removed.
+    wait_until(lambda: not workers(cluster), 60, "the end of the workers")
+    wait_until(lambda: not raylets(cluster), 120, "removal of idle nodes")
 
     with ThreadPoolExecutor(1) as thread:
-        again = thread.submit(submit, cluster, *command, seconds=900)
-        until(lambda: len(workers(cluster)) >= 1 and len(steps(run)) > len(before), 300, "going on")
+        second = thread.submit(submit, cluster, *command, seconds=900)
+        wait_until(
+            lambda: len(workers(cluster)) >= 1 and len(steps(run)) > len(before),
+            300,
+            "a step of the resumed run",
+        )
         drain(cluster, node_of(raylets(cluster)[0]))
-        here = len(steps(run))
-        until(lambda: len(steps(run)) > here, 300, "an iteration after a node was drained")
-        until(lambda: len(raylets(cluster)) >= 1 and len(workers(cluster)) >= 1, 200, "a node to kill")
-        if len(steps(run)) < ITERATIONS:
+        steps_at_drain = len(steps(run))
+        wait_until(lambda: len(steps(run)) > steps_at_drain, 300, "a step after the drain")
+        wait_until(lambda: len(raylets(cluster)) >= 1 and len(workers(cluster)) >= 1, 200, "a node to kill")
+        if len(steps(run)) < NUM_STEPS:
             raylets(cluster)[-1].kill()
-        done = again.result()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert "job-2 is started" in done.stdout
-    assert "job-2 is done" in done.stdout
-    assert steps(run) == list(range(ITERATIONS))
+        result = second.result()
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+    assert "job-2 started" in result.stdout
+    assert "job-2 succeeded" in result.stdout
+    assert steps(run) == list(range(NUM_STEPS))
     assert all(len(tasks) == 4 for tasks in tasks_by_step(run))
 
     listed = submit(cluster, "--jobs").stdout
     assert "stopped" in listed
     assert "succeeded" in listed
     attached = submit(cluster, "--attach", "job")
-    assert (attached.returncode, "job-2 is done" in attached.stdout) == (0, True)
+    assert (attached.returncode, "job-2 succeeded" in attached.stdout) == (0, True)
 
 
-def test_a_stop_in_the_middle_of_a_slow_checkpoint_leaves_a_whole_one(
-    cluster: LocalCluster, small: SmallRun
-) -> None:
-    """Slower than the three seconds after which Ray kills a job that does not say otherwise."""
+def test_stop_waits_for_a_slow_checkpoint(cluster: LocalCluster, small: SmallRun) -> None:
+    """The checkpoint takes longer than Ray's default grace period of three seconds."""
     run = small.runs / "slow"
     command = ["conf/tiny.yaml", "name=slow", *small.overrides(), *GROUPS, "train.max_steps=12"]
     assert submit(cluster, *command, "--no-follow").returncode == 0
-    until(lambda: len(steps(run)) >= 1, 300, "an iteration")
+    wait_until(lambda: len(steps(run)) >= 1, 300, "a step")
 
     def partial() -> list[Path]:
         return list((run / "checkpoints").glob(".*"))
 
-    [rank] = actor_processes(cluster.processes(), "LearnerRank")
-    end = time.monotonic() + 200
+    [rank] = actor_processes(cluster.processes(), "LearnerActor")
+    end_time = time.monotonic() + 200
     while not partial():
-        assert time.monotonic() < end
+        assert time.monotonic() < end_time
         time.sleep(0.002)
     rank.suspend()
     try:
@@ -232,30 +232,30 @@ def test_a_stop_in_the_middle_of_a_slow_checkpoint_leaves_a_whole_one(
             stopping = thread.submit(submit, cluster, "--stop", "slow", "--grace-s", "200")
             time.sleep(12)
             assert not stopping.done()
-            assert partial(), "the checkpoint was not under way"
+            assert partial(), "the checkpoint was not being written"
             rank.resume()
-            done = stopping.result()
+            result = stopping.result()
     finally:
-        with suppress(psutil.NoSuchProcess):  # it has ended, as it should
+        with suppress(psutil.NoSuchProcess):  # the rank has exited
             rank.resume()
-    assert "the job slow was stopped" in done.stdout, done.stdout + done.stderr
+    assert "job slow stopped" in result.stdout, result.stdout + result.stderr
     assert not partial()
     newest = max((run / "checkpoints").iterdir())
     assert int(newest.name.partition("-")[2]) == len(steps(run))
 
-    done = submit(cluster, *command)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert "slow-2 is done" in done.stdout
+    result = submit(cluster, *command)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+    assert "slow-2 succeeded" in result.stdout
     assert steps(run) == list(range(12))
 
 
-def test_rays_own_command_runs_the_quickstart(cluster: LocalCluster, small: SmallRun) -> None:
-    """Every stage, from videos to the report, with engines on nodes that come for them."""
+def test_ray_job_submit_runs_the_quickstart(cluster: LocalCluster, small: SmallRun) -> None:
+    """All stages, from videos to the report, on nodes of the autoscaler."""
     words = [*small.quickstart(), *GROUPS, "sft_learner.node_group=learner", "ray.address=auto"]
     run = ["exec", "python", "-m", "vz_ray.cli", "quickstart", "--name", "whole", *words]
     command = ["ray", "job", "submit", "--address", cluster.jobs_address, "--submission-id", "whole"]
     environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "200"}}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--working-dir", ".", "--runtime-env-json", json.dumps(environment), "--", *run],
         env={**cluster.environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         cwd=ROOT,
@@ -264,7 +264,7 @@ def test_rays_own_command_runs_the_quickstart(cluster: LocalCluster, small: Smal
         timeout=900,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     summary = json.loads((small.runs / "whole/summary.json").read_text())
     assert summary
     assert "<html" in (small.runs / "whole/report.html").read_text()[:2000]

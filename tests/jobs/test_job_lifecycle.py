@@ -1,4 +1,4 @@
-"""How a run becomes a job: its id, its command line, what is refused before anything is sent."""
+"""Job ids, command lines, validation before the upload, and following a job's output."""
 
 from __future__ import annotations
 
@@ -22,100 +22,108 @@ JOBS = [
 ]
 
 
-def test_attempts_at_a_run_are_numbered_and_no_id_is_used_twice() -> None:
+def test_attempts_are_numbered_and_ids_never_reused() -> None:
     assert [job.id for job in attempts_of_run(JOBS, "long")] == ["long", "long-2"]
     assert next_job_id(JOBS, "long") == "long-3"
     assert next_job_id(JOBS, "new") == "new"
-    assert next_job_id([*JOBS, JobInfo("long-3", "", "FAILED", "theirs")], "long") == "long-4"
+    assert next_job_id([*JOBS, JobInfo("long-3", "", "FAILED", "exec c")], "long") == "long-4"
 
 
-def test_the_command_line_replaces_the_shell_and_joins_the_cluster() -> None:
+def test_entrypoint_replaces_shell_and_joins_cluster() -> None:
     job = JobSpec("long", "train", ["conf/x.yaml", "name=long", "reward.judge.model=a b"])
     assert job.entrypoint == (
         "exec python -m vz_ray.cli train conf/x.yaml name=long 'reward.judge.model=a b' ray.address=auto"
     )
-    given = JobSpec("long", "train", ["ray.address=head:6379"], {"A": "1"}, grace_s=90)
-    assert given.entrypoint.endswith("train ray.address=head:6379")
-    assert given.environment == {STOP_GRACE_ENV_VAR: "90", "A": "1"}
+    spec = JobSpec("long", "train", ["ray.address=head:6379"], {"A": "1"}, grace_s=90)
+    assert spec.entrypoint.endswith("train ray.address=head:6379")
+    assert spec.environment == {STOP_GRACE_ENV_VAR: "90", "A": "1"}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../up", "-x"])
-def test_a_name_that_cannot_be_an_id_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="jobs are called by it"):
+def test_invalid_job_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is used as a job id"):
         JobSpec(name, "train", [])
 
 
-def test_what_is_run_is_read_before_it_is_sent() -> None:
-    wanted = JobCommand.parse(["conf/tiny.yaml", "name=long", "runs=/runs"])
-    assert (wanted.command, wanted.config.name) == ("train", "long")
+def test_command_is_validated_before_upload() -> None:
+    command = JobCommand.parse(["conf/tiny.yaml", "name=long", "runs=/runs"])
+    assert (command.command, command.config.name) == ("train", "long")
     assert JobCommand.parse(["quickstart"]).config.name == "quickstart"
     assert JobCommand.parse(["eval", "conf/eval/needle.yaml", "model=m"]).command == "eval"
-    with pytest.raises(UserError, match="'serve' is no job; it is one of train, sft, eval"):
+    with pytest.raises(UserError, match="'serve' cannot run as a job; use one of train, sft, eval"):
         JobCommand.parse(["serve", "conf/serve/tiny.yaml"])
-    with pytest.raises(UserError, match=r"there is no key train\.iteration; did you mean train.max_steps"):
+    with pytest.raises(UserError, match=r"train\.iteration"):
         JobCommand.parse(["conf/tiny.yaml", "train.iteration=3"])
     with pytest.raises(UserError, match="two config files"):
         JobCommand.parse(["conf/tiny.yaml", "conf/ablation.yaml"])
 
 
-def test_a_run_directory_that_would_go_with_the_job_is_refused(tmp_path: Path) -> None:
-    wanted = JobCommand.parse(["conf/tiny.yaml", "name=long"])
-    with pytest.raises(UserError, match=r"runs is 'runs', which would be in the job's own directory"):
-        run_submit(wanted, SubmitOptions("http://127.0.0.1:9", tmp_path), check_only=False)
+def test_relative_run_directory_is_refused(tmp_path: Path) -> None:
+    command = JobCommand.parse(["conf/tiny.yaml", "name=long"])
+    with pytest.raises(UserError, match=r"runs is 'runs', a relative path in the job's working directory"):
+        run_submit(command, SubmitOptions("http://127.0.0.1:9", tmp_path), check_only=False)
 
 
 class FakeJobClient:
-    """A job API whose connections each give the log from its beginning, as far as they come."""
+    """Job client whose connections each yield the log from its beginning, or raise, or hang at None."""
 
     address = "http://head:8265"
 
-    def __init__(self, connections: list[object], over_after: int) -> None:
-        self._connections, self._over_after, self.opened = connections, over_after, 0
+    def __init__(self, connections: list[object], finished_after: int) -> None:
+        self._connections, self._finished_after, self.num_opened = connections, finished_after, 0
 
     async def tail_logs(self, id: str) -> AsyncIterator[str]:
-        said = self._connections[min(self.opened, len(self._connections) - 1)]
-        self.opened += 1
-        if isinstance(said, Exception):
-            raise said
-        for line in said:  # type: ignore[attr-defined]
+        lines = self._connections[min(self.num_opened, len(self._connections) - 1)]
+        self.num_opened += 1
+        if isinstance(lines, Exception):
+            raise lines
+        for line in lines:  # type: ignore[attr-defined]
             if line is None:
                 await asyncio.sleep(3600)
             yield line
 
     def get_job(self, id: str) -> JobInfo:
-        return JobInfo(id, "long", "SUCCEEDED" if self.opened >= self._over_after else "RUNNING", "exec a")
+        return JobInfo(
+            id, "long", "SUCCEEDED" if self.num_opened >= self._finished_after else "RUNNING", "exec a"
+        )
 
 
-async def followed(line: FakeJobClient) -> tuple[str, JobInfo]:
-    shown: list[str] = []
-    job = await job_lifecycle.follow_job(line, "long", shown.append)  # type: ignore[arg-type]
-    return "".join(shown), job
+async def follow(client: FakeJobClient) -> tuple[str, JobInfo]:
+    output: list[str] = []
+    job = await job_lifecycle.follow_job(client, "long", output.append)  # type: ignore[arg-type]
+    return "".join(output), job
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_POLL_S", 0.0), ("_AGAIN_S", 0.0), ("_ASK_S", 0.02), ("_SILENT_S", 0.06)):
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays = {
+        "_POLL_INTERVAL_S": 0.0,
+        "_RECONNECT_DELAY_S": 0.0,
+        "_STATUS_CHECK_S": 0.02,
+        "_RECONNECT_AFTER_S": 0.06,
+    }
+    for name, seconds in delays.items():
         monkeypatch.setattr(job_lifecycle, name, seconds)
 
 
-@pytest.mark.usefixtures("at_once")
-async def test_a_log_is_shown_once_through_connections_that_break_and_fall_silent() -> None:
+@pytest.mark.usefixtures("short_delays")
+async def test_log_is_printed_once_over_several_connections() -> None:
     broken = ConnectionError("gone")
-    line = FakeJobClient(
+    client = FakeJobClient(
         [["one\n", "two\n"], broken, ["one\ntwo\n", "three\n", None], ["one\n", "two\nthree\nfour\n"]], 4
     )
-    text, job = await followed(line)
+    text, job = await follow(client)
     assert text == "one\ntwo\nthree\nfour\n"
-    assert (job.status, line.opened) == ("SUCCEEDED", 4)
+    assert (job.status, client.num_opened) == ("SUCCEEDED", 4)
 
 
-@pytest.mark.usefixtures("at_once")
-async def test_a_job_that_ended_behind_a_dead_connection_is_not_waited_for() -> None:
-    text, job = await followed(FakeJobClient([["one\n", None]], 1))
+@pytest.mark.usefixtures("short_delays")
+async def test_job_end_behind_dead_connection_is_detected() -> None:
+    text, job = await follow(FakeJobClient([["one\n", None]], 1))
     assert (text, job.finished) == ("one\n", True)
 
 
-@pytest.mark.usefixtures("at_once")
-async def test_a_cluster_that_is_gone_is_given_up_and_the_way_back_is_told() -> None:
-    with pytest.raises(UserError, match=r"31 times in a row \(gone\).*--attach long"):
-        await followed(FakeJobClient([ConnectionError("gone")], 10**6))
+@pytest.mark.usefixtures("short_delays")
+async def test_lost_cluster_fails_with_attach_hint() -> None:
+    with pytest.raises(UserError, match=r"31 consecutive attempts \(gone\).*--attach long"):
+        await follow(FakeJobClient([ConnectionError("gone")], 10**6))

@@ -1,4 +1,4 @@
-"""A real Ray of three nodes is looked over: what finds a place, which versions and volumes are wrong."""
+"""Pre-flight checks on a real Ray cluster of three nodes: placement, versions, volumes, secrets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GROUPS = ("learner.node_group=learner", "rollout.node_group=rollout", "clips.nod
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayNodes]:
-    """A head without CPUs, a node with two GPUs that ranks are for, one that plays and decodes."""
+    """A head node without CPUs, a learner node with two GPUs, a node for rollout and decoders."""
     with start_ray_nodes(num_cpus=0, resources={"head": 1}) as nodes:
         nodes.add(num_cpus=4, num_gpus=2, resources={"learner": 1})
         nodes.add(num_cpus=4, num_gpus=1, resources={"rollout": 1, "clips": 1})
@@ -40,142 +40,145 @@ def cluster() -> Iterator[RayNodes]:
 
 
 @pytest.fixture(autouse=True)
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about to be given back."""
+def no_release_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is about to release resources here."""
     monkeypatch.setattr(module, "RELEASE_TIMEOUT_S", 0.0)
 
 
 def config(tmp_path: Path, *overrides: str) -> GrpoRunConfig:
-    where = [f"runs={tmp_path / 'runs'}", "model=assets/tiny-base", "train.max_steps=1"]
-    return load_config(GrpoRunConfig, "conf/tiny.yaml", [*where, *overrides])
+    base = [f"runs={tmp_path / 'runs'}", "model=assets/tiny-base", "train.max_steps=1"]
+    return load_config(GrpoRunConfig, "conf/tiny.yaml", [*base, *overrides])
 
 
-def named(checks: list[CheckResult]) -> dict[str, CheckResult]:
+def by_name(checks: list[CheckResult]) -> dict[str, CheckResult]:
     return {check.name: check for check in checks}
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_a_run_that_fits_is_told_where(tmp_path: Path) -> None:
-    found = named(await preflight(config(tmp_path, "learner.world_size=2", *GROUPS), gpus=True))
-    assert {check.status for check in found.values()} == {CheckStatus.OK}, found
-    assert found["nodes"].detail == "3 with 8 CPU and 3 GPU in all; no autoscaler brings more"
-    assert found["learner ranks"].detail == "2, 1 CPU and 1 GPU each, in the group learner: room on one node"
-    assert (
-        found["rollout workers"].detail == "1, 1 CPU and 1 GPU each, in the group rollout: room on one node"
-    )
-    assert found["versions"].detail.startswith("the same on 3 nodes: vz_ray")
+async def test_fitting_run_passes_all_checks(tmp_path: Path) -> None:
+    checks = by_name(await preflight(config(tmp_path, "learner.world_size=2", *GROUPS), gpus=True))
+    assert {check.status for check in checks.values()} == {CheckStatus.OK}, checks
+    assert checks["nodes"].detail == "3 with 8 CPU and 3 GPU in total; no autoscaler"
+    assert checks["learner ranks"].detail == "2, 1 CPU and 1 GPU each, node group learner: fits on one node"
+    assert checks["rollout workers"].detail == "1, 1 CPU and 1 GPU each, node group rollout: fits on one node"
+    assert checks["versions"].detail.startswith("the same on 3 nodes: vz_ray")
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_what_finds_no_place_is_said_with_the_reason(tmp_path: Path) -> None:
-    asked = config(tmp_path, "learner.world_size=3", "rollout.engine.tensor_parallel_size=4", *GROUPS)
-    found = named(await preflight(asked, gpus=True))
-    ranks, workers = found["learner ranks"], found["rollout workers"]
+async def test_unplaceable_actors_fail_with_reason(tmp_path: Path) -> None:
+    run_config = config(tmp_path, "learner.world_size=3", "rollout.engine.tensor_parallel_size=4", *GROUPS)
+    checks = by_name(await preflight(run_config, gpus=True))
+    ranks, workers = checks["learner ranks"], checks["rollout workers"]
     assert (ranks.status, workers.status) == (CheckStatus.FAILED, CheckStatus.FAILED)
-    assert ranks.detail.endswith("2 of them find a place")
+    assert ranks.detail.endswith("only 2 fit")
     assert ranks.fix.startswith("GPU is in use on the only node that could take it")
     assert workers.fix == (
         "no node of the group rollout has 4 GPU, the largest node of the group rollout has 4 CPU and 1 GPU: "
-        "lower rollout.engine.tensor_parallel_size, or add a larger node (an autoscaler would be asked if it were "
-        "Ray's version 2)"
+        "lower rollout.engine.tensor_parallel_size, or add a larger node (only an autoscaler of Ray's "
+        "version 2 is queried)"
     )
-    assert found["decoders"].status is CheckStatus.OK
+    assert checks["decoders"].status is CheckStatus.OK
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_nodes_of_another_version_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_version_mismatch_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(code_fingerprint(), "vllm", "0.1.0")
-    versions = named(await preflight(config(tmp_path), gpus=False))["versions"]
+    versions = by_name(await preflight(config(tmp_path), gpus=False))["versions"]
     assert versions.status is CheckStatus.FAILED
-    assert versions.detail.count("(here 0.1.0)") == 3
-    assert "give every node the same image" in versions.fix
+    assert versions.detail.count("(driver 0.1.0)") == 3
+    assert "use the same image on every node" in versions.fix
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_volumes_and_keys_that_are_missing_are_named(tmp_path: Path) -> None:
+async def test_missing_model_and_key_fail(tmp_path: Path) -> None:
     model = tmp_path / "nowhere"
     keys = (
         "reward.judge.model=gpt",
         "reward.judge.base_url=http://judge/v1",
         "reward.judge.api_key_env=VZ_RAY_NO_SUCH_KEY",
     )
-    asked = config(tmp_path, f"model={model}", *keys, *GROUPS)
-    found = named(await preflight(asked, gpus=False))
-    volumes, secrets = found["volumes"], found["secrets"]
+    run_config = config(tmp_path, f"model={model}", *keys, *GROUPS)
+    checks = by_name(await preflight(run_config, gpus=False))
+    volumes, secrets = checks["volumes"], checks["secrets"]
     assert (volumes.status, secrets.status) == (CheckStatus.FAILED, CheckStatus.FAILED)
-    # By the node of ranks and that of workers; the head and decoders need none of it.
-    assert volumes.detail.count(f"{model} is not there") == 2
+    # The learner node and the rollout node need the model; the head node does not.
+    assert volumes.detail.count(f"{model} does not exist") == 2
     assert secrets.detail.endswith("lacks VZ_RAY_NO_SUCH_KEY")
     assert "from a Secret" in secrets.fix
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_a_run_directory_that_cannot_be_written_or_ends_with_the_job_is_named(tmp_path: Path) -> None:
+async def test_unwritable_or_temporary_run_directory_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    volumes = named(await preflight(config(tmp_path, f"runs={tmp_path}/file/runs"), gpus=False))["volumes"]
-    assert volumes.detail == f"the driver: nothing can be written to {tmp_path}/file/runs: Not a directory"
-    inside = tmp_path / "working_dir_files/_ray_pkg_1/runs"
-    volumes = named(await preflight(config(tmp_path, f"runs={inside}"), gpus=False))["volumes"]
-    assert "in the job's working directory, which ends with it" in volumes.detail
+    volumes = by_name(await preflight(config(tmp_path, f"runs={tmp_path}/file/runs"), gpus=False))["volumes"]
+    assert volumes.detail == f"driver: cannot write to {tmp_path}/file/runs: Not a directory"
+    job_dir = tmp_path / "working_dir_files/_ray_pkg_1/runs"
+    volumes = by_name(await preflight(config(tmp_path, f"runs={job_dir}"), gpus=False))["volumes"]
+    assert "in the job's working directory, which is deleted with the job" in volumes.detail
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_too_little_room_for_checkpoints_or_weights_is_said(
+async def test_insufficient_disk_and_shared_memory_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "checkpoint_bytes", lambda model: 1 << 50)
-    found = named(await preflight(config(tmp_path), gpus=False))
-    assert "3 checkpoints of this model take about 18874368.0 GiB" in found["volumes"].detail
-    assert "two sets of weights take 2097152.0 GiB of /dev/shm" in found["shared memory"].detail
-    assert "emptyDir with medium Memory" in found["shared memory"].fix
+    checks = by_name(await preflight(config(tmp_path), gpus=False))
+    assert "3 checkpoints of this model need about 18874368.0 GiB" in checks["volumes"].detail
+    assert "two sets of weights need 2097152.0 GiB of /dev/shm" in checks["shared memory"].detail
+    assert "emptyDir with medium Memory" in checks["shared memory"].fix
 
 
-def test_a_cluster_without_an_autoscaler_has_none(cluster: RayNodes) -> None:
+def test_cluster_without_autoscaler_reports_disabled(cluster: RayNodes) -> None:
     assert not get_autoscaler_state().enabled
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_a_server_that_fits_is_told_where() -> None:
-    asked = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base", "node_group=rollout"])
-    found = named(await preflight(asked, gpus=True))
-    assert {check.status for check in found.values()} == {CheckStatus.OK}, found
-    assert found["agents"].detail == "1, 1 CPU and 1 GPU each, in the group rollout: room on one node"
-    assert found["volumes"].detail == "model assets/tiny-base: there on every node that needs them"
+async def test_fitting_server_passes_all_checks() -> None:
+    run_config = load_config(
+        ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base", "node_group=rollout"]
+    )
+    checks = by_name(await preflight(run_config, gpus=True))
+    assert {check.status for check in checks.values()} == {CheckStatus.OK}, checks
+    assert checks["agents"].detail == "1, 1 CPU and 1 GPU each, node group rollout: fits on one node"
+    assert checks["volumes"].detail == "model assets/tiny-base: on every node that needs them"
 
 
-def test_a_server_that_finds_no_place_ends_with_a_line_before_anything_is_started(
-    cluster: RayNodes, tmp_path: Path
-) -> None:
-    where = [f"ray.address={cluster.address}", f"log_dir={tmp_path}/logs", "port=0", "model=assets/tiny-base"]
-    done = run_vz_ray("serve", "conf/serve/tiny.yaml", *where, "node_group=serving", timeout_s=200)
-    assert done.returncode == 2, done.stderr
-    assert "agents" in done.stderr
+def test_unplaceable_server_fails_before_start(cluster: RayNodes, tmp_path: Path) -> None:
+    arguments = [
+        f"ray.address={cluster.address}",
+        f"log_dir={tmp_path}/logs",
+        "port=0",
+        "model=assets/tiny-base",
+    ]
+    result = run_vz_ray("serve", "conf/serve/tiny.yaml", *arguments, "node_group=serving", timeout_s=200)
+    assert result.returncode == 2, result.stderr
+    assert "agents" in result.stderr
     assert (
         "no node of the cluster is in the node group serving (no node has a resource with that name)"
-        in done.stderr
+        in result.stderr
     )
-    assert "or leave group empty" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "or leave node_group empty" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not cluster.actor_processes("ServeController")
 
 
-def test_a_control_service_that_does_not_answer_is_named_with_what_it_was_asked(
+def test_unresponsive_control_service_fails_after_retries(
     cluster: RayNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(autoscaler_state, "_RPC_S", 1)
+    monkeypatch.setattr(autoscaler_state, "_RPC_TIMEOUT_S", 1)
     [service] = [p for p in cluster.processes() if "gcs_server" in command_line(p)]
     service.suspend()
     try:
-        with caplog.at_level(logging.WARNING), pytest.raises(UserError) as ended:
+        with caplog.at_level(logging.WARNING), pytest.raises(UserError) as error:
             get_autoscaler_state()
     finally:
         service.resume()
-    assert f"control service at {cluster.address} did not say how its autoscaler is, 3 times" in str(
-        ended.value
+    assert f"control service at {cluster.address} did not return the autoscaler state in 3 attempts" in str(
+        error.value
     )
-    asked = [r.message for r in caplog.records if "was asked for the autoscaler's state" in r.message]
-    assert [message.partition(": ")[0].rpartition(", ")[2] for message in asked] == [
+    warnings = [r.message for r in caplog.records if "No autoscaler state" in r.message]
+    assert [message.partition(": ")[0].rpartition(", ")[2] for message in warnings] == [
         "attempt 1 of 3",
         "attempt 2 of 3",
         "attempt 3 of 3",
@@ -183,10 +186,10 @@ def test_a_control_service_that_does_not_answer_is_named_with_what_it_was_asked(
     assert not get_autoscaler_state().enabled
 
 
-def test_a_control_service_that_misses_one_deadline_is_asked_again(
+def test_control_service_query_is_retried(
     cluster: RayNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(autoscaler_state, "_RPC_S", 2)
+    monkeypatch.setattr(autoscaler_state, "_RPC_TIMEOUT_S", 2)
     [service] = [p for p in cluster.processes() if "gcs_server" in command_line(p)]
     service.suspend()
     threading.Timer(3.0, service.resume).start()
@@ -195,7 +198,7 @@ def test_a_control_service_that_misses_one_deadline_is_asked_again(
     assert "attempt 1 of 3" in caplog.text
 
 
-def test_what_the_autoscaler_calls_infeasible_is_read_from_its_state() -> None:
+def test_infeasible_requests_are_parsed() -> None:
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()
@@ -207,41 +210,41 @@ def test_what_the_autoscaler_calls_infeasible_is_read_from_its_state() -> None:
     state.infeasible_resource_requests.add().resources_bundle.update({"CPU": 400.0})
     state.pending_instance_requests.add().count = 2
     state.failed_instance_requests.add().reason = "no capacity"
-    found = parse_cluster_status(reply)
-    assert (found.enabled, found.pending_nodes, found.launch_failures) == (True, 2, ("no capacity",))
+    parsed = parse_cluster_status(reply)
+    assert (parsed.enabled, parsed.pending_nodes, parsed.launch_failures) == (True, 2, ("no capacity",))
     large = ResourceDemand("ranks", {"CPU": 1.0, "GPU": 16.0}, 1, 1)
-    assert infeasible_demands([large, ResourceDemand("others", {"CPU": 1.0}, 1, 1)], found) == [large]
+    assert infeasible_demands([large, ResourceDemand("others", {"CPU": 1.0}, 1, 1)], parsed) == [large]
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("query", "problems"),
     [
-        (NodeQuery(readable=["/no/such/model"]), ["/no/such/model is not there"]),
+        (NodeQuery(readable=["/no/such/model"]), ["/no/such/model does not exist"]),
         (NodeQuery(readable=["/"]), []),
     ],
 )
-def test_each_question_has_its_answer(asked: NodeQuery, said: list[str]) -> None:
-    assert check_directories(asked) == said
+def test_missing_directories_are_reported(query: NodeQuery, problems: list[str]) -> None:
+    assert check_directories(query) == problems
 
 
-def test_a_volume_that_is_not_the_drivers_is_told_by_the_file_in_it(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    mark.write_text("one")
-    assert check_directories(NodeQuery(shared_file=(str(mark), "one"))) == []
-    [said] = check_directories(NodeQuery(shared_file=(str(mark), "two")))
-    assert said == f"{tmp_path} is not the driver's directory: it must be one shared volume"
+def test_marker_file_detects_other_volume(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.write_text("one")
+    assert check_directories(NodeQuery(shared_file=(str(marker), "one"))) == []
+    [problem] = check_directories(NodeQuery(shared_file=(str(marker), "two")))
+    assert problem == f"{tmp_path} is not the driver's directory; it must be one shared volume"
 
 
-def test_a_full_volume_is_named_and_nothing_is_left_on_it(tmp_path: Path) -> None:
-    """The operating system refuses to make the trial file as large as it must be."""
+def test_full_volume_is_reported_and_left_empty(tmp_path: Path) -> None:
+    """A file size limit of the operating system simulates a full volume."""
     code = (
         "import resource, sys; from pathlib import Path; from vz_ray.jobs.node_survey import write_error;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); print(write_error(Path(sys.argv[1])))"
     )
-    done: Any = subprocess.run(
+    result: Any = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.strip() == f"nothing can be written to {tmp_path}: File too large"
+    assert result.stdout.strip() == f"cannot write to {tmp_path}: File too large"
     assert list(tmp_path.iterdir()) == []
     assert write_error(tmp_path / "new") == ""
     assert (tmp_path / "new").is_dir()

@@ -1,4 +1,4 @@
-"""The working directory of a job: what goes along, how much it is, and that it is the same every time."""
+"""Packaging of a job's working directory: selected files, size limit, reproducible zip file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def git(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with a tracked, an untracked and an ignored file, a run and a link out of it."""
+    """Git repository with tracked, untracked and ignored files, a run directory and symbolic links."""
     folder = tmp_path / "work"
     for name, text in {
         "conf/a.yaml": "seed: 1\n",
@@ -44,7 +44,7 @@ def names(folder: Path, **options: object) -> list[str]:
     return [str(name) for name in package_working_dir(folder, **options).files]
 
 
-def test_what_git_knows_or_would_add_goes_along(checkout: Path) -> None:
+def test_tracked_and_untracked_files_are_included(checkout: Path) -> None:
     assert names(checkout) == [
         ".gitignore",
         "conf/a.yaml",
@@ -54,41 +54,41 @@ def test_what_git_knows_or_would_add_goes_along(checkout: Path) -> None:
     ]
 
 
-def test_patterns_leave_out_files_and_whole_directories(checkout: Path) -> None:
+def test_patterns_exclude_files_and_directories(checkout: Path) -> None:
     assert names(checkout, exclude=["docs", "*.txt"]) == [".gitignore", "conf/a.yaml", "rewards.py"]
     assert "docs/picture.png" not in names(checkout, exclude=["docs/"])
     assert "docs/picture.png" not in names(checkout, exclude=["docs/*.png"])
 
 
-def test_outside_of_a_checkout_hidden_files_and_runs_stay(tmp_path: Path) -> None:
+def test_hidden_files_and_runs_are_excluded_without_git(tmp_path: Path) -> None:
     for name in ("conf/a.yaml", ".env", ".venv/bin/python", "runs/x/y", "__pycache__/a.pyc", "data/t.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     assert names(tmp_path) == ["conf/a.yaml", "data/t.json"]
 
 
-def test_a_tracked_file_that_was_deleted_is_not_missed(checkout: Path) -> None:
+def test_deleted_tracked_file_is_skipped(checkout: Path) -> None:
     (checkout / "conf/a.yaml").unlink()
     assert "conf/a.yaml" not in names(checkout)
 
 
-def test_too_much_is_refused_with_the_heaviest(checkout: Path) -> None:
+def test_size_limit_error_names_largest_files(checkout: Path) -> None:
     (checkout / "data").mkdir()
     (checkout / "data/large.bin").write_bytes(b"\0" * 3 * 2**20)
     with pytest.raises(
-        UserError, match=r"holds 3 MiB to send, above the limit of 1 MiB: data/ 3 MiB, docs/ 0 MiB"
+        UserError, match=r"3 MiB to upload; the limit is 1 MiB\. Largest: data/ 3 MiB, docs/ 0 MiB"
     ):
         package_working_dir(checkout, limit_mib=1)
 
 
-def test_nothing_and_nowhere_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is nothing to send in"):
+def test_empty_and_missing_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contains no files to upload"):
         package_working_dir(tmp_path)
-    with pytest.raises(UserError, match="there is no directory"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         package_working_dir(tmp_path / "nowhere")
 
 
-def test_the_same_files_make_the_same_bytes(checkout: Path, tmp_path: Path) -> None:
+def test_zip_file_is_reproducible(checkout: Path, tmp_path: Path) -> None:
     (checkout / "rewards.py").chmod(0o755)
     first, second = tmp_path / "1.zip", tmp_path / "2.zip"
     package_working_dir(checkout).write(first)
@@ -97,7 +97,9 @@ def test_the_same_files_make_the_same_bytes(checkout: Path, tmp_path: Path) -> N
             os.utime(path, (1, 1))
     package_working_dir(checkout).write(second)
     assert first.read_bytes() == second.read_bytes()
-    with zipfile.ZipFile(first) as packed:
-        assert packed.read("conf/a.yaml") == b"seed: 1\n"
-        assert packed.getinfo("rewards.py").external_attr >> 16 == 0o755
-        assert {PurePosixPath(name) for name in packed.namelist()} == set(package_working_dir(checkout).files)
+    with zipfile.ZipFile(first) as archive:
+        assert archive.read("conf/a.yaml") == b"seed: 1\n"
+        assert archive.getinfo("rewards.py").external_attr >> 16 == 0o755
+        assert {PurePosixPath(name) for name in archive.namelist()} == set(
+            package_working_dir(checkout).files
+        )

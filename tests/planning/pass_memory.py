@@ -1,4 +1,4 @@
-"""Models without memory for weights, and a small real one with something to learn from."""
+"""Models on the meta device, a small trainable model, and a counter of live tensor bytes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SHAPE = TinyModelConfig(
     num_vision_layers=3,
     vocab_size=512,
 )
-"""So wide that tables and positions, which formulas leave out, are little beside it."""
+"""Wide enough that index tables and positions, which the formulas omit, are negligible."""
 
 
 def build_on_meta(config: Any) -> Any:
-    """The HF model of a `Qwen2_5_VLConfig`, on the meta device."""
+    """Return the HF model of a `Qwen2_5_VLConfig` on the meta device."""
     from transformers import Qwen2_5_VLForConditionalGeneration
     from transformers.initialization import no_init_weights
 
@@ -42,25 +42,25 @@ def build_on_meta(config: Any) -> Any:
     return model
 
 
-def make_wide_world(directory: Path) -> TrainingData:
-    """One group of four samples, with frames of 64 patches."""
+def make_wide_training_data(directory: Path) -> TrainingData:
+    """Return one group of four samples with frames of 64 patches."""
     model = build_tiny_model(directory, TEXTS, config=SHAPE)
     return make_training_data(model, groups=1, samples=4, overview=12, clip=6, side=(112,))
 
 
-def pack_batch(world: TrainingData, policy: PolicyModel) -> MicroBatch:
-    """All trajectories of a world as one packed sequence."""
-    examples = [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in world.trajectories]
+def pack_batch(data: TrainingData, policy: PolicyModel) -> MicroBatch:
+    """Return all trajectories as one packed sequence."""
+    examples = [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in data.trajectories]
     trees = [PrefixTree.from_members(range(len(examples)), examples)]
-    spec = ImageSpec.from_pretrained(world.model)
-    return collate(trees, examples, in_memory_pixels(world.pixels), policy.tokens, spec, torch.device("cpu"))
+    spec = ImageSpec.from_pretrained(data.model)
+    return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, torch.device("cpu"))
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes that operations made and that still live.
+    """Counts the live bytes of tensors that operations created.
 
     Attributes:
-        peak: The most of them at one time.
+        peak: Maximum of live bytes.
     """
 
     def __init__(self) -> None:
@@ -69,12 +69,12 @@ class LiveTensors(TorchDispatchMode):
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def now(self) -> int:
-        """Bytes at this time."""
-        self._seen = {key: one for key, one in self._seen.items() if not one[0].expired()}
+        """Return the live bytes."""
+        self._seen = {key: entry for key, entry in self._seen.items() if not entry[0].expired()}
         return sum(size for _, size in self._seen.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What is given was made elsewhere, unless it was seen: a view of it is nothing new.
+        # Unseen inputs were created outside this mode; their views must not be counted either.
         self.now()
         for leaf in tree_leaves((args, kwargs)):
             self._note(leaf, counted=False)

@@ -1,8 +1,8 @@
-"""What is kept for the backward pass, against what lives before it on the CPU: a real model, packed.
+"""Activation formulas against the live tensors of a real packed model on the CPU.
 
-Formulas leave out index tables, positions and masks. FlashAttention of GPUs cannot run here: what it
-keeps is checked with the fused attention of the CPU, which keeps the same (queries, keys and values
-unrepeated, the output, log-sum-exps).
+The formulas omit index tables, positions and masks. FlashAttention cannot run on the CPU; its formula is
+checked with the CPU's fused attention, which saves the same tensors (unrepeated queries, keys and values,
+the output, log-sum-exps).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.learner.training_data import TrainingData
-from tests.planning.pass_memory import LiveTensors, make_wide_world, pack_batch
+from tests.planning.pass_memory import LiveTensors, make_wide_training_data, pack_batch
 from vz_ray.config.learner import LearnerConfig, LoraConfig
 from vz_ray.learner.logprobs import TokenLogprobs
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
@@ -31,36 +31,36 @@ UNFUSED = AttentionMemory(fused=False)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return make_wide_world(tmp_path_factory.mktemp("model"))
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return make_wide_training_data(tmp_path_factory.mktemp("model"))
 
 
 def saved_bytes(module: Any, call: Callable[[], Any]) -> int:
-    """Of distinct storages that autograd was given to save, weights left out."""
+    """Return the bytes of distinct storages that autograd saves, excluding weights."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            # Held, so that no later one has its address.
-            kept[storage.data_ptr()] = storage
+            # Keep a reference, so that the address is not reused.
+            saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         call()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
-def expected_of(policy: PolicyModel, batch: Any, *, checkpointing: bool, frozen: bool) -> int:
+def expected_saved_bytes(policy: PolicyModel, batch: Any, *, checkpointing: bool, frozen: bool) -> int:
     shape, width = ModelShape.from_hf_config(policy.hf.config), policy.hf.dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
-    kept = activation_memory.text_saved_bytes(
+    saved = activation_memory.text_saved_bytes(
         shape.text, width, tokens, checkpointing=checkpointing, attention=UNFUSED
     ) + activation_memory.head_saved_bytes(shape.text, width, sampled)
     if frozen:
-        return kept
-    return kept + activation_memory.vision_saved_bytes(
+        return saved
+    return saved + activation_memory.vision_saved_bytes(
         shape.vision, width, patches, checkpointing=checkpointing
     )
 
@@ -68,55 +68,55 @@ def expected_of(policy: PolicyModel, batch: Any, *, checkpointing: bool, frozen:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_lives_after_a_policys_forward_pass_is_what_the_formulas_say(
-    world: TrainingData, dtype: torch.dtype, frozen: bool, checkpointing: bool
+def test_live_bytes_after_forward_match_formulas(
+    data: TrainingData, dtype: torch.dtype, frozen: bool, checkpointing: bool
 ) -> None:
-    policy = PolicyModel.from_pretrained(world.model, dtype, chunk=64).train()
+    policy = PolicyModel.from_pretrained(data.model, dtype, chunk=64).train()
     policy.hf.model.visual.requires_grad_(not frozen)
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = pack_batch(world, policy)
+    batch = pack_batch(data, policy)
     with LiveTensors() as live:
         result = policy(batch)
-        found = live.now()
+        live_bytes = live.now()
     del result
-    expected = expected_of(policy, batch, checkpointing=checkpointing, frozen=frozen)
+    expected = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=frozen)
     if dtype == torch.float32 and not frozen:
-        # Pixels are read as they come, and were there before.
+        # Float32 pixels are used without a copy, and existed before the pass.
         expected -= batch.pixel_values.nbytes
-    assert expected == pytest.approx(found, rel=TOLERANCE), expected / found
+    assert expected == pytest.approx(live_bytes, rel=TOLERANCE), expected / live_bytes
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_autograd_saves_what_the_formulas_say(world: TrainingData, frozen: bool) -> None:
-    policy = PolicyModel.from_pretrained(world.model, torch.float32, chunk=64).train()
+def test_autograd_saved_bytes_match_formulas(data: TrainingData, frozen: bool) -> None:
+    policy = PolicyModel.from_pretrained(data.model, torch.float32, chunk=64).train()
     policy.hf.model.visual.requires_grad_(not frozen)
-    batch = pack_batch(world, policy)
-    found = saved_bytes(policy, lambda: policy(batch))
-    expected = expected_of(policy, batch, checkpointing=False, frozen=frozen)
-    assert expected == pytest.approx(found, rel=TOLERANCE), expected / found
+    batch = pack_batch(data, policy)
+    saved = saved_bytes(policy, lambda: policy(batch))
+    expected = expected_saved_bytes(policy, batch, checkpointing=False, frozen=frozen)
+    assert expected == pytest.approx(saved, rel=TOLERANCE), expected / saved
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fused_attention_keeps_what_the_formula_says(world: TrainingData, dtype: torch.dtype) -> None:
-    hf = load_pretrained(world.model, dtype)
+def test_fused_attention_saved_bytes_match_formula(data: TrainingData, dtype: torch.dtype) -> None:
+    hf = load_pretrained(data.model, dtype)
     text, shape = hf.model.language_model.train(), ModelShape.from_hf_config(hf.config).text
     tokens = 512
     states = torch.randn(1, tokens, shape.hidden, dtype=dtype)
-    places = torch.arange(tokens).expand(3, 1, -1)
+    positions = torch.arange(tokens).expand(3, 1, -1)
     mask = {"full_attention": None}
-    found = saved_bytes(
+    saved = saved_bytes(
         text,
-        lambda: text(inputs_embeds=states, position_ids=places, attention_mask=mask, use_cache=False),
+        lambda: text(inputs_embeds=states, position_ids=positions, attention_mask=mask, use_cache=False),
     )
     expected = activation_memory.text_saved_bytes(shape, dtype.itemsize, tokens, checkpointing=False)
-    assert expected == pytest.approx(found, rel=TOLERANCE), expected / found
+    assert expected == pytest.approx(saved, rel=TOLERANCE), expected / saved
 
 
 @pytest.mark.parametrize("rows", [40, 64, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_log_probs_work_with_what_the_formula_says(dtype: torch.dtype, rows: int) -> None:
-    """Less than a chunk, one, and several."""
+def test_logprob_workspace_matches_formula(dtype: torch.dtype, rows: int) -> None:
+    """Fewer rows than a chunk, one chunk, and several chunks."""
     hidden, vocab, chunk = 64, 2048, 64
     text = TextShape(hidden, 1, 1, 1, 1, vocab, tie_word_embeddings=False)
     states = torch.randn(rows, hidden, dtype=dtype, requires_grad=True)
@@ -134,14 +134,14 @@ def test_log_probs_work_with_what_the_formula_says(dtype: torch.dtype, rows: int
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_peak_of_a_pass_is_no_further_off_than_a_fifth(
-    world: TrainingData, dtype: torch.dtype, checkpointing: bool
+def test_peak_of_a_pass_is_within_20_percent(
+    data: TrainingData, dtype: torch.dtype, checkpointing: bool
 ) -> None:
-    """What is kept, what a layer or the logits work with, and gradients."""
-    policy = PolicyModel.from_pretrained(world.model, dtype, chunk=64).train()
+    """The peak holds saved activations, the workspace of a layer or the logits, and gradients."""
+    policy = PolicyModel.from_pretrained(data.model, dtype, chunk=64).train()
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = pack_batch(world, policy)
+    batch = pack_batch(data, policy)
     shape, width = ModelShape.from_hf_config(policy.hf.config), dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
     with LiveTensors() as live:
@@ -151,39 +151,39 @@ def test_the_peak_of_a_pass_is_no_further_off_than_a_fifth(
         shape, width, tokens, patches, checkpointing=checkpointing, attention=UNFUSED
     )
     logits = activation_memory.logits_workspace_bytes(shape.text, width, sampled, 64)
-    kept = expected_of(policy, batch, checkpointing=checkpointing, frozen=False)
+    saved = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=False)
     if dtype == torch.float32:
-        kept -= batch.pixel_values.nbytes
-    expected = kept + max(layer, logits)
-    assert expected == pytest.approx(live.peak, rel=0.2), (expected / live.peak, kept, layer, logits)
+        saved -= batch.pixel_values.nbytes
+    expected = saved + max(layer, logits)
+    assert expected == pytest.approx(live.peak, rel=0.2), (expected / live.peak, saved, layer, logits)
 
 
 @pytest.fixture(scope="module")
-def peaks(world: TrainingData) -> dict[tuple[str, float, bool], int]:
-    """Of passes with adapters, by dtype, dropout, and whether activations are computed again."""
-    command = [sys.executable, "-m", "tests.planning.adapter_peak_memory", str(world.model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {tuple(case): found for *case, found in json.loads(done.stdout.splitlines()[-1])}
+def peaks(data: TrainingData) -> dict[tuple[str, float, bool], int]:
+    """Peak bytes of passes with adapters, by dtype, dropout and gradient checkpointing."""
+    command = [sys.executable, "-m", "tests.planning.adapter_peak_memory", str(data.model)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return {tuple(case): peak for *case, peak in json.loads(process.stdout.splitlines()[-1])}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_peak_with_adapters_is_not_above_the_formulas(
-    world: TrainingData,
+def test_peak_with_adapters_is_below_the_formulas(
+    data: TrainingData,
     peaks: dict[tuple[str, float, bool], int],
     dtype: torch.dtype,
     dropout: float,
     checkpointing: bool,
 ) -> None:
-    """Frozen norms and matrices keep less than formulas say, which are of trained ones."""
+    """Frozen norms and matrices save less than the formulas, which assume trained ones."""
     policy, lora = (
-        PolicyModel.from_pretrained(world.model, dtype, chunk=64),
+        PolicyModel.from_pretrained(data.model, dtype, chunk=64),
         LoraConfig(rank=4, dropout=dropout),
     )
-    batch = pack_batch(world, policy)
+    batch = pack_batch(data, policy)
     shape, width = ModelShape.from_hf_config(policy.hf.config), dtype.itemsize
     tokens, sampled = batch.input_ids.numel(), int(batch.mask.sum())
     dropped = tokens * (width + 1) * count_trainable_params(shape, LearnerConfig(lora=lora)).dropout_inputs
@@ -191,7 +191,7 @@ def test_the_peak_with_adapters_is_not_above_the_formulas(
         shape, width, tokens, 0, checkpointing=checkpointing, attention=UNFUSED
     ) + (dropped // shape.text.layers if checkpointing else 0)
     logits = activation_memory.logits_workspace_bytes(shape.text, width, sampled, 64, head_trained=False)
-    kept = expected_of(policy, batch, checkpointing=checkpointing, frozen=True)
-    expected = kept + (0 if checkpointing else dropped) + max(layer, logits)
-    found = peaks[str(dtype).removeprefix("torch."), dropout, checkpointing]
-    assert 1 <= expected / found <= 1.3, expected / found
+    saved = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=True)
+    expected = saved + (0 if checkpointing else dropped) + max(layer, logits)
+    measured = peaks[str(dtype).removeprefix("torch."), dropout, checkpointing]
+    assert 1 <= expected / measured <= 1.3, expected / measured

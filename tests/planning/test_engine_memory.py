@@ -1,4 +1,4 @@
-"""What an engine holds, at the 7B recipe's numbers."""
+"""Engine memory at the shapes of the 7B recipe."""
 
 from __future__ import annotations
 
@@ -19,84 +19,84 @@ EPISODE = longest_episode(EpisodeConfig(), SHAPE.vision)
 ENGINE = EngineConfig(dtype="bfloat16", kv_cache_gib=None, max_num_seqs=64, enforce_eager=False)
 
 
-def memory(capacity: int = 80 * GIB, **changes: Any) -> EngineMemory:
+def plan_engine(gpu_bytes: int = 80 * GIB, **changes: Any) -> EngineMemory:
     return engine_memory(
         SHAPE,
         replace(ENGINE, **changes),
         EPISODE,
-        capacity,
+        gpu_bytes,
         num_engines=8,
         group_size=16,
         max_image_pixels=DEFAULT_MAX_PIXELS,
     )
 
 
-def part(found: EngineMemory, name: str) -> int:
-    return next(part.bytes for part in found.footprint.items if part.name == name)
+def item_bytes(memory: EngineMemory, name: str) -> int:
+    return next(item.bytes for item in memory.footprint.items if item.name == name)
 
 
-def test_a_tokens_keys_and_values() -> None:
+def test_kv_bytes_per_token() -> None:
     # 28 layers, keys and values, 4 heads of 128, 2 bytes.
-    assert memory().kv_bytes_per_token == 28 * 2 * 4 * 128 * 2
-    assert memory(tensor_parallel=2).kv_bytes_per_token == memory().kv_bytes_per_token // 2
-    # There is no less than one head on a GPU.
-    assert memory(tensor_parallel=7).kv_bytes_per_token == memory().kv_bytes_per_token // 4
+    assert plan_engine().kv_bytes_per_token == 28 * 2 * 4 * 128 * 2
+    assert plan_engine(tensor_parallel_size=2).kv_bytes_per_token == plan_engine().kv_bytes_per_token // 2
+    # A GPU holds at least one head.
+    assert plan_engine(tensor_parallel_size=7).kv_bytes_per_token == plan_engine().kv_bytes_per_token // 4
 
 
-def test_what_vllm_keeps_to_is_shared_out_whole() -> None:
-    found = memory()
-    within = found.footprint.peak_bytes - part(found, "captured graphs")
-    assert 0 <= 0.85 * 80 * GIB - within < KV_BLOCK_TOKENS * found.kv_bytes_per_token
-    assert part(found, "weights") == 2 * SHAPE.parameters
-    assert found.kv_tokens * found.kv_bytes_per_token == part(found, "key/value cache")
+def test_kv_cache_uses_all_memory_within_utilization() -> None:
+    engine = plan_engine()
+    within_limit = engine.footprint.peak_bytes - item_bytes(engine, "CUDA graphs")
+    assert 0 <= 0.85 * 80 * GIB - within_limit < KV_BLOCK_TOKENS * engine.kv_bytes_per_token
+    assert item_bytes(engine, "weights") == 2 * SHAPE.parameters
+    assert engine.kv_tokens * engine.kv_bytes_per_token == item_bytes(engine, "KV cache")
 
 
-def test_a_fixed_cache_is_exact() -> None:
-    found = memory(kv_cache_gib=7.0)
-    assert found.kv_tokens == 7 * GIB // (57_344 * KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
-    known = {p.name: p.certainty for p in found.footprint.items}
-    assert known["key/value cache"] is Certainty.EXACT
-    assert known["weights"] is Certainty.EXACT
+def test_fixed_kv_cache_is_exact() -> None:
+    engine = plan_engine(kv_cache_gib=7.0)
+    assert engine.kv_tokens == 7 * GIB // (57_344 * KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+    certainty = {item.name: item.certainty for item in engine.footprint.items}
+    assert certainty["KV cache"] is Certainty.EXACT
+    assert certainty["weights"] is Certainty.EXACT
 
 
-def test_whole_episodes_alone_and_with_their_prompt_shared() -> None:
-    found = memory()
-    assert found.max_episodes == found.kv_tokens // EPISODE.tokens
-    # A full group's prompt once, and each branch: as many as fit.
+def test_max_episodes_with_and_without_shared_prefix() -> None:
+    engine = plan_engine()
+    assert engine.max_episodes == engine.kv_tokens // EPISODE.tokens
+    # Each group stores its prompt once, plus one branch per sample.
     branch = EPISODE.tokens - EPISODE.prefix_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
-    groups, rest = divmod(found.max_episodes_shared_prefix, 16)
+    groups, remaining = divmod(engine.max_episodes_shared_prefix, 16)
     used = groups * (EPISODE.prefix_tokens + 16 * branch) + (
-        EPISODE.prefix_tokens + rest * branch if rest else 0
+        EPISODE.prefix_tokens + remaining * branch if remaining else 0
     )
-    assert used <= found.kv_tokens < used + EPISODE.prefix_tokens + branch
-    assert found.max_episodes_shared_prefix > found.max_episodes
+    assert used <= engine.kv_tokens < used + EPISODE.prefix_tokens + branch
+    assert engine.max_episodes_shared_prefix > engine.max_episodes
 
 
-def test_vllm_needs_room_for_one_longest_conversation() -> None:
-    assert memory().can_start
-    small = memory(capacity=22 * GIB)
+def test_engine_needs_kv_cache_for_one_conversation() -> None:
+    assert plan_engine().can_start
+    small = plan_engine(gpu_bytes=22 * GIB)
     assert small.footprint.fits
     assert small.kv_tokens < small.min_kv_tokens == 32_768
     assert not small.can_start
-    assert memory(capacity=22 * GIB, tensor_parallel=2).can_start
+    assert plan_engine(gpu_bytes=22 * GIB, tensor_parallel_size=2).can_start
 
 
-def test_the_encoder_keeps_at_least_one_largest_image() -> None:
-    found = memory()
-    assert part(found, "image features (encoder cache)") == 2 * 16_384 * 3584
-    assert found.encoder_cache_images == 128
+def test_encoder_cache_holds_the_largest_image() -> None:
+    engine = plan_engine()
+    assert item_bytes(engine, "encoder cache") == 2 * 16_384 * 3584
+    assert engine.encoder_cache_images == 128
 
 
-def test_preprocessed_frames_lie_in_two_processes() -> None:
-    found = memory(mm_cache_gib=8.0)
-    # 512 patches of 1,176 float32: the 2.4 MB that the config speaks of.
-    assert found.mm_cache_frames == 8 * GIB // (512 * 1176 * 4)
-    assert found.host_bytes == 16 * GIB
+def test_preprocessed_frames_are_cached_in_two_processes() -> None:
+    engine = plan_engine(mm_processor_cache_gib=8.0)
+    # 512 patches of 1,176 float32 values: the 2.4 MB in the config's comment.
+    assert engine.mm_cache_frames == 8 * GIB // (512 * 1176 * 4)
+    assert engine.host_bytes == 16 * GIB
     assert 2.3e6 < 512 * 1176 * 4 < 2.5e6
 
 
-@pytest.mark.parametrize("capacity", [10 * GIB, 18 * GIB])
-def test_a_gpu_below_the_weights_has_no_cache(capacity: int) -> None:
-    found = memory(capacity=capacity)
-    assert found.kv_tokens == found.max_episodes == 0
-    assert not found.can_start
+@pytest.mark.parametrize("gpu_bytes", [10 * GIB, 18 * GIB])
+def test_gpu_smaller_than_the_weights_has_no_kv_cache(gpu_bytes: int) -> None:
+    engine = plan_engine(gpu_bytes=gpu_bytes)
+    assert engine.kv_tokens == engine.max_episodes == 0
+    assert not engine.can_start

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state against what DeepSpeed really holds, with one rank on the CPU."""
+"""Planned weights, gradients and optimizer states against DeepSpeed's with one rank on the CPU."""
 
 from __future__ import annotations
 
@@ -20,49 +20,50 @@ from vz_ray.planning.model_shape import KNOWN_SHAPES
 SIDE, LAYERS = 600, 4
 
 
-def storages() -> dict[int, int]:
-    """Bytes of every storage that a live tensor of this process has, by address; small ones left out."""
+def live_storages() -> dict[int, int]:
+    """Return the bytes of the storages of all live CPU tensors by address, without small ones."""
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
-        grads = [one.grad for one in tensors if one.is_leaf and one.grad is not None]
-    held = [tensor.untyped_storage() for tensor in [*tensors, *grads] if tensor.device.type == "cpu"]
-    return {one.data_ptr(): one.nbytes() for one in held if one.nbytes() >= SIDE * SIDE}
+        tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+        grads = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = [tensor.untyped_storage() for tensor in [*tensors, *grads] if tensor.device.type == "cpu"]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() >= SIDE * SIDE}
 
 
 @pytest.mark.parametrize(
     ("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16"), (3, "float32")]
 )
-def test_a_rank_holds_as_many_bytes_a_weight_as_planned(stage: int, dtype: str) -> None:
+def test_state_bytes_per_weight_match_the_plan(stage: int, dtype: str) -> None:
     config = LearnerConfig(
         zero_stage=stage, dtype=dtype, param_persistence_threshold=0, gradient_checkpointing=False
     )
-    kind, before = getattr(torch, dtype), storages()
-    layers = nn.Sequential(*(nn.Linear(SIDE, SIDE, bias=False) for _ in range(LAYERS))).to(kind)
+    torch_dtype, before = getattr(torch, dtype), live_storages()
+    layers = nn.Sequential(*(nn.Linear(SIDE, SIDE, bias=False) for _ in range(LAYERS))).to(torch_dtype)
     engine = TrainEngine(layers, config, init_distributed(60.0))
-    inputs = torch.randn(2, SIDE, dtype=kind)
+    inputs = torch.randn(2, SIDE, dtype=torch_dtype)
     engine.backward(engine(inputs).float().square().mean())
     engine.step()
-    # Moments are there since the first step, gradients since this pass.
+    # The first step allocated the moments, this pass allocates the gradients.
     engine.backward(engine(inputs).float().square().mean())
-    found = [size for address, size in storages().items() if address not in before]
-    buckets = [size for size in found if size >= 2 * REDUCE_BUCKET_ELEMENTS]
+    sizes = [size for address, size in live_storages().items() if address not in before]
+    buckets = [size for size in sizes if size >= 2 * REDUCE_BUCKET_ELEMENTS]
     weights = LAYERS * SIDE**2
-    each = (sum(found) - sum(buckets)) / weights
-    # A gradient on its way may be one layer's of these four.
-    assert planned(config) <= each <= planned(config) + kind.itemsize / LAYERS
-    assert buckets == [kind.itemsize * REDUCE_BUCKET_ELEMENTS] * (stage == 3)
+    bytes_per_weight = (sum(sizes) - sum(buckets)) / weights
+    planned = planned_bytes_per_weight(config)
+    # An unreduced gradient takes at most one of the four layers.
+    assert planned <= bytes_per_weight <= planned + torch_dtype.itemsize / LAYERS
+    assert buckets == [torch_dtype.itemsize * REDUCE_BUCKET_ELEMENTS] * (stage == 3)
 
 
-def planned(config: LearnerConfig) -> float:
-    """Bytes a weight of the exact parts, the bucket left out."""
+def planned_bytes_per_weight(config: LearnerConfig) -> float:
+    """Return the planned bytes per weight of the exact items, without the bucket."""
     shape = KNOWN_SHAPES["Qwen2.5-VL-3B"]
-    nothing: Any = WorstCaseBatch(tokens=1, patches=1, sampled_tokens=1, attention_pairs=1, gathered_keys=1.0)
-    footprint = learner_footprint(shape, config, nothing, 1, has_reference=False)
+    batch: Any = WorstCaseBatch(tokens=1, patches=1, sampled_tokens=1, attention_pairs=1, gathered_keys=1.0)
+    footprint = learner_footprint(shape, config, batch, 1, has_reference=False)
     exact = [
-        part
-        for part in footprint.items
-        if part.certainty is Certainty.EXACT and part.phase is not MemoryPhase.OPTIMIZER_STEP
+        item
+        for item in footprint.items
+        if item.certainty is Certainty.EXACT and item.phase is not MemoryPhase.OPTIMIZER_STEP
     ]
-    return sum(part.bytes for part in exact if "bucket" not in part.name) / shape.parameters
+    return sum(item.bytes for item in exact if "bucket" not in item.name) / shape.parameters

@@ -1,4 +1,4 @@
-"""Arithmetic against torch's own count over transformers' modules, at the 7B model's size without memory."""
+"""FLOP formulas against torch's FlopCounterMode over HF modules, at 7B size on the meta device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.config.qwen_7b import architecture
-from tests.planning.pass_memory import build_on_meta, make_wide_world, pack_batch
+from tests.planning.pass_memory import build_on_meta, make_wide_training_data, pack_batch
 from vz_ray.config.learner import LoraConfig
 from vz_ray.learner.lora import add_adapters
 from vz_ray.learner.policy_model import PolicyModel
@@ -28,7 +28,7 @@ from vz_ray.planning.model_flops import (
 from vz_ray.planning.model_shape import ModelShape
 
 GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
-"""Of whole windows, with ragged edges, of one visual token."""
+"""Full windows, partial windows, and a single visual token."""
 
 
 @pytest.fixture(scope="module")
@@ -43,40 +43,40 @@ def shape(model: Any) -> ModelShape:
     return ModelShape.from_hf_config(model.config)
 
 
-def counted(call: Any) -> int:
+def count_flops(call: Any) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def test_text_is_as_torch_counts_it(model: Any, shape: ModelShape) -> None:
+def test_text_flops_match_torch(model: Any, shape: ModelShape) -> None:
     length = 300
     states = torch.empty(1, length, shape.text.hidden, device="meta")
-    places = torch.empty(3, 1, length, dtype=torch.long, device="meta")
+    positions = torch.empty(3, 1, length, dtype=torch.long, device="meta")
 
     def call() -> None:
         model.model.language_model(
             inputs_embeds=states,
-            position_ids=places,
+            position_ids=positions,
             attention_mask={"full_attention": None},
             use_cache=False,
         )
 
-    # The plain attention computes all pairs, also those that a causal one leaves out.
-    assert counted(call) == text_flops(shape, length, length**2)
+    # Eager attention computes all pairs, including masked ones.
+    assert count_flops(call) == text_flops(shape, length, length**2)
 
 
-def test_logits_are_as_torch_counts_them(model: Any, shape: ModelShape) -> None:
+def test_head_flops_match_torch(model: Any, shape: ModelShape) -> None:
     states = torch.empty(7, shape.text.hidden, device="meta")
-    assert counted(lambda: model.lm_head(states)) == head_flops(shape, 7)
+    assert count_flops(lambda: model.lm_head(states)) == head_flops(shape, 7)
 
 
-def test_backward_goes_through_matrices_under_adapters(tmp_path: Path) -> None:
-    """torch counts no attention of the CPU; the first layer's inputs need no gradients."""
-    world = make_wide_world(tmp_path)
-    policy = PolicyModel.from_pretrained(world.model, chunk=10**9).train()
-    add_adapters(policy.hf, LoraConfig(rank=1), str(world.model), seed=0)
-    batch = pack_batch(world, policy)
+def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
+    """torch does not count CPU attention, and the first layer's inputs need no gradients."""
+    data = make_wide_training_data(tmp_path)
+    policy = PolicyModel.from_pretrained(data.model, chunk=10**9).train()
+    add_adapters(policy.hf, LoraConfig(rank=1), str(data.model), seed=0)
+    batch = pack_batch(data, policy)
     shape = ModelShape.from_hf_config(policy.hf.config)
     logprobs, entropy = policy(batch)
     with FlopCounterMode(display=False) as counter:
@@ -86,19 +86,19 @@ def test_backward_goes_through_matrices_under_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_vision_is_as_torch_counts_it(model: Any, shape: ModelShape, grid: tuple[int, int, int]) -> None:
+def test_vision_flops_match_torch(model: Any, shape: ModelShape, grid: tuple[int, int, int]) -> None:
     visual, array = model.model.visual, np.asarray([grid])
     tables = vision_tables(array, visual, torch.device("cpu"))
     tables["position_ids"] = torch.as_tensor(tables["position_ids"]).to("meta")
     patches = grid[1] * grid[2]
     pixels = torch.empty(patches, shape.vision.patch_elements, device="meta")
-    found = counted(lambda: visual(pixels, grid_thw=torch.from_numpy(array), **tables))
-    assert found == vision_flops(shape, patches, vision_pairs(shape.vision, *grid[1:]))
+    flops = count_flops(lambda: visual(pixels, grid_thw=torch.from_numpy(array), **tables))
+    assert flops == vision_flops(shape, patches, vision_pairs(shape.vision, *grid[1:]))
 
 
-def test_pairs_are_those_of_a_mask_made_token_by_token() -> None:
+def test_packed_pairs_match_an_explicit_mask() -> None:
     prefix, branches = 5, [3, 1, 4]
     owner = [0] * prefix + [k + 1 for k, length in enumerate(branches) for _ in range(length)]
-    seen = sum(owner[key] in (0, owner[query]) for query in range(len(owner)) for key in range(query + 1))
-    assert packed_pairs(prefix, branches) == seen
+    pairs = sum(owner[key] in (0, owner[query]) for query in range(len(owner)) for key in range(query + 1))
+    assert packed_pairs(prefix, branches) == pairs
     assert causal_pairs(5) == packed_pairs(0, [5]) == packed_pairs(5, []) == 15

@@ -1,4 +1,4 @@
-"""Sizes of the model against the model itself, which transformers builds without memory for weights."""
+"""Model shapes against HF models on the meta device."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from vz_ray.utils.errors import UserError
 TINY = Path("assets/tiny-base")
 
 
-def count(module: Any) -> int:
+def count_params(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize(
     ("name", "make"), [("Qwen2.5-VL-3B", architecture_3b), ("Qwen2.5-VL-7B", architecture)]
 )
-def test_a_known_shape_is_that_of_its_config_and_counts_every_weight(name: str, make: Any) -> None:
+def test_known_shape_matches_config_and_parameters(name: str, make: Any) -> None:
     config = make()
     shape = ModelShape.from_hf_config(config)
     assert shape == KNOWN_SHAPES[name] == load_model_shape(f"models/{name}-Instruct")
     model = build_on_meta(config)
-    assert shape.parameters == count(model)
-    assert shape.vision.parameters == count(model.model.visual)
+    assert shape.parameters == count_params(model)
+    assert shape.vision.parameters == count_params(model.model.visual)
 
 
-def test_the_released_checkpoints_have_as_many_weights() -> None:
+def test_parameters_match_released_checkpoints() -> None:
     assert KNOWN_SHAPES["Qwen2.5-VL-7B"].parameters == PARAMETERS
     assert KNOWN_SHAPES["Qwen2.5-VL-7B"].vision.parameters == VISION_PARAMETERS
     assert KNOWN_SHAPES["Qwen2.5-VL-3B"].parameters == PARAMETERS_3B
 
 
-def test_a_directory_needs_no_weights(tmp_path: Path) -> None:
+def test_shape_loads_from_config_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
     shape = load_model_shape(str(tmp_path))
     from safetensors import safe_open
@@ -59,13 +59,13 @@ def test_a_directory_needs_no_weights(tmp_path: Path) -> None:
     assert processor_max_pixels(str(tmp_path)) == processor_max_pixels("") == DEFAULT_MAX_PIXELS
 
 
-@pytest.mark.parametrize(("model", "said"), [("", "it is not set"), ("/models/mine", "no config.json")])
-def test_an_unknown_model_is_an_error_that_names_known_ones(model: str, said: str) -> None:
-    with pytest.raises(UserError, match=rf"{said}.*model=Qwen2\.5-VL-7B"):
+@pytest.mark.parametrize(("model", "message"), [("", "model is not set"), ("/models/mine", "no config.json")])
+def test_unknown_model_raises_with_known_names(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"{message}.*model=Qwen2\.5-VL-7B"):
         load_model_shape(model)
 
 
-def test_another_family_is_refused(tmp_path: Path) -> None:
+def test_other_model_family_raises(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(UserError, match="qwen2_vl"):
         load_model_shape(str(tmp_path))

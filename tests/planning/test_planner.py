@@ -1,4 +1,4 @@
-"""Plans of the recipes that ship with the project, and advice held to what it promises."""
+"""Plans of the shipped recipes, and verification of the advice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RL, SFT, TINY = (
 MODEL = "model=Qwen2.5-VL-7B"
 
 
-def planned(
+def make_test_plan(
     path: Path, *overrides: str, gib: float = 80, model: str = MODEL
 ) -> tuple[PlannableConfig, ResourcePlan, list[MemoryAdvice]]:
     config, assumed = load_plannable_config(path, [model, *overrides]), Assumptions(int(gib * GIB))
@@ -42,155 +42,156 @@ def planned(
     return config, plan, advise(config, plan, assumed)
 
 
-def part(footprint: MemoryFootprint, name: str) -> int:
-    return sum(part.bytes for part in footprint.items if part.name == name)
+def item_bytes(footprint: MemoryFootprint, name: str) -> int:
+    return sum(item.bytes for item in footprint.items if item.name == name)
 
 
 @pytest.mark.parametrize(
     ("path", "schema"), [(RL, GrpoRunConfig), (SFT, SftRunConfig), (TINY, GrpoRunConfig)]
 )
-def test_a_config_is_read_as_what_it_is(path: Path, schema: type) -> None:
+def test_config_schema_follows_its_keys(path: Path, schema: type) -> None:
     assert type(load_plannable_config(path, [])) is schema
 
 
-def test_a_wrong_key_is_named() -> None:
+def test_unknown_key_raises() -> None:
     with pytest.raises(ConfigError, match="gradient_checkpointing"):
         load_plannable_config(RL, ["learner.gradient_checkpoint=true"])
 
 
-def test_the_papers_recipes_fit_80_gib() -> None:
+def test_paper_recipes_fit_80_gib() -> None:
     for path in (RL, SFT):
-        _, plan, advice = planned(path)
+        _, plan, advice = make_test_plan(path)
         assert plan.fits
         assert plan.learner.fits
         assert not advice
     assert plan.engine is None
 
 
-def test_states_are_16_bytes_a_weight_and_2_of_the_reference() -> None:
-    _, plan, _ = planned(RL)
-    always = {p.name: p.bytes for p in plan.learner.items if p.phase is MemoryPhase.ALWAYS}
-    names = ("weights", "master weights, float32", "two moments, float32", "gradients, float32")
-    shares = {2: "weights", 4: "master weights, float32", 8: "two moments, float32"}
+def test_states_take_18_bytes_per_weight_plus_reference() -> None:
+    _, plan, _ = make_test_plan(RL)
+    always = {item.name: item.bytes for item in plan.learner.items if item.phase is MemoryPhase.ALWAYS}
+    names = ("weights", "master weights, float32", "optimizer moments, float32", "gradients, float32")
+    shares = {2: "weights", 4: "master weights, float32", 8: "optimizer moments, float32"}
     for size, name in shares.items():
         assert always[name] == size * plan.shape.parameters // 8
-    # Gradients add up in float32: four bytes where bfloat16 would be two.
+    # Gradients accumulate in float32: four bytes instead of two.
     assert sum(always[name] for name in names) == 18 * plan.shape.parameters // 8
     assert always["reference model"] == 2 * plan.shape.parameters // 8
 
 
 @pytest.mark.parametrize(
-    ("stage", "whole"),
+    ("stage", "unpartitioned"),
     [
         (1, {"weights": 2, "gradients, float32": 4}),
         (2, {"weights": 2}),
         (3, {}),
     ],
 )
-def test_a_stage_shards_what_it_says(stage: int, whole: dict[str, int]) -> None:
-    _, plan, _ = planned(RL, f"learner.zero_stage={stage}")
+def test_zero_stage_partitions_states(stage: int, unpartitioned: dict[str, int]) -> None:
+    _, plan, _ = make_test_plan(RL, f"learner.zero_stage={stage}")
     size = plan.shape.parameters
     for name, width in {"weights": 2, "gradients, float32": 4, "master weights, float32": 4}.items():
-        assert part(plan.learner, name) == width * size // (1 if name in whole else 8)
+        assert item_bytes(plan.learner, name) == width * size // (1 if name in unpartitioned else 8)
 
 
-def test_what_is_frozen_has_no_gradient_and_no_optimizer() -> None:
-    _, plan, _ = planned(SFT)
+def test_frozen_weights_have_no_optimizer_state() -> None:
+    _, plan, _ = make_test_plan(SFT)
     text = plan.shape.text.parameters
     assert plan.trainable_params == text
-    assert part(plan.learner, "two moments, float32") == text
-    assert part(plan.learner, "frozen weights") == 2 * plan.shape.vision.parameters // 8
+    assert item_bytes(plan.learner, "optimizer moments, float32") == text
+    assert item_bytes(plan.learner, "frozen weights") == 2 * plan.shape.vision.parameters // 8
 
 
-def test_offloading_leaves_weights_alone_on_the_gpu() -> None:
-    _, plan, _ = planned(RL, "learner.offload=optimizer", "learner.world_size=1")
-    names = {p.name for p in plan.learner.items}
-    assert not names & {"master weights, float32", "two moments, float32", "gradients, float32"}
+def test_offloaded_optimizer_is_in_host_memory() -> None:
+    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer", "learner.world_size=1")
+    names = {item.name for item in plan.learner.items}
+    assert not names & {"master weights, float32", "optimizer moments, float32", "gradients, float32"}
     caches = (2048 + 4096) * 2**20
     assert plan.host_bytes == 20 * plan.shape.parameters + caches
-    # Over more ranks the whole models that each reads are more than its share of the optimizer.
-    _, plan, _ = planned(RL, "learner.offload=optimizer")
+    # With more ranks, loading two full models takes more than a shard of the optimizer.
+    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer")
     assert plan.host_bytes == 2 * 2 * plan.shape.parameters + caches
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-def test_offloading_all_leaves_what_a_pass_gathers(ranks: int) -> None:
+def test_offload_all_keeps_only_gathered_weights(ranks: int) -> None:
     settings = (f"learner.world_size={ranks}", "learner.micro_batch_tokens=32768")
-    _, some, _ = planned(RL, "learner.offload=optimizer", *settings)
-    _, all_, _ = planned(RL, "learner.offload=all", *settings)
-    held = {"weights", "reference model", "weights gathered for a pass"}
-    assert {p.name for p in all_.learner.items} & held == {"weights gathered for a pass"}
-    assert part(all_.learner, "weights gathered for a pass") == 2 * 10**9
-    assert all_.learner.peak_bytes < some.learner.peak_bytes
-    # The reference model, too.
-    assert all_.host_bytes - some.host_bytes == 2 * (2 * some.shape.parameters // ranks)
+    _, optimizer, _ = make_test_plan(RL, "learner.offload=optimizer", *settings)
+    _, everything, _ = make_test_plan(RL, "learner.offload=all", *settings)
+    weight_items = {"weights", "reference model", "gathered weights"}
+    assert {item.name for item in everything.learner.items} & weight_items == {"gathered weights"}
+    assert item_bytes(everything.learner, "gathered weights") == 2 * 10**9
+    assert everything.learner.peak_bytes < optimizer.learner.peak_bytes
+    # Policy and reference model.
+    assert everything.host_bytes - optimizer.host_bytes == 2 * (2 * optimizer.shape.parameters // ranks)
 
 
-def test_offloading_none_is_the_default_and_offloads_nothing() -> None:
-    _, none, _ = planned(RL, "learner.offload=none")
-    _, plain, _ = planned(RL)
-    assert none == plain
-    assert part(none.learner, "two moments, float32") == none.shape.parameters
+def test_offload_none_is_the_default() -> None:
+    _, explicit, _ = make_test_plan(RL, "learner.offload=none")
+    _, default, _ = make_test_plan(RL)
+    assert explicit == default
+    assert item_bytes(default.learner, "optimizer moments, float32") == default.shape.parameters
 
 
 LORA = ("learner.lora.rank=16",)
 
 
-def test_adapters_alone_have_gradients_and_an_optimizer() -> None:
-    _, full, _ = planned(RL)
-    _, plan, _ = planned(RL, *LORA)
+def test_lora_has_optimizer_states_for_adapters_only() -> None:
+    _, full, _ = make_test_plan(RL)
+    _, plan, _ = make_test_plan(RL, *LORA)
     text = plan.shape.text
-    sides = 4 * text.hidden + 2 * (text.hidden + text.kv_dim) + 3 * (text.hidden + text.intermediate)
-    assert plan.trainable_params == 16 * text.layers * sides
-    always = {p.name: p.bytes for p in plan.learner.items if p.phase is MemoryPhase.ALWAYS}
+    adapter_sizes = 4 * text.hidden + 2 * (text.hidden + text.kv_dim) + 3 * (text.hidden + text.intermediate)
+    assert plan.trainable_params == 16 * text.layers * adapter_sizes
+    always = {item.name: item.bytes for item in plan.learner.items if item.phase is MemoryPhase.ALWAYS}
     assert always["weights"] == 2 * plan.trainable_params // 8
     assert always["frozen weights"] == 2 * plan.shape.parameters // 8
-    assert always["two moments, float32"] == 8 * plan.trainable_params // 8
+    assert always["optimizer moments, float32"] == 8 * plan.trainable_params // 8
     assert always["gradients, float32"] == 4 * plan.trainable_params // 8
-    made = part(plan.learner, "gradients as they are made")
-    assert made == 2 * 16 * text.intermediate
+    unreduced = item_bytes(plan.learner, "gradients before reduction")
+    assert unreduced == 2 * 16 * text.intermediate
     assert plan.learner.peak_bytes < full.learner.peak_bytes
-    # The tower is frozen, the rest has no gradients of weights.
+    # The tower is frozen, and the text matrices have no weight gradients.
     assert plan.unpacked_work.model_flops < 0.8 * full.unpacked_work.model_flops
 
 
 @pytest.mark.parametrize(
-    ("settings", "held"),
+    ("settings", "has_reference"),
     [((), False), (("learner.lora.train_merger=true",), True), (("learner.reference_model=other",), True)],
 )
-def test_adapters_need_no_second_reference_model(settings: tuple[str, ...], held: bool) -> None:
-    _, plan, _ = planned(RL, *LORA, *settings)
-    assert bool(part(plan.learner, "reference model")) is held
-    # It is asked all the same.
+def test_lora_needs_no_separate_reference(settings: tuple[str, ...], has_reference: bool) -> None:
+    _, plan, _ = make_test_plan(RL, *LORA, *settings)
+    assert bool(item_bytes(plan.learner, "reference model")) is has_reference
+    # The reference pass runs in any case.
     assert plan.passes.forward_only == 2
 
 
-def test_the_reference_may_be_named_as_the_model_itself() -> None:
-    _, plan, _ = planned(RL, *LORA, f"learner.reference_model={MODEL.removeprefix('model=')}")
-    assert not part(plan.learner, "reference model")
+def test_reference_equal_to_model_is_not_held_twice() -> None:
+    _, plan, _ = make_test_plan(RL, *LORA, f"learner.reference_model={MODEL.removeprefix('model=')}")
+    assert not item_bytes(plan.learner, "reference model")
 
 
-def test_dropout_of_adapters_copies_what_goes_in() -> None:
+def test_adapter_dropout_increases_peak() -> None:
     for checkpointing in ("true", "false"):
         settings = (*LORA, f"learner.gradient_checkpointing={checkpointing}")
-        _, without, _ = planned(RL, *settings)
-        _, dropping, _ = planned(RL, *settings, "learner.lora.dropout=0.1")
-        assert dropping.learner.peak_bytes > without.learner.peak_bytes
+        _, without, _ = make_test_plan(RL, *settings)
+        _, with_dropout, _ = make_test_plan(RL, *settings, "learner.lora.dropout=0.1")
+        assert with_dropout.learner.peak_bytes > without.learner.peak_bytes
 
 
-def test_a_target_that_is_no_layer_is_told() -> None:
-    with pytest.raises(UserError, match=r"learner\.lora\.targets has 'x_proj'"):
-        planned(RL, *LORA, "learner.lora.target_modules=[x_proj]")
+def test_lora_target_without_layer_raises() -> None:
+    with pytest.raises(UserError, match=r"learner\.lora\.target_modules has 'x_proj'"):
+        make_test_plan(RL, *LORA, "learner.lora.target_modules=[x_proj]")
 
 
-def test_advice_offers_to_offload_the_optimizer_then_all() -> None:
-    _, _, (learner,) = planned(RL, gib=40)
+def test_advice_offers_optimizer_offload_then_all() -> None:
+    _, _, (learner,) = make_test_plan(RL, gib=40)
     settings = [setting for change in learner.single_changes for setting in change.settings]
-    offered = [setting for setting in settings if "offload" in setting]
-    assert offered == ["learner.offload=optimizer", "learner.offload=all"]
-    _, plan, advice = planned(RL, "learner.offload=all", gib=20)
+    offload = [setting for setting in settings if "offload" in setting]
+    assert offload == ["learner.offload=optimizer", "learner.offload=all"]
+    _, plan, advice = make_test_plan(RL, "learner.offload=all", gib=20)
     assert not plan.learner.fits
-    assert not any("offload" in s for one in advice for change in one.single_changes for s in change.settings)
+    changes = [change for component in advice for change in component.single_changes]
+    assert not any("offload" in setting for change in changes for setting in change.settings)
 
 
 @pytest.mark.parametrize(
@@ -204,22 +205,22 @@ def test_advice_offers_to_offload_the_optimizer_then_all() -> None:
         ("learner.world_size=16", False),
     ],
 )
-def test_settings_move_the_peak_as_they_should(setting: str, grows: bool) -> None:
-    _, before, _ = planned(RL)
-    _, after, _ = planned(RL, setting)
+def test_setting_changes_peak(setting: str, grows: bool) -> None:
+    _, before, _ = make_test_plan(RL)
+    _, after, _ = make_test_plan(RL, setting)
     assert (after.learner.peak_bytes > before.learner.peak_bytes) is grows
     assert after.learner.peak_bytes != before.learner.peak_bytes
 
 
-def test_one_gpu_of_a_kind_holds_what_is_held_at_the_worst_time() -> None:
-    parts = (
+def test_footprint_peak_is_the_worst_phase() -> None:
+    items = (
         MemoryItem("a", 10),
         MemoryItem("b", 5, phase=MemoryPhase.FORWARD_BACKWARD),
         MemoryItem("c", 7, phase=MemoryPhase.OPTIMIZER_STEP),
         MemoryItem("d", 16, phase=MemoryPhase.LOADING),
     )
-    found = MemoryFootprint("learner", 1, 16, parts)
-    assert (found.peak_phase, found.peak_bytes, found.bytes_over, found.fits) == (
+    footprint = MemoryFootprint("learner", 1, 16, items)
+    assert (footprint.peak_phase, footprint.peak_bytes, footprint.bytes_over, footprint.fits) == (
         MemoryPhase.OPTIMIZER_STEP,
         17,
         1,
@@ -239,74 +240,75 @@ CASES: list[tuple[Path, tuple[str, ...], float]] = [
 
 
 @pytest.mark.parametrize(("path", "overrides", "gib"), CASES)
-def test_advice_keeps_what_it_promises(path: Path, overrides: tuple[str, ...], gib: float) -> None:
-    """Every change, written on the command line, gives the number that was promised for it."""
-    _, plan, advice = planned(path, *overrides, gib=gib)
+def test_advice_matches_replanned_config(path: Path, overrides: tuple[str, ...], gib: float) -> None:
+    """Each change as a command-line override gives the reported bytes."""
+    _, plan, advice = make_test_plan(path, *overrides, gib=gib)
     assert not plan.fits
-    assert {one.component for one in advice} >= {"learner"}
-    for one in advice:
-        changes = [*one.single_changes, *([one.combined_change] if one.combined_change else [])]
+    assert {component.component for component in advice} >= {"learner"}
+    for component in advice:
+        combined = component.combined_change
+        changes = [*component.single_changes, *([combined] if combined else [])]
         assert changes
         for change in changes:
-            _, after, _ = planned(path, *overrides, *change.settings, gib=gib)
-            over = after.learner_bytes_over if one.component == "learner" else after.engine_bytes_over
+            _, after, _ = make_test_plan(path, *overrides, *change.settings, gib=gib)
+            over = after.learner_bytes_over if component.component == "learner" else after.engine_bytes_over
             assert over == change.bytes_over_after < change.bytes_over_before
-        if one.combined_change:
-            assert one.combined_change.bytes_over_after <= 0
+        if combined:
+            assert combined.bytes_over_after <= 0
 
 
-def test_advice_names_no_needless_change() -> None:
-    _, _, advice = planned(RL, "learner.gradient_checkpointing=false")
+def test_combined_advice_is_minimal() -> None:
+    _, _, advice = make_test_plan(RL, "learner.gradient_checkpointing=false")
     (learner,) = advice
     assert learner.combined_change is not None
-    for left_out in learner.combined_change.settings:
-        rest = [setting for setting in learner.combined_change.settings if setting != left_out]
-        _, after, _ = planned(RL, "learner.gradient_checkpointing=false", *rest)
+    for omitted in learner.combined_change.settings:
+        others = [setting for setting in learner.combined_change.settings if setting != omitted]
+        _, after, _ = make_test_plan(RL, "learner.gradient_checkpointing=false", *others)
         assert after.learner_bytes_over > 0
 
 
-def test_an_engine_that_vllm_would_refuse_is_found_and_helped() -> None:
-    _, plan, advice = planned(RL, gib=22)
+def test_advice_makes_engine_start() -> None:
+    _, plan, advice = make_test_plan(RL, gib=22)
     assert plan.engine is not None
     assert not plan.engine.can_start
-    engine = next(one for one in advice if one.component == "engine")
+    engine = next(component for component in advice if component.component == "engine")
     assert engine.combined_change is not None
-    _, after, _ = planned(RL, *engine.combined_change.settings, gib=22)
+    _, after, _ = make_test_plan(RL, *engine.combined_change.settings, gib=22)
     assert after.engine is not None
     assert after.engine.can_start
 
 
-def test_learner_and_engine_share_a_gpu_with_ipc() -> None:
-    shared = (
+def test_ipc_shares_one_gpu() -> None:
+    overrides = (
         "weights.transport=ipc",
         "learner.world_size=1",
         "learner.zero_stage=2",
         "rollout.num_workers=1",
     )
-    _, plan, _ = planned(RL, *shared, model="model=Qwen2.5-VL-3B")
+    _, plan, _ = make_test_plan(RL, *overrides, model="model=Qwen2.5-VL-3B")
     assert plan.shared_gpu is not None
     assert plan.engine is not None
-    parts = plan.learner.peak_bytes + plan.engine.footprint.peak_bytes
-    assert plan.shared_gpu.peak_bytes == parts
-    assert plan.learner_bytes_over == parts - 80 * GIB
+    peak_bytes = plan.learner.peak_bytes + plan.engine.footprint.peak_bytes
+    assert plan.shared_gpu.peak_bytes == peak_bytes
+    assert plan.learner_bytes_over == peak_bytes - 80 * GIB
 
 
-def test_the_tiny_recipe_is_float32() -> None:
-    _, plan, _ = planned(TINY, model="model=assets/tiny-base")
+def test_tiny_recipe_is_float32() -> None:
+    _, plan, _ = make_test_plan(TINY, model="model=assets/tiny-base")
     assert plan.weight_bytes == 4
     assert plan.fits
     assert any("zero_stage 0" in note for note in plan.notes)
     with pytest.raises(UserError, match="zero_stage"):
-        planned(TINY, "learner.dtype=bfloat16", model="model=assets/tiny-base")
+        make_test_plan(TINY, "learner.dtype=bfloat16", model="model=assets/tiny-base")
 
 
 def test_passes_follow_the_config() -> None:
-    _, plan, _ = planned(RL)
-    # Four minibatches: old log-probs are scored before them; and the reference model scores.
+    _, plan, _ = make_test_plan(RL)
+    # Four mini-batches: a forward pass for old log-probs and one for the reference model.
     assert (plan.passes.updates, plan.passes.forward_only) == (1, 2)
-    _, one, _ = planned(RL, "learner.mini_batch_size=128", "learner.loss.kl_coef=0")
-    assert (one.passes.updates, one.passes.forward_only) == (1, 0)
-    _, engine, _ = planned(RL, "learner.old_logprobs=engine", "learner.epochs=2")
+    _, single, _ = make_test_plan(RL, "learner.mini_batch_size=128", "learner.loss.kl_coef=0")
+    assert (single.passes.updates, single.passes.forward_only) == (1, 0)
+    _, engine, _ = make_test_plan(RL, "learner.old_logprobs=engine", "learner.epochs=2")
     assert (engine.passes.updates, engine.passes.forward_only) == (2, 1)
 
 
@@ -314,75 +316,78 @@ def test_passes_follow_the_config() -> None:
     ("text", "size"),
     [("80GiB", 80 << 30), ("80 GB", 80 * 10**9), ("24576MiB", 24 << 30), ("1.5gib", 3 << 29)],
 )
-def test_memory_is_read_as_people_write_it(text: str, size: int) -> None:
+def test_parse_bytes_accepts_common_units(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "80TiBs", "1.2.3GB", "-4GB", "0GB"])
-def test_what_is_no_memory_is_refused(text: str) -> None:
+def test_parse_bytes_rejects_other_formats(text: str) -> None:
     with pytest.raises(UserError, match="80GiB"):
         parse_bytes(text)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mfu": 0.0}, {"mfu": 1.1}, {"peak_tflops": 0.0}, {"zooms": -1}, {"turn_tokens": 0}]
+    "values", [{"mfu": 0.0}, {"mfu": 1.1}, {"peak_tflops": 0.0}, {"zooms": -1}, {"turn_tokens": 0}]
 )
-def test_what_cannot_be_assumed_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
-        Assumptions(**wrong)
+def test_invalid_assumptions_raise(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(values)).replace("_", "-")):
+        Assumptions(**values)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def run_plan_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["vz-ray", "plan", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main()
-    return int(ended.value.code or 0)
+    return int(exit_info.value.code or 0)
 
 
-def test_the_command_prints_verdicts_and_its_assumptions(
+def test_command_prints_results_and_assumptions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, str(RL), MODEL) == 0
-    said = capsys.readouterr().out
-    for words in (
-        "8,292,166,656 weights",
+    assert run_plan_command(monkeypatch, str(RL), MODEL) == 0
+    output = capsys.readouterr().out
+    for text in (
+        "8,292,166,656 parameters",
         "learner: fits",
         "engine: fits",
         "Assumed, not measured: 0.35 of 989",
     ):
-        assert words in said
-    assert command(monkeypatch, str(RL), MODEL, "--gpu-memory", "22GiB") == 1
-    said = capsys.readouterr().out
-    for words in (
+        assert text in output
+    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-memory", "22GiB") == 1
+    output = capsys.readouterr().out
+    for text in (
         "learner: does not fit",
         "engine: does not start",
-        "What helps the learner",
-        "What helps the engine",
+        "Changes for the learner",
+        "Changes for the engine",
     ):
-        assert words in said
+        assert text in output
 
 
-def test_the_command_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        command(monkeypatch, str(SFT), MODEL, "learner.world_size=2", "--gpu-memory", "24GB", "--json") == 1
+        run_plan_command(
+            monkeypatch, str(SFT), MODEL, "learner.world_size=2", "--gpu-memory", "24GB", "--json"
+        )
+        == 1
     )
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     plan = make_plan(load_plannable_config(SFT, [MODEL, "learner.world_size=2"]), Assumptions(24 * 10**9))
-    assert found["parameters"] == plan.shape.parameters
-    assert found["fits"] is False
-    assert found["memory"][0]["peak"] == plan.learner.peak_bytes
-    assert found["separate"]["executed_flops"] == plan.unpacked_work.executed_flops
-    assert found["advice"][0]["alone"]
+    assert report["parameters"] == plan.shape.parameters
+    assert report["fits"] is False
+    assert report["memory"][0]["peak_bytes"] == plan.learner.peak_bytes
+    assert report["unpacked_work"]["executed_flops"] == plan.unpacked_work.executed_flops
+    assert report["advice"][0]["single_changes"]
 
 
 @pytest.mark.parametrize("arguments", [(MODEL,), (str(RL), str(SFT))])
-def test_the_command_wants_one_file(
+def test_command_requires_one_config_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
-    assert command(monkeypatch, *arguments) == 2
-    assert "config files were given" in capsys.readouterr().err
+    assert run_plan_command(monkeypatch, *arguments) == 2
+    assert "config files" in capsys.readouterr().err
 
 
-def test_a_plan_is_the_same_for_a_config_that_was_copied() -> None:
+def test_plan_of_a_copied_config_is_equal() -> None:
     config = load_config(GrpoRunConfig, RL, [MODEL])
     assert make_plan(config, Assumptions()) == make_plan(replace(config), Assumptions())

@@ -1,4 +1,4 @@
-"""What is trained, counted from shapes, against real policies with adapters."""
+"""Trainable parameter counts against real policies with LoRA adapters."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TEXT = LoraConfig().target_modules
     ],
     ids=["text", "merger", "both", "adapted-merger", "all"],
 )
-def test_elements_are_those_of_a_policy_with_adapters(lora: LoraConfig) -> None:
+def test_counts_match_a_policy_with_adapters(lora: LoraConfig) -> None:
     hf = PolicyModel.from_pretrained(TINY).hf
     shape = ModelShape.from_hf_config(hf.config)
     linear = {name: m for name, m in hf.named_modules() if isinstance(m, nn.Linear)}
-    sides = {name: (m.in_features, m.out_features) for name, m in linear.items()}
-    assert dict(adaptable_layers(shape)) == sides
+    sizes = {name: (m.in_features, m.out_features) for name, m in linear.items()}
+    assert dict(adaptable_layers(shape)) == sizes
     add_adapters(hf, lora, str(TINY), seed=0)
-    learning = {name: p.numel() for name, p in hf.named_parameters() if p.requires_grad}
-    vision = sum(count for name, count in learning.items() if ".visual." in name)
-    found = count_trainable_params(shape, LearnerConfig(lora=lora))
-    assert (found.text, found.vision) == (sum(learning.values()) - vision, vision)
-    assert found.total == sum(p.numel() for p in hf.parameters())
-    assert found.largest_tensor == max(learning.values())
+    trainable = {name: p.numel() for name, p in hf.named_parameters() if p.requires_grad}
+    vision = sum(count for name, count in trainable.items() if ".visual." in name)
+    counts = count_trainable_params(shape, LearnerConfig(lora=lora))
+    assert (counts.text, counts.vision) == (sum(trainable.values()) - vision, vision)
+    assert counts.total == sum(p.numel() for p in hf.parameters())
+    assert counts.largest_tensor == max(trainable.values())

@@ -172,4 +172,4 @@ def test_the_command_line_shows_a_key_once(monkeypatch, capsys, file):
     assert run(monkeypatch, "keys", "revoke", "alice", "--file", str(file)) == 0
     assert ApiKeyStore(file).verify(secret) is None
     assert run(monkeypatch, "keys", "create", "two words", "--file", str(file)) == 2
-    assert "named 'two words'" in capsys.readouterr().err
+    assert "name is 'two words'" in capsys.readouterr().err

@@ -81,12 +81,12 @@ def test_a_question_is_answered_in_the_terminal(url: str, folder: Path):
 
 def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Path):
     other = changed(tmp_path / "other")
-    assert "no previous weights" in vz_ray("roll", "--back", "--at", f"{folder}/logs").stderr
-    rolled = vz_ray("roll", str(other), "--at", f"{folder}/logs")
+    assert "no previous weights" in vz_ray("roll", "--back", "--log-dir", f"{folder}/logs").stderr
+    rolled = vz_ray("roll", str(other), "--log-dir", f"{folder}/logs")
     assert rolled.returncode == 0, rolled.stderr
     assert f"serving version 2: {other}" in rolled.stdout
     assert httpx.get(f"{url}/v1/models").json()["data"][1]["id"] == "zoomer@2"
-    back = vz_ray("roll", "--back", "--at", f"{folder}/logs")
+    back = vz_ray("roll", "--back", "--log-dir", f"{folder}/logs")
     assert "serving version 3" in back.stdout
     assert back.stdout.split(": ")[1].startswith(str(Path("assets/tiny-base").resolve()))
 
@@ -132,7 +132,7 @@ def test_a_port_that_is_taken_is_said_at_once(url: str, folder: Path):
         (["ask", "nothing.mp4", "What?"], "file nothing.mp4 does not exist"),
         (["ask", "What?", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["roll"], "or --back"),
-        (["roll", "assets/tiny-base", "--at", "nowhere"], "start one with `vz-ray serve`"),
+        (["roll", "assets/tiny-base", "--log-dir", "nowhere"], "start one with `vz-ray serve`"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(arguments, said):

@@ -14,8 +14,14 @@ import pytest
 
 from tests.video.sample_videos import random_image
 from vz_ray.video.clip_reader import ClipReader
-from vz_ray.video.errors import FrameMismatchError, NotAVideoError, SourceNotAllowedError, VideoNotFoundError
-from vz_ray.video.frame import FrameSize, ImageRequest, OverviewRequest, VideoError, ZoomRequest
+from vz_ray.video.errors import (
+    FrameMismatchError,
+    NotAVideoError,
+    SourceNotAllowedError,
+    VideoError,
+    VideoNotFoundError,
+)
+from vz_ray.video.frame import FrameSize, ImageRequest, OverviewRequest, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
 from vz_ray.video.image_reader import is_image, read_image, reread_image
 from vz_ray.video.video_file import VideoLocator

@@ -25,9 +25,10 @@ from vz_ray.video.errors import (
     DownloadFailedError,
     NotAVideoError,
     SourceNotAllowedError,
+    VideoError,
     VideoLimitExceededError,
 )
-from vz_ray.video.frame import FrameSize, VideoError, ZoomRequest
+from vz_ray.video.frame import FrameSize, ZoomRequest
 from vz_ray.video.public_network import (
     PublicNetworkBackend,
     is_ip_literal,

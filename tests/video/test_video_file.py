@@ -17,10 +17,10 @@ from vz_ray.video.errors import (
     NotAVideoError,
     SourceNotAllowedError,
     UnsupportedCodecError,
+    VideoError,
     VideoNotFoundError,
     VideoPermissionError,
 )
-from vz_ray.video.frame import VideoError
 from vz_ray.video.video_file import VideoLimits, compute_video_id, open_video
 from vz_ray.video.video_reader import VideoReader
 

@@ -1,9 +1,10 @@
-"""The application: what all commands share, and how errors end."""
+"""The typer application: shared arguments, config resolution, exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import typer
@@ -15,7 +16,7 @@ from vz_ray.utils.interrupt import StopRequested
 C = TypeVar("C")
 
 app = typer.Typer(
-    help="Trains, evaluates and serves a zooming long-video agent.",
+    help="Train, evaluate and serve video agents that zoom.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,8 +24,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: 2 for an error that the user can mend, 130 after a requested stop."""
-    # Where a reward function of the user's own is looked for last; Ray's workers look there too.
+    """Run the command line. Exit code 2: an error that the user can fix; 130: stopped on request."""
+    # User reward functions may live in the working directory; Ray's workers search it too.
     sys.path.append(os.getcwd())
     try:
         app(prog_name="vz-ray")
@@ -53,19 +54,35 @@ ConfigArguments = Annotated[
         metavar="[CONFIG.yaml] [KEY=VALUE]...", help="A config file and overrides.", show_default=False
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and exit.")]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the config file, if any, and the overrides.
+
+    Raises:
+        UserError: There are several config files.
+    """
+    files = [
+        argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument
+    ]
+    if len(files) > 1:
+        raise UserError(
+            f"got {len(files)} config files, {' and '.join(files)}; give one, which may extend another"
+        )
+    return (files[0] if files else None), [argument for argument in arguments if argument not in files]
 
 
 def resolve_config(schema: type[C], arguments: list[str] | None, default: str | None, dry_run: bool) -> C:
-    """The config that a command's arguments ask for; printed, and the command ended, on a dry run."""
+    """Return the config of a command; on a dry run, print it and exit.
+
+    Args:
+        default: Config file if `arguments` has none.
+    """
     from vz_ray.config import load_config, to_yaml
 
-    given = arguments or []
-    files = [argument for argument in given if argument.endswith((".yaml", ".yml")) and "=" not in argument]
-    if len(files) > 1:
-        raise UserError(f"two config files were given, {files[0]} and {files[1]}: one may extend the other")
-    overrides = [argument for argument in given if argument not in files]
-    config = load_config(schema, files[0] if files else default, overrides)
+    file, overrides = split_arguments(arguments or [])
+    config = load_config(schema, file or default, overrides)
     if dry_run:
         print(to_yaml(config), end="")
         raise typer.Exit

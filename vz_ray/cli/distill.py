@@ -1,4 +1,4 @@
-"""Trajectories to learn from, played by an expert."""
+"""`vz-ray distill`: training data from a teacher."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import typer
 from vz_ray.cli.app import ConfigArguments, DryRun, app, resolve_config
 
 distill = typer.Typer(
-    help="Makes trajectories to learn from, with an expert behind an OpenAI-compatible endpoint."
+    help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint."
 )
 app.add_typer(distill, name="distill", no_args_is_help=True, rich_help_panel="Training")
 
 
 @distill.command()
 def exemplar(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
-    """An expert plays tasks; its right episodes become a data set.
+    """Let the teacher solve tasks; its correct episodes become a data set.
 
-    Stop it at any time and run it again: what is played or paid for is not played or paid for again.
+    Ctrl-C stops it. The same command resumes it and repeats no finished episode and no paid request.
 
     Example: vz-ray distill exemplar conf/distill/exemplar.yaml tasks=data/train.json teacher.max_cost_usd=50
     """
@@ -28,7 +28,7 @@ def exemplar(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None
 
 @distill.command()
 def reflect(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
-    """An expert corrects the policy's own wrong episodes that zoomed; those made right become a data set.
+    """Let the teacher correct wrong episodes of the policy; corrected episodes become a data set.
 
     Example: vz-ray distill reflect conf/distill/reflect.yaml episodes=[runs/rl/episodes]
     """

@@ -1,23 +1,22 @@
-"""This machine, and what frames of a video look like to the model."""
+"""`vz-ray doctor`: check this machine."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vz_ray.cli.app import app
-from vz_ray.utils.errors import UserError
 
 
 @app.command(rich_help_panel="On this machine")
 def doctor(
-    runs: Annotated[Path, typer.Option(help="Where runs are written.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of a table.")] = False,
+    runs: Annotated[Path, typer.Option(help="Parent of run directories.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
-    """Checks this machine and environment, and says what to do about each problem."""
+    """Check this machine and its environment, and print a fix for each problem."""
     from vz_ray.jobs.doctor import run_checks
     from vz_ray.monitoring.checks import check_table, failed_checks
 
@@ -31,40 +30,3 @@ def doctor(
 
         Console().print(check_table(checks))
     raise typer.Exit(1 if failed_checks(checks) else 0)
-
-
-@app.command(rich_help_panel="On this machine")
-def clip(
-    video: Annotated[str, typer.Argument(help="A video file or URL.")],
-    segment: Annotated[
-        tuple[float, float] | None, typer.Option(help="Start and end of a zoom, seconds.", show_default=False)
-    ] = None,
-    fps: Annotated[float, typer.Option(help="Frames per second; 2 for a zoom, 0.5 for an overview.")] = 0.0,
-    overview: Annotated[bool, typer.Option("--overview", help="Look at the whole video.")] = False,
-    max_frames: Annotated[int, typer.Option(help="Most frames of an overview.")] = 64,
-    max_pixels: Annotated[int, typer.Option(help="Largest area of a frame.")] = 100_352,
-    out: Annotated[Path | None, typer.Option(help="Directory for the images.", show_default=False)] = None,
-    cache: Annotated[bool, typer.Option(help="Use the frames on disk, and leave these there.")] = True,
-    decoder: Annotated[Literal["pyav", "torchcodec"], typer.Option(help="What decodes.")] = "pyav",
-) -> None:
-    """Shows what the model would see: the frames of a zoom or an overview, as images, with their times.
-
-    Example: vz-ray clip talk.mp4 --segment 12.5 20 --fps 2 --out frames/
-
-    Example: vz-ray clip talk.mp4 --overview
-    """
-    from vz_ray.config.clips import ClipsConfig
-    from vz_ray.decode.clip_preview import preview_clip, print_preview
-    from vz_ray.decode.reader_factory import build_reader
-    from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
-
-    if (segment is None) != overview:
-        raise UserError("give either --segment START END or --overview")
-    request = (
-        OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
-    )
-    size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
-    config = ClipsConfig(decoder=decoder)
-    if not cache:
-        config.disk_cache_gib = 0
-    print_preview(preview_clip(video, request, size, out, build_reader(config)))

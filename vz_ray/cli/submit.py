@@ -1,4 +1,4 @@
-"""Runs as jobs on a cluster."""
+"""`vz-ray submit`: run a command as a Ray job."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import typer
 from vz_ray.cli.app import app
 from vz_ray.utils.errors import UserError
 
-Address = Annotated[str, typer.Option(help="Of the job API, http://HEAD:8265; else RAY_API_SERVER_ADDRESS.")]
-
 
 @app.command(rich_help_panel="On a cluster")
 def submit(
@@ -19,38 +17,43 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="[train|sft|eval|quickstart|ablate] [CONFIG.yaml] [KEY=VALUE]...",
-            help="What is run; `train` if it is left out.",
+            help="Command to run; default `train`.",
             show_default=False,
         ),
     ] = None,
-    address: Address = "",
+    address: Annotated[
+        str, typer.Option(help="Job API, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS.")
+    ] = "",
     check: Annotated[
-        bool, typer.Option("--check", help="Only look whether it would fit on the cluster, and say why not.")
+        bool, typer.Option("--check", help="Only check if the run fits on the cluster.")
     ] = False,
-    attach: Annotated[str, typer.Option(help="Follow a job, by its run's name or its id.")] = "",
-    stop: Annotated[str, typer.Option(help="Stop a job; its checkpoint is written first.")] = "",
-    jobs: Annotated[bool, typer.Option("--jobs", help="List the cluster's jobs.")] = False,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show what it prints.")] = True,
-    working_dir: Annotated[Path, typer.Option(help="What is sent: the files that git knows.")] = Path("."),
+    attach: Annotated[str, typer.Option(help="Follow a job, by run name or job id.")] = "",
+    stop: Annotated[str, typer.Option(help="Stop a job after it has written a checkpoint.")] = "",
+    jobs: Annotated[bool, typer.Option("--jobs", help="List the jobs of the cluster.")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's output.")] = True,
+    working_dir: Annotated[Path, typer.Option(help="Directory to upload: files tracked by git.")] = Path("."),
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Files or directories that stay: docs, '*.mp4'.", show_default=False),
+        typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False),
     ] = None,
-    limit_mib: Annotated[float, typer.Option(help="Most that is sent, MiB.", min=0)] = 100.0,
+    limit_mib: Annotated[float, typer.Option(help="Maximum upload size in MiB.", min=0)] = 100.0,
     env: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE for the job; shown in the dashboard, so no secrets.", show_default=False
+            help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False
         ),
     ] = None,
     grace_s: Annotated[
-        int, typer.Option(help="Seconds that it has for its checkpoint when it is stopped.", min=1)
+        int, typer.Option(help="Seconds for the checkpoint before a stopped job is killed.", min=1)
     ] = 600,
-    any_ray: Annotated[bool, typer.Option("--any-ray", help="Put up with another version of Ray.")] = False,
+    allow_version_mismatch: Annotated[
+        bool, typer.Option("--allow-version-mismatch", help="Accept another Ray version on the cluster.")
+    ] = False,
 ) -> None:
-    """Runs a command as a job on a Ray cluster, follows it, finds it again, stops it.
+    """Run a command as a job on a Ray cluster; follow, list or stop jobs.
 
-    Ctrl-C leaves it running. Submitted again under the same name=, it goes on from its last checkpoint.
+    Ctrl-C leaves the job running. A job that is submitted again under the same name= resumes from its newest
+    checkpoint.
 
     Example: vz-ray submit conf/videozoomer-7b-rl.yaml name=long runs=/runs --address http://127.0.0.1:8265
 
@@ -65,57 +68,27 @@ def submit(
     from vz_ray.jobs.job_lifecycle import find_job
 
     if sum((bool(arguments), bool(attach), bool(stop), jobs)) != 1:
-        raise UserError("give one of: a config to run, --attach NAME, --stop NAME, --jobs")
+        raise UserError("give exactly one of: a command to run, --attach NAME, --stop NAME, --jobs")
     variables = dict(pair.split("=", 1) for pair in env or [] if "=" in pair)
     if len(variables) < len(env or []):
-        raise UserError(f"--env wants NAME=VALUE, and got {', '.join(env or [])}")
-    how = submit.SubmitOptions(
-        address, working_dir, tuple(exclude or ()), limit_mib, variables, grace_s, any_ray, follow
+        raise UserError(f"--env is {', '.join(env or [])}; each value must be NAME=VALUE")
+    options = submit.SubmitOptions(
+        address,
+        working_dir,
+        tuple(exclude or ()),
+        limit_mib,
+        variables,
+        grace_s,
+        allow_version_mismatch,
+        follow,
     )
     if jobs:
-        submit.list_jobs(how)
+        submit.list_jobs(options)
     elif stop:
-        submit.run_stop(stop, how)
+        submit.run_stop(stop, options)
     elif attach:
         client = JobClient(resolve_address(address), allow_version_mismatch=True)
         raise typer.Exit(submit.run_attach(client, find_job(client, attach).id, Console(highlight=False)))
     else:
-        wanted = submit.JobCommand.parse(arguments or [])
-        raise typer.Exit(submit.run_submit(wanted, how, check_only=check))
-
-
-@app.command(rich_help_panel="On a cluster")
-def preflight(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[train|sft|eval|quickstart|ablate] [CONFIG.yaml] [KEY=VALUE]...",
-            help="What would be run; `train` if it is left out.",
-        ),
-    ],
-) -> None:
-    """Looks, on a cluster, whether a run would find room, versions, volumes and keys; in seconds.
-
-    Every run that joins a cluster does this first. From elsewhere: `vz-ray submit --check`.
-
-    Example: vz-ray preflight conf/videozoomer-7b-rl.yaml model=/models/cold-start runs=/runs
-    """
-    from vz_ray.jobs.submit import JobCommand, run_preflight
-
-    raise typer.Exit(run_preflight(JobCommand.parse(arguments).config))
-
-
-@app.command(rich_help_panel="On a cluster")
-def drain(
-    seconds: Annotated[float, typer.Option(help="Until this node is gone.", min=0)] = 110.0,
-    reason: Annotated[str, typer.Option(help="Shown by Ray.")] = "the machine is being reclaimed",
-    address: Annotated[str, typer.Option(help="Of the cluster, HEAD:6379; else that of this machine.")] = "",
-    node: Annotated[str, typer.Option(help="Ray's id of the node; else the one on this machine.")] = "",
-) -> None:
-    """Tells Ray that this node will be gone soon, so that it gets no new work: for a pod's preStop hook.
-
-    Example: vz-ray drain --seconds 110
-    """
-    from vz_ray.jobs.node_drain import drain as drain_node
-
-    drain_node(seconds, reason, address, node)
+        command = submit.JobCommand.parse(arguments or [])
+        raise typer.Exit(submit.run_submit(command, options, check_only=check))

@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from vz_ray.config.derived import FOLLOWS, SOURCE
 from vz_ray.config.validation import InvalidValueError
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.resources import find_resource
 
 C = TypeVar("C")
 EXTENDS = "extends"
@@ -52,7 +53,7 @@ def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequ
 
     Args:
         schema: A dataclass; its `__post_init__` checks values.
-        path: YAML file; optional.
+        path: YAML file; optional. `conf/...` also finds the files that ship with vz_ray.
         overrides: `section.key=value` with a YAML value.
 
     Raises:
@@ -61,7 +62,10 @@ def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequ
     Example:
         load_config(GrpoRunConfig, "conf/laptop.yaml", ["train.max_steps=3"])
     """
-    layers = [*(_file_layers(Path(path), ()) if path is not None else ()), *map(_override_layer, overrides)]
+    layers = [
+        *(_file_layers(find_resource(path), ()) if path is not None else ()),
+        *map(_override_layer, overrides),
+    ]
     config = OmegaConf.structured(schema)
     for layer in layers:
         _check_sections(config, layer.values, layer, "")

@@ -8,9 +8,7 @@ from pathlib import Path
 import yaml
 
 from vz_ray.utils.errors import UserError
-
-_PROJECT_ROOT = Path(__file__).resolve().parents[2]
-"""Directory of the `conf` folder."""
+from vz_ray.utils.resources import find_resource
 
 
 def load_prompt_file(
@@ -19,16 +17,14 @@ def load_prompt_file(
     """Return the path of a prompt file and its texts by key.
 
     Args:
-        path: A relative path is resolved in the working directory, then in the project.
+        path: A relative path is resolved in the working directory, then in the files that ship with vz_ray.
         keys: Required keys.
         optional: Optional keys.
 
     Raises:
         UserError: The file is missing or invalid.
     """
-    path = Path(path)
-    if not path.is_absolute() and not path.exists():
-        path = _PROJECT_ROOT / path
+    path = find_resource(path)
     try:
         texts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.config.timeouts import TimeoutsConfig
 from vz_ray.config.validation import InvalidValueError, check_min, check_not_negative, check_positive
 from vz_ray.config.weights import WeightsConfig
+from vz_ray.utils.resources import find_resource
 
 MUTABLE_ON_RESUME = (
     "learner.world_size",
@@ -117,6 +118,8 @@ class RolloutRunConfig:
     """Logs, metrics, trackers and traces."""
 
     def __post_init__(self) -> None:
+        if self.model:
+            self.model = str(find_resource(self.model))
         set_derived_values(self)
 
     @property

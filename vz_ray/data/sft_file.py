@@ -26,7 +26,8 @@ from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, TokenContext, Trajectory, Turn
 from vz_ray.env.zoom_call import extract_answer, parse_turn
 from vz_ray.utils.errors import UserError
-from vz_ray.video.frame import Frame, FrameRef, FrameSize, OverviewRequest, VideoError
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Frame, FrameRef, FrameSize, OverviewRequest
 
 IMAGE_MARKER = "<image>"
 _MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.utils.errors import UserError
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 from vz_ray.video.video_file import VideoLimits, open_video
 
 MANIFEST = "manifest.json"

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from vz_ray.utils.errors import UserError
 from vz_ray.video.clip_reader import ClipReader, ReaderStats
-from vz_ray.video.frame import Frame, FrameSize, OverviewRequest, VideoError, VideoInfo, ZoomRequest
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import Frame, FrameSize, OverviewRequest, VideoInfo, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
 
 

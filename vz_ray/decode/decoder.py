@@ -23,7 +23,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.video.clip_reader import ReaderStats
-from vz_ray.video.errors import UnexpectedReadError
+from vz_ray.video.errors import UnexpectedReadError, VideoError
 from vz_ray.video.frame import (
     Clip,
     Frame,
@@ -32,7 +32,6 @@ from vz_ray.video.frame import (
     ImageRequest,
     OverviewRequest,
     SelectedFramesRequest,
-    VideoError,
     VideoInfo,
     ZoomRequest,
 )

@@ -50,7 +50,7 @@ class FrameRankerStats:
     Attributes:
         questions: Requests.
         cache_hits: Requests answered from the result cache.
-        embedded_videos: Videos whose features were computed.
+        embedded_videos: Videos with computed features.
         embedded_images: Images encoded.
     """
 

@@ -146,7 +146,7 @@ class RetryPolicy:
         await with_timeout(
             lock.acquire(),
             self._config.queue_timeout_s,
-            target="the retry of other requests whose decoder died",
+            target="the retry of other suspect requests",
             operation=f"before {request.operation}",
         )
         try:

@@ -75,7 +75,7 @@ class DecoderRouter:
         await asyncio.shield(self._sync_task)
 
     def reset_load(self) -> None:
-        """Discard the load of a previous event loop, whose requests never complete."""
+        """Discard the load of a previous event loop; its requests never complete."""
         self.in_flight.clear()
         self._report_task = self._sync_task = None
 

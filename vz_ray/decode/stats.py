@@ -28,7 +28,7 @@ class DecodeClientStats:
         waiting: Requests in the admission queue now.
         retried: Attempts after the first.
         timed_out: Attempts that timed out.
-        lost: Attempts whose decoder died.
+        lost: Attempts that ended with the death of the decoder.
         killed: Stuck decoders that this client killed.
         quarantined: Videos in quarantine.
     """
@@ -54,7 +54,7 @@ class DecodePoolStats:
         unresponsive: Names of decoders that did not reply.
         retried: Attempts of this client after the first.
         timed_out: Attempts of this client that timed out.
-        lost: Attempts of this client whose decoder died.
+        lost: Attempts of this client that ended with the death of the decoder.
         killed: Stuck decoders that this client killed.
         num_decoders: Decoders registered with this client.
         coalesced: Requests of this client that shared the result of an identical one in flight.

@@ -1,4 +1,4 @@
-"""A question about a video."""
+"""Task: a question about one or more videos."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class AnswerType(StrEnum):
     NUMBER = "number"
     """A number or a formula."""
     OPEN_ENDED = "open_ended"
-    """A judge says whether it is right."""
+    """Judged as right or wrong."""
     GRADED = "graded"
-    """A judge says whether it is right, and grades it from 0 to 5 (Video-MMLU)."""
+    """Judged as right or wrong, and graded from 0 to 5 (Video-MMLU)."""
     CAPTION = "caption"
-    """A judge answers questions from it, the task's `checks` (VDC, TempCompass)."""
+    """A judge answers `Task.caption_questions` from the caption (VDC, TempCompass)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubtitleFile:
-    """Where a video's subtitles are.
+    """Subtitle file of a video.
 
     Attributes:
         path: A `.srt` or `.json` file (`vz_ray/video/subtitles.py`).
-        offset_s: What the subtitles' clock shows where the video begins, seconds.
+        offset_s: Subtitle time at the start of the video, seconds.
     """
 
     path: str
@@ -36,9 +36,9 @@ class CaptionQuestion:
     """A question that a good caption answers.
 
     Attributes:
-        question: For whoever reads the caption alone, options included.
-        answer: The truth.
-        answer_type: `GRADED`, or `MULTIPLE_CHOICE` where the question has options.
+        question: Question with its options; the judge sees only the caption.
+        answer: Ground truth.
+        answer_type: `GRADED`, or `MULTIPLE_CHOICE` if the question has options.
     """
 
     question: str
@@ -48,11 +48,11 @@ class CaptionQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ChatHistory:
-    """What a conversation held before its question.
+    """Conversation before the question.
 
     Attributes:
-        system: Instructions of whoever asks, beside the agent's own.
-        turns: `(question, answer)` of earlier rounds, in order.
+        system: System message of the client, in addition to the agent's prompt.
+        turns: `(question, answer)` of earlier turns, in order.
     """
 
     system: str = ""
@@ -61,23 +61,23 @@ class ChatHistory:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question, with all that is needed to play and score it.
+    """One question, with everything needed to run and score its episodes.
 
     Attributes:
         task_id: Unique within its data file.
-        video: Path or URL of the video; empty where a chat is about none.
-        question: The text shown to the model, options included.
-        answer: The ground truth: a letter, a number or a sentence.
-        answer_type: How the answer is scored.
+        video: Path or URL of the video; empty for a chat without video.
+        question: Question shown to the model, with options.
+        answer: Ground truth: a letter, a number or a sentence.
+        answer_type: Selects the scorer.
         source: Name of the data set.
         kind: Kind of question, for tables (needle world: identify, count, ...).
-        evidence_spans: `(start_s, end_s)` of what must be seen to answer, where known.
-        extra: Whatever else the data file said.
-        subtitles: Shown between the frames, where they are to be shown.
-        images: Images that belong to the question, each a video of one frame; shown after the overview.
-        caption_questions: What a caption is asked; for `CAPTION` alone.
-        extra_videos: Further videos that the question is about; zooms say which they mean.
-        chat_history: The conversation that the question goes on with, where there is one.
+        evidence_spans: `(start_s, end_s)` of the evidence for the answer, if known.
+        extra: Other fields of the record.
+        subtitles: Subtitles to show between the frames; optional.
+        images: Image files that belong to the question, shown after the overview.
+        caption_questions: Questions to answer from a caption; for `CAPTION` only.
+        extra_videos: Further videos of the question; a zoom names its video by index.
+        chat_history: Conversation before the question; optional.
     """
 
     task_id: str
@@ -97,5 +97,5 @@ class Task:
 
     @property
     def videos(self) -> tuple[str, ...]:
-        """All of them, in the order in which they are counted."""
+        """All videos, in the order of their indices."""
         return (self.video, *self.extra_videos) if self.video else ()

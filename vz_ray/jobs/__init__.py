@@ -1,12 +1,14 @@
-"""Runs as jobs on a cluster: whether one fits there, and how it is sent, followed and stopped.
+"""Run vz_ray as Ray jobs on a cluster: pre-flight checks, submission, job control.
 
-needs:       what a config asks of a cluster: actors, their resources and groups; pure
-fit:         where they would go, and what keeps the others out; pure
-survey:      what each node says of itself: versions, directories, variables
-autoscaler:  what Ray's autoscaler says cannot be had
-preflight:   all of it, as checks; `vz-ray preflight`
-packing:     the working directory as one file
-client:      Ray's job API, with errors that name the fix
-submission:  a job under a run's name: sent, found again, followed; `vz-ray submit`
-drain:       a node that is about to go gets no new work; `vz-ray drain`
+resource_demands: actors that a config starts, with their resources and node groups; pure
+cluster_fit:      placement of these actors on the nodes; pure
+node_survey:      versions, directories and environment variables of each node
+autoscaler_state: resources that Ray's autoscaler cannot provide
+preflight:        all checks together; `vz-ray preflight`
+working_dir:      working directory of a job as a zip file
+job_client:       client of Ray's job API with timeouts and helpful errors
+job_lifecycle:    jobs under a run's name: submit, find, follow, stop
+submit:           body of `vz-ray submit`
+node_drain:       mark a node as draining; `vz-ray drain`
+doctor:           checks of the local environment; `vz-ray doctor`
 """

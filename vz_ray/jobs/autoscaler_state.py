@@ -1,6 +1,6 @@
-"""What Ray's autoscaler says: whether there is one, and what it can never provide.
+"""State of Ray's autoscaler: whether it is enabled, and which resources it cannot provide.
 
-Ray offers these figures in a message of its own protocol alone.
+Ray exposes this state only in a protobuf message of its control service (GCS).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from vz_ray.jobs.resource_demands import ResourceDemand
 from vz_ray.utils.errors import UserError
 
 REQUEST_TIMEOUT_S = 20.0
-"""How long it is given to say that something cannot be had: it looks every five seconds."""
-_TICK_S = 0.5
-_RPC_S = 10
+"""Maximum wait for the autoscaler to report infeasible resources; it updates its state every 5 s."""
+_POLL_INTERVAL_S = 0.5
+_RPC_TIMEOUT_S = 10
 MAX_ATTEMPTS = 3
-"""How often the control service is asked: a head that is busy may miss one deadline."""
+"""Attempts of a query: a busy head node may miss one timeout."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerState:
-    """The autoscaler's state.
+    """State of the autoscaler.
 
     Attributes:
-        enabled: There is one.
-        infeasible: Bundles that no node type of it has room for.
-        pending_nodes: Nodes that are being started.
-        launch_failures: Why nodes could not be started, newest last.
+        enabled: The cluster has an autoscaler (version 2).
+        infeasible: Resource bundles that fit on no node type.
+        pending_nodes: Number of nodes that are starting.
+        launch_failures: Reasons of failed node launches, newest last.
     """
 
     enabled: bool
@@ -48,80 +48,83 @@ class AutoscalerState:
 
 
 def get_autoscaler_state() -> AutoscalerState:
-    """As of now; blocks for half a minute at most.
+    """Query the current state; blocks for up to 30 s.
 
     Raises:
-        UserError: The control service (GCS) of the cluster did not say, each time that it was asked.
+        UserError: The cluster's control service (GCS) does not respond in any attempt.
     """
     client = global_worker.gcs_client
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             reply = GetClusterStatusReply()
-            reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_S))
+            reply.ParseFromString(client.get_cluster_status(timeout_s=_RPC_TIMEOUT_S))
             return parse_cluster_status(reply)
         except (RayError, RuntimeError, TimeoutError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning(
-                "the cluster's control service at %s was asked for the autoscaler's state and did not say "
-                "within %d s, attempt %d of %d: %s",
-                client.address, _RPC_S, attempt, MAX_ATTEMPTS, why,
+                "No autoscaler state from the control service at %s within %d s, attempt %d of %d: %s",
+                client.address, _RPC_TIMEOUT_S, attempt, MAX_ATTEMPTS, reason,
             )  # fmt: skip
     raise UserError(
-        f"the cluster's control service at {client.address} did not say how its autoscaler is, {MAX_ATTEMPTS} times "
-        f"within {_RPC_S} s each ({why}): see on the head node whether gcs_server runs, and is not short of "
-        "CPU or memory, then try again"
+        f"the control service at {client.address} did not return the autoscaler state in {MAX_ATTEMPTS} attempts "
+        f"of {_RPC_TIMEOUT_S} s ({reason}). Check on the head node that gcs_server is running and has enough CPU "
+        "and memory, then retry"
     )
 
 
 def parse_cluster_status(reply: Any) -> AutoscalerState:
-    """The parts of Ray's message that count here."""
+    """Convert Ray's `GetClusterStatusReply`."""
     state = reply.autoscaling_state
-    gangs = [request for gang in state.infeasible_gang_resource_requests for request in _requests(gang)]
-    refused = [*gangs, *state.infeasible_resource_requests]
+    gang_requests = [
+        request for gang in state.infeasible_gang_resource_requests for request in _gang_requests(gang)
+    ]
+    infeasible = [*gang_requests, *state.infeasible_resource_requests]
+    launching = sum(request.count for request in state.pending_instance_requests)
     return AutoscalerState(
         enabled=state.autoscaler_state_version > 0,
-        infeasible=tuple(dict(request.resources_bundle) for request in refused),
-        pending_nodes=sum(one.count for one in state.pending_instance_requests)
-        + len(state.pending_instances),
-        launch_failures=tuple(one.reason for one in state.failed_instance_requests if one.reason),
+        infeasible=tuple(dict(request.resources_bundle) for request in infeasible),
+        pending_nodes=launching + len(state.pending_instances),
+        launch_failures=tuple(request.reason for request in state.failed_instance_requests if request.reason),
     )
 
 
-def _requests(gang: Any) -> list[Any]:
-    flat = [request for selector in gang.bundle_selectors for request in selector.resource_requests]
-    return flat or list(gang.requests)
+def _gang_requests(gang: Any) -> list[Any]:
+    requests = [request for selector in gang.bundle_selectors for request in selector.resource_requests]
+    return requests or list(gang.requests)
 
 
 async def request_resources(
-    needs: Sequence[ResourceDemand], seconds: float = REQUEST_TIMEOUT_S
+    demands: Sequence[ResourceDemand], timeout_s: float = REQUEST_TIMEOUT_S
 ) -> AutoscalerState:
-    """Asks for room for `needs`, and takes it back: what the autoscaler then says of it.
+    """Request placement groups for `demands`, release them, and return the autoscaler state.
 
-    It starts nodes for what it can provide, as it would for the run. Returns as soon as all have a place
-    or something is called infeasible, and after `seconds` at the latest.
+    The autoscaler starts nodes for them, as it would for the run. Returns when all groups are placed, when
+    a demand is infeasible, or at the timeout.
     """
-    places = [
-        placement_group([need.bundle] * need.min_count, strategy="PACK") for need in needs if need.min_count
+    groups = [
+        placement_group([demand.bundle] * demand.min_count, strategy="PACK")
+        for demand in demands
+        if demand.min_count
     ]
-    until = time.monotonic() + seconds
+    end_time = time.monotonic() + timeout_s
     try:
         while True:
             state = await asyncio.to_thread(get_autoscaler_state)
-            placed = [await asyncio.to_thread(place.wait, 0) for place in places]
-            over = all(placed) or bool(infeasible_demands(needs, state)) or not state.enabled
-            if over or time.monotonic() > until:
+            placed = [await asyncio.to_thread(group.wait, 0) for group in groups]
+            finished = all(placed) or bool(infeasible_demands(demands, state)) or not state.enabled
+            if finished or time.monotonic() > end_time:
                 return state
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
     finally:
-        for place in places:
-            remove_placement_group(place)
+        for group in groups:
+            remove_placement_group(group)
 
 
-def infeasible_demands(needs: Sequence[ResourceDemand], state: AutoscalerState) -> list[ResourceDemand]:
-    """Those that the autoscaler has said it can never provide."""
-    refused = [{name: amount for name, amount in bundle.items() if amount} for bundle in state.infeasible]
-    return [need for need in needs if any(_same(need.bundle, bundle) for bundle in refused)]
+def infeasible_demands(demands: Sequence[ResourceDemand], state: AutoscalerState) -> list[ResourceDemand]:
+    """Return the demands that the autoscaler reports as infeasible."""
+    infeasible = [{name: amount for name, amount in bundle.items() if amount} for bundle in state.infeasible]
+    return [demand for demand in demands if any(_equal(demand.bundle, bundle) for bundle in infeasible)]
 
 
-def _same(bundle: dict[str, float], other: dict[str, float]) -> bool:
+def _equal(bundle: dict[str, float], other: dict[str, float]) -> bool:
     return bundle.keys() == other.keys() and all(abs(bundle[name] - other[name]) < 1e-6 for name in bundle)

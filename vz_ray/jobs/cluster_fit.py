@@ -1,4 +1,4 @@
-"""Where actors would go, and what keeps the others out. Pure."""
+"""Simulated placement of actors on nodes, and the reason if one does not fit. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vz_ray.utils.placement import ResourceAmounts, explain_unschedulable, fits
 
 @dataclass(frozen=True, slots=True)
 class PlacementResult:
-    """How many of a need find a place.
+    """Placement of one demand.
 
     Attributes:
-        demand: What was to be placed.
-        placed: How many were.
-        node_count: On how many nodes.
-        reason: What keeps the next one out; empty if all were placed.
-        feasible: The nodes could hold each of them, if nothing else were there.
+        demand: The actors to place.
+        placed: Number of placed actors.
+        node_count: Number of nodes that they are placed on.
+        reason: Why the next actor does not fit; empty if all are placed.
+        feasible: At least one node could hold an actor if it were free.
     """
 
     demand: ResourceDemand
@@ -33,47 +33,50 @@ class PlacementResult:
 
 
 def place_demands(
-    needs: Sequence[ResourceDemand], nodes: Sequence[ResourceAmounts], free: Sequence[ResourceAmounts]
+    demands: Sequence[ResourceDemand], nodes: Sequence[ResourceAmounts], free: Sequence[ResourceAmounts]
 ) -> list[PlacementResult]:
-    """Places every need in turn on the nodes with the least of what it wants that still hold it.
+    """Place all demands in order, each actor on the fullest node that can hold it.
 
     Args:
-        needs: Those that are hardest to place first.
-        nodes: What each node has.
-        free: What of it is not taken, in the same order.
+        demands: Demands in order of decreasing placement difficulty.
+        nodes: Total resources of each node.
+        free: Free resources of each node, in the same order.
     """
-    left = [dict(node) for node in free]
-    found = []
-    for need in needs:
-        used: set[int] = set()
+    remaining = [dict(node) for node in free]
+    results = []
+    for demand in demands:
+        used_nodes: set[int] = set()
         placed = 0
-        while placed < need.min_count and (index := _best(need, left)) is not None:
-            for name, amount in need.bundle.items():
-                left[index][name] = left[index].get(name, 0.0) - amount
-            used.add(index)
+        while placed < demand.min_count and (index := _fullest_fitting(demand, remaining)) is not None:
+            for name, amount in demand.bundle.items():
+                remaining[index][name] = remaining[index].get(name, 0.0) - amount
+            used_nodes.add(index)
             placed += 1
-        why = "" if placed >= need.min_count else _why(need, nodes, left)
-        ever = any(fits(node, need.bundle) for node in nodes)
-        found.append(PlacementResult(need, placed, len(used), why, ever))
-    return found
+        reason = "" if placed >= demand.min_count else _explain(demand, nodes, remaining)
+        feasible = any(fits(node, demand.bundle) for node in nodes)
+        results.append(PlacementResult(demand, placed, len(used_nodes), reason, feasible))
+    return results
 
 
-def _best(need: ResourceDemand, left: Sequence[ResourceAmounts]) -> int | None:
-    """The fullest node that still holds one: ranks stay close, and large gaps stay whole."""
-    fitting = [index for index, node in enumerate(left) if fits(node, need.bundle)]
+def _fullest_fitting(demand: ResourceDemand, remaining: Sequence[ResourceAmounts]) -> int | None:
+    """Return the fullest node that fits one actor: ranks stay close together, large gaps stay free."""
+    fitting = [index for index, node in enumerate(remaining) if fits(node, demand.bundle)]
     return min(
-        fitting, key=lambda index: (left[index].get("GPU", 0), left[index].get("CPU", 0)), default=None
+        fitting,
+        key=lambda index: (remaining[index].get("GPU", 0), remaining[index].get("CPU", 0)),
+        default=None,
     )
 
 
-def _why(need: ResourceDemand, nodes: Sequence[ResourceAmounts], left: Sequence[ResourceAmounts]) -> str:
-    amounts = {name: amount for name, amount in need.resources.items() if amount}
+def _explain(
+    demand: ResourceDemand, nodes: Sequence[ResourceAmounts], remaining: Sequence[ResourceAmounts]
+) -> str:
     return explain_unschedulable(
-        amounts,
+        {name: amount for name, amount in demand.resources.items() if amount},
         nodes,
-        left,
-        resource_keys=need.resource_keys,
-        count_key=need.count_key,
-        node_group=need.node_group,
-        node_group_key=need.node_group_key,
+        remaining,
+        resource_keys=demand.resource_keys,
+        count_key=demand.count_key,
+        node_group=demand.node_group,
+        node_group_key=demand.node_group_key,
     )

@@ -1,4 +1,4 @@
-"""Ray's job API, with deadlines, and with errors that name the address and the fix."""
+"""Client of Ray's job API, with timeouts, and with errors that name the address and the fix."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ import httpx
 from vz_ray.utils.errors import UserError
 
 QUERY_TIMEOUT_S = 15.0
-"""How long the cluster may take to answer a question."""
+"""Timeout of a query."""
 SUBMIT_TIMEOUT_S = 600.0
-"""How long sending the working directory and starting the job may take."""
+"""Timeout of an upload of the working directory, and of a job start."""
 AGENT_TIMEOUT_S = 60.0
-"""How long a cluster may be without the process that starts jobs."""
+"""Maximum wait for the agent process that starts jobs, on a cluster that is still starting."""
 _NO_AGENT = "No available agent"
-_AGAIN_S = 1.0
+_RETRY_INTERVAL_S = 1.0
 ADDRESS_ENV_VARS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKEN_FILE = Path("~/.ray/auth_token")
-_TOKEN = f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write it to {TOKEN_FILE}"
+_TOKEN_HINT = f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write the token to {TOKEN_FILE}"
 RUN_METADATA_KEY = "vz_ray_run"
-"""Metadata of a job: the name of the run that it is an attempt at."""
+"""Key of the run name in a job's metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """A job as the cluster tells it.
+    """State of a job.
 
     Attributes:
-        id: Of the submission.
-        run: Name of the run that it is an attempt at; empty for jobs of others.
+        id: Submission id.
+        run: Name of the run; empty for jobs of other programs.
         status: `PENDING`, `RUNNING`, `STOPPED`, `SUCCEEDED` or `FAILED`.
-        entrypoint: Its command.
-        message: What the cluster says of its status.
-        exit_code: Of its driver; None while it runs, and where that is not known.
-        started_ms, ended_ms: Since the epoch; 0 if not yet.
+        entrypoint: Command line.
+        message: Message of the cluster about the status.
+        exit_code: Exit code of the driver; None if it is running or the code is unknown.
+        started_ms, ended_ms: Unix time, milliseconds; 0 if not yet started or ended.
     """
 
     id: str
@@ -59,112 +59,115 @@ class JobInfo:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
-def resolve_address(given: str) -> str:
-    """The address of a cluster's job API: what was given, else what Ray's own variables say.
+def resolve_address(address: str) -> str:
+    """Return the address of the job API; an empty `address` uses Ray's environment variables.
 
     Raises:
-        UserError: There is none, or it is not one of HTTP.
+        UserError: No address is set, or it is not an HTTP address.
     """
-    address = given or next((found for name in ADDRESS_ENV_VARS if (found := os.environ.get(name))), "")
+    if not address:
+        address = next((value for name in ADDRESS_ENV_VARS if (value := os.environ.get(name))), "")
     if not address:
         raise UserError(
-            "which cluster? give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS "
+            "no cluster address; give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS "
             "(kubectl port-forward service/NAME-head-svc 8265 makes it http://127.0.0.1:8265)"
         )
     if not address.startswith(("http://", "https://")):
         raise UserError(
-            f"the address {address!r} is not that of a job API: it begins with http:// or https:// and has "
+            f"the address {address!r} is not a job API address; it must begin with http:// or https:// and have "
             "the dashboard's port, 8265"
         )
     return address.rstrip("/")
 
 
 def configure_token_auth() -> None:
-    """Makes Ray send a token where there is one: of `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` or `~/.ray`."""
-    there = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if there or TOKEN_FILE.expanduser().is_file():
+    """Enable Ray's token authentication if a token is set in the environment or in `~/.ray/auth_token`."""
+    has_env_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if has_env_token or TOKEN_FILE.expanduser().is_file():
         os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 class JobClient:
-    """One cluster's jobs.
+    """Client for the jobs of one cluster.
 
     Args:
-        address: See `address_of`.
-        any_ray: Put up with a cluster of another Ray version.
+        address: Address of the job API; see `resolve_address`.
+        allow_version_mismatch: Accept a cluster with another Ray version.
 
     Raises:
-        UserError: Nobody answers there, the token is refused, or the cluster has another Ray.
+        UserError: No job API responds at the address, the token is rejected, or the Ray version differs.
     """
 
     def __init__(self, address: str, *, allow_version_mismatch: bool = False) -> None:
         configure_token_auth()
         self.address = address
-        self.ray_version = self._knock(allow_version_mismatch)
+        self.ray_version = self._check_version(allow_version_mismatch)
         from ray.job_submission import JobSubmissionClient
 
-        for noisy in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
-        self._client: Any = JobSubmissionClient(address, headers=dict(_headers()))
-        self._client._do_request = self._bounded(self._client._do_request)
+        self._client: Any = JobSubmissionClient(address, headers=dict(_extra_headers()))
+        self._client._do_request = self._with_timeouts(self._client._do_request)
 
-    def _knock(self, any_ray: bool) -> str:
-        """Ray's version there; answers in seconds where Ray's own client would wait for minutes."""
+    def _check_version(self, allow_version_mismatch: bool) -> str:
+        """Return the cluster's Ray version. Fails within seconds; Ray's own client would block for minutes."""
         import ray
         from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
         from ray.exceptions import AuthenticationError
 
-        given = _headers()
+        extra_headers = _extra_headers()
         try:
-            headers = {**given, **get_auth_headers_if_auth_enabled(given)}
+            headers = {**extra_headers, **get_auth_headers_if_auth_enabled(extra_headers)}
         except AuthenticationError as error:
-            raise UserError(f"RAY_AUTH_MODE is 'token', and none was found; {_TOKEN}") from error
+            raise UserError(f"RAY_AUTH_MODE is 'token', but there is no token; {_TOKEN_HINT}") from error
         try:
-            answer = httpx.get(f"{self.address}/api/version", headers=headers, timeout=QUERY_TIMEOUT_S)
+            response = httpx.get(f"{self.address}/api/version", headers=headers, timeout=QUERY_TIMEOUT_S)
         except httpx.HTTPError as error:
             raise UserError(
-                f"no job API answers at {self.address} ({error}): is the dashboard's port open, and "
-                "forwarded to this machine? (kubectl port-forward service/NAME-head-svc 8265)"
+                f"no job API responds at {self.address} ({error}); check that the dashboard's port is open and "
+                "forwarded to this machine (kubectl port-forward service/NAME-head-svc 8265)"
             ) from error
-        if answer.status_code in (401, 403):
-            why = (
-                "it wants a token, and none was found" if answer.status_code == 401 else "the token is wrong"
+        if response.status_code in (401, 403):
+            reason = (
+                "a token is required, but there is none"
+                if response.status_code == 401
+                else "the token is wrong"
             )
-            raise UserError(f"{self.address} refuses to answer: {why}; {_TOKEN}")
+            raise UserError(f"{self.address} rejected the request: {reason}; {_TOKEN_HINT}")
         try:
-            version = str(answer.json()["ray_version"])
+            version = str(response.json()["ray_version"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.address} answers with status {answer.status_code}, and not as Ray's job API does"
+                f"{self.address} responded with status {response.status_code}; it is not Ray's job API"
             ) from error
-        if version != ray.__version__ and not any_ray:
+        if version != ray.__version__ and not allow_version_mismatch:
             raise UserError(
-                f"the cluster at {self.address} runs Ray {version}, and this is written for "
-                f"{ray.__version__}: use an image with that version, or --any-ray to try it all the same"
+                f"the cluster at {self.address} runs Ray {version}; vz_ray requires {ray.__version__}. Use an "
+                "image with that version, or give --allow-version-mismatch to ignore the difference"
             )
         return version
 
     @staticmethod
-    def _bounded(request: Any) -> Any:
-        """Ray's requests, which have no deadline of their own."""
+    def _with_timeouts(send_request: Any) -> Any:
+        """Add timeouts to the requests of Ray's client, which has none."""
 
-        def bounded(method: str, endpoint: str, **options: Any) -> Any:
-            seconds = SUBMIT_TIMEOUT_S if method in ("PUT", "POST") else QUERY_TIMEOUT_S
-            return request(method, endpoint, **{"timeout": seconds, **options})
+        def send_with_timeout(method: str, endpoint: str, **options: Any) -> Any:
+            timeout_s = SUBMIT_TIMEOUT_S if method in ("PUT", "POST") else QUERY_TIMEOUT_S
+            return send_request(method, endpoint, **{"timeout": timeout_s, **options})
 
-        return bounded
+        return send_with_timeout
 
     def submit(
         self, id: str, entrypoint: str, *, run: str, working_dir: Path, env_vars: Mapping[str, str]
     ) -> None:
-        """Sends a zip file as the working directory, and starts the job in it.
+        """Upload a zip file as the working directory and start the job.
 
-        A cluster that has just been started may have nobody yet who starts jobs: it is given `AGENT_TIMEOUT_S`.
+        Retries for up to `AGENT_TIMEOUT_S` on a cluster whose job agent is still starting.
         """
-        until = time.monotonic() + AGENT_TIMEOUT_S
-        with self._said("take the job"):
+        end_time = time.monotonic() + AGENT_TIMEOUT_S
+        with self._user_errors("start the job"):
             while True:
                 try:
                     self._client.submit_job(
@@ -175,62 +178,64 @@ class JobClient:
                     )
                     return
                 except RuntimeError as error:
-                    if _NO_AGENT not in str(error) or time.monotonic() > until:
+                    if _NO_AGENT not in str(error) or time.monotonic() > end_time:
                         raise
-                time.sleep(_AGAIN_S)
+                time.sleep(_RETRY_INTERVAL_S)
 
     def list_jobs(self) -> list[JobInfo]:
-        """All jobs that the cluster knows, oldest first."""
-        with self._said("list its jobs"):
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.started_ms)
+        """Return all jobs of the cluster, oldest first."""
+        with self._user_errors("list its jobs"):
+            jobs = [_job_info(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started_ms)
 
     def get_job(self, id: str) -> JobInfo:
-        with self._said(f"tell of the job {id}"):
-            return _job(self._client.get_job_info(id))
+        with self._user_errors(f"return the job {id}"):
+            return _job_info(self._client.get_job_info(id))
 
     def stop(self, id: str) -> bool:
-        """Asks a job to stop; whether it ran. It may take until its grace period is over."""
-        with self._said(f"stop the job {id}"):
+        """Request a job to stop; return True if it was running. The stop may take the whole grace period."""
+        with self._user_errors(f"stop the job {id}"):
             return bool(self._client.stop_job(id))
 
     async def tail_logs(self, id: str) -> AsyncIterator[str]:
-        """What a job prints, from its beginning; ends when the job does, or with the connection."""
+        """Yield the job's output from its beginning, until the job or the connection ends."""
         async for lines in self._client.tail_job_logs(id):
             yield lines
 
     @contextmanager
-    def _said(self, what: str) -> Iterator[None]:
-        """Turns what Ray's client raises into one line."""
+    def _user_errors(self, action: str) -> Iterator[None]:
+        """Convert exceptions of Ray's client to one-line errors."""
         from ray.exceptions import AuthenticationError
 
         try:
             yield
         except AuthenticationError as error:
-            raise UserError(f"{self.address} did not {what}: its token was refused; {_TOKEN}") from error
-        # What lies below Ray's client raises kinds of OSError.
+            raise UserError(
+                f"{self.address} did not {action}: the token was rejected; {_TOKEN_HINT}"
+            ) from error
+        # Network errors of Ray's client are OSErrors.
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise UserError(f"{self.address} did not {what}: {_reason(str(error))}") from error
+            raise UserError(f"{self.address} did not {action}: {_short_reason(str(error))}") from error
 
 
-def _reason(text: str) -> str:
-    """The last line of a traceback that a server sent, else the first of what it said."""
+def _short_reason(text: str) -> str:
+    """Return the last line of a traceback, or the first line of another message."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        return "it gave no reason"
+        return "no reason given"
     return lines[-1].rstrip(".") if "Traceback" in text else lines[0]
 
 
-def _headers() -> dict[str, str]:
-    """As Ray's own command takes them: a JSON object in `RAY_JOB_HEADERS`."""
-    given = os.environ.get("RAY_JOB_HEADERS", "")
+def _extra_headers() -> dict[str, str]:
+    """Return the headers in `RAY_JOB_HEADERS`, a JSON object, as Ray's own command does."""
+    text = os.environ.get("RAY_JOB_HEADERS", "")
     try:
-        return {str(name): str(value) for name, value in json.loads(given).items()} if given else {}
+        return {str(name): str(value) for name, value in json.loads(text).items()} if text else {}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"RAY_JOB_HEADERS is {given!r}; it must be a JSON object of headers") from error
+        raise UserError(f"RAY_JOB_HEADERS is {text!r}; it must be a JSON object of headers") from error
 
 
-def _job(details: Any) -> JobInfo:
+def _job_info(details: Any) -> JobInfo:
     return JobInfo(
         id=details.submission_id,
         run=(details.metadata or {}).get(RUN_METADATA_KEY, ""),

@@ -1,7 +1,7 @@
-"""A run as a job: sent under the run's name, found again by it, followed, stopped.
+"""Jobs under a run's name: submit, find, follow, stop.
 
 run `long`   job `long`      stopped
-             job `long-2`    goes on from the checkpoints of `long`
+             job `long-2`    resumes from the checkpoints of `long`
 """
 
 from __future__ import annotations
@@ -19,29 +19,27 @@ from vz_ray.jobs.job_client import JobClient, JobInfo
 from vz_ray.utils.errors import UserError
 
 STOP_GRACE_ENV_VAR = "RAY_JOB_STOP_WAIT_TIME_S"
-"""Ray's: between asking a job to stop and killing it. It counts where the job's own process is started,
-so that a job may bring it along."""
-_POLL_S = 1.0
-_AGAIN_S = 2.0
-"""Before a connection that broke is opened again."""
-_ASK_S = 30.0
-"""Silence after which a job is asked whether it still runs."""
-_SILENT_S = 300.0
-"""Silence after which the connection is opened anew."""
-_BREAKS = 30
-"""Connections in a row that may break without a word."""
+"""Ray's grace period between the request to stop a job and its kill. Ray reads it from the job's environment."""
+_POLL_INTERVAL_S = 1.0
+_RECONNECT_DELAY_S = 2.0
+_STATUS_CHECK_S = 30.0
+"""Time without output after which the job's status is queried."""
+_RECONNECT_AFTER_S = 300.0
+"""Time without output after which the connection is reopened."""
+_MAX_BROKEN_CONNECTIONS = 30
+"""Maximum number of consecutive broken connections without output."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is to be run.
+    """Job to submit.
 
     Attributes:
-        run: Name of the run; attempts at it are numbered.
-        command: Of `vz-ray`: `train`, `sft`, ...
-        arguments: A config file and overrides.
-        env_vars: Environment of the job and its actors.
-        grace_s: Between asking it to stop and killing it.
+        run: Name of the run; its attempts are numbered.
+        command: Subcommand of `vz-ray`: `train`, `sft`, ...
+        arguments: Config file and overrides.
+        env_vars: Environment variables of the job and its actors.
+        grace_s: Grace period between the request to stop and the kill.
     """
 
     run: str
@@ -53,12 +51,12 @@ class JobSpec:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.run):
             raise UserError(
-                f"name is {self.run!r}; jobs are called by it: use letters, digits, '_', '.' and '-'"
+                f"name is {self.run!r}, which is used as a job id; use letters, digits, '_', '.' and '-'"
             )
 
     @property
     def entrypoint(self) -> str:
-        """The job's command line; it replaces the shell, so that a stop reaches the run itself."""
+        """Command line of the job. `exec` replaces the shell, so a stop signal reaches the run itself."""
         words = ["python", "-m", "vz_ray.cli", self.command, *self.arguments]
         if not any(word.startswith("ray.address=") for word in words):
             words.append("ray.address=auto")
@@ -70,129 +68,128 @@ class JobSpec:
 
 
 def attempts_of_run(jobs: Sequence[JobInfo], run: str) -> list[JobInfo]:
-    """The jobs that were attempts at a run, oldest first."""
+    """Return the jobs of a run, oldest first."""
     return [job for job in jobs if job.run == run]
 
 
 def next_job_id(jobs: Sequence[JobInfo], run: str) -> str:
-    """What the next attempt at a run is called: `run`, `run-2`, `run-3`; ids are never used twice."""
-    taken = {job.id for job in jobs}
-    number, found = 1, run
-    while found in taken:
+    """Return the id of the next attempt: `run`, `run-2`, `run-3`, ...; ids are never reused."""
+    used_ids = {job.id for job in jobs}
+    number, job_id = 1, run
+    while job_id in used_ids:
         number += 1
-        found = f"{run}-{number}"
-    return found
+        job_id = f"{run}-{number}"
+    return job_id
 
 
-def submit_job(client: JobClient, wanted: JobSpec, working_dir: Path) -> tuple[str, bool]:
-    """Starts the next attempt at a run, or finds the one that is under way.
+def submit_job(client: JobClient, spec: JobSpec, working_dir: Path) -> tuple[str, bool]:
+    """Start the next attempt of a run, or return the one that is running.
 
     Returns:
-        The job's id, and whether it was started by this call.
+        The job id, and True if this call started the job.
 
     Raises:
-        UserError: An attempt with another command is under way.
+        UserError: An attempt with another command is running.
     """
     jobs = client.list_jobs()
-    under_way = [job for job in attempts_of_run(jobs, wanted.run) if not job.finished]
-    if under_way:
-        job = under_way[-1]
-        if job.entrypoint != wanted.entrypoint:
+    running = [job for job in attempts_of_run(jobs, spec.run) if not job.finished]
+    if running:
+        job = running[-1]
+        if job.entrypoint != spec.entrypoint:
             raise UserError(
-                f"the run {wanted.run} is under way as job {job.id} with another command ({job.entrypoint}): "
-                f"stop it with `vz-ray submit --stop {wanted.run}`, or choose another name=..."
+                f"run {spec.run} is already running as job {job.id} with another command ({job.entrypoint}); "
+                f"stop it with `vz-ray submit --stop {spec.run}`, or use another name=..."
             )
         return job.id, False
-    id = next_job_id(jobs, wanted.run)
-    client.submit(id, wanted.entrypoint, run=wanted.run, working_dir=working_dir, env_vars=wanted.environment)
-    return id, True
+    job_id = next_job_id(jobs, spec.run)
+    client.submit(job_id, spec.entrypoint, run=spec.run, working_dir=working_dir, env_vars=spec.environment)
+    return job_id, True
 
 
 def find_job(client: JobClient, name: str) -> JobInfo:
-    """The newest attempt at the run of this name, or the job of this id.
+    """Return the newest attempt of a run, or the job with this id.
 
     Raises:
-        UserError: There is none; names those that there are.
+        UserError: There is no such job; the error lists the existing ones.
     """
     jobs = client.list_jobs()
-    found = attempts_of_run(jobs, name)[-1:] or [job for job in jobs if job.id == name]
-    if not found:
+    matches = attempts_of_run(jobs, name)[-1:] or [job for job in jobs if job.id == name]
+    if not matches:
         runs = sorted({job.run or job.id for job in jobs})
         raise UserError(
-            f"{client.address} knows no job or run {name!r}; "
-            + (f"it knows {', '.join(runs)}" if runs else "it has had no job yet")
+            f"{client.address} has no job or run {name!r}; existing: {', '.join(runs) or 'no jobs yet'}"
         )
-    return found[0]
+    return matches[0]
 
 
-async def follow_job(client: JobClient, id: str, show: Callable[[str], None]) -> JobInfo:
-    """Shows what a job prints until it ends, through connections that break or fall silent.
+async def follow_job(client: JobClient, id: str, on_output: Callable[[str], None]) -> JobInfo:
+    """Pass the job's output to `on_output` until the job ends. Reconnects after broken or silent connections.
 
     Raises:
-        UserError: The cluster could not be reached too often in a row.
+        UserError: Too many consecutive connections failed.
     """
-    shown, breaks = 0, 0
+    shown_chars, failures = 0, 0
     while True:
-        at = 0
+        received_chars = 0
         try:
-            async with aclosing(_spoken(client, id)) as spoken:
-                async for lines in spoken:
-                    fresh = lines[max(0, shown - at) :]
-                    at += len(lines)
-                    if fresh:
-                        show(fresh)
-                        shown, breaks = max(shown, at), 0
+            async with aclosing(_stream_output(client, id)) as stream:
+                async for text in stream:
+                    new_text = text[max(0, shown_chars - received_chars) :]
+                    received_chars += len(text)
+                    if new_text:
+                        on_output(new_text)
+                        shown_chars, failures = max(shown_chars, received_chars), 0
             job = await asyncio.to_thread(client.get_job, id)
             if job.finished:
                 return job
-            await asyncio.sleep(_POLL_S)
-        except Exception as error:  # aiohttp's own, Ray's, and those of the sockets below
-            breaks += 1
-            if breaks > _BREAKS:
+            await asyncio.sleep(_POLL_INTERVAL_S)
+        except Exception as error:  # errors of aiohttp, Ray and sockets have no common base class
+            failures += 1
+            if failures > _MAX_BROKEN_CONNECTIONS:
                 raise UserError(
-                    f"{client.address} could not be reached {breaks} times in a row ({error}); the job goes "
-                    f"on: `vz-ray submit --attach {id}` follows it again"
+                    f"no connection to {client.address} in {failures} consecutive attempts ({error}); the job is "
+                    f"still running, follow it with `vz-ray submit --attach {id}`"
                 ) from error
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RECONNECT_DELAY_S)
 
 
-async def _spoken(client: JobClient, id: str) -> AsyncGenerator[str]:
-    """What a job prints; ends with it, and after a long silence, in which the connection may have died."""
+async def _stream_output(client: JobClient, id: str) -> AsyncGenerator[str]:
+    """Yield the job's output until the job ends, or until the connection may be dead."""
     tail = aiter(client.tail_logs(id))
     silent_s = 0.0
-    coming: asyncio.Future[str] = asyncio.ensure_future(anext(tail))
+    next_text: asyncio.Future[str] = asyncio.ensure_future(anext(tail))
     try:
-        while silent_s < _SILENT_S:
-            done, _ = await asyncio.wait({coming}, timeout=_ASK_S)
+        while silent_s < _RECONNECT_AFTER_S:
+            done, _ = await asyncio.wait({next_text}, timeout=_STATUS_CHECK_S)
             if done:
-                yield coming.result()
-                silent_s, coming = 0.0, asyncio.ensure_future(anext(tail))
+                yield next_text.result()
+                silent_s, next_text = 0.0, asyncio.ensure_future(anext(tail))
                 continue
-            silent_s += _ASK_S
+            silent_s += _STATUS_CHECK_S
             if (await asyncio.to_thread(client.get_job, id)).finished:
                 return
     except StopAsyncIteration:
         return
     finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+        next_text.cancel()
+        await asyncio.gather(next_text, return_exceptions=True)
 
 
-def stop_job(client: JobClient, job: JobInfo, seconds: float) -> JobInfo:
-    """Asks a job to stop, and waits until it has.
+def stop_job(client: JobClient, job: JobInfo, timeout_s: float) -> JobInfo:
+    """Stop a job and wait until it has ended.
 
     Raises:
-        UserError: It has not within `seconds`.
+        UserError: The job is still running after `timeout_s`.
     """
     if job.finished:
         return job
     client.stop(job.id)
-    until = time.monotonic() + seconds
+    end_time = time.monotonic() + timeout_s
     while not (job := client.get_job(job.id)).finished:
-        if time.monotonic() > until:
+        if time.monotonic() > end_time:
             raise UserError(
-                f"the job {job.id} was asked to stop and runs on after {seconds:g} s: it writes its "
-                "checkpoint, or hangs; look at its log, or try again"
+                f"job {job.id} is still running {timeout_s:g} s after the request to stop; it is writing its "
+                "checkpoint or hanging. Check its log, or retry"
             )
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_INTERVAL_S)
     return job

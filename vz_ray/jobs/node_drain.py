@@ -1,4 +1,7 @@
-"""A node that is about to go says so, and gets no new work: Ray has no public call for it."""
+"""Drain a node before its termination, so that Ray schedules no new work on it.
+
+Ray has no public API for this; the module calls its control service (GCS).
+"""
 
 from __future__ import annotations
 
@@ -16,43 +19,43 @@ from vz_ray.utils.errors import UserError
 
 
 def drain(seconds: float, reason: str, address: str, node: str) -> None:
-    """Tells the cluster that a node will be gone in `seconds`: it gets no new work.
+    """Mark a node as draining.
 
     Args:
-        seconds: From now.
-        reason: Shown by Ray.
-        address: Of the cluster; empty takes the one that this machine belongs to.
-        node: Ray's id; empty takes the one on this machine.
+        seconds: Time until the node terminates.
+        reason: Message that Ray displays.
+        address: Address of the cluster; empty uses the cluster of this machine.
+        node: Ray's node id; empty uses the node on this machine.
 
     Raises:
-        UserError: There is no Ray here, or it refuses.
+        UserError: This machine runs no Ray node, or Ray rejects the request.
     """
     configure_token_auth()
-    found = address or canonicalize_bootstrap_address("auto")
-    if not found:
-        raise UserError("there is no Ray on this machine: give --address HEAD:6379")
-    client = ray._raylet.GcsClient(address=found)
-    here = node or _own_node(client, found)
-    accepted, refusal = client.drain_node(
-        here,
+    gcs_address = address or canonicalize_bootstrap_address("auto")
+    if not gcs_address:
+        raise UserError("no Ray cluster is running on this machine; give --address HEAD:6379")
+    client = ray._raylet.GcsClient(address=gcs_address)
+    node_id = node or _local_node_id(client, gcs_address)
+    accepted, rejection = client.drain_node(
+        node_id,
         DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
         reason,
         int((time.time() + seconds) * 1000),
     )
     if not accepted:
-        raise UserError(f"Ray does not drain the node {here[:12]}: {refusal}")
-    print(f"node {here[:12]} gets no new work, and is expected to be gone in {seconds:g} s")
+        raise UserError(f"Ray refused to drain node {node_id[:12]}: {rejection}")
+    print(f"draining node {node_id[:12]}: it gets no new work and terminates in {seconds:g} s")
 
 
-def _own_node(client: Any, address: str) -> str:
-    """Ray's id of the node on this machine, by its addresses."""
-    ours = {one.address for found in psutil.net_if_addrs().values() for one in found}
-    ours |= {socket.gethostname()}
+def _local_node_id(client: Any, gcs_address: str) -> str:
+    """Return the id of the Ray node whose address belongs to this machine."""
+    local_addresses = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    local_addresses |= {socket.gethostname()}
     alive = [node for node in client.get_all_node_info(timeout=10).values() if node.state == 0]
-    here = [node for node in alive if node.node_manager_address in ours]
-    if len(here) != 1:
+    local_nodes = [node for node in alive if node.node_manager_address in local_addresses]
+    if len(local_nodes) != 1:
         raise UserError(
-            f"{len(here)} of the {len(alive)} nodes of the cluster at {address} are on this machine: run it "
-            "where one is"
+            f"{len(local_nodes)} of the {len(alive)} nodes of the cluster at {gcs_address} run on this machine; "
+            "run this command on a machine with exactly one node, or give --node"
         )
-    return str(here[0].node_id.hex())
+    return str(local_nodes[0].node_id.hex())

@@ -1,6 +1,6 @@
-"""What each node of a cluster says of itself: versions, directories, variables.
+"""Survey of the cluster nodes: versions, directories, environment variables.
 
-A task on every node, all at once; a node that does not answer in time is named.
+One Ray task per node, all in parallel. A node that does not respond in time is reported by its address.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 NODE_TIMEOUT_S = 60.0
-"""How long a node may take: a process that imports little has to start there."""
+"""Timeout of one node; it includes the start of a worker process."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeQuery:
-    """What nodes are asked.
+    """What a node must check.
 
     Attributes:
-        readable: Files and directories that must be there.
-        writable: Directories in which a file is written, and taken away again.
-        shared_file: A file of the driver's that must be seen, and what is in it.
+        readable: Files and directories that must exist.
+        writable: Directories that must be writable.
+        shared_file: Path and content of a file that the driver wrote and the node must see.
         env_vars: Environment variables that must be set.
     """
 
@@ -43,16 +43,16 @@ class NodeQuery:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node says.
+    """Result of one node.
 
     Attributes:
-        node: Its address.
-        node_groups: It belongs to.
-        fingerprint: Versions by name; see `monitoring.fingerprint`.
-        problems: What is wrong with directories, one sentence each.
-        missing_env_vars: Variables that it lacks.
-        shm_free_bytes: Bytes of shared memory that are free.
-        error: Why it did not answer; empty if it did.
+        node: Address of the node.
+        node_groups: Node groups of the node.
+        fingerprint: Versions by name; see `utils.code_fingerprint`.
+        problems: Problems with directories, one sentence each.
+        missing_env_vars: Required environment variables that are not set.
+        shm_free_bytes: Free shared memory.
+        error: Why the node did not respond; empty if it did.
     """
 
     node: str
@@ -65,88 +65,93 @@ class NodeReport:
 
 
 async def survey_nodes(
-    nodes: Sequence[Mapping[str, Any]], asked: Mapping[str, NodeQuery], groups: Sequence[str]
+    nodes: Sequence[Mapping[str, Any]], queries: Mapping[str, NodeQuery], node_groups: Sequence[str]
 ) -> list[NodeReport]:
-    """Asks nodes of `ray.nodes()`, all at once.
+    """Survey all nodes in parallel.
 
     Args:
-        nodes: Those that are asked.
-        asked: Questions by the group of the node; those under "" are for all.
-        groups: Resources that are names of groups.
+        nodes: Entries of `ray.nodes()`.
+        queries: Query by node group; the key "" applies to all nodes.
+        node_groups: Names of the node groups (Ray resources).
     """
-    return list(await asyncio.gather(*(_ask(node, asked, groups) for node in nodes)))
+    return list(await asyncio.gather(*(_survey_node(node, queries, node_groups) for node in nodes)))
 
 
-async def _ask(node: Mapping[str, Any], asked: Mapping[str, NodeQuery], groups: Sequence[str]) -> NodeReport:
+async def _survey_node(
+    node: Mapping[str, Any], queries: Mapping[str, NodeQuery], node_groups: Sequence[str]
+) -> NodeReport:
     address = str(node["NodeManagerAddress"])
-    of = [group for group in groups if node["Resources"].get(group)]
-    questions = [there for group in ("", *of) if (there := asked.get(group))]
-    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = _answer.options(scheduling_strategy=here).remote(questions)
+    own_groups = [group for group in node_groups if node["Resources"].get(group)]
+    own_queries = [query for group in ("", *own_groups) if (query := queries.get(group))]
+    affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = _run_queries.options(scheduling_strategy=affinity).remote(own_queries)
     try:
-        found = await with_timeout(
-            task, NODE_TIMEOUT_S, target=f"node {address}", operation="a look at its versions and directories"
+        results = await with_timeout(
+            task, NODE_TIMEOUT_S, target=f"node {address}", operation="pre-flight checks of the node"
         )
     except StepTimeout as error:
         ray.cancel(task, force=True)
-        return NodeReport(address, of, error=str(error))
+        return NodeReport(address, own_groups, error=str(error))
     except RayTaskError as error:
-        return NodeReport(address, of, error=f"{type(error.cause).__name__}: {error.cause}")
+        return NodeReport(address, own_groups, error=f"{type(error.cause).__name__}: {error.cause}")
     except RayError as error:
-        return NodeReport(address, of, error=str(error).strip().splitlines()[0])
-    return NodeReport(address, of, *found)
+        return NodeReport(address, own_groups, error=str(error).strip().splitlines()[0])
+    return NodeReport(address, own_groups, *results)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _answer(questions: Sequence[NodeQuery]) -> tuple[dict[str, str], list[str], list[str], int]:
+def _run_queries(queries: Sequence[NodeQuery]) -> tuple[dict[str, str], list[str], list[str], int]:
     from vz_ray.utils.code_fingerprint import code_fingerprint
 
-    troubles = [trouble for one in questions for trouble in check_directories(one)]
-    lacks = [name for one in questions for name in missing_env_vars(one)]
-    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return dict(code_fingerprint()), troubles, lacks, shm
+    problems = [problem for query in queries for problem in check_directories(query)]
+    missing = [name for query in queries for name in missing_env_vars(query)]
+    shm_free_bytes = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    return dict(code_fingerprint()), problems, missing, shm_free_bytes
 
 
-def check_directories(asked: NodeQuery) -> list[str]:
-    """What is wrong with the directories as this process sees them."""
-    found = [f"{path} is not there" for path in asked.readable if not Path(path).exists()]
-    found += [trouble for path in asked.writable if (trouble := write_error(Path(path)))]
-    if asked.shared_file is not None:
-        path, content = asked.shared_file
+def check_directories(query: NodeQuery) -> list[str]:
+    """Return the problems with the directories, as seen by this process."""
+    problems = [f"{path} does not exist" for path in query.readable if not Path(path).exists()]
+    problems += [error for path in query.writable if (error := write_error(Path(path)))]
+    if query.shared_file is not None:
+        path, content = query.shared_file
         try:
-            same = Path(path).read_text() == content
+            matches = Path(path).read_text() == content
         except OSError:
-            same = False
-        if not same:
-            found.append(f"{Path(path).parent} is not the driver's directory: it must be one shared volume")
-    return found
+            matches = False
+        if not matches:
+            problems.append(
+                f"{Path(path).parent} is not the driver's directory; it must be one shared volume"
+            )
+    return problems
 
 
-def missing_env_vars(asked: NodeQuery) -> list[str]:
-    """Variables that this process lacks."""
-    return [name for name in asked.env_vars if not os.environ.get(name)]
+def missing_env_vars(query: NodeQuery) -> list[str]:
+    """Return the required environment variables that are not set in this process."""
+    return [name for name in query.env_vars if not os.environ.get(name)]
 
 
-_TRY_BYTES = 1 << 20
+_TEST_FILE_BYTES = 1 << 20
 
 
 def write_error(directory: Path) -> str:
-    """Why nothing can be written in a directory; empty if it can. It is made if it is not there."""
-    trial = directory / f".vz_ray-{uuid.uuid4().hex}"
+    """Return why `directory` is not writable; empty if it is. A missing directory is created."""
+    test_file = directory / f".vz_ray-{uuid.uuid4().hex}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with open(trial, "wb") as file:
-            file.write(b"\0" * _TRY_BYTES)
+        with open(test_file, "wb") as file:
+            file.write(b"\0" * _TEST_FILE_BYTES)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"nothing can be written to {directory}: {error.strerror or error}"
+        return f"cannot write to {directory}: {error.strerror or error}"
     finally:
-        trial.unlink(missing_ok=True) if _there(trial) else None
+        if _exists(test_file):
+            test_file.unlink(missing_ok=True)
     return ""
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:

@@ -1,11 +1,11 @@
-"""Whether a run fits on the cluster that this process has joined, in seconds rather than by a hang.
+"""Pre-flight checks: report in seconds whether a run can start on the connected cluster.
 
-nodes        are there any, and an autoscaler that brings more
-placement    would every actor find a place: now, with nodes to come, or never
-versions     does every node run this driver's code, Ray and vLLM
-volumes      is the model there, is the run directory one shared volume that can be written
-secrets      are the variables set that hold keys
-memory       does a set of weights fit into the nodes' shared memory
+nodes          nodes of the cluster, and whether an autoscaler adds more
+placement      whether each actor fits: now, on new nodes, or never
+versions       every node runs the driver's versions of the code, Ray and vLLM
+volumes        the model exists; the run directory is one shared, writable volume
+secrets        environment variables with keys are set
+shared memory  two sets of weights fit into /dev/shm of the nodes
 """
 
 from __future__ import annotations
@@ -38,111 +38,109 @@ from vz_ray.utils.code_fingerprint import code_fingerprint
 
 GIB = 1 << 30
 _CHECKPOINT_PARTS = 6
-"""Bytes of a checkpoint for each byte of bfloat16 weights: float32 weights and two moments."""
+"""Checkpoint bytes per byte of bfloat16 weights: float32 weights and two optimizer moments."""
 RAY_WORKING_DIR_NAME = "working_dir_files"
-"""Ray's directory of the working directories of jobs."""
+"""Directory in which Ray unpacks the working directories of jobs."""
 RELEASE_TIMEOUT_S = 20.0
-"""How long a run that has just ended may take to give back what it had."""
-_NAMED = 4
-"""Nodes that one line names."""
+"""Maximum wait for a run that just ended to release its resources."""
+_MAX_LISTED = 4
+"""Maximum number of nodes in one message."""
 
 
 async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> list[CheckResult]:
-    """Everything that can be known before a run starts; needs a `ray.init` before.
+    """Run all checks. Ray must be initialized.
 
     Args:
-        config: Of the run.
-        gpus: Whether engines and ranks get GPUs.
-        gpu_share: What a rank and an engine each have of one.
+        config: Config of the run.
+        gpus: Engines and learner ranks use GPUs.
+        gpu_share: GPU fraction of each learner rank and each engine.
 
     Raises:
-        UserError: The cluster's control service does not answer.
+        UserError: The cluster's control service does not respond.
     """
-    needs = [need for need in resource_demands(config, gpus=gpus, gpu_share=gpu_share) if need.max_count]
+    demands = [
+        demand for demand in resource_demands(config, gpus=gpus, gpu_share=gpu_share) if demand.max_count
+    ]
     state = await asyncio.to_thread(get_autoscaler_state)
     nodes = alive_nodes()
-    checks = [_nodes(nodes, state), *await check_placement(needs, nodes, state)]
-    with _marked(runs_directory(config)) as shared:
-        groups = sorted({need.node_group for need in needs if need.node_group})
-        answers = await survey_nodes(nodes, node_queries(config, needs, shared), groups)
-    checks += [_versions(answers), _volumes(config, answers)]
-    return [*checks, *_secrets(config, answers), *_shared_memory(config, answers)]
+    checks = [_check_nodes(nodes, state), *await check_placement(demands, nodes, state)]
+    with _volume_marker(runs_directory(config)) as shared_file:
+        node_groups = sorted({demand.node_group for demand in demands if demand.node_group})
+        reports = await survey_nodes(nodes, node_queries(config, demands, shared_file), node_groups)
+    checks += [_check_versions(reports), _check_volumes(config, reports)]
+    return [*checks, *_check_secrets(config, reports), *_check_shared_memory(config, reports)]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
-    """Ray's own account of the nodes that are there and stay."""
-    from ray._private.state import state  # Ray offers it nowhere else
+    """Return the entries of `ray.nodes()` for nodes that are alive and not draining."""
+    from ray._private.state import state  # no public API
 
-    leaving = state.get_draining_nodes()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    draining = state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
-def _nodes(nodes: Sequence[Mapping[str, Any]], state: AutoscalerState) -> CheckResult:
+def _check_nodes(nodes: Sequence[Mapping[str, Any]], state: AutoscalerState) -> CheckResult:
     gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
     cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
-    more = "an autoscaler brings more" if state.enabled else "no autoscaler brings more"
-    found = f"{len(nodes)} with {cpus:g} CPU and {gpus:g} GPU in all; {more}"
+    autoscaler = "autoscaler enabled" if state.enabled else "no autoscaler"
+    detail = f"{len(nodes)} with {cpus:g} CPU and {gpus:g} GPU in total; {autoscaler}"
     if state.launch_failures:
         return CheckResult(
-            "nodes", CheckStatus.WARNING, found, f"one could not be started: {state.launch_failures[-1]}"
+            "nodes", CheckStatus.WARNING, detail, f"a node failed to start: {state.launch_failures[-1]}"
         )
-    return CheckResult("nodes", CheckStatus.OK, found)
+    return CheckResult("nodes", CheckStatus.OK, detail)
 
 
 async def check_placement(
-    needs: Sequence[ResourceDemand], nodes: Sequence[Mapping[str, Any]], state: AutoscalerState
+    demands: Sequence[ResourceDemand], nodes: Sequence[Mapping[str, Any]], state: AutoscalerState
 ) -> list[CheckResult]:
-    """A check for each need; the autoscaler is asked where there is one, and something has no place yet."""
-    from ray._private.state import available_resources_per_node  # Ray offers only their sum
+    """Check each demand. If one does not fit, an enabled autoscaler is asked for its resources."""
+    from ray._private.state import available_resources_per_node  # the public API returns only the sum
 
-    until = time.monotonic() + RELEASE_TIMEOUT_S
+    end_time = time.monotonic() + RELEASE_TIMEOUT_S
     while True:
         free = available_resources_per_node()
-        fits = place_demands(
-            needs, [n["Resources"] for n in nodes], [free.get(n["NodeID"], {}) for n in nodes]
+        results = place_demands(
+            demands,
+            [node["Resources"] for node in nodes],
+            [free.get(node["NodeID"], {}) for node in nodes],
         )
-        taken = [found for found in fits if not found.complete and found.feasible]
-        if not taken or state.enabled or time.monotonic() > until:
+        occupied = [result for result in results if not result.complete and result.feasible]
+        if not occupied or state.enabled or time.monotonic() > end_time:
             break
         await asyncio.sleep(1.0)
-    open_ = [found.demand for found in fits if not found.complete]
-    if open_ and state.enabled:
-        state = await request_resources(open_)
-    never = infeasible_demands(open_, state)
-    return [_placed(found, state, infeasible=found.demand in never) for found in fits]
+    unplaced = [result.demand for result in results if not result.complete]
+    if unplaced and state.enabled:
+        state = await request_resources(unplaced)
+    infeasible = infeasible_demands(unplaced, state)
+    return [_placement_check(result, state, infeasible=result.demand in infeasible) for result in results]
 
 
-def _placed(found: PlacementResult, state: AutoscalerState, *, infeasible: bool) -> CheckResult:
-    need = found.demand
-    if found.complete:
-        more = f" (up to {need.max_count})" if need.max_count > need.min_count else ""
-        where = (
-            f" on {found.node_count} nodes"
-            if found.node_count > 1
-            else " on one node"
-            if found.node_count
-            else ""
-        )
-        return CheckResult(need.name, CheckStatus.OK, f"{need}{more}: room{where}")
-    partly = f"{need}: {found.placed} of them find a place"
+def _placement_check(result: PlacementResult, state: AutoscalerState, *, infeasible: bool) -> CheckResult:
+    demand = result.demand
+    if result.complete:
+        maximum = f" (up to {demand.max_count})" if demand.max_count > demand.min_count else ""
+        nodes = {0: "", 1: " on one node"}.get(result.node_count, f" on {result.node_count} nodes")
+        return CheckResult(demand.name, CheckStatus.OK, f"{demand}{maximum}: fits{nodes}")
+    detail = f"{demand}: only {result.placed} fit"
     if infeasible:
-        fix = f"no node type of the autoscaler has room for one; of the nodes there are, {found.reason}"
-        return CheckResult(need.name, CheckStatus.FAILED, partly, fix)
+        fix = f"no node type of the autoscaler can hold one; on the current nodes, {result.reason}"
+        return CheckResult(demand.name, CheckStatus.FAILED, detail, fix)
     if state.enabled:
-        failed = f"; one could not be started: {state.launch_failures[-1]}" if state.launch_failures else ""
-        coming = (
-            f"{state.pending_nodes} nodes are being started"
+        pending = (
+            f"{state.pending_nodes} nodes are starting"
             if state.pending_nodes
-            else "the autoscaler looks for nodes"
+            else "the autoscaler is searching"
         )
-        return CheckResult(need.name, CheckStatus.WARNING, f"{partly}; {coming}{failed}")
-    fix = f"{found.reason} (an autoscaler would be asked if it were Ray's version 2)"
-    return CheckResult(need.name, CheckStatus.FAILED, partly, fix)
+        failures = f"; a node failed to start: {state.launch_failures[-1]}" if state.launch_failures else ""
+        return CheckResult(demand.name, CheckStatus.WARNING, f"{detail}; {pending}{failures}")
+    fix = f"{result.reason} (only an autoscaler of Ray's version 2 is queried)"
+    return CheckResult(demand.name, CheckStatus.FAILED, detail, fix)
 
 
 @contextmanager
-def _marked(folder: Path | None) -> Iterator[tuple[str, str] | None]:
-    """A file in the run directory's volume, by which nodes tell whether they see the same one."""
+def _volume_marker(folder: Path | None) -> Iterator[tuple[str, str] | None]:
+    """Write a file into the run directory's volume; nodes that see its content share the volume."""
     if folder is None or write_error(folder):
         yield None
         return
@@ -157,128 +155,142 @@ def _marked(folder: Path | None) -> Iterator[tuple[str, str] | None]:
 
 
 def runs_directory(config: ClusterConfig) -> Path | None:
-    """Where run directories are made; a server has none."""
+    """Return the parent of the run directories; None for a server."""
     return None if isinstance(config, ServeConfig) else Path(config.runs).absolute()
 
 
 def node_queries(
-    config: ClusterConfig, needs: Sequence[ResourceDemand], shared: tuple[str, str] | None
+    config: ClusterConfig, demands: Sequence[ResourceDemand], shared_file: tuple[str, str] | None
 ) -> dict[str, NodeQuery]:
-    """What nodes are asked, by group: the model of engines and ranks, the run directory of ranks."""
-    # Relative ones are in the working directory, which each node has at a path of its own.
+    """Return the query of each node group.
+
+    Engines and ranks need the model, ranks the run directory, rollout workers the keys.
+    """
     model = [config.model] if config.model else []
-    asked: dict[str, NodeQuery] = {}
-    for need in needs:
-        readable = model if need.name in ("learner ranks", "rollout workers", "agents") else []
-        ranks = need.name == "learner ranks"
-        before = asked.get(need.node_group, NodeQuery())
-        asked[need.node_group] = NodeQuery(
-            readable=sorted({*before.readable, *readable}),
-            writable=[str(Path(shared[0]).parent)] if ranks and shared else before.writable,
-            shared_file=shared if ranks else before.shared_file,
-            env_vars=_variables(config) if need.name == "rollout workers" else before.env_vars,
+    queries: dict[str, NodeQuery] = {}
+    for demand in demands:
+        readable = model if demand.name in ("learner ranks", "rollout workers", "agents") else []
+        is_learner = demand.name == "learner ranks"
+        query = queries.get(demand.node_group, NodeQuery())
+        queries[demand.node_group] = NodeQuery(
+            readable=sorted({*query.readable, *readable}),
+            writable=[str(Path(shared_file[0]).parent)] if is_learner and shared_file else query.writable,
+            shared_file=shared_file if is_learner else query.shared_file,
+            env_vars=_key_env_vars(config) if demand.name == "rollout workers" else query.env_vars,
         )
-    return asked
+    return queries
 
 
-def _variables(config: ClusterConfig) -> list[str]:
-    """Environment variables that hold keys which rollout workers need."""
+def _key_env_vars(config: ClusterConfig) -> list[str]:
+    """Return the environment variables with keys that rollout workers need."""
     if not isinstance(config, RolloutRunConfig):
         return []
     judge = config.reward.judge
     return [judge.api_key_env] if judge.model and judge.api_key_env else []
 
 
-def _versions(answers: Sequence[NodeReport]) -> CheckResult:
-    ours = code_fingerprint()
-    wrong = [f"{one.node} did not answer: {one.error}" for one in answers if one.error]
-    for one in answers:
-        there = one.fingerprint
-        differ = [name for name in ours if name in there and there[name] != ours[name]]
-        if differ:
-            wrong.append(
-                one.node + " has " + " and ".join(f"{n} {there[n]} (here {ours[n]})" for n in differ)
-            )
-    if wrong:
+def _check_versions(reports: Sequence[NodeReport]) -> CheckResult:
+    driver = code_fingerprint()
+    problems = [f"{report.node} did not respond: {report.error}" for report in reports if report.error]
+    for report in reports:
+        node = report.fingerprint
+        differences = [
+            f"{name} {node[name]} (driver {version})"
+            for name, version in driver.items()
+            if name in node and node[name] != version
+        ]
+        if differences:
+            problems.append(f"{report.node} has {' and '.join(differences)}")
+    if problems:
         fix = (
-            "give every node the same image, or send the code along as the working directory of the job, "
-            "as `vz-ray submit` does"
+            "use the same image on every node, or submit the code as the working directory of the job, as "
+            "`vz-ray submit` does"
         )
-        return CheckResult("versions", CheckStatus.FAILED, _listed(wrong), fix)
-    told = ", ".join(f"{name} {version}" for name, version in ours.items())
-    return CheckResult("versions", CheckStatus.OK, f"the same on {len(answers)} nodes: {told}")
+        return CheckResult("versions", CheckStatus.FAILED, _join(problems), fix)
+    versions = ", ".join(f"{name} {version}" for name, version in driver.items())
+    return CheckResult("versions", CheckStatus.OK, f"the same on {len(reports)} nodes: {versions}")
 
 
-def _volumes(config: ClusterConfig, answers: Sequence[NodeReport]) -> CheckResult:
-    wrong = [f"{one.node}: {trouble}" for one in answers for trouble in one.problems]
+def _check_volumes(config: ClusterConfig, reports: Sequence[NodeReport]) -> CheckResult:
+    problems = [f"{report.node}: {problem}" for report in reports for problem in report.problems]
     runs = runs_directory(config)
     if runs is not None and RAY_WORKING_DIR_NAME in runs.parts:
-        fix = "give an absolute path on a volume that outlives the job: runs=/shared/runs"
-        found = f"the run directory is {runs}, in the job's working directory, which ends with it"
-        return CheckResult("volumes", CheckStatus.FAILED, found, fix)
-    if runs is not None and (trouble := write_error(runs)):
-        wrong.insert(0, f"the driver: {trouble}")
-    if runs is not None and not wrong and (short := _too_full(config, runs)):
-        wrong.append(short)
-    if wrong:
+        detail = f"the run directory {runs} is in the job's working directory, which is deleted with the job"
+        fix = "set an absolute path on a volume that outlives the job: runs=/shared/runs"
+        return CheckResult("volumes", CheckStatus.FAILED, detail, fix)
+    if runs is not None and (error := write_error(runs)):
+        problems.insert(0, f"driver: {error}")
+    if runs is not None and not problems and (shortage := _disk_shortage(config, runs)):
+        problems.append(shortage)
+    if problems:
         fix = (
-            "mount the volumes of models and runs on every node at these paths, writable, with room to spare"
+            "mount the volumes of models and runs at these paths on every node, writable and with enough free "
+            "space"
         )
-        return CheckResult("volumes", CheckStatus.FAILED, _listed(wrong), fix)
-    told = [f"runs {runs}"] if runs else []
-    told += [f"model {config.model}"] if config.model else []
-    return CheckResult("volumes", CheckStatus.OK, ", ".join(told) + ": there on every node that needs them")
+        return CheckResult("volumes", CheckStatus.FAILED, _join(problems), fix)
+    volumes = [f"runs {runs}"] if runs else []
+    volumes += [f"model {config.model}"] if config.model else []
+    return CheckResult("volumes", CheckStatus.OK, f"{', '.join(volumes)}: on every node that needs them")
 
 
-def _secrets(config: ClusterConfig, answers: Sequence[NodeReport]) -> list[CheckResult]:
-    wanted = _variables(config)
-    if not wanted:
+def _check_secrets(config: ClusterConfig, reports: Sequence[NodeReport]) -> list[CheckResult]:
+    env_vars = _key_env_vars(config)
+    if not env_vars:
         return []
-    wrong = [
-        f"{one.node} lacks {' and '.join(one.missing_env_vars)}" for one in answers if one.missing_env_vars
+    problems = [
+        f"{report.node} lacks {' and '.join(report.missing_env_vars)}"
+        for report in reports
+        if report.missing_env_vars
     ]
-    if wrong:
-        fix = "set it in the environment of the nodes' processes, from a Secret of the cluster"
-        return [CheckResult("secrets", CheckStatus.FAILED, _listed(wrong), fix)]
-    return [CheckResult("secrets", CheckStatus.OK, f"{', '.join(wanted)}: set where workers are")]
+    if problems:
+        fix = "set it in the environment of the node processes, from a Secret of the cluster"
+        return [CheckResult("secrets", CheckStatus.FAILED, _join(problems), fix)]
+    detail = f"{', '.join(env_vars)}: set on all nodes with rollout workers"
+    return [CheckResult("secrets", CheckStatus.OK, detail)]
 
 
-def _too_full(config: ClusterConfig, runs: Path) -> str:
-    """Whether the checkpoints of a run find room, as far as the size of its model tells."""
+def _disk_shortage(config: ClusterConfig, runs: Path) -> str:
+    """Return an error if the volume is too small for the run's checkpoints, estimated from the model size."""
     if not isinstance(config, GrpoRunConfig | SftRunConfig):
         return ""
-    kept = 1 + (
+    num_checkpoints = 1 + (
         config.train.keep_checkpoints + config.train.keep_best
         if isinstance(config, GrpoRunConfig)
         else config.sft.keep_checkpoints
     )
-    needed, free = checkpoint_bytes(config.model) * _CHECKPOINT_PARTS * kept, shutil.disk_usage(runs).free
+    needed = checkpoint_bytes(config.model) * _CHECKPOINT_PARTS * num_checkpoints
+    free = shutil.disk_usage(runs).free
     if free >= needed:
         return ""
     return (
-        f"{runs} has {free / GIB:.1f} GiB free, and {kept} checkpoints of this model take about "
+        f"{runs} has {free / GIB:.1f} GiB free; {num_checkpoints} checkpoints of this model need about "
         f"{needed / GIB:.1f} GiB"
     )
 
 
-def _shared_memory(config: ClusterConfig, answers: Sequence[NodeReport]) -> list[CheckResult]:
-    """Whether versions of the weights fit into the shared memory of nodes with workers."""
+def _check_shared_memory(config: ClusterConfig, reports: Sequence[NodeReport]) -> list[CheckResult]:
+    """Check that two weight versions fit into the shared memory of the nodes with rollout workers."""
     if not isinstance(config, RolloutRunConfig) or config.weights.shm_dir:
         return []
-    group, needed = config.rollout.node_group, 2 * checkpoint_bytes(config.model)
-    there = [one for one in answers if not one.error and (not group or group in one.node_groups)]
-    small = [
-        f"{one.node} has {one.shm_free_bytes / GIB:.1f} GiB" for one in there if one.shm_free_bytes < needed
+    node_group, needed = config.rollout.node_group, 2 * checkpoint_bytes(config.model)
+    worker_nodes = [
+        report
+        for report in reports
+        if not report.error and (not node_group or node_group in report.node_groups)
     ]
-    if small:
-        found = f"two sets of weights take {needed / GIB:.1f} GiB of /dev/shm; {_listed(small)} free"
-        fix = "mount an emptyDir with medium Memory there (docker run --shm-size), or set weights.shm_dir"
-        return [CheckResult("shared memory", CheckStatus.FAILED, found, fix)]
-    return [
-        CheckResult("shared memory", CheckStatus.OK, f"two sets of weights take {needed / GIB:.2f} GiB of it")
+    too_small = [
+        f"{report.node} has {report.shm_free_bytes / GIB:.1f} GiB"
+        for report in worker_nodes
+        if report.shm_free_bytes < needed
     ]
+    if too_small:
+        detail = f"two sets of weights need {needed / GIB:.1f} GiB of /dev/shm; {_join(too_small)} free"
+        fix = "mount an emptyDir with medium Memory (docker run --shm-size), or set weights.shm_dir"
+        return [CheckResult("shared memory", CheckStatus.FAILED, detail, fix)]
+    detail = f"two sets of weights need {needed / GIB:.2f} GiB"
+    return [CheckResult("shared memory", CheckStatus.OK, detail)]
 
 
-def _listed(found: Sequence[str]) -> str:
-    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return "; ".join(found[:_NAMED]) + more
+def _join(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+    return "; ".join(problems[:_MAX_LISTED]) + more

@@ -1,7 +1,4 @@
-"""What a config asks of a cluster. Pure.
-
-A `ResourceDemand` is a number of actors that are alike, each on one node.
-"""
+"""Actors that a config starts on a cluster, and their resources. Pure."""
 
 from __future__ import annotations
 
@@ -18,23 +15,23 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.utils.placement import ResourceAmounts, node_group_resources
 
 ClusterConfig = RolloutRunConfig | SftRunConfig | DistillRunConfig | ServeConfig
-"""What is run on a cluster."""
+"""Config of any command that runs on a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceDemand:
-    """Actors that are alike.
+    """A number of identical actors, each on one node.
 
     Attributes:
-        name: What they are called, in the plural.
-        resources: What each needs of one node.
-        min_count: How many there must be before anything is done.
-        max_count: How many there may be.
-        node_group: Of the nodes that they must come to; empty allows all.
-        gang: All of them are placed, or none.
-        resource_keys: The settings that say how much of each resource one needs.
-        count_key: The settings that say how many there are.
-        node_group_key: The setting that names the group.
+        name: Display name, plural.
+        resources: Resources of one actor.
+        min_count: Number of actors that must start before the run begins.
+        max_count: Maximum number of actors.
+        node_group: Required node group; empty allows all nodes.
+        gang: Either all actors are placed or none.
+        resource_keys: Config key of each resource amount.
+        count_key: Config key of the number of actors.
+        node_group_key: Config key of the node group.
     """
 
     name: str
@@ -49,24 +46,23 @@ class ResourceDemand:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one of them asks of Ray."""
-        return {name: amount for name, amount in self.resources.items() if amount} | node_group_resources(
-            self.node_group
-        )
+        """Resources that one actor requests from Ray, including its node group."""
+        amounts = {name: amount for name, amount in self.resources.items() if amount}
+        return amounts | node_group_resources(self.node_group)
 
     def __str__(self) -> str:
-        much = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
-        where = f", in the group {self.node_group}" if self.node_group else ""
-        return f"{self.min_count}, {much or 'nothing reserved'} each{where}"
+        amounts = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items() if amount)
+        node_group = f", node group {self.node_group}" if self.node_group else ""
+        return f"{self.min_count}, {amounts or 'no resources'} each{node_group}"
 
 
 def resource_demands(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> list[ResourceDemand]:
-    """Everything that a run of `config` places, those that are hardest to place first.
+    """Return the actors of a run, in order of decreasing placement difficulty.
 
     Args:
-        config: Of the run.
-        gpus: Whether engines and ranks get GPUs.
-        gpu_share: What a rank and an engine each have of one.
+        config: Config of the run.
+        gpus: Engines and learner ranks use GPUs.
+        gpu_share: GPU fraction of each learner rank and each engine; below 1 if they share GPUs.
     """
     if isinstance(config, ServeConfig):
         return [_agents(config, gpus), _decoders(config.clips, replicas=config.min_replicas)]
@@ -128,10 +124,10 @@ def _agents(config: ServeConfig, gpus: bool) -> ResourceDemand:
         config.node_group,
         resource_keys={"CPU": "cpus_per_replica", "GPU": "engine.tensor_parallel_size"},
         count_key="min_replicas",
-        node_group_key="group",
+        node_group_key="node_group",
     )
 
 
 def checkpoint_bytes(model: str) -> int:
-    """Size of a checkpoint's weights; 0 where there are none."""
+    """Return the size of a checkpoint's weights; 0 if there are none."""
     return sum(path.stat().st_size for path in Path(model).glob("*.safetensors")) if model else 0

@@ -1,8 +1,4 @@
-"""`vz-ray submit` and `preflight`: a run on a cluster.
-
-submit:     checked here, packed, sent to Ray's job API, followed
-preflight:  on the cluster itself: would the run find room, are versions and volumes right
-"""
+"""Body of `vz-ray submit`: validate a run, upload the working directory, start, follow and stop its job."""
 
 from __future__ import annotations
 
@@ -23,20 +19,20 @@ from vz_ray.jobs.job_client import JobClient, JobInfo, resolve_address
 from vz_ray.jobs.job_lifecycle import JobSpec, find_job, follow_job, stop_job, submit_job
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.jobs.working_dir import MIB, package_working_dir
-from vz_ray.monitoring.checks import CheckResult, check_table, failed_checks
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 
 CHECK_SUFFIX = "check"
-"""Jobs that only look are called by the run's name and this."""
+"""Suffix of the run name for jobs that only run the pre-flight checks."""
 _STOP_SLACK_S = 60.0
+"""Added to the grace period when waiting for a job to stop."""
 
 
 def config_class(command: str) -> type[Any]:
-    """The config of a command that can be a job.
+    """Return the config class of a command.
 
     Raises:
-        UserError: It cannot.
+        UserError: The command cannot run as a job.
     """
     if command == "train":
         from vz_ray.config.run import GrpoRunConfig
@@ -58,7 +54,7 @@ def config_class(command: str) -> type[Any]:
         from vz_ray.config.ablation import AblationConfig
 
         return AblationConfig
-    raise UserError(f"{command!r} is no job; it is one of {', '.join(COMMANDS)}")
+    raise UserError(f"{command!r} cannot run as a job; use one of {', '.join(COMMANDS)}")
 
 
 COMMANDS = ("train", "sft", "eval", "quickstart", "ablate")
@@ -67,12 +63,12 @@ DEFAULT_CONFIGS = {"quickstart": "conf/quickstart.yaml", "ablate": "conf/ablatio
 
 @dataclass(frozen=True, slots=True)
 class JobCommand:
-    """A command and its arguments, read.
+    """A parsed command line.
 
     Attributes:
         command: One of `COMMANDS`.
-        arguments: A config file and overrides, as given.
-        config: What they say.
+        arguments: Config file and overrides, unchanged.
+        config: The loaded config.
     """
 
     command: str
@@ -80,39 +76,39 @@ class JobCommand:
     config: ClusterConfig
 
     @classmethod
-    def parse(cls, given: Sequence[str]) -> JobCommand:
-        """From `[train] conf/x.yaml key=value ...`; the command is `train` if it is left out.
+    def parse(cls, words: Sequence[str]) -> JobCommand:
+        """Parse `[train] conf/x.yaml key=value ...`; the default command is `train`.
 
         Raises:
-            UserError: A wrong key or value, or no such command.
+            UserError: The command, a key or a value is invalid.
         """
-        first = given[0] if given else ""
-        named = bool(first) and "=" not in first and not first.endswith((".yaml", ".yml"))
-        command, arguments = (first, list(given[1:])) if named else ("train", list(given))
+        first = words[0] if words else ""
+        has_command = bool(first) and "=" not in first and not first.endswith((".yaml", ".yml"))
+        command, arguments = (first, list(words[1:])) if has_command else ("train", list(words))
         schema = config_class(command)
-        files = [one for one in arguments if one.endswith((".yaml", ".yml")) and "=" not in one]
+        files = [word for word in arguments if word.endswith((".yaml", ".yml")) and "=" not in word]
         if len(files) > 1:
             raise UserError(
-                f"two config files were given, {files[0]} and {files[1]}: one may extend the other"
+                f"two config files are given, {files[0]} and {files[1]}; use one, which may extend another"
             )
-        overrides = [one for one in arguments if one not in files]
+        overrides = [word for word in arguments if word not in files]
         config = load_config(schema, files[0] if files else DEFAULT_CONFIGS.get(command), overrides)
         return cls(command, arguments, config)
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """How a job is sent.
+    """Options of a submission.
 
     Attributes:
-        address: Of the job API; empty takes Ray's variables.
-        working_dir: What goes along.
-        exclude: Patterns of what stays.
-        limit_mib: Most that may go along.
-        env_vars: Environment of the job, `NAME=VALUE`.
-        grace_s: Between asking it to stop and killing it.
-        allow_version_mismatch: Put up with another Ray version.
-        follow: Show what it prints until it ends.
+        address: Address of the job API; empty uses Ray's environment variables.
+        working_dir: Directory to upload.
+        exclude: Patterns of files to exclude.
+        limit_mib: Maximum size of the upload.
+        env_vars: Environment variables of the job.
+        grace_s: Grace period between the request to stop and the kill.
+        allow_version_mismatch: Accept a cluster with another Ray version.
+        follow: Print the job's output until it ends.
     """
 
     address: str = ""
@@ -125,113 +121,101 @@ class SubmitOptions:
     follow: bool = True
 
 
-def run_submit(wanted: JobCommand, how: SubmitOptions, *, check_only: bool) -> int:
-    """Sends a run to a cluster, and follows it; with `check_only`, a job that looks whether it would fit.
+def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool) -> int:
+    """Submit a run to a cluster and follow it. `check_only` submits only its pre-flight checks.
 
     Returns:
-        The exit status: the job's own, 0 where it is not followed.
+        Exit status of the job; 0 if it is not followed.
 
     Raises:
-        UserError: Something is wrong that can be known here, or the cluster refuses.
+        UserError: The config is invalid for a job, or the cluster rejects the job.
     """
-    runs = getattr(wanted.config, "runs", "")
+    runs = getattr(command.config, "runs", "")
     if not Path(runs).is_absolute():
         raise UserError(
-            f"runs is {runs!r}, which would be in the job's own directory and go with it: give an absolute "
-            "path on a volume that every node of the cluster sees, runs=/shared/runs"
+            f"runs is {runs!r}, a relative path in the job's working directory, which is deleted with the job; "
+            "set an absolute path on a volume of all nodes: runs=/shared/runs"
         )
     console = Console(highlight=False)
-    package = package_working_dir(how.working_dir, exclude=how.exclude, limit_mib=how.limit_mib)
-    client = JobClient(resolve_address(how.address), allow_version_mismatch=how.allow_version_mismatch)
-    console.print(f"cluster  {client.address}, Ray {client.ray_version}")
-    console.print(
-        f"sending  {len(package.files)} files, {package.total_bytes / MIB:.1f} MiB, from {package.root.resolve()}"
+    package = package_working_dir(options.working_dir, exclude=options.exclude, limit_mib=options.limit_mib)
+    client = JobClient(
+        resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch
     )
-    command = ["preflight", wanted.command] if check_only else [wanted.command]
-    name = f"{wanted.config.name}-{CHECK_SUFFIX}" if check_only else str(wanted.config.name)
-    job = JobSpec(name, command[0], [*command[1:], *wanted.arguments], how.env_vars, how.grace_s)
+    console.print(f"cluster  {client.address}, Ray {client.ray_version}")
+    size_mib = package.total_bytes / MIB
+    console.print(f"upload   {len(package.files)} files, {size_mib:.1f} MiB, from {package.root.resolve()}")
+    words = ["preflight", command.command] if check_only else [command.command]
+    name = f"{command.config.name}-{CHECK_SUFFIX}" if check_only else str(command.config.name)
+    spec = JobSpec(name, words[0], [*words[1:], *command.arguments], options.env_vars, options.grace_s)
     with tempfile.TemporaryDirectory() as folder:
-        packed = Path(folder) / "working_dir.zip"
-        package.write(packed)
-        id, new = submit_job(client, job, packed)
-    console.print(f"job      {id} {'is started' if new else 'is under way already'}: {job.entrypoint}")
-    if not how.follow and not check_only:
-        console.print(f"         `vz-ray submit --attach {id}` follows it, `--stop {id}` stops it")
+        archive = Path(folder) / "working_dir.zip"
+        package.write(archive)
+        job_id, is_new = submit_job(client, spec, archive)
+    console.print(f"job      {job_id} {'started' if is_new else 'is already running'}: {spec.entrypoint}")
+    if not options.follow and not check_only:
+        console.print(
+            f"         follow it with `vz-ray submit --attach {job_id}`, stop it with `--stop {job_id}`"
+        )
         return 0
-    return run_attach(client, id, console)
+    return run_attach(client, job_id, console)
 
 
 def run_attach(client: JobClient, id: str, console: Console) -> int:
-    """Follows a job to its end; Ctrl-C leaves it running."""
+    """Print a job's output until it ends. Ctrl-C leaves the job running.
 
-    def show(text: str) -> None:
+    Returns:
+        Exit status of the job.
+    """
+
+    def print_output(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     try:
-        job = asyncio.run(follow_job(client, id, show))
+        job = asyncio.run(follow_job(client, id, print_output))
     except KeyboardInterrupt:
         console.print(
-            f"\nthe job {id} goes on: `vz-ray submit --attach {id}` follows it again, `--stop {id}` stops it"
+            f"\njob {id} is still running: follow it with `vz-ray submit --attach {id}`, stop it with "
+            f"`--stop {id}`"
         )
         return 0
-    console.print(f"job      {job.id} {_fate(job)}")
+    console.print(f"job      {job.id} {_describe_outcome(job)}")
     if job.status == "SUCCEEDED":
         return 0
     return 130 if job.status == "STOPPED" else job.exit_code or 1
 
 
-def _fate(job: JobInfo) -> str:
-    took = f" after {format_duration((job.ended_ms - job.started_ms) / 1000)}" if job.ended_ms else ""
+def _describe_outcome(job: JobInfo) -> str:
+    duration = f" after {format_duration((job.ended_ms - job.started_ms) / 1000)}" if job.ended_ms else ""
     if job.status == "FAILED" and job.exit_code is None:
-        return f"has failed{took}: {(job.message.strip() or 'no reason is known').splitlines()[0]}"
-    words = {"SUCCEEDED": "is done", "STOPPED": "was stopped", "FAILED": f"ended with status {job.exit_code}"}
-    return words.get(job.status, job.status.lower()) + took
+        return f"failed{duration}: {(job.message.strip() or 'no reason given').splitlines()[0]}"
+    outcomes = {"SUCCEEDED": "succeeded", "STOPPED": "stopped", "FAILED": f"exited with {job.exit_code}"}
+    return outcomes.get(job.status, job.status.lower()) + duration
 
 
-def run_stop(name: str, how: SubmitOptions) -> None:
-    """Stops a job, by its id or its run's name; its checkpoint is written before this returns."""
-    client = JobClient(resolve_address(how.address), allow_version_mismatch=True)
+def run_stop(name: str, options: SubmitOptions) -> None:
+    """Stop a job, given its id or its run's name. Returns after the job has written its checkpoint."""
+    client = JobClient(resolve_address(options.address), allow_version_mismatch=True)
     job = find_job(client, name)
     if job.finished:
-        print(f"the job {job.id} {_fate(job)} before")
+        print(f"job {job.id} has already ended: {_describe_outcome(job)}")
         return
-    print(f"asking {job.id} to stop; it has {how.grace_s} s for its checkpoint")
-    print(f"the job {job.id} {_fate(stop_job(client, job, how.grace_s + _STOP_SLACK_S))}")
+    print(f"stopping job {job.id}; it has {options.grace_s} s to write its checkpoint")
+    job = stop_job(client, job, options.grace_s + _STOP_SLACK_S)
+    print(f"job {job.id} {_describe_outcome(job)}")
 
 
-def list_jobs(how: SubmitOptions) -> None:
-    """Prints the jobs of a cluster."""
-    client = JobClient(resolve_address(how.address), allow_version_mismatch=True)
-    drawn = Table(box=None, pad_edge=False)
-    for heading in ("job", "run", "status", "began", "took"):
-        drawn.add_column(heading)
+def list_jobs(options: SubmitOptions) -> None:
+    """Print a table of the cluster's jobs."""
+    client = JobClient(resolve_address(options.address), allow_version_mismatch=True)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("job", "run", "status", "started", "duration"):
+        table.add_column(heading)
     for job in client.list_jobs():
-        began = (
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_ms / 1000)) if job.started_ms else ""
-        )
-        end = job.ended_ms / 1000 if job.ended_ms else time.time()
-        took = format_duration(end - job.started_ms / 1000) if job.started_ms else ""
-        drawn.add_row(job.id, job.run, job.status.lower(), began, took)
-    Console().print(drawn)
-
-
-def run_preflight(config: ClusterConfig) -> int:
-    """Looks whether a run would fit on the cluster that this machine belongs to; prints what was found.
-
-    Returns:
-        1 if something would keep it from running, else 0.
-    """
-    checks = asyncio.run(_preflight(config))
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    console.print(check_table(checks))
-    return 1 if failed_checks(checks) else 0
-
-
-async def _preflight(config: ClusterConfig) -> list[CheckResult]:
-    from vz_ray.runtime import runtime
-
-    async with runtime.ray_cluster(config.ray):
-        return await runtime.preflight_checks(config)
+        started = duration = ""
+        if job.started_ms:
+            started = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_ms / 1000))
+            end_s = job.ended_ms / 1000 if job.ended_ms else time.time()
+            duration = format_duration(end_s - job.started_ms / 1000)
+        table.add_row(job.id, job.run, job.status.lower(), started, duration)
+    Console().print(table)

@@ -27,7 +27,7 @@ from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
 from vz_ray.utils.stack_dump import install_stack_dumper
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 from vz_ray.weight_sync import WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (

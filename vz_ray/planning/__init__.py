@@ -1,9 +1,8 @@
-"""What a run will take, before it takes it: tokens, arithmetic, memory of each GPU.
+"""Planning: tokens, FLOPs and GPU memory of a run before it starts.
 
-In: a config, the model's shape, the memory of a GPU. Out: budgets, floating point operations, what
-every learner rank and engine holds, whether that fits, and what to change if it does not.
-
-It must not know torch, Ray, vLLM or DeepSpeed: what they allocate is written down here as formulas.
+Input: a config, the shape of the model, the memory of a GPU. Output: token budgets, FLOPs, memory of each
+learner rank and engine, whether they fit, and config changes if they do not. Must not import torch, Ray,
+vLLM or DeepSpeed; formulas describe their allocations.
 """
 
 from vz_ray.planning.model_flops import head_flops, packed_pairs, text_flops, vision_flops

@@ -1,8 +1,9 @@
-"""Bytes that a forward pass keeps for its backward pass, and what that works with besides.
+"""Bytes that a forward pass saves for its backward pass, and their workspaces.
 
-Counted operation by operation in HF's Qwen2.5-VL as it runs here: attention that keeps its output and
-one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms that compute in
-float32 and keep that copy, an MLP that keeps four intermediates, log-probs by `vz_ray.learner.logprobs`.
+Counted operation by operation for HF's Qwen2.5-VL with the learner's settings: attention that saves its
+output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
+that compute in float32 and save that copy, an MLP that saves four intermediates, and log-probs by
+`vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
 """
 
 from __future__ import annotations
@@ -16,131 +17,127 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class AttentionMemory:
-    """How the learner's packed attention is computed.
+    """Implementation of the learner's packed attention.
 
     Attributes:
-        fused: By FlashAttention, on GPUs in half precision. Elsewhere keys and values are repeated for
-            every query head.
-        gathered_keys: Keys gathered for FlashAttention per token: each branch has its prefix's keys before its own.
+        fused: Whether FlashAttention is used (GPUs, half precision). Otherwise keys and values are repeated
+            for every query head.
+        gathered_keys: Keys per token that FlashAttention gathers; each branch repeats its prefix's keys.
     """
 
     fused: bool = True
     gathered_keys: float = 1.0
 
-    def saved_bytes(self, text: TextShape, width: int) -> int:
-        """Bytes per token and layer: queries, keys and values, log-sum-exps, and the output, which is the
-        next projection's input, too."""
+    def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
+        """Return bytes per token and layer: queries, keys, values, log-sum-exps and the output."""
         keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.hidden
-        return width * (2 * text.hidden + 2 * keys) + FP32_BYTES * text.heads
+        return dtype_bytes * (2 * text.hidden + 2 * keys) + FP32_BYTES * text.heads
 
 
 FUSED_ATTENTION = AttentionMemory()
 
 
-def text_layer_bytes(text: TextShape, width: int, attention: AttentionMemory = FUSED_ATTENTION) -> int:
-    """Bytes that one decoder layer keeps per token.
+def text_layer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION) -> int:
+    """Return the saved bytes per token of one decoder layer."""
+    norms = 2 * _norm(text.hidden, dtype_bytes)
+    return norms + attention.saved_bytes(text, dtype_bytes) + 4 * dtype_bytes * text.intermediate
 
-    Args:
-        text: The language model.
-        width: Bytes of a number: 2 in bfloat16, 4 in float32.
+
+def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
+    """Return the saved bytes per patch of one vision block.
+
+    The values are a view of the fused qkv product, so the whole product stays in memory.
     """
-    norms = 2 * _norm(text.hidden, width)
-    return norms + attention.saved_bytes(text, width) + 4 * width * text.intermediate
+    norms = 2 * _norm(vision.hidden, dtype_bytes)
+    attention = 6 * dtype_bytes * vision.hidden + FP32_BYTES * vision.heads
+    return norms + attention + 4 * dtype_bytes * vision.intermediate
 
 
-def vision_block_bytes(vision: VisionShape, width: int) -> int:
-    """Bytes that one block of the tower keeps per patch.
-
-    The values are a view of the product that queries and keys came from, too, so that all of it stays.
-    """
-    norms = 2 * _norm(vision.hidden, width)
-    attention = 6 * width * vision.hidden + FP32_BYTES * vision.heads
-    return norms + attention + 4 * width * vision.intermediate
-
-
-def _norm(hidden: int, width: int) -> int:
-    """The input as float32, its normalised self, and the scaled output that the next product keeps."""
-    return (FP32_BYTES + 2 * width) * hidden
+def _norm(hidden: int, dtype_bytes: int) -> int:
+    """Return the bytes of a norm: its input in float32, the normalized input, and the scaled output."""
+    return (FP32_BYTES + 2 * dtype_bytes) * hidden
 
 
 def text_saved_bytes(
     text: TextShape,
-    width: int,
+    dtype_bytes: int,
     tokens: int,
     *,
     checkpointing: bool,
     attention: AttentionMemory = FUSED_ATTENTION,
 ) -> int:
-    """Bytes of all layers and the last norm; with `checkpointing` each layer's input alone."""
-    layer = width * text.hidden if checkpointing else text_layer_bytes(text, width, attention)
-    rotary = 2 * width * text.head_dim
-    return tokens * (text.layers * layer + rotary + (FP32_BYTES + width) * text.hidden)
+    """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs."""
+    layer = dtype_bytes * text.hidden if checkpointing else text_layer_bytes(text, dtype_bytes, attention)
+    rotary = 2 * dtype_bytes * text.head_dim
+    return tokens * (text.layers * layer + rotary + (FP32_BYTES + dtype_bytes) * text.hidden)
 
 
-def vision_saved_bytes(vision: VisionShape, width: int, patches: int, *, checkpointing: bool) -> int:
-    """Bytes of all blocks, the patch projection and the merger."""
-    block = width * vision.hidden if checkpointing else vision_block_bytes(vision, width)
+def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
+    """Return the saved bytes of all blocks, the patch projection and the merger."""
+    block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
-    merger = _norm(vision.hidden, width) + 2 * width * vision.hidden
-    # Pixels come in float32; another width makes a copy.
-    pixels = width * vision.patch_elements
+    merger = _norm(vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
+    # Pixels arrive in float32; another dtype makes a copy.
+    pixels = dtype_bytes * vision.patch_elements
     return patches * (vision.depth * block + rotary + merger + pixels)
 
 
-def pixel_input_bytes(vision: VisionShape, width: int, patches: int) -> int:
-    """Bytes of a micro-batch's pixels beside the copy that `vision_kept` counts."""
-    return 0 if width == FP32_BYTES else FP32_BYTES * patches * vision.patch_elements
+def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
+    """Return the bytes of the float32 pixels, unless `vision_saved_bytes` already counts them."""
+    return 0 if dtype_bytes == FP32_BYTES else FP32_BYTES * patches * vision.patch_elements
 
 
 def layer_workspace_bytes(
     shape: ModelShape,
-    width: int,
+    dtype_bytes: int,
     tokens: int,
     patches: int,
     *,
     checkpointing: bool,
     attention: AttentionMemory = FUSED_ATTENTION,
 ) -> int:
-    """Bytes that one layer's backward pass works with: gradients of three MLP intermediates and two of
-    its inputs, and with `checkpointing` what it kept had it not been recomputed. The larger of a
-    decoder layer's and a block's; `patches` is 0 where the tower is frozen."""
+    """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
+
+    It holds gradients of three MLP intermediates and two layer inputs, and with `checkpointing` the
+    recomputed activations. `patches` is 0 if the vision tower is frozen.
+    """
     text, vision = shape.text, shape.vision
-    decoder = width * (3 * text.intermediate + 2 * text.hidden)
-    block = width * (3 * vision.intermediate + 2 * vision.hidden)
+    decoder = dtype_bytes * (3 * text.intermediate + 2 * text.hidden)
+    block = dtype_bytes * (3 * vision.intermediate + 2 * vision.hidden)
     if checkpointing:
-        decoder, block = (
-            decoder + text_layer_bytes(text, width, attention),
-            block + vision_block_bytes(vision, width),
-        )
+        decoder += text_layer_bytes(text, dtype_bytes, attention)
+        block += vision_block_bytes(vision, dtype_bytes)
     return max(tokens * decoder, patches * block)
 
 
-def frozen_tower_bytes(vision: VisionShape, width: int, patches: int) -> int:
-    """Bytes that the tower works with where nothing is kept: one block's intermediates."""
-    return patches * (width * (3 * vision.intermediate + 2 * vision.hidden) + FP32_BYTES * vision.hidden)
+def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
+    """Return the workspace of a vision tower without gradients: one block's intermediates."""
+    per_patch = dtype_bytes * (3 * vision.intermediate + 2 * vision.hidden) + FP32_BYTES * vision.hidden
+    return patches * per_patch
 
 
 def logits_workspace_bytes(
-    text: TextShape, width: int, sampled: int, chunk: int, *, head_trained: bool = True
+    text: TextShape, dtype_bytes: int, sampled_tokens: int, chunk: int, *, head_trained: bool = True
 ) -> int:
-    """Bytes that log-probs work with at their peak, in the backward pass.
+    """Return the peak workspace of log-probs, which is in the backward pass.
 
-    Of each chunk's `[chunk, vocab]` logits: log-probs, probabilities, a copy without infinities, the
-    gradient in `width`, while the next chunk's logits are made in float32 twice over. Where `lm_head`
-    is `head_trained`, its float32 gradient adds up meanwhile, to which each chunk brings its own.
+    Per chunk of logits `[chunk, vocab]`: log-probs, probabilities, a copy without infinities, the gradient
+    in the model's dtype, and two float32 copies of the next chunk. If `head_trained`, also the accumulated
+    float32 gradient of `lm_head` and the contribution of the current chunk.
     """
-    rows = min(sampled, chunk)
-    cell = rows * text.vocab_size
-    if sampled > chunk:
-        logits = (3 * FP32_BYTES + width + 2 * FP32_BYTES) * cell
+    rows = min(sampled_tokens, chunk)
+    elements = rows * text.vocab_size
+    if sampled_tokens > chunk:
+        logits = (3 * FP32_BYTES + dtype_bytes + 2 * FP32_BYTES) * elements
     else:
-        logits = (4 * FP32_BYTES + (width if width != FP32_BYTES else 0)) * cell
+        logits = (4 * FP32_BYTES + (dtype_bytes if dtype_bytes != FP32_BYTES else 0)) * elements
     if not head_trained:
         return logits
     weight = text.vocab_size * text.hidden
-    return FP32_BYTES * weight + max(logits, (3 * FP32_BYTES + width) * cell + width * weight)
+    gradient = (3 * FP32_BYTES + dtype_bytes) * elements + dtype_bytes * weight
+    return FP32_BYTES * weight + max(logits, gradient)
 
 
-def head_saved_bytes(text: TextShape, width: int, sampled: int) -> int:
-    """Bytes of the hidden states of sampled tokens, and three numbers for each."""
-    return sampled * (width * text.hidden + 2 * 8 + 2 * FP32_BYTES)
+def head_saved_bytes(text: TextShape, dtype_bytes: int, sampled_tokens: int) -> int:
+    """Return the saved bytes of the sampled tokens: their hidden states and four scalars each."""
+    return sampled_tokens * (dtype_bytes * text.hidden + 2 * 8 + 2 * FP32_BYTES)

@@ -1,6 +1,6 @@
-"""What to change where something does not fit.
+"""Config changes that make a run fit the GPUs.
 
-Each change is planned anew, so that what it promises is computed.
+Each candidate change is planned, so the reported savings are computed rather than estimated.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from vz_ray.planning.planner import Assumptions, PlannableConfig, ResourcePlan, 
 from vz_ray.utils.errors import UserError
 
 BytesOver = Callable[[ResourcePlan], int]
-"""Bytes that some GPU lacks under a plan."""
+"""Returns the bytes that a component's GPU lacks under a plan."""
 
 MIN_CHUNK_TOKENS = 256
-"""Fewer tokens than this leave a GPU waiting for kernels."""
+"""Minimum chunk of logits; smaller chunks are dominated by kernel launches."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """One setting, or several, given another value.
+    """New values of one or several settings.
 
     Attributes:
-        settings: As they are written on the command line.
-        cost: What is paid for it.
-        bytes_over_before: Bytes that were lacking.
-        bytes_over_after: Bytes that are lacking then; 0 or less means that it fits.
+        settings: Overrides as written on the command line.
+        cost: Cost of the change.
+        bytes_over_before: Missing bytes without the change.
+        bytes_over_after: Missing bytes with the change; 0 or less means that the run fits.
     """
 
     settings: tuple[str, ...]
@@ -45,12 +45,13 @@ class ConfigChange:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAdvice:
-    """For one kind of GPU.
+    """Advice for the GPUs of one component.
 
     Attributes:
-        component: Whose.
-        single_changes: Each change by itself, cheapest first; those that save nothing are left out.
-        combined_change: The fewest of them, cheapest first, with which it fits; None if not even all do.
+        component: `learner` or `engine`.
+        single_changes: Single changes that save memory, cheapest first.
+        combined_change: Minimal set of changes with which the component fits; None if all of them together
+            do not suffice.
     """
 
     component: str
@@ -60,168 +61,163 @@ class MemoryAdvice:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """One setting given one value."""
+    """One value of a config key."""
 
     key: str
     value: object
-    costs: str
+    cost: str
 
     def __str__(self) -> str:
-        value = self.value
-        plain = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        return f"{self.key}={plain}"
+        if self.value is None:
+            return f"{self.key}=null"
+        return f"{self.key}={str(self.value).lower() if isinstance(self.value, bool) else self.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Tunable:
-    """Values of one setting to try, mildest first."""
+    """Candidate values of one config key, mildest first."""
 
     key: str
     values: Sequence[object]
-    costs: str
+    cost: str
 
     @property
-    def turns(self) -> list[_Setting]:
-        return [_Setting(self.key, value, self.costs) for value in self.values]
+    def settings(self) -> list[_Setting]:
+        return [_Setting(self.key, value, self.cost) for value in self.values]
 
 
 @dataclass(frozen=True, slots=True)
 class _ConfigSearch:
-    """Plans a config anew with some settings turned, and says what one kind of GPU then lacks."""
+    """Plans variants of a config and returns the bytes that one component lacks."""
 
     config: PlannableConfig
     shape: ModelShape
-    assumed: Assumptions
-    over: BytesOver
+    assumptions: Assumptions
+    bytes_over: BytesOver
 
-    def lacking(self, turns: Sequence[_Setting]) -> int | None:
-        """Bytes; None where such a config is refused."""
+    def plan_bytes_over(self, settings: Sequence[_Setting]) -> int | None:
+        """Return the missing bytes with the settings, or None if the config is invalid."""
         config = self.config
         try:
-            for turn in turns:
-                config = _with(config, turn.key, turn.value)
-            return self.over(make_plan(config, self.assumed, self.shape))
+            for setting in settings:
+                config = _with_value(config, setting.key, setting.value)
+            return self.bytes_over(make_plan(config, self.assumptions, self.shape))
         except (UserError, ValueError):
             return None
 
-    def best(self, knob: _Tunable, so_far: Sequence[_Setting]) -> tuple[_Setting, int] | None:
-        """The mildest value with which it fits, or the one that lacks least."""
+    def best(self, tunable: _Tunable, chosen: Sequence[_Setting]) -> tuple[_Setting, int] | None:
+        """Return the mildest value that fits on top of `chosen`, or the one with the fewest missing bytes."""
         best: tuple[_Setting, int] | None = None
-        for turn in knob.turns:
-            lacking = self.lacking([*so_far, turn])
-            if lacking is not None and (best is None or lacking < best[1]):
-                best = (turn, lacking)
-            if lacking is not None and lacking <= 0:
+        for setting in tunable.settings:
+            over = self.plan_bytes_over([*chosen, setting])
+            if over is None:
+                continue
+            if best is None or over < best[1]:
+                best = (setting, over)
+            if over <= 0:
                 break
         return best
 
-    def needed(self, turns: Sequence[_Setting]) -> list[_Setting]:
-        """Without those that later ones made needless, dearest first."""
-        kept = list(turns)
-        for turn in reversed(turns):
-            fewer = [other for other in kept if other is not turn]
-            lacking = self.lacking(fewer)
-            if lacking is not None and lacking <= 0:
+    def minimal(self, settings: Sequence[_Setting]) -> list[_Setting]:
+        """Drop settings, most expensive first, without which the run still fits."""
+        kept = list(settings)
+        for setting in reversed(settings):
+            fewer = [other for other in kept if other is not setting]
+            over = self.plan_bytes_over(fewer)
+            if over is not None and over <= 0:
                 kept = fewer
         return kept
 
 
-def advise(config: PlannableConfig, plan: ResourcePlan, assumed: Assumptions) -> list[MemoryAdvice]:
-    """For each kind of GPU that does not hold what it must."""
-    found = []
+def advise(config: PlannableConfig, plan: ResourcePlan, assumptions: Assumptions) -> list[MemoryAdvice]:
+    """Return advice for each component that does not fit."""
+    advice = []
     if plan.learner_bytes_over > 0:
-        search = _ConfigSearch(config, plan.shape, assumed, _learner_over)
-        found.append(_of("learner", search, plan.learner_bytes_over, _learner_knobs(config)))
+        search = _ConfigSearch(config, plan.shape, assumptions, lambda plan: plan.learner_bytes_over)
+        advice.append(_search(search, "learner", plan.learner_bytes_over, _learner_tunables(config)))
     if plan.engine_bytes_over > 0 and isinstance(config, GrpoRunConfig):
-        search = _ConfigSearch(config, plan.shape, assumed, _engine_over)
-        found.append(_of("engine", search, plan.engine_bytes_over, _engine_knobs(config, plan)))
-    return found
+        search = _ConfigSearch(config, plan.shape, assumptions, lambda plan: plan.engine_bytes_over)
+        advice.append(_search(search, "engine", plan.engine_bytes_over, _engine_tunables(config, plan)))
+    return advice
 
 
-def _learner_over(plan: ResourcePlan) -> int:
-    return plan.learner_bytes_over
-
-
-def _engine_over(plan: ResourcePlan) -> int:
-    return plan.engine_bytes_over
-
-
-def _of(who: str, search: _ConfigSearch, before: int, knobs: Sequence[_Tunable]) -> MemoryAdvice:
-    alone: list[ConfigChange] = []
+def _search(
+    search: _ConfigSearch, component: str, over_before: int, tunables: Sequence[_Tunable]
+) -> MemoryAdvice:
+    """Evaluate each tunable alone, and add tunables greedily until the component fits."""
+    single: list[ConfigChange] = []
     chosen: list[_Setting] = []
-    least = before
-    for knob in knobs:
-        single = search.best(knob, [])
-        if single and single[1] < before:
-            alone.append(ConfigChange((str(single[0]),), knob.costs, before, single[1]))
-        if least > 0 and (best := search.best(knob, chosen)) and best[1] < least:
+    over = over_before
+    for tunable in tunables:
+        candidate = search.best(tunable, [])
+        if candidate and candidate[1] < over_before:
+            single.append(ConfigChange((str(candidate[0]),), tunable.cost, over_before, candidate[1]))
+        if over > 0 and (best := search.best(tunable, chosen)) and best[1] < over:
             chosen.append(best[0])
-            least = best[1]
-    if least > 0:
-        return MemoryAdvice(who, tuple(alone), None)
-    chosen = search.needed(chosen)
-    lacking = search.lacking(chosen)
-    assert lacking is not None
-    settings, costs = tuple(map(str, chosen)), "; ".join(turn.costs for turn in chosen)
-    return MemoryAdvice(who, tuple(alone), ConfigChange(settings, costs, before, lacking))
+            over = best[1]
+    if over > 0:
+        return MemoryAdvice(component, tuple(single), None)
+    chosen = search.minimal(chosen)
+    over_after = search.plan_bytes_over(chosen)
+    assert over_after is not None
+    settings, cost = tuple(map(str, chosen)), "; ".join(setting.cost for setting in chosen)
+    return MemoryAdvice(component, tuple(single), ConfigChange(settings, cost, over_before, over_after))
 
 
-def _learner_knobs(config: PlannableConfig) -> list[_Tunable]:
+def _learner_tunables(config: PlannableConfig) -> list[_Tunable]:
     learner = config.learner
-    length = config.episode.max_context
-    budgets = sorted({max(length, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
-    knobs: list[tuple[str, Sequence[object], str]] = [
-        ("logprob_chunk_tokens", _halves(learner.logprob_chunk_tokens, MIN_CHUNK_TOKENS), "next to nothing"),
+    max_context = config.episode.max_context
+    budgets = sorted(
+        {max(max_context, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True
+    )
+    tunables: list[tuple[str, Sequence[object], str]] = [
+        ("logprob_chunk_tokens", _halvings(learner.logprob_chunk_tokens, MIN_CHUNK_TOKENS), "negligible"),
         (
             "micro_batch_tokens",
-            [b for b in budgets if b < learner.micro_batch_tokens],
+            [budget for budget in budgets if budget < learner.micro_batch_tokens],
             "more, smaller passes",
         ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
-        ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more arithmetic"),
-        ("offload", ["optimizer"] * (learner.offload == "none"), "an optimizer step on CPUs, host memory"),
+        ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more FLOPs"),
+        ("offload", ["optimizer"] * (learner.offload == "none"), "optimizer step on CPUs, host memory"),
         (
             "offload",
             ["all"] * (learner.offload != "all"),
-            "an optimizer step on CPUs, weights copied for each pass, host memory",
+            "optimizer step on CPUs, weights copied for each pass, host memory",
         ),
-        ("ranks", [learner.world_size * k for k in (2, 4, 8)], "GPUs"),
-        ("freeze_vision", [True] * (not learner.freeze_vision), "the vision tower learns nothing"),
+        ("world_size", [learner.world_size * k for k in (2, 4, 8)], "GPUs"),
+        ("freeze_vision", [True] * (not learner.freeze_vision), "the vision tower is not trained"),
     ]
-    return [_Tunable(f"learner.{name}", list(values), costs) for name, values, costs in knobs]
+    return [_Tunable(f"learner.{key}", list(values), cost) for key, values, cost in tunables]
 
 
-def _engine_knobs(config: GrpoRunConfig, plan: ResourcePlan) -> list[_Tunable]:
-    engine = config.rollout.engine
-    text = plan.shape.text
-    parts = [k * engine.tensor_parallel_size for k in (2, 4, 8)]
-    parts = [k for k in parts if text.heads % k == text.kv_heads % min(k, text.kv_heads) == 0]
-    knobs: list[tuple[str, Sequence[object], str]] = [
-        ("kv_cache_gib", [None] * (engine.kv_cache_gib is not None), "nothing: it takes what there is"),
-        (
-            "gpu_memory",
-            [s for s in (0.9, 0.95) if s > engine.gpu_memory_utilization],
-            "room for other processes",
-        ),
+def _engine_tunables(config: GrpoRunConfig, plan: ResourcePlan) -> list[_Tunable]:
+    engine, text = config.rollout.engine, plan.shape.text
+    sizes = [k * engine.tensor_parallel_size for k in (2, 4, 8)]
+    sizes = [k for k in sizes if text.heads % k == text.kv_heads % min(k, text.kv_heads) == 0]
+    utilizations = [value for value in (0.9, 0.95) if value > engine.gpu_memory_utilization]
+    tunables: list[tuple[str, Sequence[object], str]] = [
+        ("kv_cache_gib", [None] * (engine.kv_cache_gib is not None), "none: it uses the free memory"),
+        ("gpu_memory_utilization", utilizations, "memory for other processes"),
         ("dtype", ["bfloat16"] * (engine.dtype == "float32"), "precision"),
-        ("tensor_parallel", parts, "GPUs"),
+        ("tensor_parallel_size", sizes, "GPUs"),
     ]
-    return [_Tunable(f"rollout.engine.{name}", list(values), costs) for name, values, costs in knobs]
+    return [_Tunable(f"rollout.engine.{key}", list(values), cost) for key, values, cost in tunables]
 
 
-def _halves(value: int, least: int) -> list[int]:
-    found = []
-    while value // 2 >= least:
+def _halvings(value: int, minimum: int) -> list[int]:
+    values = []
+    while value // 2 >= minimum:
         value //= 2
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
-def _with(config: PlannableConfig, key: str, value: object) -> PlannableConfig:
-    """A copy of `config` with the dotted `key` set; its checks are made again.
+def _with_value(config: PlannableConfig, key: str, value: object) -> PlannableConfig:
+    """Return a validated copy of `config` with the dotted `key` set to `value`.
 
     Raises:
-        ValueError: The config refuses that value.
+        ValueError: The value is invalid.
     """
     changed: Any = value
     names = key.split(".")

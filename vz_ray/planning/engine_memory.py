@@ -1,4 +1,4 @@
-"""What an engine's GPU holds under vLLM: weights, its key/value cache, and what else it sets aside."""
+"""GPU memory of a vLLM engine: weights, KV cache and workspaces."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from dataclasses import dataclass
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.planning.activation_memory import frozen_tower_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
-from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem, MemoryPhase
+from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
 from vz_ray.planning.model_shape import ModelShape
 
 KV_BLOCK_TOKENS = 16
-"""Tokens in a block of the key/value cache on GPUs."""
+"""Tokens per block of the KV cache on GPUs."""
 MAX_NUM_BATCHED_TOKENS = 2048
-"""vLLM's `max_num_batched_tokens` for engines that are embedded: tokens read in one step."""
+"""vLLM's default `max_num_batched_tokens` for embedded engines: prefill tokens per step."""
 CUDA_CONTEXT_BYTES = GIB
-"""Assumed of the CUDA context and kernels' workspaces."""
+"""Assumed memory of the CUDA context and kernel workspaces."""
 CUDA_GRAPH_BYTES = GIB // 2
-"""Assumed of captured graphs, if `enforce_eager` is off."""
+"""Assumed memory of CUDA graphs if `enforce_eager` is off."""
+_CUDA_GRAPHS = "CUDA graphs"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """One engine.
+    """Memory and capacity of one engine.
 
     Attributes:
-        footprint: Of each of its GPUs.
-        kv_bytes_per_token: On each GPU.
-        kv_tokens: Tokens whose keys and values it can hold; 0 or less where nothing is left for them.
-        max_episodes: Whole episodes at their longest, each on its own.
-        max_episodes_shared_prefix: The same, where the samples of a task share their prompt.
-        min_kv_tokens: Fewest tokens that vLLM starts with: one conversation of `max_model_len`.
-        encoder_cache_images: Frames whose features it keeps.
-        mm_cache_frames: Preprocessed frames that `mm_cache_gib` holds.
-        host_bytes: Bytes of host memory: that cache, in two processes.
+        footprint: Memory of each GPU.
+        kv_bytes_per_token: KV cache bytes per token on each GPU.
+        kv_tokens: Tokens that fit the KV cache; 0 if no memory is left.
+        max_episodes: Longest episodes that fit the KV cache without prefix sharing.
+        max_episodes_shared_prefix: The same if the samples of a group share their prompt.
+        min_kv_tokens: Minimum KV cache with which vLLM starts: one conversation of `max_model_len`.
+        encoder_cache_images: Frames whose features fit the encoder cache.
+        mm_cache_frames: Preprocessed frames that fit the multimodal processor cache.
+        host_bytes: Host memory of that cache, which exists in two processes.
     """
 
     footprint: MemoryFootprint
@@ -48,7 +49,7 @@ class EngineMemory:
 
     @property
     def can_start(self) -> bool:
-        """Whether vLLM accepts it: it refuses a cache that cannot hold one longest conversation."""
+        """Whether vLLM starts: it rejects a KV cache below one conversation of `max_model_len`."""
         return self.footprint.fits and self.kv_tokens >= self.min_kv_tokens
 
 
@@ -56,91 +57,94 @@ def engine_memory(
     shape: ModelShape,
     engine: EngineConfig,
     longest: EpisodeBudget,
-    capacity: int,
+    gpu_bytes: int,
     *,
     num_engines: int,
     group_size: int,
     max_image_pixels: int,
 ) -> EngineMemory:
-    """Of each of `num_engines`.
+    """Return the memory of each engine.
 
     Args:
-        capacity: Bytes of one GPU.
-        group_size: Samples of a task, which are played on one engine.
-        max_image_pixels: Largest area that the checkpoint's processor lets through, pixels: vLLM tries one
-            such image at the start to see what its encoder takes.
+        shape: Shape of the model.
+        engine: Config of the engine.
+        longest: The longest episode.
+        gpu_bytes: Memory of one GPU.
+        num_engines: Number of engines.
+        group_size: Samples of a group, which run on one engine.
+        max_image_pixels: Maximum image area of the checkpoint's processor. At startup vLLM profiles the
+            encoder with one such image.
     """
-    width, over = 4 if engine.dtype == "float32" else 2, engine.tensor_parallel_size
-    parts = _fixed(shape, engine, width, max_image_pixels)
-    per_token = 2 * width * shape.text.layers * max(1, shape.text.kv_heads // over) * shape.text.head_dim
-    # Graphs are captured after the cache was made, outside of the share that vLLM keeps to.
-    within = sum(part.bytes for part in parts if part.name != "captured graphs")
+    dtype_bytes, shards = 4 if engine.dtype == "float32" else 2, engine.tensor_parallel_size
+    items = _fixed_items(shape, engine, dtype_bytes, max_image_pixels)
+    kv_heads = max(1, shape.text.kv_heads // shards)
+    per_token = 2 * dtype_bytes * shape.text.layers * kv_heads * shape.text.head_dim
+    # vLLM captures graphs after it allocates the KV cache, outside `gpu_memory_utilization`.
+    within_limit = sum(item.bytes for item in items if item.name != _CUDA_GRAPHS)
     if engine.kv_cache_gib is None:
-        room = int(engine.gpu_memory_utilization * capacity) - within
+        kv_bytes = int(engine.gpu_memory_utilization * gpu_bytes) - within_limit
+        certainty = Certainty.ESTIMATE
     else:
-        room = int(engine.kv_cache_gib * GIB)
-    tokens = max(0, room // (per_token * KV_BLOCK_TOKENS)) * KV_BLOCK_TOKENS
-    known = Certainty.ESTIMATE if engine.kv_cache_gib is None else Certainty.EXACT
-    parts.append(MemoryItem("key/value cache", tokens * per_token, known))
+        kv_bytes = int(engine.kv_cache_gib * GIB)
+        certainty = Certainty.EXACT
+    kv_tokens = max(0, kv_bytes // (per_token * KV_BLOCK_TOKENS)) * KV_BLOCK_TOKENS
+    items.append(MemoryItem("KV cache", kv_tokens * per_token, certainty))
     frame_bytes = 4 * longest.frame.patches * shape.vision.patch_elements
+    mm_cache_bytes = int(engine.mm_processor_cache_gib * GIB)
     return EngineMemory(
         footprint=MemoryFootprint(
-            "engine", num_engines * over, capacity, tuple(part for part in parts if part.bytes)
+            "engine", num_engines * shards, gpu_bytes, tuple(item for item in items if item.bytes)
         ),
         kv_bytes_per_token=per_token,
-        kv_tokens=tokens,
-        max_episodes=tokens // _blocks(longest.tokens),
-        max_episodes_shared_prefix=_shared(tokens, longest, group_size),
-        min_kv_tokens=_blocks(engine.max_model_len),
+        kv_tokens=kv_tokens,
+        max_episodes=kv_tokens // _round_to_blocks(longest.tokens),
+        max_episodes_shared_prefix=_max_shared_episodes(kv_tokens, longest, group_size),
+        min_kv_tokens=_round_to_blocks(engine.max_model_len),
         encoder_cache_images=_encoder_tokens(shape, max_image_pixels) // longest.frame.tokens,
-        mm_cache_frames=int(engine.mm_processor_cache_gib * GIB) // frame_bytes,
-        host_bytes=2 * int(engine.mm_processor_cache_gib * GIB),
+        mm_cache_frames=mm_cache_bytes // frame_bytes,
+        host_bytes=2 * mm_cache_bytes,
     )
 
 
-def _fixed(shape: ModelShape, engine: EngineConfig, width: int, largest_image: int) -> list[MemoryItem]:
-    """All but the key/value cache."""
-    over = engine.tensor_parallel_size
-    known = Certainty.EXACT if over == 1 else Certainty.ESTIMATE
+def _fixed_items(
+    shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_image_pixels: int
+) -> list[MemoryItem]:
+    """Return all items but the KV cache."""
+    shards = engine.tensor_parallel_size
     text, vision = shape.text, shape.vision
-    units = largest_image // (vision.patch_size * vision.merge_size) ** 2
-    reading = width * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // over + 4 * text.hidden)
-    seeing = frozen_tower_bytes(vision, width, units * vision.merge_size**2) // over
+    visual_tokens = max_image_pixels // (vision.patch_size * vision.merge_size) ** 2
+    prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // shards + 4 * text.hidden)
+    encoder = frozen_tower_bytes(vision, dtype_bytes, visual_tokens * vision.merge_size**2) // shards
     sampling = 3 * 4 * engine.max_num_seqs * text.vocab_size
+    features = dtype_bytes * _encoder_tokens(shape, max_image_pixels) * text.hidden
     return [
-        MemoryItem("weights", -(-width * shape.parameters // over), known),
         MemoryItem(
-            "image features (encoder cache)", width * _encoder_tokens(shape, largest_image) * text.hidden
+            "weights",
+            -(-dtype_bytes * shape.parameters // shards),
+            Certainty.EXACT if shards == 1 else Certainty.ESTIMATE,
         ),
-        MemoryItem("reading and sampling at their most", max(reading, seeing) + sampling, Certainty.ESTIMATE),
+        MemoryItem("encoder cache", features),
+        MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),
         MemoryItem("CUDA context", CUDA_CONTEXT_BYTES, Certainty.ASSUMED),
-        MemoryItem(
-            "captured graphs",
-            0 if engine.enforce_eager else CUDA_GRAPH_BYTES,
-            Certainty.ASSUMED,
-            MemoryPhase.ALWAYS,
-        ),
+        MemoryItem(_CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
     ]
 
 
-def _encoder_tokens(shape: ModelShape, largest_image: int) -> int:
-    """Visual tokens whose features vLLM keeps: a step's worth, or one image if that has more."""
-    return max(
-        MAX_NUM_BATCHED_TOKENS, largest_image // (shape.vision.patch_size * shape.vision.merge_size) ** 2
-    )
+def _encoder_tokens(shape: ModelShape, max_image_pixels: int) -> int:
+    """Return the visual tokens of the encoder cache: one step's tokens, or one image if it is larger."""
+    token_side = shape.vision.patch_size * shape.vision.merge_size
+    return max(MAX_NUM_BATCHED_TOKENS, max_image_pixels // token_side**2)
 
 
-def _blocks(tokens: int) -> int:
-    """Tokens rounded up to whole blocks."""
+def _round_to_blocks(tokens: int) -> int:
+    """Round up to full KV blocks."""
     return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
 
-def _shared(tokens: int, longest: EpisodeBudget, samples: int) -> int:
-    """Episodes that fit where those of a task keep its prompt once, the last task's being fewer."""
-    prefix, branch = (
-        longest.prefix_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS,
-        _blocks(longest.tokens - longest.prefix_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS),
-    )
-    group = prefix + samples * branch
-    rest = tokens % group - prefix
-    return samples * (tokens // group) + max(0, min(samples, rest // branch))
+def _max_shared_episodes(kv_tokens: int, longest: EpisodeBudget, group_size: int) -> int:
+    """Return the episodes that fit if each group stores its prefix once; the last group may be partial."""
+    prefix = longest.prefix_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
+    branch = _round_to_blocks(longest.tokens - prefix)
+    group = prefix + group_size * branch
+    remaining = kv_tokens % group - prefix
+    return group_size * (kv_tokens // group) + max(0, min(group_size, remaining // branch))

@@ -1,4 +1,4 @@
-"""How many tokens, frames and patches an episode has: at most, and as it usually goes."""
+"""Tokens, frames and patches of an episode: the maximum, and a typical one."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from vz_ray.config.episode import EpisodeConfig
 from vz_ray.planning.model_shape import VisionShape
 
 PROMPT_TOKENS = 450
-"""Assumed of system prompt, question and choices in the wording of conf/prompt/zoom.yaml."""
+"""Assumed tokens of system prompt, question and choices with conf/prompt/zoom.yaml."""
 FRAME_LABEL_TOKENS = 16
-"""Assumed of what stands beside a frame: its number and time, digit by digit, and start and end of vision."""
+"""Assumed tokens of a frame's number, its time (one token per digit) and the vision start and end tokens."""
 CLIP_TEXT_TOKENS = 60
-"""Assumed of the wording around the frames of a zoom."""
-ASPECT = 16 / 9
+"""Assumed tokens of the text around the frames of a zoom."""
+TYPICAL_ASPECT_RATIO = 16 / 9
 
 
 @dataclass(frozen=True, slots=True)
 class FrameBudget:
-    """A frame of the largest area that the config allows, as near to 16:9 as such an area can be.
+    """Size of one frame.
 
     Attributes:
-        rows: Patches down.
-        columns: Patches across.
+        rows: Rows of patches.
+        columns: Columns of patches.
         tokens: Visual tokens.
     """
 
@@ -36,14 +36,20 @@ class FrameBudget:
 
     @classmethod
     def largest(cls, config: EpisodeConfig, vision: VisionShape) -> FrameBudget:
-        """Raises ValueError where `max_pixels` has no room for one visual token."""
-        units = config.max_pixels // (vision.patch_size * vision.merge_size) ** 2
-        if units < 1:
-            raise ValueError(f"episode.max_pixels is {config.max_pixels}, less than one visual token")
-        sizes = [(rows, units // rows) for rows in range(1, units + 1)]
+        """Return the frame of the largest allowed area, with an aspect ratio as close to 16:9 as possible.
+
+        Raises:
+            ValueError: `max_pixels` is less than one visual token.
+        """
+        max_tokens = config.max_pixels // (vision.patch_size * vision.merge_size) ** 2
+        if max_tokens < 1:
+            raise ValueError(
+                f"episode.max_pixels is {config.max_pixels}; it must hold at least one visual token"
+            )
+        sizes = [(rows, max_tokens // rows) for rows in range(1, max_tokens + 1)]
         area = max(rows * columns for rows, columns in sizes if columns <= 4 * rows and rows <= 4 * columns)
-        fitting = [(r, c) for r, c in sizes if r * c == area]
-        rows, columns = min(fitting, key=lambda size: abs(size[1] / size[0] - ASPECT))
+        candidates = [(rows, columns) for rows, columns in sizes if rows * columns == area]
+        rows, columns = min(candidates, key=lambda size: abs(size[1] / size[0] - TYPICAL_ASPECT_RATIO))
         return cls(rows * vision.merge_size, columns * vision.merge_size, area)
 
 
@@ -52,13 +58,13 @@ class EpisodeBudget:
     """Tokens of one episode.
 
     Attributes:
-        frame: Its frames.
+        frame: Size of each frame.
         overview_frames: Frames before the first turn.
         zoom_frames: Frames of all zooms.
-        prefix_tokens: Tokens before the first turn: the same for all samples of a task.
-        sampled_tokens: Tokens of all turns.
-        tokens: All of them, cut to the context.
-        untruncated_tokens: Before the cut.
+        prefix_tokens: Tokens before the first turn, shared by the samples of a group.
+        sampled_tokens: Sampled tokens of all turns.
+        tokens: Total tokens, truncated to the context.
+        untruncated_tokens: Total tokens without truncation.
     """
 
     frame: FrameBudget
@@ -75,7 +81,7 @@ class EpisodeBudget:
 
     @property
     def branch_tokens(self) -> int:
-        """Tokens after the prefix: each sample's own."""
+        """Tokens after the shared prefix."""
         return self.tokens - self.prefix_tokens
 
     @property
@@ -87,36 +93,35 @@ class EpisodeBudget:
 def episode_budget(
     config: EpisodeConfig, vision: VisionShape, *, zooms: int, turn_tokens: int
 ) -> EpisodeBudget:
-    """Of an episode with so many zooms, each of as many frames as allowed, and turns of so many tokens.
+    """Return the budget of an episode with `zooms` clips of maximum size and `turn_tokens` per turn.
 
     Raises:
-        ValueError: The overview alone fills the context.
+        ValueError: The overview fills the context.
     """
     frame = FrameBudget.largest(config, vision)
-    slot = frame.tokens + FRAME_LABEL_TOKENS
+    tokens_per_frame = frame.tokens + FRAME_LABEL_TOKENS
     zooms = min(zooms, config.max_rounds - 1)
-    overview = min(config.overview_frames, config.max_images)
-    shown = min(zooms * config.max_zoom_frames, config.max_images - overview)
-    prompt = min(PROMPT_TOKENS, config.max_context // 8)
-    prefix = prompt + overview * slot
+    overview_frames = min(config.overview_frames, config.max_images)
+    zoom_frames = min(zooms * config.max_zoom_frames, config.max_images - overview_frames)
+    prefix = min(PROMPT_TOKENS, config.max_context // 8) + overview_frames * tokens_per_frame
     if prefix >= config.max_context:
         raise ValueError(
-            f"the overview's {overview} frames make about {prefix:,} tokens, and episode.max_context is "
-            f"{config.max_context:,}; lower episode.overview_frames or episode.max_pixels"
+            f"the overview's {overview_frames} frames take about {prefix:,} tokens; episode.max_context is "
+            f"{config.max_context:,}. Lower episode.overview_frames or episode.max_pixels"
         )
     sampled = (zooms + 1) * min(turn_tokens, config.max_turn_tokens)
-    uncut = prefix + shown * slot + zooms * CLIP_TEXT_TOKENS + sampled
+    untruncated = prefix + zoom_frames * tokens_per_frame + zooms * CLIP_TEXT_TOKENS + sampled
     return EpisodeBudget(
         frame=frame,
-        overview_frames=overview,
-        zoom_frames=shown,
+        overview_frames=overview_frames,
+        zoom_frames=zoom_frames,
         prefix_tokens=prefix,
         sampled_tokens=min(sampled, config.max_context - prefix),
-        tokens=min(uncut, config.max_context),
-        untruncated_tokens=uncut,
+        tokens=min(untruncated, config.max_context),
+        untruncated_tokens=untruncated,
     )
 
 
 def longest_episode(config: EpisodeConfig, vision: VisionShape) -> EpisodeBudget:
-    """As many zooms, frames and sampled tokens as the config allows."""
+    """Return the budget with the maximum number of zooms, frames and sampled tokens."""
     return episode_budget(config, vision, zooms=config.max_rounds - 1, turn_tokens=config.max_turn_tokens)

@@ -1,4 +1,4 @@
-"""What the memory of a GPU is made of."""
+"""Memory items of a GPU and their sum per phase."""
 
 from __future__ import annotations
 
@@ -13,31 +13,29 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
 
 
 class Certainty(StrEnum):
-    """How a number came about."""
+    """Source of a number."""
 
     EXACT = "exact"
     """Follows from shapes."""
     ESTIMATE = "estimate"
-    """A formula for what depends on kernels and their order, too."""
+    """A formula; the true value depends on kernels and their order."""
     ASSUMED = "assumed"
     """A constant that was not measured."""
 
 
 class MemoryPhase(StrEnum):
-    """While what is done a part is held."""
+    """Phase in which an item is allocated."""
 
     ALWAYS = "always"
-    FORWARD_BACKWARD = "pass"
-    """Forward and backward."""
-    OPTIMIZER_STEP = "step"
-    """The optimizer's."""
-    LOADING = "load"
-    """Reading a checkpoint, before anything is sharded."""
+    FORWARD_BACKWARD = "forward and backward"
+    OPTIMIZER_STEP = "optimizer step"
+    LOADING = "loading"
+    """Reading a checkpoint, before sharding."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """Bytes of one kind."""
+    """A named allocation."""
 
     name: str
     bytes: int
@@ -47,13 +45,13 @@ class MemoryItem:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFootprint:
-    """One kind of GPU: what each of `num_gpus` GPUs holds.
+    """Memory of each GPU of one component.
 
     Attributes:
-        component: `learner` or `engine`, or both where they share one.
-        num_gpus: GPUs of the kind.
-        capacity_bytes: Bytes that one has.
-        items: What it holds.
+        component: `learner`, `engine`, or both if they share a GPU.
+        num_gpus: Number of GPUs of the component.
+        capacity_bytes: Memory of one GPU.
+        items: Allocations on one GPU.
     """
 
     component: str
@@ -61,14 +59,14 @@ class MemoryFootprint:
     capacity_bytes: int
     items: tuple[MemoryItem, ...]
 
-    def bytes_during(self, when: MemoryPhase) -> int:
-        """Bytes held at a time; what is always held counts at all times but loading."""
-        times = (when,) if when is MemoryPhase.LOADING else (when, MemoryPhase.ALWAYS)
-        return sum(part.bytes for part in self.items if part.phase in times)
+    def bytes_during(self, phase: MemoryPhase) -> int:
+        """Return the bytes held in a phase; items held always count in all phases but loading."""
+        phases = (phase,) if phase is MemoryPhase.LOADING else (phase, MemoryPhase.ALWAYS)
+        return sum(item.bytes for item in self.items if item.phase in phases)
 
     @property
     def peak_phase(self) -> MemoryPhase:
-        """When it holds most."""
+        """Phase with the maximum memory."""
         return max(
             (MemoryPhase.FORWARD_BACKWARD, MemoryPhase.OPTIMIZER_STEP, MemoryPhase.LOADING),
             key=self.bytes_during,
@@ -76,12 +74,12 @@ class MemoryFootprint:
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes that it holds at one time."""
+        """Maximum bytes over all phases."""
         return self.bytes_during(self.peak_phase)
 
     @property
     def bytes_over(self) -> int:
-        """Bytes beyond its capacity; negative where there is room."""
+        """Bytes beyond the capacity; negative if memory is left."""
         return self.peak_bytes - self.capacity_bytes
 
     @property
@@ -90,17 +88,17 @@ class MemoryFootprint:
 
 
 def parse_bytes(text: str) -> int:
-    """A size as people write it: `80GiB`, `80GB`, `24576MiB`.
+    """Parse an amount of memory such as `80GiB`, `80GB` or `24576MiB`.
 
     Raises:
-        UserError: It is none.
+        UserError: `text` has another format or is not positive.
     """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", text)
-    unit = found and _UNITS.get(found[2].lower())
+    match = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", text)
+    unit = match and _UNITS.get(match[2].lower())
     try:
-        size = int(float(found[1]) * unit) if found and unit else 0
+        size = int(float(match[1]) * unit) if match and unit else 0
     except ValueError:
         size = 0
     if size <= 0:
-        raise UserError(f"{text!r} is no amount of memory; write it like 80GiB or 80GB")
+        raise UserError(f"memory is {text!r}; it must be a positive amount such as 80GiB or 80GB")
     return size

@@ -1,4 +1,4 @@
-"""Arithmetic of the learner: of one trajectory, of one iteration, and how long that takes."""
+"""FLOPs and time of the learner, per trajectory and per step."""
 
 from __future__ import annotations
 
@@ -19,20 +19,30 @@ from vz_ray.planning.model_shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class ForwardFlops:
-    """Floating point operations of one forward pass, by part of the model."""
+    """FLOPs of one forward pass by part of the model.
+
+    Attributes:
+        text: Matrices of the language model.
+        attention: Attention of the language model: scores and weighted values.
+        vision: Vision tower and merger.
+        head: `lm_head`.
+    """
 
     text: int
-    """The language model's matrices."""
     attention: int
-    """Of the language model: queries times keys, weights times values."""
     vision: int
     head: int
 
     @classmethod
-    def compute(cls, shape: ModelShape, tokens: int, pairs: int, vision: int, sampled: int) -> ForwardFlops:
-        """See `text_flops` and `head_flops`; `vision` are operations."""
+    def compute(
+        cls, shape: ModelShape, tokens: int, pairs: int, vision: int, sampled_tokens: int
+    ) -> ForwardFlops:
+        """Create from `tokens`, attention `pairs`, FLOPs of the vision tower and tokens with log-probs."""
         return cls(
-            text_flops(shape, tokens, 0), text_flops(shape, 0, pairs), vision, head_flops(shape, sampled)
+            text=text_flops(shape, tokens, 0),
+            attention=text_flops(shape, 0, pairs),
+            vision=vision,
+            head=head_flops(shape, sampled_tokens),
         )
 
     def __add__(self, other: ForwardFlops) -> ForwardFlops:
@@ -43,8 +53,8 @@ class ForwardFlops:
             self.head + other.head,
         )
 
-    def __mul__(self, times: int) -> ForwardFlops:
-        return ForwardFlops(self.text * times, self.attention * times, self.vision * times, self.head * times)
+    def __mul__(self, count: int) -> ForwardFlops:
+        return ForwardFlops(self.text * count, self.attention * count, self.vision * count, self.head * count)
 
     @property
     def total(self) -> int:
@@ -53,15 +63,15 @@ class ForwardFlops:
 
 @dataclass(frozen=True, slots=True)
 class PassCounts:
-    """How often a batch goes through a model.
+    """Number of passes of a batch through the model.
 
     Attributes:
-        updates: Forward and backward passes: epochs.
-        forward_only: Forward passes alone: old log-probs, the reference model's.
-        checkpointing: Layers are computed again in the backward pass.
-        text_backward_factor: Forward passes that the backward pass of the language model's matrices and of `lm_head` is
-            worth: `BACKWARD_FACTOR`, or `FROZEN_BACKWARD_FACTOR` where adapters alone are trained.
-        vision_backward_factor: The same of the tower; 0 where nothing in it is trained.
+        updates: Forward and backward passes (epochs).
+        forward_only: Forward passes without backward: old log-probs, reference model.
+        checkpointing: Whether the backward pass recomputes layers.
+        text_backward_factor: Backward FLOPs of text matrices and `lm_head`, in forward passes:
+            `BACKWARD_FACTOR`, or `FROZEN_BACKWARD_FACTOR` if only adapters are trained.
+        vision_backward_factor: The same for the vision tower; 0 if it is frozen.
     """
 
     updates: int
@@ -71,33 +81,34 @@ class PassCounts:
     vision_backward_factor: int = BACKWARD_FACTOR
 
     def model_flops(self, forward: ForwardFlops) -> int:
-        """Without what is computed twice: what model flops utilisation is about."""
-        return self._flops(forward, again=0, logits_again=0)
+        """Return FLOPs without recomputation, the numerator of model FLOPs utilization."""
+        return self._flops(forward, recomputed_layers=0, recomputed_logits=0)
 
     def executed_flops(self, forward: ForwardFlops) -> int:
-        """With what gradient checkpointing and chunked logits compute again."""
-        return self._flops(forward, again=int(self.checkpointing), logits_again=1)
+        """Return FLOPs including recomputation by gradient checkpointing and chunked logits."""
+        return self._flops(forward, recomputed_layers=int(self.checkpointing), recomputed_logits=1)
 
-    def _flops(self, forward: ForwardFlops, again: int, logits_again: int) -> int:
-        update = forward.text * (1 + self.text_backward_factor + again)
-        update += forward.attention * (1 + BACKWARD_FACTOR + again)
-        update += forward.vision * (
-            1 + self.vision_backward_factor + again if self.vision_backward_factor else 1
-        )
-        update += forward.head * (1 + self.text_backward_factor + logits_again)
+    def _flops(self, forward: ForwardFlops, recomputed_layers: int, recomputed_logits: int) -> int:
+        vision_passes = 1
+        if self.vision_backward_factor:
+            vision_passes += self.vision_backward_factor + recomputed_layers
+        update = forward.text * (1 + self.text_backward_factor + recomputed_layers)
+        update += forward.attention * (1 + BACKWARD_FACTOR + recomputed_layers)
+        update += forward.vision * vision_passes
+        update += forward.head * (1 + self.text_backward_factor + recomputed_logits)
         return self.updates * update + self.forward_only * forward.total
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerWork:
-    """The learner's arithmetic for a batch of trajectories.
+    """FLOPs and time of a batch of trajectories.
 
     Attributes:
-        tokens: That go through the language model in one forward pass.
+        tokens: Tokens of one forward pass through the language model.
         model_flops: See `PassCounts.model_flops`.
         executed_flops: See `PassCounts.executed_flops`.
-        per_trajectory: Of `executed_flops`.
-        seconds: At the assumed rate.
+        per_trajectory: `executed_flops` per trajectory.
+        seconds: Time at the assumed compute rate.
     """
 
     tokens: int
@@ -109,12 +120,12 @@ class LearnerWork:
 
 @dataclass(frozen=True, slots=True)
 class ComputeRate:
-    """What the learner's GPUs do.
+    """Compute rate of the learner's GPUs.
 
     Attributes:
-        num_gpus: GPUs.
-        peak_flops: Operations a second of one, as its maker says.
-        mfu: Share of the peak that is reached, what is computed twice counted in.
+        num_gpus: Number of GPUs.
+        peak_flops: Peak FLOPs per second of one GPU, from its data sheet.
+        mfu: Fraction of the peak that is reached, recomputation included.
     """
 
     num_gpus: int
@@ -126,37 +137,36 @@ class ComputeRate:
 
 
 def unpacked_forward(shape: ModelShape, episode: EpisodeBudget) -> ForwardFlops:
-    """One trajectory as a sequence of its own."""
-    vision = _frames(shape, episode, episode.frames)
-    return ForwardFlops.compute(
-        shape, episode.tokens, causal_pairs(episode.tokens), vision, episode.sampled_tokens
-    )
+    """Return the FLOPs of one trajectory as its own sequence."""
+    vision = _vision(shape, episode, episode.frames)
+    pairs = causal_pairs(episode.tokens)
+    return ForwardFlops.compute(shape, episode.tokens, pairs, vision, episode.sampled_tokens)
 
 
 def packed_forward(shape: ModelShape, episode: EpisodeBudget, branches: int) -> ForwardFlops:
-    """Trajectories of one task as one sequence: prompt and overview once, then each one's own tokens."""
+    """Return the FLOPs of trajectories of one task as one sequence with a shared prefix."""
     pairs = packed_pairs(episode.prefix_tokens, [episode.branch_tokens] * branches)
     tokens = episode.prefix_tokens + branches * episode.branch_tokens
-    vision = _frames(shape, episode, episode.overview_frames + branches * episode.zoom_frames)
+    vision = _vision(shape, episode, episode.overview_frames + branches * episode.zoom_frames)
     return ForwardFlops.compute(shape, tokens, pairs, vision, branches * episode.sampled_tokens)
 
 
-def _frames(shape: ModelShape, episode: EpisodeBudget, frames: int) -> int:
+def _vision(shape: ModelShape, episode: EpisodeBudget, frames: int) -> int:
     pairs = vision_pairs(shape.vision, episode.frame.rows, episode.frame.columns)
     return vision_flops(shape, frames * episode.frame.patches, frames * pairs)
 
 
-def split_group(episode: EpisodeBudget, samples: int, budget: int) -> list[int]:
-    """Branches of each sequence that a group is split into, as few as are no longer than `budget`."""
-    most = max(1, (budget - episode.prefix_tokens) // max(1, episode.branch_tokens))
-    count = -(-samples // most)
-    return [samples // count + (index < samples % count) for index in range(count)]
+def split_group(episode: EpisodeBudget, group_size: int, max_tokens: int) -> list[int]:
+    """Split a group into the fewest sequences of at most `max_tokens`; return the branches of each."""
+    max_branches = max(1, (max_tokens - episode.prefix_tokens) // max(1, episode.branch_tokens))
+    count = -(-group_size // max_branches)
+    return [group_size // count + (index < group_size % count) for index in range(count)]
 
 
 def unpacked_work(
     shape: ModelShape, episode: EpisodeBudget, trajectories: int, passes: PassCounts, rate: ComputeRate
 ) -> LearnerWork:
-    """Every trajectory as a sequence of its own."""
+    """Return the work of a batch with one sequence per trajectory."""
     forward = unpacked_forward(shape, episode) * trajectories
     return _work(forward, trajectories * episode.tokens, trajectories, passes, rate)
 
@@ -164,19 +174,19 @@ def unpacked_work(
 def packed_work(
     shape: ModelShape,
     episode: EpisodeBudget,
-    groups: int,
-    samples: int,
-    budget: int,
+    batch_size: int,
+    group_size: int,
+    max_tokens: int,
     passes: PassCounts,
     rate: ComputeRate,
 ) -> LearnerWork:
-    """The samples of a group as few sequences, of at most `budget` tokens, with its prefix in each once."""
-    split = split_group(episode, samples, budget)
+    """Return the work of `batch_size` groups in packed sequences of at most `max_tokens`."""
+    sequences = split_group(episode, group_size, max_tokens)
     forward = ForwardFlops(0, 0, 0, 0)
-    for branches in split:
+    for branches in sequences:
         forward = forward + packed_forward(shape, episode, branches)
-    tokens = groups * (len(split) * episode.prefix_tokens + samples * episode.branch_tokens)
-    return _work(forward * groups, tokens, groups * samples, passes, rate)
+    tokens = batch_size * (len(sequences) * episode.prefix_tokens + group_size * episode.branch_tokens)
+    return _work(forward * batch_size, tokens, batch_size * group_size, passes, rate)
 
 
 def _work(

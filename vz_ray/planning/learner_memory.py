@@ -1,7 +1,7 @@
-"""What a learner rank's GPU holds under DeepSpeed.
+"""GPU and host memory of a learner rank under DeepSpeed.
 
-ZeRO's shares as DeepSpeed 0.19 allocates them with the settings of `vz_ray.learner.train_engine`: gradients
-add up in float32, one reduction bucket, no overlap of communication.
+ZeRO partitions as DeepSpeed 0.19 allocates them with the settings of `vz_ray.learner.train_engine`: float32
+gradient accumulation, one reduction bucket, no overlap of communication.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.planning import activation_memory
+from vz_ray.planning.activation_memory import FP32_BYTES
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem, MemoryPhase
 from vz_ray.planning.learner_flops import split_group
@@ -17,31 +18,30 @@ from vz_ray.planning.model_shape import ModelShape
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 
-FP32_BYTES = 4
 REDUCE_BUCKET_ELEMENTS = 500_000_000
-"""Elements of DeepSpeed's `reduce_bucket_size`; allocated whole."""
+"""DeepSpeed's `reduce_bucket_size`; allocated as a whole."""
 MAX_LIVE_ELEMENTS = 1_000_000_000
-"""Elements of `stage3_max_live_parameters`: weights gathered from other ranks at a time."""
+"""DeepSpeed's `stage3_max_live_parameters`: maximum of weights gathered at a time."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
-"""Elements of `sub_group_size`: ZeRO-3 steps through so many at a time."""
+"""DeepSpeed's `sub_group_size`: elements of one ZeRO-3 optimizer sub-step."""
 ATTENTION_SCORE_COPIES = 4
-"""Matrices of queries times keys in float32 that attention works with on GPUs where it is not fused."""
+"""Float32 score matrices (queries x keys) of attention on GPUs without FlashAttention."""
 CUDA_AND_NCCL_BYTES = 2 * GIB
-"""Assumed of the CUDA context, NCCL's buffers and kernels' workspaces."""
+"""Assumed memory of the CUDA context, NCCL buffers and kernel workspaces."""
 FRAGMENTATION = 0.05
-"""Assumed share of what a pass allocates that the allocator holds and cannot use."""
+"""Assumed fraction of forward and backward allocations that is lost to fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorstCaseBatch:
-    """The largest micro-batch.
+    """The largest micro-batch: one packed sequence.
 
     Attributes:
-        tokens: In its one sequence.
-        patches: Of distinct frames.
-        sampled_tokens: Tokens whose log-probs are wanted.
-        attention_pairs: Queries times keys of the largest part that is attended to at a time.
-        gathered_keys: Keys per token, where each branch gathers its prefix's.
+        tokens: Tokens of the sequence.
+        patches: Patches of its distinct frames.
+        sampled_tokens: Tokens with computed log-probs.
+        attention_pairs: Query-key pairs of the largest block of attention.
+        gathered_keys: Keys per token, including the prefix keys that each branch gathers.
     """
 
     tokens: int
@@ -52,233 +52,228 @@ class WorstCaseBatch:
 
 
 def worst_case_batch(
-    learner: LearnerConfig, longest: EpisodeBudget, usual: EpisodeBudget, samples: int
+    learner: LearnerConfig, longest: EpisodeBudget, typical: EpisodeBudget, group_size: int
 ) -> WorstCaseBatch:
-    """A full micro-batch of as many frames as so many tokens can hold; how it branches is as usual."""
+    """Return a full micro-batch with the maximum number of frames, and branches of typical episodes."""
     tokens = max(learner.micro_batch_tokens, longest.tokens)
     frames = max(longest.frames, tokens // longest.tokens_per_frame)
-    sampled = longest.sampled_tokens * max(1, tokens // longest.tokens)
-    branches = split_group(usual, samples, tokens)[0] if learner.share_prefixes else 1
-    prefix = usual.prefix_tokens if branches > 1 else 0
-    own = usual.tokens - prefix
+    sampled_tokens = longest.sampled_tokens * max(1, tokens // longest.tokens)
+    branches = split_group(typical, group_size, tokens)[0] if learner.share_prefixes else 1
+    prefix = typical.prefix_tokens if branches > 1 else 0
+    branch = typical.tokens - prefix
     return WorstCaseBatch(
         tokens=tokens,
         patches=frames * longest.frame.patches,
-        sampled_tokens=min(sampled, tokens),
-        attention_pairs=max(longest.tokens**2, branches * own * prefix),
-        gathered_keys=1 + branches * prefix / (prefix + branches * own),
+        sampled_tokens=min(sampled_tokens, tokens),
+        attention_pairs=max(longest.tokens**2, branches * branch * prefix),
+        gathered_keys=1 + branches * prefix / (prefix + branches * branch),
     )
 
 
-def weight_bytes_of(learner: LearnerConfig) -> int:
-    """Bytes of a weight on a GPU.
+def weight_dtype_bytes(learner: LearnerConfig) -> int:
+    """Return the bytes of a weight on a GPU.
 
-    `auto` is bfloat16 there, save at stage 0, where only float32 can be trained.
+    `auto` is bfloat16, except at ZeRO stage 0, which trains float32 only.
 
     Raises:
-        UserError: bfloat16 at stage 0, which the learner refuses.
+        UserError: `dtype` is bfloat16 at stage 0, which the learner rejects.
     """
     if learner.dtype == "bfloat16" and learner.zero_stage == 0:
         raise UserError(
-            "learner.zero_stage is 0 with learner.dtype bfloat16: no float32 copy of the weights is kept and "
-            "the learner refuses it; set learner.zero_stage=1, 2 or 3"
+            "learner.zero_stage is 0 with learner.dtype=bfloat16; stage 0 has no float32 master weights. "
+            "Set learner.zero_stage to 1, 2 or 3"
         )
     return FP32_BYTES if learner.dtype == "float32" or learner.zero_stage == 0 else 2
 
 
 def learner_footprint(
-    shape: ModelShape, learner: LearnerConfig, most: WorstCaseBatch, capacity: int, *, has_reference: bool
+    shape: ModelShape,
+    learner: LearnerConfig,
+    batch: WorstCaseBatch,
+    gpu_bytes: int,
+    *,
+    has_reference: bool,
 ) -> MemoryFootprint:
-    """Of one rank's GPU.
+    """Return the memory of one rank's GPU.
 
     Args:
-        most: The largest micro-batch.
-        capacity: Bytes of the GPU.
-        has_reference: Whether a reference model is held, too.
+        shape: Shape of the model.
+        learner: Config of the learner.
+        batch: The largest micro-batch.
+        gpu_bytes: Memory of the GPU.
+        has_reference: Whether the rank holds a reference model.
 
     Raises:
-        UserError: See `width_of` and `trained_of`.
+        UserError: See `weight_dtype_bytes` and `count_trainable_params`.
     """
-    trained = count_trainable_params(shape, learner)
-    parts = [
-        *_weights(shape, learner, trained, has_reference),
-        *_optimizer(learner, trained),
-        *_activations(shape, learner, trained, most),
+    params = count_trainable_params(shape, learner)
+    items = [
+        *_weights(shape, learner, params, has_reference),
+        *_optimizer(learner, params),
+        *_activations(shape, learner, params, batch),
         MemoryItem("CUDA context and NCCL", CUDA_AND_NCCL_BYTES, Certainty.ASSUMED),
     ]
-    moving = sum(part.bytes for part in parts if part.phase is MemoryPhase.FORWARD_BACKWARD)
-    parts.append(
-        MemoryItem(
-            "allocator's gaps", int(FRAGMENTATION * moving), Certainty.ASSUMED, MemoryPhase.FORWARD_BACKWARD
-        )
-    )
+    temporary = sum(item.bytes for item in items if item.phase is MemoryPhase.FORWARD_BACKWARD)
+    fragmentation = int(FRAGMENTATION * temporary)
+    items.append(_temporary("allocator fragmentation", fragmentation, Certainty.ASSUMED))
     return MemoryFootprint(
-        "learner", learner.world_size, capacity, tuple(part for part in parts if part.bytes)
+        "learner", learner.world_size, gpu_bytes, tuple(item for item in items if item.bytes)
     )
+
+
+def _temporary(name: str, size: int, certainty: Certainty = Certainty.ESTIMATE) -> MemoryItem:
+    """Return an item of the forward and backward pass."""
+    return MemoryItem(name, size, certainty, MemoryPhase.FORWARD_BACKWARD)
 
 
 def _weights(
-    shape: ModelShape, learner: LearnerConfig, trained: TrainableParams, reference: bool
+    shape: ModelShape, learner: LearnerConfig, params: TrainableParams, has_reference: bool
 ) -> list[MemoryItem]:
-    """Where all is offloaded, only those that a pass needs at a time, and all while they are loaded."""
-    width, whole = weight_bytes_of(learner), learner.zero_stage < 3
-    shards, away = 1 if whole else learner.world_size, learner.offload == "all"
-    loaded, parts = width * trained.total, []
-    if not away:
-        parts.append(MemoryItem("weights", _share(width * trained.trainable, shards)))
-        parts.append(MemoryItem("frozen weights", _share(width * trained.frozen, shards)))
-        if reference:
-            parts.append(MemoryItem("reference model", _share(width * shape.parameters, shards)))
-            loaded += parts[-1].bytes
-    if away or (not whole and learner.world_size > 1):
-        gathered = width * min(trained.total, MAX_LIVE_ELEMENTS)
-        parts.append(
-            MemoryItem(
-                "weights gathered for a pass", gathered, Certainty.ESTIMATE, MemoryPhase.FORWARD_BACKWARD
-            )
-        )
-    parts.append(
-        MemoryItem(
-            "whole weights while loading",
-            loaded + CUDA_AND_NCCL_BYTES,
-            Certainty.ESTIMATE,
-            MemoryPhase.LOADING,
-        )
-    )
-    return parts
+    """Return the weights. With `offload: all` only gathered weights are on the GPU, and all while loading."""
+    dtype_bytes, partitioned = weight_dtype_bytes(learner), learner.zero_stage == 3
+    shards, offloaded = learner.world_size if partitioned else 1, learner.offload == "all"
+    loading, items = dtype_bytes * params.total, []
+    if not offloaded:
+        items.append(MemoryItem("weights", _ceil_div(dtype_bytes * params.trainable, shards)))
+        items.append(MemoryItem("frozen weights", _ceil_div(dtype_bytes * params.frozen, shards)))
+        if has_reference:
+            items.append(MemoryItem("reference model", _ceil_div(dtype_bytes * shape.parameters, shards)))
+            loading += items[-1].bytes
+    if offloaded or (partitioned and learner.world_size > 1):
+        items.append(_temporary("gathered weights", dtype_bytes * min(params.total, MAX_LIVE_ELEMENTS)))
+    loading += CUDA_AND_NCCL_BYTES
+    items.append(MemoryItem("full weights while loading", loading, Certainty.ESTIMATE, MemoryPhase.LOADING))
+    return items
 
 
-def _optimizer(learner: LearnerConfig, trained: TrainableParams) -> list[MemoryItem]:
+def _optimizer(learner: LearnerConfig, params: TrainableParams) -> list[MemoryItem]:
     stage, offloaded = learner.zero_stage, learner.offload != "none"
     shards = learner.world_size if stage else 1
-    parts = []
+    items = []
     if not offloaded:
-        # Without ZeRO the weights are their own master copy.
-        master = _share(FP32_BYTES * trained.trainable, shards)
-        parts.append(MemoryItem("master weights, float32", master if stage else 0))
-        parts.append(MemoryItem("two moments, float32", _share(2 * FP32_BYTES * trained.trainable, shards)))
-    parts += _gradients(learner, trained)
-    parts.append(_bucket(learner))
+        # Without ZeRO the float32 weights are the master weights.
+        master = _ceil_div(FP32_BYTES * params.trainable, shards)
+        moments = _ceil_div(2 * FP32_BYTES * params.trainable, shards)
+        items.append(MemoryItem("master weights, float32", master if stage else 0))
+        items.append(MemoryItem("optimizer moments, float32", moments))
+    items += _gradients(learner, params)
+    items.append(_bucket(learner))
     if not offloaded:
-        # The gradient in float32 once more, and the square root of the second moment.
-        step = _elements(trained.trainable, shards)
+        # A float32 copy of the gradient, and the square root of the second moment.
+        elements = _ceil_div(params.trainable, shards)
         if stage == 3:
-            step = min(step, SUB_GROUP_ELEMENTS)
+            elements = min(elements, SUB_GROUP_ELEMENTS)
         copies = 2 if stage >= 2 else 1
-        parts.append(
-            MemoryItem(
-                "optimizer at work",
-                copies * FP32_BYTES * step,
-                Certainty.ESTIMATE,
-                MemoryPhase.OPTIMIZER_STEP,
-            )
-        )
-    return parts
+        size = copies * FP32_BYTES * elements
+        items.append(MemoryItem("optimizer workspace", size, Certainty.ESTIMATE, MemoryPhase.OPTIMIZER_STEP))
+    return items
 
 
 def _bucket(learner: LearnerConfig) -> MemoryItem:
-    """What gradients are reduced in: there from the start at stage 3, while there are any at 1 and 2.
+    """Return the reduction bucket: permanent at stage 3, during the backward pass at stages 1 and 2.
 
-    Stage 1 in bfloat16 has none of its own, unless the optimizer is offloaded.
+    Stage 1 in bfloat16 without offloading has no separate bucket.
     """
-    stage, width = learner.zero_stage, weight_bytes_of(learner)
-    if stage == 0 or (stage == 1 and width < FP32_BYTES and learner.offload == "none"):
+    stage, dtype_bytes = learner.zero_stage, weight_dtype_bytes(learner)
+    if stage == 0 or (stage == 1 and dtype_bytes < FP32_BYTES and learner.offload == "none"):
         return MemoryItem("reduction bucket", 0)
-    wide = FP32_BYTES if stage == 1 else width
+    element_bytes = FP32_BYTES if stage == 1 else dtype_bytes
     return MemoryItem(
         "reduction bucket",
-        wide * REDUCE_BUCKET_ELEMENTS,
+        element_bytes * REDUCE_BUCKET_ELEMENTS,
         phase=MemoryPhase.ALWAYS if stage == 3 else MemoryPhase.FORWARD_BACKWARD,
     )
 
 
-def _gradients(learner: LearnerConfig, trained: TrainableParams) -> list[MemoryItem]:
-    """Under ZeRO 0 and 1 whole on every rank, and at stage 1 in the weights' type besides."""
-    stage, width, offloaded = learner.zero_stage, weight_bytes_of(learner), learner.offload != "none"
+def _gradients(learner: LearnerConfig, params: TrainableParams) -> list[MemoryItem]:
+    """Return gradients: unpartitioned at stages 0 and 1; stage 1 has a copy in the weights' dtype."""
+    stage, dtype_bytes = learner.zero_stage, weight_dtype_bytes(learner)
+    offloaded = learner.offload != "none"
     if stage == 0:
-        return [MemoryItem("gradients", FP32_BYTES * trained.trainable)]
+        return [MemoryItem("gradients", FP32_BYTES * params.trainable)]
     if stage == 1:
-        made = 0 if width == FP32_BYTES or offloaded else width * trained.trainable
+        copies = 0 if dtype_bytes == FP32_BYTES or offloaded else dtype_bytes * params.trainable
         return [
-            MemoryItem("gradients, float32", FP32_BYTES * trained.trainable),
-            MemoryItem("gradients as they are made", made, Certainty.EXACT, MemoryPhase.FORWARD_BACKWARD),
+            MemoryItem("gradients, float32", FP32_BYTES * params.trainable),
+            _temporary("gradients before reduction", copies, Certainty.EXACT),
         ]
-    # Before it is reduced a gradient is whole.
-    made, share = width * trained.largest_tensor, _share(FP32_BYTES * trained.trainable, learner.world_size)
+    # A gradient is unpartitioned until it is reduced.
+    shard = _ceil_div(FP32_BYTES * params.trainable, learner.world_size)
     return [
-        MemoryItem("gradients, float32", 0 if offloaded and stage == 3 else share),
-        MemoryItem("gradients as they are made", made, Certainty.ESTIMATE, MemoryPhase.FORWARD_BACKWARD),
+        MemoryItem("gradients, float32", 0 if offloaded and stage == 3 else shard),
+        _temporary("gradients before reduction", dtype_bytes * params.largest_tensor),
     ]
 
 
 def learner_host_bytes(shape: ModelShape, learner: LearnerConfig, *, has_reference: bool) -> int:
-    """Most host memory of one rank: whole models as they are read, or what is offloaded.
+    """Return the maximum host memory of one rank: models while loading, or offloaded states.
 
-    Decoded frames and features of frozen towers are counted in, the process itself is not.
+    Caches of decoded frames and vision features are included; the process itself is not.
 
     Raises:
-        UserError: See `width_of` and `trained_of`.
+        UserError: See `weight_dtype_bytes` and `count_trainable_params`.
     """
-    trained, width = count_trainable_params(shape, learner), weight_bytes_of(learner)
-    reading = width * shape.parameters * (2 if has_reference else 1)
-    # Master weights, two moments and gradients in float32; gradients once more, or the weights in `width`.
-    each = 5 * FP32_BYTES if learner.zero_stage == 3 else 4 * FP32_BYTES + width
-    states = 0 if learner.offload == "none" else each * _elements(trained.trainable, learner.world_size)
+    params, dtype_bytes = count_trainable_params(shape, learner), weight_dtype_bytes(learner)
+    loading = dtype_bytes * shape.parameters * (2 if has_reference else 1)
+    # Master weights, two moments and gradients in float32; plus another gradient (stage 3) or the weights.
+    state_bytes = 5 * FP32_BYTES if learner.zero_stage == 3 else 4 * FP32_BYTES + dtype_bytes
+    elements = _ceil_div(params.trainable, learner.world_size)
+    states = 0 if learner.offload == "none" else state_bytes * elements
     weights = 0
     if learner.offload == "all":
-        # They are there while a reference model is read, too.
-        weights = _share(width * trained.total, learner.world_size)
-        weights += _share(width * shape.parameters, learner.world_size) if has_reference else 0
-    caches = learner.frame_cache_mib + learner.feature_cache_mib * (has_reference or not trained.vision)
-    return max(reading, states) + weights + caches * (1 << 20)
+        # Offloaded weights are already in host memory while the reference model loads.
+        weights = _ceil_div(dtype_bytes * params.total, learner.world_size)
+        weights += _ceil_div(dtype_bytes * shape.parameters, learner.world_size) if has_reference else 0
+    caches = learner.frame_cache_mib + learner.feature_cache_mib * (has_reference or not params.vision)
+    return max(loading, states) + weights + caches * (1 << 20)
 
 
 def _activations(
-    shape: ModelShape, learner: LearnerConfig, trained: TrainableParams, most: WorstCaseBatch
+    shape: ModelShape, learner: LearnerConfig, params: TrainableParams, batch: WorstCaseBatch
 ) -> list[MemoryItem]:
-    """Where a part of the vision tower is trained, all of it is counted as if it were."""
-    width, again = weight_bytes_of(learner), learner.gradient_checkpointing
+    """Return activations and workspaces. A partly trained vision tower counts as fully trained."""
+    dtype_bytes, checkpointing = weight_dtype_bytes(learner), learner.gradient_checkpointing
     text, vision = shape.text, shape.vision
-    attention = activation_memory.AttentionMemory(fused=width < FP32_BYTES, gathered_keys=most.gathered_keys)
-    kept = activation_memory.text_saved_bytes(
-        text, width, most.tokens, checkpointing=again, attention=attention
+    attention = activation_memory.AttentionMemory(
+        fused=dtype_bytes < FP32_BYTES, gathered_keys=batch.gathered_keys
     )
-    kept += activation_memory.head_saved_bytes(text, width, most.sampled_tokens)
-    pixels = activation_memory.pixel_input_bytes(vision, width, most.patches)
+    saved = activation_memory.text_saved_bytes(
+        text, dtype_bytes, batch.tokens, checkpointing=checkpointing, attention=attention
+    )
+    saved += activation_memory.head_saved_bytes(text, dtype_bytes, batch.sampled_tokens)
+    pixels = activation_memory.pixel_input_bytes(vision, dtype_bytes, batch.patches)
     tower, patches = 0, 0
-    if trained.vision:
-        tower = activation_memory.vision_saved_bytes(vision, width, most.patches, checkpointing=again)
-        patches = most.patches
+    if params.vision:
+        tower = activation_memory.vision_saved_bytes(
+            vision, dtype_bytes, batch.patches, checkpointing=checkpointing
+        )
+        patches = batch.patches
     layer = activation_memory.layer_workspace_bytes(
-        shape, width, most.tokens, patches, checkpointing=again, attention=attention
+        shape, dtype_bytes, batch.tokens, patches, checkpointing=checkpointing, attention=attention
     )
     if not attention.fused:
-        layer += ATTENTION_SCORE_COPIES * FP32_BYTES * text.heads * most.attention_pairs
-    dropped = most.tokens * (width + 1) * trained.dropout_inputs
-    if again:
-        layer += dropped // text.layers
+        layer += ATTENTION_SCORE_COPIES * FP32_BYTES * text.heads * batch.attention_pairs
+    dropout = batch.tokens * (dtype_bytes + 1) * params.dropout_inputs
+    if checkpointing:
+        layer += dropout // text.layers
     else:
-        kept += dropped
+        saved += dropout
     logits = activation_memory.logits_workspace_bytes(
-        text, width, most.sampled_tokens, learner.logprob_chunk_tokens, head_trained=not learner.lora.rank
+        text,
+        dtype_bytes,
+        batch.sampled_tokens,
+        learner.logprob_chunk_tokens,
+        head_trained=not learner.lora.rank,
     )
-    if not trained.vision:
-        layer = max(layer, activation_memory.frozen_tower_bytes(vision, width, most.patches))
-    named = {
-        "activations, language model": kept,
-        "activations, vision tower": tower + pixels,
-        # At the end of the forward pass and in the layers' backward pass: never at the same time.
-        "logits at work" if logits >= layer else "a layer at work": max(logits, layer),
-    }
+    if not params.vision:
+        layer = max(layer, activation_memory.frozen_tower_bytes(vision, dtype_bytes, batch.patches))
     return [
-        MemoryItem(name, size, Certainty.ESTIMATE, MemoryPhase.FORWARD_BACKWARD)
-        for name, size in named.items()
+        _temporary("activations, language model", saved),
+        _temporary("activations, vision tower", tower + pixels),
+        # The logits' backward pass ends before the layers' backward pass starts.
+        _temporary("logits workspace" if logits >= layer else "layer workspace", max(logits, layer)),
     ]
 
 
-def _elements(count: int, shards: int) -> int:
-    return -(-count // shards)
-
-
-def _share(size: int, shards: int) -> int:
+def _ceil_div(size: int, shards: int) -> int:
     return -(-size // shards)

@@ -1,8 +1,8 @@
-"""Floating point operations of a Qwen2.5-VL; a multiplication and an addition are two.
+"""FLOPs of a Qwen2.5-VL forward pass; a multiply-add counts as two.
 
-Matrix products and attention alone: norms, activations and rotary positions are below a percent.
-All are of one forward pass. Backward takes twice as many for what is trained, and as many for matrices that
-gradients only go through; recomputing activations (gradient checkpointing) once more.
+Only matrix products and attention are counted; norms, activations and rotary embeddings are below one
+percent. The backward pass takes twice the forward FLOPs for trained matrices and once for frozen matrices
+that gradients pass through. Gradient checkpointing adds one more forward pass.
 """
 
 from __future__ import annotations
@@ -10,65 +10,64 @@ from __future__ import annotations
 from vz_ray.planning.model_shape import ModelShape, VisionShape
 
 BACKWARD_FACTOR = 2
-"""Forward passes that a backward pass is worth: gradients of the inputs and of the weights."""
+"""FLOPs of a backward pass relative to the forward pass: gradients of inputs and weights."""
 FROZEN_BACKWARD_FACTOR = 1
-"""The same of matrices that are not trained themselves: gradients of the inputs alone."""
+"""The same for frozen matrices: gradients of the inputs only."""
 
 
 def text_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
-    """Of the language model's layers, without `lm_head`.
+    """Return the FLOPs of the decoder layers, without `lm_head`.
 
     Args:
-        shape: The model.
-        tokens: Tokens that go through it.
-        pairs: Pairs of a query and a key that it attends to, in one layer; every layer has the same.
-            See `causal_pairs` and `packed_pairs`.
+        shape: Shape of the model.
+        tokens: Number of tokens.
+        pairs: Query-key pairs in one layer. See `causal_pairs` and `packed_pairs`.
     """
     text = shape.text
     return text.layers * (2 * tokens * text.layer_weights + 4 * pairs * text.hidden)
 
 
 def head_flops(shape: ModelShape, tokens: int) -> int:
-    """Of the logits of so many tokens: `lm_head` sees those alone whose log-probs are wanted."""
+    """Return the FLOPs of `lm_head`, which runs only on tokens that need log-probs."""
     return 2 * tokens * shape.text.hidden * shape.text.vocab_size
 
 
 def vision_flops(shape: ModelShape, patches: int, pairs: int) -> int:
-    """Of the vision tower and its merger.
+    """Return the FLOPs of the vision tower and its merger.
 
     Args:
-        shape: The model.
-        patches: Patches that go through it.
-        pairs: Pairs of a query and a key in all blocks together, since some attend to windows and
-            some to whole images. See `vision_pairs`.
+        shape: Shape of the model.
+        patches: Number of patches.
+        pairs: Query-key pairs summed over all blocks, since some blocks attend to windows. See
+            `vision_pairs`.
     """
     vision = shape.vision
     blocks = 2 * patches * vision.depth * vision.block_weights + 4 * pairs * vision.hidden
-    ends = 2 * patches * vision.patch_elements * vision.hidden
-    return blocks + ends + 2 * (patches // vision.merge_size**2) * vision.merger_weights
+    projection = 2 * patches * vision.patch_elements * vision.hidden
+    return blocks + projection + 2 * (patches // vision.merge_size**2) * vision.merger_weights
 
 
 def causal_pairs(tokens: int) -> int:
-    """Of one sequence in which each token sees itself and those before it."""
+    """Return the query-key pairs of one causal sequence."""
     return tokens * (tokens + 1) // 2
 
 
 def packed_pairs(prefix: int, branches: list[int]) -> int:
-    """Of one prefix and the branches that go on from it, none of which sees another."""
+    """Return the query-key pairs of a shared prefix and its branches, which do not attend to each other."""
     return causal_pairs(prefix) + sum(branch * prefix + causal_pairs(branch) for branch in branches)
 
 
 def vision_pairs(vision: VisionShape, rows: int, columns: int) -> int:
-    """Of one image of `rows` x `columns` patches, in all blocks together.
+    """Return the query-key pairs of one image of `rows` x `columns` patches, summed over all blocks.
 
-    Windows are cut from the upper left corner; those at the other edges are smaller.
+    Windows start at the upper left corner; windows at the other edges may be smaller.
     """
     full = len(vision.full_attention_blocks)
     side = vision.window_size // vision.patch_size // vision.merge_size * vision.merge_size
-    heights, widths = _cuts(rows, side), _cuts(columns, side)
+    heights, widths = _window_sides(rows, side), _window_sides(columns, side)
     windowed = sum((height * width) ** 2 for height in heights for width in widths)
     return full * (rows * columns) ** 2 + (vision.depth - full) * windowed
 
 
-def _cuts(length: int, side: int) -> list[int]:
+def _window_sides(length: int, side: int) -> list[int]:
     return [min(side, length - start) for start in range(0, length, side)]

@@ -1,4 +1,4 @@
-"""The numbers of a Qwen2.5-VL that memory and arithmetic follow from."""
+"""Shape of a Qwen2.5-VL model, from which memory and FLOPs follow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vz_ray.utils.errors import UserError
 
 MODEL_TYPE = "qwen2_5_vl"
 DEFAULT_MAX_PIXELS = 12_845_056
-"""Largest area of an image for the released checkpoints' processor, pixels."""
+"""Maximum image area of the released checkpoints' processor, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """The language model: sizes in elements."""
+    """Shape of the language model, in elements."""
 
     hidden: int
     layers: int
@@ -26,87 +26,88 @@ class TextShape:
     intermediate: int
     vocab_size: int
     tie_word_embeddings: bool
-    """Whether `lm_head` is the embedding."""
+    """Whether `lm_head` shares the embedding."""
 
     @property
     def head_dim(self) -> int:
-        """Elements of one attention head."""
+        """Size of one attention head."""
         return self.hidden // self.heads
 
     @property
     def kv_dim(self) -> int:
-        """Elements of one token's keys in one layer; as many are its values."""
+        """Size of a token's keys in one layer; the values have the same size."""
         return self.kv_heads * self.head_dim
 
     @property
     def layer_weights(self) -> int:
-        """Elements of a layer's matrices: each is multiplied with every token."""
+        """Elements of a layer's matrices; a token takes one multiply-add per element."""
         return 2 * self.hidden * (self.hidden + self.kv_dim) + 3 * self.hidden * self.intermediate
 
     @property
     def parameters(self) -> int:
-        small = (self.hidden + 2 * self.kv_dim) + 2 * self.hidden  # biases of q, k and v; two norms
-        tables = self.vocab_size * self.hidden * (1 if self.tie_word_embeddings else 2)
-        return tables + self.layers * (self.layer_weights + small) + self.hidden
+        biases_and_norms = (self.hidden + 2 * self.kv_dim) + 2 * self.hidden
+        embeddings = self.vocab_size * self.hidden * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.layers * (self.layer_weights + biases_and_norms) + self.hidden
 
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """The vision tower and its merger: sizes in elements, sides in pixels or patches."""
+    """Shape of the vision tower and its merger, in elements; sides in pixels or patches."""
 
     depth: int
     hidden: int
     heads: int
     intermediate: int
     patch_size: int
-    """Side of a patch, pixels."""
+    """Side of a patch in pixels."""
     temporal_patch_size: int
-    """Frames in a patch; an image is repeated to fill it."""
+    """Frames per patch; an image is repeated to fill it."""
     merge_size: int
-    """Patches per side that make one visual token."""
+    """Patches per side of one visual token."""
     out_hidden: int
     window_size: int
-    """Side of an attention window, pixels."""
+    """Side of an attention window in pixels."""
     full_attention_blocks: tuple[int, ...]
-    """Blocks that attend to the whole image; others to windows."""
+    """Indices of blocks that attend to the whole image; others attend to windows."""
     channels: int = 3
 
     @property
     def patch_elements(self) -> int:
-        """Numbers in a patch as it comes from the processor."""
+        """Elements of a patch in the processor's output."""
         return self.channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def block_weights(self) -> int:
-        """Elements of a block's matrices."""
+        """Elements of a block's matrices; a patch takes one multiply-add per element."""
         return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
 
     @property
     def merger_hidden(self) -> int:
-        """Elements of the patches that make one visual token."""
+        """Size of the concatenated patches of one visual token."""
         return self.hidden * self.merge_size**2
 
     @property
     def merger_weights(self) -> int:
-        """Elements of the merger's matrices: each is multiplied with every visual token."""
+        """Elements of the merger's matrices; a visual token takes one multiply-add per element."""
         return self.merger_hidden * (self.merger_hidden + self.out_hidden)
 
     @property
     def merger_parameters(self) -> int:
-        """Elements of the merger: its matrices, their biases and a norm."""
+        """Parameters of the merger: matrices, biases and a norm."""
         return self.merger_weights + self.merger_hidden + self.out_hidden + self.hidden
 
     @property
     def parameters(self) -> int:
-        # Biases of qkv, of the projection and of the three matrices of the MLP; two norms.
-        small = 4 * self.hidden + 2 * self.intermediate + self.hidden + 2 * self.hidden
-        patches = self.patch_elements * self.hidden
-        return patches + self.depth * (self.block_weights + small) + self.merger_parameters
+        # Biases of qkv, the projection and the three MLP matrices; two norms.
+        biases_and_norms = 4 * self.hidden + 2 * self.intermediate + self.hidden + 2 * self.hidden
+        patch_projection = self.patch_elements * self.hidden
+        blocks = self.depth * (self.block_weights + biases_and_norms)
+        return patch_projection + blocks + self.merger_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A Qwen2.5-VL.
+    """Shape of a Qwen2.5-VL model.
 
     Example: `ModelShape.from_hf_config(AutoConfig.from_pretrained(directory)).parameters`
     """
@@ -116,20 +117,18 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights, a tied `lm_head` once."""
+        """Total number of parameters; a tied `lm_head` counts once."""
         return self.text.parameters + self.vision.parameters
 
     @classmethod
     def from_hf_config(cls, config: Any) -> ModelShape:
-        """Of a HF `Qwen2_5_VLConfig`.
+        """Create the shape from a HF `Qwen2_5_VLConfig`.
 
         Raises:
-            UserError: It is a model of another family.
+            UserError: The model belongs to another family.
         """
         if config.model_type != MODEL_TYPE:
-            raise UserError(
-                f"the model is a {config.model_type}; what it takes is known of {MODEL_TYPE} alone"
-            )
+            raise UserError(f"model type is {config.model_type}; the planner supports {MODEL_TYPE} only")
         text, vision = config.get_text_config(), config.vision_config
         return cls(
             TextShape(
@@ -157,9 +156,9 @@ class ModelShape:
         )
 
 
-def _tower(out: int) -> VisionShape:
-    """That of all released sizes; only what comes out differs."""
-    return VisionShape(32, 1280, 16, 3420, 14, 2, 2, out, 112, (7, 15, 23, 31))
+def _tower(out_hidden: int) -> VisionShape:
+    """Return the tower of the released checkpoints, which differ in `out_hidden` only."""
+    return VisionShape(32, 1280, 16, 3420, 14, 2, 2, out_hidden, 112, (7, 15, 23, 31))
 
 
 KNOWN_SHAPES = {
@@ -170,10 +169,11 @@ KNOWN_SHAPES = {
 
 
 def load_model_shape(model: str) -> ModelShape:
-    """Of a checkpoint directory (its weights need not be there), or of a known name such as Qwen2.5-VL-7B.
+    """Load the shape of a checkpoint directory (weights not required) or a known name like Qwen2.5-VL-7B.
 
     Raises:
-        UserError: There is no such directory and the name is not known, or it is another family.
+        UserError: `model` is neither a directory with a config.json nor a known name, or the model belongs
+            to another family.
     """
     path = Path(model)
     if model and (path / "config.json").is_file():
@@ -183,22 +183,22 @@ def load_model_shape(model: str) -> ModelShape:
     for name, shape in KNOWN_SHAPES.items():
         if re.fullmatch(rf"{re.escape(name)}(-Instruct)?", path.name, flags=re.IGNORECASE):
             return shape
-    what = f"{model!r} has no config.json" if model else "it is not set"
+    problem = f"model is {model!r}, which has no config.json" if model else "model is not set"
     raise UserError(
-        f"model: {what}; give a checkpoint directory, or the name of a known shape: "
+        f"{problem}; set it to a checkpoint directory or a known name: "
         f"model={' or model='.join(KNOWN_SHAPES)}"
     )
 
 
 def processor_max_pixels(model: str) -> int:
-    """Largest area of an image that the checkpoint's own processor lets through, pixels."""
+    """Return the maximum image area of the checkpoint's processor, in pixels."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = Path(model) / name
         if not model or not path.is_file():
             continue
         settings = json.loads(path.read_text())
         settings = settings.get("image_processor", settings)
-        found = (settings.get("size") or {}).get("longest_edge") or settings.get("max_pixels")
-        if found:
-            return int(found)
+        max_pixels = (settings.get("size") or {}).get("longest_edge") or settings.get("max_pixels")
+        if max_pixels:
+            return int(max_pixels)
     return DEFAULT_MAX_PIXELS

@@ -1,4 +1,4 @@
-"""From a config to what it will take."""
+"""Resource plan of a run: token budgets, memory and FLOPs from its config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vz_ray.planning.learner_memory import (
     WorstCaseBatch,
     learner_footprint,
     learner_host_bytes,
-    weight_bytes_of,
+    weight_dtype_bytes,
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
@@ -31,19 +31,19 @@ from vz_ray.utils.errors import UserError
 PlannableConfig: TypeAlias = GrpoRunConfig | SftRunConfig
 
 H100_PEAK_TFLOPS = 989.0
-"""Dense bfloat16 of an H100 SXM, as its maker says."""
+"""Dense bfloat16 peak of an H100 SXM, from its data sheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What no config says.
+    """Inputs of a plan that the config does not contain.
 
     Attributes:
         gpu_bytes: Memory of each GPU.
-        peak_tflops: Of each GPU, in the learner's arithmetic.
-        mfu: Share of it that the learner reaches.
-        zooms: Of a usual episode; the paper's have two on average.
-        turn_tokens: Sampled in one of its turns.
+        peak_tflops: Peak of each GPU in the learner's dtype.
+        mfu: Fraction of the peak that the learner reaches.
+        zooms: Zooms of a typical episode; the paper's average is two.
+        turn_tokens: Sampled tokens of a typical turn.
     """
 
     gpu_bytes: int = 80 * GIB
@@ -54,38 +54,38 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
-            raise UserError(f"--mfu is {self.mfu}; it is a share of the peak, above 0 and at most 1")
+            raise UserError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
         if self.peak_tflops <= 0:
             raise UserError(f"--peak-tflops is {self.peak_tflops}; it must be above 0")
-        for option, value in (("--zooms", self.zooms), ("--turn-tokens", self.turn_tokens)):
-            if value < (option == "--turn-tokens"):
-                raise UserError(f"{option} is {value}; it is too small")
+        for option, value, minimum in (("--zooms", self.zooms, 0), ("--turn-tokens", self.turn_tokens, 1)):
+            if value < minimum:
+                raise UserError(f"{option} is {value}; it must be at least {minimum}")
 
 
 @dataclass(frozen=True, slots=True)
 class ResourcePlan:
-    """What a run takes.
+    """Resources of a run.
 
     Attributes:
         command: `train` or `sft`.
-        model: As the config names it.
-        shape: Of that.
-        trainable_params: Weights that have gradients, those of adapters among them.
-        longest: The longest episode that the config allows.
-        typical: An episode as assumed.
-        worst_case: The largest micro-batch.
+        model: Model as named in the config.
+        shape: Shape of the model.
+        trainable_params: Number of parameters with gradients, including adapters.
+        longest: Longest episode that the config allows.
+        typical: Typical episode under the assumptions.
+        worst_case: Largest micro-batch.
         weight_bytes: Bytes of a weight in the learner.
-        learner: Of each rank's GPU.
-        engine: Of each engine, where episodes are played.
-        shared_gpu: Of the one GPU that both share, with weights.transport ipc.
-        host_bytes: Most host memory of a rank, bytes.
-        batch_size: In an iteration, or a step of sft.
-        group_size: In a group.
-        passes: How often each goes through the model.
-        unpacked_work: An iteration's arithmetic, each trajectory as a sequence of its own.
-        packed_work: The same with shared prefixes; None where a group has one sample.
-        branches_per_sequence: Branches of each sequence that a group is packed into.
-        notes: What a reader should know besides.
+        learner: Memory of each rank's GPU.
+        engine: Memory of each engine; None without rollout.
+        shared_gpu: Memory of the GPU that learner and engine share with `weights.transport: ipc`.
+        host_bytes: Maximum host memory of a rank.
+        batch_size: Groups per training step, or samples per SFT step.
+        group_size: Samples per group.
+        passes: Passes of each batch through the model.
+        unpacked_work: FLOPs and time of a step with one sequence per trajectory.
+        packed_work: The same with shared prefixes; None if a group has one sample.
+        branches_per_sequence: Branches of each packed sequence of a group.
+        notes: Further remarks.
     """
 
     command: str
@@ -110,36 +110,38 @@ class ResourcePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether every GPU holds what it must."""
+        """Whether every GPU has enough memory."""
         return self.learner_bytes_over <= 0 and self.engine_bytes_over <= 0
 
     @property
     def learner_bytes_over(self) -> int:
-        """Bytes that a rank's GPU lacks; negative where there is room."""
+        """Bytes that a rank's GPU lacks; negative if memory is left."""
         return (self.shared_gpu or self.learner).bytes_over
 
     @property
     def engine_bytes_over(self) -> int:
-        """Bytes that an engine's GPU lacks to start; negative where there is room."""
+        """Bytes that an engine's GPU lacks to start; negative if memory is left."""
         if self.engine is None:
             return -self.learner.capacity_bytes
-        lacking = (self.engine.min_kv_tokens - self.engine.kv_tokens) * self.engine.kv_bytes_per_token
-        return max(self.engine.footprint.bytes_over, lacking)
+        kv_bytes_over = (self.engine.min_kv_tokens - self.engine.kv_tokens) * self.engine.kv_bytes_per_token
+        return max(self.engine.footprint.bytes_over, kv_bytes_over)
 
 
 def load_plannable_config(path: Path | None, overrides: list[str]) -> PlannableConfig:
-    """The config of a run of `train` or `sft`, whichever its keys belong to.
+    """Load the config of a `train` or `sft` run; a key `sft` selects the latter.
 
     Raises:
-        UserError: A wrong key or value.
+        UserError: A key or value is invalid.
     """
-    supervised = _has_key(path, "sft") or any(one.split("=")[0].split(".")[0] == "sft" for one in overrides)
-    schema: type[PlannableConfig] = SftRunConfig if supervised else GrpoRunConfig
+    is_sft = _has_key(path, "sft") or any(
+        override.split("=")[0].split(".")[0] == "sft" for override in overrides
+    )
+    schema: type[PlannableConfig] = SftRunConfig if is_sft else GrpoRunConfig
     return load_config(schema, path, overrides)
 
 
 def _has_key(path: Path | None, key: str) -> bool:
-    """Whether a YAML file, or one that it extends, has `key`; what else is wrong with it `load` says."""
+    """Return whether a YAML file or its base has `key`; `load_config` reports other problems."""
     if path is None or not path.is_file():
         return False
     try:
@@ -152,116 +154,132 @@ def _has_key(path: Path | None, key: str) -> bool:
     return key in values or (isinstance(base, str) and _has_key(path.parent / base, key))
 
 
-def make_plan(config: PlannableConfig, assumed: Assumptions, shape: ModelShape | None = None) -> ResourcePlan:
-    """What a run of `config` takes; `shape` stands in for that of its model.
+def make_plan(
+    config: PlannableConfig, assumptions: Assumptions, shape: ModelShape | None = None
+) -> ResourcePlan:
+    """Plan a run.
+
+    Args:
+        config: Config of the run.
+        assumptions: GPU memory, compute rate and typical episode.
+        shape: Shape of the model; default: that of `config.model`.
 
     Raises:
-        UserError: The model is not known, its episodes do not fit their context, or a target of
-            learner.lora is none of its layers.
+        UserError: The model is unknown, the overview fills the context, or a LoRA target matches no layer.
     """
     shape = shape or load_model_shape(config.model)
     try:
-        most = longest_episode(config.episode, shape.vision)
-        usual = episode_budget(
-            config.episode, shape.vision, zooms=assumed.zooms, turn_tokens=assumed.turn_tokens
+        longest = longest_episode(config.episode, shape.vision)
+        typical = episode_budget(
+            config.episode, shape.vision, zooms=assumptions.zooms, turn_tokens=assumptions.turn_tokens
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    played = isinstance(config, GrpoRunConfig)
-    settings = replace(config.learner, model=config.model)
-    trained = count_trainable_params(shape, settings)
-    scored = settings.loss.kl_coef > 0
-    reference = scored and settings.needs_separate_reference
-    groups, samples = _batch(config)
-    largest = worst_case_batch(settings, most, usual, samples)
-    learner = learner_footprint(shape, settings, largest, assumed.gpu_bytes, has_reference=reference)
-    engine = _engine(config, shape, most, assumed.gpu_bytes) if isinstance(config, GrpoRunConfig) else None
-    passes = _passes(config, groups, scored, trained)
-    rate = learner_flops.ComputeRate(settings.world_size, assumed.peak_tflops * 1e12, assumed.mfu)
-    budget = max(settings.micro_batch_tokens, usual.tokens)
-    packed = learner_flops.packed_work(shape, usual, groups, samples, budget, passes, rate)
+    learner_config = replace(config.learner, model=config.model)
+    params = count_trainable_params(shape, learner_config)
+    uses_reference = learner_config.loss.kl_coef > 0
+    has_reference = uses_reference and learner_config.needs_separate_reference
+    batch_size, group_size = _batch(config)
+    worst_case = worst_case_batch(learner_config, longest, typical, group_size)
+    learner = learner_footprint(
+        shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference
+    )
+    engine = _engine(config, shape, longest, assumptions.gpu_bytes)
+    passes = _passes(config, batch_size, uses_reference, params)
+    rate = learner_flops.ComputeRate(
+        learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu
+    )
+    max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
+    packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
     return ResourcePlan(
-        command="train" if played else "sft",
+        command="train" if isinstance(config, GrpoRunConfig) else "sft",
         model=config.model,
         shape=shape,
-        trainable_params=trained.trainable,
-        longest=most,
-        typical=usual,
-        worst_case=largest,
-        weight_bytes=weight_bytes_of(settings),
+        trainable_params=params.trainable,
+        longest=longest,
+        typical=typical,
+        worst_case=worst_case,
+        weight_bytes=weight_dtype_bytes(learner_config),
         learner=learner,
         engine=engine,
-        shared_gpu=_together(config, learner, engine),
-        host_bytes=learner_host_bytes(shape, settings, has_reference=reference),
-        batch_size=groups,
-        group_size=samples,
+        shared_gpu=_shared_gpu(config, learner, engine),
+        host_bytes=learner_host_bytes(shape, learner_config, has_reference=has_reference),
+        batch_size=batch_size,
+        group_size=group_size,
         passes=passes,
-        unpacked_work=learner_flops.unpacked_work(shape, usual, groups * samples, passes, rate),
-        packed_work=packed if samples > 1 else None,
-        branches_per_sequence=tuple(learner_flops.split_group(usual, samples, budget)),
-        notes=tuple(_notes(config, most, engine)),
+        unpacked_work=learner_flops.unpacked_work(shape, typical, batch_size * group_size, passes, rate),
+        packed_work=packed if group_size > 1 else None,
+        branches_per_sequence=tuple(learner_flops.split_group(typical, group_size, max_tokens)),
+        notes=tuple(_notes(config, longest, engine)),
     )
 
 
 def _batch(config: PlannableConfig) -> tuple[int, int]:
-    """Groups, and samples in each."""
+    """Return batch size and group size."""
     if isinstance(config, GrpoRunConfig):
         return config.train.batch_size, config.train.group_size
     return config.sft.batch_size, 1
 
 
 def _passes(
-    config: PlannableConfig, groups: int, scored: bool, trained: TrainableParams
+    config: PlannableConfig, batch_size: int, uses_reference: bool, params: TrainableParams
 ) -> learner_flops.PassCounts:
-    """As `vz_ray.learner.trainer` makes them: one update has its old log-probs from its own forward pass."""
+    """Count the passes of `vz_ray.learner`; a single update reuses its forward pass for old log-probs."""
     learner = config.learner
-    scores, epochs = 0, 1
+    forward_only, epochs = 0, 1
     if isinstance(config, GrpoRunConfig):
         epochs = learner.epochs
-        once = groups <= learner.mini_batch_size and epochs == 1
-        scores = int(learner.old_logprobs == "recompute" and not once) + int(scored)
-    backward = FROZEN_BACKWARD_FACTOR if learner.lora.rank else BACKWARD_FACTOR
-    vision = backward if trained.vision else 0
-    return learner_flops.PassCounts(epochs, scores, learner.gradient_checkpointing, backward, vision)
+        single_update = batch_size <= learner.mini_batch_size and epochs == 1
+        recompute = learner.old_logprobs == "recompute" and not single_update
+        forward_only = int(recompute) + int(uses_reference)
+    text_factor = FROZEN_BACKWARD_FACTOR if learner.lora.rank else BACKWARD_FACTOR
+    vision_factor = text_factor if params.vision else 0
+    return learner_flops.PassCounts(
+        epochs, forward_only, learner.gradient_checkpointing, text_factor, vision_factor
+    )
 
 
-def _engine(config: GrpoRunConfig, shape: ModelShape, most: EpisodeBudget, capacity: int) -> EngineMemory:
+def _engine(
+    config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, gpu_bytes: int
+) -> EngineMemory | None:
+    if not isinstance(config, GrpoRunConfig):
+        return None
     return engine_memory(
         shape,
         config.rollout.engine,
-        most,
-        capacity,
+        longest,
+        gpu_bytes,
         num_engines=config.rollout.worker_limit,
         group_size=config.train.group_size,
         max_image_pixels=processor_max_pixels(config.model),
     )
 
 
-def _together(
+def _shared_gpu(
     config: PlannableConfig, learner: MemoryFootprint, engine: EngineMemory | None
 ) -> MemoryFootprint | None:
     if engine is None or not isinstance(config, GrpoRunConfig) or config.weights.transport != "ipc":
         return None
-    parts = (*learner.items, *engine.footprint.items)
-    return MemoryFootprint("learner and engine", 1, learner.capacity_bytes, parts)
+    items = (*learner.items, *engine.footprint.items)
+    return MemoryFootprint("learner and engine", 1, learner.capacity_bytes, items)
 
 
-def _notes(config: PlannableConfig, most: EpisodeBudget, engine: EngineMemory | None) -> list[str]:
+def _notes(config: PlannableConfig, longest: EpisodeBudget, engine: EngineMemory | None) -> list[str]:
     notes = []
-    if most.untruncated_tokens > most.tokens:
+    if longest.untruncated_tokens > longest.tokens:
         notes.append(
-            f"the longest episode would have {most.untruncated_tokens:,} tokens, episode.max_context cuts it to "
-            f"{most.tokens:,}"
+            f"the longest episode has {longest.untruncated_tokens:,} tokens; episode.max_context truncates it "
+            f"to {longest.tokens:,}"
         )
     if config.learner.dtype == "auto" and config.learner.zero_stage == 0:
         notes.append(
-            "learner.zero_stage 0 trains float32 alone: on GPUs set learner.dtype=float32, or a stage"
+            "learner.zero_stage 0 trains float32 only; on GPUs set learner.dtype=float32 or a higher stage"
         )
     if isinstance(config, GrpoRunConfig) and engine is not None:
-        seats = min(config.rollout.max_concurrent_episodes, config.rollout.engine.max_num_seqs)
-        if engine.can_start and engine.max_episodes_shared_prefix < seats:
+        concurrent = min(config.rollout.max_concurrent_episodes, config.rollout.engine.max_num_seqs)
+        if engine.can_start and engine.max_episodes_shared_prefix < concurrent:
             notes.append(
-                f"{engine.max_episodes_shared_prefix} longest episodes fit an engine's key/value cache at a time, and {seats} "
-                "may be played: if so many grow so long, vLLM puts some back and computes them again"
+                f"an engine's KV cache holds {engine.max_episodes_shared_prefix} longest episodes, fewer than "
+                f"its {concurrent} concurrent episodes; if all grow that long, vLLM preempts and recomputes some"
             )
     return notes

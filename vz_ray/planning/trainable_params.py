@@ -1,4 +1,4 @@
-"""Which weights a learner trains: all, those outside the vision tower, or low-rank adapters."""
+"""Parameter counts by role: full training, frozen vision tower, or LoRA adapters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _TEXT, _VISION = "model.language_model.", "model.visual."
 
 @dataclass(frozen=True, slots=True)
 class TrainableParams:
-    """Counts of elements.
+    """Numbers of parameters.
 
     Attributes:
-        text: Trained, of the language model, `lm_head` counted in.
-        vision: Trained, of the vision tower and its merger.
-        frozen: Without gradients.
-        largest_tensor: Of the largest tensor that is trained.
-        dropout_inputs: Inputs a token of the language model's adapters, all layers together, of which dropout makes
-            a copy and a mask of a byte each; 0 without dropout.
+        text: Trainable parameters of the language model, including `lm_head`.
+        vision: Trainable parameters of the vision tower and its merger.
+        frozen: Parameters without gradients.
+        largest_tensor: Elements of the largest trainable tensor.
+        dropout_inputs: Adapter inputs per token over all text layers; dropout saves a copy and a one-byte
+            mask of each. 0 without dropout.
     """
 
     text: int
@@ -32,20 +32,20 @@ class TrainableParams:
 
     @property
     def trainable(self) -> int:
-        """All that have gradients."""
+        """Parameters with gradients."""
         return self.text + self.vision
 
     @property
     def total(self) -> int:
-        """All weights, adapters counted in."""
+        """All parameters, including adapters."""
         return self.trainable + self.frozen
 
 
 def count_trainable_params(shape: ModelShape, learner: LearnerConfig) -> TrainableParams:
-    """What this learner trains of such a model.
+    """Count the parameters that a learner trains.
 
     Raises:
-        UserError: No linear layer matches one of learner.lora.target_modules.
+        UserError: A pattern of `learner.lora.target_modules` matches no linear layer.
     """
     if learner.lora.rank:
         return _adapters(shape, learner.lora)
@@ -56,17 +56,17 @@ def count_trainable_params(shape: ModelShape, learner: LearnerConfig) -> Trainab
 
 
 def _adapters(shape: ModelShape, lora: LoraConfig) -> TrainableParams:
-    """Of A `[rank, in]` and B `[out, rank]` of each layer that matches, and the merger if asked for."""
+    """Count A `[rank, in]` and B `[out, rank]` of each matching layer, and the merger if it is trained."""
     linear = dict(adaptable_layers(shape))
     adapted = {name: linear[name] for name in lora.match_layers(list(linear))}
     counts = dict.fromkeys((_TEXT, _VISION), 0)
-    for name, sides in adapted.items():
-        counts[_TEXT if name.startswith(_TEXT) else _VISION] += lora.rank * sum(sides)
+    for name, sizes in adapted.items():
+        counts[_TEXT if name.startswith(_TEXT) else _VISION] += lora.rank * sum(sizes)
     merger = shape.vision.merger_parameters if lora.train_merger else 0
-    tensors = [lora.rank * max(sides) for sides in adapted.values()]
+    tensors = [lora.rank * max(sizes) for sizes in adapted.values()]
     if lora.train_merger:
         tensors.append(shape.vision.merger_hidden**2)
-    inputs = sum(sides[0] for name, sides in adapted.items() if name.startswith(_TEXT))
+    inputs = sum(sizes[0] for name, sizes in adapted.items() if name.startswith(_TEXT))
     return TrainableParams(
         text=counts[_TEXT],
         vision=counts[_VISION] + merger,
@@ -77,9 +77,9 @@ def _adapters(shape: ModelShape, lora: LoraConfig) -> TrainableParams:
 
 
 def adaptable_layers(shape: ModelShape) -> Iterator[tuple[str, tuple[int, int]]]:
-    """HF name, and elements of inputs and outputs, of each linear layer that may have an adapter.
+    """Yield the HF name and the input and output sizes of each linear layer that may have an adapter.
 
-    The patches' projection and `lm_head` are none in the learner.
+    The patch projection and `lm_head` are excluded: they are not linear layers in the learner.
     """
     text, vision = shape.text, shape.vision
     for block in range(vision.depth):

@@ -78,6 +78,12 @@ async def ray_cluster(config: RayConfig) -> AsyncIterator[None]:
             _end_processes(processes)
 
 
+async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
+    """Connect to the cluster of `config` and return the results of the pre-flight checks."""
+    async with ray_cluster(config.ray):
+        return await preflight_checks(config)
+
+
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
     share = gpu_fraction(config.weights.transport) if isinstance(config, RolloutRunConfig) else 1.0

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from vz_ray.serve.api_errors import from_video_error, invalid_request, not_found
 from vz_ray.serve.file_store import FileStore, IncomingFile, StoredFile
 from vz_ray.serve.multipart import FormPart, parse_multipart
 from vz_ray.video.disk_cache import resolve_cache_dir
-from vz_ray.video.frame import VideoError, VideoInfo
+from vz_ray.video.errors import VideoError
+from vz_ray.video.frame import VideoInfo
 
 __all__ = ["FileStore", "VideoProbe", "ImageCheck", "open_store", "files_router"]
 

@@ -53,7 +53,7 @@ class ReaderStats:
         misses: Frames in neither cache, which were decoded.
         decoded_frames: Frames output by decoders, including those before a requested one.
         seeks: Seeks and reopenings.
-        scanned_videos: Videos without cached metadata, whose packets were scanned.
+        scanned_videos: Videos scanned because their metadata was not cached.
         cached_frames: Frames in memory now.
         cached_bytes: Size of the frames in memory now.
         open_videos: Videos open now.

@@ -33,7 +33,7 @@ _RECENT_EVICTION_S = 600.0
 _TARGET_FRACTION = 0.9
 """An eviction reduces the cache to this fraction of the limit."""
 _STALE_PART_S = 600.0
-"""Age of a partial file whose writer has died."""
+"""Age of a partial file after which its writer counts as dead."""
 _FULL_DISK_PAUSE_S = 30.0
 """Pause of writes after the disk was full."""
 _PART_SUFFIX = ".part"

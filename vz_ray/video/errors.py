@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from vz_ray.video.frame import VideoError
+
+class VideoError(Exception):
+    """A video cannot be read.
+
+    `str(error)` names the file and is meant for users. `model_message` is short, contains no path,
+    and can be shown to the model in an error turn.
+    """
+
+    def __init__(self, message: str, model_message: str) -> None:
+        super().__init__(message)
+        self.model_message = model_message
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return (type(self), (str(self), self.model_message))
 
 
 class VideoNotFoundError(VideoError):
@@ -50,7 +63,7 @@ class DecoderDiedError(VideoError):
 
 
 class VideoQuarantinedError(VideoError):
-    """The video killed several decoders and is no longer read."""
+    """The video killed several decoders and is rejected."""
 
 
 class UnexpectedReadError(VideoError):

@@ -171,18 +171,3 @@ class Clip:
     @property
     def refs(self) -> tuple[FrameRef, ...]:
         return tuple(frame.ref for frame in self.frames)
-
-
-class VideoError(Exception):
-    """A video cannot be read.
-
-    `str(error)` names the file and is meant for users. `model_message` is short, contains no path,
-    and can be shown to the model in an error turn.
-    """
-
-    def __init__(self, message: str, model_message: str) -> None:
-        super().__init__(message)
-        self.model_message = model_message
-
-    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return (type(self), (str(self), self.model_message))

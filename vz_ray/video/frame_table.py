@@ -82,7 +82,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> FrameTable |
     """Build the table from all packets, without decoding.
 
     Returns None if the packets have no reliable times: pts are missing, guessed or repeated, or
-    there is no packet. `table_from_decoded_pts` then builds the table.
+    the file has no packets. `table_from_decoded_pts` then builds the table.
     """
     if container.format.name in _CONTAINERS_WITHOUT_PTS:
         return None

@@ -45,7 +45,7 @@ class DownloadRules:
     Attributes:
         schemes: Allowed schemes, such as `https` or `s3`.
         hosts: Allowed hosts or buckets; empty allows all.
-        private_hosts: Hosts whose addresses need not be public.
+        private_hosts: Hosts that may have private addresses.
         max_file_bytes: Maximum file size.
         timeout_s: Timeout of a download.
     """

@@ -11,5 +11,5 @@ from importlib.resources import files
 
 
 def load_asset(name: str) -> str:
-    """The text of a shared file, such as `base.css`."""
+    """Return the text of a shared file, such as `base.css`."""
     return files("vz_ray.web").joinpath(name).read_text(encoding="utf-8")

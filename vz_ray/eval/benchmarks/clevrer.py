@@ -39,7 +39,7 @@ SCENES = AnnotationSchema("CLEVRER's validation.json", ("scene_index", "video_fi
 DESCRIPTIVE = AnnotationSchema(
     "CLEVRER's descriptive questions", ("question_id", "question", "question_type", "program", "answer"),
     {"choices": "a question with options, which is not descriptive"},
-    {"answer": "test.json, whose answers are not public; use validation.json"},
+    {"answer": "test.json, without public answers; use validation.json"},
 )  # fmt: skip
 CHOICES = AnnotationSchema(
     "CLEVRER's questions with options", ("question_id", "question", "question_type", "program", "choices")
@@ -47,7 +47,7 @@ CHOICES = AnnotationSchema(
 OPTION = AnnotationSchema(
     "CLEVRER's options",
     ("choice_id", "choice", "answer"),
-    other_version_omits={"answer": "test.json, whose answers are not public; use validation.json"},
+    other_version_omits={"answer": "test.json, without public answers; use validation.json"},
 )
 TYPES = ("descriptive", "explanatory", "predictive", "counterfactual")
 ALL = "Several of these may be right, or none. Answer with the letters of all that are, or with none."

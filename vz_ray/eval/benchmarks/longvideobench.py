@@ -37,7 +37,7 @@ SCHEMA = AnnotationSchema(
         "starting_timestamp_for_subtitles", "duration", "view_count",
     ),
     {"option0": "the layout of an evaluation toolkit; use lvb_val.json itself"},
-    {"correct_choice": "lvb_test_wo_gt.json, whose answers are not public; use lvb_val.json"},
+    {"correct_choice": "lvb_test_wo_gt.json, without public answers; use lvb_val.json"},
 )  # fmt: skip
 DURATION_GROUPS = ("15", "60", "600", "3600")
 RELEASED = 1337

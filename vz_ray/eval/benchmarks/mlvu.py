@@ -169,7 +169,7 @@ def _lettered(record: AnnotationRecord, name: str, videos: VideoFolder) -> Task:
 
 
 def _letter_of_text(record: AnnotationRecord, options: dict[str, str]) -> str:
-    """Return the letter of the option whose text is the answer."""
+    """Return the letter of the option that equals the answer."""
     value = record.values.get("answer")
     answer = str(value).strip() if isinstance(value, int | float) else record.text("answer").strip()
     letters = [letter for letter, option in options.items() if option == answer]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vz_ray.env.task import Task
 from vz_ray.utils.errors import UserError
-from vz_ray.video.frame import VideoError
+from vz_ray.video.errors import VideoError
 from vz_ray.video.subtitles import read_subtitles
 
 

@@ -29,7 +29,7 @@ class VideoFolder:
                 directly below `root`.
 
         Raises:
-            UserError: Several files match, and none of them is at the path `name`.
+            UserError: Several files match, and no match is at the path `name`.
         """
         direct = self.root / name
         if direct.is_file():

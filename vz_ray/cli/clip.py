@@ -1,0 +1,51 @@
+"""`vz-ray clip`: frames that the model sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vz_ray.cli.app import app
+from vz_ray.utils.errors import UserError
+
+
+@app.command(rich_help_panel="On this machine")
+def clip(
+    video: Annotated[str, typer.Argument(help="A video file or URL.")],
+    segment: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Start and end of a zoom in seconds.", show_default=False),
+    ] = None,
+    fps: Annotated[
+        float, typer.Option(help="Frames per second; default: 2 for a zoom, 0.5 for an overview.")
+    ] = 0.0,
+    overview: Annotated[bool, typer.Option("--overview", help="Sample the whole video.")] = False,
+    max_frames: Annotated[int, typer.Option(help="Maximum frames of an overview.")] = 64,
+    max_pixels: Annotated[int, typer.Option(help="Maximum area of a frame in pixels.")] = 100_352,
+    out: Annotated[Path | None, typer.Option(help="Directory for the images.", show_default=False)] = None,
+    cache: Annotated[bool, typer.Option(help="Use the disk cache of frames.")] = True,
+    decoder: Annotated[Literal["pyav", "torchcodec"], typer.Option(help="Decoder library.")] = "pyav",
+) -> None:
+    """Write the frames of a zoom or an overview, as the model sees them, and print their times.
+
+    Example: vz-ray clip talk.mp4 --segment 12.5 20 --fps 2 --out frames/
+
+    Example: vz-ray clip talk.mp4 --overview
+    """
+    from vz_ray.config.clips import ClipsConfig
+    from vz_ray.decode.clip_preview import preview_clip, print_preview
+    from vz_ray.decode.reader_factory import build_reader
+    from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
+
+    if (segment is None) != overview:
+        raise UserError("got none or both of --segment START END and --overview; give one of them")
+    request = (
+        OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
+    )
+    size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
+    config = ClipsConfig(decoder=decoder)
+    if not cache:
+        config.disk_cache_gib = 0
+    print_preview(preview_clip(video, request, size, out, build_reader(config)))
