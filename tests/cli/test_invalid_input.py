@@ -229,7 +229,7 @@ def other_ray() -> Iterator[subprocess.Popen[str]]:
 
 OURS = """
 import asyncio, ray, sys
-from vz_ray.runtime.runtime import ray_cluster
+from vz_ray.runtime.ray_cluster import ray_cluster
 from vz_ray.config.ray import RayConfig
 
 async def main():

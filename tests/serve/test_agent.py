@@ -175,7 +175,7 @@ def test_how_an_episode_ended_is_told():
 
 
 def test_a_failure_names_no_path():
-    extra = {"in_short": "the video is missing"}
+    extra = {"model_message": "the video is missing"}
     failed = episode_result(played(EpisodeStatus.FAILED, error="/srv/v.mp4: no such file", extra=extra), 3)
     assert failed == RequestFailed("the video is missing", "invalid_media")
 
