@@ -130,7 +130,7 @@ def test_page_needs_no_key(tmp_path):
 
 @pytest.fixture(scope="module")
 def module(chromium: Any) -> Iterator[Any]:  # noqa: F811
-    """Call an export of a module: `module("chat.js", "m => m.chosen('B', [])")`."""
+    """Call an export of a module: `module("chat_request.js", "m => m.chosen('B', [])")`."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application(), log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -161,24 +161,24 @@ EVENTS = [
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 1000])
 def test_sse_events_are_independent_of_chunks(module: Any, length: int):
     pieces = [STREAM[offset : offset + length] for offset in range(0, len(STREAM), length)]
-    code = (
-        "(m, pieces) => { const events = new m.Events(); return pieces.flatMap((one) => events.hear(one)); }"
-    )
+    code = "(m, pieces) => { const events = new m.EventParser(); return pieces.flatMap((one) => events.feed(one)); }"
     assert module("sse.js", code, pieces) == EVENTS
 
 
 def test_incomplete_sse_event_is_buffered(module: Any):
-    code = "(m) => { const e = new m.Events(); return [e.hear('data: 1'), e.hear('\\n'), e.hear('\\n')]; }"
+    code = (
+        "(m) => { const e = new m.EventParser(); return [e.feed('data: 1'), e.feed('\\n'), e.feed('\\n')]; }"
+    )
     assert module("sse.js", code) == [[], [], [{"data": "1", "retry": None}]]
 
 
 def test_sse_error_has_retry_delay(module: Any):
     refused = overloaded("64 requests are waiting already.", 5.0, status=503)
     text = format_sse(refused.body(), refused.retry_after_s)
-    (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", text)
+    (event,) = module("sse.js", "(m, text) => new m.EventParser().feed(text)", text)
     assert (json.loads(event["data"]), event["retry"]) == (refused.body(), 5000)
     (event,) = module(
-        "sse.js", "(m, text) => new m.Events().hear(text)", format_sse(invalid_request("no").body())
+        "sse.js", "(m, text) => new m.EventParser().feed(text)", format_sse(invalid_request("no").body())
     )
     assert event["retry"] is None
 
@@ -186,13 +186,13 @@ def test_sse_error_has_retry_delay(module: Any):
 def test_history_has_answered_exchanges_and_videos_first(module: Any):
     argument = {
         "videos": [{"id": "file-1"}, {"id": None, "url": "https://a.example/v.mp4"}],
-        "rounds": [
+        "exchanges": [
             {"question": "failed?", "answer": ""},
             {"question": "one?", "answer": "1"},
             {"question": "stopped?", "answer": ""},
         ],
     }
-    messages = module("chat.js", "(m, g) => m.messagesOf(g.videos, g.rounds, 'two?')", argument)
+    messages = module("chat_request.js", "(m, g) => m.messagesOf(g.videos, g.exchanges, 'two?')", argument)
     assert messages == [
         {
             "role": "user",
@@ -213,7 +213,7 @@ def test_page_request_is_valid(module: Any):
     messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
     code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"
     for zooms in (None, 0, 3):
-        parsed = parse_request(module("chat.js", code, zooms).encode())
+        parsed = parse_request(module("chat_request.js", code, zooms).encode())
         assert parsed.stream
         assert parsed.vz_ray.max_zooms == zooms
         assert parsed.vz_ray.thumbnails == 96
@@ -236,7 +236,10 @@ def test_page_request_is_valid(module: Any):
 def test_options_are_parsed_from_the_question(
     module: Any, question: str, stem: str, options: list[list[str]]
 ):
-    assert module("chat.js", "(m, text) => m.optionsOf(text)", question) == {"stem": stem, "options": options}
+    assert module("chat_request.js", "(m, text) => m.optionsOf(text)", question) == {
+        "stem": stem,
+        "options": options,
+    }
 
 
 @pytest.mark.parametrize(
@@ -253,11 +256,13 @@ def test_options_are_parsed_from_the_question(
     ],
 )
 def test_chosen_option_of_an_answer(module: Any, answer: str, letter: str):
-    assert module("chat.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+    assert (
+        module("chat_request.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+    )
 
 
 def test_number_formatting(module: Any):
-    sizes = module("words.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
+    sizes = module("format.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
     assert sizes == ["59 KB", "3.4 MB", "1.3 GB"]
-    spans = module("words.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
+    spans = module("format.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
     assert spans == ["1 s", "60 s", "3 min", "1 h 20 min"]

@@ -1,6 +1,6 @@
-"""The page in a real Chromium, before a real server behind keys, whose agent does as its question says.
+"""The web page in Chromium with a complete server behind an API key. The agent follows scripted directives.
 
-One file, since each would start a server of its own.
+All tests are in one module to share the server.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServe
     secret, key = generate_key("alice")
     add_key(folder / "keys.json", key)
     more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MOST_GB}
-    with live_server(tiny_serve_config(folder, **more), folder) as round_element:
-        yield round_element, secret
+    with live_server(tiny_serve_config(folder, **more), folder) as live:
+        yield live, secret
 
 
 @pytest.fixture
 def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # noqa: F811
-    """Opens the page, signed in unless told otherwise; no test may leave a complaint in the console.
+    """Open the page, logged in by default. The console must stay empty.
 
-    Chromium itself notes every response of 400 and above there; `refused` says how many of them a test wants.
+    Chromium logs each response with a status of 400 or above; `refused` is the expected number of them.
     """
     console: list[str] = []
     contexts, wanted = [], [0]
@@ -62,18 +62,18 @@ def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # 
     def make_page(
         size: dict[str, int] = DESKTOP, scheme: str = "light", *, key: bool = True, refused: int = 0
     ) -> Page:
-        round_element, secret = server
+        live, secret = server
         wanted[0] = refused
         context = chromium.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         context.set_default_timeout(30_000)
         contexts.append(context)
         if key:
-            answer = context.request.post(f"{round_element.url}/session", data={"key": secret})
+            answer = context.request.post(f"{live.url}/session", data={"key": secret})
             assert answer.ok
         page = context.new_page()
         page.on("console", lambda message: console.append(message.text))
         page.on("pageerror", lambda error: console.append(str(error)))
-        page.goto(round_element.url)
+        page.goto(live.url)
         if key:
             page.wait_for_selector("#model:has-text('zoomer@1')")
         return page
@@ -276,7 +276,7 @@ def test_upload_shows_eta_and_question_waits(opened: Open, video: Path):
     page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
     page.set_input_files("input[type=file]", video)
     round_element = ask(page, "{answer B}")
-    assert round_element.locator(".state").inner_text() == "Waiting for the video"
+    assert round_element.locator(".state").inner_text() == "Waiting for the upload"
     words = page.locator(".video-words")
     wait_until(lambda: re.search(r"^Uploading \d+ % of 90 KB, \d+ s left$", words.inner_text()), "time left")
     screenshot(page, "uploading")
@@ -305,7 +305,7 @@ def test_files_can_be_dropped_anywhere(opened: Open, video: Path):
 def test_unplayable_video_shows_frames(opened: Open, server: tuple[LiveServer, str]):
     page = opened()
     attach(page, write_video(server[0].folder, VideoSpec("old.avi", codec="mpeg4", frames=200)))
-    page.get_by_text("This browser cannot play this kind of video; the agent can.").wait_for()
+    page.get_by_text("This browser does not support the video format; the agent does.").wait_for()
     round_element = ask_and_wait(page, "{zoom 2 4 2} {answer B}")
     frame = round_element.get_by_role("button", name="Frame at 0:03.5")
     frame.click()
@@ -387,13 +387,13 @@ def test_unreachable_server_shows_an_error(opened: Open, video: Path):
     attach(page, video)
     page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
     round_element = ask(page, "{answer B}")
-    assert "The server does not answer" in round_element.get_by_role("alert").inner_text()
+    assert "The server does not respond" in round_element.get_by_role("alert").inner_text()
     assert round_element.get_by_role("button", name="Try again").is_visible()
 
 
 def test_login_dialog_appears_once(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened(key=False, refused=1)
-    box = page.get_by_role("dialog", name="This server asks for a key")
+    box = page.get_by_role("dialog", name="This server requires an API key")
     box.wait_for()
     assert accessibility_violations(page) == []
     screenshot(page, "key")
@@ -415,7 +415,7 @@ def test_expired_session_logs_in_and_continues(opened: Open, server: tuple[LiveS
     attach(page, video)
     page.context.clear_cookies()
     round_element = ask(page, "{answer B}")
-    box = page.get_by_role("dialog", name="This server asks for a key")
+    box = page.get_by_role("dialog", name="This server requires an API key")
     box.wait_for()
     page.keyboard.type(server[1])
     page.keyboard.press("Enter")

@@ -26,8 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     if not AGENT.exists():
         pytest.skip(f"there is no agent at {AGENT}: `make quickstart` trains one")
     folder = tmp_path_factory.mktemp("agent")
-    with live_server(tiny_serve_config(folder, model=AGENT), folder, AgentReplica) as round_element:
-        yield round_element
+    with live_server(tiny_serve_config(folder, model=AGENT), folder, AgentReplica) as running:
+        yield running
 
 
 def test_question_about_a_needle_video(server: LiveServer, chromium: Any, tmp_path: Path):  # noqa: F811

@@ -45,7 +45,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServ
         "queue": 4,
         "drain_s": 30,
     }
-    with live_server(tiny_serve_config(folder, **more), folder) as outcomes:
+    with live_server(tiny_serve_config(folder, **more), folder) as running:
         yield outcomes, outcomes.client(secret)
 
 
