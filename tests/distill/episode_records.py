@@ -1,4 +1,4 @@
-"""Records of episodes, as far as the rules look at them."""
+"""Minimal episode records for the filters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vz_ray.env.trajectory import (
 )
 from vz_ray.video.frame import FrameRef, ZoomRequest
 
-REFUSED = RejectedZoom(ZoomErrorKind.REVERSED, "the segment ends before it starts")
+REJECTED = RejectedZoom(ZoomErrorKind.REVERSED, "the segment ends before it starts")
 LAST_ROUND = RejectedZoom(ZoomErrorKind.LAST_ROUND, "no zoom is left")
 
 
@@ -29,17 +29,17 @@ def make_record(
     correct: bool = True,
     question: str = "",
     video: str = "v.mp4",
-    content: str = "",
+    content_hash: str = "",
     status: EpisodeStatus = EpisodeStatus.ANSWERED,
     prefix_turns: int = 0,
     valid: bool = True,
-    last: str = "<think>b</think><answer>B</answer>",
+    last_turn: str = "<think>b</think><answer>B</answer>",
     source: str = "",
     error: str = "",
     think: str = "",
 ) -> EpisodeRecord:
-    """An episode with these zooms and an answer; `think` sets its transcript apart."""
-    ref = FrameRef(content or f"blake3:{video}", video, 0, 0.0, 28, 28, "s", "d", "0")
+    """Build an episode with the given zooms and an answer; `think` makes its transcript unique."""
+    ref = FrameRef(content_hash or f"blake3:{video}", video, 0, 0.0, 28, 28, "s", "d", "0")
     prompt = TokenContext((1, 2), ((1, 2, 2),), (ref,), pad_id=1)
     turns = []
     for zoom in zooms:
@@ -47,7 +47,7 @@ def make_record(
         text = f'<think>{think or sample}</think><video_zoom>{{"segment":[{a},{b}],"fps":{fps}}}</video_zoom>'
         turns.append(Turn(ExternalAction(text, (3,)), text, zoom, TokenContext((4,))))
     if status is not EpisodeStatus.NO_ANSWER or not zooms or zooms[-1] is not LAST_ROUND:
-        turns.append(Turn(ExternalAction(last, (5,)), last, None, None))
+        turns.append(Turn(ExternalAction(last_turn, (5,)), last_turn, None, None))
     reward = RewardParts(1.0, float(correct), 1.0, 0.0, valid=valid, note="" if valid else "judge timeout")
     trajectory = Trajectory(
         EpisodeId(0, task, sample),

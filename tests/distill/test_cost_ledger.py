@@ -1,4 +1,4 @@
-"""What was paid for is known to the next process, however this one ended."""
+"""Cost ledger across processes."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ from vz_ray.distill.cost_ledger import CostLedger, TeacherReply
 REPLY = TeacherReply("<answer>A</answer>", "stop", 100, 10, cost_usd=0.25)
 
 
-def test_replies_and_costs_come_back(tmp_path):
-    account = CostLedger(tmp_path / "replies.jsonl")
-    account.reserve("a", 1.0)
-    account.record_reply("a", REPLY)
-    account.reserve("b", 0.5)
-    account.record_rejection("b")
-    again = CostLedger(tmp_path / "replies.jsonl")
-    assert again.get_reply("a") == REPLY
-    assert again.get_reply("b") is None
-    assert again.totals == account.totals
-    assert (again.totals.cost_usd, again.totals.reserved_usd) == (0.25, 0.0)
-    assert (again.totals.requests, again.totals.replies, again.totals.rejected) == (2, 1, 1)
+def test_replies_and_costs_are_reloaded(tmp_path):
+    ledger = CostLedger(tmp_path / "replies.jsonl")
+    ledger.reserve("a", 1.0)
+    ledger.record_reply("a", REPLY)
+    ledger.reserve("b", 0.5)
+    ledger.record_rejection("b")
+    reopened = CostLedger(tmp_path / "replies.jsonl")
+    assert reopened.get_reply("a") == REPLY
+    assert reopened.get_reply("b") is None
+    assert reopened.totals == ledger.totals
+    assert (reopened.totals.cost_usd, reopened.totals.reserved_usd) == (0.25, 0.0)
+    assert (reopened.totals.requests, reopened.totals.replies, reopened.totals.rejected) == (2, 1, 1)
 
 
-def test_a_request_on_its_way_when_the_process_died_counts_at_its_most(tmp_path):
+def test_pending_request_counts_at_maximum_after_crash(tmp_path):
     CostLedger(tmp_path / "replies.jsonl").reserve("a", 1.5)
-    again = CostLedger(tmp_path / "replies.jsonl", limit_usd=2.0)
-    assert again.totals.reserved_usd == 1.5
-    assert not again.has_pending_requests
-    assert again.can_afford(0.5)
-    assert not again.can_afford(0.6)
-    again.reserve("a", 0.5)
-    again.record_reply("a", REPLY)
-    assert again.totals.cost_usd + again.totals.reserved_usd == pytest.approx(1.75)
+    reopened = CostLedger(tmp_path / "replies.jsonl", max_cost_usd=2.0)
+    assert reopened.totals.reserved_usd == 1.5
+    assert not reopened.has_pending_requests
+    assert reopened.can_afford(0.5)
+    assert not reopened.can_afford(0.6)
+    reopened.reserve("a", 0.5)
+    reopened.record_reply("a", REPLY)
+    assert reopened.totals.cost_usd + reopened.totals.reserved_usd == pytest.approx(1.75)
 
 
-def test_a_half_written_line_is_cut_off(tmp_path):
+def test_partial_last_line_is_truncated(tmp_path):
     path = tmp_path / "replies.jsonl"
-    account = CostLedger(path)
-    account.reserve("a", 1.0)
-    account.record_reply("a", REPLY)
+    ledger = CostLedger(path)
+    ledger.reserve("a", 1.0)
+    ledger.record_reply("a", REPLY)
     with path.open("ab") as file:
-        file.write(b'{"asked": "b", "us')
-    again = CostLedger(path)
-    again.reserve("c", 1.0)
+        file.write(b'{"reserved": "b", "us')
+    reopened = CostLedger(path)
+    reopened.reserve("c", 1.0)
     assert CostLedger(path).totals.requests == 2
 
 
-def test_a_broken_line_is_named(tmp_path):
+def test_invalid_line_is_reported(tmp_path):
     path = tmp_path / "replies.jsonl"
-    path.write_text('{"asked": "a", "usd": 1}\nrubbish\n')
+    path.write_text('{"reserved": "a", "usd": 1}\nrubbish\n')
     with pytest.raises(ValueError, match=r"replies\.jsonl, line 2"):
         CostLedger(path)
 
 
-def test_requests_under_way_are_kept_back_and_given_free_when_they_cost_less(tmp_path):
-    account = CostLedger(tmp_path / "replies.jsonl", limit_usd=2.0)
-    account.reserve("a", 1.5)
-    assert not account.can_afford(1.0)
-    assert account.has_pending_requests
-    account.record_reply("a", REPLY)
-    assert account.can_afford(1.0)
-    assert not account.has_pending_requests
+def test_reply_releases_reservation(tmp_path):
+    ledger = CostLedger(tmp_path / "replies.jsonl", max_cost_usd=2.0)
+    ledger.reserve("a", 1.5)
+    assert not ledger.can_afford(1.0)
+    assert ledger.has_pending_requests
+    ledger.record_reply("a", REPLY)
+    assert ledger.can_afford(1.0)
+    assert not ledger.has_pending_requests

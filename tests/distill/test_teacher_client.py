@@ -1,4 +1,4 @@
-"""One turn of an expert, against a real HTTP server."""
+"""Teacher client against a real HTTP server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from tests.distill.oracle_server import make_completion, message_text, request_images
-from tests.rewards.fake_endpoint import FakeReply as Http
-from tests.rewards.fake_endpoint import serve_endpoint
+from tests.rewards.fake_endpoint import FakeReply, serve_endpoint
 from vz_ray.config.distill import TeacherConfig
 from vz_ray.distill.chat_messages import TeacherPrompt, add_teacher_prompt, truncate_to_one_turn
 from vz_ray.distill.cost_ledger import CostLedger
@@ -34,7 +33,7 @@ def frame(shade: int) -> Frame:
     return Frame(FrameRef("blake3:v", "v.mp4", 0, float(shade), 56, 28, "s", "d", f"{shade:064x}"), rgb)
 
 
-ASK = [
+MESSAGES = [
     PromptMessage("system", "You may zoom."),
     PromptMessage("user", f"<f0>{IMAGE_SLOT}<f1>{IMAGE_SLOT}\nWhat?", (frame(10), frame(200))),
 ]
@@ -43,30 +42,40 @@ ASK = [
 @pytest.fixture
 def config() -> TeacherConfig:
     return TeacherConfig(
-        model="oracle", base_url="http://127.0.0.1:9/v1", max_attempts=4, backoff_s=0.02,
-        request_timeout_s=20, turn_timeout_s=60, input_usd_per_mtok=10.0, output_usd_per_mtok=100.0, image_format="png",
-    )  # fmt: skip
+        model="oracle",
+        base_url="http://127.0.0.1:9/v1",
+        max_attempts=4,
+        backoff_s=0.02,
+        request_timeout_s=20,
+        turn_timeout_s=60,
+        input_usd_per_mtok=10.0,
+        output_usd_per_mtok=100.0,
+        image_format="png",
+    )
 
 
-def ask(config, tmp_path: Path, *, times: int = 1, name: str = "t", **more):
-    """`times` different turns, asked at once; replies, and the account afterwards."""
+def complete(config, tmp_path: Path, *, times: int = 1, name: str = "t", **client_options):
+    """Request `times` completions concurrently; return the replies or exceptions, and the ledger."""
 
-    async def go():
-        account = CostLedger(tmp_path / "replies.jsonl", config.limit_usd)
-        expert = TeacherClient(config, account, **more)
+    async def run():
+        ledger = CostLedger(tmp_path / "replies.jsonl", config.max_cost_usd)
+        teacher = TeacherClient(config, ledger, **client_options)
         sampling = SamplingParams(0.7, 0.9, 100)
-        turns = (expert.complete(ASK, sampling, request=f"{name}{i}", image_cache={}) for i in range(times))
+        turns = (
+            teacher.complete(MESSAGES, sampling, request_id=f"{name}{i}", image_cache={})
+            for i in range(times)
+        )
         try:
-            return await asyncio.gather(*turns, return_exceptions=True), account
+            return await asyncio.gather(*turns, return_exceptions=True), ledger
         finally:
-            await expert.close()
+            await teacher.close()
 
-    return asyncio.run(go())
+    return asyncio.run(run())
 
 
-def test_frames_go_out_as_images_in_their_places(config, tmp_path):
+def test_frames_are_sent_as_interleaved_images(config, tmp_path):
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        (reply,), account = ask(replace(config, base_url=endpoint.url), tmp_path)
+        (reply,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
     (body,) = endpoint.requests
     kinds = [part["type"] for part in body["messages"][1]["content"]]
     assert kinds == ["text", "image_url", "text", "image_url", "text"]
@@ -75,7 +84,7 @@ def test_frames_go_out_as_images_in_their_places(config, tmp_path):
     for number, data in enumerate(request_images(body)):
         (tmp_path / f"{number}.png").write_bytes(data)
         shown = read_image(str(tmp_path / f"{number}.png"), FrameSize(784, 10**6))
-        np.testing.assert_array_equal(shown.rgb, ASK[1].frames[number].rgb)
+        np.testing.assert_array_equal(shown.rgb, MESSAGES[1].frames[number].rgb)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == (
         "oracle",
         0.7,
@@ -85,74 +94,74 @@ def test_frames_go_out_as_images_in_their_places(config, tmp_path):
     assert body["stop"] == ["</video_zoom>"]
     assert reply.text == ANSWER
     assert reply.cost_usd == pytest.approx(1000 * 10 / 1e6 + 50 * 100 / 1e6)
-    assert account.totals.cost_usd == pytest.approx(reply.cost_usd)
-    assert account.totals.reserved_usd == 0
+    assert ledger.totals.cost_usd == pytest.approx(reply.cost_usd)
+    assert ledger.totals.reserved_usd == 0
 
 
-def test_a_reply_on_disk_is_not_asked_for_again(config, tmp_path):
+def test_recorded_reply_is_not_requested_again(config, tmp_path):
     with serve_endpoint(lambda number, body: make_completion(f"{number}")) as endpoint:
         served = replace(config, base_url=endpoint.url)
-        first, _ = ask(served, tmp_path, times=3)
-        again, account = ask(served, tmp_path, times=3)
-        other, _ = ask(served, tmp_path, name="another turn")
-    assert [r.text for r in again] == [r.text for r in first]
+        first, _ = complete(served, tmp_path, times=3)
+        repeated, ledger = complete(served, tmp_path, times=3)
+        another, _ = complete(served, tmp_path, name="another turn")
+    assert [r.text for r in repeated] == [r.text for r in first]
     assert len(endpoint.requests) == 4
-    assert other[0].text == "3"
-    assert account.totals.requests == 3
+    assert another[0].text == "3"
+    assert ledger.totals.requests == 3
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        Http(status=429, body=b"{}", headers={"retry-after": "0.1"}),
-        Http(status=500, body=b"oops"),
-        Http(status=503, body=b""),
-        Http(hang_up=True),
-        Http(body=b"{not json"),
-        Http(body=b'{"choices": []}'),
-        Http(body=b"[]"),
+        FakeReply(status=429, body=b"{}", headers={"retry-after": "0.1"}),
+        FakeReply(status=500, body=b"oops"),
+        FakeReply(status=503, body=b""),
+        FakeReply(hang_up=True),
+        FakeReply(body=b"{not json"),
+        FakeReply(body=b'{"choices": []}'),
+        FakeReply(body=b"[]"),
     ],
     ids=["429", "500", "503", "hang up", "broken JSON", "no choices", "a list"],
 )
-def test_what_may_pass_is_tried_again(config, tmp_path, bad):
+def test_transient_failures_are_retried(config, tmp_path, bad):
     with serve_endpoint(lambda number, body: bad if number < 2 else make_completion(ANSWER)) as endpoint:
-        (reply,), account = ask(replace(config, base_url=endpoint.url), tmp_path)
+        (reply,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert reply.text == ANSWER
     assert len(endpoint.requests) == 3
-    assert account.totals.requests == 3
-    # Only a status is a server's word that nothing is charged.
-    assert (account.totals.rejected, account.totals.reserved_usd > 0) == (
+    assert ledger.totals.requests == 3
+    # Only an error status guarantees that the request is not charged.
+    assert (ledger.totals.rejected, ledger.totals.reserved_usd > 0) == (
         (2, False) if bad.status > 200 else (0, True)
     )
 
 
-def test_a_server_is_given_the_time_it_asks_for(config, tmp_path):
-    later = Http(status=429, body=b"{}", headers={"retry-after": "1.5"})
+def test_retry_after_is_honored(config, tmp_path):
+    later = FakeReply(status=429, body=b"{}", headers={"retry-after": "1.5"})
     with serve_endpoint(lambda number, body: make_completion(ANSWER) if number else later) as endpoint:
-        ask(replace(config, base_url=endpoint.url), tmp_path)
+        complete(replace(config, base_url=endpoint.url), tmp_path)
     assert endpoint.request_times_s[1] - endpoint.request_times_s[0] >= 1.5
 
 
-def test_a_reply_that_trickles_is_given_up_and_counts_at_its_most(config, tmp_path):
-    slow = replace(config, timeout_s=0.6, attempts=2)
+def test_trickling_reply_times_out_and_stays_reserved(config, tmp_path):
+    slow = replace(config, request_timeout_s=0.6, max_attempts=2)
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), trickle_s=0.05)) as endpoint:
-        began = time.monotonic()
-        (failed,), account = ask(replace(slow, base_url=endpoint.url), tmp_path)
+        start_s = time.monotonic()
+        (failed,), ledger = complete(replace(slow, base_url=endpoint.url), tmp_path)
     assert isinstance(failed, TeacherError)
     assert failed.reason == "timeout"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start_s < 10
     assert len(endpoint.requests) == 2
-    assert account.totals.reserved_usd > 0
+    assert ledger.totals.reserved_usd > 0
 
 
-def test_waiting_for_a_place_takes_none_of_a_turn_s_time(config, tmp_path):
-    queued = replace(config, concurrency=1, turn_s=1.5)
+def test_queueing_does_not_count_towards_turn_timeout(config, tmp_path):
+    queued = replace(config, max_concurrency=1, turn_timeout_s=1.5)
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), delay_s=0.4)) as endpoint:
-        replies, _ = ask(replace(queued, base_url=endpoint.url), tmp_path, times=6)
+        replies, _ = complete(replace(queued, base_url=endpoint.url), tmp_path, times=6)
     assert [reply.text for reply in replies] == [ANSWER] * 6
 
 
-def test_a_stop_is_heard_while_a_server_makes_it_wait(config, tmp_path):
+def test_stop_interrupts_backoff(config, tmp_path):
     class Stop(Exception):
         pass
 
@@ -163,138 +172,144 @@ def test_a_stop_is_heard_while_a_server_makes_it_wait(config, tmp_path):
         if len(checks) > 3:
             raise Stop
 
-    later = Http(status=429, body=b"{}", headers={"retry-after": "50"})
+    later = FakeReply(status=429, body=b"{}", headers={"retry-after": "50"})
     with serve_endpoint(lambda number, body: later) as endpoint:
-        began = time.monotonic()
-        (stopped,), _ = ask(replace(config, base_url=endpoint.url), tmp_path, check=stopping)
+        start_s = time.monotonic()
+        (stopped,), _ = complete(replace(config, base_url=endpoint.url), tmp_path, check=stopping)
     assert isinstance(stopped, Stop)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - start_s < 20
 
 
-def test_estimates_follow_what_the_server_counts(config, tmp_path):
-    async def go(url: str) -> list[float]:
-        expert = TeacherClient(
-            replace(config, base_url=url, image_tokens=1), CostLedger(tmp_path / "replies.jsonl")
+def test_estimates_adapt_to_reported_usage(config, tmp_path):
+    async def token_ratios(url: str) -> list[float]:
+        teacher = TeacherClient(
+            replace(config, base_url=url, tokens_per_image=1), CostLedger(tmp_path / "replies.jsonl")
         )
         ratios = []
         for batch in range(2):
             turns = (
-                expert.complete(ASK, SamplingParams(max_tokens=9), request=f"{batch}/{i}", image_cache={})
+                teacher.complete(
+                    MESSAGES, SamplingParams(max_tokens=9), request_id=f"{batch}/{i}", image_cache={}
+                )
                 for i in range(4)
             )
             await asyncio.gather(*turns)
-            ratios.append(expert._ratio)
-        await expert.close()
+            ratios.append(teacher._token_ratio)
+        await teacher.close()
         return ratios
 
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        first, second = asyncio.run(go(endpoint.url))
-    # The text is about 60 tokens by the estimate, and 1000 by the server's word.
+        first, second = asyncio.run(token_ratios(endpoint.url))
+    # The estimate is about 60 tokens; the server reports 1000.
     assert first == second > 10
-    asked = [line["usd"] for line in read_complete_lines(tmp_path / "replies.jsonl") if "asked" in line]
-    assert max(asked[:4]) < min(asked[4:])
-    assert asked[-1] == pytest.approx((1000 * 10 + 9 * 100) / 1e6, rel=0.01)
+    reserved = [line["usd"] for line in read_complete_lines(tmp_path / "replies.jsonl") if "reserved" in line]
+    assert max(reserved[:4]) < min(reserved[4:])
+    assert reserved[-1] == pytest.approx((1000 * 10 + 9 * 100) / 1e6, rel=0.01)
 
 
-def test_a_turn_has_a_deadline_of_its_own(config, tmp_path):
-    slow = replace(config, turn_s=0.5, timeout_s=20)
+def test_turn_timeout_ends_slow_request(config, tmp_path):
+    slow = replace(config, turn_timeout_s=0.5, request_timeout_s=20)
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), delay_s=2.0)) as endpoint:
-        (failed,), _ = ask(replace(slow, base_url=endpoint.url), tmp_path)
+        (failed,), _ = complete(replace(slow, base_url=endpoint.url), tmp_path)
     assert isinstance(failed, TeacherError)
     assert failed.reason == "timeout"
 
 
-def test_nobody_there_is_a_failure_after_all_attempts(config, tmp_path):
-    (failed,), account = ask(config, tmp_path)
+def test_refused_connection_fails_after_max_attempts(config, tmp_path):
+    (failed,), ledger = complete(config, tmp_path)
     assert isinstance(failed, TeacherError)
     assert failed.reason == "connection"
-    assert account.totals.requests == 4
+    assert ledger.totals.requests == 4
 
 
-def test_a_request_that_the_server_finds_wrong_is_not_repeated(config, tmp_path):
-    with serve_endpoint(lambda number, body: Http(status=400, body=b'{"error": "too long"}')) as endpoint:
-        (failed,), account = ask(replace(config, base_url=endpoint.url), tmp_path)
+def test_bad_request_is_not_retried(config, tmp_path):
+    with serve_endpoint(
+        lambda number, body: FakeReply(status=400, body=b'{"error": "too long"}')
+    ) as endpoint:
+        (failed,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert isinstance(failed, TeacherError)
     assert failed.reason == "status 400"
-    assert len(endpoint.requests) == account.totals.rejected == 1
+    assert len(endpoint.requests) == ledger.totals.rejected == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "fix"), [(401, "api_key_env"), (403, "api_key_env"), (404, "expert.model")]
+    ("status", "fix"), [(401, "api_key_env"), (403, "api_key_env"), (404, "teacher.model")]
 )
-def test_what_no_request_can_pass_is_for_the_user(config, tmp_path, status, fix):
-    with serve_endpoint(lambda number, body: Http(status=status, body=b"{}")) as endpoint:
-        (failed,), _ = ask(replace(config, base_url=endpoint.url), tmp_path)
+def test_fatal_status_raises_user_error(config, tmp_path, status, fix):
+    with serve_endpoint(lambda number, body: FakeReply(status=status, body=b"{}")) as endpoint:
+        (failed,), _ = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert isinstance(failed, UserError)
     assert fix in str(failed)
 
 
-def test_the_key_comes_from_the_environment(config, tmp_path, monkeypatch):
-    keyed = replace(config, api_key_env="EXPERT_KEY")
-    with pytest.raises(UserError, match="EXPERT_KEY"):
-        ask(keyed, tmp_path)
-    monkeypatch.setenv("EXPERT_KEY", "sesame")
+def test_api_key_is_read_from_environment(config, tmp_path, monkeypatch):
+    keyed = replace(config, api_key_env="TEACHER_KEY")
+    with pytest.raises(UserError, match="TEACHER_KEY"):
+        complete(keyed, tmp_path)
+    monkeypatch.setenv("TEACHER_KEY", "sesame")
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        ask(replace(keyed, base_url=endpoint.url), tmp_path)
+        complete(replace(keyed, base_url=endpoint.url), tmp_path)
     assert endpoint.keys == ["Bearer sesame"]
 
 
-def test_no_more_requests_at_once_than_allowed(config, tmp_path):
-    few = replace(config, concurrency=2)
+def test_max_concurrency_limits_requests(config, tmp_path):
+    few = replace(config, max_concurrency=2)
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), delay_s=0.1)) as endpoint:
-        ask(replace(few, base_url=endpoint.url), tmp_path, times=8)
+        complete(replace(few, base_url=endpoint.url), tmp_path, times=8)
     assert endpoint.max_concurrent == 2
 
 
-def test_requests_above_the_minute_s_limit_wait(config, tmp_path, monkeypatch):
+def test_rate_limit_delays_requests(config, tmp_path, monkeypatch):
     monkeypatch.setattr("vz_ray.distill.rate_limiter.WINDOW_S", 3.0)
     paced = replace(config, requests_per_minute=2)
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        ask(replace(paced, base_url=endpoint.url), tmp_path, times=4)
-    # The first may have been late in arriving; on a busy machine by more than a second.
+        complete(replace(paced, base_url=endpoint.url), tmp_path, times=4)
+    # The first request may arrive late on a busy machine.
     assert endpoint.request_times_s[2] - endpoint.request_times_s[0] >= 1.5
     assert endpoint.request_times_s[3] - endpoint.request_times_s[1] >= 1.5
 
 
-def test_nothing_is_asked_that_could_pass_the_limit(config, tmp_path):
+def test_budget_is_never_exceeded(config, tmp_path):
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        # Each may cost 0.0168 (680 tokens in, 100 out) and costs 0.015.
-        limited = replace(config, base_url=endpoint.url, limit_usd=0.05)
-        replies, account = ask(limited, tmp_path, times=8)
+        # Maximum cost 0.0168 (680 prompt and 100 completion tokens), actual cost 0.015.
+        limited = replace(config, base_url=endpoint.url, max_cost_usd=0.05)
+        replies, ledger = complete(limited, tmp_path, times=8)
         assert sum(isinstance(reply, CostLimitReached) for reply in replies) == 5
-        assert account.totals.cost_usd == pytest.approx(0.045)
+        assert ledger.totals.cost_usd == pytest.approx(0.045)
         assert len(endpoint.requests) == 3
-        stopped, _ = ask(limited, tmp_path, times=8, name="later")
+        stopped, _ = complete(limited, tmp_path, times=8, name="later")
         assert all(isinstance(reply, CostLimitReached) for reply in stopped)
-        more, account = ask(replace(limited, limit_usd=0.2), tmp_path, times=8)
+        more, ledger = complete(replace(limited, max_cost_usd=0.2), tmp_path, times=8)
     assert not any(isinstance(reply, Exception) for reply in more)
     assert len(endpoint.requests) == 8
-    assert account.totals.cost_usd == pytest.approx(8 * 0.015)
+    assert ledger.totals.cost_usd == pytest.approx(8 * 0.015)
 
 
-def test_a_server_that_counts_nothing_is_charged_for_the_most(config, tmp_path):
+def test_missing_usage_is_charged_at_maximum(config, tmp_path):
     with serve_endpoint(lambda number, body: make_completion(ANSWER, usage=False)) as endpoint:
-        (reply,), account = ask(replace(config, base_url=endpoint.url), tmp_path)
+        (reply,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert not reply.usage_reported
     assert reply.completion_tokens == 100
     assert reply.prompt_tokens > 2 * 300
-    assert account.totals.cost_usd == pytest.approx(reply.cost_usd)
+    assert ledger.totals.cost_usd == pytest.approx(reply.cost_usd)
 
 
-def test_no_text_is_an_empty_reply(config, tmp_path):
-    with serve_endpoint(lambda number, body: make_completion(None, stop="content_filter")) as endpoint:
-        (reply,), _ = ask(replace(config, base_url=endpoint.url), tmp_path)
+def test_missing_text_is_empty_reply(config, tmp_path):
+    with serve_endpoint(
+        lambda number, body: make_completion(None, finish_reason="content_filter")
+    ) as endpoint:
+        (reply,), _ = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert (reply.text, reply.finish_reason) == ("", "content_filter")
 
 
-def test_parameters_can_be_renamed_and_left_out(config, tmp_path):
+def test_parameters_can_be_renamed_and_removed(config, tmp_path):
     hosted = replace(
         config,
-        tokens_key="max_completion_tokens",
+        max_tokens_param="max_completion_tokens",
         parameters={"stop": None, "top_p": None, "reasoning": "low"},
     )
     with serve_endpoint(lambda number, body: make_completion(ANSWER)) as endpoint:
-        ask(replace(hosted, base_url=endpoint.url), tmp_path)
+        complete(replace(hosted, base_url=endpoint.url), tmp_path)
     (body,) = endpoint.requests
     assert body["max_completion_tokens"] == 100
     assert not {"stop", "top_p", "max_tokens"} & set(body)
@@ -313,29 +328,47 @@ def test_parameters_can_be_renamed_and_left_out(config, tmp_path):
         ("", "stop", ""),
     ],
 )
-def test_a_turn_ends_with_its_first_zoom_whatever_the_server_does_there(text, stop, turn):
+def test_turn_ends_with_first_zoom_call(text, stop, turn):
     assert truncate_to_one_turn(text, stop) == turn
 
 
-def test_the_guide_is_told_once_where_the_expert_takes_over():
-    asked = [
-        PromptMessage("system", "S"), PromptMessage("user", "Q"), PromptMessage("assistant", "z"), PromptMessage("user", "R1"),
-        PromptMessage("assistant", "z"), PromptMessage("user", "R2"),
-    ]  # fmt: skip
-    guide = TeacherPrompt("more", "!")
-    assert [m.text for m in add_teacher_prompt(asked, guide, 1)] == ["S\nmore", "Q", "z", "R1!", "z", "R2"]
-    assert [m.text for m in add_teacher_prompt(asked, guide, 0)] == ["S\nmore", "Q!", "z", "R1", "z", "R2"]
-    assert add_teacher_prompt(asked, TeacherPrompt(), 0) == asked
+def test_teacher_prompt_is_added_once():
+    messages = [
+        PromptMessage("system", "S"),
+        PromptMessage("user", "Q"),
+        PromptMessage("assistant", "z"),
+        PromptMessage("user", "R1"),
+        PromptMessage("assistant", "z"),
+        PromptMessage("user", "R2"),
+    ]
+    teacher_prompt = TeacherPrompt("more", "!")
+    assert [m.text for m in add_teacher_prompt(messages, teacher_prompt, 1)] == [
+        "S\nmore",
+        "Q",
+        "z",
+        "R1!",
+        "z",
+        "R2",
+    ]
+    assert [m.text for m in add_teacher_prompt(messages, teacher_prompt, 0)] == [
+        "S\nmore",
+        "Q!",
+        "z",
+        "R1",
+        "z",
+        "R2",
+    ]
+    assert add_teacher_prompt(messages, TeacherPrompt(), 0) == messages
 
 
 @pytest.mark.parametrize("text", ["system: a\n", "system: a\nturn: 3\n", "- a\n", "a: [\n"])
-def test_a_prompt_file_of_another_shape_is_named(tmp_path, text):
-    path = tmp_path / "guide.yaml"
+def test_invalid_prompt_file_is_reported(tmp_path, text):
+    path = tmp_path / "teacher.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"guide\.yaml"):
+    with pytest.raises(UserError, match=r"teacher\.yaml"):
         TeacherPrompt.load(path)
 
 
 @pytest.mark.parametrize("path", ["conf/prompt/teacher.yaml", "conf/prompt/reflect.yaml"])
-def test_the_prompts_that_come_with_it_can_be_read(path):
+def test_shipped_prompts_are_valid(path):
     assert "<video_zoom>" in TeacherPrompt.load(path).system

@@ -1,4 +1,4 @@
-"""A whole ablation with every part the real one, stopped and killed on the way."""
+"""Complete ablation with real components, interrupted by SIGTERM and SIGKILL."""
 
 from __future__ import annotations
 
@@ -30,30 +30,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     folder = tmp_path_factory.mktemp("small")
     sizes = {"train": 2, "sft": 4, "validation": 0, "test": 0}
     synthesize(SynthConfig(directory=str(folder / "needle"), shot_s=[4], workers=1, **sizes))
     return SmallRun(folder)
 
 
-def arguments(small: SmallRun) -> list[str]:
-    """One seed of everything, with the real base: a random one would zoom nowhere."""
-    exam = small.folder / "exam"
+def arguments(small_run: SmallRun) -> list[str]:
+    """Return arguments for one seed with the shipped base model; a random model would never zoom."""
+    test_dir = small_run.folder / "test"
     return [
         "ablate",
         "name=all",
-        *(one for one in small.overrides() if not one.startswith(("model=", "data.test=", "episode."))),
+        *(
+            item
+            for item in small_run.overrides()
+            if not item.startswith(("model=", "data.test=", "episode."))
+        ),
         f"model={ROOT / 'assets/tiny-base'}",
-        f"data.test={exam / 'test.json'}",
-        f"synth.directory={small.folder / 'needle'}",
+        f"data.test={test_dir / 'test.json'}",
+        f"synth.directory={small_run.folder / 'needle'}",
         "synth.train=2",
         "synth.sft=4",
         "synth.validation=0",
         "synth.test=0",
         "synth.shot_s=[4]",
         "synth.workers=1",
-        f"test_synth.directory={exam}",
+        f"test_synth.directory={test_dir}",
         "test_synth.test=2",
         "test_synth.shot_s=[4]",
         "test_synth.workers=1",
@@ -67,35 +71,35 @@ def arguments(small: SmallRun) -> list[str]:
     ]
 
 
-def lines(path: Path) -> int:
+def count_lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_an_ablation_goes_on_wherever_it_was_stopped_and_ends_with_its_table(small: SmallRun) -> None:
-    run = small.runs / "all"
+def test_interrupted_ablation_resumes_and_reports(small_run: SmallRun) -> None:
+    run = small_run.runs / "all"
     seed = run / "seed3"
-    process = start_vz_ray(*arguments(small))
-    wait_until(lambda: lines(seed / "cold_start/exemplars.jsonl") > 0, process, 400)
-    started = descendants(process)
+    process = start_vz_ray(*arguments(small_run))
+    wait_until(lambda: count_lines(seed / "cold_start/exemplars.jsonl") > 0, process, 400)
+    children = descendants(process)
     send_signal(process)
     done = wait_for_exit(process, 120)
     assert done.returncode == 130, done.stderr
-    assert not survivors(started)
+    assert not survivors(children)
 
-    process = start_vz_ray(*arguments(small))
+    process = start_vz_ray(*arguments(small_run))
     wait_until(lambda: (seed / "full/checkpoints/step-000001").is_dir(), process, 500)
     send_signal(process, signal.SIGKILL)
     wait_for_exit(process, 120)
     assert not (seed / "full/models").exists()
 
-    done = run_vz_ray(*arguments(small), timeout_s=600)
+    done = run_vz_ray(*arguments(small_run), timeout_s=600)
     assert done.returncode == 0, done.stderr
-    every_stage_is_there_once(run, seed)
-    reflections_are_learned_from(seed)
-    the_table_is_written(run, done.stdout)
+    assert_stages_ran_once(run, seed)
+    assert_reflections_are_correct(seed)
+    assert_results_are_written(run, done.stdout)
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    assert run_vz_ray(*arguments(small)).returncode == 0
+    assert run_vz_ray(*arguments(small_run)).returncode == 0
     changed = {p.name for p in run.rglob("*") if p.is_file() and p.stat().st_mtime_ns != before.get(p)}
     assert changed <= {f"ablation.{kind}" for kind in ("json", "csv", "md", "html")} | {
         ".lock",
@@ -103,10 +107,10 @@ def test_an_ablation_goes_on_wherever_it_was_stopped_and_ends_with_its_table(sma
     }
 
 
-def every_stage_is_there_once(run: Path, seed: Path) -> None:
-    for part in ("exemplars", "reflections"):
+def assert_stages_ran_once(run: Path, seed: Path) -> None:
+    for kind in ("exemplars", "reflections"):
         steps = [
-            json.loads(line)["step"] for line in (seed / f"cold_start/{part}.jsonl").read_text().splitlines()
+            json.loads(line)["step"] for line in (seed / f"cold_start/{kind}.jsonl").read_text().splitlines()
         ]
         assert steps == list(range(1, 25))
     for variant in VARIANTS:
@@ -116,32 +120,34 @@ def every_stage_is_there_once(run: Path, seed: Path) -> None:
             rows = [json.loads(line) for line in (seed / variant / "metrics.jsonl").read_text().splitlines()]
             assert [row["step"] for row in rows] == [0, 1]
             assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4
-    weight = {v: (seed / v / "config.yaml").read_text().count("  tool: 0.0\n") for v in VARIANTS}
-    assert weight == {v: int(v == "without_tool_reward") for v in VARIANTS}
-    # The reward that trained a variant is what its episodes hold.
-    for variant, paid in (("full", 0.5), ("without_tool_reward", 0.0)):
+    num_zero_weights = {v: (seed / v / "config.yaml").read_text().count("  tool: 0.0\n") for v in VARIANTS}
+    assert num_zero_weights == {v: int(v == "without_tool_reward") for v in VARIANTS}
+    # The episodes contain the reward that the variant was trained with.
+    for variant, tool_weight in (("full", 0.5), ("without_tool_reward", 0.0)):
         for record in (r for path in (seed / variant / "episodes").glob("*") for r in read_records(path)):
             parts = record.trajectory.reward
             assert parts is not None
-            assert parts.total == pytest.approx(0.9 * parts.accuracy + 0.1 * parts.format + paid * parts.tool)
+            assert parts.total == pytest.approx(
+                0.9 * parts.accuracy + 0.1 * parts.format + tool_weight * parts.tool
+            )
 
 
-def reflections_are_learned_from(seed: Path) -> None:
+def assert_reflections_are_correct(seed: Path) -> None:
     counts = json.loads((seed / "cold_start/reflection/counts.json").read_text())
     assert counts["episodes"] == 4 * 4 * 3
     records = list(read_records(seed / "cold_start/reflection/reflections.jsonl"))
-    assert 0 < len(records) == counts["learned from"] <= 5
+    assert 0 < len(records) == counts["sampled"] <= 5
     for record in records:
         assert record.trajectory.reward is not None
         assert record.trajectory.reward.accuracy == 1
 
 
-def the_table_is_written(run: Path, printed: str) -> None:
-    found = json.loads((run / "ablation.json").read_text())
-    assert list(found["variants"]) == list(VARIANTS)
-    assert (found["questions"], found["videos"], found["seeds"]) == (8, 2, [3])
-    assert len(found["claims"]) == 6
-    assert {claim["questions"] for claim in found["claims"]} == {8}
+def assert_results_are_written(run: Path, printed: str) -> None:
+    results = json.loads((run / "ablation.json").read_text())
+    assert list(results["variants"]) == list(VARIANTS)
+    assert (results["questions"], results["videos"], results["seeds"]) == (8, 2, [3])
+    assert len(results["claims"]) == 6
+    assert {claim["questions"] for claim in results["claims"]} == {8}
     rows = list(csv.DictReader((run / "ablation.csv").open()))
     assert [(row["variant"], row["seed"]) for row in rows] == [
         (variant, seed) for variant in VARIANTS for seed in ("3", "all")

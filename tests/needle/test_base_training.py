@@ -1,4 +1,4 @@
-"""What the base is meant to be: it reads frames and answers, and has never seen a zoom."""
+"""Shipped tiny base model: it reads frames and answers, and has never seen a zoom."""
 
 from __future__ import annotations
 
@@ -30,66 +30,66 @@ def base():
     )
 
 
-def known(base, make, most: int, count: int, begins: str) -> float:
-    """Share of the answers to questions that begin so that greedy decoding would give, token for token."""
+def answer_accuracy(base, make_lesson, max_frames: int, count: int, prefix: str) -> float:
+    """Return the share of questions with `prefix` whose answer greedy decoding reproduces exactly."""
     policy, spec, tokenizer = base
-    wire = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
-    rng, played, pixels, lessons = random.Random(f"test/{most}"), [], {}, []
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
+    rng, examples, pixels, lessons = random.Random(f"test/{max_frames}"), [], {}, []
     while len(lessons) < count:
-        lesson = make(rng, most)
-        if any(question.startswith(begins) for question, _ in (*lesson.exchanges, *lesson.about_clip)):
-            one, frames = lesson_to_trajectory(lesson, wire, len(lessons))
-            lessons.append((lesson, one))
-            played.append(encode_trajectory(one, policy.tokens, spec.merge))
+        lesson = make_lesson(rng, max_frames)
+        if any(question.startswith(prefix) for question, _ in (*lesson.questions, *lesson.clip_questions)):
+            trajectory, frames = lesson_to_trajectory(lesson, chat_format, len(lessons))
+            lessons.append((lesson, trajectory))
+            examples.append(encode_trajectory(trajectory, policy.tokens, spec.merge_size))
             pixels.update(frames)
-    right: list[bool] = []
-    for trees in plan_micro_batches(played, 8192, 1)[0]:
-        batch = collate(trees, played, in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))
+    correct: list[bool] = []
+    for trees in plan_micro_batches(examples, 8192, 1)[0]:
+        batch = collate(trees, examples, in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))
         with torch.no_grad():
             logprobs, _ = policy(batch)
         for row, index in zip(logprobs, batch.indices, strict=True):
-            right += _known_turns(row, *lessons[index], begins)
-    return sum(right) / len(right)
+            correct += _reproduced_turns(row, *lessons[index], prefix)
+    return sum(correct) / len(correct)
 
 
-def _known_turns(row: torch.Tensor, lesson, one: Trajectory, begins: str) -> list[bool]:
-    found, start = [], 0
-    for (question, _), turn in zip((*lesson.exchanges, *lesson.about_clip), one.turns, strict=True):
+def _reproduced_turns(logprobs: torch.Tensor, lesson, trajectory: Trajectory, prefix: str) -> list[bool]:
+    reproduced, start = [], 0
+    questions = (*lesson.questions, *lesson.clip_questions)
+    for (question, _), turn in zip(questions, trajectory.turns, strict=True):
         end = start + len(turn.action.token_ids)
-        if question.startswith(begins):
-            # A token with more than half of the mass is the one that greedy decoding takes.
-            found.append(bool((row[start:end].exp() > 0.5).all()))
+        if question.startswith(prefix):
+            # Greedy decoding selects a token with more than half of the probability.
+            reproduced.append(bool((logprobs[start:end].exp() > 0.5).all()))
         start = end
-    return found
+    return reproduced
 
 
-@pytest.mark.parametrize("most", [8, 16, 32, 64, 128])
-def test_it_answers_what_its_frames_show(base, most):
-    assert known(base, make_needle_lesson, most, 40, "What flashes") >= 0.9
+@pytest.mark.parametrize("max_frames", [8, 16, 32, 64, 128])
+def test_identifies_visible_symbols(base, max_frames):
+    assert answer_accuracy(base, make_needle_lesson, max_frames, 40, "What flashes") >= 0.9
 
 
-def test_it_counts_what_its_frames_show(base):
-    assert known(base, make_needle_lesson, 8, 40, "How many") >= 0.8
+def test_counts_visible_flashes(base):
+    assert answer_accuracy(base, make_needle_lesson, 8, 40, "How many") >= 0.8
 
 
-def test_it_finds_what_overview_frames_show(base):
-    assert known(base, make_needle_lesson, 16, 40, "When is") >= 0.9
-    assert known(base, make_album_lesson, 16, 40, "What flashes") >= 0.9
+def test_finds_borders_in_overview(base):
+    assert answer_accuracy(base, make_needle_lesson, 16, 40, "When is") >= 0.9
+    assert answer_accuracy(base, make_album_lesson, 16, 40, "What flashes") >= 0.9
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_it_has_never_seen_a_zoom(base, seed):
-    """Told that it may zoom, it gives a zoom call less than one chance in a thousand anywhere in its turn."""
+def test_never_generates_zoom_calls(base, seed):
+    """The probability of a zoom call is below 0.001 at every token of the turn, even if the prompt allows zooms."""
     policy, spec, tokenizer = base
-    wire = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
-    call = tokenizer.encode("<video_zoom>", add_special_tokens=False)
-    assert len(call) == 1
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
+    (zoom_token,) = tokenizer.encode("<video_zoom>", add_special_tokens=False)
     lesson = make_needle_lesson(random.Random(seed), 16)
-    one, pixels = lesson_to_trajectory(lesson, wire, 0)
-    example = encode_trajectory(one, policy.tokens, spec.merge)
+    trajectory, pixels = lesson_to_trajectory(lesson, chat_format, 0)
+    example = encode_trajectory(trajectory, policy.tokens, spec.merge_size)
     trees = [PrefixTree.from_members([0], [example])]
     batch = collate(trees, [example], in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))
     with torch.no_grad():
         hidden = policy.hidden_states(batch)[0, batch.hidden_index[0]]
-        chance = torch.softmax(hidden @ policy.hf.lm_head.weight.T, dim=-1)[:, call[0]]
-    assert chance.max() < 1e-3
+        zoom_probability = torch.softmax(hidden @ policy.hf.lm_head.weight.T, dim=-1)[:, zoom_token]
+    assert zoom_probability.max() < 1e-3

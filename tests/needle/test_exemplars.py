@@ -1,4 +1,4 @@
-"""Oracles play real videos through the ordinary runner, and what they leave is right."""
+"""Exemplars of the oracles on real videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.needle.conftest import RULES
+from tests.needle.tiny_setup import EPISODE_CONFIG
 from vz_ray.config.episode import uniform_frames_config
 from vz_ray.config.reward import RewardConfig
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
@@ -19,14 +19,15 @@ from vz_ray.utils.errors import UserError
 from vz_ray.video.local_source import LocalFrameSource
 
 
-def played(tasks, tokenizer, rules, expert):
-    wire = ChatFormat(tokenizer, PromptTemplate.load(rules.prompt))
+def collect(tasks, tokenizer, episode_config, make_factory):
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load(episode_config.prompt))
     with LocalFrameSource() as frames:
-        return asyncio.run(collect_exemplars(tasks, frames, wire, rules, expert(wire)))
+        factory = make_factory(chat_format)
+        return asyncio.run(collect_exemplars(tasks, frames, chat_format, episode_config, factory))
 
 
-def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, tokenizer):
-    trajectories = played(tasks, tokenizer, RULES, zoom_oracle_factory)
+def test_zoom_oracle_earns_full_reward(tasks, tokenizer):
+    trajectories = collect(tasks, tokenizer, EPISODE_CONFIG, zoom_oracle_factory)
     reward = RewardConfig(max_zoom_frames=8)
     for task, trajectory in zip(tasks, trajectories, strict=True):
         assert trajectory.status is EpisodeStatus.ANSWERED
@@ -38,48 +39,53 @@ def test_the_oracle_is_right_sees_every_event_and_earns_every_reward(tasks, toke
     assert kinds["deep"] == 2
 
 
-def test_sparse_experts_look_at_half_the_frames_where_these_show_enough(tasks, tokenizer):
-    many = [replace(task, task_id=f"{task.task_id}/{n}") for task in tasks for n in range(6)]
+def test_sparse_zooms_still_show_evidence(tasks, tokenizer):
+    copies = [replace(task, task_id=f"{task.task_id}/{n}") for task in tasks for n in range(6)]
 
-    def looks(sparse, seed):
-        one_by_one = played(many, tokenizer, RULES, lambda wire: zoom_oracle_factory(wire, sparse, seed))
-        assert all(all_events_visible(task, one) for task, one in zip(many, one_by_one, strict=True))
-        return [turn.zoom.num_frames for one in one_by_one for turn in one.turns if turn.zoom]
+    def zoom_frames(share, seed):
+        trajectories = collect(
+            copies,
+            tokenizer,
+            EPISODE_CONFIG,
+            lambda chat_format: zoom_oracle_factory(chat_format, share, seed),
+        )
+        assert all(all_events_visible(task, t) for task, t in zip(copies, trajectories, strict=True))
+        return [turn.zoom.num_frames for t in trajectories for turn in t.turns if turn.zoom]
 
-    some = looks(0.9, 3)
-    assert 0.2 < some.count(4) / len(some) < 0.8
-    assert set(some) == {4, 8}
-    assert looks(0.9, 3) == some
-    assert looks(0.9, 4) != some
-    assert set(looks(0.0, 3)) == {8}
+    counts = zoom_frames(0.9, 3)
+    assert 0.2 < counts.count(4) / len(counts) < 0.8
+    assert set(counts) == {4, 8}
+    assert zoom_frames(0.9, 3) == counts
+    assert zoom_frames(0.9, 4) != counts
+    assert set(zoom_frames(0.0, 3)) == {8}
 
 
-def test_the_answering_oracle_says_only_what_its_frames_show(tasks, tokenizer):
-    rules = replace(uniform_frames_config(RULES, 32), prompt="conf/prompt/tiny-answer.yaml")
-    trajectories = played(tasks, tokenizer, rules, uniform_oracle_factory)
+def test_uniform_oracle_describes_visible_symbols(tasks, tokenizer):
+    episode_config = replace(uniform_frames_config(EPISODE_CONFIG, 32), prompt="conf/prompt/tiny-answer.yaml")
+    trajectories = collect(tasks, tokenizer, episode_config, uniform_oracle_factory)
     assert {len(t.frame_refs) for t in trajectories} == {32}
     for task, trajectory in zip(tasks, trajectories, strict=True):
         (turn,) = trajectory.turns
-        shown = any(a <= ref.pts_s < b for ref in trajectory.frame_refs for a, b in task.events)
-        assert (str(task.extra["symbol"]) in turn.text) == shown
+        visible = any(a <= ref.pts_s < b for ref in trajectory.frame_refs for a, b in task.evidence_spans)
+        assert (str(task.extra["symbol"]) in turn.text) == visible
         assert trajectory.answer == task.answer
 
 
-def test_a_task_without_truth_is_named(tasks, tokenizer):
-    blind = [replace(tasks[0], extra={})]
-    with pytest.raises(ValueError, match=f"task {tasks[0].task_id} has no truth"):
-        played(blind, tokenizer, RULES, zoom_oracle_factory)
+def test_task_without_truth_is_reported(tasks, tokenizer):
+    without_truth = [replace(tasks[0], extra={})]
+    with pytest.raises(ValueError, match=f"task {tasks[0].task_id} has no ground truth"):
+        collect(without_truth, tokenizer, EPISODE_CONFIG, zoom_oracle_factory)
 
 
-def test_a_missing_video_is_named(tasks, tokenizer):
-    gone = [replace(tasks[0], video="nowhere.mp4")]
-    with pytest.raises(UserError, match=r"nowhere\.mp4"):
-        played(gone, tokenizer, RULES, zoom_oracle_factory)
+def test_missing_video_is_reported(tasks, tokenizer):
+    missing = [replace(tasks[0], video="missing.mp4")]
+    with pytest.raises(UserError, match=r"missing\.mp4"):
+        collect(missing, tokenizer, EPISODE_CONFIG, zoom_oracle_factory)
 
 
-def test_the_tokenizer_keeps_numbers_and_tags_whole_and_loses_nothing(tokenizer):
+def test_tokenizer_keeps_numbers_and_tags_as_tokens(tokenizer):
     text = '<think>red border @348.50</think><video_zoom>{"segment":[348.50,352.00],"fps":2}</video_zoom>'
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    whole = {"348", ".50", "352", ".00", "<video_zoom>", "</video_zoom>"}
-    assert whole <= {tokenizer.decode([i]) for i in ids}
+    single_tokens = {"348", ".50", "352", ".00", "<video_zoom>", "</video_zoom>"}
+    assert single_tokens <= {tokenizer.decode([i]) for i in ids}

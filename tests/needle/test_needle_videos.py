@@ -1,4 +1,4 @@
-"""The needle world: what is asked is shown, and only where the truth says."""
+"""Needle videos, their synthesis and their task files."""
 
 from __future__ import annotations
 
@@ -21,44 +21,46 @@ from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.local_source import LocalFrameSource
 
-ALL = (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DECOY, QuestionKind.DEEP)
+ALL_KINDS = (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DECOY, QuestionKind.DEEP)
 SMALL = {"train": 2, "sft": 1, "validation": 1, "test": 2, "shot_s": [4, 16], "workers": 1}
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_an_overview_shows_every_border_but_the_deep_one(seed):
-    video = make_video(seed, 256.0, ALL)
+def test_overview_shows_all_but_deep_borders(seed):
+    video = make_video(seed, 256.0, ALL_KINDS)
     overview = [k * video.shot_s for k in range(16)]
     for question in video.questions:
-        shown = [t for t in overview for b in video.borders if b.name == question.border and b.covers(t)]
+        visible = [t for t in overview for b in video.borders if b.name == question.border and b.covers(t)]
         expected = {QuestionKind.DECOY: 2, QuestionKind.DEEP: None}.get(question.kind, 1)
-        assert expected is None or len(shown) == expected
+        assert expected is None or len(visible) == expected
         last = question.zoom_path[-1]
-        assert all(last[0] <= start < end <= last[1] for start, end in question.events)
+        assert all(last[0] <= start < end <= last[1] for start, end in question.evidence_spans)
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_eight_frames_of_the_last_zoom_show_every_flash_once(seed):
-    for question in make_video(seed, 512.0, ALL).questions:
+def test_last_zoom_shows_each_flash_once(seed):
+    for question in make_video(seed, 512.0, ALL_KINDS).questions:
         start, end = question.zoom_path[-1]
         times = [start + (end - start) * k / 8 for k in range(8)]
-        assert [sum(a <= t < b for t in times) for a, b in question.events] == [1] * len(question.events)
+        assert [sum(a <= t < b for t in times) for a, b in question.evidence_spans] == [1] * len(
+            question.evidence_spans
+        )
         if question.kind is QuestionKind.COUNT:
-            assert question.answer == str(len(question.events))
+            assert question.answer == str(len(question.evidence_spans))
         else:
             assert question.answer == LETTERS[SYMBOLS.index(question.symbol)]
 
 
-def test_a_frame_is_drawn_from_its_time_alone():
-    video = make_video(1, 128.0, ALL)
+def test_frame_depends_on_time_only():
+    video = make_video(1, 128.0, ALL_KINDS)
     flash = video.flashes[0]
-    pictures = render_frames(video, [flash.start_s, flash.end_s, flash.start_s], 56)
-    assert (pictures[0] == pictures[2]).all()
-    assert (pictures[0] != pictures[1]).any()
+    images = render_frames(video, [flash.start_s, flash.end_s, flash.start_s], 56)
+    assert (images[0] == images[2]).all()
+    assert (images[0] != images[1]).any()
 
 
-def test_more_questions_than_border_colours_are_refused():
-    with pytest.raises(ValueError, match="5 questions in a video, at most 4"):
+def test_too_many_questions_are_rejected():
+    with pytest.raises(ValueError, match=r"len\(kinds\) is 5; it must be at most 4"):
         make_video(0, 64.0, (QuestionKind.COUNT,) * 5)
 
 
@@ -68,13 +70,13 @@ def test_splits_share_no_video():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def dataset(tmp_path_factory):
     config = SynthConfig(directory=str(tmp_path_factory.mktemp("needle")), **SMALL)
     return config, synthesize(config)
 
 
-def test_files_are_h264_with_b_frames_and_long_gops(world):
-    _, files = world
+def test_files_are_h264_with_b_frames_and_long_gops(dataset):
+    _, files = dataset
     with av.open(read_tasks(files["test"])[-1].video) as container:
         stream = container.streams.video[0]
         frames = [(frame.pict_type, frame.key_frame) for frame in container.decode(stream)]
@@ -86,8 +88,8 @@ def test_files_are_h264_with_b_frames_and_long_gops(world):
     assert any(kind == av.video.frame.PictureType.B for kind, _ in frames)
 
 
-def test_decoded_frames_look_like_the_drawing(world):
-    config, files = world
+def test_decoded_frames_match_rendering(dataset):
+    config, files = dataset
     task = next(t for t in read_tasks(files["test"]) if t.kind == "deep")
     (start, end), video = task.evidence_spans[0], plan_videos(config)["test"][1]
     with LocalFrameSource() as frames:
@@ -95,11 +97,11 @@ def test_decoded_frames_look_like_the_drawing(world):
         clip = asyncio.run(frames.zoom(task.video, ZoomRequest(start, end, 1 / (end - start)), size))
         overview = asyncio.run(frames.overview(task.video, OverviewRequest(0.5, 16), size))
     for frame in (*clip.frames, *overview.frames):
-        drawn = render_frames(video, [frame.pts_s], 112)[0].astype(float)
-        assert np.abs(drawn - frame.rgb).mean() < 12
+        rendered = render_frames(video, [frame.pts_s], 112)[0].astype(float)
+        assert np.abs(rendered - frame.rgb).mean() < 12
 
 
-def test_more_than_an_hour_is_searched_as_a_minute_is(tmp_path):
+def test_hour_long_video_works_like_short_ones(tmp_path):
     sizes = {"train": 0, "sft": 0, "validation": 0, "test": 1, "shot_s": [256], "fps": 2, "workers": 1}
     config = SynthConfig(directory=str(tmp_path / "needle"), **sizes)
     (video,) = plan_videos(config)["test"]
@@ -113,14 +115,13 @@ def test_more_than_an_hour_is_searched_as_a_minute_is(tmp_path):
         for task in tasks:
             (start, end), (a, b) = task.evidence_spans[0], task.extra["path"][-1]
             clip = asyncio.run(frames.zoom(task.video, ZoomRequest(a, b, 8 / (b - a)), size))
-            shown = [frame for frame in clip.frames if start <= frame.pts_s < end]
-            assert len(shown) == 1
-            drawn = render_frames(video, [shown[0].pts_s], 112)[0].astype(float)
-            assert np.abs(drawn - shown[0].rgb).mean() < 12
+            (evidence,) = [frame for frame in clip.frames if start <= frame.pts_s < end]
+            rendered = render_frames(video, [evidence.pts_s], 112)[0].astype(float)
+            assert np.abs(rendered - evidence.rgb).mean() < 12
 
 
-def test_tasks_are_read_back_with_their_truth(world):
-    _, files = world
+def test_tasks_contain_ground_truth(dataset):
+    _, files = dataset
     tasks = read_tasks(files["train"])
     check_videos(tasks, "train")
     assert len(tasks) == 8
@@ -128,21 +129,21 @@ def test_tasks_are_read_back_with_their_truth(world):
     assert all(t.evidence_spans and t.extra["path"] and t.extra["border"] for t in tasks)
 
 
-def test_a_second_call_makes_only_what_is_missing(world, monkeypatch):
-    config, files = world
+def test_second_call_creates_missing_files_only(dataset, monkeypatch):
+    config, files = dataset
     video = read_tasks(files["train"])[0].video
-    others = {t.video: Path(t.video).read_bytes() for t in read_tasks(files["train"])}
+    contents = {t.video: Path(t.video).read_bytes() for t in read_tasks(files["train"])}
     Path(video).unlink()
-    stamp = Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns
+    mtime_ns = Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns
     synthesize(config)
-    assert Path(video).read_bytes() == others[video]
-    assert Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns == stamp
+    assert Path(video).read_bytes() == contents[video]
+    assert Path(read_tasks(files["test"])[0].video).stat().st_mtime_ns == mtime_ns
 
 
-def test_other_settings_do_not_overwrite_a_world(world):
-    config, _ = world
+def test_other_config_does_not_overwrite_dataset(dataset):
+    config, _ = dataset
     other = SynthConfig(**{**SMALL, "directory": config.directory, "seed": 9})
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="another config"):
         synthesize(other)
 
 
@@ -156,15 +157,15 @@ def test_other_settings_do_not_overwrite_a_world(world):
         ("[3]", "expected an object, got int"),
     ],
 )
-def test_a_bad_task_file_is_one_clear_line(tmp_path, content, message):
+def test_invalid_task_file_is_reported(tmp_path, content, message):
     path = tmp_path / "tasks.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         read_tasks(path)
 
 
-def test_a_wrong_answer_type_and_a_missing_video_are_named(tmp_path):
-    record = {"videos": ["gone.mp4"], "problem": "<image>q", "solution": "A"}
+def test_wrong_answer_type_and_missing_video(tmp_path):
+    record = {"videos": ["missing.mp4"], "problem": "<image>q", "solution": "A"}
     path = tmp_path / "tasks.json"
     for wrong in ("essay", "caption", ["number"]):
         path.write_text(json.dumps([{**record, "extra_info": {"answer_type": wrong}}]))
@@ -173,5 +174,5 @@ def test_a_wrong_answer_type_and_a_missing_video_are_named(tmp_path):
         ):
             read_tasks(path)
     path.write_text(json.dumps([record]))
-    with pytest.raises(UserError, match=r"1 of 1 videos of x do not exist, first .*gone\.mp4"):
+    with pytest.raises(UserError, match=r"1 of 1 videos of x do not exist, first .*missing\.mp4"):
         check_videos(read_tasks(path), "x")

@@ -1,4 +1,4 @@
-"""An oracle corrects wrong zooms on real videos, and what is learned from it are its own turns alone."""
+"""Reflections: the oracle corrects wrong zooms on real videos; only its turns have a loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.needle.conftest import RULES
+from tests.needle.tiny_setup import EPISODE_CONFIG
 from vz_ray.config.distill import FilterConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord
@@ -33,15 +33,15 @@ REWARD = RewardConfig(max_zoom_frames=8)
 
 
 @pytest.fixture(scope="module")
-def wire(tokenizer):
-    return ChatFormat(tokenizer, PromptTemplate.load(RULES.prompt))
+def chat_format(tokenizer):
+    return ChatFormat(tokenizer, PromptTemplate.load(EPISODE_CONFIG.prompt))
 
 
 class WrongPolicy:
     """A policy that zooms where it is told to, at once or twice, and answers wrongly."""
 
-    def __init__(self, task, wire, zooms):
-        self.task, self.wire, self.zooms = task, wire, zooms
+    def __init__(self, task, chat_format, zooms):
+        self.task, self.chat_format, self.zooms = task, chat_format, zooms
 
     async def generate(self, prompt, sampling_params, *, request_id):
         turn = sum(message.role == "assistant" for message in prompt.messages)
@@ -49,157 +49,174 @@ class WrongPolicy:
         if turn < len(self.zooms):
             start, end, frames = self.zooms[turn]
             text = format_zoom_turn("there", start, end, frames / (end - start))
-        return ExternalAction(text, self.wire.written(text))
+        return ExternalAction(text, self.chat_format.encode_assistant(text))
 
 
-def misplayed(tasks, wire, zooms_of):
-    """Records of a policy that zoomed `[(start, end, frames)]` of each task, scored."""
+def make_wrong_records(tasks, chat_format, zooms_of):
+    """Run and score a policy that zooms to `[(start, end, frames)]` of each task and answers incorrectly."""
     with LocalFrameSource() as frames:
-        played = asyncio.run(
+        trajectories = asyncio.run(
             collect_exemplars(
-                tasks, frames, wire, RULES, lambda task: WrongPolicy(task, wire, zooms_of(task))
+                tasks,
+                frames,
+                chat_format,
+                EPISODE_CONFIG,
+                lambda task: WrongPolicy(task, chat_format, zooms_of(task)),
             )
         )
     return [
-        EpisodeRecord(task, replace(t, reward=score_episode(t, task, REWARD)), "played")
-        for task, t in zip(tasks, played, strict=True)
+        EpisodeRecord(task, replace(t, reward=score_episode(t, task, REWARD)), "rollout")
+        for task, t in zip(tasks, trajectories, strict=True)
     ]
 
 
-def corrected(records, wire):
+def correct(records, chat_format):
     for record in records:
-        assert exclusion_reason(record, wire.name, RULES.max_rounds) == ""
-    jobs = [make_reflection_job(record, RULES.max_rounds, 0) for record in records]
+        assert exclusion_reason(record, chat_format.name, EPISODE_CONFIG.max_rounds) == ""
+    jobs = [make_reflection_job(record, EPISODE_CONFIG.max_rounds, 0) for record in records]
     with LocalFrameSource() as frames:
         return asyncio.run(
-            collect_reflections(jobs, frames, wire, RULES, REWARD, correction_oracle_factory(wire))
+            collect_reflections(
+                jobs, frames, chat_format, EPISODE_CONFIG, REWARD, correction_oracle_factory(chat_format)
+            )
         )
 
 
-def path_of(task):
+def zoom_path(task):
     return [tuple(map(float, segment)) for segment in task.extra["path"]]
 
 
-def elsewhere(task):
-    """A shot with nothing in it that the question is about."""
-    busy = [*path_of(task), *(tuple(map(float, span)) for span in task.extra["borders"])]
-    shot = path_of(task)[0][1] - path_of(task)[0][0]
+def irrelevant_shot(task):
+    """Return a shot without evidence or borders of the question."""
+    relevant = [*zoom_path(task), *(tuple(map(float, span)) for span in task.extra["borders"])]
+    shot = zoom_path(task)[0][1] - zoom_path(task)[0][0]
     starts = (k * shot for k in range(16))
-    start = next(s for s in starts if not any(a < s + shot and s < b for a, b in busy))
+    start = next(s for s in starts if not any(a < s + shot and s < b for a, b in relevant))
     return (start, start + shot, 8)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4])
-def test_a_zoom_too_coarse_is_followed_by_a_closer_one_at_the_same_place(tasks, wire, frames):
-    wrong = misplayed(tasks, wire, lambda task: [(*path_of(task)[0], frames)])
-    closer = 0
-    for before, record in zip(wrong, corrected(wrong, wire), strict=True):
-        own = record.trajectory.turns[1:]
+def test_sparse_zoom_is_repeated_at_full_rate(tasks, chat_format, frames):
+    wrong = make_wrong_records(tasks, chat_format, lambda task: [(*zoom_path(task)[0], frames)])
+    num_closer = 0
+    for before, record in zip(wrong, correct(wrong, chat_format), strict=True):
+        turns = record.trajectory.turns[1:]
         assert record.trajectory.turns[0].action == before.trajectory.turns[0].action
         assert record.trajectory.reward.accuracy == 1
         assert all_events_visible(record.task, record.trajectory)
-        if own[0].zoom is None:
-            # Nothing was wrong with the zoom, so it is no reflection.
+        if turns[0].zoom is None:
+            # The zoom was sufficient, so the episode is not a reflection.
             assert all_events_visible(before.task, before.trajectory)
             assert find_fault(record, FilterConfig(), 8) == "did not zoom"
             continue
         assert find_fault(record, FilterConfig(), 8) == ""
-        assert own[0].zoom.num_frames == 8
-        if (own[0].zoom.start_s, own[0].zoom.end_s) == path_of(record.task)[0]:
-            assert "more frames; " in own[0].text
-            closer += 1
-    assert closer >= len(tasks) // 4
+        assert turns[0].zoom.num_frames == 8
+        if (turns[0].zoom.start_s, turns[0].zoom.end_s) == zoom_path(record.task)[0]:
+            assert "more frames; " in turns[0].text
+            num_closer += 1
+    assert num_closer >= len(tasks) // 4
 
 
-def test_a_zoom_elsewhere_is_called_that_and_followed_by_one_at_the_right_place(tasks, wire):
-    wrong = misplayed(tasks, wire, lambda task: [elsewhere(task)])
-    for record in corrected(wrong, wire):
-        own = record.trajectory.turns[1:]
-        assert own[0].text.startswith("<think>outside; ")
-        first = own[0].zoom
-        assert (first.start_s, first.end_s, first.num_frames) == (*path_of(record.task)[0], 8)
+def test_wrong_segment_is_named_and_corrected(tasks, chat_format):
+    wrong = make_wrong_records(tasks, chat_format, lambda task: [irrelevant_shot(task)])
+    for record in correct(wrong, chat_format):
+        turns = record.trajectory.turns[1:]
+        assert turns[0].text.startswith("<think>outside; ")
+        first = turns[0].zoom
+        assert (first.start_s, first.end_s, first.num_frames) == (*zoom_path(record.task)[0], 8)
         assert find_fault(record, FilterConfig(), 8) == ""
-        # One zoom fewer than the path has only where it showed the event already.
-        assert len(own) - 1 == len(path_of(record.task)) or all_events_visible(
+        # One zoom fewer than the path only if it already showed the evidence.
+        assert len(turns) - 1 == len(zoom_path(record.task)) or all_events_visible(
             record.task, replace(record.trajectory, turns=record.trajectory.turns[:2])
         )
 
 
-def test_of_two_places_the_one_that_was_looked_at_held_nothing(tasks, wire):
+def test_decoy_is_named_and_corrected(tasks, chat_format):
     decoys = [task for task in tasks if task.kind == "decoy"]
     assert decoys
 
-    def other(task):
+    def decoy_span(task):
         borders = [tuple(map(float, span)) for span in task.extra["borders"]]
-        return next(span for span in borders if span != path_of(task)[-1])
+        return next(span for span in borders if span != zoom_path(task)[-1])
 
-    wrong = misplayed(decoys, wire, lambda task: [(*other(task), 8)])
-    for record in corrected(wrong, wire):
+    wrong = make_wrong_records(decoys, chat_format, lambda task: [(*decoy_span(task), 8)])
+    for record in correct(wrong, chat_format):
         (zoom, answer) = record.trajectory.turns[1:]
         assert zoom.text.startswith(f"<think>nothing; {record.task.extra['border']} border @")
-        assert (zoom.zoom.start_s, zoom.zoom.end_s) == path_of(record.task)[-1]
+        assert (zoom.zoom.start_s, zoom.zoom.end_s) == zoom_path(record.task)[-1]
         assert answer.zoom is None
 
 
-def test_a_border_found_in_the_night_is_gone_on_from(tasks, wire):
-    # A look at the night has one frame at the start of the border: the symbol is not always in it.
-    deep = [task for task in tasks if task.kind == "deep" and task.events[0][0] > path_of(task)[1][0]]
+def test_correction_continues_from_found_border(tasks, chat_format):
+    # A zoom into the night has one frame at the start of the border, which may show the symbol.
+    deep = [
+        task for task in tasks if task.kind == "deep" and task.evidence_spans[0][0] > zoom_path(task)[1][0]
+    ]
     assert deep
-    wrong = misplayed(deep, wire, lambda task: [elsewhere(task), (*path_of(task)[0], 8)])
-    for record in corrected(wrong, wire):
+    wrong = make_wrong_records(
+        deep, chat_format, lambda task: [irrelevant_shot(task), (*zoom_path(task)[0], 8)]
+    )
+    for record in correct(wrong, chat_format):
         (zoom, _) = record.trajectory.turns[2:]
         assert zoom.text.startswith(f"<think>{record.task.extra['border']} border @")
-        assert (zoom.zoom.start_s, zoom.zoom.end_s) == path_of(record.task)[1]
+        assert (zoom.zoom.start_s, zoom.zoom.end_s) == zoom_path(record.task)[1]
 
 
-def test_a_count_looks_again_where_a_flash_may_hide_between_frames(tasks, wire):
+def test_count_zooms_again_to_cover_every_slot(tasks, chat_format):
     counts = [task for task in tasks if task.kind == "count"]
-    wrong = misplayed(counts, wire, lambda task: [(*path_of(task)[0], 4)])
-    for record in corrected(wrong, wire):
+    wrong = make_wrong_records(counts, chat_format, lambda task: [(*zoom_path(task)[0], 4)])
+    for record in correct(wrong, chat_format):
         assert isinstance(record.trajectory.turns[1].zoom.num_frames, int)
         assert "; more frames; " in record.trajectory.turns[1].text
 
 
-def test_only_the_expert_s_turns_are_learned_from(tasks, wire):
-    wrong = misplayed(tasks, wire, lambda task: [elsewhere(task)])
-    for record in corrected(wrong, wire):
+def test_only_corrected_turns_have_loss(tasks, chat_format):
+    wrong = make_wrong_records(tasks, chat_format, lambda task: [irrelevant_shot(task)])
+    for record in correct(wrong, chat_format):
         assert count_prefix_turns(record) == 1
-        whole, learned = record.trajectory, to_training_trajectory(record)
-        assert learned.expanded_ids == whole.expanded_ids
-        assert learned.frame_refs == whole.frame_refs
-        assert learned.grids == whole.grids
-        own = sum(len(turn.action.token_ids) for turn in whole.turns[1:])
-        assert sum(learned.loss_mask) == own
-        start = learned.prompt.num_tokens
-        assert not any(learned.loss_mask[:start])
-        np.testing.assert_array_equal(learned.loss_mask[start:], whole.loss_mask[start:])
+        whole, folded = record.trajectory, to_training_trajectory(record)
+        assert folded.expanded_ids == whole.expanded_ids
+        assert folded.frame_refs == whole.frame_refs
+        assert folded.grids == whole.grids
+        num_tokens = sum(len(turn.action.token_ids) for turn in whole.turns[1:])
+        assert sum(folded.loss_mask) == num_tokens
+        start = folded.prompt.num_tokens
+        assert not any(folded.loss_mask[:start])
+        np.testing.assert_array_equal(folded.loss_mask[start:], whole.loss_mask[start:])
 
 
-def test_what_it_says_fits_a_turn_of_the_tiny_model(tasks, wire):
-    wrong = misplayed(tasks, wire, lambda task: [(*path_of(task)[0], 4)])
-    for record in corrected(wrong, wire):
-        longest = max(len(turn.action.token_ids) for turn in record.trajectory.turns)
-        assert longest <= RULES.max_turn_tokens
-        assert record.trajectory.num_tokens <= RULES.max_context
+def test_corrections_fit_tiny_model_limits(tasks, chat_format):
+    wrong = make_wrong_records(tasks, chat_format, lambda task: [(*zoom_path(task)[0], 4)])
+    for record in correct(wrong, chat_format):
+        max_tokens = max(len(turn.action.token_ids) for turn in record.trajectory.turns)
+        assert max_tokens <= EPISODE_CONFIG.max_turn_tokens
+        assert record.trajectory.num_tokens <= EPISODE_CONFIG.max_context
 
 
-def test_a_video_that_changed_since_is_named(tasks, wire):
-    (record, *_) = misplayed(tasks[:1], wire, lambda task: [elsewhere(task)])
-    job = make_reflection_job(record, RULES.max_rounds, 0)
-    moved = replace(job, task=replace(job.task, video=tasks[-1].video))
+def test_changed_video_is_reported(tasks, chat_format):
+    (record, *_) = make_wrong_records(tasks[:1], chat_format, lambda task: [irrelevant_shot(task)])
+    job = make_reflection_job(record, EPISODE_CONFIG.max_rounds, 0)
+    changed_job = replace(job, task=replace(job.task, video=tasks[-1].video))
     with (
         LocalFrameSource() as frames,
-        pytest.raises(UserError, match=r"shows other frames than when it was played"),
+        pytest.raises(UserError, match=r"yields other frames than in the recording"),
     ):
         asyncio.run(
-            collect_reflections([moved], frames, wire, RULES, REWARD, correction_oracle_factory(wire))
+            collect_reflections(
+                [changed_job],
+                frames,
+                chat_format,
+                EPISODE_CONFIG,
+                REWARD,
+                correction_oracle_factory(chat_format),
+            )
         )
 
 
-def test_no_more_are_drawn_than_wanted_and_the_same_for_the_same_seed(tasks, wire):
-    records = misplayed(tasks, wire, lambda task: [elsewhere(task)])
-    some = sample_reflections(records, 5, 1)
-    assert len(some) == 5
-    assert some == sample_reflections(records, 5, 1) != sample_reflections(records, 5, 2)
-    assert [record for record in records if record in some] == some
+def test_sampling_is_bounded_and_deterministic(tasks, chat_format):
+    records = make_wrong_records(tasks, chat_format, lambda task: [irrelevant_shot(task)])
+    sampled = sample_reflections(records, 5, 1)
+    assert len(sampled) == 5
+    assert sampled == sample_reflections(records, 5, 1) != sample_reflections(records, 5, 2)
+    assert [record for record in records if record in sampled] == sampled
     assert sample_reflections(records, 100, 1) == records

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that speaks as much of the OpenAI protocol as a judge needs."""
+"""Local HTTP server with a scripted OpenAI chat completion endpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FakeReply:
-    """What the server answers with: a completion of `text`, or `body` as it is."""
+    """Scripted reply: a completion with `text`, or a raw `body`."""
 
     text: str | None = None
     status: int = 200
@@ -22,16 +22,16 @@ class FakeReply:
     body: bytes | None = None
     delay_s: float = 0.0
     trickle_s: float = 0.0
-    """Sends one byte at a time, with this pause between them."""
+    """Pause between single bytes of the body."""
     hang_up: bool = False
 
 
 ReplyScript = Callable[[int, dict[str, Any]], FakeReply]
-"""From the number of the request (from 0) and its body."""
+"""Maps the index and the body of a request to a reply."""
 
 
 class FakeEndpoint:
-    """Counts what it is asked.
+    """Record of the requests.
 
     Attributes:
         requests: Bodies, in order.
@@ -81,7 +81,7 @@ def _handler(endpoint: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
                 assert self.path == "/v1/chat/completions", self.path
                 self.answer(endpoint.script(number, body))
             except (BrokenPipeError, ConnectionResetError):
-                pass  # whoever asked has given up
+                pass  # the client closed the connection
             finally:
                 endpoint.leave()
 
@@ -116,7 +116,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serve_endpoint(script: ReplyScript) -> Iterator[FakeEndpoint]:
-    """An endpoint at `endpoint.url` for as long as the block lasts."""
+    """Serve an endpoint at `endpoint.url` until the block exits."""
     endpoint = FakeEndpoint(script)
     server = _Server(("127.0.0.1", 0), _handler(endpoint))
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"

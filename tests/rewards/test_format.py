@@ -1,4 +1,4 @@
-"""The shape of a transcript."""
+"""Format check of single transcripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def zoom(call: str = '{"segment": [1.5, 5.5], "fps": 2}', before: str = "<think>
         [zoom() + "<|im_end|>", ANSWER],
     ],
 )
-def test_well_formed(turns: list[str]) -> None:
+def test_accepts_well_formed_transcripts(turns: list[str]) -> None:
     assert is_well_formed(turns)
 
 
@@ -54,7 +54,7 @@ def test_well_formed(turns: list[str]) -> None:
         [zoom(before="<think>a</think><answer>A</answer>"), ANSWER],
     ],
 )
-def test_ill_formed(turns: list[str]) -> None:
+def test_rejects_malformed_transcripts(turns: list[str]) -> None:
     assert not is_well_formed(turns)
 
 
@@ -71,12 +71,12 @@ def test_ill_formed(turns: list[str]) -> None:
         '{"segment": [0, 1' + "0" * 400 + '], "fps": 1}',
     ],
 )  # fmt: skip
-def test_a_turn_with_an_unsound_call_is_ill_formed(call: str) -> None:
+def test_rejects_turn_with_invalid_call(call: str) -> None:
     assert not is_well_formed([zoom(call), ANSWER])
 
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from([0.1, 0.5, 1, 2, 4, 30]), st.integers(1, 32))
-def test_the_frame_limit_is_that_of_the_episode(start: int, frames: int, fps: float, limit: int) -> None:
+def test_frame_limit_matches_environment(start: int, frames: int, fps: float, limit: int) -> None:
     call = json.dumps({"segment": [start, start + frames / fps], "fps": fps})
     assert is_well_formed([zoom(call), ANSWER], limit) is (frames <= limit)

@@ -1,4 +1,4 @@
-"""Judges, against a real HTTP server: every verdict is one that was given, or the sample is invalid."""
+"""Judge client against a real HTTP server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from tests.rewards.fake_endpoint import FakeReply, ReplyScript, serve_endpoint
 from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
 from vz_ray.config.reward import JudgeConfig, RewardConfig
+from vz_ray.config.timeouts import TimeoutsConfig
 from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
 from vz_ray.rewards import check_scorers, score_episode
@@ -32,8 +33,8 @@ ASK = (JudgeForm.BINARY, "What runs?", "a dog", "the dog")
 
 
 @pytest.fixture(autouse=True)
-def own_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No judge outlives its test's server."""
+def fresh_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clear the process-wide judges: each test has its own server."""
     monkeypatch.setattr(judge_module, "_JUDGES", {})
 
 
@@ -45,11 +46,11 @@ def config(tmp_path: Path) -> JudgeConfig:
     )  # fmt: skip
 
 
-def always(text: str | None = "1", **more: Any) -> ReplyScript:
+def always_reply(text: str | None = "1", **more: Any) -> ReplyScript:
     return lambda number, body: FakeReply(text, **more)
 
 
-def refused(judge: Judge, reason: str) -> JudgeError:
+def assert_judge_fails(judge: Judge, reason: str) -> JudgeError:
     with pytest.raises(JudgeError) as caught:
         judge.judge_answer(*ASK)
     assert caught.value.reason == reason
@@ -57,25 +58,23 @@ def refused(judge: Judge, reason: str) -> JudgeError:
 
 
 @pytest.mark.parametrize(("reply", "accuracy"), [("1", 1.0), ("0", 0.0), ("Verdict: 1", 1.0)])
-def test_an_open_ended_answer_is_as_right_as_the_judge_says(
-    config: JudgeConfig, reply: str, accuracy: float
-) -> None:
-    with serve_endpoint(always(reply)) as endpoint:
+def test_open_ended_accuracy_is_judge_verdict(config: JudgeConfig, reply: str, accuracy: float) -> None:
+    with serve_endpoint(always_reply(reply)) as endpoint:
         reward = RewardConfig(judge=replace(config, base_url=endpoint.url))
         parts = score_episode(make_trajectory("the dog", GOOD), OPEN, reward)
     assert parts.valid
     assert (parts.accuracy, parts.tool, parts.extra) == (accuracy, accuracy, {})
-    (asked,) = endpoint.requests
-    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("judge", 0.0, 512)
-    said = asked["messages"][-1]["content"]
-    assert [word in said for word in ("What runs?", "a dog", "<answer>the dog</answer>")] == [True] * 3
+    (request,) = endpoint.requests
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge", 0.0, 512)
+    content = request["messages"][-1]["content"]
+    assert [text in content for text in ("What runs?", "a dog", "<answer>the dog</answer>")] == [True] * 3
 
 
 @pytest.mark.parametrize(("reply", "accuracy", "grade"), [("yes", 1.0, 4), ("no", 0.0, 1)])
-def test_a_graded_answer_has_the_judges_score_beside_its_accuracy(
+def test_graded_answer_has_accuracy_and_judge_score(
     config: JudgeConfig, reply: str, accuracy: float, grade: int
 ) -> None:
-    with serve_endpoint(always(f"{{'pred': '{reply}', 'score': {grade}}}")) as endpoint:
+    with serve_endpoint(always_reply(f"{{'pred': '{reply}', 'score': {grade}}}")) as endpoint:
         parts = score_episode(
             make_trajectory("the dog"), GRADED, RewardConfig(judge=replace(config, base_url=endpoint.url))
         )
@@ -85,20 +84,23 @@ def test_a_graded_answer_has_the_judges_score_beside_its_accuracy(
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (always("I would say so."), "judge nonsense"),
-        (always(""), "judge nonsense"),
-        (always(None), "judge nonsense"),
-        (always(body=b"<html>gateway</html>", headers={"content-type": "text/html"}), "judge nonsense"),
-        (always(body=b'{"choices": []}'), "judge nonsense"),
-        (always(body=b"[1]"), "judge nonsense"),
-        (always(body=b"{", status=200), "judge nonsense"),
-        (always(status=500, body=b"{}"), "judge status 500"),
-        (always(status=429, body=b"{}"), "judge status 429"),
-        (always(status=401, body=b'{"error": {"message": "bad key"}}'), "judge status 401"),
-        (always(hang_up=True), "judge connection"),
+        (always_reply("Probably."), "judge malformed"),
+        (always_reply(""), "judge malformed"),
+        (always_reply(None), "judge malformed"),
+        (
+            always_reply(body=b"<html>gateway</html>", headers={"content-type": "text/html"}),
+            "judge malformed",
+        ),
+        (always_reply(body=b'{"choices": []}'), "judge malformed"),
+        (always_reply(body=b"[1]"), "judge malformed"),
+        (always_reply(body=b"{", status=200), "judge malformed"),
+        (always_reply(status=500, body=b"{}"), "judge status 500"),
+        (always_reply(status=429, body=b"{}"), "judge status 429"),
+        (always_reply(status=401, body=b'{"error": {"message": "bad key"}}'), "judge status 401"),
+        (always_reply(hang_up=True), "judge connection"),
     ],
 )
-def test_what_is_no_verdict_makes_the_sample_invalid_and_is_counted_by_its_reason(
+def test_failed_judge_request_invalidates_sample(
     config: JudgeConfig, script: ReplyScript, reason: str
 ) -> None:
     with serve_endpoint(script) as endpoint:
@@ -109,11 +111,11 @@ def test_what_is_no_verdict_makes_the_sample_invalid_and_is_counted_by_its_reaso
     assert parts.reason == reason
     assert parts.judge_failed
     assert parts.reason.startswith(JUDGE_FAILED_NOTE)
-    again = reason in ("judge status 500", "judge status 429", "judge connection")
-    assert len(endpoint.requests) == (config.max_attempts if again else 1)
+    retryable = reason in ("judge status 500", "judge status 429", "judge connection")
+    assert len(endpoint.requests) == (config.max_attempts if retryable else 1)
 
 
-def test_a_busy_server_is_asked_again_later(config: JudgeConfig) -> None:
+def test_retries_after_requested_delay(config: JudgeConfig) -> None:
     replies = [
         FakeReply(status=429, headers={"retry-after": "0.4"}, body=b"{}"),
         FakeReply(status=503, body=b"{}"),
@@ -124,17 +126,16 @@ def test_a_busy_server_is_asked_again_later(config: JudgeConfig) -> None:
         judge.close()
     assert len(endpoint.requests) == 3
     assert endpoint.request_times_s[1] - endpoint.request_times_s[0] >= 0.4
-    assert (
-        endpoint.request_times_s[2] - endpoint.request_times_s[1] >= 0.1
-    )  # at least half of the doubled wait
+    # At least half of the doubled backoff.
+    assert endpoint.request_times_s[2] - endpoint.request_times_s[1] >= 0.1
 
 
-def test_nobody_listening_is_a_lost_connection(config: JudgeConfig) -> None:
-    error = refused(Judge(config), "connection")
+def test_refused_connection_is_reported(config: JudgeConfig) -> None:
+    error = assert_judge_fails(Judge(config), "connection")
     assert "127.0.0.1:9" in str(error)
 
 
-def test_a_request_that_takes_too_long_is_tried_again(config: JudgeConfig) -> None:
+def test_retries_after_request_timeout(config: JudgeConfig) -> None:
     with serve_endpoint(lambda number, body: FakeReply("1", delay_s=0 if number else 30)) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, request_timeout_s=3))
         assert judge.judge_answer(*ASK) == JudgeVerdict(True)
@@ -142,56 +143,54 @@ def test_a_request_that_takes_too_long_is_tried_again(config: JudgeConfig) -> No
     assert len(endpoint.requests) == 2
 
 
-@pytest.mark.parametrize("script", [always("1", after_s=30), always("1", trickle_s=0.2)])
-def test_a_verdict_has_a_deadline_whatever_the_server_does(config: JudgeConfig, script: ReplyScript) -> None:
-    """A reply that trickles keeps every read short; only a limit on the whole ends it."""
+@pytest.mark.parametrize("script", [always_reply("1", delay_s=30), always_reply("1", trickle_s=0.2)])
+def test_total_timeout_ends_slow_and_trickling_replies(config: JudgeConfig, script: ReplyScript) -> None:
     with serve_endpoint(script) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, request_timeout_s=20, total_timeout_s=1.0))
-        began = time.monotonic()
-        refused(judge, "timeout")
-        assert time.monotonic() - began < 15
+        start_s = time.monotonic()
+        assert_judge_fails(judge, "timeout")
+        assert time.monotonic() - start_s < 15
         judge.close()
 
 
-def test_no_attempt_is_waited_for_that_the_deadline_forbids(config: JudgeConfig) -> None:
-    with serve_endpoint(always(status=429, headers={"retry-after": "50"}, body=b"{}")) as endpoint:
+def test_no_retry_beyond_total_timeout(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply(status=429, headers={"retry-after": "50"}, body=b"{}")) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, total_timeout_s=20))
-        began = time.monotonic()
-        refused(judge, "status 429")
-        assert time.monotonic() - began < 15
+        start_s = time.monotonic()
+        assert_judge_fails(judge, "status 429")
+        assert time.monotonic() - start_s < 15
         judge.close()
     assert len(endpoint.requests) == 1
 
 
-def test_never_more_requests_at_once_than_allowed(config: JudgeConfig) -> None:
-    with serve_endpoint(always("1", after_s=0.05)) as endpoint:
+def test_max_concurrency_limits_requests(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply("1", delay_s=0.05)) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, max_concurrency=3))
         with ThreadPoolExecutor(24) as pool:
             answers = [f"dog {i}" for i in range(24)]
-            found = list(
+            verdicts = list(
                 pool.map(lambda a: judge.judge_answer(JudgeForm.BINARY, "What?", "a dog", a), answers)
             )
         judge.close()
-    assert found == [JudgeVerdict(True)] * 24
+    assert verdicts == [JudgeVerdict(True)] * 24
     assert len(endpoint.requests) == 24
     assert endpoint.max_concurrent == 3
 
 
-def test_the_same_question_at_the_same_time_is_asked_once(config: JudgeConfig) -> None:
-    """Samples of a group often give the same answer."""
-    with serve_endpoint(always("0", after_s=0.3)) as endpoint:
+def test_identical_requests_in_flight_are_coalesced(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply("0", delay_s=0.3)) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, use_cache=False))
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda _: judge.judge_answer(*ASK), range(8)))
-        assert found == [JudgeVerdict(False)] * 8
+            verdicts = list(pool.map(lambda _: judge.judge_answer(*ASK), range(8)))
+        assert verdicts == [JudgeVerdict(False)] * 8
         assert len(endpoint.requests) == 1
         judge.judge_answer(*ASK)
-        assert len(endpoint.requests) == 2, "without a disk cache, a later question is asked anew"
+        assert len(endpoint.requests) == 2, "the disk cache is off"
         judge.close()
 
 
-def test_a_verdict_on_disk_is_not_asked_for_again_by_any_process(config: JudgeConfig) -> None:
-    with serve_endpoint(always("1")) as endpoint:
+def test_disk_cache_is_shared_between_processes(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply("1")) as endpoint:
         shared = replace(config, base_url=endpoint.url)
         first = Judge(shared)
         assert first.judge_answer(*ASK) == JudgeVerdict(True)
@@ -201,13 +200,13 @@ def test_a_verdict_on_disk_is_not_asked_for_again_by_any_process(config: JudgeCo
             "from vz_ray.config.reward import JudgeConfig\n"
             "from vz_ray.rewards.judge import *\n"
             "judge = Judge(JudgeConfig(**json.loads(sys.argv[1])))\n"
-            "print(judge.verdict(Form.BINARY, *sys.argv[2:]), 'openai' in sys.modules)\n"
+            "print(judge.judge_answer(JudgeForm.BINARY, *sys.argv[2:]), 'openai' in sys.modules)\n"
         )
         settings = json.dumps(vars(shared))
         done = subprocess.run(
             [sys.executable, "-c", program, settings, *ASK[1:]], capture_output=True, text=True, timeout=120
         )
-    assert done.stdout == "Verdict(right=True, score=None) False\n", done.stderr
+    assert done.stdout == "JudgeVerdict(correct=True, score=None) False\n", done.stderr
     assert len(endpoint.requests) == 1
 
 
@@ -223,9 +222,7 @@ def test_a_verdict_on_disk_is_not_asked_for_again_by_any_process(config: JudgeCo
         {"form": JudgeForm.GRADED},
     ],
 )
-def test_whatever_decides_a_verdict_names_it(
-    config: JudgeConfig, change: dict[str, Any], tmp_path: Path
-) -> None:
+def test_cache_key_covers_all_inputs(config: JudgeConfig, change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "judge.yaml").write_text("system: Be strict.\nuser: '{question} {truth} {answer}'\n")
     graded = "{'pred': 'no', 'score': 2}"
     with serve_endpoint(
@@ -233,28 +230,28 @@ def test_whatever_decides_a_verdict_names_it(
     ) as endpoint:
         shared = replace(config, base_url=endpoint.url)
         Judge(shared).judge_answer(*ASK)
-        asked = dict(zip(("form", "question", "truth", "answer"), ASK, strict=True))
+        arguments = dict(zip(("form", "question", "truth", "answer"), ASK, strict=True))
         settings = {
             key: value.format(tmp=tmp_path) if isinstance(value, str) else value
             for key, value in change.items()
-            if key not in asked
+            if key not in arguments
         }
         Judge(replace(shared, **settings)).judge_answer(
-            **asked | {k: v for k, v in change.items() if k in asked}
+            **arguments | {k: v for k, v in change.items() if k in arguments}
         )
     assert len(endpoint.requests) == 2
 
 
-def test_nonsense_and_failures_are_not_kept(config: JudgeConfig) -> None:
+def test_malformed_replies_are_not_cached(config: JudgeConfig) -> None:
     with serve_endpoint(lambda number, body: FakeReply(("perhaps", "1")[number])) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url))
-        refused(judge, "nonsense")
+        assert_judge_fails(judge, "malformed")
         assert judge.judge_answer(*ASK) == JudgeVerdict(True)
         judge.close()
 
 
-def test_a_damaged_entry_is_asked_for_again_and_mended(config: JudgeConfig) -> None:
-    with serve_endpoint(always("1")) as endpoint:
+def test_damaged_cache_entry_is_replaced(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply("1")) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url))
         judge.judge_answer(*ASK)
         (entry,) = Path(config.cache_dir).rglob("*.json")
@@ -266,18 +263,18 @@ def test_a_damaged_entry_is_asked_for_again_and_mended(config: JudgeConfig) -> N
     assert len(endpoint.requests) == 6
 
 
-def test_a_cache_that_cannot_be_written_costs_no_verdict(config: JudgeConfig, tmp_path: Path) -> None:
+def test_unwritable_cache_does_not_fail_judging(config: JudgeConfig, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with serve_endpoint(always("1")) as endpoint:
+    with serve_endpoint(always_reply("1")) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url, cache_dir=str(blocked)))
         assert judge.judge_answer(*ASK) == JudgeVerdict(True)
         judge.close()
 
 
-def test_nothing_is_asked_or_needed_for_answers_that_need_no_judge(config: JudgeConfig) -> None:
-    """Multiple choice, numbers, and open-ended questions without an answer: no client, no key, no request."""
-    with serve_endpoint(always("1")) as endpoint:
+def test_no_judge_for_answers_scored_by_rules(config: JudgeConfig) -> None:
+    """Covers multiple choice, numbers, and open-ended questions without an answer."""
+    with serve_endpoint(always_reply("1")) as endpoint:
         keyed = replace(config, base_url=endpoint.url, api_key_env="VZ_RAY_NO_SUCH_KEY")
         reward = RewardConfig(judge=keyed)
         number = replace(TASK, answer="3", answer_type=AnswerType.NUMBER)
@@ -289,16 +286,14 @@ def test_nothing_is_asked_or_needed_for_answers_that_need_no_judge(config: Judge
     assert judge_module._JUDGES == {}
 
 
-def test_importing_the_rewards_imports_no_client() -> None:
+def test_import_of_rewards_is_light() -> None:
     program = "import sys, vz_ray.rewards; print(*{'openai', 'httpx2', 'math_verify'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
-    config: JudgeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve_endpoint(always("1")) as endpoint:
+def test_api_key_is_read_from_environment_only(config: JudgeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_endpoint(always_reply("1")) as endpoint:
         keyed = replace(config, base_url=endpoint.url, api_key_env="VZ_RAY_TEST_KEY")
         with pytest.raises(UserError, match="set VZ_RAY_TEST_KEY in the environment"):
             score_episode(make_trajectory("the dog"), OPEN, RewardConfig(judge=keyed))
@@ -314,31 +309,29 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     assert not any(b"sesame" in path.read_bytes() for path in Path(config.cache_dir).rglob("*.json"))
 
 
-def test_threads_of_a_process_share_one_judge(config: JudgeConfig) -> None:
+def test_threads_share_one_judge(config: JudgeConfig) -> None:
     with ThreadPoolExecutor(16) as pool:
         judges = set(pool.map(lambda _: get_judge(replace(config)), range(64)))
     assert len(judges) == 1
     assert get_judge(replace(config, model="another")) not in judges
 
 
-def test_a_judge_that_is_closed_answers_its_askers(config: JudgeConfig) -> None:
-    with serve_endpoint(always("1", after_s=20)) as endpoint:
+def test_close_fails_pending_requests(config: JudgeConfig) -> None:
+    with serve_endpoint(always_reply("1", delay_s=20)) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url))
         caught: list[JudgeError] = []
-        asking = threading.Thread(target=lambda: caught.append(refused(judge, "closed")))
-        asking.start()
+        thread = threading.Thread(target=lambda: caught.append(assert_judge_fails(judge, "closed")))
+        thread.start()
         while not endpoint.requests:
             time.sleep(0.01)
         judge.close()
-        asking.join(10)
+        thread.join(10)
         assert len(caught) == 1
 
 
-def test_a_variable_of_the_environment_does_not_move_the_endpoint(
-    config: JudgeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openai_base_url_variable_is_ignored(config: JudgeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    with serve_endpoint(always("1")) as endpoint:
+    with serve_endpoint(always_reply("1")) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url))
         assert judge.judge_answer(*ASK) == JudgeVerdict(True)
         judge.close()
@@ -347,23 +340,24 @@ def test_a_variable_of_the_environment_does_not_move_the_endpoint(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "m", "base_url": ""}, "reward.judge.base_url is ''"),
-        ({"model": "m", "base_url": "judge:8000"}, "reward.judge.base_url is 'judge:8000'"),
-        ({"concurrency": 0}, "reward.judge.max_concurrency is 0"),
-        ({"attempts": 0}, "reward.judge.max_attempts is 0"),
-        ({"deadline_s": 0.0}, "reward.judge.total_timeout_s is 0.0"),
-        ({"timeout_s": float("inf")}, "reward.judge.request_timeout_s is inf"),
-        ({"parameters": {"messages": []}}, "reward.judge.parameters has 'messages'"),
+        ({"model": "m", "base_url": ""}, "base_url is ''"),
+        ({"model": "m", "base_url": "judge:8000"}, "base_url is 'judge:8000'"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"max_attempts": 0}, "max_attempts is 0"),
+        ({"backoff_s": 0.0}, "backoff_s is 0.0"),
+        ({"parameters": {"messages": []}}, "parameters has 'messages'"),
     ],
 )
-def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
+def test_invalid_judge_config_is_rejected(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         JudgeConfig(**values)
 
 
-def test_the_judge_must_be_done_before_the_scorer_is_given_up() -> None:
-    with pytest.raises(ValueError, match=r"reward.timeout_s is 100; it must be above .* \(120\)"):
-        RewardConfig(timeout_s=100)
+def test_reward_timeout_must_exceed_judge_timeout() -> None:
+    with pytest.raises(ValueError, match=r"score_s is 100; it must be above judge_s \(120\)"):
+        TimeoutsConfig(score_s=100)
+    with pytest.raises(ValueError, match=r"judge_request_s is inf"):
+        TimeoutsConfig(judge_request_s=float("inf"))
 
 
 CAPTION = replace(
@@ -377,51 +371,55 @@ CAPTION = replace(
         CaptionQuestion("Which way?\nA. left\nB. right", "B", AnswerType.MULTIPLE_CHOICE),
     ),
 )
-READ = {"What runs?": "A dog.", "Where?": "It does not say.", "Which way?": "B. right"}
+CAPTION_ANSWERS = {"What runs?": "A dog.", "Where?": "Unknown.", "Which way?": "B. right"}
 
 
-def examiner(number: int, body: dict[str, Any]) -> FakeReply:
-    """Reads a description, and grades what was read."""
-    said = body["messages"][-1]["content"]
-    if "<description>" in said:
-        return FakeReply(next(answer for question, answer in READ.items() if f"Question: {question}" in said))
-    return FakeReply("{'pred': 'yes', 'score': 5}" if "A dog." in said else "{'pred': 'no', 'score': 1}")
+def caption_judge(number: int, body: dict[str, Any]) -> FakeReply:
+    """Answer a question from the caption, or grade such an answer."""
+    content = body["messages"][-1]["content"]
+    if "<description>" in content:
+        return FakeReply(
+            next(text for question, text in CAPTION_ANSWERS.items() if f"Question: {question}" in content)
+        )
+    return FakeReply("{'pred': 'yes', 'score': 5}" if "A dog." in content else "{'pred': 'no', 'score': 1}")
 
 
-def test_a_caption_is_worth_the_share_of_its_questions_that_it_answers(config: JudgeConfig) -> None:
-    with serve_endpoint(examiner) as endpoint:
+def test_caption_accuracy_is_share_of_questions(config: JudgeConfig) -> None:
+    with serve_endpoint(caption_judge) as endpoint:
         reward = RewardConfig(judge=replace(config, base_url=endpoint.url))
         parts = score_episode(make_trajectory("A dog runs to the right."), CAPTION, reward)
-        again = score_episode(make_trajectory("A dog runs to the right."), CAPTION, reward)
+        second_parts = score_episode(make_trajectory("A dog runs to the right."), CAPTION, reward)
     assert parts.valid
     assert parts.accuracy == pytest.approx(2 / 3)
-    assert parts.extra == {"judge_score": 3.0}  # of the two that were graded
-    assert again == parts
-    # Three readings, two of which are graded; all are kept.
+    assert parts.extra == {"judge_score": 3.0}  # mean over the two graded questions
+    assert second_parts == parts
+    # Three readings and two grades; the second episode hits the cache.
     assert len(endpoint.requests) == 5
     readings = [r for r in endpoint.requests if "<description>" in r["messages"][-1]["content"]]
     assert len(readings) == 3
     assert not any("a dog" in r["messages"][-1]["content"] for r in readings)
 
 
-def test_a_caption_one_of_whose_questions_cannot_be_judged_is_invalid(config: JudgeConfig) -> None:
+def test_one_failed_question_invalidates_caption(config: JudgeConfig) -> None:
     def broken(number: int, body: dict[str, Any]) -> FakeReply:
-        reply = examiner(number, body)
+        reply = caption_judge(number, body)
         return FakeReply("perhaps") if "'no'" in str(reply.text) else reply
 
     with serve_endpoint(broken) as endpoint:
         parts = score_episode(
             make_trajectory("A dog."), CAPTION, RewardConfig(judge=replace(config, base_url=endpoint.url))
         )
-    assert (parts.valid, parts.reason) == (False, "judge nonsense")
+    assert (parts.valid, parts.reason) == (False, "judge malformed")
 
 
-def test_captions_want_time_for_two_steps(config: JudgeConfig) -> None:
+def test_captions_require_twice_the_judge_timeout(config: JudgeConfig) -> None:
     short = RewardConfig(judge=replace(config, total_timeout_s=60), timeout_s=100)
     check_scorers(short, [GRADED], "x")
-    with pytest.raises(UserError, match=r"reward\.deadline_s is 100; x has captions.*above twice"):
+    with pytest.raises(
+        UserError, match=r"timeouts\.score_s is 100; it must be above twice .* x has captions"
+    ):
         check_scorers(short, [CAPTION], "x")
-    nothing = score_episode(
+    parts = score_episode(
         make_trajectory("A dog."), replace(CAPTION, caption_questions=()), RewardConfig(judge=config)
     )
-    assert nothing.reason == "no ground truth"
+    assert parts.reason == "no ground truth"

@@ -1,4 +1,4 @@
-"""A judge's reply is a verdict or nonsense; prompts are files that a user edits."""
+"""Parsing of judge replies, and validation of judge prompt files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vz_ray.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("reply", "right"),
+    ("reply", "correct"),
     [
         ("1", True),
         ("0", False),
@@ -34,8 +34,8 @@ from vz_ray.utils.errors import UserError
         ("<think>It says 0 somewhere, {'a': 2}.</think>\n1", True),
     ],
 )
-def test_one_or_zero_alone_is_a_verdict(reply: str, right: bool) -> None:
-    assert parse_verdict(JudgeForm.BINARY, reply) == JudgeVerdict(right)
+def test_binary_reply_is_one_or_zero(reply: str, correct: bool) -> None:
+    assert parse_verdict(JudgeForm.BINARY, reply) == JudgeVerdict(correct)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_one_or_zero_alone_is_a_verdict(reply: str, right: bool) -> None:
     ["", "2", "10", "1 0", "-1", "0.5", "1/1", "yes", "right", "1 because it matches", "I give it a 1",
      "not 1", "<think>1", "<think>1</think>", "{'pred': 'yes', 'score': 5}"],
 )  # fmt: skip
-def test_anything_else_is_no_binary_verdict(reply: str) -> None:
+def test_malformed_binary_reply_is_rejected(reply: str) -> None:
     assert parse_verdict(JudgeForm.BINARY, reply) is None
 
 
@@ -59,7 +59,7 @@ def test_anything_else_is_no_binary_verdict(reply: str) -> None:
         ("<think>{'pred': 'no', 'score': 0}</think>{'pred': 'yes', 'score': 5}", JudgeVerdict(True, 5.0)),
     ],
 )
-def test_a_grade_is_a_dictionary_of_either_notation(reply: str, verdict: JudgeVerdict) -> None:
+def test_graded_reply_is_json_or_python_dict(reply: str, verdict: JudgeVerdict) -> None:
     assert parse_verdict(JudgeForm.GRADED, reply) == verdict
 
 
@@ -72,21 +72,21 @@ def test_a_grade_is_a_dictionary_of_either_notation(reply: str, verdict: JudgeVe
      "{'pred': 'yes', 'score': 4} {'pred': 'no', 'score': 1}", "{'pred': 'yes', 'score': 4 + 1j}",
      "{'pred': __import__('os'), 'score': 4}"],
 )  # fmt: skip
-def test_anything_else_is_no_grade(reply: str) -> None:
+def test_malformed_graded_reply_is_rejected(reply: str) -> None:
     assert parse_verdict(JudgeForm.GRADED, reply) is None
 
 
 @settings(deadline=None)
 @given(st.sampled_from(JudgeForm), st.text(alphabet="01{}'\":, yesnopredscore<think>/\n", max_size=60))
-def test_any_reply_is_a_verdict_or_none(form: JudgeForm, reply: str) -> None:
-    found = parse_verdict(form, reply)
-    assert found is None or (found.score is None) == (form is JudgeForm.BINARY)
+def test_parser_never_raises(form: JudgeForm, reply: str) -> None:
+    verdict = parse_verdict(form, reply)
+    assert verdict is None or (verdict.score is None) == (form is JudgeForm.BINARY)
 
 
 @pytest.mark.parametrize(("name", "form"), [("judge", JudgeForm.BINARY), ("judge-graded", JudgeForm.GRADED)])
-def test_the_prompts_that_ship_can_be_filled_in(name: str, form: JudgeForm) -> None:
-    wording = JudgePrompt.load(f"conf/prompt/{name}.yaml", form)
-    system, user = wording.messages("Why {x}?", "be{cause}", "{answer}")
+def test_shipped_prompts_can_be_formatted(name: str, form: JudgeForm) -> None:
+    prompt = JudgePrompt.load(f"conf/prompt/{name}.yaml", form)
+    system, user = prompt.messages("Why {x}?", "be{cause}", "{answer}")
     assert "{{" not in system["content"]
     assert "Why {x}?" in user["content"]
     assert "<answer>{answer}</answer>" in user["content"]
@@ -95,17 +95,17 @@ def test_the_prompts_that_ship_can_be_filled_in(name: str, form: JudgeForm) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("system: a", "keys must be system, user"),
-        ("system: a\nuser: b\nmore: c", "keys must be system, user"),
-        ("system: 1\nuser: '{question}{truth}{answer}'", "system 1 is no text"),
-        ("- a", "keys must be system, user"),
+        ("system: a", "its keys must be system, user"),
+        ("system: a\nuser: b\nmore: c", "its keys must be system, user"),
+        ("system: 1\nuser: '{question}{truth}{answer}'", "system is 1; it must be a text"),
+        ("- a", "its keys must be system, user"),
         ("system: [", "cannot read"),
         ("system: a\nuser: '{question}{truth}'", "user lacks {answer}"),
-        ("system: a\nuser: '{question}{truth}{answer}{frames}'", "cannot be filled in"),
-        ("system: '{'\nuser: '{question}{truth}{answer}'", "cannot be filled in"),
+        ("system: a\nuser: '{question}{truth}{answer}{frames}'", "cannot be formatted"),
+        ("system: '{'\nuser: '{question}{truth}{answer}'", "cannot be formatted"),
     ],
 )
-def test_a_wrong_prompt_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_prompt_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
@@ -113,14 +113,14 @@ def test_a_wrong_prompt_file_is_named_with_its_fault(tmp_path: Path, text: str, 
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_prompt_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.yaml"):
-        JudgePrompt.load(tmp_path / "gone.yaml", JudgeForm.BINARY)
+def test_missing_prompt_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.yaml"):
+        JudgePrompt.load(tmp_path / "missing.yaml", JudgeForm.BINARY)
 
 
-def test_who_reads_a_caption_is_not_told_the_truth(tmp_path: Path) -> None:
-    wording = JudgePrompt.load("conf/prompt/judge-caption.yaml", JudgeForm.READING)
-    _, user = wording.messages("Why {x}?", "be{cause}", "A dog {runs}.")
+def test_reading_prompt_must_not_contain_truth(tmp_path: Path) -> None:
+    prompt = JudgePrompt.load("conf/prompt/judge-caption.yaml", JudgeForm.READING)
+    _, user = prompt.messages("Why {x}?", "be{cause}", "A dog {runs}.")
     assert "Why {x}?" in user["content"]
     assert "<description>A dog {runs}.</description>" in user["content"]
     assert "be{cause}" not in user["content"]
@@ -131,7 +131,7 @@ def test_who_reads_a_caption_is_not_told_the_truth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "answer"),
     [
         ("red", "red"),
         ("<think>blue? no</think> red\n", "red"),
@@ -140,6 +140,6 @@ def test_who_reads_a_caption_is_not_told_the_truth(tmp_path: Path) -> None:
         ("<think>red</think>", ""),
     ],
 )
-def test_what_a_caption_says_comes_without_the_reasoning(reply: str, said: str) -> None:
-    assert strip_reasoning(reply) == said
-    assert is_valid_reply(JudgeForm.READING, reply) == bool(said)
+def test_reasoning_is_stripped_from_caption_answer(reply: str, answer: str) -> None:
+    assert strip_reasoning(reply) == answer
+    assert is_valid_reply(JudgeForm.READING, reply) == bool(answer)

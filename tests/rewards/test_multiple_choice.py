@@ -1,4 +1,4 @@
-"""Multiple choice: what `clean` reads, what it refuses, and what `compat` documents."""
+"""Multiple-choice scorers `clean` and `compat`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LINES = "What flashes?\n(A) disc\n(B) cross\n(C) red square\n(D) A ring"
         "B - cross",
     ],
 )
-def test_clean_reads_every_way_to_name_b(answer: str) -> None:
+def test_clean_parses_common_notations(answer: str) -> None:
     assert parse_choice(answer, OPTIONS) == "B"
     assert choice_correct(answer, "B", OPTIONS) is True
     assert choice_correct(answer, "C", OPTIONS) is False
@@ -73,49 +73,49 @@ def test_clean_reads_every_way_to_name_b(answer: str) -> None:
         "ABCD",
     ],
 )
-def test_clean_never_guesses(answer: str) -> None:
+def test_clean_rejects_ambiguous_answers(answer: str) -> None:
     assert parse_choice(answer, OPTIONS) is None
     assert choice_correct(answer, "A", OPTIONS) is None
 
 
 @pytest.mark.parametrize("truth", ["C", "(C)", "C.", "red square", "C. red square"])
-def test_the_truth_may_be_a_letter_or_an_option(truth: str) -> None:
+def test_truth_may_be_letter_or_option_text(truth: str) -> None:
     assert choice_correct("C", truth, OPTIONS) is True
     assert choice_correct("Red square", truth, OPTIONS) is True
     assert choice_correct("A", truth, OPTIONS) is False
 
 
-def test_options_without_letters_are_compared_as_text() -> None:
+def test_options_without_letters_compare_as_text() -> None:
     assert choice_correct("The answer is yes.", "Yes") is True
     assert choice_correct("no", "Yes") is False
 
 
-def test_an_option_that_begins_with_an_article_is_not_option_a() -> None:
+def test_leading_article_is_not_option_a() -> None:
     assert parse_choice("A ring", OPTIONS) == "D"
     assert parse_choice("D. A ring", OPTIONS) == "D"
 
 
-def test_a_truth_outside_the_listed_options_ignores_the_list() -> None:
+def test_truth_outside_options_ignores_them() -> None:
     assert choice_correct("(F)", "F", OPTIONS) is True
 
 
 @pytest.mark.parametrize(
     "question", [INLINE, LINES, LINES.replace("(A) ", "A. "), "Vitamin B. helps?\n" + LINES]
 )
-def test_options_are_read_from_the_question(question: str) -> None:
+def test_options_are_parsed_from_question(question: str) -> None:
     expected = OPTIONS if "(A)" in question or question == INLINE else None
     assert parse_options(question) == (expected or parse_options(question))
     assert parse_options(question)["B"] == "cross"
 
 
 @pytest.mark.parametrize("question", ["How many times does it flash?", "", "A. only one", "B. b\nC. c"])
-def test_a_question_without_options_has_none(question: str) -> None:
+def test_question_without_options(question: str) -> None:
     assert parse_options(question) == {}
 
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
-def test_any_text_parses_to_a_known_option_or_to_none(text: str) -> None:
+def test_parser_returns_known_option_or_none(text: str) -> None:
     assert parse_choice(text, OPTIONS) in {*OPTIONS, None}
 
 
@@ -124,7 +124,7 @@ def test_any_text_parses_to_a_known_option_or_to_none(text: str) -> None:
     st.sampled_from("ABCDEFGHIJ"),
     st.sampled_from(["{}", "({})", "{})", "Answer: {}", "{}.", r"\boxed{{{}}}"]),
 )
-def test_letters_up_to_j_in_every_form(letter: str, form: str) -> None:
+def test_letters_up_to_j_in_every_notation(letter: str, form: str) -> None:
     options = {c: f"option {c.lower()}{c.lower()}" for c in "ABCDEFGHIJ"}
     assert parse_choice(form.format(letter), options) == letter
     assert parse_choice(form.format(letter.lower()), options) == letter
@@ -152,12 +152,12 @@ COMPAT = [
 ]
 
 
-@pytest.mark.parametrize(("transcript", "right"), COMPAT)
-def test_compat_scores_as_documented(transcript: str, right: bool) -> None:
-    assert choice_correct_compat(transcript, "B") is right
+@pytest.mark.parametrize(("transcript", "correct"), COMPAT)
+def test_compat_scores_as_documented(transcript: str, correct: bool) -> None:
+    assert choice_correct_compat(transcript, "B") is correct
 
 
-def test_the_last_span_and_box_count() -> None:
+def test_last_answer_and_box_are_used() -> None:
     assert last_answer("<answer>1</answer> x <answer> 2 </answer> <answer>") == "2"
     assert last_answer("<answer>1") is None
     assert last_boxed(r"\boxed{1} \boxed{\frac{1}{2}}") == r"\frac{1}{2}"

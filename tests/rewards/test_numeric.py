@@ -1,4 +1,4 @@
-"""Numbers are read exactly or not at all."""
+"""Numeric and symbolic scorers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from vz_ray.utils.errors import UserError
         ("1e3", 1000),
     ],
 )
-def test_one_number_is_read_exactly(answer: str, value: Fraction | int) -> None:
+def test_single_number_is_parsed_exactly(answer: str, value: Fraction | int) -> None:
     assert parse_number(answer) == value
 
 
@@ -57,7 +57,7 @@ def test_one_number_is_read_exactly(answer: str, value: Fraction | int) -> None:
      "two hundred", "3 million", "1/0", "9" * 500, "none",
      "x^2", "x - 2", r"\sqrt{2}", "2 + 3", "2pi"],
 )  # fmt: skip
-def test_anything_else_is_not_a_number(answer: str) -> None:
+def test_other_text_is_not_a_number(answer: str) -> None:
     assert parse_number(answer) is None
     assert numbers_equal(answer, "7") is None
 
@@ -70,20 +70,20 @@ def test_integers_must_be_equal(value: int) -> None:
     assert numbers_equal(f"{value + 1}", f"{value}", rel_tol=0.5) is False
 
 
-def test_tolerance_is_for_other_numbers() -> None:
+def test_tolerance_applies_to_non_integers() -> None:
     assert numbers_equal("3.14", "3.1416", rel_tol=0.01) is True
     assert numbers_equal("3.2", "3.1416", rel_tol=0.01) is False
     assert numbers_equal("1e400", "3.5", rel_tol=0.01) is False
 
 
-def test_a_truth_that_is_no_number_is_an_error() -> None:
+def test_non_numeric_truth_raises() -> None:
     with pytest.raises(ValueError, match="x\\^2"):
         numbers_equal("3", "x^2")
 
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
-def test_any_text_is_a_number_or_none(text: str) -> None:
+def test_parser_never_raises(text: str) -> None:
     assert isinstance(parse_number(text), Fraction | None)
 
 
@@ -108,11 +108,11 @@ def test_any_text_is_a_number_or_none(text: str) -> None:
         ("1" * 2000, "$x$", None),
     ],
 )
-def test_formulas_are_compared_symbolically(answer: str, truth: str, verdict: bool) -> None:
+def test_formulas_compare_symbolically(answer: str, truth: str, verdict: bool) -> None:
     assert math_equal(answer, truth, timeout_s=120) is verdict
 
 
-def test_a_truth_that_is_no_expression_is_not_the_answers_fault() -> None:
+def test_unparsable_truth_raises() -> None:
     with pytest.raises(UnparsableTruthError, match=r"\$\$"):
         math_equal("x", "$$", timeout_s=120)
     assert math_equal("$$", "$$") is True
@@ -123,7 +123,7 @@ def test_a_truth_that_is_no_expression_is_not_the_answers_fault() -> None:
     [("2x", "$2x$"), ("**$2x$**", "$2x$"), ("tan(x)", r"$\tan(x)$"), (r"\tan x", r"$\tan x$"),
      ("two x", "two x"), ("", ""), ("x or $y$", "x or $y$")],
 )  # fmt: skip
-def test_only_a_bare_formula_is_marked_as_one(text: str, formula: str) -> None:
+def test_only_bare_formula_is_marked_as_latex(text: str, formula: str) -> None:
     assert to_latex(text) == formula
 
 
@@ -133,37 +133,35 @@ def test_only_a_bare_formula_is_marked_as_one(text: str, formula: str) -> None:
      ("12s", False), ("10-20", False), ("3 or 2 + 1", False), ("a + b = many", False),
      ("x" * 2000 + "^2", False)],
 )  # fmt: skip
-def test_a_formula_is_told_from_words(text: str, formula: bool) -> None:
+def test_formula_is_distinguished_from_prose(text: str, formula: bool) -> None:
     assert looks_like_formula(text) is formula
 
 
-def test_a_child_that_dies_is_replaced() -> None:
-    child = MathVerifyProcess()
+def test_crashed_process_is_replaced() -> None:
+    process = MathVerifyProcess()
     try:
-        assert child.compare("$2x$", "$x+x$", timeout_s=120) is True
-        assert child._process is not None
-        child._process.kill()  # between poll and write, or before: both must be survived
-        assert child.compare("$2x$", "$x+x$", timeout_s=120) in (True, None)
-        assert child.compare("$2x$", "$x+x$", timeout_s=120) is True
+        assert process.compare("$2x$", "$x+x$", timeout_s=120) is True
+        assert process._process is not None
+        process._process.kill()  # may happen between poll and write
+        assert process.compare("$2x$", "$x+x$", timeout_s=120) in (True, None)
+        assert process.compare("$2x$", "$x+x$", timeout_s=120) is True
     finally:
-        child.close()
+        process.close()
 
 
-def test_math_verify_that_cannot_be_loaded_is_said_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_math_verify_import_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "math_verify.py").write_text("raise ImportError('antlr is missing')\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    child = MathVerifyProcess()
+    process = MathVerifyProcess()
     with pytest.raises(UserError, match="ImportError: antlr is missing"):
-        child.compare("x", "y", timeout_s=20)
-    assert child._process is None
+        process.compare("x", "y", timeout_s=20)
+    assert process._process is None
 
 
-def test_a_hanging_formula_gives_no_verdict_and_the_next_one_is_scored() -> None:
-    child = MathVerifyProcess()
+def test_hanging_formula_does_not_block_next_one() -> None:
+    process = MathVerifyProcess()
     try:
-        assert child.compare("$x$", "$x$", timeout_s=0.0) is None
-        assert child.compare("$2x$", "$x+x$", timeout_s=120) is True
+        assert process.compare("$x$", "$x$", timeout_s=0.0) is None
+        assert process.compare("$2x$", "$x+x$", timeout_s=120) is True
     finally:
-        child.close()
+        process.close()

@@ -1,7 +1,6 @@
-"""Thousands of transcripts put together from pieces whose effect is written beside them.
+"""Scorers on thousands of transcripts that are combined from pieces.
 
-What is expected is never computed as the scorers do: it follows from the
-table's columns, which state the documented behaviour piece by piece.
+The expected result comes from the tables' columns, which list the documented effect of each piece.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from vz_ray.env.trajectory import (
 from vz_ray.rewards import choice_correct, choice_correct_compat, is_well_formed, parse_options, score_episode
 from vz_ray.video.frame import ZoomRequest
 
-# -- multiple choice, as the released scorer reads it ---------------------------
-# @ and # stand for two letters, ~ for the first in lower case. A span is right for whatever letter stands
-# in one of its columns: what it is as a whole (a trailing point dropped), what is in its last box, and the
-# last capital that is followed by a point. All else is wrong, however clear to a person.
+# -- multiple choice, scorer `compat` ----------------------------------------------
+# Placeholders: @ and # are two letters, ~ is the first in lower case. A span is correct for the letters in
+# its columns: the whole text without a trailing period, the content of the last box, and the last capital
+# letter before a period.
 
 SPANS = [
     # text                      whole  boxed  pointed
@@ -65,10 +64,10 @@ SPANS = [
 ]  # fmt: skip
 
 BEFORE = ["", "<think>Maybe #. Yes.</think>\n", r"<think>\boxed{#}</think>", "<answer>#</answer> no: "]
-"""What stands before the last span: it never counts where there is a span."""
+"""Text before the last span, which must not count."""
 
 BARE = [
-    # a transcript without a pair of answer tags: it is searched as a whole
+    # transcripts without a pair of answer tags, searched as a whole
     ("@",                                    "@", "",  ""),
     ("I am sure it is @.",                   "",  "",  "@"),
     ("<think>#. fits.</think> It is @.",     "",  "",  "@"),
@@ -85,44 +84,44 @@ WORDS = [
     ("yes, it is", True), ("yes, it is.", True), (r"\boxed{yes, it is}", True), ("yes, it is..", False),
     ("Yes, it is", False), ("yes", False), ("yes, it is B.", False), ("I say yes, it is", False),
 ]  # fmt: skip
-"""Spans, and whether each is right for the truth `yes, it is`."""
+"""Spans, and whether each is correct for the truth `yes, it is`."""
 
 PAIRS = [("A", "B"), ("B", "A"), ("C", "D"), ("D", "E"), ("E", "A"), ("F", "C"), ("G", "B"), ("J", "A")]
 
 
-def filled(text: str, one: str, other: str) -> str:
-    return text.replace("@", one).replace("#", other).replace("~", one.lower())
+def fill_letters(text: str, first: str, second: str) -> str:
+    return text.replace("@", first).replace("#", second).replace("~", first.lower())
 
 
-def choices() -> Iterator[tuple[str, str, bool]]:
-    """Transcript, truth, and whether the documented scorer finds it right."""
-    for (one, other), which in product(PAIRS, "@#VI"):
-        columns = {"@": one, "#": other, "V": "V", "I": "I", "": None}
-        truth = columns[which]
+def choice_cases() -> Iterator[tuple[str, str, bool]]:
+    """Yield transcript, truth, and whether the documented scorer accepts it."""
+    for (first, second), truth_column in product(PAIRS, "@#VI"):
+        columns = {"@": first, "#": second, "V": "V", "I": "I", "": None}
+        truth = columns[truth_column]
         assert truth is not None
         for before, (text, *effects) in product(BEFORE, SPANS):
-            transcript = filled(f"{before}<answer>{text}</answer>", one, other)
+            transcript = fill_letters(f"{before}<answer>{text}</answer>", first, second)
             yield transcript, truth, truth in {columns[effect] for effect in effects}
         for text, *effects in BARE:
-            yield filled(text, one, other), truth, truth in {columns[effect] for effect in effects}
-    for before, (text, right) in product(BEFORE, WORDS):
-        yield f"{before.replace('#', 'B')}<answer>{text}</answer>", "yes, it is", right
+            yield fill_letters(text, first, second), truth, truth in {columns[effect] for effect in effects}
+    for before, (text, correct) in product(BEFORE, WORDS):
+        yield f"{before.replace('#', 'B')}<answer>{text}</answer>", "yes, it is", correct
 
 
-def test_compat_agrees_with_its_documented_behaviour() -> None:
+def test_compat_follows_documentation() -> None:
     seen: set[tuple[str, str]] = set()
-    right = 0
-    for transcript, truth, expected in choices():
+    num_correct = 0
+    for transcript, truth, expected in choice_cases():
         assert choice_correct_compat(transcript, truth) is expected, (transcript, truth)
         seen.add((transcript, truth))
-        right += expected
+        num_correct += expected
     assert len(seen) > 3000
-    assert right > 500
+    assert num_correct > 500
 
 
-# -- the shape of a transcript --------------------------------------------------
-# A turn is <think>..</think>, then anything, then one pair of the turn's own tags. Each column is a place
-# in a turn; of each place, what is sound and what is not.
+# -- format ---------------------------------------------------------------------
+# A turn is <think>..</think>, then any text, then one pair of the turn's tags. Each tuple lists the valid and
+# the invalid pieces of one slot of a turn.
 
 THINK = (
     ["<think>x</think>", "<think></think>", "<think>two\nlines, <b>tags</b></think>", "\n <think>x</think>"],
@@ -157,73 +156,75 @@ ANSWER_TAGS = (
 )  # fmt: skip
 AFTER = (["", "\n", "<|im_end|>", " <|im_end|>\n"], [" and more", "<|im_end|><|im_end|>"])
 
-SOUND_WORDS = ["A", "", "three times", "A\nB", "<b>x</b>"]
-ZOOM_PLACES = (THINK, BETWEEN, CALL, ZOOM_TAGS, AFTER)
-ANSWER_PLACES = (THINK, BETWEEN, (SOUND_WORDS, []), ANSWER_TAGS, AFTER)
-Places = tuple[tuple[list[str], list[str]], ...]
+VALID_WORDS = ["A", "", "three times", "A\nB", "<b>x</b>"]
+ZOOM_SLOTS = (THINK, BETWEEN, CALL, ZOOM_TAGS, AFTER)
+ANSWER_SLOTS = (THINK, BETWEEN, (VALID_WORDS, []), ANSWER_TAGS, AFTER)
+Slots = tuple[tuple[list[str], list[str]], ...]
 
 
 @dataclass(frozen=True)
-class Script:
-    """Turns, and whether each of their pieces is sound."""
+class FormatCase:
+    """Turns, and whether all pieces are valid."""
 
     turns: tuple[str, ...]
-    sound: bool
+    valid: bool
 
 
-def turn_of(rng: random.Random, places: Places, fault: tuple[int, str] | None = None) -> str:
-    """A turn of sound pieces, but for the `fault` at one place."""
-    pieces = [rng.choice(sound) for sound, _ in places]
+def make_turn(rng: random.Random, slots: Slots, fault: tuple[int, str] | None = None) -> str:
+    """Combine valid pieces; `fault` replaces the piece of one slot."""
+    pieces = [rng.choice(valid) for valid, _ in slots]
     if fault is not None:
         pieces[fault[0]] = fault[1]
     think, between, inner, tags, after = pieces
     return think + between + tags.replace("%", inner) + after
 
 
-def scripts() -> Iterator[Script]:
-    """Sound transcripts of 1 to 5 turns, and every fault at every place of every turn of them."""
+def format_cases() -> Iterator[FormatCase]:
+    """Yield valid transcripts of 1 to 5 turns, and every fault in every slot of every turn."""
     rng = random.Random(0)
     for zooms in range(5):
-        kinds: list[Places] = [ZOOM_PLACES] * zooms + [ANSWER_PLACES]
+        kinds: list[Slots] = [ZOOM_SLOTS] * zooms + [ANSWER_SLOTS]
         for _ in range(120):
-            yield Script(tuple(turn_of(rng, places) for places in kinds), True)
-        for at, places in enumerate(kinds):
-            faults = [(place, text) for place, (_, unsound) in enumerate(places) for text in unsound]
+            yield FormatCase(tuple(make_turn(rng, slots) for slots in kinds), True)
+        for faulty_turn, slots in enumerate(kinds):
+            faults = [(slot, text) for slot, (_, invalid) in enumerate(slots) for text in invalid]
             for fault in faults:
-                turns = tuple(turn_of(rng, p, fault if k == at else None) for k, p in enumerate(kinds))
-                yield Script(turns, False)
-        yield Script(tuple(turn_of(rng, ZOOM_PLACES) for _ in range(zooms)), False)
-        for at in range(zooms):
+                turns = tuple(
+                    make_turn(rng, s, fault if k == faulty_turn else None) for k, s in enumerate(kinds)
+                )
+                yield FormatCase(turns, False)
+        yield FormatCase(tuple(make_turn(rng, ZOOM_SLOTS) for _ in range(zooms)), False)
+        for swapped in range(zooms):
             wrong_order = [*kinds]
-            wrong_order[at], wrong_order[-1] = ANSWER_PLACES, ZOOM_PLACES
-            yield Script(tuple(turn_of(rng, places) for places in wrong_order), False)
+            wrong_order[swapped], wrong_order[-1] = ANSWER_SLOTS, ZOOM_SLOTS
+            yield FormatCase(tuple(make_turn(rng, slots) for slots in wrong_order), False)
 
 
-def test_the_format_check_agrees_with_its_documented_behaviour() -> None:
+def test_format_check_follows_documentation() -> None:
     seen: dict[tuple[str, ...], bool] = {}
-    for script in scripts():
-        assert is_well_formed(script.turns) is script.sound, script.turns
-        seen[script.turns] = script.sound
+    for case in format_cases():
+        assert is_well_formed(case.turns) is case.valid, case.turns
+        seen[case.turns] = case.valid
     assert len(seen) > 1000
     assert sum(seen.values()) > 300
 
 
-# -- the whole compat score -----------------------------------------------------
+# -- total reward, scorer `compat` -------------------------------------------------
 
 
-def played(rng: random.Random, zooms: int, words: str, fault: bool) -> tuple[Trajectory, bool, int]:
-    """An episode that ends with `words` in its answer span; whether it is well formed; zooms attempted."""
-    turns, sound = [], not fault
-    at = rng.randrange(zooms) if fault and zooms else -1
+def make_episode(rng: random.Random, zooms: int, words: str, fault: bool) -> tuple[Trajectory, bool, int]:
+    """Return an episode with the answer `words`, whether it is well formed, and the number of zoom calls."""
+    turns, valid = [], not fault
+    faulty_turn = rng.randrange(zooms) if fault and zooms else -1
     for k in range(zooms):
-        unsound = (2, rng.choice(CALL[1])) if k == at else None
-        text = turn_of(rng, ZOOM_PLACES, unsound)
-        zoom = RejectedZoom(ZoomErrorKind.INVALID_JSON, "no") if unsound else ZoomRequest(0, 8, 2)
+        invalid_call = (2, rng.choice(CALL[1])) if k == faulty_turn else None
+        text = make_turn(rng, ZOOM_SLOTS, invalid_call)
+        zoom = RejectedZoom(ZoomErrorKind.INVALID_JSON, "no") if invalid_call else ZoomRequest(0, 8, 2)
         turns.append(Turn(ExternalAction(text, ()), text, zoom, TokenContext((3,))))
-    fault_here = (0, "no thoughts") if fault and not zooms else None
-    last = turn_of(rng, ANSWER_PLACES, fault_here).replace("<answer>", "<ANSWER>")
-    start, _, rest = last.partition("<ANSWER>")
-    last = f"{start}<answer>{words}</answer>{rest.partition('</answer>')[2]}"
+    answer_fault = (0, "no thoughts") if fault and not zooms else None
+    last = make_turn(rng, ANSWER_SLOTS, answer_fault).replace("<answer>", "<ANSWER>")
+    start, _, tail = last.partition("<ANSWER>")
+    last = f"{start}<answer>{words}</answer>{tail.partition('</answer>')[2]}"
     turns.append(Turn(ExternalAction(last, ()), last, None, None))
     trajectory = Trajectory(
         EpisodeId(0, "t", 0),
@@ -233,52 +234,52 @@ def played(rng: random.Random, zooms: int, words: str, fault: bool) -> tuple[Tra
         EpisodeStatus.ANSWERED,
         words.strip(),
     )
-    return trajectory, sound, zooms
+    return trajectory, valid, zooms
 
 
-def test_the_compat_sum_pays_for_attempts_and_nothing_else() -> None:
+def test_compat_total_rewards_attempted_zooms() -> None:
     rng, config, seen = random.Random(0), RewardConfig(scorer="compat"), 0
-    for (text, *effects), (one, other), zooms, fault in product(SPANS, PAIRS, range(5), (False, True)):
-        trajectory, sound, tried = played(rng, zooms, filled(text, one, other), fault)
-        right = one in {{"@": one, "#": other, "V": "V", "": None}[effect] for effect in effects}
-        parts = score_episode(trajectory, Task("t", "v.mp4", "What? A. a B. b", one), config)
-        found = (parts.accuracy, parts.format, parts.tool)
-        assert found == (right, sound, right and tried > 0), trajectory.turns
-        assert parts.total == pytest.approx(0.9 * right + 0.1 * sound + 0.5 * (right and tried > 0))
+    for (text, *effects), (first, second), zooms, fault in product(SPANS, PAIRS, range(5), (False, True)):
+        trajectory, valid, attempts = make_episode(rng, zooms, fill_letters(text, first, second), fault)
+        correct = first in {{"@": first, "#": second, "V": "V", "": None}[effect] for effect in effects}
+        parts = score_episode(trajectory, Task("t", "v.mp4", "What? A. a B. b", first), config)
+        tool = correct and attempts > 0
+        assert (parts.accuracy, parts.format, parts.tool) == (correct, valid, tool), trajectory.turns
+        assert parts.total == pytest.approx(0.9 * correct + 0.1 * valid + 0.5 * tool)
         seen += 1
     assert seen > 1000
 
 
-# -- clean ----------------------------------------------------------------------
+# -- multiple choice, scorer `clean` -----------------------------------------------
 
 FORMS = [
     "@", "@.", "(@)", "@)", "Answer: @", "~", "(~)", "~.", r"\boxed{@}", r"$\boxed{@}$", r"\boxed{(@)}",
     r"\boxed{\text{@}}", "**@**", " @\n", "[@]", "The answer is @.", "The correct answer is (@).", "Option @",
     "@. option %", "(@) option %", "@: option %", "option %", "Option %.",
 ]  # fmt: skip
-"""Ways to name an option that is written as `option %`; the released scorer fails most of them."""
+"""Notations for an option with the text `option %`. The released scorer rejects most of them."""
 
 
 @pytest.mark.parametrize("style", ["{}.", "({})", "{})", "{}:"])
 @pytest.mark.parametrize("count", range(3, 11))
-def test_clean_reads_every_form_of_every_letter_and_only_inside_the_span(count: int, style: str) -> None:
+def test_clean_parses_all_notations_inside_span_only(count: int, style: str) -> None:
     letters = "ABCDEFGHIJ"[:count]
-    asked = "What flashes?\n" + "\n".join(f"{style.format(c)} option {c * 2}" for c in letters)
-    options = parse_options(asked)
+    question = "What flashes?\n" + "\n".join(f"{style.format(c)} option {c * 2}" for c in letters)
+    options = parse_options(question)
     assert list(options) == list(letters)
     for form, letter in product(FORMS, letters):
-        answer = filled(form, letter, "").replace("%", letter * 2)
+        answer = fill_letters(form, letter, "").replace("%", letter * 2)
         other = next(c for c in letters if c != letter)
         assert choice_correct(answer, letter, options) is True, answer
         assert choice_correct(answer, other, options) is False, answer
         inside = f"<think>It is {other}.</think><answer>{answer}</answer>"
-        assert clean_accuracy(inside, answer, asked, letter) == 1
-        assert clean_accuracy(f"<think>It is {answer}.</think>", None, asked, letter) == 0
+        assert clean_accuracy(inside, answer, question, letter) == 1
+        assert clean_accuracy(f"<think>It is {answer}.</think>", None, question, letter) == 0
 
 
-def clean_accuracy(text: str, answer: str | None, asked: str, truth: str) -> float:
-    """Accuracy of a one-turn episode under `clean`."""
+def clean_accuracy(text: str, answer: str | None, question: str, truth: str) -> float:
+    """Score a one-turn episode with `clean`."""
     status = EpisodeStatus.NO_ANSWER if answer is None else EpisodeStatus.ANSWERED
     turns = (Turn(ExternalAction(text, ()), text, None, None),)
     trajectory = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext((1,)), turns, status, answer)
-    return score_episode(trajectory, Task("t", "v.mp4", asked, truth), RewardConfig()).accuracy
+    return score_episode(trajectory, Task("t", "v.mp4", question, truth), RewardConfig()).accuracy

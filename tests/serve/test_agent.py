@@ -175,7 +175,7 @@ def test_episode_result_of_answered_episodes():
 
 
 def test_failure_hides_paths():
-    extra = {"in_short": "the video is missing"}
+    extra = {"model_message": "the video is missing"}
     failed = episode_result(played(EpisodeStatus.FAILED, error="/srv/v.mp4: no such file", extra=extra), 3)
     assert failed == RequestFailed("the video is missing", "invalid_media")
 

@@ -1,4 +1,4 @@
-"""`vz-ray export`: which checkpoint is meant, and that it becomes what the trainer itself would export."""
+"""`vz-ray export`: choice of the checkpoint, and equality with the trainer's own export."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from vz_ray.utils.step_dirs import write_step_metric
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+def training_data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return small_training_data(small_model(tmp_path_factory.mktemp("model")))
 
 
-def trained(world: TrainingData, stage: int, **changes: object) -> Trainer:
-    trainer = Trainer(small_config(world.model, stage, loss=LossConfig(kl_coef=0.0), **changes))
-    trainer.sft_step(world.trajectories[:2], world.pixels)
+def trained_trainer(training_data: TrainingData, stage: int, **changes: object) -> Trainer:
+    trainer = Trainer(small_config(training_data.model, stage, loss=LossConfig(kl_coef=0.0), **changes))
+    trainer.sft_step(training_data.trajectories[:2], training_data.pixels)
     return trainer
 
 
 @pytest.mark.parametrize(
     ("stage", "changes"), [(0, {}), (2, {"dtype": "bfloat16"}), (3, {"freeze_vision": True})]
 )
-def test_a_checkpoint_becomes_what_the_trainer_exports_byte_for_byte(
-    world: TrainingData,
+def test_export_equals_trainer_export_byte_for_byte(
+    training_data: TrainingData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stage: int,
     changes: dict[str, object],
 ) -> None:
-    """And without DeepSpeed, which a machine that only exports need not have."""
-    trainer = trained(world, stage, **changes)
+    """The export works without DeepSpeed."""
+    trainer = trained_trainer(training_data, stage, **changes)
     trainer.save_checkpoint(tmp_path / "step")
     trainer.export_hf(tmp_path / "trainer")
     monkeypatch.setitem(sys.modules, "deepspeed", None)
@@ -55,18 +55,20 @@ def test_a_checkpoint_becomes_what_the_trainer_exports_byte_for_byte(
         assert (tmp_path / "disk" / name).read_bytes() == (tmp_path / "trainer" / name).read_bytes(), name
 
 
-def test_transformers_computes_the_same_with_an_export(world: TrainingData, tmp_path: Path) -> None:
-    trainer = trained(world, 0)
+def test_exported_model_has_equal_logprobs(training_data: TrainingData, tmp_path: Path) -> None:
+    trainer = trained_trainer(training_data, 0)
     trainer.save_checkpoint(tmp_path / "step")
     export_checkpoint(tmp_path / "step", tmp_path / "out")
-    again = Trainer(small_config(tmp_path / "out", 0, loss=LossConfig(kl_coef=0.0)))
-    rows = [t.compute_logprobs(world.trajectories, world.pixels) for t in (trainer, again)]
-    assert all(np.array_equal(one, two) for one, two in zip(*rows, strict=True))
+    exported = Trainer(small_config(tmp_path / "out", 0, loss=LossConfig(kl_coef=0.0)))
+    logprobs = [
+        t.compute_logprobs(training_data.trajectories, training_data.pixels) for t in (trainer, exported)
+    ]
+    assert all(np.array_equal(first, second) for first, second in zip(*logprobs, strict=True))
 
 
-def test_a_base_that_is_another_model_is_refused(world: TrainingData, tmp_path: Path) -> None:
-    trained(world, 0, freeze_vision=True).save_checkpoint(tmp_path / "step")
-    moved = shutil.copytree(world.model, tmp_path / "moved")
+def test_other_base_model_is_rejected(training_data: TrainingData, tmp_path: Path) -> None:
+    trained_trainer(training_data, 0, freeze_vision=True).save_checkpoint(tmp_path / "step")
+    moved = shutil.copytree(training_data.model, tmp_path / "moved")
     run_export(tmp_path / "step", tmp_path / "out", moved)
     weights = moved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -77,25 +79,25 @@ def test_a_base_that_is_another_model_is_refused(world: TrainingData, tmp_path: 
         run_export(tmp_path / "step", tmp_path / "other", tmp_path / "gone")
 
 
-def learner(step: Path, figure: float | None = None) -> Path:
+def make_checkpoint(step: Path, metric: float | None = None) -> Path:
     (step / "learner").mkdir(parents=True)
-    if figure is not None:
-        write_step_metric(step, "reward/total", figure)
+    if metric is not None:
+        write_step_metric(step, "reward/total", metric)
     return step / "learner"
 
 
-def test_a_run_stands_for_its_newest_checkpoint_or_its_best(tmp_path: Path) -> None:
+def test_run_resolves_to_newest_or_best_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    supervised = learner(run / "checkpoints/policy/step-000030")
-    assert resolve_checkpoint(run) == resolve_checkpoint(run / "checkpoints/policy") == supervised
-    learner(run / "checkpoints/cold_start/step-000009")
-    with pytest.raises(UserError, match=r"several stages, give one: .*cold_start, .*policy"):
+    sft_checkpoint = make_checkpoint(run / "checkpoints/policy/step-000030")
+    assert resolve_checkpoint(run) == resolve_checkpoint(run / "checkpoints/policy") == sft_checkpoint
+    make_checkpoint(run / "checkpoints/cold_start/step-000009")
+    with pytest.raises(UserError, match=r"several stages; choose one: .*cold_start, .*policy"):
         resolve_checkpoint(run)
-    learner(run / "checkpoints/step-000001")
-    with pytest.raises(UserError, match=r"figure to be compared by: set train\.keep_best"):
+    make_checkpoint(run / "checkpoints/step-000001")
+    with pytest.raises(UserError, match=r"has a metric: train with train\.keep_best"):
         resolve_checkpoint(run, best=True)
-    best = learner(run / "checkpoints/step-000002", 0.7)
-    newest = learner(run / "checkpoints/step-000004", 0.3)
+    best = make_checkpoint(run / "checkpoints/step-000002", 0.7)
+    newest = make_checkpoint(run / "checkpoints/step-000004", 0.3)
     assert resolve_checkpoint(run) == newest
     assert resolve_checkpoint(run, best=True) == best
     assert resolve_checkpoint(best.parent) == best
@@ -103,20 +105,20 @@ def test_a_run_stands_for_its_newest_checkpoint_or_its_best(tmp_path: Path) -> N
     assert resolve_checkpoint(best) == best
 
 
-def test_what_leads_to_no_checkpoint_is_one_line(
+def test_missing_checkpoint_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
-    learner(tmp_path / "old/checkpoints/step-000001")
+    make_checkpoint(tmp_path / "old/checkpoints/step-000001")
     for source, out, message in (
-        ("nowhere", "out", "no complete checkpoint at"),
+        ("nowhere", "out", "has no complete checkpoint"),
         ("old", "out", "has no manifest.json: no complete checkpoint was written there"),
-        ("old", "old", "exists, and is never written over"),
+        ("old", "old", "exists and is not overwritten"),
     ):
         monkeypatch.setattr(sys, "argv", ["vz-ray", "export", str(tmp_path / source), str(tmp_path / out)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        assert ended.value.code == 2
+        assert exit_info.value.code == 2
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1

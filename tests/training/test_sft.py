@@ -1,4 +1,4 @@
-"""`vz-ray sft`: trajectories from a file, checked, learned from and exported."""
+"""`vz-ray sft`: read trajectories, train, export."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 @pytest.fixture(scope="module")
 def exemplars(small: SmallRun) -> Path:
     config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
-    wire, tasks = load_chat_format(config.model, config.episode), read_tasks(small.data("sft"))
+    chat_format, tasks = load_chat_format(config.model, config.episode), read_tasks(small.data("sft"))
     with LocalFrameSource() as frames:
-        played = asyncio.run(
-            collect_exemplars(tasks, frames, wire, config.episode, zoom_oracle_factory(wire))
+        trajectories = asyncio.run(
+            collect_exemplars(tasks, frames, chat_format, config.episode, zoom_oracle_factory(chat_format))
         )
     path = small.folder / "exemplars.jsonl"
-    append_records(path, [EpisodeRecord(task, one) for task, one in zip(tasks, played, strict=True)])
+    append_records(path, [EpisodeRecord(*pair) for pair in zip(tasks, trajectories, strict=True)])
     return path
 
 
@@ -50,7 +50,7 @@ def overrides(small: SmallRun, exemplars: Path) -> list[str]:
     episode = {"prompt": "conf/prompt/tiny.yaml", "min_pixels": 784, "max_pixels": 784, "max_context": 2048}
     settings = [f"episode.{key}={value}" for key, value in episode.items()]
     learner = ["learner.zero_stage=0", "learner.loss.kl_coef=0", "learner.num_threads=1"]
-    small_ones = [
+    sizes = [
         "clips.num_actors=1",
         "clips.disk_cache_gib=0",
         "sft.max_steps=2",
@@ -58,47 +58,47 @@ def overrides(small: SmallRun, exemplars: Path) -> list[str]:
         "sft.lr_schedule=cosine",
     ]
     paths = [f"runs={small.runs}", f"model={small.folder / 'base'}", f"data={exemplars}"]
-    return [*settings, *learner, *small_ones, *paths]
+    return [*settings, *learner, *sizes, *paths]
 
 
-def test_a_checkpoint_is_taught_and_exported(small: SmallRun, exemplars: Path) -> None:
-    ended = run_vz_ray("sft", *overrides(small, exemplars), "name=taught")
-    assert ended.returncode == 0, ended.stderr
-    policy = small.runs / "taught" / "models" / "policy"
+def test_checkpoint_is_trained_and_exported(small: SmallRun, exemplars: Path) -> None:
+    result = run_vz_ray("sft", *overrides(small, exemplars), "name=trained")
+    assert result.returncode == 0, result.stderr
+    policy = small.runs / "trained" / "models" / "policy"
     assert (policy / "config.json").exists()
     weights = "model.safetensors"
     assert (policy / weights).read_bytes() != (small.folder / "base" / weights).read_bytes()
-    assert len((small.runs / "taught" / "policy.jsonl").read_text().splitlines()) == 2
+    assert len((small.runs / "trained" / "policy.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_supervised_run_is_watched_as_any_other(
+def test_sft_run_writes_status_metrics_and_logs(
     small: SmallRun, exemplars: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`live.json`, TensorBoard, MLflow where it is installed, and log lines that name run, rank and step."""
+    """Covers `live.json`, TensorBoard, MLflow if installed, and log lines with run, rank and step."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    run = small.runs / "watched"
+    run = small.runs / "monitored"
     mlruns = small.folder / "mlruns"
     with_mlflow = importlib.util.find_spec("mlflow") is not None
     uri = [f"monitoring.mlflow_tracking_uri={mlruns.as_uri()}"] if with_mlflow else []
     more = ["monitoring.log_format=json", "monitoring.poll_interval_s=1", "sft.max_steps=3", *uri]
-    ended = run_vz_ray("sft", *overrides(small, exemplars), *more, "name=watched")
-    assert ended.returncode == 0, ended.stderr
+    result = run_vz_ray("sft", *overrides(small, exemplars), *more, "name=monitored")
+    assert result.returncode == 0, result.stderr
     live = json.loads((run / "live.json").read_text())
-    assert (live["state"], live["unit"], live["iteration"], live["iterations"]) == ("ended", "step", 3, 3)
-    assert (live["fleet"], live["checkpoint"]["iteration"], live["clips"]["decoders"]) == ({}, 3, 1)
+    assert (live["state"], live["run_kind"], live["step"], live["max_steps"]) == ("ended", "sft", 3, 3)
+    assert (live["rollout"], live["checkpoint"]["step"], live["decode"]["decoders"]) == ({}, 3, 1)
     rows = read_metrics(run / "policy.jsonl")
     events = EventAccumulator(str(run / "tensorboard" / "policy")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
-    shown = run_vz_ray("top", str(run), "--once").stdout
-    assert "step 3 of 3" in shown
-    assert re.search(r"loss +\S{3} +\d", shown)
+    screen = run_vz_ray("top", str(run), "--once").stdout
+    assert "step 3 of 3" in screen
+    assert re.search(r"loss +\S{3} +\d", screen)
     lines = [json.loads(line) for line in (run / "logs" / "vz_ray.log").read_text().splitlines()]
-    assert {line["run"] for line in lines} == {"watched"}
-    ranks = [json.loads(line) for line in objects(run / "logs" / "learner-rank-0.log")]
+    assert {line["run"] for line in lines} == {"monitored"}
+    ranks = [json.loads(line) for line in json_lines(run / "logs" / "learner-rank-0.log")]
     assert ranks
     assert {(line["run"], line["worker"], line["rank"]) for line in ranks} == {
-        ("watched", "learner-rank-0", 0)
+        ("monitored", "learner-rank-0", 0)
     }
     if with_mlflow:
         [tracked] = mlruns.glob("*/*/metrics/loss")
@@ -107,59 +107,57 @@ def test_a_supervised_run_is_watched_as_any_other(
         )
 
 
-def objects(path: Path) -> list[str]:
-    """The lines of a log that are objects; what C code prints is none."""
+def json_lines(path: Path) -> list[str]:
+    """Return the JSON lines of a log; C libraries print other lines."""
     return [line for line in path.read_text().splitlines() if line.startswith("{")]
 
 
-def test_trajectories_of_another_wording_or_too_long_are_named(small: SmallRun, exemplars: Path) -> None:
-    given = overrides(small, exemplars)
-    assert len(read_sft_data(load_config(SftRunConfig, None, given))) == 4
-    other = load_config(SftRunConfig, None, [*given, "episode.prompt=conf/prompt/zoom.yaml"])
+def test_other_prompt_or_long_trajectory_is_rejected(small: SmallRun, exemplars: Path) -> None:
+    base_overrides = overrides(small, exemplars)
+    assert len(read_sft_data(load_config(SftRunConfig, None, base_overrides))) == 4
+    other_prompt = load_config(SftRunConfig, None, [*base_overrides, "episode.prompt=conf/prompt/zoom.yaml"])
     with pytest.raises(
         UserError,
         match=r"trajectory 0/sft-0000-\w+/0#0 has the chat format clean-.*set model and episode.prompt",
     ):
-        read_sft_data(other)
-    tight = load_config(SftRunConfig, None, [*given, "episode.max_context=64"])
+        read_sft_data(other_prompt)
+    short_context = load_config(SftRunConfig, None, [*base_overrides, "episode.max_context=64"])
     with pytest.raises(UserError, match=r"tokens, above episode\.max_context \(64\)"):
-        read_sft_data(tight)
+        read_sft_data(short_context)
 
 
 @pytest.fixture(scope="module")
 def samples(small: SmallRun, exemplars: Path) -> Path:
-    """The same exemplars in the common layout, with images on disk; one has a turn that is only read."""
+    """Write the exemplars as samples with images on disk; one has a context turn that is not trained on."""
     folder = small.folder / "samples"
     config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
-    wire = load_chat_format(config.model, config.episode)
+    chat_format = load_chat_format(config.model, config.episode)
     trajectories = [record.trajectory for record in read_records(exemplars)]
     with LocalFrameSource() as frames:
         refs = [ref for trajectory in trajectories for ref in trajectory.frame_refs]
-        found = asyncio.run(resolved(frames, refs))
+        images = asyncio.run(resolve_frames(frames, refs))
     (folder / "images").mkdir(parents=True)
-    for frame in found:
+    for frame in images:
         (folder / "images" / f"{frame.ref.digest}.png").write_bytes(encode_image(frame.rgb))
     records = [
         trajectory_to_sample(
-            one, wire, lambda ref: f"images/{ref.digest}.png", num_context_turns=int(number == 0)
+            trajectory, chat_format, lambda ref: f"images/{ref.digest}.png", num_context_turns=int(index == 0)
         )
-        for number, one in enumerate(sorted(trajectories, key=lambda one: -len(one.turns)))
+        for index, trajectory in enumerate(sorted(trajectories, key=lambda item: -len(item.turns)))
     ]
     (folder / "sft.json").write_text(json.dumps(records))
     return folder / "sft.json"
 
 
-async def resolved(frames: LocalFrameSource, refs: Sequence[FrameRef]) -> list[Frame]:
+async def resolve_frames(frames: LocalFrameSource, refs: Sequence[FrameRef]) -> list[Frame]:
     return await frames.resolve(refs)
 
 
-def test_samples_of_the_common_layout_teach_as_episodes_do(
-    small: SmallRun, exemplars: Path, samples: Path
-) -> None:
-    """Through the real learner, with images by path that the decoders read."""
-    ended = run_vz_ray("sft", *overrides(small, samples), "sft.batch_size=4", "name=samples")
-    assert ended.returncode == 0, ended.stderr
-    assert "4 trajectories, at most 2 times each" in ended.stdout
+def test_samples_with_images_are_trained_on(small: SmallRun, exemplars: Path, samples: Path) -> None:
+    """Uses the real learner; the decode pool reads the images."""
+    result = run_vz_ray("sft", *overrides(small, samples), "sft.batch_size=4", "name=samples")
+    assert result.returncode == 0, result.stderr
+    assert "4 trajectories, at most 2 epochs" in result.stdout
     policy = small.runs / "samples" / "models" / "policy"
     assert (policy / "config.json").exists()
     weights = "model.safetensors"
@@ -167,13 +165,11 @@ def test_samples_of_the_common_layout_teach_as_episodes_do(
     assert len((small.runs / "samples" / "policy.jsonl").read_text().splitlines()) == 2
 
 
-def test_samples_too_long_or_not_of_the_layout_are_named(
-    small: SmallRun, samples: Path, tmp_path: Path
-) -> None:
-    tight = run_vz_ray("sft", *overrides(small, samples), "episode.max_context=64", "name=tight")
-    assert tight.returncode == 2
-    assert "sft.json: trajectory 0/sft-0/0#0 has" in tight.stderr
-    assert "above episode.max_context (64)" in tight.stderr
+def test_long_or_malformed_samples_are_rejected(small: SmallRun, samples: Path, tmp_path: Path) -> None:
+    result = run_vz_ray("sft", *overrides(small, samples), "episode.max_context=64", "name=tight")
+    assert result.returncode == 2
+    assert "sft.json: trajectory 0/sft-0/0#0 has" in result.stderr
+    assert "above episode.max_context (64)" in result.stderr
     broken = samples.parent / "broken.json"
     broken.write_text(json.dumps([{**json.loads(samples.read_text())[0], "images": []}]))
     config = load_config(SftRunConfig, None, [*overrides(small, samples), f"data={broken}"])
@@ -185,7 +181,7 @@ def test_samples_too_long_or_not_of_the_layout_are_named(
     "text",
     ["exemplars\n", "", "{}", '{"task": 1}\n', '"messages"', "{\n", "\x00\xff", '{"conversations": []}'],
 )
-def test_a_file_of_neither_layout_is_named(
+def test_file_of_unknown_layout_is_rejected(
     small: SmallRun, exemplars: Path, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "other.jsonl").write_text(text, encoding="latin-1")
@@ -196,10 +192,10 @@ def test_a_file_of_neither_layout_is_named(
         read_sft_data(config)
 
 
-def test_a_missing_file_and_a_broken_log_are_named(small: SmallRun, exemplars: Path, tmp_path: Path) -> None:
-    given = overrides(small, exemplars)
+def test_missing_file_and_malformed_log_are_named(small: SmallRun, exemplars: Path, tmp_path: Path) -> None:
+    base_overrides = overrides(small, exemplars)
     with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
-        read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'none.jsonl'}"]))
+        read_sft_data(load_config(SftRunConfig, None, [*base_overrides, f"data={tmp_path / 'none.jsonl'}"]))
     (tmp_path / "log.jsonl").write_text('{"trajectory": 1}\n')
     with pytest.raises(UserError, match=r"log\.jsonl is not a valid episode file"):
-        read_sft_data(load_config(SftRunConfig, None, [*given, f"data={tmp_path / 'log.jsonl'}"]))
+        read_sft_data(load_config(SftRunConfig, None, [*base_overrides, f"data={tmp_path / 'log.jsonl'}"]))

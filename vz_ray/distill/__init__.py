@@ -1,16 +1,15 @@
-"""Trajectories from an expert: exemplars that it plays, corrections of what the policy got wrong.
+"""Distillation: SFT data from a teacher model behind an OpenAI-compatible endpoint.
 
-In: tasks or the policy's own wrong episodes, and a model behind an
-OpenAI-compatible endpoint. Out: curated trajectories, a data set in the SFT
-layout, and a card that says where each came from and what it cost. Knows
-nothing of engines or learners: episodes are played by the ordinary runner.
+In: tasks, or the policy's own wrong episodes. Out: a filtered SFT data set and a data card.
+Episodes run through `env.run_episode`. Must not import engines or learners.
 
-    account    replies and their cost, on disk: nothing is paid for twice
-    chat       what is sent, and how a reply is taken
-    pace       requests and tokens a minute
-    expert     the endpoint as a `PolicyModel`
-    studio     plays many episodes side by side into a log, resumable
-    reflect    the policy's wrong episodes, up to where an expert takes over
-    patterns, select, decontaminate, balance    which are kept; pure
-    card, publish   what came of it
+    cost_ledger       replies and their cost on disk, budget
+    chat_messages     request messages, reply text
+    rate_limiter      requests and tokens per minute
+    teacher_client    HTTP client, retries, `Policy` adapter
+    teacher_runner    concurrent, resumable episodes
+    reflection        jobs from wrong episodes of the policy
+    zoom_patterns, filters, decontamination, curation    selection of episodes
+    data_card, dataset_writer                            output
+    run               bodies of `vz-ray distill exemplar` and `vz-ray distill reflect`
 """

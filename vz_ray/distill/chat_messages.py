@@ -1,4 +1,4 @@
-"""What a chat endpoint is sent, and how its reply is taken. Pure, but for reading a prompt file."""
+"""Messages of the chat completion request, and extraction of one turn from the reply."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vz_ray.video.frame import Frame
 from vz_ray.video.image_encoding import encode_image
 
 _BYTES_PER_TOKEN = 2
-"""Of text, for estimates that must not be too low."""
-_MESSAGE_TOKENS = 16
+"""Bytes of text per token. Low, so that estimates are upper bounds."""
+_TOKENS_PER_MESSAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherPrompt:
-    """What the expert alone is told.
+    """Additional instructions for the teacher. They are not part of the recorded episode.
 
     Attributes:
-        system: Added to the system message.
-        turn: Added to the message that it answers first.
+        system: Appended to the system message.
+        turn: Appended to the first message that the teacher replies to.
     """
 
     system: str = ""
@@ -34,7 +34,7 @@ class TeacherPrompt:
 
     @classmethod
     def load(cls, path: Path | str) -> TeacherPrompt:
-        """Reads a prompt file; `UserError` if it is missing or has wrong keys."""
+        """Read a prompt file; raise `UserError` if it is missing or has wrong keys."""
         _, values = load_prompt_file(path, cls.__slots__)
         return cls(**values)
 
@@ -42,12 +42,12 @@ class TeacherPrompt:
 def encode_content(
     message: PromptMessage, image_format: str, image_cache: dict[str, str]
 ) -> str | list[dict[str, Any]]:
-    """Text, or text and images in their places.
+    """Encode a message as text, or as interleaved text and image parts.
 
     Args:
-        message: With `IMAGE_SLOT` for each of its frames.
+        message: Its text contains `IMAGE_SLOT` for each frame.
         image_format: `jpeg` or `png`.
-        image_cache: Images made so far, by frame; kept from turn to turn.
+        image_cache: Encoded images by frame; shared by the turns of an episode.
     """
     if not message.frames:
         return message.text
@@ -55,47 +55,46 @@ def encode_content(
     for number, text in enumerate(message.text.split(IMAGE_SLOT)):
         parts += [{"type": "text", "text": text}] if text else []
         if number < len(message.frames):
-            url = _url(message.frames[number], image_format, image_cache)
+            url = _data_url(message.frames[number], image_format, image_cache)
             parts.append({"type": "image_url", "image_url": {"url": url}})
     return parts
 
 
-def _url(frame: Frame, image: str, encoded: dict[str, str]) -> str:
-    name = f"{frame.ref.digest}/{frame.ref.width}"
-    if name not in encoded:
-        encoded[name] = (
-            f"data:image/{image};base64,{base64.b64encode(encode_image(frame.rgb, image)).decode()}"
-        )
-    return encoded[name]
+def _data_url(frame: Frame, image_format: str, image_cache: dict[str, str]) -> str:
+    key = f"{frame.ref.digest}/{frame.ref.width}"
+    if key not in image_cache:
+        data = base64.b64encode(encode_image(frame.rgb, image_format)).decode()
+        image_cache[key] = f"data:image/{image_format};base64,{data}"
+    return image_cache[key]
 
 
-def estimate_prompt_tokens(messages: Sequence[PromptMessage], image_tokens: int) -> int:
-    """How many tokens a prompt takes, rather too many."""
-    text = sum(len(m.text.encode()) // _BYTES_PER_TOKEN + _MESSAGE_TOKENS for m in messages)
-    return text + image_tokens * sum(len(m.frames) for m in messages)
+def estimate_prompt_tokens(messages: Sequence[PromptMessage], tokens_per_image: int) -> int:
+    """Estimate an upper bound of the prompt tokens."""
+    text_tokens = sum(len(m.text.encode()) // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE for m in messages)
+    return text_tokens + tokens_per_image * sum(len(m.frames) for m in messages)
 
 
 def add_teacher_prompt(
     messages: Sequence[PromptMessage], prompt: TeacherPrompt, prefix_turns: int
 ) -> list[PromptMessage]:
-    """`messages` with what the expert alone is told, in the system message and in the user turn after
-    `prefix_turns` turns of others."""
-    found: list[PromptMessage] = []
+    """Append the teacher prompt to the system message and to the user message after `prefix_turns` turns."""
+    extended: list[PromptMessage] = []
     turns = 0
     for message in messages:
-        more = prompt.system if message.role == "system" else ""
+        suffix = prompt.system if message.role == "system" else ""
         if message.role == "user" and turns == prefix_turns:
-            more = prompt.turn
+            suffix = prompt.turn
         turns += message.role == "assistant"
-        text = f"{message.text}\n{more}" if more and message.role == "system" else message.text + more
-        found.append(PromptMessage(message.role, text, message.frames))
-    return found
+        separator = "\n" if suffix and message.role == "system" else ""
+        text = message.text + separator + suffix
+        extended.append(PromptMessage(message.role, text, message.frames))
+    return extended
 
 
 def truncate_to_one_turn(text: str, finish_reason: str) -> str:
-    """What was said up to and with the first `</video_zoom>`; put back where a server left it out."""
-    said, close, _ = text.partition(ZOOM_CLOSE)
+    """Cut after the first `</video_zoom>`; append the tag if the server removed it as a stop string."""
+    turn, close, _ = text.partition(ZOOM_CLOSE)
     if close:
-        return said.strip() + close
-    cut_off = ZOOM_OPEN in said and finish_reason == "stop"
-    return said.strip() + (ZOOM_CLOSE if cut_off else "")
+        return turn.strip() + close
+    is_stop_removed = ZOOM_OPEN in turn and finish_reason == "stop"
+    return turn.strip() + (ZOOM_CLOSE if is_stop_removed else "")

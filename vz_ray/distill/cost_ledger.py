@@ -1,12 +1,11 @@
-"""What an expert was asked, what it replied and what that cost: on disk, so that nothing is paid for twice.
+"""Ledger of teacher requests, replies and costs on disk. A reply is never paid for twice.
 
-    asked (at most $) ---> replied (text, tokens, $)
-                      |--> refused: cost nothing, by the server's own word
-                      `--> neither: may have been charged, so it stays at its most
+    reserved (maximum $) ---> reply (text, tokens, $)
+                         |--> rejected: not charged, according to the server
+                         `--> no line: possibly charged, so the reservation stays
 
-A line is written before each request and after it. Whatever kills the process,
-the next one has every reply that arrived, and counts those that were on their
-way at the most that they can have cost: the limit is never passed.
+One line is written before each request and one after it. After a crash, the next process finds every received
+reply and counts requests without a reply at their maximum cost. The budget is therefore never exceeded.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ class TeacherReply:
     """One completion.
 
     Attributes:
-        text: What was said; empty where nothing was.
-        finish_reason: Why the server says it ended: `finish_reason`, `length`, ...
-        prompt_tokens: As the server counted, or an estimate.
-        completion_tokens: The same.
-        cost_usd: Its cost.
-        usage_reported: The server counted.
+        text: Generated text; may be empty.
+        finish_reason: Finish reason of the server: `stop`, `length`, ...
+        prompt_tokens: Prompt tokens, counted by the server or estimated.
+        completion_tokens: Completion tokens, counted by the server or estimated.
+        cost_usd: Cost of the request.
+        usage_reported: Whether the server reported the token counts.
     """
 
     text: str
@@ -41,16 +40,16 @@ class TeacherReply:
 
 @dataclass(frozen=True, slots=True)
 class CostSummary:
-    """Sums over an account.
+    """Totals of a ledger.
 
     Attributes:
         cost_usd: Cost of the replies.
-        reserved_usd: Most that requests without a reply can have cost.
-        requests: Asked, those without a reply included.
-        replies: Received.
-        rejected: Answered with a status that costs nothing.
-        prompt_tokens: Of the replies.
-        completion_tokens: Of the replies.
+        reserved_usd: Maximum cost of the requests without a reply.
+        requests: Requests, including those without a reply.
+        replies: Received replies.
+        rejected: Requests that the server rejected without a charge.
+        prompt_tokens: Prompt tokens of the replies.
+        completion_tokens: Completion tokens of the replies.
     """
 
     cost_usd: float = 0.0
@@ -63,86 +62,89 @@ class CostSummary:
 
 
 class CostLedger:
-    """An account on disk; one process writes it at a time.
+    """Append-only ledger file with a single writer process.
 
     Args:
-        path: A file of JSON lines; a half-written last one is cut off.
-        budget_usd: Nothing may bring the cost above this; 0 has no limit.
+        path: JSON lines file. A partial last line is truncated.
+        max_cost_usd: Budget; 0 means unlimited.
 
     Attributes:
-        totals: So far, by this process and those before it.
+        totals: Totals of this process and all earlier ones.
 
     Raises:
-        ValueError: `path` has a broken line.
+        ValueError: `path` contains an invalid line.
     """
 
-    def __init__(self, path: Path, budget_usd: float = 0.0) -> None:
-        self._path, self.budget_usd = path, budget_usd
+    def __init__(self, path: Path, max_cost_usd: float = 0.0) -> None:
+        self._path, self.max_cost_usd = path, max_cost_usd
         self._replies: dict[str, TeacherReply] = {}
-        self._open: list[tuple[str, float]] = []
-        self._under_way = 0
+        self._reservations: list[tuple[str, float]] = []
+        self._num_pending = 0
         self.totals = CostSummary()
         if path.exists():
             with path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
             for line in read_complete_lines(path):
-                self._take(line)
+                self._apply(line)
 
     def get_reply(self, key: str) -> TeacherReply | None:
-        """What was replied to this request, if anything was."""
+        """Return the recorded reply to request `key`, if any."""
         return self._replies.get(key)
 
     def can_afford(self, usd: float) -> bool:
-        """Whether a request that may cost `usd` keeps within the limit, whatever those under way cost."""
-        return not self.budget_usd or self.totals.cost_usd + self.totals.reserved_usd + usd <= self.budget_usd
+        """Return whether `usd` fits the budget if all pending requests cost their maximum."""
+        committed_usd = self.totals.cost_usd + self.totals.reserved_usd
+        return not self.max_cost_usd or committed_usd + usd <= self.max_cost_usd
 
     @property
     def has_pending_requests(self) -> bool:
-        """Whether requests are under way that may turn out to cost less than what is kept back for them."""
-        return self._under_way > 0
+        """Whether requests of this process are pending, which may release a part of their reservation."""
+        return self._num_pending > 0
 
     def reserve(self, key: str, usd: float) -> None:
-        """A request that may cost `usd` is about to be sent."""
-        self._under_way += 1
-        self._write({"asked": key, "usd": usd})
+        """Reserve the maximum cost of a request before it is sent."""
+        self._num_pending += 1
+        self._write({"reserved": key, "usd": usd})
 
     def record_reply(self, key: str, reply: TeacherReply) -> None:
-        self._under_way -= 1
-        self._write({"record_reply": key, **asdict(reply)})
+        """Replace the reservation by the cost of the reply."""
+        self._num_pending -= 1
+        self._write({"replied": key, **asdict(reply)})
 
     def record_rejection(self, key: str) -> None:
-        """The server refused it: nothing is charged."""
-        self._under_way -= 1
-        self._write({"refused": key})
+        """Release the reservation of a request that the server rejected."""
+        self._num_pending -= 1
+        self._write({"rejected": key})
 
     def record_lost(self) -> None:
-        """Nobody knows what became of a request; it stays at its most."""
-        self._under_way -= 1
+        """Mark a request as finished without a known outcome. Its reservation stays."""
+        self._num_pending -= 1
 
     def _write(self, line: dict[str, Any]) -> None:
         append_lines(self._path, [to_json_line(line)])
-        self._take(line)
+        self._apply(line)
 
-    def _take(self, line: dict[str, Any]) -> None:
-        now = self.totals
-        if "asked" in line:
-            self._open.append((line["asked"], line["usd"]))
-            self.totals = replace(now, requests=now.requests + 1, reserved_usd=now.reserved_usd + line["usd"])
+    def _apply(self, line: dict[str, Any]) -> None:
+        totals = self.totals
+        if "reserved" in line:
+            self._reservations.append((line["reserved"], line["usd"]))
+            reserved_usd = totals.reserved_usd + line["usd"]
+            self.totals = replace(totals, requests=totals.requests + 1, reserved_usd=reserved_usd)
             return
-        key = str(line.get("record_reply", line.get("refused")))
-        # The latest of this name: earlier ones were given up, and stay at their most.
-        place = max(i for i, (asked, _) in enumerate(self._open) if asked == key)
-        del self._open[place]
-        unsure = sum(usd for _, usd in self._open)
-        if "refused" in line:
-            self.totals = replace(now, rejected=now.rejected + 1, reserved_usd=unsure)
+        key = str(line.get("replied", line.get("rejected")))
+        # Release the latest reservation of this key; earlier ones belong to lost attempts.
+        index = max(i for i, (reserved_key, _) in enumerate(self._reservations) if reserved_key == key)
+        del self._reservations[index]
+        reserved_usd = sum(usd for _, usd in self._reservations)
+        if "rejected" in line:
+            self.totals = replace(totals, rejected=totals.rejected + 1, reserved_usd=reserved_usd)
             return
         reply = self._replies[key] = TeacherReply(**{f.name: line[f.name] for f in fields(TeacherReply)})
         self.totals = replace(
-            now,
-            cost_usd=now.cost_usd + reply.cost_usd,
-            reserved_usd=unsure,
-            replies=now.replies + 1,
-            prompt_tokens=now.prompt_tokens + reply.prompt_tokens,
-            completion_tokens=now.completion_tokens + reply.completion_tokens,
+            totals,
+            cost_usd=totals.cost_usd + reply.cost_usd,
+            reserved_usd=reserved_usd,
+            replies=totals.replies + 1,
+            prompt_tokens=totals.prompt_tokens + reply.prompt_tokens,
+            completion_tokens=totals.completion_tokens + reply.completion_tokens,
         )

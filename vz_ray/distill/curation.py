@@ -1,6 +1,6 @@
-"""All the rules, one after another: played episodes in, those to learn from out. Pure.
+"""Filter pipeline from teacher episodes to the data set.
 
-faults -> pass rate -> evaluation sets -> duplicates -> most of a task -> patterns -> turns
+faults -> pass rate -> held-out sets -> duplicates -> task limit -> pattern balance -> turn balance
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from vz_ray.config.distill import FilterConfig
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.distill.balance import balance
 from vz_ray.distill.decontamination import HeldOutSets, decontaminate, deduplicate
 from vz_ray.distill.filters import (
     DroppedEpisode,
     FilterResult,
+    balance,
     compute_pass_rates,
     filter_by_pass_rate,
     filter_faults,
@@ -25,10 +25,12 @@ from vz_ray.distill.zoom_patterns import classify_pattern
 
 @dataclass(frozen=True, slots=True)
 class CurationResult:
-    """Attributes:
-    kept: In the order of tasks and attempts.
-    dropped: Every other one.
-    pass_rates: Share right, by task.
+    """Result of the filter pipeline.
+
+    Attributes:
+        kept: Kept episodes, ordered by task and attempt.
+        dropped: All other episodes.
+        pass_rates: Share of correct answers by task id.
     """
 
     kept: list[EpisodeRecord]
@@ -44,31 +46,31 @@ def curate(
     max_zoom_frames: int,
     seed: int,
 ) -> CurationResult:
-    """Which episodes are kept. Balance of turns comes last, so patterns may end a little off theirs."""
+    """Apply all filters. Turn balance runs last, so pattern shares may exceed their maximum slightly."""
     rates = compute_pass_rates(records)
     kept, dropped = list(records), list[DroppedEpisode]()
-    rules: list[Callable[[list[EpisodeRecord]], FilterResult]] = [
-        lambda found: filter_faults(found, config, max_zoom_frames),
-        lambda found: filter_by_pass_rate(found, rates, config),
-        lambda found: decontaminate(found, held_out, config.max_ngram_overlap),
+    filters: list[Callable[[list[EpisodeRecord]], FilterResult]] = [
+        lambda episodes: filter_faults(episodes, config, max_zoom_frames),
+        lambda episodes: filter_by_pass_rate(episodes, rates, config),
+        lambda episodes: decontaminate(episodes, held_out, config.max_ngram_overlap),
         deduplicate,
-        lambda found: limit_per_task(found, config.max_per_task),
-        lambda found: balance(
-            found,
+        lambda episodes: limit_per_task(episodes, config.max_per_task),
+        lambda episodes: balance(
+            episodes,
             lambda record: classify_pattern(record.trajectory),
             config.max_pattern_share,
             seed=seed,
-            reason="enough of the pattern",
+            reason="pattern limit",
         ),
-        lambda found: balance(
-            found,
+        lambda episodes: balance(
+            episodes,
             lambda record: len(record.trajectory.turns),
             config.max_turns_share,
             seed=seed,
-            reason="enough of as many turns",
+            reason="turn-count limit",
         ),
     ]
-    for rule in rules:
-        kept, left = rule(kept)
-        dropped += left
+    for apply_filter in filters:
+        kept, newly_dropped = apply_filter(kept)
+        dropped += newly_dropped
     return CurationResult(kept, dropped, rates)

@@ -1,9 +1,9 @@
-"""What came in, what was dropped and why, what is kept, and what it cost: for people and as JSON."""
+"""Data card: inputs, dropped and kept episodes, and cost, as Markdown, terminal table and JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,24 +19,27 @@ from vz_ray.env.trajectory import EpisodeStatus
 
 @dataclass(frozen=True, slots=True)
 class DataCard:
-    """A data card; `num_episodes` is the sum of `dropped` and `kept`.
+    """Data card. `num_episodes` must equal the sum of `dropped` and `kept`.
 
     Attributes:
-        title: What it is a card of.
-        teacher: Model that played.
-        planned: Episodes that were to be played.
-        num_episodes: Episodes in the log, failed ones included.
-        inputs: Further counts of what came in, by name.
-        outcomes: Played episodes by how they ended.
-        dropped: By reason.
+        title: Name of the run and stage.
+        teacher: Name of the teacher model.
+        planned: Planned episodes.
+        num_episodes: Episodes in the log, including failed ones.
+        inputs: Additional counts of the inputs, by name.
+        outcomes: Episodes by outcome.
+        dropped: Dropped episodes by reason.
         kept: Episodes in the data set.
-        sources: Kept, by data set of the question.
-        patterns: Kept, by pattern.
-        turns: Kept, by number of turns.
-        prefix_turns: Kept turns that are read and not learned from.
-        pass_rates: Tasks by the share of their attempts that were right, in fifths.
-        cost: What was spent on all of it.
-        held_out: Evaluation sets that it was compared with.
+        sources: Kept episodes by source of the question.
+        patterns: Kept episodes by zoom pattern.
+        turns: Kept episodes by number of turns.
+        prefix_turns: Turns of the policy in kept episodes, which have no loss.
+        pass_rates: Tasks by share of correct attempts, in fifths.
+        cost: Cost of all episodes.
+        held_out: Task files of the held-out evaluation sets.
+
+    Raises:
+        ValueError: An episode is neither kept nor dropped.
     """
 
     title: str
@@ -59,33 +62,32 @@ class DataCard:
         if self.num_episodes != self.kept + sum(self.dropped.values()):
             dropped = sum(self.dropped.values())
             raise ValueError(
-                f"{self.num_episodes} episodes were played, {self.kept} kept and {dropped} dropped"
+                f"num_episodes is {self.num_episodes}; it must be kept ({self.kept}) plus dropped ({dropped})"
             )
 
-    @property
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def sections(self) -> dict[str, Mapping[str, object]]:
-        """Its tables, by title; those with nothing in them are left out."""
+        """Non-empty tables by title."""
         cost = self.cost
         sections: dict[str, Mapping[str, object]] = {
-            "Came in": {**self.inputs, "planned": self.planned, "num_episodes": self.num_episodes},
-            "Ended": self.outcomes,
-            "Tasks by share right": self.pass_rates,
+            "Input": {**self.inputs, "planned": self.planned, "episodes": self.num_episodes},
+            "Outcomes": self.outcomes,
+            "Tasks by pass rate": self.pass_rates,
             "Dropped": self.dropped,
-            "Kept": {"episodes": self.kept, "turns read, not learned from": self.prefix_turns},
+            "Kept": {"episodes": self.kept, "prefix turns without loss": self.prefix_turns},
             "Kept, by source": self.sources,
             "Kept, by pattern": self.patterns,
             "Kept, by turns": self.turns,
             "Cost": {
                 "requests": cost.requests,
-                "refused, not charged": cost.rejected,
-                "tokens in": cost.prompt_tokens,
-                "tokens out": cost.completion_tokens,
+                "rejected, not charged": cost.rejected,
+                "prompt tokens": cost.prompt_tokens,
+                "completion tokens": cost.completion_tokens,
                 "usd": f"{cost.cost_usd:.4f}",
-                "usd at most, of requests without a reply": f"{cost.reserved_usd:.4f}",
+                "usd reserved for requests without a reply": f"{cost.reserved_usd:.4f}",
             },
         }
         return {title: rows for title, rows in sections.items() if rows}
@@ -104,57 +106,57 @@ def build_data_card(
     inputs: Mapping[str, int],
     held_out: Sequence[str],
 ) -> DataCard:
-    """Counts everything; raises `ValueError` if an episode is neither kept nor dropped."""
+    """Count the episodes of a run. Raise `ValueError` if an episode is neither kept nor dropped."""
     return DataCard(
         title=title,
         teacher=teacher,
         planned=planned,
         num_episodes=len(records),
         inputs=dict(inputs),
-        outcomes=_counts(_ending(record) for record in records),
-        dropped=_counts(one.reason for one in dropped),
+        outcomes=_count(_outcome(record) for record in records),
+        dropped=_count(episode.reason for episode in dropped),
         kept=len(kept),
-        sources=_counts(record.task.source or "unnamed" for record in kept),
-        patterns=_counts(str(classify_pattern(record.trajectory)) for record in kept),
-        turns=_counts(str(len(record.trajectory.turns)) for record in kept),
+        sources=_count(record.task.source or "unnamed" for record in kept),
+        patterns=_count(str(classify_pattern(record.trajectory)) for record in kept),
+        turns=_count(str(len(record.trajectory.turns)) for record in kept),
         prefix_turns=sum(count_prefix_turns(record) for record in kept),
-        pass_rates=_fifths(pass_rates),
+        pass_rates=_count_by_fifth(pass_rates),
         cost=cost,
         held_out=list(held_out),
     )
 
 
-def _ending(record: EpisodeRecord) -> str:
+def _outcome(record: EpisodeRecord) -> str:
     trajectory = record.trajectory
     if trajectory.status is not EpisodeStatus.ANSWERED:
         return str(trajectory.status)
     reward = trajectory.reward
-    right = reward is not None and reward.valid and reward.accuracy == 1
-    return "answered, right" if right else "answered, not right"
+    correct = reward is not None and reward.valid and reward.accuracy == 1
+    return "answered, correct" if correct else "answered, not correct"
 
 
-def _counts(names: Any) -> dict[str, int]:
-    """By name, the most frequent first."""
+def _count(names: Iterable[str]) -> dict[str, int]:
+    """Count names, most frequent first."""
     return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
 
 
-def _fifths(rates: Mapping[str, float]) -> dict[str, int]:
-    def span(rate: float) -> str:
+def _count_by_fifth(rates: Mapping[str, float]) -> dict[str, int]:
+    def bucket(rate: float) -> str:
         if rate in (0.0, 1.0):
             return "none" if rate == 0 else "all"
         low = min(4, int(rate * 5)) * 20
         return f"{low}-{low + 20}%"
 
     order = ("none", *(f"{low}-{low + 20}%" for low in range(0, 100, 20)), "all")
-    counts = Counter(span(rate) for rate in rates.values())
+    counts = Counter(bucket(rate) for rate in rates.values())
     return {name: counts[name] for name in order if counts[name]}
 
 
 def to_markdown(card: DataCard) -> str:
-    """The card as a page."""
-    lines = [f"# {card.title}", "", f"Played by `{card.teacher}`."]
+    """Render the card as Markdown."""
+    lines = [f"# {card.title}", "", f"Teacher: `{card.teacher}`."]
     if card.held_out:
-        lines.append(f"Kept apart from {', '.join(f'`{path}`' for path in card.held_out)}.")
+        lines.append(f"Decontaminated against {', '.join(f'`{path}`' for path in card.held_out)}.")
     for title, rows in card.sections.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
@@ -162,11 +164,11 @@ def to_markdown(card: DataCard) -> str:
 
 
 def to_table(card: DataCard) -> Table:
-    """The card for the terminal."""
-    found = Table(title=f"{card.title}, by {card.teacher}", box=SIMPLE, pad_edge=False)
+    """Render the card for the terminal."""
+    table = Table(title=f"{card.title}, teacher {card.teacher}", box=SIMPLE, pad_edge=False)
     for name, justify in (("", "left"), (" ", "left"), ("  ", "right")):
-        found.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for title, rows in card.sections.items():
         for number, (name, value) in enumerate(rows.items()):
-            found.add_row(title if not number else "", name, str(value), end_section=number == len(rows) - 1)
-    return found
+            table.add_row(title if not number else "", name, str(value), end_section=number == len(rows) - 1)
+    return table

@@ -1,10 +1,10 @@
-"""A directory that a data set is read from, by this project and by others.
+"""Writer of the data set directory.
 
-dataset/sft.json              the SFT layout, see `vz_ray/data/sft_file.py`
-dataset/images/ab/ab12...png  frames, each once
-dataset/episodes.jsonl        the same episodes as played, with references to frames
-dataset/dropped.jsonl         every other one, and why
-dataset/card.md, card.json    counts and cost
+dataset/sft.json              SFT samples, see `vz_ray/data/sft_file.py`
+dataset/images/ab/ab12...png  frames, without duplicates
+dataset/episodes.jsonl        kept episodes with frame references
+dataset/dropped.jsonl         dropped episodes and reasons
+dataset/card.md, card.json    data card
 """
 
 from __future__ import annotations
@@ -32,38 +32,40 @@ async def write_dataset(
     kept: Sequence[EpisodeRecord],
     dropped: Sequence[DroppedEpisode],
     card: DataCard,
-    wire: ChatFormat,
+    chat_format: ChatFormat,
     frames: FrameSource,
-    image: str,
+    image_format: str,
 ) -> None:
-    """Writes `directory`, whole or not at all; one that was there is replaced.
+    """Write `directory` atomically, replacing an existing one.
 
     Raises:
-        VideoError: A frame cannot be had again.
+        VideoError: A frame cannot be decoded again.
     """
 
-    def path_of(ref: FrameRef) -> str:
+    def image_path(ref: FrameRef) -> str:
         name = f"{ref.digest[:24]}-{ref.width}x{ref.height}"
-        return f"images/{name[:2]}/{name}.{'jpg' if image == 'jpeg' else image}"
+        return f"images/{name[:2]}/{name}.{'jpg' if image_format == 'jpeg' else image_format}"
 
     with atomic_directory(directory) as partial:
         samples = []
         for record in kept:
             trajectory = record.trajectory
-            given = count_prefix_turns(record)
-            samples.append(trajectory_to_sample(trajectory, wire, path_of, num_context_turns=given))
-            places = {path_of(ref): ref for ref in trajectory.frame_refs}
-            missing = {path: ref for path, ref in places.items() if not (partial / path).exists()}
-            found = await frames.resolve(list(missing.values()))
-            for path, frame in zip(missing, found, strict=True):
+            prefix_turns = count_prefix_turns(record)
+            samples.append(
+                trajectory_to_sample(trajectory, chat_format, image_path, num_context_turns=prefix_turns)
+            )
+            refs = {image_path(ref): ref for ref in trajectory.frame_refs}
+            missing = {path: ref for path, ref in refs.items() if not (partial / path).exists()}
+            resolved = await frames.resolve(list(missing.values()))
+            for path, frame in zip(missing, resolved, strict=True):
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                (partial / path).write_bytes(encode_image(frame.rgb, image))
+                (partial / path).write_bytes(encode_image(frame.rgb, image_format))
         (partial / SFT_FILE).write_text(
             json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
         lines = (to_json_line(record_to_dict(record)) for record in kept)
         (partial / EPISODES_FILE).write_text("".join(lines), encoding="utf-8")
-        reasons = (to_json_line({"episode": one.episode_id, "reason": one.reason}) for one in dropped)
+        reasons = (to_json_line({"episode": drop.episode_id, "reason": drop.reason}) for drop in dropped)
         (partial / DROPPED_FILE).write_text("".join(reasons), encoding="utf-8")
         (partial / "card.md").write_text(to_markdown(card), encoding="utf-8")
-        (partial / "card.json").write_text(json.dumps(card.as_dict, indent=1) + "\n", encoding="utf-8")
+        (partial / "card.json").write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,7 @@
-"""What an evaluation set knows is not trained on, and nothing is trained on twice. Pure, but for `identify_video`.
+"""Decontamination against held-out evaluation sets, and removal of duplicates.
 
-A video is the same if its content is, wherever both files are there to be
-read; else if its name is. A question is the same if its words are, or if
-enough of its n-grams of words are found in one question of the set.
+Videos match by content hash if both files are readable, otherwise by name. Questions match if their words are
+equal, or if enough of their word n-grams occur in one held-out question.
 """
 
 from __future__ import annotations
@@ -25,22 +24,19 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class VideoIdentity:
-    """Attributes:
-    content_hash: `blake3:<hex>` of the file; empty where there is none to read.
-    name: File name without folders and ending, in small letters.
+    """Identity of a video.
+
+    Attributes:
+        content_hash: `blake3:<hex>` of the file; empty if the file is not readable.
+        name: File name without folders and extension, in lower case.
     """
 
     content_hash: str
     name: str
 
-    def matches(self, other: VideoIdentity) -> bool:
-        if self.content_hash and other.content_hash:
-            return self.content_hash == other.content_hash
-        return self.name == other.name
-
 
 def identify_video(uri: str) -> VideoIdentity:
-    """What is known of a video without downloading it; a file is read whole, once per process."""
+    """Identify a video without downloading it. Hashes a local file once per process."""
     try:
         return VideoIdentity("" if is_url(uri) else compute_video_id(uri), video_name(uri))
     except VideoError:
@@ -48,83 +44,85 @@ def identify_video(uri: str) -> VideoIdentity:
 
 
 def episode_video_identity(record: EpisodeRecord) -> VideoIdentity:
-    """That of the video whose frames an episode showed."""
+    """Identify the video from the frames that an episode contains."""
     refs = record.trajectory.frame_refs
     return VideoIdentity(refs[0].video_id if refs else "", video_name(record.task.video))
 
 
 def video_name(uri: str) -> str:
-    """File name of a video without folders and ending, in small letters."""
+    """Return the file name of a video without folders and extension, in lower case."""
     path = urlsplit(uri).path if is_url(uri) else uri
     return PurePosixPath(path.replace("\\", "/")).stem.casefold()
 
 
 def normalize_words(question: str) -> Words:
-    """Its words: no case, no punctuation, one form of each letter.
+    """Split a question into case-folded words without punctuation, in Unicode NFKC.
 
-    Example: `words_of("What’s  SHOWN?") == ("what", "s", "shown")`
+    Example:
+        >>> normalize_words("What’s  SHOWN?")
+        ('what', 's', 'shown')
     """
     return tuple(re.findall(r"\w+", unicodedata.normalize("NFKC", question).casefold()))
 
 
 def word_ngrams(words: Words, n: int) -> frozenset[Words]:
-    """Every run of `n` words; all of them together where there are fewer."""
+    """Return all runs of `n` words, or the whole text if it has fewer words."""
     if not words:
         return frozenset()
     return frozenset(words[i : i + n] for i in range(max(1, len(words) - n + 1)))
 
 
 class HeldOutSets:
-    """Evaluation sets, to compare with.
+    """Videos and questions of the held-out evaluation sets.
 
     Args:
-        videos: Theirs.
-        questions: Theirs.
-        ngram: Words in an n-gram.
+        videos: Identities of their videos.
+        questions: Their questions.
+        ngram_size: Words per n-gram.
     """
 
-    def __init__(self, videos: Iterable[VideoIdentity], questions: Iterable[str], ngram: int) -> None:
-        self._ngram = ngram
-        known = list(videos)
-        self._contents = {video.content_hash for video in known if video.content_hash}
-        self._names = {video.name for video in known}
-        self._unread = {video.name for video in known if not video.content_hash}
+    def __init__(self, videos: Iterable[VideoIdentity], questions: Iterable[str], ngram_size: int) -> None:
+        self._ngram_size = ngram_size
+        videos = list(videos)
+        self._contents = {video.content_hash for video in videos if video.content_hash}
+        self._names = {video.name for video in videos}
+        self._unhashed_names = {video.name for video in videos if not video.content_hash}
         self._words: set[Words] = set()
-        self._where: defaultdict[Words, set[int]] = defaultdict(set)
+        self._questions_by_ngram: defaultdict[Words, set[int]] = defaultdict(set)
         for number, question in enumerate(questions):
             words = normalize_words(question)
             self._words.add(words)
-            for gram in word_ngrams(words, ngram):
-                self._where[gram].add(number)
+            for ngram in word_ngrams(words, ngram_size):
+                self._questions_by_ngram[ngram].add(number)
 
     def has_video(self, video: VideoIdentity) -> bool:
         if video.content_hash:
-            return video.content_hash in self._contents or video.name in self._unread
+            return video.content_hash in self._contents or video.name in self._unhashed_names
         return video.name in self._names
 
     def has_question(self, question: str) -> bool:
         return normalize_words(question) in self._words
 
     def max_overlap(self, question: str) -> float:
-        """The largest share of its n-grams that one held-out question has."""
-        grams = word_ngrams(normalize_words(question), self._ngram)
-        found = Counter(number for gram in grams for number in self._where.get(gram, ()))
-        return max(found.values(), default=0) / len(grams) if grams else 0.0
+        """Return the largest share of the question's n-grams that occur in one held-out question."""
+        ngrams = word_ngrams(normalize_words(question), self._ngram_size)
+        matches = Counter(number for ngram in ngrams for number in self._questions_by_ngram.get(ngram, ()))
+        return max(matches.values(), default=0) / len(ngrams) if ngrams else 0.0
 
 
 def decontaminate(
     records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float
 ) -> FilterResult:
-    """Those without a video or a question of an evaluation set; `overlap_threshold` 0 compares no questions."""
+    """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
     kept, dropped = [], []
     for record in records:
         question, reason = record.task.question, ""
         if held_out.has_video(episode_video_identity(record)):
-            reason = "video of an evaluation set"
+            reason = "held-out video"
         elif overlap_threshold and held_out.has_question(question):
-            reason = "question of an evaluation set"
+            reason = "held-out question"
         elif overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
-            reason = "nearly a question of an evaluation set"
+            reason = "near-duplicate of a held-out question"
         if reason:
             dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
         else:
@@ -133,21 +131,20 @@ def decontaminate(
 
 
 def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
-    """One task of every question about a video, whatever its id, and every transcript of it once."""
-    owner: dict[tuple[str, Words], str] = {}
+    """Keep one task per video and question, and each transcript of the task once."""
+    first_task: dict[tuple[str, Words], str] = {}
     transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
     kept, dropped = [], []
     for record in records:
-        played = episode_video_identity(record)
-        video = played.content_hash or played.name
-        asked = (video, normalize_words(record.task.question))
-        said = (*asked, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
-        name = str(record.trajectory.id)
-        if owner.setdefault(asked, record.task.task_id) != record.task.task_id:
-            dropped.append(DroppedEpisode(name, "same question in another task"))
-        elif said in transcripts:
-            dropped.append(DroppedEpisode(name, "same transcript"))
+        identity = episode_video_identity(record)
+        question = (identity.content_hash or identity.name, normalize_words(record.task.question))
+        transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
+        episode_id = str(record.trajectory.id)
+        if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
+            dropped.append(DroppedEpisode(episode_id, "duplicate question"))
+        elif transcript in transcripts:
+            dropped.append(DroppedEpisode(episode_id, "duplicate transcript"))
         else:
-            transcripts.add(said)
+            transcripts.add(transcript)
             kept.append(record)
     return kept, dropped

@@ -1,4 +1,4 @@
-"""Episodes that an expert has played, on disk; an interrupted distillation goes on where it stopped."""
+"""Resumable log of teacher episodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from vz_ray.data.episode_record import EpisodeRecord
 
 
 class DistillationLog(EpisodeLog):
-    """What an expert has played; a sample is an attempt at its task."""
+    """Log of teacher episodes; the sample index is the attempt at the task."""
 
     header_key: ClassVar[str] = "distillation"
-    mismatch_hint: ClassVar[str] = (
-        "choose another name, or delete it (replies that are paid for stay, and are used again)"
-    )
+    mismatch_hint: ClassVar[str] = "choose another name, or delete the log (paid replies are reused)"
 
     @property
     def records(self) -> list[EpisodeRecord]:
-        """By task and attempt, so that what is made of them does not depend on who ended first."""
+        """Episodes ordered by task and attempt, independent of the order of completion."""
         return sorted(super().records, key=episode_key)

@@ -1,14 +1,15 @@
-"""Which episodes are worth learning from, and why each of the others is not. Pure.
+"""Filters for teacher episodes.
 
-Every rule takes episodes and returns those it keeps, with a `DroppedEpisode` for each
-of the rest: what comes in is what goes out.
+Each filter returns the kept episodes and one `DroppedEpisode` for each of the others.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+
+from blake3 import blake3
 
 from vz_ray.config.distill import FilterConfig
 from vz_ray.data.episode_record import EpisodeRecord
@@ -22,60 +23,56 @@ from vz_ray.video.frame import ZoomRequest
 
 @dataclass(frozen=True, slots=True)
 class DroppedEpisode:
-    """An episode that is not kept.
-
-    Attributes:
-        episode_id: Its id.
-        reason: One of a few, to be counted by.
-    """
+    """Dropped episode and the reason, which the data card counts."""
 
     episode_id: str
     reason: str
 
 
 FilterResult = tuple[list[EpisodeRecord], list[DroppedEpisode]]
-"""What a rule keeps, and what it does not."""
+"""Kept and dropped episodes."""
 
 
 def count_prefix_turns(record: EpisodeRecord) -> int:
-    """How many of its first turns were the policy's, not the expert's."""
-    given = record.trajectory.extra.get(PREFIX_TURNS, 0)
-    return given if isinstance(given, int) else 0
+    """Return the number of leading turns that the policy generated before the teacher took over."""
+    prefix_turns = record.trajectory.extra.get(PREFIX_TURNS, 0)
+    return prefix_turns if isinstance(prefix_turns, int) else 0
 
 
 def find_fault(record: EpisodeRecord, config: FilterConfig, max_zoom_frames: int) -> str:
-    """Why an episode is not one to imitate; empty if it is. Only the expert's own turns are looked at."""
+    """Return why an episode must not be imitated; empty if it may be. Checks the teacher's turns only."""
     trajectory = record.trajectory
-    own = trajectory.turns[count_prefix_turns(record) :]
+    teacher_turns = trajectory.turns[count_prefix_turns(record) :]
     reward = trajectory.reward
     if trajectory.status is EpisodeStatus.FAILED:
         return f"failed: {trajectory.error.partition(':')[0]}"
     if reward is None or not reward.valid:
-        return "not judged"
+        return "not scored"
     if trajectory.status is EpisodeStatus.TRUNCATED:
-        return "out of room"
+        return "truncated"
     if trajectory.status is EpisodeStatus.NO_ANSWER:
-        return _unanswered(own[-1].zoom if own else None)
+        return _no_answer_reason(teacher_turns[-1].zoom if teacher_turns else None)
     if reward.accuracy != 1:
         return "wrong answer"
     if any(IMAGE_MARKER in turn.text for turn in trajectory.turns):
-        return f"a text with {IMAGE_MARKER}"
-    if config.require_format and not is_well_formed([turn.text for turn in own], max_zoom_frames):
+        return f"text contains {IMAGE_MARKER}"
+    if config.require_format and not is_well_formed([turn.text for turn in teacher_turns], max_zoom_frames):
         return "bad format"
-    if config.require_zoom and not any(isinstance(turn.zoom, ZoomRequest) for turn in own):
+    if config.require_zoom and not any(isinstance(turn.zoom, ZoomRequest) for turn in teacher_turns):
         return "did not zoom"
     return ""
 
 
-def _unanswered(last: ZoomRequest | RejectedZoom | None) -> str:
-    never = isinstance(last, RejectedZoom) and last.kind is ZoomErrorKind.LAST_ROUND
-    return "never stopped zooming" if never else "broken call in the last turn" if last else "no answer"
+def _no_answer_reason(last_call: ZoomRequest | RejectedZoom | None) -> str:
+    if isinstance(last_call, RejectedZoom) and last_call.kind is ZoomErrorKind.LAST_ROUND:
+        return "zoomed until the last round"
+    return "invalid call in the last turn" if last_call else "no answer"
 
 
 def filter_faults(
     records: Sequence[EpisodeRecord], config: FilterConfig, max_zoom_frames: int
 ) -> FilterResult:
-    """Those that are right and as asked for."""
+    """Keep correct episodes that have the required format."""
     kept, dropped = [], []
     for record in records:
         if reason := find_fault(record, config, max_zoom_frames):
@@ -86,19 +83,19 @@ def filter_faults(
 
 
 def compute_pass_rates(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """By task, the share of right answers among the attempts that could be judged."""
-    right: defaultdict[str, list[bool]] = defaultdict(list)
+    """Return the share of correct answers among the scored attempts of each task."""
+    correct: defaultdict[str, list[bool]] = defaultdict(list)
     for record in records:
         reward = record.trajectory.reward
         if record.trajectory.status is not EpisodeStatus.FAILED and reward is not None and reward.valid:
-            right[record.task.task_id].append(reward.accuracy == 1)
-    return {task: sum(found) / len(found) for task, found in right.items()}
+            correct[record.task.task_id].append(reward.accuracy == 1)
+    return {task: sum(attempts) / len(attempts) for task, attempts in correct.items()}
 
 
 def filter_by_pass_rate(
     records: Sequence[EpisodeRecord], rates: dict[str, float], config: FilterConfig
 ) -> FilterResult:
-    """Those of tasks that are neither too hard nor too easy."""
+    """Keep episodes of tasks with a pass rate between `min_pass_rate` and `max_pass_rate`."""
     kept, dropped = [], []
     for record in records:
         rate = rates[record.task.task_id]
@@ -112,26 +109,72 @@ def filter_by_pass_rate(
 
 
 def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> FilterResult:
-    """At most so many of a task, of as many patterns as it has; otherwise the first ones."""
+    """Keep at most `max_per_task` episodes per task: different zoom patterns first, then in order."""
     by_task: defaultdict[str, list[EpisodeRecord]] = defaultdict(list)
     for record in records:
         by_task[record.task.task_id].append(record)
     kept, dropped = [], []
-    for own in by_task.values():
-        order = _patterns_in_turn(own)
-        kept += order[:max_per_task]
+    for task_records in by_task.values():
+        ordered = _interleave_patterns(task_records)
+        kept += ordered[:max_per_task]
         dropped += [
-            DroppedEpisode(str(one.trajectory.id), "enough of the task") for one in order[max_per_task:]
+            DroppedEpisode(str(record.trajectory.id), "task limit") for record in ordered[max_per_task:]
         ]
     return kept, dropped
 
 
-def _patterns_in_turn(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
-    """The first of each pattern, then the second of each, and so on."""
-    seen: defaultdict[ZoomPattern, int] = defaultdict(int)
+def _interleave_patterns(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
+    """Order records: the first of each pattern, then the second of each, and so on."""
+    counts: defaultdict[ZoomPattern, int] = defaultdict(int)
     ranked = []
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         pattern = classify_pattern(record.trajectory)
-        ranked.append((seen[pattern], place, record))
-        seen[pattern] += 1
+        ranked.append((counts[pattern], index, record))
+        counts[pattern] += 1
     return [record for _, _, record in sorted(ranked, key=lambda item: item[:2])]
+
+
+def max_per_kind(counts: Sequence[int], max_share: float) -> int:
+    """Return the largest cap per kind with which no kind exceeds `max_share` of the kept episodes.
+
+    If the number of kinds is too small (two kinds, a share of 0.4), the share becomes `1 / kinds`.
+
+    Example:
+        >>> max_per_kind([90, 10, 10], 0.5)
+        20
+    """
+    if not counts:
+        return 0
+    max_share = max(max_share, 1 / len(counts))
+    for cap in range(max(counts), 0, -1):
+        if min(cap, max(counts)) <= max_share * sum(min(count, cap) for count in counts) + 1e-9:
+            return cap
+    return min(counts)
+
+
+def balance(
+    records: Sequence[EpisodeRecord],
+    kind_of: Callable[[EpisodeRecord], Hashable],
+    max_share: float,
+    *,
+    seed: int,
+    reason: str,
+) -> FilterResult:
+    """Drop episodes of kinds above `max_share`. The random choice depends only on `seed` and the ids."""
+    by_kind: defaultdict[Hashable, list[EpisodeRecord]] = defaultdict(list)
+    for record in records:
+        by_kind[kind_of(record)].append(record)
+    counts = Counter(map(kind_of, records))
+    cap = max_per_kind(list(counts.values()), max_share)
+    chosen = {
+        str(record.trajectory.id)
+        for kind_records in by_kind.values()
+        for record in sorted(kind_records, key=lambda record: _sort_key(record, seed))[:cap]
+    }
+    kept = [record for record in records if str(record.trajectory.id) in chosen]
+    dropped_ids = [str(record.trajectory.id) for record in records if str(record.trajectory.id) not in chosen]
+    return kept, [DroppedEpisode(episode_id, reason) for episode_id in dropped_ids]
+
+
+def _sort_key(record: EpisodeRecord, seed: int) -> str:
+    return blake3(f"{seed}/{record.trajectory.id}".encode()).hexdigest()

@@ -1,9 +1,7 @@
-"""The policy's own wrong episodes that zoomed, up to where an expert takes over.
+"""Reflection jobs: the policy's wrong episodes, cut before the teacher takes over.
 
-Its zooms stay, its final answer goes. They are what the expert reacts to, and
-are read but not learned from: their tokens were sampled by the policy that is
-to be taught, and led to a wrong answer, so imitating them would teach the very
-mistake that the expert corrects. In the SFT layout they have weight 0.
+The policy's zoom turns are kept as a prefix; its final answer is removed. The prefix has no loss (weight 0 in
+the SFT file): it led to a wrong answer, and imitating it would teach the mistake that the teacher corrects.
 """
 
 from __future__ import annotations
@@ -20,98 +18,98 @@ from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.frame import ZoomRequest
 
 MIN_TEACHER_TURNS = 2
-"""Turns that the expert must have left: a zoom and an answer."""
+"""Turns reserved for the teacher: a zoom and an answer."""
 
 
 def find_episode_logs(paths: Sequence[str]) -> list[Path]:
-    """The logs that are named, and those in directories that are, in order.
+    """Return the given log files and the log files in the given directories, in order.
 
     Raises:
-        UserError: There is none; names what was looked for.
+        UserError: A file is missing, or there are no log files.
     """
-    found: list[Path] = []
+    logs: list[Path] = []
     for path in map(Path, paths):
-        found += sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-    missing = [path for path in found if not path.is_file()]
-    if missing or not found:
+        logs += sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    missing = [path for path in logs if not path.is_file()]
+    if missing or not logs:
         raise UserError(
-            f"no episode log at {missing[0] if missing else paths[0]}: name files or directories of *.jsonl"
+            f"no episode log at {missing[0] if missing else paths[0]}; "
+            "`episodes` must list *.jsonl files or directories that contain them"
         )
-    return found
+    return logs
 
 
 def load_reflection_jobs(
-    files: Iterable[Path], wire: str, *, max_rounds: int, max_per_task: int
+    files: Iterable[Path], chat_format: str, *, max_rounds: int, max_per_task: int
 ) -> tuple[list[TeacherJob], Counter[str]]:
-    """Jobs for an expert, and how many episodes came in and why the rest are of no use.
+    """Build jobs from wrong episodes; also return the number of episodes and of exclusions by reason.
 
     Args:
         files: Episode logs.
-        wire: Name of the wire format; tokens of another one cannot be gone on with.
-        max_rounds: Most turns in an episode.
-        max_per_task: Most episodes of one task.
+        chat_format: Name of the chat format. Episodes in another format are excluded.
+        max_rounds: Maximum turns of an episode.
+        max_per_task: Maximum jobs per task.
 
     Raises:
-        UserError: A file is no episode log.
+        UserError: A file is not an episode log.
     """
     jobs: list[TeacherJob] = []
     counts: Counter[str] = Counter()
-    of_task: Counter[str] = Counter()
+    jobs_per_task: Counter[str] = Counter()
     for file in files:
         try:
-            for record in _records(file):
+            for record in _read_records(file):
                 counts["episodes"] += 1
-                reason = exclusion_reason(record, wire, max_rounds)
-                if not reason and of_task[record.task.task_id] >= max_per_task:
-                    reason = "enough of the task"
+                reason = exclusion_reason(record, chat_format, max_rounds)
+                if not reason and jobs_per_task[record.task.task_id] >= max_per_task:
+                    reason = "task limit"
                 if reason:
                     counts[reason] += 1
                     continue
-                jobs.append(make_reflection_job(record, max_rounds, of_task[record.task.task_id]))
-                of_task[record.task.task_id] += 1
+                jobs.append(make_reflection_job(record, max_rounds, jobs_per_task[record.task.task_id]))
+                jobs_per_task[record.task.task_id] += 1
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is no episode log: {error!r}") from error
+            raise UserError(f"{file} is not an episode log: {error!r}") from error
     return jobs, counts
 
 
-def _records(file: Path) -> Iterator[EpisodeRecord]:
-    """Those of an episode log, or of an evaluation's, which begins with a header."""
+def _read_records(file: Path) -> Iterator[EpisodeRecord]:
+    """Read an episode log. The log of an evaluation starts with a header line, which is skipped."""
     for number, line in enumerate(read_complete_lines(file)):
-        header = number == 0 and len(line) == 1 and isinstance(next(iter(line.values())), dict)
-        if not header:
+        is_header = number == 0 and len(line) == 1 and isinstance(next(iter(line.values())), dict)
+        if not is_header:
             yield record_from_dict(line)
 
 
-def exclusion_reason(record: EpisodeRecord, wire: str, rounds: int) -> str:
-    """Why nothing can be learned from correcting an episode; empty if something can."""
+def exclusion_reason(record: EpisodeRecord, chat_format: str, max_rounds: int) -> str:
+    """Return why an episode is not suitable for correction; empty if it is suitable."""
     trajectory = record.trajectory
     if trajectory.status not in (EpisodeStatus.ANSWERED, EpisodeStatus.NO_ANSWER):
         return f"ended as {trajectory.status}"
     if trajectory.reward is None or not trajectory.reward.valid:
-        return "not judged"
+        return "not scored"
     if trajectory.reward.accuracy == 1:
-        return "right already"
-    if trajectory.chat_format != wire:
-        return "of another wire format"
-    if not select_prefix_turns(record, rounds):
+        return "already correct"
+    if trajectory.chat_format != chat_format:
+        return "different chat format"
+    if not select_prefix_turns(record, max_rounds):
         return "did not zoom"
     return ""
 
 
-def select_prefix_turns(record: EpisodeRecord, rounds: int) -> tuple[Turn, ...]:
-    """The turns that stay: up to a zoom that was carried out, with room for the expert's own after it."""
-    given = [turn for turn in record.trajectory.turns if turn.observation is not None][
-        : rounds - MIN_TEACHER_TURNS
-    ]
-    while given and not isinstance(given[-1].zoom, ZoomRequest):
-        given.pop()
-    return tuple(given)
+def select_prefix_turns(record: EpisodeRecord, max_rounds: int) -> tuple[Turn, ...]:
+    """Return the turns up to the last executed zoom that leaves `MIN_TEACHER_TURNS` for the teacher."""
+    turns = [turn for turn in record.trajectory.turns if turn.observation is not None]
+    prefix = turns[: max_rounds - MIN_TEACHER_TURNS]
+    while prefix and not isinstance(prefix[-1].zoom, ZoomRequest):
+        prefix.pop()
+    return tuple(prefix)
 
 
-def make_reflection_job(record: EpisodeRecord, rounds: int, sample: int) -> TeacherJob:
-    """What the expert goes on from."""
-    given = select_prefix_turns(record, rounds)
+def make_reflection_job(record: EpisodeRecord, max_rounds: int, sample: int) -> TeacherJob:
+    """Build the job that continues after the prefix turns of `record`."""
+    prefix_turns = select_prefix_turns(record, max_rounds)
     contexts: list[TokenContext] = [record.trajectory.prompt]
-    contexts += [turn.observation for turn in given if turn.observation is not None]
-    shown = tuple(ref.digest for context in contexts for ref in context.frame_refs)
-    return TeacherJob(record.task, sample, given, shown)
+    contexts += [turn.observation for turn in prefix_turns if turn.observation is not None]
+    digests = tuple(ref.digest for context in contexts for ref in context.frame_refs)
+    return TeacherJob(record.task, sample, prefix_turns, digests)

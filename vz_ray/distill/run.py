@@ -1,10 +1,10 @@
-"""Trajectories from an expert, from nothing to a data set; resumable at any point.
+"""Distillation runs, resumable at any point.
 
-    exemplar   tasks                      -> the expert plays each several times      -> curate -> dataset/
-    reflect    the policy's wrong zooms   -> the expert takes over after the last one -> curate -> dataset/
+    exemplar   tasks                       -> several teacher attempts per task         -> filters -> dataset/
+    reflect    the policy's wrong episodes -> the teacher continues after the last zoom -> filters -> dataset/
 
-A run leaves `replies.jsonl` (what was paid for), `episodes/`, `metrics.jsonl`, and `dataset/`
-with its card. The data set is made anew from the episodes each time.
+A run directory contains `replies.jsonl` (cost ledger), `episodes/`, `metrics.jsonl` and `dataset/` with its
+data card. The data set is rebuilt from the episodes at the end of each run.
 """
 
 from __future__ import annotations
@@ -48,39 +48,39 @@ from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
 
-RESUME_HINT = "the same command goes on where it was, and pays for nothing twice"
+RESUME_HINT = "run the same command to resume; paid replies are reused"
 TEACHER_METRICS = {
-    "right": metric_names.TEACHER_CORRECT_RATE,
+    "correct": metric_names.TEACHER_CORRECT_RATE,
     "failed": metric_names.TEACHER_FAILED_RATE,
     "usd": metric_names.TEACHER_COST_USD,
 }
-"""What is shown while an expert plays, and what it is called in `metrics.jsonl`; `step` counts episodes."""
+"""Statistics of the teacher runner and their names in `metrics.jsonl`. The step is the number of episodes."""
 
 
 class CostLimitExceeded(UserError):
-    """The cost limit kept some episodes from being played.
+    """The budget ended the run before all episodes.
 
     Attributes:
-        card: Of the data set of those that were.
+        card: Data card of the data set from the finished episodes.
     """
 
-    def __init__(self, why: str, limit_usd: float, card: DataCard) -> None:
+    def __init__(self, reason: str, max_cost_usd: float, card: DataCard) -> None:
         super().__init__(
-            f"stopped at the cost limit with {card.num_episodes} of {card.planned} episodes played: {why}, "
-            f"teacher.max_cost_usd is {limit_usd:g}; raise it and run the same command to go on"
+            f"teacher.max_cost_usd is {max_cost_usd:g}; the budget ended the run after {card.num_episodes} "
+            f"of {card.planned} episodes ({reason}). Raise it and run the same command to resume."
         )
         self.card = card
 
 
 @dataclass(frozen=True, slots=True)
 class DistillationPlan:
-    """What is to be played.
+    """Episodes of a distillation run.
 
     Attributes:
         stage: `exemplar` or `reflect`.
-        jobs: Episodes.
-        prompt: What the expert alone is told.
-        inputs: Counts of what the jobs were made from.
+        jobs: Episodes to run.
+        prompt: Additional instructions for the teacher.
+        inputs: Counts of the inputs, for the data card.
     """
 
     stage: str
@@ -90,94 +90,106 @@ class DistillationPlan:
 
 
 def run_exemplar_distillation(config: ExemplarRunConfig) -> None:
-    """`vz-ray distill exemplar`: an expert plays tasks, right episodes are kept."""
+    """Run `vz-ray distill exemplar`: the teacher attempts tasks; correct episodes are kept."""
     tasks = read_tasks(config.tasks)
     check_videos(tasks, config.tasks)
     check_scorers(config.reward, tasks, config.tasks)
     jobs = [TeacherJob(task, sample) for task in tasks for sample in range(config.attempts_per_task)]
-    guide = TeacherPrompt.load(config.teacher.prompt)
-    plan = DistillationPlan(
-        "exemplar", jobs, guide, {"tasks": len(tasks), "attempts at each": config.attempts_per_task}
-    )
-    _run(config, plan, _wire(config))
+    inputs = {"tasks": len(tasks), "attempts per task": config.attempts_per_task}
+    plan = DistillationPlan("exemplar", jobs, TeacherPrompt.load(config.teacher.prompt), inputs)
+    _run(config, plan, _load_chat_format(config))
 
 
 def run_reflection_distillation(config: ReflectionRunConfig) -> None:
-    """`vz-ray distill reflect`: an expert corrects the policy, what it made right is kept."""
-    wire = _wire(config)
+    """Run `vz-ray distill reflect`: the teacher corrects wrong episodes; correct results are kept."""
+    chat_format = _load_chat_format(config)
     files = find_episode_logs(config.episodes)
     jobs, counts = load_reflection_jobs(
-        files, wire.name, max_rounds=config.episode.max_rounds, max_per_task=config.max_wrong_per_task
+        files,
+        chat_format.name,
+        max_rounds=config.episode.max_rounds,
+        max_per_task=config.max_wrong_per_task,
     )
     if not jobs:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no episodes"
-        raise UserError(f"nothing to correct in {', '.join(config.episodes)}: {found}")
+        reasons = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no episodes"
+        raise UserError(f"episodes is {', '.join(config.episodes)}; nothing to correct there: {reasons}")
     tasks = list({job.task.task_id: job.task for job in jobs}.values())
     check_scorers(config.reward, tasks, files[0].name)
-    _run(config, DistillationPlan("reflect", jobs, TeacherPrompt.load(config.prompt), counts), wire)
+    _run(config, DistillationPlan("reflect", jobs, TeacherPrompt.load(config.prompt), counts), chat_format)
 
 
-def _wire(config: DistillRunConfig) -> ChatFormat:
+def _load_chat_format(config: DistillRunConfig) -> ChatFormat:
     if not Path(config.model).is_dir():
-        raise UserError(f"no checkpoint directory at {config.model}: set model to the policy to be taught")
+        raise UserError(
+            f"model is {config.model}; it must be the checkpoint directory of the policy that will be trained"
+        )
     return load_chat_format(config.model, config.episode)
 
 
-def _run(config: DistillRunConfig, plan: DistillationPlan, wire: ChatFormat) -> None:
+def _run(config: DistillRunConfig, plan: DistillationPlan, chat_format: ChatFormat) -> None:
     teacher_api_key(config.teacher)
     check_monitoring(config.monitoring)
-    held_out = _held_out(config.filter)
+    held_out = _load_held_out(config.filter)
     try:
-        with _opened(config) as at:
-            card = asyncio.run(_distill(config, plan, wire, held_out, at))
+        with _open_run(config) as run:
+            card = asyncio.run(_distill(config, plan, chat_format, held_out, run))
     except CostLimitExceeded as error:
-        _show(config, error.card)
+        _print_card(config, error.card)
         raise
-    _show(config, card)
+    _print_card(config, card)
 
 
-def _show(config: DistillRunConfig, card: DataCard) -> None:
+def _print_card(config: DistillRunConfig, card: DataCard) -> None:
     Console().print(to_table(card))
     print(f"data set: {Path(config.runs) / config.name / 'dataset'}")
 
 
 @contextmanager
-def _opened(config: DistillRunConfig) -> Iterator[RunContext]:
-    """The run directory, held; limits and rules may be others than last time, the log says what may not."""
-    run = RunDir(Path(config.runs) / config.name)
+def _open_run(config: DistillRunConfig) -> Iterator[RunContext]:
+    """Create or resume the run directory and hold its lock.
+
+    Limits and filters may change on resume. The episode log rejects all other changes.
+    """
+    run_dir = RunDir(Path(config.runs) / config.name)
     try:
-        run.episodes.mkdir(parents=True, exist_ok=True)
+        run_dir.episodes.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot use {run.path} as run directory: {error.strerror or error}") from error
-    with run.lock(), Progress() as progress, Interrupt(resume_hint=RESUME_HINT) as interrupt:
-        write_atomic(run.config, to_yaml(config).encode())
-        badge = runtime.run_identity(config)
-        logging_config.configure_logging(run.logs, identity=badge)
-        yield RunContext(run, progress, interrupt, badge)
+        raise UserError(f"cannot use {run_dir.path} as run directory: {error.strerror or error}") from error
+    with run_dir.lock(), Progress() as progress, Interrupt(resume_hint=RESUME_HINT) as interrupt:
+        write_atomic(run_dir.config, to_yaml(config).encode())
+        identity = runtime.run_identity(config)
+        logging_config.configure_logging(run_dir.logs, identity=identity)
+        yield RunContext(run_dir, progress, interrupt, identity)
 
 
 async def _distill(
-    config: DistillRunConfig, plan: DistillationPlan, wire: ChatFormat, held_out: HeldOutSets, at: RunContext
+    config: DistillRunConfig,
+    plan: DistillationPlan,
+    chat_format: ChatFormat,
+    held_out: HeldOutSets,
+    run: RunContext,
 ) -> DataCard:
-    """Plays what is left and writes the data set; returns its card.
+    """Run the remaining episodes and write the data set.
 
     Raises:
-        CutShort: Not all of it could be played; the data set is of what was.
+        CostLimitExceeded: The budget ended the run. The data set contains the finished episodes.
     """
-    run = at.run_dir
-    account = CostLedger(run.path / "replies.jsonl", config.teacher.max_cost_usd)
-    log = DistillationLog(run.episodes / f"{plan.stage}.jsonl", _identity(config, plan, wire))
-    expert = TeacherClient(config.teacher, account, at.interrupt.raise_if_requested)
-    if log.records or account.totals.requests:
-        at.progress.print_line(f"going on with {run.path}: {_paid(account)}")
+    run_dir = run.run_dir
+    ledger = CostLedger(run_dir.path / "replies.jsonl", config.teacher.max_cost_usd)
+    log = DistillationLog(run_dir.episodes / f"{plan.stage}.jsonl", _log_identity(config, plan, chat_format))
+    teacher = TeacherClient(config.teacher, ledger, run.interrupt.raise_if_requested)
+    if log.records or ledger.totals.requests:
+        run.progress.print_line(f"resuming {run_dir.path}: {_format_cost(ledger)}")
     async with (
         runtime.checked_ray_cluster(config),
         runtime.decode_pool(config) as frames,
-        monitor_run(config.monitoring, run, frames, run_kind=RunKind.DISTILL) as watch,
+        monitor_run(config.monitoring, run_dir, frames, run_kind=RunKind.DISTILL) as monitor,
     ):
-        studio = TeacherRunner(expert, wire, frames, config.episode, config.reward, plan.prompt, plan.stage)
-        short = await _play(studio, plan.jobs, log, config.max_concurrent_episodes, at, watch)
-        watch.on_phase("export")
+        runner = TeacherRunner(
+            teacher, chat_format, frames, config.episode, config.reward, plan.prompt, plan.stage
+        )
+        limit_reason = await _run_jobs(runner, plan.jobs, log, config.max_concurrent_episodes, run, monitor)
+        monitor.on_phase("export")
         curated = curate(
             log.records,
             config.filter,
@@ -185,57 +197,63 @@ async def _distill(
             max_zoom_frames=config.episode.max_zoom_frames,
             seed=config.seed,
         )
-        card = _card(config, plan, log, curated, account)
-        with at.progress.stage("data set"):
-            dataset = run.path / "dataset"
+        card = _build_card(config, plan, log, curated, ledger)
+        with run.progress.stage("data set"):
             await write_dataset(
-                dataset, curated.kept, curated.dropped, card, wire, frames, config.image_format
+                run_dir.path / "dataset",
+                curated.kept,
+                curated.dropped,
+                card,
+                chat_format,
+                frames,
+                config.image_format,
             )
-        if short:
-            raise CostLimitExceeded(short, config.teacher.max_cost_usd, card)
+        if limit_reason:
+            raise CostLimitExceeded(limit_reason, config.teacher.max_cost_usd, card)
     return card
 
 
-async def _play(
-    studio: TeacherRunner,
+async def _run_jobs(
+    runner: TeacherRunner,
     jobs: Sequence[TeacherJob],
     log: DistillationLog,
-    at_once: int,
-    at: RunContext,
-    watch: RunMonitor,
+    max_concurrent: int,
+    run: RunContext,
+    monitor: RunMonitor,
 ) -> str:
-    """Plays what the log does not hold; returns why not all of it, if the cost limit was in the way."""
-    done = log.completed
-    watch.on_start(sum(job.key in done for job in jobs), len(jobs))
-    watch.on_phase("rollout")
+    """Run the remaining jobs; return the reason if the budget stopped them, else an empty string."""
+    completed = log.completed
+    monitor.on_start(sum(job.key in completed for job in jobs), len(jobs))
+    monitor.on_phase("rollout")
+    run_dir = run.run_dir
     with (
-        at.progress.stage(studio.stage, len(jobs)) as stage,
-        MetricLogger(at.run_dir.metrics, at.run_dir.path / "tensorboard", trackers=watch.trackers) as metrics,
+        run.progress.stage(runner.stage, len(jobs)) as stage,
+        MetricLogger(run_dir.metrics, run_dir.path / "tensorboard", trackers=monitor.trackers) as metrics,
     ):
 
         def advance(episodes: int) -> None:
             stage.advance(episodes)
-            watch.on_progress(stage.done)
+            monitor.on_progress(stage.done)
 
-        def show(values: Mapping[str, float]) -> None:
-            at.progress.show_metrics(values)
-            metrics.log(stage.done, {TEACHER_METRICS[name]: values[name] for name in TEACHER_METRICS})
+        def report(values: Mapping[str, float]) -> None:
+            run.progress.show_metrics(values)
+            metrics.log(stage.done, {metric: values[name] for name, metric in TEACHER_METRICS.items()})
 
         try:
-            await studio.run_jobs(jobs, log, max_concurrent=at_once, advance=advance, report=show)
+            await runner.run_jobs(jobs, log, max_concurrent=max_concurrent, advance=advance, report=report)
         except CostLimitReached as error:
-            return f"{error}, {_paid(studio.teacher.ledger)}"
+            return f"{error}, {_format_cost(runner.teacher.ledger)}"
         finally:
-            await studio.teacher.close()
+            await runner.teacher.close()
     return ""
 
 
-def _card(
+def _build_card(
     config: DistillRunConfig,
     plan: DistillationPlan,
     log: DistillationLog,
     curated: CurationResult,
-    account: CostLedger,
+    ledger: CostLedger,
 ) -> DataCard:
     return build_data_card(
         f"{config.name}: {plan.stage}",
@@ -243,7 +261,7 @@ def _card(
         log.records,
         curated.kept,
         curated.dropped,
-        account.totals,
+        ledger.totals,
         planned=len(plan.jobs),
         pass_rates=curated.pass_rates,
         inputs=plan.inputs,
@@ -251,28 +269,30 @@ def _card(
     )
 
 
-def _paid(account: CostLedger) -> str:
-    spent = account.totals
-    unsure = f" (and at most ${spent.reserved_usd:.4f} without a reply)" if spent.reserved_usd else ""
-    return f"${spent.cost_usd:.4f}{unsure} spent on {spent.replies} replies"
+def _format_cost(ledger: CostLedger) -> str:
+    totals = ledger.totals
+    reserved = f" (and at most ${totals.reserved_usd:.4f} without a reply)" if totals.reserved_usd else ""
+    return f"${totals.cost_usd:.4f}{reserved} spent on {totals.replies} replies"
 
 
-def _identity(config: DistillRunConfig, plan: DistillationPlan, wire: ChatFormat) -> dict[str, Any]:
-    """What makes episodes comparable: whoever plays, how it is written, what it may do, how it is scored."""
-    expert = config.teacher
+def _log_identity(
+    config: DistillRunConfig, plan: DistillationPlan, chat_format: ChatFormat
+) -> dict[str, Any]:
+    """Return the settings that all episodes of one log must share."""
+    teacher = config.teacher
     return {
         "stage": plan.stage,
-        "expert": expert.model,
-        "wire": wire.name,
-        "guide": blake3(repr(plan.prompt).encode()).hexdigest()[:16],
-        "sampling": [expert.temperature, expert.top_p],
+        "teacher": teacher.model,
+        "chat_format": chat_format.name,
+        "prompt": blake3(repr(plan.prompt).encode()).hexdigest()[:16],
+        "sampling": [teacher.temperature, teacher.top_p],
         "episode": asdict(config.episode),
         "reward": asdict(config.reward),
     }
 
 
-def _held_out(config: FilterConfig) -> HeldOutSets:
-    """The evaluation sets; their videos are read whole where they are there."""
+def _load_held_out(config: FilterConfig) -> HeldOutSets:
+    """Load the held-out evaluation sets and hash their local videos."""
     tasks = [task for path in config.held_out for task in read_tasks(path)]
     videos = [identify_video(uri) for uri in {task.video: None for task in tasks}]
     return HeldOutSets(videos, [task.question for task in tasks], config.ngram_size)

@@ -1,4 +1,4 @@
-"""Plays many episodes side by side into a log; what is there already is neither played nor paid for again."""
+"""Runner of teacher episodes: concurrent, and resumable through the log and the cost ledger."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 PREFIX_TURNS = "prefix_turns"
-"""Key of a trajectory's `extra`: how many of its first turns someone else took."""
+"""Key in `Trajectory.extra`: number of leading turns that the policy generated."""
 REPORT_INTERVAL_S = 5.0
+_TEACHER_FAILURE = "teacher "
+"""Prefix of `Trajectory.error` if the teacher caused the failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherJob:
-    """One episode to be played.
+    """One episode to run.
 
     Attributes:
-        task: The question.
-        sample: Which attempt at it.
-        prefix_turns: Turns that are repeated before the expert takes over.
-        prefix_frame_digests: Digests of all frames shown by then, in order.
+        task: The task.
+        sample: Index of the attempt.
+        prefix_turns: Turns to replay before the teacher takes over.
+        prefix_frame_digests: Digests of all frames up to that point, in order.
     """
 
     task: Task
@@ -61,48 +63,45 @@ class TeacherJob:
 
     @property
     def episode_id(self) -> EpisodeId:
-        """What its episode is called."""
         return EpisodeId(0, *self.key)
 
 
 class FramesChangedError(Exception):
-    """A video does not show what it showed when the given turns were played."""
+    """A video yields other frames than in the recorded prefix."""
 
 
 class PrefixReplay:
-    """A `PolicyModel` that repeats the given turns and then hands over."""
+    """`Policy` that replays the prefix turns of a job, then delegates to another policy."""
 
-    def __init__(self, job: TeacherJob, then: Policy) -> None:
-        self._job, self._then = job, then
+    def __init__(self, job: TeacherJob, policy: Policy) -> None:
+        self._job, self._policy = job, policy
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> SampledAction | ExternalAction:
-        given = self._job.prefix_turns
+        prefix = self._job.prefix_turns
         turn = sum(message.role == "assistant" for message in prompt.messages)
-        if turn < len(given):
-            return given[turn].action
-        if (
-            given
-            and turn == len(given)
-            and tuple(f.ref.digest for f in prompt.frames) != self._job.prefix_frame_digests
-        ):
-            raise FramesChangedError(f"{self._job.task.video} shows other frames than when it was played")
-        return await self._then.generate(prompt, sampling_params, request_id=request_id)
+        if turn < len(prefix):
+            return prefix[turn].action
+        if prefix and turn == len(prefix):
+            digests = tuple(frame.ref.digest for frame in prompt.frames)
+            if digests != self._job.prefix_frame_digests:
+                raise FramesChangedError(f"{self._job.task.video} yields other frames than in the recording")
+        return await self._policy.generate(prompt, sampling_params, request_id=request_id)
 
 
 @dataclass
 class TeacherRunner:
-    """All that playing takes.
+    """Runs and scores teacher episodes.
 
     Attributes:
-        teacher: Who plays.
-        chat_format: Writes the episodes.
-        frames: Where frames come from.
-        episode: What an episode may do.
-        reward: How it is scored.
-        prompt: What the expert alone is told.
-        stage: Name of what is played.
+        teacher: Client of the teacher.
+        chat_format: Encodes the episodes.
+        frames: Source of the frames.
+        episode: Limits of an episode.
+        reward: Scoring of the episodes.
+        prompt: Additional instructions for the teacher.
+        stage: Name of the stage in the records.
     """
 
     teacher: TeacherClient
@@ -122,128 +121,139 @@ class TeacherRunner:
         advance: Callable[[int], None] = lambda _: None,
         report: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
-        """Plays the jobs that `log` does not hold yet.
+        """Run the jobs that `log` does not contain yet.
+
+        Args:
+            jobs: All episodes of the run.
+            log: Receives each finished episode.
+            max_concurrent: Maximum concurrent episodes.
+            advance: Callback with the number of episodes finished since the last call.
+            report: Callback with running statistics.
 
         Raises:
-            LimitReached: The next request could pass the cost limit; what is played is in the log.
-            UserError: The expert refuses, or failed `give_up_after` times in a row.
-            StopRequested: The expert's `check` raised it.
+            CostLimitReached: The next request could exceed the budget. Finished episodes are in the log.
+            UserError: The teacher rejects requests, or failed `max_consecutive_failures` times.
+            StopRequested: Raised by the `check` callback of the client.
         """
-        done = log.completed
-        left = deque(job for job in jobs if job.key not in done)
-        advance(len(jobs) - len(left))
-        progress = _DistillationProgress(self.teacher, len(left), advance, report)
-        players = [self._player(left, log, progress) for _ in range(min(max_concurrent, len(left)))]
-        ended = await asyncio.gather(*players, return_exceptions=True)
-        raised = [error for error in ended if isinstance(error, BaseException)]
-        # A limit is what is left to say where there is nothing worse.
-        for error in sorted(raised, key=lambda error: isinstance(error, CostLimitReached)):
+        completed = log.completed
+        queue = deque(job for job in jobs if job.key not in completed)
+        advance(len(jobs) - len(queue))
+        progress = _DistillationProgress(self.teacher, len(queue), advance, report)
+        workers = [self._work(queue, log, progress) for _ in range(min(max_concurrent, len(queue)))]
+        results = await asyncio.gather(*workers, return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        # Any other error takes precedence over the cost limit.
+        for error in sorted(errors, key=lambda error: isinstance(error, CostLimitReached)):
             raise error
 
-    async def _player(
-        self, left: deque[TeacherJob], log: DistillationLog, progress: _DistillationProgress
+    async def _work(
+        self, queue: deque[TeacherJob], log: DistillationLog, progress: _DistillationProgress
     ) -> None:
         try:
-            while left:
-                job = left.popleft()
+            while queue:
+                job = queue.popleft()
                 set_log_context(episode=str(job.episode_id))
                 record = await self.run_job(job)
                 log.append(record)
-                progress.played(record)
+                progress.on_episode(record)
         except BaseException:
-            left.clear()
+            queue.clear()
             raise
 
     async def run_job(self, job: TeacherJob) -> EpisodeRecord:
-        """One episode, scored; a failure of expert or video is a FAILED one."""
-        config, model = self.teacher.config, f"expert {self.teacher.config.model}"
-        id = job.episode_id
-        policy = PrefixReplay(
-            job,
-            TeacherPolicy(self.teacher, self.chat_format, self.prompt, prefix_turns=len(job.prefix_turns)),
-        )
-        sampling = SamplingParams(config.temperature, config.top_p, self.episode.max_turn_tokens)
-        playing = run_episode(
+        """Run and score one episode. Failures of the teacher or the video give the status FAILED."""
+        config, episode_id = self.teacher.config, job.episode_id
+        prefix_turns = len(job.prefix_turns)
+        teacher_policy = TeacherPolicy(self.teacher, self.chat_format, self.prompt, prefix_turns=prefix_turns)
+        episode = run_episode(
             job.task,
-            policy,
+            PrefixReplay(job, teacher_policy),
             self.frames,
             self.chat_format,
             self.episode,
-            episode_id=id,
-            sampling_params=sampling,
+            episode_id=episode_id,
+            sampling_params=SamplingParams(config.temperature, config.top_p, self.episode.max_turn_tokens),
         )
-        began = time.monotonic()
+        start_s = time.monotonic()
+        operation = f"episode {episode_id}"
         try:
-            played = await with_timeout(
-                playing, config.episode_timeout_s, target=model, operation=f"episode {id}"
+            trajectory = await with_timeout(
+                episode, config.episode_timeout_s, target=f"teacher {config.model}", operation=operation
             )
             parts = await with_timeout(
-                asyncio.to_thread(score_episode, played, job.task, self.reward),
+                asyncio.to_thread(score_episode, trajectory, job.task, self.reward),
                 self.reward.timeout_s,
                 target="the scorer",
-                operation=f"episode {id}",
+                operation=operation,
             )
         except (TeacherError, FramesChangedError, StepTimeout) as error:
-            kind = f"expert {error.reason}" if isinstance(error, TeacherError) else type(error).__name__
-            return self._failed(job, id, f"{kind}: {error}", time.monotonic() - began)
-        played = replace(
-            played, worker=config.model, reward=parts, extra={PREFIX_TURNS: len(job.prefix_turns)}
+            if isinstance(error, TeacherError):
+                reason = f"{_TEACHER_FAILURE}{error.reason}"
+            else:
+                reason = type(error).__name__
+            return self._failed_record(job, f"{reason}: {error}", time.monotonic() - start_s)
+        trajectory = replace(
+            trajectory, worker=config.model, reward=parts, extra={PREFIX_TURNS: prefix_turns}
         )
-        return EpisodeRecord(job.task, played, self.stage)
+        return EpisodeRecord(job.task, trajectory, self.stage)
 
-    def _failed(self, job: TeacherJob, id: EpisodeId, error: str, seconds: float) -> EpisodeRecord:
-        name, nothing = self.teacher.config.model, TokenContext(())
-        lost = Trajectory(
-            id,
+    def _failed_record(self, job: TeacherJob, error: str, seconds: float) -> EpisodeRecord:
+        trajectory = Trajectory(
+            job.episode_id,
             self.chat_format.name,
-            nothing,
+            TokenContext(()),
             (),
             EpisodeStatus.FAILED,
-            worker=name,
+            worker=self.teacher.config.model,
             seconds=seconds,
             error=error,
         )
-        return EpisodeRecord(job.task, lost, self.stage)
+        return EpisodeRecord(job.task, trajectory, self.stage)
 
 
 class _DistillationProgress:
-    """Counts what is played, tells a person, and gives up on an expert that only fails."""
+    """Running statistics. Stops the run after too many consecutive teacher failures."""
 
     def __init__(
         self,
-        expert: TeacherClient,
+        teacher: TeacherClient,
         total: int,
         advance: Callable[[int], None],
-        show: Callable[[Mapping[str, float]], None],
+        report: Callable[[Mapping[str, float]], None],
     ) -> None:
-        self._expert, self._total = expert, total
-        self._advance, self._show = advance, show
-        self._played = self._right = self._failed = self._in_a_row = 0
-        self._began = self._shown = time.monotonic()
+        self._teacher, self._total = teacher, total
+        self._advance, self._report = advance, report
+        self._finished = self._correct = self._failed = self._consecutive_failures = 0
+        self._start_s = self._last_report_s = time.monotonic()
 
-    def played(self, record: EpisodeRecord) -> None:
+    def on_episode(self, record: EpisodeRecord) -> None:
         trajectory = record.trajectory
         failed = trajectory.status is EpisodeStatus.FAILED
-        self._played += 1
+        self._finished += 1
         self._failed += failed
-        self._right += trajectory.reward is not None and trajectory.reward.accuracy == 1
-        self._in_a_row = self._in_a_row + 1 if failed and trajectory.error.startswith("expert ") else 0
+        self._correct += trajectory.reward is not None and trajectory.reward.accuracy == 1
+        if failed and trajectory.error.startswith(_TEACHER_FAILURE):
+            self._consecutive_failures += 1
+        else:
+            self._consecutive_failures = 0
         self._advance(1)
-        now = time.monotonic()
-        if now - self._shown >= REPORT_INTERVAL_S or self._played == self._total:
-            self._shown = now
-            minutes = (now - self._began) / self._played * (self._total - self._played) / 60
-            spent = self._expert.ledger.totals
-            self._show(
-                {
-                    "right": self._right / self._played,
-                    "failed": self._failed,
-                    "usd": spent.cost_usd + spent.reserved_usd,
-                    "minutes left": minutes,
-                }
-            )
-        if self._in_a_row >= self._expert.config.max_consecutive_failures:
+        now_s = time.monotonic()
+        if now_s - self._last_report_s >= REPORT_INTERVAL_S or self._finished == self._total:
+            self._last_report_s = now_s
+            self._report(self._statistics(now_s))
+        if self._consecutive_failures >= self._teacher.config.max_consecutive_failures:
             raise UserError(
-                f"{self._in_a_row} episodes in a row failed because of the expert, the last with "
-                f"{trajectory.error}; see to it, then run the same command again"
+                f"{self._consecutive_failures} episodes in a row failed because of the teacher "
+                f"(teacher.max_consecutive_failures); last error: {trajectory.error}. "
+                "Fix the endpoint, then run the same command again to resume."
             )
+
+    def _statistics(self, now_s: float) -> dict[str, float]:
+        seconds_per_episode = (now_s - self._start_s) / self._finished
+        totals = self._teacher.ledger.totals
+        return {
+            "correct": self._correct / self._finished,
+            "failed": self._failed,
+            "usd": totals.cost_usd + totals.reserved_usd,
+            "minutes left": seconds_per_episode * (self._total - self._finished) / 60,
+        }

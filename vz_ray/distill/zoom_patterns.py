@@ -1,4 +1,4 @@
-"""How an episode looked: the patterns that the paper names, read off its zooms. Pure."""
+"""Classification of episodes by the zoom patterns that the paper names."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from vz_ray.video.frame import ZoomRequest
 
 
 class ZoomPattern(StrEnum):
-    """How an episode came to its answer."""
+    """Sequence of zooms before the answer."""
 
     NO_ZOOM = "no zoom"
-    """From the overview alone; calls that were only refused show nothing either."""
+    """No executed zoom; rejected calls do not count."""
     DIRECT = "direct hit"
-    """One zoom, at the first call."""
+    """One zoom, without a rejected call before it."""
     PROGRESSIVE = "progressive"
-    """Several zooms, each on some of what an earlier one showed."""
+    """Several zooms; each overlaps an earlier one."""
     CORRECTED = "self-correction"
-    """A zoom after a refused call, or one that overlaps none before it."""
+    """A zoom after a rejected call, or a zoom that overlaps no earlier one."""
 
 
 def classify_pattern(trajectory: Trajectory) -> ZoomPattern:
-    """The pattern of a whole trajectory, turns that it began with included."""
+    """Classify a trajectory, including its prefix turns."""
     calls = [turn.zoom for turn in trajectory.turns if turn.zoom is not None]
     zooms = [call for call in calls if isinstance(call, ZoomRequest)]
     if not zooms:
         return ZoomPattern.NO_ZOOM
     last = max(i for i, call in enumerate(calls) if isinstance(call, ZoomRequest))
-    refused = any(isinstance(call, RejectedZoom) for call in calls[:last])
-    moved = any(not any(_overlap(zoom, before) for before in zooms[:i]) for i, zoom in enumerate(zooms) if i)
-    if refused or moved:
+    has_rejected = any(isinstance(call, RejectedZoom) for call in calls[:last])
+    has_jump = any(
+        not any(_overlap(zoom, earlier) for earlier in zooms[:i]) for i, zoom in enumerate(zooms) if i
+    )
+    if has_rejected or has_jump:
         return ZoomPattern.CORRECTED
     return ZoomPattern.DIRECT if len(zooms) == 1 else ZoomPattern.PROGRESSIVE
 
 
-def _overlap(one: ZoomRequest, other: ZoomRequest) -> bool:
-    """Whether the segments have more than an instant in common."""
-    return one.start_s < other.end_s and other.start_s < one.end_s
+def _overlap(first: ZoomRequest, second: ZoomRequest) -> bool:
+    """Return whether two segments share more than one instant."""
+    return first.start_s < second.end_s and second.start_s < first.end_s

@@ -1,4 +1,4 @@
-"""What an ablation has to do, in which order, and how long what is left will take.
+"""Stages of an ablation: order, files and remaining time.
 
     runs/<name>/seed0/cold_start/   exemplars -> reflect -> reflections
                       full/          rl -> evaluate     from `reflections`
@@ -7,9 +7,8 @@
                       without_reflection/  rl -> ...    from `exemplars`
                       without_cold_start/  rl -> ...    from the base
 
-A stage is done when its product is there, whole; so a plan is gone on with by
-making it again and leaving out what is done. Nothing is done here: this only looks
-at what is there.
+A stage is done if its output exists; outputs are written atomically. To resume, plan again and skip the
+stages that are done. This module only reads the file system.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from vz_ray.monitoring.stage_times import stage_seconds
 
 
 class StageKind(StrEnum):
-    """What a stage does; also under which name its time is noted."""
+    """Kind of a stage, also the name of its recorded time."""
 
     EXEMPLARS = "exemplars"
-    """The base learns from exemplars alone."""
+    """Train the base model on exemplars only."""
     REFLECT = "reflect"
-    """That policy plays, and its wrong zooms are corrected."""
+    """Run that policy and correct its wrong zooms."""
     REFLECTIONS = "reflections"
-    """The base learns from exemplars and reflections, for as many steps."""
+    """Train the base model on exemplars and reflections for the same number of steps."""
     RL = "rl"
     EVALUATE = "evaluate"
 
@@ -54,17 +53,17 @@ DEFAULT_STAGE_SECONDS = {
     StageKind.RL: 400.0,
     StageKind.EVALUATE: 130.0,
 }
-"""Seconds of each at the quickstart's size on two cores, until one has been timed."""
+"""Default durations, measured at the quickstart's size on two cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class AblationStage:
-    """One piece of work; what it makes is there whole or not at all.
+    """One stage of an ablation.
 
     Attributes:
-        seed: Of the run.
-        variant: Whose it is; `cold_start` for what variants share.
-        kind: What is done.
+        seed: Seed of the run.
+        variant: Variant of the stage; `cold_start` if variants share the output.
+        kind: Kind of the stage.
     """
 
     seed: int
@@ -76,94 +75,94 @@ class AblationStage:
 
 
 def plan_stages(seeds: Sequence[int], variants: Sequence[str]) -> list[AblationStage]:
-    """Everything, in an order in which the engines are started again at most once a seed."""
-    found: list[AblationStage] = []
+    """Return all stages in an order that restarts the engines at most once per seed."""
+    stages: list[AblationStage] = []
     for index, seed in enumerate(seeds):
-        found += [
-            AblationStage(seed, COLD_START, part)
-            for part in (StageKind.EXEMPLARS, StageKind.REFLECT, StageKind.REFLECTIONS)
+        stages += [
+            AblationStage(seed, COLD_START, kind)
+            for kind in (StageKind.EXEMPLARS, StageKind.REFLECT, StageKind.REFLECTIONS)
         ]
         if WITHOUT_RL in variants:
-            found.append(AblationStage(seed, WITHOUT_RL, StageKind.EVALUATE))
+            stages.append(AblationStage(seed, WITHOUT_RL, StageKind.EVALUATE))
         trained = [variant for variant in VARIANTS if variant in variants and variant != WITHOUT_RL]
-        # Engines that do not pay the tool reward go on with the next seed as they are.
+        # Engines without the tool reward are reused for the next seed.
         trained.sort(key=lambda variant: (variant == WITHOUT_TOOL_REWARD) != bool(index % 2))
         for variant in trained:
-            found += [AblationStage(seed, variant, part) for part in (StageKind.RL, StageKind.EVALUATE)]
-    return found
+            stages += [AblationStage(seed, variant, kind) for kind in (StageKind.RL, StageKind.EVALUATE)]
+    return stages
 
 
 @dataclass(frozen=True, slots=True)
 class AblationLayout:
-    """Where everything of an ablation lies.
+    """Files of an ablation.
 
     Attributes:
-        root: Its run directory.
-        base_model: The model that all variants begin with.
+        root: Run directory of the ablation.
+        base_model: Checkpoint that all variants start from.
     """
 
     root: Path
     base_model: Path
 
     def run_dir(self, seed: int, variant: str) -> Path:
-        """A run directory of its own for each seed and variant."""
+        """Run directory of one seed and variant."""
         return self.root / f"seed{seed}" / variant
 
     def evaluated_model(self, seed: int, variant: str) -> Path:
-        """The model that a variant is evaluated with."""
+        """Model that a variant is evaluated with."""
         if variant == WITHOUT_RL:
             return self.initial_model(seed, variant)
         return self.run_dir(seed, variant) / "models" / RL
 
     def initial_model(self, seed: int, variant: str) -> Path:
-        """The model that a variant's reinforcement learning starts from."""
+        """Model that RL of a variant starts from."""
         if variant == WITHOUT_COLD_START:
             return self.base_model
         return self.cold_start_model(
             seed, StageKind.EXEMPLARS if variant == WITHOUT_REFLECTION else StageKind.REFLECTIONS
         )
 
-    def cold_start_model(self, seed: int, part: StageKind) -> Path:
-        """A cold start's model."""
-        return self.run_dir(seed, COLD_START) / "models" / part
+    def cold_start_model(self, seed: int, kind: StageKind) -> Path:
+        """Model of a cold start."""
+        return self.run_dir(seed, COLD_START) / "models" / kind
 
     def policy_episodes(self, seed: int) -> Path:
-        """What the policy played after exemplars alone."""
-        return self.run_dir(seed, COLD_START) / "reflection" / "played.jsonl"
+        """Episodes of the policy that was trained on exemplars only."""
+        return self.run_dir(seed, COLD_START) / "reflection" / "policy_episodes.jsonl"
 
     def reflections(self, seed: int) -> Path:
-        """What came of its wrong episodes."""
+        """Corrected episodes."""
         return self.run_dir(seed, COLD_START) / "reflection" / "reflections.jsonl"
 
     def eval_results(self, seed: int, variant: str) -> Path:
-        """The answers to the test questions."""
+        """Log of the evaluation on the test questions."""
         return eval_log_path(self.run_dir(seed, variant), eval_stage_name(variant))
 
     def is_done(self, stage: AblationStage, questions: int) -> bool:
-        """Whether a stage's product is there; `questions` is how many there are to be answered."""
+        """Return whether the output of a stage exists. `questions` is the number of test questions."""
         if stage.kind is StageKind.EVALUATE:
             return count_answered(self.eval_results(stage.seed, stage.variant)) >= questions
-        product = {
+        output = {
             StageKind.RL: self.evaluated_model(stage.seed, stage.variant),
             StageKind.REFLECT: self.reflections(stage.seed),
         }.get(stage.kind, self.cold_start_model(stage.seed, stage.kind))
-        return product.exists()
+        return output.exists()
 
 
 def eval_stage_name(variant: str) -> str:
-    """Under which stage a variant's evaluation is kept: what its own report shows."""
+    """Return the stage name of a variant's evaluation, as in the variant's report."""
     return COLD_START if variant == WITHOUT_RL else RL
 
 
-def measure_stage_seconds(tree: AblationLayout, done: Iterable[AblationStage]) -> dict[StageKind, float]:
-    """Mean seconds of each part, over the stages that are done."""
-    found: defaultdict[StageKind, list[float]] = defaultdict(list)
+def measure_stage_seconds(layout: AblationLayout, done: Iterable[AblationStage]) -> dict[StageKind, float]:
+    """Return the mean duration of each stage kind over the stages that are done."""
+    durations: defaultdict[StageKind, list[float]] = defaultdict(list)
     for stage in done:
-        if seconds := stage_seconds(tree.run_dir(stage.seed, stage.variant)).get(stage.kind):
-            found[stage.kind].append(seconds)
-    return {part: fmean(seconds) for part, seconds in found.items()}
+        if seconds := stage_seconds(layout.run_dir(stage.seed, stage.variant)).get(stage.kind):
+            durations[stage.kind].append(seconds)
+    return {kind: fmean(seconds) for kind, seconds in durations.items()}
 
 
-def estimate_remaining_s(left: Iterable[AblationStage], measured: Mapping[StageKind, float]) -> float:
-    """Seconds that these stages will take, as far as one can tell."""
-    return sum(measured.get(stage.kind, DEFAULT_STAGE_SECONDS[stage.kind]) for stage in left)
+def estimate_remaining_s(stages: Iterable[AblationStage], measured: Mapping[StageKind, float]) -> float:
+    """Estimate the duration of `stages` from measured or default durations."""
+    return sum(measured.get(stage.kind, DEFAULT_STAGE_SECONDS[stage.kind]) for stage in stages)

@@ -1,8 +1,7 @@
-"""`vz-ray ablate`: the loop whole and without one of its parts at a time, several seeds; the paper's table.
+"""Ablation (`vz-ray ablate`): the full method and variants without one component, over several seeds.
 
-Every variant is trained and examined on the same videos, engines and questions, from cold starts
-of the same length; `ablation_plan` says in which order, and what is done already. What came out is
-written anew after each seed.
+All variants use the same videos, engines and questions, and cold starts of the same length. `ablation_plan`
+defines the order of the stages and which are done. The result files are rewritten after each seed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vz_ray.config.ablation import WITHOUT_TOOL_REWARD, AblationConfig
 from vz_ray.config.distill import FilterConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME
-from vz_ray.data.episode_record import EpisodeRecord, read_records, record_to_dict
+from vz_ray.data.episode_record import read_records, record_to_dict
 from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool
@@ -72,212 +71,220 @@ from vz_ray.utils.json_lines import to_json_line
 from vz_ray.video.local_source import LocalFrameSource
 
 REFLECTION_COUNTS_FILE = "counts.json"
-"""Beside the reflections: what they were made from, and why the rest are none."""
+"""File next to the reflections: input counts, and exclusions by reason."""
 
 
 def run_ablation(config: AblationConfig) -> None:
-    """Does what is left of an ablation, then writes and prints what it found.
+    """Run the remaining stages, then write and print the results.
 
     Raises:
-        StopRequested: A stop was asked for; the same command goes on.
+        StopRequested: The user stopped the run. The same command resumes it.
     """
-    check_scorers(config.reward, (), "the needle world")
-    with open_run(config) as at:
-        tree = AblationLayout(at.run_dir.path, Path(config.model))
-        make_needle_datasets(config, at)
+    check_scorers(config.reward, (), "the needle benchmark")
+    with open_run(config) as run:
+        layout = AblationLayout(run.run_dir.path, Path(config.model))
+        make_needle_datasets(config, run)
         questions = len(read_tasks(config.data.test))
-        todo = plan_stages(config.seeds, config.variants)
-        left = [stage for stage in todo if not tree.is_done(stage, questions)]
-        if left:
-            asyncio.run(_AblationRunner(config, at, tree, todo).run(left))
-        found = write_ablation_results(config, tree)
-    print_ablation(found)
-    print(f"figures: {at.run_dir.path / ABLATION_JSON}\npage: {at.run_dir.path / REPORT_FILE}")
+        stages = plan_stages(config.seeds, config.variants)
+        remaining = [stage for stage in stages if not layout.is_done(stage, questions)]
+        if remaining:
+            asyncio.run(_AblationRunner(config, run, layout, stages).run(remaining))
+        results = write_ablation_results(config, layout)
+    print_ablation(results)
+    print(f"figures: {run.run_dir.path / ABLATION_JSON}\npage: {run.run_dir.path / REPORT_FILE}")
 
 
-def make_needle_datasets(config: AblationConfig, at: RunContext) -> None:
-    """Makes the needle videos that are missing: those to be asked about, and the quickstart's."""
+def make_needle_datasets(config: AblationConfig, run: RunContext) -> None:
+    """Synthesize the missing needle videos of the test set and of the quickstart."""
     total = sum(config.test_synth.videos.values())
-    with at.time_stage("synth"), at.progress.stage("synth, questions", total) as stage:
+    with run.time_stage("synth"), run.progress.stage("synth, questions", total) as stage:
         synthesize(config.test_synth, stage.advance)
-    make_needle_dataset(config, at)
+    make_needle_dataset(config, run)
 
 
-def write_ablation_results(config: AblationConfig, tree: AblationLayout) -> Json:
-    """Figures of all that has been evaluated: `ablation.json`, `.csv`, `.md` and `.html`."""
-    results: dict[str, dict[int, Sequence[EvalResult]]] = {variant: {} for variant in config.variants}
+def write_ablation_results(config: AblationConfig, layout: AblationLayout) -> Json:
+    """Write the results of all finished evaluations as `ablation.json`, `.csv`, `.md` and `.html`."""
+    eval_results: dict[str, dict[int, Sequence[EvalResult]]] = {variant: {} for variant in config.variants}
     questions = len(read_tasks(config.data.test))
-    for variant, runs in results.items():
+    for variant, runs in eval_results.items():
         for seed in config.seeds:
-            path = tree.eval_results(seed, variant)
-            played = read_results(path) if path.exists() else []
-            if len(played) >= questions:
-                runs[seed] = played
-    found = build_ablation_results(results, config.eval)
-    counts = {seed: tree.reflections(seed).with_name(REFLECTION_COUNTS_FILE) for seed in config.seeds}
-    found["reflections"] = {
+            path = layout.eval_results(seed, variant)
+            seed_results = read_results(path) if path.exists() else []
+            if len(seed_results) >= questions:
+                runs[seed] = seed_results
+    results = build_ablation_results(eval_results, config.eval)
+    counts = {seed: layout.reflections(seed).with_name(REFLECTION_COUNTS_FILE) for seed in config.seeds}
+    results["reflections"] = {
         str(seed): json.loads(path.read_text()) for seed, path in counts.items() if path.exists()
     }
-    done = [stage for stage in plan_stages(config.seeds, config.variants) if tree.is_done(stage, questions)]
-    found["seconds"] = measure_stage_seconds(tree, done)
-    write_ablation_files(tree.root, found)
-    write_markdown(tree.root, found)
-    write_ablation_report(tree.root)
-    return found
+    done = [stage for stage in plan_stages(config.seeds, config.variants) if layout.is_done(stage, questions)]
+    results["seconds"] = measure_stage_seconds(layout, done)
+    write_ablation_files(layout.root, results)
+    write_markdown(layout.root, results)
+    write_ablation_report(layout.root)
+    return results
 
 
-def make_variant_config(config: AblationConfig, seed: int, variant: str, folder: Path) -> QuickstartConfig:
-    """The settings of a variant's own run: the ablation's, with its seed and what it does without."""
+def make_variant_config(config: AblationConfig, seed: int, variant: str, run_dir: Path) -> QuickstartConfig:
+    """Derive the config of one variant and seed from the config of the ablation."""
     shared = {field.name: getattr(config, field.name) for field in fields(QuickstartConfig)}
-    shared |= {"name": folder.name, "runs": str(folder.parent), "seed": seed}
+    shared |= {"name": run_dir.name, "runs": str(run_dir.parent), "seed": seed}
     if variant == WITHOUT_TOOL_REWARD:
         shared |= {"reward": replace(config.reward, tool=0.0)}
     return QuickstartConfig(**shared)
 
 
 class AblationEngines:
-    """The rollout workers of the moment; started again only for a stage that is paid otherwise.
+    """Current rollout workers. They restart only if an RL stage needs another tool reward.
 
-    Episodes are scored where they are played, and whether zooming is paid is a setting of the
-    workers. Evaluations, and the episodes that are reflected on, look at right and wrong alone.
+    Workers score their episodes, so the tool reward is part of their config. Evaluation and reflection use
+    the accuracy only and accept any workers.
     """
 
-    def __init__(self, at: RunContext, frames: DecodePool) -> None:
-        self._at, self._frames = at, frames
-        self._stack, self._tool = AsyncExitStack(), 0.0
-        self._fleet: RolloutScheduler | None = None
+    def __init__(self, run: RunContext, frames: DecodePool) -> None:
+        self._run, self._frames = run, frames
+        self._stack, self._tool_reward = AsyncExitStack(), 0.0
+        self._scheduler: RolloutScheduler | None = None
 
     async def get_scheduler(self, stage: AblationStage, config: QuickstartConfig) -> RolloutScheduler:
-        """A fleet that scores as `stage` needs it."""
-        if self._fleet is None or (stage.kind is StageKind.RL and self._tool != config.reward.tool):
+        """Return a scheduler with the tool reward of `stage`."""
+        needs_restart = stage.kind is StageKind.RL and self._tool_reward != config.reward.tool
+        if self._scheduler is None or needs_restart:
             await self.close()
-            self._tool = config.reward.tool
-            with self._at.time_stage("start engine"), self._at.progress.stage("start engine", 1) as bar:
-                self._fleet = await start_rollout(config, self._at, self._frames, self._stack)
+            self._tool_reward = config.reward.tool
+            with self._run.time_stage("start engine"), self._run.progress.stage("start engine", 1) as bar:
+                self._scheduler = await start_rollout(config, self._run, self._frames, self._stack)
                 bar.advance()
-        return self._fleet
+        return self._scheduler
 
     async def close(self) -> None:
-        self._fleet = None
+        self._scheduler = None
         await self._stack.aclose()
 
 
 @dataclass
 class _AblationRunner:
-    """The stages of an ablation, one after another."""
+    """Runs the stages of an ablation in order."""
 
     config: AblationConfig
     run_context: RunContext
     layout: AblationLayout
     stages: Sequence[AblationStage]
 
-    async def run(self, left: Sequence[AblationStage]) -> None:
-        """Does the stages that are `left` of all."""
+    async def run(self, remaining: Sequence[AblationStage]) -> None:
+        """Run the remaining stages."""
         async with AsyncExitStack() as stack:
             with self.run_context.time_stage("start Ray"):
                 await stack.enter_async_context(runtime.checked_ray_cluster(self.config))
                 frames = await stack.enter_async_context(runtime.decode_pool(self.config))
             engines = AblationEngines(self.run_context, frames)
             stack.push_async_callback(engines.close)
-            for number, stage in enumerate(left):
+            for number, stage in enumerate(remaining):
                 self.run_context.interrupt.raise_if_requested()
                 self.run_context.progress.clear_stages()
-                self._announce(stage, left[number:])
-                await self._do(stage, frames, engines)
-                if all(later.seed != stage.seed for later in left[number + 1 :]):
+                self._print_stage(stage, remaining[number:])
+                await self._run_stage(stage, frames, engines)
+                if all(later.seed != stage.seed for later in remaining[number + 1 :]):
                     write_ablation_results(self.config, self.layout)
                     self.run_context.progress.print_line(
                         f"seed {stage.seed} is done: {self.layout.root / ABLATION_MARKDOWN}"
                     )
 
-    def _announce(self, stage: AblationStage, left: Sequence[AblationStage]) -> None:
-        behind = [one for one in self.stages if one not in left]
-        seconds = estimate_remaining_s(left, measure_stage_seconds(self.layout, behind))
-        count = f"{len(behind) + 1} of {len(self.stages)}"
+    def _print_stage(self, stage: AblationStage, remaining: Sequence[AblationStage]) -> None:
+        done = [other for other in self.stages if other not in remaining]
+        seconds = estimate_remaining_s(remaining, measure_stage_seconds(self.layout, done))
+        count = f"{len(done) + 1} of {len(self.stages)}"
         self.run_context.progress.print_line(
-            f"[{count}] {stage}; about {format_duration(seconds)} left in all"
+            f"[{count}] {stage}; about {format_duration(seconds)} left in total"
         )
 
-    async def _do(self, stage: AblationStage, frames: DecodePool, engines: AblationEngines) -> None:
-        tree, seed, variant = self.layout, stage.seed, stage.variant
-        folder = tree.run_dir(seed, variant)
-        config = make_variant_config(self.config, seed, variant, folder)
-        run, _ = RunDir.create_or_resume(folder, to_yaml(config), MUTABLE_ON_RESUME)
-        run.update_config(to_yaml(config))
-        at = replace(self.run_context, run_dir=run, run_identity=runtime.run_identity(config))
+    async def _run_stage(self, stage: AblationStage, frames: DecodePool, engines: AblationEngines) -> None:
+        layout, seed, variant = self.layout, stage.seed, stage.variant
+        path = layout.run_dir(seed, variant)
+        config = make_variant_config(self.config, seed, variant, path)
+        run_dir, _ = RunDir.create_or_resume(path, to_yaml(config), MUTABLE_ON_RESUME)
+        run_dir.update_config(to_yaml(config))
+        run = replace(self.run_context, run_dir=run_dir, run_identity=runtime.run_identity(config))
         if stage.kind in (StageKind.EXEMPLARS, StageKind.REFLECTIONS):
-            await self._cold_start(config, stage, at, frames)
+            await self._train_cold_start(config, stage, run, frames)
             return
-        fleet = await engines.get_scheduler(stage, config)
+        scheduler = await engines.get_scheduler(stage, config)
         if stage.kind is StageKind.REFLECT:
-            await self._reflect(config, stage, at, frames, fleet)
+            await self._make_reflections(config, stage, run, frames, scheduler)
         elif stage.kind is StageKind.RL:
-            await run_rl_stage(config, at, tree.initial_model(seed, variant), frames, fleet, RL)
+            await run_rl_stage(config, run, layout.initial_model(seed, variant), frames, scheduler, RL)
         else:
-            await CheckpointEvaluator(config, at, fleet).evaluate_agent(
-                eval_stage_name(variant), tree.evaluated_model(seed, variant)
+            await CheckpointEvaluator(config, run, scheduler).evaluate_agent(
+                eval_stage_name(variant), layout.evaluated_model(seed, variant)
             )
 
-    async def _cold_start(
-        self, config: QuickstartConfig, stage: AblationStage, at: RunContext, frames: DecodePool
+    async def _train_cold_start(
+        self, config: QuickstartConfig, stage: AblationStage, run: RunContext, frames: DecodePool
     ) -> None:
-        """The base taught by exemplars, and by reflections if this is that part; equally many steps."""
-        with at.time_stage(stage.kind):
-            lessons = await collect_cold_start_exemplars(config, frames)
+        """Train the base model on exemplars, plus reflections if the stage requires them."""
+        with run.time_stage(stage.kind):
+            trajectories = await collect_cold_start_exemplars(config, frames)
             if stage.kind is StageKind.REFLECTIONS:
-                lessons += map(to_training_trajectory, read_records(self.layout.reflections(stage.seed)))
+                trajectories += map(to_training_trajectory, read_records(self.layout.reflections(stage.seed)))
             base = Path(config.model)
-            await train_sft_model(config, at, frames, stage.kind, base, lessons, config.cold_start)
+            await train_sft_model(config, run, frames, stage.kind, base, trajectories, config.cold_start)
 
-    async def _reflect(
+    async def _make_reflections(
         self,
         config: QuickstartConfig,
         stage: AblationStage,
-        at: RunContext,
+        run: RunContext,
         frames: DecodePool,
-        fleet: RolloutScheduler,
+        scheduler: RolloutScheduler,
     ) -> None:
-        """The policy that exemplars alone have made plays the cold start's tasks, and is corrected."""
-        sizes, product = self.config.reflection, self.layout.reflections(stage.seed)
-        with at.time_stage(stage.kind):
-            log = await self._play(config, stage, at, fleet)
-            wire, rules = load_chat_format(config.model, config.episode), config.episode
+        """Run the policy that was trained on exemplars only, and correct its wrong episodes."""
+        reflection, episode = self.config.reflection, config.episode
+        with run.time_stage(stage.kind):
+            log = await self._run_policy(config, stage, run, scheduler)
+            chat_format = load_chat_format(config.model, episode)
             jobs, counts = load_reflection_jobs(
-                [log.path], wire.name, max_rounds=rules.max_rounds, max_per_task=sizes.max_per_task
+                [log.path],
+                chat_format.name,
+                max_rounds=episode.max_rounds,
+                max_per_task=reflection.max_per_task,
             )
-            # Questions were played to their ends in any order.
+            # The log is in order of completion.
             jobs.sort(key=lambda job: job.key)
-            ranker = await runtime.load_image_text_ranker(rules.selector, frames)
+            ranker = await runtime.load_image_text_ranker(episode.selector, frames)
             with LocalFrameSource(decoder=config.clips.decoder) as local:
-                expert = correction_oracle_factory(wire)
-                corrected = await collect_reflections(jobs, local, wire, rules, config.reward, expert, ranker)
-        kept, dropped = filter_faults(corrected, FilterConfig(), rules.max_zoom_frames)
-        learned = sample_reflections(kept, sizes.max_reflections, config.seed)
-        counts.update(f"corrected: {one.reason}" for one in dropped)
-        counts.update({"corrected and kept": len(kept), "learned from": len(learned)})
-        if not learned:
-            at.progress.print_line("  no wrong zoom could be corrected: the cold start has exemplars alone")
-        write_atomic(product.with_name(REFLECTION_COUNTS_FILE), (json.dumps(counts) + "\n").encode())
-        write_atomic(product, "".join(_line(record) for record in learned).encode())
+                make_policy = correction_oracle_factory(chat_format)
+                corrected = await collect_reflections(
+                    jobs, local, chat_format, episode, config.reward, make_policy, ranker
+                )
+        kept, dropped = filter_faults(corrected, FilterConfig(), episode.max_zoom_frames)
+        sampled = sample_reflections(kept, reflection.max_reflections, config.seed)
+        counts.update(f"corrected: {drop.reason}" for drop in dropped)
+        counts.update({"corrected and kept": len(kept), "sampled": len(sampled)})
+        if not sampled:
+            run.progress.print_line("  no wrong zoom could be corrected: the cold start uses exemplars only")
+        path = self.layout.reflections(stage.seed)
+        write_atomic(path.with_name(REFLECTION_COUNTS_FILE), (json.dumps(counts) + "\n").encode())
+        lines = (to_json_line(record_to_dict(record)) for record in sampled)
+        write_atomic(path, "".join(lines).encode())
 
-    async def _play(
-        self, config: QuickstartConfig, stage: AblationStage, at: RunContext, fleet: RolloutScheduler
+    async def _run_policy(
+        self, config: QuickstartConfig, stage: AblationStage, run: RunContext, scheduler: RolloutScheduler
     ) -> EvalLog:
-        """What the policy plays on the cold start's tasks, several times each."""
-        sizes, model = self.config.reflection, self.layout.cold_start_model(stage.seed, StageKind.EXEMPLARS)
+        """Sample several episodes of the policy for each SFT task."""
+        reflection, model = (
+            self.config.reflection,
+            self.layout.cold_start_model(stage.seed, StageKind.EXEMPLARS),
+        )
         tasks = read_tasks(config.data.sft)
-        identity = {"model": str(model), "tasks": config.data.sft, "temperature": sizes.temperature}
+        identity = {"model": str(model), "tasks": config.data.sft, "temperature": reflection.temperature}
         log = EvalLog(self.layout.policy_episodes(stage.seed), identity)
-        sampling = SamplingParams(sizes.temperature, 1.0, config.episode.max_turn_tokens, config.seed)
-        with at.progress.stage(stage.kind, len(tasks)) as bar:
-            await load_weights(model, config, fleet)
-            playing = evaluate(
-                fleet, tasks, log, config.episode, stage=COLD_START,
-                samples_per_task=sizes.samples_per_task, sampling_params=sampling, on_progress=bar.advance,
+        sampling = SamplingParams(reflection.temperature, 1.0, config.episode.max_turn_tokens, config.seed)
+        with run.progress.stage(stage.kind, len(tasks)) as bar:
+            await load_weights(model, config, scheduler)
+            evaluation = evaluate(
+                scheduler, tasks, log, config.episode, stage=COLD_START,
+                samples_per_task=reflection.samples_per_task, sampling_params=sampling,
+                on_progress=bar.advance,
             )  # fmt: skip
-            await at.interrupt.run_interruptible(playing)
+            await run.interrupt.run_interruptible(evaluation)
         return log
-
-
-def _line(record: EpisodeRecord) -> str:
-    return to_json_line(record_to_dict(record))

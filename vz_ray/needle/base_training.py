@@ -1,7 +1,7 @@
-"""Trains the tiny model's base, which can name and answer but has never seen a zoom.
+"""Training of the tiny base model, which can describe frames and answer, but has never seen a zoom.
 
-Plain supervised training on lessons that grow longer: names, then albums of two
-frames up to an overview's sixteen, then needle videos in up to `longest` frames.
+Supervised training with a curriculum: naming, then albums of 2 to 16 frames, then needle videos of up to
+`max_frames` frames.
 """
 
 from __future__ import annotations
@@ -40,22 +40,21 @@ if TYPE_CHECKING:
     from vz_ray.learner.policy_model import PolicyModel
 
 LOG_INTERVAL_STEPS, SAVE_INTERVAL_STEPS = 20, 250
-"""Steps."""
 TRAINING_STATE_FILE = "training.pt"
-"""What an interrupted training goes on from, in the directory that it trains."""
+"""Resume checkpoint in the model directory."""
 DEFAULT_PROMPT = "conf/prompt/tiny-answer.yaml"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseTrainingConfig:
-    """How the base is trained.
+    """Hyperparameters of the base training.
 
     Attributes:
         steps: Optimizer steps.
-        batch_tokens: Tokens in a step, about.
-        learning_rate: Peak of the cosine, for the matrices of the layers.
-        max_frames: Most frames in a lesson.
-        seed: Makes weights and lessons.
+        batch_tokens: Approximate tokens per step.
+        learning_rate: Peak learning rate of the layers' matrices.
+        max_frames: Maximum frames of a lesson.
+        seed: Seed of weights and lessons.
     """
 
     steps: int = 3600
@@ -65,55 +64,56 @@ class BaseTrainingConfig:
     seed: int = 0
 
     def lr_factor(self, step: int) -> float:
-        """Share of the rate at `step`: warm-up over 100 steps, constant, cosine over the last third."""
-        late = max(0.0, 3 * step / self.steps - 2)
-        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * late)) / 2)
+        """Return the learning rate factor: warm-up over 100 steps, constant, cosine decay."""
+        decay = max(0.0, 3 * step / self.steps - 2)
+        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * decay)) / 2)
 
     def lesson_kind(self, step: int) -> tuple[str, int]:
-        """Kind of the lessons of `step`, and the most frames of one."""
-        done = step / self.steps
-        if done < 0.06 or step % 8 == 0:
+        """Return the kind and the maximum frames of the lessons at `step`."""
+        progress = step / self.steps
+        if progress < 0.06 or step % 8 == 0:
             return "naming", MAX_NAMING_FRAMES
-        if done < 0.62:
-            most = next(n for until, n in ((0.08, 2), (0.25, 4), (0.35, 8), (1.0, 16)) if done < until)
-            # Short ones stay in the mix: what is learned there first carries over.
-            return "album", min(most, 4) if step % 4 == 1 else most
-        most = (16, 16, 32, 64, 8, 16, 128)[step % 7]
-        return ("album" if step % 7 == 1 else "world"), min(most, self.max_frames)
+        if progress < 0.62:
+            schedule = ((0.08, 2), (0.25, 4), (0.35, 8), (1.0, 16))
+            frames = next(n for until, n in schedule if progress < until)
+            # Short albums stay in the mix: their skills transfer to long ones.
+            return "album", min(frames, 4) if step % 4 == 1 else frames
+        frames = (16, 16, 32, 64, 8, 16, 128)[step % 7]
+        return ("album" if step % 7 == 1 else "needle"), min(frames, self.max_frames)
 
     def make_lessons(self, step: int) -> list[Lesson]:
-        """As many lessons as fit a step; a pure function of seed and step."""
-        kind, most = self.lesson_kind(step)
+        """Return the lessons of a step, a pure function of seed and step."""
+        kind, max_frames = self.lesson_kind(step)
         rng = random.Random(f"{self.seed}/{step}")
         if kind == "naming":
             return [make_naming_lesson(rng) for _ in range(self.batch_tokens // 60)]
         make = make_album_lesson if kind == "album" else make_needle_lesson
-        return [make(rng, most) for _ in range(max(4, self.batch_tokens // (220 + 6 * most)))]
+        return [make(rng, max_frames) for _ in range(max(4, self.batch_tokens // (220 + 6 * max_frames)))]
 
 
 def make_tokenizer_corpus(seed: int = 0) -> list[str]:
-    """Samples of everything that is ever said in the needle world, for the tokenizer."""
+    """Return samples of all texts of the needle benchmark, for the tokenizer."""
     rng = random.Random(seed)
     lessons = [make(rng, NUM_SHOTS) for make in (make_album_lesson, make_needle_lesson) for _ in range(40)]
     lessons += [make_naming_lesson(rng) for _ in range(20)]
-    said = [text for lesson in lessons for pair in lesson.questions for text in pair]
-    said += [
+    texts = [text for lesson in lessons for pair in lesson.questions for text in pair]
+    texts += [
         format_zoom_turn("red border, nothing; @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)
     ]
-    said += [
+    texts += [
         "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
         "<tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",
         "night @12.00. segment [12, 24] at fps 1 has more than 8 frames; fps up to 0.5 would fit",
         "segment is reversed; start must come before end. segment is outside the video of 64.00 seconds",
         "no zoom is left; answer from what you have seen. the call is not valid JSON; expected",
     ]
-    return said
+    return texts
 
 
 def build_base_model(
     directory: Path, training: BaseTrainingConfig, *, threads: int, prompt: str = DEFAULT_PROMPT
 ) -> None:
-    """Builds the tiny model and trains its base, with progress on the terminal; goes on where it was stopped.
+    """Build and train the tiny base model with a progress display; resume an interrupted training.
 
     Raises:
         UserError: `directory` exists.
@@ -124,35 +124,34 @@ def build_base_model(
     if directory.exists():
         raise UserError(f"{directory} exists; choose another directory or delete it")
     torch.set_num_threads(threads)
-    work = directory.with_name(f".{directory.name}.partial")
-    if not (work / TRAINING_STATE_FILE).exists():
-        shutil.rmtree(work, ignore_errors=True)
-        build_tiny_model(work, make_tokenizer_corpus(), seed=training.seed)
-    wire = ChatFormat(AutoTokenizer.from_pretrained(work), PromptTemplate.load(prompt))
+    work_dir = directory.with_name(f".{directory.name}.partial")
+    if not (work_dir / TRAINING_STATE_FILE).exists():
+        shutil.rmtree(work_dir, ignore_errors=True)
+        build_tiny_model(work_dir, make_tokenizer_corpus(), seed=training.seed)
+    chat_format = ChatFormat(AutoTokenizer.from_pretrained(work_dir), PromptTemplate.load(prompt))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
         def log(step: int, values: Mapping[str, float]) -> None:
             stage.advance(step - stage.done)
             progress.show_metrics(values)
 
-        train_base_model(work, wire, training, log)
-    work.rename(directory)
+        train_base_model(work_dir, chat_format, training, log)
+    work_dir.rename(directory)
 
 
 def train_base_model(
     directory: Path,
-    wire: ChatFormat,
+    chat_format: ChatFormat,
     training: BaseTrainingConfig,
     log: Callable[[int, Mapping[str, float]], None],
 ) -> None:
-    """Trains the checkpoint in `directory` in place.
+    """Train the checkpoint in `directory` in place.
 
     Args:
-        directory: A tiny checkpoint, as `build_tiny` writes it.
-        wire: Wording and tokenizer.
-        training: Steps and rates.
-        log: Called every `LOG_INTERVAL_STEPS` steps with the loss and the share of lessons
-            repeated token for token, by most frames.
+        directory: Checkpoint from `build_tiny_model`. chat_format: Prompt template and tokenizer. training:
+        Hyperparameters. log: Callback every `LOG_INTERVAL_STEPS` steps with the loss and the share of exactly
+        reproduced lessons,
+            by kind and maximum frames.
     """
     import torch
 
@@ -161,51 +160,52 @@ def train_base_model(
 
     policy = PolicyModel.from_pretrained(directory)
     spec = ImageSpec.from_pretrained(directory)
-    optimizers = _optimizers(policy, training.learning_rate)
-    first = _resume(policy, optimizers, directory / TRAINING_STATE_FILE)
-    seen: dict[str, list[float]] = defaultdict(list)
-    began = time.monotonic()
-    for step in range(first, training.steps):
-        loss, exact = _learn(policy, training.make_lessons(step), wire, spec)
+    optimizers = _build_optimizers(policy, training.learning_rate)
+    first_step = _resume(policy, optimizers, directory / TRAINING_STATE_FILE)
+    metrics: dict[str, list[float]] = defaultdict(list)
+    start_s = time.monotonic()
+    for step in range(first_step, training.steps):
+        loss, exact = _accumulate_gradients(policy, training.make_lessons(step), chat_format, spec)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = training.lr_factor(step) * group["peak"]
             optimizer.step()
             optimizer.zero_grad()
-        kind, most = training.lesson_kind(step)
-        seen[f"loss/{kind} {most}"].append(loss)
-        seen[f"exact/{kind} {most}"].append(exact)
+        kind, max_frames = training.lesson_kind(step)
+        metrics[f"loss/{kind} {max_frames}"].append(loss)
+        metrics[f"exact/{kind} {max_frames}"].append(exact)
         if step % LOG_INTERVAL_STEPS == LOG_INTERVAL_STEPS - 1:
-            log(step + 1, _means(seen) | {"seconds": time.monotonic() - began})
-            seen.clear()
+            log(step + 1, _means(metrics) | {"seconds": time.monotonic() - start_s})
+            metrics.clear()
         if step % SAVE_INTERVAL_STEPS == SAVE_INTERVAL_STEPS - 1:
             _save(policy, optimizers, step + 1, directory)
     policy.hf.save_pretrained(directory)
     (directory / TRAINING_STATE_FILE).unlink(missing_ok=True)
 
 
-def _optimizers(policy: PolicyModel, rate: float) -> list[Optimizer]:
-    """Muon for the layers' matrices, AdamW for the rest; each group knows its `peak` rate.
+def _build_optimizers(policy: PolicyModel, learning_rate: float) -> list[Optimizer]:
+    """Return Muon for the layers' matrices and AdamW for the other parameters; each group stores its `peak`
+    rate.
 
-    The projection from frames to words keeps the scale it was made with: it would grow,
-    and drown the traces of other tokens that frames and times must carry.
+    The projection from frames to text embeddings is frozen. Its scale would grow and dominate the information
+    from other tokens that the frame tokens must carry.
     """
     import torch
 
     layers: list[Parameter] = []
     vision: list[Parameter] = []
-    rest: list[Parameter] = []
+    other: list[Parameter] = []
     for parameter in policy.hf.model.visual.merger.mlp[-1].parameters():
         parameter.requires_grad_(False)
     for name, parameter in policy.named_parameters():
         if not parameter.requires_grad:
             continue
-        matrix = parameter.ndim == 2 and ".layers." in name
-        (vision if "visual" in name else layers if matrix else rest).append(parameter)
-    muon = torch.optim.Muon(layers, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        is_matrix = parameter.ndim == 2 and ".layers." in name
+        (vision if "visual" in name else layers if is_matrix else other).append(parameter)
+    muon = torch.optim.Muon(layers, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(
-        [{"params": vision, "lr": rate / 2}, {"params": rest, "lr": rate * 4 / 3}],
+        [{"params": vision, "lr": learning_rate / 2}, {"params": other, "lr": learning_rate * 4 / 3}],
         betas=(0.9, 0.98),
         weight_decay=0.01,
     )
@@ -215,8 +215,8 @@ def _optimizers(policy: PolicyModel, rate: float) -> list[Optimizer]:
     return [muon, adam]
 
 
-def _means(seen: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
+def _means(metrics: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in sorted(metrics.items())}
 
 
 def _save(policy: PolicyModel, optimizers: list[Optimizer], step: int, directory: Path) -> None:
@@ -230,7 +230,7 @@ def _save(policy: PolicyModel, optimizers: list[Optimizer], step: int, directory
 
 
 def _resume(policy: PolicyModel, optimizers: list[Optimizer], state: Path) -> int:
-    """Loads what `_save` wrote, if there is anything; returns the step to go on with."""
+    """Load the resume checkpoint, if any; return the next step."""
     import torch
 
     if not state.exists():
@@ -242,8 +242,10 @@ def _resume(policy: PolicyModel, optimizers: list[Optimizer], state: Path) -> in
     return int(content["step"])
 
 
-def _learn(policy: PolicyModel, lessons: list[Lesson], wire: ChatFormat, spec: object) -> tuple[float, float]:
-    """Adds one step's gradients; returns the loss per token and the share of lessons known by heart."""
+def _accumulate_gradients(
+    policy: PolicyModel, lessons: list[Lesson], chat_format: ChatFormat, spec: object
+) -> tuple[float, float]:
+    """Accumulate the gradients of one step; return the loss per token and the share of reproduced lessons."""
     import torch
 
     from vz_ray.learner.batch import collate, in_memory_pixels
@@ -252,18 +254,18 @@ def _learn(policy: PolicyModel, lessons: list[Lesson], wire: ChatFormat, spec: o
     from vz_ray.learner.packing import plan_micro_batches
 
     assert isinstance(spec, ImageSpec)
-    played, pixels = [], {}
+    examples, pixels = [], {}
     for number, lesson in enumerate(lessons):
-        one, frames = lesson_to_trajectory(lesson, wire, number)
-        played.append(encode_trajectory(one, policy.tokens, spec.merge_size))
+        trajectory, frames = lesson_to_trajectory(lesson, chat_format, number)
+        examples.append(encode_trajectory(trajectory, policy.tokens, spec.merge_size))
         pixels.update(frames)
-    total = sum(len(example.sampled_positions) for example in played)
+    total = sum(len(example.sampled_positions) for example in examples)
     loss, exact = 0.0, 0
-    for trees in plan_micro_batches(played, 8192, 1)[0]:
-        batch = collate(trees, played, in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))
+    for trees in plan_micro_batches(examples, 8192, 1)[0]:
+        batch = collate(trees, examples, in_memory_pixels(pixels), policy.tokens, spec, torch.device("cpu"))
         logprobs, _ = policy(batch)
-        part = -(logprobs * batch.mask).sum() / total
-        part.backward()
-        loss += part.item()
+        batch_loss = -(logprobs * batch.mask).sum() / total
+        batch_loss.backward()
+        loss += batch_loss.item()
         exact += int(((logprobs > math.log(0.5)) | (batch.mask == 0)).all(dim=1).sum())
     return loss, exact / len(lessons)

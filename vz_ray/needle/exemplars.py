@@ -1,4 +1,4 @@
-"""Trajectories to imitate: tasks played by someone who knows, through the ordinary episode runner."""
+"""Exemplars: episodes of scripted policies, through the normal episode runner."""
 
 from __future__ import annotations
 
@@ -16,46 +16,60 @@ from vz_ray.needle.oracle import UniformOracle, ZoomOracle
 from vz_ray.utils.errors import UserError
 
 MAX_CONCURRENT_EPISODES = 8
-"""Episodes played side by side."""
 
 
 async def collect_exemplars(
     tasks: Sequence[Task],
     frames: FrameSource,
-    wire: ChatFormat,
+    chat_format: ChatFormat,
     config: EpisodeConfig,
     make_policy: Callable[[Task], Policy],
     ranker: FrameRanker | None = None,
 ) -> list[Trajectory]:
-    """Each task played once by its expert, in order; `ranker` is for the frame selector `query`.
+    """Run one episode per task and return the trajectories in order.
+
+    Args:
+        tasks: Tasks with ground truth.
+        frames: Source of the frames.
+        chat_format: Encodes the episodes.
+        config: Limits of an episode.
+        make_policy: Creates the scripted policy of a task.
+        ranker: Ranker for the frame selector `query`.
 
     Raises:
-        UserError: An episode did not end in an answer: the video or the expert is at fault.
+        UserError: An episode ended without an answer, because of the video or the policy.
     """
-    room = asyncio.Semaphore(MAX_CONCURRENT_EPISODES)
+    slots = asyncio.Semaphore(MAX_CONCURRENT_EPISODES)
 
-    async def one(task: Task) -> Trajectory:
-        async with room:
-            id = EpisodeId(0, task.task_id, 0)
-            policy, greedy = make_policy(task), SamplingParams()
-            played = await run_episode(
-                task, policy, frames, wire, config, episode_id=id, sampling_params=greedy, ranker=ranker
+    async def run_task(task: Task) -> Trajectory:
+        async with slots:
+            trajectory = await run_episode(
+                task,
+                make_policy(task),
+                frames,
+                chat_format,
+                config,
+                episode_id=EpisodeId(0, task.task_id, 0),
+                sampling_params=SamplingParams(),
+                ranker=ranker,
             )
-        if played.status is not EpisodeStatus.ANSWERED:
-            why = played.error or str(played.status)
-            raise UserError(f"exemplar of task {task.task_id} on {task.video}: {why}")
-        return played
+        if trajectory.status is not EpisodeStatus.ANSWERED:
+            reason = trajectory.error or str(trajectory.status)
+            raise UserError(f"exemplar of task {task.task_id} on {task.video}: {reason}")
+        return trajectory
 
-    return list(await asyncio.gather(*(one(task) for task in tasks)))
+    return list(await asyncio.gather(*(run_task(task) for task in tasks)))
 
 
 def zoom_oracle_factory(
-    wire: ChatFormat, half_rate_share: float = 0.0, seed: int = 0
+    chat_format: ChatFormat, sparse_zoom_share: float = 0.0, seed: int = 0
 ) -> Callable[[Task], Policy]:
-    """Experts that zoom along the truth; `sparse_zoom_share` of their zooms are tried at half the right rate."""
-    return lambda task: ZoomOracle(task, wire, SLOTS_PER_SHOT, half_rate_share=half_rate_share, seed=seed)
+    """Return a factory of `ZoomOracle`. See there for `sparse_zoom_share`."""
+    return lambda task: ZoomOracle(
+        task, chat_format, SLOTS_PER_SHOT, sparse_zoom_share=sparse_zoom_share, seed=seed
+    )
 
 
-def uniform_oracle_factory(wire: ChatFormat) -> Callable[[Task], Policy]:
-    """Experts that answer at once, saying what the frames they were given show."""
-    return lambda task: UniformOracle(task, wire)
+def uniform_oracle_factory(chat_format: ChatFormat) -> Callable[[Task], Policy]:
+    """Return a factory of `UniformOracle`."""
+    return lambda task: UniformOracle(task, chat_format)

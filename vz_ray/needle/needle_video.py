@@ -1,4 +1,4 @@
-"""What happens in a needle video, and the questions about it. Pure: no pixels."""
+"""Timeline of a needle video and its questions, without pixels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 NUM_SHOTS = 16
-"""Shots in a video, and frames in the overview that shows one frame of each."""
+"""Shots of a video, and frames of the overview."""
 SLOTS_PER_SHOT = 8
-"""Slots in a shot: a flash fills one slot, a zoom of eight frames sees each once."""
+"""Slots of a shot. A flash fills one slot; a zoom with eight frames shows each slot once."""
 
 SYMBOLS = ("disc", "cross", "square", "triangle", "ring", "diamond")
 BORDERS = ("red", "white", "blue", "yellow")
@@ -18,21 +18,21 @@ OPTIONS = " ".join(f"{letter}. {symbol}" for letter, symbol in zip(LETTERS, SYMB
 
 
 class QuestionKind(StrEnum):
-    """What it takes to answer."""
+    """Kind of a needle question."""
 
     IDENTIFY = "identify"
     """Which symbol flashes in the one shot with the border."""
     COUNT = "count"
     """How many times a symbol flashes in the one shot with the border."""
     DECOY = "decoy"
-    """Two shots have the border and nothing flashes in one of them."""
+    """Two shots have the border; one of them has no flash."""
     DEEP = "deep"
-    """The border is shown for only an eighth of a night scene: two zooms."""
+    """The border is visible for an eighth of a night scene: two zooms."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisibleSpan:
-    """Something visible from `start_s` to `end_s` (exclusive), seconds of video time."""
+    """Object that is visible from `start_s` to `end_s` (exclusive), seconds of video time."""
 
     start_s: float
     end_s: float
@@ -44,17 +44,17 @@ class VisibleSpan:
 
 @dataclass(frozen=True, slots=True)
 class NeedleQuestion:
-    """A question and its truth.
+    """Question and ground truth. Spans are `(start_s, end_s)`.
 
     Attributes:
-        kind: What it takes to answer.
-        border: Colour of the border it asks about.
-        text: As the model reads it, options included.
-        answer: A letter or a number.
-        symbol: The symbol that flashes.
-        events: When the flashes are visible; all must be seen for a count.
-        zoom_path: Segments an oracle zooms into, in order, wrong turns included.
-        border_spans: Where the border it asks about is shown, in order.
+        kind: Kind of the question.
+        border: Color of the border.
+        text: Text for the model, including options.
+        answer: Letter or number.
+        symbol: Symbol of the flashes.
+        evidence_spans: Spans of the flashes. A count requires all of them.
+        zoom_path: Segments that the oracle zooms into, in order, including detours.
+        border_spans: Spans of the border, in order.
     """
 
     kind: QuestionKind
@@ -62,22 +62,22 @@ class NeedleQuestion:
     text: str
     answer: str
     symbol: str
-    events: tuple[tuple[float, float], ...]
+    evidence_spans: tuple[tuple[float, float], ...]
     zoom_path: tuple[tuple[float, float], ...]
     border_spans: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NeedleVideo:
-    """One video's timeline.
+    """Timeline of one video.
 
     Attributes:
-        seed: Makes the backgrounds.
-        duration_s: Length, seconds.
-        borders: When borders are shown, and their colours.
-        flashes: When symbols are shown, and which.
-        nights: When it is night.
-        questions: One per border colour.
+        seed: Seed of the backgrounds.
+        duration_s: Duration, seconds.
+        borders: Spans of the borders, named by color.
+        flashes: Spans of the flashes, named by symbol.
+        nights: Spans of the night scenes.
+        questions: At most one question per border color.
     """
 
     seed: int
@@ -93,77 +93,86 @@ class NeedleVideo:
 
 
 def format_question(kind: QuestionKind, border: str) -> str:
-    """The question of `kind` about the border of that colour, options included."""
+    """Format the question of `kind` about a border, including options."""
     if kind is QuestionKind.COUNT:
         return f"How many times does something flash while the {border} border is shown?"
     scene = "In the night scene, what" if kind is QuestionKind.DEEP else "What"
     return f"{scene} flashes while the {border} border is shown? {OPTIONS}"
 
 
-def _slots(rng: random.Random, count: int) -> list[int]:
-    """`count` slots of a shot, no two adjacent, so that flashes stay apart."""
-    free = rng.sample(range(SLOTS_PER_SHOT - count + 1), count)
-    return [slot + i for i, slot in enumerate(sorted(free))]
+def _sample_slots(rng: random.Random, count: int) -> list[int]:
+    """Sample `count` slots of a shot, no two of them adjacent."""
+    slots = rng.sample(range(SLOTS_PER_SHOT - count + 1), count)
+    return [slot + i for i, slot in enumerate(sorted(slots))]
 
 
 class _TimelineBuilder:
-    """Places one question after another into free shots."""
+    """Builder that places each question into free shots."""
 
     def __init__(self, rng: random.Random, duration_s: float) -> None:
         self.rng, self.shot_s = rng, duration_s / NUM_SHOTS
-        self.free = rng.sample(range(NUM_SHOTS), NUM_SHOTS)
+        self.free_shots = rng.sample(range(NUM_SHOTS), NUM_SHOTS)
         self.borders: list[VisibleSpan] = []
         self.flashes: list[VisibleSpan] = []
         self.nights: list[VisibleSpan] = []
         self.questions: list[NeedleQuestion] = []
 
-    def _shot(self) -> tuple[float, float]:
-        start = self.free.pop() * self.shot_s
+    def _take_shot(self) -> tuple[float, float]:
+        start = self.free_shots.pop() * self.shot_s
         return (start, start + self.shot_s)
 
-    def _flash(
-        self, within: tuple[float, float], symbol: str, count: int = 1
+    def _add_flashes(
+        self, span: tuple[float, float], symbol: str, count: int = 1
     ) -> tuple[tuple[float, float], ...]:
-        slot_s = (within[1] - within[0]) / SLOTS_PER_SHOT
-        starts = [within[0] + slot * slot_s for slot in _slots(self.rng, count)]
+        slot_s = (span[1] - span[0]) / SLOTS_PER_SHOT
+        starts = [span[0] + slot * slot_s for slot in _sample_slots(self.rng, count)]
         self.flashes += [VisibleSpan(start, start + slot_s, symbol) for start in starts]
         return tuple((start, start + slot_s) for start in starts)
 
     def add_question(self, kind: QuestionKind, border: str) -> None:
         symbol = self.rng.choice(SYMBOLS)
         count = self.rng.randint(1, 4) if kind is QuestionKind.COUNT else 1
-        shot = self._shot()
-        path, shown = [shot], []
+        shot = self._take_shot()
+        path, border_spans = [shot], []
         if kind is QuestionKind.DEEP:
             self.nights.append(VisibleSpan(*shot, "night"))
             slot_s = self.shot_s / SLOTS_PER_SHOT
             start = shot[0] + self.rng.randrange(SLOTS_PER_SHOT) * slot_s
             path.append((start, start + slot_s))
         if kind is QuestionKind.DECOY:
-            other = self._shot()
-            shown.append(other)
-            path = [other, shot] if other < shot else [shot]
-        shown = sorted([*shown, path[-1]])
-        self.borders += [VisibleSpan(*span, border) for span in shown]
-        events = self._flash(path[-1], symbol, count)
+            decoy = self._take_shot()
+            border_spans.append(decoy)
+            path = [decoy, shot] if decoy < shot else [shot]
+        border_spans = sorted([*border_spans, path[-1]])
+        self.borders += [VisibleSpan(*span, border) for span in border_spans]
+        evidence_spans = self._add_flashes(path[-1], symbol, count)
         answer = str(count) if kind is QuestionKind.COUNT else LETTERS[SYMBOLS.index(symbol)]
         self.questions.append(
             NeedleQuestion(
-                kind, border, format_question(kind, border), answer, symbol, events, tuple(path), tuple(shown)
+                kind=kind,
+                border=border,
+                text=format_question(kind, border),
+                answer=answer,
+                symbol=symbol,
+                evidence_spans=evidence_spans,
+                zoom_path=tuple(path),
+                border_spans=tuple(border_spans),
             )
         )
 
 
 def make_video(seed: int, duration_s: float, kinds: tuple[QuestionKind, ...]) -> NeedleVideo:
-    """A video of `duration_s` with one question of each of `kinds`, at most one per border colour.
+    """Make a video of `duration_s` with one question for each of `kinds`.
 
     Raises:
-        ValueError: More questions than border colours, or two deep ones.
+        ValueError: There are more questions than border colors, or two deep questions.
     """
     if len(kinds) > len(BORDERS):
-        raise ValueError(f"{len(kinds)} questions in a video, at most {len(BORDERS)} (one per border colour)")
+        raise ValueError(
+            f"len(kinds) is {len(kinds)}; it must be at most {len(BORDERS)}, one per border color"
+        )
     if kinds.count(QuestionKind.DEEP) > 1:
-        raise ValueError("two deep questions in a video: there is one night scene")
+        raise ValueError("kinds contains several deep questions; a video has one night scene")
     rng = random.Random(seed)
     builder = _TimelineBuilder(rng, duration_s)
     for kind, border in zip(kinds, rng.sample(BORDERS, len(kinds)), strict=True):

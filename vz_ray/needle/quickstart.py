@@ -1,12 +1,11 @@
-"""Every stage from nothing to a report, each resumable.
+"""Quickstart: the whole pipeline on the needle benchmark.
 
     synth -> cold start -> evaluate -> RL -> evaluate
-                  |-> cold start continued by SFT, as long as RL took -> evaluate
-    base -> uniform baseline, same questions, no tool                 -> evaluate at 8 .. 128 frames
+                  |-> continued SFT for the duration of RL -> evaluate
+    base -> uniform baseline, same questions, no tool      -> evaluate run 8 .. 128 frames
     -> summary.json, report.html
 
-What a stage makes is there whole or not at all, and a stage whose product is
-there is not run again.
+Each stage writes its output atomically. A resumed run skips stages whose output exists.
 """
 
 from __future__ import annotations
@@ -44,146 +43,156 @@ BASELINE = "baseline"
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
-    """`vz-ray quickstart`."""
-    check_scorers(config.reward, (), "the needle world")
-    with open_run(config) as at:
-        report = at.run_dir.path / "report.html"
+    """Run `vz-ray quickstart`."""
+    check_scorers(config.reward, (), "the needle benchmark")
+    with open_run(config) as run:
+        report = run.run_dir.path / "report.html"
         if not report.exists():
-            make_needle_dataset(config, at)
-            asyncio.run(_stages(config, at))
-            write_summary(at.run_dir.path, config.eval)
-            with at.time_stage("report"):
-                write_report(at.run_dir.path, config.report, decoder=config.clips.decoder)
-        summary = write_summary(at.run_dir.path, config.eval)
+            make_needle_dataset(config, run)
+            asyncio.run(_run_stages(config, run))
+            write_summary(run.run_dir.path, config.eval)
+            with run.time_stage("report"):
+                write_report(run.run_dir.path, config.report, decoder=config.clips.decoder)
+        summary = write_summary(run.run_dir.path, config.eval)
     print_summary(summary)
     print(f"report: {report}")
 
 
-def run_baseline(run: Path) -> None:
-    """`vz-ray baseline`: the uniform baseline trained on as many samples as the agent of `run` saw.
+def run_baseline(quickstart_dir: Path) -> None:
+    """Run `vz-ray baseline`: train the uniform baseline on as many samples as the agent of `quickstart_dir`.
 
-    Its figures go to a run of its own, `<run>-baseline`.
+    Writes to a separate run directory, `<run>-baseline`.
     """
-    of = load_config(QuickstartConfig, RunDir.open(run).config)
-    played = sum(1 for path in sorted((run / "episodes").glob("*.jsonl")) for _ in read_records(path))
-    seen = of.cold_start.max_steps * of.cold_start.batch_size + played
-    steps = -(-seen // of.baseline_sft.batch_size)
+    agent_config = load_config(QuickstartConfig, RunDir.open(quickstart_dir).config)
+    logs = sorted((quickstart_dir / "episodes").glob("*.jsonl"))
+    num_episodes = sum(1 for path in logs for _ in read_records(path))
+    samples = agent_config.cold_start.max_steps * agent_config.cold_start.batch_size + num_episodes
+    steps = -(-samples // agent_config.baseline_sft.batch_size)
     config = replace(
-        of, name=f"{of.name}-baseline", baseline_sft=replace(of.baseline_sft, max_steps=steps, max_time_s=0.0)
+        agent_config,
+        name=f"{agent_config.name}-baseline",
+        baseline_sft=replace(agent_config.baseline_sft, max_steps=steps, max_time_s=0.0),
     )
-    with open_run(config) as at:
-        at.progress.print_line(f"{seen} samples, as many as the agent of {run} saw: {steps} steps")
-        asyncio.run(_baseline(config, at))
-        summary = write_summary(at.run_dir.path, config.eval)
+    with open_run(config) as run:
+        run.progress.print_line(f"{samples} samples, as many as the agent in {quickstart_dir}: {steps} steps")
+        asyncio.run(_train_and_evaluate_baseline(config, run))
+        summary = write_summary(run.run_dir.path, config.eval)
     print_summary(summary)
 
 
-async def _baseline(config: QuickstartConfig, at: RunContext) -> None:
+async def _train_and_evaluate_baseline(config: QuickstartConfig, run: RunContext) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(runtime.checked_ray_cluster(config))
         frames = await stack.enter_async_context(runtime.decode_pool(config))
-        if not at.model_dir(BASELINE).exists():
-            with at.time_stage(BASELINE):
+        if not run.model_dir(BASELINE).exists():
+            with run.time_stage(BASELINE):
                 answers = await collect_uniform_exemplars(config)
                 base = Path(config.model)
-                await train_sft_model(config, at, frames, BASELINE, base, answers, config.baseline_sft)
-        fleet = await start_rollout(config, at, frames, stack)
-        await CheckpointEvaluator(config, at, fleet).evaluate_baseline(at.model_dir(BASELINE))
+                await train_sft_model(config, run, frames, BASELINE, base, answers, config.baseline_sft)
+        scheduler = await start_rollout(config, run, frames, stack)
+        await CheckpointEvaluator(config, run, scheduler).evaluate_baseline(run.model_dir(BASELINE))
 
 
-def make_needle_dataset(config: QuickstartConfig, at: RunContext) -> None:
-    """Makes the needle videos that are missing."""
+def make_needle_dataset(config: QuickstartConfig, run: RunContext) -> None:
+    """Synthesize the missing needle videos and check the task files."""
     total = sum(config.synth.videos.values())
-    with at.time_stage("synth"), at.progress.stage("synth", total) as stage:
+    with run.time_stage("synth"), run.progress.stage("synth", total) as stage:
         synthesize(config.synth, stage.advance)
     for path in (config.data.train, config.data.sft, config.data.test):
         check_videos(read_tasks(path), path)
 
 
-async def _stages(config: QuickstartConfig, at: RunContext) -> None:
+async def _run_stages(config: QuickstartConfig, run: RunContext) -> None:
     async with AsyncExitStack() as stack:
-        with at.time_stage("start Ray"):
+        with run.time_stage("start Ray"):
             await stack.enter_async_context(runtime.checked_ray_cluster(config))
             frames = await stack.enter_async_context(runtime.decode_pool(config))
-        # An engine takes half a minute to start, most of it on one core: time to train the cold start.
-        starting = asyncio.create_task(start_rollout(config, at, frames, stack))
+        # The engines start in the background while the cold start trains.
+        rollout_start = asyncio.create_task(start_rollout(config, run, frames, stack))
         try:
-            cold = await run_cold_start(config, at, frames)
+            cold_start_model = await run_cold_start(config, run, frames)
         except BaseException:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            rollout_start.cancel()
+            await asyncio.gather(rollout_start, return_exceptions=True)
             raise
-        with at.time_stage("start engine"), at.progress.stage("start engine", 1) as stage:
-            fleet = await starting
+        with run.time_stage("start engine"), run.progress.stage("start engine", 1) as stage:
+            scheduler = await rollout_start
             stage.advance()
-        examine = CheckpointEvaluator(config, at, fleet)
-        await examine.evaluate_agent(COLD_START, cold)
-        trained = await run_rl_stage(config, at, cold, frames, fleet, RL)
-        await examine.evaluate_agent(RL, trained)
-        await train_controls(config, at, frames, cold)
-        await examine.evaluate_agent(SFT_CONTINUED, at.model_dir(SFT_CONTINUED))
-        await examine.evaluate_baseline(at.model_dir(BASELINE))
+        evaluator = CheckpointEvaluator(config, run, scheduler)
+        await evaluator.evaluate_agent(COLD_START, cold_start_model)
+        rl_model = await run_rl_stage(config, run, cold_start_model, frames, scheduler, RL)
+        await evaluator.evaluate_agent(RL, rl_model)
+        await train_controls(config, run, frames, cold_start_model)
+        await evaluator.evaluate_agent(SFT_CONTINUED, run.model_dir(SFT_CONTINUED))
+        await evaluator.evaluate_baseline(run.model_dir(BASELINE))
 
 
-async def run_cold_start(config: QuickstartConfig, at: RunContext, frames: DecodePool) -> Path:
-    """The base taught the protocol by a few exemplars; returns its checkpoint directory."""
-    out = at.model_dir(COLD_START)
-    if not out.exists():
-        with at.time_stage("cold start"):
+async def run_cold_start(config: QuickstartConfig, run: RunContext, frames: DecodePool) -> Path:
+    """Train the base model on exemplars of the tool protocol; return the checkpoint directory."""
+    model_dir = run.model_dir(COLD_START)
+    if not model_dir.exists():
+        with run.time_stage("cold start"):
             exemplars = await collect_cold_start_exemplars(config, frames)
             await train_sft_model(
-                config, at, frames, COLD_START, Path(config.model), exemplars, config.cold_start
+                config, run, frames, COLD_START, Path(config.model), exemplars, config.cold_start
             )
-    return out
+    return model_dir
 
 
 async def collect_cold_start_exemplars(config: QuickstartConfig, pool: DecodePool) -> list[Trajectory]:
+    """Run the oracle on the SFT tasks."""
     tasks = read_tasks(config.data.sft)
-    wire = load_chat_format(config.model, config.episode)
+    chat_format = load_chat_format(config.model, config.episode)
     ranker = await runtime.load_image_text_ranker(config.episode.selector, pool)
     with LocalFrameSource(decoder=config.clips.decoder) as local:
-        expert = zoom_oracle_factory(wire, config.sparse_zoom_share, config.seed)
-        return await collect_exemplars(tasks, local, wire, config.episode, expert, ranker)
+        make_policy = zoom_oracle_factory(chat_format, config.sparse_zoom_share, config.seed)
+        return await collect_exemplars(tasks, local, chat_format, config.episode, make_policy, ranker)
 
 
 async def collect_uniform_exemplars(config: QuickstartConfig) -> list[Trajectory]:
-    """Answers from uniform frames, on all the videos that the agent trains on, each frame count in turn."""
+    """Run the uniform oracle on all training videos of the agent, for each frame count."""
     tasks = [*read_tasks(config.data.sft), *read_tasks(config.data.train)]
     counts = config.baseline.train_frames
-    played: list[Trajectory] = []
+    trajectories: list[Trajectory] = []
     with LocalFrameSource(decoder=config.clips.decoder) as local:
         for count in counts:
             episode = baseline_episode_config(config, count)
-            wire = load_chat_format(config.model, episode)
-            played += await collect_exemplars(tasks, local, wire, episode, uniform_oracle_factory(wire))
-    return played
+            chat_format = load_chat_format(config.model, episode)
+            trajectories += await collect_exemplars(
+                tasks, local, chat_format, episode, uniform_oracle_factory(chat_format)
+            )
+    return trajectories
 
 
 async def train_sft_model(
     config: QuickstartConfig,
-    at: RunContext,
+    run: RunContext,
     frames: DecodePool,
     stage: str,
     start: Path,
     trajectories: list[Trajectory],
-    length: SftConfig,
+    sft_config: SftConfig,
 ) -> SftState:
-    """Trains `start` on written turns and exports it as the model of `stage`."""
+    """Train checkpoint `start` on the trajectories and export it as the model of `stage`."""
     learner = replace(config.sft_learner, model=str(start))
-    return await run_sft_stage(learner, config.ray, at, frames, stage, trajectories, length, config.seed)
+    return await run_sft_stage(learner, config.ray, run, frames, stage, trajectories, sft_config, config.seed)
 
 
-async def train_controls(config: QuickstartConfig, at: RunContext, frames: DecodePool, cold: Path) -> None:
-    """What RL is compared with, trained side by side: SFT as long as RL took, and the baseline."""
-    rl_seconds = stage_seconds(at.run_dir.path)["rl"]
-    stages = []
-    if not at.model_dir(SFT_CONTINUED).exists():
-        length = replace(config.sft_continued, max_time_s=rl_seconds)
+async def train_controls(
+    config: QuickstartConfig, run: RunContext, frames: DecodePool, cold_start_model: Path
+) -> None:
+    """Train the controls of RL concurrently: SFT for the duration of RL, and the uniform baseline."""
+    rl_seconds = stage_seconds(run.run_dir.path)["rl"]
+    trainings = []
+    if not run.model_dir(SFT_CONTINUED).exists():
+        sft_config = replace(config.sft_continued, max_time_s=rl_seconds)
         exemplars = await collect_cold_start_exemplars(config, frames)
-        stages.append(train_sft_model(config, at, frames, SFT_CONTINUED, cold, exemplars, length))
-    if not at.model_dir(BASELINE).exists():
+        trainings.append(
+            train_sft_model(config, run, frames, SFT_CONTINUED, cold_start_model, exemplars, sft_config)
+        )
+    if not run.model_dir(BASELINE).exists():
         answers = await collect_uniform_exemplars(config)
         base = Path(config.model)
-        stages.append(train_sft_model(config, at, frames, BASELINE, base, answers, config.baseline_sft))
-    with at.time_stage("controls"):
-        await asyncio.gather(*stages)
+        trainings.append(train_sft_model(config, run, frames, BASELINE, base, answers, config.baseline_sft))
+    with run.time_stage("controls"):
+        await asyncio.gather(*trainings)

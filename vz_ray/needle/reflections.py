@@ -1,9 +1,8 @@
-"""The policy's own wrong zooms, corrected by someone who knows: for the cold start, beside exemplars.
+"""Reflections: wrong episodes of the policy, corrected by the oracle, for the cold start.
 
-The paper's reflection data in one process: `distill/reflect` says which episodes
-and which of their turns are gone on from, an oracle of the needle world takes the
-expert's place, and the rules of `distill/select` say what is kept. The policy's
-own turns are read and not learned from.
+This reproduces the paper's reflection data in one process. `distill.reflection` selects the episodes and
+their prefix turns, the oracle replaces the teacher, and `distill.filters` selects the results. Prefix turns
+have no loss.
 """
 
 from __future__ import annotations
@@ -33,59 +32,56 @@ from vz_ray.utils.errors import UserError
 REFLECTION_STAGE = "reflection"
 
 
-def correction_oracle_factory(wire: ChatFormat) -> Callable[[Task], Policy]:
-    """Experts that say what a zoom missed, zoom again and answer."""
-    return lambda task: CorrectionOracle(task, wire, SLOTS_PER_SHOT)
+def correction_oracle_factory(chat_format: ChatFormat) -> Callable[[Task], Policy]:
+    """Return a factory of `CorrectionOracle`."""
+    return lambda task: CorrectionOracle(task, chat_format, SLOTS_PER_SHOT)
 
 
 async def collect_reflections(
     jobs: Sequence[TeacherJob],
     frames: FrameSource,
-    wire: ChatFormat,
+    chat_format: ChatFormat,
     config: EpisodeConfig,
     reward: RewardConfig,
     make_policy: Callable[[Task], Policy],
     ranker: FrameRanker | None = None,
 ) -> list[EpisodeRecord]:
-    """Each job gone on with by its expert and scored, in order; wrong ones too.
+    """Continue and score each job; return all records in order, including wrong ones.
 
     Raises:
-        UserError: A video shows other frames than when the policy played.
+        UserError: A video yields other frames than in the recorded episode.
     """
-    room = asyncio.Semaphore(MAX_CONCURRENT_EPISODES)
+    slots = asyncio.Semaphore(MAX_CONCURRENT_EPISODES)
 
-    async def one(job: TeacherJob) -> EpisodeRecord:
-        policy, id = PrefixReplay(job, make_policy(job.task)), EpisodeId(0, job.task.task_id, job.sample)
+    async def run_job(job: TeacherJob) -> EpisodeRecord:
         try:
-            async with room:
-                played = await run_episode(
+            async with slots:
+                trajectory = await run_episode(
                     job.task,
-                    policy,
+                    PrefixReplay(job, make_policy(job.task)),
                     frames,
-                    wire,
+                    chat_format,
                     config,
-                    episode_id=id,
+                    episode_id=EpisodeId(0, job.task.task_id, job.sample),
                     sampling_params=SamplingParams(),
                     ranker=ranker,
                 )
         except FramesChangedError as error:
-            raise UserError(
-                f"{error}: delete the episodes that were played on it, and play them again"
-            ) from error
-        parts = score_episode(played, job.task, reward)
-        return EpisodeRecord(
-            job.task,
-            replace(played, reward=parts, extra={PREFIX_TURNS: len(job.prefix_turns)}),
-            REFLECTION_STAGE,
+            raise UserError(f"{error}. Delete the episodes of this video and sample them again.") from error
+        trajectory = replace(
+            trajectory,
+            reward=score_episode(trajectory, job.task, reward),
+            extra={PREFIX_TURNS: len(job.prefix_turns)},
         )
+        return EpisodeRecord(job.task, trajectory, REFLECTION_STAGE)
 
-    return list(await asyncio.gather(*(one(job) for job in jobs)))
+    return list(await asyncio.gather(*(run_job(job) for job in jobs)))
 
 
 def sample_reflections(
     records: Sequence[EpisodeRecord], max_reflections: int, seed: int
 ) -> list[EpisodeRecord]:
-    """At most `max_reflections` of them, drawn without looking, in their order."""
+    """Sample at most `max_reflections` records at random, in their original order."""
     if len(records) <= max_reflections:
         return list(records)
     chosen = sorted(random.Random(f"reflections/{seed}").sample(range(len(records)), max_reflections))
@@ -93,5 +89,5 @@ def sample_reflections(
 
 
 def to_training_trajectory(record: EpisodeRecord) -> Trajectory:
-    """What is learned from a reflection: the expert's turns alone; those before them are its prompt."""
+    """Fold the prefix turns into the prompt, so that only the corrected turns have a loss."""
     return fold_turns_into_prompt(record.trajectory, count_prefix_turns(record))

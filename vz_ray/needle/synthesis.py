@@ -1,7 +1,6 @@
-"""Writes needle videos, their task files and the manifest with the truth.
+"""Synthesis of needle videos, task files and the manifest with the ground truth.
 
-Every file is complete or absent; a second call with the same settings makes
-only what is missing.
+Files are written atomically. Another call with the same config creates only the missing files.
 """
 
 from __future__ import annotations
@@ -34,20 +33,19 @@ from vz_ray.utils.errors import UserError
 
 SPLITS = ("train", "sft", "validation", "test")
 FRAMES_PER_CHUNK = 64
-"""Frames drawn at a time."""
 
 
 def choose_question_kinds(
     shot_s: float, fps: float, questions: int, rng: random.Random
 ) -> tuple[QuestionKind, ...]:
-    """Kinds of a video's questions: one of each; deep only where its flash lasts two file frames."""
+    """Choose the question kinds of a video: one of each; deep only if its flash lasts two frames."""
     deep = shot_s / SLOTS_PER_SHOT**2 * fps >= 2
     fourth = QuestionKind.DEEP if deep else rng.choice((QuestionKind.IDENTIFY, QuestionKind.COUNT))
     return (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DECOY, fourth)[-questions:]
 
 
 def plan_videos(config: SynthConfig) -> dict[str, list[NeedleVideo]]:
-    """Every video of every split; a pure function of the configuration."""
+    """Return the videos of each split, a pure function of the config."""
     videos: dict[str, list[NeedleVideo]] = {}
     for split_index, split in enumerate(SPLITS):
         rng = random.Random(config.seed * 1009 + split_index)
@@ -60,7 +58,7 @@ def plan_videos(config: SynthConfig) -> dict[str, list[NeedleVideo]]:
 
 
 def encode_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
-    """Draws and encodes one video to `path` (H.264 in MP4), whole or not at all."""
+    """Render and encode one video to `path` (H.264 in MP4), atomically."""
     import av
 
     temporary = path.with_suffix(".part.mp4")
@@ -76,8 +74,8 @@ def encode_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
         stream.codec_context.time_base = Fraction(1, config.fps)
         for start in range(0, frames, FRAMES_PER_CHUNK):
             times = np.arange(start, min(start + FRAMES_PER_CHUNK, frames)) / config.fps
-            for offset, picture in enumerate(render_frames(video, times.tolist(), config.side)):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for offset, image in enumerate(render_frames(video, times.tolist(), config.side)):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = start + offset, Fraction(1, config.fps)
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -85,7 +83,7 @@ def encode_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
 
 
 def make_tasks(video: NeedleVideo, path: Path) -> list[Task]:
-    """The video's questions as tasks."""
+    """Convert the questions of a video to tasks."""
     return [
         Task(
             task_id=f"{path.stem}-{question.border}",
@@ -97,52 +95,53 @@ def make_tasks(video: NeedleVideo, path: Path) -> list[Task]:
             else AnswerType.MULTIPLE_CHOICE,
             source="needle",
             kind=str(question.kind),
-            evidence_spans=question.events,
-            extra=_truth(question),
+            evidence_spans=question.evidence_spans,
+            extra=_ground_truth(question),
         )
         for question in video.questions
     ]
 
 
 def synthesize(config: SynthConfig, advance: Callable[[int], None] = lambda _: None) -> dict[str, Path]:
-    """Makes everything that is missing; returns the task file of each split.
+    """Create the missing videos and the task files; return the task file of each split.
 
     Args:
-        config: What to make.
-        advance: Called with the number of videos done since the last call.
+        config: Directory, sizes and encoding.
+        advance: Callback with the number of videos finished since the last call.
 
     Raises:
-        UserError: The directory holds a world of other settings.
+        UserError: The directory contains a data set with another config.
     """
     root = Path(config.directory)
     (root / "videos").mkdir(parents=True, exist_ok=True)
     videos = plan_videos(config)
-    manifest = _manifest(config, videos)
+    manifest = _build_manifest(config, videos)
     if (root / MANIFEST).exists() and (root / MANIFEST).read_bytes() != manifest:
         raise UserError(
-            f"{root} holds a needle world of other settings: choose another directory or delete it"
+            f"synth.directory is {root}; it contains a data set with another config. "
+            "Choose another directory or delete it."
         )
     jobs = [
-        (video, _path(root, split, i), config)
+        (video, _video_path(root, split, i), config)
         for split in SPLITS
         for i, video in enumerate(videos[split])
-        if not _path(root, split, i).exists()
+        if not _video_path(root, split, i).exists()
     ]
     advance(sum(map(len, videos.values())) - len(jobs))
-    # Spawned, not forked: the caller may hold threads and open engines.
+    # Spawn instead of fork: the caller may have threads and engines.
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_encode, jobs, chunksize=2):
+        for _ in pool.map(_encode_job, jobs, chunksize=2):
             advance(1)
     files = {split: root / f"{split}.json" for split in SPLITS}
     for split, path in files.items():
-        tasks = [t for i, v in enumerate(videos[split]) for t in make_tasks(v, _path(root, split, i))]
+        tasks = [t for i, v in enumerate(videos[split]) for t in make_tasks(v, _video_path(root, split, i))]
         write_atomic(path, encode_tasks(path, tasks))
     write_atomic(root / MANIFEST, manifest)
     return files
 
 
-def _truth(question: NeedleQuestion) -> dict[str, object]:
-    """What an oracle needs to play the question."""
+def _ground_truth(question: NeedleQuestion) -> dict[str, object]:
+    """Return the ground truth that the oracle needs."""
     return {
         "path": question.zoom_path,
         "borders": question.border_spans,
@@ -151,29 +150,29 @@ def _truth(question: NeedleQuestion) -> dict[str, object]:
     }
 
 
-def _encode(job: tuple[NeedleVideo, Path, SynthConfig]) -> None:
+def _encode_job(job: tuple[NeedleVideo, Path, SynthConfig]) -> None:
     encode_video(*job)
 
 
-def _path(root: Path, split: str, index: int) -> Path:
+def _video_path(root: Path, split: str, index: int) -> Path:
     return root / "videos" / f"{split}-{index:04d}.mp4"
 
 
-def _manifest(config: SynthConfig, videos: dict[str, list[NeedleVideo]]) -> bytes:
-    """The truth about every video and question, as JSON."""
+def _build_manifest(config: SynthConfig, videos: dict[str, list[NeedleVideo]]) -> bytes:
+    """Return the ground truth of all videos and questions as JSON."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("directory", "workers")}
-    listed, questions = [], {}
+    entries, questions = [], {}
     for split in SPLITS:
         for i, video in enumerate(videos[split]):
-            path = _path(Path(), split, i)
+            path = _video_path(Path(), split, i)
             timeline = asdict(video)
             del timeline["questions"]
-            listed.append({"file": str(path), "split": split, **timeline})
+            entries.append({"file": str(path), "split": split, **timeline})
             for task, question in zip(make_tasks(video, path), video.questions, strict=True):
                 questions[task.task_id] = {
                     "kind": str(question.kind),
-                    "events": question.events,
-                    **_truth(question),
+                    "events": question.evidence_spans,
+                    **_ground_truth(question),
                 }
-    content = {"version": 2, "settings": settings, "videos": listed, "questions": questions}
+    content = {"version": 2, "settings": settings, "videos": entries, "questions": questions}
     return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,7 +1,7 @@
-"""A Qwen2.5-VL of about 1.3 M parameters, as an ordinary checkpoint directory.
+"""Tiny Qwen2.5-VL with about 1.3 M parameters, as a normal checkpoint directory.
 
-Same architecture, processor and chat template as the 7B model; only the sizes
-and the tokenizer differ. One 28 x 28 frame is one visual token.
+The architecture, processor and chat template are those of the 7B model; only the sizes and the tokenizer
+differ. A 28 x 28 frame is one visual token.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Numbers of up to three digits and fractions of two stay whole, so that copying a
-# timestamp into a zoom call is copying two tokens.
+# Numbers of up to three digits, and fractions of two, are single tokens, so that copying a timestamp into a
+# zoom call means copying two tokens.
 _PIECES = r"</?[a-z_]+>|<frame|_time|s>|\.\d\d(?!\d)|\d{1,3}| ?[A-Za-z]+|\s+| ?[^\sA-Za-z0-9<]+|<"
 
 ROPE_THETA = 10_000.0
 
 INIT_STD = 0.07
-"""About 1 / sqrt(hidden): the usual 0.02 is for widths in the thousands, and learns slowly here."""
+"""About 1 / sqrt(hidden_size). The usual 0.02 suits widths in the thousands and trains slowly here."""
 
 EMBEDDING_STD = 0.5
-"""So large that a token is still told apart after the layers have added to it."""
+"""Large enough to keep token identities distinguishable after the layers' updates."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class TinyModelConfig:
-    """Sizes of the tiny model; the defaults make about 1.3 M parameters."""
+    """Sizes of the tiny model; the defaults give about 1.3 M parameters."""
 
     hidden_size: int = 128
     num_layers: int = 4
@@ -71,7 +71,7 @@ def _corpus(texts: Iterable[str]) -> Iterator[str]:
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """Trains a byte-level BPE on the protocol's own `texts`; returns a fast HF tokenizer."""
+    """Train a byte-level BPE on `texts`; return a fast Hugging Face tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -151,13 +151,12 @@ def make_hf_config(tokenizer: Any, shape: TinyModelConfig) -> Any:
     return config
 
 
-def _prime(model: Any) -> None:
-    """Starts `model` where lookups are learned soon: which frame shows this, and what is its time.
+def _initialize_lookup(model: Any) -> None:
+    """Initialize `model` for fast learning of lookups: which frame shows an object, and what is its time.
 
-    From random weights it is not learned in thousands of steps. Here every head starts
-    by attending to its like and copying it (mimetic initialisation, arXiv 2305.09828),
-    and one head of the first layer by attending to what stands two tokens before, so
-    that a time starts with a trace of the frame that it follows.
+    From random weights, lookups are not learned within thousands of steps. Here every head starts by
+    attending to similar tokens and copying them (mimetic initialization, arXiv 2305.09828). One head of the
+    first layer attends to the second previous token, which gives a time label information about its frame.
     """
     import torch
 
@@ -166,34 +165,34 @@ def _prime(model: Any) -> None:
         text.embed_tokens.weight.mul_(EMBEDDING_STD / INIT_STD)
         if model.config.tie_word_embeddings:
             text.norm.weight.fill_(INIT_STD / EMBEDDING_STD)
-        # Frames start no larger than words, and so do not drown what is added to them.
+        # Frame embeddings start no larger than text embeddings.
         merger.mlp[-1].weight.mul_(0.12)
         for layer in text.layers:
             attention = layer.self_attn
             size, hidden = attention.k_proj.weight.shape
             kv_heads, group = size // attention.head_dim, attention.num_key_value_groups
-            alike, copied = (torch.linalg.qr(torch.randn(hidden, hidden))[0][:size] for _ in range(2))
+            similarity, copy = (torch.linalg.qr(torch.randn(hidden, hidden))[0][:size] for _ in range(2))
 
             def per_head(matrix: Any, kv_heads: int = kv_heads, group: int = group) -> Any:
                 heads = matrix.view(kv_heads, -1, matrix.shape[1])
                 return heads.repeat_interleave(group, dim=0).flatten(0, 1)
 
-            attention.k_proj.weight.copy_(0.6 * alike)
-            attention.q_proj.weight.copy_(0.6 * per_head(alike))
-            attention.v_proj.weight.copy_(copied)
-            attention.o_proj.weight.copy_(0.25 / group * per_head(copied).T)
+            attention.k_proj.weight.copy_(0.6 * similarity)
+            attention.q_proj.weight.copy_(0.6 * per_head(similarity))
+            attention.v_proj.weight.copy_(copy)
+            attention.o_proj.weight.copy_(0.25 / group * per_head(copy).T)
             layer.mlp.down_proj.weight.mul_(0.1)
-        _attend_before(text.layers[0].self_attn, distance=2)
+        _attend_to_earlier_token(text.layers[0].self_attn, distance=2)
 
 
-def _attend_before(attention: Any, distance: int) -> None:
-    """Makes the first head attend to the token `distance` before, by its biases; less to those beside it."""
+def _attend_to_earlier_token(attention: Any, distance: int) -> None:
+    """Set the biases of the first head to attend to the token `distance` positions before."""
     import torch
 
     size = attention.head_dim
     half = size // 2
     angles = distance * ROPE_THETA ** (-torch.arange(half) / half)
-    # Only the fast quarter of the rotations tells neighbours apart.
+    # Only the fastest quarter of the rotations separates neighboring positions.
     strength = 6**0.5 * (torch.arange(half) < half // 4)
     attention.q_proj.weight[:size] = 0
     attention.k_proj.weight[:size] = 0
@@ -205,10 +204,13 @@ def _attend_before(attention: Any, distance: int) -> None:
 def build_tiny_model(
     directory: Path | str, texts: Iterable[str], *, seed: int = 0, config: TinyModelConfig | None = None
 ) -> Path:
-    """Writes a randomly initialised tiny model, tokenizer and processor to `directory`.
+    """Write a randomly initialized tiny model, tokenizer and processor to `directory`.
 
-    `texts` are samples of the protocol's text (prompts, turns, frame labels);
-    the tokenizer is trained on them.
+    Args:
+        directory: Checkpoint directory.
+        texts: Sample prompts, turns and frame labels to train the tokenizer on.
+        seed: Seed of the weights.
+        config: Sizes of the model.
     """
     import torch
     from transformers import (
@@ -222,7 +224,7 @@ def build_tiny_model(
     tokenizer = build_tokenizer(texts, config.vocab_size)
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(make_hf_config(tokenizer, config))
-    _prime(model)
+    _initialize_lookup(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     directory = Path(directory)

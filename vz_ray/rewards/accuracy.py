@@ -1,4 +1,4 @@
-"""How right an answer is: which scorer reads which kind of answer."""
+"""Accuracy: select the scorer for a task's answer type and run it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vz_ray.rewards.multiple_choice import choice_correct, choice_correct_compat
 from vz_ray.rewards.numeric import numbers_equal, parse_number
 
 NO_JUDGE = "no judge"
-"""The reason where one would have been needed and none is configured."""
+"""Invalid reason if an answer needs a judge and the config has none."""
 JUDGE_FORMS = {AnswerType.OPEN_ENDED: JudgeForm.BINARY, AnswerType.GRADED: JudgeForm.GRADED}
-"""How a judge replies to answers that it compares with the truth."""
+"""Form of the judge's verdict for answers that it compares with the ground truth."""
 JUDGED_ANSWER_TYPES = (*JUDGE_FORMS, AnswerType.CAPTION)
-"""Answers that take a judge."""
+"""Answer types that need a judge."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccuracyResult:
-    """What a scorer found.
+    """Result of an accuracy scorer.
 
     Attributes:
-        value: In `[0, 1]`; of a caption, the share of its questions that it answers rightly.
-        parsed: False where there is an answer, and it states no option, number or formula.
-        invalid_reason: Why nobody can tell; empty if somebody can.
-        extra_parts: Further parts: `judge_score`, 0 to 5; of a caption, the mean over its questions.
+        value: Accuracy in `[0, 1]`. For a caption: the share of its questions answered correctly.
+        parsed: False if the answer contains no option, number or formula.
+        invalid_reason: Reason why the answer cannot be scored; empty if it was scored.
+        extra_parts: Additional parts: `judge_score`, 0 to 5; for a caption the mean over its questions.
     """
 
     value: float = 0.0
@@ -42,37 +42,37 @@ class AccuracyResult:
 def score_accuracy(
     answer: str | None, turns: Sequence[str], task: Task, config: RewardConfig
 ) -> AccuracyResult:
-    """How right `answer` is.
+    """Score `answer` against the ground truth of `task`.
 
     Args:
-        answer: Content of the answer span; None if there is none, which is wrong.
-        turns: What the policy said; `compat` looks there for an answer without a span.
-        task: The question and its truth.
-        config: The scorers.
+        answer: Content of the answer span; None if the span is missing, which scores 0.
+        turns: Texts of the policy's turns; the `compat` scorer searches them if the span is missing.
+        task: Question and ground truth.
+        config: Scorer, tolerance and judge.
     """
     if not task.answer.strip() and not task.caption_questions:
         return AccuracyResult(invalid_reason="no ground truth: the task's answer is empty")
     if task.answer_type is AnswerType.MULTIPLE_CHOICE and config.scorer == "compat":
-        return _found(choice_correct_compat("\n".join(turns), task.answer))
+        return _to_result(choice_correct_compat("\n".join(turns), task.answer))
     if answer is None:
         return AccuracyResult()
     if not answer.strip():
         return AccuracyResult(parsed=False)
     if task.answer_type in JUDGED_ANSWER_TYPES:
-        return _judged(answer, task, config)
+        return _score_with_judge(answer, task, config)
     if task.answer_type is AnswerType.MULTIPLE_CHOICE:
-        return _found(choice_correct(answer, task.answer, parse_options(task.question)))
+        return _to_result(choice_correct(answer, task.answer, parse_options(task.question)))
     try:
-        return _found(_number(answer, task.answer, config.number_rel_tol))
+        return _to_result(_number_correct(answer, task.answer, config.number_rel_tol))
     except UnparsableTruthError as error:
         return AccuracyResult(invalid_reason=f"unreadable ground truth: {error}")
 
 
-def _found(right: bool | None) -> AccuracyResult:
-    return AccuracyResult(float(right is True), parsed=right is not None)
+def _to_result(correct: bool | None) -> AccuracyResult:
+    return AccuracyResult(float(correct is True), parsed=correct is not None)
 
 
-def _number(answer: str, truth: str, rel_tol: float) -> bool | None:
+def _number_correct(answer: str, truth: str, rel_tol: float) -> bool | None:
     if parse_number(truth) is None:
         return math_equal(answer, truth)
     if parse_number(answer) is None and looks_like_formula(answer):
@@ -80,7 +80,7 @@ def _number(answer: str, truth: str, rel_tol: float) -> bool | None:
     return numbers_equal(answer, truth, rel_tol)
 
 
-def _judged(answer: str, task: Task, config: RewardConfig) -> AccuracyResult:
+def _score_with_judge(answer: str, task: Task, config: RewardConfig) -> AccuracyResult:
     if not config.judge.model:
         return AccuracyResult(
             invalid_reason=f"{NO_JUDGE}: {task.answer_type} answers need reward.judge.model"
@@ -94,7 +94,8 @@ def _judged(answer: str, task: Task, config: RewardConfig) -> AccuracyResult:
     except JudgeError as error:
         return AccuracyResult(invalid_reason=f"{JUDGE_FAILED_NOTE} {error}")
     if not verdicts:
-        return AccuracyResult(invalid_reason="no ground truth: the task asks nothing of the caption")
+        return AccuracyResult(invalid_reason="no ground truth: the task has no caption questions")
     scores = [verdict.score for verdict in verdicts if verdict.score is not None]
-    more = {"judge_score": sum(scores) / len(scores)} if scores else {}
-    return AccuracyResult(sum(verdict.correct for verdict in verdicts) / len(verdicts), extra_parts=more)
+    extra_parts = {"judge_score": sum(scores) / len(scores)} if scores else {}
+    accuracy = sum(verdict.correct for verdict in verdicts) / len(verdicts)
+    return AccuracyResult(accuracy, extra_parts=extra_parts)

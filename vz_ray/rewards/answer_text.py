@@ -1,4 +1,4 @@
-"""The answer span, and the wrappings that models put around an answer."""
+"""Extraction of the answer span, and removal of the text that models wrap around an answer."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PREFIX = re.compile(
 
 
 def last_answer(transcript: str) -> str | None:
-    """Content of the last `<answer>` pair, stripped; None if there is none."""
+    """Return the content of the last `<answer>` pair, stripped; None if the transcript has no pair."""
     end = transcript.rfind("</answer>")
     spans = _SPAN.findall(transcript[: end + len("</answer>")]) if end >= 0 else []
     return spans[-1].strip() if spans else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{}`, one level of braces inside allowed."""
-    found = _BOXED.findall(text)
-    return found[-1].strip() if found else None
+    r"""Return the content of the last `\boxed{}`, which may contain one level of braces."""
+    contents = _BOXED.findall(text)
+    return contents[-1].strip() if contents else None
 
 
 def strip_wrapping(answer: str) -> str:
-    r"""`answer` without LaTeX, emphasis and an introduction.
+    r"""Remove LaTeX, emphasis and an introductory phrase.
 
     Example: `The answer is **\boxed{\text{B}}**.` gives `B.`
     """
@@ -40,5 +40,5 @@ def strip_wrapping(answer: str) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """For comparing texts: lower case, single spaces, no closing punctuation."""
+    """Normalize for comparison: lower case, single spaces, no punctuation at the ends."""
     return " ".join(text.casefold().split()).strip(" .,;:!")

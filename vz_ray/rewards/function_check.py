@@ -1,8 +1,7 @@
-"""Tries a user's own reward function on episodes of every kind: `vz-ray check-reward package.module:name`.
+"""Contract check of a user's reward function: `vz-ray check-reward package.module:name`.
 
-What it must keep to is written in `vz_ray/rewards/user_function.py`. Each episode is
-scored twice, then all of them once more in several threads, as rollout workers
-do; results must be sound and the same, and the arguments left as they were.
+`vz_ray/rewards/user_function.py` defines the contract. The check scores each sample episode twice, then all
+again in several threads, like rollout workers. Results must be valid and identical, arguments unchanged.
 """
 
 from __future__ import annotations
@@ -38,24 +37,24 @@ from vz_ray.video.frame import FrameRef, ZoomRequest
 NUM_THREADS = 4
 _DURATION_S = 60.0
 _ZOOM = '<think>Closer.</think><video_zoom>{"segment": [12, 16], "fps": 2}</video_zoom>'
-_REVERSED = '<think>Closer.</think><video_zoom>{"segment": [16, 12], "fps": 2}</video_zoom>'
+_REVERSED_ZOOM = '<think>Closer.</think><video_zoom>{"segment": [16, 12], "fps": 2}</video_zoom>'
 _CHOICE = Task("choice", "v.mp4", "What flashes? A. disc B. cross", "B", evidence_spans=((13.0, 14.5),))
 _COUNT = Task("count", "v.mp4", "How often does it flash?", "3", AnswerType.NUMBER)
 _OPEN = Task("open", "v.mp4", "What does the cook do next?", "She adds salt.", AnswerType.OPEN_ENDED)
 
 Case = tuple[str, Trajectory, Task]
-"""What it shows, the episode, its task."""
+"""Name, trajectory and task.."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardTrial:
-    """One episode scored.
+    """Result of one sample episode.
 
     Attributes:
-        name: What the episode shows.
-        parts: The reward with the function's parts in it; None where it could not be had.
-        seconds: What one call took.
-        violation: How the contract was broken; empty if it was not.
+        name: Name of the case.
+        parts: Reward including the function's parts; None if scoring failed.
+        seconds: Duration of one call.
+        violation: Violation of the contract; empty if there was no violation.
     """
 
     name: str
@@ -70,7 +69,7 @@ def _frames(times: Iterable[float]) -> TokenContext:
 
 
 def _turn(text: str) -> Turn:
-    """What `text` asks for, answered with the frames of the zoom, if it is a good one."""
+    """Build the turn for `text`, including the frames of a valid zoom."""
     zoom = parse_turn(text, duration_s=_DURATION_S, max_frames=16).zoom
     reply = None
     if isinstance(zoom, ZoomRequest):
@@ -84,47 +83,49 @@ def _case(name: str, task: Task, *texts: str, status: EpisodeStatus = EpisodeSta
     answer = extract_answer(texts[-1]) if status is EpisodeStatus.ANSWERED else None
     turns = tuple(map(_turn, texts))
     overview = _frames(range(0, 60, 4))
-    played = Trajectory(EpisodeId(0, task.task_id, 0), "clean", overview, turns, status, answer, seconds=1.0)
-    return name, played, task
+    trajectory = Trajectory(
+        EpisodeId(0, task.task_id, 0), "clean", overview, turns, status, answer, seconds=1.0
+    )
+    return name, trajectory, task
 
 
 def make_cases() -> list[Case]:
-    """An episode of every kind that a function will meet."""
+    """Return one sample episode of each kind that a reward function receives."""
     right, wrong = ("<think>Seen.</think><answer>B</answer>", "<think>Seen.</think><answer>A</answer>")
     return [
         _case("right, after a zoom", _CHOICE, _ZOOM, right),
         _case("right, without a zoom", _CHOICE, right),
-        _case("right, after a bad call", _CHOICE, _REVERSED, _ZOOM, right),
+        _case("right, after an invalid call", _CHOICE, _REVERSED_ZOOM, _ZOOM, right),
         _case("wrong, after a zoom", _CHOICE, _ZOOM, wrong),
-        _case("unreadable answer", _CHOICE, "<think>Seen.</think><answer>A or B</answer>"),
+        _case("unparsable answer", _CHOICE, "<think>Seen.</think><answer>A or B</answer>"),
         _case("no answer", _CHOICE, _ZOOM, "<think>Hm.</think>", status=EpisodeStatus.NO_ANSWER),
-        _case("cut off", _CHOICE, "<think>So then", status=EpisodeStatus.TRUNCATED),
+        _case("truncated", _CHOICE, "<think>So then", status=EpisodeStatus.TRUNCATED),
         _case("a number", _COUNT, "<think>Three.</think><answer>three times</answer>"),
         _case("open-ended, no judge", _OPEN, "<think>Salt.</think><answer>salts it</answer>"),
     ]
 
 
 def check_function(path: str, episodes: Iterable[tuple[Trajectory, Task]] = ()) -> list[RewardTrial]:
-    """Scores `cases()` and the episodes `episodes` with the function that `path` names.
+    """Score the sample episodes and `episodes` with the function at `path`.
 
     Raises:
-        UserError: There is no such function, or it takes other arguments.
+        UserError: The function does not exist or does not take three arguments.
     """
     load_reward_function(path)
     all_cases = [*make_cases(), *((str(episode.id), episode, task) for episode, task in episodes)]
     config = RewardConfig(function=path)
-    trials = [_trial(case, config) for case in all_cases]
+    trials = [_run_trial(case, config) for case in all_cases]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        again = list(pool.map(lambda case: _scored(case, config), all_cases))
+        threaded_results = list(pool.map(lambda case: _score_case(case, config), all_cases))
     return [
         trial
         if trial.violation or parts == trial.parts
-        else RewardTrial(trial.name, trial.parts, trial.seconds, "gave another result in a thread")
-        for trial, (parts, _) in zip(trials, again, strict=True)
+        else RewardTrial(trial.name, trial.parts, trial.seconds, "returned another result in a thread")
+        for trial, (parts, _) in zip(trials, threaded_results, strict=True)
     ]
 
 
-def _scored(case: Case, config: RewardConfig) -> tuple[RewardParts | None, str]:
+def _score_case(case: Case, config: RewardConfig) -> tuple[RewardParts | None, str]:
     _, trajectory, task = case
     try:
         return score_episode(trajectory, task, config), ""
@@ -132,37 +133,35 @@ def _scored(case: Case, config: RewardConfig) -> tuple[RewardParts | None, str]:
         return None, str(error)
 
 
-def _trial(case: Case, config: RewardConfig) -> RewardTrial:
+def _run_trial(case: Case, config: RewardConfig) -> RewardTrial:
     name = case[0]
     before = copy.deepcopy(case)
-    began = time.perf_counter()
-    parts, fault = _scored(case, config)
-    seconds = time.perf_counter() - began
-    if not fault and case != before:
-        fault = "changed the episode or the task that it was given"
-    if not fault and _scored(before, config)[0] != parts:
-        fault = "gave another result for the same episode"
-    return RewardTrial(name, parts, seconds, fault)
+    start_s = time.perf_counter()
+    parts, violation = _score_case(case, config)
+    seconds = time.perf_counter() - start_s
+    if not violation and case != before:
+        violation = "changed the episode or the task"
+    if not violation and _score_case(before, config)[0] != parts:
+        violation = "returned another result for the same episode"
+    return RewardTrial(name, parts, seconds, violation)
 
 
 def print_trials(path: str, trials: Sequence[RewardTrial]) -> bool:
-    """Prints what the function gave each episode, and every fault; whether there is none."""
+    """Print the reward and the violation of each episode; return whether the function keeps the contract."""
     console = Console(highlight=False)
-    table = Table("episode", "accuracy", "further parts", "total", "ms", box=None)
+    table = Table("episode", "accuracy", "extra parts", "total", "ms", box=None)
     for trial in trials:
         parts = trial.parts
         if parts is not None and parts.valid:
-            own = ", ".join(f"{name} {value:g}" for name, value in parts.extra.items())
-            cells = (f"{parts.accuracy:g}", own, f"{parts.total:g}")
+            extra_parts = ", ".join(f"{name} {value:g}" for name, value in parts.extra.items())
+            cells = (f"{parts.accuracy:g}", extra_parts, f"{parts.total:g}")
         else:
-            cells = ("-", f"invalid: {parts.note}" if parts else "fault", "-")
+            cells = ("-", f"invalid: {parts.note}" if parts else "violation", "-")
         table.add_row(*map(escape, (trial.name, *cells)), f"{1000 * trial.seconds:.1f}")
     console.print(table)
-    faults = [trial for trial in trials if trial.violation]
-    for trial in faults:
+    violations = [trial for trial in trials if trial.violation]
+    for trial in violations:
         console.print(f"{trial.name}: {trial.violation}", markup=False)
-    verdict = (
-        f"{len(faults)} of {len(trials)} episodes break the contract" if faults else "keeps the contract"
-    )
-    console.print(f"{path}: {verdict}", markup=False)
-    return not faults
+    summary = f"{len(violations)} of {len(trials)} episodes break the contract"
+    console.print(f"{path}: {summary if violations else 'keeps the contract'}", markup=False)
+    return not violations

@@ -1,16 +1,15 @@
-"""A judge model behind an OpenAI-compatible endpoint, asked only where an answer needs it.
+"""Client of a judge model behind an OpenAI-compatible endpoint.
 
-    verdict(form, question, truth, answer), or several of a caption (examine)
-        on disk already                     -> that one
-        being asked by another episode      -> the same one
-        else a request, when one of `concurrency` places is free
-             429, 5xx, timeout, connection  -> again, later each time
-             nonsense, anything else        -> JudgeFailed
-    and JudgeFailed after `deadline_s`, whatever happens
+    judge_answer(form, question, truth, answer), or one call per question of a caption (judge_caption)
+        disk cache hit                      -> cached reply
+        identical request in flight         -> its reply
+        else a request, limited by `max_concurrency`
+             429, 5xx, timeout, connection  -> retry with exponential backoff
+             malformed reply, other errors  -> JudgeError
+    JudgeError after `total_timeout_s` in any case
 
-Callers block; all requests of a process run on one event loop in a thread of
-its own, so that a deadline ends also a reply that trickles. Nothing is
-imported, opened or connected before the first answer that needs it.
+Calls block. All requests of a process run on one event loop in a background thread, so that the timeout also
+ends a reply that arrives byte by byte. Imports and connections happen on the first request.
 """
 
 from __future__ import annotations
@@ -50,19 +49,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_AGAIN = (408, 409, 429)
-"""Statuses below 500 after which the same request may succeed."""
-_LONGEST_WAIT_S = 60.0
-"""Between two attempts."""
+_RETRYABLE_STATUSES = (408, 409, 429)
+"""Retryable statuses below 500."""
+_MAX_BACKOFF_S = 60.0
 _GRACE_S = 5.0
-"""How much longer than its deadline a verdict is waited for: by then the loop itself hangs."""
+"""Added to the timeout of the calling thread. If it expires, the event loop hangs."""
 
 
 class JudgeError(Exception):
-    """There is no verdict.
+    """A judge request failed.
 
     Attributes:
-        reason: One of a few, to be counted: `timeout`, `connection`, `status 500`, `nonsense`.
+        reason: Kind of failure, for metrics: `timeout`, `connection`, `status 500`, `malformed`, `closed`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -74,73 +72,73 @@ class JudgeError(Exception):
 
 
 class _RetryableJudgeError(JudgeError):
-    """Another attempt may do better, not before `after_s` seconds."""
+    """Retryable failure. `retry_after_s` is the minimum delay that the server requests."""
 
-    def __init__(self, reason: str, detail: str, after_s: float = 0.0) -> None:
+    def __init__(self, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason, detail)
-        self.after_s = after_s
+        self.retry_after_s = retry_after_s
 
 
 class Judge:
-    """Asks for verdicts; threads may share it.
+    """Client of the judge; safe to share between threads.
 
     Raises:
-        UserError: A prompt file is wrong, or the environment lacks the key.
+        UserError: A prompt file is invalid, or the API key is missing.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
-        self._wordings = {form: JudgePrompt.load(path, form) for form, path in prompt_files(config).items()}
+        self._prompts = {form: JudgePrompt.load(path, form) for form, path in prompt_files(config).items()}
         self._key = judge_api_key(config)
         self._parameters = {name: value for name, value in config.parameters.items() if value is not None}
-        self._asked: dict[str, asyncio.Task[str]] = {}
+        self._in_flight: dict[str, asyncio.Task[str]] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: AsyncOpenAI | None = None
-        self._disk = _directory(config.cache_dir)
+        self._cache_dir = _resolve_cache_dir(config.cache_dir)
 
     def judge_answer(self, form: JudgeForm, question: str, truth: str, answer: str) -> JudgeVerdict:
-        """Whether `answer` says what `truth` does; blocks for at most `deadline_s`.
+        """Compare `answer` with `truth`. Blocks for at most `total_timeout_s`.
 
         Raises:
-            JudgeFailed: It could not be had, or was nonsense.
+            JudgeError: The request failed or the reply is malformed.
         """
-        messages = self._wordings[form].messages(question, truth, answer)
-        key = self._identity(form, messages)
-        reply = self._recalled(form, key) or self._run(self._shared(form, key, messages))
-        return _verdict(form, reply)
+        messages = self._prompts[form].messages(question, truth, answer)
+        key = self._cache_key(form, messages)
+        reply = self._load_cached(form, key) or self._run(self._request_shared(form, key, messages))
+        return _parse_valid(form, reply)
 
-    def judge_caption(self, caption: str, checks: Sequence[CaptionQuestion]) -> list[JudgeVerdict]:
-        """What a caption says about each question, and whether that is the truth.
+    def judge_caption(self, caption: str, questions: Sequence[CaptionQuestion]) -> list[JudgeVerdict]:
+        """Answer each question from the caption alone and compare the answers with the truth.
 
-        Blocks for at most twice `deadline_s`: the judge answers a question from the caption alone, and
-        then grades that answer; of a question with options, the answer names one.
+        The judge grades the answers in a second request, except for questions with options. Blocks for at
+        most twice `total_timeout_s`.
 
         Raises:
-            JudgeFailed: As `judge_answer`, for one of the questions.
+            JudgeError: A request failed or a reply is malformed.
         """
-        return self._run(self._examined(caption, checks), 2 * self._config.total_timeout_s)
+        return self._run(self._judge_questions(caption, questions), 2 * self._config.total_timeout_s)
 
     def close(self) -> None:
-        """Closes its connections; it may be used again."""
+        """Close the connections. The next call opens them again."""
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._end(), loop).result(_GRACE_S)
+            asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(_GRACE_S)
             loop.call_soon_threadsafe(loop.stop)
 
-    # -- once for all who want it ---------------------------------------------------
+    # -- cache and coalescing -------------------------------------------------------
 
-    def _identity(self, form: JudgeForm, messages: list[dict[str, str]]) -> str:
-        """Names a verdict by all that decides it."""
-        said = [form.value, self._config.base_url, self._config.model, self._parameters, messages]
-        return blake3(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    def _cache_key(self, form: JudgeForm, messages: list[dict[str, str]]) -> str:
+        """Hash everything that determines the verdict."""
+        content = [form.value, self._config.base_url, self._config.model, self._parameters, messages]
+        return blake3(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def _path(self, key: str) -> Path:
-        return self._disk / key[:2] / f"{key}.json"
+        return self._cache_dir / key[:2] / f"{key}.json"
 
-    def _recalled(self, form: JudgeForm, key: str) -> str | None:
-        """The reply on disk; None if there is none, or a damaged one."""
+    def _load_cached(self, form: JudgeForm, key: str) -> str | None:
+        """Return the cached reply; None on a miss or if the entry is damaged."""
         if not self._config.use_cache:
             return None
         try:
@@ -149,76 +147,79 @@ class Judge:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _keep(self, key: str, reply: str, messages: list[dict[str, str]]) -> None:
+    def _store(self, key: str, reply: str, messages: list[dict[str, str]]) -> None:
         if not self._config.use_cache:
             return
         path = self._path(key)
-        said = {"model": self._config.model, "reply": reply, "asked": messages[-1]["content"]}
+        entry = {"model": self._config.model, "reply": reply, "request": messages[-1]["content"]}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(said, ensure_ascii=False).encode())
+            write_atomic(path, json.dumps(entry, ensure_ascii=False).encode())
         except OSError as error:
-            log.warning("a verdict could not be kept in %s: %s", path.parent, error)
+            log.warning("Cannot write judge cache entry to %s: %s", path.parent, error)
 
-    async def _shared(self, form: JudgeForm, key: str, messages: list[dict[str, str]]) -> str:
-        """The reply that is being asked for already, or a new request's."""
-        if key not in self._asked:
-            task = asyncio.ensure_future(self._ask(form, key, messages))
-            task.add_done_callback(lambda _: self._asked.pop(key))
-            self._asked[key] = task
-        return await asyncio.shield(self._asked[key])
+    async def _request_shared(self, form: JudgeForm, key: str, messages: list[dict[str, str]]) -> str:
+        """Coalesce identical requests. Cancelling one caller does not cancel the shared request."""
+        if key not in self._in_flight:
+            task = asyncio.ensure_future(self._request_valid(form, key, messages))
+            task.add_done_callback(lambda _: self._in_flight.pop(key))
+            self._in_flight[key] = task
+        return await asyncio.shield(self._in_flight[key])
 
     # -- captions -------------------------------------------------------------------
 
-    async def _examined(self, caption: str, checks: Sequence[CaptionQuestion]) -> list[JudgeVerdict]:
-        return list(await asyncio.gather(*(self._check(caption, check) for check in checks)))
+    async def _judge_questions(
+        self, caption: str, questions: Sequence[CaptionQuestion]
+    ) -> list[JudgeVerdict]:
+        return list(await asyncio.gather(*(self._judge_question(caption, item) for item in questions)))
 
-    async def _check(self, caption: str, check: CaptionQuestion) -> JudgeVerdict:
-        said = strip_reasoning(await self._reply(JudgeForm.READING, check.question, "", caption))
-        if check.answer_type is AnswerType.MULTIPLE_CHOICE:
-            return JudgeVerdict(parse_choice(said, parse_options(check.question)) == check.answer)
-        return _verdict(
-            JudgeForm.GRADED, await self._reply(JudgeForm.GRADED, check.question, check.answer, said)
-        )
+    async def _judge_question(self, caption: str, item: CaptionQuestion) -> JudgeVerdict:
+        answer = strip_reasoning(await self._get_reply(JudgeForm.READING, item.question, "", caption))
+        if item.answer_type is AnswerType.MULTIPLE_CHOICE:
+            return JudgeVerdict(parse_choice(answer, parse_options(item.question)) == item.answer)
+        reply = await self._get_reply(JudgeForm.GRADED, item.question, item.answer, answer)
+        return _parse_valid(JudgeForm.GRADED, reply)
 
-    async def _reply(self, form: JudgeForm, question: str, truth: str, answer: str) -> str:
-        messages = self._wordings[form].messages(question, truth, answer)
-        key = self._identity(form, messages)
-        kept = await asyncio.to_thread(self._recalled, form, key)
-        return kept if kept is not None else await self._shared(form, key, messages)
+    async def _get_reply(self, form: JudgeForm, question: str, truth: str, answer: str) -> str:
+        messages = self._prompts[form].messages(question, truth, answer)
+        key = self._cache_key(form, messages)
+        cached = await asyncio.to_thread(self._load_cached, form, key)
+        return cached if cached is not None else await self._request_shared(form, key, messages)
 
-    # -- asking ---------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------
 
-    async def _ask(self, form: JudgeForm, key: str, messages: list[dict[str, str]]) -> str:
-        who, deadline = f"judge {self._config.model}", self._config.total_timeout_s
+    async def _request_valid(self, form: JudgeForm, key: str, messages: list[dict[str, str]]) -> str:
+        target, timeout_s = f"judge {self._config.model}", self._config.total_timeout_s
         try:
-            reply = await with_timeout(self._attempts(messages), deadline, target=who, operation="a verdict")
+            reply = await with_timeout(
+                self._request_with_retries(messages), timeout_s, target=target, operation="a verdict"
+            )
         except StepTimeout as error:
             raise JudgeError("timeout", str(error)) from error
         if not is_valid_reply(form, reply):
-            raise JudgeError("nonsense", f"{self._config.model} replied {reply[:120]!r}")
-        self._keep(key, reply, messages)
+            raise JudgeError("malformed", f"{self._config.model} replied {reply[:120]!r}")
+        self._store(key, reply, messages)
         return reply
 
-    async def _attempts(self, messages: list[dict[str, str]]) -> str:
-        """The first reply; the last failure where there is no time for another attempt."""
+    async def _request_with_retries(self, messages: list[dict[str, str]]) -> str:
+        """Return the first reply. Raise the last error if no attempt or time remains."""
         config, loop = self._config, asyncio.get_running_loop()
-        end = loop.time() + config.total_timeout_s
+        deadline = loop.time() + config.total_timeout_s
         for attempt in range(1, config.max_attempts + 1):
             try:
-                async with self._free:
+                async with self._request_slots:
                     return await self._request(messages)
             except _RetryableJudgeError as error:
                 backoff = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                wait = min(max(backoff, error.after_s), _LONGEST_WAIT_S)
-                log.info("judge %s, attempt %d: %s", config.model, attempt, error)
-                if attempt == config.max_attempts or loop.time() + wait >= end:
+                wait_s = min(max(backoff, error.retry_after_s), _MAX_BACKOFF_S)
+                log.info("Judge request failed: %s, attempt %d: %s", config.model, attempt, error)
+                if attempt == config.max_attempts or loop.time() + wait_s >= deadline:
                     raise
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait_s)
         raise AssertionError("every attempt returns or raises")
 
     async def _request(self, messages: list[dict[str, str]]) -> str:
-        """One request's reply."""
+        """Send one request and return the reply's text."""
         import openai
 
         config = self._config
@@ -227,7 +228,7 @@ class Judge:
                 self._create(messages),
                 config.request_timeout_s,
                 target=config.base_url,
-                operation="a judge's reply",
+                operation="a chat completion",
             )
         except (StepTimeout, openai.APITimeoutError) as error:
             raise _RetryableJudgeError("timeout", str(error)) from error
@@ -238,17 +239,17 @@ class Judge:
         except openai.APIStatusError as error:
             status = error.status_code
             kind, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"
-            if status in _AGAIN or status >= 500:
+            if status in _RETRYABLE_STATUSES or status >= 500:
                 raise _RetryableJudgeError(kind, detail, retry_after_s(error.response.headers)) from error
             raise JudgeError(kind, detail) from error
         except (openai.APIError, ValueError) as error:
-            raise JudgeError("nonsense", f"{config.base_url}: {error}") from error
+            raise JudgeError("malformed", f"{config.base_url}: {error}") from error
         try:
             text = reply.choices[0].message.content
         except (AttributeError, IndexError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise JudgeError("nonsense", f"{config.model} replied no text: {str(reply)[:120]!r}")
+            raise JudgeError("malformed", f"{config.model} returned no text: {str(reply)[:120]!r}")
         return text
 
     def _create(self, messages: list[dict[str, str]]) -> Coroutine[Any, Any, Any]:
@@ -259,53 +260,52 @@ class Judge:
                 api_key=self._key,
                 base_url=self._config.base_url,
                 timeout=self._config.request_timeout_s,
-                max_retries=0,  # ours are counted, and wait within the verdict's deadline
+                max_retries=0,  # retries happen in _request_with_retries, within the total timeout
             )
         create: Any = self._client.chat.completions.create
-        said: Coroutine[Any, Any, Any] = create(
+        request: Coroutine[Any, Any, Any] = create(
             model=self._config.model, messages=messages, extra_body=self._parameters
         )
-        return said
+        return request
 
-    # -- the loop -------------------------------------------------------------------
+    # -- background event loop --------------------------------------------------------
 
-    def _run(self, asking: Coroutine[Any, Any, T], deadline_s: float | None = None) -> T:
-        waiting = asyncio.run_coroutine_threadsafe(asking, self._running())
+    def _run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._ensure_loop())
         try:
-            return waiting.result((deadline_s or self._config.total_timeout_s) + _GRACE_S)
+            return future.result((timeout_s or self._config.total_timeout_s) + _GRACE_S)
         except CancelledError as error:
-            raise JudgeError("closed", "the judge was closed while it was asked") from error
+            raise JudgeError("closed", "the judge client was closed during the request") from error
         except TimeoutError as error:
-            waiting.cancel()
-            raise JudgeError("timeout", "the loop that asks the judge hangs") from error
+            future.cancel()
+            raise JudgeError("timeout", "the event loop of the judge client hangs") from error
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._free = asyncio.Semaphore(self._config.max_concurrency)
+                self._request_slots = asyncio.Semaphore(self._config.max_concurrency)
                 threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
             return self._loop
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)  # each must tell its asker
+        await asyncio.gather(*others, return_exceptions=True)  # each caller gets a JudgeError
         if self._client is not None:
             await self._client.close()
             self._client = None
 
 
-def _verdict(form: JudgeForm, reply: str) -> JudgeVerdict:
-    """What a reply that is `readable` states."""
-    found = parse_verdict(form, reply)
-    assert found is not None
-    return found
+def _parse_valid(form: JudgeForm, reply: str) -> JudgeVerdict:
+    verdict = parse_verdict(form, reply)
+    assert verdict is not None
+    return verdict
 
 
 def prompt_files(config: JudgeConfig) -> dict[JudgeForm, str]:
-    """The wording file of each form."""
+    """Return the prompt file of each form."""
     return {
         JudgeForm.BINARY: config.prompt,
         JudgeForm.GRADED: config.graded_prompt,
@@ -314,7 +314,7 @@ def prompt_files(config: JudgeConfig) -> dict[JudgeForm, str]:
 
 
 def judge_api_key(config: JudgeConfig) -> str:
-    """The key that `api_key_env` names; `UserError` if it is not set."""
+    """Read the API key from the environment; raise `UserError` if it is not set."""
     return api_key_from_env(
         config.api_key_env,
         f"the judge {config.model}",
@@ -323,19 +323,19 @@ def judge_api_key(config: JudgeConfig) -> str:
     )
 
 
-def _directory(directory: str) -> Path:
+def _resolve_cache_dir(directory: str) -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(directory or os.path.join(home, "vz_ray", "verdicts"))
 
 
 _JUDGES: dict[str, Judge] = {}
-_MAKING = threading.Lock()
+_JUDGES_LOCK = threading.Lock()
 
 
 def get_judge(config: JudgeConfig) -> Judge:
-    """This process's judge of that configuration, made when first asked for."""
+    """Return the process-wide judge for `config`; create it on the first call."""
     key = json.dumps(asdict(config), sort_keys=True, default=str)
-    with _MAKING:
+    with _JUDGES_LOCK:
         if key not in _JUDGES:
             _JUDGES[key] = Judge(config)
         return _JUDGES[key]

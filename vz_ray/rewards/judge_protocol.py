@@ -1,9 +1,8 @@
-"""What a judge is asked, and reading what it says. Pure.
+"""Judge prompts, and strict parsing of judge replies.
 
-Two forms: `binary` (1 or 0) for open-ended answers, `graded` (yes or no, and 0
-to 5) as the judge of Video-MMLU. A reply is read strictly: what is neither is
-nonsense, never a guess. A third, `reading`, is no verdict yet: what a caption
-says about a question, which is then graded.
+`binary` (1 or 0) scores open-ended answers. `graded` (yes or no, and 0 to 5) is the judge of Video-MMLU.
+`reading` is the first step for captions: the judge answers a question from the caption alone; that answer is
+then graded. A reply in any other form is malformed and never interpreted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vz_ray.config.prompt_file import load_prompt_file
 from vz_ray.utils.errors import UserError
 
 MAX_SCORE = 5
-_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_REASONING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _BINARY = re.compile(
     r"[\s*_`\"'(\[]*(?:(?:the\s+)?(?:verdict|score|judge?ment|answer)(?:\s+is)?\s*[:=]?)?"
     r"[\s*_`\"'(\[]*([01])[\s*_`\"')\].]*",
@@ -30,7 +29,7 @@ _BRACED = re.compile(r"\{[^{}]*\}")
 
 
 class JudgeForm(StrEnum):
-    """What a judge replies with."""
+    """Form of a judge's reply."""
 
     BINARY = "binary"
     GRADED = "graded"
@@ -39,10 +38,10 @@ class JudgeForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JudgeVerdict:
-    """What a judge found.
+    """Verdict of a judge on one answer.
 
     Attributes:
-        correct: Whether the answer is right.
+        correct: Whether the answer is correct.
         score: 0 to 5; None in the binary form.
     """
 
@@ -52,80 +51,85 @@ class JudgeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """What a judge is told; `{question}`, `{truth}` and `{answer}` are filled in."""
+    """Prompt template of a judge with the placeholders `{question}`, `{truth}` and `{answer}`."""
 
     system: str
     user: str
 
     @classmethod
     def load(cls, path: Path | str, form: JudgeForm) -> JudgePrompt:
-        """Reads a wording file; `UserError` if it is missing, has wrong keys or blanks.
+        """Read and validate a prompt file.
 
-        Who reads a caption is not told the truth.
+        The `reading` form must not contain `{truth}`: the judge would copy it instead of reading the caption.
+
+        Raises:
+            UserError: The file is missing, or has wrong keys or placeholders.
         """
         path, values = load_prompt_file(path, cls.__slots__)
-        wording = cls(**values)
+        prompt = cls(**values)
         try:
-            asked = wording.messages("\0question", "\0truth", "\0answer")[1]["content"]
-            wording.system.format()
+            user_message = prompt.messages("\0question", "\0truth", "\0answer")[1]["content"]
+            prompt.system.format()
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise UserError(
-                f"prompt file {path}: it cannot be filled in ({error!r}); user may have {{question}}, "
-                "{truth} and {answer}, and braces of its own are doubled"
+                f"prompt file {path} cannot be formatted ({error!r}); user may contain {{question}}, "
+                "{truth} and {answer}. Double all other braces."
             ) from error
-        for blank in ("question", "truth", "answer"):
-            wanted = blank != "truth" or form is not JudgeForm.READING
-            if (f"\0{blank}" in asked) is not wanted:
+        for placeholder in ("question", "truth", "answer"):
+            required = placeholder != "truth" or form is not JudgeForm.READING
+            if (f"\0{placeholder}" in user_message) is not required:
                 raise UserError(
-                    f"prompt file {path}: user {'lacks' if wanted else 'must not have'} {{{blank}}}"
+                    f"prompt file {path}: user {'lacks' if required else 'must not have'} {{{placeholder}}}"
                 )
-        return wording
+        return prompt
 
     def messages(self, question: str, truth: str, answer: str) -> list[dict[str, str]]:
-        """The conversation that a judge is asked to continue."""
+        """Return the system and user message of a judge request."""
         user = self.user.format(question=question, truth=truth, answer=answer)
         return [{"role": "system", "content": self.system.format()}, {"role": "user", "content": user}]
 
 
 def strip_reasoning(reply: str) -> str:
-    """A reply without its reasoning, in `<think>` or before a last `Answer:`."""
-    return _THOUGHTS.sub("", reply).rpartition("Answer:")[2].strip()
+    """Remove reasoning in `<think>` and everything up to the last `Answer:`."""
+    return _REASONING.sub("", reply).rpartition("Answer:")[2].strip()
 
 
 def is_valid_reply(form: JudgeForm, reply: str) -> bool:
-    """Whether a reply is of its form."""
-    return (
-        bool(strip_reasoning(reply)) if form is JudgeForm.READING else parse_verdict(form, reply) is not None
-    )
+    """Return whether `reply` has the given form."""
+    if form is JudgeForm.READING:
+        return bool(strip_reasoning(reply))
+    return parse_verdict(form, reply) is not None
 
 
 def parse_verdict(form: JudgeForm, reply: str) -> JudgeVerdict | None:
-    """The verdict that `reply` states, None if it states none; reasoning in `<think>` is passed over.
+    """Parse the verdict in `reply`, ignoring reasoning in `<think>`; None if the reply is malformed.
 
-    Example: `read_reply(Form.BINARY, "Verdict: 1")`, `read_reply(Form.GRADED, "{'pred': 'yes', 'score': 4}")`
+    Example:
+        >>> parse_verdict(JudgeForm.GRADED, "{'pred': 'yes', 'score': 4}")
+        JudgeVerdict(correct=True, score=4.0)
     """
-    said = _THOUGHTS.sub("", reply)
+    text = _REASONING.sub("", reply)
     if form is JudgeForm.BINARY:
-        match = _BINARY.fullmatch(said)
+        match = _BINARY.fullmatch(text)
         return None if match is None else JudgeVerdict(match[1] == "1")
-    found = _BRACED.findall(said)
-    return _graded(_literal(found[0])) if len(found) == 1 else None
+    literals = _BRACED.findall(text)
+    return _parse_graded(_parse_literal(literals[0])) if len(literals) == 1 else None
 
 
-def _literal(text: str) -> Any:
-    """A dictionary in JSON, or as Python prints it."""
-    for read in (json.loads, ast.literal_eval):
+def _parse_literal(text: str) -> Any:
+    """Parse a dictionary in JSON or Python notation."""
+    for parse in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            return parse(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return None
 
 
-def _graded(said: Any) -> JudgeVerdict | None:
-    if not isinstance(said, dict) or not {"pred", "score"} <= set(said):
+def _parse_graded(value: Any) -> JudgeVerdict | None:
+    if not isinstance(value, dict) or not {"pred", "score"} <= set(value):
         return None
-    pred, score = str(said["pred"]).strip().casefold(), said["score"]
+    pred, score = str(value["pred"]).strip().casefold(), value["score"]
     if isinstance(score, str) and re.fullmatch(r"\s*\d(\.\d+)?\s*", score):
         score = float(score)
     if pred not in ("yes", "no") or isinstance(score, bool) or not isinstance(score, int | float):

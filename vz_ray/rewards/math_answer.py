@@ -1,8 +1,7 @@
-"""Symbolic equality by math-verify, in a child process that can be killed.
+"""Symbolic equality with math-verify, in a child process that can be killed.
 
-A formula may be a tower of powers; evaluating it hangs inside one big-integer
-operation, where no signal and no thread can stop it. The child is started on
-first use, kept, and replaced after a hang or a crash.
+Evaluating a tower of powers hangs inside one big-integer operation, which neither a signal nor a thread can
+interrupt. The child starts on first use, is reused, and is replaced after a hang or a crash.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from vz_ray.rewards.answer_text import normalize_text, strip_wrapping
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
 
-_LONGEST = 1000
-_START_S = 120.0
-"""How long the child may take to import math-verify, on a busy machine too."""
-_TURN_S = 240.0
-"""How long a formula may wait until those before it have been compared."""
-_SIGNS = re.compile(r"[\\^*=√π+]")
+_MAX_CHARS = 1000
+_START_TIMEOUT_S = 120.0
+"""Timeout for the child's import of math-verify."""
+_QUEUE_TIMEOUT_S = 240.0
+"""Timeout for the comparisons queued before a formula."""
+_MATH_SYMBOLS = re.compile(r"[\\^*=√π+]")
 _FUNCTIONS = r"(?:sin|cos|tan|log|ln|exp|pi)"
 _BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})\b")
 _BRACKETS = re.compile(r"\\[()\[\]]")
@@ -33,19 +32,21 @@ _WORDS = re.compile(rf"(?<![\\A-Za-z])(?!{_FUNCTIONS}\b)[A-Za-z]{{2,}}")
 
 
 class UnparsableTruthError(ValueError):
-    """The ground truth is no expression: no answer can be compared with it."""
+    """math-verify cannot parse the ground truth."""
 
 
 def looks_like_formula(text: str) -> bool:
-    """Whether `text`, without its introduction, has the signs of a formula and no words."""
+    """Return whether `text`, without its introduction, contains math symbols and no words."""
     stripped = strip_wrapping(text)
-    return len(stripped) <= _LONGEST and bool(_SIGNS.search(stripped)) and not _WORDS.search(stripped)
+    return (
+        len(stripped) <= _MAX_CHARS and bool(_MATH_SYMBOLS.search(stripped)) and not _WORDS.search(stripped)
+    )
 
 
 def to_latex(text: str) -> str:
-    r"""`text` for math-verify: a bare formula is marked as LaTeX, else its last number would be read.
+    r"""Mark a bare formula as LaTeX: math-verify would otherwise parse its last number only.
 
-    Example: `The answer is 2x` gives `$2x$`; `we get $x$, thus $2x$` stays as it is.
+    Example: `The answer is 2x` gives `$2x$`; `we get $x$, thus $2x$` stays unchanged.
     """
     stripped = _BRACKETS.sub("", strip_wrapping(text))
     if not stripped or _WORDS.search(stripped):
@@ -54,27 +55,30 @@ def to_latex(text: str) -> str:
 
 
 class MathVerifyProcess:
-    """One child; calls from several threads take turns."""
+    """Handle of the child process. Threads may share it; calls run one after another."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def compare(self, answer: str, truth: str, timeout_s: float) -> bool | None:
-        """As `math_equal`, without its shortcuts."""
-        if not self._lock.acquire(timeout=_TURN_S):
-            raise StepTimeout("math-verify", "the formulas before this one", _TURN_S)
+        """Compare two expressions; None if the answer cannot be parsed or the child hangs.
+
+        Raises the errors of `math_equal`.
+        """
+        if not self._lock.acquire(timeout=_QUEUE_TIMEOUT_S):
+            raise StepTimeout("math-verify", "the queued comparisons", _QUEUE_TIMEOUT_S)
         try:
             self._start()
-            said = self._exchange({"answer": to_latex(answer), "truth": to_latex(truth)}, timeout_s)
-            if said is None:  # It hangs, or died of this formula.
+            reply = self._exchange({"answer": to_latex(answer), "truth": to_latex(truth)}, timeout_s)
+            if reply is None:  # The child hangs or crashed.
                 self._kill()
                 return None
         finally:
             self._lock.release()
-        if not said["truth"]:
-            raise UnparsableTruthError(f"math-verify reads no expression in {truth[:80]!r}")
-        return said["equal"] if said["answer"] else None
+        if not reply["truth"]:
+            raise UnparsableTruthError(f"math-verify cannot parse {truth[:80]!r}")
+        return reply["equal"] if reply["answer"] else None
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -83,14 +87,14 @@ class MathVerifyProcess:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        ready = self._read(_START_S)
+        ready = self._read(_START_TIMEOUT_S)
         if ready is None or ready["error"]:
             self._kill()
-            why = ready["error"] if ready else f"it did not start within {_START_S:g} s"
-            raise UserError(f"formulas cannot be compared, math-verify fails: {why}; install it again")
+            reason = ready["error"] if ready else f"it did not start within {_START_TIMEOUT_S:g} s"
+            raise UserError(f"math-verify failed: {reason}. Reinstall it to compare formulas.")
 
-    def _exchange(self, request: dict[str, str], seconds: float) -> dict[str, Any] | None:
-        """The child's reply; None if it gives none in time."""
+    def _exchange(self, request: dict[str, str], timeout_s: float) -> dict[str, Any] | None:
+        """Send a request and return the reply; None after the timeout or a crash."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -98,15 +102,15 @@ class MathVerifyProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             return None
-        return self._read(seconds)
+        return self._read(timeout_s)
 
-    def _read(self, seconds: float) -> dict[str, Any] | None:
-        """The next line; None if it does not come in time."""
+    def _read(self, timeout_s: float) -> dict[str, Any] | None:
+        """Read the next line; None after the timeout."""
         assert self._process is not None
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            line = self._process.stdout.readline() if selector.select(seconds) else ""
+            line = self._process.stdout.readline() if selector.select(timeout_s) else ""
         return json.loads(line) if line else None
 
     def _kill(self) -> None:
@@ -120,23 +124,23 @@ class MathVerifyProcess:
             self._kill()
 
 
-_CHILD = MathVerifyProcess()
-atexit.register(_CHILD.close)
+_PROCESS = MathVerifyProcess()
+atexit.register(_PROCESS.close)
 
 
 def math_equal(answer: str, truth: str, timeout_s: float = 20.0) -> bool | None:
-    """Whether two spans state equal expressions; None if the answer cannot be read.
+    """Return whether two spans contain equal expressions; None if the answer cannot be parsed.
 
     Args:
         answer: Content of the answer span.
         truth: The ground truth.
-        timeout_s: Limit, after which the answer counts as not readable.
+        timeout_s: After this time the answer counts as not parsable.
 
     Raises:
-        UnreadableTruth: The truth is no expression, and the answer not the same text.
-        UserError: math-verify cannot be loaded.
-        Overdue: Too many formulas that hang were before this one.
+        UnparsableTruthError: The truth cannot be parsed and the answer is not the same text.
+        UserError: math-verify cannot be imported.
+        StepTimeout: Hanging formulas blocked the queue for too long.
     """
     if normalize_text(answer) == normalize_text(truth):
         return True
-    return None if len(answer) > _LONGEST else _CHILD.compare(answer, truth, timeout_s)
+    return None if len(answer) > _MAX_CHARS else _PROCESS.compare(answer, truth, timeout_s)

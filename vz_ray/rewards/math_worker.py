@@ -1,4 +1,4 @@
-"""Child process of `math_answer`: `{"error": ""}` when it is ready, then one JSON line in, one out."""
+"""Child process of `math_answer`: prints `{"error": ""}` when ready, then one JSON reply per request line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 
 def compare_expressions(answer: str, truth: str) -> dict[str, Any]:
-    """Whether math-verify reads an expression in each, and finds both equal."""
+    """Parse both texts with math-verify and compare the expressions."""
     from math_verify import parse, verify
 
-    def read(text: str) -> list[object]:
+    def parse_expression(text: str) -> list[object]:
         return list(parse(text) or parse(f"${text}$"))
 
-    expected, found = read(truth), read(answer)
-    equal = bool(expected and found and verify(expected, found))
-    return {"truth": bool(expected), "answer": bool(found), "equal": equal}
+    expected, actual = parse_expression(truth), parse_expression(answer)
+    equal = bool(expected and actual and verify(expected, actual))
+    return {"truth": bool(expected), "answer": bool(actual), "equal": equal}
 
 
 def main() -> None:
     try:
-        import math_verify  # noqa: F401  # loads sympy, which takes a while
-    except Exception as error:  # whatever is missing, the parent says it
+        import math_verify  # noqa: F401  # imports sympy: slow
+    except Exception as error:  # the parent reports it
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         return
     print(json.dumps({"error": ""}), flush=True)

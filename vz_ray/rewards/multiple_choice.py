@@ -1,8 +1,7 @@
-"""Multiple choice.
+"""Scorers for multiple-choice answers.
 
-`clean` reads the ways in which models name an option, inside the answer span
-only, and never guesses: what could mean two options means none. `compat`
-scores as the released VideoZoomer code does.
+`clean` parses the notations that models use for an option, inside the answer span only. An ambiguous answer
+names no option. `compat` reproduces the released VideoZoomer code.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ _INLINE = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):]\s+")
 _LABEL = re.compile(
     r"^[(\[]?\s*([A-Za-z])\s*(?:[)\]]\s*[.:]?|[.:,;](?!\d)|\s[-\u2013\u2014]\s|$)\s*(.*)$", re.DOTALL
 )
-_OTHER = re.compile(r"\(([A-Z])\)|\b([A-Z])(?=\s*(?:[.):/,]|$))|\b(?i:or|and|not|nor)\s+\(?([A-Z])\b")
-_POINTED = re.compile(r"([A-Z])\.")
+_OTHER_LABEL = re.compile(r"\(([A-Z])\)|\b([A-Z])(?=\s*(?:[.):/,]|$))|\b(?i:or|and|not|nor)\s+\(?([A-Z])\b")
+_LETTER_WITH_PERIOD = re.compile(r"([A-Z])\.")
 
 
-def _in_sequence(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The last run `A, B, C, ...` among `pairs`, if it has at least two options."""
+def _last_option_run(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the last run `A, B, C, ...` in `pairs` with at least two options, or an empty dict."""
     best: dict[str, str] = {}
     run: dict[str, str] = {}
     for letter, text in pairs:
@@ -38,55 +37,55 @@ def _in_sequence(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def parse_options(question: str) -> dict[str, str]:
-    """Options by letter, as written in the question, one per line or in one line.
+    """Parse the options of a question, one per line or inline; empty if the question lists no options.
 
-    Example: `What flashes? A. disc B. cross` gives `{"A": "disc", "B": "cross"}`.
-    Empty if the question names none.
+    Example:
+        >>> parse_options("What flashes? A. disc B. cross")
+        {'A': 'disc', 'B': 'cross'}
     """
-    lines = _in_sequence(_LINE.findall(question))
+    lines = _last_option_run(_LINE.findall(question))
     marks = list(_INLINE.finditer(question))
     ends = [*(mark.start() for mark in marks[1:]), len(question)][: len(marks)]
-    inline = _in_sequence(
+    inline = _last_option_run(
         [(mark[1], question[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
     )
     return inline if len(inline) > len(lines) else lines
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The only option with this text."""
+    """Return the letter of the only option with this text."""
     wanted = normalize_text(text)
-    found = [letter for letter, option in options.items() if wanted and normalize_text(option) == wanted]
-    return found[0] if len(found) == 1 else None
+    letters = [letter for letter, option in options.items() if wanted and normalize_text(option) == wanted]
+    return letters[0] if len(letters) == 1 else None
 
 
 def _by_label(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that `text` starts with the label of, unless the rest speaks of another one."""
+    """Return the option whose label starts `text`, unless the remaining text names another option."""
     match = _LABEL.match(text)
     if match is None:
-        head, _, rest = text.partition(" ")
+        head, _, tail = text.partition(" ")
         letter = head.upper()
-        return (
-            letter if letter in options and normalize_text(options[letter]) == normalize_text(rest) else None
-        )
-    letter, rest = match[1].upper(), match[2]
+        is_labelled = letter in options and normalize_text(options[letter]) == normalize_text(tail)
+        return letter if is_labelled else None
+    letter, tail = match[1].upper(), match[2]
     if options and letter not in options:
         return None
-    meant = _by_text(rest, options)
-    if meant is not None or not rest:
-        return letter if meant in (None, letter) else None
-    others = {a or b or c for a, b, c in _OTHER.findall(rest)}
+    named_by_text = _by_text(tail, options)
+    if named_by_text is not None or not tail:
+        return letter if named_by_text in (None, letter) else None
+    others = {a or b or c for a, b, c in _OTHER_LABEL.findall(tail)}
     return None if match[1].islower() or others - {letter} else letter
 
 
 def parse_choice(answer: str, options: Mapping[str, str] | None = None) -> str | None:
-    r"""The letter that an answer span names, or None if it names none or more than one.
+    r"""Return the letter that an answer span names; None unless it names exactly one option.
 
-    Reads `B`, `b`, `B.`, `(B)`, `B)`, `B: text`, `Answer: B`, `The answer is (B).`,
+    Accepts `B`, `b`, `B.`, `(B)`, `B)`, `B: text`, `Answer: B`, `The answer is (B).`,
     `**B**`, `\boxed{B}`, `$\text{B}$`, and an option's full text.
 
     Args:
         answer: Content of the answer span.
-        options: Options by letter; empty or None where they are not known.
+        options: Options by letter; empty or None if unknown.
     """
     options = options or {}
     text = strip_wrapping(answer)
@@ -94,14 +93,13 @@ def parse_choice(answer: str, options: Mapping[str, str] | None = None) -> str |
 
 
 def choice_correct(answer: str, truth: str, options: Mapping[str, str] | None = None) -> bool | None:
-    """Whether `answer` names the option that `truth` names; None if it names no option.
+    """Return whether `answer` and `truth` name the same option; None if `answer` names no option.
 
-    Where the truth is neither a letter nor an option's text (a question whose
-    options are words without letters), the texts themselves are compared.
+    If the truth is neither a letter nor an option's text (options without letters), the texts are compared.
     """
     options = options or {}
     if truth.strip() in LETTERS and truth.strip() not in options:
-        options = {}  # What looked like a list of options in the question is not this question's.
+        options = {}  # The parsed list does not belong to this question.
     expected = parse_choice(truth, options)
     if expected is None:
         return normalize_text(strip_wrapping(answer)) == normalize_text(strip_wrapping(truth))
@@ -110,16 +108,16 @@ def choice_correct(answer: str, truth: str, options: Mapping[str, str] | None = 
 
 
 def choice_correct_compat(transcript: str, truth: str) -> bool:
-    r"""As the released scorer: exact text, `\boxed{}` content, or the last capital letter before a point.
+    r"""Score like the released code: text, `\boxed{}` content, or the last capital letter before a period.
 
-    Looks into the last answer span, and into the whole transcript if there is
-    none. It fails `(B)`, `B)`, `Answer: B` and `b`; that is its documented behaviour.
+    Searches the last answer span, or the whole transcript if it has no span. Rejects `(B)`, `B)`, `Answer: B`
+    and `b`, like the original.
     """
     span = last_answer(transcript)
     text = transcript if span is None else span
-    pointed = _POINTED.findall(text)
+    letters = _LETTER_WITH_PERIOD.findall(text)
     return (
         text.removesuffix(".") == truth
         or last_boxed(text) == truth
-        or (bool(pointed) and pointed[-1] == truth)
+        or (bool(letters) and letters[-1] == truth)
     )

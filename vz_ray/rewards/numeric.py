@@ -1,4 +1,4 @@
-"""Answers that are numbers."""
+"""Scorer for numeric answers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SCALED = re.compile(
     r"\b(?:half|halves|thirds?|quarters?|dozens?|hundreds?|thousands?|millions?|billions?)\b"
 )
 _FORMULA = re.compile(r"[\^*=_{}|<>√π]|[a-z)]\s*[-+]\s*\d|\d\s*\+|\b(?:sqrt|pi|log|ln|sin|cos|tan)\b")
-_LONGEST = 400
-"""Longer answers are prose; also keeps `Fraction` from being fed megabytes of digits."""
+_MAX_CHARS = 400
+"""Longer answers are prose. The limit also keeps megabytes of digits away from `Fraction`."""
 
 
-def _value(digits: str) -> Fraction | None:
+def _to_fraction(digits: str) -> Fraction | None:
     try:
         return Fraction(digits.replace(",", "").replace("\u2212", "-").replace(" ", ""))
     except (ValueError, ZeroDivisionError):
@@ -41,31 +41,31 @@ def _value(digits: str) -> Fraction | None:
 
 
 def parse_number(answer: str) -> Fraction | None:
-    r"""The one number that an answer span states, exactly; None if it states none or several.
+    r"""Parse the number in an answer span exactly; None unless the span contains exactly one number.
 
-    Reads `3`, `3.`, `3 times`, `three`, `twenty-one`, `Answer: 3`, `1,234`,
+    Accepts `3`, `3.`, `3 times`, `three`, `twenty-one`, `Answer: 3`, `1,234`,
     `-0.5`, `1/2`, `\boxed{\frac{1}{2}}`, `50%` (as 50).
     """
-    if len(answer) > _LONGEST:
+    if len(answer) > _MAX_CHARS:
         return None
     text = strip_wrapping(_FRACTION.sub(r"\1/\2", answer)).casefold().replace("%", " ").replace("\\", " ")
     text = _COMPOUND.sub(lambda match: str(_WORDS[match[1]] + _WORDS[match[2]]), text)
     text = _WORD.sub(lambda match: str(_WORDS[match[1]]), text)
     if _SCALED.search(text) or _FORMULA.search(text):
         return None
-    found = _DIGITS.findall(text)
-    if len(found) != 1 or re.search(r"\d", _DIGITS.sub("", text)):
+    numbers = _DIGITS.findall(text)
+    if len(numbers) != 1 or re.search(r"\d", _DIGITS.sub("", text)):
         return None
-    return _value(found[0])
+    return _to_fraction(numbers[0])
 
 
 def numbers_equal(answer: str, truth: str, rel_tol: float = 0.0) -> bool | None:
-    """Whether two spans state the same number; None if the answer states none.
+    """Return whether two spans contain the same number; None if the answer contains no number.
 
-    Integers must be equal; `rel_tol` applies where the truth is not an integer.
+    Integers must be equal; `rel_tol` applies if the truth is not an integer.
 
     Raises:
-        ValueError: The truth is not a number; use `math_answer` for formulas.
+        ValueError: The truth is not a number. Use `math_answer` for formulas.
     """
     expected = parse_number(truth)
     if expected is None:

@@ -1,4 +1,4 @@
-"""What a run's rewards need, looked for before anything is started."""
+"""Preflight check of the scorers of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vz_ray.utils.errors import UserError
 
 
 def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> None:
-    """Everything that scoring `tasks` will take is there; the judge itself is not asked.
+    """Check that `tasks` of file `source` can be scored. Sends no request to the judge.
 
     Raises:
-        UserError: A judge is needed and there is none, or no key or prompt for it, or too little time;
-            the user's own function cannot be loaded.
+        UserError: The tasks need a judge and its model, key, prompt files or timeout are missing or wrong;
+            or the user's reward function cannot be loaded.
     """
     if config.function:
         load_reward_function(config.function)
@@ -29,16 +29,15 @@ def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> N
         judge_api_key(config.judge)
         for form, prompt in prompt_files(config.judge).items():
             JudgePrompt.load(prompt, form)
-        if (
-            any(task.caption_questions for task in judged)
-            and config.timeout_s <= 2 * config.judge.total_timeout_s
-        ):
+        min_timeout_s = 2 * config.judge.total_timeout_s
+        if any(task.caption_questions for task in judged) and config.timeout_s <= min_timeout_s:
             raise UserError(
-                f"timeouts.score_s is {config.timeout_s:g}; {source} has captions, which are judged in two "
-                f"steps: set it above twice timeouts.judge_s ({config.judge.total_timeout_s:g})"
+                f"timeouts.score_s is {config.timeout_s:g}; it must be above twice timeouts.judge_s "
+                f"({config.judge.total_timeout_s:g}), because {source} has captions, which the judge scores "
+                "in two steps"
             )
     elif not config.function:
         raise UserError(
-            f"{len(judged)} of {len(tasks)} questions of {source} need a judge, the first is "
-            f"{judged[0].task_id!r}: set reward.judge.model and reward.judge.base_url"
+            f"{len(judged)} of {len(tasks)} questions of {source} need a judge (first: "
+            f"{judged[0].task_id!r}). Set reward.judge.model and reward.judge.base_url."
         )

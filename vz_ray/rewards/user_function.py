@@ -1,21 +1,17 @@
-"""A reward of the user's own: `reward.function: package.module:name`.
+"""User-defined reward function: `reward.function: package.module:name`.
 
     def reward(trajectory: Trajectory, task: Task, parts: RewardParts) -> Mapping[str, float]
 
-It is called once for each episode that was played to an end, after the
-project's own parts have been found, and returns further parts by name:
+The scorer calls it for each finished episode, after the built-in parts. It returns additional parts by name:
 
-- Each is added to the total as it is (weigh it in the function), and is logged
-  as `reward/<name>`. Names are lower case, with digits and underscores.
-- `accuracy`, in `[0, 1]`, is not added but takes the place of the project's
-  own; it is weighted as that is, and makes an episode valid that nobody here
-  could judge (`parts.valid` is False for those).
-- `raise Invalid("reason")` drops the episode, and its group, as not judged.
+- Each value is added to the total without a weight and logged as `reward/<name>`. Names consist of lower-case
+  letters, digits and underscores.
+- `accuracy`, in `[0, 1]`, replaces the built-in accuracy and gets its weight. It also makes an episode valid
+  that the built-in scorers could not score (`parts.valid` is False for those).
+- `raise InvalidEpisode("reason")` excludes the episode and its group.
 
-Its module is looked for on PYTHONPATH and in the directory that the command is
-run in. It runs in the rollout workers, in several threads at once, and must
-give the same result for the same episode. `vz-ray check-reward package.module:name`
-tries it.
+The module is imported from PYTHONPATH or the current directory. The function runs in the rollout workers, in
+several threads, and must be deterministic. Test it with `vz-ray check-reward package.module:name`.
 
 Example:
     def brevity(trajectory, task, parts):
@@ -36,22 +32,22 @@ from vz_ray.utils import function_loader
 from vz_ray.utils.errors import UserError
 
 ACCURACY = "accuracy"
-RESERVED_NAMES = ("total", "format", "tool", "length", "frames", "judge_score", "valid", "note", "more")
-"""Names of the project's own parts."""
+RESERVED_NAMES = ("total", "format", "tool", "length", "frames", "judge_score", "valid", "note", "extra")
+"""Names of the built-in parts and of the fields of `RewardParts`."""
 
 RewardFunction = Callable[[Trajectory, Task, RewardParts], Mapping[str, float]]
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class InvalidEpisode(Exception):
-    """Raised by a reward function: this episode cannot be judged; the message says why."""
+    """Raised by a reward function to exclude an episode that it cannot score. The message is the reason."""
 
 
 def load_reward_function(path: str) -> RewardFunction:
-    """The function that `path` names.
+    """Import the function at `path`.
 
     Raises:
-        UserError: There is none, or it does not take three arguments.
+        UserError: The function does not exist or does not take three arguments.
     """
     return function_loader.load_function("reward.function", path, ("trajectory", "task", "parts"))
 
@@ -59,46 +55,46 @@ def load_reward_function(path: str) -> RewardFunction:
 def call_reward_function(
     path: str, trajectory: Trajectory, task: Task, parts: RewardParts
 ) -> dict[str, float]:
-    """The parts that the function found, checked.
+    """Call the function at `path` and validate the parts that it returns.
 
     Raises:
-        Invalid: The function says so.
-        UserError: It raised something else, or returned what is no set of parts.
+        InvalidEpisode: The function raised it.
+        UserError: The function raised another exception or returned invalid parts.
     """
     function = load_reward_function(path)
     try:
-        found = function(trajectory, task, parts)
+        user_parts = function(trajectory, task, parts)
     except InvalidEpisode:
         raise
     except Exception as error:
         raise UserError(
             f"reward.function {path!r} raised {type(error).__name__}: {error}, on episode {trajectory.id}"
         ) from error
-    if trouble := find_violation(found):
-        raise UserError(f"reward.function {path!r} on episode {trajectory.id}: {trouble}")
-    return {name: float(value) for name, value in found.items()}
+    if violation := find_violation(user_parts):
+        raise UserError(f"reward.function {path!r} on episode {trajectory.id}: {violation}")
+    return {name: float(value) for name, value in user_parts.items()}
 
 
-def find_violation(found: Any) -> str:
-    """What is wrong with what a function returned; empty if nothing is."""
-    if not isinstance(found, Mapping):
-        return f"returned {type(found).__name__}; it must return a mapping of names to numbers"
-    for name, value in found.items():
+def find_violation(user_parts: Any) -> str:
+    """Describe the first rule that a return value breaks; empty if it is valid."""
+    if not isinstance(user_parts, Mapping):
+        return f"returned {type(user_parts).__name__}; it must return a mapping of names to numbers"
+    for name, value in user_parts.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            return f"named a part {name!r}; use lower case letters, digits and underscores"
+            return f"named a part {name!r}; use lower-case letters, digits and underscores"
         if name in RESERVED_NAMES:
-            return f"named a part {name!r}, which the project has itself; call it something else"
+            return f"named a part {name!r}, which is reserved for a built-in part; choose another name"
         if isinstance(value, bool) or not _is_number(value):
-            return f"returned {value!r} as {name!r}; it must be a number (float(...) of an array's element)"
+            return f"returned {value!r} for {name!r}; it must be a number (use float(...) on array elements)"
         if not math.isfinite(value):
-            return f"returned {value!r} as {name!r}; it must be finite"
+            return f"returned {value!r} for {name!r}; it must be finite"
         if name == ACCURACY and not 0 <= value <= 1:
-            return f"returned {value!r} as 'accuracy'; it must lie between 0 and 1"
+            return f"returned {value!r} for 'accuracy'; it must be between 0 and 1"
     return ""
 
 
 def _is_number(value: Any) -> bool:
-    """Python's own, or a scalar of numpy."""
+    """Return whether `value` is a Python number or a numpy scalar."""
     return isinstance(value, int | float) or (
-        hasattr(value, "__float__") and getattr(value, "config", None) == ()
+        hasattr(value, "__float__") and getattr(value, "shape", None) == ()
     )

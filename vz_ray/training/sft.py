@@ -1,4 +1,7 @@
-"""`vz-ray sft`: a checkpoint taught by trajectories, and the stage that every supervised run is made of."""
+"""SFT with Ray (`vz-ray sft`), and the SFT stage that every supervised run consists of.
+
+`learner/sft.py` has the loop. `learner/torchrun.py` runs the same loop without Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,62 +22,70 @@ from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
-from vz_ray.runtime.run_context import RunContext, open_run
+from vz_ray.runtime.ray_cluster import checked_ray_cluster
+from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.training.restarts import run_with_restarts
 from vz_ray.utils.errors import UserError
 
-POLICY_STAGE = "policy"
-
 
 def run_sft(config: SftRunConfig) -> None:
-    """Trains `config.model` on the trajectories of `config.data`, and exports it; resumable.
+    """Train `config.model` on the trajectories of `config.data` and export it; resume an interrupted run.
 
     Raises:
-        UserError: The file is missing or of neither layout, or its trajectories are of another wording, or
-            too long.
+        UserError: The data is missing or invalid, has other prompts than the config, or is too long.
+        StopRequested: A stop was requested; the checkpoint is complete.
     """
     if not config.data:
-        raise UserError(
-            "nothing to learn from: set data to a file of episodes, or of samples with messages and images"
-        )
-    with open_run(config) as at:
-        asyncio.run(_run(config, at, read_sft_data(config)))
+        raise UserError("data is empty; set it to episode logs, or to samples with messages and images")
+    with open_run(config) as run:
+        asyncio.run(_run_sft(config, run, read_sft_data(config)))
+        run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
 
 
-async def _run(config: SftRunConfig, at: RunContext, source: SftFile | list[Trajectory]) -> None:
-    if not at.model_dir(POLICY_STAGE).exists():
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(runtime.checked_ray_cluster(config))
-            frames = await stack.enter_async_context(runtime.decode_pool(config))
-            watch = await stack.enter_async_context(
-                monitor_run(
-                    config.monitoring,
-                    at.run_dir,
-                    frames,
-                    run_kind=RunKind.SFT,
-                    metrics_file=metrics_file(POLICY_STAGE),
-                )
+async def _run_sft(config: SftRunConfig, run: RunContext, source: SftFile | list[Trajectory]) -> None:
+    if run.model_dir(POLICY_STAGE).exists():
+        return
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(checked_ray_cluster(config))
+        decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
+        monitor = await stack.enter_async_context(
+            monitor_run(
+                config.monitoring,
+                run.run_dir,
+                decode_pool,
+                run_kind=RunKind.SFT,
+                metrics_file=metrics_file(POLICY_STAGE),
             )
-            trajectories = source if isinstance(source, list) else await _read(source, config, at, frames)
-            epochs = config.sft.max_steps * config.sft.batch_size / len(trajectories)
-            at.progress.print_line(f"{len(trajectories)} trajectories, at most {epochs:.3g} times each")
-            learner = replace(config.learner, model=config.model)
-            taught = trajectories, config.sft, config.seed
-            await run_sft_stage(learner, config.ray, at, frames, POLICY_STAGE, *taught, monitor=watch)
-    at.progress.print_line(f"the policy is in {at.model_dir(POLICY_STAGE)}")
+        )
+        trajectories = source
+        if isinstance(trajectories, SftFile):
+            trajectories = await _read_samples(trajectories, config, run, decode_pool)
+        epochs = config.sft.max_steps * config.sft.batch_size / len(trajectories)
+        run.progress.print_line(f"{len(trajectories)} trajectories, at most {epochs:.3g} epochs")
+        await run_sft_stage(
+            config.learner,
+            config.ray,
+            run,
+            decode_pool,
+            POLICY_STAGE,
+            trajectories,
+            config.sft,
+            config.seed,
+            monitor=monitor,
+        )
 
 
-async def _read(
-    source: SftFile, config: SftRunConfig, at: RunContext, frames: DecodePool
+async def _read_samples(
+    source: SftFile, config: SftRunConfig, run: RunContext, decode_pool: DecodePool
 ) -> list[Trajectory]:
-    """The trajectories of a file of samples, in the model's own tokens."""
-    with at.progress.stage("read images", len(source.records)) as bar:
-        return await at.interrupt.run_interruptible(read_samples(source, config, frames, bar.advance))
+    """Read the images of samples and tokenize them."""
+    with run.progress.stage("read images", len(source.records)) as stage:
+        return await run.interrupt.run_interruptible(read_samples(source, config, decode_pool, stage.advance))
 
 
 async def run_sft_stage(
-    learner: LearnerConfig,
+    learner_config: LearnerConfig,
     ray_config: RayConfig,
     run: RunContext,
     decode_pool: DecodePool,
@@ -85,49 +96,59 @@ async def run_sft_stage(
     *,
     monitor: RunMonitor | None = None,
 ) -> SftState:
-    """Trains `learner.model` on written turns, and exports it as the model of `stage`.
+    """Train `learner_config.model` on `trajectories` and export it as the model of `stage`.
 
-    Figures of its steps are in `<stage>.jsonl` and below `tensorboard/<stage>`.
+    Metrics are in `<stage>.jsonl` and `tensorboard/<stage>` of the run directory. The learner restarts after
+    failures, up to `learner.max_restarts` consecutive ones.
 
     Args:
-        monitor: Of the whole run, where it has no other stage.
+        monitor: Monitor of the run, if this is its only stage.
+
+    Raises:
+        StopRequested: A stop was requested; the checkpoint is complete.
     """
     monitor = monitor or RunMonitor()
-    rate = replace(learner.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps)
-    settings = replace(learner, optimizer=rate, replay_dir=run.replay_dir(learner))
+    optimizer = replace(
+        learner_config.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps
+    )
+    learner_config = replace(learner_config, optimizer=optimizer, replay_dir=run.replay_dir(learner_config))
     checkpoints = run.run_dir.checkpoints / stage
     metrics = run.run_dir.path / metrics_file(stage)
-    events = run.run_dir.path / "tensorboard" / stage
-    async with runtime.start_learner(settings, ray_config, decode_pool, run) as group:
+    tensorboard = run.run_dir.path / "tensorboard" / stage
+    async with runtime.start_learner(learner_config, ray_config, decode_pool, run) as learner:
 
-        async def attempt() -> SftState:
+        async def train_and_export() -> SftState:
             resume_step = SftState.load(checkpoints).steps
-            total = None if sft_config.max_time_s else sft_config.max_steps
+            max_steps = None if sft_config.max_time_s else sft_config.max_steps
             with (
-                MetricLogger(metrics, events, resume_step, monitor.trackers) as log,
-                run.progress.stage(stage, total, resume_step) as bar,
+                MetricLogger(metrics, tensorboard, resume_step, monitor.trackers) as metric_logger,
+                run.progress.stage(stage, max_steps, resume_step) as progress,
             ):
                 state = await sft_loop(
-                    group,
+                    learner,
                     trajectories,
                     sft_config,
                     seed=seed,
                     checkpoints=checkpoints,
-                    metric_logger=log,
-                    stage=bar,
+                    metric_logger=metric_logger,
+                    stage=progress,
                     interrupt=run.interrupt,
                     monitor=monitor,
                 )
             run.interrupt.raise_if_requested()
             monitor.on_phase("export")
-            await group.export_hf(run.model_dir(stage))
+            await learner.export_hf(run.model_dir(stage))
             return state
 
         return await run_with_restarts(
-            group, attempt, max_restarts=settings.max_restarts, metrics=metrics, interrupt=run.interrupt
+            learner,
+            train_and_export,
+            max_restarts=learner_config.max_restarts,
+            metrics=metrics,
+            interrupt=run.interrupt,
         )
 
 
 def metrics_file(stage: str) -> str:
-    """Name of the file of a supervised stage's metrics."""
+    """Return the file name of an SFT stage's metrics."""
     return f"{stage}.jsonl"
