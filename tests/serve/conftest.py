@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import pytest
@@ -30,6 +30,9 @@ from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import SourceNotAllowedError
 from vz_ray.video.frame import FrameSize, ImageRequest, VideoInfo
 from vz_ray.video.remote import DownloadRules
+
+if TYPE_CHECKING:
+    from tests.serve.live_server import LiveServer
 
 
 class AskBody(BaseModel):
@@ -207,3 +210,15 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert isinstance(error["message"], str)
     assert error["message"]
     return error
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Server without keys, with limits on bodies that are small enough for tests."""
+    from tests.serve.live_server import live_server, tiny_serve_config
+
+    folder = tmp_path_factory.mktemp("serve")
+    limits = {"max_json_mib": 16, "max_upload_gib": 0.02, "grace_s": 3, "min_kib_per_s": 50}
+    config = tiny_serve_config(folder, **{f"access.{name}": value for name, value in limits.items()})
+    with live_server(config, folder) as running:
+        yield running

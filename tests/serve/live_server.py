@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import pytest
 
 from benchmarks.directive_agent import DirectiveAgent
 from tests.video.sample_videos import VideoSpec, write_video
@@ -103,14 +102,3 @@ def live_server(
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Server without keys, with limits on bodies that are small enough for tests."""
-    folder = tmp_path_factory.mktemp("serve")
-    limits = {"max_json_mib": 16, "max_upload_gib": 0.02, "grace_s": 3, "min_kib_per_s": 50}
-    with live_server(
-        tiny_serve_config(folder, **{f"access.{name}": value for name, value in limits.items()}), folder
-    ) as running:
-        yield running

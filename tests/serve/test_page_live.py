@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 QUESTION = "What flashes? {think 12} {zoom 2 4 2} {zoom 6 10 1} {answer B} A. disc B. ring C. cross"
 LONG = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
-MOST_GB = 0.001
+MAX_UPLOAD_GIB = 0.001
 Open = Callable[..., Page]
 
 
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServe
     folder = tmp_path_factory.mktemp("page")
     secret, key = generate_key("alice")
     add_key(folder / "keys.json", key)
-    more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MOST_GB}
+    more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MAX_UPLOAD_GIB}
     with live_server(tiny_serve_config(folder, **more), folder) as live:
         yield live, secret
 

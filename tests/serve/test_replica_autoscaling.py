@@ -17,26 +17,26 @@ from tests.serve.live_server import live_server, tiny_serve_config
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 LONG = "{think 12} {zoom 2 4 2} {think 12} {zoom 6 8 2} {think 12} {answer B}"
-COMES_S = 600.0
+SCALE_UP_TIMEOUT_S = 600.0
 
 
 def test_queued_requests_add_a_replica(tmp_path: Path) -> None:
     more = {
         "min_replicas": 1,
         "max_replicas": 2,
-        "requests_per_replica": 4,
-        "target_requests": 2,
-        "queue": 64,
+        "max_ongoing_requests": 4,
+        "target_ongoing_requests": 2,
+        "max_queued_requests": 64,
     }
     with live_server(tiny_serve_config(tmp_path, **more), tmp_path) as server:
-        client, over = server.client(), threading.Event()
+        client, stop = server.client(), threading.Event()
         outcomes: Counter[object] = Counter()
 
         def agents() -> int:
             return int(httpx.get(f"{server.url}/ready", timeout=30).json()["agents"])
 
         def load(_: int) -> None:
-            while not over.is_set():
+            while not stop.is_set():
                 try:
                     outcomes[server.ask(LONG, client=client).choices[0].message.content] += 1
                 except openai.APIStatusError as error:
@@ -44,17 +44,17 @@ def test_queued_requests_add_a_replica(tmp_path: Path) -> None:
 
         assert agents() == 1
         with ThreadPoolExecutor(8) as threads:
-            waiting = [threads.submit(load, number) for number in range(8)]
+            clients = [threads.submit(load, number) for number in range(8)]
             try:
-                end_time = time.monotonic() + COMES_S
+                end_time = time.monotonic() + SCALE_UP_TIMEOUT_S
                 while agents() < 2:
-                    assert time.monotonic() < end_time, f"no second agent came; requests ended as {outcomes}"
+                    assert time.monotonic() < end_time, f"no second replica started; outcomes: {outcomes}"
                     time.sleep(1)
                 before = outcomes.total()
                 while outcomes.total() < before + 16:
                     time.sleep(0.2)
             finally:
-                over.set()
-            for thread in waiting:
+                stop.set()
+            for thread in clients:
                 thread.result()
         assert set(outcomes) == {"B"}

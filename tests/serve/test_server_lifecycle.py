@@ -41,12 +41,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServ
         "access.keys_file": folder / "keys.json",
         "min_replicas": 2,
         "max_replicas": 2,
-        "requests_per_replica": 2,
-        "queue": 4,
-        "drain_s": 30,
+        "max_ongoing_requests": 2,
+        "max_queued_requests": 4,
+        "timeouts.drain_s": 30,
     }
     with live_server(tiny_serve_config(folder, **more), folder) as running:
-        yield outcomes, outcomes.client(secret)
+        yield running, running.client(secret)
 
 
 def outcomes(server: LiveServer, client: openai.OpenAI, count: int, question: str = ASK) -> Counter[object]:
@@ -57,7 +57,9 @@ def outcomes(server: LiveServer, client: openai.OpenAI, count: int, question: st
             return server.ask(question, client=client).choices[0].message.content
         except openai.APIStatusError as error:
             is_openai_error = isinstance(error.body, dict) and {"message", "type", "code"} <= set(error.body)
-            return error.status_code if is_openai_error else f"{error.status_code} without a body of OpenAI's"
+            return (
+                error.status_code if is_openai_error else f"{error.status_code} without an OpenAI error body"
+            )
 
     with ThreadPoolExecutor(count) as threads:
         return Counter(threads.map(ask, range(count)))
@@ -85,17 +87,17 @@ def test_overload_rejects_excess_requests_only(guarded):
     long = "{think 12} {zoom 2 4 2} {think 12} {zoom 6 8 2} {answer B}"
     with ThreadPoolExecutor(1) as thread:
         flood = thread.submit(outcomes, server, client, 48, long)
-        seen = []
+        health_checks = []
         while not flood.done():
-            seen.append(
+            health_checks.append(
                 (httpx.get(f"{server.url}/ready", timeout=30).status_code, len(client.models.list().data))
             )
-    found = flood.result()
+    counts = flood.result()
     # Health checks succeed at full load.
-    assert set(seen) == {(200, 2)}
-    assert set(found) <= {"B", 503, 429}, found
-    assert found["B"] >= 4
-    assert found[503] > 0
+    assert set(health_checks) == {(200, 2)}
+    assert set(counts) <= {"B", 503, 429}, counts
+    assert counts["B"] >= 4
+    assert counts[503] > 0
     with pytest.raises(openai.APIStatusError) as refused:
         refuse_one(server, client)
     assert float(refused.value.response.headers["retry-after"]) >= 1
@@ -118,14 +120,14 @@ def refuse_one(server: LiveServer, client: openai.OpenAI) -> None:
 
 def test_replica_death_loses_no_request(guarded):
     server, client = guarded
-    found: list[Counter[object]] = []
-    load = threading.Thread(target=lambda: found.extend(outcomes(server, client, 4) for _ in range(6)))
+    batches: list[Counter[object]] = []
+    load = threading.Thread(target=lambda: batches.extend(outcomes(server, client, 4) for _ in range(6)))
     load.start()
     time.sleep(0.5)
     victim = replicas()[0]
     victim.send_signal(signal.SIGKILL)
     load.join(BACK_S)
-    total = sum(found, Counter())
+    total = sum(batches, Counter())
     assert set(total) <= {"B", 503}, total
     assert total["B"] >= 20
     deadline = time.monotonic() + BACK_S
@@ -156,12 +158,12 @@ def test_weights_change_under_load(guarded, tmp_path):
     server, client = guarded
     other = changed(tmp_path / "other")
     pids = sorted(p.pid for p in replicas())
-    found: list[Counter[object]] = []
-    over = threading.Event()
+    batches: list[Counter[object]] = []
+    stop = threading.Event()
 
     def load() -> None:
-        while not over.is_set():
-            found.append(outcomes(server, client, 3))
+        while not stop.is_set():
+            batches.append(outcomes(server, client, 3))
 
     thread = threading.Thread(target=load)
     thread.start()
@@ -173,9 +175,9 @@ def test_weights_change_under_load(guarded, tmp_path):
         roll(server, "assets/tiny-base", 3)
         assert {server.ask(ASK, client=client).model for _ in range(4)} == {"zoomer@3"}
     finally:
-        over.set()
+        stop.set()
         thread.join(BACK_S)
-    assert set(sum(found, Counter())) == {"B"}
+    assert set(sum(batches, Counter())) == {"B"}
     assert sorted(p.pid for p in replicas()) == pids
 
 
@@ -195,5 +197,5 @@ def test_weights_of_another_shape_are_refused(guarded, tmp_path):
 
 def test_server_state_is_readable(guarded):
     server, _ = guarded
-    assert read_server_state(Path(server.config.logs)).url == server.url
-    assert read_server_state(Path(server.config.logs)).pid == os.getpid()
+    assert read_server_state(Path(server.config.log_dir)).url == server.url
+    assert read_server_state(Path(server.config.log_dir)).pid == os.getpid()

@@ -17,7 +17,7 @@ from vz_ray.runtime.monitor_run import prometheus_targets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-COMES_S = 60.0
+METRICS_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "500")
         with live_server(
-            tiny_serve_config(folder, **{"observe.log_format": "json", "name": "watcher"}), folder
-        ) as samples:
-            answer = samples.ask("{zoom 2 4 2} {answer B}", model="watcher").choices[0].message
+            tiny_serve_config(folder, **{"monitoring.log_format": "json", "name": "watcher"}), folder
+        ) as running:
+            answer = running.ask("{zoom 2 4 2} {answer B}", model="watcher").choices[0].message
             assert answer.content == "B"
-            yield samples
+            yield running
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def test_json_logs_have_run_worker_and_request(server: LiveServer) -> None:
 def test_decoder_metrics_have_the_server_name(server: LiveServer) -> None:
     [address] = prometheus_targets()
     samples: set[tuple[str, str]] = set()
-    end_time = time.monotonic() + COMES_S
+    end_time = time.monotonic() + METRICS_TIMEOUT_S
     while ("watcher", "zoom") not in samples:
         assert time.monotonic() < end_time, samples
         time.sleep(0.5)
