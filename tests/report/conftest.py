@@ -1,4 +1,4 @@
-"""A small run directory around a real video."""
+"""Fixture: a small run directory with real videos."""
 
 from __future__ import annotations
 
@@ -39,71 +39,71 @@ from vz_ray.video.local_source import LocalFrameSource
 SIZE = FrameSize(28 * 28, 28 * 28, 28)
 
 
-def context(clip: Clip) -> TokenContext:
+def make_context(clip: Clip) -> TokenContext:
     refs = clip.refs
     grids = tuple((1, ref.height // 14, ref.width // 14) for ref in refs)
     return TokenContext((7,) * len(refs), grids, refs, pad_id=7)
 
 
-def turn(text: str, zoom: ZoomRequest | RejectedZoom | None, reply: TokenContext | None) -> Turn:
-    said = SampledAction((1, 2), (-0.1, -0.2), (VersionSpan(0, 2, 4),), SamplingParams(), "end")
-    return Turn(said, text, zoom, reply, (0.1, 0.02))
+def make_turn(text: str, zoom: ZoomRequest | RejectedZoom | None, observation: TokenContext | None) -> Turn:
+    action = SampledAction((1, 2), (-0.1, -0.2), (VersionSpan(0, 2, 4),), SamplingParams(), "end")
+    return Turn(action, text, zoom, observation, (0.1, 0.02))
 
 
 class EpisodeFactory:
-    """Plays made-up episodes on real frames."""
+    """Creates synthetic episodes with real frames."""
 
     def __init__(self, frames: LocalFrameSource) -> None:
         self.frames = frames
 
     def overview(self, uri: str, count: int) -> TokenContext:
         request = OverviewRequest(fps=8, max_frames=count)
-        return context(asyncio.run(self.frames.overview(uri, request, SIZE)))
+        return make_context(asyncio.run(self.frames.overview(uri, request, SIZE)))
 
     def zoom(self, uri: str, start: float, end: float, fps: float) -> Turn:
         request = ZoomRequest(start, end, fps)
         clip = asyncio.run(self.frames.zoom(uri, request, SIZE))
         call = f'<video_zoom>{{"segment": [{start:g}, {end:g}], "fps": {fps:g}}}</video_zoom>'
-        return turn(f"<think>The border shows up here.</think>{call}", request, context(clip))
+        return make_turn(f"<think>The border shows up here.</think>{call}", request, make_context(clip))
 
     def make_episode(
-        self, task: Task, stage: str, right: bool, zooms: list[tuple[float, float, float]]
+        self, task: Task, stage: str, correct: bool, zooms: list[tuple[float, float, float]]
     ) -> EvalResult:
         turns = [self.zoom(task.video, *zoom) for zoom in zooms]
         if len(zooms) > 1:
-            refused = RejectedZoom(ZoomErrorKind.REVERSED, "segment [9, 4] ends before it starts")
+            rejected = RejectedZoom(ZoomErrorKind.REVERSED, "segment [9, 4] ends before it starts")
             text = '<think>Again.</think><video_zoom>{"segment": [9, 4], "fps": 2}</video_zoom>'
-            turns.insert(1, turn(text, refused, TokenContext((3,))))
-        answer = task.answer if right else "F"
-        turns.append(turn(f"<think>It is <b>clear</b>.</think><answer>{answer}</answer>", None, None))
+            turns.insert(1, make_turn(text, rejected, TokenContext((3,))))
+        answer = task.answer if correct else "F"
+        turns.append(make_turn(f"<think>It is <b>clear</b>.</think><answer>{answer}</answer>", None, None))
         uniform = int(stage.removeprefix("uniform_")) if stage.startswith("uniform") else 16
-        played = Trajectory(
+        trajectory = Trajectory(
             EpisodeId(4, task.task_id, 0), "clean", self.overview(task.video, uniform), tuple(turns),
             EpisodeStatus.ANSWERED, answer=answer, worker="w0", seconds=0.4,
         )  # fmt: skip
-        played = replace(played, reward=score_episode(played, task, RewardConfig()))
-        return EvalResult(task, played, stage=stage, step=4)
+        trajectory = replace(trajectory, reward=score_episode(trajectory, task, RewardConfig()))
+        return EvalResult(task, trajectory, stage=stage, step=4)
 
 
-def _metrics(path: Path) -> None:
+def _write_metrics(path: Path) -> None:
     rng = random.Random(0)
     with MetricLogger(path) as log:
         for step in range(40):
-            grown = 1 - math.exp(-step / 12)
+            progress = 1 - math.exp(-step / 12)
             values = {
-                metric_names.REWARD_TOTAL: 0.5 + 0.8 * grown + rng.gauss(0, 0.03),
-                metric_names.REWARD_ACCURACY: 0.4 + 0.45 * grown + rng.gauss(0, 0.02),
-                metric_names.REWARD_FORMAT: 0.9 + 0.09 * grown,
-                metric_names.REWARD_TOOL: 0.3 + 0.5 * grown + rng.gauss(0, 0.02),
-                metric_names.ZOOM_CALL_RATE: 0.7 + 0.28 * grown,
-                metric_names.ZOOM_VALID_RATE: 0.75 + 0.2 * grown,
-                metric_names.EVENT_COVERAGE: 0.3 + 0.55 * grown,
-                metric_names.ZOOMS_PER_EPISODE: 1.1 + 0.4 * grown,
-                metric_names.FRAMES_PER_EPISODE: 24 + 4 * grown,
+                metric_names.REWARD_TOTAL: 0.5 + 0.8 * progress + rng.gauss(0, 0.03),
+                metric_names.REWARD_ACCURACY: 0.4 + 0.45 * progress + rng.gauss(0, 0.02),
+                metric_names.REWARD_FORMAT: 0.9 + 0.09 * progress,
+                metric_names.REWARD_TOOL: 0.3 + 0.5 * progress + rng.gauss(0, 0.02),
+                metric_names.ZOOM_CALL_RATE: 0.7 + 0.28 * progress,
+                metric_names.ZOOM_VALID_RATE: 0.75 + 0.2 * progress,
+                metric_names.EVENT_COVERAGE: 0.3 + 0.55 * progress,
+                metric_names.ZOOMS_PER_EPISODE: 1.1 + 0.4 * progress,
+                metric_names.FRAMES_PER_EPISODE: 24 + 4 * progress,
                 metric_names.MISMATCH_LOGPROB_MAX: 10 ** rng.uniform(-6.3, -5.8),
                 metric_names.MISMATCH_KL: 10 ** rng.uniform(-9, -8.5),
                 metric_names.WEIGHT_SYNC_SECONDS: 0.06 + 0.01 * rng.random(),
-                metric_names.ENTROPY: 0.5 - 0.3 * grown,
+                metric_names.ENTROPY: 0.5 - 0.3 * progress,
                 metric_names.GRAD_NORM: float("nan") if step == 7 else 1 + rng.random(),
                 f"{metric_names.TIME_PREFIX}rollout_seconds": 2 + rng.random(),
                 f"{metric_names.TIME_PREFIX}learn_seconds": 3 + rng.random(),
@@ -113,7 +113,7 @@ def _metrics(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with three agent stages' and two uniform evaluations' results."""
+    """Run with two agent evaluations and three uniform evaluations."""
     root = tmp_path_factory.mktemp("report")
     run, tasks = root / "quickstart", []
     for i in range(2):
@@ -123,14 +123,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tasks += make_tasks(video, path)
     rights = {"cold_start": 2, "rl": 5, uniform_stage(16): 1, uniform_stage(32): 2, uniform_stage(64): 3}
     with LocalFrameSource() as frames:
-        player = EpisodeFactory(frames)
+        factory = EpisodeFactory(frames)
         for stage, right in rights.items():
             log = EvalLog(eval_log_path(run, stage), {"stage": stage})
             for k, task in enumerate(tasks):
-                start, end = task.events[0]
+                start, end = task.evidence_spans[0]
                 zooms = [(max(0.0, start - 1.5), end + 1.5, 2.0), (start, end, 8.0)][: 1 + k % 2]
-                log.append(player.make_episode(task, stage, k < right, [] if "uniform" in stage else zooms))
-    _metrics(run / "metrics.jsonl")
+                log.append(factory.make_episode(task, stage, k < right, [] if "uniform" in stage else zooms))
+    _write_metrics(run / "metrics.jsonl")
     for stage, seconds in {"synth": 41, "base": 210, "cold_start": 95, "rl": 260.5, "evaluate": 31}.items():
         record_stage_time(run, stage, seconds)
     (run / "config.yaml").write_text("seed: 0\nname: quickstart # <made up>\n")

@@ -1,4 +1,4 @@
-"""An ablation's page."""
+"""HTML report of an ablation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vz_ray.utils.errors import UserError
 INTERVAL = {"mean": 0.6, "low": 0.55, "high": 0.64, "count": 2000}
 
 
-def variant(**more: object) -> dict[str, object]:
+def make_variant(**changes: object) -> dict[str, object]:
     run = {"accuracy": 0.6, "zooms": 1.2}
     return {
         "accuracy": INTERVAL,
@@ -27,11 +27,11 @@ def variant(**more: object) -> dict[str, object]:
         "event_coverage": 0.7,
         "seeds": {"0": run, "1": run},
         "paper": {"zooms": 2, "accuracy": {"longvideoreason/accuracy": 80.3}},
-        **more,
+        **changes,
     }
 
 
-def ablation() -> dict[str, object]:
+def make_ablation() -> dict[str, object]:
     claim = {
         "metric": "accuracy",
         "greater": "full",
@@ -47,14 +47,14 @@ def ablation() -> dict[str, object]:
         "videos": 250,
         "interval_level": 0.95,
         "paper": "a paper <7B>",
-        "variants": {"full": variant(), "without_tool_reward": variant(zooms=None)},
+        "variants": {"full": make_variant(), "without_tool_reward": make_variant(zooms=None)},
         "claims": [claim],
         "order_holds": False,
     }
 
 
-def test_the_page_shows_figures_differences_and_training(tmp_path: Path) -> None:
-    (tmp_path / "ablation.json").write_text(json.dumps(ablation()))
+def test_page_shows_metrics_differences_and_training(tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text(json.dumps(make_ablation()))
     for seed in (0, 1):
         (tmp_path / f"seed{seed}/full").mkdir(parents=True)
         with MetricLogger(tmp_path / f"seed{seed}/full/metrics.jsonl") as log:
@@ -74,19 +74,19 @@ def test_the_page_shows_figures_differences_and_training(tmp_path: Path) -> None
     ):
         assert text in page
     assert "a paper &lt;7B&gt;" in page
-    # Half-way between the seeds.
+    # The mean of the seeds.
     assert "Full: 50.0% at 0" in page
     assert page.count("<svg") == 2
 
 
-def test_every_variant_has_a_colour_of_its_own() -> None:
+def test_variants_have_distinct_colors() -> None:
     assert set(VARIANT_COLORS) == set(VARIANTS)
     assert len(set(VARIANT_COLORS.values())) == len(VARIANTS)
 
 
-def test_nothing_evaluated_is_said_and_no_ablation_is_an_error(tmp_path: Path) -> None:
+def test_missing_ablation_raises_and_empty_one_renders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no ablation at"):
         write_ablation_report(tmp_path)
-    nothing = {**ablation(), "variants": {}, "claims": [], "seeds": []}
-    (tmp_path / "ablation.json").write_text(json.dumps(nothing))
-    assert "Nothing has been evaluated yet" in write_ablation_report(tmp_path).read_text()
+    empty = {**make_ablation(), "variants": {}, "claims": [], "seeds": []}
+    (tmp_path / "ablation.json").write_text(json.dumps(empty))
+    assert "No evaluation has finished yet" in write_ablation_report(tmp_path).read_text()

@@ -1,8 +1,7 @@
-"""A run as a web page.
+"""Self-contained HTML reports of runs, and the episode viewer.
 
-In: a run directory and, for thumbnails, whoever can decode its videos. Out:
-`report.html`, one file that needs no network. Must not know how a run is made:
-what is not in the directory is not in the report.
+Input: a run directory and a frame source for thumbnails. Output: `report.html`, one file without network access.
+Must not import training, rollout or learner code.
 """
 
 from vz_ray.report.run_report import render_report, write_report

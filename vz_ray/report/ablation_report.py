@@ -1,4 +1,4 @@
-"""An ablation drawn: `ablation.html`, from the run's `ablation.json` and each variant's metrics."""
+"""HTML report of an ablation: `ablation.html` from `ablation.json` and the metrics of each variant."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VARIANT_COLORS = {
     WITHOUT_REFLECTION: 3,
     WITHOUT_TOOL_REWARD: 5,
 }
-"""The colour of each variant, the same in every chart."""
+"""Chart color of each variant."""
 
 CURVES = (
     (metric_names.REWARD_ACCURACY, "Right answers while training", True),
@@ -47,32 +47,34 @@ CURVES = (
 
 
 def write_ablation_report(run_dir: Path) -> Path:
-    """Writes `ablation.html`, one file that needs no network; returns its path.
+    """Write `ablation.html`, a self-contained page, and return its path.
 
     Raises:
         UserError: The run has no `ablation.json`.
     """
     data = run_dir / "ablation.json"
     if not data.is_file():
-        raise UserError(f"no ablation at {data}: `vz-ray ablate` makes one")
-    found = json.loads(data.read_text(encoding="utf-8"))
+        raise UserError(f"no ablation at {data}: run `vz-ray ablate` first")
+    ablation = json.loads(data.read_text(encoding="utf-8"))
     training = {
-        variant: [read_metrics(run_dir / f"seed{seed}" / variant / "metrics.jsonl") for seed in one["seeds"]]
-        for variant, one in found["variants"].items()
+        variant: [
+            read_metrics(run_dir / f"seed{seed}" / variant / "metrics.jsonl") for seed in values["seeds"]
+        ]
+        for variant, values in ablation["variants"].items()
     }
     path = run_dir / REPORT_FILE
-    write_atomic(path, render_ablation_report(found, training, run_dir.resolve().name).encode())
+    write_atomic(path, render_ablation_report(ablation, training, run_dir.resolve().name).encode())
     return path
 
 
 def render_ablation_report(ablation: Json, training: Mapping[str, Sequence[Rows]], name: str) -> str:
-    """The page; `training` holds the metrics of each variant's seeds."""
+    """Render the page. `training` has the metric rows of each variant and seed."""
     curves = "".join(_curve(metric, title, share, training) for metric, title, share in CURVES)
     body = (
         '<section><h2>Results</h2><div class="charts pair">'
         f"{_bars(ablation, 'accuracy')}{_bars(ablation, 'zooms')}{_claims(ablation)}{_table(ablation)}</div></section>"
         if ablation["variants"]
-        else "<p>Nothing has been evaluated yet.</p>"
+        else "<p>No evaluation has finished yet.</p>"
     )
     if curves:
         note = '<p class="note">Means over seeds.</p>'
@@ -82,35 +84,35 @@ def render_ablation_report(ablation: Json, training: Mapping[str, Sequence[Rows]
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(name)} · ablation</title><style>{report_css()}</style></head>"
-        f'<body><main><header><h1>{escape(name)}</h1></header><p class="note">{escape(_about(ablation))}</p>'
+        f'<body><main><header><h1>{escape(name)}</h1></header><p class="note">{escape(_describe(ablation))}</p>'
         f"{body}</main></body></html>\n"
     )
 
 
-def _about(found: Json) -> str:
-    seeds = ", ".join(map(str, found["seeds"])) or "none yet"
-    drawn = "seeds and whole videos" if len(found["seeds"]) > 1 else "whole videos"
+def _describe(ablation: Json) -> str:
+    seeds = ", ".join(map(str, ablation["seeds"])) or "none yet"
+    resampled = "seeds and whole videos" if len(ablation["seeds"]) > 1 else "whole videos"
     return (
-        f"Needle world: {found['questions']} questions about {found['videos']} videos, seeds {seeds}. "
-        f"Lines are {100 * found['interval_level']:g}% intervals over {drawn}; a difference whose "
+        f"Needle world: {ablation['questions']} questions about {ablation['videos']} videos, seeds {seeds}. "
+        f"Lines are {100 * ablation['interval_level']:g}% intervals over {resampled}; a difference whose "
         "interval contains 0 is inconclusive."
     )
 
 
 def _title(variant: str) -> str:
-    words = variant_title(variant)
-    return f"{words[:1].upper()}{words[1:]}"
+    title = variant_title(variant)
+    return f"{title[:1].upper()}{title[1:]}"
 
 
-def _bars(found: Json, figure: str) -> str:
-    """One bar per variant with its interval; the paper's figures are on another scale, and in the table."""
-    share = figure == "accuracy"
-    known = {name: one[figure] for name, one in found["variants"].items() if one[figure]}
-    most = 1.0 if share else max((one["high"] for one in known.values()), default=0.0) or 1.0
+def _bars(ablation: Json, metric: str) -> str:
+    """Render one bar with interval per variant. The paper's values have another scale and are in the table."""
+    share = metric == "accuracy"
+    intervals = {name: v[metric] for name, v in ablation["variants"].items() if v[metric]}
+    scale_max = 1.0 if share else max((i["high"] for i in intervals.values()), default=0.0) or 1.0
     rows = ""
-    for name, one in known.items():
-        low, high, mean = (100 * one[end] / most for end in ("low", "high", "mean"))
-        value = format_percent(one["mean"]) if share else format_number(one["mean"], 2)
+    for name, interval in intervals.items():
+        low, high, mean = (100 * interval[end] / scale_max for end in ("low", "high", "mean"))
+        value = format_percent(interval["mean"]) if share else format_number(interval["mean"], 2)
         rows += (
             f'<div class="bar s{VARIANT_COLORS[name]}"><span>{escape(_title(name))}</span>'
             f'<div class="track"><b style="width:{mean:.2f}%"></b>'
@@ -120,51 +122,51 @@ def _bars(found: Json, figure: str) -> str:
     return f"<figure><figcaption>{title}</figcaption>{rows}</figure>"
 
 
-def _claims(found: Json) -> str:
-    """What the paper has, the paired difference here, and what that shows."""
+def _claims(ablation: Json) -> str:
+    """Render the paper's claims, the paired differences of this run, and whether they support the claims."""
     rows = ""
-    for claim in found["claims"]:
+    for claim in ablation["claims"]:
         scale, digits = (100, 1) if claim["metric"] == "accuracy" else (1, 2)
         low, high, mean = (scale * claim["difference"][end] for end in ("low", "high", "mean"))
         seeds = " / ".join(f"{scale * value:+.{digits}f}" for value in claim["seeds"].values())
-        what = f"{claim['metric']}: {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}"
+        title = f"{claim['metric']}: {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}"
         cells = (
             f"{mean:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}", seeds, str(claim["questions"]),
             claim["status"],
         )  # fmt: skip
-        rows += f"<tr><th>{escape(what)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        rows += f"<tr><th>{escape(title)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     head = ("The paper has", "Difference", "Interval", "By seed", "Questions", "Here")
     holds = (
-        "The paper's order holds." if found["order_holds"] else "The paper's order is not fully supported."
+        "The paper's order holds." if ablation["order_holds"] else "The paper's order is not fully supported."
     )
-    return _framed("Paired differences (accuracy in points)", head, rows, holds)
+    return _framed_table("Paired differences (accuracy in points)", head, rows, holds)
 
 
-def _table(found: Json) -> str:
+def _table(ablation: Json) -> str:
     rows = ""
-    for name, one in found["variants"].items():
-        seeds = " / ".join(format_percent(run["accuracy"]) for run in one["seeds"].values())
+    for name, values in ablation["variants"].items():
+        seeds = " / ".join(format_percent(run["accuracy"]) for run in values["seeds"].values())
         cells = (
-            format_percent(one["accuracy"] and one["accuracy"]["mean"]),
+            format_percent(values["accuracy"] and values["accuracy"]["mean"]),
             seeds,
-            format_number(one["frames_mean"]),
-            format_number(one["zooms"] and one["zooms"]["mean"], 2),
-            format_percent(one["zoom_call_rate"]),
-            format_percent(one["valid_zoom_rate"]),
-            format_percent(one["event_coverage"]),
-            format_number(one["paper"]["accuracy"].get("longvideoreason/accuracy")),
-            format_number(one["paper"]["accuracy"].get("mlvu_dev/micro")),
-            format_number(one["paper"]["zooms"], 0),
+            format_number(values["frames_mean"]),
+            format_number(values["zooms"] and values["zooms"]["mean"], 2),
+            format_percent(values["zoom_call_rate"]),
+            format_percent(values["valid_zoom_rate"]),
+            format_percent(values["event_coverage"]),
+            format_number(values["paper"]["accuracy"].get("longvideoreason/accuracy")),
+            format_number(values["paper"]["accuracy"].get("mlvu_dev/micro")),
+            format_number(values["paper"]["zooms"], 0),
         )
         rows += (
             f"<tr><th>{escape(_title(name))}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         )
     head = ("", "Accuracy", "By seed", "Frames", "Zooms", "Zooming", "Valid", "Event in a zoom")
     paper = ("Paper: LongVideoReason", "Paper: MLVU dev", "Paper: zooms, about")
-    return _framed("All figures", (*head, *paper), rows, f"Paper: {found['paper']}, 7B.")
+    return _framed_table("All metrics", (*head, *paper), rows, f"Paper: {ablation['paper']}, 7B.")
 
 
-def _framed(title: str, head: Sequence[str], rows: str, note: str) -> str:
+def _framed_table(title: str, head: Sequence[str], rows: str, note: str) -> str:
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     return (
         f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="scroll"><table>'
@@ -178,13 +180,13 @@ def _curve(metric: str, title: str, share: bool, training: Mapping[str, Sequence
         ChartSeries(_title(variant), _mean_over_seeds(runs, metric), color=VARIANT_COLORS[variant])
         for variant, runs in training.items()
     ]
-    return line_chart(title, [one for one in series if one.points], x_label="iteration", as_percent=share)
+    return line_chart(title, [line for line in series if line.points], x_label="step", as_percent=share)
 
 
 def _mean_over_seeds(runs: Sequence[Rows], metric: str) -> list[tuple[float, float]]:
-    values: defaultdict[float, list[float]] = defaultdict(list)
+    by_step: defaultdict[float, list[float]] = defaultdict(list)
     for rows in runs:
         for row in rows:
             if metric in row:
-                values[row[metric_names.STEP]].append(row[metric])
-    return [(step, fmean(found)) for step, found in sorted(values.items())]
+                by_step[row[metric_names.STEP]].append(row[metric])
+    return [(step, fmean(values)) for step, values in sorted(by_step.items())]

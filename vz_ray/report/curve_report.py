@@ -1,4 +1,4 @@
-"""Accuracy against frames, zooms and the zooms' frame rate, drawn: `curve.html`, from `curve.json`."""
+"""HTML report of accuracy curves over frames, zooms and frame rate: `curve.html` from `curve.json`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vz_ray.utils.errors import UserError
 
 Json = Mapping[str, Any]
 
-_SLOTS = (1, 2, 4, 5)
-"""Colours of the models, in order; 3 is the paper's."""
+_COLORS = (1, 2, 4, 5)
+"""Colors of the models; the paper has color 3."""
 
 
 def write_curve_report(run_dir: Path) -> Path:
-    """Writes `curve.html`, one file that needs no network; returns its path.
+    """Write `curve.html`, a self-contained page, and return its path.
 
     Raises:
         UserError: The run has no `curve.json`.
     """
     data = run_dir / "curve.json"
     if not data.is_file():
-        raise UserError(f"no curve at {data}: `vz-ray eval --curve` makes one")
+        raise UserError(f"no curve at {data}: run `vz-ray eval --curve` first")
     path = run_dir / "curve.html"
     write_atomic(
         path, render_curve_report(json.loads(data.read_text(encoding="utf-8")), run_dir.name).encode()
@@ -35,7 +35,7 @@ def write_curve_report(run_dir: Path) -> Path:
 
 
 def render_curve_report(curve: Json, name: str) -> str:
-    """The page of a run's curves."""
+    """Render the page."""
     body = "".join(_benchmark(benchmark, curve["paper"]) for benchmark in curve["benchmarks"].values())
     level = f"{100 * curve['interval_level']:g}%"
     return (
@@ -44,14 +44,14 @@ def render_curve_report(curve: Json, name: str) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(name)} · curves</title><style>{report_css()}</style></head>"
         f"<body><main><header><h1>{escape(name)}</h1></header>"
-        f'<p class="note">{escape(_models(curve["models"]))}. Accuracy over questions, strictly read; '
+        f'<p class="note">{escape(_models(curve["models"]))}. Accuracy over questions, strict answer format; '
         f"lines are {level} intervals, drawn over whole videos.</p>"
-        f"{body or '<p>Nothing has been played yet.</p>'}</main></body></html>\n"
+        f"{body or '<p>No episode has finished yet.</p>'}</main></body></html>\n"
     )
 
 
 def _models(models: Mapping[str, str]) -> str:
-    """Who was played, and under which label."""
+    """Name the models and their labels."""
     own, *others = models.items()
     compared = "".join(f"; {label}: {checkpoint}" for label, checkpoint in others)
     return f"Model: {own[1]}{compared}"
@@ -65,28 +65,28 @@ def _benchmark(benchmark: Json, source: str) -> str:
         + _zooms_chart(models, names, _published(benchmark["paper_zooms"], source))
         + _fps_chart(models, names)
     )
-    rows = "".join(_rows(played, names[label]) for label, played in models.items())
+    rows = "".join(_rows(points, names[label]) for label, points in models.items())
     return (
         f"<section><h2>{escape(benchmark['title'])}</h2>"
         f'<div class="charts pair">{charts}{_table(rows)}</div></section>'
     )
 
 
-def _slot(index: int) -> int:
-    return _SLOTS[index % len(_SLOTS)]
+def _color(index: int) -> int:
+    return _COLORS[index % len(_COLORS)]
 
 
 def _frames_chart(models: Json, names: Mapping[str, str]) -> str:
-    """What a model makes of uniform frames, and of those that it chose: one colour for each model."""
+    """Chart of accuracy over frames, uniform and selected by the agent; one color per model."""
     series = []
-    for index, (label, played) in enumerate(models.items()):
-        uniform = [(point["limit"], point) for point in played["uniform"]]
-        agent = [(point["frames_mean"], point) for point in played["agent"]]
+    for index, (label, points) in enumerate(models.items()):
+        uniform = [(point["limit"], point) for point in points["uniform"]]
+        agent = [(point["frames_mean"], point) for point in points["agent"]]
         series += [
-            _series(f"{names[label]}uniform frames", uniform, _slot(index), dashed=True),
-            _series(f"{names[label]}agent", agent, _slot(index)),
+            _series(f"{names[label]}uniform frames", uniform, _color(index), dashed=True),
+            _series(f"{names[label]}agent", agent, _color(index)),
         ]
-    ticks = sorted({point["limit"] for played in models.values() for point in played["uniform"]})
+    ticks = sorted({point["limit"] for points in models.values() for point in points["uniform"]})
     return line_chart(
         "Accuracy against frames seen",
         series,
@@ -98,42 +98,44 @@ def _frames_chart(models: Json, names: Mapping[str, str]) -> str:
 
 
 def _zooms_chart(models: Json, names: Mapping[str, str], published: ChartSeries) -> str:
-    """By the most zooms allowed, beside the paper's; nothing where only one number was allowed."""
+    """Chart of accuracy over the maximum number of zooms, with the paper's; empty with a single maximum."""
     limited = {
-        label: [(point["limit"], point) for point in played["agent"] if point["limit"] is not None]
-        for label, played in models.items()
+        label: [(point["limit"], point) for point in points["agent"] if point["limit"] is not None]
+        for label, points in models.items()
     }
     ticks = sorted({limit for points in limited.values() for limit, _ in points})
     if len(ticks) < 2:
         return ""
     drawn = [
-        _series(f"{names[label]}agent", points, _slot(index))
+        _series(f"{names[label]}agent", points, _color(index))
         for index, (label, points) in enumerate(limited.items())
     ]
     return line_chart(
         "Accuracy against zooms allowed",
         [*drawn, published],
-        x_label="most zooms",
+        x_label="maximum zooms",
         as_percent=True,
         x_ticks=ticks,
     )
 
 
 def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
-    """By the rate that every zoom was shown at, beside the same agent with rates of its own choice."""
-    rates = sorted({point["fps"] for played in models.values() for point in played["fixed_fps"]})
+    """Chart of accuracy over a fixed zoom frame rate, with the rate chosen by the agent for comparison."""
+    rates = sorted({point["fps"] for points in models.values() for point in points["fixed_fps"]})
     if not rates:
         return ""
     series = []
-    for index, (label, played) in enumerate(models.items()):
-        fixed = [(point["fps"], point) for point in played["fixed_fps"]]
-        series.append(_series(f"{names[label]}fixed rate", fixed, _slot(index)))
-        if free := _freest(played["agent"]):
-            level = [(rate, free["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))]
-            allowed = "" if free["limit"] is None else f", at most {free['limit']} zooms"
+    for index, (label, points) in enumerate(models.items()):
+        fixed = [(point["fps"], point) for point in points["fixed_fps"]]
+        series.append(_series(f"{names[label]}fixed rate", fixed, _color(index)))
+        if unrestricted := _least_restricted(points["agent"]):
+            level = [
+                (rate, unrestricted["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))
+            ]
+            allowed = "" if unrestricted["limit"] is None else f", at most {unrestricted['limit']} zooms"
             series.append(
                 ChartSeries(
-                    f"{names[label]}rate chosen by the agent{allowed}", level, _slot(index), dashed=True
+                    f"{names[label]}rate chosen by the agent{allowed}", level, _color(index), dashed=True
                 )
             )
     return line_chart(
@@ -146,19 +148,19 @@ def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
     )
 
 
-def _freest(agent: Sequence[Json]) -> Json | None:
-    """The point with the fewest restrictions: without a limit, else with the highest; they come in order."""
+def _least_restricted(agent: Sequence[Json]) -> Json | None:
+    """Return the point without a limit, or with the highest limit; points are sorted by limit."""
     return agent[-1] if agent else None
 
 
 def _series(
-    name: str, points: Sequence[tuple[float, Json]], slot: int, *, dashed: bool = False
+    name: str, points: Sequence[tuple[float, Json]], color: int, *, dashed: bool = False
 ) -> ChartSeries:
     ordered = sorted(points, key=lambda item: item[0])
     return ChartSeries(
         name,
         [(x, point["accuracy"]["mean"]) for x, point in ordered],
-        color=slot,
+        color=color,
         markers=True,
         whiskers=[(point["accuracy"]["low"], point["accuracy"]["high"]) for _, point in ordered],
         dashed=dashed,
@@ -178,14 +180,14 @@ def _table(rows: str) -> str:
     )
 
 
-def _rows(played: Json, who: str) -> str:
-    """A row for each point of a model."""
-    named = [
-        *((f"{who}uniform, {point['limit']} frames", point) for point in played["uniform"]),
-        *((f"{who}{_agent(point)}", point) for point in played["agent"]),
-        *((f"{who}{_agent(point)} at {point['fps']:g} fps", point) for point in played["fixed_fps"]),
+def _rows(points: Json, prefix: str) -> str:
+    """Render one table row per point of a model."""
+    named_points = [
+        *((f"{prefix}uniform, {point['limit']} frames", point) for point in points["uniform"]),
+        *((f"{prefix}{_agent(point)}", point) for point in points["agent"]),
+        *((f"{prefix}{_agent(point)} at {point['fps']:g} fps", point) for point in points["fixed_fps"]),
     ]
-    return "".join(_row(name, point) for name, point in named)
+    return "".join(_row(name, point) for name, point in named_points)
 
 
 def _agent(point: Json) -> str:

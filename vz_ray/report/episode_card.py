@@ -1,4 +1,4 @@
-"""One episode: timeline, what was said, what was seen, what it was worth."""
+"""HTML card of one episode: timeline, turns, frames and reward."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vz_ray.video.frame import FrameRef, ZoomRequest
 _TAG = re.compile(r"(&lt;/?(?:think|answer|video_zoom|tool_response)&gt;)")
 
 
-def events_of(played: LoggedEpisode) -> list[EvidenceSpan]:
-    return [(float(start), float(end)) for start, end in played.task.get("evidence_spans", ())]
+def evidence_spans(episode: LoggedEpisode) -> list[EvidenceSpan]:
+    return [(float(start), float(end)) for start, end in episode.task.get("evidence_spans", ())]
 
 
 def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[LoggedEpisode]:
-    """`count` episodes that differ: kinds of question and right or wrong in turn, most zooms first."""
+    """Select `count` different episodes: alternate question kinds and outcomes, most zooms first."""
     heaps: dict[tuple[str, bool], list[LoggedEpisode]] = {}
-    for played in episodes:
-        reward = played.trajectory.reward
-        right = reward is not None and reward.accuracy == 1
-        heaps.setdefault((str(played.task.get("kind", "")), right), []).append(played)
+    for episode in episodes:
+        reward = episode.trajectory.reward
+        correct = reward is not None and reward.accuracy == 1
+        heaps.setdefault((str(episode.task.get("kind", "")), correct), []).append(episode)
     for heap in heaps.values():
-        heap.sort(key=lambda played: -played.trajectory.num_zoom_calls)
+        heap.sort(key=lambda episode: -episode.trajectory.num_zoom_calls)
     order = [heaps[key] for key in sorted(heaps, key=lambda key: (not key[1], key[0]))]
     chosen: list[LoggedEpisode] = []
     for rank in range(max(map(len, order), default=0)):
@@ -37,7 +37,7 @@ def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[Logge
 
 
 def evenly_spaced_refs(refs: Sequence[FrameRef], max_frames: int) -> list[FrameRef]:
-    """At most `max_frames` of `refs`, evenly spread."""
+    """Return at most `max_frames` of `refs`, evenly spaced."""
     return (
         list(refs)
         if len(refs) <= max_frames
@@ -46,25 +46,25 @@ def evenly_spaced_refs(refs: Sequence[FrameRef], max_frames: int) -> list[FrameR
 
 
 def shown_frame_refs(trajectory: Trajectory, max_frames: int) -> list[FrameRef]:
-    """The frames that the card of this episode shows."""
+    """Return the frames on the card of this episode."""
     return [
         ref for context in trajectory.contexts for ref in evenly_spaced_refs(context.frame_refs, max_frames)
     ]
 
 
 def _strip(
-    context: TokenContext, pictures: Mapping[FrameRef, str], events: Sequence[EvidenceSpan], most: int
+    context: TokenContext, thumbnails: Mapping[FrameRef, str], spans: Sequence[EvidenceSpan], max_frames: int
 ) -> str:
-    """The frames of a context as thumbnails with their times; those of an event are framed."""
+    """Render the frames of a context as thumbnails with times; frames of an evidence span are highlighted."""
     items = []
-    for ref in evenly_spaced_refs(context.frame_refs, most):
-        hit = any(start <= ref.pts_s < end for start, end in events)
-        picture = pictures.get(ref)
+    for ref in evenly_spaced_refs(context.frame_refs, max_frames):
+        hit = any(start <= ref.pts_s < end for start, end in spans)
+        picture = thumbnails.get(ref)
         image = f'<img src="{picture}" alt="" loading="lazy">' if picture else '<i class="nopicture"></i>'
         mark = ' class="hit"' if hit else ""
         items.append(f"<li{mark}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
-    left_out = len(context.frame_refs) - len(items)
-    more = f'<li class="more">and {left_out} more</li>' if left_out else ""
+    num_hidden = len(context.frame_refs) - len(items)
+    more = f'<li class="more">and {num_hidden} more</li>' if num_hidden else ""
     tiny = (
         " tiny"
         if context.frame_refs and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64
@@ -73,42 +73,40 @@ def _strip(
     return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
 
 
-def _said(words: str) -> str:
-    """A turn's text, its tags set apart."""
-    marked = _TAG.sub(r'<span class="mark">\1</span>', escape(words.strip()))
+def _turn_text(text: str) -> str:
+    """Render the text of a turn with highlighted tags."""
+    marked = _TAG.sub(r'<span class="mark">\1</span>', escape(text.strip()))
     return f'<div class="said">{marked}</div>'
 
 
 def _turn(
-    turn: Turn, index: int, pictures: Mapping[FrameRef, str], events: Sequence[EvidenceSpan], most: int
+    turn: Turn, index: int, thumbnails: Mapping[FrameRef, str], spans: Sequence[EvidenceSpan], max_frames: int
 ) -> str:
-    got = ""
+    result = ""
     if isinstance(turn.zoom, ZoomRequest):
         span = f"{format_clock(turn.zoom.start_s)}–{format_clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
-        span += "" if turn.requested_fps is None else f" (asked for: {turn.requested_fps:g} fps)"
-        shown = _strip(turn.observation, pictures, events, most) if turn.observation else ""
-        got = f'<p class="got">Zoom {span}</p>{shown}'
+        span += "" if turn.requested_fps is None else f" (requested: {turn.requested_fps:g} fps)"
+        strip = _strip(turn.observation, thumbnails, spans, max_frames) if turn.observation else ""
+        result = f'<p class="got">Zoom {span}</p>{strip}'
     elif isinstance(turn.zoom, RejectedZoom):
-        got = (
-            f'<p class="got refused">Zoom refused ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
-        )
-    return f'<div class="turn"><h4>Turn {index}</h4>{_said(turn.text)}{got}</div>'
+        result = f'<p class="got refused">Zoom rejected ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
+    return f'<div class="turn"><h4>Turn {index}</h4>{_turn_text(turn.text)}{result}</div>'
 
 
-def _verdict(trajectory: Trajectory) -> tuple[str, str]:
-    """A CSS class and a word."""
+def _outcome(trajectory: Trajectory) -> tuple[str, str]:
+    """Return the CSS class and the label of the outcome."""
     reward = trajectory.reward
     if reward is None or not reward.valid:
         return "unknown", "not scored"
-    return ("right", "right") if reward.accuracy == 1 else ("wrong", "wrong")
+    return ("right", "correct") if reward.accuracy == 1 else ("wrong", "wrong")
 
 
-def _facts(played: LoggedEpisode) -> str:
-    """Answer, truth, reward parts and costs as a definition list."""
-    trajectory, reward = played.trajectory, played.trajectory.reward
+def _facts(episode: LoggedEpisode) -> str:
+    """Render answer, ground truth, reward parts and costs as a definition list."""
+    trajectory, reward = episode.trajectory, episode.trajectory.reward
     facts = [
         ("Answer", trajectory.answer if trajectory.answer is not None else f"none ({trajectory.status})"),
-        ("Truth", played.task.get("answer", "")),
+        ("Ground truth", episode.task.get("answer", "")),
     ]
     if reward is not None:
         facts += [
@@ -135,21 +133,21 @@ def episode_card(
     error: str = "",
     is_open: bool = False,
 ) -> str:
-    """An `<article>`.
+    """Render the card as an `<article>`.
 
     Args:
         episode: The episode and its task.
-        thumbnails: Data URI of each frame that could be rebuilt.
-        max_frames: Thumbnails per overview or zoom.
-        error: Why frames could not be rebuilt.
-        is_open: Whether its details are open to start with.
+        thumbnails: Data URI of each available frame.
+        max_frames: Maximum thumbnails per overview or zoom.
+        error: Reason for missing frames.
+        is_open: Whether the details are expanded initially.
     """
-    trajectory, events = episode.trajectory, events_of(episode)
-    kind, word = _verdict(trajectory)
+    trajectory, spans = episode.trajectory, evidence_spans(episode)
+    css_class, label = _outcome(trajectory)
     turns = "".join(
-        _turn(turn, k, thumbnails, events, max_frames) for k, turn in enumerate(trajectory.turns, start=1)
+        _turn(turn, k, thumbnails, spans, max_frames) for k, turn in enumerate(trajectory.turns, start=1)
     )
-    missing = f'<p class="note">Frames could not be rebuilt: {escape(error)}</p>' if error else ""
+    missing = f'<p class="note">Frames are not available: {escape(error)}</p>' if error else ""
     category = f'<span class="kind">{escape(episode.task["kind"])}</span>' if episode.task.get("kind") else ""
     note = (
         f'<p class="note">{escape(trajectory.reward.note)}</p>'
@@ -157,10 +155,10 @@ def episode_card(
         else ""
     )
     return (
-        f'<article class="episode"><header><span class="badge {kind}">{word}</span>{category}'
+        f'<article class="episode"><header><span class="badge {css_class}">{label}</span>{category}'
         f"<code>{escape(trajectory.id)}</code></header>"
         f'<p class="question">{escape(episode.task.get("question", ""))}</p>'
-        f"{timeline(trajectory, events)}<dl>{_facts(episode)}</dl>{note}{missing}"
+        f"{timeline(trajectory, spans)}<dl>{_facts(episode)}</dl>{note}{missing}"
         f"<details{' open' if is_open else ''}><summary>Frames and turns</summary>"
-        f"<h4>Overview</h4>{_strip(trajectory.prompt, thumbnails, events, max_frames)}{turns}</details></article>"
+        f"<h4>Overview</h4>{_strip(trajectory.prompt, thumbnails, spans, max_frames)}{turns}</details></article>"
     )

@@ -1,4 +1,4 @@
-"""What a run directory holds, read for drawing."""
+"""Content of a run directory, for the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LoggedEpisode:
-    """One line of an evaluation or episode log: the episode, and its task as JSON values."""
+    """Episode of an evaluation or episode log, with its task as JSON values."""
 
     stage: str
     step: int
@@ -28,14 +28,13 @@ class LoggedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """A run.
+    """Data of a run.
 
     Attributes:
         name: Name of the run.
         summary: `summary.json`, or empty.
-        metric_rows: `metrics.jsonl`, one mapping per step.
-        episodes: Episodes to choose from: those of the last evaluation of the
-            agent, else those it was trained on.
+        metric_rows: Rows of `metrics.jsonl`.
+        episodes: Episodes of the agent's last evaluation, or else of the newest training step.
         config: `config.yaml` as text, or empty.
     """
 
@@ -46,11 +45,11 @@ class RunData:
     config: str
 
 
-def _played(path: Path) -> Iterator[LoggedEpisode]:
+def _read_episodes(path: Path) -> Iterator[LoggedEpisode]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                return  # An interrupted write.
+                return  # an interrupted write
             try:
                 data = json.loads(line)
                 if "trajectory" in data:
@@ -60,24 +59,24 @@ def _played(path: Path) -> Iterator[LoggedEpisode]:
                 raise ValueError(f"{path}, line {number}: not an episode ({error!r})") from error
 
 
-def _candidates(run_dir: Path) -> list[LoggedEpisode]:
-    """Evaluated episodes of the latest stage of the agent, else the newest training episodes."""
+def _report_episodes(run_dir: Path) -> list[LoggedEpisode]:
+    """Return the evaluated episodes of the agent's last stage, or else the newest training episodes."""
     logs = [run_dir / "eval" / f"{stage}.jsonl" for stage in ("rl", "sft_continued", "cold_start")]
     logs += sorted(
         (run_dir / "episodes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     for log in logs:
-        if log.exists() and (found := list(_played(log))):
-            return found
+        if log.exists() and (episodes := list(_read_episodes(log))):
+            return episodes
     return []
 
 
 def read_run(run_dir: Path) -> RunData:
-    """Reads a run, however far it got.
+    """Read a finished or unfinished run.
 
     Raises:
-        UserError: There is no such directory.
-        ValueError: A file of it is broken; names the file and the line.
+        UserError: The directory does not exist.
+        ValueError: A file is invalid. The message names the file and the line.
     """
     if not run_dir.is_dir():
         raise UserError(f"no run directory at {run_dir}: check the name")
@@ -86,6 +85,6 @@ def read_run(run_dir: Path) -> RunData:
         name=run_dir.resolve().name,
         summary=json.loads(summary.read_text()) if summary.exists() else {},
         metric_rows=read_metrics(run_dir / "metrics.jsonl"),
-        episodes=_candidates(run_dir),
+        episodes=_report_episodes(run_dir),
         config=config.read_text() if config.exists() else "",
     )

@@ -1,4 +1,4 @@
-"""The page: reads a run, rebuilds a few episodes' frames, writes one HTML file."""
+"""HTML report of a run: `report.html`, one self-contained file."""
 
 from __future__ import annotations
 
@@ -23,42 +23,41 @@ def _section(title: str, body: str, kind: str = "charts") -> str:
 
 async def _episodes(run_dir: Path, run: RunData, frames: FrameSource, config: ReportConfig) -> str:
     cards: list[str] = []
-    for played in choose_episodes(run.episodes, config.max_episodes):
-        refs = shown_frame_refs(played.trajectory, config.max_frames)
-        pictures, trouble = await make_thumbnails(
+    for episode in choose_episodes(run.episodes, config.max_episodes):
+        refs = shown_frame_refs(episode.trajectory, config.max_frames)
+        thumbnails, error = await make_thumbnails(
             refs, frames, max_side_px=config.max_thumbnail_px, timeout_s=config.timeout_s
         )
         cards.append(
-            episode_card(played, pictures, max_frames=config.max_frames, error=trouble, is_open=not cards)
+            episode_card(episode, thumbnails, max_frames=config.max_frames, error=error, is_open=not cards)
         )
     if not cards:
         return ""
     legend = (
         '<p class="note key"><span><b class="tick"></b>overview frame</span>'
         '<span><b class="zoom"></b>zoom, by turn and frame rate</span>'
-        '<span><b class="zoom refused"></b>one that was refused</span>'
-        '<span><b class="event"></b>when what is asked about can be seen (its frames: time marked)</span></p>'
+        '<span><b class="zoom refused"></b>rejected zoom</span>'
+        '<span><b class="event"></b>evidence span (time of its frames highlighted)</span></p>'
     )
-    return f"<div>{legend}{_all_of_them(run_dir)}</div>" + "".join(cards)
+    return f"<div>{legend}{_viewer_hint(run_dir)}</div>" + "".join(cards)
 
 
-def _all_of_them(run_dir: Path) -> str:
+def _viewer_hint(run_dir: Path) -> str:
     command = f"vz-ray view {shlex.quote(str(run_dir))}"
-    return f'<p class="note">All episodes, with their videos: <code>{escape(command)}</code></p>'
+    return f'<p class="note">All episodes with videos: <code>{escape(command)}</code></p>'
 
 
 async def render_report(run_dir: Path, frames: FrameSource, config: ReportConfig | None = None) -> str:
-    """The report of a run as one self-contained HTML page.
+    """Render the report of a run as one self-contained HTML page.
 
     Args:
-        run_dir: The run; whatever it has not got to yet is left out.
-        frames: Who decodes the frames of the episodes shown. A video that has
-            gone is said so in place of its frames.
-        config: What to show.
+        run_dir: Run directory. Missing parts are omitted.
+        frames: Decodes the frames of the displayed episodes. An unavailable video is reported on the card.
+        config: Number of episodes, frames and sizes.
 
     Raises:
-        UserError: No such run.
-        ValueError: A file of the run is broken; names the file and the line.
+        UserError: The run does not exist.
+        ValueError: A file of the run is invalid. The message names the file and the line.
     """
     config = config or ReportConfig()
     run = read_run(run_dir)
@@ -73,7 +72,7 @@ async def render_report(run_dir: Path, frames: FrameSource, config: ReportConfig
         + _section("Episodes", await _episodes(run_dir, run, frames, config), "episodes")
     )
     if not body:
-        body = "<p>Nothing has been measured in this run yet.</p>"
+        body = "<p>This run has no results yet.</p>"
     if run.config:
         config_text = f"<summary>Configuration</summary><pre>{escape(run.config)}</pre>"
         body += f"<section><details>{config_text}</details></section>"
@@ -87,10 +86,10 @@ async def render_report(run_dir: Path, frames: FrameSource, config: ReportConfig
 
 
 def write_report(run_dir: Path, config: ReportConfig | None = None, *, decoder: str = "pyav") -> Path:
-    """Writes `report.html` into the run directory, whole or not at all; returns its path.
+    """Write `report.html` atomically into the run directory and return its path.
 
-    Decodes in this process, with the `decoder` that the run had. Not for use inside a running
-    event loop: there, await `render`. Raises what `render` raises.
+    Decodes in this process with `decoder`. Inside an event loop, await `render_report` instead.
+    Raises the same errors as `render_report`.
     """
     with LocalFrameSource(decoder=decoder) as frames:
         page = asyncio.run(render_report(run_dir, frames, config))

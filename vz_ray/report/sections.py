@@ -1,4 +1,4 @@
-"""The parts of the page that show figures."""
+"""Sections of the run report: tiles, charts and tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vz_ray.utils.durations import format_duration
 
 Json = Mapping[str, Any]
 Rows = Sequence[Mapping[str, float]]
-_AGENT = ("cold_start", "sft_continued", "rl")
-_SLOTS = {"cold_start": 3, "sft_continued": 4, "rl": 1}
-"""The colour of each, the same in every chart; 2 is that of uniform frames."""
+_AGENT_STAGES = ("cold_start", "sft_continued", "rl")
+_COLORS = {"cold_start": 3, "sft_continued": 4, "rl": 1}
+"""Chart color of each stage; uniform frames have color 2."""
 _UNIFORM = re.compile(r"uniform_(\d+)")
 
 
@@ -32,27 +32,27 @@ def _points(gain: Json | None, against: str) -> str:
 
 
 def summary_tiles(summary: Json) -> str:
-    """The run in a row of figures."""
-    found, gains = [], summary.get("gain", {})
+    """Render the key results of a run as tiles."""
+    tiles, gains = [], summary.get("gain", {})
     evaluations = summary.get("evaluations", {})
-    final = next((stage for stage in reversed(_AGENT) if stage in evaluations), None)
+    final = next((stage for stage in reversed(_AGENT_STAGES) if stage in evaluations), None)
     if final:
         row = evaluations[final]
         accuracy = row["accuracy"]["mean"] if row["accuracy"] else None
-        found.append(
+        tiles.append(
             _tile(
                 "Accuracy", format_percent(accuracy), _points(gains.get("over_cold_start"), "the cold start")
             )
         )
         if frames := summary.get("uniform_baseline_frames"):
             uniform = summary["accuracy"].get("uniform", {}).get(str(frames))
-            gain = _points(gains.get("over_uniform"), "it")
-            found.append(
+            gain = _points(gains.get("over_uniform"), "uniform frames")
+            tiles.append(
                 _tile(
                     f"Uniform, {frames} frames", format_percent(uniform), f"The agent: {gain}" if gain else ""
                 )
             )
-        found.append(
+        tiles.append(
             _tile(
                 "Frames seen",
                 format_number(row["frames_mean"]),
@@ -60,43 +60,43 @@ def summary_tiles(summary: Json) -> str:
             )
         )
         valid = f"{format_percent(row['valid_zoom_rate'])} valid"
-        found.append(_tile("Zooms per question", format_number(row["zooms_mean"], 2), valid))
+        tiles.append(_tile("Zooms per question", format_number(row["zooms_mean"], 2), valid))
         if row["event_coverage"] is not None:
-            found.append(_tile("Event in a zoom", format_percent(row["event_coverage"]), "of questions"))
+            tiles.append(_tile("Event in a zoom", format_percent(row["event_coverage"]), "of questions"))
     if (worst := summary.get("mismatch", {}).get("logprob_abs_max")) is not None:
-        found.append(_tile("Engine mismatch", f"{worst:.1e}", "largest log-prob difference, nats"))
+        tiles.append(_tile("Engine mismatch", f"{worst:.1e}", "maximum log-prob difference, nats"))
     if total := summary.get("wall_s", {}).get("total"):
-        found.append(_tile("Wall time", format_duration(total), "all stages"))
-    return f'<div class="tiles">{"".join(found)}</div>' if found else ""
+        tiles.append(_tile("Wall time", format_duration(total), "all stages"))
+    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _stages(evaluations: Json) -> list[str]:
-    """Agent stages as they run, then the uniform ones by frames, then the rest."""
+    """Return agent stages in run order, then uniform stages by frames, then other stages."""
     uniform = sorted(
         (s for s in evaluations if _UNIFORM.fullmatch(s)), key=lambda s: int(s.removeprefix("uniform_"))
     )
-    first = [stage for stage in _AGENT if stage in evaluations]
+    first = [stage for stage in _AGENT_STAGES if stage in evaluations]
     return first + uniform + sorted(set(evaluations) - {*first, *uniform})
 
 
 def accuracy_bars(summary: Json) -> str:
-    """Accuracy of each evaluation, with its interval."""
+    """Render the accuracy of each evaluation with its interval."""
     rows = []
     for stage in _stages(summary.get("evaluations", {})):
         accuracy = summary["evaluations"][stage]["accuracy"]
         if accuracy is None:
             continue
         low, high, mean = (100 * accuracy[name] for name in ("low", "high", "mean"))
-        slot = 2 if _UNIFORM.fullmatch(stage) else 1
+        color = 2 if _UNIFORM.fullmatch(stage) else 1
         title = f"{low:.1f} to {high:.1f}%, {accuracy['count']} questions"
         rows.append(
-            f'<div class="bar s{slot}" title="{title}"><span>{escape(stage_title(stage))}</span>'
+            f'<div class="bar s{color}" title="{title}"><span>{escape(stage_title(stage))}</span>'
             f'<div class="track"><b style="width:{mean:.2f}%"></b>'
             f'<i style="left:{low:.2f}%;width:{high - low:.2f}%"></i></div><em>{mean:.1f}%</em></div>'
         )
     if not rows:
         return ""
-    note = f"Lines are {100 * summary['interval_level']:g}% intervals, drawn over whole videos."
+    note = f"Lines are {100 * summary['interval_level']:g}% intervals, resampled over whole videos."
     return (
         f"<figure><figcaption>Accuracy on held-out questions</figcaption>{''.join(rows)}"
         f'<p class="note">{note}</p></figure>'
@@ -104,25 +104,25 @@ def accuracy_bars(summary: Json) -> str:
 
 
 def frames_curve(summary: Json) -> str:
-    """Accuracy against frames seen: the uniform curve and the agent's points."""
+    """Chart of accuracy over frames: the uniform curve and the points of the agent."""
     evaluations = summary.get("evaluations", {})
     curve, bounds, agents = [], [], []
     for stage in _stages(evaluations):
         row, match = evaluations[stage], _UNIFORM.fullmatch(stage)
         if row["accuracy"] is None or not row["frames_mean"]:
             continue
-        at = (float(match[1]) if match else row["frames_mean"], row["accuracy"]["mean"])
+        point = (float(match[1]) if match else row["frames_mean"], row["accuracy"]["mean"])
         interval = (row["accuracy"]["low"], row["accuracy"]["high"])
         if match:
-            curve.append(at)
+            curve.append(point)
             bounds.append(interval)
-        elif stage in _AGENT:
-            agents.append((stage, at, interval))
+        elif stage in _AGENT_STAGES:
+            agents.append((stage, point, interval))
     series = [ChartSeries("Uniform frames", curve, color=2, markers=True, whiskers=bounds)]
-    for stage, at, interval in agents:
-        slot = _SLOTS[stage]
+    for stage, point, interval in agents:
+        color = _COLORS[stage]
         name = f"Agent {stage_title(stage)[0].lower()}{stage_title(stage)[1:]}"
-        series.append(ChartSeries(name, [at], color=slot, markers=True, whiskers=[interval]))
+        series.append(ChartSeries(name, [point], color=color, markers=True, whiskers=[interval]))
     marks = [x for x, _ in curve]
     return line_chart(
         "Accuracy against frames seen", series,
@@ -131,39 +131,39 @@ def frames_curve(summary: Json) -> str:
 
 
 def failure_bars(summary: Json) -> str:
-    """Why wrong episodes of the agent went wrong, in percent of all its episodes."""
+    """Chart of the failure modes of the agent, in percent of its episodes."""
     evaluations, failures = summary.get("evaluations", {}), summary.get("failures", {})
     stages = [s for s in _stages(evaluations) if s in failures and not _UNIFORM.fullmatch(s)][-5:]
-    played = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
-    shares = {s: {name: count / played[s] for name, count in failures[s].items()} for s in stages}
-    largest = max((share for found in shares.values() for share in found.values()), default=0.0)
+    num_episodes = {s: evaluations[s]["questions"] + evaluations[s]["invalid"] for s in stages}
+    shares = {s: {name: count / num_episodes[s] for name, count in failures[s].items()} for s in stages}
+    largest = max((share for by_mode in shares.values() for share in by_mode.values()), default=0.0)
     if not largest:
         return ""
-    slots = {stage: _SLOTS.get(stage, (5, 2)[k % 2]) for k, stage in enumerate(stages)}
+    colors = {stage: _COLORS.get(stage, (5, 2)[k % 2]) for k, stage in enumerate(stages)}
     rows = ""
     for name in shares[stages[0]]:
         if not any(shares[stage].get(name) for stage in stages):
             continue
-        for stage, slot in slots.items():
+        for stage, color in colors.items():
             share = shares[stage].get(name, 0.0)
             label = escape(name.replace("_", " ")) if stage == stages[0] else ""
             title = escape(
-                f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {played[stage]} episodes"
+                f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {num_episodes[stage]} episodes"
             )
             bar = f'<b style="width:{100 * share / largest:.2f}%"></b>' if share else ""
             rows += (
-                f'<div class="bar s{slot}" title="{title}"><span>{label}</span>'
+                f'<div class="bar s{color}" title="{title}"><span>{label}</span>'
                 f'<div class="track">{bar}</div><em>{100 * share:.1f}%</em></div>'
             )
-    legend = "".join(f'<span class="s{k}"><i></i>{escape(stage_title(s))}</span>' for s, k in slots.items())
+    legend = "".join(f'<span class="s{k}"><i></i>{escape(stage_title(s))}</span>' for s, k in colors.items())
     return (
-        '<figure class="wide"><figcaption>What went wrong, in % of all episodes</figcaption>'
+        '<figure class="wide"><figcaption>Failure modes, % of all episodes</figcaption>'
         f'<div class="legend">{legend}</div>{rows}</figure>'
     )
 
 
 def question_kind_table(summary: Json) -> str:
-    """Accuracy by kind of question, one column per evaluation."""
+    """Table of accuracy by question kind, one column per evaluation."""
     evaluations = summary.get("evaluations", {})
     stages = [stage for stage in _stages(evaluations) if evaluations[stage]["accuracy_by_kind"]]
     kinds = sorted({kind for stage in stages for kind in evaluations[stage]["accuracy_by_kind"]})
@@ -179,14 +179,14 @@ def question_kind_table(summary: Json) -> str:
 
 
 def evaluations_table(summary: Json) -> str:
-    """Every figure of every evaluation."""
+    """Table of all metrics of all evaluations."""
     evaluations = summary.get("evaluations", {})
     if not evaluations:
         return ""
     columns = {
         "Accuracy": lambda r: format_percent(r["accuracy"] and r["accuracy"]["mean"]),
         "Accuracy, event in frames": lambda r: format_percent(r["reading_accuracy"]),
-        "Event in frames": lambda r: format_percent(r["event_seen"]),
+        "Event in frames": lambda r: format_percent(r["event_visible_rate"]),
         "Event in a zoom": lambda r: format_percent(r["event_coverage"]),
         "Frames": lambda r: format_number(r["frames_mean"]),
         "Zooms": lambda r: format_number(r["zooms_mean"], 2),
@@ -203,7 +203,7 @@ def evaluations_table(summary: Json) -> str:
         + "</tr>"
         for stage in _stages(evaluations)
     )
-    return _table("All figures", head, body)
+    return _table("All metrics", head, body)
 
 
 def _table(title: str, head: str, body: str) -> str:
@@ -213,18 +213,27 @@ def _table(title: str, head: str, body: str) -> str:
     )
 
 
-def _line(rows: Rows, metric: str, title: str, slot: int) -> ChartSeries:
+def _line(rows: Rows, metric: str, title: str, color: int, scale: float = 1.0) -> ChartSeries:
     return ChartSeries(
-        title, [(row[metric_names.STEP], row[metric]) for row in rows if metric in row], color=slot
+        title, [(row[metric_names.STEP], scale * row[metric]) for row in rows if metric in row], color=color
     )
 
 
 def training_charts(rows: Rows) -> str:
-    """How training went; a chart without data is left out."""
+    """Charts of the training metrics; charts without data are omitted."""
 
-    def chart(title: str, lines: Sequence[tuple[str, str]], *, pct: bool = False, log: bool = False) -> str:
-        drawn = [_line(rows, metric, name, slot) for slot, (metric, name) in enumerate(lines, start=1)]
-        return line_chart(title, drawn, as_percent=pct, y_log=log)
+    def chart(
+        title: str,
+        lines: Sequence[tuple[str, str]],
+        *,
+        pct: bool = False,
+        log: bool = False,
+        scale: float = 1.0,
+    ) -> str:
+        series = [
+            _line(rows, metric, name, color, scale) for color, (metric, name) in enumerate(lines, start=1)
+        ]
+        return line_chart(title, series, as_percent=pct, y_log=log)
 
     return "".join(
         [
@@ -255,14 +264,14 @@ def training_charts(rows: Rows) -> str:
             chart(
                 "Engine against learner, nats",
                 [
-                    (metric_names.MISMATCH_LOGPROB_MAX, "Largest log-prob difference"),
+                    (metric_names.MISMATCH_LOGPROB_MAX, "Maximum log-prob difference"),
                     (metric_names.MISMATCH_KL, "KL"),
                 ],
                 log=True,
             ),
             chart("Weight sync, seconds from pause to resume", [(metric_names.WEIGHT_SYNC_SECONDS, "Sync")]),
             chart(
-                "What engines had computed or been sent before",
+                "Engine cache hit rates",
                 [
                     (metric_names.PREFIX_CACHE_HIT_RATE, "Prompt tokens"),
                     (metric_names.FRAME_CACHE_HIT_RATE, "Frames"),
@@ -277,6 +286,7 @@ def training_charts(rows: Rows) -> str:
                     (metric_names.WORKER_MEMORY, "Worker"),
                     (metric_names.ENGINE_MEMORY, "Engine"),
                 ],
+                scale=1e-6,
             ),
             step_times(rows),
         ]
@@ -284,23 +294,25 @@ def training_charts(rows: Rows) -> str:
 
 
 def custom_reward_parts(rows: Rows) -> str:
-    """Parts of the reward that are this run's own: costs, a judge's score, those of a user's function."""
-    known = {
+    """Chart of reward parts specific to this run: costs, judge scores, parts of a user function."""
+    standard_parts = {
         metric_names.REWARD_TOTAL,
         metric_names.REWARD_ACCURACY,
         metric_names.REWARD_FORMAT,
         metric_names.REWARD_TOOL,
     }
-    found = {name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)} - known
+    extra_parts = {
+        name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)
+    } - standard_parts
     lines = [
         _line(rows, name, name.removeprefix(metric_names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
-        for k, name in enumerate(sorted(found))
+        for k, name in enumerate(sorted(extra_parts))
     ]
-    return line_chart("Further parts of the reward", lines)
+    return line_chart("Other reward parts", lines)
 
 
 def step_times(rows: Rows) -> str:
-    """What each step spent its time on; the five largest parts."""
+    """Chart of the time per step: the five longest phases."""
     totals: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():
@@ -312,27 +324,27 @@ def step_times(rows: Rows) -> str:
             rows,
             name,
             name.removeprefix(metric_names.TIME_PREFIX).removesuffix("_seconds").replace("_", " "),
-            slot,
+            color,
         )
-        for slot, name in enumerate(largest, start=1)
+        for color, name in enumerate(largest, start=1)
     ]
-    return line_chart("Seconds of a step", lines)
+    return line_chart("Seconds per step", lines)
 
 
-def _plain(stage: str) -> str:
-    """`cold_start` as `Cold start`; short names are abbreviations, `rl` is `RL`."""
-    words = stage.replace("_", " ")
-    return words.upper() if len(words) <= 3 else words[:1].upper() + words[1:]
+def _stage_label(stage: str) -> str:
+    """Format `cold_start` as `Cold start`, and short names like `rl` as `RL`."""
+    label = stage.replace("_", " ")
+    return label.upper() if len(label) <= 3 else label[:1].upper() + label[1:]
 
 
 def stage_times(summary: Json) -> str:
-    """Wall time per stage."""
+    """Chart of the wall time per stage."""
     seconds = {stage: s for stage, s in summary.get("wall_s", {}).items() if stage != "total"}
     if not seconds:
         return ""
     largest = max(seconds.values()) or 1.0
     rows = "".join(
-        f'<div class="bar s1"><span>{escape(_plain(stage))}</span><div class="track">'
+        f'<div class="bar s1"><span>{escape(_stage_label(stage))}</span><div class="track">'
         f'<b style="width:{100 * value / largest:.2f}%"></b></div><em>{format_duration(value)}</em></div>'
         for stage, value in seconds.items()
     )

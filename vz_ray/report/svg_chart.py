@@ -1,8 +1,7 @@
 """Line charts as inline SVG.
 
-Colours are CSS classes `s1` to `s5`, so that a chart follows the page's dark
-or light scheme. Drawn for cards about 340 px wide, so that text stays readable
-on a phone.
+Colors are CSS classes `s1` to `s5`, so charts follow the page's dark or light scheme. The size suits cards
+of 340 px, so text is readable on a phone.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
 _MAX_POINTS = 240
 _SMALLEST = 1e-300
-"""Nothing below has a decade that a double can state."""
+"""Smallest value with a decade that a double can represent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChartSeries:
-    """One line, or one point.
+    """Line or single point of a chart.
 
     Attributes:
-        name: For the legend.
+        name: Legend text.
         points: `(x, y)`, ascending x.
-        color: Colour, 1 to 5.
-        markers: Points drawn as dots.
-        whiskers: `(low, high)` for each point.
-        dashed: A dashed line.
+        color: Color class, 1 to 5.
+        markers: Draw a dot per point.
+        whiskers: `(low, high)` of each point.
+        dashed: Draw a dashed line.
     """
 
     name: str
@@ -43,14 +42,14 @@ class ChartSeries:
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """Values to pixels, linear or logarithmic.
+    """Linear or logarithmic mapping from values to pixels.
 
     Attributes:
-        low: Value at `start`.
-        high: Value at `end`.
-        start: Pixel.
-        end: Pixel.
-        log: Logarithmic.
+        low: Value at pixel `start`.
+        high: Value at pixel `end`.
+        start: First pixel.
+        end: Last pixel.
+        log: Whether the axis is logarithmic.
     """
 
     low: float
@@ -63,12 +62,12 @@ class AxisScale:
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if high == low:
             return (self.start + self.end) / 2
-        at = math.log(max(value, self.low)) if self.log else value
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
+        scaled = math.log(max(value, self.low)) if self.log else value
+        return self.start + (scaled - low) / (high - low) * (self.end - self.start)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round values from `low` to `high`."""
+    """Return about `count` round values from `low` to `high`."""
     if high <= low:
         return [low]
     raw = (high - low) / max(1, count - 1)
@@ -86,7 +85,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, as_percent: bool = False) -> str:
-    """A tick's text."""
+    """Format the label of a tick."""
     if as_percent:
         return f"{100 * value:.0f}%"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
@@ -97,12 +96,14 @@ def tick_label(value: float, as_percent: bool = False) -> str:
 def downsample(
     points: Sequence[tuple[float, float]], max_points: int = _MAX_POINTS
 ) -> list[tuple[float, float]]:
-    """At most `max_points` points: the means of equal runs of them."""
+    """Return at most `max_points` points, each the mean of a chunk of equal size."""
     if len(points) <= max_points:
         return list(points)
     size = math.ceil(len(points) / max_points)
-    runs = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
+    chunks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks
+    ]
 
 
 def _y_range(values: Sequence[float], as_percent: bool, log: bool) -> tuple[float, float]:
@@ -119,10 +120,12 @@ def _y_range(values: Sequence[float], as_percent: bool, log: bool) -> tuple[floa
 def _axes(x: AxisScale, y: AxisScale, x_ticks: Sequence[float], as_percent: bool, x_label: str) -> str:
     parts = []
     for value in _decades(y.low, y.high) if y.log else ticks(y.low, y.high):
-        at = y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        position = y(value)
         parts.append(
-            f'<text class="end" x="{LEFT - 6}" y="{at + 4:.1f}">{tick_label(value, as_percent)}</text>'
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{position:.1f}" y2="{position:.1f}"/>'
+        )
+        parts.append(
+            f'<text class="end" x="{LEFT - 6}" y="{position + 4:.1f}">{tick_label(value, as_percent)}</text>'
         )
     floor = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
@@ -141,25 +144,25 @@ def _whiskers(series: ChartSeries, x: AxisScale, y: AxisScale) -> str:
 
 
 def _dots(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:
-    """A dot per point, with its values as a tooltip; unmarked lines get invisible ones to point at."""
-    marked = series.markers or len(series.points) == 1
-    kind, radius = ("dot", 4) if marked else ("dot hit", 6)
+    """Render a dot with a tooltip per point; without markers, dots are invisible hover targets."""
+    visible = series.markers or len(series.points) == 1
+    css_class, radius = ("dot", 4) if visible else ("dot hit", 6)
     return "".join(
-        f'<circle class="{kind}" cx="{x(px):.1f}" cy="{y(py):.1f}" r="{radius}">'
-        f"<title>{escape(series.name)}: {_exact(py, as_percent)} at {tick_label(px)}</title></circle>"
+        f'<circle class="{css_class}" cx="{x(px):.1f}" cy="{y(py):.1f}" r="{radius}">'
+        f"<title>{escape(series.name)}: {_format_value(py, as_percent)} at {tick_label(px)}</title></circle>"
         for px, py in series.points
     )
 
 
-def _exact(value: float, as_percent: bool) -> str:
+def _format_value(value: float, as_percent: bool) -> str:
     return f"{100 * value:.1f}%" if as_percent else f"{value:.4g}"
 
 
-def _drawn(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:
+def _render_series(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:
     path = ""
     if len(series.points) > 1:
-        at = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in series.points)
-        path = f'<polyline class="line" points="{at}"/>'
+        coordinates = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in series.points)
+        path = f'<polyline class="line" points="{coordinates}"/>'
     whiskers = _whiskers(series, x, y) if series.whiskers else ""
     return f'<g class="{_classes(series)}">{path}{whiskers}{_dots(series, x, y, as_percent)}</g>'
 
@@ -185,39 +188,42 @@ def line_chart(
     x_log: bool = False,
     x_ticks: Sequence[float] = (),
 ) -> str:
-    """A `<figure>`, or nothing where there is nothing to draw.
+    """Render a `<figure>`; return an empty string if no series has a point.
 
     Args:
-        title: Says what is drawn, and in what unit.
-        series: Lines; empty ones, and values that are not finite (on a
-            logarithmic axis: not positive), are left out.
-        x_label: What the x axis counts.
-        as_percent: Values are fractions; the axis runs from 0 to 100%.
+        title: Title with unit.
+        series: Lines. Empty series and non-finite values (on a logarithmic axis: non-positive) are omitted.
+        x_label: Label of the x axis.
+        as_percent: Values are fractions; the axis ranges from 0 to 100%.
         y_log: Logarithmic y axis.
         x_log: Logarithmic x axis.
-        x_ticks: Where the x axis is labelled; chosen if not given.
+        x_ticks: Ticks of the x axis. Default: chosen automatically.
     """
-    shown = [found for s in series if (found := _finite(s, y_log)).points]
-    if not shown:
+    visible = [cleaned for s in series if (cleaned := _drop_invalid(s, y_log)).points]
+    if not visible:
         return ""
-    xs = [px for s in shown for px, _ in s.points]
-    ys = [py for s in shown for _, py in s.points] + [v for s in shown for pair in s.whiskers for v in pair]
+    xs = [px for s in visible for px, _ in s.points]
+    ys = [py for s in visible for _, py in s.points] + [
+        v for s in visible for pair in s.whiskers for v in pair
+    ]
     low, high = _y_range(ys, as_percent, y_log)
     x = AxisScale(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6, x_log)
     y = AxisScale(low, high, HEIGHT - BOTTOM, TOP, y_log)
     marks = list(x_ticks) or [v for v in ticks(x.low, x.high) if v == int(v)]
-    body = _axes(x, y, marks, as_percent, x_label) + "".join(_drawn(s, x, y, as_percent) for s in shown)
+    body = _axes(x, y, marks, as_percent, x_label) + "".join(
+        _render_series(s, x, y, as_percent) for s in visible
+    )
     return (
-        f"<figure><figcaption>{escape(title)}</figcaption>{_legend(shown)}"
+        f"<figure><figcaption>{escape(title)}</figcaption>{_legend(visible)}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
     )
 
 
-def _finite(series: ChartSeries, positive: bool) -> ChartSeries:
-    """`series` without what cannot be drawn, thinned where it has no whiskers."""
-    keep = [math.isfinite(py) and (py > _SMALLEST or not positive) for _, py in series.points]
-    points = [point for point, good in zip(series.points, keep, strict=True) if good]
+def _drop_invalid(series: ChartSeries, positive: bool) -> ChartSeries:
+    """Remove points that cannot be drawn; downsample series without whiskers."""
+    valid = [math.isfinite(py) and (py > _SMALLEST or not positive) for _, py in series.points]
+    points = [point for point, is_valid in zip(series.points, valid, strict=True) if is_valid]
     if not series.whiskers:
         return replace(series, points=downsample(points))
-    whiskers = [pair for pair, good in zip(series.whiskers, keep, strict=True) if good]
+    whiskers = [pair for pair, is_valid in zip(series.whiskers, valid, strict=True) if is_valid]
     return replace(series, points=points, whiskers=whiskers)

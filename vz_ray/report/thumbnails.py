@@ -1,4 +1,4 @@
-"""Frames as small embedded images, rebuilt from their references."""
+"""Thumbnails of frames, decoded again from their references."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vz_ray.video.image_encoding import encode_data_uri
 async def make_thumbnails(
     refs: Sequence[FrameRef], frames: FrameSource, *, max_side_px: int, timeout_s: float
 ) -> tuple[dict[FrameRef, str], str]:
-    """A `data:` URI for each of `refs`, and why there are none where that is so."""
-    wanted = list(dict.fromkeys(refs))
+    """Return a `data:` URI for each of `refs`, and the error if they are not available."""
+    unique_refs = list(dict.fromkeys(refs))
     try:
-        found = await with_timeout(
-            frames.resolve(wanted),
+        decoded = await with_timeout(
+            frames.resolve(unique_refs),
             timeout_s,
             target="the frame source",
-            operation=f"{len(wanted)} thumbnails",
+            operation=f"{len(unique_refs)} thumbnails",
         )
     except (VideoError, StepTimeout) as error:
         return {}, str(error)
     return {
-        ref: encode_data_uri(frame.rgb, max_side_px) for ref, frame in zip(wanted, found, strict=True)
+        ref: encode_data_uri(frame.rgb, max_side_px) for ref, frame in zip(unique_refs, decoded, strict=True)
     }, ""

@@ -1,4 +1,4 @@
-"""Where in the video an episode looked: overview ticks, events, one bar per zoom."""
+"""HTML timeline of an episode: overview ticks, evidence spans, one bar per zoom."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from vz_ray.video.frame import ZoomRequest
 EvidenceSpan = tuple[float, float]
 
 
-def timeline_length_s(trajectory: Trajectory, events: Sequence[EvidenceSpan]) -> float:
-    """Seconds that the timeline spans: the video's length as far as the episode shows it.
+def timeline_length_s(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> float:
+    """Return the length of the timeline: the video length, as far as the episode shows it.
 
-    An overview of n frames stands for n equal parts, so the video ends one part
-    after the last of them.
+    The n frames of an overview represent n equal parts, so the video ends one part after the last frame.
     """
     times = [ref.pts_s for ref in trajectory.prompt.frame_refs]
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     ends = [times[-1] + step] if times else []
-    ends += [zoom.end_s for zoom in trajectory.zooms] + [end for _, end in events]
+    ends += [zoom.end_s for zoom in trajectory.zooms] + [end for _, end in spans]
     return max([*ends, 1e-3])
 
 
 def _box(start: float, end: float, length: float) -> str:
-    # What lies beyond the end is seen at the end.
+    # Spans beyond the end are drawn at the end.
     left = 100 * min(max(start / length, 0.0), 0.99)
     width = 100 * max(min(end, length) - max(start, 0.0), 0.0) / length
     return f"left:{left:.3f}%;width:{min(width, 100 - left):.3f}%"
 
 
-def _at(time: float, length: float) -> str:
+def _position(time: float, length: float) -> str:
     return f"left:{100 * min(time / length, 1.0):.3f}%"
 
 
-def _bar(turn: int, zoom: ZoomRequest, length: float, refused: str = "") -> str:
-    """A zoom; one that was refused, and why, may be reversed or lie outside the video."""
-    words = f"turn {turn}: {format_clock(zoom.start_s)}–{format_clock(zoom.end_s)} at {zoom.fps:g} fps"
-    words += f", refused: {refused}" if refused else ""
+def _bar(turn: int, zoom: ZoomRequest, length: float, error: str = "") -> str:
+    """Render a zoom. A rejected zoom may be reversed or outside the video; `error` is the reason."""
+    title = f"turn {turn}: {format_clock(zoom.start_s)}–{format_clock(zoom.end_s)} at {zoom.fps:g} fps"
+    title += f", rejected: {error}" if error else ""
     start, end = sorted((zoom.start_s, zoom.end_s))
-    left = (start + end) / 2 > 0.55 * length
-    at = min(max(100 * (start if left else end) / length, 0.0), 99.0)
-    side = f"right:{100 - at:.3f}%" if left else f"left:{at:.3f}%"
-    box, kind = _box(start, end, length), "zoom refused" if refused else "zoom"
+    label_left = (start + end) / 2 > 0.55 * length
+    position = min(max(100 * (start if label_left else end) / length, 0.0), 99.0)
+    side = f"right:{100 - position:.3f}%" if label_left else f"left:{position:.3f}%"
+    box, kind = _box(start, end, length), "zoom refused" if error else "zoom"
     return (
-        f'<div class="row"><b class="{kind}" style="{box}" title="{escape(words)}"></b>'
+        f'<div class="row"><b class="{kind}" style="{box}" title="{escape(title)}"></b>'
         f'<span class="tag" style="{side}">turn {turn} · {zoom.fps:g} fps</span></div>'
     )
 
@@ -58,20 +57,22 @@ def _bars(trajectory: Trajectory, length: float) -> Iterator[str]:
             yield _bar(number, turn.zoom.requested, length, turn.zoom.message)
 
 
-def timeline(trajectory: Trajectory, events: Sequence[EvidenceSpan]) -> str:
-    """The timeline of an episode, with the true intervals of what must be seen."""
-    length = timeline_length_s(trajectory, events)
+def timeline(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> str:
+    """Render the timeline of an episode with its evidence spans."""
+    length = timeline_length_s(trajectory, spans)
     bands = "".join(
-        f'<b class="event" style="{_box(start, end, length)}" title="event {format_clock(start)}–{format_clock(end)}"></b>'
-        for start, end in events
+        f'<b class="event" style="{_box(start, end, length)}" title="evidence {format_clock(start)}–{format_clock(end)}"></b>'
+        for start, end in spans
     )
     marks = "".join(
-        f'<b class="tick" style="{_at(ref.pts_s, length)}" title="{format_clock(ref.pts_s)}"></b>'
+        f'<b class="tick" style="{_position(ref.pts_s, length)}" title="{format_clock(ref.pts_s)}"></b>'
         for ref in trajectory.prompt.frame_refs
     )
     bars = "".join(_bars(trajectory, length))
     scale = "".join(f"<span>{format_clock(length * k / 4)}</span>" for k in range(5))
-    summary = f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(events)} events"
+    summary = (
+        f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(spans)} evidence spans"
+    )
     return (
         f'<div class="timeline" role="img" aria-label="{escape(summary)}">{bands}'
         f'<div class="row overview">{marks}</div>{bars}</div><div class="scale">{scale}</div>'

@@ -1,4 +1,4 @@
-"""A run with real videos, and its browser served on a free port."""
+"""Fixtures: a run with real videos, and its viewer on a free port."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vz_ray.report.viewer.viewer_session import ViewerSession
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve groups of four samples over six iterations, and an evaluation of six questions."""
+    """Run with twelve groups of four samples over six steps, and an evaluation of six questions."""
     root = tmp_path_factory.mktemp("browser")
     return make_run(root / "needles", make_videos(root))
 
 
 @pytest.fixture
 def run(made_run: Path, tmp_path: Path) -> Path:
-    """A copy of it to change; the videos are the same files."""
+    """Writable copy of the run; the videos are shared."""
     return Path(shutil.copytree(made_run, tmp_path / "run" / made_run.name))
 
 
@@ -35,12 +35,12 @@ Open = Callable[[Path], ViewerSession]
 
 @pytest.fixture
 def open_run(tmp_path: Path) -> Iterator[Open]:
-    """Opens runs with an index below `tmp_path`, read once; closed after the test."""
-    with contextlib.ExitStack() as opened:
+    """Open runs with an index in `tmp_path`, caught up once; close them after the test."""
+    with contextlib.ExitStack() as stack:
 
         def make(run: Path) -> ViewerSession:
             session = ViewerSession(run, tmp_path / "index" / f"{run.name}.sqlite")
-            opened.callback(session.close)
+            stack.callback(session.close)
             session.follower.catch_up()
             return session
 
@@ -49,7 +49,7 @@ def open_run(tmp_path: Path) -> Iterator[Open]:
 
 @contextlib.contextmanager
 def served(session: ViewerSession) -> Iterator[str]:
-    """Serves a session, with its logs followed; gives the page's address."""
+    """Serve a session with its log follower; yield the address."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(create_viewer_app(session), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -46,7 +46,7 @@ def assert_same(record: EpisodeRecord) -> None:
     )
 
 
-def test_real_episodes_are_classified_as_their_evaluation_does(made_run: Path) -> None:
+def test_real_episodes_match_the_eval_classification(made_run: Path) -> None:
     logs = [*made_run.glob("episodes/*.jsonl"), made_run / "eval" / "rl.jsonl"]
     records = [record for log in logs for record in read_results(log)]
     assert len({columns(record).failure for record in records}) > 2
@@ -56,7 +56,7 @@ def test_real_episodes_are_classified_as_their_evaluation_does(made_run: Path) -
 
 @pytest.mark.parametrize("status", list(EpisodeStatus))
 @pytest.mark.parametrize("number", range(6))
-def test_every_status_is_classified_as_the_evaluation_does(status: EpisodeStatus, number: int) -> None:
+def test_every_status_matches_the_eval_classification(status: EpisodeStatus, number: int) -> None:
     record = light_record(number, SMALL)
     refused = replace(
         record.trajectory.turns[-1],
@@ -67,14 +67,14 @@ def test_every_status_is_classified_as_the_evaluation_does(status: EpisodeStatus
         assert_same(replace(record, trajectory=replace(record.trajectory, status=status, turns=turns)))
 
 
-def test_an_episode_that_nobody_could_judge_is_neither_right_nor_wrong() -> None:
+def test_unscored_episode_is_neither_right_nor_wrong() -> None:
     record = light_record(0, SMALL)
     for reward in (None, RewardParts(0.0, 0.0, 0.0, 0.0, valid=False, note="judge timeout")):
         found = columns(replace(record, trajectory=replace(record.trajectory, reward=reward)))
         assert (found.outcome, found.failure, found.reward) == ("unjudged", "", None)
 
 
-def test_a_huge_text_is_kept_in_part() -> None:
+def test_long_text_is_cut() -> None:
     record = light_record(0, SMALL)
     long = replace(record, task=replace(record.task, question="why " * 10**6))
     assert len(columns(long).question) == MAX_TEXT_CHARS
@@ -102,20 +102,20 @@ def changed(path: str, value: object) -> bytes:
         (b"[1]", "not a JSON object"),
         (b'{"a": 1, "b": 2}', "not an episode: 'trajectory' is missing"),
         (changed("task", None), "not an episode: 'task' is missing"),
-        (changed("trajectory.v", 1), "format version 1; this vz_ray reads version 2"),
-        (changed("trajectory.status", "asleep"), "not an episode: 'asleep' is not a valid Status"),
+        (changed("trajectory.v", 1), "format version 1; this vz_ray reads version 3"),
+        (changed("trajectory.status", "asleep"), "not an episode: 'asleep' is not a valid EpisodeStatus"),
         (changed("trajectory.turns", 3), "not an episode: "),
-        (changed("advantage", float("nan")), "holds NaN, which is no number in JSON"),
-        (changed("trajectory.seconds", float("inf")), "holds Infinity"),
-        (changed("trajectory.seconds", 1.5).replace(b"1.5", b"1e999"), "seconds is inf: not a finite number"),
+        (changed("advantage", float("nan")), "NaN is not a valid JSON number"),
+        (changed("trajectory.seconds", float("inf")), "Infinity is not"),
+        (changed("trajectory.seconds", 1.5).replace(b"1.5", b"1e999"), "seconds is inf; it must be finite"),
     ],
     ids=range(12),
 )
-def test_a_line_that_is_no_episode_says_why(line: bytes, why: str) -> None:
+def test_invalid_line_has_a_reason(line: bytes, why: str) -> None:
     with pytest.raises(EpisodeParseError) as raised:
         episode_row(parse_line(line) or {})
     assert str(raised.value).startswith(why)
 
 
-def test_a_header_is_no_episode_and_no_fault() -> None:
+def test_header_line_is_skipped() -> None:
     assert parse_line(b'{"evaluation": {"stage": "rl"}}') is None

@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
-def test_every_turn_of_an_episode_is_told_as_it_was_played(made_run: Path, tokenizer: Tokenizer) -> None:
+def test_view_has_every_turn_of_the_episode(made_run: Path, tokenizer: Tokenizer) -> None:
     refused = 0
     for line in read_complete_lines(made_run / "episodes" / "000003.jsonl"):
         played, view = record_from_dict(line).trajectory, episode_view(line, tokenizer, None)
@@ -47,7 +47,7 @@ def test_every_turn_of_an_episode_is_told_as_it_was_played(made_run: Path, token
     assert refused > 0
 
 
-def test_mismatch_is_that_of_the_iteration(made_run: Path, tmp_path: Path) -> None:
+def test_mismatch_comes_from_the_step_metrics(made_run: Path, tmp_path: Path) -> None:
     session = ViewerSession(made_run, tmp_path / "index.sqlite")
     session.follower.catch_up()
     mismatch = {"mismatch/kl": 4.1e-10, "mismatch/logprob_abs_max": 3.2e-6}
@@ -60,7 +60,7 @@ def test_mismatch_is_that_of_the_iteration(made_run: Path, tmp_path: Path) -> No
     session.close()
 
 
-def test_a_broken_line_of_metrics_costs_only_the_mismatch(run: Path, tmp_path: Path) -> None:
+def test_invalid_metrics_only_hide_the_mismatch(run: Path, tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("broken\n")
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
@@ -68,14 +68,14 @@ def test_a_broken_line_of_metrics_costs_only_the_mismatch(run: Path, tmp_path: P
     session.close()
 
 
-def test_tokens_of_another_model_are_not_given_a_text(tokenizer: Tokenizer) -> None:
+def test_tokens_of_another_model_have_no_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("the border is shown", add_special_tokens=False).ids
     assert token_texts(tokenizer, ids, "the border is shown") is not None
     assert token_texts(tokenizer, ids, "something else was said") is None
     assert token_texts(None, ids, "the border is shown") is None
 
 
-def test_bytes_of_one_character_are_put_together(tokenizer: Tokenizer) -> None:
+def test_split_characters_are_joined(tokenizer: Tokenizer) -> None:
     said = "naïve 🦓 日本"
     ids = tokenizer.encode(said, add_special_tokens=False).ids
     texts = token_texts(tokenizer, ids, tokenizer.decode(ids))
@@ -84,7 +84,7 @@ def test_bytes_of_one_character_are_put_together(tokenizer: Tokenizer) -> None:
     assert "".join(texts) == tokenizer.decode(ids)
 
 
-def test_the_tokenizer_is_that_of_the_runs_model_or_of_what_it_trained(tmp_path: Path) -> None:
+def test_tokenizer_of_the_model_or_export_is_found(tmp_path: Path) -> None:
     content = (MODEL / "tokenizer.json").read_bytes()
     assert find_tokenizer("nowhere/model", tmp_path) is None
     (tmp_path / "models" / "rl").mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_the_tokenizer_is_that_of_the_runs_model_or_of_what_it_trained(tmp_path:
     assert find_tokenizer(str(MODEL), tmp_path / "elsewhere") is not None
 
 
-def test_a_tokenizer_is_found_in_the_hugging_face_cache(
+def test_tokenizer_is_found_in_the_hugging_face_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "hub" / "models--Org--Model" / "snapshots" / "abc"
@@ -111,13 +111,13 @@ def light(**changes: object) -> dict[str, object]:
     return dict(line)
 
 
-def test_a_huge_text_is_cut_and_its_length_told() -> None:
+def test_long_text_is_cut_with_its_length() -> None:
     view = episode_view(light(question="x" * (MAX_TEXT_CHARS + 5)), None, None)
     assert len(view["task"]["question"]["text"]) == MAX_TEXT_CHARS
     assert view["task"]["question"]["length"] == MAX_TEXT_CHARS + 5
 
 
-def test_many_frames_are_thinned_evenly() -> None:
+def test_many_frames_are_downsampled_evenly() -> None:
     line = json.loads(json.dumps(record_to_dict(light_record(1, LightEpisode(frames=1000, tokens=4)))))
     view = episode_view(line, None, None)["overview"]
     assert (view["count"], len(view["times"])) == (1000, MAX_FRAMES)
@@ -125,8 +125,8 @@ def test_many_frames_are_thinned_evenly() -> None:
     assert gaps <= {3, 4}
 
 
-def test_a_trajectory_that_is_broken_further_in_says_so() -> None:
+def test_invalid_trajectory_raises() -> None:
     line = light()
     line["trajectory"]["turns"][0]["action"] = {"by": "nobody"}  # type: ignore[index]
-    with pytest.raises(EpisodeParseError, match="the episode cannot be read"):
+    with pytest.raises(EpisodeParseError, match="invalid episode"):
         episode_view(line, None, None)

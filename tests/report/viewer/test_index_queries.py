@@ -46,7 +46,7 @@ def rows(session: ViewerSession) -> list[Row]:
     ],
     ids=lambda value: "" if callable(value) else str(value),
 )  # fmt: skip
-def test_a_filter_leaves_exactly_what_fits(
+def test_filter_matches_expected_rows(
     session: ViewerSession, rows: list[Row], where: EpisodeFilter, fits: Callable[[Row], bool]
 ) -> None:
     expected = [row for row in rows if fits(row)]
@@ -56,21 +56,19 @@ def test_a_filter_leaves_exactly_what_fits(
 
 
 @pytest.mark.parametrize("text", ["100%", "_", "\\", "'; DROP TABLE episodes; --"])
-def test_signs_in_a_search_stand_for_themselves(session: ViewerSession, rows: list[Row], text: str) -> None:
+def test_search_escapes_wildcards(session: ViewerSession, rows: list[Row], text: str) -> None:
     said = [row for row in rows if any(text in str(row[name]) for name in ("question", "answer", "truth"))]
     assert session.page(EpisodeFilter(text=text), "newest", True, 0, MAX_ROWS)["rows"] == said
 
 
-def test_many_zooms_stand_for_as_many_and_more(session: ViewerSession) -> None:
+def test_zooms_or_more_includes_higher_counts(session: ViewerSession) -> None:
     many = session.filter_options()["many_zooms"]
     assert session.page(EpisodeFilter(zooms=many), "newest", False, 0, 60)["total"] == 0
 
 
 @pytest.mark.parametrize("sort", SORT_COLUMNS)
 @pytest.mark.parametrize("up", [True, False])
-def test_pages_in_a_row_are_the_whole_sorted_list(
-    session: ViewerSession, rows: list[Row], sort: str, up: bool
-) -> None:
+def test_pages_cover_the_sorted_list(session: ViewerSession, rows: list[Row], sort: str, up: bool) -> None:
     parts = [session.page(EpisodeFilter(), sort, up, offset, 7)["rows"] for offset in range(0, len(rows), 7)]
     listed = [row for part in parts for row in part]
     name = "id" if sort == "newest" else sort
@@ -83,7 +81,7 @@ def test_pages_in_a_row_are_the_whole_sorted_list(
 
 @pytest.mark.parametrize("sort", ["newest", "reward", "advantage"])
 @pytest.mark.parametrize("up", [True, False])
-def test_neighbours_are_those_of_the_list(session: ViewerSession, sort: str, up: bool) -> None:
+def test_neighbours_follow_the_list_order(session: ViewerSession, sort: str, up: bool) -> None:
     where = EpisodeFilter(kind="count")
     ids = [row["id"] for row in session.page(where, sort, up, 0, MAX_ROWS)["rows"]]
     for k, episode in enumerate(ids):
@@ -94,7 +92,7 @@ def test_neighbours_are_those_of_the_list(session: ViewerSession, sort: str, up:
         assert session.neighbours(where, sort, up, episode) == expected
 
 
-def test_charts_are_means_of_the_rows(session: ViewerSession, rows: list[Row]) -> None:
+def test_charts_show_means_of_the_rows(session: ViewerSession, rows: list[Row]) -> None:
     answer = session.charts(EpisodeFilter(stage="train"))
     (stage,) = answer["stages"]
     for step, reward, zooms, right, count in stage["points"]:
@@ -109,14 +107,14 @@ def test_charts_are_means_of_the_rows(session: ViewerSession, rows: list[Row]) -
     assert sum(counted.values()) == len(trained)
 
 
-def test_choices_count_every_episode(session: ViewerSession, rows: list[Row]) -> None:
+def test_filter_options_count_every_episode(session: ViewerSession, rows: list[Row]) -> None:
     found = session.filter_options()
     for name in ("stages", "kinds", "zooms"):
         assert sum(count for _, count in found[name]) == len(rows)
     assert found["steps"] == [min(row["step"] for row in rows), max(row["step"] for row in rows)]
 
 
-def test_a_group_is_every_sample_of_a_task_in_its_step(session: ViewerSession, rows: list[Row]) -> None:
+def test_group_has_every_sample_of_a_task_and_step(session: ViewerSession, rows: list[Row]) -> None:
     one = next(row for row in rows if row["stage"] == "train")
     group = session.group(one["id"])
     expected = [

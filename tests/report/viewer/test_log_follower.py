@@ -1,4 +1,4 @@
-"""The index follows the logs: appended, half-written, broken, replaced, deleted, and very many lines."""
+"""Log follower and index: appended, invalid, replaced and deleted logs, and many lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tasks(session: ViewerSession) -> list[tuple[str, int]]:
     return [(row["task"], row["sample"]) for row in rows]
 
 
-def test_new_lines_are_added_and_old_ones_kept(small: Path, open_run: Open) -> None:
+def test_new_lines_are_added(small: Path, open_run: Open) -> None:
     session = open_run(small)
     before = session.page(EpisodeFilter(), "newest", True, 0, 100)["rows"]
     append(small, light_line(10, SMALL), light_line(11, SMALL))
@@ -45,24 +45,24 @@ def test_new_lines_are_added_and_old_ones_kept(small: Path, open_run: Open) -> N
     assert after[:10] == before
 
 
-def test_nothing_new_leaves_the_revision(small: Path, open_run: Open) -> None:
+def test_revision_is_unchanged_without_new_lines(small: Path, open_run: Open) -> None:
     session = open_run(small)
     revision = session.index.revision
     session.follower.catch_up()
     assert session.index.revision == revision
 
 
-def test_a_half_written_last_line_waits_for_its_end(small: Path, open_run: Open) -> None:
+def test_unterminated_last_line_is_read_later(small: Path, open_run: Open) -> None:
     line = light_line(10, SMALL)
     append(small, line[:100])
     session = open_run(small)
     assert session.state()["episodes"] == 10
     append(small, line[100:])
     session.follower.catch_up()
-    assert (session.state()["episodes"], session.state()["problems"]) == (11, 0)
+    assert (session.state()["episodes"], session.state()["skipped_lines"]) == (11, 0)
 
 
-def test_a_broken_line_is_named_and_the_rest_is_there(small: Path, open_run: Open) -> None:
+def test_invalid_line_is_skipped_and_reported(small: Path, open_run: Open) -> None:
     append(small, "{broken\n", light_line(10, SMALL))
     session = open_run(small)
     assert session.state()["episodes"] == 11
@@ -79,20 +79,18 @@ def test_a_broken_line_is_named_and_the_rest_is_there(small: Path, open_run: Ope
     }
 
 
-def test_a_line_that_is_too_long_is_skipped_without_being_read_whole(
-    small: Path, open_run: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_long_line_is_skipped(small: Path, open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_follower, "MAX_LINE_BYTES", 4096)
     append(small, '{"a": "' + "x" * 20_000 + '"}\n', light_line(10, SMALL))
     session = open_run(small)
     assert session.state()["episodes"] == 11
-    assert session.skipped_lines()["lines"][0]["why"] == "20010 bytes long, over the 4096 that are read"
+    assert session.skipped_lines()["lines"][0]["why"] == "20010 bytes; the maximum is 4096"
     append(small, light_line(11, SMALL))
     session.follower.catch_up()
     assert session.state()["episodes"] == 12
 
 
-def test_a_log_that_was_replaced_is_read_again(small: Path, open_run: Open) -> None:
+def test_replaced_log_is_read_again(small: Path, open_run: Open) -> None:
     session = open_run(small)
     old = session.page(EpisodeFilter(), "newest", True, 0, 1)["rows"][0]["id"]
     replacement = small / "new"
@@ -100,11 +98,11 @@ def test_a_log_that_was_replaced_is_read_again(small: Path, open_run: Open) -> N
     replacement.replace(small / "episodes" / "000000.jsonl")
     session.follower.catch_up()
     assert session.state()["episodes"] == 40
-    with pytest.raises(EpisodeNotFound, match=f"no episode {old}: its log was deleted or replaced since"):
+    with pytest.raises(EpisodeNotFound, match=f"no episode {old}: its log was deleted or replaced"):
         session.episode(old)
 
 
-def test_a_log_that_was_written_over_in_place_is_read_again(small: Path, open_run: Open) -> None:
+def test_overwritten_log_is_read_again(small: Path, open_run: Open) -> None:
     session = open_run(small)
     lines = "".join(light_line(number, SMALL) for number in range(100, 140))
     with (small / "episodes" / "000000.jsonl").open("r+") as file:
@@ -115,7 +113,7 @@ def test_a_log_that_was_written_over_in_place_is_read_again(small: Path, open_ru
     assert len(tasks(session)) == 40
 
 
-def test_a_log_that_was_cut_or_deleted_is_forgotten(small: Path, open_run: Open) -> None:
+def test_truncated_or_deleted_log_is_removed(small: Path, open_run: Open) -> None:
     append(small, *[light_line(number, SMALL) for number in range(20, 25)], log="episodes/000001.jsonl")
     session = open_run(small)
     assert session.state()["episodes"] == 15
@@ -125,24 +123,24 @@ def test_a_log_that_was_cut_or_deleted_is_forgotten(small: Path, open_run: Open)
     assert session.state()["episodes"] == 1
 
 
-def test_logs_that_appear_later_are_followed(small: Path, open_run: Open) -> None:
+def test_new_logs_are_followed(small: Path, open_run: Open) -> None:
     session = open_run(small)
     (small / "eval").mkdir()
     append(small, '{"evaluation":{"stage":"rl"}}\n', light_line(50, SMALL), log="eval/rl.jsonl")
     session.follower.catch_up()
-    assert (session.state()["episodes"], session.state()["problems"]) == (11, 0)
+    assert (session.state()["episodes"], session.state()["skipped_lines"]) == (11, 0)
 
 
-def test_an_episode_is_never_shown_from_a_line_that_is_another_now(small: Path, open_run: Open) -> None:
+def test_changed_line_is_not_shown(small: Path, open_run: Open) -> None:
     session = open_run(small)
     first = session.page(EpisodeFilter(), "newest", True, 0, 1)["rows"][0]["id"]
     log = small / "episodes" / "000000.jsonl"
     log.write_text("".join(light_line(number, SMALL) for number in range(50, 70)))
-    with pytest.raises(EpisodeNotFound, match=r"line 1 of episodes/000000\.jsonl is another one now"):
+    with pytest.raises(EpisodeNotFound, match=r"line 1 of episodes/000000\.jsonl has changed"):
         session.episode(first)
 
 
-def test_two_browsers_of_one_run_share_an_index(small: Path, tmp_path: Path) -> None:
+def test_two_viewers_share_an_index(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "shared.sqlite"
     followers = [LogFollower(small, EpisodeIndex(small, path)) for _ in range(2)]
     append(small, *[light_line(number, SMALL) for number in range(10, 400)])
@@ -158,7 +156,7 @@ def test_two_browsers_of_one_run_share_an_index(small: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"no database" * 100])
-def test_an_index_that_is_damaged_is_made_anew(small: Path, tmp_path: Path, content: bytes) -> None:
+def test_damaged_index_is_rebuilt(small: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "index.sqlite"
     path.write_bytes(content)
     session = ViewerSession(small, path)
@@ -167,7 +165,7 @@ def test_an_index_that_is_damaged_is_made_anew(small: Path, tmp_path: Path, cont
     session.close()
 
 
-def test_an_index_of_another_version_is_made_anew(small: Path, tmp_path: Path) -> None:
+def test_index_of_another_version_is_rebuilt(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "index.sqlite"
     old = EpisodeIndex(small, path)
     old.connection.execute("PRAGMA user_version = 999")
@@ -179,7 +177,7 @@ def test_an_index_of_another_version_is_made_anew(small: Path, tmp_path: Path) -
     session.close()
 
 
-def test_without_a_cache_directory_the_index_is_temporary(small: Path, tmp_path: Path) -> None:
+def test_index_is_temporary_without_a_cache_directory(small: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     session = ViewerSession(small, tmp_path / "file" / "index.sqlite")
     session.follower.catch_up()
@@ -211,7 +209,7 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_all_of_100_000_episodes_are_in_the_list_once_and_in_order(large: ViewerSession) -> None:
+def test_100_000_episodes_are_listed_once_in_order(large: ViewerSession) -> None:
     assert large.state()["episodes"] == MANY
     assert large.state()["indexed"][0] == large.state()["indexed"][1]
     seen = 0
@@ -225,7 +223,7 @@ def test_all_of_100_000_episodes_are_in_the_list_once_and_in_order(large: Viewer
     assert large.page(EpisodeFilter(), "newest", False, MANY, 60)["rows"] == []
 
 
-def test_filters_and_sorting_of_many_episodes_agree_with_their_lines(large: ViewerSession) -> None:
+def test_filters_of_many_episodes_match_their_lines(large: ViewerSession) -> None:
     where = EpisodeFilter(kind="count", zooms=2, outcome="wrong", step_from=100, step_to=199)
     answer = large.page(where, "reward", True, 0, MAX_ROWS)
     expected = [number for number in range(2000) if _like(number)]
@@ -243,9 +241,7 @@ def _like(number: int) -> bool:
     return record.task.kind == "count" and len(record.trajectory.zooms) == 2 and reward.accuracy < 1
 
 
-def test_a_request_takes_little_memory_and_reads_little_of_many_episodes(
-    large: ViewerSession, many: Path
-) -> None:
+def test_request_over_many_episodes_is_cheap(large: ViewerSession, many: Path) -> None:
     size = sum(log.stat().st_size for log in many.glob("episodes/*"))
     tracemalloc.start()
     for ask in (
@@ -267,7 +263,7 @@ def test_a_request_takes_little_memory_and_reads_little_of_many_episodes(
     assert bytes_read() - before < 1000 * 2**10 < size / 50
 
 
-def test_opening_an_index_again_reads_next_to_nothing(large: ViewerSession, many: Path) -> None:
+def test_reopened_index_reads_almost_nothing(large: ViewerSession, many: Path) -> None:
     before = bytes_read()
     again = ViewerSession(many, large.index.path)
     again.follower.catch_up()
@@ -276,7 +272,7 @@ def test_opening_an_index_again_reads_next_to_nothing(large: ViewerSession, many
     again.close()
 
 
-def test_a_chart_of_many_steps_has_a_bounded_number_of_points(large: ViewerSession) -> None:
+def test_chart_of_many_steps_has_bounded_points(large: ViewerSession) -> None:
     answer = large.charts(EpisodeFilter())
     (stage,) = answer["stages"]
     assert answer["width"] == 4
@@ -285,7 +281,7 @@ def test_a_chart_of_many_steps_has_a_bounded_number_of_points(large: ViewerSessi
     assert sum(one["count"] for one in answer["outcomes"]) == MANY
 
 
-def test_indexing_holds_a_batch_of_lines_at_a_time(
+def test_indexing_holds_one_batch_in_memory(
     tmp_path: Path, open_run: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_follower, "BATCH_BYTES", 2**18)

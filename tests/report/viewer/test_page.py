@@ -108,7 +108,7 @@ def shot(page: Page, name: str) -> None:
 # -- list ---------------------------------------------------------------------------
 
 
-def test_the_list_is_filtered_and_sorted(opened: Any, address: str) -> None:
+def test_list_is_filtered_and_sorted(opened: Any, address: str) -> None:
     page = listed(opened(address))
     wait_for_count(page, 54)
     page.get_by_label("Kind").select_option("count")
@@ -125,7 +125,7 @@ def test_the_list_is_filtered_and_sorted(opened: Any, address: str) -> None:
     wait_for_count(page, 54)
 
 
-def test_search_looks_into_questions(opened: Any, address: str) -> None:
+def test_search_matches_questions(opened: Any, address: str) -> None:
     page = listed(opened(address))
     page.get_by_role("searchbox").fill("how many TIMES")
     count = page.request.get(f"{address}api/episodes?text=how+many+times").json()["total"]
@@ -134,7 +134,7 @@ def test_search_looks_into_questions(opened: Any, address: str) -> None:
     page.wait_for_selector("text=No episode is like that: loosen the filters.")
 
 
-def test_a_chart_filters_by_what_is_clicked(opened: Any, address: str) -> None:
+def test_click_on_a_chart_sets_the_filter(opened: Any, address: str) -> None:
     page = listed(opened(address))
     page.locator(".bars button", has_text="right").click()
     count = page.request.get(f"{address}api/episodes?outcome=right").json()["total"]
@@ -147,7 +147,7 @@ def test_a_chart_filters_by_what_is_clicked(opened: Any, address: str) -> None:
     until(page, "location.hash.includes('step_from=6&step_to=6')")
 
 
-def test_of_many_episodes_only_those_in_sight_are_there(opened: Any, tmp_path: Path) -> None:
+def test_only_visible_rows_are_rendered(opened: Any, tmp_path: Path) -> None:
     run = write_light_run(tmp_path / "many", 5000, SMALL, per_file=5000)
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
@@ -166,7 +166,7 @@ def test_of_many_episodes_only_those_in_sight_are_there(opened: Any, tmp_path: P
         until(page, "document.activeElement.closest('li')?.getAttribute('aria-posinset') === '5000'")
 
 
-def test_text_from_the_log_is_never_markup(opened: Any, tmp_path: Path) -> None:
+def test_log_text_is_escaped(opened: Any, tmp_path: Path) -> None:
     run = write_light_run(tmp_path / "bad", 1, SMALL)
     log = run / "episodes" / "000000.jsonl"
     evil = "<img src=x onerror=document.title=1><script>document.title=2</script>"
@@ -188,7 +188,7 @@ def test_text_from_the_log_is_never_markup(opened: Any, tmp_path: Path) -> None:
 # -- live ---------------------------------------------------------------------------
 
 
-def test_new_lines_appear_by_themselves_and_the_reader_keeps_the_place(opened: Any, tmp_path: Path) -> None:
+def test_new_lines_appear_without_scrolling(opened: Any, tmp_path: Path) -> None:
     run = write_light_run(tmp_path / "live", 200, SMALL)
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
@@ -214,9 +214,7 @@ def test_new_lines_appear_by_themselves_and_the_reader_keeps_the_place(opened: A
         shot(page, "skipped")
 
 
-def test_a_run_that_has_just_begun_says_so_and_then_shows_its_first_episode(
-    opened: Any, tmp_path: Path
-) -> None:
+def test_new_run_shows_its_first_episode(opened: Any, tmp_path: Path) -> None:
     run = tmp_path / "young"
     (run / "episodes").mkdir(parents=True)
     with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
@@ -225,7 +223,7 @@ def test_a_run_that_has_just_begun_says_so_and_then_shows_its_first_episode(
         wait_for_count(listed(page), 1)
 
 
-def test_a_server_that_has_ended_is_said_so(opened: Any, made_run: Path, tmp_path: Path) -> None:
+def test_stopped_server_is_reported(opened: Any, made_run: Path, tmp_path: Path) -> None:
     with served(ViewerSession(made_run, tmp_path / "index.sqlite")) as url:
         page = listed(opened(url))
     page.wait_for_selector("#live.lost")
@@ -237,7 +235,7 @@ def test_a_server_that_has_ended_is_said_so(opened: Any, made_run: Path, tmp_pat
 # -- one episode --------------------------------------------------------------------
 
 
-def test_a_click_on_a_frame_takes_the_player_to_its_time(opened: Any, address: str) -> None:
+def test_click_on_a_frame_seeks_the_player(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 2, address))
     page.wait_for_selector(".strip img")
@@ -260,9 +258,7 @@ def test_a_click_on_a_frame_takes_the_player_to_its_time(opened: Any, address: s
     shot(page, "episode-light")
 
 
-def test_an_episode_shows_its_turns_its_worth_and_the_engine_against_the_learner(
-    opened: Any, address: str
-) -> None:
+def test_episode_shows_turns_reward_and_mismatch(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 1, address))
     page.wait_for_selector(".turn .tok")
@@ -288,7 +284,7 @@ def test_an_episode_shows_its_turns_its_worth_and_the_engine_against_the_learner
     assert page.locator(".watching .tl-tick").count() == 16
 
 
-def test_tokens_are_shaded_by_logprob_or_by_advantage(opened: Any, address: str) -> None:
+def test_tokens_are_shaded_by_logprob_or_advantage(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 1, address))
     page.wait_for_selector(".tok")
@@ -303,9 +299,7 @@ def test_tokens_are_shaded_by_logprob_or_by_advantage(opened: Any, address: str)
     assert set(page.evaluate(shades)) == {""}
 
 
-def test_a_video_that_is_gone_is_said_in_place_of_it_and_of_its_frames(
-    opened: Any, run: Path, tmp_path: Path
-) -> None:
+def test_missing_video_is_reported_for_player_and_frames(opened: Any, run: Path, tmp_path: Path) -> None:
     for log in run.glob("*/*.jsonl"):
         log.write_text(re.sub(r'"[^"]*/needle-(\d)\.mp4"', r'"/gone/needle-\1.mp4"', log.read_text()))
     with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
@@ -324,9 +318,7 @@ def test_a_video_that_is_gone_is_said_in_place_of_it_and_of_its_frames(
 # -- group --------------------------------------------------------------------------
 
 
-def test_the_samples_of_a_group_are_on_one_timeline_and_a_bar_opens_its_sample_there(
-    opened: Any, address: str
-) -> None:
+def test_group_timeline_opens_samples(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 2, address))
     page.get_by_role("link", name="Group of 4").click()
@@ -346,7 +338,7 @@ def test_the_samples_of_a_group_are_on_one_timeline_and_a_bar_opens_its_sample_t
 # -- keys, sizes, schemes -----------------------------------------------------------
 
 
-def test_everything_can_be_done_with_the_keyboard(opened: Any, address: str) -> None:
+def test_page_works_with_the_keyboard(opened: Any, address: str) -> None:
     page = listed(opened(address))
     wait_for_count(page, 54)
     press = page.keyboard.press
@@ -387,9 +379,7 @@ def test_everything_can_be_done_with_the_keyboard(opened: Any, address: str) -> 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_every_page_fits_and_is_accessible(
-    opened: Any, address: str, size: dict[str, int], scheme: str
-) -> None:
+def test_pages_fit_and_are_accessible(opened: Any, address: str, size: dict[str, int], scheme: str) -> None:
     page = listed(opened(address, size, scheme))
     wait_for_count(page, 54)
     name = f"{'phone' if size is PHONE else 'desk'}-{scheme}"
@@ -421,7 +411,7 @@ def test_every_page_fits_and_is_accessible(
     assert axe(page) == []
 
 
-def test_it_works_from_a_copy_of_the_run_alone(opened: Any, made_run: Path, tmp_path: Path) -> None:
+def test_copied_run_works(opened: Any, made_run: Path, tmp_path: Path) -> None:
     """Without metrics, summary or configuration."""
     run = tmp_path / "bare"
     shutil.copytree(made_run / "episodes", run / "episodes")

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from tests.report.viewer.conftest import Open
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
 from vz_ray import cli
-from vz_ray.report.viewer.access_control import host_of
+from vz_ray.report.viewer.access_control import parse_host
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.server import _json, create_viewer_app
 from vz_ray.report.viewer.viewer_session import ViewerSession
@@ -44,21 +44,21 @@ def light_client(run: Path, open_run: Open) -> TestClient:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8765", "localhost:80", "[::1]:9", "127.0.0.2"])
-def test_loopback_is_answered(client: TestClient, host: str) -> None:
+def test_loopback_hosts_are_accepted(client: TestClient, host: str) -> None:
     assert client.get("/api/state", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.7", "", "localhost.evil"]
 )
-def test_any_other_host_is_refused(client: TestClient, host: str) -> None:
+def test_other_hosts_are_rejected(client: TestClient, host: str) -> None:
     for path in ("/", "/api/state", "/video/1", "/static/main.js"):
         answer = client.get(path, headers={"host": host})
         assert answer.status_code == 403
         assert "episodes" not in answer.text
 
 
-def test_elsewhere_than_on_loopback_a_key_is_needed(run: Path, open_run: Open) -> None:
+def test_key_is_required_beyond_loopback(run: Path, open_run: Open) -> None:
     app = create_viewer_app(open_run(run), host="0.0.0.0", key="secret")
     client = TestClient(app, base_url="http://10.0.0.7", follow_redirects=False)
     assert client.get("/").status_code == 403
@@ -70,7 +70,7 @@ def test_elsewhere_than_on_loopback_a_key_is_needed(run: Path, open_run: Open) -
     assert client.get("/api/state", headers={"host": "evil.example"}).status_code == 403
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(client: TestClient) -> None:
+def test_responses_have_security_headers(client: TestClient) -> None:
     for path in ("/", "/static/main.js", "/api/state", "/nothing", "/video/1"):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
@@ -86,14 +86,14 @@ def test_every_answer_forbids_what_the_page_does_not_need(client: TestClient) ->
     ("header", "host"),
     [("a", "a"), ("a:1", "a"), ("[::1]:1", "::1"), ("[::1]", "::1"), ("::1", "::1"), ("", "")],
 )
-def test_the_host_of_a_header(header: str, host: str) -> None:
-    assert host_of(header) == host
+def test_parse_host(header: str, host: str) -> None:
+    assert parse_host(header) == host
 
 
 # -- files --------------------------------------------------------------------------
 
 
-def test_pages_are_whole_and_need_nothing_from_elsewhere(client: TestClient) -> None:
+def test_pages_load_no_external_files(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     names = re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
@@ -123,13 +123,13 @@ def test_pages_are_whole_and_need_nothing_from_elsewhere(client: TestClient) -> 
         "/api/episode/../../etc/passwd", "/docs", "/openapi.json",
     ],
 )  # fmt: skip
-def test_nothing_is_opened_by_its_path(client: TestClient, path: str) -> None:
+def test_request_paths_are_not_opened(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code in (404, 422)
     assert "root:" not in answer.text
 
 
-def test_a_video_is_sent_in_the_ranges_that_are_asked_for(client: TestClient, run: Path) -> None:
+def test_video_ranges_are_served(client: TestClient, run: Path) -> None:
     number = client.get("/api/episode/1").json()["video"]
     content = Path(client.get("/api/episode/1").json()["task"]["video"]).read_bytes()
     whole = client.get(f"/video/{number}")
@@ -156,7 +156,7 @@ def named(run: Path, video: str) -> Path:
 @pytest.mark.parametrize(
     "video", ["/etc/passwd", "secret.txt", "concat.mp4", "/dev/zero", "/", "http://127.0.0.1/v.mp4"]
 )
-def test_what_a_log_names_is_sent_only_if_it_is_a_video(
+def test_only_videos_are_served(
     tmp_path: Path, open_run: Open, video: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -166,11 +166,11 @@ def test_what_a_log_names_is_sent_only_if_it_is_a_video(
     answer = client.get("/video/1")
     assert answer.status_code == 404
     assert answer.json()["error"].startswith(video)
-    assert client.get("/api/video/1").json()["trouble"].startswith(video)
+    assert client.get("/api/video/1").json()["error"].startswith(video)
 
 
-def test_a_video_that_no_episode_names_is_not_there(client: TestClient) -> None:
-    assert client.get("/video/77").json() == {"error": "no episode of this run names a video 77"}
+def test_unknown_video_is_not_found(client: TestClient) -> None:
+    assert client.get("/video/77").json() == {"error": "no episode of this run uses video 77"}
     for number in (0, -1, 2**70):
         assert client.get(f"/video/{number}").status_code == 404
 
@@ -178,7 +178,7 @@ def test_a_video_that_no_episode_names_is_not_there(client: TestClient) -> None:
 # -- episodes -----------------------------------------------------------------------
 
 
-def test_frames_are_those_the_model_saw(client: TestClient) -> None:
+def test_frames_match_the_episode(client: TestClient) -> None:
     view = client.get("/api/episode/1").json()
     for turn, frames in [
         (0, view["overview"]),
@@ -187,18 +187,18 @@ def test_frames_are_those_the_model_saw(client: TestClient) -> None:
         if frames is None:
             continue
         strip = client.get(f"/api/episode/1/frames/{turn}").json()
-        assert strip["trouble"] == ""
+        assert strip["error"] == ""
         assert len(strip["frames"]) == frames["count"]
         assert all(frame.startswith("data:image/") for frame in strip["frames"])
     last = len(view["turns"])
     assert client.get(f"/api/episode/1/frames/{last}").json() == {
-        "error": f"episode 1 was shown nothing after turn {last}"
+        "error": f"episode 1 has no frames after turn {last}"
     }
     assert client.get("/api/episode/1/frames/-1").status_code == 404
     assert client.get("/api/episode/1/frames/99").status_code == 404
 
 
-def test_frames_of_a_video_that_has_changed_are_not_shown(run: Path, open_run: Open, tmp_path: Path) -> None:
+def test_frames_of_a_changed_video_are_rejected(run: Path, open_run: Open, tmp_path: Path) -> None:
     log = run / "episodes" / "000000.jsonl"
     first = json.loads(log.read_text().splitlines()[0])["task"]["video"]
     other = next(path for path in Path(first).parent.glob("*.mp4") if str(path) != first)
@@ -209,17 +209,17 @@ def test_frames_of_a_video_that_has_changed_are_not_shown(run: Path, open_run: O
     number = next(row["id"] for row in client.get("/api/episodes?step_to=0").json()["rows"])
     strip = client.get(f"/api/episode/{number}/frames/0").json()
     assert strip["frames"] == []
-    assert "differs from its reference, the file has changed" in strip["trouble"]
+    assert "differs from its reference, the file has changed" in strip["error"]
 
 
-def test_a_video_that_is_gone_is_said_so(tmp_path: Path, open_run: Open) -> None:
+def test_missing_video_is_reported(tmp_path: Path, open_run: Open) -> None:
     client = light_client(named(tmp_path / "run", "/videos/gone.mp4"), open_run)
     said = "/videos/gone.mp4: no such file; check the path"
-    assert client.get("/api/video/1").json() == {"trouble": said}
-    assert client.get("/api/episode/1/frames/0").json() == {"trouble": said, "frames": []}
+    assert client.get("/api/video/1").json() == {"error": said}
+    assert client.get("/api/episode/1/frames/0").json() == {"error": said, "frames": []}
 
 
-def test_a_question_that_makes_no_sense_is_answered_in_words(client: TestClient) -> None:
+def test_invalid_query_has_a_message(client: TestClient) -> None:
     for query, why in (
         ("sort=colour", "query.sort: Input should be 'newest', "),
         ("step_from=x", "query.step_from: Input should be a valid integer"),
@@ -232,17 +232,15 @@ def test_a_question_that_makes_no_sense_is_answered_in_words(client: TestClient)
         assert answer.status_code == 422
         assert answer.json()["error"].startswith(why)
     assert client.get("/api/episode/999").status_code == 404
-    assert client.get("/api/episode/0").json() == {"error": "nothing has the number 0"}
+    assert client.get("/api/episode/0").json() == {"error": "no item has the id 0"}
 
 
-def test_a_number_that_is_not_finite_is_said_so() -> None:
-    with pytest.raises(EpisodeParseError, match="a number that is not finite"):
+def test_non_finite_number_raises() -> None:
+    with pytest.raises(EpisodeParseError, match="a non-finite number"):
         _json({"logprobs": [float("inf")]})
 
 
-def test_an_episode_with_an_infinite_logprob_is_listed_and_says_why_it_cannot_be_opened(
-    tmp_path: Path, open_run: Open
-) -> None:
+def test_episode_with_infinite_logprob_is_listed(tmp_path: Path, open_run: Open) -> None:
     run = write_light_run(tmp_path / "run", 1, SMALL)
     line = json.loads(light_line(0, SMALL))
     line["trajectory"]["turns"][0]["action"]["logprobs"][0] = 12345.5
@@ -252,31 +250,33 @@ def test_an_episode_with_an_infinite_logprob_is_listed_and_says_why_it_cannot_be
     answer = client.get("/api/episode/1")
     assert (answer.status_code, answer.json()["error"]) == (
         422,
-        "the episode holds a number that is not finite, so it cannot be shown",
+        "the episode has a non-finite number and cannot be displayed",
     )
 
 
 # -- runs ---------------------------------------------------------------------------
 
 
-def test_no_such_run_and_no_run_are_errors_in_words(tmp_path: Path) -> None:
+def test_missing_and_invalid_runs_raise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run directory at .*: check the name"):
         ViewerSession(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"is no run directory: it holds neither config\.yaml nor episodes/"):
+    with pytest.raises(
+        UserError, match=r"is not a run directory: config\.yaml, episodes/ and eval/ are missing"
+    ):
         ViewerSession(tmp_path)
 
 
-def test_a_run_without_episodes_has_an_empty_list(tmp_path: Path, open_run: Open) -> None:
+def test_run_without_episodes_has_an_empty_list(tmp_path: Path, open_run: Open) -> None:
     run = tmp_path / "young"
     run.mkdir()
     (run / "config.yaml").write_text("name: young\n")
     client = light_client(run, open_run)
     assert client.get("/api/episodes").json()["rows"] == []
     assert client.get("/api/charts").json() == {"width": 1, "stages": [], "outcomes": []}
-    assert client.get("/api/choices").json()["stages"] == []
+    assert client.get("/api/filter_options").json()["stages"] == []
 
 
-def test_a_config_that_cannot_be_read_costs_only_the_tokenizer(tmp_path: Path, open_run: Open) -> None:
+def test_invalid_config_only_hides_token_texts(tmp_path: Path, open_run: Open) -> None:
     run = write_light_run(tmp_path / "run", 3, SMALL)
     (run / "config.yaml").write_text("model: [\n")
     assert light_client(run, open_run).get("/api/episode/1").json()["turns"][0]["sampled"]["texts"] is None
@@ -297,9 +297,7 @@ def command(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_the_command_prints_where_it_serves_and_ends_cleanly_at_ctrl_c(
-    command: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_command_prints_its_address_and_stops(command: subprocess.Popen[str], tmp_path: Path) -> None:
     assert command.stdout is not None
     address = command.stdout.readline().split()[-1]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
@@ -319,7 +317,7 @@ def test_the_command_prints_where_it_serves_and_ends_cleanly_at_ctrl_c(
     assert (command.returncode, errors) == (0, "")
 
 
-def test_a_port_that_is_taken_is_said_so(
+def test_port_in_use_is_reported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

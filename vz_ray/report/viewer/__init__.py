@@ -1,9 +1,9 @@
-"""A run's episodes in a web browser, as they are played: `vz-ray view runs/x`.
+"""Episode viewer: browse the episodes of a running or finished run with `vz-ray view runs/x`.
 
-In: a run directory and, for frames, its videos. Out: a local web server.
-`columns`, `query` and `episode_view` are pure; `index` keeps what lists need in
-SQLite; `follow` reads what the run appends; `server` and `access` speak HTTP;
-`static/` is what the browser runs. Must not know how a run is made.
+Input: a run directory and, for frames, its videos. Output: a local web server.
+`episode_row`, `index_queries` and `episode_view` are pure. `episode_index` stores list columns in SQLite,
+`log_follower` reads appended log lines, `server` and `access_control` handle HTTP, `static/` is the front end.
+Must not import training, rollout or learner code.
 """
 
 from vz_ray.report.viewer.server import serve_viewer

@@ -1,9 +1,7 @@
-"""Who may ask: on loopback pages of this machine alone, elsewhere whoever has the key.
+"""Access control of the viewer: local pages on loopback, requests with the key elsewhere.
 
-A page from elsewhere can have its own name resolve to 127.0.0.1 and then read
-what a server there answers; the `Host` header tells (DNS rebinding). A numeric
-address cannot be rebound. Every answer forbids the browser all that the page
-does not need.
+Against DNS rebinding (a foreign name that resolves to 127.0.0.1), the `Host` header is checked; numeric
+addresses cannot be rebound. Every response has headers that disable all browser features the page does not need.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ SECURITY_HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
+    """Return whether `host` is a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -41,21 +39,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def host_of(header: str) -> str:
-    """`[::1]:80` -> `::1`, `localhost:80` -> `localhost`."""
+def parse_host(header: str) -> str:
+    """Return the host of a `Host` header: `[::1]:80` -> `::1`, `localhost:80` -> `localhost`."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.rpartition(":")[0] if header.count(":") == 1 else header
 
 
 class AccessControl:
-    """Refuses, with status 403, what does not come from the page itself; sets the headers of all answers.
+    """ASGI middleware: reject foreign requests with status 403 and set the security headers.
 
     Args:
-        app: Whom allowed requests go to.
-        host: What the server is bound to.
-        key: Who has it may ask, from wherever; needed unless `host` is loopback. Given once as
-            `?key=` of the page, the browser keeps it.
+        app: Application behind the middleware.
+        host: Address that the server is bound to.
+        key: Access key, required unless `host` is loopback. The browser stores it as a cookie after the
+            first request with `?key=`.
     """
 
     def __init__(self, app: ASGIApp, *, host: str, key: str = "") -> None:
@@ -76,25 +74,25 @@ class AccessControl:
         await (self.refusal(scope) or self.app)(scope, receive, with_headers)
 
     def refusal(self, scope: Scope) -> ASGIApp | None:
-        """What is answered in place of the page; None where the request is allowed."""
+        """Return the response to a request that is not allowed; None if it is allowed."""
         headers = Headers(scope=scope)
-        if not self.is_known_host(host_of(headers.get("host", "").lower())):
-            return PlainTextResponse(
-                "403: this server answers only to the address that `vz-ray view` printed", 403
-            )
+        if not self.is_known_host(parse_host(headers.get("host", "").lower())):
+            return PlainTextResponse("403: use the address that `vz-ray view` printed", 403)
         if not self.key:
             return None
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
-        if self.is_valid_key(given):
-            answer = RedirectResponse(scope["path"], 303)
-            answer.set_cookie(COOKIE, self.key, httponly=True, samesite="strict")
-            return answer
+        query_key = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
+        if self.is_valid_key(query_key):
+            response = RedirectResponse(scope["path"], 303)
+            response.set_cookie(COOKIE, self.key, httponly=True, samesite="strict")
+            return response
         if self.is_valid_key(_cookie(headers.get("cookie", ""))):
             return None
-        return PlainTextResponse("403: open the whole address that `vz-ray view` printed, key included", 403)
+        return PlainTextResponse(
+            "403: open the full address that `vz-ray view` printed, including the key", 403
+        )
 
     def is_known_host(self, host: str) -> bool:
-        """Whether a request for this host is meant for this server."""
+        """Return whether a request with this host header is for this server."""
         if host == self.host or is_loopback(host):
             return True
         try:
@@ -104,12 +102,13 @@ class AccessControl:
         return not is_loopback(self.host)
 
     def is_valid_key(self, key: str) -> bool:
+        """Compare in constant time."""
         return secrets.compare_digest(key.encode(), self.key.encode())
 
 
 def _cookie(header: str) -> str:
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        cookie = SimpleCookie(header).get(COOKIE)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return cookie.value if cookie else ""

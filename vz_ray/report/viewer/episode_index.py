@@ -1,13 +1,10 @@
-"""The index of a run's episodes: where each line is, and the columns that lists need of it.
+"""SQLite index of the episodes of a run: position of each log line, and the columns for lists.
 
-An SQLite file in the user's cache directory rather than arrays in memory:
-opening a run again takes no time, a filter over 100,000 episodes is one query,
-and a request touches only the rows that it shows. Not in the run directory,
-which may be on a volume that is shared or read-only, where SQLite's locks do not
-hold. It can be deleted at any time: it is made again from the logs.
+The index makes reopening instant, a filter over 100,000 episodes one query, and a page independent of the number
+of episodes. It is in the user's cache directory, because the run directory may be read-only or on a shared volume
+without working locks. It can be deleted at any time and is rebuilt from the logs.
 
-Everything that is written goes through transactions that check where the last
-one stopped, so that several browsers of one run may share an index.
+Each transaction checks the previous read offset, so several viewers of a run can share an index.
 """
 
 from __future__ import annotations
@@ -29,11 +26,11 @@ SCHEMA_VERSION = 1
 LOCK_TIMEOUT_S = 30.0
 
 _TASK = ("task", "video", "kind", "question", "truth")
-"""Columns that the samples of a task share; kept once."""
+"""Columns that all samples of a task share, stored once."""
 _OWN = tuple(field.name for field in fields(EpisodeRow) if field.name not in _TASK)
 
 MISSING_VALUE = -1e9
-"""Stands for no value where episodes are sorted by it."""
+"""Sort value of a missing reward or advantage."""
 
 SORT_COLUMNS = {
     "newest": "episodes.id",
@@ -44,7 +41,7 @@ SORT_COLUMNS = {
     "frames": "frames",
     "seconds": "seconds",
 }
-"""What lists may be sorted by, as SQL; each has an index of its own."""
+"""Sort keys and their SQL expressions; each has an SQL index."""
 
 _SORTED_BY = "".join(
     f"CREATE INDEX by_{name} ON episodes ({sql}, id);"
@@ -78,7 +75,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 
 @dataclass(frozen=True, slots=True)
 class LinePosition:
-    """Where a line is: bytes `[offset, offset + length)` of a file, its end of line included."""
+    """Position of a line: bytes `[offset, offset + length)` of its file, including the newline."""
 
     line: int
     offset: int
@@ -87,14 +84,14 @@ class LinePosition:
 
 @dataclass(frozen=True, slots=True)
 class LogFileState:
-    """How far a log has been read.
+    """Read position of a log.
 
     Attributes:
-        name: Relative to the run directory.
-        inode: Which file that was.
-        offset: Bytes read, whole lines only.
-        lines: Lines read.
-        tail: The last bytes before `offset`: a file that has others there is another one.
+        name: Path relative to the run directory.
+        inode: Inode of the file.
+        offset: Number of bytes read, complete lines only.
+        lines: Number of lines read.
+        tail: Last bytes before `offset`, which identify the file.
     """
 
     name: str
@@ -106,7 +103,7 @@ class LogFileState:
 
 @dataclass(frozen=True, slots=True)
 class IndexBatch:
-    """Lines of one log, read together."""
+    """Consecutive lines of one log."""
 
     before: LogFileState | None
     after: LogFileState
@@ -115,60 +112,60 @@ class IndexBatch:
 
 
 def index_path(run: Path) -> Path:
-    """Where the index of a run directory is."""
+    """Return the default index path of a run directory."""
     digest = hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
     return resolve_cache_dir("") / "view" / f"{run.resolve().name[:60]}-{digest}.sqlite"
 
 
 class EpisodeIndex:
-    """The index of one run; every thread has a connection of its own.
+    """Episode index of one run. Each thread has its own connection.
 
-    An index of another version, or one that is damaged, is made anew; where the
-    cache directory cannot be written, it is kept in a temporary one.
+    An index with another schema version, or a damaged one, is rebuilt. If the cache directory is not writable, a
+    temporary directory is used.
 
     Args:
-        run: The run directory.
-        path: Where the index is; by default in the user's cache directory.
+        run: Run directory.
+        path: Index file. Default: in the user's cache directory.
     """
 
     def __init__(self, run: Path, path: Path | None = None) -> None:
         self.run, self.path = run, path or index_path(run)
         self._local = threading.local()
-        self._every: list[sqlite3.Connection] = []
+        self._connections: list[sqlite3.Connection] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._begin()
+            self._initialize()
         except (OSError, sqlite3.OperationalError):
             self._temporary = tempfile.TemporaryDirectory(prefix="vz_ray_view_")
             self.path = Path(self._temporary.name) / "index.sqlite"
-            self._begin()
+            self._initialize()
 
     def close(self) -> None:
-        for connection in self._every:
+        for connection in self._connections:
             connection.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's."""
+        """Connection of this thread."""
         if not hasattr(self._local, "connection"):
             self._local.connection = self._connect()
         return self._local.connection
 
     @property
     def revision(self) -> int:
-        """Changes whenever the index does."""
+        """Number that increases with each change of the index."""
         return int(self.connection.execute("SELECT revision FROM meta").fetchone()[0])
 
     def files(self) -> dict[str, LogFileState]:
-        """Logs by name."""
+        """Return the read position of each log by name."""
         rows = self.connection.execute("SELECT name, inode, offset, lines, tail FROM files")
         return {row[0]: LogFileState(*row) for row in rows}
 
     def add_batch(self, batch: IndexBatch) -> bool:
-        """Adds lines; False if somebody else has read on from there meanwhile."""
+        """Add lines; return False if another process has already added lines after `batch.before`."""
         with self._writing() as db:
             row = db.execute(
                 "SELECT name, inode, offset, lines, tail FROM files WHERE name = ?", (batch.after.name,)
@@ -184,21 +181,21 @@ class EpisodeIndex:
             (file,) = db.execute("SELECT id FROM files WHERE name = ?", (batch.after.name,)).fetchone()
             names = f"file, line, offset, length, task, {', '.join(_OWN)}"
             marks = ", ".join("?" * (5 + len(_OWN)))
-            tasks: dict[tuple[str, ...], int] = {}
+            task_ids: dict[tuple[str, ...], int] = {}
             db.executemany(
                 f"INSERT INTO episodes ({names}) VALUES ({marks})",
                 [
-                    (file, *astuple(place), _task(db, columns, tasks), *_own(columns))
-                    for place, columns in batch.episodes
+                    (file, *astuple(position), _task_id(db, row, task_ids), *_own_values(row))
+                    for position, row in batch.episodes
                 ],
             )
             db.executemany(
-                "INSERT INTO problems VALUES (?, ?, ?)", [(file, *one) for one in batch.skipped_lines]
+                "INSERT INTO problems VALUES (?, ?, ?)", [(file, *line) for line in batch.skipped_lines]
             )
         return True
 
     def remove_file(self, name: str) -> None:
-        """Takes out everything of a log that is gone, or is another file now."""
+        """Remove all rows of a deleted or replaced log."""
         with self._writing() as db:
             for table in ("episodes", "problems"):
                 db.execute(f"DELETE FROM {table} WHERE file = (SELECT id FROM files WHERE name = ?)", (name,))
@@ -217,16 +214,16 @@ class EpisodeIndex:
         db.execute("COMMIT")
 
     def _connect(self) -> sqlite3.Connection:
-        # `close` is called from the main thread, when no other uses its connection any more.
+        # `close` runs in the main thread after all other threads stopped using their connections.
         connection = sqlite3.connect(
             self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        self._every.append(connection)
+        self._connections.append(connection)
         return connection
 
-    def _begin(self) -> None:
+    def _initialize(self) -> None:
         try:
             (version,) = self.connection.execute("PRAGMA user_version").fetchone()
             if version == SCHEMA_VERSION:
@@ -237,33 +234,33 @@ class EpisodeIndex:
         except sqlite3.DatabaseError:
             empty = False
         if not empty:
-            self._start_over()
+            self._reset()
         db = self.connection
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
         db.execute("INSERT INTO meta VALUES (?, 0)", (str(self.run.resolve()),))
         db.execute("COMMIT")
 
-    def _start_over(self) -> None:
+    def _reset(self) -> None:
         self.close()
-        self._every, self._local = [], threading.local()
+        self._connections, self._local = [], threading.local()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
-_own = attrgetter(*_OWN)
+_own_values = attrgetter(*_OWN)
 
 
-def _task(db: sqlite3.Connection, one: EpisodeRow, known: dict[tuple[str, ...], int]) -> int:
-    """The row of an episode's task; `known` are those of the batch so far."""
-    key = (one.task, one.video, one.question, one.truth, one.kind)
-    if key not in known:
-        db.execute("INSERT OR IGNORE INTO videos (uri) VALUES (?)", (one.video,))
-        (video,) = db.execute("SELECT id FROM videos WHERE uri = ?", (one.video,)).fetchone()
-        values = (one.task, video, one.question, one.truth, one.kind)
+def _task_id(db: sqlite3.Connection, row: EpisodeRow, task_ids: dict[tuple[str, ...], int]) -> int:
+    """Return the row id of an episode's task; `task_ids` caches the ids of this batch."""
+    key = (row.task, row.video, row.question, row.truth, row.kind)
+    if key not in task_ids:
+        db.execute("INSERT OR IGNORE INTO videos (uri) VALUES (?)", (row.video,))
+        (video,) = db.execute("SELECT id FROM videos WHERE uri = ?", (row.video,)).fetchone()
+        values = (row.task, video, row.question, row.truth, row.kind)
         db.execute(
             "INSERT OR IGNORE INTO tasks (task, video, question, truth, kind) VALUES (?, ?, ?, ?, ?)", values
         )
-        (known[key],) = db.execute(
+        (task_ids[key],) = db.execute(
             "SELECT id FROM tasks WHERE (task, video, question, truth, kind) = (?, ?, ?, ?, ?)", values
         ).fetchone()
-    return known[key]
+    return task_ids[key]

@@ -1,4 +1,4 @@
-"""What lists, filters and charts need of an episode: a few small values of its line."""
+"""Row of an episode for lists, filters and charts, parsed from its log line."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from vz_ray.env.trajectory import UNPARSED_NOTE, EpisodeStatus, ZoomErrorKind
 Json = dict[str, Any]
 
 MAX_TEXT_CHARS = 2000
-"""Characters of a question, truth or answer that are kept for lists and search."""
+"""Maximum length of a question, ground truth or answer in lists and search."""
 
 CORRECT, WRONG, UNSCORED = "right", "wrong", "unjudged"
 OUTCOMES = (CORRECT, WRONG, UNSCORED)
 
 
 class EpisodeParseError(ValueError):
-    """A line of a log that holds no episode that this code can read; says why."""
+    """A log line is not a readable episode. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRow:
-    """One episode as a list shows it.
+    """Row of one episode.
 
     Attributes:
-        stage: Where it was played, `train` or the name of an evaluation.
-        step: Training iteration.
-        task: Name of its task; with stage and step it names the group.
-        sample: Which of the group's samples.
-        attempt: Which play of that sample.
+        stage: `train` or the name of an evaluation.
+        step: Training step.
+        task: Task id; identifies the group together with stage and step.
+        sample: Index in the group.
+        attempt: Attempt of the sample.
         video: Path or URL of the task's video.
-        kind: Kind of question.
-        question: What was asked, the first `MAX_TEXT_CHARS` characters.
-        truth: The right answer, as much of it.
-        answer: What was answered, as much of it; None if nothing was.
-        status: How it ended.
+        kind: Question kind.
+        question: Question, cut to `MAX_TEXT_CHARS`.
+        truth: Ground truth, cut.
+        answer: Answer, cut; None without an answer.
+        status: An `EpisodeStatus`.
         outcome: One of `OUTCOMES`.
         failure: A `FailureMode`, or empty where it is right or nobody could judge it.
-        reward: Total; None where it was not scored or could not be judged.
-        advantage: What the learner was given; None where it did not learn from it.
-        zooms: Zooms carried out.
-        refused: Zooms refused.
-        frames: Frames shown, overview included.
-        turns: Rounds played.
+        reward: Total reward; None if not scored or invalid.
+        advantage: Advantage in training; None if the episode was not used.
+        zooms: Number of valid zooms.
+        refused: Number of rejected zooms.
+        frames: Number of frames, including the overview.
+        turns: Number of turns.
         seconds: Wall time.
     """
 
@@ -75,10 +75,10 @@ class EpisodeRow:
 
 
 def parse_line(line: bytes) -> Json | None:
-    """The JSON object of a line; None for a header, which says what a log is of.
+    """Return the JSON object of a line; None for the header of a log.
 
     Raises:
-        NoEpisode: It is neither.
+        EpisodeParseError: The line is neither.
     """
     try:
         value = _DECODER.decode(line.decode())
@@ -93,25 +93,25 @@ def parse_line(line: bytes) -> Json | None:
     return value
 
 
-def _refuse(constant: str) -> Any:
-    raise EpisodeParseError(f"holds {constant}, which is no number in JSON")
+def _reject_constant(constant: str) -> Any:
+    raise EpisodeParseError(f"{constant} is not a valid JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-"""Made once: `json.loads` with an argument makes one for every line."""
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+"""Shared, because `json.loads` with arguments creates a decoder per call."""
 
 
 def episode_row(value: Json) -> EpisodeRow:
-    """The columns of an episode's JSON object.
+    """Return the row of an episode's JSON object.
 
     Raises:
-        NoEpisode: A part is missing or of another kind, or the format is of another version.
+        EpisodeParseError: A field is missing or invalid, or the format version differs.
     """
     try:
         version = value["trajectory"].get("v")
         if version != FORMAT_VERSION:
             raise EpisodeParseError(f"format version {version!r}; this vz_ray reads version {FORMAT_VERSION}")
-        return _columns(value, value["task"], value["trajectory"])
+        return _make_row(value, value["task"], value["trajectory"])
     except KeyError as error:
         raise EpisodeParseError(f"not an episode: {error.args[0]!r} is missing") from error
     except (TypeError, AttributeError, IndexError) as error:
@@ -122,15 +122,15 @@ def episode_row(value: Json) -> EpisodeRow:
         ) from error
 
 
-def _columns(value: Json, task: Json, played: Json) -> EpisodeRow:
-    calls = [turn["zoom"] for turn in played["turns"]]
-    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "fault" not in call]
-    faults = [ZoomErrorKind(call["fault"]) for call in calls if call and "fault" in call]
-    times = [ref[1] for ref in _refs(played)]
-    status, reward = EpisodeStatus(played["status"]), played["reward"]
+def _make_row(value: Json, task: Json, trajectory: Json) -> EpisodeRow:
+    calls = [turn["zoom"] for turn in trajectory["turns"]]
+    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "error" not in call]
+    errors = [ZoomErrorKind(call["error"]) for call in calls if call and "error" in call]
+    times = [ref[1] for ref in _refs(trajectory)]
+    status, reward = EpisodeStatus(trajectory["status"]), trajectory["reward"]
     outcome = _outcome(reward, status)
     trace = EpisodeTrace(
-        status, zooms, faults, bool(calls) and calls[-1] is not None, times,
+        status, zooms, errors, bool(calls) and calls[-1] is not None, times,
         [(start, end) for start, end in task["evidence_spans"]],
     )  # fmt: skip
     failure = None
@@ -141,23 +141,23 @@ def _columns(value: Json, task: Json, played: Json) -> EpisodeRow:
         stage=str(value["stage"]),
         step=int(value["step"]),
         task=str(task["task_id"]),
-        sample=int(played["id"]["sample"]),
-        attempt=int(played["id"]["attempt"]),
+        sample=int(trajectory["id"]["sample"]),
+        attempt=int(trajectory["id"]["attempt"]),
         video=str(task["video"]),
         kind=str(task["kind"]),
-        question=_short(task["question"]),
-        truth=_short(task["answer"]),
-        answer=None if played["answer"] is None else _short(played["answer"]),
+        question=_cut(task["question"]),
+        truth=_cut(task["answer"]),
+        answer=None if trajectory["answer"] is None else _cut(trajectory["answer"]),
         status=status.value,
         outcome=outcome,
         failure=failure.value if failure else "",
-        reward=_number(reward["total"], "reward") if reward and reward["valid"] else None,
-        advantage=None if value["advantage"] is None else _number(value["advantage"], "advantage"),
+        reward=_finite_number(reward["total"], "reward") if reward and reward["valid"] else None,
+        advantage=None if value["advantage"] is None else _finite_number(value["advantage"], "advantage"),
         zooms=len(zooms),
-        refused=len(faults),
+        refused=len(errors),
         frames=len(times),
         turns=len(calls),
-        seconds=_number(played["seconds"], "seconds"),
+        seconds=_finite_number(trajectory["seconds"], "seconds"),
     )
 
 
@@ -167,20 +167,20 @@ def _outcome(reward: Json | None, status: EpisodeStatus) -> str:
     return CORRECT if reward["accuracy"] == 1 else WRONG
 
 
-def _refs(played: Json) -> Iterator[list[Any]]:
-    """Every frame shown, in order: `[row of frames_of, pts_s, digest]`."""
-    yield from played["prompt"]["refs"]
-    for turn in played["turns"]:
-        if turn["reply"] is not None:
-            yield from turn["reply"]["refs"]
+def _refs(trajectory: Json) -> Iterator[list[Any]]:
+    """Yield all frames in order: `[index into frame_table, pts_s, digest]`."""
+    yield from trajectory["prompt"]["refs"]
+    for turn in trajectory["turns"]:
+        if turn["observation"] is not None:
+            yield from turn["observation"]["refs"]
 
 
-def _short(text: object) -> str:
+def _cut(text: object) -> str:
     return str(text)[:MAX_TEXT_CHARS]
 
 
-def _number(value: Any, name: str) -> float:
+def _finite_number(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise EpisodeParseError(f"{name} is {number}: not a finite number")
+        raise EpisodeParseError(f"{name} is {number}; it must be finite")
     return number

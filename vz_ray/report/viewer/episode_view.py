@@ -1,4 +1,4 @@
-"""What a browser is told of one episode, and of a group of them: JSON values from trajectories."""
+"""JSON of one episode and of one group for the front end."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from vz_ray.video.frame import ZoomRequest
 Json = dict[str, Any]
 
 MAX_TEXT_CHARS = 200_000
-"""Characters of a turn, question or answer that are shown."""
+"""Maximum length of a turn, question or answer."""
 MAX_TOKENS = 20_000
-"""Tokens of a turn that are shown one by one."""
+"""Maximum number of tokens of a turn that are listed one by one."""
 MAX_FRAMES = 256
-"""Frames of the overview or a zoom that are shown; more are thinned evenly."""
+"""Maximum number of frames of an overview or zoom; more frames are downsampled evenly."""
 
 MISMATCH_PREFIXES = ("mismatch/", "staleness/")
 """Prefixes of the metrics that compare engine and learner."""
 
 
 def parse_trajectory(line: Json) -> Trajectory:
-    """The trajectory of a line.
+    """Return the trajectory of a log line.
 
     Raises:
-        NoEpisode: It is broken beyond what lists need of it.
+        EpisodeParseError: The trajectory is invalid.
     """
     try:
         return trajectory_from_dict(line["trajectory"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise EpisodeParseError(f"the episode cannot be read: {error!r}") from error
+        raise EpisodeParseError(f"invalid episode: {error!r}") from error
 
 
 def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, float] | None) -> Json:
-    """One episode.
+    """Return the view of one episode.
 
     Args:
-        line: As logged.
-        tokenizer: Of the run's model, if it was found.
-        metrics: Of its training iteration, if it has one.
+        line: JSON object of the log line.
+        tokenizer: Tokenizer of the run's model; None if it is not available.
+        metrics: Metrics of the training step; None for evaluations.
 
     Raises:
-        NoEpisode: It cannot be read.
+        EpisodeParseError: The episode is invalid.
     """
-    played, task = parse_trajectory(line), line["task"]
-    reward = played.reward
+    trajectory, task = parse_trajectory(line), line["task"]
+    reward = trajectory.reward
     return {
         "task": {
             "id": task["task_id"],
@@ -64,10 +64,10 @@ def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, 
             "video": task["video"],
             "events": task["evidence_spans"],
         },
-        "attempt": played.id.attempt,
-        "status": played.status.value,
-        "answer": None if played.answer is None else _cut(played.answer),
-        "error": played.error,
+        "attempt": trajectory.id.attempt,
+        "status": trajectory.status.value,
+        "answer": None if trajectory.answer is None else _cut(trajectory.answer),
+        "error": trajectory.error,
         "reward": None
         if reward is None
         else {
@@ -82,15 +82,15 @@ def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, 
             "note": reward.note,
         },
         "advantage": line["advantage"],
-        "worker": played.worker,
-        "seconds": played.seconds,
-        "wire": played.chat_format,
-        "versions": list(played.weight_versions),
-        "tokens": played.num_tokens,
-        "duration": timeline_length_s(played, task["evidence_spans"]),
-        "overview": _frames(played.prompt, task["video"]),
-        "turns": [_turn(turn, tokenizer, task["video"]) for turn in played.turns],
-        "zoomed": _bars(played.turns),
+        "worker": trajectory.worker,
+        "seconds": trajectory.seconds,
+        "wire": trajectory.chat_format,
+        "versions": list(trajectory.weight_versions),
+        "tokens": trajectory.num_tokens,
+        "duration": timeline_length_s(trajectory, task["evidence_spans"]),
+        "overview": _frames(trajectory.prompt, task["video"]),
+        "turns": [_turn(turn, tokenizer, task["video"]) for turn in trajectory.turns],
+        "zoomed": _bars(trajectory.turns),
         "mismatch": {k: v for k, v in (metrics or {}).items() if k.startswith(MISMATCH_PREFIXES)},
         "names": {"max": metric_names.MISMATCH_LOGPROB_MAX, "kl": metric_names.MISMATCH_KL},
     }
@@ -107,39 +107,39 @@ def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
         "sampled": None,
     }
     if isinstance(turn.zoom, ZoomRequest):
-        view["zoom"] = _asked(turn.zoom, turn)
+        view["zoom"] = _zoom_json(turn.zoom, turn)
     elif isinstance(turn.zoom, RejectedZoom):
-        asked = None if turn.zoom.requested is None else _asked(turn.zoom.requested, turn)
+        asked = None if turn.zoom.requested is None else _zoom_json(turn.zoom.requested, turn)
         view["refused"] = {"fault": turn.zoom.kind.value, "message": turn.zoom.message, "asked": asked}
     if isinstance(turn.action, SampledAction):
         view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
     return view
 
 
-def _asked(zoom: ZoomRequest, turn: Turn) -> Json:
+def _zoom_json(zoom: ZoomRequest, turn: Turn) -> Json:
     return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "asked_fps": turn.requested_fps}
 
 
 def _bars(turns: Sequence[Turn]) -> list[Json]:
-    """What is drawn of zooms on a timeline: those carried out, and those refused whose call could be read."""
+    """Return the zooms on the timeline: valid zooms, and rejected zooms with a parsed request."""
     bars = []
     for number, turn in enumerate(turns, start=1):
         if isinstance(turn.zoom, ZoomRequest):
-            bars.append({**_asked(turn.zoom, turn), "turn": number})
+            bars.append({**_zoom_json(turn.zoom, turn), "turn": number})
         elif turn.zoom is not None and turn.zoom.requested is not None:
             refused = turn.zoom.message
-            bars.append({**_asked(turn.zoom.requested, turn), "turn": number, "refused": refused})
+            bars.append({**_zoom_json(turn.zoom.requested, turn), "turn": number, "refused": refused})
     return bars
 
 
-def _sampled(action: SampledAction, said: str, tokenizer: Tokenizer | None) -> Json:
+def _sampled(action: SampledAction, text: str, tokenizer: Tokenizer | None) -> Json:
     count = len(action.token_ids)
-    shown = count <= MAX_TOKENS
+    listed = count <= MAX_TOKENS
     return {
         "count": count,
-        "ids": list(action.token_ids) if shown else None,
-        "texts": token_texts(tokenizer, action.token_ids, said) if shown else None,
-        "logprobs": list(action.logprobs) if shown else None,
+        "ids": list(action.token_ids) if listed else None,
+        "texts": token_texts(tokenizer, action.token_ids, text) if listed else None,
+        "logprobs": list(action.logprobs) if listed else None,
         "versions": [[span.start, span.end, span.version] for span in action.versions],
         "stop": action.stop_reason,
         "temperature": action.sampling_params.temperature,
@@ -150,13 +150,13 @@ def _sampled(action: SampledAction, said: str, tokenizer: Tokenizer | None) -> J
 
 
 def shown_ref_indices(context: TokenContext) -> list[int]:
-    """Which of a context's frames are shown: all, or `MAX_FRAMES` spread evenly."""
+    """Return the indices of the displayed frames: all, or `MAX_FRAMES` evenly spaced."""
     count = len(context.frame_refs)
     return list(range(count)) if count <= MAX_FRAMES else [k * count // MAX_FRAMES for k in range(MAX_FRAMES)]
 
 
 def _frames(context: TokenContext, video: str) -> Json:
-    """Times and size; None for a picture that belongs to the question, which is of another file."""
+    """Return times and size of the frames; the time of an image from another file is None."""
     refs = [context.frame_refs[k] for k in shown_ref_indices(context)]
     return {
         "count": len(context.frame_refs),
@@ -167,22 +167,22 @@ def _frames(context: TokenContext, video: str) -> Json:
 
 
 def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
-    """The samples of a group on one timeline.
+    """Return the view of a group: all samples on one timeline.
 
     Args:
-        lines: Of each sample, its row of the index and its line.
+        lines: Index row and JSON object of each sample.
 
     Raises:
-        NoEpisode: One of them cannot be read.
+        EpisodeParseError: A sample is invalid.
     """
-    played = [parse_trajectory(line) for _, line in lines]
+    trajectories = [parse_trajectory(line) for _, line in lines]
     task = lines[0][1]["task"]
     samples = [
         {
             **row,
-            "zoomed": _bars(one.turns),
+            "zoomed": _bars(trajectory.turns),
         }
-        for (row, _), one in zip(lines, played, strict=True)
+        for (row, _), trajectory in zip(lines, trajectories, strict=True)
     ]
     return {
         "task": {
@@ -190,12 +190,14 @@ def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
             "answer": _cut(task["answer"]),
             "events": task["evidence_spans"],
         },
-        "duration": max(timeline_length_s(one, task["evidence_spans"]) for one in played),
-        "ticks": [time for time in _frames(played[0].prompt, task["video"])["times"] if time is not None],
+        "duration": max(timeline_length_s(trajectory, task["evidence_spans"]) for trajectory in trajectories),
+        "ticks": [
+            time for time in _frames(trajectories[0].prompt, task["video"])["times"] if time is not None
+        ],
         "samples": samples,
     }
 
 
 def _cut(text: str) -> Json:
-    """As much of a text as is shown, and how many characters it has."""
+    """Return the text, cut to the maximum, and its full length."""
     return {"text": text[:MAX_TEXT_CHARS], "length": len(text)}

@@ -1,4 +1,4 @@
-"""The pixels of an episode: its video as a file to play, and the frames that the model saw."""
+"""Videos and frames of episodes for the front end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vz_ray.video.video_file import FileKey, VideoLimits, file_key, is_url, open
 Json = dict[str, Any]
 
 THUMBNAIL_PX = 224
-"""Longest side of a thumbnail."""
+"""Maximum side of a thumbnail."""
 TIMEOUT_S = 60.0
 MAX_CACHED_STRIPS = 64
-"""Overviews and zooms whose thumbnails are kept."""
+"""Maximum number of cached thumbnail strips."""
 
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
@@ -34,10 +34,10 @@ MEDIA_TYPES = {
 
 
 class FrameServer:
-    """Videos and frames for a browser; the hash of every frame is checked against its reference.
+    """Serves videos and thumbnails. Each decoded frame is verified against the hash of its reference.
 
     Args:
-        decoder: What the run's frames were decoded with.
+        decoder: Decoder of the run.
     """
 
     def __init__(self, decoder: str = "pyav") -> None:
@@ -49,50 +49,47 @@ class FrameServer:
         self._frames.close()
 
     def video_file(self, uri: str) -> tuple[Path, str]:
-        """A video that may be sent to the browser, and its media type.
+        """Return a local video file and its media type.
 
-        It is opened first: a log may name any file, and only what is a video in
-        a known container is sent.
+        The file is opened first, because a log may name any file. Only videos in a known container are served.
 
         Raises:
-            VideoError: There is none, or it is something else.
+            VideoError: The file is missing, or is not a video.
         """
         if is_url(uri):
-            raise SourceNotAllowedError(
-                f"{uri}: a URL, which is not fetched here", "the video is not on this machine"
-            )
+            raise SourceNotAllowedError(f"{uri}: URLs are not fetched", "the video is not on this machine")
         key = file_key(uri)
         if key not in self._videos:
             if not is_image(uri):
                 container, _ = open_video(uri, VideoLimits())
                 container.close()
             else:
-                raise SourceNotAllowedError(f"{uri}: an image, which has no timeline", "the file is an image")
+                raise SourceNotAllowedError(f"{uri}: images have no timeline", "the file is an image")
             self._videos.add(key)
         path = Path(key[0])
         return path, MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
 
     async def video_info(self, uri: str) -> Json:
-        """Length and size of a video; `trouble` in words where it cannot be read."""
+        """Return length and size of a video; `error` if it cannot be read."""
         try:
             self.video_file(uri)
             info = await self._frames.probe(uri)
         except (VideoError, StepTimeout) as error:
-            return {"trouble": str(error)}
-        return {"trouble": "", "duration": info.duration_s, "width": info.width, "height": info.height}
+            return {"error": str(error)}
+        return {"error": "", "duration": info.duration_s, "width": info.width, "height": info.height}
 
     async def thumbnail_strip(self, context: TokenContext) -> Json:
-        """The frames of an overview or a zoom as `data:` URIs, in order; `trouble` where there are none."""
+        """Return the frames of an overview or zoom as `data:` URIs; `error` if they are not available."""
         refs = [context.frame_refs[k] for k in shown_ref_indices(context)]
         key = tuple((ref.uri, ref.pts_s, ref.digest) for ref in refs)
         if key not in self._strips:
-            found, trouble = await make_thumbnails(
+            decoded, error = await make_thumbnails(
                 refs, self._frames, max_side_px=THUMBNAIL_PX, timeout_s=TIMEOUT_S
             )
-            if trouble:
-                return {"trouble": trouble, "frames": []}
-            self._strips[key] = [found[ref] for ref in refs]
+            if error:
+                return {"error": error, "frames": []}
+            self._strips[key] = [decoded[ref] for ref in refs]
             while len(self._strips) > MAX_CACHED_STRIPS:
                 self._strips.popitem(last=False)
         self._strips.move_to_end(key)
-        return {"trouble": "", "frames": self._strips[key]}
+        return {"error": "", "frames": self._strips[key]}

@@ -1,4 +1,4 @@
-"""Questions to the index: pages of the list, what can be chosen from, charts, groups, an episode's place."""
+"""Queries of the episode index: list pages, filter options, charts, groups and positions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vz_ray.report.viewer.episode_row import OUTCOMES
 Json = dict[str, Any]
 
 MAX_ROWS = 200
-"""Rows of one page of the list."""
+"""Maximum rows of a list page."""
 MAX_POINTS = 240
-"""Points of a line in a chart; more steps than that are drawn several to a point."""
+"""Maximum points of a chart line; more steps are averaged per point."""
 MAX_SAMPLES = 128
-"""Samples of a group that are shown."""
+"""Maximum number of samples of a group."""
 MAX_SKIPPED_LINES = 100
 SORT_IN_MEMORY_ROWS = 2000
 
@@ -32,18 +32,18 @@ _NAMES = [name.strip().removeprefix("episodes.").removeprefix("tasks.") for name
 
 @dataclass(frozen=True, slots=True)
 class EpisodeFilter:
-    """Which episodes; what is None or empty leaves all.
+    """Filter of episodes; None or an empty value matches all.
 
     Attributes:
-        stage: Where they were played.
-        step_from: First training iteration.
-        step_to: Last training iteration.
-        reward_from: Lowest total reward.
-        reward_to: Highest total reward.
-        kind: Kind of question.
-        zooms: Number of zooms carried out; `ZOOMS_OR_MORE` stands for as many and more.
+        stage: `train` or the name of an evaluation.
+        step_from: First training step.
+        step_to: Last training step.
+        reward_from: Minimum total reward.
+        reward_to: Maximum total reward.
+        kind: Question kind.
+        zooms: Number of valid zooms; `ZOOMS_OR_MORE` means that number or more.
         outcome: One of `OUTCOMES`, or a `FailureMode`.
-        text: Is in the question, the truth or the answer, in any case of its letters.
+        text: Substring of the question, ground truth, answer or task id, case-insensitive.
     """
 
     stage: str = ""
@@ -57,7 +57,7 @@ class EpisodeFilter:
     text: str = ""
 
     def sql(self) -> tuple[str, list[Any]]:
-        """A condition on `episodes`, and its values."""
+        """Return an SQL condition on `episodes` and its values."""
         parts = [
             ("stage = ?", self.stage or None),
             ("step >= ?", self.step_from),
@@ -71,7 +71,7 @@ class EpisodeFilter:
         conditions = [sql for sql, value in parts if value is not None]
         values: list[Any] = [value for _, value in parts if value is not None]
         if self.text:
-            like = f"%{_literal(self.text)}%"
+            like = f"%{_escape_like(self.text)}%"
             conditions.append(
                 "(answer LIKE ? ESCAPE '\\' OR episodes.task IN (SELECT id FROM tasks WHERE"
                 " question LIKE ? ESCAPE '\\' OR truth LIKE ? ESCAPE '\\' OR task LIKE ? ESCAPE '\\'))"
@@ -83,23 +83,23 @@ class EpisodeFilter:
 ZOOMS_OR_MORE = 4
 
 
-def _literal(text: str) -> str:
-    """`text` for LIKE, its wildcards taken as they are."""
+def _escape_like(text: str) -> str:
+    """Escape the wildcards of LIKE."""
     for sign in ("\\", "%", "_"):
         text = text.replace(sign, "\\" + sign)
     return text
 
 
 def episode_page(
-    db: sqlite3.Connection, where: EpisodeFilter, sort: str, up: bool, offset: int, limit: int
+    db: sqlite3.Connection, episode_filter: EpisodeFilter, sort: str, ascending: bool, offset: int, limit: int
 ) -> Json:
-    """Rows `[offset, offset + limit)` of the sorted list, at most `MAX_ROWS`, and their number in all."""
-    condition, values = where.sql()
-    total = count_episodes(db, where)
-    way = "ASC" if up else "DESC"
-    # Few rows are found by looking at all and sorted then: walking the list as it is sorted would be slow.
+    """Return rows `[offset, offset + limit)` of the sorted list, at most `MAX_ROWS`, and the total number."""
+    condition, values = episode_filter.sql()
+    total = count_episodes(db, episode_filter)
+    direction = "ASC" if ascending else "DESC"
+    # For few rows, filter first and sort afterwards: walking the sort index would be slow.
     key = f"+{SORT_COLUMNS[sort]}" if total <= SORT_IN_MEMORY_ROWS else SORT_COLUMNS[sort]
-    order = f"{key} {way}, episodes.id {way}"
+    order = f"{key} {direction}, episodes.id {direction}"
     ids = f"SELECT id FROM episodes WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?"
     rows = db.execute(
         f"SELECT {_LISTED} FROM {_FROM} WHERE episodes.id IN ({ids}) ORDER BY {order}",
@@ -108,26 +108,28 @@ def episode_page(
     return {"total": total, "offset": offset, "rows": _rows(rows)}
 
 
-def count_episodes(db: sqlite3.Connection, where: EpisodeFilter) -> int:
-    condition, values = where.sql()
+def count_episodes(db: sqlite3.Connection, episode_filter: EpisodeFilter) -> int:
+    condition, values = episode_filter.sql()
     return int(db.execute(f"SELECT count(*) FROM episodes WHERE {condition}", values).fetchone()[0])
 
 
-def neighbours(db: sqlite3.Connection, where: EpisodeFilter, sort: str, up: bool, episode: int) -> Json:
-    """Ids of the episodes before and after one in the sorted list; None at its ends."""
-    condition, values = where.sql()
+def neighbours(
+    db: sqlite3.Connection, episode_filter: EpisodeFilter, sort: str, ascending: bool, episode: int
+) -> Json:
+    """Return the ids of the previous and next episode in the sorted list; None at the ends."""
+    condition, values = episode_filter.sql()
     key = SORT_COLUMNS[sort]
-    found: Json = {}
+    neighbour_ids: Json = {}
     for name, forward in (("next", True), ("previous", False)):
-        ascending = up == forward
-        sign, way = (">", "ASC") if ascending else ("<", "DESC")
+        increasing = ascending == forward
+        sign, direction = (">", "ASC") if increasing else ("<", "DESC")
         row = db.execute(
             f"SELECT id FROM episodes WHERE {condition} AND ({key}, id) {sign} "
-            f"(SELECT {key}, id FROM episodes WHERE id = ?) ORDER BY {key} {way}, id {way} LIMIT 1",
+            f"(SELECT {key}, id FROM episodes WHERE id = ?) ORDER BY {key} {direction}, id {direction} LIMIT 1",
             [*values, episode],
         ).fetchone()
-        found[name] = row[0] if row else None
-    return found
+        neighbour_ids[name] = row[0] if row else None
+    return neighbour_ids
 
 
 def _rows(cursor: sqlite3.Cursor) -> list[Json]:
@@ -135,7 +137,7 @@ def _rows(cursor: sqlite3.Cursor) -> list[Json]:
 
 
 def filter_options(db: sqlite3.Connection) -> Json:
-    """What the filters can be set to, with how many episodes each leaves."""
+    """Return the possible filter values with their numbers of episodes."""
 
     def counted(sql: str) -> list[list[Any]]:
         return [list(row) for row in db.execute(sql)]
@@ -155,9 +157,9 @@ def filter_options(db: sqlite3.Connection) -> Json:
     }
 
 
-def outcome_counts(db: sqlite3.Connection, where: EpisodeFilter) -> list[Json]:
-    """How many episodes came out how: right, each failure in the order of `FailureMode`, not judged."""
-    condition, values = where.sql()
+def outcome_counts(db: sqlite3.Connection, episode_filter: EpisodeFilter) -> list[Json]:
+    """Count episodes by outcome: right, each failure in the order of `FailureMode`, not scored."""
+    condition, values = episode_filter.sql()
     rows = db.execute(
         f"SELECT outcome, failure, count(*) FROM episodes WHERE {condition} GROUP BY outcome, failure", values
     ).fetchall()
@@ -167,20 +169,19 @@ def outcome_counts(db: sqlite3.Connection, where: EpisodeFilter) -> list[Json]:
     return [{"name": name, "count": number} for name, number in totals.items() if number]
 
 
-def step_series(db: sqlite3.Connection, where: EpisodeFilter) -> Json:
-    """Means by step, one line per stage, the stages with most points first.
+def step_series(db: sqlite3.Connection, episode_filter: EpisodeFilter) -> Json:
+    """Return means by step, one line per stage, stages with the most points first.
 
     Returns:
-        `width`, how many steps a point stands for, and `stages`: of each its
-        name and `points`, `[first step, mean reward or None, mean zooms, share
-        right of those judged or None, episodes]`.
+        `width`, the number of steps per point, and `stages`: name and `points` of each stage. A point is
+        `[first step, mean reward or None, mean zooms, accuracy of scored episodes or None, episodes]`.
     """
-    condition, values = where.sql()
+    condition, values = episode_filter.sql()
     low, high = db.execute(f"SELECT min(step), max(step) FROM episodes WHERE {condition}", values).fetchone()
     if low is None:
         return {"width": 1, "stages": []}
     width = (high - low) // MAX_POINTS + 1
-    # Sums by single steps come out of an index in order; several to a point would be sorted first.
+    # Grouping by single steps uses the index order; grouping by point would need a sort.
     rows = db.execute(
         "SELECT stage, step, total(reward), count(reward), sum(zooms), sum(outcome = 'right'),"
         " sum(outcome = 'wrong'), count(*)"
@@ -190,35 +191,35 @@ def step_series(db: sqlite3.Connection, where: EpisodeFilter) -> Json:
     sums: dict[str, dict[int, list[float]]] = {}
     for stage, step, *parts in rows:
         first = low + (step - low) // width * width
-        of_point = sums.setdefault(stage, {}).setdefault(first, [0.0] * len(parts))
-        of_point[:] = [before + more for before, more in zip(of_point, parts, strict=True)]
+        point_sums = sums.setdefault(stage, {}).setdefault(first, [0.0] * len(parts))
+        point_sums[:] = [total + value for total, value in zip(point_sums, parts, strict=True)]
     stages = [
         {"stage": stage, "points": [_point(first, *parts) for first, parts in points.items()]}
         for stage, points in sums.items()
     ]
-    stages.sort(key=lambda one: (-len(one["points"]), one["stage"]))
+    stages.sort(key=lambda line: (-len(line["points"]), line["stage"]))
     return {"width": width, "stages": stages}
 
 
 def _point(
-    step: int, reward: float, judged: float, zooms: float, right: float, wrong: float, episodes: float
+    step: int, reward: float, scored: float, zooms: float, right: float, wrong: float, episodes: float
 ) -> list[Any]:
-    """Means from sums."""
+    """Compute the means of a point from its sums."""
     share = right / (right + wrong) if right + wrong else None
-    return [step, reward / judged if judged else None, zooms / episodes, share, int(episodes)]
+    return [step, reward / scored if scored else None, zooms / episodes, share, int(episodes)]
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLocation:
-    """Where an episode is, and what is known of it without reading it.
+    """Position and row of an episode.
 
     Attributes:
-        row: As in the list.
+        row: Columns of the list.
         file: Log, relative to the run directory.
-        line: Its number in it, from 1.
-        offset: Bytes before it.
-        length: Its bytes.
-        video: Number of its task's video.
+        line: Line number, from 1.
+        offset: Offset of the line in bytes.
+        length: Length of the line in bytes.
+        video: Id of the task's video.
     """
 
     row: Json
@@ -230,16 +231,16 @@ class EpisodeLocation:
 
 
 def find_episode(db: sqlite3.Connection, episode: int) -> EpisodeLocation | None:
-    found = _find(db, "episodes.id = ?", [episode])
-    return found[0] if found else None
+    locations = _find(db, "episodes.id = ?", [episode])
+    return locations[0] if locations else None
 
 
-def find_group(db: sqlite3.Connection, found: EpisodeLocation) -> list[EpisodeLocation]:
-    """All samples of the task of an episode in its stage and step, in their order."""
+def find_group(db: sqlite3.Connection, location: EpisodeLocation) -> list[EpisodeLocation]:
+    """Return all samples of the group of an episode, in order."""
     return _find(
         db,
         "(stage, step, episodes.task) = (SELECT stage, step, task FROM episodes WHERE id = ?)",
-        [found.row["id"]],
+        [location.row["id"]],
     )
 
 
@@ -253,29 +254,29 @@ def _find(db: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list
     return [EpisodeLocation(dict(zip(_NAMES, row[5:], strict=True)), *row[:5]) for row in rows]
 
 
-def group_size(db: sqlite3.Connection, found: EpisodeLocation) -> int:
+def group_size(db: sqlite3.Connection, location: EpisodeLocation) -> int:
     return int(
         db.execute(
             "SELECT count(*) FROM episodes WHERE (stage, step, task) ="
             " (SELECT stage, step, task FROM episodes WHERE id = ?)",
-            [found.row["id"]],
+            [location.row["id"]],
         ).fetchone()[0]
     )
 
 
 def video_uri(db: sqlite3.Connection, video: int) -> str | None:
-    """Path or URL of a video that some episode names; None for any other number."""
+    """Return the path or URL of a video by its id; None for an unknown id."""
     row = db.execute("SELECT uri FROM videos WHERE id = ?", [video]).fetchone()
     return row[0] if row else None
 
 
 def count_skipped_lines(db: sqlite3.Connection) -> int:
-    """How many lines were skipped."""
+    """Count the skipped lines."""
     return int(db.execute("SELECT count(*) FROM problems").fetchone()[0])
 
 
 def skipped_lines(db: sqlite3.Connection) -> list[Json]:
-    """The first `MAX_SKIPPED_LINES` lines that were skipped, and why."""
+    """Return the first `MAX_SKIPPED_LINES` skipped lines with their reasons."""
     rows = db.execute(
         "SELECT name, line, why FROM problems JOIN files ON files.id = file ORDER BY name, line LIMIT ?",
         [MAX_SKIPPED_LINES],

@@ -1,4 +1,4 @@
-"""Reads what a run appends to its logs into the index, once or for as long as it goes on."""
+"""Follows the episode logs of a run and indexes appended lines."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from vz_ray.report.viewer.episode_row import EpisodeParseError, EpisodeRow, epis
 
 LOG_PATTERNS = ("episodes/*.jsonl", "eval/*.jsonl")
 MAX_LINE_BYTES = 64 * 2**20
-"""Bytes of a line; a longer one is skipped and named."""
+"""Maximum line length; longer lines are skipped and reported."""
 BATCH_BYTES = 8 * 2**20
-"""Bytes of lines that are read into the index together."""
+"""Size of a batch of lines."""
 TAIL_BYTES = 64
-"""Bytes by which a file that was read before is known again."""
+"""Number of bytes before the read offset that identify a known file."""
 POLL_INTERVAL_S = 1.0
 
 
 class LogFollower:
-    """Keeps an index at what a run's logs hold.
+    """Keeps an episode index in sync with the logs of a run.
 
-    A last line without an end is half-written and waits for the rest; any other
-    line that is no episode is skipped, and the index says which and why. A log
-    that is gone, replaced or cut is forgotten and, if it is there, read again.
+    An unterminated last line is read once it is complete. Other invalid lines are skipped and recorded with the
+    reason. A deleted, replaced or truncated log is removed from the index and, if it exists, read again.
 
     Args:
-        run: The run directory.
-        index: What is written to.
+        run: Run directory.
+        index: Index to update.
     """
 
     def __init__(self, run: Path, index: EpisodeIndex) -> None:
         self.run, self.index = run, index
         self.indexed_bytes, self.total_bytes = 0, 0
-        """Bytes of logs in the index, and on disk when they were last looked at."""
+        """Bytes in the index, and bytes on disk at the last poll."""
         self.error = ""
-        """Why the last look failed; empty if it did not."""
-        self._looked: dict[str, tuple[int, int, int]] = {}
-        """What each log was like at the last look: one that is still so is not opened."""
+        """Error of the last poll; empty on success."""
+        self._last_seen: dict[str, tuple[int, int, int]] = {}
+        """File state of each log at the last poll. An unchanged log is not opened."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
     def start(self) -> None:
-        """Looks at the logs again and again, in a thread, until `close`."""
+        """Poll the logs in a thread until `close`."""
         self._thread.start()
 
     def close(self) -> None:
@@ -55,45 +54,45 @@ class LogFollower:
 
     @property
     def is_behind(self) -> bool:
-        """Whether more is on disk than a moment's work."""
+        """Whether more than one batch is pending."""
         return self.total_bytes - self.indexed_bytes > BATCH_BYTES
 
     def catch_up(self) -> None:
-        """One look at every log; returns when the index holds all whole lines, or at `close`."""
-        found = self._found()
+        """Poll every log once; return when all complete lines are indexed, or on `close`."""
+        logs = self._list_logs()
         known = self.index.files()
-        for name in known.keys() - found.keys():
+        for name in known.keys() - logs.keys():
             self.index.remove_file(name)
-        sizes = {name: status.st_size for name, (_, status) in found.items()}
+        sizes = {name: status.st_size for name, (_, status) in logs.items()}
         read = {name: min(state.offset, sizes[name]) for name, state in known.items() if name in sizes}
         self.total_bytes, self.indexed_bytes = sum(sizes.values()), sum(read.values())
-        for name, (path, status) in found.items():
-            state, like = known.get(name), (status.st_mtime_ns, status.st_size, status.st_ino)
-            if state is not None and self._looked.get(name) == like:
+        for name, (path, status) in logs.items():
+            state, current = known.get(name), (status.st_mtime_ns, status.st_size, status.st_ino)
+            if state is not None and self._last_seen.get(name) == current:
                 continue
-            if state is not None and not _same(path, status, state):
+            if state is not None and not _is_same_log(path, status, state):
                 self.index.remove_file(name)
                 self.indexed_bytes -= read[name]
                 state = None
-            if (state is not None and status.st_size == state.offset) or self._read_on(
+            if (state is not None and status.st_size == state.offset) or self._index_new_lines(
                 path, name, status.st_ino, state
             ):
-                self._looked[name] = like
+                self._last_seen[name] = current
 
-    def _found(self) -> dict[str, tuple[Path, os.stat_result]]:
-        """Logs by name, the one written to longest ago first, so that newer episodes have higher ids."""
-        found = []
+    def _list_logs(self) -> dict[str, tuple[Path, os.stat_result]]:
+        """Return the logs by name, oldest first, so newer episodes have higher ids."""
+        logs = []
         for pattern in LOG_PATTERNS:
             for path in self.run.glob(pattern):
                 try:
-                    found.append((path, path.stat()))
+                    logs.append((path, path.stat()))
                 except OSError:
-                    continue  # It went while we looked; so it will be missing at the next look too.
-        found.sort(key=lambda one: (one[1].st_mtime_ns, one[0].name))
-        return {path.relative_to(self.run).as_posix(): (path, status) for path, status in found}
+                    continue  # deleted in the meantime
+        logs.sort(key=lambda log: (log[1].st_mtime_ns, log[0].name))
+        return {path.relative_to(self.run).as_posix(): (path, status) for path, status in logs}
 
-    def _read_on(self, path: Path, name: str, inode: int, state: LogFileState | None) -> bool:
-        """Reads a log to its end; False where that did not work out, so that the next look tries again."""
+    def _index_new_lines(self, path: Path, name: str, inode: int, state: LogFileState | None) -> bool:
+        """Index a log to its end; return False on failure, so that the next poll retries."""
         try:
             file = path.open("rb")
         except OSError as error:
@@ -111,13 +110,13 @@ class LogFollower:
             try:
                 self.error = ""
                 self.catch_up()
-            except Exception as error:  # Shown in the page; the next look may fare better.
-                self.error = f"the logs cannot be followed: {error!r}"
+            except Exception as error:  # displayed in the page; the next poll retries
+                self.error = f"following the logs failed: {error!r}"
             self._stop.wait(POLL_INTERVAL_S)
 
 
-def _same(path: Path, status: os.stat_result, state: LogFileState) -> bool:
-    """Whether a log still begins with what was read of it, as far as a look at its last bytes tells."""
+def _is_same_log(path: Path, status: os.stat_result, state: LogFileState) -> bool:
+    """Return whether a log still starts with the indexed part, judged by inode, size and tail."""
     if status.st_ino != state.inode or status.st_size < state.offset:
         return False
     with path.open("rb") as file:
@@ -126,11 +125,11 @@ def _same(path: Path, status: os.stat_result, state: LogFileState) -> bool:
 
 
 def read_batches(file: BinaryIO, name: str, inode: int, state: LogFileState | None) -> Iterator[IndexBatch]:
-    """What a log holds beyond `state`, in parts of about `BATCH_BYTES`."""
+    """Yield the lines of a log after `state` in batches of about `BATCH_BYTES`."""
     offset, number = (state.offset, state.lines) if state else (0, 0)
     episodes: list[tuple[LinePosition, EpisodeRow]] = []
     problems: list[tuple[int, str]] = []
-    before, begun, line = state, offset, b""
+    before, batch_start, line = state, offset, b""
 
     def batch() -> IndexBatch:
         after = LogFileState(name, inode, offset, number, line[-TAIL_BYTES:])
@@ -141,28 +140,28 @@ def read_batches(file: BinaryIO, name: str, inode: int, state: LogFileState | No
         number += 1
         try:
             if length > len(line):
-                raise EpisodeParseError(f"{length} bytes long, over the {MAX_LINE_BYTES} that are read")
+                raise EpisodeParseError(f"{length} bytes; the maximum is {MAX_LINE_BYTES}")
             value = parse_line(line)
             if value is not None:
                 episodes.append((LinePosition(number, offset, length), episode_row(value)))
         except EpisodeParseError as error:
             problems.append((number, str(error)[:500]))
         offset += length
-        if offset - begun >= BATCH_BYTES:
-            made = batch()
-            yield made
-            before, begun, episodes, problems = made.after, offset, [], []
+        if offset - batch_start >= BATCH_BYTES:
+            finished = batch()
+            yield finished
+            before, batch_start, episodes, problems = finished.after, offset, [], []
     if before is None or offset > before.offset:
         yield batch()
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Whole lines with their lengths in bytes; of one that is too long, only the last bytes."""
+    """Yield complete lines and their lengths in bytes; of a too long line, only the last bytes."""
     while chunk := file.readline(MAX_LINE_BYTES):
         line, length = chunk, len(chunk)
         while not line.endswith(b"\n"):
             if len(chunk) < MAX_LINE_BYTES:
-                return  # Half-written: at the end of the file.
+                return  # unterminated line at the end of the file
             chunk = file.readline(MAX_LINE_BYTES)
             line, length = line[-TAIL_BYTES:] + chunk, length + len(chunk)
         yield line, length

@@ -1,4 +1,4 @@
-"""The episode browser's HTTP part: routes, static files, and the server itself."""
+"""HTTP server of the episode viewer: routes and static files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vz_ray.video.errors import VideoError
 
 DEFAULT_PORT = 8765
 MAX_SAFE_INTEGER = 2**53 - 1
-"""Of the whole numbers that a browser knows exactly."""
+"""Largest integer that JavaScript represents exactly."""
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 STATIC = {"/static": "vz_ray.report.viewer.static", "/web": "vz_ray.web"}
@@ -47,7 +47,7 @@ def parse_filter(
     outcome: str = "",
     text: Annotated[str, Query(max_length=200)] = "",
 ) -> EpisodeFilter:
-    """The filter that a request's query asks for."""
+    """Build the filter from the query parameters."""
     return EpisodeFilter(stage, step_from, step_to, reward_from, reward_to, kind, zooms, outcome, text)
 
 
@@ -55,11 +55,11 @@ FilterQuery = Annotated[EpisodeFilter, Depends(parse_filter)]
 
 
 def create_viewer_app(session: ViewerSession, *, host: str = "127.0.0.1", key: str = "") -> FastAPI:
-    """The application; `host` and `key` as in `AccessControl`."""
+    """Create the application; `host` and `key` as in `AccessControl`."""
     app = FastAPI(title="vz_ray view", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(AccessControl, host=host, key=key)
     for kind, status in ((EpisodeNotFound, 404), (VideoError, 404), (EpisodeParseError, 422)):
-        app.add_exception_handler(kind, _says(status))
+        app.add_exception_handler(kind, _error_handler(status))
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_pages(app)
     _add_lists(app, session)
@@ -67,7 +67,7 @@ def create_viewer_app(session: ViewerSession, *, host: str = "127.0.0.1", key: s
     return app
 
 
-def _says(status: int) -> Any:
+def _error_handler(status: int) -> Any:
     async def handler(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status)
 
@@ -81,7 +81,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _add_pages(app: FastAPI) -> None:
-    """Every file of the front end at its own address: a request's path is looked up, never opened."""
+    """Add one route per front-end file. The request path is never used as a file path."""
     for prefix, package in STATIC.items():
         for entry in files(package).iterdir():
             kind = MEDIA_TYPES.get(Path(entry.name).suffix)
@@ -100,13 +100,11 @@ def _page(content: bytes, kind: str) -> Any:
 
 
 def _json(value: Any) -> Response:
-    """As JSON; a number that is not finite, which JSON has no word for, is said so."""
+    """Encode as JSON; raise `EpisodeParseError` for non-finite numbers."""
     try:
         return JSONResponse(value)
     except ValueError as error:
-        raise EpisodeParseError(
-            "the episode holds a number that is not finite, so it cannot be shown"
-        ) from error
+        raise EpisodeParseError("the episode has a non-finite number and cannot be displayed") from error
 
 
 def _add_lists(app: FastAPI, session: ViewerSession) -> None:
@@ -114,98 +112,100 @@ def _add_lists(app: FastAPI, session: ViewerSession) -> None:
     def state() -> Response:
         return _json(session.state())
 
-    @app.get("/api/problems")
+    @app.get("/api/skipped_lines")
     def problems() -> Response:
         return _json(session.skipped_lines())
 
-    @app.get("/api/choices")
-    def choices() -> Response:
+    @app.get("/api/filter_options")
+    def filter_options() -> Response:
         return _json(session.filter_options())
 
     @app.get("/api/charts")
-    def charts(where: FilterQuery) -> Response:
-        return _json(session.charts(where))
+    def charts(episode_filter: FilterQuery) -> Response:
+        return _json(session.charts(episode_filter))
 
     @app.get("/api/episodes")
     def episodes(
-        where: FilterQuery,
+        episode_filter: FilterQuery,
         sort: SortKey = "newest",
         up: bool = False,
         offset: IndexQuery = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 60,
     ) -> Response:
-        return _json(session.page(where, sort, up, offset, limit))
+        return _json(session.page(episode_filter, sort, up, offset, limit))
 
     @app.get("/api/episode/{number}/neighbours")
-    def neighbours(number: int, where: FilterQuery, sort: SortKey = "newest", up: bool = False) -> Response:
-        return _json(session.neighbours(where, sort, up, _known(number)))
+    def neighbours(
+        number: int, episode_filter: FilterQuery, sort: SortKey = "newest", up: bool = False
+    ) -> Response:
+        return _json(session.neighbours(episode_filter, sort, up, _valid_id(number)))
 
 
 def _add_episodes(app: FastAPI, session: ViewerSession) -> None:
     @app.get("/api/episode/{number}")
     def episode(number: int) -> Response:
-        return _json(session.episode(_known(number)))
+        return _json(session.episode(_valid_id(number)))
 
     @app.get("/api/episode/{number}/group")
     def group(number: int) -> Response:
-        return _json(session.group(_known(number)))
+        return _json(session.group(_valid_id(number)))
 
     @app.get("/api/episode/{number}/frames/{turn}")
     async def frames(number: int, turn: int) -> Response:
         if turn < 0:
-            raise EpisodeNotFound(f"turns are numbered from 1; {turn} is none")
-        return _json(await session.frame_server.thumbnail_strip(session.context(_known(number), turn)))
+            raise EpisodeNotFound(f"turn is {turn}; turns are numbered from 1")
+        return _json(await session.frame_server.thumbnail_strip(session.context(_valid_id(number), turn)))
 
     @app.get("/api/video/{video}")
     async def facts(video: int) -> Response:
-        return _json(await session.frame_server.video_info(session.video_uri(_known(video))))
+        return _json(await session.frame_server.video_info(session.video_uri(_valid_id(video))))
 
     @app.api_route("/video/{video}", methods=["GET", "HEAD"])
     def file(video: int) -> Response:
-        path, kind = session.frame_server.video_file(session.video_uri(_known(video)))
+        path, kind = session.frame_server.video_file(session.video_uri(_valid_id(video)))
         return FileResponse(path, media_type=kind, content_disposition_type="inline")
 
 
-def _known(number: int) -> int:
+def _valid_id(number: int) -> int:
     if not 0 < number <= MAX_SAFE_INTEGER:
-        raise EpisodeNotFound(f"nothing has the number {number}")
+        raise EpisodeNotFound(f"no item has the id {number}")
     return number
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """A bound socket; without a port, `DEFAULT_PORT` or any other where that is taken."""
-    wanted = [DEFAULT_PORT, 0] if port is None else [port]
+    """Return a bound socket; without a port, use `DEFAULT_PORT` or, if it is in use, any free port."""
+    candidates = [DEFAULT_PORT, 0] if port is None else [port]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for one in wanted:
+    for candidate in candidates:
         try:
-            return socket.create_server((host, one), family=family, backlog=128)
+            return socket.create_server((host, candidate), family=family, backlog=128)
         except OSError as error:
-            why = error.strerror or error
-    raise UserError(f"cannot listen on {host}, port {port}: {why}; give another --host or --port")
+            reason = error.strerror or error
+    raise UserError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port")
 
 
 def serve_viewer(
     run: Path, *, host: str = "127.0.0.1", port: int | None = None, open_page: bool = False
 ) -> None:
-    """Serves a run until Ctrl-C; prints the address.
+    """Serve a run until Ctrl-C; print the address.
 
     Args:
-        run: The run directory.
-        host: Address to bind to; elsewhere than on loopback a key is needed, which the address holds.
-        port: 0 takes any free one; None takes `DEFAULT_PORT`, or any free one if that is taken.
-        open_page: Whether to open the page in a browser.
+        run: Run directory.
+        host: Address to bind to. Except on loopback, the printed address contains an access key.
+        port: 0 uses any free port; None uses `DEFAULT_PORT`, or any free port if it is in use.
+        open_page: Open the page in a browser.
 
     Raises:
-        UserError: There is no such run, or the address cannot be bound.
+        UserError: The run does not exist, or the address cannot be bound.
     """
     session = ViewerSession(run)
     try:
         listener = _listen(host, port)
         key = "" if is_loopback(host) else secrets.token_urlsafe(16)
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?key={key}" if key else "")
+        url_host = f"[{host}]" if ":" in host else host
+        address = f"http://{url_host}:{listener.getsockname()[1]}/" + (f"?key={key}" if key else "")
         session.follower.start()
-        print(f"{run}: {address}\nCtrl-C ends it.", flush=True)
+        print(f"{run}: {address}\nPress Ctrl-C to stop.", flush=True)
         if open_page:
             webbrowser.open(address)
         config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""What single tokens say: the logs hold ids, and the run's model knows their text."""
+"""Text of single tokens, decoded with the tokenizer of the run's model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tokenizers import Tokenizer
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 8
-"""Most tokens that one character can be spread over."""
+"""Maximum number of tokens per character."""
 
 
 def find_tokenizer(model: str, run: Path) -> Tokenizer | None:
-    """The tokenizer of a run's model; None where none is found or none can be read. Nothing is downloaded.
+    """Return the tokenizer of a run's model; None if it is missing or invalid. Never downloads.
 
     Args:
-        model: A directory, or a name that is looked for in the Hugging Face cache.
-        run: The run directory, whose `models/` are looked into last.
+        model: Directory, or a name in the Hugging Face cache.
+        run: Run directory; its `models/` are searched last.
     """
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cached = home / "hub" / f"models--{model.replace('/', '--')}" / "snapshots"
@@ -28,30 +28,30 @@ def find_tokenizer(model: str, run: Path) -> Tokenizer | None:
         if path.is_file():
             try:
                 return Tokenizer.from_file(str(path))
-            except Exception:  # The library raises this class itself, for whatever is wrong with the file.
+            except Exception:  # the library raises this class for all errors
                 continue
     return None
 
 
 def token_texts(tokenizer: Tokenizer | None, ids: Sequence[int], turn_text: str) -> list[str] | None:
-    """The text of each token; None unless they spell `turn_text`, as those of another model would not.
+    """Return the text of each token; None if they do not spell `turn_text`, as with another model's tokenizer.
 
-    Bytes of one character that several tokens share are given to the last of them.
+    A character split over several tokens is assigned to the last of them.
 
     Args:
-        tokenizer: Of the model that sampled them.
-        ids: `[T]`.
-        turn_text: The turn as it was decoded when it was sampled.
+        tokenizer: Tokenizer of the model that sampled the tokens.
+        ids: Token ids `[T]`.
+        turn_text: Text of the turn.
     """
     if tokenizer is None:
         return None
-    texts, begun = [], 0
+    texts, start = [], 0
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(list(ids[begun:end]), skip_special_tokens=False)
-        if text.endswith(_UNFINISHED) and end - begun < _LONGEST and end < len(ids):
+        text = tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)
+        if text.endswith(_UNFINISHED) and end - start < _LONGEST and end < len(ids):
             texts.append("")
             continue
         texts.append(text)
-        begun = end
-    ended = "".join(texts[:-1])  # The end of the turn is a token of its own, and no part of what was said.
-    return texts if turn_text.strip() in (ended.strip(), "".join(texts).strip()) else None
+        start = end
+    without_end = "".join(texts[:-1])  # the end-of-turn token is not part of the text
+    return texts if turn_text.strip() in (without_end.strip(), "".join(texts).strip()) else None

@@ -24,29 +24,29 @@ Json = dict[str, Any]
 
 
 class EpisodeNotFound(LookupError):
-    """There is no such episode, group or video; says so in words."""
+    """An episode, group or video does not exist. The message is shown to the user."""
 
 
 class ViewerSession:
-    """A run directory, its index, and whoever keeps that up to date.
+    """A run directory with its episode index, log follower and frame server.
 
     Args:
-        run: The run directory.
-        index: Where its index is kept; by default in the user's cache directory.
+        run: Run directory.
+        index: Index file. Default: in the user's cache directory.
 
     Raises:
-        UserError: There is no such run.
+        UserError: The run does not exist.
     """
 
     def __init__(self, run: Path, index: Path | None = None) -> None:
-        _check(run)
+        _check_run_dir(run)
         self.run = run
-        config = _config(run)
+        config = _read_config(run)
         self.tokenizer: Tokenizer | None = find_tokenizer(str(config.get("model") or ""), run)
         self.index = EpisodeIndex(run, index)
         self.follower = LogFollower(run, self.index)
         self.frame_server = FrameServer(str(_section(config, "clips").get("decoder") or "pyav"))
-        self._choices: tuple[int, Json] | None = None
+        self._filter_options: tuple[int, Json] | None = None
         self._metrics: tuple[tuple[int, int], dict[int, dict[str, float]]] | None = None
 
     def close(self) -> None:
@@ -57,15 +57,15 @@ class ViewerSession:
     # -- lists --------------------------------------------------------------------
 
     def state(self) -> Json:
-        """What changes while a run goes on; small, asked for every second."""
+        """Return the values that change during a run. The front end polls them every second."""
         return {
             "run": self.run.resolve().name,
             "revision": self.index.revision,
             "episodes": index_queries.count_episodes(self.index.connection, EpisodeFilter()),
             "skipped_lines": index_queries.count_skipped_lines(self.index.connection),
-            "fault": self.follower.error,
+            "error": self.follower.error,
             "indexed": [self.follower.indexed_bytes, self.follower.total_bytes],
-            "behind": self.follower.is_behind,
+            "is_behind": self.follower.is_behind,
         }
 
     def skipped_lines(self) -> Json:
@@ -74,96 +74,101 @@ class ViewerSession:
             "lines": index_queries.skipped_lines(self.index.connection),
         }
 
-    def page(self, where: EpisodeFilter, sort: str, up: bool, offset: int, limit: int) -> Json:
+    def page(
+        self, episode_filter: EpisodeFilter, sort: str, ascending: bool, offset: int, limit: int
+    ) -> Json:
         revision = self.index.revision
         return {
             "revision": revision,
-            **index_queries.episode_page(self.index.connection, where, sort, up, offset, limit),
+            **index_queries.episode_page(
+                self.index.connection, episode_filter, sort, ascending, offset, limit
+            ),
         }
 
-    def charts(self, where: EpisodeFilter) -> Json:
+    def charts(self, episode_filter: EpisodeFilter) -> Json:
         db = self.index.connection
-        return {**index_queries.step_series(db, where), "outcomes": index_queries.outcome_counts(db, where)}
+        return {
+            **index_queries.step_series(db, episode_filter),
+            "outcomes": index_queries.outcome_counts(db, episode_filter),
+        }
 
     def filter_options(self) -> Json:
         revision = self.index.revision
-        if self._choices is None or self._choices[0] != revision:
-            self._choices = (revision, index_queries.filter_options(self.index.connection))
-        return self._choices[1]
+        if self._filter_options is None or self._filter_options[0] != revision:
+            self._filter_options = (revision, index_queries.filter_options(self.index.connection))
+        return self._filter_options[1]
 
-    def neighbours(self, where: EpisodeFilter, sort: str, up: bool, episode: int) -> Json:
-        return index_queries.neighbours(self.index.connection, where, sort, up, episode)
+    def neighbours(self, episode_filter: EpisodeFilter, sort: str, ascending: bool, episode: int) -> Json:
+        return index_queries.neighbours(self.index.connection, episode_filter, sort, ascending, episode)
 
     # -- one episode --------------------------------------------------------------
 
     def episode(self, number: int) -> Json:
-        """One episode, read from its log.
+        """Return one episode, read from its log.
 
         Raises:
-            Gone: There is none of this number.
-            NoEpisode: Its line cannot be read.
+            EpisodeNotFound: The id is unknown.
+            EpisodeParseError: The log line is invalid.
         """
-        found = self._find(number)
-        line = self._line(found)
-        metrics = self._metrics_of(found.row["step"]) if found.row["stage"] == "train" else None
+        location = self._find(number)
+        line = self._read_line(location)
+        metrics = self._metrics_of(location.row["step"]) if location.row["stage"] == "train" else None
         view = episode_view(line, self.tokenizer, metrics)
-        same = index_queries.group_size(self.index.connection, found)
-        place = {"file": found.file, "line": found.line}
-        return {**found.row, **view, **place, "video": found.video, "samples": same}
+        num_samples = index_queries.group_size(self.index.connection, location)
+        position = {"file": location.file, "line": location.line}
+        return {**location.row, **view, **position, "video": location.video, "samples": num_samples}
 
     def group(self, number: int) -> Json:
-        """The samples beside an episode; raises what `episode` raises."""
-        found = self._find(number)
-        samples = index_queries.find_group(self.index.connection, found)
-        view = group_view([(one.row, self._line(one)) for one in samples])
-        size = index_queries.group_size(self.index.connection, found)
+        """Return the group of an episode; raises the same errors as `episode`."""
+        location = self._find(number)
+        samples = index_queries.find_group(self.index.connection, location)
+        view = group_view([(sample.row, self._read_line(sample)) for sample in samples])
+        size = index_queries.group_size(self.index.connection, location)
         return {
             **view,
-            "stage": found.row["stage"],
-            "step": found.row["step"],
+            "stage": location.row["stage"],
+            "step": location.row["step"],
             "size": size,
-            "video": found.video,
+            "video": location.video,
         }
 
     def context(self, number: int, turn: int) -> TokenContext:
-        """The overview (turn 0) or the reply to a turn, with the references of its frames."""
-        played = parse_trajectory(self._line(self._find(number)))
+        """Return the overview (turn 0) or the observation after a turn."""
+        trajectory = parse_trajectory(self._read_line(self._find(number)))
         if turn == 0:
-            return played.prompt
-        if turn <= len(played.turns) and (reply := played.turns[turn - 1].observation) is not None:
+            return trajectory.prompt
+        if turn <= len(trajectory.turns) and (reply := trajectory.turns[turn - 1].observation) is not None:
             return reply
-        raise EpisodeNotFound(f"episode {number} was shown nothing after turn {turn}")
+        raise EpisodeNotFound(f"episode {number} has no frames after turn {turn}")
 
     def video_uri(self, video: int) -> str:
         uri = index_queries.video_uri(self.index.connection, video)
         if uri is None:
-            raise EpisodeNotFound(f"no episode of this run names a video {video}")
+            raise EpisodeNotFound(f"no episode of this run uses video {video}")
         return uri
 
     def _find(self, number: int) -> EpisodeLocation:
-        found = index_queries.find_episode(self.index.connection, number)
-        if found is None:
+        location = index_queries.find_episode(self.index.connection, number)
+        if location is None:
             raise EpisodeNotFound(
-                f"no episode {number}: its log was deleted or replaced since; go back to the list"
+                f"no episode {number}: its log was deleted or replaced; go back to the list"
             )
-        return found
+        return location
 
-    def _line(self, found: EpisodeLocation) -> Json:
+    def _read_line(self, location: EpisodeLocation) -> Json:
         try:
-            with (self.run / found.file).open("rb") as file:
-                file.seek(found.offset)
-                data = file.read(found.length)
+            with (self.run / location.file).open("rb") as file:
+                file.seek(location.offset)
+                data = file.read(location.length)
         except OSError as error:
-            raise EpisodeNotFound(f"{found.file} cannot be read: {error.strerror or error}") from error
+            raise EpisodeNotFound(f"{location.file} cannot be read: {error.strerror or error}") from error
         try:
             line = parse_line(data)
-            fits = line is not None and _fits(episode_row(line), found)
+            matches = line is not None and _matches(episode_row(line), location)
         except EpisodeParseError:
-            fits = False
-        if not fits or line is None:
-            raise EpisodeNotFound(
-                f"line {found.line} of {found.file} is another one now; go back to the list"
-            )
+            matches = False
+        if not matches or line is None:
+            raise EpisodeNotFound(f"line {location.line} of {location.file} has changed; go back to the list")
         return line
 
     def _metrics_of(self, step: int) -> dict[str, float] | None:
@@ -178,25 +183,25 @@ class ViewerSession:
         return self._metrics[1].get(step)
 
 
-def _fits(columns: EpisodeRow, found: EpisodeLocation) -> bool:
+def _matches(row: EpisodeRow, location: EpisodeLocation) -> bool:
     return all(
-        getattr(columns, name) == found.row[name] for name in ("stage", "step", "task", "sample", "answer")
+        getattr(row, name) == location.row[name] for name in ("stage", "step", "task", "sample", "answer")
     )
 
 
-def _check(run: Path) -> None:
+def _check_run_dir(run: Path) -> None:
     if not run.is_dir():
         raise UserError(f"no run directory at {run}: check the name")
     if not any((run / name).exists() for name in ("config.yaml", "episodes", "eval")):
-        raise UserError(f"{run} is no run directory: it holds neither config.yaml nor episodes/ nor eval/")
+        raise UserError(f"{run} is not a run directory: config.yaml, episodes/ and eval/ are missing")
 
 
-def _config(run: Path) -> dict[str, Any]:
+def _read_config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text()) if path.exists() else {}
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # It says only which tokenizer and decoder the run had.
+        return {}  # only the tokenizer and the decoder are read from it
     return config if isinstance(config, dict) else {}
 
 

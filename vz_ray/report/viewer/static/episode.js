@@ -74,10 +74,10 @@ class Episode {
 
   /** The video's own length, or why it cannot be played. */
   async facts() {
-    const facts = await get(`/api/video/${this.one.video}`).catch((error) => ({ trouble: error.message }));
-    if (facts.trouble) {
-      this.trouble.textContent = facts.trouble;
-      this.unplayable(facts.trouble);
+    const facts = await get(`/api/video/${this.one.video}`).catch((error) => ({ error: error.message }));
+    if (facts.error) {
+      this.trouble.textContent = facts.error;
+      this.unplayable(facts.error);
     } else this.line.setDuration(Math.max(facts.duration, ...this.one.turns.map((turn) => turn.zoom?.end ?? 0)));
   }
 
@@ -180,7 +180,7 @@ class Episode {
       this.watch.unobserve(target);
       const { turn, strip: frames } = this.strips.find((one) => one.strip.element === target);
       get(`/api/episode/${this.id}/frames/${turn}`)
-        .then((found) => (found.trouble ? frames.fail(found.trouble) : frames.show(found.frames)))
+        .then((found) => (found.error ? frames.fail(found.error) : frames.show(found.frames)))
         .catch((error) => frames.fail(error.message));
     }
   }

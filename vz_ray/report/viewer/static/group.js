@@ -54,8 +54,8 @@ export async function groupPage(id, params) {
 
   /** The video's own length, where it can be read. */
   async function begin() {
-    const facts = await get(`/api/video/${group.video}`).catch(() => ({ trouble: "gone" }));
-    if (!facts.trouble) lines.forEach((one) => one.setDuration(Math.max(facts.duration, group.duration * 0.5)));
+    const facts = await get(`/api/video/${group.video}`).catch(() => ({ error: "gone" }));
+    if (!facts.error) lines.forEach((one) => one.setDuration(Math.max(facts.duration, group.duration * 0.5)));
   }
 
   return { element, title: `${group.size} samples, step ${group.step}`, keys, begin, close: () => {} };

@@ -67,7 +67,7 @@ export function listPage(root) {
     for (const page of pages.values()) page.fresh = false;
     const asked = query();
     try {
-      const [choices, data] = await Promise.all([get("/api/choices"), get(`/api/charts?${asked}`)]);
+      const [choices, data] = await Promise.all([get("/api/filter_options"), get(`/api/charts?${asked}`)]);
       if (asked !== query()) return;
       filters.fill(choices, params);
       redraw = drawCharts(charts, data, params, set);

@@ -64,14 +64,14 @@ async function route() {
 function say(state) {
   const [done, total] = state.indexed;
   document.getElementById("run").textContent = state.run;
-  live.className = state.fault ? "lost" : state.behind ? "busy" : "on";
-  live.textContent = state.fault
-    ? state.fault
-    : state.behind
+  live.className = state.error ? "lost" : state.is_behind ? "busy" : "on";
+  live.textContent = state.error
+    ? state.error
+    : state.is_behind
       ? `Reading the logs: ${Math.floor((100 * done) / Math.max(total, 1))} % of ${(total / 1e6).toFixed(0)} MB`
       : `${count(state.episodes)} episode${state.episodes === 1 ? "" : "s"}, following`;
-  problems.hidden = !state.problems;
-  problems.textContent = `${count(state.problems)} line${state.problems === 1 ? "" : "s"} skipped`;
+  problems.hidden = !state.skipped_lines;
+  problems.textContent = `${count(state.skipped_lines)} line${state.skipped_lines === 1 ? "" : "s"} skipped`;
 }
 
 async function poll() {
@@ -120,7 +120,7 @@ function help() {
 }
 
 async function showProblems() {
-  const found = await get("/api/problems");
+  const found = await get("/api/skipped_lines");
   const rest = found.count - found.lines.length;
   open(
     "Lines that were skipped",
