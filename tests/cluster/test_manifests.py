@@ -169,9 +169,9 @@ def test_rules_are_listed(capsys):
         ("python train.py", "'python train.py' is no command"),
         ("vz-ray train name=a", "it names 0 config files"),
         ("vz-ray train conf/tiny.yaml conf/quickstart.yaml", "it names 2 config files"),
-        ("vz-ray train conf/tiny.yaml train.task=3", "there is no key train.task"),
+        ("vz-ray train conf/tiny.yaml train.task=3", "unknown key train.task"),
         ("vz-ray train conf/tiny.yaml train.batch_size=many", "train.batch_size"),
-        ("vz-ray train conf/quickstart.yaml", "there is no key"),
+        ("vz-ray train conf/quickstart.yaml", "unknown key"),
         ("vz-ray sft conf/videozoomer-7b-sft.yaml sft.batch_size=0", "must be at least 1"),
     ],
 )

@@ -32,7 +32,7 @@ CASES: list[Case] = [
         "entrypoints-load",
         PAPER,
         lambda m: entry(m, "clips.cpus_per_actor=1", "clips.cpu=1"),
-        "there is no key clips.cpu; did you mean clips.cpus_per_actor?",
+        "unknown key clips.cpu; did you mean clips.cpus_per_actor?",
     ),
     (
         "entrypoints-load",
