@@ -93,7 +93,7 @@ def test_a_missing_task_file_is_named(train, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.iteration=3", "there is no key train.iteration; did you mean train.max_steps?"),
+        ("train.iteration=3", "unknown key train.iteration; did you mean train.max_steps?"),
         ("train.max_steps=many", "train.max_steps: Value 'many'"),
         ("train.max_steps=0", "train.max_steps is 0; it must be at least 1"),
         ("train", "override 'train': write it as section.key=value"),
@@ -147,7 +147,7 @@ def test_a_wrong_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys
     file = tmp_path / "mine.yaml"
     file.write_text("name: bad\ntrain:\n  samplez: 3\n")
     err = refused(monkeypatch, capsys, "train", str(file), f"runs={small.runs}")
-    assert f"{file}:3: there is no key train.samplez; did you mean train.group_size?" in err
+    assert f"{file}:3: unknown key train.samplez; did you mean train.group_size?" in err
     assert not (small.runs / "bad").exists()
 
 
@@ -229,7 +229,7 @@ def other_ray() -> Iterator[subprocess.Popen[str]]:
 
 OURS = """
 import asyncio, ray, sys
-from vz_ray.runtime.runtime import ray_cluster
+from vz_ray.runtime.ray_cluster import ray_cluster
 from vz_ray.config.ray import RayConfig
 
 async def main():

@@ -24,11 +24,11 @@ def text_of(chat_format, context) -> str:
     return chat_format.tokenizer.decode(list(context.compact_ids), skip_special_tokens=False)
 
 
-def test_frames_are_written_without_separator(compat_chat_format):
+def test_compat_frames_have_no_separator(compat_chat_format):
     assert compat_chat_format.format_frames(make_clip([8.0, 9.5]).frames) == FRAMES
 
 
-def test_compat_good_reply(compat_chat_format):
+def test_compat_observation_after_zoom(compat_chat_format):
     frames = make_clip([8.0, 9.5]).frames
     reply = compat_chat_format.encode_observation(
         compat_chat_format.format_clip(frames, last_round=False), frames, end_sampled=False
@@ -41,14 +41,14 @@ def test_compat_good_reply(compat_chat_format):
     )
 
 
-def test_compat_notice_before_the_last_round(compat_chat_format):
+def test_compat_notice_before_last_round(compat_chat_format):
     text = compat_chat_format.format_clip((), last_round=True)
     assert text.endswith(
         "</answer>Do not call <video_zoom> in this round, give a final answer based on information above."
     )
 
 
-def test_compat_bad_reply(compat_chat_format):
+def test_compat_observation_after_rejected_zoom(compat_chat_format):
     reply = compat_chat_format.encode_observation(
         compat_chat_format.format_error("oops", last_round=False), (), end_sampled=True
     )
@@ -65,16 +65,16 @@ def test_compat_decode_error(compat_chat_format):
     assert text.startswith("<tool_response>\nError: oops<tool_response>Please analyze the error information")
 
 
-def test_a_question_with_an_image_slot_of_its_own_is_refused(chat_format):
+def test_question_containing_image_pad_is_rejected(chat_format):
     with pytest.raises(UserError, match="3 image slots for 2 frames"):
         chat_format.encode_prompt("what is <|image_pad|>?", make_clip([8.0, 9.5]).frames)
 
 
-def test_braces_in_a_question_are_kept(chat_format):
+def test_braces_in_question_are_preserved(chat_format):
     assert "{x} {frames}" in chat_format.format_question("{x} {frames}", ())
 
 
-def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
+def test_invalid_prompt_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         PromptTemplate.load(tmp_path / "nowhere.yaml")
     wrong = tmp_path / "wrong.yaml"
@@ -83,13 +83,13 @@ def test_a_missing_or_wrong_prompt_file_is_named(tmp_path):
         PromptTemplate.load(wrong)
 
 
-def test_subtitles_stand_between_the_frames_that_show_them(chat_format):
+def test_subtitles_are_placed_between_frames(chat_format):
     frames = make_clip([0.0, 10.0]).frames
     said = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
     assert chat_format.format_frames(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
 
 
-def test_pictures_of_a_question_follow_the_frames_of_the_video(chat_format):
+def test_question_images_follow_the_overview(chat_format):
     overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
     text = chat_format.format_question("What is this?", overview, question_images=picture)
     context = chat_format.encode_messages(
@@ -102,13 +102,13 @@ def test_pictures_of_a_question_follow_the_frames_of_the_video(chat_format):
     )
 
 
-def test_the_wire_name_changes_with_the_wording(chat_format, compat_chat_format):
+def test_name_depends_on_the_template(chat_format, compat_chat_format):
     assert chat_format.name.startswith("clean-")
     assert compat_chat_format.name.startswith("compat-")
     assert chat_format.name != compat_chat_format.name
 
 
-def test_the_wording_of_a_frame_may_be_another(chat_format):
+def test_frame_template_is_configurable(chat_format):
     other = ChatFormat(
         chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}")
     )
@@ -120,25 +120,25 @@ def test_the_wording_of_a_frame_may_be_another(chat_format):
     ("key", "text", "said"),
     [
         ("frame", "{image}", "lacks {time}"),
-        ("frame", "{image}{when}", "cannot be filled in"),
+        ("frame", "{image}{when}", "is not a valid template"),
         ("question", "{question}", "lacks {frames}"),
-        ("refusal", "{", "cannot be filled in"),
-        ("reply", None, "is no text"),
+        ("refusal", "{", "is not a valid template"),
+        ("reply", None, "must be a text"),
     ],
 )
-def test_a_wording_that_cannot_be_filled_in_is_refused(tmp_path, chat_format, key, text, said):
+def test_invalid_template_field_is_rejected(tmp_path, chat_format, key, text, said):
     path = tmp_path / "prompt.yaml"
     path.write_text(yaml.safe_dump(asdict(chat_format.template) | {key: text}))
     with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
         PromptTemplate.load(path)
 
 
-def test_a_context_whose_slots_grids_and_frames_disagree_is_refused() -> None:
+def test_context_with_mismatched_images_is_rejected() -> None:
     with pytest.raises(ValueError, match="1 image slots and 0 image grids for 0 frames"):
         TokenContext((5, 7, 6), pad_id=7)
 
 
-def test_a_context_expands_each_slot_to_its_visual_tokens() -> None:
+def test_context_expands_pads_to_visual_tokens() -> None:
     refs = (FrameRef("v", "v.mp4", 0, 0.0, 56, 28, "bicubic", "av", "00"),) * 2
     context = TokenContext((5, 7, 6, 7), ((1, 2, 4), (1, 4, 4)), refs, pad_id=7)
     assert context.expanded_ids == (5, 7, 7, 6, 7, 7, 7, 7)

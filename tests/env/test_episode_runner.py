@@ -54,7 +54,7 @@ def task(tmp_path: Path) -> Task:
 CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, max_rounds=3)
 
 
-async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task, chat_format):
+async def test_subtitles_and_question_images_are_in_the_prompt(task, chat_format):
     with LocalFrameSource() as frames:
         policy = ZoomOncePolicy(chat_format)
         id = EpisodeId(0, "t", 0)
@@ -74,7 +74,7 @@ async def test_subtitles_are_shown_where_frames_are_and_pictures_after_them(task
     assert [frame.ref for frame in again] == list(played.frame_refs)
 
 
-async def test_subtitles_that_cannot_be_read_fail_the_episode(task, chat_format):
+async def test_unreadable_subtitles_fail_the_episode(task, chat_format):
     Path(task.subtitles.path).unlink()
     with LocalFrameSource() as frames:
         id = EpisodeId(0, "t", 0)
@@ -91,7 +91,7 @@ async def test_subtitles_that_cannot_be_read_fail_the_episode(task, chat_format)
     assert "v.srt" in played.error
 
 
-def test_a_task_comes_back_from_its_record(task):
+def test_task_round_trip(task):
     assert task_from_dict(task_to_dict(task)) == task
-    old = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "pictures")}
+    old = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "images")}
     assert task_from_dict(old) == Task("t", task.video, task.question, "A")

@@ -98,11 +98,11 @@ async def chosen(config: FrameSelectorConfig, task: Task = TASK, most: int = 4):
     ],
     ids=lambda value: value.kind if isinstance(value, FrameSelectorConfig) else "",
 )
-async def test_an_episode_is_played_on_what_the_selector_shows(video, chat_format, selector, times):
+async def test_episode_uses_the_selected_frames(video, chat_format, selector, times):
     assert await shown(video, chat_format, selector) == pytest.approx(times)
 
 
-async def test_tspo_shows_the_frames_of_the_questions_own_record(video, chat_format, tmp_path):
+async def test_tspo_selects_the_record_of_the_question(video, chat_format, tmp_path):
     other = record([1.0, 2.0], question="What flashes while the blue border is shown?")
     elsewhere = record([3.0], video="other.mp4")
     path = index(tmp_path, other, elsewhere, record([0.0, 25.0, 25.0, 319.0]))
@@ -111,20 +111,20 @@ async def test_tspo_shows_the_frames_of_the_questions_own_record(video, chat_for
     )
 
 
-async def test_tspo_above_the_cap_is_thinned_evenly(tmp_path):
+async def test_tspo_above_frame_limit_is_subsampled(tmp_path):
     path = index(tmp_path, record([float(k) for k in range(64)]))
     selection = await chosen(FrameSelectorConfig("tspo", index_file=path), most=4)
     assert selection.request.frame_indices == (0, 16, 32, 48)
 
 
-async def test_a_tspo_frame_that_the_file_does_not_have_fails_the_episode(video, chat_format, tmp_path):
+async def test_tspo_frame_beyond_video_fails_the_episode(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0, 320.0]))
     trajectory = await played(video, chat_format, FrameSelectorConfig("tspo", index_file=path))
     assert trajectory.status is EpisodeStatus.FAILED
     assert "frame 320 was chosen" in trajectory.error
 
 
-async def test_a_question_that_tspo_lacks_is_an_error_or_counted(tmp_path):
+async def test_missing_tspo_record_raises_or_falls_back(tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
     with pytest.raises(UserError, match=r"no record of task 'needle/7' on talk\.mp4.*on_missing=uniform"):
         await chosen(FrameSelectorConfig("tspo", index_file=path))
@@ -132,7 +132,7 @@ async def test_a_question_that_tspo_lacks_is_an_error_or_counted(tmp_path):
     assert (selection.request, selection.used_fallback) == (OverviewRequest(0.5, 4), True)
 
 
-async def test_options_or_ids_tell_records_of_the_same_question_apart(tmp_path):
+async def test_tspo_options_or_ids_resolve_ambiguity(tmp_path):
     cross = record([1.0], candidates=["cross", "disc"], question_id="6")
     ring = record([2.0], candidates=["disc", "ring"], question_id="6")
     path = index(tmp_path, cross, ring)
@@ -141,13 +141,13 @@ async def test_options_or_ids_tell_records_of_the_same_question_apart(tmp_path):
     assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (7,)
 
 
-async def test_records_that_cannot_be_told_apart_are_an_error(tmp_path):
+async def test_ambiguous_tspo_records_are_rejected(tmp_path):
     path = index(tmp_path, record([1.0]), record([2.0]))
-    with pytest.raises(UserError, match="records 0 and 1 both fit task 'needle/7'"):
+    with pytest.raises(UserError, match="records 0 and 1 both match task 'needle/7'"):
         await chosen(FrameSelectorConfig("tspo", index_file=path))
 
 
-async def test_the_record_of_videomme_is_found_by_its_video_id(tmp_path):
+async def test_tspo_videomme_record_is_found_by_video_id(tmp_path):
     row = {"video_id": "001", "videoID": "talk", "question_id": "001-1", "question": QUESTION}
     path = index(tmp_path, {**row, "options": ["A. disc", "B. ring"], "frame_idx": [4.0]})
     assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (4,)
@@ -158,19 +158,19 @@ async def test_the_record_of_videomme_is_found_by_its_video_id(tmp_path):
     [
         ([2.0, 1.0], "record 0: frame_idx holds 1.0; numbers must ascend"),
         ([-1.0], "holds -1.0"),
-        (["x"], "holds 'x', which is no frame number"),
+        (["x"], "holds 'x', which is not a frame number"),
         ([float("nan")], "holds nan"),
         ([], "must be a list of frame numbers"),
     ],
 )
-async def test_an_index_with_broken_frames_is_refused(tmp_path, frames, message):
+async def test_tspo_index_with_invalid_frames_is_rejected(tmp_path, frames, message):
     folder = tmp_path / message[:8].strip()
     folder.mkdir()
     with pytest.raises(UserError, match=message):
         await chosen(FrameSelectorConfig("tspo", index_file=index(folder, record(frames))))
 
 
-async def test_an_index_that_is_not_there_or_not_one_is_refused(tmp_path):
+async def test_missing_or_invalid_tspo_index_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the TSPO index .*none\.json"):
         await chosen(FrameSelectorConfig("tspo", index_file=str(tmp_path / "none.json")))
     (tmp_path / "text.json").write_text("frames")
@@ -181,7 +181,7 @@ async def test_an_index_that_is_not_there_or_not_one_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("too_many", "returned 5 frames; at most 4 can be shown"),
+        ("too_many", "returned 5 frames; the maximum is 4"),
         ("unsorted", "returned 1 s after 2 s; times must ascend"),
         ("twice", "returned 1 s twice"),
         ("not_finite", "returned nan, which is not finite"),
@@ -190,11 +190,11 @@ async def test_an_index_that_is_not_there_or_not_one_is_refused(tmp_path):
         ("nothing", "returned no frame"),
         ("no_numbers", "returned None"),
         ("fails", "raised LookupError: no scenes of What flashes"),
-        ("takes_two", r"cannot be called with \(video, question, most\)"),
+        ("takes_two", r"cannot be called with \(video, question, max_frames\)"),
         ("absent", "has no function 'absent'; its functions are ends"),
     ],
 )
-async def test_a_function_that_breaks_the_contract_is_named_with_video_and_value(name, message):
+async def test_function_violating_contract_is_named(name, message):
     with pytest.raises(UserError, match=message) as raised:
         await chosen(FrameSelectorConfig(f"{OWN}:{name}"))
     assert f"'{OWN}:{name}'" in str(raised.value)
@@ -213,7 +213,7 @@ class FixedRanker:
         return self.times
 
 
-async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video, chat_format):
+async def test_query_ranks_by_question_without_options(video, chat_format):
     ranker, config = (
         FixedRanker(0.0, 1.0, 5.04),
         FrameSelectorConfig("query", model="clip", candidate_fps=2.0),
@@ -228,12 +228,12 @@ async def test_query_asks_about_the_question_alone_and_shows_what_it_gets(video,
     )
 
 
-async def test_query_without_a_model_is_refused():
+async def test_query_without_ranker_is_rejected():
     with pytest.raises(UserError, match="starts no image-text model"):
         await chosen(FrameSelectorConfig("query", model="clip"))
 
 
-async def test_the_trajectory_says_who_chose(video, chat_format, tmp_path):
+async def test_trajectory_records_the_selector(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
     trajectory = await played(
         video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform")
@@ -243,7 +243,7 @@ async def test_the_trajectory_says_who_chose(video, chat_format, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["A. disc", "(A) disc", "A) disc", "A: disc"])
-def test_options_are_left_out_of_what_is_looked_for(line):
+def test_options_are_stripped_from_the_question(line):
     assert strip_options(f"{QUESTION} {line} (B) ring") == QUESTION
     assert strip_options("How many are there?") == "How many are there?"
 
@@ -259,6 +259,6 @@ def test_options_are_left_out_of_what_is_looked_for(line):
         ({"max_candidates": 0}, "max_candidates is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(values, message):
+def test_invalid_setting_is_rejected(values, message):
     with pytest.raises(ValueError, match=message):
         FrameSelectorConfig(**values)

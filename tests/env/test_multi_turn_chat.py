@@ -76,7 +76,7 @@ async def played(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: E
     return found, events
 
 
-async def test_a_zoom_says_which_of_several_videos_it_means(videos, chat_format):
+async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
     task = Task("t", videos[0], "Which?", "A", extra_videos=videos[1:])
     speaker = ScriptedTurnsPolicy(
         chat_format, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
@@ -120,7 +120,7 @@ async def test_a_zoom_says_which_of_several_videos_it_means(videos, chat_format)
         ('{"video": 2, "segment": [5, 9], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),  # that one has 4 seconds
     ],
 )
-def test_a_video_that_is_not_there_is_refused(body, fault):
+def test_invalid_video_number_is_rejected(body, fault):
     said = parse_turn(
         f"<video_zoom>{body}</video_zoom>", duration_s=12, extra_durations_s=(4,), max_frames=16
     )
@@ -128,7 +128,7 @@ def test_a_video_that_is_not_there_is_refused(body, fault):
     assert said.zoom.kind is fault
 
 
-def test_with_one_video_a_zoom_names_none():
+def test_video_number_is_rejected_with_one_video():
     said = parse_turn(
         '<video_zoom>{"video": 1, "segment": [1, 3], "fps": 2}</video_zoom>', duration_s=12, max_frames=16
     )
@@ -136,7 +136,7 @@ def test_with_one_video_a_zoom_names_none():
     assert said.zoom.kind is ZoomErrorKind.WRONG_KEYS
 
 
-async def test_a_chat_about_no_video_has_nothing_to_zoom_into(chat_format):
+async def test_zoom_is_rejected_without_video(chat_format):
     speaker = ScriptedTurnsPolicy(chat_format, call(segment=[0, 1], fps=2), ANSWER)
     trajectory, events = await played(Task("t", "", "How are you?", ""), speaker, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
@@ -146,7 +146,7 @@ async def test_a_chat_about_no_video_has_nothing_to_zoom_into(chat_format):
     assert speaker.seen[1] == ("user", "\nHow are you?", 0)
 
 
-async def test_what_was_said_before_stands_between_the_frames_and_the_question(videos, chat_format):
+async def test_chat_history_precedes_the_question(videos, chat_format):
     chat = ChatHistory(system="Be brief.", turns=(("What is it?", "a disc"), ("Sure?", "yes")))
     task = Task("t", videos[0], "Which colour?", "A", chat_history=chat)
     speaker = ScriptedTurnsPolicy(chat_format, ANSWER)
@@ -171,7 +171,7 @@ async def test_what_was_said_before_stands_between_the_frames_and_the_question(v
     assert prompt.index("a disc") < prompt.index("Sure?") < prompt.index("Which colour?")
 
 
-def test_wording_of_several_videos_makes_another_wire_format_only_where_a_file_says_it(chat_format):
+def test_default_multi_video_texts_do_not_change_the_name(chat_format):
     usual = chat_format.template
     assert usual.fingerprint_items == replace(usual).fingerprint_items
     assert ("video", "{number}: ") in replace(usual, video="{number}: ").fingerprint_items

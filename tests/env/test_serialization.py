@@ -1,4 +1,4 @@
-"""An episode survives JSON bit for bit."""
+"""Serialization of trajectories."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_round_trip_is_exact(trajectory: Trajectory) -> None:
     assert again.loss_mask == trajectory.loss_mask
 
 
-def test_what_frames_share_is_written_once() -> None:
+def test_common_frame_fields_are_stored_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
     prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
@@ -126,8 +126,8 @@ def test_what_frames_share_is_written_once() -> None:
     assert len(written) < 3000
 
 
-def test_rewards_without_further_parts_are_read_as_having_none() -> None:
-    parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="as written before there were any")
+def test_reward_without_extra_parts_is_readable() -> None:
+    parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="no extra parts")
     played = Trajectory(
         EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts
     )
@@ -136,17 +136,17 @@ def test_rewards_without_further_parts_are_read_as_having_none() -> None:
     assert trajectory_from_dict(data) == played
 
 
-def test_refusals_written_before_they_said_what_was_asked_for_are_read() -> None:
+def test_rejected_zoom_without_request_is_readable() -> None:
     refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside", ZoomRequest(60.0, 90.0, 1.0))
     turn = Turn(ExternalAction("z", (1,)), "z", refused, TokenContext((2,)))
     played = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext(()), (turn,), EpisodeStatus.ANSWERED)
     data = through_json(trajectory_to_dict(played))
     assert trajectory_from_dict(data) == played
-    del data["turns"][0]["zoom"]["asked"]
+    del data["turns"][0]["zoom"]["requested"]
     assert trajectory_from_dict(data).turns[0].zoom == RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside")
 
 
-def test_another_format_version_is_refused() -> None:
+def test_unknown_format_version_is_rejected() -> None:
     prompt = TokenContext(())
     data = trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
     with pytest.raises(ValueError, match="version 999"):

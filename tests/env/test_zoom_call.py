@@ -19,7 +19,7 @@ def read(text: str, duration_s: float = 100.0, max_frames: int = 16):
     return parse_turn(text, duration_s=duration_s, max_frames=max_frames)
 
 
-def test_a_good_call_is_read_as_written():
+def test_valid_call_is_parsed():
     assert read(call(' {"segment": [10, 18.5], "fps": 1.5} ')).zoom == ZoomRequest(10.0, 18.5, 1.5)
 
 
@@ -31,7 +31,7 @@ def test_a_good_call_is_read_as_written():
         ([10, 10.25], 4, 4.0),  # less than one frame at 2: one
     ],
 )
-def test_a_fixed_rate_stands_in_for_the_one_asked_for(segment, asked, shown):
+def test_fixed_fps_overrides_the_call(segment, asked, shown):
     said = parse_turn(
         call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
     )
@@ -51,7 +51,7 @@ def test_a_fixed_rate_stands_in_for_the_one_asked_for(segment, asked, shown):
         ([0, 5e-324], 1, ZoomErrorKind.TOO_FEW_FRAMES),
     ],
 )
-def test_a_fixed_rate_mends_no_other_fault(segment, asked, fault):
+def test_fixed_fps_keeps_other_errors(segment, asked, fault):
     said = parse_turn(
         call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
     )
@@ -60,18 +60,18 @@ def test_a_fixed_rate_mends_no_other_fault(segment, asked, fault):
 
 
 @pytest.mark.parametrize(("segment", "fps"), [("[0, 5e-324]", "1"), ("[0, 1e-306]", "1e308")])
-def test_a_segment_of_next_to_no_length_is_refused_whatever_the_rate(segment, fps):
+def test_tiny_segment_is_rejected(segment, fps):
     assert isinstance(read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom, RejectedZoom)
 
 
 @given(st.floats(0, 3600), st.floats(0.01, 3600), st.floats(0.01, 120), st.integers(1, 64))
-def test_a_fixed_rate_always_shows_from_one_frame_to_the_most(start, span, fps, most):
+def test_fixed_fps_respects_frame_limits(start, span, fps, most):
     zoom = with_fps(ZoomRequest(start, start + span, 1.0), fps, most)
     assert 1 <= zoom.num_frames <= most
     assert (zoom.start_s, zoom.end_s) == (start, start + span)
 
 
-def test_an_answer_is_the_last_span():
+def test_answer_is_the_last_span():
     said = read("<answer>A</answer> no: <answer> B </answer>")
     assert (said.zoom, said.answer) == (None, "B")
 
@@ -108,21 +108,21 @@ def test_an_answer_is_the_last_span():
         (call('{"segment": [1, 2], "fps": 1}') + "<answer>A</answer>", ZoomErrorKind.CALL_WITH_ANSWER),
     ],
 )
-def test_each_kind_of_bad_zoom_has_its_own_refusal(text, fault):
+def test_malformed_call_has_its_error_kind(text, fault):
     refused = read(text).zoom
     assert isinstance(refused, RejectedZoom)
     assert refused.kind is fault
     assert 10 < len(refused.message) < 200
 
 
-def test_too_many_frames_names_an_fps_that_would_fit():
+def test_too_many_frames_suggests_a_valid_fps():
     refused = read(call('{"segment": [0, 30], "fps": 2}')).zoom
     assert "fps up to 0.53" in refused.message
     assert isinstance(read(call('{"segment": [0, 30], "fps": 0.53}')).zoom, ZoomRequest)
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_read_without_an_exception(text):
+def test_parser_never_raises(text):
     read(text)
     read(call(text))
 
@@ -132,7 +132,7 @@ def test_any_text_is_read_without_an_exception(text):
     st.floats(allow_nan=True, allow_infinity=True),
     st.floats(allow_nan=True, allow_infinity=True),
 )
-def test_whatever_is_admitted_fits_the_video_and_the_frame_limit(start, end, fps):
+def test_accepted_zoom_is_within_limits(start, end, fps):
     zoom = read(call(f'{{"segment": [{start}, {end}], "fps": {fps}}}')).zoom
     if isinstance(zoom, ZoomRequest):
         assert 0 <= zoom.start_s < zoom.end_s <= 100.05
@@ -149,13 +149,13 @@ def test_whatever_is_admitted_fits_the_video_and_the_frame_limit(start, end, fps
         ([10, 10.5], 1, ZoomErrorKind.TOO_FEW_FRAMES),
     ],
 )
-def test_a_refusal_says_what_was_asked_for(segment, fps, fault):
+def test_rejection_contains_the_request(segment, fps, fault):
     refused = read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom
     assert isinstance(refused, RejectedZoom)
     assert (refused.kind, refused.requested) == (fault, ZoomRequest(*map(float, segment), float(fps)))
 
 
-def test_a_call_beside_an_answer_is_refused_with_what_it_asked_for():
+def test_call_with_answer_is_rejected_with_request():
     refused = read(call('{"segment": [1, 2], "fps": 4}') + "<answer>A</answer>").zoom
     assert (refused.kind, refused.requested) == (ZoomErrorKind.CALL_WITH_ANSWER, ZoomRequest(1.0, 2.0, 4.0))
 
@@ -170,11 +170,11 @@ def test_a_call_beside_an_answer_is_refused_with_what_it_asked_for():
         2 * call('{"segment": [1, 2], "fps": 4}'),
     ],
 )
-def test_a_refusal_of_what_cannot_be_read_says_no_more_than_why(text):
+def test_rejection_of_unparsable_call_has_no_request(text):
     assert read(text).zoom.requested is None
 
 
-def test_a_refusal_at_a_fixed_rate_is_of_the_zoom_at_that_rate():
+def test_rejection_with_fixed_fps_contains_the_call():
     text = call('{"segment": [90, 200], "fps": 4}')
     said = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
     assert said.zoom.requested == ZoomRequest(90.0, 200.0, 4.0)  # it is nowhere, so nothing was set

@@ -68,7 +68,7 @@ def test_zoom_then_answer(chat_format, video):
     check_invariants(trajectory, chat_format)
 
 
-def test_a_fixed_rate_is_what_is_shown_and_the_one_asked_for_is_kept(chat_format, video):
+def test_fixed_fps_is_applied_and_requested_fps_recorded(chat_format, video):
     episode = begun(chat_format, video, zoom_fps=0.5)
     zoom_once(episode, chat_format)
     episode.step(sampled(chat_format, ANSWER))
@@ -81,7 +81,7 @@ def test_a_fixed_rate_is_what_is_shown_and_the_one_asked_for_is_kept(chat_format
     check_invariants(trajectory, chat_format)
 
 
-def test_the_prompt_is_exactly_what_was_said_so_far(chat_format, video):
+def test_prompt_is_the_exact_token_history(chat_format, video):
     episode = begun(chat_format, video)
     action = sampled(chat_format, ZOOM, end=False, stop="zoom")
     before = episode.prompt.compact_ids
@@ -98,7 +98,7 @@ def test_the_prompt_is_exactly_what_was_said_so_far(chat_format, video):
 
 
 @pytest.mark.parametrize("end", [True, False])
-def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(chat_format, video, end):
+def test_only_a_sampled_end_token_is_in_the_loss_mask(chat_format, video, end):
     episode = begun(chat_format, video)
     zoom = episode.step(sampled(chat_format, ZOOM, end=end, stop="end" if end else "zoom"))
     episode.add_clip(make_clip([8.0], zoom))
@@ -114,7 +114,7 @@ def test_an_appended_end_token_is_not_trained_and_a_sampled_one_is(chat_format, 
     assert ends == [0, 0, int(end), 0, 1]
 
 
-def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(chat_format, video):
+def test_rejected_zoom_adds_an_error_message(chat_format, video):
     episode = begun(chat_format, video)
     assert episode.step(sampled(chat_format, ZOOM.replace("8.00", "80.00", 1))) is None
     assert episode.state is EnvState.AWAITING_TURN
@@ -128,7 +128,7 @@ def test_a_refused_zoom_gets_an_error_turn_and_the_episode_goes_on(chat_format, 
     check_invariants(trajectory, chat_format)
 
 
-def test_a_clip_that_cannot_be_decoded_is_an_error_turn(chat_format, video):
+def test_decode_error_adds_an_error_message(chat_format, video):
     episode = begun(chat_format, video)
     zoom = episode.step(sampled(chat_format, ZOOM))
     episode.add_decode_error("the video is damaged here")
@@ -137,7 +137,7 @@ def test_a_clip_that_cannot_be_decoded_is_an_error_turn(chat_format, video):
     assert (refused.kind, refused.requested) == (ZoomErrorKind.DECODE_ERROR, zoom)
 
 
-def test_no_zoom_in_the_last_round_and_a_notice_before_it(chat_format, video):
+def test_last_round_has_notice_and_rejects_zoom(chat_format, video):
     episode = begun(chat_format, video, max_rounds=3)
     zoom_once(episode, chat_format)
     assert "Answer now" not in chat_format.tokenizer.decode(list(episode.prompt.compact_ids))
@@ -151,7 +151,7 @@ def test_no_zoom_in_the_last_round_and_a_notice_before_it(chat_format, video):
     check_invariants(trajectory, chat_format)
 
 
-def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(chat_format, video):
+def test_image_budget_rejects_zoom_before_decoding(chat_format, video):
     episode = begun(chat_format, video, max_images=10, overview_frames=10)
     assert episode.step(sampled(chat_format, ZOOM)) is None
     assert episode.turns[0].zoom.kind is ZoomErrorKind.BUDGET_EXCEEDED
@@ -159,7 +159,7 @@ def test_the_image_budget_refuses_a_zoom_before_it_is_decoded(chat_format, video
     assert episode.turns[0].zoom.requested.start_s == 8
 
 
-def test_a_clip_beyond_the_context_is_left_out_whole(chat_format, video):
+def test_clip_beyond_context_is_dropped_atomically(chat_format, video):
     room = len(begun(chat_format, video).prompt.compact_ids) + 160
     episode = begun(chat_format, video, max_context=room)
     zoom = episode.step(sampled(chat_format, ZOOM, end=False, stop="zoom"))
@@ -172,19 +172,19 @@ def test_a_clip_beyond_the_context_is_left_out_whole(chat_format, video):
     assert len(episode.trajectory().expanded_ids) <= room
 
 
-def test_a_turn_never_samples_past_the_context(chat_format, video):
+def test_turn_tokens_are_limited_by_context(chat_format, video):
     length = len(begun(chat_format, video).prompt.compact_ids)
     episode = begun(chat_format, video, max_context=length + 20)
     assert episode.turn_sampling_params(SamplingParams(max_tokens=500)).max_tokens == 20
 
 
-def test_a_turn_cut_at_its_limit_ends_the_episode(chat_format, video):
+def test_truncated_turn_ends_the_episode(chat_format, video):
     episode = begun(chat_format, video)
     episode.step(sampled(chat_format, "<think>disc disc disc", end=False, stop="length"))
     assert episode.trajectory().status is EpisodeStatus.TRUNCATED
 
 
-def test_frames_of_different_sizes_expand_to_their_own_tokens(chat_format, video):
+def test_frame_sizes_determine_visual_tokens(chat_format, video):
     episode = ZoomEnv(EpisodeId(0, "t", 0), TASK, video, chat_format, EpisodeConfig())
     episode.start(make_clip([0.0, 8.0], width=56, height=84))
     zoom = episode.step(sampled(chat_format, ZOOM))
@@ -195,15 +195,15 @@ def test_frames_of_different_sizes_expand_to_their_own_tokens(chat_format, video
     check_invariants(trajectory, chat_format)
 
 
-def test_events_out_of_order_are_errors(chat_format, video):
+def test_calls_in_wrong_state_raise(chat_format, video):
     episode = begun(chat_format, video)
-    with pytest.raises(RuntimeError, match="expected look"):
+    with pytest.raises(RuntimeError, match="expected awaiting_clip"):
         episode.add_clip(make_clip([1.0]))
-    with pytest.raises(RuntimeError, match="expected over"):
+    with pytest.raises(RuntimeError, match="expected done"):
         episode.trajectory()
 
 
-def test_an_episode_of_one_round_is_told_so_at_once(chat_format, video):
+def test_single_round_episode_has_notice_in_prompt(chat_format, video):
     said = [
         chat_format.decode_turn(begun(chat_format, video, max_rounds=rounds).prompt.compact_ids)
         for rounds in (1, 2)

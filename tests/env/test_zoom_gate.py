@@ -94,7 +94,7 @@ async def played(video: str, chat_format, policy, gate: ZoomGateConfig, task: Ta
         )
 
 
-async def test_a_certain_draft_is_the_answer_token_by_token(video, chat_format):
+async def test_certain_draft_becomes_the_answer(video, chat_format):
     policy = ConfidentPolicy(chat_format, 0.98)
     trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3))
     assert (trajectory.status, trajectory.answer, policy.turns) == (EpisodeStatus.ANSWERED, "B", 0)
@@ -107,7 +107,7 @@ async def test_a_certain_draft_is_the_answer_token_by_token(video, chat_format):
 
 
 @pytest.mark.parametrize("mode", ["on", "measure"])
-async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(video, chat_format, mode):
+async def test_uncertain_or_measured_draft_is_discarded(video, chat_format, mode):
     policy = ConfidentPolicy(chat_format, 0.5 if mode == "on" else 0.98)
     gate = ZoomGateConfig(mode, threshold=0.3 if mode == "on" else None)
     trajectory = await played(video, chat_format, policy, gate)
@@ -119,29 +119,29 @@ async def test_an_uncertain_draft_or_one_that_is_only_measured_is_forgotten(vide
     assert plain.extra == {}
 
 
-async def test_a_draft_without_an_end_is_uncertain_however_sure(video, chat_format):
+async def test_unfinished_draft_is_uncertain(video, chat_format):
     policy = ConfidentPolicy(chat_format, 0.999, draft="B")
     trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=1.0))
     assert trajectory.answer == "C"
     assert trajectory.extra["gate"]["draft"] is None
 
 
-async def test_a_free_answer_goes_by_the_tokens_of_its_draft(video, chat_format):
+async def test_free_answer_uses_token_entropy(video, chat_format):
     task = replace(TASK, question="How many flashes?", answer="2", answer_type=AnswerType.NUMBER)
     policy = ConfidentPolicy(chat_format, 0.98, draft="2</answer>")
     trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3), task)
     assert (trajectory.answer, trajectory.extra["gate"]["kind"]) == ("2", "free")
 
 
-async def test_a_policy_that_tells_no_probabilities_is_refused(video, chat_format):
+async def test_policy_without_logprobs_is_rejected(video, chat_format):
     class Mute:
         generate = ConfidentPolicy.generate
 
-    with pytest.raises(UserError, match="Mute tells no probabilities"):
+    with pytest.raises(UserError, match="Mute returns none"):
         await played(video, chat_format, Mute(), ZoomGateConfig("measure"))
 
 
-def test_what_options_leave_over_counts_as_one_more():
+def test_remaining_probability_counts_as_an_option():
     half = math.log(0.5)
     assert option_entropy([{1: half, 2: half}], (1, 2)) == pytest.approx(math.log(2) / math.log(3))
     third = math.log(1 / 3)
@@ -150,7 +150,7 @@ def test_what_options_leave_over_counts_as_one_more():
     assert option_entropy([], (1, 2)) == 1.0
 
 
-def test_a_draft_is_as_uncertain_as_its_tokens_are_on_average():
+def test_token_entropy_is_the_mean():
     sure, torn = {1: 0.0, 2: -60.0, 3: -60.0}, dict.fromkeys((1, 2, 3), math.log(1 / 4))
     assert token_entropy([sure, torn]) == pytest.approx(0.5)
     assert token_entropy([]) == 1.0
@@ -166,15 +166,15 @@ def test_a_draft_is_as_uncertain_as_its_tokens_are_on_average():
         ("What?", ""),
     ],
 )
-def test_letters_are_those_that_the_question_lists(question, letters):
+def test_option_letters_are_found_in_the_question(question, letters):
     assert option_letters(replace(TASK, question=question)) == tuple(letters)
 
 
-def test_a_question_that_is_no_choice_has_no_letters():
+def test_open_ended_question_has_no_letters():
     assert option_letters(replace(TASK, answer_type=AnswerType.OPEN_ENDED)) == ()
 
 
-def test_each_letter_has_one_token_after_the_same_beginning(chat_format):
+def test_option_letters_have_distinct_tokens(chat_format):
     forced, options = forced_prefix(chat_format, FORCED, ("A", "B", "C"))
     assert len(set(options)) == 3
     for letter, option in zip("ABC", options, strict=True):
@@ -182,9 +182,9 @@ def test_each_letter_has_one_token_after_the_same_beginning(chat_format):
         assert tuple(whole[: len(forced) + 1]) == (*forced, option)
 
 
-def test_a_calibration_of_something_else_is_refused(tmp_path: Path):
+def test_invalid_calibration_file_is_rejected(tmp_path: Path):
     path = tmp_path / "gate.json"
-    with pytest.raises(UserError, match=r"gate\.json is no calibration of a gate .*calibrate-gate"):
+    with pytest.raises(UserError, match=r"gate\.json is not a valid gate calibration .*calibrate-gate"):
         load_thresholds(str(path))
     path.write_text('{"version": 99, "kinds": {}}')
     with pytest.raises(UserError, match="version 99"):
@@ -195,27 +195,27 @@ def test_a_calibration_of_something_else_is_refused(tmp_path: Path):
     ("values", "message"),
     [
         ({"mode": "maybe"}, "must be one of off, measure, on"),
-        ({"mode": "on"}, "needs one of the two"),
-        ({"mode": "on", "thresholds_file": "a", "threshold": 0.5}, "needs one of the two"),
-        ({"threshold": 2.0}, "lies between 0 and 1"),
+        ({"mode": "on"}, "set exactly one"),
+        ({"mode": "on", "thresholds_file": "a", "threshold": 0.5}, "set exactly one"),
+        ({"threshold": 2.0}, "must be between 0 and 1"),
         ({"draft_prefix": "Answer:"}, "must end with <answer>"),
         ({"max_draft_tokens": 0}, "max_draft_tokens is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(values, message):
+def test_invalid_setting_is_rejected(values, message):
     with pytest.raises(ValueError, match=message):
         ZoomGateConfig(**values)
 
 
-def test_training_refuses_a_gate():
-    with pytest.raises(ConfigError, match=r"episode\.gate\.mode is 'measure'.*training needs 'off'"):
+def test_training_rejects_the_gate():
+    with pytest.raises(ConfigError, match=r"episode\.gate\.mode is 'measure'.*training requires 'off'"):
         load_config(GrpoRunConfig, "conf/tiny.yaml", ["episode.gate.mode=measure"])
 
 
 @pytest.mark.parametrize(
     ("said", "read"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
 )
-def test_modes_are_what_they_are_called_though_yaml_reads_on_and_off_otherwise(said: str, read: str) -> None:
+def test_yaml_booleans_are_accepted_as_modes(said: str, read: str) -> None:
     gate = load_config(
         ServeConfig, None, [f"episode.gate.mode={said}", "episode.gate.threshold=0.5"]
     ).episode.gate

@@ -39,7 +39,7 @@ class FakeCollector:
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-async def test_a_batch_begins_when_at_most_so_many_updates_are_to_come(most: int) -> None:
+async def test_batches_start_within_the_staleness_bound(most: int) -> None:
     players = FakeCollector()
     players.hold.set()
     async with BatchPrefetcher(players.collect, most, max_steps=8) as ahead:
@@ -50,7 +50,7 @@ async def test_a_batch_begins_when_at_most_so_many_updates_are_to_come(most: int
     assert players.began == {j: max(0, j - most) for j in range(8)}
 
 
-async def test_what_is_under_way_ends_with_the_block() -> None:
+async def test_exit_cancels_batches_in_flight() -> None:
     players = FakeCollector()
     async with BatchPrefetcher(players.collect, 2, max_steps=10) as ahead:
         waiting = asyncio.create_task(ahead.get_batch(4))
@@ -59,7 +59,7 @@ async def test_what_is_under_way_ends_with_the_block() -> None:
     assert sorted(players.ended) == [4, 5, 6]
 
 
-async def test_a_batch_that_fails_says_so_and_the_others_end() -> None:
+async def test_batch_failure_propagates_and_cancels_others() -> None:
     async def play(iteration: int) -> RolloutBatch:
         if iteration == 1:
             raise RuntimeError("no worker")
@@ -71,7 +71,7 @@ async def test_a_batch_that_fails_says_so_and_the_others_end() -> None:
             await ahead.get_batch(1)
 
 
-def test_tokens_are_counted_by_their_age() -> None:
+def test_staleness_histogram_counts_tokens() -> None:
     spans = (VersionSpan(0, 3, 6), VersionSpan(3, 5, 7))
     turns = (
         Turn(SampledAction((1,) * 5, (-1.0,) * 5, spans, SamplingParams(), "zoom"), "", None, None),

@@ -41,7 +41,7 @@ async def engine(model: Path, engine_config: EngineConfig) -> AsyncIterator[Vllm
     await engine.shutdown()
 
 
-async def test_a_draft_tells_what_sampling_would_have_told(engine: VllmEngine, model: Path) -> None:
+async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) -> None:
     reference = HfReference(model, engine.banned_token_ids)
     prompt = reference.prompt(ASK, [frame(0, 56, 56), frame(1, 28, 56)])
     wire = ChatFormat(reference.tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
@@ -61,9 +61,7 @@ async def test_a_draft_tells_what_sampling_would_have_told(engine: VllmEngine, m
     assert 0 < option_entropy(draft.logprobs, options) < 1
 
 
-async def test_an_episode_passes_the_gate_of_an_engine(
-    engine: VllmEngine, model: Path, tmp_path: Path
-) -> None:
+async def test_gate_works_with_an_engine(engine: VllmEngine, model: Path, tmp_path: Path) -> None:
     task = replace(TASK, video=str(write_video(tmp_path, VideoSpec("v.mp4", frames=100))))
     wire = ChatFormat(
         HfReference(model, engine.banned_token_ids).tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml")

@@ -89,9 +89,7 @@ async def side(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-async def test_several_turns_with_frames_of_different_sizes_agree(
-    side: EngineUnderTest, temperature: float
-) -> None:
+async def test_logprobs_match_over_turns_and_frame_sizes(side: EngineUnderTest, temperature: float) -> None:
     await side.train_and_publish()
     prompt = side.overview()
     for turn in range(3):
@@ -105,7 +103,7 @@ async def test_several_turns_with_frames_of_different_sizes_agree(
         prompt = side.reference.extend(prompt, sampled.token_ids, text, frames)
 
 
-async def test_weights_arrive_and_are_labelled(side: EngineUnderTest) -> None:
+async def test_published_weights_are_loaded_and_labelled(side: EngineUnderTest) -> None:
     before = await side.engine.generate(
         side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="before"
     )
@@ -118,7 +116,7 @@ async def test_weights_arrive_and_are_labelled(side: EngineUnderTest) -> None:
     assert before.logprobs != after.logprobs
 
 
-async def test_caches_kept_over_a_publish_would_be_noticed(side: EngineUnderTest) -> None:
+async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
     """Fails if the parity tests above could pass on stale caches: here they are kept, and it shows."""
     await side.train_and_publish()
     prompt = side.overview()
@@ -135,7 +133,7 @@ async def test_caches_kept_over_a_publish_would_be_noticed(side: EngineUnderTest
     assert await side.gap(prompt, 1.0) <= TOLERANCE
 
 
-async def test_the_probe_alone_notices_kept_caches(side: EngineUnderTest) -> None:
+async def test_probe_detects_stale_caches(side: EngineUnderTest) -> None:
     await side.train_and_publish()
 
     class Forgetful(VllmEngine):
@@ -153,7 +151,7 @@ async def test_the_probe_alone_notices_kept_caches(side: EngineUnderTest) -> Non
     await side.train_and_publish()
 
 
-async def test_the_prefix_cache_spares_the_shared_part(side: EngineUnderTest) -> None:
+async def test_prefix_cache_serves_the_shared_prefix(side: EngineUnderTest) -> None:
     prompt = side.overview()
     await side.engine.generate(prompt, SamplingParams(max_tokens=2), request_id="first")
     before = side.engine.stats()
@@ -165,7 +163,7 @@ async def test_the_prefix_cache_spares_the_shared_part(side: EngineUnderTest) ->
     assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (shown, shown)
 
 
-async def test_turns_fill_the_key_value_cache_and_empty_it_again(side: EngineUnderTest) -> None:
+async def test_kv_cache_usage_follows_running_turns(side: EngineUnderTest) -> None:
     turn = asyncio.create_task(
         side.engine.generate(side.overview(), SamplingParams(max_tokens=400), request_id="long")
     )
@@ -180,7 +178,7 @@ async def test_turns_fill_the_key_value_cache_and_empty_it_again(side: EngineUnd
     assert after.kv_cache_used_tokens < used
 
 
-async def test_turns_in_flight_go_on_with_the_new_weights(side: EngineUnderTest) -> None:
+async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) -> None:
     await side.train_and_publish()
     old = side.version
     turns = [
@@ -209,7 +207,7 @@ async def test_turns_in_flight_go_on_with_the_new_weights(side: EngineUnderTest)
     assert [old, side.version] in versions
 
 
-async def test_a_version_with_a_missing_tensor_is_refused(
+async def test_version_with_missing_tensor_is_rejected(
     side: EngineUnderTest, tmp_path: Path, engine_config: EngineConfig
 ) -> None:
     """Last in this module: the engine is of no use afterwards."""

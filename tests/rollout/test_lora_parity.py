@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.mark.slow
-async def test_the_engine_samples_from_base_and_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
+async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
     """Twice: the second publish starts from adapters that the first one must not have changed."""
     model = build_tiny_checkpoint(tmp_path / "model")
     world = make_training_data(model, groups=2, samples=2, overview=3, clip=2, side=(28, 56))

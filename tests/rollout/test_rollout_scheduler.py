@@ -146,7 +146,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_all_samples_of_a_task_are_played_by_one_worker() -> None:
+async def test_group_runs_on_one_worker() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory)
     groups = [group async for group in scheduler.rollout(TASKS, 4, SamplingParams(), tracker)]
@@ -159,7 +159,7 @@ async def test_all_samples_of_a_task_are_played_by_one_worker() -> None:
     await scheduler.close()
 
 
-async def test_a_slow_group_does_not_hold_back_others() -> None:
+async def test_slow_group_does_not_block_others() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory)
     factory.workers[0].gate.clear()
@@ -172,7 +172,7 @@ async def test_a_slow_group_does_not_hold_back_others() -> None:
     await scheduler.close()
 
 
-async def test_episodes_of_a_dead_worker_are_played_elsewhere_and_it_is_replaced() -> None:
+async def test_lost_worker_is_replaced_and_episodes_retried() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory)
     factory.workers[0].fail["play"] = WorkerLostError("rollout-0 died")
@@ -192,7 +192,7 @@ async def test_episodes_of_a_dead_worker_are_played_elsewhere_and_it_is_replaced
     await scheduler.close()
 
 
-async def test_a_group_whose_worker_died_stays_together() -> None:
+async def test_group_moves_together_after_worker_loss() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=3)
     factory.workers[0].fail["play"] = WorkerLostError("gone")
@@ -201,7 +201,7 @@ async def test_a_group_whose_worker_died_stays_together() -> None:
     await scheduler.close()
 
 
-async def test_a_sample_that_fails_too_often_is_given_up_with_its_reason() -> None:
+async def test_sample_is_discarded_after_max_attempts() -> None:
     factory, tracker = (
         WorkerFactory(lambda w: w.fail.update(play=StepTimeout("x", "episode", 9))),
         SampleTracker(),
@@ -217,7 +217,7 @@ async def test_a_sample_that_fails_too_often_is_given_up_with_its_reason() -> No
     await scheduler.close()
 
 
-async def test_a_group_begins_where_a_place_is_free_and_no_worker_gets_more_than_one_beyond() -> None:
+async def test_group_starts_on_one_free_slot() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=1, max_concurrent_episodes=6)
     factory.workers[0].gate.clear()
@@ -230,7 +230,7 @@ async def test_a_group_begins_where_a_place_is_free_and_no_worker_gets_more_than
     await scheduler.close()
 
 
-async def test_closing_the_iterator_frees_every_place() -> None:
+async def test_closing_the_iterator_releases_all_slots() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory)
     factory.workers[1].gate.clear()
@@ -242,7 +242,7 @@ async def test_closing_the_iterator_frees_every_place() -> None:
     await scheduler.close()
 
 
-async def test_a_publish_reaches_ready_workers_and_drops_the_one_that_failed() -> None:
+async def test_publish_replaces_failed_worker() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory)
     factory.workers[1].fail["receive_weights"] = RuntimeError("half the tensors")
@@ -258,7 +258,7 @@ async def test_a_publish_reaches_ready_workers_and_drops_the_one_that_failed() -
 
 
 @pytest.mark.parametrize("finish_first", [True, False])
-async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_first: bool) -> None:
+async def test_publish_waits_for_episodes_only_if_requested(finish_first: bool) -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=1, max_concurrent_episodes=4)
     (worker,) = factory.workers
@@ -284,7 +284,7 @@ async def test_episodes_in_flight_end_before_an_update_or_go_on_with_it(finish_f
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun(workers: int) -> None:
+async def test_retry_is_allowed_while_publish_waits(workers: int) -> None:
     """With one worker, on the one that takes its place: that needs weights while the update waits."""
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=workers, max_concurrent_episodes=4)
@@ -308,7 +308,7 @@ async def test_a_retry_is_let_in_while_the_fleet_waits_for_what_has_begun(worker
     await scheduler.close()
 
 
-async def test_a_joiner_has_the_present_weights_before_its_first_episode() -> None:
+async def test_replacement_gets_current_weights_first() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=1)
     await scheduler.publish(3, FakeTransport())
@@ -319,7 +319,7 @@ async def test_a_joiner_has_the_present_weights_before_its_first_episode() -> No
     await scheduler.close()
 
 
-async def test_a_joiner_that_cannot_take_the_weights_is_replaced_too() -> None:
+async def test_replacement_failing_weight_load_is_replaced() -> None:
     def script(worker: FakeWorkerClient) -> None:
         if worker.name == "rollout-1":
             worker.fail["receive_weights"] = RuntimeError("no shared memory")
@@ -338,7 +338,7 @@ async def test_a_joiner_that_cannot_take_the_weights_is_replaced_too() -> None:
     await scheduler.close()
 
 
-async def test_an_older_version_is_refused() -> None:
+async def test_older_version_is_rejected() -> None:
     scheduler = await make(WorkerFactory())
     await scheduler.publish(3, FakeTransport())
     with pytest.raises(ValueError, match="3 is not newer than 3"):
@@ -346,7 +346,7 @@ async def test_an_older_version_is_refused() -> None:
     await scheduler.close()
 
 
-async def test_a_learner_that_is_not_ready_leaves_the_workers_playing() -> None:
+async def test_failed_prepare_leaves_workers_running() -> None:
     class FailingTransport(FakeTransport):
         async def prepare(self, version: int) -> WeightUpdate:
             raise OSError("shared memory is full")
@@ -360,7 +360,7 @@ async def test_a_learner_that_is_not_ready_leaves_the_workers_playing() -> None:
     await scheduler.close()
 
 
-async def test_a_fleet_that_cannot_start_says_why() -> None:
+async def test_start_failure_contains_the_reason() -> None:
     factory = WorkerFactory(lambda w: w.fail.update(start=RuntimeError("no such model")))
     with pytest.raises(NoWorkersError, match="no such model"):
         await make(factory, num_workers=1)
@@ -368,7 +368,7 @@ async def test_a_fleet_that_cannot_start_says_why() -> None:
     assert all(worker.ended for worker in factory.workers)
 
 
-async def test_a_worker_that_dies_idle_is_found_and_replaced() -> None:
+async def test_idle_worker_death_is_detected() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=1, health_check_interval_s=0.01)
     factory.workers[0].fail["check_health"] = WorkerLostError("its engine is gone")
@@ -378,7 +378,7 @@ async def test_a_worker_that_dies_idle_is_found_and_replaced() -> None:
     await scheduler.close()
 
 
-async def test_whoever_waits_when_the_fleet_is_closed_is_told() -> None:
+async def test_close_fails_waiting_groups() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=1)
     factory.workers[0].gate.clear()
@@ -413,7 +413,7 @@ def alive(factory: WorkerFactory) -> list[str]:
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
-async def test_workers_come_with_the_load_drain_when_it_is_gone_and_nothing_is_lost() -> None:
+async def test_autoscaling_follows_load_without_losses() -> None:
     factory = WorkerFactory(lambda worker: worker.gate.clear())
     scheduler = await make(
         factory,
@@ -442,7 +442,7 @@ async def test_workers_come_with_the_load_drain_when_it_is_gone_and_nothing_is_l
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
-async def test_a_fleet_goes_to_none_and_back_and_who_comes_back_has_the_present_weights() -> None:
+async def test_scaling_from_zero_uses_current_weights() -> None:
     factory = WorkerFactory()
     scheduler = await make(
         factory, num_workers=0, max_workers=2, upscale_delay_s=0.02, downscale_delay_s=0.05
@@ -457,7 +457,7 @@ async def test_a_fleet_goes_to_none_and_back_and_who_comes_back_has_the_present_
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
-async def test_a_worker_that_will_have_to_go_finishes_takes_nothing_new_and_is_replaced() -> None:
+async def test_preempted_worker_drains_and_is_replaced() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=1, health_check_interval_s=0.02)
     (first,) = factory.workers
@@ -478,7 +478,7 @@ async def test_a_worker_that_will_have_to_go_finishes_takes_nothing_new_and_is_r
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
-async def test_further_workers_that_find_no_place_leave_those_that_there_are_playing() -> None:
+async def test_failed_upscale_keeps_existing_workers() -> None:
     room = False
 
     def script(worker: FakeWorkerClient) -> None:
@@ -512,7 +512,7 @@ async def test_further_workers_that_find_no_place_leave_those_that_there_are_pla
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
-async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
+async def test_scale_from_zero_failure_contains_the_reason() -> None:
     factory = WorkerFactory(lambda worker: worker.fail.update(start=WorkerLostError("found no place")))
     scheduler = await make(factory, num_workers=0, max_workers=2, upscale_delay_s=0.01)
     with pytest.raises(NoWorkersError, match="found no place"):
@@ -520,7 +520,7 @@ async def test_a_fleet_of_none_that_can_get_no_worker_says_why() -> None:
     await scheduler.close()
 
 
-async def test_a_fleet_that_lacks_places_plays_on_asks_again_and_does_not_fail_for_it() -> None:
+async def test_unschedulable_workers_are_retried() -> None:
     room = False
 
     def script(worker: FakeWorkerClient) -> None:
@@ -544,7 +544,7 @@ async def test_a_fleet_that_lacks_places_plays_on_asks_again_and_does_not_fail_f
     await scheduler.close()
 
 
-async def test_a_fleet_without_a_worker_says_so_and_gives_up_in_the_end(
+async def test_lack_of_workers_warns_then_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 0.1)
@@ -563,7 +563,7 @@ async def test_a_fleet_without_a_worker_says_so_and_gives_up_in_the_end(
     await scheduler.close()
 
 
-async def test_failures_to_start_do_not_keep_a_fleet_small_for_ever() -> None:
+async def test_start_failures_are_retried_while_others_serve() -> None:
     broken = True
 
     def script(worker: FakeWorkerClient) -> None:
@@ -578,7 +578,7 @@ async def test_failures_to_start_do_not_keep_a_fleet_small_for_ever() -> None:
     await scheduler.close()
 
 
-async def test_a_worker_lost_in_service_is_replaced_though_others_could_not_be_started() -> None:
+async def test_ready_worker_loss_resets_start_failures() -> None:
     broken = True
 
     def script(worker: FakeWorkerClient) -> None:
@@ -595,7 +595,7 @@ async def test_a_worker_lost_in_service_is_replaced_though_others_could_not_be_s
     await scheduler.close()
 
 
-async def test_a_worker_that_hangs_does_not_keep_others_from_being_watched() -> None:
+async def test_hung_worker_does_not_block_other_health_checks() -> None:
     factory = WorkerFactory()
     scheduler = await make(factory, num_workers=2, health_check_interval_s=0.01)
     first, second = factory.workers
@@ -611,7 +611,7 @@ async def test_a_worker_that_hangs_does_not_keep_others_from_being_watched() -> 
     await scheduler.close()
 
 
-async def test_a_start_that_takes_too_long_says_why_the_last_worker_was_lost() -> None:
+async def test_start_timeout_contains_last_loss_reason() -> None:
     factory = WorkerFactory(
         lambda worker: worker.fail.update(start=WorkerUnschedulableError("found no place: it needs 4 GPU"))
     )
@@ -619,7 +619,7 @@ async def test_a_start_that_takes_too_long_says_why_the_last_worker_was_lost() -
         await make(factory, num_workers=1, health_check_interval_s=0.01, start_timeout_s=0.2)
 
 
-async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_waits_for_the_others() -> None:
+async def test_first_samples_are_kept_with_extra_samples() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=1)
     (worker,) = factory.workers
@@ -642,7 +642,7 @@ async def test_of_a_group_with_spares_the_first_that_end_are_kept_and_nobody_wai
     await scheduler.close()
 
 
-async def test_spares_take_the_place_of_failed_samples() -> None:
+async def test_extra_samples_replace_failed_ones() -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=1, max_attempts=1)
     (worker,) = factory.workers
@@ -663,9 +663,7 @@ async def test_spares_take_the_place_of_failed_samples() -> None:
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_worker_that_is_late_is_asked_what_it_is_doing(
-    answers: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_timeout_reports_worker_state(answers: bool, caplog: pytest.LogCaptureFixture) -> None:
     factory, tracker = WorkerFactory(), SampleTracker()
     scheduler = await make(factory, num_workers=1, max_attempts=1)
     factory.workers[0].fail["play"] = StepTimeout("rollout-0", "episode 0/t0/0#0", 5)
@@ -681,10 +679,10 @@ async def test_a_worker_that_is_late_is_asked_what_it_is_doing(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_workers": 3, "max_workers": 2}, r"max_workers=2 is below rollout\.num_workers \(3\)"),
-        ({"num_workers": 0}, "must be at least 1, or 0 with"),
+        ({"num_workers": 3, "max_workers": 2}, r"max_workers is 2; it must be at least num_workers \(3\)"),
+        ({"num_workers": 0}, "must be at least 1, or at least 0 with max_workers"),
     ],
 )
-def test_bounds_that_make_no_sense_are_refused(config: dict[str, int], message: str) -> None:
+def test_invalid_worker_bounds_are_rejected(config: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RolloutConfig(**config)

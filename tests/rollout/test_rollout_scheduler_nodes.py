@@ -35,7 +35,7 @@ async def world(
 
 
 @pytest.mark.slow
-async def test_one_killed_while_idle_is_found_and_replaced_though_the_next_dies_while_it_starts(
+async def test_idle_and_starting_worker_kills_are_recovered(
     world: RolloutCluster,
 ) -> None:
     victim = await world.serving_worker()
@@ -51,7 +51,7 @@ async def test_one_killed_while_idle_is_found_and_replaced_though_the_next_dies_
     assert not survivors(engines)
 
 
-async def test_episodes_outlive_the_decoders_that_they_wait_for(world: RolloutCluster) -> None:
+async def test_episodes_survive_decoder_kills(world: RolloutCluster) -> None:
     worker = await world.serving_worker()
     with world.decoders_stopped() as decoders:
         play = world.start_rollout(2)
@@ -63,7 +63,7 @@ async def test_episodes_outlive_the_decoders_that_they_wait_for(world: RolloutCl
     assert not survivors(decoders)
 
 
-async def test_one_killed_between_pause_and_resume_is_replaced_and_its_episodes_are_played_again(
+async def test_worker_kill_during_publish_is_recovered(
     world: RolloutCluster,
 ) -> None:
     with world.decoders_stopped():
@@ -82,7 +82,7 @@ async def test_one_killed_between_pause_and_resume_is_replaced_and_its_episodes_
 
 
 @pytest.mark.slow
-async def test_one_whose_engine_is_killed_between_pause_and_resume_is_replaced(world: RolloutCluster) -> None:
+async def test_engine_kill_during_publish_is_recovered(world: RolloutCluster) -> None:
     with world.decoders_stopped():
         play = world.start_rollout(4)
         victim = await world.wait_running(8)
@@ -96,7 +96,7 @@ async def test_one_whose_engine_is_killed_between_pause_and_resume_is_replaced(w
     assert not survivors([actor, engine, *others])
 
 
-async def test_one_on_a_drained_node_ends_what_it_plays_while_another_comes_elsewhere(
+async def test_drained_node_finishes_its_episodes(
     world: RolloutCluster,
 ) -> None:
     old, version = world.worker_nodes[-1], world.scheduler.version
@@ -118,9 +118,7 @@ async def test_one_on_a_drained_node_ends_what_it_plays_while_another_comes_else
 
 
 @pytest.mark.slow
-async def test_groups_wait_while_there_is_no_node_and_are_played_on_the_next_that_comes(
-    world: RolloutCluster, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_groups_wait_for_a_node(world: RolloutCluster, caplog: pytest.LogCaptureFixture) -> None:
     version = world.scheduler.version
     with world.decoders_stopped():
         play = world.start_rollout(4)
@@ -137,7 +135,7 @@ async def test_groups_wait_while_there_is_no_node_and_are_played_on_the_next_tha
     await world.check_replacement(version, victim.name)
 
 
-async def test_a_worker_that_no_node_has_room_for_says_what_is_lacking_and_asks_no_longer(
+async def test_unschedulable_worker_names_missing_resources(
     world: RolloutCluster,
 ) -> None:
     world.nodes.add(num_cpus=4, num_gpus=2)

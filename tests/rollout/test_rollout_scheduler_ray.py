@@ -134,7 +134,7 @@ async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[Single
         ray.shutdown()
 
 
-async def test_groups_are_played_scored_and_equal_to_the_learner(world: SingleNodeRollout) -> None:
+async def test_group_logprobs_match_the_learner(world: SingleNodeRollout) -> None:
     perturb(world.reference.model, 1)
     report = await world.fleet.publish(1, world.sender)
     assert report.max_probe_diff is not None
@@ -157,7 +157,7 @@ async def test_groups_are_played_scored_and_equal_to_the_learner(world: SingleNo
     assert stats.finished_episodes == 6
 
 
-async def test_a_killed_worker_is_replaced_and_nothing_is_lost(world: SingleNodeRollout) -> None:
+async def test_killed_worker_is_replaced_without_losses(world: SingleNodeRollout) -> None:
     """SIGKILL in mid-play: every group complete, the new worker has the present weights, no orphan stays."""
     [stats] = await world.fleet.worker_stats()
     engines = psutil.Process(stats.pid).children(recursive=True)
@@ -182,7 +182,7 @@ async def test_a_killed_worker_is_replaced_and_nothing_is_lost(world: SingleNode
     assert not alive
 
 
-async def test_the_replacement_takes_the_next_version(world: SingleNodeRollout) -> None:
+async def test_replacement_receives_the_next_version(world: SingleNodeRollout) -> None:
     perturb(world.reference.model, 2)
     report = await world.fleet.publish(2, world.sender)
     assert report.updated == ("rollout-1",)
@@ -192,7 +192,7 @@ async def test_the_replacement_takes_the_next_version(world: SingleNodeRollout) 
     assert group.trajectories[0].weight_versions == (2,)
 
 
-async def test_a_version_is_fetched_to_a_node_that_lacks_it(world: SingleNodeRollout, tmp_path: Path) -> None:
+async def test_version_is_fetched_to_another_node(world: SingleNodeRollout, tmp_path: Path) -> None:
     number = world.store.versions()[-1]
     node = ray.get_runtime_context().get_node_id()
     manifest, *buckets = await fetch_weights(str(world.store.path(number)), node)

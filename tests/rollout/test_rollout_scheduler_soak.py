@@ -36,7 +36,7 @@ async def world(
         yield made
 
 
-async def test_two_of_three_nodes_go_at_once_and_come_back(world: RolloutCluster) -> None:
+async def test_two_of_three_nodes_fail_and_return(world: RolloutCluster) -> None:
     with world.decoders_stopped():
         play = world.start_rollout(6)
         await world.wait_until(lambda: sum(seat.load for seat in world.scheduler.worker_statuses()) == 24)
@@ -109,7 +109,7 @@ def _quietly(action: Callable[[], None]) -> None:
         return  # it has just ended
 
 
-async def test_whatever_is_killed_for_minutes_every_sample_counts_once(world: RolloutCluster) -> None:
+async def test_soak_accepts_every_sample_once(world: RolloutCluster) -> None:
     end = time.monotonic() + SOAK_S
     striker = FaultSchedule(world, seed=11)
     striking = asyncio.create_task(striker.strike(end))

@@ -22,20 +22,20 @@ def chosen(*candidates: FakeCandidate, episode_tokens: int = 1000) -> str:
     return admission.choose(candidates).name
 
 
-def test_the_most_free_cache_wins_whoever_has_fewer_episodes() -> None:
+def test_router_prefers_free_cache_over_few_episodes() -> None:
     long = FakeCandidate("few long ones", 4, WorkerCapacity(2000, 4))
     short = FakeCandidate("many short ones", 12, WorkerCapacity(9000, 12))
     assert chosen(long, short) == "many short ones"
 
 
-def test_what_was_given_since_the_last_word_counts_as_long_as_others() -> None:
+def test_router_corrects_for_new_episodes() -> None:
     filled = FakeCandidate("filled since", 12, WorkerCapacity(9000, 4))
     steady = FakeCandidate("steady", 4, WorkerCapacity(2000, 4))
     assert chosen(filled, steady) == "steady"
     assert chosen(filled, steady, episode_tokens=100) == "filled since"
 
 
-def test_before_anything_is_known_the_fewest_episodes_win() -> None:
+def test_router_uses_load_without_reports() -> None:
     silent = FakeCandidate("silent", 3, None)
     busy = FakeCandidate("busy", 5, WorkerCapacity(9000, 5))
     assert chosen(silent, busy) == "silent"
@@ -44,7 +44,7 @@ def test_before_anything_is_known_the_fewest_episodes_win() -> None:
     assert chosen(roomy, full, episode_tokens=0) == "full"
 
 
-def test_of_equal_room_the_less_busy_and_then_the_first() -> None:
+def test_router_breaks_ties_by_load_then_order() -> None:
     assert (
         chosen(FakeCandidate("a", 5, WorkerCapacity(900, 5)), FakeCandidate("b", 4, WorkerCapacity(900, 4)))
         == "b"
@@ -55,7 +55,7 @@ def test_of_equal_room_the_less_busy_and_then_the_first() -> None:
     )
 
 
-def test_the_running_mean_follows_the_episodes() -> None:
+def test_router_tracks_the_mean_episode_length() -> None:
     admission = WorkerRouter()
     admission.record_episode(100)
     for _ in range(200):
@@ -66,7 +66,7 @@ def test_the_running_mean_follows_the_episodes() -> None:
     assert admission.choose([given, full]).name == "full"
 
 
-def test_the_gauge_adds_up_what_the_engine_tells_it() -> None:
+def test_stat_logger_accumulates_scheduler_stats() -> None:
     gauge = EngineStatLogger()
 
     @dataclass

@@ -12,7 +12,7 @@ from vz_ray.env.trajectory import EpisodeId
 from vz_ray.rollout.sample_tracker import SampleTracker
 
 
-def test_the_first_attempt_to_arrive_is_taken_and_the_rest_are_refused():
+def test_first_attempt_is_accepted_and_others_rejected():
     ledger = SampleTracker()
     first, _ = ledger.register(0, "t", 2)
     again = ledger.retry(first.sample_key)
@@ -24,7 +24,7 @@ def test_the_first_attempt_to_arrive_is_taken_and_the_rest_are_refused():
     assert ledger.pending == ((0, "t", 1),)
 
 
-def test_a_dropped_sample_keeps_its_reason_and_refuses_late_arrivals():
+def test_discarded_sample_rejects_late_attempts():
     ledger = SampleTracker()
     (only,) = ledger.register(3, "t", 1)
     ledger.discard(only.sample_key, "video is damaged")
@@ -32,14 +32,14 @@ def test_a_dropped_sample_keeps_its_reason_and_refuses_late_arrivals():
     assert not ledger.accept(only)
 
 
-def test_nothing_is_owed_twice():
+def test_sample_is_registered_once():
     ledger = SampleTracker()
     ledger.register(0, "t", 1)
     with pytest.raises(ValueError, match="already registered"):
         ledger.register(0, "t", 1)
 
 
-def test_an_iteration_with_debts_cannot_be_closed():
+def test_step_with_pending_samples_cannot_be_closed():
     ledger = SampleTracker()
     (only,) = ledger.register(0, "t", 1)
     with pytest.raises(ValueError, match="1 samples are pending"):
@@ -55,7 +55,7 @@ events = st.lists(
 
 
 @given(events)
-def test_every_sample_is_in_exactly_one_book_after_any_events(happened):
+def test_sample_is_in_exactly_one_state(happened):
     ledger = SampleTracker()
     owed = [id.sample_key for id in ledger.register(0, "t", 4)]
     taken = dict.fromkeys(owed, 0)
@@ -71,7 +71,7 @@ def test_every_sample_is_in_exactly_one_book_after_any_events(happened):
     assert SampleTracker.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
 
 
-def test_iterations_that_are_played_again_are_owed_anew():
+def test_reopened_steps_are_registered_again():
     ledger = SampleTracker()
     for iteration in range(3):
         first, second = ledger.register(iteration, "t", 2)

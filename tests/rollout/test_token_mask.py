@@ -60,7 +60,7 @@ async def pair(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-async def test_placeholders_are_never_sampled_though_the_model_wants_nothing_else(
+async def test_placeholders_are_never_sampled(
     pair: tuple[VllmEngine, HfReference], temperature: float
 ) -> None:
     engine, reference = pair
@@ -76,7 +76,7 @@ async def test_placeholders_are_never_sampled_though_the_model_wants_nothing_els
         assert max_abs_diff(turn.logprobs, reference.logprobs(prompt, turn.token_ids, temperature)) <= 1e-4
 
 
-async def test_what_is_not_banned_adds_up_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(ASK, [frame(0, 56, 56)])
     allowed = [
@@ -90,7 +90,7 @@ async def test_what_is_not_banned_adds_up_to_one(pair: tuple[VllmEngine, HfRefer
     assert max_abs_diff(expected, got) <= 1e-4
 
 
-async def test_a_turn_stops_after_a_zoom_call_and_keeps_it(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_turn_stops_after_a_zoom_call(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(ASK, [frame(0, 56, 56)])
     [zoom] = reference.tokenizer.encode(ZOOM)
@@ -103,7 +103,7 @@ async def test_a_turn_stops_after_a_zoom_call_and_keeps_it(pair: tuple[VllmEngin
         assert len(turn.logprobs) == len(turn.token_ids)
 
 
-async def test_a_turn_that_is_cut_says_so(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_truncated_turn_has_stop_reason_length(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(ASK, [frame(0, 56, 56)])
     turn = await engine.generate(prompt, SamplingParams(max_tokens=1, seed=1), request_id="cut")
@@ -111,7 +111,7 @@ async def test_a_turn_that_is_cut_says_so(pair: tuple[VllmEngine, HfReference]) 
     assert turn.stop_reason == ("zoom" if reference.tokenizer.decode(turn.token_ids) == ZOOM else "length")
 
 
-async def test_seeds_repeat_and_greedy_has_no_chance(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_seeded_and_greedy_sampling_are_deterministic(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(ASK, [frame(1, 28, 84)])
 
@@ -128,7 +128,7 @@ async def test_seeds_repeat_and_greedy_has_no_chance(pair: tuple[VllmEngine, HfR
     assert await ids(greedy, "e") == await ids(greedy, "f")
 
 
-async def test_seeds_repeat_when_prompts_are_read_in_parts(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_seeds_work_with_chunked_prefill(pair: tuple[VllmEngine, HfReference]) -> None:
     """Together these prompts are longer than what the engine reads in one step."""
     engine, reference = pair
     ask = ASK.replace("what?", "what flashes? " * 200)
@@ -141,7 +141,7 @@ async def test_seeds_repeat_when_prompts_are_read_in_parts(pair: tuple[VllmEngin
     assert (await asyncio.gather(*turns))[-1].token_ids == alone.token_ids
 
 
-async def test_frames_and_pads_that_do_not_match_are_an_error(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_mismatched_frames_and_pads_are_rejected(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(ASK, [frame(1, 28, 84)])
     short = Prompt(prompt.compact_ids, (*prompt.frames, frame(2, 28, 28)), ())
@@ -150,20 +150,20 @@ async def test_frames_and_pads_that_do_not_match_are_an_error(pair: tuple[VllmEn
     assert (await engine.generate(prompt, SamplingParams(max_tokens=2), request_id="after")).token_ids
 
 
-async def test_a_prompt_beyond_the_context_is_an_error(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_prompt_beyond_context_is_rejected(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt("what? " * 2000, [])
     with pytest.raises(ValueError, match="turn long"):
         await engine.generate(prompt, SamplingParams(), request_id="long")
 
 
-async def test_training_refuses_a_cut_distribution(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_training_rejects_top_p(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     with pytest.raises(ValueError, match="training needs top_p=1"):
         await engine.generate(reference.prompt("what?", []), SamplingParams(top_p=0.9), request_id="cut")
 
 
-async def test_an_overdue_turn_names_the_engine_and_leaves_it_usable(
+async def test_turn_timeout_names_engine_and_keeps_it_usable(
     pair: tuple[VllmEngine, HfReference],
 ) -> None:
     engine, reference = pair
@@ -178,12 +178,12 @@ async def test_an_overdue_turn_names_the_engine_and_leaves_it_usable(
     assert engine.stats().running_turns == 0
 
 
-async def test_equal_bytes_of_other_shape_are_another_frame() -> None:
+async def test_frame_cache_key_includes_the_shape() -> None:
     wide, tall = frame(1, 56, 28), frame(1, 28, 56)
     assert wide.rgb.tobytes() == tall.rgb.tobytes()
     assert frame_cache_key(wide) != frame_cache_key(tall)
 
 
-async def test_a_directory_without_a_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
+async def test_missing_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         await VllmEngine.start(tmp_path, engine_config, name="engine", log_file=tmp_path / "log")

@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(S, E)))
-def test_every_pair_is_allowed_or_refused(state: WorkerState, event: WorkerEvent) -> None:
+def test_transition_table_is_complete(state: WorkerState, event: WorkerEvent) -> None:
     if (state, event) in EXPECTED:
         assert next_state(state, event) is EXPECTED[state, event]
     else:
@@ -36,11 +36,11 @@ def test_every_pair_is_allowed_or_refused(state: WorkerState, event: WorkerEvent
             next_state(state, event)
 
 
-def test_nothing_leads_out_of_dead() -> None:
+def test_dead_state_is_final() -> None:
     reached = {next_state(S.DEAD, event) for event in E if (S.DEAD, event) in EXPECTED}
     assert reached == {S.DEAD}
 
 
-def test_ready_is_reached_from_syncing_only() -> None:
+def test_ready_follows_only_syncing() -> None:
     sources = {state for (state, _), target in EXPECTED.items() if target is S.READY}
     assert sources == {S.SYNCING}

@@ -1,4 +1,4 @@
-"""Weights on a shared GPU: what can be said without one."""
+"""IPC transport, as far as it works without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 
-def test_another_gpu_is_named() -> None:
+def test_different_gpus_are_rejected() -> None:
     check_same_gpu("GPU-1", "GPU-1")
     with pytest.raises(
         WeightIntegrityError, match=r"on GPU GPU-1 and this engine runs on GPU GPU-2; .* Use nccl"
@@ -21,7 +21,7 @@ def test_another_gpu_is_named() -> None:
         check_same_gpu("GPU-1", "GPU-2")
 
 
-def test_the_engine_tells_a_copy_from_a_loan() -> None:
+def test_engine_distinguishes_copies_and_handles() -> None:
     engine = IpcWeightTransferEngine.__new__(IpcWeightTransferEngine)
     copy = engine.parse_update_info({"directory": "/there", "checksum": "c"})
     assert copy == ShmUpdateInfo("/there", "c")
@@ -30,7 +30,7 @@ def test_the_engine_tells_a_copy_from_a_loan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "wanted"),
+    ("setting", "expected"),
     [
         ("learner.world_size=2", "1"),
         ("learner.zero_stage=3", "0 or 1 or 2"),
@@ -38,6 +38,6 @@ def test_the_engine_tells_a_copy_from_a_loan() -> None:
         ("rollout.max_workers=3", "1"),
     ],
 )
-def test_more_than_one_gpu_can_hold_is_refused(setting: str, wanted: str) -> None:
-    with pytest.raises(UserError, match=f"must be {wanted}: or use nccl"):
+def test_ipc_rejects_multiple_gpus(setting: str, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"must be {expected}\. Use weights\.transport=nccl"):
         load_config(GrpoRunConfig, "conf/tiny.yaml", ["weights.transport=ipc", setting])

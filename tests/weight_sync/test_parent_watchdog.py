@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("before_it_looks", [False, True])
-def test_a_child_ends_soon_after_its_parent_was_killed(before_it_looks: bool) -> None:
+def test_child_exits_after_parent_kill(before_it_looks: bool) -> None:
     command = [sys.executable, "-c", SOURCE, "2" if before_it_looks else "0"]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -75,7 +75,7 @@ def publisher(**options: Any) -> WeightPublisher:
     return WeightPublisher(**{"timeout_s": 5.0, "probe": PROBE, **options})
 
 
-async def test_each_worker_goes_through_every_step_in_order() -> None:
+async def test_publish_steps_run_in_order() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     report = await publisher().publish(1, FakePullTransport(), workers)
     assert [w.did for w in workers] == [
@@ -89,7 +89,7 @@ async def test_each_worker_goes_through_every_step_in_order() -> None:
 
 @pytest.mark.parametrize("step", ["pause", "receive_weights", "resume_engine", "score_probe"])
 @pytest.mark.parametrize("trouble", [RuntimeError("bad tensor"), "hang"])
-async def test_a_worker_that_fails_is_never_resumed_and_the_others_go_on(step: str, trouble: Any) -> None:
+async def test_failed_engine_is_never_resumed(step: str, trouble: Any) -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("c")]
     workers[1].broken[step] = trouble
     report = await publisher(timeout_s=0.05).publish(1, FakePullTransport(), workers)
@@ -101,14 +101,14 @@ async def test_a_worker_that_fails_is_never_resumed_and_the_others_go_on(step: s
 
 
 @pytest.mark.parametrize("score", [(-1.0, -2.1), (-1.0, float("nan")), (float("nan"), -2.0)])
-async def test_a_worker_that_computes_something_else_is_out(score: tuple[float, float]) -> None:
+async def test_parity_failure_excludes_the_engine(score: tuple[float, float]) -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b", [score])]
     report = await publisher().publish(1, FakePullTransport(), workers)
     assert report.updated == ("a",)
     assert "b failed the parity probe of weight version 1" in report.failed["b"]
 
 
-async def test_workers_are_connected_before_any_is_paused() -> None:
+async def test_connect_failure_pauses_no_engine() -> None:
     class Connecting(FakePullTransport):
         async def connect(self, workers: Sequence[Any]) -> None:
             assert [worker.did for worker in workers] == [[], []]
@@ -120,13 +120,13 @@ async def test_workers_are_connected_before_any_is_paused() -> None:
     assert [worker.did for worker in workers] == [[], []]
 
 
-async def test_a_cache_that_is_filled_by_the_first_look_is_looked_at_again() -> None:
+async def test_probe_runs_twice_to_check_caches() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b", [(-1.0, -2.0), (-1.0, -3.0)])]
     report = await publisher().publish(1, FakePullTransport(), workers)
     assert list(report.failed) == ["b"]
 
 
-async def test_the_probe_runs_at_every_nth_version() -> None:
+async def test_probe_runs_at_every_nth_version() -> None:
     worker = FakeReceiver("a")
     publishing = publisher(probe_every=3)
     for version in range(1, 7):
@@ -134,21 +134,21 @@ async def test_the_probe_runs_at_every_nth_version() -> None:
     assert worker.did.count("score_probe") == 2 * 2
 
 
-async def test_weights_that_cannot_be_sent_stop_the_run_and_resume_no_one() -> None:
+async def test_send_failure_resumes_no_engine() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     with pytest.raises(WeightIntegrityError, match="version 1 was not sent: RuntimeError: NCCL is down"):
         await publisher().publish(1, FakePullTransport(RuntimeError("NCCL is down")), workers)
     assert all(w.did == ["pause", "receive_weights"] for w in workers)
 
 
-async def test_a_publish_that_no_worker_took_is_an_error() -> None:
+async def test_publish_raises_if_every_engine_fails() -> None:
     worker = FakeReceiver("a")
     worker.broken["receive_weights"] = RuntimeError("short read")
     with pytest.raises(WeightIntegrityError, match=r"no worker accepted weight version 1.*short read"):
         await publisher().publish(1, FakePullTransport(), [worker])
 
 
-async def test_a_publish_without_workers_only_prepares() -> None:
+async def test_publish_without_engines_only_prepares() -> None:
     publishing = publisher()
     report = await publishing.publish(1, FakePullTransport(), [])
     assert report.updated == ()
@@ -156,7 +156,7 @@ async def test_a_publish_without_workers_only_prepares() -> None:
     assert publishing.current.version == 1
 
 
-async def test_an_older_version_is_refused_before_anyone_is_paused() -> None:
+async def test_older_version_pauses_no_engine() -> None:
     worker, publishing = FakeReceiver("a"), publisher()
     await publishing.publish(2, FakePullTransport(), [worker])
     done = len(worker.did)
@@ -165,7 +165,7 @@ async def test_an_older_version_is_refused_before_anyone_is_paused() -> None:
     assert len(worker.did) == done
 
 
-async def test_a_learner_that_is_late_is_named() -> None:
+async def test_prepare_timeout_names_the_learner() -> None:
     class HangingTransport(FakePullTransport):
         async def prepare(self, version: int) -> WeightUpdate:
             await asyncio.Event().wait()
@@ -205,7 +205,7 @@ class FakePushTransport(FakePullTransport):
         )
 
 
-async def test_a_worker_that_may_vanish_pulls_a_copy_and_is_in_no_group() -> None:
+async def test_preemptible_engine_pulls_a_copy() -> None:
     workers, sender = [FakeReceiver("a"), FakeReceiver("spot")], FakePushTransport()
     workers[1].pulls_weights = True
     report = await publisher().publish(1, sender, workers)
@@ -215,7 +215,7 @@ async def test_a_worker_that_may_vanish_pulls_a_copy_and_is_in_no_group() -> Non
 
 
 @pytest.mark.parametrize("copies", [True, False])
-async def test_a_worker_that_joins_pulls_a_copy_or_where_none_is_kept_is_sent_it_alone(copies: bool) -> None:
+async def test_joining_engine_pulls_a_copy_or_is_sent_one(copies: bool) -> None:
     worker, sender, publishing = FakeReceiver("late"), FakePushTransport(copies), publisher()
     update = await publishing.prepare(1, sender)
     report = await publishing.deliver(update, [worker], transport=sender, joining=True)
@@ -224,7 +224,7 @@ async def test_a_worker_that_joins_pulls_a_copy_or_where_none_is_kept_is_sent_it
     assert sender.connected == ([] if copies else ["late"])
 
 
-async def test_a_member_that_dies_aborts_the_push_and_all_that_it_went_to_are_out() -> None:
+async def test_member_death_aborts_the_broadcast() -> None:
     """Nobody waits for a broadcast that cannot end, and whoever has part of it does not play on."""
     workers, sender = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
     workers[2].pulls_weights, sender.waits = True, True

@@ -119,7 +119,7 @@ def published(config: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-tied", "qwen-7b"])
-def test_every_name_has_a_place_and_every_place_gets_its_tensor(model: str, tmp_path: Path) -> None:
+def test_every_hf_name_is_loaded(model: str, tmp_path: Path) -> None:
     config = qwen_7b() if model == "qwen-7b" else tiny(tied=model == "tiny-tied")
     tensors = published(config)
     if model == "qwen-7b":
@@ -127,7 +127,7 @@ def test_every_name_has_a_place_and_every_place_gets_its_tensor(model: str, tmp_
     reload(config, tmp_path, tensors)
 
 
-def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
+def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
     config = tiny(tied=False)
     tensors = published(config)
     tensors["model.language_model.layers.0.mlp.side_proj.weight"] = torch.empty(4, 4, device="meta")
@@ -145,7 +145,7 @@ def test_an_unknown_name_is_an_error(tmp_path: Path) -> None:
         ("lm_head.weight", "lm_head"),
     ],
 )
-def test_a_missing_name_is_an_error_that_names_the_layer(name: str, layer: str, tmp_path: Path) -> None:
+def test_missing_tensor_names_the_layer(name: str, layer: str, tmp_path: Path) -> None:
     config = tiny(tied=False)
     tensors = published(config)
     del tensors[name]
@@ -153,7 +153,7 @@ def test_a_missing_name_is_an_error_that_names_the_layer(name: str, layer: str, 
         reload(config, tmp_path, tensors)
 
 
-def test_a_name_that_comes_twice_is_an_error() -> None:
+def test_duplicate_tensor_is_rejected() -> None:
     from vz_ray.weight_sync.vllm_reload import WeightReload
 
     class Anything(torch.nn.Module):

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> WeightStore:
     return WeightStore(tmp_path / "weights", bucket_bytes=2048)
 
 
-def test_what_is_read_is_what_was_published(store: WeightStore) -> None:
+def test_version_round_trip(store: WeightStore) -> None:
     net = model()
     manifest = store.write_version(3, ModuleSource(net))
     read = dict(read_tensors(store.path(3), read_manifest(store.path(3))))
@@ -38,7 +38,7 @@ def test_what_is_read_is_what_was_published(store: WeightStore) -> None:
     assert manifest.nbytes == sum(p.numel() * p.itemsize for p in net.parameters())
 
 
-def test_the_checksum_depends_on_values_and_not_on_order_or_number(store: WeightStore) -> None:
+def test_checksum_depends_only_on_tensors(store: WeightStore) -> None:
     one = store.write_version(1, ModuleSource(model(0)))
     same = store.write_version(2, ModuleSource(model(0)))
     other = store.write_version(3, ModuleSource(model(1)))
@@ -47,25 +47,25 @@ def test_the_checksum_depends_on_values_and_not_on_order_or_number(store: Weight
     assert weights_checksum(specs) == weights_checksum(specs[::-1])
 
 
-def test_a_manifest_survives_its_file(store: WeightStore) -> None:
+def test_manifest_round_trip(store: WeightStore) -> None:
     manifest = store.write_version(1, ModuleSource(model()))
     assert WeightManifest.from_json(manifest.to_json()) == manifest == store.load_manifest(1)
 
 
-def test_only_the_newest_versions_are_kept(tmp_path: Path) -> None:
+def test_old_versions_are_deleted(tmp_path: Path) -> None:
     store = WeightStore(tmp_path, keep=2)
     for number in (1, 2, 5):
         store.write_version(number, ModuleSource(model()))
     assert store.versions() == [2, 5]
 
 
-def test_a_number_must_increase(store: WeightStore) -> None:
+def test_version_number_must_increase(store: WeightStore) -> None:
     store.write_version(4, ModuleSource(model()))
     with pytest.raises(ValueError, match="4 is not newer than 4"):
         store.write_version(4, ModuleSource(model()))
 
 
-def test_a_flipped_bit_is_found_and_named(store: WeightStore) -> None:
+def test_corrupt_tensor_is_named(store: WeightStore) -> None:
     manifest = store.write_version(1, ModuleSource(model()))
     placed = manifest.tensors[2]
     file = store.bucket_files(1)[placed.bucket]
@@ -76,7 +76,7 @@ def test_a_flipped_bit_is_found_and_named(store: WeightStore) -> None:
         list(read_tensors(store.path(1), manifest))
 
 
-def test_a_source_that_fails_leaves_no_version(store: WeightStore) -> None:
+def test_failing_source_leaves_no_version(store: WeightStore) -> None:
     class Fails(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
             yield from list(super().buckets(max_bytes))[:1]
@@ -98,7 +98,7 @@ def test_a_source_that_fails_leaves_no_version(store: WeightStore) -> None:
         (lambda t: t.update({"0.bias": torch.zeros(6)}), r"0.bias was delivered as float32\[6\]"),
     ],
 )
-def test_a_source_must_deliver_what_it_announces(store: WeightStore, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_source_must_match_its_specs(store: WeightStore, change, message: str) -> None:  # type: ignore[no-untyped-def]
     class Odd(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
             whole = {name: t for bucket in super().buckets(max_bytes) for name, t in bucket.items()}
@@ -110,7 +110,7 @@ def test_a_source_must_deliver_what_it_announces(store: WeightStore, change, mes
     assert store.versions() == []
 
 
-def test_a_name_in_two_buckets_is_refused(store: WeightStore) -> None:
+def test_tensor_in_two_buckets_is_rejected(store: WeightStore) -> None:
     class Twice(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
             yield from super().buckets(max_bytes)
@@ -121,7 +121,7 @@ def test_a_name_in_two_buckets_is_refused(store: WeightStore) -> None:
     assert store.versions() == []
 
 
-def test_another_node_gets_the_same_version(store: WeightStore, tmp_path: Path) -> None:
+def test_installed_version_equals_the_original(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write_version(2, ModuleSource(model()))
     there = WeightStore(tmp_path / "there")
     for _ in range(2):  # a second worker of that node finds it in place
@@ -132,7 +132,7 @@ def test_another_node_gets_the_same_version(store: WeightStore, tmp_path: Path) 
         assert torch.equal(tensor, here[name])
 
 
-def test_a_short_bucket_is_not_adopted(store: WeightStore, tmp_path: Path) -> None:
+def test_truncated_bucket_is_rejected(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write_version(2, ModuleSource(model()))
     there = WeightStore(tmp_path / "there")
     with pytest.raises(WeightIntegrityError, match="bucket 0 of weight version 2 has 3 bytes"):
@@ -140,7 +140,7 @@ def test_a_short_bucket_is_not_adopted(store: WeightStore, tmp_path: Path) -> No
     assert there.versions() == []
 
 
-def test_too_little_shared_memory_is_said_before_anything_is_written(store: WeightStore) -> None:
+def test_insufficient_shared_memory_fails_early(store: WeightStore) -> None:
     class Huge(ModuleSource):
         def specs(self) -> list[TensorSpec]:
             return [TensorSpec("w", "float32", (1 << 40,))]
@@ -150,7 +150,7 @@ def test_too_little_shared_memory_is_said_before_anything_is_written(store: Weig
     assert list(store.root.iterdir()) == []
 
 
-def test_groups_hold_every_tensor_once_and_stay_within_the_limit() -> None:
+def test_buckets_contain_every_tensor_within_limit() -> None:
     specs = [TensorSpec(str(i), "float32", (size,)) for i, size in enumerate([10, 10, 500, 1, 1, 200, 60])]
     groups = split_into_buckets(specs, 1000)
     assert [spec for group in groups for spec in group] == specs

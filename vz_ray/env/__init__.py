@@ -1,6 +1,5 @@
-"""One question played: overview, zooms, answer.
+"""The zooming environment: overview, zoom calls, answer.
 
-Pure: wire formats, parsing of zoom calls, the episode's state machine, the
-trajectories it leaves behind, and the runner that plays it against two
-protocols, a `PolicyModel` and a `FrameSource`. Knows neither Ray nor vLLM nor torch.
+Pure: chat formats, zoom-call parsing, the environment's state machine, trajectory types, and the
+episode runner on top of the `Policy` and `FrameSource` protocols. Must not import Ray, vLLM or torch.
 """

@@ -1,9 +1,8 @@
-"""How an episode is written as tokens: prompt, frames, replies, errors.
+"""Encode an episode as tokens: prompt, frames, observations, errors.
 
-Text is built from an editable `PromptTemplate`; `clean` wraps it in the model's own
-chat template, `compat` in the exact strings that the released weights saw.
-Tokens that were sampled are never written again: a reply is only what comes
-after them.
+Texts come from an editable `PromptTemplate`. `clean` wraps them in the model's chat template, `compat`
+in the exact strings of the released weights. Sampled tokens are never re-encoded: an observation
+contains only the tokens after them.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ IMAGE_PAD = "<|image_pad|>"
 IMAGE_SLOT = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 END_OF_TURN = "<|im_end|>"
 SUBTITLE_LINE = "\n{text}\n"
-"""A line of subtitles among frames (as the interleaved form of LongVideoBench)."""
+"""Subtitle line between frames, as in the interleaved format of LongVideoBench."""
 PATCH_SIZE = 14
 VISION_PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
-"""Tokens that stand for vision input: engines never sample them, and the learner masks the same ones."""
+"""Placeholder tokens of vision input. Engines never sample them, and the learner masks the same ids."""
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used."""
+    """Required interface of a Hugging Face tokenizer."""
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -47,20 +46,18 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """The words around frames; `{frames}`, `{question}`, `{error}`, `{notice}` are filled in.
-
-    In `frame`, they are `{number}` (from 0 in each turn), `{time}` (seconds) and `{image}`.
+    """Texts of a conversation with the fields `{frames}`, `{question}`, `{error}` and `{notice}`.
 
     Attributes:
-        system: Tells the model what it may do.
-        question: The first user turn.
-        reply: The user turn after a good zoom.
-        refusal: The user turn after a bad zoom.
-        notice: Added to the reply before the last round.
-        decode_refusal: The same where the clip could not be decoded.
-        frame: One frame with its time.
-        video: Before the frames of each video, where a question is about several; `{number}` is from 1.
-        several: Added to such a question; `{count}` videos.
+        system: System prompt.
+        question: First user turn.
+        reply: User turn after an executed zoom.
+        refusal: User turn after a rejected zoom.
+        notice: Appended to the user turn before the last round.
+        decode_refusal: User turn after a decode error; default: `refusal`.
+        frame: One frame, with `{number}` (from 0 in each turn), `{time}` (seconds) and `{image}`.
+        video: Label of each video if there are several; `{number}` counts from 1.
+        several: Appended to a question about several videos; `{count}` is their number.
     """
 
     system: str
@@ -68,7 +65,7 @@ class PromptTemplate:
     reply: str
     refusal: str
     notice: str
-    # The rest may be left out of a file.
+    # The following fields are optional in a prompt file.
     decode_refusal: str = ""
     frame: str = "<frame{number}_time{time:.2f}s>{image}"
     video: str = "\nVideo {number}:\n"
@@ -79,18 +76,26 @@ class PromptTemplate:
 
     @classmethod
     def load(cls, path: Path | str) -> PromptTemplate:
-        """Reads a wording file; `UserError` if it is missing or has wrong keys."""
+        """Load a prompt file.
+
+        Raises:
+            UserError: The file is missing, or a key or field is invalid.
+        """
         path, values = load_prompt_file(path, cls.__slots__[:-_NUM_OPTIONAL], cls.__slots__[-_NUM_OPTIONAL:])
-        wording = cls(**values)
-        for key, (blanks, needed) in _TEMPLATE_FIELDS.items():
-            _check_template_fields(path, key, getattr(wording, key), blanks, needed)
-        return wording
+        template = cls(**values)
+        for key, (examples, required) in _TEMPLATE_FIELDS.items():
+            _check_template_fields(path, key, getattr(template, key), examples, required)
+        return template
 
     @property
     def fingerprint_items(self) -> list[tuple[str, str]]:
-        """What makes this another wording; what is said of several videos counts where a file says it."""
-        later = {field.name: field.default for field in fields(self) if field.name in ("video", "several")}
-        return sorted((key, text) for key, text in asdict(self).items() if later.get(key) != text)
+        """Keys and texts that identify the template.
+
+        `video` and `several` are included only if they differ from the defaults: templates from before
+        these keys keep their identity.
+        """
+        defaults = {field.name: field.default for field in fields(self) if field.name in ("video", "several")}
+        return sorted((key, text) for key, text in asdict(self).items() if defaults.get(key) != text)
 
 
 _NUM_OPTIONAL = 4
@@ -103,49 +108,64 @@ _TEMPLATE_FIELDS: Mapping[str, tuple[Mapping[str, object], Sequence[str]]] = {
     "video": ({"number": 0}, ("number",)),
     "several": ({"count": 0}, ()),
 }
-"""What may be filled in, by key of the wording, and what must be."""
+"""Per key: allowed fields with example values, and required fields."""
 
 
 def _check_template_fields(
-    path: Path, key: str, text: str, blanks: Mapping[str, object], needed: Sequence[str]
+    path: Path, key: str, text: str, examples: Mapping[str, object], required: Sequence[str]
 ) -> None:
     try:
-        text.format(**blanks)
+        text.format(**examples)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        known = ", ".join(f"{{{blank}}}" for blank in blanks)
+        allowed = ", ".join(f"{{{name}}}" for name in examples)
         raise UserError(
-            f"prompt file {path}: {key} {text!r} cannot be filled in ({error!r}); it may have {known}, "
-            "and braces of its own are doubled"
+            f"prompt file {path}: {key} {text!r} is not a valid template ({error!r}); "
+            f"allowed fields are {allowed}. Double literal braces."
         ) from error
-    for blank in needed:
-        if not re.search(rf"{{{blank}[:}}]", text):
-            raise UserError(f"prompt file {path}: {key} {text!r} lacks {{{blank}}}")
+    for name in required:
+        if not re.search(rf"{{{name}[:}}]", text):
+            raise UserError(f"prompt file {path}: {key} {text!r} lacks {{{name}}}")
 
 
 class ChatFormat:
-    """Writes the conversation; one instance per model and wording, shared by all episodes."""
+    """Encoder of conversations for one model and prompt template, shared by all episodes.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        template: Texts of the conversation.
+        compat: Use the exact strings of the released weights instead of the chat template.
+
+    Attributes:
+        name: `clean` or `compat`, and a hash of everything that affects the encoding.
+        pad_id: Token id of the image pad.
+        end_id: Token id of the end of a turn.
+    """
 
     def __init__(self, tokenizer: Tokenizer, template: PromptTemplate, *, compat: bool = False) -> None:
         self.tokenizer, self.template, self.compat = tokenizer, template, compat
         self.pad_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        spelled = repr(
+        identity = repr(
             (compat, template.fingerprint_items, self._render_prompt("q"), self._render_user_turn("r"))
         )
-        digest = hashlib.blake2s(spelled.encode(), digest_size=6).hexdigest()
+        digest = hashlib.blake2s(identity.encode(), digest_size=6).hexdigest()
         self.name = f"{'compat' if compat else 'clean'}-{digest}"
 
     # -- text ---------------------------------------------------------------
 
     def format_frames(self, frames: Sequence[Frame], subtitles: Sequence[Subtitle] = ()) -> str:
-        """Each frame with its time; what was said around it stands between them."""
-        between = between_frames(subtitles, [frame.pts_s for frame in frames])
-        shown = [
+        """Format frames with their times, and subtitle lines between them."""
+        lines_between = between_frames(subtitles, [frame.pts_s for frame in frames])
+        frame_texts = [
             self.template.frame.format(number=number, time=frame.pts_s, image=IMAGE_SLOT)
             for number, frame in enumerate(frames)
         ]
-        said = ["".join(SUBTITLE_LINE.format(text=line.text) for line in lines) for lines in between]
-        return "".join(a + b for a, b in zip_longest(said, shown, fillvalue=""))
+        subtitle_texts = [
+            "".join(SUBTITLE_LINE.format(text=line.text) for line in lines) for lines in lines_between
+        ]
+        return "".join(
+            subtitle + frame for subtitle, frame in zip_longest(subtitle_texts, frame_texts, fillvalue="")
+        )
 
     def format_question(
         self,
@@ -155,43 +175,44 @@ class ChatFormat:
         question_images: Sequence[Frame] = (),
         extra_frames: Sequence[Sequence[Frame]] = (),
     ) -> str:
-        """The first user turn.
+        """Format the first user turn.
 
         Args:
-            question: What is asked.
-            frames: Of the video, or of the first of several.
-            subtitles: Of that video.
-            question_images: Belong to the question, and follow the frames.
-            extra_frames: Frames of the further videos.
+            question: Text of the question.
+            frames: Overview of the first video.
+            subtitles: Subtitles of the first video.
+            question_images: Images of the question; they follow the overviews.
+            extra_frames: Overviews of further videos.
         """
-        shown = self.format_frames(frames, subtitles)
+        frames_text = self.format_frames(frames, subtitles)
         if extra_frames:
-            shown = "".join(
-                self.format_video_label(k) + self.format_frames(of_one)
-                for k, of_one in enumerate((frames, *extra_frames))
+            frames_text = "".join(
+                self.format_video_label(index) + self.format_frames(video_frames)
+                for index, video_frames in enumerate((frames, *extra_frames))
             )
             question += self.template.several.format(count=1 + len(extra_frames))
-        shown += IMAGE_SLOT * len(question_images)
-        return self.template.question.format(frames=shown, question=question)
+        frames_text += IMAGE_SLOT * len(question_images)
+        return self.template.question.format(frames=frames_text, question=question)
 
     def format_video_label(self, video: int) -> str:
-        """What stands before the frames of one of several videos, counted from 0."""
+        """Format the label of one of several videos; `video` counts from 0."""
         return self.template.video.format(number=video + 1)
 
     def build_messages(self, opening: str, question: str, chat: ChatHistory) -> list[tuple[str, str]]:
-        """Role and text of every message up to the policy's turn.
+        """Build the role and text of every message before the policy's turn.
 
         Args:
-            encode_opening: The first user turn, frames and all.
-            question: Of this round, without frames; where nothing was said before, it is in `encode_opening`.
-            chat: What came before; the answers stand as the policy would have given them.
+            opening: First user turn, including frames.
+            question: Question of this round, without frames. Unused without a chat history, because then
+                `opening` contains it.
+            chat: Earlier rounds. Answers are formatted as the policy's.
         """
         system = f"{self.template.system}\n{chat.system}" if chat.system else self.template.system
-        said = [("system", system), ("user", opening)]
-        for number, (_, answer) in enumerate(chat.turns):
-            asked = chat.turns[number + 1][0] if number + 1 < len(chat.turns) else question
-            said += [("assistant", f"<answer>{answer}</answer>"), ("user", asked)]
-        return said
+        messages = [("system", system), ("user", opening)]
+        next_questions = [*(next_question for next_question, _ in chat.turns[1:]), question]
+        for (_, answer), next_question in zip(chat.turns, next_questions, strict=False):
+            messages += [("assistant", f"<answer>{answer}</answer>"), ("user", next_question)]
+        return messages
 
     def format_clip(
         self,
@@ -201,51 +222,60 @@ class ChatFormat:
         subtitles: Sequence[Subtitle] = (),
         video: int | None = None,
     ) -> str:
-        """The user turn after a good zoom; `video` is which of several it looked at."""
+        """Format the user turn after an executed zoom. `video` is the index if there are several videos."""
         notice = self.template.notice if last_round else ""
         label = "" if video is None else self.format_video_label(video)
-        shown = label + self.format_frames(frames, subtitles)
-        return self.template.reply.format(frames=shown, notice=notice)
+        frames_text = label + self.format_frames(frames, subtitles)
+        return self.template.reply.format(frames=frames_text, notice=notice)
 
     def format_error(self, error: str, *, last_round: bool, decode: bool = False) -> str:
-        wording = (
+        """Format the user turn after a rejected zoom; with `decode`, after a decode error."""
+        text = (
             self.template.decode_refusal if decode and self.template.decode_refusal else self.template.refusal
         )
-        return wording.format(error=error, notice=self.template.notice if last_round else "")
+        return text.format(error=error, notice=self.template.notice if last_round else "")
 
     # -- tokens -------------------------------------------------------------
 
     def encode_prompt(self, question: str, frames: Sequence[Frame]) -> TokenContext:
-        """System prompt, overview and question, up to where the policy starts."""
+        """Encode system prompt, overview and question, up to the start of the policy's turn."""
         return self.encode_messages(
             self.build_messages(self.format_question(question, frames), question, ChatHistory()), frames
         )
 
-    def encode_messages(self, said: Sequence[tuple[str, str]], frames: Sequence[Frame]) -> TokenContext:
-        """A conversation up to where the policy starts, with `IMAGE_SLOT` for each frame."""
-        return self._encode(self._render([{"role": role, "content": text} for role, text in said]), frames)
+    def encode_messages(self, messages: Sequence[tuple[str, str]], frames: Sequence[Frame]) -> TokenContext:
+        """Encode messages with an `IMAGE_SLOT` per frame, up to the start of the policy's turn."""
+        return self._encode(
+            self._render([{"role": role, "content": text} for role, text in messages]), frames
+        )
 
     def encode_opening(self, system: str | None, text: str, frames: Sequence[Frame]) -> TokenContext:
-        """A prompt in other words, with `IMAGE_SLOT` for each frame; without `system`, the template's own."""
-        said = [{"role": "system", "content": system}] if system is not None else []
-        return self._encode(self._render([*said, {"role": "user", "content": text}]), frames)
+        """Encode a custom prompt with an `IMAGE_SLOT` per frame.
+
+        Without `system`, the chat template's default applies.
+        """
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        return self._encode(self._render([*messages, {"role": "user", "content": text}]), frames)
 
     def encode_observation(self, text: str, frames: Sequence[Frame], *, end_sampled: bool) -> TokenContext:
-        """Encode the user turn after an assistant turn. `end_sampled`: its end token was sampled."""
-        after = self._render_user_turn(text)
-        return self._encode(after.removeprefix(END_OF_TURN) if end_sampled else after, frames)
+        """Encode the user turn after an assistant turn.
+
+        Include the assistant's end token unless it was sampled (`end_sampled`).
+        """
+        rendered = self._render_user_turn(text)
+        return self._encode(rendered.removeprefix(END_OF_TURN) if end_sampled else rendered, frames)
 
     def encode_assistant(self, text: str) -> tuple[int, ...]:
-        """Ids of a turn that was written by someone else, its end token included unless it zooms."""
+        """Encode an external turn, with the end token unless it ends with a zoom call."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return tuple(ids if text.endswith("</video_zoom>") else [*ids, self.end_id])
 
     def decode_turn(self, token_ids: Sequence[int]) -> str:
-        """The turn as text, without its end token."""
+        """Decode a turn without its end token."""
         ids = token_ids[:-1] if token_ids and token_ids[-1] == self.end_id else token_ids
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    # -- parts --------------------------------------------------------------
+    # -- implementation -----------------------------------------------------
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -256,12 +286,12 @@ class ChatFormat:
         )
 
     def _render_user_turn(self, text: str) -> str:
-        """The rendered text between an assistant turn and the next one, from its end token on."""
+        """Render the text between two assistant turns, starting with the end token of the first."""
         if self.compat:
             return f"{END_OF_TURN}<|im_start|>user\n{text}{END_OF_TURN}\n<|im_start|>assistant\n"
-        mark = "\u2042"
-        before = [{"role": "user", "content": "-"}, {"role": "assistant", "content": mark}]
-        return self._render([*before, {"role": "user", "content": text}]).split(mark, 1)[1]
+        marker = "\u2042"
+        previous = [{"role": "user", "content": "-"}, {"role": "assistant", "content": marker}]
+        return self._render([*previous, {"role": "user", "content": text}]).split(marker, 1)[1]
 
     def _encode(self, text: str, frames: Sequence[Frame]) -> TokenContext:
         compact = self.tokenizer.encode(text, add_special_tokens=False)
@@ -275,16 +305,20 @@ class ChatFormat:
 
 
 def vision_placeholder_ids(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
-    """Ids of the placeholders that a tokenizer knows, ascending."""
+    """Return the ids of the vision placeholders in a vocabulary, ascending."""
     return tuple(sorted(vocabulary[token] for token in VISION_PLACEHOLDERS if token in vocabulary))
 
 
 def patch_grid(frame: Frame) -> Grid:
-    """Patch grid of a frame at its final size."""
+    """Return the patch grid of a frame.
+
+    Raises:
+        ValueError: The size is not a multiple of the merged patch size.
+    """
     height, width = frame.rgb.shape[:2]
     side = PATCH_SIZE * MERGE_SIZE
     if height % side or width % side:
         raise ValueError(
-            f"a frame of {width}x{height} is not a multiple of {side} px: it was not resized for the model"
+            f"the frame size is {width}x{height}; it must be a multiple of {side} px. Resize it for the model."
         )
     return (1, height // PATCH_SIZE, width // PATCH_SIZE)

@@ -1,4 +1,4 @@
-"""Plays one episode: the same code for training, evaluation, distillation and serving."""
+"""Run one episode. Training, evaluation, distillation and serving share this code."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from vz_ray.video.frame import Clip, FrameSize, ImageRequest, OverviewRequest, V
 from vz_ray.video.subtitles import Subtitle, read_subtitles
 
 NO_VIDEO_INFO = VideoInfo("", "", 0, 0.0, 0.0, 0, 0)
-"""Stands for the video of a chat that is about none: there is nothing in it to zoom into."""
+"""Placeholder for a chat without a video. Zoom calls are rejected."""
 SUBTITLE_TIMEOUT_S = 60.0
-"""How long a file of subtitles may take to be read; it lies where the videos lie."""
+"""Timeout for reading a subtitle file, which may be on network storage."""
 
 
 async def run_episode(
@@ -39,18 +39,28 @@ async def run_episode(
     ranker: FrameRanker | None = None,
     on_event: EventCallback = ignore_event,
 ) -> Trajectory:
-    """Plays `task` to its end.
+    """Run an episode until it ends.
 
-    A video that cannot be opened gives a FAILED trajectory; a clip that cannot
-    be decoded gives the model an error turn. Whatever else goes wrong (a dead
-    actor, an overdue wait) is raised: the episode is owed again. `ranker` is
-    for the frame selector `query`; `on_event` is told what happens when it does.
+    If a video cannot be opened, the trajectory is FAILED. If a clip cannot be decoded, the model gets
+    an error message. All other exceptions (dead actor, timeout) propagate, so that the caller can retry.
+
+    Args:
+        task: The task.
+        policy: Generates the turns.
+        frame_source: Decodes overviews and clips.
+        chat_format: Encodes the conversation.
+        config: Limits of the episode.
+        episode_id: Id of the trajectory.
+        sampling_params: Sampling parameters; limits and seed are adjusted for each turn.
+        worker: Name recorded in the trajectory.
+        ranker: Image-text model, for the frame selector `query`.
+        on_event: Callback for each event.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     size = FrameSize(config.min_pixels, config.max_pixels)
     try:
         videos = [await frame_source.probe(uri) for uri in task.videos] or [NO_VIDEO_INFO]
-        episode = ZoomEnv(
+        env = ZoomEnv(
             episode_id,
             task,
             videos[0],
@@ -59,92 +69,110 @@ async def run_episode(
             await _load_subtitles(task),
             extra_videos=tuple(videos[1:]),
         )
-        notes = await _start_env(episode, frame_source, size, ranker, on_event)
+        extra = await _start_env(env, frame_source, size, ranker, on_event)
     except VideoError as error:
-        return _failed_trajectory(episode_id, chat_format, error, worker, time.monotonic() - began)
-    if config.gate.mode != "off" and episode.state is EnvState.AWAITING_TURN:
-        notes["gate"] = asdict(await apply_zoom_gate(episode, policy))
-        if episode.turns:
-            on_event(TurnCompleted(0, episode.turns[0]))
-    while episode.state is not EnvState.DONE:
-        at, number = time.monotonic(), len(episode.turns)
-        action = await policy.generate(
-            episode.prompt,
-            episode.turn_sampling_params(sampling_params),
-            request_id=f"{episode_id}/turn{number}",
+        return _failed_trajectory(
+            episode_id, chat_format, error, worker=worker, seconds=time.monotonic() - started_at
         )
-        zoom = episode.step(action, time.monotonic() - at)
+    if config.gate.mode != "off" and env.state is EnvState.AWAITING_TURN:
+        extra["gate"] = asdict(await apply_zoom_gate(env, policy))
+        if env.turns:
+            on_event(TurnCompleted(0, env.turns[0]))
+    while env.state is not EnvState.DONE:
+        turn_started_at, turn_index = time.monotonic(), len(env.turns)
+        action = await policy.generate(
+            env.prompt,
+            env.turn_sampling_params(sampling_params),
+            request_id=f"{episode_id}/turn{turn_index}",
+        )
+        zoom = env.step(action, time.monotonic() - turn_started_at)
         clip = None
         if zoom is not None:
-            on_event(ZoomRequested(number, zoom))
-            clip = await _fetch_clip(episode, zoom, frame_source, size)
-        on_event(TurnCompleted(number, episode.turns[-1], clip))
-    played = episode.trajectory(worker=worker, seconds=time.monotonic() - began)
-    return replace(played, extra={**played.extra, **notes})
+            on_event(ZoomRequested(turn_index, zoom))
+            clip = await _fetch_clip(env, zoom, frame_source, size)
+        on_event(TurnCompleted(turn_index, env.turns[-1], clip))
+    trajectory = env.trajectory(worker=worker, seconds=time.monotonic() - started_at)
+    return replace(trajectory, extra={**trajectory.extra, **extra})
 
 
 async def _start_env(
-    episode: ZoomEnv, frames: FrameSource, size: FrameSize, ranker: FrameRanker | None, watcher: EventCallback
+    env: ZoomEnv,
+    frame_source: FrameSource,
+    size: FrameSize,
+    ranker: FrameRanker | None,
+    on_event: EventCallback,
 ) -> dict[str, object]:
-    """Begins an episode with its overviews and pictures; what is to be noted of how they were chosen."""
-    task, config = episode.task, episode.config
+    """Decode overviews and question images and start the environment.
+
+    Return the trajectory's `extra` values about the frame selection.
+    """
+    task, config = env.task, env.config
     selector = create_frame_selector(config.selector, ranker)
-    overviews, fell_back = [], False
-    for uri, video in zip(task.videos, (episode.video, *episode.extra_videos), strict=False):
-        selection = await selector.select(replace(task, video=uri), video, episode.overview_request)
-        fell_back |= selection.used_fallback
-        overviews.append(await frames.overview(uri, selection.request, size))
-    pictures = [(await frames.overview(uri, _image_request(uri), size)).frames[0] for uri in task.images]
-    first = overviews[0] if overviews else Clip(episode.overview_request, ())
-    episode.start(first, tuple(pictures), tuple(overviews[1:]))
-    videos = (episode.video, *episode.extra_videos) if overviews else ()
-    watcher(EpisodeStarted(videos, tuple(overviews), tuple(pictures)))
+    overviews, used_fallback = [], False
+    for uri, video in zip(task.videos, (env.video, *env.extra_videos), strict=False):
+        selection = await selector.select(replace(task, video=uri), video, env.overview_request)
+        used_fallback |= selection.used_fallback
+        overviews.append(await frame_source.overview(uri, selection.request, size))
+    images = [(await frame_source.overview(uri, _image_request(uri), size)).frames[0] for uri in task.images]
+    first = overviews[0] if overviews else Clip(env.overview_request, ())
+    env.start(first, tuple(images), tuple(overviews[1:]))
+    videos = (env.video, *env.extra_videos) if overviews else ()
+    on_event(EpisodeStarted(videos, tuple(overviews), tuple(images)))
     if config.selector.kind == "uniform":
         return {}
-    return {"overview": {"selector": config.selector.kind, "used_fallback": fell_back}}
+    return {"overview": {"selector": config.selector.kind, "used_fallback": used_fallback}}
 
 
 def _image_request(uri: str) -> OverviewRequest | ImageRequest:
-    """How a picture of the question is asked for: benchmarks keep theirs as videos of one frame."""
+    """Return the request for a question image. Benchmarks store theirs as videos of one frame."""
     return OverviewRequest(1, 1) if uri.endswith(".mp4") else ImageRequest()
 
 
 async def _fetch_clip(
-    episode: ZoomEnv, zoom: ZoomRequest, frames: FrameSource, size: FrameSize
+    env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource, size: FrameSize
 ) -> Clip | None:
-    """The clip that was asked for, if it could be decoded and shown; the episode has its reply either way."""
-    at = time.monotonic()
+    """Decode the requested clip and add it, or an error message, to the environment.
+
+    Return the clip; None if it could not be decoded or did not fit.
+    """
+    started_at = time.monotonic()
     try:
-        clip = await frames.zoom(episode.task.videos[zoom.video], zoom, size)
+        clip = await frame_source.zoom(env.task.videos[zoom.video], zoom, size)
     except VideoError as error:
-        episode.add_decode_error(error.model_message)
+        env.add_decode_error(error.model_message)
         return None
-    episode.add_clip(clip, time.monotonic() - at)
-    return clip if isinstance(episode.turns[-1].zoom, ZoomRequest) else None
+    env.add_clip(clip, time.monotonic() - started_at)
+    return clip if isinstance(env.turns[-1].zoom, ZoomRequest) else None
 
 
 async def _load_subtitles(task: Task) -> tuple[Subtitle, ...]:
-    """Those of the video; a `VideoError` where they cannot be read."""
+    """Read the subtitles of the first video.
+
+    Raises:
+        VideoError: The file cannot be read.
+    """
     if task.subtitles is None:
         return ()
-    where = task.subtitles
-    reading = asyncio.to_thread(read_subtitles, where.path, where.offset_s)
+    path, offset_s = task.subtitles.path, task.subtitles.offset_s
     return await with_timeout(
-        reading, SUBTITLE_TIMEOUT_S, target="the disk", operation=f"subtitles {where.path}"
+        asyncio.to_thread(read_subtitles, path, offset_s),
+        SUBTITLE_TIMEOUT_S,
+        target="the disk",
+        operation=f"reading subtitles {path}",
     )
 
 
 def _failed_trajectory(
-    id: EpisodeId, wire: ChatFormat, error: VideoError, worker: str, seconds: float
+    episode_id: EpisodeId, chat_format: ChatFormat, error: VideoError, *, worker: str, seconds: float
 ) -> Trajectory:
     return Trajectory(
-        id,
-        wire.name,
+        episode_id,
+        chat_format.name,
         TokenContext(()),
         (),
         EpisodeStatus.FAILED,
         worker=worker,
         seconds=seconds,
         error=str(error),
-        extra={"in_short": error.model_message},
+        extra={"model_message": error.model_message},
     )

@@ -1,4 +1,4 @@
-"""What an episode tells whoever watches it while it is played: a server that streams, a terminal."""
+"""Events of a running episode, for streaming."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class EpisodeStarted:
     """The overviews have been decoded.
 
     Attributes:
-        videos: In the order in which they are counted; none where a chat is about none.
-        overviews: One for each video.
-        question_images: Of the question.
+        videos: Videos of the task, in order; empty for a chat without a video.
+        overviews: One overview per video.
+        question_images: Images of the question.
     """
 
     videos: tuple[VideoInfo, ...]
@@ -27,10 +27,11 @@ class EpisodeStarted:
 
 @dataclass(frozen=True, slots=True)
 class ZoomRequested:
-    """The policy has asked for a clip, which is being decoded now.
+    """The policy has requested a clip, which is now being decoded.
 
     Attributes:
-        turn_index: Of the turn, from 0.
+        turn_index: Index of the turn, from 0.
+        zoom: The requested clip.
     """
 
     turn_index: int
@@ -39,11 +40,12 @@ class ZoomRequested:
 
 @dataclass(frozen=True, slots=True)
 class TurnCompleted:
-    """A turn is complete, with what it got back.
+    """A turn and its observation are complete.
 
     Attributes:
-        turn_index: Of the turn, from 0.
-        clip: What was shown, where the turn's zoom was carried out.
+        turn_index: Index of the turn, from 0.
+        turn: The turn.
+        clip: The clip of an executed zoom; None otherwise.
     """
 
     turn_index: int
@@ -53,8 +55,8 @@ class TurnCompleted:
 
 EpisodeEvent: TypeAlias = EpisodeStarted | ZoomRequested | TurnCompleted
 EventCallback: TypeAlias = Callable[[EpisodeEvent], None]
-"""Called in the episode's event loop; must not block."""
+"""Called in the episode's event loop. It must not block."""
 
 
 def ignore_event(event: EpisodeEvent) -> None:
-    """Watches nothing."""
+    """Default callback: do nothing."""

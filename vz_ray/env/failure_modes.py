@@ -1,17 +1,17 @@
-"""Why an episode went wrong, from its trace and, where it is known, from what had to be seen.
+"""Classify why an episode failed, from its trace and, if known, from the evidence it needed.
 
-Classes exclude one another; the first that fits is the one:
+The classes are mutually exclusive and checked in this order:
 
-    failed             it could not be played: no fault of the policy
-    truncated          a turn hit its limit, or the context was full
-    ran out of rounds  the last round was spent on a zoom
-    bad format         no answer, or one that cannot be read
-    right evidence     every event was in some frame, overview included: it saw and misread
-    bad format         it tried to zoom, and every call was malformed
-    never zoomed       it did not try, or only where no zoom could be had
-    zoomed elsewhere   some event that no frame shows lay outside all of its zooms
-    too coarse         every such event lay in a zoom, between its frames
-    place unknown      it zoomed, and the events are not known: the trace alone cannot tell more
+    failed             the episode could not run; not the policy's fault
+    truncated          a turn reached its token limit, or the context was full
+    ran out of rounds  the last round was a zoom call
+    bad format         no answer, or an unparsable one
+    right evidence     every evidence span is covered by a frame; the answer is still wrong
+    bad format         every zoom call was malformed
+    never zoomed       no zoom call, or none that was allowed
+    zoomed elsewhere   an uncovered evidence span is outside all zooms
+    too coarse         every uncovered evidence span is inside a zoom, between its frames
+    location unknown   the episode zoomed, but the evidence spans are unknown
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from enum import StrEnum
 from vz_ray.env.trajectory import EpisodeStatus, ZoomErrorKind
 
 Interval = tuple[float, float]
-"""`[start, end)` in seconds; an instant where both are the same."""
+"""`[start, end)` in seconds; an instant if both are equal."""
 
 
 class FailureMode(StrEnum):
-    """What went wrong; in the order in which tables show them, and in words once `_` is a space."""
+    """Failure classes in table order. Replace `_` by spaces for display."""
 
     NEVER_ZOOMED = "never_zoomed"
     ZOOMED_ELSEWHERE = "zoomed_elsewhere"
@@ -40,38 +40,42 @@ class FailureMode(StrEnum):
     FAILED = "failed"
 
 
-_WELL_FORMED_REFUSALS = (ZoomErrorKind.BUDGET_EXCEEDED, ZoomErrorKind.DECODE_ERROR, ZoomErrorKind.LAST_ROUND)
-"""Refusals of calls that were well formed."""
+_WELL_FORMED_REJECTIONS = (
+    ZoomErrorKind.BUDGET_EXCEEDED,
+    ZoomErrorKind.DECODE_ERROR,
+    ZoomErrorKind.LAST_ROUND,
+)
+"""Rejection reasons of well-formed calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeTrace:
-    """What of an episode says why it went wrong.
+    """Summary of an episode for the classification.
 
     Attributes:
-        status: How it ended.
-        zooms: Segments of the zooms that were carried out.
-        faults: Why others were refused.
-        ended_with_zoom_call: Whether the last turn asked for a zoom.
-        times: Times of all frames shown, overview included, seconds.
-        events: What had to be seen; empty where that is not known.
+        status: How the episode ended.
+        zooms: Segments of the executed zooms.
+        zoom_errors: Rejection reasons of the other zoom calls.
+        ended_with_zoom_call: Whether the last turn contains a zoom call.
+        times: Times of all frames including the overview, seconds.
+        events: Evidence spans; empty if unknown.
     """
 
     status: EpisodeStatus
     zooms: Sequence[Interval]
-    faults: Sequence[ZoomErrorKind]
+    zoom_errors: Sequence[ZoomErrorKind]
     ended_with_zoom_call: bool
     times: Sequence[float]
     events: Sequence[Interval]
 
 
 def classify_failure(trace: EpisodeTrace, *, correct: bool, unparsed: bool = False) -> FailureMode | None:
-    """Why the episode went wrong; None if it is right.
+    """Return why the episode failed; None if its answer is correct.
 
     Args:
-        trace: As played.
-        correct: Whether its answer was right.
-        unparsed: Whether there is an answer that states nothing which can be compared.
+        trace: Summary of the episode.
+        correct: Whether the answer is correct.
+        unparsed: Whether the answer contains no comparable value.
     """
     if trace.status is EpisodeStatus.FAILED:
         return FailureMode.FAILED
@@ -86,28 +90,30 @@ def classify_failure(trace: EpisodeTrace, *, correct: bool, unparsed: bool = Fal
     if trace.events and all(is_visible(trace.times, event) for event in trace.events):
         return FailureMode.WRONG_ANSWER
     if not trace.zooms:
-        malformed = trace.faults and all(fault not in _WELL_FORMED_REFUSALS for fault in trace.faults)
+        malformed = trace.zoom_errors and all(
+            error not in _WELL_FORMED_REJECTIONS for error in trace.zoom_errors
+        )
         return FailureMode.BAD_FORMAT if malformed else FailureMode.NEVER_ZOOMED
     return _classify_zoomed(trace)
 
 
 def _classify_zoomed(trace: EpisodeTrace) -> FailureMode:
-    """Of an episode that zoomed and did not see every event."""
+    """Classify an episode that zoomed without covering every evidence span."""
     if not trace.events:
         return FailureMode.ZOOMED_LOCATION_UNKNOWN
-    unseen = [event for event in trace.events if not is_visible(trace.times, event)]
-    inside = all(any(overlaps(zoom, event) for zoom in trace.zooms) for event in unseen)
+    uncovered = [event for event in trace.events if not is_visible(trace.times, event)]
+    inside = all(any(overlaps(zoom, event) for zoom in trace.zooms) for event in uncovered)
     return FailureMode.TOO_COARSE if inside else FailureMode.ZOOMED_ELSEWHERE
 
 
 def is_visible(times: Iterable[float], event: Interval) -> bool:
-    """Whether a frame lies in `[start, end)`; an event of no length is met at its instant."""
+    """Return whether a frame is in `[start, end)`, or at the instant of an empty span."""
     start, end = event
     return any(start <= time < end or time == start for time in times)
 
 
 def overlaps(segment: Interval, event: Interval) -> bool:
-    """Whether some of `[start, end)`, or the instant that an event of no length is, lies in the segment."""
+    """Return whether the span, or the instant of an empty span, overlaps the segment."""
     start, end = event
     if start == end:
         return segment[0] <= start <= segment[1]

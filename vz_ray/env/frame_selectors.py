@@ -1,18 +1,16 @@
-"""Who chooses the overview's frames: the clock, an index file, an image-text model, a function of the user's.
+"""Frame selectors: choose the overview frames uniformly, from an index, by image-text model or by function.
 
-Whoever chooses, what comes out is a request that a frame source answers with an
-ordinary clip, so episodes go on alike. A request holds rates, times or frame
-numbers, never the question: samples of a task, and questions that choose alike,
-share its answer.
+Every selector returns a request that a frame source answers with an ordinary clip. A request contains
+rates, times or frame numbers but never the question, so that samples of a task and questions with equal
+selections share the decoded clip.
 
-A function of the user's own, `episode.selector.kind: package.module:name`:
+A user function, `episode.selector.kind: package.module:name`:
 
-    def select(video: VideoInfo, question: str, most: int) -> Sequence[float]
+    def select(video: VideoInfo, question: str, max_frames: int) -> Sequence[float]
 
-returns the seconds of the frames to show: ascending, each once, from 0 to
-`video.duration_s`, at least one and at most `most`. It is called once for each
-episode, in a thread of a rollout worker, and must give the same for the same
-question.
+returns the times of the frames in seconds: ascending, unique, from 0 to `video.duration_s`, between 1
+and `max_frames` of them. It is called once per episode in a thread of a rollout worker. It must be
+deterministic.
 """
 
 from __future__ import annotations
@@ -40,11 +38,11 @@ _OPTION = re.compile(r"\s\(?A[.):]\s")
 
 @dataclass(frozen=True, slots=True)
 class FrameSelection:
-    """What an overview is to show.
+    """Selected overview frames.
 
     Attributes:
-        request: For the frame source.
-        used_fallback: The selector had nothing for this question, and uniform frames were taken.
+        request: Request for the frame source.
+        used_fallback: Whether uniform frames replaced a missing index record.
     """
 
     request: OverviewRequest | SelectedFramesRequest
@@ -52,20 +50,22 @@ class FrameSelection:
 
 
 class FrameSelector(Protocol):
-    """Chooses the overview's frames of one episode; `uniform` is what the episode's own limits ask for."""
+    """Selector of overview frames."""
 
-    async def select(self, task: Task, video: VideoInfo, uniform: OverviewRequest) -> FrameSelection: ...
+    async def select(self, task: Task, video: VideoInfo, uniform: OverviewRequest) -> FrameSelection:
+        """Select the frames of one video. `uniform` is the default request with the episode's limits."""
+        ...
 
 
 def create_frame_selector(config: FrameSelectorConfig, ranker: FrameRanker | None = None) -> FrameSelector:
-    """The selector that `config` names; cheap to call, what is read from files is kept.
+    """Create the configured selector. Index files are cached.
 
     Args:
-        config: Which.
-        ranker: The image-text model, for `query`.
+        config: Selector config.
+        ranker: Image-text model, for `query`.
 
     Raises:
-        UserError: Its file or function is not there, or there is no image-text model.
+        UserError: The index file or function is invalid, or `ranker` is missing.
     """
     match config.kind:
         case "uniform":
@@ -80,56 +80,55 @@ def create_frame_selector(config: FrameSelectorConfig, ranker: FrameRanker | Non
         case "query":
             if ranker is None:
                 raise UserError(
-                    "episode.selector.kind is query, and this command starts no image-text model; "
-                    "use another kind here"
+                    "episode.selector.kind is query; this command starts no image-text model. Use another kind."
                 )
             return QuerySelector(config, ranker)
-    function = load_function("episode.selector.kind", config.kind, ("video", "question", "most"))
+    function = load_function("episode.selector.kind", config.kind, ("video", "question", "max_frames"))
     return FunctionSelector(config, function)
 
 
 def validate_times(times: Any, video: VideoInfo, max_frames: int, selector_name: str) -> tuple[float, ...]:
-    """The seconds that a selector returned.
+    """Validate and convert the times returned by a selector.
 
     Raises:
-        UserError: They break the contract; the message names selector, video and value.
+        UserError: The times violate the contract. The message names selector, video and value.
     """
 
-    def wrong(what: str) -> UserError:
-        return UserError(f"{selector_name} on {video.uri}: {what}")
+    def invalid(problem: str) -> UserError:
+        return UserError(f"{selector_name} on {video.uri}: {problem}")
 
     try:
         seconds = [float(time) for time in times]
     except (TypeError, ValueError) as error:
-        raise wrong(f"returned {times!r}; it must return a sequence of seconds") from error
+        raise invalid(f"returned {times!r}; it must return a sequence of seconds") from error
     if not seconds:
-        raise wrong("returned no frame; it must return at least one")
+        raise invalid("returned no frame; it must return at least one")
     if len(seconds) > max_frames:
-        raise wrong(f"returned {len(seconds)} frames; at most {max_frames} can be shown")
-    for before, time in zip([-math.inf, *seconds], seconds, strict=False):
+        raise invalid(f"returned {len(seconds)} frames; the maximum is {max_frames}")
+    for previous, time in zip([-math.inf, *seconds], seconds, strict=False):
         if not math.isfinite(time):
-            raise wrong(f"returned {time}, which is not finite")
+            raise invalid(f"returned {time}, which is not finite")
         if not 0 <= time <= video.duration_s:
-            raise wrong(f"returned {time:g} s; the video is from 0 to {video.duration_s:g} s")
-        if time == before:
-            raise wrong(f"returned {time:g} s twice")
-        if time < before:
-            raise wrong(f"returned {time:g} s after {before:g} s; times must ascend")
+            raise invalid(f"returned {time:g} s; the video is from 0 to {video.duration_s:g} s")
+        if time == previous:
+            raise invalid(f"returned {time:g} s twice")
+        if time < previous:
+            raise invalid(f"returned {time:g} s after {previous:g} s; times must ascend")
     return tuple(seconds)
 
 
 def strip_options(text: str) -> str:
-    """A question without its options, which would be most of what an image-text model reads.
+    """Remove the options from a question, which would dominate the input of an image-text model.
 
     Example:
-        question_alone("What flashes? A. disc B. ring") == "What flashes?"
+        strip_options("What flashes? A. disc B. ring") == "What flashes?"
     """
     return _OPTION.split(f"{text} ", maxsplit=1)[0].strip() or text
 
 
 @dataclass(frozen=True, slots=True)
 class UniformSelector:
-    """Without a look at the question."""
+    """Select frames independently of the question."""
 
     request: Callable[[OverviewRequest], OverviewRequest]
 
@@ -144,8 +143,8 @@ class TspoSelector:
     async def select(self, task: Task, video: VideoInfo, uniform: OverviewRequest) -> FrameSelection:
         frames = load_tspo_index(self.config.index_file).find_frames(task)
         if frames is not None:
-            shown = (frames[i] for i in spread_indices(len(frames), uniform.max_frames))
-            return FrameSelection(SelectedFramesRequest(frame_indices=tuple(shown)))
+            indices = spread_indices(len(frames), uniform.max_frames)
+            return FrameSelection(SelectedFramesRequest(frame_indices=tuple(frames[i] for i in indices)))
         if self.config.on_missing == "uniform":
             return FrameSelection(uniform, used_fallback=True)
         raise UserError(
@@ -170,8 +169,10 @@ class QuerySelector:
             config.diversity,
         )
         times = await self.ranker.rank_frames(task.video, strip_options(task.question), search)
-        who = f"episode.selector.kind query with {config.model}"
-        return FrameSelection(SelectedFramesRequest(validate_times(times, video, uniform.max_frames, who)))
+        selector_name = f"episode.selector.kind query with {config.model}"
+        return FrameSelection(
+            SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +181,19 @@ class FunctionSelector:
     function: Callable[[VideoInfo, str, int], Sequence[float]]
 
     async def select(self, task: Task, video: VideoInfo, uniform: OverviewRequest) -> FrameSelection:
-        who = f"episode.selector.kind {self.config.kind!r}"
-        call = asyncio.to_thread(self._call, who, video, task.question, uniform.max_frames)
+        selector_name = f"episode.selector.kind {self.config.kind!r}"
+        call = asyncio.to_thread(self._call, selector_name, video, task.question, uniform.max_frames)
         times = await with_timeout(
-            call, self.config.timeout_s, target=who, operation=f"the overview of {video.uri}"
+            call, self.config.timeout_s, target=selector_name, operation=f"the overview of {video.uri}"
         )
-        return FrameSelection(SelectedFramesRequest(validate_times(times, video, uniform.max_frames, who)))
+        return FrameSelection(
+            SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name))
+        )
 
-    def _call(self, who: str, video: VideoInfo, question: str, most: int) -> Sequence[float]:
+    def _call(self, selector_name: str, video: VideoInfo, question: str, max_frames: int) -> Sequence[float]:
         try:
-            return self.function(video, question, most)
+            return self.function(video, question, max_frames)
         except Exception as error:
-            raise UserError(f"{who} on {video.uri} raised {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"{selector_name} on {video.uri} raised {type(error).__name__}: {error}"
+            ) from error

@@ -1,4 +1,4 @@
-"""The two sides an episode is played against."""
+"""Interfaces of an episode: policy, frame source, frame ranker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vz_ray.video.frame_selection import SelectionParams
 
 @dataclass(frozen=True, slots=True)
 class PromptMessage:
-    """One message as people and HTTP APIs see it; `<image>` marks each frame's place."""
+    """One message of the conversation as text, with an image slot for each frame."""
 
     role: str
     text: str
@@ -32,12 +32,12 @@ class PromptMessage:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Everything the policy has seen so far.
+    """The conversation so far.
 
     Attributes:
-        compact_ids: The conversation with one pad per image, ready to be continued.
-        frames: One per pad, in order.
-        messages: The same conversation as messages, for policies without tokens.
+        compact_ids: Token ids with one image pad per image, ready to be continued.
+        frames: One frame per image pad, in order.
+        messages: The same conversation as messages, for policies without token input.
     """
 
     compact_ids: tuple[int, ...]
@@ -46,20 +46,20 @@ class Prompt:
 
 
 class Policy(Protocol):
-    """Whoever plays: a vLLM worker, an oracle, a model behind an HTTP API."""
+    """Model that generates turns: a vLLM engine, a scripted policy or an HTTP API."""
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> SampledAction | ExternalAction:
-        """Plays one turn. `request_id` is unique per turn and names it in errors."""
+        """Generate one turn. `request_id` is unique per turn and appears in errors."""
         ...
 
 
 class FrameSource(Protocol):
-    """Whoever has the pixels: the clip pool, or a reader in this process.
+    """Decoder of videos: the decode pool or a local reader.
 
-    Every method raises `VideoError` if the video cannot be read as asked, and
-    `StepTimeout` if it took longer than the source's own deadline.
+    Every method raises `VideoError` if the video cannot be decoded as requested, and `StepTimeout`
+    if the source's own timeout expires.
     """
 
     async def probe(self, uri: str) -> VideoInfo: ...
@@ -71,16 +71,18 @@ class FrameSource(Protocol):
     async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip: ...
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        """The same bytes again, in the order asked; checked against each ref's digest."""
+        """Decode the referenced frames again, in order. Each is checked against its digest."""
         ...
 
 
 class FrameRanker(Protocol):
-    """Whoever knows which frames of a video are like a text: an image-text model."""
+    """Image-text model that selects the frames of a video for a text."""
 
     async def rank_frames(self, uri: str, question: str, search: SelectionParams) -> tuple[float, ...]:
-        """Seconds of the chosen frames, ascending; the same for the same arguments.
+        """Return the times of the selected frames in seconds, ascending. Deterministic.
 
-        Raises `VideoError` if the video cannot be read, and `StepTimeout` past its own deadline.
+        Raises:
+            VideoError: The video cannot be decoded.
+            StepTimeout: The ranker's own timeout expired.
         """
         ...

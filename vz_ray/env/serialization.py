@@ -1,9 +1,8 @@
-"""Trajectories as JSON: exact, versioned, compact.
+"""JSON serialization of trajectories: exact, versioned, compact.
 
-Round trip: `trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(t)))) == t`,
-where `extra` holds JSON values only. What repeats is written once: a run of
-equal token ids as `[id, count]` (an image is one pad many times over), and what
-the frames of an episode share in a table that each frame points into.
+Round trip: `trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(t)))) == t`, if `extra` holds
+only JSON values. Repetitions are stored once: a run of equal token ids as `[id, count]`, and the common
+fields of an episode's frames in a table that each frame refers to by index.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from vz_ray.env.trajectory import (
 )
 from vz_ray.video.frame import FrameRef, ZoomRequest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Json = dict[str, Any]
 _SHARED = ("video_id", "uri", "stream", "width", "height", "scaler", "decoder")
@@ -37,7 +36,7 @@ _Table = list[list[Any]]
 
 
 def _pack(ids: Sequence[int]) -> list[Any]:
-    """`[5, 7, 7, 7]` as `[5, [7, 3]]`."""
+    """Run-length encode ids: `[5, 7, 7, 7]` becomes `[5, [7, 3]]`."""
     packed: list[Any] = []
     for value, run in groupby(ids):
         count = len(list(run))
@@ -84,33 +83,35 @@ def _context_from_dict(data: Json, shared: _Table) -> TokenContext:
 
 def _action_to_dict(action: SampledAction | ExternalAction) -> Json:
     if isinstance(action, ExternalAction):
-        return {"by": "written", "text": action.text, "ids": _pack(action.token_ids)}
+        return {"by": "external", "text": action.text, "ids": _pack(action.token_ids)}
     return {
         "by": "sampled",
         "ids": _pack(action.token_ids),
         "logprobs": list(action.logprobs),
         "versions": [[span.start, span.end, span.version] for span in action.versions],
-        "sampling": asdict(action.sampling_params),
-        "stop": action.stop_reason,
+        "sampling_params": asdict(action.sampling_params),
+        "stop_reason": action.stop_reason,
     }
 
 
 def _action_from_dict(data: Json) -> SampledAction | ExternalAction:
-    if data["by"] == "written":
+    if data["by"] == "external":
         return ExternalAction(text=data["text"], token_ids=_unpack(data["ids"]))
     return SampledAction(
         token_ids=_unpack(data["ids"]),
         logprobs=tuple(data["logprobs"]),
         versions=tuple(VersionSpan(*span) for span in data["versions"]),
-        sampling_params=SamplingParams(**data["sampling"]),
-        stop_reason=data["stop"],
+        sampling_params=SamplingParams(**data["sampling_params"]),
+        stop_reason=data["stop_reason"],
     )
 
 
 def _zoom_to_dict(zoom: ZoomRequest | RejectedZoom | None) -> Json | None:
     if isinstance(zoom, RejectedZoom):
-        refused = {"fault": zoom.kind.value, "message": zoom.message}
-        return refused if zoom.requested is None else {**refused, "asked": _zoom_to_dict(zoom.requested)}
+        rejected = {"error": zoom.kind.value, "message": zoom.message}
+        return (
+            rejected if zoom.requested is None else {**rejected, "requested": _zoom_to_dict(zoom.requested)}
+        )
     if zoom is None:
         return None
     data = asdict(zoom)
@@ -120,11 +121,10 @@ def _zoom_to_dict(zoom: ZoomRequest | RejectedZoom | None) -> Json | None:
 def _zoom_from_dict(data: Json | None) -> ZoomRequest | RejectedZoom | None:
     if data is None:
         return None
-    if "fault" in data:
-        # Refusals were once written without what was asked for.
-        asked = data.get("asked")
+    if "error" in data:
+        requested = data.get("requested")
         return RejectedZoom(
-            ZoomErrorKind(data["fault"]), data["message"], ZoomRequest(**asked) if asked else None
+            ZoomErrorKind(data["error"]), data["message"], ZoomRequest(**requested) if requested else None
         )
     return ZoomRequest(**data)
 
@@ -134,34 +134,35 @@ def _turn_to_dict(turn: Turn, shared: _Table) -> Json:
         "action": _action_to_dict(turn.action),
         "text": turn.text,
         "zoom": _zoom_to_dict(turn.zoom),
-        "reply": None if turn.observation is None else _context_to_dict(turn.observation, shared),
+        "observation": None if turn.observation is None else _context_to_dict(turn.observation, shared),
         "seconds": list(turn.seconds),
-        **({} if turn.requested_fps is None else {"asked_fps": turn.requested_fps}),
+        **({} if turn.requested_fps is None else {"requested_fps": turn.requested_fps}),
     }
 
 
 def _turn_from_dict(data: Json, shared: _Table) -> Turn:
     sample_s, clip_s = data["seconds"]
+    observation = data["observation"]
     return Turn(
         action=_action_from_dict(data["action"]),
         text=data["text"],
         zoom=_zoom_from_dict(data["zoom"]),
-        observation=None if data["reply"] is None else _context_from_dict(data["reply"], shared),
+        observation=None if observation is None else _context_from_dict(observation, shared),
         seconds=(sample_s, clip_s),
-        requested_fps=data.get("asked_fps"),
+        requested_fps=data.get("requested_fps"),
     )
 
 
 def trajectory_to_dict(trajectory: Trajectory) -> Json:
-    """`trajectory` as JSON values."""
+    """Convert a trajectory to JSON values."""
     shared: _Table = []
     return {
         "v": FORMAT_VERSION,
         "id": asdict(trajectory.id),
-        "wire": trajectory.chat_format,
+        "chat_format": trajectory.chat_format,
         "prompt": _context_to_dict(trajectory.prompt, shared),
         "turns": [_turn_to_dict(turn, shared) for turn in trajectory.turns],
-        "frames_of": shared,
+        "frame_table": shared,
         "status": trajectory.status.value,
         "answer": trajectory.answer,
         "worker": trajectory.worker,
@@ -173,19 +174,19 @@ def trajectory_to_dict(trajectory: Trajectory) -> Json:
 
 
 def trajectory_from_dict(data: Json) -> Trajectory:
-    """The trajectory that `trajectory_to_dict` wrote.
+    """Restore a trajectory from `trajectory_to_dict`.
 
     Raises:
-        ValueError: Written by another version of this format.
+        ValueError: The format version is not supported.
     """
     if data.get("v") != FORMAT_VERSION:
         raise ValueError(
             f"trajectory of format version {data.get('v')!r}; this code reads version {FORMAT_VERSION}"
         )
-    shared = data["frames_of"]
+    shared = data["frame_table"]
     return Trajectory(
         id=EpisodeId(**data["id"]),
-        chat_format=data["wire"],
+        chat_format=data["chat_format"],
         prompt=_context_from_dict(data["prompt"], shared),
         turns=tuple(_turn_from_dict(turn, shared) for turn in data["turns"]),
         status=EpisodeStatus(data["status"]),

@@ -1,7 +1,7 @@
-"""What is left of an episode once it has been played.
+"""Trajectory types: the record of one episode.
 
-Token-in-token-out: sampled ids are kept as sampled, never decoded and encoded
-again. Frames are kept as `FrameRef`s, never as pixels.
+Token in, token out: sampled ids are kept as sampled and never re-encoded. Frames are stored as
+`FrameRef`s, never as pixels.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from enum import StrEnum
 from vz_ray.video.frame import FrameRef, ZoomRequest
 
 JUDGE_FAILED_NOTE = "judge"
-"""Start of a reward's note where a judge was asked and gave no verdict."""
+"""Prefix of a reward's note if the judge failed."""
 UNPARSED_NOTE = "unparsed"
-"""Start of a reward's note where the answer states no option or number; it counts as wrong."""
+"""Prefix of a reward's note if the answer contains no option or number; it counts as wrong."""
 
 Grid = tuple[int, int, int]
-"""Rows of patches of one image: (1, height / patch, width / patch), before merging."""
+"""Patch grid of one image before merging: (1, height / patch size, width / patch size)."""
 
 MERGE_SIZE = 2
-"""Patches that become one visual token, along each side."""
+"""Patches per visual token along each side (Qwen-VL's `spatial_merge_size`)."""
 
 
 def num_visual_tokens(grid: Grid) -> int:
-    """Tokens that an image of this patch grid takes after merging."""
+    """Return the number of visual tokens of an image after merging."""
     return grid[0] * grid[1] * grid[2] // MERGE_SIZE**2
 
 
@@ -32,33 +32,33 @@ class EpisodeStatus(StrEnum):
     """How an episode ended."""
 
     ANSWERED = "answered"
-    """The last turn holds an answer, right or wrong."""
+    """The last turn contains an answer, correct or not."""
     NO_ANSWER = "no_answer"
-    """Rounds ran out, or the last turn ended without zoom or answer."""
+    """The rounds were used up, or the last turn contained neither zoom call nor answer."""
     TRUNCATED = "truncated"
-    """A turn hit its token limit, or the context or image budget ran out."""
+    """A turn reached its token limit, or the context or image budget was exhausted."""
     FAILED = "failed"
-    """Not the policy's fault (a dead worker, an unreadable video): not data."""
+    """An infrastructure failure (lost worker, unreadable video); excluded from training."""
 
 
 class ZoomErrorKind(StrEnum):
-    """Why a zoom was refused; each has its own error turn."""
+    """Why a zoom call was rejected. Each kind has its own error message for the model."""
 
-    INVALID_JSON = "broken_json"
+    INVALID_JSON = "invalid_json"
     WRONG_KEYS = "wrong_keys"
     NOT_NUMBERS = "not_numbers"
     NOT_FINITE = "not_finite"
     NEGATIVE = "negative"
     REVERSED = "reversed"
     EMPTY = "empty"
-    OUT_OF_RANGE = "outside"
+    OUT_OF_RANGE = "out_of_range"
     TOO_MANY_FRAMES = "too_many_frames"
     TOO_FEW_FRAMES = "too_few_frames"
-    MULTIPLE_CALLS = "two_calls"
-    CALL_WITH_ANSWER = "with_answer"
+    MULTIPLE_CALLS = "multiple_calls"
+    CALL_WITH_ANSWER = "call_with_answer"
     LAST_ROUND = "last_round"
-    BUDGET_EXCEEDED = "no_budget"
-    DECODE_ERROR = "decode"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    DECODE_ERROR = "decode_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,13 @@ class RejectedZoom:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn; the learner must apply the same temperature and ban.
+    """Sampling parameters. The learner applies the same temperature and token mask.
 
     Attributes:
         temperature: 0 is greedy.
-        top_p: Nucleus mass; must be 1 where log-probs are trained on.
-        max_tokens: Most tokens in one turn.
-        seed: Seed of this turn's draws, if fixed.
+        top_p: Nucleus mass; must be 1 for training.
+        max_tokens: Maximum tokens per turn.
+        seed: Optional seed.
     """
 
     temperature: float = 1.0
@@ -96,7 +96,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class VersionSpan:
-    """Tokens [start, end) of a sampled turn came from weight version `version`."""
+    """Tokens [start, end) of a turn were sampled with weight version `version`."""
 
     start: int
     end: int
@@ -105,14 +105,14 @@ class VersionSpan:
 
 @dataclass(frozen=True, slots=True)
 class SampledAction:
-    """A turn that the policy sampled.
+    """Turn sampled by the policy.
 
     Attributes:
-        token_ids: `[T]`, end token included if, and only if, it was sampled.
-        logprobs: `[T]`, natural log, of the distribution actually sampled from
-            (temperature and bans applied).
+        token_ids: `[T]`, includes the end token only if it was sampled.
+        logprobs: `[T]`, natural log, of the distribution that was sampled from (temperature and token
+            mask applied).
         versions: Weight version by token span, covering `[0, T)`.
-        sampling_params: How it was drawn.
+        sampling_params: Sampling parameters of the turn.
         stop_reason: `end` (end-of-turn token), `zoom` (`</video_zoom>`) or `length`.
     """
 
@@ -125,9 +125,9 @@ class SampledAction:
 
 @dataclass(frozen=True, slots=True)
 class ExternalAction:
-    """A turn that someone else wrote: an oracle, or a model behind an HTTP API.
+    """Turn from another source, such as a scripted policy or a model behind an HTTP API.
 
-    `token_ids` are its encoding under the wire format; they carry no log-probs.
+    `token_ids` are its encoding under the chat format. There are no log-probs.
     """
 
     text: str
@@ -136,13 +136,16 @@ class ExternalAction:
 
 @dataclass(frozen=True, slots=True)
 class TokenContext:
-    """Tokens that the policy reads but did not sample: the prompt, a reply to a zoom.
+    """Tokens that the policy reads but did not sample: the prompt or an observation.
 
     Attributes:
-        compact_ids: One image pad per image; what the engine is given.
+        compact_ids: One image pad per image; input of the engine.
         grids: Patch grid of each image, in order.
         frame_refs: Frame of each image, in order.
-        pad_id: The image pad; without images it may be anything.
+        pad_id: Token id of the image pad; unused without images.
+
+    Raises:
+        ValueError: The numbers of image pads, grids and frames differ.
     """
 
     compact_ids: tuple[int, ...]
@@ -159,7 +162,7 @@ class TokenContext:
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:
-        """One image pad per visual token; what the learner is given. Made anew: it is many times longer."""
+        """One image pad per visual token; input of the learner. Not cached: it is many times longer."""
         visual = iter(self.grids)
         expanded: list[int] = []
         for token in self.compact_ids:
@@ -168,22 +171,22 @@ class TokenContext:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of `expanded_ids`."""
+        """Length of `expanded_ids`."""
         return len(self.compact_ids) - len(self.grids) + sum(map(num_visual_tokens, self.grids))
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One round: what the policy said and what it got back.
+    """One turn of the policy and the observation after it.
 
     Attributes:
-        action: What the policy said.
-        text: `action` decoded, for parsing and for people.
-        zoom: The zoom carried out, the refusal, or None if the turn asked for none.
-        observation: Tokens appended after the action, the end token that was
-            appended rather than sampled included; None after the last turn.
+        action: Tokens of the policy.
+        text: `action` decoded.
+        zoom: The executed zoom, the rejected zoom, or None without a zoom call.
+        observation: Tokens appended after the action, including an end token that was not sampled;
+            None after the last turn.
         seconds: Wall time of sampling and of fetching the clip.
-        requested_fps: Frame rate that the policy asked for, where `episode.zoom_fps` set another.
+        requested_fps: Frame rate in the call, if `episode.zoom_fps` overrode it.
     """
 
     action: SampledAction | ExternalAction
@@ -196,8 +199,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeId:
-    """Names one play of one sample of one task: `(iteration, task, sample)` is owed once,
-    attempts count plays of it."""
+    """Id of one attempt of one sample of one task.
+
+    `(step, task_id, sample)` is accepted once; `attempt` counts retries.
+    """
 
     step: int
     task_id: str
@@ -214,19 +219,16 @@ class EpisodeId:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """The reward and its parts, logged apart (paper, section on rewards).
+    """Reward of a trajectory and its parts (paper, section on rewards).
 
     Attributes:
-        total: Their weighted sum.
-        accuracy: How right the answer is, in `[0, 1]`.
+        total: Weighted sum of the parts.
+        accuracy: Correctness of the answer in `[0, 1]`.
         format: 1 for a well-formed transcript.
-        tool: 1 where using the tool is paid for.
-        valid: False where the sample could not be judged (a judge failed);
-            such a sample drops its group and never counts as 0.
-        note: Why it is invalid, or its answer wrong: a few words, the same for all of a
-            kind, then `: ` and details.
-        extra: Parts that not every run has, by name: `length`, `frames`, `judge_score`, and those
-            of a user's own function.
+        tool: 1 if tool use is rewarded.
+        valid: False if the judge failed. The sample's group is then dropped; the sample never counts as 0.
+        note: Reason for an invalid reward or a wrong answer: a fixed phrase, then `: ` and details.
+        extra: Optional parts by name: `length`, `frames`, `judge_score`, and parts of a user function.
     """
 
     total: float
@@ -239,30 +241,31 @@ class RewardParts:
 
     @property
     def reason(self) -> str:
-        """The note without details, to be counted by."""
+        """The note without details, for counting."""
         return self.note.partition(": ")[0]
 
     @property
     def judge_failed(self) -> bool:
-        """Whether a judge was asked and gave no verdict: asking again may help."""
+        """Whether the judge failed. A retry may succeed."""
         return not self.valid and self.reason.startswith(f"{JUDGE_FAILED_NOTE} ")
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """An episode as played.
+    """Record of an episode.
 
     Attributes:
-        id: Which sample this is.
-        chat_format: Name and hash of the wire format and prompt that were used.
+        id: Id of the sample and attempt.
+        chat_format: Name and hash of the chat format and prompt template.
         prompt: System prompt, overview and question.
-        turns: In order; at least one unless `status` is FAILED.
-        status: How it ended.
-        answer: Text of the answer span, if there was one.
-        worker: Name of the rollout worker that played it.
-        seconds: Wall time of the whole episode.
-        reward: Filled in by the scorer.
-        error: Why it failed, where it did.
+        turns: Turns in order; at least one unless `status` is FAILED.
+        status: How the episode ended.
+        answer: Text of the answer span; None without one.
+        worker: Name of the rollout worker.
+        seconds: Wall time of the episode.
+        reward: Reward; None before scoring.
+        error: Reason of a failure.
+        extra: Additional JSON values, for example the gate decision.
     """
 
     id: EpisodeId
@@ -279,12 +282,12 @@ class Trajectory:
 
     @property
     def contexts(self) -> tuple[TokenContext, ...]:
-        """Prompt and replies, in order."""
+        """Prompt and observations, in order."""
         return (self.prompt, *(turn.observation for turn in self.turns if turn.observation is not None))
 
     @property
     def frame_refs(self) -> tuple[FrameRef, ...]:
-        """Every frame shown, in order, one per image."""
+        """All frames in order, one per image."""
         return tuple(ref for context in self.contexts for ref in context.frame_refs)
 
     @property
@@ -293,7 +296,7 @@ class Trajectory:
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:
-        """`[L]`: the whole conversation as the learner reads it."""
+        """`[L]`, the complete conversation as input of the learner."""
         ids = list(self.prompt.expanded_ids)
         for turn in self.turns:
             ids += turn.action.token_ids
@@ -302,13 +305,13 @@ class Trajectory:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole conversation."""
-        said = sum(len(turn.action.token_ids) for turn in self.turns)
-        return said + sum(context.num_tokens for context in self.contexts)
+        """Number of tokens of the conversation."""
+        policy_tokens = sum(len(turn.action.token_ids) for turn in self.turns)
+        return policy_tokens + sum(context.num_tokens for context in self.contexts)
 
     @property
     def loss_mask(self) -> tuple[int, ...]:
-        """`[L]`: 1 exactly on the tokens of the policy's own turns."""
+        """`[L]`, 1 exactly on the tokens of the policy's turns."""
         mask = [0] * self.prompt.num_tokens
         for turn in self.turns:
             mask += [1] * len(turn.action.token_ids)
@@ -317,14 +320,14 @@ class Trajectory:
 
     @property
     def sampled_logprobs(self) -> tuple[float, ...]:
-        """The engine's log-probs of the sampled tokens, in order: one per 1 in `loss_mask`."""
+        """The engine's log-probs of the sampled tokens, in order; one per 1 in `loss_mask`."""
         return tuple(
             p for turn in self.turns if isinstance(turn.action, SampledAction) for p in turn.action.logprobs
         )
 
     @property
     def zooms(self) -> tuple[ZoomRequest, ...]:
-        """Zooms that were carried out."""
+        """Executed zooms."""
         return tuple(turn.zoom for turn in self.turns if isinstance(turn.zoom, ZoomRequest))
 
     @property
@@ -333,19 +336,19 @@ class Trajectory:
 
     @property
     def retryable(self) -> bool:
-        """Whether playing or judging it again may give what it lacks."""
+        """Whether a retry of the episode or of the judge may succeed."""
         return self.status is EpisodeStatus.FAILED or (self.reward is not None and self.reward.judge_failed)
 
     @property
     def weight_versions(self) -> tuple[int, ...]:
-        """Distinct versions that sampled it, ascending."""
-        spans = (t.action.versions for t in self.turns if isinstance(t.action, SampledAction))
-        return tuple(sorted({span.version for turn in spans for span in turn}))
+        """Distinct weight versions of the sampled tokens, ascending."""
+        actions = (turn.action for turn in self.turns if isinstance(turn.action, SampledAction))
+        return tuple(sorted({span.version for action in actions for span in action.versions}))
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The n trajectories of one task; advantages are taken within it."""
+    """The trajectories of one task, as in GRPO. Advantages are computed within a group."""
 
     task_id: str
     trajectories: tuple[Trajectory, ...]

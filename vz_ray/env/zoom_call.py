@@ -1,7 +1,7 @@
-"""Reading what the policy said: a zoom call, an answer, or neither.
+"""Parse a turn of the policy: a zoom call, an answer, or neither.
 
-The strict reader refuses every malformed call with a reason that the model can
-act on; nothing is guessed and nothing is clamped.
+The parser is strict: it rejects every malformed call with an actionable message, and never guesses or
+clamps values.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 CALL_EXAMPLE = '{"segment": [start, end], "fps": n}'
 MULTI_VIDEO_EXAMPLE = '{"video": i, "segment": [start, end], "fps": n}'
 END_TOLERANCE_S = 0.05
-"""A segment may end this long after the video: times are shown rounded to 0.01 s."""
+"""A segment may end this long after the video, because prompts round times to 0.01 s."""
 _MIN_SEGMENT_S = 1e-6
-"""A shorter segment has no length to speak of; it is shown at no rate that would be fast enough."""
+"""Minimum segment length in computations; avoids infinite frame rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """One turn, read: at most one of zoom and answer is set.
+    """A parsed turn. At most one of `zoom` and `answer` is set.
 
     Attributes:
-        zoom: What is to be carried out, or why nothing is.
+        zoom: The zoom call, valid or rejected.
         answer: Text of the answer span.
-        requested_fps: Frame rate that was asked for, where the rules set another.
+        requested_fps: Frame rate in the call, if `fixed_fps` overrode it.
     """
 
     zoom: ZoomRequest | RejectedZoom | None
@@ -44,7 +44,7 @@ class ParsedTurn:
 
 
 def extract_answer(text: str) -> str | None:
-    """Content of the last answer span, stripped; None if there is none."""
+    """Return the stripped content of the last answer span; None without one."""
     spans = _ANSWER.findall(text)
     return str(spans[-1]).strip() if spans else None
 
@@ -58,15 +58,16 @@ def parse_turn(
     fixed_fps: float = 0.0,
     extra_durations_s: Sequence[float] = (),
 ) -> ParsedTurn:
-    """Reads one turn of the policy.
+    """Parse one turn of the policy.
 
     Args:
-        text: The turn, decoded.
-        duration_s: Length of the video, seconds; 0 where there is none.
-        max_frames: Most frames a zoom may ask for.
-        inclusive: Passed on to `ZoomRequest`.
-        fixed_fps: Frame rate of every zoom, whatever was asked for; 0 leaves that as it is.
-        extra_durations_s: Lengths of further videos, seconds; a call must then say which it means, from 1.
+        text: The decoded turn.
+        duration_s: Duration of the video, seconds; 0 without a video.
+        max_frames: Maximum frames per zoom.
+        inclusive: See `ZoomRequest`.
+        fixed_fps: Frame rate that overrides the one in the call; 0 disables the override.
+        extra_durations_s: Durations of further videos, seconds. A call must then contain the number of
+            the video, from 1.
     """
     answer = extract_answer(text)
     calls = _CALL.findall(text)
@@ -82,21 +83,27 @@ def parse_turn(
         )
     call = _parse_call(calls[0], inclusive, 1 + len(extra_durations_s))
     if answer is not None:
-        both = _reject(ZoomErrorKind.CALL_WITH_ANSWER, "a turn holds either a zoom or an answer, not both")
-        return ParsedTurn(both if isinstance(call, RejectedZoom) else replace(both, requested=call), None)
+        rejected = _reject(
+            ZoomErrorKind.CALL_WITH_ANSWER, "a turn holds either a zoom or an answer, not both"
+        )
+        return ParsedTurn(
+            rejected if isinstance(call, RejectedZoom) else replace(rejected, requested=call), None
+        )
     if isinstance(call, RejectedZoom):
         return ParsedTurn(call, None)
-    length_s = (duration_s, *extra_durations_s)[call.video]
-    zoom = with_fps(call, fixed_fps, max_frames) if fixed_fps and not _check_segment(call, length_s) else call
-    refused = _check_segment(zoom, length_s) or _check_frame_count(zoom, max_frames)
-    asked_fps = call.fps if zoom.fps != call.fps else None
-    return ParsedTurn(replace(refused, requested=zoom) if refused else zoom, None, asked_fps)
+    video_duration_s = (duration_s, *extra_durations_s)[call.video]
+    zoom = call
+    if fixed_fps and not _check_segment(call, video_duration_s):
+        zoom = with_fps(call, fixed_fps, max_frames)
+    error = _check_segment(zoom, video_duration_s) or _check_frame_count(zoom, max_frames)
+    requested_fps = call.fps if zoom.fps != call.fps else None
+    return ParsedTurn(replace(error, requested=zoom) if error else zoom, None, requested_fps)
 
 
 def with_fps(zoom: ZoomRequest, fps: float, max_frames: int) -> ZoomRequest:
-    """The same segment at `fps`, or at the nearest rate that gives one frame to `max_frames`.
+    """Return the segment at `fps`, or at the nearest rate that yields 1 to `max_frames` frames.
 
-    Example: `[10, 20]` at 2 with at most 16 frames comes at 1.6, `[10, 11]` at 0.5 comes at 1.
+    Example: for at most 16 frames, `[10, 20]` at 2 becomes 1.6, and `[10, 11]` at 0.5 becomes 1.
     """
     span = zoom.end_s - zoom.start_s
     if span * fps >= max_frames + 1:
@@ -106,8 +113,8 @@ def with_fps(zoom: ZoomRequest, fps: float, max_frames: int) -> ZoomRequest:
     return replace(zoom, fps=fps)
 
 
-def _reject(fault: ZoomErrorKind, message: str) -> RejectedZoom:
-    return RejectedZoom(fault, message)
+def _reject(kind: ZoomErrorKind, message: str) -> RejectedZoom:
+    return RejectedZoom(kind, message)
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,18 +124,20 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _parse_call(body: str, inclusive: bool, videos: int) -> ZoomRequest | RejectedZoom:
-    expected = CALL_EXAMPLE if videos == 1 else MULTI_VIDEO_EXAMPLE
+def _parse_call(body: str, inclusive: bool, num_videos: int) -> ZoomRequest | RejectedZoom:
+    expected = CALL_EXAMPLE if num_videos == 1 else MULTI_VIDEO_EXAMPLE
     try:
         call = json.loads(body, object_pairs_hook=_reject_duplicate_keys)
     except KeyError as error:
         return _reject(ZoomErrorKind.WRONG_KEYS, f"key {error.args[0]!r} is given twice; expected {expected}")
     except (ValueError, RecursionError):
         return _reject(ZoomErrorKind.INVALID_JSON, f"the call is not valid JSON; expected {expected}")
-    if not isinstance(call, dict) or set(call) - {"video" if videos > 1 else ""} != {"segment", "fps"}:
-        found = ", ".join(map(repr, call)) if isinstance(call, dict) else type(call).__name__
-        return _reject(ZoomErrorKind.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {found or 'none'}")
-    video = _parse_video_index(call, videos)
+    if not isinstance(call, dict) or set(call) - {"video" if num_videos > 1 else ""} != {"segment", "fps"}:
+        actual = ", ".join(map(repr, call)) if isinstance(call, dict) else type(call).__name__
+        return _reject(
+            ZoomErrorKind.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {actual or 'none'}"
+        )
+    video = _parse_video_index(call, num_videos)
     if isinstance(video, RejectedZoom):
         return video
     segment, fps = call["segment"], call["fps"]
@@ -145,26 +154,27 @@ def _parse_call(body: str, inclusive: bool, videos: int) -> ZoomRequest | Reject
     return ZoomRequest(start, end, rate, inclusive, video)
 
 
-def _parse_video_index(call: dict[str, Any], videos: int) -> int | RejectedZoom:
-    """Which of `videos` a call means, from 0; with one there is nothing to say."""
-    if videos == 1:
+def _parse_video_index(call: dict[str, Any], num_videos: int) -> int | RejectedZoom:
+    """Return the index of the video in the call, from 0. With one video, the call has no such key."""
+    if num_videos == 1:
         return 0
     if "video" not in call:
         return _reject(
-            ZoomErrorKind.WRONG_KEYS, f"there are {videos} videos: say which one, as in {MULTI_VIDEO_EXAMPLE}"
+            ZoomErrorKind.WRONG_KEYS,
+            f"there are {num_videos} videos: say which one, as in {MULTI_VIDEO_EXAMPLE}",
         )
     video = call["video"]
     if not isinstance(video, int) or isinstance(video, bool):
-        return _reject(ZoomErrorKind.NOT_NUMBERS, f"video must be a whole number from 1 to {videos}")
-    if not 1 <= video <= videos:
+        return _reject(ZoomErrorKind.NOT_NUMBERS, f"video must be a whole number from 1 to {num_videos}")
+    if not 1 <= video <= num_videos:
         return _reject(
-            ZoomErrorKind.OUT_OF_RANGE, f"there is no video {video}; video must be from 1 to {videos}"
+            ZoomErrorKind.OUT_OF_RANGE, f"there is no video {video}; video must be from 1 to {num_videos}"
         )
     return video - 1
 
 
 def _check_segment(zoom: ZoomRequest, duration_s: float) -> RejectedZoom | None:
-    """What is wrong with where `zoom` looks in a video of `duration_s`, if anything is."""
+    """Return an error if the segment is invalid or outside the video."""
     start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
     span = f"[{start:g}, {end:g}]"
     if not duration_s:
@@ -183,14 +193,14 @@ def _check_segment(zoom: ZoomRequest, duration_s: float) -> RejectedZoom | None:
 
 
 def _check_frame_count(zoom: ZoomRequest, max_frames: int) -> RejectedZoom | None:
-    """What is wrong with how many frames `zoom` asks for, if anything is."""
+    """Return an error if the zoom yields too few or too many frames."""
     start, end, fps = zoom.start_s, zoom.end_s, zoom.fps
     span = f"[{start:g}, {end:g}]"
-    # Divided by: a segment of next to no length must not make it infinite.
+    # A divisor; must not be zero.
     length = max(end - start, _MIN_SEGMENT_S)
-    # Multiplied in floats: a huge fps must be compared before it is made an integer.
-    wanted = (end - start) * fps
-    if wanted >= max_frames + 1:
+    # Compare as a float, before a huge fps is converted to an integer.
+    num_frames = (end - start) * fps
+    if num_frames >= max_frames + 1:
         largest_fps = math.floor(100 * max_frames / length) / 100
         fits = (
             f"fps up to {largest_fps:g}" if largest_fps else f"a segment up to {max_frames / fps:.2f} seconds"

@@ -1,15 +1,13 @@
-"""The zoom gate: a draft of the answer, given at once, says whether zooming is worth it.
+"""Zoom gate: zoom only if a draft answer is uncertain.
 
-After the overview the policy is made to answer without reasoning: the gate's
-prefix is put in its mouth, and what follows is sampled greedily. Where options
-are letters, the uncertainty is the entropy of their probabilities at the one
-token that tells them apart, what is left for anything else counting as a
-further option; for free answers it is the mean entropy of the draft's tokens,
-of the likeliest of each. Both are divided by the largest they could be.
+After the overview, the policy answers without reasoning: the gate's prefix is forced and the answer is
+sampled greedily. For multiple choice, the uncertainty is the entropy of the options' probabilities at
+the token that distinguishes them, with the remaining probability as one more option. For free answers
+it is the mean entropy of the draft's tokens, over the top log-probs of each. Both are divided by their
+maximum.
 
-A draft that is certain enough is the episode's only turn: the prefix and the
-tokens as they were sampled. Else it is forgotten, and the episode goes on as
-any other. Either way the trajectory says so, in `extra["gate"]`.
+A certain draft becomes the episode's only turn: the prefix and the sampled tokens. An uncertain draft
+is discarded, and the episode continues normally. `extra["gate"]` of the trajectory records the decision.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from vz_ray.utils.errors import UserError
 CHOICE, FREE = "choice", "free"
 CALIBRATION_VERSION = 1
 ALWAYS_ZOOM, NEVER_ZOOM = -1.0, 1.0
-"""Thresholds below and above which no uncertainty lies."""
+"""Thresholds below and above every possible uncertainty."""
 _MARK = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):]\s")
 
 
@@ -45,8 +43,8 @@ class DraftAnswer:
     """A greedy continuation.
 
     Attributes:
-        token_ids: `[T]`, as sampled.
-        logprobs: `[T]`, log-probs by token id: of the tokens asked about, or of the likeliest.
+        token_ids: `[T]`, sampled tokens.
+        logprobs: `[T]`, log-probs by token id: of the requested tokens, or the top log-probs.
     """
 
     token_ids: tuple[int, ...]
@@ -55,7 +53,7 @@ class DraftAnswer:
 
 @runtime_checkable
 class DraftingPolicy(Protocol):
-    """A policy that tells probabilities."""
+    """A policy that returns log-probs."""
 
     async def draft_answer(
         self,
@@ -66,23 +64,23 @@ class DraftingPolicy(Protocol):
         max_tokens: int,
         request_id: str,
     ) -> DraftAnswer:
-        """Continues `prompt` and `forced_token_ids` greedily up to `</answer>`, kept.
+        """Continue `prompt` and `forced_token_ids` greedily up to and including `</answer>`.
 
-        Log-probs are of the tokens in `logprob_token_ids`, or where that is empty of the likeliest.
+        Return the log-probs of `logprob_token_ids` at each position; if empty, the top log-probs.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    """What the gate found.
+    """Decision of the gate.
 
     Attributes:
-        zoom: The episode went on and could zoom; False: the draft was its answer.
+        zoom: Whether the episode continues and may zoom. If False, the draft is its answer.
         kind: `choice` or `free`.
         uncertainty: From 0 to 1.
-        threshold: Above it an episode zooms; None where it was only measured.
-        draft: The draft's answer; None if it did not end.
+        threshold: Uncertainty above which an episode zooms; None in mode `measure`.
+        draft: The draft answer; None if it did not end.
         seconds: Wall time of the draft.
     """
 
@@ -95,39 +93,40 @@ class GateDecision:
 
 
 async def apply_zoom_gate(env: ZoomEnv, policy: Policy) -> GateDecision:
-    """Drafts an answer to a begun episode, and ends the episode with it where the gate stays shut.
+    """Draft an answer to a started episode, and end the episode with the draft if it is certain.
 
     Raises:
-        UserError: The policy tells no probabilities, or there is no such calibration.
+        UserError: The policy returns no log-probs, or the thresholds file is invalid.
     """
-    config, wire = env.config.gate, env.chat_format
+    config, chat_format = env.config.gate, env.chat_format
     if not isinstance(policy, DraftingPolicy):
         raise UserError(
-            f"episode.gate.mode is {config.mode}, and {type(policy).__name__} tells no probabilities; "
-            "play with an engine of this project, or set episode.gate.mode=off"
+            f"episode.gate.mode is {config.mode}; it needs log-probs, and {type(policy).__name__} returns "
+            "none. Use a vLLM engine or set episode.gate.mode=off."
         )
-    began = time.monotonic()
-    forced, options = forced_prefix(wire, config.draft_prefix, option_letters(env.task))
+    started_at = time.monotonic()
+    forced, options = forced_prefix(chat_format, config.draft_prefix, option_letters(env.task))
     draft = await policy.draft_answer(
         env.prompt, forced, options, max_tokens=config.max_draft_tokens, request_id=f"{env.id}/draft"
     )
-    seconds = time.monotonic() - began
-    sampled = draft.token_ids
-    said = (*forced, *sampled, *(() if sampled[-1:] == (wire.end_id,) else (wire.end_id,)))
-    answer = extract_answer(wire.decode_turn(said))
+    seconds = time.monotonic() - started_at
+    end_token = () if draft.token_ids[-1:] == (chat_format.end_id,) else (chat_format.end_id,)
+    token_ids = (*forced, *draft.token_ids, *end_token)
+    text = chat_format.decode_turn(token_ids)
+    answer = extract_answer(text)
     kind = CHOICE if options else FREE
     uncertainty = option_entropy(draft.logprobs, options) if options else token_entropy(draft.logprobs)
     threshold = get_threshold(config, kind)
     zoom = threshold is None or answer is None or uncertainty > threshold
     if not zoom:
-        env.step(ExternalAction(wire.decode_turn(said), said), seconds)
+        env.step(ExternalAction(text, token_ids), seconds)
     return GateDecision(zoom, kind, uncertainty, threshold, answer, seconds)
 
 
 def option_letters(task: Task) -> tuple[str, ...]:
-    """Letters of the options that a question lists, from A on; none unless it is multiple choice.
+    """Return the option letters in a multiple-choice question, starting with A; empty for other types.
 
-    Example: `("A", "B")` of "What flashes? A. disc B. ring"
+    Example: `("A", "B")` for "What flashes? A. disc B. ring"
     """
     if task.answer_type is not AnswerType.MULTIPLE_CHOICE:
         return ()
@@ -143,44 +142,45 @@ def option_letters(task: Task) -> tuple[str, ...]:
 def forced_prefix(
     chat_format: ChatFormat, prefix: str, letters: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens put in the policy's mouth, and for each letter the token that would come next.
+    """Return the tokens to force, and for each letter the token that comes next.
 
-    The letters' tokens are those of whole answers, since a tokenizer may join a letter with what
-    stands before it. None where one token does not tell the letters apart.
+    The tokens are taken from complete answers, because a tokenizer may merge a letter with the preceding
+    text. The letter tokens are empty if no single token distinguishes the letters.
     """
-    alone = tuple(chat_format.tokenizer.encode(prefix, add_special_tokens=False))
+    prefix_ids = tuple(chat_format.tokenizer.encode(prefix, add_special_tokens=False))
     answers = [
         chat_format.tokenizer.encode(f"{prefix}{letter}</answer>", add_special_tokens=False)
         for letter in letters
     ]
     if len(answers) < 2:
-        return alone, ()
-    same = [len(set(column)) == 1 for column in zip(*answers, strict=False)]
-    place = same.index(False) if False in same else len(same)
-    options = {answer[place] for answer in answers if len(answer) > place}
+        return prefix_ids, ()
+    equal = [len(set(column)) == 1 for column in zip(*answers, strict=False)]
+    position = equal.index(False) if False in equal else len(equal)
+    options = {answer[position] for answer in answers if len(answer) > position}
     if len(options) < len(answers):
-        return alone, ()
-    return tuple(answers[0][:place]), tuple(answer[place] for answer in answers)
+        return prefix_ids, ()
+    return tuple(answers[0][:position]), tuple(answer[position] for answer in answers)
 
 
-def option_entropy(rows: Sequence[Mapping[int, float]], options: Sequence[int]) -> float:
-    """Entropy of the options and of everything else, over that of all alike; 1 without a token."""
-    if not rows:
+def option_entropy(logprobs: Sequence[Mapping[int, float]], options: Sequence[int]) -> float:
+    """Return the normalized entropy of the options and the remaining probability; 1 without tokens."""
+    if not logprobs:
         return 1.0
-    return _entropy([math.exp(rows[0][option]) for option in options])
+    return _entropy([math.exp(logprobs[0][option]) for option in options])
 
 
-def token_entropy(rows: Sequence[Mapping[int, float]]) -> float:
-    """Mean entropy of the tokens, each over that of its likeliest all alike; 1 without a token."""
-    if not rows:
+def token_entropy(logprobs: Sequence[Mapping[int, float]]) -> float:
+    """Return the mean normalized entropy of the tokens' top log-probs; 1 without tokens."""
+    if not logprobs:
         return 1.0
-    return sum(_entropy([math.exp(p) for p in row.values()]) for row in rows) / len(rows)
+    entropies = [_entropy([math.exp(p) for p in position.values()]) for position in logprobs]
+    return sum(entropies) / len(entropies)
 
 
-def _entropy(known: Sequence[float]) -> float:
-    """Of these probabilities and the rest, over the logarithm of their number."""
-    every = [*known, max(0.0, 1.0 - sum(known))]
-    return -sum(p * math.log(p) for p in every if p > 0) / math.log(len(every))
+def _entropy(probabilities: Sequence[float]) -> float:
+    """Return the entropy of the probabilities and their remainder, divided by its maximum."""
+    complete = [*probabilities, max(0.0, 1.0 - sum(probabilities))]
+    return -sum(p * math.log(p) for p in complete if p > 0) / math.log(len(complete))
 
 
 # -- calibration ----------------------------------------------------------------
@@ -188,13 +188,13 @@ def _entropy(known: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPoint:
-    """What a threshold would have given on a validation set.
+    """Effect of a threshold on a validation set.
 
     Attributes:
-        threshold: Above it an episode zooms.
-        accuracy: Mean over the questions.
-        frames: Shown per question, overview included.
-        zoom_rate: Share of questions that zoom.
+        threshold: Uncertainty above which an episode zooms.
+        accuracy: Mean accuracy.
+        frames: Mean frames per question, including the overview.
+        zoom_rate: Fraction of questions that zoom.
     """
 
     threshold: float
@@ -205,13 +205,13 @@ class CalibrationPoint:
 
 @dataclass(frozen=True, slots=True)
 class GateCalibration:
-    """The threshold of one kind of answer.
+    """Calibrated threshold of one answer kind.
 
     Attributes:
-        num_questions: That it rests on.
-        best: The threshold, and what it gives.
-        always: What zooming always gives.
-        never: What the drafts give.
+        num_questions: Size of the validation set.
+        best: The chosen threshold.
+        always: Always zoom.
+        never: Never zoom; the draft is the answer.
     """
 
     num_questions: int
@@ -223,17 +223,17 @@ class GateCalibration:
 def save_calibration(
     path: Path, calibrations: Mapping[str, GateCalibration], metadata: Mapping[str, object]
 ) -> None:
-    """Writes calibrations by kind; `metadata` say what they were made from."""
+    """Write calibrations by answer kind, with `metadata` about their source."""
     content = {
         "version": CALIBRATION_VERSION,
         **metadata,
-        "kinds": {kind: asdict(one) for kind, one in calibrations.items()},
+        "kinds": {kind: asdict(calibration) for kind, calibration in calibrations.items()},
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def get_threshold(config: ZoomGateConfig, kind: str) -> float | None:
-    """None where the gate only measures; a kind that was not calibrated always zooms."""
+    """Return the threshold of an answer kind; None in mode `measure`. Uncalibrated kinds always zoom."""
     if config.mode != "on":
         return None
     if config.threshold is not None:
@@ -243,18 +243,18 @@ def get_threshold(config: ZoomGateConfig, kind: str) -> float | None:
 
 @functools.lru_cache(maxsize=8)
 def load_thresholds(path: str) -> Mapping[str, float]:
-    """Thresholds by kind, of a file that `save_gate` wrote.
+    """Load thresholds by answer kind from a file written by `save_calibration`.
 
     Raises:
-        UserError: There is none, or it is something else.
+        UserError: The file is missing or invalid.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["version"] != CALIBRATION_VERSION:
             raise ValueError(f"version {content['version']}, this code reads version {CALIBRATION_VERSION}")
-        return {kind: float(one["best"]["threshold"]) for kind, one in content["kinds"].items()}
+        return {kind: float(entry["best"]["threshold"]) for kind, entry in content["kinds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"episode.gate.thresholds_file {path} is no calibration of a gate ({error!r}); make one with "
-            "`vz-ray calibrate-gate`"
+            f"episode.gate.thresholds_file {path} is not a valid gate calibration ({error!r}). "
+            "Create it with `vz-ray calibrate-gate`."
         ) from error

@@ -29,7 +29,7 @@ def classify_failure(
     trace = EpisodeTrace(
         status=trajectory.status,
         zooms=[(zoom.start_s, zoom.end_s) for zoom in trajectory.zooms],
-        faults=[turn.zoom.kind for turn in turns if isinstance(turn.zoom, RejectedZoom)],
+        zoom_errors=[turn.zoom.kind for turn in turns if isinstance(turn.zoom, RejectedZoom)],
         ended_with_zoom_call=bool(turns) and turns[-1].zoom is not None,
         times=[ref.pts_s for ref in trajectory.frame_refs],
         events=task.evidence_spans,

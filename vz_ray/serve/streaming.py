@@ -218,7 +218,7 @@ def episode_result(trajectory: Trajectory, version: int) -> RequestCompleted | R
     """Build the last event of a request from its trajectory."""
     if trajectory.status is EpisodeStatus.FAILED:
         # The full error may contain paths of the server.
-        return RequestFailed(f"{trajectory.extra['in_short']}", "invalid_media")
+        return RequestFailed(f"{trajectory.extra['model_message']}", "invalid_media")
     if not trajectory.turns:
         return RequestFailed(
             "the question and the video's overview are longer than the context", "context_length_exceeded"

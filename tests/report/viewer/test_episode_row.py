@@ -102,7 +102,7 @@ def changed(path: str, value: object) -> bytes:
         (b"[1]", "not a JSON object"),
         (b'{"a": 1, "b": 2}', "not an episode: 'trajectory' is missing"),
         (changed("task", None), "not an episode: 'task' is missing"),
-        (changed("trajectory.v", 1), "format version 1; this vz_ray reads version 2"),
+        (changed("trajectory.v", 1), "format version 1; this vz_ray reads version 3"),
         (changed("trajectory.status", "asleep"), "not an episode: 'asleep' is not a valid EpisodeStatus"),
         (changed("trajectory.turns", 3), "not an episode: "),
         (changed("advantage", float("nan")), "NaN is not a valid JSON number"),

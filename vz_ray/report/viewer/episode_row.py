@@ -124,8 +124,8 @@ def episode_row(value: Json) -> EpisodeRow:
 
 def _make_row(value: Json, task: Json, trajectory: Json) -> EpisodeRow:
     calls = [turn["zoom"] for turn in trajectory["turns"]]
-    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "fault" not in call]
-    errors = [ZoomErrorKind(call["fault"]) for call in calls if call and "fault" in call]
+    zooms = [(call["start_s"], call["end_s"]) for call in calls if call and "error" not in call]
+    errors = [ZoomErrorKind(call["error"]) for call in calls if call and "error" in call]
     times = [ref[1] for ref in _refs(trajectory)]
     status, reward = EpisodeStatus(trajectory["status"]), trajectory["reward"]
     outcome = _outcome(reward, status)
@@ -168,11 +168,11 @@ def _outcome(reward: Json | None, status: EpisodeStatus) -> str:
 
 
 def _refs(trajectory: Json) -> Iterator[list[Any]]:
-    """Yield all frames in order: `[index into frames_of, pts_s, digest]`."""
+    """Yield all frames in order: `[index into frame_table, pts_s, digest]`."""
     yield from trajectory["prompt"]["refs"]
     for turn in trajectory["turns"]:
-        if turn["reply"] is not None:
-            yield from turn["reply"]["refs"]
+        if turn["observation"] is not None:
+            yield from turn["observation"]["refs"]
 
 
 def _cut(text: object) -> str:
