@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster.hooks import JobApi
-from cluster.manifests.schema import ROOT
+from tests.cluster.manifests import ROOT
 
 PORT, DASHBOARD, AGENT, METRICS = 6431, 8431, 8432, 8433
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -80,7 +80,7 @@ def run_ablation(config: AblationConfig) -> None:
     Raises:
         StopRequested: The user stopped the run. The same command resumes it.
     """
-    check_scorers(config.reward, (), "the needle benchmark")
+    check_scorers(config.reward, (), "the needle world")
     with open_run(config) as run:
         layout = AblationLayout(run.run_dir.path, Path(config.model))
         make_needle_datasets(config, run)

@@ -1,11 +1,11 @@
-"""Quickstart: the whole pipeline on the needle benchmark.
+"""Quickstart: the whole pipeline on the needle world.
 
     synth -> cold start -> evaluate -> RL -> evaluate
                   |-> continued SFT for the duration of RL -> evaluate
     base -> uniform baseline, same questions, no tool      -> evaluate run 8 .. 128 frames
     -> summary.json, report.html
 
-Each stage writes its output atomically. A resumed run skips stages whose output exists.
+Each stage writes its output atomically. A resumed run skips stages with existing output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BASELINE = "baseline"
 
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run `vz-ray quickstart`."""
-    check_scorers(config.reward, (), "the needle benchmark")
+    check_scorers(config.reward, (), "the needle world")
     with open_run(config) as run:
         report = run.run_dir.path / "report.html"
         if not report.exists():
