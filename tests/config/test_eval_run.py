@@ -97,7 +97,7 @@ def test_mode_sets_zoom_fps_and_checkpoint() -> None:
     assert str(EvalMode.parse("agent@2.0fps")) == "agent@2fps"
     for text in ("agent", "agent:2", "agent@0.5fps", "uniform:32", "sft/agent:2@4fps", "sft/uniform:8"):
         assert str(EvalMode.parse(text)) == text
-    with pytest.raises(ValueError, match="no mode such as"):
+    with pytest.raises(ValueError, match="it must look like agent"):
         EvalMode.parse("agent@fast")
 
 
