@@ -87,7 +87,7 @@ class LocalCluster:
         """
         if self.processes():
             raise UserError(
-                f"a cluster with files in {self.temp_dir} runs already: `python -m cluster.local down`"
+                f"a cluster in {self.temp_dir} is already running: `python -m cluster.local down`"
             )
         self.temp_dir.mkdir(parents=True, exist_ok=True)
         config = self.temp_dir / "autoscaler.json"
