@@ -39,7 +39,7 @@ from vz_ray.eval.eval_metrics import accuracy_by_task
 from vz_ray.eval.runner import evaluate
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.needle.synthesis import synthesize
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.video.frame import Clip, FrameSize, OverviewRequest
 
 GOP = 8
@@ -117,7 +117,7 @@ async def compare_selectors(
     config.episode.selector = list(selectors.values())[-1]
     figures: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.ray_cluster(config.ray))
+        await stack.enter_async_context(ray_cluster.ray_cluster(config.ray))
         decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
         ranker = await runtime.load_image_text_ranker(config.episode.selector, decode_pool)
         for name, selector in selectors.items():
