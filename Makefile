@@ -19,39 +19,39 @@ ablate: .venv/.installed assets/tiny-base/model.safetensors
 assets/tiny-base/model.safetensors: | .venv/.installed
 	$(PY) -m vz_ray.cli base --out assets/tiny-base
 
-# Zooms and overviews of long videos against decord, torchcodec (which needs the system's FFmpeg) and the decoder.
+# Decode zooms and overviews of long videos; compare with decord and torchcodec (needs the system's FFmpeg).
 bench-decode: .venv/.bench
 	$(PY) -m benchmarks.decode $(ARGS)
 
-# What a publish costs, against a plain copy of the same bytes and the engine's own reload.
+# Time of a weight publish, compared with a plain copy and with the engine's own reload.
 bench-publish: .venv/.installed
 	$(PY) -m benchmarks.publish $(ARGS)
 
-# Episodes a second of the fleet, against lockstep rounds, static shards and the floor.
+# Rollout throughput, compared with lockstep rounds, static shards and preloaded clips.
 bench-rollout: .venv/.installed
 	$(PY) -m benchmarks.rollout $(ARGS)
 
-# Which frame selector shows what is asked about, at the same number of frames.
+# Compare frame selectors at the same number of overview frames.
 bench-selectors: .venv/.installed
 	$(PY) -m benchmarks.frame_selectors $(ARGS)
 
-# The served agent under load, against its bare engine.
+# Load test of the server, compared with the engine without a server.
 bench-serve: .venv/.installed
 	$(PY) -m benchmarks.serve $(ARGS)
 
-# A GRPO step on a group that shares its prefix, against no sharing, padded rows and TRL.
+# Learner step with shared prefixes, compared with no sharing, padded rows and TRL.
 bench-learner: .venv/.bench
 	$(PY) -m benchmarks.learner $(ARGS)
 
-# How many engines, learner ranks and decoders, by simulation.
+# Simulate the number of engines, learner ranks and decoders.
 sizing: .venv/.installed
 	$(PY) -m benchmarks.sizing $(ARGS)
 
-# What scheduling costs: the real driver and fleet, with workers that sleep instead of computing.
+# Scheduling overhead: the real driver and scheduler with workers that sleep.
 bench-scheduler: .venv/.installed
 	$(PY) -m benchmarks.scheduler $(ARGS)
 
-# The episode browser on a run of 100,000 episodes.
+# Episode viewer on a run of 100,000 episodes.
 bench-viewer: .venv/.installed
 	$(PY) -m benchmarks.episode_viewer $(ARGS)
 
@@ -73,9 +73,9 @@ lint: .venv/.installed
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo
 
-# k8s/ and cluster/docker/, held to schemas and rules.
+# Check k8s/ and cluster/docker/.
 manifests: .venv/.installed
-	$(PY) -m cluster.manifests check
+	$(PY) -m pytest tests/cluster/test_manifests.py tests/cluster/test_dockerfiles.py
 
 types: .venv/.installed
 	$(PY) -m mypy

@@ -1,1 +1,1 @@
-"""Speed, compared with what a user would pick instead; `make bench-*` runs them."""
+"""Benchmarks against common alternatives; run them with `make bench-*`."""

@@ -1,4 +1,4 @@
-"""An iteration's episodes on engines and decoders that are only figures: who waits for whom, and how long."""
+"""Discrete-event simulation of one training step's rollout on engines and decoders."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """A GPU and a model on it.
+    """Performance model of a GPU and the policy.
 
     Attributes:
-        params: Of the language model.
-        vision_params: Of the vision tower.
-        kv_bytes: Of the key/value cache for each token.
-        flops: Peak of a GPU, bfloat16, each second.
-        bandwidth: Of its memory, bytes each second.
-        decode_share: Of the bandwidth that sampling reaches.
-        prefill_mfu: Of the peak that reading a prompt reaches.
-        learner_mfu: Of the peak that learning reaches, recomputation not counted as work.
-        learner_passes: Forward passes of the learner that a token takes part in: forward and backward count three,
-            recomputed activations one, old log-probs one, the reference one.
-        publish_s: From pause to resume.
+        params: Parameters of the language model.
+        vision_params: Parameters of the vision tower.
+        kv_bytes: KV cache bytes per token.
+        flops: Peak bfloat16 FLOPs per second.
+        bandwidth: Memory bandwidth in bytes per second.
+        decode_share: Fraction of the bandwidth that sampling reaches.
+        prefill_mfu: Fraction of the peak that prefill reaches.
+        learner_mfu: Fraction of the peak that the learner reaches, without recomputation.
+        learner_passes: Forward-pass equivalents per token: three for forward and backward, one each for
+            recomputation, old log-probs and the reference model.
+        publish_s: Time of a weight publish, from pause to resume.
     """
 
     params: float = 7.6e9
@@ -38,31 +38,31 @@ class GpuModel:
     learner_passes: float = 6.0
     publish_s: float = 3.0
 
-    def step_s(self, sampling: int, context: float) -> float:
-        """One token for each of `sampling` conversations of so many tokens."""
-        read = 2 * self.params + sampling * context * self.kv_bytes
+    def step_s(self, batch: int, context: float) -> float:
+        """Return the time of one sampled token for each of `batch` sequences of `context` tokens."""
+        bytes_read = 2 * self.params + batch * context * self.kv_bytes
         return max(
-            read / (self.bandwidth * self.decode_share),
-            2 * self.params * sampling / (self.flops * self.prefill_mfu),
+            bytes_read / (self.bandwidth * self.decode_share),
+            2 * self.params * batch / (self.flops * self.prefill_mfu),
         )
 
-    def read_s(self, tokens: float, frames: float, tokens_per_frame: float) -> float:
-        """A prompt's new tokens, and the frames among them."""
+    def prefill_s(self, tokens: float, frames: float, tokens_per_frame: float) -> float:
+        """Return the prefill time of new tokens and their frames."""
         patches = 4 * tokens_per_frame * frames
         return 2 * (self.params * tokens + self.vision_params * patches) / (self.flops * self.prefill_mfu)
 
     def learn_s(self, tokens: float, ranks: int) -> float:
-        """All tokens of an iteration."""
+        """Return the learner time of a step with `tokens` tokens."""
         return 2 * self.params * tokens * self.learner_passes / (ranks * self.flops * self.learner_mfu)
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeShape:
-    """An episode.
+    """Shape of an episode.
 
     Attributes:
-        turn_tokens: Tokens said in each turn.
-        clip_frames: Frames of the clip after each but the last.
+        turn_tokens: Sampled tokens of each turn.
+        clip_frames: Frames of the clip after each turn but the last.
     """
 
     turn_tokens: tuple[int, ...]
@@ -71,16 +71,18 @@ class EpisodeShape:
 
 @dataclass(frozen=True, slots=True)
 class SimulationConfig:
-    """What does not depend on how many GPUs there are.
+    """Workload, independent of the number of GPUs.
 
     Attributes:
-        episode_shapes: Episodes, drawn from.
-        batch_size, samples: Of an iteration.
-        max_concurrent_episodes: Episodes that an engine plays at once.
-        overview_frames: Frames of it.
-        frame_tokens: Tokens of a frame.
-        text_tokens: Of instructions and question.
-        zoom_cpu_s, overview_cpu_s: CPU seconds of decoding; the first sample of a task finds no overview.
+        episode_shapes: Episodes to draw from.
+        batch_size: Tasks per step.
+        group_size: Samples per task.
+        max_concurrent_episodes: Concurrent episodes per engine.
+        overview_frames: Frames of the overview.
+        frame_tokens: Tokens per frame.
+        text_tokens: Tokens of instructions and question.
+        zoom_cpu_s: CPU seconds to decode a zoom.
+        overview_cpu_s: CPU seconds to decode an overview, once per task.
     """
 
     episode_shapes: tuple[EpisodeShape, ...]
@@ -94,132 +96,132 @@ class SimulationConfig:
     overview_cpu_s: float = 4.65
 
     @property
-    def prefix(self) -> int:
+    def prefix_tokens(self) -> int:
         """Tokens before the first turn."""
         return self.text_tokens + self.overview_frames * (self.frame_tokens + 12)
 
-    def tokens(self, shape: EpisodeShape) -> int:
-        """Of a whole trajectory, as the learner sees it."""
-        return (
-            self.prefix
-            + sum(shape.turn_tokens)
-            + sum(self.clip_tokens(frames) for frames in shape.clip_frames)
-        )
+    def trajectory_tokens(self, shape: EpisodeShape) -> int:
+        """Return the tokens of a whole trajectory."""
+        clips = sum(self.clip_tokens(frames) for frames in shape.clip_frames)
+        return self.prefix_tokens + sum(shape.turn_tokens) + clips
 
     def clip_tokens(self, frames: int) -> int:
         return 60 + frames * (self.frame_tokens + 12)
 
 
 def paper_episode_shapes(count: int = 2048, seed: int = 0) -> tuple[EpisodeShape, ...]:
-    """Two zooms on average, up to four, and a hundred to three hundred tokens a turn."""
-    draw = random.Random(seed)
-    found = []
+    """Return random shapes like the paper's: two zooms on average, up to four, 100 to 300 tokens per turn."""
+    rng = random.Random(seed)
+    shapes = []
     for _ in range(count):
-        zooms = draw.choices(range(5), (8, 27, 35, 20, 10))[0]
-        turns = tuple(int(draw.lognormvariate(5.0, 0.5)) for _ in range(zooms + 1))
-        found.append(EpisodeShape(turns, tuple(draw.choice((8, 12, 16, 16)) for _ in range(zooms))))
-    return tuple(found)
+        zooms = rng.choices(range(5), (8, 27, 35, 20, 10))[0]
+        turns = tuple(int(rng.lognormvariate(5.0, 0.5)) for _ in range(zooms + 1))
+        shapes.append(EpisodeShape(turns, tuple(rng.choice((8, 12, 16, 16)) for _ in range(zooms))))
+    return tuple(shapes)
 
 
 def recorded_episode_shapes(run: Path) -> tuple[EpisodeShape, ...]:
-    """Those of a run's episodes."""
+    """Return the shapes of a run's recorded episodes."""
     from vz_ray.data.episode_record import read_records
     from vz_ray.env.trajectory import SampledAction
 
-    found = []
+    shapes = []
     for path in sorted((run / "episodes").glob("*.jsonl")):
         for record in read_records(path):
             turns = [turn for turn in record.trajectory.turns if isinstance(turn.action, SampledAction)]
-            said = tuple(
+            turn_tokens = tuple(
                 len(turn.action.token_ids) for turn in turns if isinstance(turn.action, SampledAction)
             )
-            clips = tuple(len(turn.observation.frames) if turn.observation else 0 for turn in turns[:-1])
-            if said:
-                found.append(EpisodeShape(said, clips))
-    if not found:
+            clip_frames = tuple(
+                len(turn.observation.frame_refs) if turn.observation else 0 for turn in turns[:-1]
+            )
+            if turn_tokens:
+                shapes.append(EpisodeShape(turn_tokens, clip_frames))
+    if not shapes:
         raise SystemExit(f"{run} has no episodes")
-    return tuple(found)
+    return tuple(shapes)
 
 
 @dataclass(slots=True)
 class _SimulatedEpisode:
-    """One under way: `left` is of the turn that it samples."""
+    """A running episode; `remaining` are the tokens left in its current turn."""
 
     shape: EpisodeShape
     task: int
     turn: int = 0
-    left: float = 0.0
+    remaining: float = 0.0
     context: float = 0.0
 
 
 class _SimulatedEngine:
-    """Samples all its turns at once, slower the more there are; reads one prompt at a time.
+    """Engine that samples all its turns concurrently and prefills one prompt at a time.
 
     Attributes:
-        busy: Seconds in which it had something to do.
-        playing: Episodes that have a place on it.
-        stamp: Changes with every look at it, so that what was expected before is known to be out of date.
+        busy_s: Seconds with work.
+        num_episodes: Assigned episodes.
+        generation: Incremented by each `advance`; invalidates previously scheduled events.
     """
 
-    def __init__(self, machine: GpuModel) -> None:
-        self._machine = machine
+    def __init__(self, gpu: GpuModel) -> None:
+        self._gpu = gpu
         self._sampling: list[_SimulatedEpisode] = []
-        self._reading: deque[tuple[_SimulatedEpisode, float]] = deque()
-        self._at = 0.0
-        self.busy, self.playing, self.stamp = 0.0, 0, 0
+        self._prefills: deque[tuple[_SimulatedEpisode, float]] = deque()
+        self._now = 0.0
+        self.busy_s, self.num_episodes, self.generation = 0.0, 0, 0
 
-    def _rate(self) -> float:
-        context = sum(one.context for one in self._sampling) / len(self._sampling)
-        return 1.0 / self._machine.step_s(len(self._sampling), context)
+    def _tokens_per_second(self) -> float:
+        context = sum(episode.context for episode in self._sampling) / len(self._sampling)
+        return 1.0 / self._gpu.step_s(len(self._sampling), context)
 
-    def read(self, episode: _SimulatedEpisode, seconds: float) -> None:
-        """Hands it, as of its last `advance`, a prompt that takes so long, and then a turn to be said."""
-        self._reading.append((episode, seconds))
+    def prefill(self, episode: _SimulatedEpisode, seconds: float) -> None:
+        """Queue a prefill, after which the episode samples its turn. Requires `advance` to the current time."""
+        self._prefills.append((episode, seconds))
 
-    def next(self) -> float:
-        """When something of it ends, if nothing comes."""
-        if self._reading:
-            return self._at + self._reading[0][1]
+    def next_event_s(self) -> float:
+        """Return the time of the next completed prefill or turn; infinity if the engine is idle."""
+        if self._prefills:
+            return self._now + self._prefills[0][1]
         if not self._sampling:
             return float("inf")
-        return self._at + min(one.left for one in self._sampling) / self._rate()
+        remaining = min(episode.remaining for episode in self._sampling)
+        return self._now + remaining / self._tokens_per_second()
 
     def advance(self, now: float) -> list[_SimulatedEpisode]:
-        """Goes on to `now`, at most as far as `next`; returns those whose turns have ended."""
-        self.stamp += 1
-        passed, self._at = now - self._at, now
-        if self._reading:
-            self.busy += passed
-            episode, seconds = self._reading[0]
-            if seconds - passed > 1e-9:
-                self._reading[0] = (episode, seconds - passed)
+        """Advance to `now`, at most to `next_event_s`; return the episodes with completed turns."""
+        self.generation += 1
+        elapsed, self._now = now - self._now, now
+        if self._prefills:
+            self.busy_s += elapsed
+            episode, seconds = self._prefills[0]
+            if seconds - elapsed > 1e-9:
+                self._prefills[0] = (episode, seconds - elapsed)
                 return []
-            self._reading.popleft()
-            episode.left = float(episode.shape.turn_tokens[episode.turn])
+            self._prefills.popleft()
+            episode.remaining = float(episode.shape.turn_tokens[episode.turn])
             self._sampling.append(episode)
             return []
         if not self._sampling:
             return []
-        self.busy += passed
-        said = self._rate() * passed
-        for one in self._sampling:
-            one.left -= said
-            one.context += said
-        ended = [one for one in self._sampling if one.left <= 1e-6]
-        self._sampling = [one for one in self._sampling if one.left > 1e-6]
-        return ended
+        self.busy_s += elapsed
+        tokens = self._tokens_per_second() * elapsed
+        for episode in self._sampling:
+            episode.remaining -= tokens
+            episode.context += tokens
+        completed = [episode for episode in self._sampling if episode.remaining <= 1e-6]
+        self._sampling = [episode for episode in self._sampling if episode.remaining > 1e-6]
+        return completed
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutTimes:
-    """One iteration's episodes.
+    """Result of a simulated rollout.
 
     Attributes:
-        seconds: Until the last has ended.
-        busy: Share of that in which engines had something to do.
-        clip_wait_s: Mean wait for a clip, decoding included.
-        last_tenth_s: Time in which only the last tenth of the episodes was played.
-        tokens: That the learner sees.
+        seconds: Time until the last episode ends.
+        busy: Fraction of the time in which engines have work.
+        clip_wait_s: Mean wait for a clip, including decoding.
+        last_tenth_s: Time of the tail in which the last tenth of the episodes runs.
+        tokens: Tokens for the learner.
     """
 
     seconds: float
@@ -230,110 +232,112 @@ class RolloutTimes:
 
 
 def simulate_rollout(
-    world: SimulationConfig, machine: GpuModel, engines: int, decoders: int, seed: int = 0
+    config: SimulationConfig, gpu: GpuModel, engines: int, decoders: int, seed: int = 0
 ) -> RolloutTimes:
-    """Simulates an iteration's episodes."""
-    return _Simulation(world, machine, engines, decoders, seed).run()
+    """Simulate the rollout of one step."""
+    return _Simulation(config, gpu, engines, decoders, seed).run()
 
 
 class _Simulation:
-    """Tasks go whole to the engine with the most free places; what comes next is in two heaps."""
+    """Event loop. Groups go to the engine with the fewest episodes; events are in two heaps."""
 
     def __init__(
-        self, world: SimulationConfig, machine: GpuModel, engines: int, decoders: int, seed: int
+        self, config: SimulationConfig, gpu: GpuModel, engines: int, decoders: int, seed: int
     ) -> None:
-        self._world, self._machine = world, machine
-        draw = random.Random(seed)
-        self._waiting = deque(
-            [_SimulatedEpisode(draw.choice(world.episode_shapes), task) for _ in range(world.group_size)]
-            for task in range(world.batch_size)
+        self._config, self._gpu = config, gpu
+        rng = random.Random(seed)
+        self._queue = deque(
+            [_SimulatedEpisode(rng.choice(config.episode_shapes), task) for _ in range(config.group_size)]
+            for task in range(config.batch_size)
         )
-        self._fleet = [_SimulatedEngine(machine) for _ in range(engines)]
-        self._home: dict[int, _SimulatedEngine] = {}
-        self._read: set[int] = set()
-        self._free = [0.0] * decoders
-        self._now, self._number = 0.0, 0
-        self._arriving: list[tuple[float, int, _SimulatedEpisode]] = []
-        self._expected: list[tuple[float, int, int, _SimulatedEngine]] = []
-        self._waits: list[float] = []
-        self._ends: list[float] = []
+        self._engines = [_SimulatedEngine(gpu) for _ in range(engines)]
+        self._engine_of_task: dict[int, _SimulatedEngine] = {}
+        self._cached_tasks: set[int] = set()
+        self._decoder_free_at = [0.0] * decoders
+        self._now, self._sequence = 0.0, 0
+        self._clip_events: list[tuple[float, int, _SimulatedEpisode]] = []
+        self._engine_events: list[tuple[float, int, int, _SimulatedEngine]] = []
+        self._clip_waits: list[float] = []
+        self._end_times: list[float] = []
         self._tokens = 0.0
 
     def run(self) -> RolloutTimes:
         self._admit()
-        while self._arriving or self._expected:
-            arrival = self._arriving[0][0] if self._arriving else float("inf")
-            ending = self._expected[0][0] if self._expected else float("inf")
-            if arrival <= ending:
-                self._now, _, episode = heapq.heappop(self._arriving)
-                self._show(episode)
+        while self._clip_events or self._engine_events:
+            next_clip = self._clip_events[0][0] if self._clip_events else float("inf")
+            next_engine = self._engine_events[0][0] if self._engine_events else float("inf")
+            if next_clip <= next_engine:
+                self._now, _, episode = heapq.heappop(self._clip_events)
+                self._start_prefill(episode)
                 continue
-            when, _, stamp, engine = heapq.heappop(self._expected)
-            if stamp == engine.stamp:
-                self._now = when
-                self._end_turns(engine)
-        self._ends.sort()
+            event_time, _, generation, engine = heapq.heappop(self._engine_events)
+            if generation == engine.generation:
+                self._now = event_time
+                self._advance_engine(engine)
+        self._end_times.sort()
         return RolloutTimes(
             seconds=self._now,
-            busy=sum(engine.busy for engine in self._fleet) / (len(self._fleet) * self._now),
-            clip_wait_s=sum(self._waits) / len(self._waits),
-            last_tenth_s=self._now - self._ends[int(0.9 * len(self._ends))],
+            busy=sum(engine.busy_s for engine in self._engines) / (len(self._engines) * self._now),
+            clip_wait_s=sum(self._clip_waits) / len(self._clip_waits),
+            last_tenth_s=self._now - self._end_times[int(0.9 * len(self._end_times))],
             tokens=self._tokens,
         )
 
-    def _expect(self, engine: _SimulatedEngine) -> None:
-        if (when := engine.next()) < float("inf"):
-            self._number += 1
-            heapq.heappush(self._expected, (when, self._number, engine.stamp, engine))
+    def _schedule_engine(self, engine: _SimulatedEngine) -> None:
+        if (event_time := engine.next_event_s()) < float("inf"):
+            self._sequence += 1
+            heapq.heappush(self._engine_events, (event_time, self._sequence, engine.generation, engine))
 
-    def _arrive(self, when: float, episode: _SimulatedEpisode) -> None:
-        self._number += 1
-        heapq.heappush(self._arriving, (when, self._number, episode))
+    def _schedule_clip(self, ready_at: float, episode: _SimulatedEpisode) -> None:
+        self._sequence += 1
+        heapq.heappush(self._clip_events, (ready_at, self._sequence, episode))
 
-    def _decoded(self, cpu_s: float) -> float:
-        """When the decoder that is free first has done so much more."""
-        when = max(self._now, heapq.heappop(self._free)) + cpu_s
-        heapq.heappush(self._free, when)
-        self._waits.append(when - self._now)
-        return when
+    def _decode(self, cpu_s: float) -> float:
+        """Assign a request to the decoder that is free first; return when it is done."""
+        ready_at = max(self._now, heapq.heappop(self._decoder_free_at)) + cpu_s
+        heapq.heappush(self._decoder_free_at, ready_at)
+        self._clip_waits.append(ready_at - self._now)
+        return ready_at
 
     def _admit(self) -> None:
-        while self._waiting:
-            engine = min(self._fleet, key=lambda one: one.playing)
-            if engine.playing >= self._world.max_concurrent_episodes:
+        while self._queue:
+            engine = min(self._engines, key=lambda candidate: candidate.num_episodes)
+            if engine.num_episodes >= self._config.max_concurrent_episodes:
                 return
-            group = self._waiting.popleft()
-            self._home[group[0].task] = engine
-            engine.playing += len(group)
-            self._tokens += sum(self._world.tokens(one.shape) for one in group)
-            # One overview for all samples of a task: they ask for the same.
-            when = self._decoded(self._world.overview_cpu_s)
-            for one in group:
-                self._arrive(when, one)
+            group = self._queue.popleft()
+            self._engine_of_task[group[0].task] = engine
+            engine.num_episodes += len(group)
+            self._tokens += sum(self._config.trajectory_tokens(episode.shape) for episode in group)
+            # The samples of a group share one overview.
+            ready_at = self._decode(self._config.overview_cpu_s)
+            for episode in group:
+                self._schedule_clip(ready_at, episode)
 
-    def _show(self, episode: _SimulatedEpisode) -> None:
-        """Hands an engine what was decoded; later samples of a task find their prompt in the cache."""
-        world, engine = self._world, self._home[episode.task]
-        self._end_turns(engine)
+    def _start_prefill(self, episode: _SimulatedEpisode) -> None:
+        """Prefill decoded frames; later samples of a group hit the prefix cache."""
+        config, engine = self._config, self._engine_of_task[episode.task]
+        self._advance_engine(engine)
         if episode.turn:
             frames = episode.shape.clip_frames[episode.turn - 1]
-            fresh = float(world.clip_tokens(frames))
-            episode.context += fresh
+            new_tokens = float(config.clip_tokens(frames))
+            episode.context += new_tokens
         else:
-            cached = episode.task in self._read
-            self._read.add(episode.task)
-            fresh, frames = (0.0, 0) if cached else (float(world.prefix), world.overview_frames)
-            episode.context = float(world.prefix)
-        engine.read(episode, max(1e-6, self._machine.read_s(fresh, frames, world.frame_tokens)))
-        self._expect(engine)
+            cached = episode.task in self._cached_tasks
+            self._cached_tasks.add(episode.task)
+            prefix = float(config.prefix_tokens)
+            new_tokens, frames = (0.0, 0) if cached else (prefix, config.overview_frames)
+            episode.context = prefix
+        seconds = self._gpu.prefill_s(new_tokens, frames, config.frame_tokens)
+        engine.prefill(episode, max(1e-6, seconds))
+        self._schedule_engine(engine)
 
-    def _end_turns(self, engine: _SimulatedEngine) -> None:
+    def _advance_engine(self, engine: _SimulatedEngine) -> None:
         for episode in engine.advance(self._now):
             episode.turn += 1
             if episode.turn < len(episode.shape.turn_tokens):
-                self._arrive(self._decoded(self._world.zoom_cpu_s), episode)
+                self._schedule_clip(self._decode(self._config.zoom_cpu_s), episode)
                 continue
-            self._ends.append(self._now)
-            engine.playing -= 1
-        self._expect(engine)
+            self._end_times.append(self._now)
+            engine.num_episodes -= 1
+        self._schedule_engine(engine)
         self._admit()

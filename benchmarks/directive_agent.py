@@ -1,7 +1,7 @@
-"""An agent that does as its question says: the real engine, its sampler held to what is asked for.
+"""Agent that follows directives in its question: the real engine with a forced sampler.
 
-A question such as `{zoom 8 12 2} {zoom 20 24 1} {answer B}` has one turn for each brace. `{think 40}` before
-a turn adds that many words of reasoning to it.
+A question such as `{zoom 8 12 2} {zoom 20 24 1} {answer B}` has one turn per directive. `{think 40}` adds
+40 words of reasoning to the next turn.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ DIRECTIVE = re.compile(r"\{(\w+)([^}]*)\}")
 
 
 def parse_directives(question: str) -> list[str]:
-    """What is to be said, turn by turn."""
-    said, thought = [], "see"
-    for order, words in DIRECTIVE.findall(question):
-        numbers = words.split()
-        if order == "think":
+    """Return the text of each turn."""
+    turns, thought = [], "see"
+    for directive, arguments in DIRECTIVE.findall(question):
+        numbers = arguments.split()
+        if directive == "think":
             thought = " ".join(["see"] * int(numbers[0]))
             continue
-        if order == "zoom":
+        if directive == "zoom":
             call: dict[str, Any] = {
                 "segment": [float(numbers[0]), float(numbers[1])],
                 "fps": float(numbers[2]),
             }
             if len(numbers) > 3:
                 call = {"video": int(numbers[3]), **call}
-            act = f"<video_zoom>{json.dumps(call)}</video_zoom>"
+            action = f"<video_zoom>{json.dumps(call)}</video_zoom>"
         else:
-            act = f"<answer>{words.strip()}</answer>"
-        said.append(f"<think>{thought}</think>{act}")
+            action = f"<answer>{arguments.strip()}</answer>"
+        turns.append(f"<think>{thought}</think>{action}")
         thought = "see"
-    return said
+    return turns
 
 
 class DirectiveEngine(VllmEngine):
-    """The engine, told by each question what to say."""
+    """Engine with forced tokens for each turn of the last question with directives."""
 
     extra_logits_processors: ClassVar[Sequence[type]] = (ForcedTokens,)
 
-    async def _generate(self, prompt: Prompt, params: Any, request: str, **how: Any) -> Any:
+    async def _generate(self, prompt: Prompt, params: Any, request_id: str, **options: Any) -> Any:
         questions = [message.text for message in prompt.messages if message.role == "user"]
-        told = [text for text in questions if DIRECTIVE.search(text)]
-        turn = re.search(r"/turn(\d+)$", request)
-        if told and turn:
-            said = [*parse_directives(told[-1]), "<think>see</think><answer>A</answer>"]
-            words = said[min(int(turn[1]), len(said) - 1)]
-            ids = self._encoder.encode(words, add_special_tokens=False)
+        directed = [text for text in questions if DIRECTIVE.search(text)]
+        turn = re.search(r"/turn(\d+)$", request_id)
+        if directed and turn:
+            turns = [*parse_directives(directed[-1]), "<think>see</think><answer>A</answer>"]
+            text = turns[min(int(turn[1]), len(turns) - 1)]
+            ids = self._encoder.encode(text, add_special_tokens=False)
             params.extra_args = {FORCED: [*ids, self._encoder.convert_tokens_to_ids("<|im_end|>")]}
-        return await super()._generate(prompt, params, request, **how)
+        return await super()._generate(prompt, params, request_id, **options)
 
     @property
     def _encoder(self) -> Any:
@@ -68,6 +68,6 @@ class DirectiveEngine(VllmEngine):
 
 
 class DirectiveAgent(AgentReplica):
-    """A replica with such an engine."""
+    """Agent replica with a `DirectiveEngine`."""
 
     engine_type = DirectiveEngine

@@ -1,23 +1,23 @@
-r"""One GRPO step of the learner on a group shaped like the paper's, against what users would pick instead.
+r"""Learner benchmark: one GRPO step on a group of realistic shape, against unpacked and padded baselines.
 
     make bench-learner
     make bench-learner ARGS="--workload workloads.json --repeats 9"
     python -m benchmarks.learner --shape 7b --device cuda --dtype bfloat16 --side 252 --checkpointing \
-        --only ours,frames,unshared --least 32768 --peak-tflops 989
+        --only packed,frames,unshared --min-tokens 32768 --peak-tflops 989
 
-A group of 16 trajectories with 0 to 4 clips; the prompt and overview that they share are 60 % of the tokens.
-Measured is forward and backward of the group, from tensors that are ready, tower trained:
+The group has 16 trajectories with 0 to 4 clips; the shared prompt and overview are 60 % of the tokens. A step
+is the forward and backward pass of the group from prepared tensors, with a trained vision tower:
 
-    ours      one packed sequence, the prefix computed once, each distinct frame seen once
-    frames    the same, each trajectory a sequence of its own: frames are still seen once
-    unshared  the same, and each trajectory sees its own frames
-    padded    one padded row per trajectory, as the released VideoZoomer code has them; our tower and head
-    trl       TRL's GRPO trainer: its loss on the same tokens and pixels, its fused head
+    packed    one packed sequence; the prefix and each distinct frame are computed once
+    frames    one sequence per trajectory; each distinct frame is computed once
+    unshared  one sequence per trajectory; frames are computed for each trajectory
+    padded    one padded row per trajectory, as in the released VideoZoomer code; vz_ray's tower and head
+    trl       TRL's GRPO trainer: its loss and fused head on the same tokens and pixels
 
-Each takes as much at a time as suits it best: tokens of a packed sequence, or padded rows. All give the same
-loss, which is checked. Optimizer, decoding and old log-probs are left out: they are the same for all. On CPUs
-the seconds are CPU time of one thread, which does not depend on who else uses the machine. The last line is
-one JSON object; a token counts once for each trajectory that it is in, whether computed or not.
+Each contender runs with its fastest micro-batch size (tokens of a packed sequence, or padded rows). The losses
+of all contenders must agree. Optimizer, decoding and old log-probs are excluded: they are equal for all. On
+CPUs the seconds are CPU time of one thread, which other processes do not affect. The last line is one JSON
+object; a shared token counts once for each trajectory.
 """
 
 from __future__ import annotations
@@ -47,35 +47,50 @@ from vz_ray.learner.packing import plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 
 MODEL = Path("assets/tiny-base")
-CONTENDERS = ("ours", "frames", "unshared", "padded", "trl")
+CONTENDERS = ("packed", "frames", "unshared", "padded", "trl")
 BATCH_SIZES = {name: (2, 4, 16) if name in ("padded", "trl") else (4096, 8192, 32_768) for name in CONTENDERS}
-"""What each contender tries: rows that are padded together, or tokens that are packed together."""
+"""Candidate micro-batch sizes: padded rows, or tokens of a packed sequence."""
 LOSS = LossConfig(kl_coef=0.001, entropy_coef=0.0)
 
 
 class PackedStep:
-    """The learner's own step, sharing what it is told to share."""
+    """The learner's step, optionally sharing prefixes and frames."""
 
     def __init__(
-        self, policy: PolicyModel, batch: LearnerBatch, spec: ImageSpec, budget: int, device: torch.device, *,
-        prefixes: bool, frames: bool,
-    ) -> None:  # fmt: skip
+        self,
+        policy: PolicyModel,
+        batch: LearnerBatch,
+        spec: ImageSpec,
+        max_tokens: int,
+        device: torch.device,
+        *,
+        share_prefixes: bool,
+        share_frames: bool,
+    ) -> None:
         self._policy, self._group = policy, batch
         costs = flop_costs(policy.hf)
-        steps = plan_micro_batches(batch.examples, budget, 1, costs, share_prefixes=prefixes)[0]
+        steps = plan_micro_batches(batch.examples, max_tokens, 1, costs, share_prefixes=share_prefixes)[0]
         self.flops = 3 * sum(tree.flops for trees in steps for tree in trees)
-        if not prefixes and frames:
-            seen = {ref.digest: ref for e in batch.examples for ref in e.refs}
-            again = sum(len(e.refs) for e in batch.examples) - len(seen)
-            self.flops -= 3 * costs.patch * again * (next(iter(seen.values())).width // 14) ** 2
-        fetch, unbounded = in_memory_pixels(batch.pixels), spec.without_size_limits()
+        if not share_prefixes and share_frames:
+            distinct = {ref.digest: ref for e in batch.examples for ref in e.refs}
+            repeated = sum(len(e.refs) for e in batch.examples) - len(distinct)
+            self.flops -= 3 * costs.patch * repeated * (next(iter(distinct.values())).width // 14) ** 2
+        pixels, unlimited_spec = in_memory_pixels(batch.pixels), spec.without_size_limits()
         self._batches = [
-            collate(trees, batch.examples, fetch, policy.tokens, unbounded, device, share_frames=frames)
+            collate(
+                trees,
+                batch.examples,
+                pixels,
+                policy.tokens,
+                unlimited_spec,
+                device,
+                share_frames=share_frames,
+            )
             for trees in steps
         ]
 
     def step(self) -> float:
-        """Forward and backward of the whole group; returns the loss."""
+        """Run forward and backward of the whole group and return the loss."""
         self._policy.hf.model.language_model.config._attn_implementation = "packed"
         return sum(self._micro_step(batch) for batch in self._batches)
 
@@ -96,25 +111,25 @@ class PackedStep:
 def make_contender(
     name: str,
     size: int,
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     batch: LearnerBatch,
     model: tuple[Any, Any, ImageSpec],
     out: Path,
 ) -> Any:
-    """One of `CONTENDERS`, around the model; see `BATCH_SIZES` for `size`."""
+    """Create one of `CONTENDERS`; `size` is one of its `BATCH_SIZES`."""
     hf, tokens, spec = model
-    device = torch.device(given.device)
+    device = torch.device(args.device)
     if name == "trl":
         return TrlStep(hf, MODEL, tokens, batch, spec, size, LOSS, out)
-    policy = wrap_policy(hf, tokens, given.checkpointing)
+    policy = wrap_policy(hf, tokens, args.checkpointing)
     if name == "padded":
         return PaddedStep(policy, batch, spec, size, LOSS, device)
-    shared = {"ours": (True, True), "frames": (False, True), "unshared": (False, False)}[name]
-    return PackedStep(policy, batch, spec, size, device, prefixes=shared[0], frames=shared[1])
+    prefixes, frames = {"packed": (True, True), "frames": (False, True), "unshared": (False, False)}[name]
+    return PackedStep(policy, batch, spec, size, device, share_prefixes=prefixes, share_frames=frames)
 
 
 def time_step(step: Callable[[], float], device: str) -> tuple[float, float]:
-    """Seconds (of the CPU, where it is one), and the loss."""
+    """Return seconds (CPU time on CPUs) and the loss."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     started = clock()
     loss = step()
@@ -123,103 +138,104 @@ def time_step(step: Callable[[], float], device: str) -> tuple[float, float]:
     return clock() - started, loss
 
 
-def measure(name: str, size: int, given: argparse.Namespace, repeats: int, out: Path) -> dict[str, Any]:
-    """Times of one contender in this process, and the most memory that it took."""
-    torch.set_num_threads(given.threads)
-    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
-    model = load_model(given.shape, MODEL, dtype, device)
+def measure(name: str, size: int, args: argparse.Namespace, repeats: int, out: Path) -> dict[str, Any]:
+    """Measure times and peak memory of one contender in this process."""
+    torch.set_num_threads(args.threads)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    model = load_model(args.shape, MODEL, dtype, device)
     vocab = model[0].config.get_text_config().vocab_size
-    batch = make_group(Workload.load(given.workload), model[1], vocab, given.side)
-    one = make_contender(name, size, given, batch, model, out)
-    _, loss = time_step(one.step, given.device)
-    taken = []
+    batch = make_group(Workload.load(args.workload), model[1], vocab, args.side)
+    contender = make_contender(name, size, args, batch, model, out)
+    _, loss = time_step(contender.step, args.device)
+    seconds = []
     for _ in range(repeats):
         model[0].zero_grad()
-        taken.append(time_step(one.step, given.device)[0])
+        seconds.append(time_step(contender.step, args.device)[0])
     memory = (
         torch.cuda.max_memory_allocated() / 1e6
-        if given.device == "cuda"
+        if args.device == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     )
     return {
-        "seconds": taken,
+        "seconds": seconds,
         "loss": loss,
         "peak_mb": round(memory),
         "tokens": batch.tokens,
         "prefix": batch.prefix,
-        "flops": getattr(one, "total", 0.0),
+        "flops": getattr(contender, "flops", 0.0),
     }
 
 
-def measure_in_subprocess(name: str, size: int, given: argparse.Namespace, repeats: int) -> dict[str, Any]:
-    """The same in a process of its own, so that memory is its own too."""
+def measure_in_subprocess(name: str, size: int, args: argparse.Namespace, repeats: int) -> dict[str, Any]:
+    """Run `measure` in a subprocess, so that peak memory belongs to one contender."""
     command = [sys.executable, "-m", "benchmarks.learner", "--measure", f"{name}:{size}:{repeats}"]
     for key in ("workload", "shape", "device", "dtype", "side", "threads"):
-        command += [f"--{key}", str(getattr(given, key))] if getattr(given, key) is not None else []
-    done = subprocess.run(
-        command + ["--checkpointing"] * given.checkpointing, capture_output=True, text=True, check=False
+        command += [f"--{key}", str(getattr(args, key))] if getattr(args, key) is not None else []
+    process = subprocess.run(
+        command + ["--checkpointing"] * args.checkpointing, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise SystemExit(f"{name} with {size} at a time failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SystemExit(f"{name} with micro-batch size {size} failed:\n{process.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     print(
-        f"{name:9} {size:6}  {statistics.median(found['seconds']):8.3f} s  {found['peak_mb']} MB  "
-        f"loss {found['loss']:.6f}",
+        f"{name:9} {size:6}  {statistics.median(result['seconds']):8.3f} s  {result['peak_mb']} MB  "
+        f"loss {result['loss']:.6f}",
         flush=True,
     )
-    return found
+    return result
 
 
-def compare(given: argparse.Namespace) -> dict[str, Any]:
-    """All contenders in turns, so that a noisy minute hits each of them."""
-    names = given.only.split(",")
-    tried: dict[str, dict[int, float]] = {}
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all contenders in turns, so that load on the machine affects each of them."""
+    names = args.only.split(",")
+    size_seconds: dict[str, dict[int, float]] = {}
     for name in names:
-        sizes = [size for size in BATCH_SIZES[name] if name in ("padded", "trl") or size >= given.least]
-        tried[name] = {
-            size: statistics.median(measure_in_subprocess(name, size, given, 2)["seconds"]) for size in sizes
+        sizes = [size for size in BATCH_SIZES[name] if name in ("padded", "trl") or size >= args.min_tokens]
+        size_seconds[name] = {
+            size: statistics.median(measure_in_subprocess(name, size, args, 2)["seconds"]) for size in sizes
         }
-    best = {name: min(tried[name], key=lambda size: tried[name][size]) for name in names}
+    best = {name: min(seconds, key=lambda size: seconds[size]) for name, seconds in size_seconds.items()}
     laps = [
-        {name: measure_in_subprocess(name, best[name], given, given.repeats) for name in names}
-        for _ in range(given.laps)
+        {name: measure_in_subprocess(name, best[name], args, args.repeats) for name in names}
+        for _ in range(args.laps)
     ]
     losses = {name: laps[0][name]["loss"] for name in names}
-    if max(losses.values()) - min(losses.values()) > given.tolerance * abs(losses[names[0]]):
-        raise SystemExit(f"the contenders do not compute the same loss: {losses}")
-    return summarize(given, laps) | {"at_a_time": best, "tried_s": tried}
+    if max(losses.values()) - min(losses.values()) > args.tolerance * abs(losses[names[0]]):
+        raise SystemExit(f"losses differ between contenders: {losses}")
+    return summarize(args, laps) | {"micro_batch_sizes": best, "seconds_by_size": size_seconds}
 
 
-def summarize(given: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over laps, ratios within each lap."""
+def summarize(args: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return medians over laps and the medians of ratios within each lap."""
     median = lambda values: statistics.median(list(values))  # noqa: E731
-    seconds = [{name: median(found["seconds"]) for name, found in lap.items()} for lap in laps]
-    first = laps[0]["ours"]
-    taken = {name: median(lap[name] for lap in seconds) for name in seconds[0]}
-    ratio = {name: round(median(lap[name] / lap["ours"] for lap in seconds), 2) for name in taken}
-    shown: dict[str, Any] = {
-        "tokens_per_s": round(first["tokens"] / taken["ours"]),
-        **{f"ratio_vs_{name}": value for name, value in ratio.items() if name != "ours"},
+    lap_seconds = [{name: median(result["seconds"]) for name, result in lap.items()} for lap in laps]
+    first = laps[0]["packed"]
+    seconds = {name: median(lap[name] for lap in lap_seconds) for name in lap_seconds[0]}
+    ratios = {name: round(median(lap[name] / lap["packed"] for lap in lap_seconds), 2) for name in seconds}
+    summary: dict[str, Any] = {
+        "tokens_per_second": round(first["tokens"] / seconds["packed"]),
+        **{f"ratio_vs_{name}": value for name, value in ratios.items() if name != "packed"},
         "peak_rss_mb": first["peak_mb"],
-        "peak_rss_mb_by_name": {name: found["peak_mb"] for name, found in laps[0].items()},
+        "peak_rss_mb_by_name": {name: result["peak_mb"] for name, result in laps[0].items()},
     }
-    if {"frames", "unshared"} <= taken.keys():
-        gain = [lap["unshared"] - lap["ours"] for lap in seconds]
-        vision = median((lap["unshared"] - lap["frames"]) / g for lap, g in zip(seconds, gain, strict=True))
-        shown |= {
-            "flops_saved_share": round(1 - first["flops"] / laps[0]["unshared"]["flops"], 3),
-            "gain_share_vision": round(vision, 2),
-            "gain_share_text": round(1 - vision, 2),
+    if {"frames", "unshared"} <= seconds.keys():
+        vision = median(
+            (lap["unshared"] - lap["frames"]) / (lap["unshared"] - lap["packed"]) for lap in lap_seconds
+        )
+        summary |= {
+            "flops_saved_fraction": round(1 - first["flops"] / laps[0]["unshared"]["flops"], 3),
+            "vision_gain_fraction": round(vision, 2),
+            "text_gain_fraction": round(1 - vision, 2),
         }
-    if given.peak_tflops:
-        shown["model_flops_utilisation"] = round(first["flops"] / taken["ours"] / given.peak_tflops / 1e12, 3)
-    return shown | {
-        "seconds": {name: round(value, 3) for name, value in taken.items()},
+    if args.peak_tflops:
+        summary["mfu"] = round(first["flops"] / seconds["packed"] / args.peak_tflops / 1e12, 3)
+    return summary | {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "tokens": first["tokens"],
-        "prefix_share": round(16 * first["prefix"] / first["tokens"], 3),
-        "shape": given.shape,
-        "device": given.device,
-        "repeats": given.repeats * given.laps,
+        "prefix_fraction": round(16 * first["prefix"] / first["tokens"], 3),
+        "shape": args.shape,
+        "device": args.device,
+        "repeats": args.repeats * args.laps,
     }
 
 
@@ -228,26 +244,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
-    parser.add_argument("--shape", choices=["tiny", "3b", "7b"], default="tiny", help="of the model")
+    parser.add_argument("--shape", choices=["tiny", "3b", "7b"], default="tiny", help="size of the model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--side", type=int, default=28, help="of a frame, pixels; a multiple of 28")
-    parser.add_argument("--least", type=int, default=0, help="try no smaller packed sequences than this")
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU")
-    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders; `ours` must be among them")
-    parser.add_argument("--repeats", type=int, default=3, help="steps of each contender in a lap")
-    parser.add_argument("--laps", type=int, default=3, help="times that all contenders are started in turn")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of the losses")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the GPU, for its utilisation")
+    parser.add_argument("--side", type=int, default=28, help="side of a frame in pixels; a multiple of 28")
+    parser.add_argument("--min-tokens", type=int, default=0, help="minimum size of packed sequences")
+    parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders; must include `packed`")
+    parser.add_argument("--repeats", type=int, default=3, help="steps of each contender per lap")
+    parser.add_argument("--laps", type=int, default=3, help="rounds over all contenders")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative tolerance of the losses")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak of the GPU, for the MFU")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        name, size, repeats = given.measure.split(":")
+    args = parser.parse_args()
+    if args.measure:
+        name, size, repeats = args.measure.split(":")
         with tempfile.TemporaryDirectory() as out:
-            print(json.dumps(measure(name, int(size), given, int(repeats), Path(out))))
+            print(json.dumps(measure(name, int(size), args, int(repeats), Path(out))))
         return
-    print(json.dumps(compare(given)))
+    print(json.dumps(compare(args)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Learners that do not pack: padded rows, as the released VideoZoomer code has them, and TRL's step."""
+"""Baselines without packing: padded rows, as in the released VideoZoomer code, and TRL's GRPO step."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from vz_ray.learner.vision_tower import vision_tables
 
 
 def split_rows(batch: LearnerBatch, rows: int) -> list[list[int]]:
-    """Micro-batches of so many trajectories, of like lengths, so that little is padded."""
+    """Return micro-batches of `rows` trajectories, sorted by length to reduce padding."""
     order = sorted(range(len(batch.examples)), key=lambda i: batch.examples[i].context_length)
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
-def _padded(chosen: Sequence[Example], fill: int) -> Tensor:
-    width = max(e.length for e in chosen)
-    ids = np.full((len(chosen), width), fill, dtype=np.int64)
-    for row, e in enumerate(chosen):
+def _padded(examples: Sequence[Example], fill: int) -> Tensor:
+    width = max(e.length for e in examples)
+    ids = np.full((len(examples), width), fill, dtype=np.int64)
+    for row, e in enumerate(examples):
         ids[row, : e.length] = e.token_ids
     return torch.from_numpy(ids)
 
 
-def _images(chosen: Sequence[Example], batch: LearnerBatch, spec: ImageSpec) -> tuple[Tensor, np.ndarray]:
+def _images(examples: Sequence[Example], batch: LearnerBatch, spec: ImageSpec) -> tuple[Tensor, np.ndarray]:
     return extract_patches(
-        [batch.pixels[ref.digest] for e in chosen for ref in e.refs], spec.without_size_limits()
+        [batch.pixels[ref.digest] for e in examples for ref in e.refs], spec.without_size_limits()
     )
 
 
 class PaddedStep:
-    """One padded row per trajectory; every trajectory brings its own frames. The rest is vz_ray's own: the
-    tower without loops, chunked log-probs, causal attention without a mask.
+    """Step with one padded row per trajectory and frames computed for each trajectory.
+
+    Everything else is vz_ray's: vectorized vision tower, chunked log-probs, causal attention without a mask.
     """
 
     def __init__(
@@ -55,32 +56,38 @@ class PaddedStep:
         device: torch.device,
     ) -> None:
         self._policy, self._batch, self._loss = policy, batch, loss
-        self._parts = [self._part(chosen, spec, device) for chosen in split_rows(batch, rows)]
+        self._parts = [self._part(examples, spec, device) for examples in split_rows(batch, rows)]
 
     def _part(self, indices: list[int], spec: ImageSpec, device: torch.device) -> dict[str, Any]:
-        chosen = [self._batch.examples[i] for i in indices]
+        examples = [self._batch.examples[i] for i in indices]
         tokens = self._policy.tokens
-        ids = _padded(chosen, tokens.pad)
+        ids = _padded(examples, tokens.pad)
         positions = torch.zeros(3, *ids.shape, dtype=torch.int64)
-        mask = torch.zeros(len(chosen), max(len(e.sampled_positions) for e in chosen))
-        places, targets = mask.long(), mask.long()
-        for row, e in enumerate(chosen):
+        mask = torch.zeros(len(examples), max(len(e.sampled_positions) for e in examples))
+        logit_indices, targets = mask.long(), mask.long()
+        for row, e in enumerate(examples):
             positions[:, row, : e.length] = torch.from_numpy(
                 mrope_positions(e.token_ids, e.grids, tokens.image, spec.merge_size)
             )
             count = len(e.sampled_positions)
-            places[row, :count] = torch.from_numpy(row * ids.shape[1] + e.sampled_positions - 1)
+            logit_indices[row, :count] = torch.from_numpy(row * ids.shape[1] + e.sampled_positions - 1)
             targets[row, :count] = torch.from_numpy(e.token_ids[e.sampled_positions])
             mask[row, :count] = 1
-        pixels, grids = _images(chosen, self._batch, spec)
-        tensors = {"ids": ids, "positions": positions, "mask": mask, "places": places, "targets": targets}
+        pixels, grids = _images(examples, self._batch, spec)
+        tensors = {
+            "ids": ids,
+            "positions": positions,
+            "mask": mask,
+            "logit_indices": logit_indices,
+            "targets": targets,
+        }
         part: dict[str, Any] = {name: t.to(device) for name, t in tensors.items()}
         pick = lambda values: torch.tensor([float(values[i]) for i in indices], device=device)  # noqa: E731
         weight, advantage = pick(self._batch.weight), pick(self._batch.advantage)
         return part | {"pixels": pixels.to(device), "grids": grids, "weight": weight, "advantage": advantage}
 
     def step(self) -> float:
-        """Forward and backward of the whole group; returns the loss."""
+        """Run forward and backward of the whole group and return the loss."""
         hf, total = self._policy.hf, 0.0
         hf.model.language_model.config._attn_implementation = "sdpa"
         for part in self._parts:
@@ -97,12 +104,12 @@ class PaddedStep:
                 position_ids=part["positions"],
                 use_cache=False,
             ).last_hidden_state.flatten(0, 1)
-            real = part["mask"].bool()
-            picked = hidden[part["places"][real]]
-            ones = torch.ones(len(picked), device=hidden.device)
-            found = hf.lm_head(picked, part["targets"][real], ones, self._policy.banned)
-            blank = torch.zeros_like(part["mask"])
-            logprobs, entropy = (blank.masked_scatter(real, t) for t in found)
+            mask = part["mask"].bool()
+            states = hidden[part["logit_indices"][mask]]
+            temperature = torch.ones(len(states), device=hidden.device)
+            values = hf.lm_head(states, part["targets"][mask], temperature, self._policy.banned)
+            zeros = torch.zeros_like(part["mask"])
+            logprobs, entropy = (zeros.masked_scatter(mask, value) for value in values)
             loss, _ = grpo_loss(logprobs, entropy, first_update_inputs(part, logprobs), self._loss)
             loss.backward()
             total += float(loss.detach())
@@ -110,20 +117,28 @@ class PaddedStep:
 
 
 def first_update_inputs(part: dict[str, Any], logprobs: Tensor) -> LossInputs:
-    """The first update: the old policy is the present one. The reference is certain of every token."""
-    own = logprobs.detach()
-    return LossInputs(part["advantage"], part["weight"], part["mask"], own, own * float("nan"), own * 0.0)
+    """Return the inputs of the first update: old log-probs equal the current ones; the reference's are 0."""
+    old = logprobs.detach()
+    return LossInputs(part["advantage"], part["weight"], part["mask"], old, old * float("nan"), old * 0.0)
 
 
 class TrlStep:
-    """TRL's GRPO loss, its trainer's own code on a batch that it would make: prompts padded on the left,
-    completions (clips included, masked as tool output) on the right, pixels ready.
+    """TRL's GRPO loss on prepared inputs.
+
+    Prompts are padded on the left, completions on the right; clips are masked as tool output.
     """
 
     def __init__(
-        self, hf: Any, checkpoint: Path, tokens: SpecialTokenIds, batch: LearnerBatch, spec: ImageSpec, rows: int,
-        loss: LossConfig, out: Path,
-    ) -> None:  # fmt: skip
+        self,
+        hf: Any,
+        checkpoint: Path,
+        tokens: SpecialTokenIds,
+        batch: LearnerBatch,
+        spec: ImageSpec,
+        rows: int,
+        loss: LossConfig,
+        out: Path,
+    ) -> None:
         from datasets import Dataset
         from transformers import AutoProcessor
         from trl import GRPOConfig, GRPOTrainer
@@ -153,17 +168,17 @@ class TrlStep:
         )
         self._trainer.current_gradient_accumulation_steps = settings.gradient_accumulation_steps
         self._hf, self._tokens = hf.train(), tokens
-        self._inputs = [self._part(batch, spec, chosen) for chosen in split_rows(batch, rows)]
+        self._inputs = [self._part(batch, spec, examples) for examples in split_rows(batch, rows)]
 
     def _part(self, batch: LearnerBatch, spec: ImageSpec, indices: list[int]) -> dict[str, Any]:
-        chosen = [batch.examples[i] for i in indices]
-        prompt = min(int(e.sampled_positions[0]) for e in chosen)
-        ids = _padded(chosen, self._tokens.pad)
-        mask = torch.stack([(torch.arange(ids.shape[1]) < e.length).long() for e in chosen])
+        examples = [batch.examples[i] for i in indices]
+        prompt = min(int(e.sampled_positions[0]) for e in examples)
+        ids = _padded(examples, self._tokens.pad)
+        mask = torch.stack([(torch.arange(ids.shape[1]) < e.length).long() for e in examples])
         sampled = torch.zeros_like(ids)
-        for row, e in enumerate(chosen):
+        for row, e in enumerate(examples):
             sampled[row, torch.from_numpy(e.sampled_positions)] = 1
-        pixels, grids = _images(chosen, batch, spec)
+        pixels, grids = _images(examples, batch, spec)
         completion = ids[:, prompt:]
         return {
             "prompt_ids": ids[:, :prompt],
@@ -175,13 +190,13 @@ class TrlStep:
             "ref_per_token_logps": torch.zeros(completion.shape),
             "pixel_values": pixels,
             "image_grid_thw": torch.from_numpy(grids),
-            "num_images": [len(e.refs) for e in chosen],
+            "num_images": [len(e.refs) for e in examples],
             "mm_token_type_ids": (ids == self._tokens.image).long(),
             "num_items_in_batch": sampled.sum(),
         }
 
     def step(self) -> float:
-        """Forward and backward of the whole group; returns the loss."""
+        """Run forward and backward of the whole group and return the loss."""
         total = 0.0
         for inputs in self._inputs:
             loss = self._trainer.compute_loss(self._hf, inputs)

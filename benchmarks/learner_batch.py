@@ -1,4 +1,4 @@
-"""A group of trajectories shaped like the paper's, as the learner is given it, and models of any size."""
+"""Synthetic learner input: a group of trajectories of realistic shape, and models of several sizes."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 
 from benchmarks.workload import Workload
 from vz_ray.learner.advantage import compute_advantages
-from vz_ray.learner.example import Example, Ints, SpecialTokenIds
+from vz_ray.learner.example import Example, SpecialTokenIds
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.loss import loss_weights
 from vz_ray.learner.packing import common_prefix_length
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
 from vz_ray.video.frame import RGB, FrameRef
 
-SAMPLES, PREFIX_SHARE = 16, 0.6
+GROUP_SIZE, PREFIX_FRACTION = 16, 0.6
 QUESTION_TOKENS, FRAME_LABEL_TOKENS, CLIP_TEXT_TOKENS = 100, 12, 20
-"""Tokens of the question, of a frame's timestamp and its brackets, of what else a reply says."""
+"""Tokens of the question, of a frame's timestamp and vision brackets, of the text around a clip."""
 
 TEXT_SIZES: dict[str, dict[str, Any]] = {
     "3b": {"hidden": 2048, "layers": 36, "heads": 16, "kv": 2, "mlp": 11008, "vocab": 151936, "tied": True},
     "7b": {"hidden": 3584, "layers": 28, "heads": 28, "kv": 4, "mlp": 18944, "vocab": 152064, "tied": False},
 }
-"""Text models of Qwen2.5-VL; the vision tower is the same in both."""
+"""Text models of Qwen2.5-VL; both have the same vision tower."""
 IMAGE, VISION = 151655, (151652, 151653, 151654, 151655, 151656)
 
 
 @dataclass
 class SampleBuilder:
-    """Writes ids, and remembers the frames that it invents."""
+    """Generates random token ids and frames, and stores the pixels by digest."""
 
     rng: np.random.Generator
     tokens: SpecialTokenIds
@@ -57,59 +57,59 @@ class SampleBuilder:
 
 @dataclass(frozen=True)
 class LearnerBatch:
-    """One group: its trajectories, their frames, and what GRPO makes of its rewards."""
+    """One group: trajectories, pixels by digest, advantages and loss weights."""
 
     examples: list[Example]
     pixels: dict[str, RGB]
-    advantage: Ints
+    advantage: np.ndarray
     weight: list[float]
 
     @property
     def tokens(self) -> int:
-        """Of all trajectories, a shared prefix counted as often as it is shared."""
+        """Tokens of all trajectories; a shared prefix counts for each of them."""
         return sum(e.context_length for e in self.examples)
 
     @property
     def prefix(self) -> int:
-        """Tokens that all begin with."""
+        """Tokens of the shared prefix."""
         return common_prefix_length(self.examples)
 
 
 def make_group(
     workload: Workload, tokens: SpecialTokenIds, vocab: int, side: int, seed: int = 0
 ) -> LearnerBatch:
-    """Sixteen samples with 0 to 4 clips, whose shared prefix is 60 % of their tokens."""
-    writer = SampleBuilder(np.random.default_rng(seed), tokens, vocab, side, {})
-    shapes = [workload.shape(seed, sample, SAMPLES) for sample in range(SAMPLES)]
+    """Return 16 samples with 0 to 4 clips and a shared prefix of 60 % of the tokens."""
+    builder = SampleBuilder(np.random.default_rng(seed), tokens, vocab, side, {})
+    shapes = [workload.shape(seed, sample, GROUP_SIZE) for sample in range(GROUP_SIZE)]
     per_frame = FRAME_LABEL_TOKENS + (side // 28) ** 2
-    own = [
+    branches = [
         sum(s["turn_tokens"]) + per_frame * sum(s["clip_frames"]) + CLIP_TEXT_TOKENS * len(s["clip_frames"])
         for s in shapes
     ]
-    prefix = PREFIX_SHARE / (1 - PREFIX_SHARE) * float(np.mean(own))
-    ids, refs = writer.frames(max(1, round((prefix - QUESTION_TOKENS) / per_frame)))
-    ids += writer.text(QUESTION_TOKENS)
-    examples = [_sample(writer, list(ids), list(refs), shape, k) for k, shape in enumerate(shapes)]
+    prefix = PREFIX_FRACTION / (1 - PREFIX_FRACTION) * float(np.mean(branches))
+    ids, refs = builder.frames(max(1, round((prefix - QUESTION_TOKENS) / per_frame)))
+    ids += builder.text(QUESTION_TOKENS)
+    examples = [_sample(builder, list(ids), list(refs), shape, k) for k, shape in enumerate(shapes)]
     return LearnerBatch(
         examples=examples,
-        pixels=writer.pixels,
-        advantage=compute_advantages(writer.rng.random(SAMPLES).tolist()),
+        pixels=builder.pixels,
+        advantage=compute_advantages(builder.rng.random(GROUP_SIZE).tolist()),
         weight=loss_weights([len(e.sampled_positions) for e in examples], "sequence_mean", 1),
     )
 
 
 def _sample(
-    writer: SampleBuilder, ids: list[int], refs: list[FrameRef], shape: dict[str, Any], number: int
+    builder: SampleBuilder, ids: list[int], refs: list[FrameRef], shape: dict[str, Any], number: int
 ) -> Example:
     sampled: list[int] = []
     for turn, count in enumerate(shape["turn_tokens"]):
         sampled += range(len(ids), len(ids) + count)
-        ids += writer.text(count)
+        ids += builder.text(count)
         if turn < len(shape["clip_frames"]):
-            clip, shown = writer.frames(shape["clip_frames"][turn])
-            ids, refs = ids + clip + writer.text(CLIP_TEXT_TOKENS), refs + shown
-    count, visual = len(sampled), np.full(len(refs), (writer.side // 28) ** 2)
-    slots = np.flatnonzero(np.asarray(ids) == writer.tokens.image)
+            clip_ids, clip_refs = builder.frames(shape["clip_frames"][turn])
+            ids, refs = ids + clip_ids + builder.text(CLIP_TEXT_TOKENS), refs + clip_refs
+    count, visual = len(sampled), np.full(len(refs), (builder.side // 28) ** 2)
+    slots = np.flatnonzero(np.asarray(ids) == builder.tokens.image)
     return Example(
         name=f"sample {number}",
         group_id="group",
@@ -119,7 +119,7 @@ def _sample(
         temperature=np.ones(count, dtype=np.float32),
         weight_versions=np.zeros(count, dtype=np.int64),
         after_image=np.ones(count, dtype=np.bool_),
-        grids=np.tile([1, writer.side // 14, writer.side // 14], (len(refs), 1)),
+        grids=np.tile([1, builder.side // 14, builder.side // 14], (len(refs), 1)),
         image_starts=slots[np.cumsum(visual) - visual],
         image_token_counts=visual,
         refs=tuple(refs),
@@ -129,7 +129,7 @@ def _sample(
 def load_model(
     shape: str, directory: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, SpecialTokenIds, ImageSpec]:
-    """The HF model: the checkpoint for `tiny`, else random weights of that size, made on the device."""
+    """Return the HF model: the checkpoint for `tiny`, else random weights created on the device."""
     if shape == "tiny":
         tokens, spec = SpecialTokenIds.from_pretrained(directory), ImageSpec.from_pretrained(directory)
         return load_pretrained(directory, dtype).to(device), tokens, spec
@@ -177,7 +177,7 @@ def _config(size: dict[str, Any]) -> Any:
 
 
 def wrap_policy(hf: Any, tokens: SpecialTokenIds, checkpointing: bool) -> PolicyModel:
-    """The learner's policy around a HF model."""
+    """Wrap a HF model in the learner's policy."""
     policy = PolicyModel(hf, tokens).train()
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,17 +1,17 @@
-"""What a publish costs, against a plain copy of the same bytes and against the engine's own floor.
+"""Weight publish benchmark: against a plain copy of the same bytes and the engine's own reload.
 
     make bench-publish
     make bench-publish ARGS="--publishes 5 --layers 24"
 
-The real engine, with two models: the tiny one, and one of half a billion random parameters in float32.
-Measured are whole publishes through shared memory, from pause to resume, hashes checked, caches dropped;
-without the probe that compares log-probs. In the engine's own process, with the same tensors in its memory:
+The real engine runs two models: the tiny one, and one with half a billion random float32 parameters. A publish
+goes through shared memory from pause to resume, with hash checks and cache resets, without the parity probe.
+The baselines run in the engine's process with the same tensors in memory:
 
-- copy: fresh memory and a plain copy, tensor by tensor, nothing else;
-- floor: fresh memory, copy, and what vLLM does to weights before it computes with them (packing on CPU):
-  its own layerwise reload, without hashes, files or pauses.
+- copy: allocate memory and copy, tensor by tensor;
+- floor: vLLM's layerwise reload, which also packs weights on CPU, without hashes, files or pauses.
 
-The last line is one JSON object; `ratio_vs_floor` and `ratio_vs_copy` are ours / theirs, larger model.
+The last line is one JSON object; `ratio_vs_floor` and `ratio_vs_copy` are publish / baseline for the larger
+model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TINY = Path("assets/tiny-base")
 
 
 def build_larger_model(out: Path, layers: int) -> Path:
-    """A checkpoint of the tiny model's kind and tokenizer with the sizes of a half-billion one, random."""
+    """Save a checkpoint of half a billion random parameters with the tiny model's tokenizer."""
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     config = AutoConfig.from_pretrained(TINY)
@@ -57,28 +57,28 @@ def build_larger_model(out: Path, layers: int) -> Path:
 
 
 def time_in_engine(worker: Any, directory: str, repeats: int) -> dict[str, list[float]]:
-    """Runs in the engine's process: seconds of a plain copy and of the engine's own reload."""
+    """Return seconds of plain copies and of vLLM's reloads; runs in the engine's process."""
     from vz_ray.weight_sync.vllm_reload import WeightReload
     from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
-    held = [(name, tensor.clone()) for name, tensor in read_tensors(directory, read_manifest(directory))]
+    tensors = [(name, tensor.clone()) for name, tensor in read_tensors(directory, read_manifest(directory))]
     runner = worker.model_runner
-    found: dict[str, list[float]] = {"copy": [], "floor": []}
+    seconds: dict[str, list[float]] = {"copy": [], "floor": []}
     for _ in range(repeats):
-        began = time.perf_counter()
-        copies = [torch.empty_like(tensor).copy_(tensor) for _, tensor in held]
-        found["copy"].append(time.perf_counter() - began)
+        started = time.perf_counter()
+        copies = [torch.empty_like(tensor).copy_(tensor) for _, tensor in tensors]
+        seconds["copy"].append(time.perf_counter() - started)
         del copies
-        began = time.perf_counter()
+        started = time.perf_counter()
         reload = WeightReload(runner.model, runner.model_config)
-        reload.load(iter(held))
+        reload.load(iter(tensors))
         reload.finish()
-        found["floor"].append(time.perf_counter() - began)
-    return found
+        seconds["floor"].append(time.perf_counter() - started)
+    return seconds
 
 
 async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
-    """One model's publishes and their floors."""
+    """Measure publishes of one model and their baselines."""
     config = EngineConfig(
         max_model_len=512, max_num_seqs=2, images_per_prompt=4, kv_cache_gib=0.25, num_threads=2
     )
@@ -86,28 +86,28 @@ async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
         engine = await VllmEngine.start(model, config, name="engine", log_file=Path(folder) / "engine.log")
         try:
             module = load_pretrained(model, torch.float32)
-            sender = ShmTransport(WeightStore(Path(folder) / "weights"), ModuleSource(module))
+            transport = ShmTransport(WeightStore(Path(folder) / "weights"), ModuleSource(module))
             publisher = WeightPublisher(timeout_s=300)
             reports = []
             for version in range(1, publishes + 2):
                 with torch.no_grad():
                     for parameter in module.parameters():
                         parameter.mul_(1.001)
-                reports.append(await publisher.publish(version, sender, [engine]))
-            directory = str(sender._store.path(publishes + 1))
+                reports.append(await publisher.publish(version, transport, [engine]))
+            directory = str(transport._store.path(publishes + 1))
             [floors] = await engine._llm.collective_rpc(time_in_engine, args=(directory, publishes))
         finally:
             await engine.shutdown()
-    timed = reports[1:]  # the first one warms up
+    timed = reports[1:]  # the first publish warms up
     sync = statistics.median(report.sync_s for report in timed)
     floor, copy = (statistics.median(floors[name]) for name in ("floor", "copy"))
     return {
         "bytes": timed[0].nbytes,
         "sync_seconds_median": round(sync, 4),
-        "sync_s_most": round(max(report.sync_s for report in timed), 4),
-        "prepare_s_median": round(statistics.median(report.prepare_s for report in timed), 4),
-        "floor_s": round(floor, 4),
-        "copy_s": round(copy, 4),
+        "sync_seconds_max": round(max(report.sync_s for report in timed), 4),
+        "prepare_seconds_median": round(statistics.median(report.prepare_s for report in timed), 4),
+        "floor_seconds": round(floor, 4),
+        "copy_seconds": round(copy, 4),
         "ratio_vs_floor": round(sync / floor, 2),
         "ratio_vs_copy": round(sync / copy, 2),
     }
@@ -117,17 +117,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--publishes", type=int, default=9, help="of each model, after one to warm up")
-    parser.add_argument("--layers", type=int, default=24, help="of the larger model")
-    asked = parser.parse_args()
-    # The engine's process gets a function of this file by pickling.
+    parser.add_argument("--publishes", type=int, default=9, help="publishes of each model after the warm-up")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the larger model")
+    args = parser.parse_args()
+    # collective_rpc pickles a function of this module.
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     torch.manual_seed(0)
-    models = {"tiny": asyncio.run(measure_publishes(TINY, asked.publishes))}
+    models = {"tiny": asyncio.run(measure_publishes(TINY, args.publishes))}
     print(f"tiny: {json.dumps(models['tiny'])}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vz_ray_") as folder:
-        model = build_larger_model(Path(folder) / "model", asked.layers)
-        models["half_billion"] = asyncio.run(measure_publishes(model, asked.publishes))
+        model = build_larger_model(Path(folder) / "model", args.layers)
+        models["half_billion"] = asyncio.run(measure_publishes(model, args.publishes))
     print(f"half_billion: {json.dumps(models['half_billion'])}", flush=True)
     print(json.dumps({**models["half_billion"], "models": models, "cpus": os.cpu_count()}))
 

@@ -1,24 +1,24 @@
-"""Episodes a second: as the fleet plays them, against lockstep rounds, static shards and the floor.
+"""Rollout benchmark: episodes per second of vz_ray's scheduler against three other schedules.
 
     make bench-rollout
     make bench-rollout ARGS="--workload workloads.json --tasks 64 --repeats 5"
 
-Real vLLM engines in rollout workers, the tiny model, long videos. Episodes follow a script (how many tokens
-in each turn, which clips), so that every schedule has the same work; all have the same engines, as many
-episodes at a time on each engine, and the same caches. Schedules:
+Real vLLM engines in rollout workers run the tiny model on long videos. Episodes follow a script (tokens per
+turn, clips), so that every schedule has the same work, engines, concurrency and caches. Schedules:
 
-- continuous: the fleet's: groups go to whoever has room, each episode goes on when its clip is there;
-- lockstep: each engine has its part of the tasks and plays as many episodes at a time as it has places, in
-  rounds: all turns, then all clips, then the next round;
-- static: each engine has its part of the tasks; episodes go on one by one, and the batch ends when the
-  slowest engine has played its part;
-- floor: the fleet's schedule with clips in memory: nobody waits for one.
+- continuous: vz_ray's scheduler. Groups go to a worker with free capacity; each episode continues as soon as
+  its clip arrives.
+- lockstep: each engine gets a shard of the tasks and runs a full batch of episodes in rounds: all turns, then
+  all clips, then the next round.
+- static: each engine gets a shard of the tasks; episodes continue independently, and the batch ends with the
+  slowest engine.
+- floor: continuous with all clips in memory, so that no episode waits for a clip.
 
-Two modes: `latency`, where clips take as long as the workload says and cost no CPU, and `decode`, where the
-clip pool decodes them; its floor has the same clips decoded beside the episodes, nobody waiting for them.
+Modes: in `latency` clips take the latency of the workload without CPU time; in `decode` the decode pool decodes
+them. The floor of `decode` decodes the same clips concurrently, without episodes waiting for them.
 
-The last line is one JSON object. Ratios are ours / theirs in episodes a second, medians over the repeats;
-those at the top level are of the mode `latency`.
+The last line is one JSON object. Ratios are continuous / other schedule in episodes per second, medians over
+the repeats; top-level ratios belong to the mode `latency`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from vz_ray.weight_sync import WeightPublisher
 
 MODEL = Path("assets/tiny-base")
 NUM_VIDEOS, MINUTES, SIZE = 4, 20, (640, 360)
-GROUP_SIZE, SEQUENCES = 8, 32
+GROUP_SIZE, MAX_NUM_SEQS = 8, 32
 MODES = ("latency", "decode")
 SCHEDULES = ("continuous", "lockstep", "static", "floor")
 SAMPLING = SamplingParams(temperature=1.0, max_tokens=4096)
@@ -77,169 +77,174 @@ EPISODE_CONFIG = EpisodeConfig(
 
 @dataclass
 class RolloutBenchmark:
-    """Engines, decoders and tasks of one run of this script."""
+    """Engines, clips and tasks of one benchmark run."""
 
     workload: Workload
     tasks: list[Task]
-    tape: RecordedClips
-    fleet: RolloutScheduler
+    clips: RecordedClips
+    scheduler: RolloutScheduler
     workers: list[ScriptedWorkerClient]
-    places: int
-    runs: int = 0
+    max_concurrent_episodes: int
+    num_runs: int = 0
 
     async def time_schedule(self, schedule: str, mode: str) -> tuple[float, list[WorkerStats]]:
-        """Episodes a second, and what the engines counted before and after."""
-        self.runs += 1
-        minute = self.runs % (MINUTES - 1)
-        waits = "memory" if schedule == "floor" else mode
-        await asyncio.gather(*(worker.call("reset", waits, minute) for worker in self.workers))
-        before = await self.fleet.worker_stats()
-        began = time.monotonic()
+        """Return episodes per second, and the worker stats before and after the run."""
+        self.num_runs += 1
+        minute = self.num_runs % (MINUTES - 1)
+        clip_mode = "memory" if schedule == "floor" else mode
+        await asyncio.gather(*(worker.call("reset", clip_mode, minute) for worker in self.workers))
+        stats_before = await self.scheduler.worker_stats()
+        started = time.monotonic()
         if schedule == "floor" and mode == "decode":
-            played, _ = await asyncio.gather(self.continuous(), self.decode(minute))
+            trajectories, _ = await asyncio.gather(self.run_continuous(), self.decode_clips(minute))
         else:
-            played = await self._of(schedule)()
-        seconds = time.monotonic() - began
-        assert len(played) == len(self.tasks) * GROUP_SIZE
-        assert {one.status for one in played} == {EpisodeStatus.ANSWERED}, {one.error for one in played}
-        return len(played) / seconds, [*before, *await self.fleet.worker_stats()]
+            trajectories = await self._runner(schedule)()
+        seconds = time.monotonic() - started
+        assert len(trajectories) == len(self.tasks) * GROUP_SIZE
+        statuses = {trajectory.status for trajectory in trajectories}
+        assert statuses == {EpisodeStatus.ANSWERED}, {trajectory.error for trajectory in trajectories}
+        return len(trajectories) / seconds, [*stats_before, *await self.scheduler.worker_stats()]
 
-    def _of(self, schedule: str) -> Callable[[], Awaitable[list[Trajectory]]]:
+    def _runner(self, schedule: str) -> Callable[[], Awaitable[list[Trajectory]]]:
         return {
-            "continuous": self.continuous,
-            "floor": self.continuous,
-            "static": lambda: self.shards("play_shard"),
-            "lockstep": lambda: self.shards("play_rounds", self.places),
+            "continuous": self.run_continuous,
+            "floor": self.run_continuous,
+            "static": lambda: self.run_shards("run_shard"),
+            "lockstep": lambda: self.run_shards("run_lockstep", self.max_concurrent_episodes),
         }[schedule]
 
-    async def continuous(self) -> list[Trajectory]:
-        groups = self.fleet.rollout(self.tasks, GROUP_SIZE, SAMPLING, SampleTracker(), step=self.runs)
+    async def run_continuous(self) -> list[Trajectory]:
+        groups = self.scheduler.rollout(self.tasks, GROUP_SIZE, SAMPLING, SampleTracker(), step=self.num_runs)
         return [trajectory async for group in groups for trajectory in group.trajectories]
 
-    async def shards(self, method: str, *more: Any) -> list[Trajectory]:
-        """Every engine is given its part of the tasks, and all are waited for."""
-        asked = []
+    async def run_shards(self, method: str, *arguments: Any) -> list[Trajectory]:
+        """Give every engine a shard of the tasks and wait for all of them."""
+        calls = []
         for index, worker in enumerate(self.workers):
-            games = [
-                (task, EpisodeId(self.runs, task.task_id, sample))
+            episodes = [
+                (task, EpisodeId(self.num_runs, task.task_id, sample))
                 for task in self.tasks[index :: len(self.workers)]
                 for sample in range(GROUP_SIZE)
             ]
-            asked.append(worker.call(method, games, SAMPLING, *more))
-        return [trajectory for part in await asyncio.gather(*asked) for trajectory in part]
+            calls.append(worker.call(method, episodes, SAMPLING, *arguments))
+        return [trajectory for shard in await asyncio.gather(*calls) for trajectory in shard]
 
-    async def decode(self, minute: int) -> None:
-        """Every clip of the batch once, as fast as the pool can."""
-        asked = [
-            self.tape.pool.zoom(uri, shift_zoom(request, minute), frame_size(EPISODE_CONFIG))
-            for uri, request in self.tape.clips
+    async def decode_clips(self, minute: int) -> None:
+        """Decode every clip of the batch once with the decode pool."""
+        calls = [
+            self.clips.pool.zoom(uri, shift_zoom(request, minute), frame_size(EPISODE_CONFIG))
+            for uri, request in self.clips.clips
             if isinstance(request, ZoomRequest)
         ]
-        await asyncio.gather(*asked)
+        await asyncio.gather(*calls)
 
 
 async def record_clips(tasks: Sequence[Task], workload: Workload, pool: DecodePool) -> RecordedClips:
-    """All clips that the script asks for, decoded, in memory."""
+    """Decode all clips of the script into memory."""
     size = frame_size(EPISODE_CONFIG)
-    wanted: dict[tuple[str, OverviewRequest | ZoomRequest], Awaitable[Clip]] = {}
+    calls: dict[tuple[str, OverviewRequest | ZoomRequest], Awaitable[Clip]] = {}
     overview = OverviewRequest(
         EPISODE_CONFIG.overview_fps, EPISODE_CONFIG.overview_frames, EPISODE_CONFIG.overview_spread
     )
     for uri in {task.video for task in tasks}:
-        wanted[uri, overview] = pool.overview(uri, overview, size)
+        calls[uri, overview] = pool.overview(uri, overview, size)
     for number, task in enumerate(tasks):
         for sample in range(GROUP_SIZE):
             for turn, frames in enumerate(workload.shape(number, sample, GROUP_SIZE)["clip_frames"]):
                 zoom = scripted_zoom(number, sample, turn, frames)
-                if (task.video, zoom) not in wanted:
-                    wanted[task.video, zoom] = pool.zoom(task.video, zoom, size)
-    clips = dict(zip(wanted, await asyncio.gather(*wanted.values()), strict=True))
+                if (task.video, zoom) not in calls:
+                    calls[task.video, zoom] = pool.zoom(task.video, zoom, size)
+    clips = dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
     info = {uri: await pool.probe(uri) for uri in {task.video for task in tasks}}
     return RecordedClips(info, clips, workload.clip_ms, pool)
 
 
-async def measure(asked: argparse.Namespace, logs: Path) -> dict[str, Any]:
-    """All schedules in both modes, taking turns, as often as asked for."""
-    workload = Workload.load(asked.workload)
-    folder = asked.videos
-    folder.mkdir(parents=True, exist_ok=True)
-    # As many files as there are contents: each is a minute longer than the one before.
-    paths = [str(make_video(folder, *SIZE, MINUTES + extra)) for extra in range(NUM_VIDEOS)]
+async def measure(args: argparse.Namespace, logs: Path) -> dict[str, Any]:
+    """Measure all schedules in both modes, in turns."""
+    workload = Workload.load(args.workload)
+    args.videos.mkdir(parents=True, exist_ok=True)
+    # Videos with different content: each is a minute longer than the previous one.
+    paths = [str(make_video(args.videos, *SIZE, MINUTES + extra)) for extra in range(NUM_VIDEOS)]
     tasks = [
         Task(str(index), paths[index % NUM_VIDEOS], "What is shown?\nA. This\nB. That", "A")
-        for index in range(asked.tasks)
+        for index in range(args.tasks)
     ]
     pool = DecodePool.start(
         ClipsConfig(num_actors=2, cpus_per_actor=0, disk_cache_gib=0, threads_per_actor=1)
     )
     await pool.wait_until_ready()
-    tape = await record_clips(tasks, workload, pool)
+    clips = await record_clips(tasks, workload, pool)
     config = RolloutConfig(
-        engine=EngineConfig(max_model_len=4096, max_num_seqs=SEQUENCES, kv_cache_gib=1.0, num_threads=1),
-        num_workers=asked.engines,
-        max_concurrent_episodes=asked.places,
+        engine=EngineConfig(max_model_len=4096, max_num_seqs=MAX_NUM_SEQS, kv_cache_gib=1.0, num_threads=1),
+        num_workers=args.engines,
+        max_concurrent_episodes=args.max_concurrent_episodes,
         cpus_per_worker=0,
         health_check_interval_s=3600,
     )
-    setup = WorkerSetup(str(MODEL), config, EPISODE_CONFIG, RewardConfig(), tape, score_episode, str(logs))
+    setup = WorkerSetup(str(MODEL), config, EPISODE_CONFIG, RewardConfig(), clips, score_episode, str(logs))
     workers: list[ScriptedWorkerClient] = []
 
     def spawn(name: str) -> ScriptedWorkerClient:
         workers.append(ScriptedWorkerClient(name, setup))
         return workers[-1]
 
-    fleet = RolloutScheduler(spawn, config, WeightPublisher(timeout_s=60))
-    await fleet.start()
+    scheduler = RolloutScheduler(spawn, config, WeightPublisher(timeout_s=60))
+    await scheduler.start()
     try:
-        while fleet.num_serving_workers < asked.engines:  # noqa: ASYNC110  (the fleet need not announce what only this asks)
+        while scheduler.num_serving_workers < args.engines:  # noqa: ASYNC110  (no event for this condition)
             await asyncio.sleep(0.1)
-        await asyncio.gather(*(worker.call("learn", workload, GROUP_SIZE) for worker in workers))
-        bench = RolloutBenchmark(workload, tasks, tape, fleet, workers, asked.places)
-        return await run_schedules(bench, asked.repeats)
+        await asyncio.gather(*(worker.call("set_script", workload, GROUP_SIZE) for worker in workers))
+        benchmark = RolloutBenchmark(workload, tasks, clips, scheduler, workers, args.max_concurrent_episodes)
+        return await run_schedules(benchmark, args.repeats)
     finally:
-        await fleet.close()
+        await scheduler.close()
         pool.close()
 
 
-async def run_schedules(bench: RolloutBenchmark, repeats: int) -> dict[str, Any]:
-    speeds: dict[tuple[str, str], list[float]] = {}
-    hits: dict[str, float] = {}
-    await bench.time_schedule("floor", "latency")  # warms up
+async def run_schedules(benchmark: RolloutBenchmark, repeats: int) -> dict[str, Any]:
+    rates: dict[tuple[str, str], list[float]] = {}
+    hit_rates: dict[str, float] = {}
+    await benchmark.time_schedule("floor", "latency")  # warms up
     for lap in range(repeats):
         for mode in MODES:
             for schedule in SCHEDULES:
-                speed, stats = await bench.time_schedule(schedule, mode)
-                speeds.setdefault((mode, schedule), []).append(speed)
-                print(f"{lap + 1}/{repeats} {mode} {schedule}: {speed:.2f} episodes/s", flush=True)
+                rate, stats = await benchmark.time_schedule(schedule, mode)
+                rates.setdefault((mode, schedule), []).append(rate)
+                print(f"{lap + 1}/{repeats} {mode} {schedule}: {rate:.2f} episodes/s", flush=True)
                 if (mode, schedule) == ("latency", "continuous"):
-                    hits = cache_hit_rates(stats)
-    found = {mode: summarize({s: speeds[mode, s] for s in SCHEDULES}) for mode in MODES}
-    return {**found["latency"], **hits, "decode": found["decode"], "engines": len(bench.workers)}
-
-
-def summarize(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and ratios to the medians of the others."""
-    median = {schedule: statistics.median(values) for schedule, values in speeds.items()}
-    ours = median["continuous"]
+                    hit_rates = cache_hit_rates(stats)
+    results = {mode: summarize({s: rates[mode, s] for s in SCHEDULES}) for mode in MODES}
     return {
-        "episodes_per_s": round(ours, 2),
-        "ratio_vs_lockstep": round(ours / median["lockstep"], 2),
-        "ratio_vs_static": round(ours / median["static"], 2),
-        "ratio_vs_floor": round(ours / median["floor"], 2),
-        "all_episodes_per_s": {schedule: round(value, 2) for schedule, value in median.items()},
+        **results["latency"],
+        **hit_rates,
+        "decode": results["decode"],
+        "engines": len(benchmark.workers),
+    }
+
+
+def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
+    """Return medians, and the ratios of `continuous` to the other schedules."""
+    medians = {schedule: statistics.median(values) for schedule, values in rates.items()}
+    continuous = medians["continuous"]
+    return {
+        "episodes_per_second": round(continuous, 2),
+        "ratio_vs_lockstep": round(continuous / medians["lockstep"], 2),
+        "ratio_vs_static": round(continuous / medians["static"], 2),
+        "ratio_vs_floor": round(continuous / medians["floor"], 2),
+        "episodes_per_second_by_schedule": {schedule: round(value, 2) for schedule, value in medians.items()},
     }
 
 
 def cache_hit_rates(stats: Sequence[WorkerStats]) -> dict[str, float]:
-    """Shares of a run; the first half of `stats` is from before it."""
+    """Return the cache hit rates of a run; the first half of `stats` is from before the run."""
     before, after = stats[: len(stats) // 2], stats[len(stats) // 2 :]
 
-    def grown(name: str) -> int:
+    def increase(name: str) -> int:
         return sum(getattr(s.engine, name) for s in after) - sum(getattr(s.engine, name) for s in before)
 
     return {
-        "prefix_cache_hit": round(grown("cached_tokens") / grown("prompt_tokens"), 3),
-        "mm_cache_hit": round(grown("cached_frames") / grown("frames"), 3),
+        "prefix_cache_hit_rate": round(increase("cached_tokens") / increase("prompt_tokens"), 3),
+        "mm_cache_hit_rate": round(increase("cached_frames") / increase("frames"), 3),
     }
 
 
@@ -248,14 +253,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes and latencies")
-    parser.add_argument("--tasks", type=int, default=32, help=f"in a batch, of {GROUP_SIZE} samples each")
+    parser.add_argument("--tasks", type=int, default=32, help=f"tasks per batch, {GROUP_SIZE} samples each")
     parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--places", type=int, default=32, help="episodes at a time on each engine")
+    parser.add_argument("--max-concurrent-episodes", type=int, default=32, help="per engine")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--videos", type=Path, default=Path(tempfile.gettempdir()) / "vz_ray_bench", help="kept between runs"
+        "--videos",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "vz_ray_bench",
+        help="folder of the test videos, kept between runs",
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="vz_ray_") as folder:
@@ -268,20 +276,16 @@ def main() -> None:
             object_store_memory=500_000_000,
         )
         try:
-            found = asyncio.run(measure(asked, Path(folder) / "logs"))
+            result = asyncio.run(measure(args, Path(folder) / "logs"))
         finally:
             ray.shutdown()
-    print(
-        json.dumps(
-            {
-                **found,
-                "tasks": asked.tasks,
-                "samples": GROUP_SIZE,
-                "places": asked.places,
-                "repeats": asked.repeats,
-            }
-        )
-    )
+    result |= {
+        "batch_size": args.tasks,
+        "group_size": GROUP_SIZE,
+        "max_concurrent_episodes": args.max_concurrent_episodes,
+        "repeats": args.repeats,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

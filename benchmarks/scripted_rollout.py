@@ -1,7 +1,7 @@
-"""Episodes that a real engine plays by a script, so that every schedule has exactly the same work.
+"""Scripted episodes on a real engine, so that every schedule has exactly the same work.
 
-The engine computes each token as in any episode, and its sampler is then held to the script: so many tokens,
-a zoom call, in the end an answer. What follows (parsing, clips, replies, prefix caches) is the product's.
+The engine computes each token as usual, then a logits processor forces the script's token: the scripted number
+of tokens, a zoom call or an answer. Parsing, clips, observations and prefix caches are the product's.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.video.frame import Clip, Frame, FrameRef, FrameSize, OverviewRequest, VideoInfo, ZoomRequest
 
 MINUTE_S = 60.0
-"""The benchmark's videos repeat themselves after it."""
-FPS, PLACES = 2.0, 44.0
+"""Period of the benchmark's videos."""
+ZOOM_FPS, MAX_START_S = 2.0, 44.0
 FORCED = "forced_token_ids"
 
 
 def scripted_zoom(task: int, sample: int, turn: int, frames: int) -> ZoomRequest:
-    """Samples of a task look at about the same places: every turn has two of them."""
-    draw = random.Random(f"{task}/{turn}/{sample % 2}")
-    start = draw.randrange(int(PLACES * FPS)) / FPS
-    return ZoomRequest(start, start + frames / FPS, FPS)
+    """Return the zoom of a turn; the samples of a task use two different segments per turn."""
+    rng = random.Random(f"{task}/{turn}/{sample % 2}")
+    start = rng.randrange(int(MAX_START_S * ZOOM_FPS)) / ZOOM_FPS
+    return ZoomRequest(start, start + frames / ZOOM_FPS, ZOOM_FPS)
 
 
 def scripted_turn(task: int, sample: int, turn: int, shape: dict[str, Any]) -> tuple[str, str, int]:
-    """What a turn begins and ends with, and its tokens in all, where that is enough for both."""
+    """Return the start, the end and the minimum number of tokens of a turn."""
     clips = shape["clip_frames"]
     if turn < len(clips):
         zoom = scripted_zoom(task, sample, turn, clips[turn])
@@ -51,7 +51,7 @@ def scripted_turn(task: int, sample: int, turn: int, shape: dict[str, Any]) -> t
 
 
 class ForcedTokens(AdapterLogitsProcessor):
-    """Leaves the sampler no choice but the script's next token."""
+    """Logits processor that forces the next token of the script."""
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -60,35 +60,38 @@ class ForcedTokens(AdapterLogitsProcessor):
         self, params: VllmSamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
         forced = (params.extra_args or {}).get(FORCED)
-        return partial(_follow, forced) if forced else None
+        return partial(_force_token, forced) if forced else None
 
 
-def _follow(forced: Sequence[int], sampled: list[int], logits: torch.Tensor) -> torch.Tensor:
-    wanted = forced[min(len(sampled), len(forced) - 1)]
+def _force_token(forced: Sequence[int], sampled: list[int], logits: torch.Tensor) -> torch.Tensor:
+    token_id = forced[min(len(sampled), len(forced) - 1)]
     logits.fill_(float("-inf"))
-    logits[wanted] = 0.0
+    logits[token_id] = 0.0
     return logits
 
 
 class ScriptedEngine(VllmEngine):
-    """The engine, with a script for every turn."""
+    """Engine with a script for every turn."""
 
     extra_logits_processors: ClassVar[Sequence[type]] = (ForcedTokens,)
     script: Callable[[str], Sequence[int]]
 
-    async def _generate(self, prompt: Any, params: Any, request: str, **how: Any) -> Any:
-        params.extra_args = {FORCED: list(self.script(request))}
-        return await super()._generate(prompt, params, request, **how)
+    async def _generate(self, prompt: Any, params: Any, request_id: str, **options: Any) -> Any:
+        params.extra_args = {FORCED: list(self.script(request_id))}
+        return await super()._generate(prompt, params, request_id, **options)
 
 
 @dataclass
 class RecordedClips:
-    """A frame source that has every clip in memory, and gives it at once, after a while, or once decoded.
+    """Frame source with all clips in memory.
 
     Attributes:
-        clips: By video and request.
-        mode: `memory`, `latency` (sleeps) or `decode` (asks the pool, and waits for it).
-        minute: Where decoding looks: each run at frames that none before it has decoded, with the same work.
+        info: Video info by URI.
+        clips: Clips by URI and request.
+        clip_ms: Latencies of the mode `latency`, in milliseconds.
+        pool: Decode pool of the mode `decode`.
+        mode: `memory` returns at once, `latency` sleeps first, `decode` waits for the pool first.
+        minute: Offset of decoded segments; each run decodes new frames with the same work.
     """
 
     info: dict[str, VideoInfo]
@@ -101,108 +104,107 @@ class RecordedClips:
     async def probe(self, uri: str) -> VideoInfo:
         return self.info[uri]
 
-    async def overview(self, uri: str, request: OverviewRequest, size: FrameSize) -> Clip:
+    async def overview(self, uri: str, request: Any, size: FrameSize) -> Clip:
         return self.clips[uri, request]
 
     async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
         if self.mode == "latency":
-            # The same for every schedule.
-            draw = random.Random(f"{uri}/{request.start_s}/{request.num_frames}")
-            await asyncio.sleep(draw.choice(self.clip_ms) / 1e3)
+            # Seeded by the request, so that all schedules have the same latencies.
+            rng = random.Random(f"{uri}/{request.start_s}/{request.num_frames}")
+            await asyncio.sleep(rng.choice(self.clip_ms) / 1e3)
         elif self.mode == "decode":
             await self.pool.zoom(uri, shift_zoom(request, self.minute), size)
         return self.clips[uri, request]
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        here = {frame.ref: frame for clip in self.clips.values() for frame in clip.frames}
-        return [here[ref] for ref in refs]
+        frames = {frame.ref: frame for clip in self.clips.values() for frame in clip.frames}
+        return [frames[ref] for ref in refs]
 
 
 def shift_zoom(request: ZoomRequest, minutes: int) -> ZoomRequest:
-    by = minutes * MINUTE_S
-    return replace(request, start_s=request.start_s + by, end_s=request.end_s + by)
+    offset_s = minutes * MINUTE_S
+    return replace(request, start_s=request.start_s + offset_s, end_s=request.end_s + offset_s)
 
 
 class ScriptedWorker(RolloutWorkerActor):
-    """A rollout worker that can also play as others would schedule it."""
+    """Rollout worker with a script and with the schedules of the baselines."""
 
     engine_type: ClassVar[type[VllmEngine]] = ScriptedEngine
 
-    async def set_script(self, workload: Workload, samples: int) -> None:
-        """Takes the script."""
+    async def set_script(self, workload: Workload, group_size: int) -> None:
+        """Install the script of the workload in the engine."""
         engine = self._engine
         assert isinstance(engine, ScriptedEngine)
         encode = partial(self._tokenizer.encode, add_special_tokens=False)
         [filler] = encode("0")
-        end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
+        end_id = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
 
-        def script(request: str) -> list[int]:
-            _, task, rest = request.split("/", 2)
-            sample, turn = int(rest.split("#")[0]), int(rest.partition("/turn")[2])
-            begins, ends, tokens = scripted_turn(
-                int(task), sample, turn, workload.shape(int(task), sample, samples)
-            )
-            first, last = encode(begins), [*encode(ends), *([] if ends.endswith("zoom>") else [end])]
+        def script(request_id: str) -> list[int]:
+            _, task, suffix = request_id.split("/", 2)
+            sample, turn = int(suffix.split("#")[0]), int(suffix.partition("/turn")[2])
+            shape = workload.shape(int(task), sample, group_size)
+            start, end, tokens = scripted_turn(int(task), sample, turn, shape)
+            first, last = encode(start), [*encode(end), *([] if end.endswith("zoom>") else [end_id])]
             return [*first, *[filler] * max(0, tokens - len(first) - len(last)), *last]
 
         engine.script = script
 
     async def reset(self, mode: str, minute: int) -> None:
-        """Empty caches, and clips that come as `mode` says."""
+        """Clear the caches and set the mode of the clips."""
         assert self._engine is not None
         await self._engine.reset_caches()
-        tape = self._setup.frame_source
-        assert isinstance(tape, RecordedClips)
-        tape.mode, tape.minute = mode, minute
+        clips = self._setup.frame_source
+        assert isinstance(clips, RecordedClips)
+        clips.mode, clips.minute = mode, minute
 
-    async def play_shard(
-        self, games: Sequence[tuple[Task, EpisodeId]], sampling: SamplingParams
+    async def run_shard(
+        self, episodes: Sequence[tuple[Task, EpisodeId]], sampling_params: SamplingParams
     ) -> list[Trajectory]:
-        """Its part of the batch, each episode by itself, as many at once as there are places."""
-        return list(await asyncio.gather(*(self.run_episode(task, id, sampling) for task, id in games)))
+        """Run all episodes independently, up to the maximum concurrency."""
+        calls = (self.run_episode(task, episode_id, sampling_params) for task, episode_id in episodes)
+        return list(await asyncio.gather(*calls))
 
-    async def play_rounds(
-        self, games: Sequence[tuple[Task, EpisodeId]], sampling: SamplingParams, width: int
+    async def run_lockstep(
+        self, episodes: Sequence[tuple[Task, EpisodeId]], sampling_params: SamplingParams, batch_size: int
     ) -> list[Trajectory]:
-        """Its part of the batch in lockstep, `width` episodes at a time.
+        """Run batches of episodes in rounds: all turns, then all clips, then the next round."""
+        trajectories: list[Trajectory] = []
+        for start in range(0, len(episodes), batch_size):
+            batch = episodes[start : start + batch_size]
+            envs = await asyncio.gather(*(self._start_env(task, episode_id) for task, episode_id in batch))
+            while active := [env for env in envs if env.state is not EnvState.DONE]:
+                zooms = await asyncio.gather(*(self._run_turn(env, sampling_params) for env in active))
+                requests = [(env, zoom) for env, zoom in zip(active, zooms, strict=True) if zoom is not None]
+                await asyncio.gather(*(self._add_clip(env, zoom) for env, zoom in requests))
+            for (task, _), env in zip(batch, envs, strict=True):
+                trajectory = env.trajectory(worker=self.name)
+                reward = await asyncio.to_thread(self._setup.scorer, trajectory, task, self._setup.reward)
+                trajectories.append(replace(trajectory, reward=reward))
+        return trajectories
 
-        All take a turn; when the last has, all clips are fetched; when the last is there, the next round.
-        """
-        played: list[Trajectory] = []
-        for some in _cut(games, width):
-            episodes = await asyncio.gather(*(self._begin(task, id) for task, id in some))
-            while active := [episode for episode in episodes if episode.state is not EnvState.DONE]:
-                turns = await asyncio.gather(*(self._turn(episode, sampling) for episode in active))
-                wanted = [(e, zoom) for e, zoom in zip(active, turns, strict=True) if zoom is not None]
-                await asyncio.gather(*(self._look(episode, zoom) for episode, zoom in wanted))
-            for (task, _), episode in zip(some, episodes, strict=True):
-                trajectory = episode.trajectory(worker=self.name)
-                parts = await asyncio.to_thread(self._setup.scorer, trajectory, task, self._setup.reward)
-                played.append(replace(trajectory, reward=parts))
-        return played
+    async def _start_env(self, task: Task, episode_id: EpisodeId) -> ZoomEnv:
+        config, source = self._setup.episode, self._setup.frame_source
+        video = await source.probe(task.video)
+        env = ZoomEnv(episode_id, task, video, self._chat_format(config), config)
+        env.start(await source.overview(task.video, env.overview_request, frame_size(config)))
+        return env
 
-    async def _begin(self, task: Task, id: EpisodeId) -> ZoomEnv:
-        rules, frames = self._setup.episode, self._setup.frame_source
-        video = await frames.probe(task.video)
-        episode = ZoomEnv(id, task, video, self._chat_format(rules), rules)
-        episode.start(await frames.overview(task.video, episode.overview_request, frame_size(rules)))
-        return episode
-
-    async def _turn(self, episode: ZoomEnv, sampling: SamplingParams) -> ZoomRequest | None:
+    async def _run_turn(self, env: ZoomEnv, sampling_params: SamplingParams) -> ZoomRequest | None:
         assert self._engine is not None
-        request = f"{episode.id}/turn{len(episode.turns)}"
         action = await self._engine.generate(
-            episode.prompt, episode.turn_sampling_params(sampling), request_id=request
+            env.prompt,
+            env.turn_sampling_params(sampling_params),
+            request_id=f"{env.id}/turn{len(env.turns)}",
         )
-        return episode.step(action)
+        return env.step(action)
 
-    async def _look(self, episode: ZoomEnv, zoom: ZoomRequest) -> None:
-        clip = await self._setup.frame_source.zoom(episode.task.video, zoom, frame_size(self._setup.episode))
-        episode.add_clip(clip)
+    async def _add_clip(self, env: ZoomEnv, zoom: ZoomRequest) -> None:
+        size = frame_size(self._setup.episode)
+        env.add_clip(await self._setup.frame_source.zoom(env.task.video, zoom, size))
 
 
 class ScriptedWorkerClient(RayWorkerClient):
-    """How the driver reaches one."""
+    """Driver-side client of a `ScriptedWorker`."""
 
     actor_type: ClassVar[type[RolloutWorkerActor]] = ScriptedWorker
 
@@ -210,9 +212,5 @@ class ScriptedWorkerClient(RayWorkerClient):
         return self._call(method, *arguments)
 
 
-def frame_size(rules: Any) -> FrameSize:
-    return FrameSize(rules.min_pixels, rules.max_pixels)
-
-
-def _cut(games: Sequence[Any], width: int) -> list[Sequence[Any]]:
-    return [games[at : at + width] for at in range(0, len(games), width)]
+def frame_size(config: Any) -> FrameSize:
+    return FrameSize(config.min_pixels, config.max_pixels)

@@ -1,19 +1,20 @@
-"""The served agent under load: requests a second, time to the first token and zoom, and beyond capacity.
+"""Load benchmark of the served agent: throughput, latency and behavior above capacity.
 
     make bench-serve
     make bench-serve ARGS="--workload workloads.json --repeats 5"
 
-A real server (Ray Serve, ingress, one agent with a real vLLM engine and its decoders) is asked by 1, 8 and 32
-clients at once about long videos. What is said follows a script, so that every run has the same tokens and
-zooms; each zoom looks where no request before it has looked, so that every clip is decoded.
+A real server (Ray Serve, ingress, one agent with a vLLM engine and its decoders) answers questions about long
+videos from 1, 8 and 32 concurrent clients. The questions contain directives (see `benchmarks.directive_agent`),
+so that every run has the same tokens and zooms. Each zoom requests a segment that no earlier request has used,
+so that every clip is decoded.
 
-The floor is the bare engine doing the same work: the same episodes on an engine and decoders of the same
-kind, in one process, without HTTP, without Ray Serve, as many at a time. Both take turns. `ratio_vs_engine`
-is ours / floor in requests a second with 32 clients that do not stream; the clients' own CPU is counted as
-the server's, since they share its cores.
+The baseline runs the same episodes on the same kind of engine and decoders in one process, without HTTP and Ray
+Serve, at the same concurrency. Server and baseline alternate. `ratio_vs_engine` is the server's throughput
+divided by the baseline's, with 32 clients that do not stream. The clients share the server's cores, so the
+server's figures include their CPU time.
 
-Then four times as many requests as the server has places for, working and waiting, come at once; three times,
-to see whether memory goes on growing.
+The overload test sends four times the server's capacity (running and queued requests) at once. It is repeated
+three times to detect memory growth.
 
 The last line is one JSON object; figures are medians over the repeats.
 """
@@ -29,7 +30,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,253 +70,270 @@ class BenchRequest:
 
 @dataclass
 class LoadResult:
-    """What came of a run's requests: seconds by kind, and the status of each."""
+    """Latencies and HTTP statuses of the requests of one run.
 
-    wall_s: float = 0.0
-    latencies_s: list[float] = field(default_factory=list)
-    first_token_s: list[float] = field(default_factory=list)
-    first_zoom_s: list[float] = field(default_factory=list)
+    Attributes:
+        first_token_seconds: Time to the first token of each streamed request.
+        first_zoom_seconds: Time to the first zoom event of each streamed request with a zoom.
+        tokens: Number of generated tokens.
+    """
+
+    wall_seconds: float = 0.0
+    latency_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[float] = field(default_factory=list)
+    first_zoom_seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
 
     @property
-    def requests_per_s(self) -> float:
-        return len(self.latencies_s) / self.wall_s
+    def requests_per_second(self) -> float:
+        return len(self.latency_seconds) / self.wall_seconds
 
 
-def directive_question(shape: dict[str, Any], draw: random.Random, until_s: float) -> str:
-    """A question that tells the agent what to say."""
-    said = []
+def directive_question(shape: dict[str, Any], rng: random.Random, duration_s: float) -> str:
+    """Return a question with directives for an episode of this shape, with random zoom segments."""
+    directives = []
     for tokens, frames in zip(shape["turn_tokens"], [*shape["clip_frames"], None], strict=True):
-        said.append(f"{{think {max(1, tokens - 16)}}}")
+        directives.append(f"{{think {max(1, tokens - 16)}}}")
         if frames is None:
-            said.append("{answer A}")
+            directives.append("{answer A}")
         else:
-            start = round(draw.uniform(0, until_s - frames / 2 - 1), 2)
-            said.append(f"{{zoom {start} {start + frames / 2} 2}}")
-    return "What is shown? " + " ".join(said)
+            start_s = round(rng.uniform(0, duration_s - frames / 2 - 1), 2)
+            directives.append(f"{{zoom {start_s} {start_s + frames / 2} 2}}")
+    return "What is shown? " + " ".join(directives)
 
 
-def make_requests(workload: Workload, videos: Sequence[str], count: int, lap: int) -> list[BenchRequest]:
-    """The requests of a run; those of different laps look at different places."""
-    draw = random.Random(f"{lap}/{count}")
-    shapes = [workload.episodes[(lap * 131 + k) % len(workload.episodes)] for k in range(count)]
-    until = MINUTES * 60.0
+def make_requests(workload: Workload, videos: Sequence[str], count: int, seed: int) -> list[BenchRequest]:
+    """Return the requests of a run; another seed gives other zoom segments."""
+    rng = random.Random(f"{seed}/{count}")
+    shapes = [workload.episodes[(seed * 131 + i) % len(workload.episodes)] for i in range(count)]
     return [
-        BenchRequest(videos[k % len(videos)], directive_question(shape, draw, until))
-        for k, shape in enumerate(shapes)
+        BenchRequest(videos[i % len(videos)], directive_question(shape, rng, MINUTES * 60.0))
+        for i, shape in enumerate(shapes)
     ]
 
 
 async def send_request(
-    client: httpx.AsyncClient, ask: BenchRequest, took: LoadResult, *, stream: bool
+    client: httpx.AsyncClient, request: BenchRequest, result: LoadResult, *, stream: bool
 ) -> None:
-    """One request, as a client sees it."""
-    parts = [{"type": "video_url", "video_url": {"url": ask.video}}, {"type": "text", "text": ask.question}]
-    body = {"model": "zoomer", "messages": [{"role": "user", "content": parts}], "stream": stream}
-    began, seen = time.monotonic(), {"token": 0.0, "zoom": 0.0}
+    """Send one request and record its latencies and status in `result`."""
+    content = [
+        {"type": "video_url", "video_url": {"url": request.video}},
+        {"type": "text", "text": request.question},
+    ]
+    body = {"model": "zoomer", "messages": [{"role": "user", "content": content}], "stream": stream}
+    started = time.monotonic()
+    first_seconds: dict[str, float] = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        took.statuses[response.status_code] += 1
+        result.statuses[response.status_code] += 1
         if stream:
             async for line in response.aiter_lines():
-                for kind, mark in (("token", '"reasoning_content"'), ("zoom", '"zoom":')):
-                    if not seen[kind] and mark in line:
-                        seen[kind] = time.monotonic() - began
+                for event, field_name in (("token", '"reasoning_content"'), ("zoom", '"zoom":')):
+                    if event not in first_seconds and field_name in line:
+                        first_seconds[event] = time.monotonic() - started
         else:
             reply = json.loads(await response.aread())
-            took.tokens += reply.get("usage", {}).get("completion_tokens", 0)
+            result.tokens += reply.get("usage", {}).get("completion_tokens", 0)
     if response.status_code == 200:
-        took.latencies_s.append(time.monotonic() - began)
-        took.first_token_s += [seen["token"]] if seen["token"] else []
-        took.first_zoom_s += [seen["zoom"]] if seen["zoom"] else []
+        result.latency_seconds.append(time.monotonic() - started)
+        if "token" in first_seconds:
+            result.first_token_seconds.append(first_seconds["token"])
+        if "zoom" in first_seconds:
+            result.first_zoom_seconds.append(first_seconds["zoom"])
 
 
 async def run_http_load(
     url: str, requests: Sequence[BenchRequest], clients: int, *, stream: bool = False
 ) -> LoadResult:
-    """All requests, so many at a time."""
-    took, waiting = LoadResult(), list(reversed(requests))
+    """Send all requests to the server from `clients` concurrent clients."""
+    result, pending = LoadResult(), list(reversed(requests))
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
 
-        async def work() -> None:
-            while waiting:
-                await send_request(client, waiting.pop(), took, stream=stream)
+        async def run_client() -> None:
+            while pending:
+                await send_request(client, pending.pop(), result, stream=stream)
 
-        began = time.monotonic()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        took.wall_s = time.monotonic() - began
-    return took
+        started = time.monotonic()
+        await asyncio.gather(*(run_client() for _ in range(clients)))
+        result.wall_seconds = time.monotonic() - started
+    return result
 
 
 @dataclass
-class EngineFloor:
-    """The engine and decoders alone."""
+class EngineBaseline:
+    """Engine and decoders in this process, without a server."""
 
     engine: DirectiveEngine
-    pool: DecodePool
-    wire: ChatFormat
+    decode_pool: DecodePool
+    chat_format: ChatFormat
     config: ServeConfig
 
     async def run(self, requests: Sequence[BenchRequest], clients: int) -> LoadResult:
-        took, waiting = LoadResult(), list(enumerate(requests))[::-1]
+        """Run the episodes of all requests, `clients` at a time."""
+        result, pending = LoadResult(), list(enumerate(requests))[::-1]
 
-        async def work() -> None:
-            while waiting:
-                number, ask = waiting.pop()
-                began = time.monotonic()
-                played = await run_episode(
-                    Task(str(number), ask.video, ask.question, ""),
+        async def run_client() -> None:
+            while pending:
+                index, request = pending.pop()
+                started = time.monotonic()
+                trajectory = await run_episode(
+                    Task(str(index), request.video, request.question, ""),
                     self.engine,
-                    self.pool,
-                    self.wire,
+                    self.decode_pool,
+                    self.chat_format,
                     self.config.episode,
-                    episode_id=EpisodeId(0, str(number), 0),
+                    episode_id=EpisodeId(0, str(index), 0),
                     sampling_params=SAMPLING,
                 )
-                assert played.status is EpisodeStatus.ANSWERED, played.error
-                took.latencies_s.append(time.monotonic() - began)
-                took.tokens += sum(len(turn.action.token_ids) for turn in played.turns)
+                assert trajectory.status is EpisodeStatus.ANSWERED, trajectory.error
+                result.latency_seconds.append(time.monotonic() - started)
+                result.tokens += sum(len(turn.action.token_ids) for turn in trajectory.turns)
 
-        began = time.monotonic()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        took.wall_s = time.monotonic() - began
-        return took
+        started = time.monotonic()
+        await asyncio.gather(*(run_client() for _ in range(clients)))
+        result.wall_seconds = time.monotonic() - started
+        return result
 
 
-async def start_floor(config: ServeConfig, logs: Path) -> EngineFloor:
+async def start_baseline(config: ServeConfig, log_dir: Path) -> EngineBaseline:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    pool = DecodePool.start(config.clips)
+    decode_pool = DecodePool.start(config.clips)
     engine = await DirectiveEngine.start(
-        MODEL, config.engine, name="floor", log_file=logs / "floor.log", training=False
+        MODEL, config.engine, name="baseline", log_file=log_dir / "baseline.log", training=False
     )
-    await pool.wait_until_ready()
-    wire = ChatFormat(tokenizer, PromptTemplate.load(config.episode.prompt))
-    return EngineFloor(engine, pool, wire, config)  # type: ignore[arg-type]
+    await decode_pool.wait_until_ready()
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load(config.episode.prompt))
+    return EngineBaseline(engine, decode_pool, chat_format, config)  # type: ignore[arg-type]
 
 
-def memory_mb(folder: str) -> float:
-    """Resident memory of everything that the server's cluster runs, MB."""
+def cluster_memory_mb(folder: str) -> float:
+    """Return the resident memory in MB of the Ray Serve processes and of processes started with `folder`."""
     total = 0.0
     for process in psutil.process_iter(["memory_info", "cmdline", "name"]):
         if process.info["memory_info"] and process.is_running():
-            parents = " ".join(process.info["cmdline"] or [])
-            if process.info["name"].startswith("ray::Serve") or folder in parents:
+            command = " ".join(process.info["cmdline"] or [])
+            if process.info["name"].startswith("ray::Serve") or folder in command:
                 total += process.info["memory_info"].rss / 1e6
     return total
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """`values` has so large a share below it."""
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return the smallest value that has at least `fraction` of all values below it, NaN without values."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else float("nan")
 
 
-async def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    workload = Workload.load(given.workload)
-    given.videos.mkdir(parents=True, exist_ok=True)
-    videos = [str(make_video(given.videos, *SIZE, MINUTES + extra)) for extra in range(VIDEOS)]
-    config = build_config(given, folder)
-    async with running_server(config, DirectiveAgent) as serving:
-        floor = await start_floor(config, folder)
+async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run server and baseline and return the summary."""
+    workload = Workload.load(args.workload)
+    args.videos.mkdir(parents=True, exist_ok=True)
+    videos = [str(make_video(args.videos, *SIZE, MINUTES + extra)) for extra in range(VIDEOS)]
+    config = build_config(args, folder)
+    async with running_server(config, DirectiveAgent) as server:
+        baseline = await start_baseline(config, folder)
         try:
-            warm = make_requests(workload, videos, 16, -1)
-            await run_http_load(serving.url, warm, 8)
-            await floor.run(warm, 8)
-            laps = [
-                await run_lap(serving.url, floor, workload, videos, number) for number in range(given.repeats)
+            warmup_requests = make_requests(workload, videos, 16, -1)
+            await run_http_load(server.url, warmup_requests, 8)
+            await baseline.run(warmup_requests, 8)
+            repeats = [
+                await run_repeat(server.url, baseline, workload, videos, index)
+                for index in range(args.repeats)
             ]
-            overload = [
-                await measure_overload(serving.url, workload, videos, k) for k in range(given.overloads)
+            overloads = [
+                await measure_overload(server.url, workload, videos, index) for index in range(args.overloads)
             ]
         finally:
-            await floor.engine.shutdown()
-            floor.pool.close()
-    return {**(summarize(laps) if laps else {}), **_worst(overload), "repeats": given.repeats}
-
-
-async def run_lap(
-    url: str, floor: EngineFloor, workload: Workload, videos: Sequence[str], number: int
-) -> dict[str, LoadResult]:
-    """Every run once; floor and server one after the other on the same requests."""
-    found: dict[str, LoadResult] = {}
-    for clients in CLIENTS:
-        requests = make_requests(workload, videos, REQUESTS[clients], number)
-        found[f"server {clients}"] = await run_http_load(url, requests, clients)
-        found[f"floor {clients}"] = await floor.run(requests, clients)
-        assert found[f"server {clients}"].tokens == found[f"floor {clients}"].tokens
-        # Places of their own, since these clips have been decoded now.
-        fresh = make_requests(workload, videos, REQUESTS[clients], 1000 + number)
-        found[f"stream {clients}"] = await run_http_load(url, fresh, clients, stream=True)
-        for name in ("server", "floor", "stream"):
-            took = found[f"{name} {clients}"]
-            print(
-                f"{number} {name} {clients}: {took.requests_per_s:.2f} requests/s {dict(took.statuses)}",
-                flush=True,
-            )
-    return found
-
-
-async def measure_overload(
-    url: str, workload: Workload, videos: Sequence[str], number: int
-) -> dict[str, Any]:
-    """Four times what the server can take on, at once."""
-    count = 4 * (MAX_CONCURRENT_REQUESTS + QUEUE_SIZE)
-    before = memory_mb("vz_ray_")
-    took = await run_http_load(url, make_requests(workload, videos, count, 5000 + number), count)
-    shed = took.statuses[503] + took.statuses[429]
-    assert sum(took.statuses.values()) == count
+            await baseline.engine.shutdown()
+            baseline.decode_pool.close()
     return {
-        "shed_at_4x": round(shed / count, 3),
-        "accepted_at_4x": took.statuses[200],
-        "p99_ms_at_4x": round(1e3 * percentile(took.latencies_s, 0.99)),
-        "errors_500": sum(n for status, n in took.statuses.items() if status >= 500 and status != 503),
-        "memory_mb": [round(before), round(memory_mb("vz_ray_"))],
+        **(summarize(repeats) if repeats else {}),
+        **summarize_overloads(overloads),
+        "repeats": args.repeats,
     }
 
 
-def _worst(overloads: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first overload's figures, the worst of all where more is worse; memory before and after each."""
+async def run_repeat(
+    url: str, baseline: EngineBaseline, workload: Workload, videos: Sequence[str], index: int
+) -> dict[str, LoadResult]:
+    """Run server and baseline on the same requests, then the server with streaming, per number of clients."""
+    results: dict[str, LoadResult] = {}
+    for clients in CLIENTS:
+        requests = make_requests(workload, videos, REQUESTS[clients], index)
+        results[f"server {clients}"] = await run_http_load(url, requests, clients)
+        results[f"baseline {clients}"] = await baseline.run(requests, clients)
+        assert results[f"server {clients}"].tokens == results[f"baseline {clients}"].tokens
+        # The clips of `requests` are cached now, so streaming needs other segments.
+        stream_requests = make_requests(workload, videos, REQUESTS[clients], 1000 + index)
+        results[f"stream {clients}"] = await run_http_load(url, stream_requests, clients, stream=True)
+        for name in ("server", "baseline", "stream"):
+            result = results[f"{name} {clients}"]
+            rate = f"{result.requests_per_second:.2f} requests/s"
+            print(f"{index} {name} {clients}: {rate} {dict(result.statuses)}", flush=True)
+    return results
+
+
+async def measure_overload(url: str, workload: Workload, videos: Sequence[str], index: int) -> dict[str, Any]:
+    """Send four times the server's capacity at once."""
+    count = 4 * (MAX_CONCURRENT_REQUESTS + QUEUE_SIZE)
+    memory_before = cluster_memory_mb("vz_ray_")
+    result = await run_http_load(url, make_requests(workload, videos, count, 5000 + index), count)
+    rejected = result.statuses[503] + result.statuses[429]
+    assert sum(result.statuses.values()) == count
+    return {
+        "rejected_at_4x": round(rejected / count, 3),
+        "accepted_at_4x": result.statuses[200],
+        "p99_ms_at_4x": round(1e3 * percentile(result.latency_seconds, 0.99)),
+        "server_errors": sum(n for status, n in result.statuses.items() if status >= 500 and status != 503),
+        "memory_mb": [round(memory_before), round(cluster_memory_mb("vz_ray_"))],
+    }
+
+
+def summarize_overloads(overloads: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first overload's figures, with the maximum latency and errors and the memory after each."""
     if not overloads:
         return {}
-    worst = {name: max(one[name] for one in overloads) for name in ("p99_ms_at_4x", "errors_500")}
-    memory = [overloads[0]["memory_mb"][0], *(one["memory_mb"][1] for one in overloads)]
-    return {**overloads[0], **worst, "memory_mb": memory}
+    maxima = {name: max(figures[name] for figures in overloads) for name in ("p99_ms_at_4x", "server_errors")}
+    memory_mb = [overloads[0]["memory_mb"][0], *(figures["memory_mb"][1] for figures in overloads)]
+    return {**overloads[0], **maxima, "memory_mb": memory_mb}
 
 
-def summarize(laps: Sequence[dict[str, LoadResult]]) -> dict[str, Any]:
-    """Medians over the laps."""
+def summarize(repeats: Sequence[dict[str, LoadResult]]) -> dict[str, Any]:
+    """Return medians over the repeats, per number of clients; the largest number is also at the top level."""
 
-    def median(name: str, of: Any) -> float:
-        return statistics.median(of(lap[name]) for lap in laps)
+    def median(name: str, figure: Callable[[LoadResult], float]) -> float:
+        return statistics.median(figure(results[name]) for results in repeats)
 
-    at_most = CLIENTS[-1]
     by_clients = {
         str(clients): {
-            "requests_per_s": round(median(f"server {clients}", lambda t: t.per_s), 2),
+            "requests_per_second": round(median(f"server {clients}", lambda r: r.requests_per_second), 2),
             "ratio_vs_engine": round(
                 statistics.median(
-                    lap[f"server {clients}"].requests_per_s / lap[f"floor {clients}"].requests_per_s
-                    for lap in laps
+                    results[f"server {clients}"].requests_per_second
+                    / results[f"baseline {clients}"].requests_per_second
+                    for results in repeats
                 ),
                 3,
             ),
-            "streamed_per_s": round(median(f"stream {clients}", lambda t: t.per_s), 2),
+            "streamed_requests_per_second": round(
+                median(f"stream {clients}", lambda r: r.requests_per_second), 2
+            ),
             "ttft_ms_p50": round(
-                1e3 * median(f"stream {clients}", lambda t: percentile(t.first_token_s, 0.5))
+                1e3 * median(f"stream {clients}", lambda r: percentile(r.first_token_seconds, 0.5))
             ),
             "first_zoom_ms_p50": round(
-                1e3 * median(f"stream {clients}", lambda t: percentile(t.first_zoom_s, 0.5))
+                1e3 * median(f"stream {clients}", lambda r: percentile(r.first_zoom_seconds, 0.5))
             ),
-            "p50_ms": round(1e3 * median(f"server {clients}", lambda t: percentile(t.whole_s, 0.5))),
-            "p99_ms": round(1e3 * median(f"server {clients}", lambda t: percentile(t.whole_s, 0.99))),
+            "p50_ms": round(1e3 * median(f"server {clients}", lambda r: percentile(r.latency_seconds, 0.5))),
+            "p99_ms": round(1e3 * median(f"server {clients}", lambda r: percentile(r.latency_seconds, 0.99))),
         }
         for clients in CLIENTS
     }
-    return {**by_clients[str(at_most)], "clients": by_clients}
+    return {**by_clients[str(CLIENTS[-1])], "clients": by_clients}
 
 
-def build_config(given: argparse.Namespace, folder: Path) -> ServeConfig:
+def build_config(args: argparse.Namespace, folder: Path) -> ServeConfig:
+    """Return the config of the server; the baseline uses its episode, engine and decode settings."""
     config = load_config(
         ServeConfig,
         "conf/serve/tiny.yaml",
@@ -324,17 +342,18 @@ def build_config(given: argparse.Namespace, folder: Path) -> ServeConfig:
             "port=0",
             f"log_dir={folder}/logs",
             f"files.directory={folder}/uploads",
-            f"files.allowed_dirs=[{given.videos}]",
+            f"files.allowed_dirs=[{args.videos}]",
             "access.max_requests_per_key=10000",
             f"max_ongoing_requests={MAX_CONCURRENT_REQUESTS}",
-            f"queue={QUEUE_SIZE}",
+            f"max_queued_requests={QUEUE_SIZE}",
             "engine.num_threads=1",
         ],
     )
-    rules = replace(
+    episode = replace(
         config.episode, max_context=4096, max_turn_tokens=1024, max_zoom_frames=16, max_images=128
     )
-    return replace(config, episode=rules, clips=replace(config.clips, disk_cache_gib=0, threads_per_actor=1))
+    clips = replace(config.clips, disk_cache_gib=0, threads_per_actor=1)
+    return replace(config, episode=episode, clips=clips)
 
 
 def main() -> None:
@@ -342,16 +361,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--overloads", type=int, default=3, help="one after the other, for the memory")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of the load test")
+    parser.add_argument("--overloads", type=int, default=3, help="repeats of the overload test")
     parser.add_argument(
-        "--videos", type=Path, default=Path(tempfile.gettempdir()) / "vz_ray_bench", help="kept between runs"
+        "--videos",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "vz_ray_bench",
+        help="directory of the videos, kept between runs",
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory(prefix="vz_ray_") as folder:
-        found = asyncio.run(measure(given, Path(folder)))
-    print(json.dumps(found))
+        summary = asyncio.run(measure(args, Path(folder)))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

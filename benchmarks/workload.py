@@ -1,4 +1,4 @@
-"""Fixed loads, so that compared systems are given the same work."""
+"""Fixed workloads, so that compared systems do the same work."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """Zooms, tokens and frames of episodes, and how long clips take."""
+    """Episodes (tokens per turn, frames per clip) and clip latencies in milliseconds."""
 
     episodes: Sequence[dict[str, Any]]
     clip_ms: Sequence[float]
 
     @classmethod
     def load(cls, path: Path | None) -> Workload:
-        """From a file with `episodes` and `clip_latency_ms`; without one, drawn from a like distribution."""
+        """Load a file with `episodes` and `clip_latency_ms`; without a file, sample a similar distribution."""
         if path is not None and path.exists():
             content = json.loads(path.read_text())
             return cls(content["episodes"], content["clip_latency_ms"])
-        draw = random.Random(0)
-        shapes = [draw.choice([0, 1, 1, 2, 2, 2, 3, 4]) for _ in range(512)]
+        rng = random.Random(0)
+        shapes = [rng.choice([0, 1, 1, 2, 2, 2, 3, 4]) for _ in range(512)]
         episodes = [
             {
-                "turn_tokens": [int(draw.lognormvariate(4, 0.6)) for _ in range(zooms + 1)],
-                "clip_frames": [draw.choice([4, 8, 12, 16]) for _ in range(zooms)],
+                "turn_tokens": [int(rng.lognormvariate(4, 0.6)) for _ in range(zooms + 1)],
+                "clip_frames": [rng.choice([4, 8, 12, 16]) for _ in range(zooms)],
             }
             for zooms in shapes
         ]
-        return cls(episodes, [min(1700.0, draw.lognormvariate(4.1, 0.9)) for _ in range(2000)])
+        return cls(episodes, [min(1700.0, rng.lognormvariate(4.1, 0.9)) for _ in range(2000)])
 
-    def shape(self, task: int, sample: int, samples: int) -> dict[str, Any]:
-        return self.episodes[(task * samples + sample) % len(self.episodes)]
+    def shape(self, task: int, sample: int, group_size: int) -> dict[str, Any]:
+        """Return the episode of a sample of a task."""
+        return self.episodes[(task * group_size + sample) % len(self.episodes)]

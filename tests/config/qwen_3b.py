@@ -1,4 +1,4 @@
-"""Qwen2.5-VL-3B-Instruct's public architecture in numbers, so that nothing is downloaded to check against."""
+"""Public architecture of Qwen2.5-VL-3B-Instruct as numbers, so that tests download nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from tests.config.qwen_7b import VISION
 
 PARAMETERS = 3_754_622_976
-"""Of the released checkpoint: 7,509,245,952 bytes of bfloat16."""
+"""Parameters of the released checkpoint: 7,509,245,952 bytes of bfloat16."""
 
 
 def architecture() -> Any:
-    """Its `Qwen2_5_VLConfig`."""
+    """Return its `Qwen2_5_VLConfig`."""
     from transformers import Qwen2_5_VLConfig
 
     text = {

@@ -1,11 +1,11 @@
-"""Qwen2.5-VL-7B-Instruct's public architecture in numbers, so that nothing is downloaded to check against."""
+"""Public architecture of Qwen2.5-VL-7B-Instruct as numbers, so that tests download nothing."""
 
 from __future__ import annotations
 
 from typing import Any
 
 PARAMETERS = 8_292_166_656
-"""Of the released checkpoint: 16,584,333,312 bytes of bfloat16."""
+"""Parameters of the released checkpoint: 16,584,333,312 bytes of bfloat16."""
 VISION_PARAMETERS = 676_550_144
 
 TEXT = {
@@ -35,14 +35,14 @@ VISION = {
 
 
 def architecture() -> Any:
-    """Its `Qwen2_5_VLConfig`."""
+    """Return its `Qwen2_5_VLConfig`."""
     from transformers import Qwen2_5_VLConfig
 
     return Qwen2_5_VLConfig(text_config=dict(TEXT), vision_config=dict(VISION), tie_word_embeddings=False)
 
 
 def on_meta() -> Any:
-    """The model without memory for its weights."""
+    """Return the model on the meta device, without weights."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 

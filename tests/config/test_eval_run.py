@@ -48,7 +48,7 @@ def test_every_benchmark_has_a_file() -> None:
         ("modes=[uniform:0]", "modes has 'uniform:0'"),
         ("curve.uniform_frames=[0]", r"curve.uniform_frames is \[0\]; each value must be at least 1"),
         ("curve.max_zooms=[-1]", r"curve.max_zooms is \[-1\]; each value must be at least 0"),
-        ("train.max_steps=3", "there is no key train"),
+        ("train.max_steps=3", "unknown key train"),
         ("reward.max_zoom_frames=4", "follows episode.max_zoom_frames; set that instead"),
     ],
 )

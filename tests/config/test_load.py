@@ -74,13 +74,13 @@ def test_circular_extends_is_rejected(write):
         (
             "model: m\nlearner:\n  lrr: 1\n",
             [],
-            r"run.yaml:3: there is no key learner.lrr; did you mean learner.lr\?",
+            r"run.yaml:3: unknown key learner.lrr; did you mean learner.lr\?",
         ),
-        ("model: m\nlr: 1\n", [], r"run.yaml:2: there is no key lr; did you mean learner.lr\?"),
+        ("model: m\nlr: 1\n", [], r"run.yaml:2: unknown key lr; did you mean learner.lr\?"),
         (
             "model: m\nqqq: 1\n",
             [],
-            "run.yaml:2: there is no key qqq; the keys there are model, seed, learner",
+            "run.yaml:2: unknown key qqq; the keys there are model, seed, learner",
         ),
         ("model: m\nlearner:\n  clip:\n    low: x\n", [], "run.yaml:4: learner.clip.low: Value 'x'"),
         ("model: m\nlearner: 3\n", [], "run.yaml:2: learner is a section with the keys lr, betas, clip"),
@@ -92,7 +92,7 @@ def test_circular_extends_is_rejected(write):
         (
             "model: m\n",
             ["learner.clip.hi=1"],
-            "override 'learner.clip.hi=1': there is no key learner.clip.hi",
+            "override 'learner.clip.hi=1': unknown key learner.clip.hi",
         ),
         ("model: m\n", ["seed=a"], "override 'seed=a': seed: Value 'a'"),
         ("model: m\n", ["seed"], "override 'seed': write it as section.key=value"),

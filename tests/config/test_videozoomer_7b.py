@@ -1,4 +1,4 @@
-"""The 7B recipes resolve, fit the model that they are for, and fit themselves."""
+"""The 7B recipes load, fit the 7B model, and are consistent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vz_ray.config.sft import SftRunConfig
 SFT, RL = Path("conf/videozoomer-7b-sft.yaml"), Path("conf/videozoomer-7b-rl.yaml")
 GPU_BYTES = 80e9
 TRAINED, FROZEN, SAMPLED = 2 + 2 + 3 * 4, 2, 2
-"""Bytes per parameter: bf16 weight and gradient, fp32 weight and two moments; or bf16 weight alone."""
+"""Bytes per parameter: bf16 weight and gradient, fp32 weight and two moments; or only the bf16 weight."""
 
 
 @pytest.fixture(scope="module")
@@ -41,39 +41,39 @@ def count(module: Any) -> int:
 
 
 def visual_tokens(episode: EpisodeConfig) -> int:
-    """Of one frame at its largest."""
+    """Return the visual tokens of a frame of maximum size."""
     return episode.max_pixels // (VISION["patch_size"] * VISION["spatial_merge_size"]) ** 2
 
 
-def test_the_model_on_meta_is_the_released_one(model: Any) -> None:
+def test_meta_model_has_released_parameter_count(model: Any) -> None:
     assert count(model) == PARAMETERS
     assert count(model.model.visual) == VISION_PARAMETERS
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-def test_both_stages_play_the_same_episodes(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
+def test_both_stages_have_equal_episode_config(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     assert sft.episode == rl.episode
 
 
-def test_every_value_has_its_source(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
+def test_every_value_names_its_source(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     for file in (SFT, RL):
         for line in file.read_text().splitlines():
             if re.match(r"\s+\w+: +\S", line) and not re.search(r"# (paper|code|ours|as )", line):
                 raise AssertionError(f"{file}: no source in {line!r}")
 
 
-def test_an_episodes_frames_fit_its_images_and_its_context(rl: GrpoRunConfig) -> None:
+def test_frames_fit_max_images_and_context(rl: GrpoRunConfig) -> None:
     episode = rl.episode
     frames = episode.overview_frames + (episode.max_rounds - 1) * episode.max_zoom_frames
     assert frames <= episode.max_images
     assert visual_tokens(episode) == 128
-    # Besides frames at their largest, an episode can hold three turns at their longest.
+    # The context also holds three turns of maximum length.
     assert frames * visual_tokens(episode) + 3 * episode.max_turn_tokens < episode.max_context
     assert episode.max_context <= TEXT["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_the_longest_episode_fits_a_micro_batch(stage: str, request: pytest.FixtureRequest) -> None:
+def test_longest_episode_fits_micro_batch(stage: str, request: pytest.FixtureRequest) -> None:
     config = request.getfixturevalue(stage)
     assert config.episode.max_context <= config.learner.micro_batch_tokens
 
@@ -87,13 +87,13 @@ def test_batches_divide_evenly(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     assert rl.rollout.engine.max_num_seqs >= rl.rollout.max_concurrent_episodes
 
 
-def test_heads_divide_over_an_engines_gpus(rl: GrpoRunConfig) -> None:
+def test_attention_heads_divide_over_engine_gpus(rl: GrpoRunConfig) -> None:
     parallel = rl.rollout.engine.tensor_parallel_size
     assert TEXT["num_attention_heads"] % parallel == TEXT["num_key_value_heads"] % parallel == 0
 
 
 def state_bytes(learner: LearnerConfig, model: Any, *, reference: bool) -> float:
-    """On one rank, sharded whole."""
+    """Return the bytes of model and optimizer state on one rank under ZeRO 3."""
     vision = count(model.model.visual)
     frozen = vision if learner.freeze_vision else 0
     trained = count(model) - frozen
@@ -101,7 +101,7 @@ def state_bytes(learner: LearnerConfig, model: Any, *, reference: bool) -> float
     return kept / learner.world_size
 
 
-def test_weights_and_optimizer_leave_most_of_a_gpu_to_activations(
+def test_model_state_leaves_most_memory_to_activations(
     sft: SftRunConfig, rl: GrpoRunConfig, model: Any
 ) -> None:
     assert sft.learner.zero_stage == rl.learner.zero_stage == 3
@@ -109,18 +109,18 @@ def test_weights_and_optimizer_leave_most_of_a_gpu_to_activations(
     assert state_bytes(rl.learner, model, reference=rl.learner.loss.kl_coef > 0) < GPU_BYTES / 3
 
 
-def test_an_engine_has_room_for_its_episodes_at_their_longest(rl: GrpoRunConfig, model: Any) -> None:
+def test_kv_cache_holds_longest_episodes(rl: GrpoRunConfig, model: Any) -> None:
     engine = rl.rollout.engine
     assert engine.kv_cache_gib is None
     weights = count(model) * SAMPLED / engine.tensor_parallel_size
     head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
     per_token = 2 * TEXT["num_hidden_layers"] * TEXT["num_key_value_heads"] * head * SAMPLED
     room = engine.gpu_memory_utilization * GPU_BYTES - weights
-    # Sixteen samples of a task share their prompt, so that more than these fit.
+    # The samples of a task share their prompt, so more episodes fit.
     assert room / (per_token * rl.episode.max_context) > rl.train.group_size
 
 
-def test_the_papers_recipe(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
+def test_values_of_the_paper(sft: SftRunConfig, rl: GrpoRunConfig) -> None:
     optimizer, loss = rl.learner.optimizer, rl.learner.loss
     assert (optimizer.learning_rate, optimizer.lr_schedule) == (1e-6, "constant")
     assert (loss.clip_ratio_low, loss.clip_ratio_high, loss.kl_coef, loss.entropy_coef) == (

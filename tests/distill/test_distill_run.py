@@ -152,7 +152,7 @@ def test_budget_ends_run_with_resume_hint(setup):
         assert f"data set: {setup.run('limited') / 'dataset'}" in limited.stdout
         live = LiveStatus.read(setup.run("limited") / "live.json")
         assert live is not None
-        assert (live.state, live.run_kind, live.max_steps) == ("failed", "episode", 2 * len(setup.tasks))
+        assert (live.state, live.run_kind, live.max_steps) == ("failed", "distill", 2 * len(setup.tasks))
         assert "teacher.max_cost_usd is 0.2" in live.error
         assert "Raise it and run the same command to resume." in limited.stderr
         card = json.loads((setup.run("limited") / "dataset" / "card.json").read_text())
@@ -172,7 +172,7 @@ def test_stop_records_pending_replies_and_exits(setup):
         assert "run the same command to resume; paid replies are reused" in result.stderr
         assert not survivors(children)
     view = read_run_view(run)
-    assert (view.state, view.status.run_kind) == (RunState.STOPPED, "episode")
+    assert (view.state, view.status.run_kind) == (RunState.STOPPED, "distill")
     assert lines_with("reserved", run) == lines_with("replied", run)
 
 
@@ -196,7 +196,7 @@ def test_distillation_is_monitored(setup):
     total = 2 * len(setup.tasks)
     assert (view.state, view.status.step, view.status.max_steps) == (RunState.ENDED, total, total)
     assert view.status.decode["decoders"] == 1
-    assert (view.curves["right"][-1], view.curves["failed"][-1]) == (1.0, 0.0)
+    assert (view.curves["correct"][-1], view.curves["failed"][-1]) == (1.0, 0.0)
     card = json.loads((run / "dataset" / "card.json").read_text())
     assert view.curves["cost $"][-1] == pytest.approx(card["cost"]["cost_usd"])
     events = EventAccumulator(str(run / "tensorboard")).Reload()

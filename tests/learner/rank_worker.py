@@ -146,7 +146,7 @@ def skip(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
         "skipped": [first["skipped"], second["skipped"]],
         "changed": sorted(name for name in before if not np.array_equal(before[name], after[name])),
         "steps": trainer.engine.steps,
-        "held": held_bad_trajectories,
+        "held_bad_trajectories": held_bad_trajectories,
     }
 
 

@@ -179,7 +179,7 @@ def test_targets_match_name_suffixes(data: TrainingData) -> None:
     layers = {n.split(".lora_A")[0] for n, _ in trainer.policy.hf.named_parameters() if ".lora_A." in n}
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "qkv"}
     with pytest.raises(
-        UserError, match=r"learner\.lora\.targets has 'w_proj', which is the end of no linear"
+        UserError, match=r"learner\.lora\.target_modules has 'w_proj', which matches no linear layer"
     ):
         lora_trainer(data, lora=replace(ADAPTERS, target_modules=["w_proj"]))
 
@@ -198,8 +198,8 @@ def test_checkpoint_restores_adapters(data: TrainingData, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora": {"dropout": 1.0}}, r"lora\.dropout is 1\.0"),
-        ({"lora": {"rank": -1}}, r"lora\.rank is -1"),
+        ({"lora": {"dropout": 1.0}}, r"dropout is 1\.0"),
+        ({"lora": {"rank": -1}}, r"rank is -1"),
         ({"lora": {"target_modules": ["("]}}, r"target_modules has '\('"),
         ({"lora": {"rank": 2, "target_modules": []}}, r"target_modules is empty"),
         ({"lora": {"train_merger": True}, "freeze_vision": True}, r"train_merger"),

@@ -320,9 +320,9 @@ def test_learning_rate_follows_the_schedule(schedule: str, warmup: float, rates:
         ({"zero_stage": 4}, "zero_stage is 4"),
         ({"dtype": "half"}, "dtype is 'half'"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
-        ({"offload": "optimizer", "zero_stage": 0}, "'optimizer' needs learner.zero_stage 1, 2 or 3"),
-        ({"offload": "all", "zero_stage": 2}, "'all' needs learner.zero_stage 3, it is 2"),
-        ({"offload": True}, "offload is True; it must be one of 'none', 'optimizer', 'all'"),
+        ({"offload": "optimizer", "zero_stage": 0}, "requires zero_stage 1, 2 or 3"),
+        ({"offload": "all", "zero_stage": 2}, "'all' requires zero_stage 3"),
+        ({"offload": True}, "offload is True; it must be"),
         ({"max_skipped_updates": 0}, "max_skipped_updates is 0"),
     ],
 )

@@ -31,7 +31,7 @@ def base():
 
 
 def answer_accuracy(base, make_lesson, max_frames: int, count: int, prefix: str) -> float:
-    """Return the share of questions with `prefix` whose answer greedy decoding reproduces exactly."""
+    """Return the share of questions with `prefix` that greedy decoding answers exactly."""
     policy, spec, tokenizer = base
     chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
     rng, examples, pixels, lessons = random.Random(f"test/{max_frames}"), [], {}, []

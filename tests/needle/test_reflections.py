@@ -38,7 +38,7 @@ def chat_format(tokenizer):
 
 
 class WrongPolicy:
-    """A policy that zooms where it is told to, at once or twice, and answers wrongly."""
+    """Policy that zooms to the given segments and answers incorrectly."""
 
     def __init__(self, task, chat_format, zooms):
         self.task, self.chat_format, self.zooms = task, chat_format, zooms

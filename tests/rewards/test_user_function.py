@@ -103,8 +103,8 @@ def test_invalid_parts_raise_user_error(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("tests.rewards.missing:x", r"ModuleNotFoundError.*put its directory on PYTHONPATH"),
-        ("missing_package.rewards:x", r"put its directory on PYTHONPATH"),
+        ("tests.rewards.missing:x", r"ModuleNotFoundError.*add its directory to PYTHONPATH"),
+        ("missing_package.rewards:x", r"add its directory to PYTHONPATH"),
         (
             "tests.rewards.user_functions:brevty",
             r"has no function 'brevty'; its functions are brevity, word_overlap_accuracy",

@@ -1,4 +1,4 @@
-"""A server of the guard and the Files API alone: a real uvicorn, on loopback, in a thread."""
+"""HTTP server with access control and the Files API only: uvicorn on loopback, in a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import pytest
@@ -31,6 +31,9 @@ from vz_ray.video.errors import SourceNotAllowedError
 from vz_ray.video.frame import FrameSize, ImageRequest, VideoInfo
 from vz_ray.video.remote import DownloadRules
 
+if TYPE_CHECKING:
+    from tests.serve.live_server import LiveServer
+
 
 class AskBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -45,10 +48,13 @@ class GuardedServer:
     """A running server.
 
     Attributes:
-        directory: Where it keeps uploads.
-        keys: Its file of keys.
-        busy: Requests to /v1/hold that have begun.
-        seen: What the media of /v1/ask were resolved to, and whether they were there.
+        port: Port on loopback.
+        directory: Directory of uploads.
+        keys: Keys file.
+        secret: API key of the clients; empty without keys.
+        hold: Event that ends the requests to /v1/hold.
+        busy: Owner ids of started requests to /v1/hold.
+        seen: Resolved media of /v1/ask, each with True if the file existed.
     """
 
     port: int
@@ -69,11 +75,11 @@ class GuardedServer:
         return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **more)
 
     def stored_files(self) -> list[str]:
-        """What lies in the directory of uploads."""
+        """Return the file names in the directory of uploads."""
         return sorted(path.name for path in self.directory.iterdir())
 
     def send_raw(self, head: str, body: bytes = b"") -> socket.socket:
-        """A connection on which `head` (request line and headers, less Host) and `body` were sent."""
+        """Open a connection and send `head` (request line and headers without Host) and `body`."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         key = f"Authorization: Bearer {self.secret}\r\n" if self.secret else ""
         lines = head.strip().replace("\n", "\r\n")
@@ -81,9 +87,7 @@ class GuardedServer:
         return connection
 
 
-def application(
-    served: GuardedServer, guard: AccessConfig, store: FileStore, files: UploadsConfig
-) -> FastAPI:
+def application(served: GuardedServer, store: FileStore, files: UploadsConfig) -> FastAPI:
     app = FastAPI()
     reader, rules = ClipReader(max_open_videos=1), DownloadRules(hosts=())
 
@@ -104,9 +108,9 @@ def application(
     @app.post("/v1/ask")
     async def ask(body: AskBody, request: Request) -> dict[str, Any]:
         async with MediaResolver(store, owner_id(request), rules, files.allowed_dirs) as media:
-            for place, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
+            for index, (url, kind) in enumerate(((body.video, "video"), (body.image, "image"))):
                 if url:
-                    source = await media.resolve(url, kind, f"content.{place}")
+                    source = await media.resolve(url, kind, f"content.{index}")
                     served.seen.append((source.uri, Path(source.uri).exists()))
         return {"count": body.count}
 
@@ -143,14 +147,14 @@ def application(
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., GuardedServer]]:
-    """Starts servers: `serve(with_keys=False, max_json_mib=1)`; options of both configurations, by name."""
+    """Start servers: `serve(with_keys=False, max_json_mib=1)`, with options of `access` and `files`."""
     running: list[tuple[uvicorn.Server, threading.Thread, GuardedServer]] = []
 
     def start(*, with_keys: bool = True, file_bytes: int = 2**30, **options: Any) -> GuardedServer:
-        of_files = {
+        upload_options = {
             name: options.pop(name) for name in ("max_gib", "ttl_days", "allowed_dirs") if name in options
         }
-        files, guard = UploadsConfig(**of_files), AccessConfig(**options)
+        files, access = UploadsConfig(**upload_options), AccessConfig(**options)
         store = FileStore(tmp_path / "uploads", int(files.max_gib * 2**30), files.ttl_days, file_bytes)
         secret, key = generate_key("alice")
         served = GuardedServer(
@@ -158,8 +162,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., GuardedServer]]:
         )
         if with_keys and not served.keys.exists():
             add_key(served.keys, key)
-        app = application(served, guard, store, files)
-        install_access_control(app, guard, ApiKeyStore(served.keys) if with_keys else None)
+        app = application(served, store, files)
+        install_access_control(app, access, ApiKeyStore(served.keys) if with_keys else None)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
@@ -185,7 +189,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_response(connection: socket.socket) -> tuple[int, str]:
-    """Status and the rest of what comes until the server closes the connection."""
+    """Return the status and all further data until the server closes the connection."""
     received = b""
     with connection:
         while chunk := connection.recv(65536):
@@ -195,7 +199,7 @@ def read_response(connection: socket.socket) -> tuple[int, str]:
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error of a response, which must have OpenAI's form and carry an id."""
+    """Return the error of a response; it must have OpenAI's format and a request id."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
@@ -206,3 +210,15 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert isinstance(error["message"], str)
     assert error["message"]
     return error
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Server without keys, with limits on bodies that are small enough for tests."""
+    from tests.serve.live_server import live_server, tiny_serve_config
+
+    folder = tmp_path_factory.mktemp("serve")
+    limits = {"max_json_mib": 16, "max_upload_gib": 0.02, "grace_s": 3, "min_kib_per_s": 50}
+    config = tiny_serve_config(folder, **{f"access.{name}": value for name, value in limits.items()})
+    with live_server(config, folder) as running:
+        yield running

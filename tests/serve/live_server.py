@@ -1,4 +1,4 @@
-"""A server that runs: Ray Serve, the real engine, the real decoders, on a port of its own."""
+"""A complete server: Ray Serve, the real engine and decoders, on a free port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import pytest
 
 from benchmarks.directive_agent import DirectiveAgent
 from tests.video.sample_videos import VideoSpec, write_video
@@ -25,11 +24,13 @@ START_S = 300.0
 
 @dataclass
 class LiveServer:
-    """A server, and what its tests need.
+    """A running server.
 
     Attributes:
-        folder: With its logs and uploads.
-        video: Twelve seconds, inside of the server's roots.
+        state: Address and weights.
+        config: Configuration of the server.
+        folder: Directory of logs and uploads.
+        video: Video of 12 s in an allowed directory.
     """
 
     state: ServerState
@@ -42,19 +43,19 @@ class LiveServer:
         return self.state.url
 
     def client(self, key: str = "none", **more: Any) -> openai.OpenAI:
-        """OpenAI's own, which knows nothing of zooms."""
+        """Return an OpenAI client."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120, **more)
 
     def ask(self, question: str, *, client: openai.OpenAI | None = None, **more: Any) -> Any:
-        """A chat completion about the video."""
+        """Request a chat completion about the video."""
         parts: list[Any] = [{"type": "video_url", "video_url": {"url": str(self.video)}}]
         parts.append({"type": "text", "text": question})
-        asked: dict[str, Any] = {"model": "zoomer", "messages": [{"role": "user", "content": parts}]}
-        return (client or self.client()).chat.completions.create(**{**asked, **more})
+        defaults: dict[str, Any] = {"model": "zoomer", "messages": [{"role": "user", "content": parts}]}
+        return (client or self.client()).chat.completions.create(**{**defaults, **more})
 
 
 def tiny_serve_config(folder: Path, **more: Any) -> ServeConfig:
-    """The tiny agent, with everything that it keeps below `folder`."""
+    """Return the config of the tiny agent with all its files below `folder`."""
     overrides = [
         "model=assets/tiny-base",
         "port=0",
@@ -74,41 +75,30 @@ def tiny_serve_config(folder: Path, **more: Any) -> ServeConfig:
 def live_server(
     config: ServeConfig, folder: Path, agent_type: type[AgentReplica] = DirectiveAgent
 ) -> Iterator[LiveServer]:
-    """Serves from a thread of its own, as `vz-ray serve` does from its main one."""
+    """Serve in a background thread."""
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     video = write_video(folder / "videos", VideoSpec("v.mp4", frames=300))
-    loop, began, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    found: list[ServerState | BaseException] = []
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    results: list[ServerState | BaseException] = []
 
     async def serve() -> None:
         try:
             async with running_server(config, agent_type) as serving:
-                found.append(serving)
-                began.set()
-                await over.wait()
+                results.append(serving)
+                ready.set()
+                await stop.wait()
         except BaseException as error:
-            found.append(error)
-            began.set()
+            results.append(error)
+            ready.set()
             raise
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
-    assert began.wait(START_S), "the server did not start"
-    if isinstance(found[0], BaseException):
-        raise found[0]
+    assert ready.wait(START_S), "the server did not start"
+    if isinstance(results[0], BaseException):
+        raise results[0]
     try:
-        yield LiveServer(found[0], config, folder, video)
+        yield LiveServer(results[0], config, folder, video)
     finally:
-        loop.call_soon_threadsafe(over.set)
+        loop.call_soon_threadsafe(stop.set)
         thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """For this machine alone, without keys, with limits on bodies that a test can reach."""
-    folder = tmp_path_factory.mktemp("serve")
-    limits = {"max_json_mib": 16, "max_upload_gib": 0.02, "grace_s": 3, "min_kib_per_s": 50}
-    with live_server(
-        tiny_serve_config(folder, **{f"access.{name}": value for name, value in limits.items()}), folder
-    ) as found:
-        yield found

@@ -1,4 +1,4 @@
-"""What tests of the page do in a browser."""
+"""Actions of a user on the web page, in a browser."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def attach(page: Page, *files: Path) -> None:
 
 
 def ask(page: Page, text: str) -> Page:
-    """Asks, and gives the round."""
+    """Submit a question and return the element of its exchange."""
     page.fill("#question", text)
     page.keyboard.press("Control+Enter")
     return page.locator("article.round").last
 
 
 def ask_and_wait(page: Page, text: str) -> Page:
-    found = ask(page, text)
-    found.locator("dl.facts").wait_for()
-    return found
+    round_element = ask(page, text)
+    round_element.locator("dl.facts").wait_for()
+    return round_element
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 30
+def wait_until(condition: Callable[[], object], description: str) -> None:
+    end_time = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < end, f"never: {what}"
+        assert time.monotonic() < end_time, f"never: {description}"
         time.sleep(0.05)
 
 
@@ -48,8 +48,8 @@ def current_time(page: Page) -> float:
 def accessibility_violations(page: Page) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+    round_element = Axe().run(page).response["violations"]
+    return [f"{violation['id']}: {violation['nodes'][0]['html']}" for violation in round_element]
 
 
 def fits_width(page: Page) -> bool:

@@ -1,4 +1,4 @@
-"""Who is let in: keys, sessions, hosts, origins, kinds of body, and how many at a time."""
+"""Access control: keys, sessions, hosts, origins, content types, requests in progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vz_ray.serve.api_keys import add_key, generate_key, revoke_key
 JSON = {"content-type": "application/json"}
 
 
-def test_without_a_key_nothing_is_answered_but_health_and_the_page(serve):
+def test_only_health_and_page_need_no_key(serve):
     served = serve()
     with served.client(secret="") as client:
         assert client.get("/health").status_code == 200
@@ -36,7 +36,7 @@ def test_without_a_key_nothing_is_answered_but_health_and_the_page(serve):
         assert client.post("/health", headers=JSON).status_code == 401
 
 
-def test_wrong_revoked_and_expired_keys_are_told_alike(serve):
+def test_wrong_revoked_expired_keys_get_the_same_error(serve):
     served = serve()
     (gone, gone_key), (late, late_key) = generate_key("gone"), generate_key("late")
     add_key(served.keys, gone_key)
@@ -44,7 +44,7 @@ def test_wrong_revoked_and_expired_keys_are_told_alike(serve):
     with served.client(secret=gone) as client:
         assert client.get("/v1/files").status_code == 200
         revoke_key(served.keys, "gone")
-        told = {error_of(client.get("/v1/files"), 401)["message"]}
+        messages = {error_of(client.get("/v1/files"), 401)["message"]}
         for header in (
             f"Bearer {late}",
             "Bearer vz-wrong",
@@ -52,12 +52,12 @@ def test_wrong_revoked_and_expired_keys_are_told_alike(serve):
             served.secret,
             "Bearer",
         ):
-            told.add(error_of(client.get("/v1/files", headers={"authorization": header}), 401)["message"])
-    assert len(told) == 1
-    assert not any(name in message for name in ("gone", "late", "keys.json") for message in told)
+            messages.add(error_of(client.get("/v1/files", headers={"authorization": header}), 401)["message"])
+    assert len(messages) == 1
+    assert not any(name in message for name in ("gone", "late", "keys.json") for message in messages)
 
 
-def test_a_browser_logs_in_once_and_scripts_cannot_read_how(serve):
+def test_login_sets_http_only_cookie(serve):
     served = serve()
     with served.client(secret="") as client:
         assert client.get("/session").json() == {"needs_key": True, "name": None}
@@ -76,14 +76,14 @@ def test_a_browser_logs_in_once_and_scripts_cannot_read_how(serve):
         assert error_of(client.get("/v1/files"), 401)["code"] == "session_ended"
 
 
-def test_a_cookie_does_not_help_a_wrong_key(serve):
+def test_wrong_key_is_rejected_despite_cookie(serve):
     served = serve()
     with served.client(secret="") as client:
         client.post("/session", json={"key": served.secret})
         assert client.get("/v1/files", headers={"authorization": "Bearer vz-x"}).status_code == 401
 
 
-def test_cookies_of_other_servers_of_this_machine_do_no_harm(serve):
+def test_foreign_cookies_are_ignored(serve):
     served = serve()
     with served.client(secret="") as client:
         cookie = client.post("/session", json={"key": served.secret}).headers["set-cookie"].partition(";")[0]
@@ -92,7 +92,7 @@ def test_cookies_of_other_servers_of_this_machine_do_no_harm(serve):
         assert client.get("/v1/files", headers=headers).status_code == 200
 
 
-def test_who_has_shown_no_key_is_not_listened_to_for_long(serve):
+def test_login_body_is_limited(serve):
     with serve().client(secret="") as client:
         error_of(client.post("/session", json={"key": "a" * 10_000}), 413)
 
@@ -100,7 +100,7 @@ def test_who_has_shown_no_key_is_not_listened_to_for_long(serve):
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.", "", "[::2]:80"]
 )
-def test_without_keys_a_name_that_is_not_this_machine_s_is_refused(serve, host):
+def test_foreign_host_is_rejected_without_keys(serve, host):
     with serve(with_keys=False).client() as client:
         assert error_of(client.get("/v1/files", headers={"host": host}), 421)["code"] == "unknown_host"
 
@@ -108,22 +108,22 @@ def test_without_keys_a_name_that_is_not_this_machine_s_is_refused(serve, host):
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8000", "127.0.0.1", "127.1.2.3:9", "[::1]:8000", "LOCALHOST"]
 )
-def test_without_keys_this_machine_s_own_names_are_served(serve, host):
+def test_loopback_hosts_are_accepted_without_keys(serve, host):
     with serve(with_keys=False).client() as client:
         assert client.get("/v1/files", headers={"host": host}).status_code == 200
 
 
-def test_names_that_are_allowed_are_the_only_ones(serve):
+def test_only_allowed_hosts_are_accepted(serve):
     with serve(allowed_hosts=["videos.example"]).client() as client:
         assert client.get("/v1/files", headers={"host": "videos.example:8000"}).status_code == 200
         error_of(client.get("/v1/files"), 421)
-        assert client.get("/health").status_code == 200  # probes ask by address
+        assert client.get("/health").status_code == 200  # health checks use the address
 
 
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "file://", "http://[::1"]
 )
-def test_a_page_of_another_site_cannot_change_anything(serve, origin):
+def test_cross_origin_requests_are_rejected(serve, origin):
     served = serve(with_keys=False)
     with served.client() as client:
         for method, path in (("POST", "/v1/ask"), ("DELETE", "/v1/files/x"), ("POST", "/session")):
@@ -132,7 +132,7 @@ def test_a_page_of_another_site_cannot_change_anything(serve, origin):
         assert client.post("/v1/ask", json={}, headers={"origin": served.url}).status_code == 200
 
 
-def test_behind_a_proxy_the_origin_is_an_allowed_name(serve):
+def test_origin_may_be_an_allowed_host(serve):
     with serve(allowed_hosts=["videos.example", "127.0.0.1"]).client() as client:
         good, bad = "https://videos.example", "https://videos.example:8443"
         assert client.post("/v1/ask", json={}, headers={"origin": good}).status_code == 200
@@ -140,7 +140,7 @@ def test_behind_a_proxy_the_origin_is_an_allowed_name(serve):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])
-def test_what_a_form_can_send_is_no_json(serve, kind):
+def test_form_content_types_are_rejected(serve, kind):
     with serve().client() as client:
         headers = {"content-type": kind} if kind else {}
         response = client.post("/v1/ask", content=b"{}", headers=headers)
@@ -150,7 +150,7 @@ def test_what_a_form_can_send_is_no_json(serve, kind):
         assert client.post("/v1/ask", content=b"{}", headers=charset).status_code == 200
 
 
-def test_browsers_are_told_to_take_nothing_from_elsewhere(serve):
+def test_responses_have_security_headers(serve):
     with serve().client() as client:
         for response in (
             client.get("/"),
@@ -167,7 +167,7 @@ def test_browsers_are_told_to_take_nothing_from_elsewhere(serve):
         assert client.get("/v1/files").headers["x-content-type-options"] == "nosniff"
 
 
-def test_one_key_has_so_many_requests_in_progress_and_another_its_own(serve):
+def test_request_limit_applies_per_key(serve):
     served = serve(max_requests_per_key=2)
     bob, key = generate_key("bob")
     add_key(served.keys, key)
@@ -196,7 +196,7 @@ def test_one_key_has_so_many_requests_in_progress_and_another_its_own(serve):
         assert client.post("/v1/ask", json={}).status_code == 200
 
 
-def test_requests_that_were_given_up_or_refused_do_not_count_for_ever(serve):
+def test_aborted_requests_free_their_slots(serve):
     served = serve(max_requests_per_key=1)
     head = "POST /v1/ask HTTP/1.1\nContent-Type: application/json\nContent-Length: 100"
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_requests_that_were_given_up_or_refused_do_not_count_for_ever(serve):
         assert client.post("/v1/ask", json={}).status_code == 200
 
 
-def test_web_sockets_are_not_spoken(serve):
+def test_websockets_are_rejected(serve):
     head = (
         "GET /v1/ask HTTP/1.1\nConnection: Upgrade\nUpgrade: websocket\n"
         "Sec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
@@ -218,10 +218,10 @@ def test_web_sockets_are_not_spoken(serve):
         assert not connection.recv(4096).startswith(b"HTTP/1.1 101")
 
 
-def test_a_request_without_a_host_is_refused(serve):
+def test_ambiguous_host_is_rejected(serve):
     served = serve(with_keys=False)
     connection = served.send_raw("GET /v1/files HTTP/1.1\nConnection: close\nHost: a.example")
-    status, _ = read_response(connection)  # with the one that is always sent there are two
+    status, _ = read_response(connection)  # `send_raw` adds a second Host header
     assert status in (400, 421)
 
 
@@ -237,6 +237,6 @@ def test_a_request_without_a_host_is_refused(serve):
         (UploadsConfig, {"allowed_dirs": ["/"]}, "every file of the server"),
     ],
 )
-def test_options_that_make_no_sense_are_named(section, wrong, message):
+def test_invalid_options_are_named(section, wrong, message):
     with pytest.raises(ValueError, match=message):
         section(**wrong)

@@ -1,4 +1,4 @@
-"""What an agent makes of a question and of what happens, without an engine."""
+"""Agent parts without an engine: events, results, escaping, client-side zooms."""
 
 from __future__ import annotations
 
@@ -44,53 +44,53 @@ def turn(text: str, zoom=None) -> Turn:
     return Turn(ExternalAction(text, (1, 2, 3)), text, zoom, None, (0.5, 0.25))
 
 
-def test_zooms_are_told_with_what_was_shown_and_thought():
-    told = EventTranslator(QUESTION, None)
-    told.on_env_event(events.EpisodeStarted((VIDEO,), (make_clip([0.0, 32.0]),), ()))
-    told.on_env_event(events.ZoomRequested(0, ZOOM))
-    told.on_env_event(events.TurnCompleted(0, turn(TEXT, ZOOM), make_clip([8.0, 8.5, 9.0, 9.5], ZOOM)))
-    told.on_env_event(events.TurnCompleted(1, turn("<think>so</think><answer>A</answer>")))
-    overview, zooming, zoomed = told.events
-    assert [shown.pts_s for shown in overview.frames] == [0.0, 32.0]
+def test_zoom_events_have_frames_and_reasoning():
+    translator = EventTranslator(QUESTION, None)
+    translator.on_env_event(events.EpisodeStarted((VIDEO,), (make_clip([0.0, 32.0]),), ()))
+    translator.on_env_event(events.ZoomRequested(0, ZOOM))
+    translator.on_env_event(events.TurnCompleted(0, turn(TEXT, ZOOM), make_clip([8.0, 8.5, 9.0, 9.5], ZOOM)))
+    translator.on_env_event(events.TurnCompleted(1, turn("<think>so</think><answer>A</answer>")))
+    overview, zooming, zoomed = translator.events
+    assert [frame.pts_s for frame in overview.frames] == [0.0, 32.0]
     assert overview.frames[0].image.startswith("data:image/png;base64,")
     assert zooming == ZoomStarted(0, 0, (8.0, 10.0), 2.0)
     assert isinstance(zoomed, ZoomFinished)
-    assert [shown.pts_s for shown in zoomed.frames] == [8.0, 8.5, 9.0, 9.5]
+    assert [frame.pts_s for frame in zoomed.frames] == [8.0, 8.5, 9.0, 9.5]
     assert (zoomed.reasoning, zoomed.seconds, zoomed.refused) == ("red", (0.5, 0.25), "")
 
 
-def test_a_refusal_is_told_in_the_models_words():
-    told = EventTranslator(QUESTION, None)
+def test_rejected_zoom_has_the_model_error():
+    translator = EventTranslator(QUESTION, None)
     refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "segment is outside")
-    told.on_env_event(events.TurnCompleted(0, turn(TEXT, refused)))
-    (zoomed,) = told.events
+    translator.on_env_event(events.TurnCompleted(0, turn(TEXT, refused)))
+    (zoomed,) = translator.events
     assert (zoomed.refused, zoomed.segment, zoomed.frames) == ("segment is outside", None, ())
 
 
-def test_a_refusal_of_a_call_that_could_be_read_says_where_it_asked_to_look():
-    told = EventTranslator(QUESTION, None)
+def test_rejected_zoom_keeps_its_segment():
+    translator = EventTranslator(QUESTION, None)
     refused = RejectedZoom(
         ZoomErrorKind.OUT_OF_RANGE, "segment is outside", ZoomRequest(60.0, 90.0, 1.0, video=1)
     )
-    told.on_env_event(events.TurnCompleted(0, turn(TEXT, refused)))
-    (zoomed,) = told.events
+    translator.on_env_event(events.TurnCompleted(0, turn(TEXT, refused)))
+    (zoomed,) = translator.events
     assert (zoomed.refused, zoomed.frames) == ("segment is outside", ())
     assert (zoomed.video, zoomed.segment, zoomed.fps) == (1, (60.0, 90.0), 1.0)
 
 
-def test_text_of_one_turn_is_not_told_again_with_the_next():
-    heard = []
-    told = EventTranslator(QUESTION, heard.append)
-    told.on_text("<think>re")
-    told.on_text("<think>red</think><video")
-    told.on_text(TEXT)
-    told.on_env_event(events.ZoomRequested(0, ZOOM))
-    told.on_env_event(events.TurnCompleted(0, turn(TEXT, ZOOM), make_clip([8.0], ZOOM)))
-    told.on_text("<think>so</think><answer>A")
-    told.on_text("<think>so</think><answer>AB</answer>")
-    told.on_env_event(events.TurnCompleted(1, turn("<think>so</think><answer>AB</answer>")))
-    said = [event for event in heard if isinstance(event, TextDelta)]
-    assert [(one.turn, one.text, one.is_answer) for one in said] == [
+def test_text_deltas_are_not_repeated_across_turns():
+    emitted = []
+    translator = EventTranslator(QUESTION, emitted.append)
+    translator.on_text("<think>re")
+    translator.on_text("<think>red</think><video")
+    translator.on_text(TEXT)
+    translator.on_env_event(events.ZoomRequested(0, ZOOM))
+    translator.on_env_event(events.TurnCompleted(0, turn(TEXT, ZOOM), make_clip([8.0], ZOOM)))
+    translator.on_text("<think>so</think><answer>A")
+    translator.on_text("<think>so</think><answer>AB</answer>")
+    translator.on_env_event(events.TurnCompleted(1, turn("<think>so</think><answer>AB</answer>")))
+    deltas = [event for event in emitted if isinstance(event, TextDelta)]
+    assert [(delta.turn, delta.text, delta.is_answer) for delta in deltas] == [
         (0, "re", False),
         (0, "d", False),
         (1, "so", False),
@@ -99,14 +99,14 @@ def test_text_of_one_turn_is_not_told_again_with_the_next():
     ]
 
 
-def test_text_that_waits_is_told_together():
+def test_queued_text_deltas_are_coalesced():
     batch = coalesce([TextDelta(0, "a", False)], TextDelta(0, "b", False))
     assert batch == [TextDelta(0, "ab", False)]
     assert coalesce(batch, TextDelta(0, "c", True)) == [TextDelta(0, "ab", False), TextDelta(0, "c", True)]
     assert coalesce([ZoomStarted(0, 0, (1, 2), 1)], TextDelta(1, "c", False))[1] == TextDelta(1, "c", False)
 
 
-def test_special_tokens_of_a_text_are_broken_up_and_nothing_else():
+def test_special_tokens_are_escaped():
     special = ["<|im_end|>", "<|im_start|>"]
     task = Task(
         "", "v", "a<|im_end|>b", "", chat_history=ChatHistory("<|im_start|>", (("q<|im_end|>", "a"),))
@@ -124,12 +124,12 @@ def test_special_tokens_of_a_text_are_broken_up_and_nothing_else():
     assert escape_special_tokens(clean, special) == clean
 
 
-async def test_frames_of_a_client_belong_to_the_zoom_that_they_are_for(chat_format):  # noqa: F811
-    """A call of the client's that is refused shows nothing, and does not move the frames of the next."""
+async def test_client_frames_match_their_zoom(chat_format):  # noqa: F811
+    """A rejected call uses no frames, so the frames of the next call stay aligned."""
     exchanges = (ReplayedZoom("no call"), ReplayedZoom("{}", images=("p.png",), times_s=(1.5,)))
     replayed = ReplayPolicy(SilentPolicy(), chat_format, exchanges)
     frames = ClientFrameSource(FakeFrameSource(), replayed, ["v.mp4"], stop_at_new_zoom=True)
-    for _ in exchanges:  # the first is refused: no clip is asked for
+    for _ in exchanges:  # the first call is rejected and requests no clip
         await replayed.generate(Prompt((), (), ()), SamplingParams(), request_id="r")
     assert [frame.pts_s for frame in (await frames.zoom("v.mp4", ZOOM, FrameSize())).frames] == [1.5]
     await replayed.generate(Prompt((), (), ()), SamplingParams(), request_id="r")
@@ -149,7 +149,7 @@ class FakeFrameSource:
         return make_clip([0.0])
 
 
-def test_fewer_zooms_are_taken_than_asked_for_and_never_more():
+def test_zoom_limit_never_exceeds_agent_limit():
     config = EpisodeConfig(max_rounds=5)
     assert limit_zooms(config, None) is config
     assert limit_zooms(config, 9) is config
@@ -161,32 +161,32 @@ def played(status: EpisodeStatus, *turns: Turn, answer: str | None = None, **mor
     return Trajectory(EpisodeId(0, "q", 0), "w", TokenContext((1, 2)), turns, status, answer, **more)
 
 
-def test_how_an_episode_ended_is_told():
-    end = episode_result(
+def test_episode_result_of_answered_episodes():
+    result = episode_result(
         played(EpisodeStatus.ANSWERED, turn("<think>so</think><answer>A</answer>"), answer="A"), 3
     )
-    assert isinstance(end, RequestCompleted)
-    assert (end.text, end.reasoning, end.version) == ("A", "so", 3)
-    assert (end.prompt_tokens, end.completion_tokens) == (2, 3)
+    assert isinstance(result, RequestCompleted)
+    assert (result.text, result.reasoning, result.version) == ("A", "so", 3)
+    assert (result.prompt_tokens, result.completion_tokens) == (2, 3)
     without = episode_result(played(EpisodeStatus.NO_ANSWER, turn("only words")), 3)
     assert (without.text, without.status) == ("only words", "no_answer")
     gated = {"gate": {"zoom": False}}
     assert episode_result(played(EpisodeStatus.ANSWERED, turn("x"), answer="A", extra=gated), 3).gated
 
 
-def test_a_failure_names_no_path():
+def test_failure_hides_paths():
     extra = {"model_message": "the video is missing"}
     failed = episode_result(played(EpisodeStatus.FAILED, error="/srv/v.mp4: no such file", extra=extra), 3)
     assert failed == RequestFailed("the video is missing", "invalid_media")
 
 
-def test_a_question_longer_than_the_context_is_the_clients_mistake():
+def test_too_long_question_is_a_client_error():
     failed = episode_result(played(EpisodeStatus.TRUNCATED), 3)
     assert isinstance(failed, RequestFailed)
     assert failed.code == "context_length_exceeded"
 
 
-def test_a_speaker_can_draft_for_the_zoom_gate():
+def test_engine_policy_supports_draft_answers():
     class Engine:
         async def draft_answer(self) -> None: ...
 

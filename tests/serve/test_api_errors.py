@@ -1,4 +1,4 @@
-"""What clients are told of errors, and what they are not."""
+"""Error responses: format, and details that they must not contain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.serve.conftest import error_of
 
 
-def test_a_page_that_is_not_there_and_a_method_that_is_not_taken_are_openai_errors(serve):
+def test_unknown_path_and_method_are_openai_errors(serve):
     with serve().client() as client:
         assert error_of(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
         response = client.get("/v1/ask")
@@ -35,7 +35,7 @@ def test_a_page_that_is_not_there_and_a_method_that_is_not_taken_are_openai_erro
         (b"", "missing_parameter", None),
     ],
 )
-def test_what_cannot_be_read_as_a_request_is_refused_by_name(serve, body, code, param):
+def test_invalid_request_names_the_field(serve, body, code, param):
     with serve().client() as client:
         response = client.post("/v1/ask", content=body, headers={"content-type": "application/json"})
         error = error_of(response, 400)
@@ -44,14 +44,14 @@ def test_what_cannot_be_read_as_a_request_is_refused_by_name(serve, body, code, 
     assert error["code"] == code
 
 
-def test_what_was_sent_is_not_sent_back(serve):
+def test_error_does_not_repeat_the_value(serve):
     with serve().client() as client:
         response = client.post("/v1/ask", json={"count": "a" * 5000})
         error_of(response, 400)
     assert "aaaa" not in response.text
 
 
-def test_what_nobody_foresaw_tells_an_id_alone_and_the_log_the_rest(serve, caplog):
+def test_unhandled_exception_returns_only_the_request_id(serve, caplog):
     with serve().client() as client, caplog.at_level(logging.ERROR, "vz_ray.serve.api_errors"):
         response = client.get("/v1/fail", headers={"x-request-id": "mine-1"})
     error = error_of(response, 500)
@@ -64,33 +64,33 @@ def test_what_nobody_foresaw_tells_an_id_alone_and_the_log_the_rest(serve, caplo
     assert "a secret of" in str(record.exc_info and record.exc_info[1])
 
 
-def test_ids_that_could_forge_lines_of_a_log_are_replaced(serve):
+def test_unsafe_request_ids_are_replaced(serve):
     with serve().client() as client:
-        told = client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
-        assert told.startswith("req_")
+        request_id = client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
+        assert request_id.startswith("req_")
         assert client.get("/health", headers={"x-request-id": "a.b"}).headers["x-request-id"] == "a.b"
 
 
-def test_a_video_that_is_refused_is_named_without_its_path(serve):
+def test_video_error_hides_the_path(serve):
     with serve().client() as client:
         response = client.get("/v1/refused")
     assert error_of(response, 400)["code"] == "source_not_allowed"
     assert "uploads" not in response.text
 
 
-def test_who_is_told_to_come_back_is_told_when(serve):
+def test_overload_error_has_retry_after(serve):
     with serve().client() as client:
         response = client.get("/v1/full")
     assert error_of(response, 503)["code"] == "overloaded"
     assert response.headers["retry-after"] == "7"
 
 
-def test_a_stream_that_fails_midway_is_cut_off_rather_than_ended(serve):
+def test_failing_stream_closes_the_connection(serve):
     with serve().client() as client, pytest.raises(httpx.RemoteProtocolError):
         client.get("/v1/midway")
 
 
-def test_the_openai_client_raises_its_own_errors(serve):
+def test_openai_client_raises_its_error_types(serve):
     served = serve()
     client = openai.OpenAI(api_key="vz-wrong", base_url=f"{served.url}/v1", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="not valid"):

@@ -1,4 +1,4 @@
-"""Keys: what is kept of them, when they open, and when they no longer do."""
+"""API keys: stored hashes, validity, sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def added(file, name="alice", **changes):
     return secret
 
 
-def test_a_key_opens_until_it_is_revoked_while_the_ring_is_in_use(file):
+def test_key_is_valid_until_revoked(file):
     alice, bob = added(file), added(file, "bob")
     ring = ApiKeyStore(file)
     assert [ring.verify(secret).name for secret in (alice, bob)] == ["alice", "bob"]
@@ -37,7 +37,7 @@ def test_a_key_opens_until_it_is_revoked_while_the_ring_is_in_use(file):
     assert ring.verify(carol).name == "carol"
 
 
-def test_only_hashes_are_kept_and_only_the_owner_may_read_them(file):
+def test_file_has_only_hashes_and_mode_0600(file):
     secret = added(file)
     text = file.read_text()
     assert secret not in text
@@ -47,7 +47,7 @@ def test_only_hashes_are_kept_and_only_the_owner_may_read_them(file):
 
 
 @pytest.mark.parametrize("wrong", ["", "vz-", "nonsense", "é" * 40, "a" * 10_000])
-def test_what_is_no_key_opens_nothing(file, wrong):
+def test_invalid_keys_are_rejected(file, wrong):
     secret = added(file)
     ring = ApiKeyStore(file)
     assert ring.verify(wrong) is None
@@ -56,65 +56,65 @@ def test_what_is_no_key_opens_nothing(file, wrong):
     assert ring.verify(load_keys(file)[0].hash) is None
 
 
-def test_an_expired_key_opens_nothing(file):
+def test_expired_key_is_rejected(file):
     secret = added(file, expires_at=1.0)
     assert ApiKeyStore(file).verify(secret) is None
     assert ApiKeyStore(file).create_session(secret, 1) is None
 
 
-def test_the_environment_holds_keys_too(file):
+def test_keys_from_environment(file):
     (secret, key), (late, expired) = generate_key("pod"), generate_key("late")
-    told = f"{format_key_env(key)}, {format_key_env(replace(expired, expires_at=1.0))}"
-    ring = ApiKeyStore.from_config("", "KEYS", {"KEYS": told})
+    value = f"{format_key_env(key)}, {format_key_env(replace(expired, expires_at=1.0))}"
+    ring = ApiKeyStore.from_config("", "KEYS", {"KEYS": value})
     assert ring.verify(secret).name == "pod"
     assert ring.verify(late) is None
-    assert ApiKeyStore.from_config("", "KEYS", {"OTHER": told}) is None
+    assert ApiKeyStore.from_config("", "KEYS", {"OTHER": value}) is None
     with pytest.raises(UserError, match="does not exist; create a key"):
         ApiKeyStore.from_config(str(file), "KEYS", {})
 
 
-def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated():
+def test_secret_in_environment_is_refused_and_not_printed():
     secret, _ = generate_key("pod")
-    for told in (secret, f"pod:{secret}"):
+    for value in (secret, f"pod:{secret}"):
         with pytest.raises(UserError, match="entry 1") as caught:
-            ApiKeyStore(None, told)
+            ApiKeyStore(None, value)
         assert secret not in str(caught.value)
 
 
-def test_a_session_ends_with_its_time_and_with_its_key(file):
+def test_session_ends_at_expiry_and_revocation(file):
     secret = added(file)
     ring = ApiKeyStore(file)
     cookie, key = ring.create_session(secret, 1)
     assert ring.verify_session(cookie) == key
-    assert ApiKeyStore(file).verify_session(cookie) == key  # another server of the same keys
-    ended, _ = ring.create_session(secret, -1)
-    assert ring.verify_session(ended) is None
+    assert ApiKeyStore(file).verify_session(cookie) == key  # a second server with the same keys
+    expired_cookie, _ = ring.create_session(secret, -1)
+    assert ring.verify_session(expired_cookie) is None
     revoke_key(file, "alice")
     assert ring.verify_session(cookie) is None
 
 
-def test_a_cookie_is_not_a_key_and_cannot_be_changed(file):
+def test_cookie_is_no_key_and_is_signed(file):
     secret = added(file)
     ring = ApiKeyStore(file)
     cookie, key = ring.create_session(secret, 1)
     assert secret not in cookie
-    told, expires, signature = cookie.split(".")
+    value, expires, signature = cookie.split(".")
     for changed in (
-        f"{told}.{int(expires) + 1}.{signature}",
-        f"{told}.{expires}.{'0' * 64}",
+        f"{value}.{int(expires) + 1}.{signature}",
+        f"{value}.{expires}.{'0' * 64}",
         f"{key.hash[64:]}.{expires}.{signature}",
-        f"{told}.{expires}",
+        f"{value}.{expires}",
         "",
         "..",
         "é.1.2",
-        f"{told}.٣.{signature}",
+        f"{value}.٣.{signature}",
     ):
         assert ring.verify_session(changed) is None
-    assert ring.verify(told) is None
+    assert ring.verify(value) is None
     assert ring.verify(cookie) is None
 
 
-def test_a_file_that_breaks_while_it_is_in_use_opens_nothing(file):
+def test_broken_file_invalidates_its_keys(file):
     secret = added(file)
     ring = ApiKeyStore(file)
     good = file.read_bytes()
@@ -129,20 +129,20 @@ def test_a_file_that_breaks_while_it_is_in_use_opens_nothing(file):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"keys": [{"name": "a"}]}', '{"keys": [{"name": "a", "hash": "b"}]}']
 )
-def test_a_broken_file_is_named(file, text):
+def test_invalid_file_is_named(file, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"keys\.json is not a keys file"):
         ApiKeyStore(file)
 
 
-def test_a_file_that_others_may_write_to_is_refused(file):
+def test_file_writable_by_others_is_refused(file):
     added(file)
     os.chmod(file, 0o620)
     with pytest.raises(UserError, match="is writable by other users"):
         ApiKeyStore(file)
 
 
-def test_names_are_given_once(file):
+def test_key_names_are_unique(file):
     added(file)
     with pytest.raises(UserError, match="already has a key named alice"):
         added(file)
@@ -153,12 +153,12 @@ def test_names_are_given_once(file):
 
 def run(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as expired_cookie:
         cli.main()
-    return int(ended.value.code or 0)
+    return int(expired_cookie.value.code or 0)
 
 
-def test_the_command_line_shows_a_key_once(monkeypatch, capsys, file):
+def test_cli_prints_a_key_once(monkeypatch, capsys, file):
     assert run(monkeypatch, "keys", "create", "alice", "--file", str(file), "--days", "9") == 0
     secret = capsys.readouterr().out.strip()
     assert ApiKeyStore(file).verify(secret).name == "alice"

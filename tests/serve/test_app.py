@@ -1,4 +1,4 @@
-"""What is deployed, as Ray Serve's own schema reads it."""
+"""The Ray Serve application and its production config."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ PRODUCTION = Path("conf/serve/production.yaml")
 NEVER = {"config": "conf/serve/tiny.yaml", "model": "assets/tiny-base", "ray.use_gpus": "never"}
 
 
-def test_the_production_file_is_what_serve_reads_and_names_what_is_there():
-    found = ServeDeploySchema.model_validate(yaml.safe_load(PRODUCTION.read_text()))
-    (app,) = found.applications
+def test_production_config_is_valid():
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(PRODUCTION.read_text()))
+    (app,) = schema.applications
     assert app.import_path == f"{build.__module__}:{build.__name__}"
-    given = dict(app.args)
-    config = load_config(ServeConfig, given.pop("config"), [f"{key}={value}" for key, value in given.items()])
+    arguments = dict(app.args)
+    config = load_config(
+        ServeConfig, arguments.pop("config"), [f"{key}={value}" for key, value in arguments.items()]
+    )
     (agent,) = app.deployments
     assert agent.name == AGENT_DEPLOYMENT
     assert agent.user_config == {"model": config.model, "version": 1}
     assert config.access.keys_file, "it listens on all addresses"
 
 
-def test_weights_are_no_part_of_what_replicas_are_made_from():
+def test_replica_arguments_do_not_depend_on_weights():
     config = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base"])
     other = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=elsewhere"])
-    one, two = (build_application(c, gpus=False, code_version="x") for c in (config, other))
-    assert agent_of(one).init_args == agent_of(two).init_args
-    assert agent_of(one).init_args[0].model == ""
-    assert deployed(one).user_config["model"].endswith("assets/tiny-base")
+    first, second = (build_application(c, gpus=False, code_version="x") for c in (config, other))
+    assert agent_of(first).init_args == agent_of(second).init_args
+    assert agent_of(first).init_args[0].model == ""
+    assert deployed(first).user_config["model"].endswith("assets/tiny-base")
 
 
-def test_decoders_may_open_uploads_and_the_roots_alone():
+def test_decoders_open_uploads_and_allowed_dirs_only():
     config = load_config(
         ServeConfig, None, ["model=m", "files.allowed_dirs=[/media]", "files.directory=/uploads"]
     )
@@ -48,7 +50,7 @@ def test_decoders_may_open_uploads_and_the_roots_alone():
     ]
 
 
-def test_engines_get_gpus_as_the_configuration_says():
+def test_engine_gpus_follow_config():
     options = deployed(
         build_application(load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m"]), gpus=True)
     )
@@ -56,13 +58,13 @@ def test_engines_get_gpus_as_the_configuration_says():
     assert deployed(build(NEVER)).ray_actor_options["num_gpus"] == 0
 
 
-def test_without_a_model_there_is_nothing_to_serve():
+def test_missing_model_is_refused():
     with pytest.raises(UserError, match="model="):
         build({"config": "conf/serve/tiny.yaml", "ray.use_gpus": "never"})
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("name=a@b", "name is 'a@b'"),
         ("max_replicas=0", "max_replicas is 0; it must be at least min_replicas"),
@@ -71,13 +73,13 @@ def test_without_a_model_there_is_nothing_to_serve():
         ("access.allowed_hosts=[HTTP://x]", "access.allowed_hosts"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(wrong, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_settings_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
         load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=m", wrong])
 
 
 def agent_of(app):
-    """The bound agent deployment inside of the bound ingress."""
+    """Return the agent deployment that is bound to the ingress."""
     return app._bound_deployment.init_args[1]._bound_deployment
 
 

@@ -1,4 +1,4 @@
-"""Bodies that are too large, too slow, endless, or that stop coming."""
+"""Request bodies that are too large, too slow, endless or incomplete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MP4 = b"\0\0\0\x20ftypisom" + bytes(1000)
 
 
 def empty(served: GuardedServer) -> bool:
-    """Whether nothing is left of uploads once the server has noticed."""
+    """Wait until the directory of uploads is empty; return False at the timeout."""
     for _ in range(1000):
         if not served.stored_files():
             return True
@@ -26,7 +26,7 @@ def empty(served: GuardedServer) -> bool:
 
 
 @pytest.mark.parametrize("head", [JSON, UPLOAD])
-def test_100_gb_that_are_declared_are_refused_before_any_of_it_is_read(serve, head):
+def test_declared_100_gb_body_is_refused_unread(serve, head):
     served = serve()
     status, text = read_response(served.send_raw(f"{head}Content-Length: {100 * 2**30}"))
     assert status == 413
@@ -35,7 +35,7 @@ def test_100_gb_that_are_declared_are_refused_before_any_of_it_is_read(serve, he
     assert served.stored_files() == []
 
 
-def test_who_asks_first_is_refused_without_sending(serve):
+def test_expect_continue_is_refused_before_sending(serve):
     connection = serve().send_raw(f"{UPLOAD}Content-Length: {100 * 2**30}\nExpect: 100-continue")
     status, text = read_response(connection)
     assert status == 413
@@ -43,13 +43,13 @@ def test_who_asks_first_is_refused_without_sending(serve):
 
 
 @pytest.mark.parametrize("length", ["-1", "a", "1_0", "٣", "1, 2"])
-def test_a_length_that_is_no_number_is_refused(serve, length):
+def test_invalid_content_length_is_refused(serve, length):
     status, _ = read_response(serve().send_raw(f"{JSON}Connection: close\nContent-Length: {length}"))
     assert status == 400
 
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b'{"video": "'), (UPLOAD, PART + MP4)])
-def test_a_stream_that_never_ends_is_cut_off_at_the_limit(serve, head, start):
+def test_endless_body_is_cut_off_at_the_limit(serve, head, start):
     served = serve(max_json_mib=0.1, max_upload_gib=1e-4)
     connection = served.send_raw(f"{head}Transfer-Encoding: chunked")
     with connection:
@@ -60,14 +60,14 @@ def test_a_stream_that_never_ends_is_cut_off_at_the_limit(serve, head, start):
             while sent < 64 * 2**20:
                 connection.sendall(block)
                 sent += 4096
-        except OSError:  # the server has closed it
+        except OSError:  # the server has closed the connection
             pass
     assert sent < 64 * 2**20
     assert empty(served)
 
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b'{"video": "'), (UPLOAD, PART + MP4)])
-def test_a_chunked_body_beyond_the_limit_is_refused(serve, head, start):
+def test_chunked_body_over_the_limit_is_refused(serve, head, start):
     served = serve(max_json_mib=0.001, max_upload_gib=1e-6)
     body = start + b"a" * 1200
     connection = served.send_raw(f"{head}Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (len(body), body))
@@ -78,7 +78,7 @@ def test_a_chunked_body_beyond_the_limit_is_refused(serve, head, start):
 
 
 @pytest.mark.parametrize(("head", "start"), [(JSON, b"{"), (UPLOAD, PART + MP4)])
-def test_a_body_that_drips_or_stops_is_given_up(serve, head, start):
+def test_slow_or_stalled_body_times_out(serve, head, start):
     served = serve(grace_s=0.2, min_kib_per_s=50)
     status, text = read_response(served.send_raw(f"{head}Content-Length: 100000", start))
     assert status == 408
@@ -86,7 +86,7 @@ def test_a_body_that_drips_or_stops_is_given_up(serve, head, start):
     assert empty(served)
 
 
-def test_a_body_that_comes_steadily_has_an_end_all_the_same(serve):
+def test_steady_body_has_a_total_timeout(serve):
     served = serve(json_timeout_s=0.3, grace_s=0.1, min_kib_per_s=0.001)
     connection = served.send_raw(f"{JSON}Content-Length: 100000")
     connection.settimeout(0.02)
@@ -102,12 +102,12 @@ def test_a_body_that_comes_steadily_has_an_end_all_the_same(serve):
     assert b"longer than 0.3 s" in received
 
 
-async def test_time_in_which_the_application_does_not_read_is_not_the_client_s():
+async def test_time_without_reads_is_not_counted():
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"a", "more_body": True}
 
     async def send(_: object) -> None:
-        """Nobody listens."""
+        """Discard the message."""
 
     limits = BodyLimits(max_bytes=100, timeout_s=0.5, min_bytes_per_s=1e6, grace_s=0.3)
     body = LimitedBody(limits, {"type": "http", "headers": []}, receive, send)
@@ -116,7 +116,7 @@ async def test_time_in_which_the_application_does_not_read_is_not_the_client_s()
         await asyncio.sleep(0.02)
 
 
-def test_who_goes_away_midway_leaves_nothing(serve):
+def test_disconnect_leaves_no_partial_file(serve):
     served = serve()
     connection = served.send_raw(f"{UPLOAD}Content-Length: 100000000", PART + MP4 + bytes(3 * 2**20))
     while not served.stored_files():
@@ -127,8 +127,8 @@ def test_who_goes_away_midway_leaves_nothing(serve):
         assert client.get("/v1/files").json()["data"] == []
 
 
-def test_a_refused_upload_is_not_read_to_its_end(serve):
-    """Otherwise a client without a key could keep the server reading for ever."""
+def test_rejected_upload_is_not_read_completely(serve):
+    """Otherwise a client without a key could make the server read without end."""
     served = serve()
     served.secret = ""
     connection = served.send_raw(f"{UPLOAD}Content-Length: {2**30}", PART)
@@ -137,7 +137,7 @@ def test_a_refused_upload_is_not_read_to_its_end(serve):
     assert "connection: close" in text
 
 
-def test_a_connection_is_kept_for_who_sends_what_was_said(serve):
+def test_keep_alive_after_a_complete_body(serve):
     with serve().client() as client:
         assert "connection" not in client.post("/v1/ask", json={}).headers
         assert "connection" not in client.post("/v1/ask", json={"count": 0}).headers

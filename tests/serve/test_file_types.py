@@ -1,4 +1,4 @@
-"""Files by their first bytes."""
+"""Detection of file types from the first bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vz_ray.video.image_reader import is_image
 
 
 @pytest.mark.parametrize(
-    ("made", "suffix"),
+    ("spec", "suffix"),
     [
         (VideoSpec("a.mp4", frames=5), ".mp4"),
         (VideoSpec("a.mov", frames=5), ".mp4"),
@@ -29,13 +29,13 @@ from vz_ray.video.image_reader import is_image
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_what_encoders_write_is_known(tmp_path, made, suffix):
-    kind = detect_file_type(write_video(tmp_path, made).read_bytes()[:HEADER_BYTES])
+def test_encoder_outputs_are_detected(tmp_path, spec, suffix):
+    kind = detect_file_type(write_video(tmp_path, spec).read_bytes()[:HEADER_BYTES])
     assert kind is not None
     assert (kind.suffix, kind.modality) == (suffix, "video")
 
 
-def test_images_are_known_and_their_names_say_so_to_the_decoders():
+def test_images_are_detected():
     pixels = np.zeros((28, 28, 3), np.uint8)
     assert [detect_file_type(encode_image(pixels, kind)).suffix for kind in ("png", "jpeg")] == [
         ".png",
@@ -50,11 +50,11 @@ LISTS = ("#EXTM3U", "ffconcat ", "<?xml", "<MPD", "<svg", "[playlist]", "v=0\r\n
 
 
 @given(st.sampled_from(LISTS), st.text())
-def test_lists_that_lead_elsewhere_are_never_videos_whatever_follows(start, text):
+def test_playlists_are_never_videos(start, text):
     assert detect_file_type((f"{start}\n\n\n\n" + text).encode()[:HEADER_BYTES]) is None
 
 
 @given(st.binary(max_size=HEADER_BYTES))
-def test_any_beginning_is_looked_at_without_failing(head):
+def test_any_bytes_are_accepted(head):
     kind = detect_file_type(head)
     assert kind is None or kind in FILE_TYPES

@@ -1,4 +1,4 @@
-"""The Files API: what is kept, for whom, how long, and what is left of what is not."""
+"""The Files API: uploads, owners, expiry, quota, cleanup."""
 
 from __future__ import annotations
 
@@ -30,69 +30,69 @@ def send(client: httpx.Client, content: bytes, name: str = "a.mp4", **fields: st
     return client.post("/v1/files", files={"file": (name, content)}, data=fields)
 
 
-def test_a_video_is_kept_as_openai_s_client_expects(serve, video):
+def test_upload_with_the_openai_client(serve, video):
     served = serve()
     client = openai.OpenAI(api_key=served.secret, base_url=f"{served.url}/v1", max_retries=0)
-    made = client.files.create(file=video, purpose="user_data")
-    assert made.id.startswith("file-")
-    assert (made.object, made.filename, made.purpose) == ("file", "video.mp4", "user_data")
-    assert made.bytes == video.stat().st_size
-    assert made.model_dump()["duration_s"] == pytest.approx(12.8)
-    assert [one.id for one in client.files.list()] == [made.id]
-    assert client.files.retrieve(made.id) == made
-    assert client.files.content(made.id).content == video.read_bytes()
-    assert served.stored_files() == [f"{made.id}.json", f"{made.id}.mp4"]
-    assert client.files.delete(made.id).deleted
+    uploaded = client.files.create(file=video, purpose="user_data")
+    assert uploaded.id.startswith("file-")
+    assert (uploaded.object, uploaded.filename, uploaded.purpose) == ("file", "video.mp4", "user_data")
+    assert uploaded.bytes == video.stat().st_size
+    assert uploaded.model_dump()["duration_s"] == pytest.approx(12.8)
+    assert [file.id for file in client.files.list()] == [uploaded.id]
+    assert client.files.retrieve(uploaded.id) == uploaded
+    assert client.files.content(uploaded.id).content == video.read_bytes()
+    assert served.stored_files() == [f"{uploaded.id}.json", f"{uploaded.id}.mp4"]
+    assert client.files.delete(uploaded.id).deleted
     assert served.stored_files() == []
 
 
-def test_an_image_is_known_by_its_content_not_its_name(serve):
+def test_image_type_is_detected_from_content(serve):
     served = serve()
     with served.client() as client:
-        made = send(client, PNG, "movie.mp4").json()
-        assert made["content_type"] == "image/png"
-        assert made["duration_s"] is None
-    assert f"{made['id']}.png" in served.stored_files()
+        uploaded = send(client, PNG, "movie.mp4").json()
+        assert uploaded["content_type"] == "image/png"
+        assert uploaded["duration_s"] is None
+    assert f"{uploaded['id']}.png" in served.stored_files()
 
 
-def test_lists_come_in_pages_and_both_orders(serve):
+def test_list_supports_paging_and_order(serve):
     with serve().client() as client:
-        made = [
+        uploaded = [
             send(client, PNG, f"{n}.png", purpose=p).json()["id"]
             for n, p in enumerate(["vision", "user_data"] * 2)
         ]
         page = client.get("/v1/files", params={"limit": 3}).json()
-        assert [one["id"] for one in page["data"]] == made[:0:-1]
-        assert (page["has_more"], page["first_id"], page["last_id"]) == (True, made[3], made[1])
+        assert [file["id"] for file in page["data"]] == uploaded[:0:-1]
+        assert (page["has_more"], page["first_id"], page["last_id"]) == (True, uploaded[3], uploaded[1])
         page = client.get("/v1/files", params={"after": page["last_id"]}).json()
-        assert ([one["id"] for one in page["data"]], page["has_more"]) == ([made[0]], False)
+        assert ([file["id"] for file in page["data"]], page["has_more"]) == ([uploaded[0]], False)
         page = client.get("/v1/files", params={"order": "asc", "purpose": "vision"}).json()
-        assert [one["id"] for one in page["data"]] == [made[0], made[2]]
+        assert [file["id"] for file in page["data"]] == [uploaded[0], uploaded[2]]
         for wrong in ({"limit": 0}, {"limit": "a"}, {"order": "up"}, {"after": "file-x"}):
             error_of(client.get("/v1/files", params=wrong), 400)
 
 
-def test_another_key_s_files_are_not_there(serve):
+def test_files_of_other_keys_are_missing(serve):
     served = serve()
     bob, key = generate_key("bob")
     add_key(served.keys, key)
     with served.client() as alice, served.client(secret=bob) as other:
         id = send(alice, PNG).json()["id"]
         assert other.get("/v1/files").json()["data"] == []
-        asked = [
+        responses = [
             other.get(f"/v1/files/{id}"),
             other.get(f"/v1/files/{id}/content"),
             other.delete(f"/v1/files/{id}"),
             other.get(f"/v1/files/file-{'0' * 32}"),
         ]
-        assert len({error_of(response, 404)["message"] for response in asked}) == 1
+        assert len({error_of(response, 404)["message"] for response in responses}) == 1
         assert alice.get(f"/v1/files/{id}").status_code == 200
 
 
 @pytest.mark.parametrize(
     "id", ["..", "%2e%2e%2fkeys", "file-..", "file-" + "g" * 32, "file-*", "a" * 500, "%00"]
 )
-def test_an_id_is_never_a_path(serve, id):
+def test_file_id_is_never_a_path(serve, id):
     served = serve()
     with served.client() as client:
         for path in (f"/v1/files/{id}", f"/v1/files/{id}/content"):
@@ -100,7 +100,7 @@ def test_an_id_is_never_a_path(serve, id):
         assert client.delete(f"/v1/files/{id}").status_code in (404, 405)
 
 
-def test_a_player_may_ask_for_any_part_and_the_name_cannot_break_out(serve, video):
+def test_range_requests_and_safe_filename(serve, video):
     content = video.read_bytes()
     with serve().client() as client:
         id = send(client, content, 'a"; x=\r\ny.mp4/../ü<b>.mp4').json()["id"]
@@ -121,7 +121,7 @@ def test_a_player_may_ask_for_any_part_and_the_name_cannot_break_out(serve, vide
 
 
 def heavy(folder: Path) -> bytes:
-    """A video in a codec that is not decoded here."""
+    """Return a video with an unsupported codec."""
     return write_video(folder, VideoSpec("v.mkv", codec="ffv1", frames=3, b_frames=0)).read_bytes()
 
 
@@ -147,7 +147,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_video_or_image_is_refused_and_not_kept(serve, name):
+def test_other_file_types_are_refused(serve, name):
     served = serve()
     with served.client() as client:
         for called in ("a.mp4", "a.png"):
@@ -158,7 +158,7 @@ def test_what_is_no_video_or_image_is_refused_and_not_kept(serve, name):
     assert served.stored_files() == []
 
 
-def test_a_codec_that_is_not_decoded_and_a_video_cut_short_are_refused(serve, video, tmp_path):
+def test_unsupported_codec_and_truncated_video_are_refused(serve, video, tmp_path):
     served = serve()
     with served.client() as client:
         assert error_of(send(client, heavy(tmp_path)), 400)["code"] == "unsupported_codec"
@@ -166,7 +166,7 @@ def test_a_codec_that_is_not_decoded_and_a_video_cut_short_are_refused(serve, vi
     assert served.stored_files() == []
 
 
-def test_the_form_says_no_more_than_it_may(serve):
+def test_invalid_form_fields_are_refused(serve):
     served = serve()
     two = [("file", ("a.png", PNG)), ("file", ("b.png", PNG))]
     with served.client() as client:
@@ -191,7 +191,7 @@ def test_the_form_says_no_more_than_it_may(serve):
     assert served.stored_files() == []
 
 
-def test_a_file_above_the_limit_is_refused_and_not_kept(serve):
+def test_file_over_the_limit_is_refused(serve):
     served = serve(file_bytes=len(PNG) - 1)
     with served.client() as client:
         assert error_of(send(client, PNG), 413)["code"] == "file_too_large"
@@ -199,19 +199,19 @@ def test_a_file_above_the_limit_is_refused_and_not_kept(serve):
 
 
 def aged(served: GuardedServer, id: str, seconds: float) -> None:
-    """Makes a file one that was last used so long ago."""
+    """Set the time of the last use of a file."""
     then = time.time() - seconds
     os.utime(served.directory / f"{id}.json", (then, then))
 
 
-def test_the_quota_drops_one_s_own_idle_files_and_nobody_else_s(serve):
+def test_quota_evicts_own_idle_files_only(serve):
     served = serve(max_gib=3.5 * len(PNG) / 2**30)
     bob, key = generate_key("bob")
     add_key(served.keys, key)
     with served.client() as alice, served.client(secret=bob) as other:
         theirs = send(other, PNG).json()["id"]
         old, newer = (send(alice, PNG).json()["id"] for _ in range(2))
-        assert error_of(send(alice, PNG), 507)["code"] == "storage_full"  # all are in use
+        assert error_of(send(alice, PNG), 507)["code"] == "storage_full"  # all files are in use
         aged(served, theirs, 9000)
         aged(served, old, 8000)
         aged(served, newer, 7000)
@@ -219,7 +219,7 @@ def test_the_quota_drops_one_s_own_idle_files_and_nobody_else_s(serve):
         assert {name[:37] for name in served.stored_files()} == {theirs, newer, last}
 
 
-def test_a_file_that_was_not_used_for_long_expires_and_use_keeps_it(serve):
+def test_unused_file_expires(serve):
     served = serve(ttl_days=1)
     with served.client() as client:
         idle, used = (send(client, PNG).json()["id"] for _ in range(2))
@@ -228,24 +228,24 @@ def test_a_file_that_was_not_used_for_long_expires_and_use_keeps_it(serve):
         client.get(f"/v1/files/{used}")
         aged(served, idle, 90_000)
         error_of(client.get(f"/v1/files/{idle}"), 404)
-        assert [one["id"] for one in client.get("/v1/files").json()["data"]] == [used]
+        assert [file["id"] for file in client.get("/v1/files").json()["data"]] == [used]
     FileStore(served.directory, 2**30, 1, 2**30)
     assert served.stored_files() == [f"{used}.json", f"{used}.png"]
 
 
-def test_a_file_may_have_an_end_of_its_own(serve):
+def test_expires_after_is_respected(serve):
     served = serve()
     with served.client() as client:
-        made = send(
+        uploaded = send(
             client, PNG, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         ).json()
-        assert made["expires_at"] - made["created_at"] == 3600
-        facts = served.directory / f"{made['id']}.json"
+        assert uploaded["expires_at"] - uploaded["created_at"] == 3600
+        facts = served.directory / f"{uploaded['id']}.json"
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"expires_at": 1.0}))
-        error_of(client.get(f"/v1/files/{made['id']}"), 404)
+        error_of(client.get(f"/v1/files/{uploaded['id']}"), 404)
 
 
-async def test_what_a_server_that_died_had_begun_is_gone_at_the_next_start(tmp_path):
+async def test_orphans_are_deleted_at_the_next_start(tmp_path):
     directory = tmp_path / "uploads"
     store = FileStore(directory, 2**30, 1, 2**30)
     (directory / f"file-{'1' * 32}.mp4").write_bytes(b"half")
@@ -261,15 +261,15 @@ async def test_what_a_server_that_died_had_begun_is_gone_at_the_next_start(tmp_p
         other.start()
         other.join()
         assert other.exitcode == 0
-        assert incoming.path.read_bytes() == PNG  # it is being written
+        assert incoming.path.read_bytes() == PNG  # the file is still being written
         stored = store.add(incoming, "a.png", "vision")
-    left = sorted(path.name for path in directory.iterdir())
-    assert left == [f"{stored.id}.json", f"{stored.id}.png", "notes.txt"]
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == [f"{stored.id}.json", f"{stored.id}.png", "notes.txt"]
     FileStore(directory, 2**30, 1, 2**30)
     assert store.get(stored.id, "alice") == stored
 
 
-async def test_expired_files_go_though_nobody_asks_for_them(tmp_path):
+async def test_sweep_deletes_expired_files(tmp_path):
     store = FileStore(tmp_path, 2**30, 1, 2**30)
     sweeping = asyncio.create_task(store.sweep_periodically(interval_s=0.01))
     async with store.incoming("alice") as incoming:
@@ -284,7 +284,7 @@ async def test_expired_files_go_though_nobody_asks_for_them(tmp_path):
     sweeping.cancel()
 
 
-async def test_facts_that_are_damaged_take_their_file_with_them(tmp_path):
+async def test_damaged_metadata_deletes_the_file(tmp_path):
     store = FileStore(tmp_path, 2**30, 1, 2**30)
     async with store.incoming("alice") as incoming:
         incoming.write(PNG)
@@ -296,7 +296,7 @@ async def test_facts_that_are_damaged_take_their_file_with_them(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_store_is_its_user_s_alone(tmp_path, monkeypatch):
+def test_store_directory_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = open_store(UploadsConfig(), AccessConfig())
     assert store.directory == tmp_path / "vz_ray" / "uploads"

@@ -1,4 +1,4 @@
-"""`vz-ray serve`, `ask` and `roll` as a user runs them."""
+"""The commands `vz-ray serve`, `ask` and `roll`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    """Of a server that is ended by Ctrl-C, as is checked."""
+    """Address of a server that is stopped with Ctrl-C at the end."""
     command = [
         sys.executable,
         "-m",
@@ -57,29 +57,29 @@ def url(folder: Path) -> Iterator[str]:
     ]
     with (folder / "out.txt").open("w") as out:
         process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        until = time.monotonic() + START_S
-        while "is serving at" not in (said := (folder / "out.txt").read_text()):
-            assert process.poll() is None, said
-            assert time.monotonic() < until, said
+        end_time = time.monotonic() + START_S
+        while "is serving at" not in (message := (folder / "out.txt").read_text()):
+            assert process.poll() is None, message
+            assert time.monotonic() < end_time, message
             time.sleep(0.5)
-        yield next(word for word in said.split() if word.startswith("http://"))
-        below = process.children(recursive=True)
+        yield next(word for word in message.split() if word.startswith("http://"))
+        children = process.children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0, (folder / "out.txt").read_text()
-        gone, left = psutil.wait_procs(below, timeout=10)
-        assert not left, left
+        gone, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, alive
         assert gone
         assert not (folder / "logs/server.json").exists()
 
 
-def test_a_question_is_answered_in_the_terminal(url: str, folder: Path):
-    asked = vz_ray("ask", str(folder / "v.mp4"), "What is it? A. disc B. ring", "--server", url)
-    assert asked.returncode == 0, asked.stderr
-    assert "overview of 6 frames" in asked.stdout
+def test_ask_prints_answer_of_a_server(url: str, folder: Path):
+    result = vz_ray("ask", str(folder / "v.mp4"), "What is it? A. disc B. ring", "--server", url)
+    assert result.returncode == 0, result.stderr
+    assert "overview of 6 frames" in result.stdout
     assert not [file for file in (folder / "uploads").rglob("*") if file.is_file()]
 
 
-def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Path):
+def test_roll_and_roll_back(url: str, folder: Path, tmp_path: Path):
     other = changed(tmp_path / "other")
     assert "no previous weights" in vz_ray("roll", "--back", "--log-dir", f"{folder}/logs").stderr
     rolled = vz_ray("roll", str(other), "--log-dir", f"{folder}/logs")
@@ -91,15 +91,15 @@ def test_weights_are_rolled_and_rolled_back(url: str, folder: Path, tmp_path: Pa
     assert back.stdout.split(": ")[1].startswith(str(Path("assets/tiny-base").resolve()))
 
 
-def test_a_server_that_is_stopped_while_it_starts_does_not_speak_of_checkpoints(folder: Path):
+def test_interrupt_during_startup_prints_a_hint(folder: Path):
     command = [sys.executable, "-m", "vz_ray.cli", "serve", "conf/serve/tiny.yaml", "port=0"]
     process = psutil.Popen(
         [*command, *settings(folder / "stopped")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + START_S
-    while not any("raylet" in name_of(below) for below in process.children(recursive=True)):
+    end_time = time.monotonic() + START_S
+    while not any("raylet" in name_of(children) for children in process.children(recursive=True)):
         assert process.poll() is None
-        assert time.monotonic() < until
+        assert time.monotonic() < end_time
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
@@ -116,35 +116,35 @@ def name_of(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_port_that_is_taken_is_said_at_once(url: str, folder: Path):
+def test_used_port_fails_at_once(url: str, folder: Path):
     port = url.rpartition(":")[2]
-    refused = vz_ray("serve", "conf/serve/tiny.yaml", f"port={port}", *settings(folder / "second"))
-    assert refused.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+    result = vz_ray("serve", "conf/serve/tiny.yaml", f"port={port}", *settings(folder / "second"))
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["serve"], "set model=PATH"),
         (["serve", "model=assets/tiny-base", "host=0.0.0.0"], "vz-ray keys create"),
         (["serve", "model=assets/tiny-base", "epsiode.max_rounds=3"], "episode"),
         (["ask", "nothing.mp4", "What?"], "file nothing.mp4 does not exist"),
         (["ask", "What?", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
-        (["roll"], "or --back"),
+        (["roll"], "MODEL and --back"),
         (["roll", "assets/tiny-base", "--log-dir", "nowhere"], "start one with `vz-ray serve`"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(arguments, said):
-    refused = vz_ray(*arguments)
-    assert refused.returncode == 2
-    assert said in refused.stderr
-    assert refused.stderr.count("\n") == 1
+def test_user_errors_are_one_line(arguments, message):
+    result = vz_ray(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_a_question_without_a_server_starts_an_engine(folder: Path):
+def test_ask_without_server_starts_an_engine(folder: Path):
     more = [word for setting in settings(folder) for word in ("-s", setting)]
-    asked = vz_ray("ask", str(folder / "v.mp4"), "What is it?", "-s", "conf/serve/tiny.yaml", *more)
-    assert asked.returncode == 0, asked.stderr
-    assert "overview of 6 frames" in asked.stdout
-    assert "after" in asked.stdout
+    result = vz_ray("ask", str(folder / "v.mp4"), "What is it?", "-s", "conf/serve/tiny.yaml", *more)
+    assert result.returncode == 0, result.stderr
+    assert "overview of 6 frames" in result.stdout
+    assert "after" in result.stdout

@@ -1,4 +1,4 @@
-"""What a request may call a video or image, and what is refused."""
+"""Resolution of media: uploads, inline data, URLs and paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> FileStore:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A directory whose videos may be named, one beside it whose may not, and links between."""
+    """An allowed directory, a forbidden one, and links between them."""
     allowed, secret = tmp_path / "videos", tmp_path / "videos-secret"
     for folder in (allowed, secret):
         folder.mkdir()
@@ -43,28 +43,28 @@ def root(tmp_path: Path) -> Path:
     return allowed
 
 
-def test_an_upload_is_shown_by_its_id_to_its_owner_alone(serve, video):
+def test_upload_resolves_for_its_owner_only(serve, video):
     served = serve()
     bob, key = generate_key("bob")
     add_key(served.keys, key)
     with served.client() as alice, served.client(secret=bob) as other:
-        made, image = (send(alice, content).json()["id"] for content in (video.read_bytes(), PNG))
-        assert alice.post("/v1/ask", json={"video": made, "image": image}).status_code == 200
-        uri = str(served.directory / f"{made}.mp4")
-        assert served.seen == [(uri, True), (uri.replace(f"{made}.mp4", f"{image}.png"), True)]
-        assert error_of(other.post("/v1/ask", json={"video": made}), 404)["param"] == "content.0"
-        error = error_of(alice.post("/v1/ask", json={"image": made}), 400)
+        video_id, image = (send(alice, content).json()["id"] for content in (video.read_bytes(), PNG))
+        assert alice.post("/v1/ask", json={"video": video_id, "image": image}).status_code == 200
+        uri = str(served.directory / f"{video_id}.mp4")
+        assert served.seen == [(uri, True), (uri.replace(f"{video_id}.mp4", f"{image}.png"), True)]
+        assert error_of(other.post("/v1/ask", json={"video": video_id}), 404)["param"] == "content.0"
+        error = error_of(alice.post("/v1/ask", json={"image": video_id}), 400)
         assert (error["code"], error["param"]) == ("wrong_medium", "content.1")
 
 
-def test_what_is_sent_inline_is_there_for_the_request_and_gone_after_it(serve, video):
+def test_inline_media_are_deleted_after_the_request(serve, video):
     served = serve()
     with served.client() as client:
         ask = {"video": data(video.read_bytes(), "video/mp4"), "image": data(PNG, "image/png")}
         assert client.post("/v1/ask", json=ask).status_code == 200
-        assert [Path(uri).suffix for uri, there in served.seen if there] == [".mp4", ".png"]
+        assert [Path(uri).suffix for uri, exists in served.seen if exists] == [".mp4", ".png"]
         assert served.stored_files() == []
-        error_of(client.post("/v1/ask", json={**ask, "image": "ftp://a"}), 400)  # the second fails
+        error_of(client.post("/v1/ask", json={**ask, "image": "ftp://a"}), 400)  # the second part fails
         assert len(served.seen) == 3
         assert client.get("/v1/files").json()["data"] == []
     assert served.stored_files() == []
@@ -91,7 +91,7 @@ def test_what_is_sent_inline_is_there_for_the_request_and_gone_after_it(serve, v
     ],
     ids=range(15),
 )
-async def test_inline_media_that_are_not_what_they_say_are_refused(store, kind, url, status, code):
+async def test_inline_media_with_wrong_type_are_refused(store, kind, url, status, code):
     async with MediaResolver(store, "alice", DownloadRules()) as media:
         with pytest.raises(ApiError) as caught:
             await media.resolve(url, kind, "content.0")
@@ -161,7 +161,7 @@ async def test_inline_media_that_are_not_what_they_say_are_refused(store, kind, 
         "file://example.org/etc/passwd",
     ],
 )
-async def test_what_is_no_public_url_is_refused_without_a_word_about_the_server(store, url):
+async def test_private_urls_are_refused_without_details(store, url):
     for kind in ("video", "image"):
         async with MediaResolver(store, "alice", DownloadRules()) as media:
             with pytest.raises(ApiError) as caught:
@@ -174,13 +174,13 @@ async def test_what_is_no_public_url_is_refused_without_a_word_about_the_server(
 @pytest.mark.parametrize(
     "url", ["https://example.org/v.mp4?a=b", "http://93.184.215.14:81/v", "HTTPS://Example.org/v"]
 )
-async def test_public_urls_are_left_to_the_decoders(store, url):
+async def test_public_urls_are_passed_to_the_decoders(store, url):
     async with MediaResolver(store, "alice", DownloadRules()) as media:
         source = await media.resolve(url, "image")
         assert (source.uri, source.modality) == (url, "image")
 
 
-async def test_only_hosts_that_are_allowed_are_named(store):
+async def test_only_allowed_hosts_are_accepted(store):
     rules = DownloadRules(hosts=("example.org",))
     async with MediaResolver(store, "alice", rules) as media:
         assert (await media.resolve("https://example.org/v", "video")).uri
@@ -190,7 +190,7 @@ async def test_only_hosts_that_are_allowed_are_named(store):
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}"])
-async def test_files_inside_the_roots_are_found_by_their_real_paths(store, root, form):
+async def test_files_in_allowed_dirs_resolve_to_real_paths(store, root, form):
     async with MediaResolver(store, "alice", DownloadRules(), [str(root)]) as media:
         for name in ("a b.mp4", "inside.mp4", "../videos/a b.mp4"):
             path = f"{root}/{name}".replace(" ", "%20" if form != "{}" else " ")
@@ -211,7 +211,7 @@ async def test_files_inside_the_roots_are_found_by_their_real_paths(store, root,
         "round.mp4",
     ],
 )
-async def test_neither_links_nor_dots_lead_out_of_the_roots(store, root, name):
+async def test_links_and_dots_cannot_leave_allowed_dirs(store, root, name):
     async with MediaResolver(store, "alice", DownloadRules(), [str(root)]) as media:
         plain = f"{root}/{name}"
         for url in (plain, f"file://{plain}", f"file://{plain}".replace("..", "%2e%2e")):
@@ -221,26 +221,26 @@ async def test_neither_links_nor_dots_lead_out_of_the_roots(store, root, name):
             assert caught.value.status in (400, 404)
 
 
-async def test_what_is_outside_the_roots_is_told_alike_whether_it_is_there_or_not(store, root):
-    told = set()
+async def test_outside_paths_get_the_same_error(store, root):
+    messages = set()
     async with MediaResolver(store, "alice", DownloadRules(), [str(root)]) as media:
         for path in (root.parent / "videos-secret" / "a b.mp4", root.parent / "nothing", Path("/etc/passwd")):
             with pytest.raises(ApiError) as caught:
                 await media.resolve(str(path), "video")
-            told.add((caught.value.status, caught.value.message))
-    assert len(told) == 1
+            messages.add((caught.value.status, caught.value.message))
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize("gone", [True, False])
-async def test_media_of_a_stream_are_gone_after_it_even_if_it_never_began(store, gone):
+async def test_stream_resources_close_even_if_not_started(store, gone):
     async with AsyncExitStack() as stack:
         media = await stack.enter_async_context(MediaResolver(store, "alice", DownloadRules()))
         source = await media.resolve(data(PNG, "image/png"), "image")
-        kept = stack.pop_all()
-    there = []
+        resources = stack.pop_all()
+    exists = []
 
     async def events() -> AsyncIterator[str]:
-        there.append(Path(source.uri).exists())
+        exists.append(Path(source.uri).exists())
         yield "data: 1\n\n"
 
     async def send(_: object) -> None:
@@ -252,14 +252,14 @@ async def test_media_of_a_stream_are_gone_after_it_even_if_it_never_began(store,
         return {"type": "http.disconnect"}
 
     with suppress(ClientDisconnect):
-        await MediaStreamingResponse(events(), kept)(
+        await MediaStreamingResponse(events(), resources)(
             {"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send
         )
-    assert there == ([] if gone else [True])
+    assert exists == ([] if gone else [True])
     assert list(store.directory.iterdir()) == []
 
 
-async def test_a_request_shows_so_many_media_and_no_more(store):
+async def test_media_count_is_limited(store):
     async with MediaResolver(store, "alice", DownloadRules()) as media:
         for _ in range(64):
             await media.resolve("https://example.org/v", "video")

@@ -1,4 +1,4 @@
-"""Multipart bodies, however they are cut into pieces."""
+"""Multipart parser with arbitrary chunk boundaries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vz_ray.serve.multipart import MAX_FILENAME_BYTES, MAX_PARTS, FormPart, pars
 
 
 def read(content_type: str, body: bytes, cuts: list[int]) -> list[tuple[str, str | None, bytes]]:
-    """(name, filename, content) of the parts of a body that arrives in pieces."""
+    """Return (name, filename, content) of each part of a body that arrives in chunks."""
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -24,13 +24,13 @@ def read(content_type: str, body: bytes, cuts: list[int]) -> list[tuple[str, str
             yield body[start:end]
 
     async def parts() -> list[tuple[str, str | None, bytes]]:
-        found: list[tuple[str, str | None, bytes]] = []
+        parts: list[tuple[str, str | None, bytes]] = []
         async for event in parse_multipart(content_type, chunks()):
             if isinstance(event, FormPart):
-                found.append((event.name, event.filename, b""))
+                parts.append((event.name, event.filename, b""))
             elif event is not None:
-                found[-1] = (*found[-1][:2], found[-1][2] + event)
-        return found
+                parts[-1] = (*parts[-1][:2], parts[-1][2] + event)
+        return parts
 
     return asyncio.run(parts())
 
@@ -45,10 +45,10 @@ NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1,
     content=st.binary(max_size=2000),
     cuts=st.lists(st.integers(0, 5000), max_size=20),
 )
-def test_what_a_client_sends_arrives_whole_wherever_it_is_cut(fields, name, content, cuts):
+def test_parts_are_independent_of_chunk_boundaries(fields, name, content, cuts):
     request = httpx.Request("POST", "http://a", data=fields, files={"file": (f"{name}.mp4", content)})
-    found = read(request.headers["content-type"], request.read(), cuts)
-    assert found == [
+    parts = read(request.headers["content-type"], request.read(), cuts)
+    assert parts == [
         *((key, None, value.encode()) for key, value in fields.items()),
         ("file", f"{name}.mp4", content),
     ]
@@ -56,7 +56,7 @@ def test_what_a_client_sends_arrives_whole_wherever_it_is_cut(fields, name, cont
 
 @settings(max_examples=200, deadline=None)
 @given(body=st.binary(max_size=500), cuts=st.lists(st.integers(0, 500), max_size=5))
-def test_nonsense_is_refused_and_never_more(body, cuts):
+def test_random_bytes_raise_only_api_errors(body, cuts):
     for start in (b"", b"--b\r\n", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
         with pytest.raises(ApiError, match="multipart"):
             read("multipart/form-data; boundary=b", start + body, cuts)
@@ -64,7 +64,7 @@ def test_nonsense_is_refused_and_never_more(body, cuts):
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
-def test_names_are_safe_whatever_they_are(name):
+def test_filenames_are_sanitized(name):
     safe = sanitize_filename(name)
     assert safe
     assert safe.isprintable()
@@ -89,12 +89,12 @@ def part(disposition: str, more: str = "", content: str = "x") -> bytes:
         part('form-data; name="a"', f"X: {'y' * 10_000}\r\n") + b"--b--\r\n",
     ],
 )
-def test_broken_ones_are_refused(body):
+def test_invalid_bodies_are_refused(body):
     with pytest.raises(ApiError, match="The multipart body is invalid"):
         read("multipart/form-data; boundary=b", body, [])
 
 
-def test_a_name_that_no_disk_would_take_is_refused():
+def test_too_long_filename_is_refused():
     body = part(f'form-data; name="file"; filename="{"a" * (MAX_FILENAME_BYTES + 1)}"') + b"--b--\r\n"
     with pytest.raises(ApiError, match="longer than 255 bytes"):
         read("multipart/form-data; boundary=b", body, [])
@@ -103,7 +103,7 @@ def test_a_name_that_no_disk_would_take_is_refused():
 @pytest.mark.parametrize(
     "kind", ["multipart/form-data", "multipart/form-data; boundary=", "text/plain; boundary=b"]
 )
-def test_a_body_without_a_boundary_is_refused(kind):
+def test_missing_boundary_is_refused(kind):
     with pytest.raises(ApiError, match="has no boundary"):
         read(kind, b"--b--\r\n", [])
     with pytest.raises(ApiError, match="cannot be parsed"):

@@ -1,4 +1,4 @@
-"""The page's files: all served, nothing from elsewhere, nothing inline; and its pure parts, in a browser."""
+"""Files of the web page, and its modules without DOM access, in a browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.chromium import chromium  # noqa: F401
 from vz_ray.config.serve import AccessConfig
 from vz_ray.serve.access_control import CONTENT_SECURITY_POLICY, install_access_control
 from vz_ray.serve.api_errors import invalid_request, overloaded
@@ -47,28 +46,28 @@ def client() -> TestClient:
 # -- files ---------------------------------------------------------------------------
 
 
-def test_everything_that_the_page_names_is_served(client: TestClient):
-    seen, ahead = set(), ["/"]
-    while ahead:
-        path = ahead.pop()
+def test_all_referenced_assets_are_served(client: TestClient):
+    seen, queue = set(), ["/"]
+    while queue:
+        path = queue.pop()
         if path in seen:
             continue
         seen.add(path)
         answer = client.get(path)
         assert answer.status_code == 200, path
         kind = answer.headers["content-type"].partition(";")[0]
-        found = REFERENCE[kind].findall(answer.text) if kind in REFERENCE else []
-        ahead += [normpath(join(dirname(path), name)) for name in found]
+        links = REFERENCE[kind].findall(answer.text) if kind in REFERENCE else []
+        queue += [normpath(join(dirname(path), name)) for name in links]
     assert seen <= set(ASSETS)
-    # The component of the episode browser, and no copy of it.
+    # The page shares this component with the episode viewer.
     assert "/static/web/timeline.js" in seen
-    # Files that nothing leads to would be dead.
+    # Each file must be referenced.
     assert {path for path in ASSETS if "/web/" not in path} <= seen
 
 
 @pytest.mark.parametrize("path", ASSETS)
-def test_nothing_comes_from_elsewhere(path: str):
-    # The namespace of SVG is a name, not an address; the other is what an input shows while it is empty.
+def test_page_has_no_external_resources(path: str):
+    # Allowed: the SVG namespace, and the placeholder and pattern of the URL input.
     text = (
         ASSETS[path]
         .replace("http://www.w3.org/2000/svg", "")
@@ -79,7 +78,7 @@ def test_nothing_comes_from_elsewhere(path: str):
 
 
 @pytest.mark.parametrize("path", ASSETS)
-def test_nothing_is_inline_and_no_text_becomes_markup(path: str):
+def test_page_has_no_inline_code_or_markup_injection(path: str):
     text = ASSETS[path]
     if path == "/":
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
@@ -89,7 +88,7 @@ def test_nothing_is_inline_and_no_text_becomes_markup(path: str):
     )
 
 
-def test_headers(client: TestClient):
+def test_asset_headers(client: TestClient):
     for path in ("/", "/static/main.js"):
         answer = client.get(path)
         assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
@@ -113,11 +112,11 @@ def test_headers(client: TestClient):
         "/page.css",
     ],
 )
-def test_what_is_not_in_the_table_is_not_there(client: TestClient, path: str):
+def test_unknown_assets_are_missing(client: TestClient, path: str):
     assert client.get(path).status_code == 404
 
 
-def test_the_page_needs_no_key(tmp_path):
+def test_page_needs_no_key(tmp_path):
     _, key = generate_key("alice")
     add_key(tmp_path / "keys.json", key)
     guarded = TestClient(application(ApiKeyStore(tmp_path / "keys.json")), base_url="http://127.0.0.1")
@@ -125,12 +124,12 @@ def test_the_page_needs_no_key(tmp_path):
     assert guarded.get("/session").json() == {"needs_key": True, "name": None}
 
 
-# -- pure parts, in a browser ------------------------------------------------------------
+# -- modules without DOM access, in a browser ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def module(chromium: Any) -> Iterator[Any]:  # noqa: F811
-    """Calls what a module of the page exports: `module("chat.js", "m => m.chosen('B', [])")`."""
+def module(chromium: Any) -> Iterator[Any]:
+    """Call an export of a module: `module("chat_request.js", "m => m.chosen('B', [])")`."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application(), log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -139,8 +138,8 @@ def module(chromium: Any) -> Iterator[Any]:  # noqa: F811
         time.sleep(0.01)
     page = chromium.new_page()
     page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/static/sse.js")
-    yield lambda name, code, given=None: page.evaluate(
-        f"async (given) => ({code})(await import('/static/{name}'), given)", given
+    yield lambda name, code, argument=None: page.evaluate(
+        f"async (given) => ({code})(await import('/static/{name}'), given)", argument
     )
     server.should_exit = True
     thread.join()
@@ -159,40 +158,40 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 1000])
-def test_events_are_the_same_however_the_stream_is_cut(module: Any, length: int):
-    pieces = [STREAM[at : at + length] for at in range(0, len(STREAM), length)]
-    code = (
-        "(m, pieces) => { const events = new m.Events(); return pieces.flatMap((one) => events.hear(one)); }"
-    )
+def test_sse_events_are_independent_of_chunks(module: Any, length: int):
+    pieces = [STREAM[offset : offset + length] for offset in range(0, len(STREAM), length)]
+    code = "(m, pieces) => { const events = new m.EventParser(); return pieces.flatMap((one) => events.feed(one)); }"
     assert module("sse.js", code, pieces) == EVENTS
 
 
-def test_an_event_that_has_not_ended_is_kept(module: Any):
-    code = "(m) => { const e = new m.Events(); return [e.hear('data: 1'), e.hear('\\n'), e.hear('\\n')]; }"
+def test_incomplete_sse_event_is_buffered(module: Any):
+    code = (
+        "(m) => { const e = new m.EventParser(); return [e.feed('data: 1'), e.feed('\\n'), e.feed('\\n')]; }"
+    )
     assert module("sse.js", code) == [[], [], [{"data": "1", "retry": None}]]
 
 
-def test_a_stream_that_is_refused_says_when_to_ask_again(module: Any):
+def test_sse_error_has_retry_delay(module: Any):
     refused = overloaded("64 requests are waiting already.", 5.0, status=503)
     text = format_sse(refused.body(), refused.retry_after_s)
-    (event,) = module("sse.js", "(m, text) => new m.Events().hear(text)", text)
+    (event,) = module("sse.js", "(m, text) => new m.EventParser().feed(text)", text)
     assert (json.loads(event["data"]), event["retry"]) == (refused.body(), 5000)
     (event,) = module(
-        "sse.js", "(m, text) => new m.Events().hear(text)", format_sse(invalid_request("no").body())
+        "sse.js", "(m, text) => new m.EventParser().feed(text)", format_sse(invalid_request("no").body())
     )
     assert event["retry"] is None
 
 
-def test_history_holds_answered_rounds_and_all_videos_first(module: Any):
-    given = {
+def test_history_has_answered_exchanges_and_videos_first(module: Any):
+    argument = {
         "videos": [{"id": "file-1"}, {"id": None, "url": "https://a.example/v.mp4"}],
-        "rounds": [
+        "exchanges": [
             {"question": "failed?", "answer": ""},
             {"question": "one?", "answer": "1"},
             {"question": "stopped?", "answer": ""},
         ],
     }
-    messages = module("chat.js", "(m, g) => m.messagesOf(g.videos, g.rounds, 'two?')", given)
+    messages = module("chat_request.js", "(m, g) => m.messagesOf(g.videos, g.exchanges, 'two?')", argument)
     assert messages == [
         {
             "role": "user",
@@ -207,16 +206,16 @@ def test_history_holds_answered_rounds_and_all_videos_first(module: Any):
     ]
 
 
-def test_a_request_is_what_the_server_reads(module: Any):
+def test_page_request_is_valid(module: Any):
     from vz_ray.serve.openai_protocol import parse_request
 
     messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
     code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"
     for zooms in (None, 0, 3):
-        asked = parse_request(module("chat.js", code, zooms).encode())
-        assert asked.stream
-        assert asked.vz_ray.max_zooms == zooms
-        assert asked.vz_ray.thumbnails == 96
+        parsed = parse_request(module("chat_request.js", code, zooms).encode())
+        assert parsed.stream
+        assert parsed.vz_ray.max_zooms == zooms
+        assert parsed.vz_ray.thumbnails == 96
 
 
 @pytest.mark.parametrize(
@@ -233,8 +232,13 @@ def test_a_request_is_what_the_server_reads(module: Any):
         ("A. red B. blue D. none", "", [["A", "red"], ["B", "blue D. none"]]),
     ],
 )
-def test_options_are_read_from_the_question(module: Any, question: str, stem: str, options: list[list[str]]):
-    assert module("chat.js", "(m, text) => m.optionsOf(text)", question) == {"stem": stem, "options": options}
+def test_options_are_parsed_from_the_question(
+    module: Any, question: str, stem: str, options: list[list[str]]
+):
+    assert module("chat_request.js", "(m, text) => m.optionsOf(text)", question) == {
+        "stem": stem,
+        "options": options,
+    }
 
 
 @pytest.mark.parametrize(
@@ -250,12 +254,14 @@ def test_options_are_read_from_the_question(module: Any, question: str, stem: st
         ("Ring", "B"),
     ],
 )
-def test_the_option_that_an_answer_names(module: Any, answer: str, letter: str):
-    assert module("chat.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+def test_chosen_option_of_an_answer(module: Any, answer: str, letter: str):
+    assert (
+        module("chat_request.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+    )
 
 
-def test_numbers_in_words(module: Any):
-    sizes = module("words.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
+def test_number_formatting(module: Any):
+    sizes = module("format.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
     assert sizes == ["59 KB", "3.4 MB", "1.3 GB"]
-    spans = module("words.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
+    spans = module("format.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
     assert spans == ["1 s", "60 s", "3 min", "1 h 20 min"]

@@ -1,6 +1,6 @@
-"""The page in a real Chromium, before a real server behind keys, whose agent does as its question says.
+"""The web page in Chromium with a complete server behind an API key. The agent follows scripted directives.
 
-One file, since each would start a server of its own.
+All tests are in one module to share the server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import chromium  # noqa: F401
 from tests.serve.live_server import LiveServer, live_server, tiny_serve_config
 from tests.serve.page_actions import (
     DESKTOP,
@@ -35,45 +34,45 @@ pytestmark = pytest.mark.slow
 
 QUESTION = "What flashes? {think 12} {zoom 2 4 2} {zoom 6 10 1} {answer B} A. disc B. ring C. cross"
 LONG = "".join(f"{{think 18}} {{zoom {start} {start + 4} 2}} " for start in (0, 4, 8, 2)) + "{answer A}"
-MOST_GB = 0.001
+MAX_UPLOAD_GIB = 0.001
 Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, str]]:
-    """A server behind a key, with that key; bodies of more than a megabyte are refused."""
+    """Server with an API key, and the key; bodies over 1 MiB are rejected."""
     folder = tmp_path_factory.mktemp("page")
     secret, key = generate_key("alice")
     add_key(folder / "keys.json", key)
-    more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MOST_GB}
-    with live_server(tiny_serve_config(folder, **more), folder) as found:
-        yield found, secret
+    more = {"access.keys_file": folder / "keys.json", "access.max_upload_gib": MAX_UPLOAD_GIB}
+    with live_server(tiny_serve_config(folder, **more), folder) as live:
+        yield live, secret
 
 
 @pytest.fixture
-def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # noqa: F811
-    """Opens the page, signed in unless told otherwise; no test may leave a complaint in the console.
+def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:
+    """Open the page, logged in by default. The console must stay empty.
 
-    Chromium itself notes every response of 400 and above there; `refused` says how many of them a test wants.
+    Chromium logs each response with a status of 400 or above; `refused` is the expected number of them.
     """
-    said: list[str] = []
+    console: list[str] = []
     contexts, wanted = [], [0]
 
     def make_page(
         size: dict[str, int] = DESKTOP, scheme: str = "light", *, key: bool = True, refused: int = 0
     ) -> Page:
-        found, secret = server
+        live, secret = server
         wanted[0] = refused
         context = chromium.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         context.set_default_timeout(30_000)
         contexts.append(context)
         if key:
-            answer = context.request.post(f"{found.url}/session", data={"key": secret})
+            answer = context.request.post(f"{live.url}/session", data={"key": secret})
             assert answer.ok
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(found.url)
+        page.on("console", lambda message: console.append(message.text))
+        page.on("pageerror", lambda error: console.append(str(error)))
+        page.goto(live.url)
         if key:
             page.wait_for_selector("#model:has-text('zoomer@1')")
         return page
@@ -81,8 +80,8 @@ def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # 
     yield make_page
     for context in contexts:
         context.close()
-    notes = [text for text in said if text.startswith("Failed to load resource")]
-    assert [text for text in said if text not in notes] == []
+    notes = [text for text in console if text.startswith("Failed to load resource")]
+    assert [text for text in console if text not in notes] == []
     assert len(notes) == wanted[0], notes
 
 
@@ -94,10 +93,10 @@ def video(server: tuple[LiveServer, str]) -> Path:
 # -- asking ---------------------------------------------------------------------------
 
 
-def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
+def test_answer_shows_frames_of_the_agent(opened: Open, video: Path):
     page = opened()
     attach(page, video)
-    # Bars are watched from inside, since the first may be complete before a test could look.
+    # An observer in the page records the bars, because the first may be complete too early for the test.
     page.evaluate(
         """() => {
              window.bars = [];
@@ -107,7 +106,7 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
                .observe(lanes, { subtree: true, childList: true, attributes: true });
            }"""
     )
-    found = ask_and_wait(page, QUESTION)
+    round_element = ask_and_wait(page, QUESTION)
     bars = page.evaluate("window.bars")
     assert "Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending" in bars
     assert bars.index("Turn 1: 0:02 to 0:04 at 2 fps, being decoded|pending") < bars.index(
@@ -118,17 +117,23 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
         "Turn 2: 0:06 to 0:10 at 1 fps",
     ]
     assert page.locator(".tl-tick").count() == 6
-    strips = found.locator(".strip")
+    strips = round_element.locator(".strip")
     wait_until(lambda: strips.count() == 3, "three strips")
     times = [strip.locator("time").all_text_contents() for strip in strips.all()]
     assert times[1] == ["0:02", "0:02.5", "0:03", "0:03.5"]
     assert times[2] == ["0:06", "0:07", "0:08", "0:09"]
-    assert all(found.locator(".strip img").evaluate_all("all => all.map((one) => one.naturalWidth > 0)"))
-    assert found.locator(".thought").all_text_contents() == [" ".join(["see"] * 12), "see", "see"]
-    assert found.locator(".answer").text_content().split() == ["B", "ring"]
-    assert found.locator(".options .chosen").inner_text().split() == ["B", "ring"]
+    assert all(
+        round_element.locator(".strip img").evaluate_all("all => all.map((one) => one.naturalWidth > 0)")
+    )
+    assert round_element.locator(".thought").all_text_contents() == [" ".join(["see"] * 12), "see", "see"]
+    assert round_element.locator(".answer").text_content().split() == ["B", "ring"]
+    assert round_element.locator(".options .chosen").inner_text().split() == ["B", "ring"]
     facts = dict(
-        zip(found.locator("dt").all_text_contents(), found.locator("dd").all_text_contents(), strict=True)
+        zip(
+            round_element.locator("dt").all_text_contents(),
+            round_element.locator("dd").all_text_contents(),
+            strict=True,
+        )
     )
     assert (facts["frames"], facts["zooms"], facts["model"]) == ("14", "2", "zoomer@1")
     assert float(facts["time"].removesuffix(" s")) > 0
@@ -137,14 +142,14 @@ def test_an_answer_arrives_with_what_the_agent_saw(opened: Open, video: Path):
     screenshot(page, "answered")
 
 
-def test_a_click_on_a_frame_or_a_bar_shows_that_moment(opened: Open, video: Path):
+def test_click_on_frame_or_bar_seeks(opened: Open, video: Path):
     page = opened()
     attach(page, video)
-    found = ask_and_wait(page, QUESTION)
-    found.get_by_role("button", name="Frame at 0:07").click()
-    # The video's frames lie on a grid of 25 a second, and 7 s is one of them.
+    round_element = ask_and_wait(page, QUESTION)
+    round_element.get_by_role("button", name="Frame at 0:07").click()
+    # The video has 25 frames per second, so there is a frame at 7 s.
     wait_until(lambda: current_time(page) == 7.0, "7 s")
-    assert found.locator(".strip").nth(2).locator("li.at time").inner_text() == "0:07"
+    assert round_element.locator(".strip").nth(2).locator("li.at time").inner_text() == "0:07"
     page.get_by_role("button", name="Turn 1: 0:02 to 0:04 at 2 fps").click()
     wait_until(lambda: current_time(page) == 2.0, "2 s")
     page.locator(".tl-overview").click(position={"x": 5, "y": 10})
@@ -153,7 +158,7 @@ def test_a_click_on_a_frame_or_a_bar_shows_that_moment(opened: Open, video: Path
     assert page.evaluate("document.querySelector('video').error") is None
 
 
-def test_a_follow_up_takes_the_history_along(opened: Open, video: Path):
+def test_follow_up_sends_the_history(opened: Open, video: Path):
     page = opened()
     attach(page, video)
     ask_and_wait(page, "What is it? {answer a disc}")
@@ -174,27 +179,27 @@ def test_a_follow_up_takes_the_history_along(opened: Open, video: Path):
     screenshot(page, "follow-up")
 
 
-def test_several_videos_each_have_a_timeline(opened: Open, server: tuple[LiveServer, str], video: Path):
+def test_each_video_has_a_timeline(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened()
     attach(page, video, write_video(server[0].folder, VideoSpec("w.mp4", frames=100)))
-    found = ask_and_wait(page, "{zoom 1 3 2 2} {answer B}")
+    round_element = ask_and_wait(page, "{zoom 1 3 2 2} {answer B}")
     bar = page.get_by_role("button", name="Turn 1: 0:01 to 0:03 at 2 fps")
     assert "w.mp4" in page.locator(".lane", has=bar).inner_text()
-    assert "of w.mp4" in found.locator(".step", has_text="Turn 1").inner_text()
+    assert "of w.mp4" in round_element.locator(".step", has_text="Turn 1").inner_text()
     bar.click()
     wait_until(lambda: page.evaluate("document.querySelector('video').duration") == 4.0, "the second video")
     wait_until(lambda: current_time(page) == 1.0, "1 s")
     screenshot(page, "two-videos")
 
 
-def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
+def test_earlier_upload_plays_from_the_server(opened: Open, video: Path):
     page = opened()
     attach(page, video)
     page.reload()
     page.locator(".shelf-use").first.click()
     wait_until(lambda: page.evaluate("document.querySelector('video').duration") == 12.0, "12 s")
-    found = ask_and_wait(page, "{zoom 6 10 1} {answer B}")
-    found.get_by_role("button", name="Frame at 0:09").click()
+    round_element = ask_and_wait(page, "{zoom 6 10 1} {answer B}")
+    round_element.get_by_role("button", name="Frame at 0:09").click()
     wait_until(
         lambda: current_time(page) == 9.0 and not page.evaluate("document.querySelector('video').seeking"),
         "9 s",
@@ -209,18 +214,18 @@ def test_an_earlier_upload_plays_from_the_server(opened: Open, video: Path):
     wait_until(lambda: page.locator(".shelf-use").count() == before - 1, "one file less")
 
 
-def test_zooms_can_be_limited(opened: Open, video: Path):
+def test_zoom_limit_control(opened: Open, video: Path):
     page = opened()
     attach(page, video)
     page.locator("#zooms").select_option("none")
-    found = ask_and_wait(page, QUESTION)
+    round_element = ask_and_wait(page, QUESTION)
     [bar] = page.locator(".tl-zoom").all()
     assert bar.get_attribute("data-state") == "refused"
     assert bar.get_attribute("aria-label").startswith(
         "Turn 1: 0:02 to 0:04 at 2 fps, refused: no zoom is left"
     )
-    assert "Refused" in found.locator(".step").nth(1).inner_text()
-    assert "gave no answer" in found.locator(".foot").inner_text()
+    assert "Refused" in round_element.locator(".step").nth(1).inner_text()
+    assert "gave no answer" in round_element.locator(".foot").inner_text()
     screenshot(page, "refused")
 
 
@@ -233,17 +238,17 @@ def in_progress(page: Page, url: str) -> float:
     return float(line.split()[-1])
 
 
-def test_stopping_frees_the_server(opened: Open, server: tuple[LiveServer, str], video: Path):
+def test_stop_frees_the_server(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened()
     attach(page, video)
-    found = ask(page, LONG)
-    found.locator(".look").wait_for()
+    round_element = ask(page, LONG)
+    round_element.locator(".look").wait_for()
     page.keyboard.press("Escape")
-    found.get_by_text("Stopped. It is not part of the chat.").wait_for()
-    assert found.locator(".answer").is_hidden()
+    round_element.get_by_text("Stopped. It is not part of the chat.").wait_for()
+    assert round_element.locator(".answer").is_hidden()
     wait_until(lambda: in_progress(page, server[0].url) == 0, "no request under way")
     assert page.locator("#ask").is_visible()
-    found.get_by_role("button", name="Ask again").click()
+    round_element.get_by_role("button", name="Ask again").click()
     page.locator(".look").wait_for()
     screenshot(page, "streaming")
     page.locator("dl.facts").wait_for()
@@ -251,7 +256,7 @@ def test_stopping_frees_the_server(opened: Open, server: tuple[LiveServer, str],
     assert page.locator(".answer").inner_text() == "A"
 
 
-def test_a_new_chat_begins_with_nothing(opened: Open, video: Path):
+def test_new_chat_is_empty(opened: Open, video: Path):
     page = opened()
     attach(page, video)
     ask_and_wait(page, "{answer B}")
@@ -264,21 +269,21 @@ def test_a_new_chat_begins_with_nothing(opened: Open, video: Path):
 # -- videos ---------------------------------------------------------------------------------
 
 
-def test_an_upload_says_how_long_it_will_take_and_a_question_waits_for_it(opened: Open, video: Path):
+def test_upload_shows_eta_and_question_waits(opened: Open, video: Path):
     page = opened()
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 20_000}
     page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
     page.set_input_files("input[type=file]", video)
-    found = ask(page, "{answer B}")
-    assert found.locator(".state").inner_text() == "Waiting for the video"
+    round_element = ask(page, "{answer B}")
+    assert round_element.locator(".state").inner_text() == "Waiting for the upload"
     words = page.locator(".video-words")
     wait_until(lambda: re.search(r"^Uploading \d+ % of 90 KB, \d+ s left$", words.inner_text()), "time left")
     screenshot(page, "uploading")
-    found.locator("dl.facts").wait_for()
-    assert found.locator(".answer").inner_text() == "B"
+    round_element.locator("dl.facts").wait_for()
+    assert round_element.locator(".answer").inner_text() == "B"
 
 
-def test_files_are_dropped_anywhere(opened: Open, video: Path):
+def test_files_can_be_dropped_anywhere(opened: Open, video: Path):
     page = opened()
     page.evaluate(
         """(bytes) => {
@@ -296,14 +301,12 @@ def test_files_are_dropped_anywhere(opened: Open, video: Path):
     assert page.locator("#missing", has_text="notes.txt: not a video.").is_visible()
 
 
-def test_of_a_video_that_the_browser_cannot_play_the_frames_are_shown(
-    opened: Open, server: tuple[LiveServer, str]
-):
+def test_unplayable_video_shows_frames(opened: Open, server: tuple[LiveServer, str]):
     page = opened()
     attach(page, write_video(server[0].folder, VideoSpec("old.avi", codec="mpeg4", frames=200)))
-    page.get_by_text("This browser cannot play this kind of video; the agent can.").wait_for()
-    found = ask_and_wait(page, "{zoom 2 4 2} {answer B}")
-    frame = found.get_by_role("button", name="Frame at 0:03.5")
+    page.get_by_text("This browser does not support the video format; the agent does.").wait_for()
+    round_element = ask_and_wait(page, "{zoom 2 4 2} {answer B}")
+    frame = round_element.get_by_role("button", name="Frame at 0:03.5")
     frame.click()
     assert page.locator(".still").get_attribute("src") == frame.locator("img").get_attribute("src")
     assert page.locator(".still").evaluate("one => one.naturalWidth > 0")
@@ -313,7 +316,7 @@ def test_of_a_video_that_the_browser_cannot_play_the_frames_are_shown(
 # -- what goes wrong ----------------------------------------------------------------------
 
 
-def test_a_file_that_is_too_large_is_refused_in_words(opened: Open, tmp_path: Path):
+def test_too_large_file_shows_an_error(opened: Open, tmp_path: Path):
     page = opened(refused=1)
     (tmp_path / "large.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(3_000_000))
     page.set_input_files("input[type=file]", tmp_path / "large.mp4")
@@ -321,7 +324,7 @@ def test_a_file_that_is_too_large_is_refused_in_words(opened: Open, tmp_path: Pa
     assert not page.get_by_role("button", name="Try again").is_visible()
 
 
-def test_what_is_no_video_is_said_beside_it(opened: Open, tmp_path: Path, video: Path):
+def test_invalid_video_shows_an_error(opened: Open, tmp_path: Path, video: Path):
     page = opened(refused=1)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"\0\0\0\x18ftypmp42" + b"x" * 3000)
@@ -339,12 +342,12 @@ def test_what_is_no_video_is_said_beside_it(opened: Open, tmp_path: Path, video:
     page.locator("dl.facts").wait_for()
 
 
-def test_an_address_that_the_server_does_not_open(opened: Open):
+def test_forbidden_url_shows_an_error(opened: Open):
     page = opened(refused=1)
     page.get_by_label("By address").fill("http://127.0.0.1:9/talks/one.mp4")
     page.keyboard.press("Enter")
-    found = ask(page, "What?")
-    alert = found.get_by_role("alert")
+    round_element = ask(page, "What?")
+    alert = round_element.get_by_role("alert")
     alert.wait_for()
     assert "cannot be opened" in alert.inner_text()
     assert alert.get_by_role("button").count() == 0
@@ -352,8 +355,8 @@ def test_an_address_that_the_server_does_not_open(opened: Open):
     screenshot(page, "address")
 
 
-def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: Path):
-    """The answer is the server's own form, put in its place: to fill a real queue takes 100 requests."""
+def test_overload_shows_a_countdown(opened: Open, video: Path):
+    """The response is a stub: filling a real queue takes 100 requests."""
     page = opened(refused=1)
     attach(page, video)
     error = {
@@ -363,14 +366,14 @@ def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: 
     }
     full = {"status": 503, "headers": {"retry-after": "7"}, "json": {"error": error}}
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**full), times=1)
-    found = ask(page, "{answer B}")
-    assert "64 requests are waiting" in found.get_by_role("alert").inner_text()
-    assert re.search("best in [67] s", found.inner_text())
+    round_element = ask(page, "{answer B}")
+    assert "64 requests are waiting" in round_element.get_by_role("alert").inner_text()
+    assert re.search("best in [67] s", round_element.inner_text())
     screenshot(page, "overloaded")
     within = {"status": 200, "content_type": "text/event-stream"}
     body = f"retry: 3000\ndata: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**within, body=body), times=1)
-    found.get_by_role("button", name="Try again").click()
+    round_element.get_by_role("button", name="Try again").click()
     wait_until(lambda: re.search("best in [23] s", page.locator("article.round").inner_text()), "3 s")
     page.get_by_role("button", name="Try again").click()
     page.locator("dl.facts").wait_for()
@@ -378,18 +381,18 @@ def test_where_too_much_is_asked_it_says_when_to_try_again(opened: Open, video: 
     assert page.locator(".answer").inner_text() == "B"
 
 
-def test_a_server_that_is_gone_is_said(opened: Open, video: Path):
+def test_unreachable_server_shows_an_error(opened: Open, video: Path):
     page = opened(refused=1)
     attach(page, video)
     page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
-    found = ask(page, "{answer B}")
-    assert "The server does not answer" in found.get_by_role("alert").inner_text()
-    assert found.get_by_role("button", name="Try again").is_visible()
+    round_element = ask(page, "{answer B}")
+    assert "The server does not respond" in round_element.get_by_role("alert").inner_text()
+    assert round_element.get_by_role("button", name="Try again").is_visible()
 
 
-def test_the_key_is_asked_for_once(opened: Open, server: tuple[LiveServer, str], video: Path):
+def test_login_dialog_appears_once(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened(key=False, refused=1)
-    box = page.get_by_role("dialog", name="This server asks for a key")
+    box = page.get_by_role("dialog", name="This server requires an API key")
     box.wait_for()
     assert accessibility_violations(page) == []
     screenshot(page, "key")
@@ -406,25 +409,23 @@ def test_the_key_is_asked_for_once(opened: Open, server: tuple[LiveServer, str],
     box.wait_for()
 
 
-def test_a_session_that_ends_is_opened_again_and_the_question_goes_on(
-    opened: Open, server: tuple[LiveServer, str], video: Path
-):
+def test_expired_session_logs_in_and_continues(opened: Open, server: tuple[LiveServer, str], video: Path):
     page = opened(refused=1)
     attach(page, video)
     page.context.clear_cookies()
-    found = ask(page, "{answer B}")
-    box = page.get_by_role("dialog", name="This server asks for a key")
+    round_element = ask(page, "{answer B}")
+    box = page.get_by_role("dialog", name="This server requires an API key")
     box.wait_for()
     page.keyboard.type(server[1])
     page.keyboard.press("Enter")
-    found.locator("dl.facts").wait_for()
-    assert found.locator(".answer").inner_text() == "B"
+    round_element.locator("dl.facts").wait_for()
+    assert round_element.locator(".answer").inner_text() == "B"
 
 
 # -- for everyone -------------------------------------------------------------------------------
 
 
-def test_with_the_keyboard_alone(opened: Open, video: Path):
+def test_keyboard_only_use(opened: Open, video: Path):
     page = opened()
     focused = "document.activeElement.textContent + (document.activeElement.getAttribute('aria-label') ?? '')"
 
@@ -442,7 +443,7 @@ def test_with_the_keyboard_alone(opened: Open, video: Path):
         page.keyboard.press("Enter")
     chosen.value.set_files(video)
     page.locator("li.video .video-words", has_text="KB").wait_for()
-    page.keyboard.type(QUESTION)  # The question has the focus once there is a video.
+    page.keyboard.type(QUESTION)  # Adding a video moves the focus to the question.
     page.keyboard.press("Control+Enter")
     page.locator("dl.facts").wait_for()
     tab_to("Frame at 0:07", "Shift+Tab")
@@ -461,17 +462,17 @@ def test_with_the_keyboard_alone(opened: Open, video: Path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("where", "size"), [("desk", DESKTOP), ("phone", PHONE)])
-def test_it_can_be_used_by_everyone_at_every_size(
-    opened: Open, video: Path, scheme: str, where: str, size: dict[str, int]
+@pytest.mark.parametrize(("page_state", "size"), [("desk", DESKTOP), ("phone", PHONE)])
+def test_accessibility_at_all_sizes(
+    opened: Open, video: Path, scheme: str, page_state: str, size: dict[str, int]
 ):
     page = opened(size, scheme)
     page.wait_for_selector(".example")
     assert (accessibility_violations(page), fits_width(page)) == ([], True)
-    screenshot(page, f"empty-{where}-{scheme}")
+    screenshot(page, f"empty-{page_state}-{scheme}")
     attach(page, video)
     assert (accessibility_violations(page), fits_width(page)) == ([], True)
-    screenshot(page, f"attached-{where}-{scheme}")
+    screenshot(page, f"attached-{page_state}-{scheme}")
     ask_and_wait(page, QUESTION)
     ask_and_wait(
         page,
@@ -479,17 +480,17 @@ def test_it_can_be_used_by_everyone_at_every_size(
     )
     page.locator("article.round .strip").nth(4).wait_for()
     assert (accessibility_violations(page), fits_width(page)) == ([], True)
-    screenshot(page, f"done-{where}-{scheme}")
+    screenshot(page, f"done-{page_state}-{scheme}")
     page.get_by_role("button", name="Add video").click()
     assert (accessibility_violations(page), fits_width(page)) == ([], True)
-    screenshot(page, f"adding-{where}-{scheme}")
+    screenshot(page, f"adding-{page_state}-{scheme}")
 
 
-def test_on_a_phone_the_player_stays_in_sight(opened: Open, video: Path):
+def test_player_stays_visible_on_a_phone(opened: Open, video: Path):
     page = opened(PHONE)
     attach(page, video)
-    found = ask_and_wait(page, QUESTION)
-    frame = found.get_by_role("button", name="Frame at 0:09")
+    round_element = ask_and_wait(page, QUESTION)
+    frame = round_element.get_by_role("button", name="Frame at 0:09")
     frame.scroll_into_view_if_needed()
     frame.click()
     wait_until(lambda: current_time(page) == 9.0, "9 s")

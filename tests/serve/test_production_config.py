@@ -1,4 +1,4 @@
-"""`serve run conf/serve/production.yaml` on a cluster of its own, with a model that fits on this machine."""
+"""`serve run conf/serve/production.yaml` on a local Ray cluster, with a tiny model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_S = 300.0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Ray head that was started for this test, as an administrator would."""
+    """Address of a Ray head node that is started for this test."""
     folder, port = tmp_path_factory.mktemp("ray"), find_free_port()
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=true",
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def adapted(folder: Path, key_file: Path) -> tuple[Path, str]:
-    """The production file with this machine's paths in place of a cluster's; and where it will listen."""
+    """Return the production config with local paths, and the server's address."""
     content: dict[str, Any] = yaml.safe_load(Path("conf/serve/production.yaml").read_text())
     content["http_options"] = {"host": "127.0.0.1", "port": find_free_port()}
     application = content["applications"][0]
@@ -65,12 +65,10 @@ def adapted(folder: Path, key_file: Path) -> tuple[Path, str]:
     return path, f"http://127.0.0.1:{content['http_options']['port']}"
 
 
-def test_the_production_file_serves_behind_keys_and_rolls_by_being_deployed_again(
-    cluster: str, tmp_path: Path
-) -> None:
+def test_production_config_serves_and_updates_weights(cluster: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    made = vz_ray("keys", "create", "tester", "--file", str(keys))
-    key = made.stdout.strip()
+    created = vz_ray("keys", "create", "tester", "--file", str(keys))
+    key = created.stdout.strip()
     path, url = adapted(tmp_path, keys)
     video = write_video(tmp_path, VideoSpec("v.mp4", frames=120))
     deploy(cluster, path)
@@ -81,39 +79,39 @@ def test_the_production_file_serves_behind_keys_and_rolls_by_being_deployed_agai
         {"type": "video_url", "video_url": {"url": str(video)}},
         {"type": "text", "text": "What is it?"},
     ]
-    asked: Any = {"model": "zoomer", "messages": [{"role": "user", "content": content}]}
-    assert client.chat.completions.create(**asked).usage.frames > 0
+    body: Any = {"model": "zoomer", "messages": [{"role": "user", "content": content}]}
+    assert client.chat.completions.create(**body).usage.frames > 0
     assert versions(client) == [1]
     again = yaml.safe_load(path.read_text())
     again["applications"][0]["deployments"][0]["user_config"]["version"] = 2
     path.write_text(yaml.safe_dump(again))
     deploy(cluster, path)
     wait_for(lambda: versions(client) == [2], "the second version")
-    assert client.chat.completions.create(**asked).usage.frames > 0
+    assert client.chat.completions.create(**body).usage.frames > 0
 
 
 def deploy(cluster: str, path: Path) -> None:
     command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", "--address", cluster]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, str(path)], capture_output=True, text=True, timeout=START_S, check=False, env=environment
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def versions(client: openai.OpenAI) -> list[int]:
-    """Those that are served under a name with a version."""
+    """Return the served model names with a version."""
     names = [model.id for model in client.models.list().data]
     return sorted(int(name.split("@")[1]) for name in names if "@" in name)
 
 
-def wait_for(condition: Any, what: str) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
+def wait_for(condition: Any, description: str) -> None:
+    end_time = time.monotonic() + START_S
+    while time.monotonic() < end_time:
         try:
             if condition():
                 return
         except (httpx.TransportError, openai.APIError):
             pass
         time.sleep(1)
-    raise AssertionError(f"{what} did not come within {START_S:.0f} s")
+    raise AssertionError(f"{description} did not come within {START_S:.0f} s")

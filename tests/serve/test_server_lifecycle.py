@@ -1,4 +1,4 @@
-"""A server with two replicas: one dies, new weights come and go, more is asked than it can take on."""
+"""A server with two replicas: replica death, weight changes, overload."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACK_S = 300.0
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, openai.OpenAI]]:
-    """Two replicas, eight places in all, behind keys."""
+    """Server with an API key and two replicas, with capacity for eight requests."""
     folder = tmp_path_factory.mktemp("life")
     secret, key = generate_key("tests")
     add_key(folder / "keys.json", key)
@@ -41,35 +41,37 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServ
         "access.keys_file": folder / "keys.json",
         "min_replicas": 2,
         "max_replicas": 2,
-        "requests_per_replica": 2,
-        "queue": 4,
-        "drain_s": 30,
+        "max_ongoing_requests": 2,
+        "max_queued_requests": 4,
+        "timeouts.drain_s": 30,
     }
-    with live_server(tiny_serve_config(folder, **more), folder) as found:
-        yield found, found.client(secret)
+    with live_server(tiny_serve_config(folder, **more), folder) as running:
+        yield running, running.client(secret)
 
 
 def outcomes(server: LiveServer, client: openai.OpenAI, count: int, question: str = ASK) -> Counter[object]:
-    """Answers, and the statuses of requests that were refused, of so many at once."""
+    """Send concurrent requests; count answers and error statuses."""
 
     def ask(_: int) -> object:
         try:
             return server.ask(question, client=client).choices[0].message.content
         except openai.APIStatusError as error:
-            told = isinstance(error.body, dict) and {"message", "type", "code"} <= set(error.body)
-            return error.status_code if told else f"{error.status_code} without a body of OpenAI's"
+            is_openai_error = isinstance(error.body, dict) and {"message", "type", "code"} <= set(error.body)
+            return (
+                error.status_code if is_openai_error else f"{error.status_code} without an OpenAI error body"
+            )
 
     with ThreadPoolExecutor(count) as threads:
         return Counter(threads.map(ask, range(count)))
 
 
 def replicas() -> list[psutil.Process]:
-    """The processes of this server's agents."""
+    """Return the processes of the agent replicas."""
     below = psutil.Process().children(recursive=True)
     return [p for p in below if p.name().startswith("ray::ServeReplica") and "Agent" in p.name()]
 
 
-def test_without_the_right_key_nobody_is_answered(guarded):
+def test_wrong_keys_are_rejected(guarded):
     server, _ = guarded
     for key in ("none", "vz-" + "A" * 43):
         with pytest.raises(openai.AuthenticationError):
@@ -78,31 +80,31 @@ def test_without_the_right_key_nobody_is_answered(guarded):
     assert httpx.get(f"{server.url}/metrics").status_code == 401
 
 
-def test_more_than_it_can_take_on_is_refused_and_the_rest_is_answered(guarded):
+def test_overload_rejects_excess_requests_only(guarded):
     server, client = guarded
     server.ask(ASK, client=client)
     client.models.list()
     long = "{think 12} {zoom 2 4 2} {think 12} {zoom 6 8 2} {answer B}"
     with ThreadPoolExecutor(1) as thread:
         flood = thread.submit(outcomes, server, client, 48, long)
-        seen = []
+        health_checks = []
         while not flood.done():
-            seen.append(
+            health_checks.append(
                 (httpx.get(f"{server.url}/ready", timeout=30).status_code, len(client.models.list().data))
             )
-    found = flood.result()
-    # Whoever looks whether it is well is not told that it is not, as full as it may be.
-    assert set(seen) == {(200, 2)}
-    assert set(found) <= {"B", 503, 429}, found
-    assert found["B"] >= 4
-    assert found[503] > 0
+    counts = flood.result()
+    # Health checks succeed at full load.
+    assert set(health_checks) == {(200, 2)}
+    assert set(counts) <= {"B", 503, 429}, counts
+    assert counts["B"] >= 4
+    assert counts[503] > 0
     with pytest.raises(openai.APIStatusError) as refused:
         refuse_one(server, client)
     assert float(refused.value.response.headers["retry-after"]) >= 1
 
 
 def refuse_one(server: LiveServer, client: openai.OpenAI) -> None:
-    """Raises what one of many requests at once gets that finds no place."""
+    """Raise the error of a request to a full queue."""
     errors: list[openai.APIStatusError] = []
 
     def ask(_: int) -> None:
@@ -116,16 +118,16 @@ def refuse_one(server: LiveServer, client: openai.OpenAI) -> None:
     raise errors[0]
 
 
-def test_a_replica_that_dies_takes_no_request_with_it(guarded):
+def test_replica_death_loses_no_request(guarded):
     server, client = guarded
-    found: list[Counter[object]] = []
-    load = threading.Thread(target=lambda: found.extend(outcomes(server, client, 4) for _ in range(6)))
+    batches: list[Counter[object]] = []
+    load = threading.Thread(target=lambda: batches.extend(outcomes(server, client, 4) for _ in range(6)))
     load.start()
     time.sleep(0.5)
     victim = replicas()[0]
     victim.send_signal(signal.SIGKILL)
     load.join(BACK_S)
-    total = sum(found, Counter())
+    total = sum(batches, Counter())
     assert set(total) <= {"B", 503}, total
     assert total["B"] >= 20
     deadline = time.monotonic() + BACK_S
@@ -136,7 +138,7 @@ def test_a_replica_that_dies_takes_no_request_with_it(guarded):
 
 
 def changed(folder: Path) -> Path:
-    """The same model with other weights."""
+    """Write a copy of the model with other weights."""
     shutil.copytree("assets/tiny-base", folder)
     tensors = load_file(folder / "model.safetensors")
     save_file(
@@ -152,16 +154,16 @@ def roll(server: LiveServer, model: Path | str, version: int) -> None:
     deploy(replace(server.config, model=str(model)), version, DirectiveAgent)
 
 
-def test_new_weights_come_and_go_while_requests_are_answered(guarded, tmp_path):
+def test_weights_change_under_load(guarded, tmp_path):
     server, client = guarded
     other = changed(tmp_path / "other")
     pids = sorted(p.pid for p in replicas())
-    found: list[Counter[object]] = []
-    over = threading.Event()
+    batches: list[Counter[object]] = []
+    stop = threading.Event()
 
     def load() -> None:
-        while not over.is_set():
-            found.append(outcomes(server, client, 3))
+        while not stop.is_set():
+            batches.append(outcomes(server, client, 3))
 
     thread = threading.Thread(target=load)
     thread.start()
@@ -173,13 +175,13 @@ def test_new_weights_come_and_go_while_requests_are_answered(guarded, tmp_path):
         roll(server, "assets/tiny-base", 3)
         assert {server.ask(ASK, client=client).model for _ in range(4)} == {"zoomer@3"}
     finally:
-        over.set()
+        stop.set()
         thread.join(BACK_S)
-    assert set(sum(found, Counter())) == {"B"}
+    assert set(sum(batches, Counter())) == {"B"}
     assert sorted(p.pid for p in replicas()) == pids
 
 
-def test_weights_of_another_shape_are_refused_and_the_old_ones_stay(guarded, tmp_path):
+def test_weights_of_another_shape_are_refused(guarded, tmp_path):
     server, client = guarded
     other = changed(tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
@@ -193,7 +195,7 @@ def test_weights_of_another_shape_are_refused_and_the_old_ones_stay(guarded, tmp
     assert outcomes(server, client, 4) == Counter({"B": 4})
 
 
-def test_the_state_of_a_server_can_be_read_while_it_runs(guarded):
+def test_server_state_is_readable(guarded):
     server, _ = guarded
-    assert read_server_state(Path(server.config.logs)).url == server.url
-    assert read_server_state(Path(server.config.logs)).pid == os.getpid()
+    assert read_server_state(Path(server.config.log_dir)).url == server.url
+    assert read_server_state(Path(server.config.log_dir)).pid == os.getpid()

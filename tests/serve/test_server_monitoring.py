@@ -1,4 +1,4 @@
-"""What a server tells of itself: log lines that are objects and name it, and metrics of its decoders."""
+"""Monitoring of a server: JSON log lines and decoder metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vz_ray.runtime.monitor_run import prometheus_targets
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-COMES_S = 60.0
+METRICS_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +26,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "500")
         with live_server(
-            tiny_serve_config(folder, **{"observe.log_format": "json", "name": "watcher"}), folder
-        ) as found:
-            answer = found.ask("{zoom 2 4 2} {answer B}", model="watcher").choices[0].message
+            tiny_serve_config(folder, **{"monitoring.log_format": "json", "name": "watcher"}), folder
+        ) as running:
+            answer = running.ask("{zoom 2 4 2} {answer B}", model="watcher").choices[0].message
             assert answer.content == "B"
-            yield found
+            yield running
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Every line must be an object."""
+    """Parse a log file with one JSON object per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_replicas_write_objects_that_name_server_replica_and_request(server: LiveServer) -> None:
+def test_json_logs_have_run_worker_and_request(server: LiveServer) -> None:
     ingress, agent = (
         lines
         for kind in ("Ingress", "Agent")
@@ -55,19 +55,19 @@ def test_replicas_write_objects_that_name_server_replica_and_request(server: Liv
     assert any("Serving version 1" in line.get("message", "") for line in agent)
 
 
-def test_decoders_of_a_server_name_it_in_their_metrics(server: LiveServer) -> None:
+def test_decoder_metrics_have_the_server_name(server: LiveServer) -> None:
     [address] = prometheus_targets()
-    found: set[tuple[str, str]] = set()
-    until = time.monotonic() + COMES_S
-    while ("watcher", "zoom") not in found:
-        assert time.monotonic() < until, found
+    samples: set[tuple[str, str]] = set()
+    end_time = time.monotonic() + METRICS_TIMEOUT_S
+    while ("watcher", "zoom") not in samples:
+        assert time.monotonic() < end_time, samples
         time.sleep(0.5)
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        found = {
+        samples = {
             (sample.labels["run"], sample.labels["kind"])
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name == "ray_vz_decode_seconds_count"
         }
-    assert {run for run, _ in found} == {"watcher"}
+    assert {run for run, _ in samples} == {"watcher"}

@@ -1,4 +1,4 @@
-"""Reasoning and answer are told apart while a turn is still being said."""
+"""Incremental parsing of reasoning and answer."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ TURN = '<think>red border</think><video_zoom>{"segment": [1, 2], "fps": 2}</vide
 ANSWER = "<think>a < b, so</think><answer>B</answer><|im_end|>"
 
 
-def heard(text: str, cuts: list[int]) -> tuple[str, str, TagStreamParser]:
-    """Everything that was told of a turn that came in these pieces."""
-    speech, told = TagStreamParser(), []
+def parse(text: str, cuts: list[int]) -> tuple[str, str, TagStreamParser]:
+    """Feed a turn in chunks; return reasoning text, answer text and the parser."""
+    parser, pieces = TagStreamParser(), []
     for cut in sorted({min(cut, len(text)) for cut in cuts}):
-        told += speech.feed(text[:cut])
-    told += speech.feed(text, final=True)
+        pieces += parser.feed(text[:cut])
+    pieces += parser.feed(text, final=True)
     return (
-        "".join(piece for piece, answer in told if not answer),
-        "".join(piece for piece, answer in told if answer),
-        speech,
+        "".join(piece for piece, answer in pieces if not answer),
+        "".join(piece for piece, answer in pieces if answer),
+        parser,
     )
 
 
 @given(st.lists(st.integers(0, 120), max_size=30))
-def test_what_is_told_does_not_depend_on_how_it_came(cuts):
-    assert heard(TURN, cuts)[:2] == ("red border", "")
-    assert heard(ANSWER, cuts)[:2] == ("a < b, so", "B")
+def test_parser_is_independent_of_chunks(cuts):
+    assert parse(TURN, cuts)[:2] == ("red border", "")
+    assert parse(ANSWER, cuts)[:2] == ("a < b, so", "B")
 
 
 @given(st.text(alphabet="<>/abcthinkswervdo_z|", max_size=60), st.lists(st.integers(0, 60), max_size=12))
-def test_any_text_is_told_whole_once_whatever_it_holds(text, cuts):
-    whole, piecewise = heard(text, []), heard(text, cuts)
+def test_any_text_is_returned_exactly_once(text, cuts):
+    whole, piecewise = parse(text, []), parse(text, cuts)
     assert whole[:2] == piecewise[:2]
 
 
-def test_nothing_is_held_back_that_cannot_be_a_tag():
-    speech = TagStreamParser()
-    assert speech.feed("x < y") == [("x < y", False)]
-    assert speech.feed("x < y <ans") == [(" ", False)]
-    assert speech.feed("x < y <answer>4") == [("4", True)]
-    assert speech.feed("x < y <answer>42</ans") == [("2", True)]
-    assert speech.feed("x < y <answer>42</answer>") == []
+def test_only_possible_tags_are_held_back():
+    parser = TagStreamParser()
+    assert parser.feed("x < y") == [("x < y", False)]
+    assert parser.feed("x < y <ans") == [(" ", False)]
+    assert parser.feed("x < y <answer>4") == [("4", True)]
+    assert parser.feed("x < y <answer>42</ans") == [("2", True)]
+    assert parser.feed("x < y <answer>42</answer>") == []
 
 
 @given(st.text(alphabet="ab ", max_size=8), st.text(alphabet="ab ", max_size=8))
-def test_the_answer_is_the_one_that_counts(first, second):
+def test_answer_is_the_last_answer_span(first, second):
     text = f"<answer>{first}</answer><answer>{second}</answer>"
-    assert heard(text, [])[2].answer == extract_answer(text)
+    assert parse(text, [])[2].answer == extract_answer(text)

@@ -1,4 +1,4 @@
-"""How a replica exchanges its weights: the order of things, without an engine."""
+"""Weight swaps of a replica without an engine: order of calls, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = "assets/tiny-base"
 
 
 class FakeEngine:
-    """Notes what an engine is told; `fails` at one of them."""
+    """Records its calls; raises in the call `fails`."""
 
     def __init__(self, fails: str = "") -> None:
         self.calls, self.fails = [], fails
@@ -36,25 +36,25 @@ class FakeEngine:
 
 
 @pytest.fixture
-def holding() -> WeightSwap:
-    holding = WeightSwap(ServeConfig(timeouts=ServeTimeoutsConfig(drain_s=30)), "agent")
-    holding.set_initial(MODEL, 1)
-    return holding
+def weight_swap() -> WeightSwap:
+    weight_swap = WeightSwap(ServeConfig(timeouts=ServeTimeoutsConfig(drain_s=30)), "agent")
+    weight_swap.set_initial(MODEL, 1)
+    return weight_swap
 
 
-async def test_requests_end_before_and_new_ones_wait_until_after(holding):
+async def test_swap_drains_requests_and_blocks_new_ones(weight_swap):
     engine, order = FakeEngine(), []
 
     async def request(name: str, seconds: float) -> None:
-        async with holding.request_slot():
+        async with weight_swap.request_slot():
             order.append(f"{name} begins with {len(engine.calls)}")
             await asyncio.sleep(seconds)
             order.append(f"{name} ends with {len(engine.calls)}")
 
     first = asyncio.create_task(request("first", 0.5))
     await asyncio.sleep(0)
-    taking = asyncio.create_task(holding.swap(engine, MODEL, 2))
-    while holding._accepting.is_set():  # noqa: ASYNC110 - nothing announces it
+    taking = asyncio.create_task(weight_swap.swap(engine, MODEL, 2))
+    while weight_swap._accepting.is_set():  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.01)
     second = asyncio.create_task(request("second", 0))
     await asyncio.gather(first, taking, second)
@@ -67,18 +67,18 @@ async def test_requests_end_before_and_new_ones_wait_until_after(holding):
     ]
 
 
-async def test_an_engine_left_between_two_sets_of_weights_plays_nothing_more(holding):
+async def test_partial_swap_disables_the_engine(weight_swap):
     with pytest.raises(EngineFailedError):
-        await holding.swap(FakeEngine(fails="receive 2"), MODEL, 2)
-    assert "loading version 2" in holding.engine_error
+        await weight_swap.swap(FakeEngine(fails="receive 2"), MODEL, 2)
+    assert "loading version 2" in weight_swap.engine_error
     with pytest.raises(EngineFailedError, match="loading version 2"):
-        async with holding.request_slot():
+        async with weight_swap.request_slot():
             raise AssertionError("it plays")
 
 
-async def test_what_is_no_checkpoint_leaves_the_engine_alone(holding, tmp_path):
+async def test_invalid_checkpoint_leaves_the_engine_unchanged(weight_swap, tmp_path):
     engine = FakeEngine()
-    await holding.swap(engine, str(tmp_path), 2)
+    await weight_swap.swap(engine, str(tmp_path), 2)
     assert engine.calls == []
-    assert "version 2 was refused" in holding.swap_error
-    assert not holding.engine_error
+    assert "version 2 was refused" in weight_swap.swap_error
+    assert not weight_swap.engine_error

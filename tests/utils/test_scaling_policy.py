@@ -63,5 +63,5 @@ def test_scales_to_zero_and_back() -> None:
 
 
 def test_max_below_num_actors_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"clips\.max_actors is 1, below clips\.num_actors \(2\)"):
+    with pytest.raises(ValueError, match=r"max_actors is 1; it must be at least num_actors \(2\)"):
         ClipsConfig(num_actors=2, max_actors=1)

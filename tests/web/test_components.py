@@ -1,4 +1,4 @@
-"""The shared parts by themselves, in a page that knows nothing of runs: what another page builds on."""
+"""Shared web components in a minimal page: timeline and frame strip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import chromium  # noqa: F401
 from vz_ray.web import load_asset
 
 TYPES = {"js": "text/javascript", "css": "text/css"}
@@ -38,7 +37,7 @@ class AssetHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page(chromium: Any) -> Iterator[Any]:  # noqa: F811
+def page(chromium: Any) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), AssetHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     opened = chromium.new_page(viewport={"width": 800, "height": 600})
@@ -54,13 +53,13 @@ def empty(page: Any) -> None:
 
 
 def draw(page: Any, part: str, **options: Any) -> None:
-    """Makes `window.part`, which says what it was sought for."""
+    """Create `window.part`; it records its seek calls in `window.sought`."""
     seek = "onSeek: (s, z) => sought.push([s, z?.turn ?? null])"
     page.evaluate(f"window.part = {part}({{...{json.dumps(options)}, {seek}}}); main.append(part.element)")
 
 
 def boxes(page: Any, selector: str) -> list[list[float]]:
-    """Left and right edges as shares of the track."""
+    """Return left and right edges as fractions of the track."""
     return page.evaluate(  # type: ignore[no-any-return]
         """(selector) => { const track = document.querySelector(".tl-track").getBoundingClientRect();
         return [...document.querySelectorAll(selector)].map((e) => { const box = e.getBoundingClientRect();
@@ -72,7 +71,7 @@ def boxes(page: Any, selector: str) -> list[list[float]]:
 ZOOM = {"turn": 1, "start": 25, "end": 50, "fps": 4}
 
 
-def test_bars_events_and_ticks_are_where_their_times_are(page: Any) -> None:
+def test_bars_events_and_ticks_are_at_their_times(page: Any) -> None:
     draw(page, "timeline", duration=100, ticks=[0, 50], events=[[10, 20]], zooms=[ZOOM])
     assert boxes(page, ".tl-zoom") == [pytest.approx([0.25, 0.5], abs=2e-3)]
     assert boxes(page, ".tl-event") == [pytest.approx([0.1, 0.2], abs=2e-3)]
@@ -80,7 +79,7 @@ def test_bars_events_and_ticks_are_where_their_times_are(page: Any) -> None:
     assert page.locator(".tl-scale").inner_text().split() == ["0:00", "0:25", "0:50", "1:15", "1:40"]
 
 
-def test_bars_can_be_added_one_by_one_and_the_length_become_known(page: Any) -> None:
+def test_bars_can_be_added_and_duration_updated(page: Any) -> None:
     draw(page, "timeline", duration=100)
     group = page.get_by_role("group")
     assert group.get_attribute("aria-label") == "Timeline of 1:40: 0 zooms, 0 events"
@@ -93,7 +92,7 @@ def test_bars_can_be_added_one_by_one_and_the_length_become_known(page: Any) -> 
     assert group.get_attribute("aria-label").startswith("Timeline of 3:20: ")
 
 
-def test_bars_are_buttons_that_seek_to_where_they_begin(page: Any) -> None:
+def test_bars_are_buttons_that_seek(page: Any) -> None:
     draw(page, "timeline", duration=100, zooms=[{**ZOOM, "video": "b.mp4"}])
     button = page.get_by_role("button", name="Turn 1: 0:25 to 0:50 of b.mp4 at 4 fps")
     button.focus()
@@ -106,7 +105,7 @@ def test_bars_are_buttons_that_seek_to_where_they_begin(page: Any) -> None:
     assert (seconds, zoom) == (pytest.approx(75, abs=0.5), None)
 
 
-def test_a_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
+def test_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
     draw(
         page,
         "timeline",
@@ -118,7 +117,7 @@ def test_a_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
         assert right <= 1.01
 
 
-def test_a_refused_zoom_is_drawn_where_it_asked_to_look_with_the_reason(page: Any) -> None:
+def test_refused_zoom_is_drawn_with_reason(page: Any) -> None:
     why = {"refused": "segment is outside"}
     outside = {**ZOOM, "turn": 2, "start": 120, "end": 150, **why}
     back = {**ZOOM, "turn": 3, "start": 40, "end": 20, **why}
@@ -140,7 +139,7 @@ def test_a_refused_zoom_is_drawn_where_it_asked_to_look_with_the_reason(page: An
     assert page.evaluate("sought") == [[0, 4]]
 
 
-def test_a_zoom_that_is_refused_while_it_is_decoded_counts_as_refused(page: Any) -> None:
+def test_pending_zoom_can_become_refused(page: Any) -> None:
     draw(page, "timeline", duration=100)
     page.evaluate(f"window.bar = part.add({json.dumps(ZOOM)}, 'pending')")
     page.evaluate("bar.settle('refused', 'no room is left')")
@@ -152,7 +151,7 @@ def test_a_zoom_that_is_refused_while_it_is_decoded_counts_as_refused(page: Any)
     )
 
 
-def test_bars_that_overlap_are_apart_in_a_compact_timeline(page: Any) -> None:
+def test_compact_timeline_separates_overlapping_bars(page: Any) -> None:
     zooms = [
         {**ZOOM, "turn": k + 1, "start": start, "end": start + 20} for k, start in enumerate((0, 10, 40))
     ]
@@ -164,7 +163,7 @@ def test_bars_that_overlap_are_apart_in_a_compact_timeline(page: Any) -> None:
     assert tops["1"] == tops["3"] < tops["2"]
 
 
-def test_the_place_of_a_player_is_shown_and_hidden(page: Any) -> None:
+def test_player_position_is_shown_and_hidden(page: Any) -> None:
     draw(page, "timeline", duration=100)
     assert page.locator(".tl-now").is_hidden()
     page.evaluate("part.setNow(50)")
@@ -174,7 +173,7 @@ def test_the_place_of_a_player_is_shown_and_hidden(page: Any) -> None:
     assert page.locator(".tl-now").is_hidden()
 
 
-def test_a_strip_shows_times_first_and_pictures_or_trouble_later(page: Any) -> None:
+def test_strip_shows_times_then_images_or_error(page: Any) -> None:
     draw(page, "strip", times=[0, 4, 8.5], events=[[4, 5]], width=56, height=28, more=7)
     assert page.locator(".strip time").all_inner_texts() == ["0:00", "0:04", "0:08.5"]
     assert page.locator(".strip.tiny").count() == 1
@@ -192,14 +191,14 @@ def test_a_strip_shows_times_first_and_pictures_or_trouble_later(page: Any) -> N
     assert page.locator(".strip .frame").first.is_hidden()
 
 
-def test_texts_are_never_markup(page: Any) -> None:
+def test_text_is_never_markup(page: Any) -> None:
     page.evaluate("main.append(dom.el('p', { title: '<b>' }, '<b>bold</b>'))")
     assert page.locator("main b").count() == 0
     assert page.locator("main p").inner_text() == "<b>bold</b>"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (0, "0:00"),
         (75.5, "1:15.5"),
@@ -210,7 +209,7 @@ def test_texts_are_never_markup(page: Any) -> None:
         (-75.5, "-1:15.5"),
     ],
 )
-def test_times_are_said_as_the_report_says_them(page: Any, seconds: float, said: str) -> None:
+def test_clock_format_matches_the_report(page: Any, seconds: float, expected: str) -> None:
     from vz_ray.report.markup import format_clock
 
-    assert page.evaluate(f"dom.clock({seconds})") == said == format_clock(seconds)
+    assert page.evaluate(f"dom.clock({seconds})") == expected == format_clock(seconds)

@@ -94,7 +94,7 @@ class EvalRunConfig(RolloutRunConfig):
     curve: CurveConfig = field(default_factory=CurveConfig)
     """Accuracy by frames, zooms and zoom frame rate."""
     allow_missing: bool = False
-    """Evaluate only the questions whose videos exist; the others are counted and reported."""
+    """Skip questions with missing videos; the output reports their number."""
     image_cache_dir: str = ""
     """Directory of question images, visible to every node; default: the user's cache directory."""
 

@@ -77,7 +77,7 @@ def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequ
 
 
 def restore_config(schema: type[C], values: dict[str, Any]) -> C:
-    """Return the config whose `dataclasses.asdict` is `values`, including derived fields.
+    """Return the config for the `dataclasses.asdict` output `values`, including derived fields.
 
     Raises:
         ConfigError: `values` has unknown keys or invalid values.
@@ -175,7 +175,7 @@ def _merge_error(error: Exception, layer: _Layer, schema: type) -> ConfigError:
     sibling_keys = [f"{parent}.{sibling}" if parent else sibling for sibling in siblings]
     closest = _closest_key(key, sibling_keys, list_keys(schema))
     hint = f"did you mean {closest}?" if closest else f"the keys there are {', '.join(siblings)}"
-    return ConfigError(f"{location}: there is no key {key}; {hint}")
+    return ConfigError(f"{location}: unknown key {key}; {hint}")
 
 
 def _closest_key(key: str, siblings: Sequence[str], all_keys: Sequence[str]) -> str:
@@ -202,7 +202,7 @@ def _build(schema: type[C], config: Any, layers: Sequence[_Layer]) -> C:
 
 
 def _invalid_section(config: DictConfig, prefix: str) -> str:
-    """Dotted key of the innermost section whose `__post_init__` raises; empty for the root."""
+    """Dotted key of the innermost section with an error in `__post_init__`; empty for the root."""
     for name in map(str, config):
         node = None if OmegaConf.is_missing(config, name) else config._get_node(name)
         if not isinstance(node, DictConfig):

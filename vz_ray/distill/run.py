@@ -40,7 +40,7 @@ from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rewards import check_scorers
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.monitor_run import check_monitoring, monitor_run
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
@@ -181,7 +181,7 @@ async def _distill(
     if log.records or ledger.totals.requests:
         run.progress.print_line(f"resuming {run_dir.path}: {_format_cost(ledger)}")
     async with (
-        runtime.checked_ray_cluster(config),
+        ray_cluster.checked_ray_cluster(config),
         runtime.decode_pool(config) as frames,
         monitor_run(config.monitoring, run_dir, frames, run_kind=RunKind.DISTILL) as monitor,
     ):

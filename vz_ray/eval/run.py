@@ -43,7 +43,7 @@ from vz_ray.eval.runner import evaluate
 from vz_ray.learner.policy_model import check_hf_checkpoint
 from vz_ray.report.curve_report import write_curve_report
 from vz_ray.rewards import check_scorers
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import to_json_line
@@ -216,7 +216,7 @@ async def _run_jobs(
     """Run incomplete jobs model by model; all models share the decode pool and the engine settings."""
     async with AsyncExitStack() as stack:
         with run.time_stage("start Ray"):
-            await stack.enter_async_context(runtime.checked_ray_cluster(config))
+            await stack.enter_async_context(ray_cluster.checked_ray_cluster(config))
             pool = await stack.enter_async_context(runtime.decode_pool(config))
         for label, model in models.items():
             model_jobs = [job for job in jobs if job.mode.model == label and not job.complete]

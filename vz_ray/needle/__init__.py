@@ -1,4 +1,4 @@
-"""Synthetic needle benchmark, tiny models, quickstart and ablation.
+"""Needle world (synthetic benchmark), tiny models, quickstart and ablation.
 
 A needle video has sixteen shots of equal length. Some shots show a colored border, during which a symbol
 flashes for an eighth of the shot. A sparse overview therefore shows which shot to zoom into, but not the

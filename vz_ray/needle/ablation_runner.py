@@ -62,7 +62,7 @@ from vz_ray.needle.synthesis import synthesize
 from vz_ray.report.ablation_report import REPORT_FILE, write_ablation_report
 from vz_ray.rewards import check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.utils.atomic_files import write_atomic
@@ -80,7 +80,7 @@ def run_ablation(config: AblationConfig) -> None:
     Raises:
         StopRequested: The user stopped the run. The same command resumes it.
     """
-    check_scorers(config.reward, (), "the needle benchmark")
+    check_scorers(config.reward, (), "the needle world")
     with open_run(config) as run:
         layout = AblationLayout(run.run_dir.path, Path(config.model))
         make_needle_datasets(config, run)
@@ -175,7 +175,7 @@ class _AblationRunner:
         """Run the remaining stages."""
         async with AsyncExitStack() as stack:
             with self.run_context.time_stage("start Ray"):
-                await stack.enter_async_context(runtime.checked_ray_cluster(self.config))
+                await stack.enter_async_context(ray_cluster.checked_ray_cluster(self.config))
                 frames = await stack.enter_async_context(runtime.decode_pool(self.config))
             engines = AblationEngines(self.run_context, frames)
             stack.push_async_callback(engines.close)

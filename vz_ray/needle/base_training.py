@@ -92,7 +92,7 @@ class BaseTrainingConfig:
 
 
 def make_tokenizer_corpus(seed: int = 0) -> list[str]:
-    """Return samples of all texts of the needle benchmark, for the tokenizer."""
+    """Return samples of all texts of the needle world, for the tokenizer."""
     rng = random.Random(seed)
     lessons = [make(rng, NUM_SHOTS) for make in (make_album_lesson, make_needle_lesson) for _ in range(40)]
     lessons += [make_naming_lesson(rng) for _ in range(20)]

@@ -3,7 +3,7 @@
 - *naming*: what each of a few unrelated frames shows;
 - *album*: when each object is shown, and what is shown at each time. Consecutive frames contain far more
   objects than a needle video, which trains retrieval;
-- *needle*: the questions of the needle benchmark, and when borders and nights are shown, on an overview, on a
+- *needle*: the questions of the needle world, and when borders and nights are shown, on an overview, on a
   clip, or on a clip after an overview.
 """
 

@@ -1,11 +1,11 @@
-"""Quickstart: the whole pipeline on the needle benchmark.
+"""Quickstart: the whole pipeline on the needle world.
 
     synth -> cold start -> evaluate -> RL -> evaluate
                   |-> continued SFT for the duration of RL -> evaluate
     base -> uniform baseline, same questions, no tool      -> evaluate run 8 .. 128 frames
     -> summary.json, report.html
 
-Each stage writes its output atomically. A resumed run skips stages whose output exists.
+Each stage writes its output atomically. A resumed run skips stages with existing output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, z
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report
 from vz_ray.rewards import check_scorers
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.training.sft import run_sft_stage
@@ -44,7 +44,7 @@ BASELINE = "baseline"
 
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run `vz-ray quickstart`."""
-    check_scorers(config.reward, (), "the needle benchmark")
+    check_scorers(config.reward, (), "the needle world")
     with open_run(config) as run:
         report = run.run_dir.path / "report.html"
         if not report.exists():
@@ -82,7 +82,7 @@ def run_baseline(quickstart_dir: Path) -> None:
 
 async def _train_and_evaluate_baseline(config: QuickstartConfig, run: RunContext) -> None:
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.checked_ray_cluster(config))
+        await stack.enter_async_context(ray_cluster.checked_ray_cluster(config))
         frames = await stack.enter_async_context(runtime.decode_pool(config))
         if not run.model_dir(BASELINE).exists():
             with run.time_stage(BASELINE):
@@ -105,7 +105,7 @@ def make_needle_dataset(config: QuickstartConfig, run: RunContext) -> None:
 async def _run_stages(config: QuickstartConfig, run: RunContext) -> None:
     async with AsyncExitStack() as stack:
         with run.time_stage("start Ray"):
-            await stack.enter_async_context(runtime.checked_ray_cluster(config))
+            await stack.enter_async_context(ray_cluster.checked_ray_cluster(config))
             frames = await stack.enter_async_context(runtime.decode_pool(config))
         # The engines start in the background while the cold start trains.
         rollout_start = asyncio.create_task(start_rollout(config, run, frames, stack))

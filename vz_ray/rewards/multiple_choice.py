@@ -60,7 +60,7 @@ def _by_text(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _by_label(text: str, options: Mapping[str, str]) -> str | None:
-    """Return the option whose label starts `text`, unless the remaining text names another option."""
+    """Return the option with the label at the start of `text`, unless the text also names another option."""
     match = _LABEL.match(text)
     if match is None:
         head, _, tail = text.partition(" ")

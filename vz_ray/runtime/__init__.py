@@ -1,1 +1,5 @@
-"""Assembles what a run needs: a Ray cluster, decoders, a learner, rollout workers, and the run context."""
+"""Assembly of a run: Ray cluster, run directory, decode pool, learner, rollout workers, monitor.
+
+Input: the config of a command. Output: context managers that start the parts and close them on exit. Imports
+every part that it assembles; no training loop, evaluation or server.
+"""

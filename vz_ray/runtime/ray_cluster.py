@@ -124,7 +124,7 @@ def _check_connection(address: str) -> None:
     """Raise `UserError` if `host:port` refuses connections; `ray.init` would retry for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if not port.isdigit():
-        return  # `auto`: Ray fails at once if there is no cluster
+        return  # `auto`: Ray fails at once without a cluster
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:

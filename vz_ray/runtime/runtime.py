@@ -23,13 +23,11 @@ from vz_ray.rewards import score_episode
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
-from vz_ray.runtime.ray_cluster import checked_ray_cluster, preflight_checks, ray_cluster, use_gpus
+from vz_ray.runtime.ray_cluster import use_gpus
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.weight_sync import ParityProbe, WeightPublisher, WeightTransport, build_parity_probe
-
-__all__ = ["checked_ray_cluster", "preflight_checks", "ray_cluster", "use_gpus"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,8 +205,8 @@ def load_keys(file: Path) -> tuple[ApiKey, ...]:
 
 def format_key(key: ApiKey) -> str:
     """Format a key for the terminal: name, creation and expiry time."""
-    until = "never expires" if key.expires_at is None else f"expires {_iso_time(key.expires_at)}"
-    expiry = "expired" if key.is_expired(time.time()) else until
+    expiry_time = "never expires" if key.expires_at is None else f"expires {_iso_time(key.expires_at)}"
+    expiry = "expired" if key.is_expired(time.time()) else expiry_time
     return f"{key.name}  created {_iso_time(key.created_at)}, {expiry}"
 
 
@@ -222,13 +222,13 @@ def _iso_time(seconds: float) -> str:
 def _parse_environment(text: str) -> tuple[ApiKey, ...]:
     keys = []
     for index, entry in enumerate(re.split(r"[\s,]+", text.strip()) if text.strip() else []):
-        name, _, rest = entry.partition(":")
-        digest, _, expiry = rest.partition(":")
+        name, _, hash_and_expiry = entry.partition(":")
+        digest, _, expiry = hash_and_expiry.partition(":")
         try:
-            until = datetime.fromisoformat(expiry) if expiry else None
-            if until is not None and until.tzinfo is None:
-                until = until.replace(tzinfo=UTC)
-            keys.append(ApiKey(name, digest, expires_at=until.timestamp() if until else None))
+            expiry_time = datetime.fromisoformat(expiry) if expiry else None
+            if expiry_time is not None and expiry_time.tzinfo is None:
+                expiry_time = expiry_time.replace(tzinfo=UTC)
+            keys.append(ApiKey(name, digest, expires_at=expiry_time.timestamp() if expiry_time else None))
         except ValueError:
             raise UserError(
                 f"entry {index + 1} of the keys in the environment must be NAME:HASH or NAME:HASH:EXPIRY; "

@@ -23,7 +23,7 @@ from vz_ray.config.serve import ServeConfig
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.monitoring import logging_config
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.serve.agent import Agent
 from vz_ray.serve.agent_protocol import AgentRequest, RequestCompleted, RequestFailed, TextDelta
 from vz_ray.serve.launch import resolve_checkpoint
@@ -68,7 +68,7 @@ async def _ask_engine(config: ServeConfig, videos: Sequence[str], question: str)
     logging_config.configure_logging(Path(config.log_dir), identity=runtime.run_identity(config))
     # The user of this process may open any file.
     config = replace(config, clips=replace(config.clips, allowed_dirs=[]))
-    async with runtime.ray_cluster(config.ray):
+    async with ray_cluster.ray_cluster(config.ray):
         agent = Agent(config)
         try:
             await agent.reconfigure({"model": config.model, "version": 1})

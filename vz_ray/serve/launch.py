@@ -25,7 +25,7 @@ from rich.console import Console
 from vz_ray.config import load_config, to_yaml
 from vz_ray.config.serve import ServeConfig
 from vz_ray.monitoring import logging_config
-from vz_ray.runtime import runtime
+from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.serve.access_control import is_loopback
 from vz_ray.serve.api_keys import ApiKeyStore
 from vz_ray.serve.app import AGENT_DEPLOYMENT, APP_NAME, AgentReplica, build_application
@@ -134,7 +134,7 @@ async def running_server(
     """
     port = config.port or free_port(config.host)
     # The preflight check of the nodes needs the path that the replicas will open.
-    async with runtime.checked_ray_cluster(replace(config, model=resolve_checkpoint(config.model))):
+    async with ray_cluster.checked_ray_cluster(replace(config, model=resolve_checkpoint(config.model))):
         options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
         await asyncio.to_thread(serve.start, http_options=options, logging_config=_serve_logging(config))
         _show_errors_only(logging.getLogger("ray.serve"))
@@ -164,7 +164,7 @@ def deploy(config: ServeConfig, version: int, agent_type: type[AgentReplica] = A
     """
     app = build_application(
         config,
-        gpus=runtime.use_gpus(config.ray),
+        gpus=ray_cluster.use_gpus(config.ray),
         version=version,
         code_version=_code_version(config),
         agent_type=agent_type,
@@ -245,7 +245,7 @@ async def _roll(model: Path | None, folder: Path) -> None:
     checkpoint = resolve_checkpoint(str(model) if model else server.checkpoints[-2])
     config, version = load_config(ServeConfig, folder / CONFIG_FILE), server.version + 1
     started = time.monotonic()
-    async with runtime.ray_cluster(replace(config.ray, address=server.ray)):
+    async with ray_cluster.ray_cluster(replace(config.ray, address=server.ray)):
         await asyncio.to_thread(deploy, replace(config, model=checkpoint), version)
         state = await serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME).ready.remote()
         if state["version"] != version:

@@ -33,7 +33,7 @@ def resolve_checkpoint(source: Path, *, best: bool = False) -> Path:
         best: Choose the checkpoint with the highest metric instead of the newest.
 
     Raises:
-        UserError: There is no checkpoint, or several stages have one.
+        UserError: No checkpoint exists, or several stages have one.
     """
     if (source / MANIFEST).is_file():
         return source

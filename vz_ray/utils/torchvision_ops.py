@@ -1,16 +1,12 @@
-"""Lets a torchvision built for CUDA be imported beside a CPU build of torch.
+"""Import hook that lets a torchvision built for CUDA run with a CPU build of torch.
 
-torchvision registers shape functions for its operators when it is imported,
-and fails if the operators do not exist. Where its own library cannot be
-loaded (it is linked against CUDA, and this torch is not), the schemas of the
-two operators are defined here first; its Python parts then work. Where its
-own operators load, nothing is done.
+On import, torchvision registers shape functions for its operators and fails if the operators are missing.
+If its native library cannot be loaded (it links against CUDA and this torch has none), this module defines the
+schemas of the two operators first. If the native operators load, it does nothing.
 
-This must happen in every process that imports torchvision, the engine's and
-Ray's children too. So a `.pth` file in site-packages imports this module when
-Python starts: it imports nothing but `sys` until torchvision is imported.
-
-`write_pth()` writes that file; `scripts/install.sh` calls it.
+Every process that imports torchvision needs the hook, including children of vLLM and Ray. A `.pth` file in
+site-packages imports this module when Python starts, so it imports only `sys` until torchvision is imported.
+`scripts/install.sh` calls `write_pth()`, which writes that file.
 """
 
 from __future__ import annotations
@@ -33,11 +29,11 @@ PTH_LINE = (
     '\\nexcept ImportError:\\n pass\\nelse:\\n hook.install()")\n'
 )
 
-_defined: list[object] = []  # a Library that is collected takes its schemas with it
+_defined: list[object] = []  # garbage collection of a Library would remove its schemas
 
 
 class TorchvisionFinder:
-    """Wraps the loader of torchvision, and of nothing else."""
+    """Meta path finder that wraps the loader of torchvision only."""
 
     def find_spec(
         self, name: str, path: object = None, target: ModuleType | None = None
@@ -61,15 +57,16 @@ class TorchvisionFinder:
 
 
 def install() -> None:
-    """Makes sure that the next import of torchvision in this process is prepared."""
+    """Install the hook for the next import of torchvision in this process."""
     if not any(isinstance(finder, TorchvisionFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, TorchvisionFinder())
 
 
 def define_missing_ops(origin: str | None) -> bool:
-    """Defines the schemas unless torchvision's own library loads; True if it did define them.
+    """Define the schemas unless torchvision's native library loads; return True if they were defined.
 
-    `origin` is the path of torchvision's `__init__.py`.
+    Args:
+        origin: Path of torchvision's `__init__.py`.
     """
     import torch
 
@@ -83,7 +80,7 @@ def define_missing_ops(origin: str | None) -> bool:
 
 
 def torchvision_library_loads(origin: str | None) -> bool:
-    """Loads the library beside `origin` the way torchvision itself is about to."""
+    """Load the native library next to `origin`, as torchvision does; return True on success."""
     from pathlib import Path
 
     import torch
@@ -98,7 +95,7 @@ def torchvision_library_loads(origin: str | None) -> bool:
 
 
 def write_pth(site_packages: Path | None = None) -> Path:
-    """Writes the `.pth` file that installs the hook whenever this Python starts; returns its path."""
+    """Write the `.pth` file that installs the hook at every start of Python; return its path."""
     import sysconfig
     from pathlib import Path
 

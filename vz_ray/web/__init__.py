@@ -1,8 +1,7 @@
-"""What pages for a browser share: colours and type, the timeline of an episode, strips of frames.
+"""Assets shared by the web pages of `serve` and `report`: base styles, episode timeline, frame strip.
 
-Files that a browser reads as they are (no build step), and where they lie.
-In: nothing. Out: `load_asset(name)`. Knows no other room; pages themselves belong to
-the room whose data they show.
+In: nothing. Out: the text of an asset (`load_asset`). CSS and JavaScript modules, without a build step.
+Must not import other packages.
 """
 
 from __future__ import annotations

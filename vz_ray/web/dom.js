@@ -1,9 +1,9 @@
 /**
- * Elements from plain data. Text always becomes a text node, never markup.
+ * Create DOM elements. Text always becomes a text node, never markup.
  *
  *   el("a.name.other", { href: "#", onclick: go, "aria-label": "Go" }, "text", el("b", {}, "more"))
  *
- * Attributes that are null, undefined or false are left out; `on...` are listeners.
+ * Attributes that are null, undefined or false are left out; `on...` are event listeners.
  * Children that are null, undefined or false are left out; arrays are spread.
  */
 const SVG = "http://www.w3.org/2000/svg";
@@ -31,9 +31,9 @@ export function svg(what, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), names, attributes, children);
 }
 
-/** Seconds as `1:15.5`, tenths only where there are some. */
+/** Format seconds as `1:15.5`; tenths are shown if they are not zero. */
 export function clock(seconds) {
-  if (seconds < 0) return `-${clock(-seconds)}`; // Of what is refused.
+  if (seconds < 0) return `-${clock(-seconds)}`; // refused zooms may have negative times
   const tenths = Math.round(seconds * 10);
   const [hours, minutes, rest] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60, (tenths % 600) / 10];
   const tail = rest.toFixed(1).padStart(4, "0").replace(".0", "");

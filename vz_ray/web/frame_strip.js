@@ -1,13 +1,13 @@
 /**
- * A strip of frames with their times; a click on one seeks there. Styles are in components.css.
+ * A strip of frames with their times; a click on a frame seeks to it. Styles are in components.css.
  *
  *   const frames = strip({ times: [0, 4, 8], events: [[4, 5]], width: 112, height: 112, onSeek: (s) => {} });
  *   page.append(frames.element);
- *   frames.show(["data:image/png;base64,...", ...]);   // pictures, in the order of the times
- *   frames.fail("the video is gone");                  // or why there are none, in place of them
- *   frames.setNow(4.2);                                // marks the frame shown at that time; null none
+ *   frames.show(["data:image/png;base64,...", ...]);   // images, in the order of the times
+ *   frames.fail("the video is gone");                  // error message instead of images
+ *   frames.setNow(4.2);                                // mark the frame at that time; null marks none
  *
- * Times are seconds, ascending; null for a picture that has none. Frames within an event are marked.
+ * Times are ascending, in seconds; null for an image without a time. Frames within an event are marked.
  */
 import { clock, el } from "./dom.js";
 

@@ -1,40 +1,40 @@
 /**
- * Where in a video somebody looked: ticks, events, and one bar per zoom. Styles are in components.css.
+ * Timeline of a video: ticks, events, and one bar per zoom. Styles are in components.css.
  *
  *   const line = timeline({ duration: 64, ticks: [0, 4], events: [[9, 10]], zooms: [], onSeek: (s, zoom) => {} });
  *   page.append(line.element);
- *   const bar = line.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // as often as zooms arrive
- *   bar.settle();                                       // it was carried out, or
- *   bar.settle("refused", "no room is left");           // it was not; one that never began to be decoded:
+ *   const bar = line.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // for each zoom
+ *   bar.settle();                                       // it was executed, or
+ *   bar.settle("refused", "no room is left");           // it was refused; a zoom that was refused before decoding:
  *   line.add({ turn: 2, start: 60, end: 90, fps: 1, refused: "it is outside the video" });
- *   line.setDuration(63.9);                             // once it is known better
- *   line.setNow(8.2);                                   // where a player is; null hides it
+ *   line.setDuration(63.9);                             // when the exact duration is known
+ *   line.setNow(8.2);                                   // position of the player; null hides it
  *
- * Times are seconds. A zoom is { turn, start, end, fps, video?, refused? }, `video` a name where there are
- * several, `refused` why it was not carried out; such a one may be reversed, or lie beyond the end.
- * `compact` puts bars that do not overlap into one row, with their turns in place of tags, without a scale.
+ * Times are seconds. A zoom is { turn, start, end, fps, video?, refused? }, `video` is a name if there are
+ * several; `refused` is the error of a refused zoom, whose segment may be reversed or beyond the end.
+ * `compact` puts bars without overlap into one row, labels them with their turn, and omits the scale.
  * Bars are buttons with labels; `onSeek` is called with the start of a bar and its zoom, or with the
- * time of a click elsewhere on the track. Without `onSeek` nothing can be clicked.
+ * time of a click elsewhere on the track. Without `onSeek` the timeline is not clickable.
  */
 import { clock, el } from "./dom.js";
 
-const NOTES = { pending: () => ", being decoded", refused: (why) => `, refused: ${why}` };
+const NOTES = { pending: () => ", being decoded", refused: (reason) => `, refused: ${reason}` };
 
 function describe(zoom) {
-  const where = zoom.video ? ` of ${zoom.video}` : "";
-  return `Turn ${zoom.turn}: ${clock(zoom.start)} to ${clock(zoom.end)}${where} at ${Number(zoom.fps.toFixed(2))} fps`;
+  const videoName = zoom.video ? ` of ${zoom.video}` : "";
+  return `Turn ${zoom.turn}: ${clock(zoom.start)} to ${clock(zoom.end)}${videoName} at ${Number(zoom.fps.toFixed(2))} fps`;
 }
 
 export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek = null, compact = false, label = "" }) {
   let length = Math.max(duration, 1e-3);
-  const placed = []; // What has to move when the duration changes: functions.
+  const placed = []; // functions that update positions when the duration changes
   const overview = el("div.tl-row.tl-overview");
   const now = el("span.tl-now", { hidden: true });
   const track = el("div.tl-track", {}, overview);
   const scale = compact ? null : el("div.tl-scale", { "aria-hidden": "true" });
   const element = el(compact ? "div.tl.compact" : "div.tl", { role: "group" }, track, scale);
-  const shown = []; // The states of the bars: functions.
-  const rows = [{ row: overview, taken: [] }]; // Of a compact timeline.
+  const barStates = []; // functions that return the state of a bar
+  const rows = [{ row: overview, taken: [] }]; // rows of a compact timeline
 
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds / length, 0), 1)).toFixed(3)}%`;
   const place = (move) => {
@@ -43,12 +43,12 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   };
   const span = (node, start, end) =>
     place(() => {
-      // What begins beyond the end is still seen, at the end.
+      // A bar that begins beyond the end is shown at the end.
       node.style.left = `min(${percent(start)}, 100% - 5px)`;
       node.style.width = percent(Math.max(0, Math.min(end, length) - Math.max(start, 0)));
     });
 
-  /** The first row in which a bar overlaps no other. */
+  /** Return the first row in which the bar overlaps no other bar. */
   function rowFor({ start, end }) {
     let free = rows.find(({ taken }) => taken.every(([from, to]) => end <= from || to <= start));
     if (!free) {
@@ -61,16 +61,16 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   }
 
   function relabel() {
-    const refused = shown.filter((state) => state() === "refused").length;
-    const zooms = shown.length - refused;
-    const found = `${zooms} zoom${zooms === 1 ? "" : "s"}${refused ? ` and ${refused} refused` : ""}, ${events.length} event${events.length === 1 ? "" : "s"}`;
-    element.setAttribute("aria-label", `${label || "Timeline"} of ${clock(length)}: ${found}`);
+    const refused = barStates.filter((state) => state() === "refused").length;
+    const zooms = barStates.length - refused;
+    const counts = `${zooms} zoom${zooms === 1 ? "" : "s"}${refused ? ` and ${refused} refused` : ""}, ${events.length} event${events.length === 1 ? "" : "s"}`;
+    element.setAttribute("aria-label", `${label || "Timeline"} of ${clock(length)}: ${counts}`);
     if (scale) scale.replaceChildren(...[0, 1, 2, 3, 4].map((k) => el("span", {}, clock((length * k) / 4))));
   }
 
   function add(zoom, state = zoom.refused ? "refused" : "", why = zoom.refused ?? "") {
     const bar = el("button.tl-zoom", { type: "button", disabled: !onSeek });
-    shown.push(() => bar.dataset.state);
+    barStates.push(() => bar.dataset.state);
     const settle = (now = "", why = "") => {
       bar.dataset.state = now;
       bar.title = describe(zoom) + (NOTES[now]?.(why) ?? "");

@@ -1,109 +1,109 @@
-/** Talks to the server this page came from. Addresses are relative: the server may be mounted anywhere. */
-import { Events } from "./sse.js";
+/** Client of the server that serves this page. URLs are relative, so the server can be mounted at any path. */
+import { EventParser } from "./sse.js";
 
-const AGAIN_S = 5;
-const GONE = "The server does not answer. Is it running, and is the network there?";
+const RETRY_DELAY_S = 5;
+const NO_RESPONSE = "The server does not respond. Check that it is running and that the network is connected.";
 
 /**
- * A refusal, in the server's words.
+ * Error of a request, with the server's message.
  *
- * `status` is HTTP's (0: nobody answered), `retry` the seconds after which to try again, or null where
- * trying again would not help.
+ * `status` is the HTTP status (0: no response), `retry` the delay in seconds before a retry, or null if a
+ * retry is useless.
  */
-export class Refusal extends Error {
+export class RequestError extends Error {
   constructor(message, { status = 0, code = "", retry = null } = {}) {
     super(message);
     Object.assign(this, { status, code, retry });
   }
 }
 
-let askForKey = () => Promise.reject(new Refusal("An API key is needed.", { status: 401 }));
+let askForKey = () => Promise.reject(new RequestError("An API key is needed.", { status: 401 }));
 
-/** `ask(why)` is called where the server wants a key, and resolves once it has taken one. */
+/** Register `ask(reason)`. It is called if the server requires a key, and resolves after a successful login. */
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-/** What an answer that is no success says. */
-function refusalOf(status, text, retryAfter) {
+/** Build the error of an unsuccessful response. */
+function errorOf(status, text, retryAfter) {
   let error = {};
   try {
     error = JSON.parse(text).error ?? {};
   } catch {
-    // A proxy's own page, most likely.
+    // Not JSON: probably an error page of a proxy.
   }
-  const again = [0, 408, 429, 500, 502, 503, 504].includes(status);
-  const retry = again ? Number(retryAfter) || AGAIN_S : null;
-  return new Refusal(error.message ?? `The server answered with status ${status}.`, { status, code: error.code ?? "", retry });
+  const retryable = [0, 408, 429, 500, 502, 503, 504].includes(status);
+  const retry = retryable ? Number(retryAfter) || RETRY_DELAY_S : null;
+  return new RequestError(error.message ?? `The server responded with status ${status}.`, { status, code: error.code ?? "", retry });
 }
 
-async function answered(path, options) {
+async function send(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal(GONE, { retry: AGAIN_S });
+    throw new RequestError(NO_RESPONSE, { retry: RETRY_DELAY_S });
   }
 }
 
-/** `fetch`, with refusals thrown; asks for a key where one is needed, and then goes on. */
+/** `fetch` that throws `RequestError`. If a key is required, it asks for one and retries. */
 export async function call(path, options = {}) {
   for (;;) {
-    const answer = await answered(path, options);
-    if (answer.ok) return answer;
-    const refusal = refusalOf(answer.status, await answer.text(), answer.headers.get("retry-after"));
-    if (answer.status !== 401) throw refusal;
-    await askForKey(refusal.message);
+    const response = await send(path, options);
+    if (response.ok) return response;
+    const error = errorOf(response.status, await response.text(), response.headers.get("retry-after"));
+    if (response.status !== 401) throw error;
+    await askForKey(error.message);
   }
 }
 
-/** The JSON of an address. */
+/** Return the JSON at a path. */
 export async function get(path, options) {
   return (await call(path, options)).json();
 }
 
-/** Shows the server a key; a cookie takes its place. */
+/** Exchange an API key for a session cookie. */
 export async function logIn(key) {
   const body = JSON.stringify({ key });
-  const answer = await answered("session", { method: "POST", headers: { "content-type": "application/json" }, body });
-  if (!answer.ok) throw refusalOf(answer.status, await answer.text(), null);
+  const response = await send("session", { method: "POST", headers: { "content-type": "application/json" }, body });
+  if (!response.ok) throw errorOf(response.status, await response.text(), null);
 }
 
-/** Whether a key is needed, and whose is shown: `{ needs_key, name }`. */
+/** Return the session: `{ needs_key, name }`. */
 export async function session() {
-  return (await answered("session", {})).json();
+  return (await send("session", {})).json();
 }
 
-/** The chunks of a streamed chat completion; throws what the stream ends with, where that is an error. */
+/** Yield the chunks of a streamed chat completion; throws if the stream ends with an error. */
 export async function* chunks(request, signal) {
   const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(request), signal };
-  const answer = await call("v1/chat/completions", options);
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  const events = new Events();
+  const response = await call("v1/chat/completions", options);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const parser = new EventParser();
   for (;;) {
     const { value, done } = await reader.read().catch((error) => {
       if (error.name === "AbortError") throw error;
-      throw new Refusal("The connection was lost before the answer was complete.", { retry: AGAIN_S });
+      throw new RequestError("The connection was lost before the answer was complete.", { retry: RETRY_DELAY_S });
     });
-    if (done) throw new Refusal("The answer ended before it was complete.", { retry: AGAIN_S });
-    for (const { data, retry } of events.hear(value)) {
+    if (done) throw new RequestError("The answer ended before it was complete.", { retry: RETRY_DELAY_S });
+    for (const { data, retry } of parser.feed(value)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw failed(chunk.error, retry);
+      if (chunk.error) throw streamError(chunk.error, retry);
       yield chunk;
     }
   }
 }
 
-/** An error that came inside a stream, which has no status of its own. */
-function failed(error, retry) {
-  const again = retry !== null || error.type === "server_error";
-  return new Refusal(error.message, { status: 200, code: error.code ?? "", retry: again ? (retry ?? 1e3 * AGAIN_S) / 1e3 : null });
+/** Build the error of an error event in a stream. */
+function streamError(error, retry) {
+  const retryable = retry !== null || error.type === "server_error";
+  return new RequestError(error.message, { status: 200, code: error.code ?? "", retry: retryable ? (retry ?? 1e3 * RETRY_DELAY_S) / 1e3 : null });
 }
 
 /**
- * Uploads a file, and resolves to its object; `progress(sent)` is told the bytes. `fetch` cannot tell
- * how far a body has gone, hence XMLHttpRequest.
+ * Upload a file and resolve to its file object. `progress(sent)` receives the number of sent bytes;
+ * XMLHttpRequest is used because `fetch` reports no upload progress.
  */
 export async function upload(file, progress, signal) {
   for (;;) {
@@ -124,11 +124,11 @@ function sendFile(file, progress, signal) {
     const request = new XMLHttpRequest();
     request.open("POST", "v1/files");
     request.upload.addEventListener("progress", (event) => progress(event.loaded));
-    request.addEventListener("error", () => reject(new Refusal(GONE, { retry: AGAIN_S })));
-    request.addEventListener("abort", () => reject(new DOMException("taken back", "AbortError")));
+    request.addEventListener("error", () => reject(new RequestError(NO_RESPONSE, { retry: RETRY_DELAY_S })));
+    request.addEventListener("abort", () => reject(new DOMException("cancelled", "AbortError")));
     request.addEventListener("load", () => {
       if (request.status === 200) resolve(JSON.parse(request.responseText));
-      else reject(refusalOf(request.status, request.responseText, request.getResponseHeader("retry-after")));
+      else reject(errorOf(request.status, request.responseText, request.getResponseHeader("retry-after")));
     });
     signal.addEventListener("abort", () => request.abort());
     request.send(form);

@@ -1,30 +1,30 @@
 /**
- * Asks for the API key, once for all who need it: `await keyAsked(why)` resolves when the server has
- * taken one, and rejects where the question was put aside.
+ * Login dialog, shared by all pending requests: `await askForKey(reason)` resolves after a successful login
+ * and rejects if the user cancels.
  */
-import { logIn, Refusal } from "./api.js";
+import { logIn, RequestError } from "./api.js";
 import { el } from "./web/dom.js";
 
-let asking = null;
+let pending = null;
 
-export function keyAsked(why) {
-  asking ??= ask(why).finally(() => (asking = null));
-  return asking;
+export function askForKey(why) {
+  pending ??= openDialog(why).finally(() => (pending = null));
+  return pending;
 }
 
-function ask(why) {
+function openDialog(why) {
   const input = el("input", { type: "password", id: "key", autocomplete: "current-password", required: true, autofocus: true });
   const problem = el("p.warn", { role: "alert" });
   const form = el(
     "form",
     { method: "dialog" },
-    el("h2", { id: "key-title" }, "This server asks for a key"),
-    el("p", {}, "It is exchanged for a cookie that this browser keeps for some hours. ", el("code", {}, "vz-ray keys create"), " makes one."),
-    el("input", { type: "text", autocomplete: "username", value: "vz_ray", hidden: true }), // For password managers.
+    el("h2", { id: "key-title" }, "This server requires an API key"),
+    el("p", {}, "The browser keeps a session cookie for some hours instead of the key. Create a key with ", el("code", {}, "vz-ray keys create"), "."),
+    el("input", { type: "text", autocomplete: "username", value: "vz_ray", hidden: true }), // for password managers
     el("label", { for: "key" }, "API key"),
     input,
     problem,
-    el("div.row", {}, el("button.main", { type: "submit" }, "Go on"), el("button.quiet", { type: "button", onclick: () => dialog.close() }, "Not now")),
+    el("div.row", {}, el("button.main", { type: "submit" }, "Log in"), el("button.quiet", { type: "button", onclick: () => dialog.close() }, "Not now")),
   );
   const dialog = el("dialog.key", { "aria-labelledby": "key-title" }, form);
   document.body.append(dialog);
@@ -37,14 +37,14 @@ function ask(why) {
         await logIn(input.value.trim());
         resolve();
         dialog.close();
-      } catch (refusal) {
-        problem.textContent = refusal.message;
+      } catch (error) {
+        problem.textContent = error.message;
         input.select();
       }
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
-      reject(new Refusal(why, { status: 401, retry: 0 }));
+      reject(new RequestError(why, { status: 401, retry: 0 }));
     });
   });
 }

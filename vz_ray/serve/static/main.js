@@ -1,17 +1,17 @@
 /**
- * A chat about videos: what is attached, what was asked, what is shown.
+ * Chat about videos: state of the page.
  *
- *   chooser -> videos -> stage (player, timelines of the round that is shown)
- *   composer -> ask() -> Round, which hears the stream and draws itself
+ *   video picker -> videos -> stage (player, timelines of the selected exchange)
+ *   composer -> ask() -> Exchange, which renders the chunks of the stream
  */
-import { call, chunks, get, onKeyNeeded, Refusal, session } from "./api.js";
-import { messagesOf, requestOf } from "./chat.js";
-import { acceptDrops, chooser } from "./video_picker.js";
-import { roundLooks } from "./zoom_timelines.js";
-import { keyAsked } from "./login.js";
+import { call, chunks, get, onKeyNeeded, RequestError, session } from "./api.js";
+import { messagesOf, requestOf } from "./chat_request.js";
+import { acceptDrops, videoPicker } from "./video_picker.js";
+import { zoomTimelines } from "./zoom_timelines.js";
+import { askForKey } from "./login.js";
 import { player } from "./player.js";
-import { Round } from "./round.js";
-import { card, Video } from "./videos.js";
+import { Exchange } from "./exchange.js";
+import { card, Video } from "./video.js";
 import { el } from "./web/dom.js";
 
 const EXAMPLES = [
@@ -19,63 +19,63 @@ const EXAMPLES = [
   "How many times does the person jump?",
   "What colour is the car that passes last? A. red B. white C. black",
 ];
-/** Pixels from its end within which the talk follows what is added to it. */
-const NEAR = 120;
+/** The chat scrolls with new content if it is within this distance from its end, pixels. */
+const FOLLOW_DISTANCE = 120;
 
 const byId = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 860px)");
 const question = byId("question");
 
-const screen = player((video, seconds) => shown?.setNow(video, seconds));
-const source = chooser({ onVideo: attach, onProblem: missing });
-let videos = []; // Of this chat: { video, card, index }.
-let rounds = [];
-let shown = null; // The looks on stage: of a round, or those before the first.
-let running = null; // { abort, round } while a question is being answered.
+const screen = player((video, seconds) => visibleTimelines?.setNow(video, seconds));
+const picker = videoPicker({ onVideo: attach, onProblem: showProblem });
+let videos = []; // of this chat: { video, line }
+let exchanges = [];
+let visibleTimelines = null; // the timelines on stage: of an exchange, or those before the first
+let running = null; // { abort, exchange } while a question is being answered
 let model = "";
 
 // -- videos -----------------------------------------------------------------------
 
-function attach(given) {
-  const video = new Video(given);
-  const line = card(video, { onRemove: detach, onShow: (one) => screen.show(one) });
-  const one = { video, line };
-  videos.push(one);
-  video.onChange = () => update(one);
+function attach(source) {
+  const video = new Video(source);
+  const line = card(video, { onRemove: detach, onShow: (chosen) => screen.show(chosen) });
+  const entry = { video, line };
+  videos.push(entry);
+  video.onChange = () => update(entry);
   byId("adding").close();
   screen.show(video);
-  rest();
+  showEmptyTimelines();
   arrange();
   question.focus();
 }
 
 function detach(video) {
   video.close();
-  videos = videos.filter((one) => one.video !== video);
+  videos = videos.filter((entry) => entry.video !== video);
   screen.show(videos.at(-1)?.video ?? null);
-  rest();
+  showEmptyTimelines();
   arrange();
   question.focus();
 }
 
-/** Whether an answer is about a video: taking it away would change what the chat's later questions mean. */
-const bound = (video) => Boolean(running) || rounds.some((round) => round.answer && round.videos.includes(video));
-const answered = () => rounds.some((round) => round.answer);
+/** True if an answer refers to a video: removing it would change the meaning of later questions. */
+const isLocked = (video) => Boolean(running) || exchanges.some((exchange) => exchange.answer && exchange.videos.includes(video));
+const hasAnswer = () => exchanges.some((exchange) => exchange.answer);
 
-function update(one) {
-  one.line.update(bound(one.video));
-  if (shown?.before && one.video.duration && !one.known) {
-    one.known = true;
-    rest();
+function update(entry) {
+  entry.line.update(isLocked(entry.video));
+  if (visibleTimelines?.before && entry.video.duration && !entry.hasTimeline) {
+    entry.hasTimeline = true;
+    showEmptyTimelines();
   }
 }
 
-/** Timelines without looks, while there is nothing to show on them. */
-function rest() {
-  if (running || answered()) return;
-  shown = roundLooks(videos.map((one) => one.video), seek, narrow.matches);
-  shown.before = true;
-  byId("lanes").replaceChildren(shown.element);
+/** Show empty timelines before the first answer. */
+function showEmptyTimelines() {
+  if (running || hasAnswer()) return;
+  visibleTimelines = zoomTimelines(videos.map((entry) => entry.video), seek, narrow.matches);
+  visibleTimelines.before = true;
+  byId("lanes").replaceChildren(visibleTimelines.element);
 }
 
 function seek(video, seconds) {
@@ -84,47 +84,47 @@ function seek(video, seconds) {
   byId("stage").scrollTo({ top: 0 });
 }
 
-// -- what is shown where ----------------------------------------------------------------
+// -- layout ----------------------------------------------------------------------------
 
 function arrange() {
-  const empty = !videos.length && !rounds.length;
+  const empty = !videos.length && !exchanges.length;
   document.body.classList.toggle("empty", empty);
   byId("stage").hidden = empty;
   byId("intro").hidden = !empty;
-  byId("lead").hidden = empty || rounds.length > 0;
+  byId("lead").hidden = empty || exchanges.length > 0;
   byId("new").hidden = empty;
   byId("add").hidden = empty;
-  byId("examples").hidden = rounds.length > 0;
+  byId("examples").hidden = exchanges.length > 0;
   byId("stop").hidden = !running;
   byId("ask").hidden = Boolean(running);
   byId("missing").hidden = true;
-  question.placeholder = answered() ? "Ask more about it" : "Your question. Options may follow: A. … B. …";
-  document.body.classList.toggle("asked", rounds.length > 0);
-  byId("videos").replaceChildren(...videos.map((one) => one.line.element));
-  for (const one of videos) one.line.update(bound(one.video));
-  if (empty) byId("choose").append(source.element);
-  else byId("adding").append(source.element);
+  question.placeholder = hasAnswer() ? "Ask more about it" : "Your question. Options may follow: A. … B. …";
+  document.body.classList.toggle("asked", exchanges.length > 0);
+  byId("videos").replaceChildren(...videos.map((entry) => entry.line.element));
+  for (const entry of videos) entry.line.update(isLocked(entry.video));
+  if (empty) byId("choose").append(picker.element);
+  else byId("adding").append(picker.element);
 }
 
-function onStage(looks) {
-  shown = looks;
-  byId("lanes").replaceChildren(looks.element);
-  for (const round of rounds) round.onStage(rounds.length > 1, round.looks === looks);
+function onStage(timelines) {
+  visibleTimelines = timelines;
+  byId("lanes").replaceChildren(timelines.element);
+  for (const exchange of exchanges) exchange.onStage(exchanges.length > 1, exchange.timelines === timelines);
 }
 
-/** Keeps the end of the talk in sight, for whoever is reading there. */
+/** Apply a change and keep the end of the chat in view if it was in view. */
 function follow(change) {
   const box = narrow.matches ? document.scrollingElement : byId("scroll");
-  const near = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR;
+  const near = box.scrollHeight - box.scrollTop - box.clientHeight < FOLLOW_DISTANCE;
   change();
   if (near) box.scrollTop = box.scrollHeight;
 }
 
-const tellStatus = (words) => (byId("status").textContent = words);
+const setStatus = (text) => (byId("status").textContent = text);
 
 // -- questions --------------------------------------------------------------------------
 
-/** Why a question cannot be asked now, or "". */
+/** Return why the question cannot be submitted; empty if it can. */
 function obstacle(text) {
   if (!videos.length) return "Choose a video first.";
   if (!text.trim()) return "Write a question first.";
@@ -133,59 +133,59 @@ function obstacle(text) {
 }
 
 async function ask(text) {
-  const attached = videos.map((one) => one.video);
-  const looks = newLooks(attached);
-  const round = new Round(text.trim(), attached, looks, { onRetry: again, onShow: () => onStage(looks), onStatus: tellStatus });
+  const attached = videos.map((entry) => entry.video);
+  const timelines = newTimelines(attached);
+  const exchange = new Exchange(text.trim(), attached, timelines, { onRetry: retry, onShow: () => onStage(timelines), onStatus: setStatus });
   const past = [...rounds];
   const abort = new AbortController();
-  running = { abort, round };
-  rounds.push(round);
-  onStage(looks);
-  follow(() => byId("rounds").append(round.element));
+  running = { abort, exchange };
+  exchanges.push(exchange);
+  onStage(timelines);
+  follow(() => byId("rounds").append(exchange.element));
   arrange();
-  round.element.scrollIntoView({ block: "nearest" });
+  exchange.element.scrollIntoView({ block: "nearest" });
   try {
-    await play(round, past, abort.signal);
-    round.end();
+    await run(exchange, past, abort.signal);
+    exchange.end();
   } catch (error) {
-    if (abort.signal.aborted) round.stop();
-    else if (error instanceof Refusal) round.fail(error);
+    if (abort.signal.aborted) exchange.stop();
+    else if (error instanceof RequestError) exchange.fail(error);
     else {
-      round.fail(new Refusal("This page failed on the answer; the browser's console has more.", { retry: 0 }));
+      exchange.fail(new RequestError("The page failed to show the answer; see the browser's console.", { retry: 0 }));
       console.error(error);
     }
   }
-  if (running?.round !== round) return; // Another chat has begun meanwhile.
+  if (running?.exchange !== exchange) return; // A new chat has started meanwhile.
   running = null;
   follow(arrange);
   question.focus({ preventScroll: narrow.matches });
 }
 
-/** The timelines and strips of a new round. */
-function newLooks(attached) {
-  const looks = roundLooks(attached, (video, seconds) => {
-    onStage(looks);
+/** Create the timelines of a new exchange. */
+function newTimelines(attached) {
+  const timelines = zoomTimelines(attached, (video, seconds) => {
+    onStage(timelines);
     seek(video, seconds);
   }, narrow.matches);
-  return looks;
+  return timelines;
 }
 
-async function play(round, past, signal) {
-  round.status("Waiting for the video");
-  await orAborted(Promise.all(round.videos.map((video) => video.ready)), signal);
-  round.status("Looking over the video");
+async function run(exchange, past, signal) {
+  exchange.status("Waiting for the upload");
+  await orAborted(Promise.all(exchange.videos.map((video) => video.ready)), signal);
+  exchange.status("Decoding the overview");
   model ||= (await models()).id;
   const zooms = byId("zooms").value;
-  const request = requestOf(model, messagesOf(round.videos, past, round.question), zooms === "" ? null : Number(zooms));
+  const request = requestOf(model, messagesOf(exchange.videos, past, exchange.question), zooms === "" ? null : Number(zooms));
   for await (const chunk of chunks(request, signal)) {
-    follow(() => round.hear(chunk));
-    remember(chunk.choices[0]?.delta ?? {}, round.videos);
+    follow(() => exchange.addChunk(chunk));
+    remember(chunk.choices[0]?.delta ?? {}, exchange.videos);
   }
 }
 
-/** What the agent saw, for a player that cannot play. */
+/** Keep the frames that the agent received, for videos that the player cannot play. */
 function remember({ overview, zoom }, attached) {
-  for (const look of [overview, zoom]) if (look?.thumbnails) screen.learn(attached[look.video], look.pts, look.thumbnails);
+  for (const event of [overview, zoom]) if (event?.thumbnails) screen.addFrames(attached[event.video], event.pts, event.thumbnails);
 }
 
 function orAborted(promise, signal) {
@@ -195,16 +195,16 @@ function orAborted(promise, signal) {
   });
 }
 
-function again(round) {
-  const why = running ? "Another question is being answered." : obstacle(round.question);
-  if (why) return missing(why);
-  round.element.remove();
-  rounds = rounds.filter((one) => one !== round);
-  ask(round.question);
+function retry(exchange) {
+  const why = running ? "Another question is being answered." : obstacle(exchange.question);
+  if (why) return showProblem(why);
+  exchange.element.remove();
+  exchanges = exchanges.filter((entry) => entry !== exchange);
+  ask(exchange.question);
 }
 
-function missing(words) {
-  byId("missing").textContent = words;
+function showProblem(message) {
+  byId("missing").textContent = message;
   byId("missing").hidden = false;
 }
 
@@ -215,46 +215,46 @@ function newChat() {
   running = null;
   for (const { video } of videos) video.close();
   videos = [];
-  rounds = [];
+  exchanges = [];
   screen.show(null);
   byId("rounds").replaceChildren();
   question.value = "";
-  tellStatus("");
-  rest();
+  setStatus("");
+  showEmptyTimelines();
   arrange();
-  source.refresh();
-  source.element.querySelector("button").focus();
+  picker.refresh();
+  picker.element.querySelector("button").focus();
 }
 
 // -- the server ---------------------------------------------------------------------------
 
 async function models() {
-  const [any, exact] = (await get("v1/models")).data;
+  const [latest, exact] = (await get("v1/models")).data;
   byId("model").textContent = exact.id;
-  byId("model").title = exact.refused ?? "The agent that answers, and the version of its weights";
-  return any;
+  byId("model").title = exact.refused ?? "The served agent and its weight version";
+  return latest;
 }
 
 async function begin() {
-  onKeyNeeded(keyAsked);
+  onKeyNeeded(askForKey);
   try {
-    if ((await session()).needs_key) await keyAsked("An API key is needed.");
+    if ((await session()).needs_key) await askForKey("An API key is needed.");
     byId("leave").hidden = !(await session()).name;
-    await source.refresh();
+    await picker.refresh();
     model = (await models()).id;
-  } catch (refusal) {
-    byId("model").textContent = refusal.message;
+  } catch (error) {
+    byId("model").textContent = error.message;
   }
 }
 
-// -- what people do ---------------------------------------------------------------------------
+// -- events -----------------------------------------------------------------------------------
 
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) return;
   const text = question.value;
   const why = obstacle(text);
-  if (why) return missing(why);
+  if (why) return showProblem(why);
   question.value = "";
   ask(text);
 });
@@ -274,11 +274,11 @@ byId("leave").addEventListener("click", async () => {
 });
 byId("new").addEventListener("click", newChat);
 byId("add").addEventListener("click", () => {
-  source.refresh();
+  picker.refresh();
   byId("adding").showModal();
 });
 byId("adding-close").addEventListener("click", () => byId("adding").close());
-acceptDrops((files) => source.take(files));
+acceptDrops((files) => picker.take(files));
 for (const text of EXAMPLES) {
   const use = () => {
     question.value = text;
@@ -288,6 +288,6 @@ for (const text of EXAMPLES) {
 }
 if (/Mac|iPhone|iPad/.test(navigator.platform)) byId("ask-keys").textContent = "⌘ ↵";
 byId("screen").append(screen.element);
-rest();
+showEmptyTimelines();
 arrange();
 begin();

@@ -1,11 +1,11 @@
 /**
- * Plays one of a chat's videos at a time.
+ * Video player for one of the chat's videos at a time.
  *
- *   const screen = player((video, seconds) => {});   // is told where it is
- *   screen.show(video); screen.seek(video, 12.5); screen.learn(video, pts, thumbnails);
+ *   const screen = player((video, seconds) => {});   // callback with the position
+ *   screen.show(video); screen.seek(video, 12.5); screen.addFrames(video, pts, thumbnails);
  *
- * Where the browser cannot play a video (it lies at another address, which the page's own policy
- * forbids, or is of a kind that it does not know), the frames that the agent has seen stand in for it.
+ * If the browser cannot play a video (a URL of another site, which the page's content security policy
+ * forbids, or an unsupported format), the player shows the frames that the agent received.
  */
 import { clock, el } from "./web/dom.js";
 
@@ -17,9 +17,9 @@ export function player(onTime) {
   const element = el("div.screen", {}, screen, stand);
   let current = null;
 
-  const tell = () => current && onTime(current, screen.currentTime);
-  for (const event of ["timeupdate", "seeking", "seeked"]) screen.addEventListener(event, tell);
-  screen.addEventListener("loadedmetadata", () => current?.knows(screen.duration));
+  const reportTime = () => current && onTime(current, screen.currentTime);
+  for (const event of ["timeupdate", "seeking", "seeked"]) screen.addEventListener(event, reportTime);
+  screen.addEventListener("loadedmetadata", () => current?.setDuration(screen.duration));
   screen.addEventListener("error", () => {
     if (!current || !screen.getAttribute("src")) return;
     current.unplayable = true;
@@ -29,19 +29,19 @@ export function player(onTime) {
   function standIn() {
     screen.hidden = true;
     stand.hidden = false;
-    const why = current.url ? "It is not played here, since it lies elsewhere." : "This browser cannot play this kind of video; the agent can.";
+    const why = current.url ? "This page cannot play videos of other sites." : "This browser does not support the video format; the agent does.";
     const link = current.url && el("a", { href: current.url, target: "_blank", rel: "noreferrer noopener" }, "Open it");
-    note.replaceChildren(`${why} Frames that the agent saw are shown here. `, ...(link ? [link] : []));
-    if (!current.seen.size) still.removeAttribute("src");
-    else frame([...current.seen.keys()][0]);
+    note.replaceChildren(`${why} Showing the frames that the agent received. `, ...(link ? [link] : []));
+    if (!current.frames.size) still.removeAttribute("src");
+    else frame([...current.frames.keys()][0]);
   }
 
-  /** Shows the last frame seen up to a time, or the first. */
+  /** Show the last received frame up to a time, or the first one. */
   function frame(seconds) {
-    const times = [...current.seen.keys()].sort((a, b) => a - b);
-    const time = times.findLast((one) => one <= seconds + 1e-3) ?? times[0];
+    const times = [...current.frames.keys()].sort((a, b) => a - b);
+    const time = times.findLast((candidate) => candidate <= seconds + 1e-3) ?? times[0];
     if (time === undefined) return;
-    still.src = current.seen.get(time);
+    still.src = current.frames.get(time);
     still.alt = `Frame at ${clock(time)}`;
   }
 
@@ -71,9 +71,9 @@ export function player(onTime) {
         onTime(video, seconds);
       } else screen.currentTime = seconds;
     },
-    /** Frames of a video that the agent has seen. */
-    learn(video, times, pictures) {
-      times.forEach((time, k) => pictures[k] && video.seen.set(time, pictures[k]));
+    /** Add frames of a video that the agent received. */
+    addFrames(video, times, pictures) {
+      times.forEach((time, k) => pictures[k] && video.frames.set(time, pictures[k]));
       if (video === current && screen.hidden && !still.getAttribute("src")) frame(0);
     },
   };

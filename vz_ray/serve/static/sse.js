@@ -1,33 +1,33 @@
 /**
- * Server-sent events from pieces of text, however the network has cut them.
+ * Incremental parser of server-sent events.
  *
- *   const events = new Events();
- *   events.hear('data: {"a":1}\n\nda')   // [{ data: '{"a":1}', retry: null }]
- *   events.hear('ta: [DONE]\n\n')        // [{ data: "[DONE]", retry: null }]
+ *   const parser = new EventParser();
+ *   parser.feed('data: {"a":1}\n\nda')   // [{ data: '{"a":1}', retry: null }]
+ *   parser.feed('ta: [DONE]\n\n')        // [{ data: "[DONE]", retry: null }]
  *
- * Lines may end with LF, CR LF or CR; several `data` lines make one text; comments are passed over.
- * `retry` is the milliseconds after which the server wants to be asked again, or null.
+ * Lines end with LF, CR LF or CR; consecutive `data` lines are joined; comments are ignored.
+ * `retry` is the delay in milliseconds before a retry, or null.
  */
-export class Events {
+export class EventParser {
   #rest = "";
   #data = [];
   #retry = null;
 
-  /** The events that `text` completes. */
-  hear(text) {
-    const found = [];
+  /** Return the events that `text` completes. */
+  feed(text) {
+    const events = [];
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
-    // What has no end yet; a CR at the very end may be the first half of a CR LF.
+    // The last line is incomplete; a trailing CR may be the first half of a CR LF.
     this.#rest = lines.pop();
     for (const line of lines) {
       if (line) this.#field(line);
       else if (this.#data.length) {
-        found.push({ data: this.#data.join("\n"), retry: this.#retry });
+        events.push({ data: this.#data.join("\n"), retry: this.#retry });
         this.#data = [];
         this.#retry = null;
       }
     }
-    return found;
+    return events;
   }
 
   #field(line) {

@@ -1,37 +1,37 @@
 /**
- * Where videos come from: files of this machine, an address, or what was uploaded before.
+ * Choose videos: local files, a URL, or an earlier upload.
  *
- *   const source = chooser({ onVideo: (given) => {},       // `given` as Video takes it
- *                            onProblem: (words) => {} });  // which cannot be shown here, out of sight
- *   page.append(source.element); await source.refresh();
- *   acceptDrops(onFiles);                                 // anywhere on the page, and pasted files
+ *   const picker = videoPicker({ onVideo: (source) => {},      // argument of Video
+ *                            onProblem: (message) => {} });  // called if the picker is not visible
+ *   page.append(picker.element); await picker.refresh();
+ *   acceptDrops(onFiles);                                 // also pasted files
  */
 import { call, get } from "./api.js";
 import { clock, el } from "./web/dom.js";
-import { day, size } from "./words.js";
+import { day, size } from "./format.js";
 
 const KINDS = "video/*,.mp4,.m4v,.mov,.mkv,.webm,.avi,.ts,.mpg,.mpeg,.flv";
-/** Earlier uploads that are shown at once. */
+/** Number of earlier uploads in the short list. */
 const SHOWN = 6;
 
-export function chooser({ onVideo, onProblem }) {
+export function videoPicker({ onVideo, onProblem }) {
   const problem = el("p.warn", { role: "alert", hidden: true });
-  const says = (words) => {
-    problem.textContent = words;
-    problem.hidden = !words;
-    if (words && !element.checkVisibility()) onProblem(words);
+  const showProblem = (message) => {
+    problem.textContent = message;
+    problem.hidden = !message;
+    if (message && !element.checkVisibility()) onProblem(message);
   };
   const take = (files) => {
     const wrong = [...files].filter((file) => file.type && !file.type.startsWith("video/"));
     for (const file of files) if (!wrong.includes(file)) onVideo({ file });
-    says(wrong.length ? `${wrong.map((file) => file.name).join(", ")}: not a video.` : "");
+    showProblem(wrong.length ? `${wrong.map((file) => file.name).join(", ")}: not a video.` : "");
   };
-  const earlier = shelf(onVideo, says);
-  const element = el("div.chooser", {}, picker(take), byAddress(onVideo), problem, earlier.element);
+  const earlier = shelf(onVideo, showProblem);
+  const element = el("div.chooser", {}, filePicker(take), urlForm(onVideo), problem, earlier.element);
   return { element, take, refresh: earlier.refresh };
 }
 
-function picker(take) {
+function filePicker(take) {
   const input = el("input.hidden-input", { type: "file", accept: KINDS, multiple: true, tabindex: -1, "aria-hidden": "true" });
   input.addEventListener("change", () => {
     take(input.files);
@@ -41,7 +41,7 @@ function picker(take) {
   return el("div", {}, button, input);
 }
 
-function byAddress(onVideo) {
+function urlForm(onVideo) {
   const input = el("input", { type: "url", id: "address", placeholder: "https://…", autocomplete: "off", spellcheck: "false", required: true, pattern: "https?://.+" });
   const form = el("form.address", {}, el("label", { for: "address" }, "By address"), input, el("button.quiet", { type: "submit" }, "Add"));
   form.addEventListener("submit", (event) => {
@@ -52,16 +52,16 @@ function byAddress(onVideo) {
   return form;
 }
 
-function shelf(onVideo, says) {
+function shelf(onVideo, showProblem) {
   const list = el("ul.shelf");
   const more = el("button.quiet", { type: "button", onclick: () => draw(Infinity) }, "Show all");
   const element = el("section.earlier", { hidden: true }, el("h2", {}, "Uploaded before"), list, more);
   let files = [];
 
-  function draw(most) {
+  function draw(maximum) {
     element.hidden = !files.length;
-    more.hidden = files.length <= most;
-    list.replaceChildren(...files.slice(0, most).map(line));
+    more.hidden = files.length <= maximum;
+    list.replaceChildren(...files.slice(0, maximum).map(line));
   }
 
   function line(file) {
@@ -69,7 +69,7 @@ function shelf(onVideo, says) {
     const use = el("button.shelf-use", { type: "button", onclick: () => onVideo({ object: file }) }, el("b", {}, file.filename), el("span", {}, words));
     const remove = el("button.icon", { type: "button", title: "Delete from the server", "aria-label": `Delete ${file.filename} from the server` }, "×");
     remove.addEventListener("click", () => {
-      // A second press deletes; there is no way back.
+      // Deletion needs a second click because it cannot be undone.
       if (remove.dataset.sure) return forget(file);
       remove.dataset.sure = "yes";
       remove.textContent = "Delete?";
@@ -82,8 +82,8 @@ function shelf(onVideo, says) {
     try {
       await call(`v1/files/${file.id}`, { method: "DELETE" });
       files = files.filter((one) => one !== file);
-    } catch (refusal) {
-      says(refusal.message);
+    } catch (error) {
+      showProblem(error.message);
     }
     draw(SHOWN);
     (list.querySelector("button") ?? element.parentElement.querySelector("button")).focus();
@@ -94,15 +94,15 @@ function shelf(onVideo, says) {
     async refresh() {
       try {
         files = (await get("v1/files")).data.filter((file) => file.content_type.startsWith("video/"));
-      } catch (refusal) {
-        says(refusal.message);
+      } catch (error) {
+        showProblem(error.message);
       }
       draw(SHOWN);
     },
   };
 }
 
-/** Files that are dropped or pasted anywhere. */
+/** Accept files that are dropped or pasted anywhere on the page. */
 export function acceptDrops(onFiles) {
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const over = (on) => document.body.classList.toggle("dropping", on);

@@ -1,21 +1,21 @@
 /**
- * Where the agent looked in one round: a timeline for each video, and strips of what it saw.
+ * Zooms of one exchange: a timeline for each video, and strips of the decoded frames.
  *
- *   const looks = roundLooks(videos, (video, seconds) => {});
- *   stage.append(looks.element);
- *   steps.append(looks.overview({ video: 0, duration: 64, pts: [0, 4], thumbnails: [...] }));
- *   looks.zooming({ turn: 0, video: 0, segment: [8, 12], fps: 4 });
- *   steps.append(looks.zoom({ turn: 0, video: 0, segment: [8, 12], fps: 4, pts: [...], refused: null }));
- *   looks.setNow(video, 8.5);
+ *   const timelines = zoomTimelines(videos, (video, seconds) => {});
+ *   stage.append(timelines.element);
+ *   steps.append(timelines.overview({ video: 0, duration: 64, pts: [0, 4], thumbnails: [...] }));
+ *   timelines.zooming({ turn: 0, video: 0, segment: [8, 12], fps: 4 });
+ *   steps.append(timelines.zoom({ turn: 0, video: 0, segment: [8, 12], fps: 4, pts: [...], refused: null }));
+ *   timelines.setNow(video, 8.5);
  */
 import { el } from "./web/dom.js";
 import { strip } from "./web/frame_strip.js";
 import { timeline } from "./web/timeline.js";
 
-/** Seconds after the last frame of a zoom while it is still what a player shows. */
+/** A zoom's last frame is highlighted for this time after its own, seconds. */
 const AFTER_S = 0.5;
 
-export function roundLooks(videos, onSeek, compact) {
+export function zoomTimelines(videos, onSeek, compact) {
   const element = el("div.lanes");
   const lanes = videos.map((video) => lane(video));
   const strips = [];
@@ -42,14 +42,14 @@ export function roundLooks(videos, onSeek, compact) {
     return line?.add({ turn: zoom.turn + 1, start: zoom.segment[0], end: zoom.segment[1], fps: zoom.fps }, state, why);
   }
 
-  /** A strip of frames; how large they are is known once the first of them is decoded. */
+  /** Build a strip of frames. Their size is known after the first frame is decoded. */
   function frames(video, { pts, thumbnails = [] }, zoomed) {
     const slot = el("div.frames");
     const build = (width, height) => {
-      const one = strip({ times: pts, width, height, onSeek: (seconds) => onSeek(video, seconds) });
-      if (thumbnails.length) one.show(thumbnails);
-      slot.replaceChildren(one.element);
-      strips.push({ one, video, from: pts[0], to: zoomed ? pts.at(-1) + AFTER_S : Infinity });
+      const entry = strip({ times: pts, width, height, onSeek: (seconds) => onSeek(video, seconds) });
+      if (thumbnails.length) entry.show(thumbnails);
+      slot.replaceChildren(entry.element);
+      strips.push({ frameStrip: entry, video, from: pts[0], to: zoomed ? pts.at(-1) + AFTER_S : Infinity });
     };
     if (!thumbnails.length) build(video.width || 16, video.height || 9);
     else {
@@ -60,17 +60,17 @@ export function roundLooks(videos, onSeek, compact) {
     return slot;
   }
 
-  for (const one of lanes) if (one.video.duration) draw(one, one.video.duration, []);
+  for (const entry of lanes) if (entry.video.duration) draw(entry, entry.video.duration, []);
 
   return {
     element,
-    /** " of NAME", where there are several videos. */
-    of: (number) => (videos.length > 1 ? ` of ${videos[number]?.name ?? `video ${number}`}` : ""),
-    overview(seen) {
-      const one = lanes[seen.video];
-      one.video.knows(seen.duration);
-      draw(one, seen.duration, seen.pts);
-      return frames(one.video, seen, false);
+    /** Return " of NAME" if there are several videos. */
+    nameSuffix: (number) => (videos.length > 1 ? ` of ${videos[number]?.name ?? `video ${number}`}` : ""),
+    overview(event) {
+      const entry = lanes[event.video];
+      entry.video.setDuration(event.duration);
+      draw(entry, event.duration, event.pts);
+      return frames(entry.video, event, false);
     },
     zooming(zoom) {
       pending.set(zoom.turn, bar(zoom, "pending"));
@@ -82,14 +82,14 @@ export function roundLooks(videos, onSeek, compact) {
       else if (zoom.segment) bar(zoom, zoom.refused ? "refused" : "", zoom.refused ?? "");
       return zoom.pts.length ? frames(lanes[zoom.video].video, zoom, true) : null;
     },
-    /** Nothing more will come of what has begun. */
+    /** Mark all pending zooms as refused. */
     end(why) {
       for (const begun of pending.values()) begun?.settle("refused", why);
       pending.clear();
     },
     setNow(video, seconds) {
-      for (const { video: whose, line } of lanes) line?.setNow(whose === video ? seconds : null);
-      for (const { one, video: whose, from, to } of strips) one.setNow(whose === video && from - 1e-3 <= seconds && seconds <= to ? seconds : null);
+      for (const { video: owner, line } of lanes) line?.setNow(owner === video ? seconds : null);
+      for (const { frameStrip, video: owner, from, to } of strips) frameStrip.setNow(owner === video && from - 1e-3 <= seconds && seconds <= to ? seconds : null);
     },
   };
 }

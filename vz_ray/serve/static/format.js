@@ -1,18 +1,18 @@
-/** Numbers as people read them. */
+/** Formatting of numbers. */
 
 /** `1 zoom`, `2 zooms`, `1,024 frames`. */
 export function count(number, what) {
   return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 }
 
-/** Bytes as `59 KB`, `3.4 MB`, `1.2 GB`. */
+/** Format bytes as `59 KB`, `3.4 MB`, `1.2 GB`. */
 export function size(bytes) {
   const [unit, each] = bytes >= 1e9 ? ["GB", 1e9] : bytes >= 1e6 ? ["MB", 1e6] : ["KB", 1e3];
   const amount = bytes / each;
   return `${amount < 10 && unit !== "KB" ? amount.toFixed(1) : Math.ceil(amount)} ${unit}`;
 }
 
-/** Seconds that something will take: `5 s`, `3 min`, `1 h 20 min`. */
+/** Format a remaining time in seconds: `5 s`, `3 min`, `1 h 20 min`. */
 export function span(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.ceil(seconds))} s`;
   const minutes = Math.round(seconds / 60);
@@ -24,7 +24,7 @@ export function rate(fps) {
   return `${Number(fps.toFixed(2))} fps`;
 }
 
-/** The last part of an address, as a name. */
+/** Return the last part of a URL as a name. */
 export function nameOf(url) {
   try {
     const { hostname, pathname } = new URL(url);
@@ -34,7 +34,7 @@ export function nameOf(url) {
   }
 }
 
-/** Seconds since 1970 as a day. */
+/** Format a Unix time as a day. */
 export function day(seconds) {
   return new Date(seconds * 1000).toLocaleDateString("en", { day: "numeric", month: "short" });
 }

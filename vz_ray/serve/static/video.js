@@ -1,86 +1,86 @@
 /**
- * The videos of a chat, and their way to the server.
+ * Videos of a chat and their uploads.
  *
  *   const video = new Video({ file });          // or { url }, or { object } of GET /v1/files
  *   video.onChange = () => {};
- *   await video.ready;                          // rejects with why it cannot be used
+ *   await video.ready;                          // rejects with the error of the upload
  *
- * `source` is what the browser plays: the file itself, or the server's copy; null where it lies elsewhere.
+ * `source` is the URL for the player: the local file or the server's copy; null for a video of another site.
  */
 import { upload } from "./api.js";
 import { clock, el } from "./web/dom.js";
-import { nameOf, size, span } from "./words.js";
+import { nameOf, size, span } from "./format.js";
 
-/** Seconds of upload after which its pace says how long the rest will take. */
+/** Upload time before the remaining time is estimated, seconds. */
 const PACE_S = 1;
 
 export class Video {
   onChange = () => {};
-  seen = new Map(); // Time of a frame that the agent saw -> its picture.
+  frames = new Map(); // time of a received frame -> its image
   unplayable = false;
   id = null;
   duration = null;
-  #taken = new AbortController();
+  #abort = new AbortController();
 
   constructor({ file = null, url = null, object = null }) {
-    Object.assign(this, { file, url, state: "ready", sent: 0, refusal: null });
+    Object.assign(this, { file, url, state: "ready", sent: 0, error: null });
     this.name = file?.name ?? object?.filename ?? nameOf(url);
     this.source = file ? URL.createObjectURL(file) : object ? `v1/files/${object.id}/content` : null;
-    if (object) this.#is(object);
+    if (object) this.#setObject(object);
     this.ready = Promise.resolve();
     if (file) this.send();
   }
 
-  /** Uploads the file, perhaps again. */
+  /** Upload the file; also used for a retry. */
   send() {
-    Object.assign(this, { state: "sending", sent: 0, refusal: null, began: performance.now() });
+    Object.assign(this, { state: "sending", sent: 0, error: null, began: performance.now() });
     const progress = (sent) => {
       this.sent = Math.min(sent, this.file.size);
       this.state = sent >= this.file.size ? "checking" : "sending";
       this.onChange();
     };
-    this.ready = upload(this.file, progress, this.#taken.signal).then(
+    this.ready = upload(this.file, progress, this.#abort.signal).then(
       (object) => {
         this.state = "ready";
-        this.#is(object);
+        this.#setObject(object);
         this.onChange();
       },
-      (refusal) => {
+      (error) => {
         this.state = "failed";
-        this.refusal = refusal;
+        this.error = error;
         this.onChange();
-        throw refusal;
+        throw error;
       },
     );
-    this.ready.catch(() => {}); // Shown beside the video, whether or not somebody waits for it.
+    this.ready.catch(() => {}); // The card of the video shows the error.
     this.onChange();
   }
 
-  #is({ id, duration_s: duration, width, height, bytes }) {
+  #setObject({ id, duration_s: duration, width, height, bytes }) {
     Object.assign(this, { id, width, height, bytes });
-    this.knows(duration);
+    this.setDuration(duration);
   }
 
-  /** Its duration, seconds, from whoever knows it first. */
-  knows(duration) {
+  /** Set the duration in seconds; the first call wins. */
+  setDuration(duration) {
     if (this.duration || !(duration > 0 && duration < Infinity)) return;
     this.duration = duration;
     this.onChange();
   }
 
-  /** It is not wanted any more. */
+  /** Cancel the upload and free the file. */
   close() {
     this.onChange = () => {};
-    this.#taken.abort();
+    this.#abort.abort();
     if (this.file) URL.revokeObjectURL(this.source);
   }
 
-  /** What is to be said of it, in a few words. */
+  /** Short description of the state. */
   get words() {
     const length = this.duration ? `${clock(Math.round(this.duration))} · ` : "";
     if (this.state === "sending") return `Uploading ${Math.floor(100 * this.part)} %${this.#left()}`;
-    if (this.state === "checking") return "Uploaded; the server looks at it";
-    if (this.state === "failed") return this.refusal.message;
+    if (this.state === "checking") return "Uploaded; the server is checking it";
+    if (this.state === "failed") return this.error.message;
     return this.url ? `${length}${new URL(this.url).hostname}` : `${length}${size(this.bytes)}`;
   }
 
@@ -95,25 +95,25 @@ export class Video {
   }
 }
 
-/** A video as a line of the list of those of the chat. */
+/** Create the list item of a video. */
 export function card(video, { onRemove, onShow }) {
   const words = el("span.video-words");
   const bar = el("progress", { max: 1, "aria-label": `Upload of ${video.name}` });
-  const again = el("button.quiet", { type: "button", onclick: () => video.send() }, "Try again");
+  const retry = el("button.quiet", { type: "button", onclick: () => video.send() }, "Try again");
   const remove = el("button.icon", { type: "button", "aria-label": `Remove ${video.name}`, title: "Remove", onclick: () => onRemove(video) }, "×");
   const name = el("button.video-name", { type: "button", title: video.name, onclick: () => onShow(video) }, video.name);
-  const element = el("li.video", {}, el("div.video-line", {}, name, words, again, remove), bar);
+  const element = el("li.video", {}, el("div.video-line", {}, name, words, retry, remove), bar);
 
   function update(locked) {
     words.textContent = video.words;
     element.classList.toggle("failed", video.state === "failed");
     element.classList.toggle("sending", video.state === "sending" || video.state === "checking");
     words.setAttribute("role", video.state === "failed" ? "alert" : "none");
-    again.hidden = video.state !== "failed" || video.refusal?.retry === null;
+    retry.hidden = video.state !== "failed" || video.error?.retry === null;
     remove.hidden = locked && video.state !== "failed";
     bar.hidden = video.state !== "sending" && video.state !== "checking";
     if (video.state === "sending") bar.value = video.part;
-    else bar.removeAttribute("value"); // How long the look will take is not known.
+    else bar.removeAttribute("value"); // The duration of the check is unknown.
   }
   return { element, update };
 }
