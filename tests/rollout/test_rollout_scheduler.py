@@ -265,7 +265,9 @@ async def test_publish_waits_for_episodes_only_if_requested(wait_for_episodes: b
     worker.unblocked.clear()
     running = asyncio.create_task(scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker))
     await settle()
-    publishing = asyncio.create_task(scheduler.publish(5, FakeTransport(), wait_for_episodes=wait_for_episodes))
+    publishing = asyncio.create_task(
+        scheduler.publish(5, FakeTransport(), wait_for_episodes=wait_for_episodes)
+    )
     await settle()
     waiting = asyncio.create_task(scheduler.rollout_group(TASKS[1], 2, SamplingParams(), tracker))
     await settle()
