@@ -77,7 +77,7 @@ class LocalCluster:
         """Return the environment of a process that uses the cluster."""
         if not self.jobs_port:
             return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        return {**os.environ, "RAY_AUTH_MODE": "token_file", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
 
     def up(self) -> None:
         """Start the head; the autoscaler adds worker nodes on demand.
