@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import vz_ray
-from tests.chromium import chromium  # noqa: F401
 from tests.report.viewer.conftest import served
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
 from vz_ray.report.viewer.viewer_session import ViewerSession
@@ -34,7 +33,7 @@ def address(made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture
-def opened(chromium: Any) -> Iterator[Any]:  # noqa: F811
+def opened(chromium: Any) -> Iterator[Any]:
     """Opens pages; after the test, none of them may have said anything in the console."""
     said: list[str] = []
     contexts = []
