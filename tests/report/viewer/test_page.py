@@ -130,7 +130,7 @@ def test_search_matches_questions(opened: Any, address: str) -> None:
     count = page.request.get(f"{address}api/episodes?text=how+many+times").json()["total"]
     wait_for_count(page, count)
     page.get_by_role("searchbox").fill("nobody asked this")
-    page.wait_for_selector("text=No episode is like that: loosen the filters.")
+    page.wait_for_selector("text=No episode matches the filters.")
 
 
 def test_click_on_a_chart_sets_the_filter(opened: Any, address: str) -> None:
@@ -217,7 +217,7 @@ def test_new_run_shows_its_first_episode(opened: Any, tmp_path: Path) -> None:
     run = tmp_path / "young"
     (run / "episodes").mkdir(parents=True)
     with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
-        page.wait_for_selector("text=No episodes yet. They appear here as the run plays them.")
+        page.wait_for_selector("text=No episodes yet.")
         (run / "episodes" / "000000.jsonl").write_text(light_line(0, SMALL))
         wait_for_count(listed(page), 1)
 
@@ -273,7 +273,7 @@ def test_episode_shows_turns_reward_and_mismatch(opened: Any, address: str) -> N
     ):
         assert words in text
     page.get_by_text("Engine against learner").click()
-    assert "as a whole, not for single tokens" in page.locator("details").inner_text()
+    assert "Aggregated over step" in page.locator("details").inner_text()
     assert "3.2e-6" in page.locator("details").inner_text()
     assert page.locator(".watching .tl-zoom:not([data-state='refused'])").count() == 1
     refused = page.locator(".watching .tl-zoom[data-state='refused']")
