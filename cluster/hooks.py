@@ -1,13 +1,12 @@
-"""What pods do before Kubernetes ends them; the preStop hooks of k8s/ call it.
+"""preStop hooks of the pods in k8s/.
 
-    python -m cluster.hooks stop-jobs --seconds 630       # head: jobs are asked to stop, and waited for
-    python -m cluster.hooks wait-for-jobs --seconds 630   # learner: stays while a job is running
-    python -m cluster.hooks wait-idle --seconds 90        # rollout, decoders: stays while actors work here
+    python -m cluster.hooks stop-jobs --seconds 630       # head: request a stop of all jobs and wait
+    python -m cluster.hooks wait-for-jobs --seconds 630   # learner: wait until no job is running
+    python -m cluster.hooks wait-idle --seconds 90        # rollout, decoders: wait until no actor runs here
 
-A hook that returns is followed by SIGTERM, which ends Ray at once; one that takes longer than the pod's grace
-period is cut off. So each waits for what it is there for, for a time that the grace period covers, and never
-fails.
-It uses the standard library alone: a pod that is being ended has no time for more.
+Kubernetes sends SIGTERM after the hook, which ends Ray immediately, and kills the hook after the grace period.
+Each hook therefore waits for a time within the grace period, and never fails. The module uses only the standard
+library, so it starts quickly.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 REQUEST_TIMEOUT_S = 5.0
-"""How long the dashboard may take to answer."""
+"""Timeout of a request to the dashboard."""
 UNREACHABLE_TIMEOUT_S = 15.0
-"""A dashboard that has not answered for as long is gone, and its jobs with it."""
+"""A dashboard that does not answer for this long is considered dead, with its jobs."""
 SYSTEM_PROCESSES = ("IDLE", "ProxyActor", "ServeController", "SPILL", "RESTORE")
-"""What Ray calls processes that live as long as their node."""
+"""Names of Ray processes that live as long as their node."""
 
 
 class JobApi:
-    """Ray's job API on the head of this pod's cluster.
+    """Client of the job API on the head of this cluster.
 
     Args:
-        address: Such as `http://10.0.0.7:8265`.
-        token: Of the cluster; empty where it asks for none.
+        address: Address such as `http://10.0.0.7:8265`.
+        token: Token of the cluster; empty without authentication.
     """
 
     def __init__(self, address: str, token: str = "") -> None:
@@ -44,61 +43,61 @@ class JobApi:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def running_jobs(self) -> list[str]:
-        """Ids of submitted jobs that have not ended.
+        """Return the ids of submitted jobs that have not ended.
 
         Raises:
-            OSError: Nobody answers, or with an error.
+            OSError: The server does not answer, or returns an error.
         """
-        jobs = self._ask("GET", "/api/jobs/")
+        jobs = self._request("GET", "/api/jobs/")
         alive = [job for job in jobs if job.get("status") in ("PENDING", "RUNNING")]
         return [str(job["submission_id"]) for job in alive if job.get("submission_id")]
 
     def stop_job(self, job: str) -> None:
-        """Asks a job to stop, which it does in its own time."""
-        self._ask("POST", f"/api/jobs/{job}/stop")
+        """Request a stop of a job. The job stops asynchronously."""
+        self._request("POST", f"/api/jobs/{job}/stop")
 
-    def _ask(self, method: str, path: str) -> Any:
+    def _request(self, method: str, path: str) -> Any:
         request = Request(self._address + path, method=method, headers=self._headers)
-        with urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
+        with urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
             try:
-                return json.loads(answer.read() or b"null")
+                return json.loads(response.read() or b"null")
             except ValueError as error:
-                raise URLError(f"{path} answered what is not JSON") from error
+                raise URLError(f"{path} returned invalid JSON") from error
 
 
 def stop_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -> str:
-    """Asks all jobs to stop, those too that begin meanwhile, and waits until none is left.
+    """Request a stop of all jobs, including new ones, and wait until all have ended.
 
     Returns:
-        How it ended, as a sentence.
+        The outcome as a sentence.
     """
-    asked: set[str] = set()
+    stopping: set[str] = set()
 
-    def left() -> list[str]:
+    def running_jobs() -> list[str]:
         jobs = job_api.running_jobs()
         for job in jobs:
-            if job not in asked:
+            if job not in stopping:
                 job_api.stop_job(job)
-                asked.add(job)
+                stopping.add(job)
         return jobs
 
-    return _wait(left, timeout_s, poll_interval_s, "jobs")
+    return _wait(running_jobs, timeout_s, poll_interval_s, "jobs")
 
 
 def wait_for_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -> str:
-    """Waits until no job is left; a head that is gone has none."""
+    """Wait until all jobs have ended. A dead head has no jobs."""
     return _wait(job_api.running_jobs, timeout_s, poll_interval_s, "jobs")
 
 
 def wait_idle(
     timeout_s: float, poll_interval_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None
 ) -> str:
-    """Waits until no actor is left in this pod."""
+    """Wait until no actor runs in this pod."""
     return _wait(lambda: running_actors(commands or process_commands), timeout_s, poll_interval_s, "actors")
 
 
 def running_actors(commands: Callable[[], Iterator[str]]) -> list[str]:
-    """Ray's actors and tasks among processes, by the names that Ray gives them.
+    """Return the names of Ray actors and tasks among the process command lines.
 
     Example: `["ray::RayWorker", "ray::IDLE", "python"]` -> `["RayWorker"]`
     """
@@ -107,52 +106,52 @@ def running_actors(commands: Callable[[], Iterator[str]]) -> list[str]:
 
 
 def process_commands() -> Iterator[str]:
-    """The command line of each process of this pod."""
+    """Yield the command line of each process in this pod."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
 
 
-def _wait(left: Callable[[], Sequence[str]], seconds: float, every_s: float, what: str) -> str:
-    """Asks what is left until nothing is, nobody answers, or the time is over."""
-    begun = heard = time.monotonic()
+def _wait(list_remaining: Callable[[], Sequence[str]], seconds: float, every_s: float, kind: str) -> str:
+    """Poll until nothing remains, the server is unreachable, or the timeout expires."""
+    start = last_answer = time.monotonic()
     names: Sequence[str] = ()
-    while (now := time.monotonic()) - begun < seconds:
+    while (now := time.monotonic()) - start < seconds:
         try:
-            names, heard = left(), now
+            names, last_answer = list_remaining(), now
             if not names:
-                return f"no {what} left after {now - begun:.0f} s"
+                return f"all {kind} ended after {now - start:.0f} s"
         except OSError as error:
-            if now - heard >= min(UNREACHABLE_TIMEOUT_S, seconds):
-                return f"nobody has answered for {now - heard:.0f} s: {error}"
-        time.sleep(min(every_s, max(0.0, begun + seconds - time.monotonic())))
-    return f"{', '.join(names) or what} not done after {seconds:g} s"
+            if now - last_answer >= min(UNREACHABLE_TIMEOUT_S, seconds):
+                return f"no answer for {now - last_answer:.0f} s: {error}"
+        time.sleep(min(every_s, max(0.0, start + seconds - time.monotonic())))
+    return f"{', '.join(names) or kind} still running after {seconds:g} s"
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line may say."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.hooks", description="Before a pod ends.")
+    """Return the command-line parser."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.hooks", description="preStop hooks of pods.")
     parser.add_argument("hook", choices=["stop-jobs", "wait-for-jobs", "wait-idle"])
-    parser.add_argument("--seconds", type=float, required=True, help="Longest wait.")
+    parser.add_argument("--seconds", type=float, required=True, help="Maximum wait.")
     head = os.environ.get("FQ_RAY_IP", "127.0.0.1")
     parser.add_argument("--dashboard", default=f"http://{head}:8265", help="The head's dashboard.")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a hook; always 0, as Kubernetes would only report another status, and end the pod all the same."""
-    given = parser().parse_args(arguments)
-    server = JobApi(given.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
-    match given.hook:
+    """Run a hook; always return 0, because Kubernetes ends the pod in any case."""
+    options = parser().parse_args(arguments)
+    server = JobApi(options.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
+    match options.hook:
         case "stop-jobs":
-            ended = stop_jobs(server, given.seconds)
+            outcome = stop_jobs(server, options.seconds)
         case "wait-for-jobs":
-            ended = wait_for_jobs(server, given.seconds)
+            outcome = wait_for_jobs(server, options.seconds)
         case _:
-            ended = wait_idle(given.seconds)
-    print(f"{given.hook}: {ended}", file=sys.stderr)
+            outcome = wait_idle(options.seconds)
+    print(f"{options.hook}: {outcome}", file=sys.stderr)
     return 0
 
 

@@ -1,15 +1,14 @@
-"""A cluster of several nodes on this machine, with Ray's real autoscaler, to rehearse on.
+"""Local Ray cluster of several nodes with Ray's real autoscaler, for rehearsals.
 
     python -m cluster.local up --nodes 3 --cpus 2 --jobs
     export RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
     vz-ray submit conf/tiny.yaml runs=$PWD/runs rollout.max_workers=3 --address http://127.0.0.1:8266
     python -m cluster.local down
 
-Nodes are processes with resources that are only counted: the head has room for a driver, a learner and
-decoders, and worker nodes come when something waits for their resource, one rollout worker each, and go when
-idle. They belong to the groups that the manifests of a real cluster have: the head to `head`, `learner` and
-`clips`, the others to `rollout`. With `--jobs` it has Ray's job API, which wants a token. It has a temporary
-directory and ports of its own, and ends only what it started.
+Nodes are processes with logical resources. The head has room for a driver, a learner and decoders. The autoscaler
+adds a worker node per rollout worker on demand, and removes idle nodes. Node groups match the manifests in k8s/: the
+head is in `head`, `learner` and `clips`, worker nodes are in `rollout`. `--jobs` enables Ray's job API, which
+requires a token. The cluster has its own temporary directory and ports.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ class LocalCluster:
     """A head and up to `max_nodes` worker nodes.
 
     Attributes:
-        max_nodes: Most worker nodes.
-        cpus: Logical CPUs of each.
+        max_nodes: Maximum number of worker nodes.
+        cpus: Logical CPUs of each worker node.
         head_cpus: Logical CPUs of the head.
-        port: Of the head's address.
-        temp_dir: Temporary directory of all nodes; its path must be short, since sockets lie in it.
-        idle_timeout_s: A worker node that nobody used for as long goes.
-        jobs_port: Of the dashboard and job API; 0 has none. Where there is one, everything wants a token.
+        port: Port of the head.
+        temp_dir: Temporary directory of all nodes. Its path must be short, because it contains sockets.
+        idle_timeout_s: Idle time after which a worker node is removed.
+        jobs_port: Port of the dashboard and job API; 0 disables them. With the API, Ray requires a token.
     """
 
     max_nodes: int = 3
@@ -71,24 +70,24 @@ class LocalCluster:
 
     @property
     def token_file(self) -> Path:
-        """File with the token, for `RAY_AUTH_TOKEN_PATH`."""
-        return self.temp_dir / "token_file"
+        """Token file for `RAY_AUTH_TOKEN_PATH`."""
+        return self.temp_dir / "token"
 
     def environment(self) -> dict[str, str]:
-        """Of a process that uses it."""
+        """Return the environment of a process that uses the cluster."""
         if not self.jobs_port:
             return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        return {**os.environ, "RAY_AUTH_MODE": "token_file", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
 
     def up(self) -> None:
-        """Starts the head; worker nodes come when something needs them.
+        """Start the head; the autoscaler adds worker nodes on demand.
 
         Raises:
-            UserError: It runs already, or does not start.
+            UserError: The cluster is already running, or does not start.
         """
         if self.processes():
             raise UserError(
-                f"a cluster with files in {self.temp_dir} runs already: `python -m cluster.local down`"
+                f"a cluster in {self.temp_dir} is already running: `python -m cluster.local down`"
             )
         self.temp_dir.mkdir(parents=True, exist_ok=True)
         config = self.temp_dir / "autoscaler.json"
@@ -110,7 +109,7 @@ class LocalCluster:
             command += [
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.jobs_port}",
-                # It starts the jobs; another Ray on this machine has the usual port.
+                # The agent starts jobs; another Ray on this machine may use the default port.
                 f"--dashboard-agent-listen-port={self.jobs_port + 1}",
             ]
             self.token_file.touch(mode=0o600)
@@ -120,12 +119,12 @@ class LocalCluster:
         env = {
             **self.environment(),
             "RAY_FAKE_CLUSTER": "1",
-            # Version 2 is what runs on Kubernetes; it asks the provider for the head by this id.
+            # Kubernetes uses version 2; it identifies the head by this id.
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            # Jobs run `python`, which must be this one.
+            # Jobs run `python` from PATH.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         done = subprocess.run(
@@ -138,22 +137,22 @@ class LocalCluster:
             )
 
     def down(self) -> None:
-        """Ends every process of it."""
-        found = self.processes()
-        for process in found:
-            _quietly(process.terminate)
-        _, alive = psutil.wait_procs(found, timeout=5)
+        """Terminate all processes of the cluster."""
+        processes = self.processes()
+        for process in processes:
+            _suppress_ended(process.terminate)
+        _, alive = psutil.wait_procs(processes, timeout=5)
         for process in alive:
-            _quietly(process.kill)
+            _suppress_ended(process.kill)
         psutil.wait_procs(alive, timeout=5)
 
     def processes(self) -> list[psutil.Process]:
-        """Those whose command lines name its folder, and all that they have started."""
+        """Return the processes whose command line contains the temporary directory, and their children."""
         roots = [
             p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.temp_dir) in _command(p)
         ]
-        found = {process.pid: process for root in roots for process in (root, *_children(root))}
-        return [process for pid, process in found.items() if pid != os.getpid()]
+        by_pid = {process.pid: process for root in roots for process in (root, *_children(root))}
+        return [process for pid, process in by_pid.items() if pid != os.getpid()]
 
     def _autoscaler(self) -> dict[str, Any]:
         resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20, "rollout": 1}
@@ -170,7 +169,7 @@ class LocalCluster:
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
                 "gcs_address": self.address,
-                # All nodes have one address here.
+                # All nodes have the same address.
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
@@ -214,11 +213,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _quietly(action: Any) -> None:
+def _suppress_ended(action: Any) -> None:
     try:
         action()
     except psutil.Error:
-        return  # it has ended by itself
+        return  # the process has already ended
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -226,12 +225,12 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option(help="Most worker nodes.")] = 3,
-    cpus: Annotated[float, typer.Option(help="Logical CPUs of each.")] = 2,
+    nodes: Annotated[int, typer.Option(help="Maximum number of worker nodes.")] = 3,
+    cpus: Annotated[float, typer.Option(help="Logical CPUs of each worker node.")] = 2,
     port: Annotated[int, typer.Option(help="Port of the head.")] = PORT,
     jobs: Annotated[bool, typer.Option("--jobs", help=f"With Ray's job API, at port {JOBS_PORT}.")] = False,
 ) -> None:
-    """Starts it."""
+    """Start the cluster."""
     cluster = LocalCluster(max_nodes=nodes, cpus=cpus, port=port, jobs_port=JOBS_PORT if jobs else 0)
     began = time.monotonic()
     try:
@@ -248,7 +247,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Ends it, and nothing else."""
+    """Stop the cluster."""
     LocalCluster().down()
 
 

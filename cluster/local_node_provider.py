@@ -1,7 +1,7 @@
-"""Nodes that are processes of this machine, for Ray's autoscaler; `cluster.local` names this class to it.
+"""Node provider for Ray's autoscaler that starts nodes as local processes; used by `cluster.local`.
 
-Ray's own provider of such nodes gives them one directory together, where each new node unpacks the working
-directory of a job anew, under the feet of the job itself. Here each has its own, as machines have.
+Ray's fake multi-node provider shares one directory between all nodes, so a new node overwrites the working
+directory of a running job. This provider gives each node its own directory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ray.autoscaler.tags import (
 
 
 class LocalNodeProvider(FakeMultiNodeProvider):
-    """As its base, with a temporary directory for each node below `provider.folder`."""
+    """Fake multi-node provider with a temporary directory per node in `provider.temp_dir`."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self._folder = Path(provider_config["folder"])
+        self._temp_dir = Path(provider_config["temp_dir"])
 
     def _create_node_with_resources_and_labels(
         self,
@@ -43,7 +43,7 @@ class LocalNodeProvider(FakeMultiNodeProvider):
             id = self._next_hex_node_id()
             custom = dict(resources)
             params = RayParams(
-                temp_dir=str(self._folder / id[-3:]),
+                temp_dir=str(self._temp_dir / id[-3:]),
                 gcs_address=self._gcs_address,
                 redis_address=self._gcs_address,
                 min_worker_port=0,
@@ -55,7 +55,7 @@ class LocalNodeProvider(FakeMultiNodeProvider):
                 resources=custom,
                 labels=labels,
                 env_vars={
-                    # How the autoscaler knows which of its nodes has come.
+                    # The autoscaler matches started nodes by these ids.
                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": id,
                     "RAY_CLOUD_INSTANCE_ID": id,
                     "RAY_NODE_TYPE_NAME": tags[TAG_RAY_USER_NODE_TYPE],

@@ -4,7 +4,7 @@
 FROM rayproject/ray:2.60.0-py311-cpu
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-USER root
+USER 0
 RUN install -d -o 1000 -g 100 /opt/venv /opt/vz_ray
 USER 1000:100
 WORKDIR /opt/vz_ray

@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line that names it and the fix, status 2, and nothing half-written."""
+"""Invalid user input: a one-line error with the fix, exit status 2, and no partial output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.small_run import SmallRun, run_vz_ray
 from vz_ray import cli
 from vz_ray.jobs import doctor
 from vz_ray.monitoring import checks
-from vz_ray.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +25,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return SmallRun.create(tmp_path_factory.mktemp("small"))
 
 
-def refused(monkeypatch, capsys, *arguments: str) -> str:
-    """The one line that a command ends with."""
+def run_failing(monkeypatch, capsys, *arguments: str) -> str:
+    """Run a command that must fail; return its one-line error."""
     monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
     monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         cli.main()
-    assert ended.value.code == 2
+    assert raised.value.code == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1, err
     return err
@@ -40,10 +39,10 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
 
 @pytest.fixture
 def train(small, monkeypatch, capsys):
-    """`vz-ray train` of the small run with other overrides; it must be refused and leave no run."""
+    """Run `vz-ray train` with invalid overrides; it must fail without creating a run."""
 
     def train(*overrides: str) -> str:
-        err = refused(
+        err = run_failing(
             monkeypatch, capsys, "train", "conf/tiny.yaml", "name=bad", *small.overrides(), *overrides
         )
         assert not (small.runs / "bad").exists()
@@ -54,7 +53,7 @@ def train(small, monkeypatch, capsys):
 
 @pytest.fixture
 def tasks(small, tmp_path):
-    """A copy of the training tasks with their videos, to be spoilt."""
+    """Writable copy of the training tasks and their videos."""
     folder = tmp_path / "needle"
     shutil.copytree(small.folder / "needle", folder)
     return folder / "train.json"
@@ -64,7 +63,7 @@ def first_video(tasks: Path) -> Path:
     return tasks.parent / json.loads(tasks.read_text())[0]["videos"][0]
 
 
-def test_a_missing_video_is_named(train, tasks):
+def test_missing_video_is_named(train, tasks):
     video = first_video(tasks)
     video.unlink()
     err = train(f"data.train={tasks}")
@@ -72,7 +71,7 @@ def test_a_missing_video_is_named(train, tasks):
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100], ids=["empty", "text"])
-def test_an_unreadable_video_is_named(train, tasks, content):
+def test_unreadable_video_is_named(train, tasks, content):
     video = first_video(tasks)
     video.write_bytes(content)
     err = train(f"data.train={tasks}")
@@ -81,12 +80,12 @@ def test_an_unreadable_video_is_named(train, tasks, content):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[1]", '[{"videos": []}]'])
-def test_an_empty_or_wrong_task_file_is_named(train, tasks, content):
+def test_invalid_task_file_is_named(train, tasks, content):
     tasks.write_text(content)
     assert str(tasks) in train(f"data.train={tasks}")
 
 
-def test_a_missing_task_file_is_named(train, tmp_path):
+def test_missing_task_file_is_named(train, tmp_path):
     assert f"no task file at {tmp_path / 'nowhere.json'}" in train(f"data.train={tmp_path / 'nowhere.json'}")
 
 
@@ -104,7 +103,7 @@ def test_a_missing_task_file_is_named(train, tmp_path):
         ("reward.max_zoom_frames=4", "reward.max_zoom_frames follows episode.max_zoom_frames"),
     ],
 )
-def test_a_wrong_key_or_value_is_named(train, override, message):
+def test_invalid_key_or_value_is_named(train, override, message):
     err = train(override)
     assert message in err
     assert f"override '{override}'" in err
@@ -112,47 +111,47 @@ def test_a_wrong_key_or_value_is_named(train, override, message):
 
 @pytest.fixture
 def open_ended(tasks):
-    """The same tasks, the first of them open-ended."""
+    """The same tasks; the first one is open-ended."""
     records = json.loads(tasks.read_text())
     records[0]["extra_info"]["answer_type"] = "open_ended"
     tasks.write_text(json.dumps(records))
     return tasks
 
 
-def test_open_ended_questions_without_a_judge_are_named(train, open_ended):
+def test_open_ended_questions_need_a_judge(train, open_ended):
     err = train(f"data.train={open_ended}")
     assert f"questions of {open_ended} need a judge" in err
     assert "set reward.judge.model and reward.judge.base_url" in err
 
 
-def test_a_judge_without_its_key_is_named(train, open_ended, monkeypatch):
+def test_missing_judge_key_is_named(train, open_ended, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     judge = ["model=m", "base_url=http://judge/v1", "api_key_env=NO_SUCH_KEY"]
     err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
     assert "set NO_SUCH_KEY in the environment" in err
 
 
-def test_a_judge_without_its_prompt_is_named(train, open_ended):
+def test_missing_judge_prompt_is_named(train, open_ended):
     judge = ["model=m", "base_url=http://judge/v1", "prompt=gone.yaml"]
     err = train(f"data.train={open_ended}", *(f"reward.judge.{setting}" for setting in judge))
     assert "gone.yaml" in err
 
 
-def test_a_reward_function_that_is_not_there_is_named(train):
+def test_missing_reward_function_is_named(train):
     err = train("reward.function=no_such_package.rewards:mine")
     assert "reward.function 'no_such_package.rewards:mine': importing no_such_package.rewards raised" in err
 
 
-def test_a_wrong_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys, tmp_path):
+def test_invalid_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: bad\ntrain:\n  samplez: 3\n")
-    err = refused(monkeypatch, capsys, "train", str(file), f"runs={small.runs}")
+    err = run_failing(monkeypatch, capsys, "train", str(file), f"runs={small.runs}")
     assert f"{file}:3: unknown key train.samplez; did you mean train.group_size?" in err
     assert not (small.runs / "bad").exists()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda model: shutil.rmtree(model), "is not a directory"),
         (lambda model: (model / "model.safetensors").unlink(), "has no *.safetensors weights"),
@@ -160,10 +159,10 @@ def test_a_wrong_key_in_a_file_is_named_with_its_line(small, monkeypatch, capsys
     ],
     ids=["absent", "no weights", "no config"],
 )
-def test_a_model_without_its_parts_is_named(train, small, tmp_path, spoil, message):
+def test_incomplete_model_is_named(train, small, tmp_path, damage, message):
     model = tmp_path / "model"
     shutil.copytree(small.folder / "base", model)
-    spoil(model)
+    damage(model)
     err = train(f"model={model}")
     assert f"model '{model}' {message}" in err
 
@@ -172,36 +171,39 @@ Memory = namedtuple("Memory", "available")
 Usage = namedtuple("Usage", "free")
 
 
-def test_too_little_memory_is_named(train, monkeypatch):
+def test_insufficient_memory_is_named(train, monkeypatch):
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: Memory(2 << 30))
     monkeypatch.setattr(doctor, "_read_cgroup_file", lambda name: "")
     assert "memory: 2.0 GiB free, 6 GiB needed; close other programs" in train()
 
 
-def test_too_little_shared_memory_is_named(train, monkeypatch):
-    real = shutil.disk_usage
-    little = lambda path: Usage(100 << 20) if str(path) == "/dev/shm" else real(path)  # noqa: E731
-    monkeypatch.setattr(doctor.shutil, "disk_usage", little)
+def test_insufficient_shared_memory_is_named(train, monkeypatch):
+    disk_usage = shutil.disk_usage
+
+    def full_shared_memory(path):
+        return Usage(100 << 20) if str(path) == "/dev/shm" else disk_usage(path)
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", full_shared_memory)
     err = train()
     assert "shared memory: 0.1 GiB free, 0.5 GiB needed; give the container more" in err
 
 
-def test_a_directory_that_is_no_run_is_left_alone(small, monkeypatch, capsys, tmp_path):
+def test_other_directory_is_not_changed(small, monkeypatch, capsys, tmp_path):
     folder = tmp_path / "runs/bad"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
     arguments = ["train", "conf/tiny.yaml", "name=bad", *small.overrides(), f"runs={tmp_path / 'runs'}"]
-    assert "not a run directory" in refused(monkeypatch, capsys, *arguments)
+    assert "not a run directory" in run_failing(monkeypatch, capsys, *arguments)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
-def test_the_console_shows_no_traceback(small):
-    done = run_vz_ray("train", "conf/tiny.yaml", *small.overrides(), "model=nowhere")
-    assert done.returncode == 2
-    assert done.stderr == "vz-ray: model 'nowhere' is not a directory; give an HF checkpoint directory\n"
+def test_command_shows_no_traceback(small):
+    result = run_vz_ray("train", "conf/tiny.yaml", *small.overrides(), "model=nowhere")
+    assert result.returncode == 2
+    assert result.stderr == "vz-ray: model 'nowhere' is not a directory; give an HF checkpoint directory\n"
 
 
-OTHER = """
+OTHER_RAY_SCRIPT = """
 import ray, sys
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
 keeper = ray.remote(lambda: "alive")
@@ -213,9 +215,9 @@ print(ray.get(keeper.remote()), flush=True)
 
 @pytest.fixture
 def other_ray() -> Iterator[subprocess.Popen[str]]:
-    """A Ray of somebody else on this machine, with one task done."""
+    """Unrelated Ray on this machine with one completed task."""
     folder = tempfile.mkdtemp(prefix="other_")
-    command = [sys.executable, "-c", OTHER, folder]
+    command = [sys.executable, "-c", OTHER_RAY_SCRIPT, folder]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -227,7 +229,7 @@ def other_ray() -> Iterator[subprocess.Popen[str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-OURS = """
+JOIN_SCRIPT = """
 import asyncio, ray, sys
 from vz_ray.runtime.ray_cluster import ray_cluster
 from vz_ray.config.ray import RayConfig
@@ -240,28 +242,21 @@ asyncio.run(main())
 """
 
 
-def test_another_ray_on_the_machine_is_neither_joined_nor_harmed(other_ray):
+def test_other_ray_is_neither_joined_nor_harmed(other_ray):
     address = os.environ | {"RAY_ADDRESS": "auto"}
-    ours = subprocess.run(
-        [sys.executable, "-c", OURS], env=address, capture_output=True, text=True, timeout=120
+    result = subprocess.run(
+        [sys.executable, "-c", JOIN_SCRIPT], env=address, capture_output=True, text=True, timeout=120
     )
-    assert ours.returncode == 0, ours.stderr
-    assert ours.stdout == "4\n"
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "4\n"
     assert doctor.check_other_ray().status is checks.CheckStatus.WARNING
     assert other_ray.communicate("go on\n", timeout=60)[0] == "alive\n"
 
 
-def test_a_cluster_that_is_not_there_is_named():
-    code = OURS.replace("num_cpus=4, object_store_mib=80", "address='127.0.0.1:1'")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def test_missing_cluster_is_named():
+    code = JOIN_SCRIPT.replace("num_cpus=4, object_store_mib=80", "address='127.0.0.1:1'")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (
-        "UserError: cannot join Ray at 127.0.0.1:1: nobody answers there (Connection refused)" in done.stderr
+        "UserError: cannot join Ray at 127.0.0.1:1: nobody answers there (Connection refused)"
+        in result.stderr
     )
-
-
-def test_require_names_the_first_problem():
-    fine = checks.CheckResult("disk", checks.CheckStatus.OK, "9 GiB free")
-    bad = checks.CheckResult("memory", checks.CheckStatus.FAILED, "1 GiB free", "close other programs")
-    checks.require_checks(fine)
-    with pytest.raises(UserError, match=r"^memory: 1 GiB free; close other programs$"):
-        checks.require_checks(fine, bad)

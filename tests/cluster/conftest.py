@@ -1,34 +1,30 @@
-"""Rendered overlays, each test's own copy of them."""
+"""Fixtures: each overlay of k8s/, rendered."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.manifests import render
-from cluster.manifests.schema import ROOT
-
-K8S = ROOT / "k8s"
-Manifests = list[dict[str, Any]]
+from tests.cluster.manifests import OVERLAYS, Manifest, Workload, load_entrypoint, render, workload_of
 
 
-@cache
-def _rendered(folders: tuple[Path, ...]) -> str:
-    return json.dumps([manifest for folder in folders for manifest in render(folder)])
+@pytest.fixture(params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    """Rendered manifests of each overlay."""
+    return render(request.param)
 
 
 @pytest.fixture
-def overlay() -> Callable[[str], Manifests]:
-    """The manifests of an overlay, by name; rendered once."""
-    return lambda name: json.loads(_rendered((K8S / "overlays" / name,)))
+def workload(manifests: list[Manifest]) -> Workload:
+    """Workload of each overlay."""
+    return workload_of(manifests)
 
 
 @pytest.fixture
-def base() -> Callable[[str], Manifests]:
-    """The manifests of a part of the base beside what all share."""
-    return lambda name: json.loads(_rendered((K8S / "base" / "common", K8S / "base" / name)))
+def entrypoint(workload: Workload) -> tuple[Any, tuple[str, ...]]:
+    """Loaded config and node groups of each overlay with an entrypoint."""
+    loaded = load_entrypoint(workload)
+    if loaded is None:
+        pytest.skip("an interactive cluster has no entrypoint")
+    return loaded

@@ -16,8 +16,7 @@ import pytest
 
 from cluster import hooks
 from cluster.hooks import JobApi, main, process_commands, running_actors, stop_jobs, wait_for_jobs, wait_idle
-from cluster.manifests import Bundle
-from cluster.manifests.schema import ROOT
+from tests.cluster.manifests import ROOT, Workload
 
 
 @dataclass
@@ -76,43 +75,44 @@ def jobs() -> Iterator[Jobs]:
     server.server_close()
 
 
-def test_the_head_asks_each_running_job_once_and_waits_until_all_have_ended(jobs: Jobs):
+def test_stop_jobs_stops_each_job_once_and_waits(jobs: Jobs):
     jobs.status = {"a": "RUNNING", "b": "PENDING", "c": "SUCCEEDED"}
-    begun = time.monotonic()
-    said = stop_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
+    start = time.monotonic()
+    outcome = stop_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
     assert sorted(jobs.stopped) == ["a", "b"]
-    assert time.monotonic() - begun >= jobs.takes_s
-    assert said.startswith("no jobs left")
+    assert time.monotonic() - start >= jobs.takes_s
+    assert outcome.startswith("all jobs ended")
 
 
-def test_a_job_that_does_not_end_is_named_when_the_time_is_over(jobs: Jobs):
+def test_stop_jobs_names_a_job_that_does_not_end(jobs: Jobs):
     jobs.status, jobs.takes_s = {"slow": "RUNNING"}, 60
-    assert stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05) == "slow not done after 0.3 s"
+    assert (
+        stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05)
+        == "slow still running after 0.3 s"
+    )
 
 
-def test_the_learner_asks_nobody_to_stop_and_stays_as_long_as_a_job_runs(jobs: Jobs):
+def test_wait_for_jobs_stops_no_job(jobs: Jobs):
     jobs.status = {"a": "RUNNING"}
     threading.Timer(0.3, jobs.status.update, [{"a": "STOPPED"}]).start()
-    begun = time.monotonic()
-    said = wait_for_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
-    assert 0.25 <= time.monotonic() - begun < 5
-    assert (jobs.stopped, said[:12]) == ([], "no jobs left")
+    start = time.monotonic()
+    outcome = wait_for_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
+    assert 0.25 <= time.monotonic() - start < 5
+    assert (jobs.stopped, outcome[:14]) == ([], "all jobs ended")
 
 
-def test_a_head_that_is_gone_or_refuses_is_not_waited_for_to_the_end(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-):
+def test_unreachable_head_ends_the_wait(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hooks, "UNREACHABLE_TIMEOUT_S", 0.2)
-    begun = time.monotonic()
+    start = time.monotonic()
     refused = wait_for_jobs(JobApi(jobs.address, "wrong"), 30, poll_interval_s=0.05)
     gone = wait_for_jobs(JobApi("http://127.0.0.1:9", "secret"), 30, poll_interval_s=0.05)
-    assert time.monotonic() - begun < 10
-    assert "nobody has answered" in refused
+    assert time.monotonic() - start < 10
+    assert "no answer for" in refused
     assert "401" in refused
-    assert "nobody has answered" in gone
+    assert "no answer for" in gone
 
 
-def test_actors_are_told_from_what_lives_as_long_as_its_node():
+def test_running_actors_excludes_system_processes():
     names = [
         "ray::RayWorker",
         "ray::IDLE",
@@ -124,37 +124,36 @@ def test_actors_are_told_from_what_lives_as_long_as_its_node():
     assert running_actors(lambda: iter(names)) == ["RayWorker"]
 
 
-def test_a_rollout_pod_stays_until_its_actors_have_ended():
+def test_wait_idle_waits_for_actors():
     name = f"ray::Played{os.getpid()}"
     actor = subprocess.Popen(["bash", "-c", f"exec -a '{name}' sleep 0.6"])
     try:
         while name not in " ".join(process_commands()):
             time.sleep(0.01)
         threading.Thread(target=actor.wait, daemon=True).start()
-        begun = time.monotonic()
-        # Other actors of this machine are not of this test.
-        said = wait_idle(10, 0.05, lambda: (c for c in process_commands() if c.startswith(name)))
-        assert said.startswith("no actors left")
-        assert time.monotonic() - begun < 5
+        start = time.monotonic()
+        # Ignore other actors on this machine.
+        outcome = wait_idle(10, 0.05, lambda: (c for c in process_commands() if c.startswith(name)))
+        assert outcome.startswith("all actors ended")
+        assert time.monotonic() - start < 5
     finally:
         actor.kill()
 
 
-def test_the_commands_of_manifests_take_their_arguments_and_never_fail(jobs: Jobs, monkeypatch, capsys):
+def test_hook_commands_never_fail(jobs: Jobs, monkeypatch, capsys):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert main(["stop-jobs", "--seconds", "5", "--dashboard", jobs.address]) == 0
     assert main(["wait-for-jobs", "--seconds", "0.1", "--dashboard", "http://127.0.0.1:9"]) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("stop-jobs: no jobs left")
-    assert said[1].startswith("wait-for-jobs: ")
+    outcome = capsys.readouterr().err.splitlines()
+    assert outcome[0].startswith("stop-jobs: all jobs ended")
+    assert outcome[1].startswith("wait-for-jobs: ")
 
 
-@pytest.mark.parametrize("name", ["spot", "interactive", "serve", "sft-8gpu"])
-def test_every_hook_in_the_manifests_is_one_that_there_is(overlay, name):
+def test_hooks_of_the_manifests_parse(workload: Workload):
     calls = [
         command.split()
-        for group in Bundle(overlay(name)).groups
-        for command in group.hook().removeprefix("sh -c ").split(";")
+        for group in workload.groups
+        for command in group.hook.removeprefix("sh -c ").split(";")
         if "cluster.hooks" in command
     ]
     assert calls
@@ -163,14 +162,16 @@ def test_every_hook_in_the_manifests_is_one_that_there_is(overlay, name):
         assert hooks.parser().parse_args(call[3:]).seconds >= 90
 
 
-def test_hooks_begin_without_importing_what_takes_seconds():
+def test_hooks_import_no_heavy_packages():
     heavy = ("ray", "torch", "numpy", "omegaconf", "psutil")
     code = f"import cluster.hooks, sys; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
 
 
-def test_rays_job_api_has_the_routes_that_hooks_ask():
+def test_ray_job_api_has_the_routes_of_the_hooks():
     import inspect
 
     from ray.dashboard.modules.job import job_head

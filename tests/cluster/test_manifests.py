@@ -1,188 +1,262 @@
-"""All of k8s/ is right; the commands say so, and docs say what is there."""
+"""Every overlay of k8s/: valid schemas, and the rules that only this project can check."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import subprocess
-import sys
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.manifests import Bundle, check
-from cluster.manifests.__main__ import app
-from cluster.manifests.entrypoint import parse_job
-from cluster.manifests.rules import RULES
-from cluster.manifests.schema import ROOT, schemas_folder
-from vz_ray.utils.errors import UserError
-
-K8S = ROOT / "k8s"
-OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
-BASES = sorted(
-    path.parent.name for path in K8S.glob("base/*/kustomization.yaml") if path.parent.name != "common"
+from tests.cluster.manifests import (
+    GPU,
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Manifest,
+    NodeGroup,
+    Workload,
+    load_entrypoint,
+    locked_ray_version,
+    parse_quantity,
+    render,
+    workload_of,
 )
+
+NODE_GROUPS = {"head", "learner", "rollout", "clips", "serve"}
+SPOT_TAINTS = {
+    "cloud.google.com/gke-spot",
+    "kubernetes.azure.com/scalesetpriority",
+    "karpenter.sh/capacity-type",
+    "eks.amazonaws.com/capacityType",
+    "vz-ray/spot",
+}
+CHECKPOINT_SECONDS = "vz-ray/checkpoint-seconds"
+"""Annotation: duration of a checkpoint on this storage."""
+ONE_MACHINE = "vz-ray/one-machine"
+"""Annotation of a claim whose pods run on one machine, so ReadWriteOnce is enough."""
+HOOK_MARGIN_S = 10.0
+"""Time between the end of a preStop hook and the end of the pod."""
 DOCS = ROOT / "docs" / "kubernetes.md"
 
 
-def test_the_sizes_that_docs_speak_of_are_there():
-    assert {"sft-8gpu", "single-node-8gpu", "16gpu-paper", "spot", "interactive", "serve"} <= set(OVERLAYS)
-    assert {"cpu-rehearsal", "kueue"} <= set(OVERLAYS)
-    assert BASES == ["interactive", "rl", "serve", "sft"]
+def crd_folder() -> Path:
+    """Return the folder with KubeRay's JSON schemas (`RayJob.v1.schema.json`, ...); skip without them."""
+    configured = os.environ.get("VZ_RAY_CRDS")
+    folders = [Path(configured)] if configured else [ROOT / "shared/crds", ROOT.parent / "shared/crds"]
+    for folder in folders:
+        if (folder / "RayJob.v1.schema.json").is_file():
+            return folder
+    pytest.skip("KubeRay's schemas are not available (set VZ_RAY_CRDS to their folder)")
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_is_right(overlay, name):
-    if schemas_folder() is None:
-        pytest.skip("KubeRay's schemas are not here (VZ_RAY_CRDS names their folder)")
-    assert not check(overlay(name))
+def with_defaults(schema: Manifest, value: Any) -> Any:
+    """Fill in the schema's defaults, as the API server does."""
+    if isinstance(value, list):
+        return [with_defaults(schema.get("items") or {}, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    filled = dict(value)
+    for name, property_schema in (schema.get("properties") or {}).items():
+        if name not in filled and "default" in property_schema:
+            filled[name] = deepcopy(property_schema["default"])
+        if name in filled:
+            filled[name] = with_defaults(property_schema, filled[name])
+    return filled
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_breaks_no_rule(overlay, name):
-    bundle = Bundle(overlay(name))
-    assert [message for rule in RULES.values() for message in rule(bundle)] == []
+def test_core_objects_match_kubernetes_schemas(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        if not manifest["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/")):
+            kubernetes_validate.validate(manifest, "1.34", strict=True)
 
 
-@pytest.mark.parametrize("name", BASES)
-def test_a_base_is_right_beside_what_all_share(base, name):
-    assert not check(base(name))
+def test_workload_matches_the_kuberay_schema(workload: Workload) -> None:
+    schema = json.loads((crd_folder() / f"{workload.kind}.v1.schema.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(with_defaults(schema, workload.manifest))
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_is_in_one_namespace_and_has_one_workload(overlay, name):
-    manifests = overlay(name)
-    assert len(Bundle(manifests).workloads) == 1
+def test_overlay_uses_one_namespace(manifests: list[Manifest]) -> None:
     assert {m["metadata"]["namespace"] for m in manifests if m["kind"] != "Namespace"} == {"vz-ray"}
-    assert [m["metadata"]["name"] for m in manifests if m["kind"] == "Namespace"] == ["vz-ray"]
+    assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
 
 
-def test_rays_own_autoscaler_reads_the_groups_as_they_are_meant(overlay):
+def test_actors_are_placed_in_node_groups(workload: Workload, entrypoint) -> None:
+    config, node_groups = entrypoint
+    has_gpus = any(group.resources["GPU"] for group in workload.groups)
+    assert (config.ray.address, config.ray.use_gpus) == ("auto", "always" if has_gpus else "never")
+    for name in node_groups:
+        section = config if name == "serve" else getattr(config, name)
+        assert section.node_group == name
+        assert any(name in group.node_groups for group in workload.groups)
+
+
+def required_resources(config: Any, name: str) -> tuple[float, float, float]:
+    """Return the maximum number of actors of a node group, and the CPUs and GPUs of each."""
+    gpus = 1.0 if config.ray.use_gpus == "always" else 0.0
+    match name:
+        case "learner":
+            return config.learner.world_size, 1.0, gpus
+        case "rollout":
+            rollout = config.rollout
+            return rollout.worker_limit, rollout.cpus_per_worker, gpus * rollout.engine.tensor_parallel_size
+        case "serve":
+            return config.max_replicas, config.cpus_per_replica, gpus * config.engine.tensor_parallel_size
+    # Each served replica has its own decoders.
+    return config.clips.actor_limit * getattr(config, "max_replicas", 1), config.clips.cpus_per_actor, 0.0
+
+
+def test_actors_fit_their_node_groups(workload: Workload, entrypoint) -> None:
+    config, node_groups = entrypoint
+    for group in workload.groups[1:]:
+        total_cpus = total_gpus = 0.0
+        for name in group.node_groups & set(node_groups):
+            count, cpus, gpus = required_resources(config, name)
+            assert (cpus, gpus) <= (group.resources["CPU"], group.resources["GPU"]), (group.name, name)
+            total_cpus, total_gpus = total_cpus + count * cpus, total_gpus + count * gpus
+        assert total_cpus <= group.max_replicas * group.resources["CPU"], group.name
+        assert total_gpus <= group.max_replicas * group.resources["GPU"], group.name
+
+
+def test_clip_caches_fit_their_disk(workload: Workload, entrypoint) -> None:
+    config, _ = entrypoint
+    clips = config.clips
+    for group in workload.groups:
+        if "clips" in group.node_groups:
+            volume = group.volume_of(clips.disk_cache_dir)
+            assert volume is not None, f"{clips.disk_cache_dir!r} is not on a volume"
+            size = parse_quantity(volume["emptyDir"]["sizeLimit"])
+            assert (clips.disk_cache_gib + clips.download_cache_gib) * 1e9 <= size
+
+
+def test_runs_are_on_a_shared_claim(manifests: list[Manifest], workload: Workload) -> None:
+    if workload.kind == "RayService":
+        pytest.skip("a service has no run directory")
+    loaded = load_entrypoint(workload)
+    runs = loaded[0].runs if loaded else "/runs"
+    claims = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "PersistentVolumeClaim"}
+    names = set()
+    for group in workload.groups:
+        if group.node_groups & {"head", "learner", "rollout"}:
+            volume = group.volume_of(runs)
+            assert volume is not None, f"{group.name}: {runs} is not on a volume"
+            names.add(volume["persistentVolumeClaim"]["claimName"])
+    (name,) = names
+    one_machine = claims[name]["metadata"].get("annotations", {}).get(ONE_MACHINE) == "true"
+    assert one_machine or "ReadWriteMany" in claims[name]["spec"]["accessModes"]
+
+
+def test_image_and_ray_version_match_the_lock(workload: Workload) -> None:
+    assert workload.cluster["rayVersion"] == locked_ray_version()
+    (image,) = {container["image"] for pod in workload.pods for container in pod["containers"]}
+    assert re.search(rf":.*(^|-)ray{re.escape(locked_ray_version())}(-|$)", image), image
+
+
+def test_checkpoint_fits_the_stop_time_of_a_job(workload: Workload) -> None:
+    if workload.kind == "RayService":
+        pytest.skip("a service has no checkpoint")
+    checkpoint_s = float(workload.manifest["metadata"]["annotations"][CHECKPOINT_SECONDS])
+    groups = {group.name: group for group in workload.groups}
+    stop_s = float(groups["head"].env["RAY_JOB_STOP_WAIT_TIME_S"]["value"])
+    assert stop_s >= checkpoint_s
+    for name, command in (("head", "stop-jobs"), ("learner", "wait-for-jobs")):
+        if name in groups:
+            hook_s = groups[name].hook_seconds(command)
+            assert hook_s >= stop_s, name
+            assert groups[name].pod["terminationGracePeriodSeconds"] >= hook_s + HOOK_MARGIN_S, name
+
+
+def test_worker_pods_drain_before_they_stop(workload: Workload) -> None:
+    loaded = load_entrypoint(workload)
+    min_drain_s = getattr(loaded[0].timeouts, "drain_s", 1.0) if loaded else 1.0
+    for group in workload.groups[1:]:
+        if group.name != "learner":
+            drain_s, idle_s = (
+                group.hook_seconds(command) for command in ("vz-ray drain", "cluster.hooks wait-idle")
+            )
+            assert min(drain_s, idle_s) >= min_drain_s, group.name
+            grace_s = group.pod["terminationGracePeriodSeconds"]
+            assert grace_s >= max(drain_s, idle_s) + HOOK_MARGIN_S, group.name
+
+
+def test_groups_advertise_their_node_group(workload: Workload) -> None:
+    for group in workload.groups:
+        assert group.node_groups <= NODE_GROUPS, group.name
+        assert group.resources[group.name] == 1
+        assert group.labels["vz-ray/group"] == group.name
+    head = workload.groups[0]
+    assert (head.resources["CPU"], head.resources["GPU"]) == (0, 0)
+
+
+def is_spot(group: NodeGroup) -> bool:
+    return group.spec.get("labels", {}).get("ray.io/market-type") == "spot"
+
+
+def test_spot_tolerations_match_spot_labels(workload: Workload) -> None:
+    for group in workload.groups:
+        tolerations = group.pod.get("tolerations", [])
+        tolerates_spot = any("key" not in t or t["key"] in SPOT_TAINTS for t in tolerations)
+        assert tolerates_spot == is_spot(group), group.name
+        assert not (is_spot(group) and {"head", "learner"} & group.node_groups), group.name
+
+
+def test_ray_requires_the_token(workload: Workload) -> None:
+    assert workload.cluster["authOptions"] == {"mode": "token", "secretName": "vz-ray-auth"}
+
+
+def test_secrets_are_listed_in_required_yaml(workload: Workload) -> None:
+    listed = yaml.safe_load((K8S / "required.yaml").read_text())["secrets"]
+    for pod in workload.pods:
+        for entry in (entry for container in pod["containers"] for entry in container.get("env", [])):
+            reference = entry.get("valueFrom", {}).get("secretKeyRef")
+            if reference:
+                secret = listed[reference["name"]]
+                assert reference["key"] in secret["keys"]
+                assert bool(reference.get("optional")) == secret["optional"], entry["name"]
+
+
+def test_ray_autoscaler_reads_the_groups_of_the_spot_overlay() -> None:
     from ray.autoscaler._private.kuberay.autoscaling_config import (
-        _generate_available_node_types_from_ray_cr_spec as node_types,
+        _generate_available_node_types_from_ray_cr_spec as read_node_types,
     )
 
-    [workload] = Bundle(overlay("spot")).workloads
-    types = node_types(workload.cluster)
-    head = types.pop("headgroup")
+    workload = workload_of(render("spot"))
+    node_types = read_node_types(workload.cluster)
+    head = node_types.pop("headgroup")
     assert (head["resources"]["CPU"], head["resources"]["head"], head["max_workers"]) == (0, 1, 0)
     assert "GPU" not in head["resources"]
-    read = {
-        name: (one["min_workers"], one["max_workers"], one["resources"].get("GPU", 0), one["resources"][name])
-        for name, one in types.items()
+    groups = {
+        name: (t["min_workers"], t["max_workers"], t["resources"].get("GPU", 0), t["resources"][name])
+        for name, t in node_types.items()
     }
-    assert read == {"learner": (1, 1, 8, 1), "rollout": (0, 16, 1, 1), "clips": (1, 2, 0, 1)}
-    assert types["rollout"]["labels"] == {"ray.io/market-type": "spot"}
-    ours = {group.name: group.resources["CPU"] for group in workload.workers}
-    assert ours == {name: one["resources"]["CPU"] for name, one in types.items()}
+    assert groups == {"learner": (1, 1, 8, 1), "rollout": (0, 16, 1, 1), "clips": (1, 2, 0, 1)}
+    assert node_types["rollout"]["labels"] == {"ray.io/market-type": "spot"}
+    cpus = {group.name: group.resources["CPU"] for group in workload.groups[1:]}
+    assert cpus == {name: node_type["resources"]["CPU"] for name, node_type in node_types.items()}
 
 
-def test_publishing_knows_the_label_of_spot_nodes():
-    # Read rather than imported, which would bring torch.
-    label = 'MARKET = "ray.io/market-type"'
-    assert label in (ROOT / "vz_ray" / "rollout" / "remote.py").read_text()
-    assert "ray.io/market-type: spot" in (K8S / "components/spot/rollout-on-spot.yaml").read_text()
+def test_service_matches_the_production_config() -> None:
+    manifest = yaml.safe_load(workload_of(render("serve")).spec["serveConfigV2"])
+    production = yaml.safe_load((ROOT / "conf" / "serve" / "production.yaml").read_text())
+    for config in (manifest, production):
+        config["applications"][0].pop("args")
+    assert manifest == production
 
 
-def test_serving_is_configured_as_conf_has_it(overlay):
-    [workload] = Bundle(overlay("serve")).workloads
-    ours = yaml.safe_load(workload.spec["serveConfigV2"])
-    theirs = yaml.safe_load((ROOT / "conf" / "serve" / "production.yaml").read_text())
-    for one in (ours, theirs):
-        one["applications"][0].pop("args")
-    assert ours == theirs
+def test_gpu_requests_equal_limits(workload: Workload) -> None:
+    for group in workload.groups:
+        resources = group.container["resources"]
+        assert resources["requests"].get(GPU) == resources["limits"].get(GPU), group.name
 
 
-def test_no_manifest_holds_a_secret():
-    for path in K8S.rglob("*.yaml"):
-        for document in yaml.safe_load_all(path.read_text()):
-            assert not isinstance(document, dict) or document.get("kind") != "Secret", path
-
-
-def test_docs_name_every_overlay_component_and_secret():
+def test_docs_name_every_overlay_component_and_secret() -> None:
     text = DOCS.read_text()
     names = [*OVERLAYS, *(path.name for path in (K8S / "components").iterdir())]
     names += list(yaml.safe_load((K8S / "required.yaml").read_text())["secrets"])
     assert [name for name in names if f"`{name}`" not in text] == []
-
-
-def test_docs_name_files_that_exist():
-    text = DOCS.read_text()
-    paths = set(re.findall(r"(?<![\w/.])((?:k8s|conf|cluster|docs|tests)/[\w./-]*\w)", text))
-    assert paths
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.manifests", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def test_the_command_checks_what_it_is_given():
-    done = run("check", "k8s/overlays/sft-8gpu", "k8s/base/sft")
-    assert (done.returncode, done.stdout) == (0, f"nothing to mend in 2 folders, {len(RULES)} rules\n")
-
-
-def test_the_command_says_what_is_to_mend(tmp_path: Path):
-    (tmp_path / "k8s").symlink_to(K8S)
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "kustomization.yaml").write_text(
-        "kind: Kustomization\nresources: [../k8s/overlays/sft-8gpu]\npatches:\n  - target: {kind: RayJob}\n"
-        "    patch: '- {op: replace, path: /spec/rayClusterSpec/rayVersion, value: 2.59.0}'\n"
-    )
-    done = run("check", str(folder))
-    assert done.returncode == 1
-    assert "[versions-agree] RayJob vz-ray-sft: rayVersion is 2.59.0" in done.stdout
-    assert f"1 findings in 1 folders, {len(RULES)} rules" in done.stdout
-
-
-def test_an_error_of_a_kustomization_is_one_line():
-    done = run("render", "k8s")
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == "manifests: k8s/kustomization.yaml is missing: give a folder that has a kustomization.yaml\n"
-    )
-
-
-def test_what_is_rendered_is_yaml_that_reads_back(overlay, capsys):
-    app(["render", str(K8S / "overlays" / "sft-8gpu")], standalone_mode=False)
-    assert list(yaml.safe_load_all(capsys.readouterr().out)) == overlay("sft-8gpu")
-
-
-def test_rules_are_listed(capsys):
-    app(["rules"], standalone_mode=False)
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(RULES)
-
-
-@pytest.mark.parametrize(
-    ("entrypoint", "words"),
-    [
-        ("", "is no command; write `vz-ray` and one of train, sft, eval, quickstart"),
-        ("python train.py", "'python train.py' is no command"),
-        ("vz-ray train name=a", "it names 0 config files"),
-        ("vz-ray train conf/tiny.yaml conf/quickstart.yaml", "it names 2 config files"),
-        ("vz-ray train conf/tiny.yaml train.task=3", "unknown key train.task"),
-        ("vz-ray train conf/tiny.yaml train.batch_size=many", "train.batch_size"),
-        ("vz-ray train conf/quickstart.yaml", "unknown key"),
-        ("vz-ray sft conf/videozoomer-7b-sft.yaml sft.batch_size=0", "must be at least 1"),
-    ],
-)
-def test_an_entrypoint_that_would_end_at_once_is_refused(entrypoint, words):
-    with pytest.raises(UserError) as caught:
-        parse_job(entrypoint)
-    assert words in str(caught.value)
-
-
-def test_an_entrypoints_config_is_the_one_that_would_run():
-    found = parse_job("vz-ray quickstart conf/quickstart.yaml --name x train.batch_size=4")
-    assert (found.config.name, found.config.train.tasks, found.named) == ("x", 4, True)
-    assert found.groups == ("learner", "rollout", "clips")
-    assert not parse_job("vz-ray sft conf/videozoomer-7b-sft.yaml").named

@@ -12,6 +12,9 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
+from vz_ray.video.frame import Frame, FrameSize
+from vz_ray.video.video_reader import VideoReader
+
 
 @dataclass(frozen=True)
 class VideoSpec:
@@ -147,3 +150,10 @@ def draw_query_times(reference: ReferenceDecode, count: int, seed: int) -> Seque
     end = float(reference.pts[-1])
     frame_times = rng.choice(reference.pts, min(count // 4, len(reference.pts)), replace=False)
     return [*rng.uniform(-0.5, end + 1, count), *frame_times, *(frame_times - 1e-4), 0.0, end]
+
+
+def read_frames(reader: VideoReader, times: Sequence[float], size: FrameSize) -> list[Frame]:
+    """Return the frames at `times` (seconds, any order, with repetitions), in the same order."""
+    pts = [reader.table.pts_at(second) for second in times]
+    frames = reader.decode_pts(pts, *reader.target_size(size))
+    return [frames[frame_pts] for frame_pts in pts]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.video.sample_videos import VideoSpec, rotate_video, write_video
+from tests.video.sample_videos import VideoSpec, read_frames, rotate_video, write_video
 from tests.video.test_torchcodec_reference import FILES
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode import DecodePool
@@ -41,7 +41,7 @@ def test_frames_match_the_pyav_reader(spec: VideoSpec, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with VideoReader(path) as pyav, TorchcodecReader(path, metadata=pyav.metadata) as torchcodec:
         times = [float(t) for t in rng.uniform(0, pyav.info.duration_s - 1e-3, 60)]
-        frame_pairs = zip(pyav.read_frames(times, SIZE), torchcodec.read_frames(times, SIZE), strict=True)
+        frame_pairs = zip(read_frames(pyav, times, SIZE), read_frames(torchcodec, times, SIZE), strict=True)
         for expected, frame in frame_pairs:
             assert frame.pts_s == expected.pts_s
             assert frame.rgb.shape == expected.rgb.shape
@@ -61,7 +61,7 @@ def test_rotation_metadata_is_applied(degrees: int, tmp_path: Path) -> None:
         )
     )
     with VideoReader(path) as pyav, TorchcodecReader(path) as torchcodec:
-        expected, rgb = (reader.read_frames([0.08], SIZE)[0].rgb for reader in (pyav, torchcodec))
+        expected, rgb = (read_frames(reader, [0.08], SIZE)[0].rgb for reader in (pyav, torchcodec))
     assert rgb.shape == expected.shape
     assert np.abs(expected.astype(int) - rgb.astype(int)).mean() < 6
 

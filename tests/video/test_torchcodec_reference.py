@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.video.sample_videos import VideoSpec, write_video
+from tests.video.sample_videos import VideoSpec, read_frames, write_video
 from vz_ray.video.frame import FrameSize
 from vz_ray.video.video_reader import VideoReader
 
@@ -42,7 +42,7 @@ def test_times_and_pixels_match_torchcodec(spec: VideoSpec, tmp_path: Path, deco
     rng = np.random.default_rng(0)
     with VideoReader(str(path)) as reader:
         times = rng.uniform(0, reader.info.duration_s - 1e-3, 60)
-        frames = reader.read_frames([float(t) for t in times], FULL)
+        frames = read_frames(reader, [float(t) for t in times], FULL)
         batch = torchcodec.get_frames_played_at([float(t) + begin_s for t in times])
     assert [f.pts_s for f in frames] == pytest.approx(
         [p - begin_s for p in batch.pts_seconds.tolist()], abs=1e-6

@@ -32,8 +32,8 @@ class LocalFrameSource:
     decoder raises `StepTimeout` but cannot be killed; use the decode pool for untrusted files.
 
     Example:
-        >>> with LocalFrames() as frames:
-        ...     clip = asyncio.run(frames.zoom("talk.mp4", Zoom(10, 14, fps=2), FrameSize()))
+        >>> with LocalFrameSource() as frames:
+        ...     clip = asyncio.run(frames.zoom("talk.mp4", ZoomRequest(10, 14, fps=2), FrameSize()))
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from vz_ray.video.frame import VideoInfo
 from vz_ray.video.frame_table import FrameTable
 from vz_ray.video.video_file import FileKey, compute_video_id, file_key
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ def _dump(metadata: VideoMetadata) -> bytes:
     table = metadata.table
     header = {
         "info": asdict(metadata.info),
-        "quarter_turns": metadata.rotation_quarter_turns,
+        "rotation_quarter_turns": metadata.rotation_quarter_turns,
         "decoder": metadata.decoder,
-        "pixels": metadata.coded_pixels,
+        "coded_pixels": metadata.coded_pixels,
         "end": table.end_pts,
         "time_base": [table.time_base.numerator, table.time_base.denominator],
         "seekable": table.seekable,
@@ -99,8 +99,8 @@ def _dump(metadata: VideoMetadata) -> bytes:
         file,
         header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         pts=table.pts,
-        key_pts=table.keyframe_pts,
-        key_dts=table.keyframe_dts,
+        keyframe_pts=table.keyframe_pts,
+        keyframe_dts=table.keyframe_dts,
     )
     return file.getvalue()
 
@@ -110,12 +110,16 @@ def _load(stored: bytes) -> VideoMetadata:
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
         table = FrameTable(
             pts=arrays["pts"],
-            keyframe_pts=arrays["key_pts"],
-            keyframe_dts=arrays["key_dts"],
+            keyframe_pts=arrays["keyframe_pts"],
+            keyframe_dts=arrays["keyframe_dts"],
             end_pts=header["end"],
             time_base=Fraction(*header["time_base"]),
             seekable=header["seekable"],
         )
     return VideoMetadata(
-        VideoInfo(**header["info"]), table, header["quarter_turns"], header["decoder"], header["pixels"]
+        VideoInfo(**header["info"]),
+        table,
+        header["rotation_quarter_turns"],
+        header["decoder"],
+        header["coded_pixels"],
     )

@@ -146,27 +146,17 @@ class VideoReader:
         self._container = self._current = self._next = None
         self._decoded = iter(())
 
-    def read_frames(self, times: Sequence[float], size: FrameSize) -> list[Frame]:
-        """Return the frames at `times`, in the same order.
-
-        Args:
-            times: Seconds, in any order, with repetitions.
-            size: Bounds on the area of the frames.
-
-        Raises:
-            CorruptVideoError: No frame can be decoded at one of the times.
-            VideoLimitExceededError: Too many frames, or an aspect ratio above the limit.
-        """
-        width, height = self.target_size(size)
-        frames = self.decode_pts([self.table.pts_at(t) for t in times], width, height)
-        return [frames[self.table.pts_at(t)] for t in times]
-
     def target_size(self, size: FrameSize) -> tuple[int, int]:
         """Return the `(width, height)` of the delivered frames."""
         return target_size(self.info.width, self.info.height, size)
 
     def decode_pts(self, pts: Iterable[int], width: int, height: int) -> dict[int, Frame]:
-        """Return frames by pts (ticks, as in `table.pts`), each decoded once, in one pass."""
+        """Return frames by pts (ticks, as in `table.pts`), each decoded once, in one pass.
+
+        Raises:
+            CorruptVideoError: No frame can be decoded at one of the times.
+            VideoLimitExceededError: Too many frames.
+        """
         parts = self._split_by_gop(self._sort_and_check(pts))
         if len(parts) == 1:
             return self._decode_part(parts[0], width, height)
