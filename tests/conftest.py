@@ -1,4 +1,4 @@
-"""What every test needs: few threads, quiet engines, and a Ray of its own."""
+"""Environment of all tests: few threads, quiet engines, and a private Ray."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before torch, vLLM or Ray are imported, so that their child processes inherit it.
+# Set before torch, vLLM and Ray are imported, so that child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile its imports anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise each process compiles its imports again
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,14 +21,31 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A Ray of this module's own, with 4 logical CPUs, apart from any other on the machine."""
+    """Private Ray of this test module with 4 logical CPUs."""
     import ray
 
-    # Ray makes socket paths below it, which may have 107 characters at most: pytest's own paths are too long.
+    # Contains socket paths, which are limited to 107 characters; pytest's paths are too long.
     folder = tempfile.mkdtemp(prefix="vz_ray_")
     ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[object]:
+    """Headless Playwright `Browser` with the system's Chromium (`apt-get install chromium`)."""
+    executable = next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip(f"no browser: install one of {', '.join(CHROMIUM_NAMES)} (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,4 +1,4 @@
-"""The smallest real run: a random tiny model, two-minute videos, every part the real one."""
+"""Smallest real run: a random tiny model, two-minute videos, and all real components."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = {"train": 2, "sft": 1, "validation": 1, "test": 1}
 
 @dataclass(frozen=True)
 class SmallRun:
-    """Videos and a base, and the overrides that make a run of them small."""
+    """Videos, a base model, and the config overrides of a small run."""
 
     folder: Path
 
@@ -48,7 +48,7 @@ class SmallRun:
             f"runs={self.runs}",
             f"model={self.folder / 'base'}",
             *splits,
-            # Nothing is dropped: a random model's rewards do not differ.
+            # Keep all groups: the rewards of a random model do not differ.
             "learner.loss.min_reward_std=0",
             "train.batch_size=2",
             "train.max_sampled_tasks=2",
@@ -59,7 +59,7 @@ class SmallRun:
         ]
 
     def quickstart(self) -> list[str]:
-        """Overrides of the quickstart besides those of any run."""
+        """Return the overrides of a small quickstart."""
         sizes = [f"synth.{split}={count}" for split, count in SIZES.items()]
         return [
             *self.overrides(),
@@ -81,7 +81,7 @@ class SmallRun:
 
 
 def start_vz_ray(*arguments: str) -> subprocess.Popen[str]:
-    """Starts `vz-ray` in a process of its own, in a process group of its own."""
+    """Start `vz-ray` in a child process with its own process group."""
     command = [sys.executable, "-m", "vz_ray.cli", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -89,14 +89,16 @@ def start_vz_ray(*arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_exit(process: subprocess.Popen[str], timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
-    """Waits for its end; kills it and everything below it if that does not come."""
+    """Wait for the process; after the timeout, kill it with all descendants and fail."""
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        for below in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            below.kill()
+        for running in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            running.kill()
         out, err = process.communicate()
-        raise AssertionError(f"no end after {timeout_s} s; it said: {out[-2000:]} {err[-2000:]}") from None
+        raise AssertionError(
+            f"still running after {timeout_s} s; output: {out[-2000:]} {err[-2000:]}"
+        ) from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -105,30 +107,30 @@ def run_vz_ray(*arguments: str, timeout_s: float = 280) -> subprocess.CompletedP
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 200) -> None:
-    """Waits until `condition` holds while `process` runs."""
-    until = time.monotonic() + timeout_s
+    """Wait until `condition` holds; fail if `process` ends or the timeout expires."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        if process.poll() is not None or time.monotonic() > until:
-            raise AssertionError(f"it did not come: {wait_for_exit(process, 1)}")
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"condition not met: {wait_for_exit(process, 1)}")
         time.sleep(0.05)
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Every process that `process` has started, directly or not."""
+    """Return all descendants of a process."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def command_line(process: psutil.Process) -> str:
-    """Its command line; empty if it has ended."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def survivors(started: list[psutil.Process], seconds: float = 20) -> list[str]:
-    """What still runs of these after a while."""
-    _, alive = psutil.wait_procs(started, timeout=seconds)
+def survivors(processes: list[psutil.Process], timeout_s: float = 20) -> list[str]:
+    """Return the command lines of the processes that still run after the timeout."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     return [" ".join(p.cmdline()) for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -137,11 +139,11 @@ def send_signal(process: subprocess.Popen[str], number: int = signal.SIGTERM) ->
 
 
 def tasks_by_step(run: Path) -> list[set[str]]:
-    """Task ids of each iteration; every sample of each is there once."""
-    found = []
+    """Return the task ids of each step; check that every sample was logged once."""
+    steps = []
     for path in sorted((run / "episodes").glob("*.jsonl")):
-        owed = [record.trajectory.id.sample_key for record in read_records(path)]
-        assert len(owed) == len(set(owed))
-        assert {key[0] for key in owed} == {int(path.stem)}
-        found.append({key[1] for key in owed})
-    return found
+        keys = [record.trajectory.id.sample_key for record in read_records(path)]
+        assert len(keys) == len(set(keys))
+        assert {key[0] for key in keys} == {int(path.stem)}
+        steps.append({key[1] for key in keys})
+    return steps

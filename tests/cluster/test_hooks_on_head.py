@@ -1,4 +1,4 @@
-"""What manifests say of a head, tried on Ray's real one on this machine (slow)."""
+"""The stop-jobs hook on a real Ray head (slow)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PORT, DASHBOARD, AGENT, METRICS = 6431, 8431, 8432, 8433
 TOKEN = "0123456789abcdef0123456789abcdef"
 START_S = 90.0
 
-# Ends only after longer than the 3 seconds that Ray gives a job by default.
+# Takes longer to stop than Ray's default of 3 seconds.
 JOB = """
 import signal, sys, time
 from pathlib import Path
@@ -49,18 +49,18 @@ def environment() -> dict[str, str]:
     }
 
 
-def ours(folder: Path) -> list[psutil.Process]:
-    found = []
+def cluster_processes(folder: Path) -> list[psutil.Process]:
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         if process.pid != os.getpid() and str(folder) in " ".join(process.info["cmdline"] or []):
-            found += [process, *process.children(recursive=True)]
-    return found
+            processes += [process, *process.children(recursive=True)]
+    return processes
 
 
 @pytest.fixture
 def head() -> Iterator[JobApi]:
-    """A head with the marker and without CPUs, and its token."""
-    # Ray's sockets lie in it: pytest's own paths are too long.
+    """Job API of a head without CPUs, with the `head` resource and a token."""
+    # Contains socket paths; pytest's paths are too long.
     folder = Path(tempfile.gettempdir()) / f"vzh{time.time_ns() % 10**8}"
     command = [
         str(Path(sys.executable).with_name("ray")),
@@ -78,24 +78,24 @@ def head() -> Iterator[JobApi]:
     ]
     subprocess.run(command, env=environment(), cwd=ROOT, check=True, capture_output=True, timeout=START_S)
     yield JobApi(f"http://127.0.0.1:{DASHBOARD}", TOKEN)
-    found = ours(folder)
-    for process in found:
+    processes = cluster_processes(folder)
+    for process in processes:
         process.kill()
-    psutil.wait_procs(found, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(what: str, there) -> None:
-    end = time.monotonic() + START_S
-    while not there():
-        assert time.monotonic() < end, f"{what}: not after {START_S:g} s"
+def wait_until(name: str, condition) -> None:
+    deadline = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{name}: not within {START_S:g} s"
         time.sleep(0.2)
 
 
 def status(url: str) -> int:
     try:
-        with urlopen(url, timeout=5) as answer:
-            return answer.status
+        with urlopen(url, timeout=5) as response:
+            return response.status
     except HTTPError as error:
         return error.code
     except OSError:
@@ -103,29 +103,27 @@ def status(url: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_job_on_a_head_without_cpus_is_stopped_by_the_hook_and_has_time_for_its_checkpoint(
-    head: JobApi, tmp_path: Path
-):
-    # Probes ask without a token; the job API does not answer without one.
-    until("health", lambda: status(f"http://127.0.0.1:{AGENT}/api/healthz") == 200)
-    until("dashboard", lambda: status(f"http://127.0.0.1:{DASHBOARD}/api/gcs_healthz") == 200)
+def test_stop_jobs_waits_for_the_checkpoint_of_a_job(head: JobApi, tmp_path: Path):
+    # Probes need no token; the job API does.
+    wait_until("health", lambda: status(f"http://127.0.0.1:{AGENT}/api/healthz") == 200)
+    wait_until("dashboard", lambda: status(f"http://127.0.0.1:{DASHBOARD}/api/gcs_healthz") == 200)
     assert status(f"http://127.0.0.1:{DASHBOARD}/api/jobs/") in (401, 403)
 
     (tmp_path / "job.py").write_text(JOB)
-    checkpoint, begun = tmp_path / "checkpoint", tmp_path / "begun"
+    checkpoint, started = tmp_path / "checkpoint", tmp_path / "started"
     submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait"]
     submit += ["--address", f"http://127.0.0.1:{DASHBOARD}", "--submission-id", "one"]
     submit += ["--entrypoint-resources", '{"head": 0.001}', "--"]
-    command = [sys.executable, str(tmp_path / "job.py"), str(checkpoint), str(begun)]
+    command = [sys.executable, str(tmp_path / "job.py"), str(checkpoint), str(started)]
     subprocess.run([*submit, *command], env=environment(), check=True, capture_output=True, timeout=START_S)
-    until("the job's begin", begun.exists)
+    wait_until("job start", started.exists)
     assert head.running_jobs() == ["one"]
 
     hook = [sys.executable, "-m", "cluster.hooks", "stop-jobs", "--seconds", "40"]
     hook += ["--dashboard", f"http://127.0.0.1:{DASHBOARD}"]
-    done = subprocess.run(
+    result = subprocess.run(
         hook, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, "no jobs left" in done.stderr) == (0, True), done.stderr
+    assert (result.returncode, "all jobs ended" in result.stderr) == (0, True), result.stderr
     assert checkpoint.read_text() == "checkpoint"
     assert head.running_jobs() == []

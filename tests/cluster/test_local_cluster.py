@@ -1,4 +1,4 @@
-"""The cluster to rehearse on: nodes come with what waits for them and go, and it leaves nothing behind."""
+"""Local cluster: the autoscaler adds and removes nodes, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -39,42 +39,40 @@ print(ray.cluster_resources()["CPU"])
 """
 
 
-ITERATIONS = 16
+STEPS = 16
 
 
-def nodes(cluster: LocalCluster) -> int:
-    """Worker nodes: raylets besides the head's."""
-    ours = {process.pid for process in cluster.processes()}
-    named = psutil.process_iter(["pid", "name"])
-    return sum(found.info["name"] == "raylet" and found.info["pid"] in ours for found in named) - 1
+def count_worker_nodes(cluster: LocalCluster) -> int:
+    """Return the number of worker nodes: raylets except the head's."""
+    pids = {process.pid for process in cluster.processes()}
+    processes = psutil.process_iter(["pid", "name"])
+    return sum(p.info["name"] == "raylet" and p.info["pid"] in pids for p in processes) - 1
 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    # Ray's sockets lie in it: pytest's own paths are too long.
+    # Contains socket paths; pytest's paths are too long.
     folder = Path(tempfile.gettempdir()) / f"vzc{time.time_ns() % 10**8}"
-    made = LocalCluster(max_nodes=2, cpus=2, head_cpus=4, port=6411, temp_dir=folder, idle_timeout_s=5)
-    made.up()
-    yield made
-    made.down()
-    assert not made.processes()
+    local = LocalCluster(max_nodes=2, cpus=2, head_cpus=4, port=6411, temp_dir=folder, idle_timeout_s=5)
+    local.up()
+    yield local
+    local.down()
+    assert not local.processes()
 
 
-def test_nodes_come_for_what_waits_and_go_when_idle(cluster: LocalCluster) -> None:
-    with pytest.raises(UserError, match="runs already"):
+def test_nodes_are_added_on_demand_and_removed_when_idle(cluster: LocalCluster) -> None:
+    with pytest.raises(UserError, match="is already running"):
         cluster.up()
     command = [sys.executable, "-c", WORK, cluster.address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["3", "4.0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["3", "4.0"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("least", [1, 0])
-def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again(
-    cluster: LocalCluster, tmp_path: Path, least: int
-) -> None:
-    """From the fewest workers to three and back and to three, as the learner takes one long step between."""
+@pytest.mark.parametrize("min_workers", [1, 0])
+def test_run_scales_up_down_and_up_again(cluster: LocalCluster, tmp_path: Path, min_workers: int) -> None:
+    """The learner is suspended in between, so the rollout workers become idle."""
     small = SmallRun.create(tmp_path)
     process = start_vz_ray(
         "train",
@@ -82,13 +80,13 @@ def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again
         "name=elastic",
         *small.overrides(),
         f"ray.address={cluster.address}",
-        f"rollout.num_workers={least}",
+        f"rollout.num_workers={min_workers}",
         "rollout.max_workers=3",
         "rollout.cpus_per_worker=2",
         "rollout.max_concurrent_episodes=2",
         "rollout.upscale_delay_s=0.5",
         "rollout.downscale_delay_s=10",
-        f"train.max_steps={ITERATIONS}",
+        f"train.max_steps={STEPS}",
         "train.batch_size=8",
         "train.max_sampled_tasks=8",
         "train.group_size=4",
@@ -101,20 +99,22 @@ def test_a_run_grows_onto_nodes_that_come_for_it_gives_them_back_and_grows_again
 
     try:
         wait_until(lambda: 3 in workers(), process, 400)
-        [learner] = actor_processes(cluster.processes(), "LearnerRank")
+        [learner] = actor_processes(cluster.processes(), "LearnerActor")
         learner.suspend()
         wait_until(
-            lambda: len(actor_processes(cluster.processes(), "RolloutWorkerActor")) == least, process, 200
+            lambda: len(actor_processes(cluster.processes(), "RolloutWorkerActor")) == min_workers,
+            process,
+            200,
         )
-        wait_until(lambda: nodes(cluster) <= least, process, 100)
-        before = len(workers())
+        wait_until(lambda: count_worker_nodes(cluster) <= min_workers, process, 100)
+        num_rows = len(workers())
         learner.resume()
-        wait_until(lambda: 3 in workers()[before + 1 :], process, 400)
-        done = wait_for_exit(process, 600)
+        wait_until(lambda: 3 in workers()[num_rows + 1 :], process, 400)
+        result = wait_for_exit(process, 600)
     finally:
         process.kill()
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(ITERATIONS))
+    assert [row["step"] for row in rows] == list(range(STEPS))
     assert {row["groups/sampled"] for row in rows} == {8}
     assert max(row["mismatch/logprob_abs_max"] for row in rows) <= 1e-4

@@ -1,4 +1,4 @@
-"""A real tiny tokenizer and frames made on the spot."""
+"""Tiny tokenizer, chat formats and synthetic frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selectors of a user's own: a good one, and one for each way to break the contract."""
+"""User-defined frame selectors: a valid one, and one for each contract violation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def nothing(video: VideoInfo, question: str, max_frames: int) -> Sequence[float]
     return []
 
 
-def no_numbers(video: VideoInfo, question: str, max_frames: int) -> object:
+def not_a_sequence(video: VideoInfo, question: str, max_frames: int) -> object:
     return None
 
 
@@ -48,5 +48,5 @@ def fails(video: VideoInfo, question: str, max_frames: int) -> Sequence[float]:
     raise LookupError(f"no scenes of {question}")
 
 
-def takes_two(video: VideoInfo, question: str) -> Sequence[float]:
+def takes_two_arguments(video: VideoInfo, question: str) -> Sequence[float]:
     return [0.0]

@@ -1,4 +1,4 @@
-"""What is written to the model, to the byte."""
+"""Exact text and tokens of the chat formats."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_compat_frames_have_no_separator(compat_chat_format):
 
 def test_compat_observation_after_zoom(compat_chat_format):
     frames = make_clip([8.0, 9.5]).frames
-    reply = compat_chat_format.encode_observation(
+    observation = compat_chat_format.encode_observation(
         compat_chat_format.format_clip(frames, last_round=False), frames, end_sampled=False
     )
-    assert text_of(compat_chat_format, reply) == (
+    assert text_of(compat_chat_format, observation) == (
         "<|im_end|><|im_start|>user\n<tool_response>\nThe frames of the video clip are shown below:\n"
         + FRAMES
         + "\n</tool_response>\ncontinue your reasoning process inside <think> and </think> and then "
@@ -49,10 +49,10 @@ def test_compat_notice_before_last_round(compat_chat_format):
 
 
 def test_compat_observation_after_rejected_zoom(compat_chat_format):
-    reply = compat_chat_format.encode_observation(
+    observation = compat_chat_format.encode_observation(
         compat_chat_format.format_error("oops", last_round=False), (), end_sampled=True
     )
-    assert text_of(compat_chat_format, reply) == (
+    assert text_of(compat_chat_format, observation) == (
         "<|im_start|>user\n<tool_response>\nERROR occurs during the function tool call. "
         "Error Information: oops.\n</tool_response>\nPlease analyze the error information obtained from the "
         "function tool and adjust your response. Countinue your reasoning process inside <think> and "
@@ -85,8 +85,8 @@ def test_invalid_prompt_file_is_named(tmp_path):
 
 def test_subtitles_are_placed_between_frames(chat_format):
     frames = make_clip([0.0, 10.0]).frames
-    said = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
-    assert chat_format.format_frames(frames, said) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
+    subtitles = [Subtitle(0.0, 4.0, "hello {you}"), Subtitle(9.0, 20.0, "bye")]
+    assert chat_format.format_frames(frames, subtitles) == f"{IMAGE}0.00\nhello {{you}}\n{IMAGE}10.00\nbye\n"
 
 
 def test_question_images_follow_the_overview(chat_format):
@@ -109,15 +109,15 @@ def test_name_depends_on_the_template(chat_format, compat_chat_format):
 
 
 def test_frame_template_is_configurable(chat_format):
-    other = ChatFormat(
+    custom = ChatFormat(
         chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}")
     )
-    assert other.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
-    assert other.name != chat_format.name
+    assert custom.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
+    assert custom.name != chat_format.name
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "said"),
+    ("key", "text", "message"),
     [
         ("frame", "{image}", "lacks {time}"),
         ("frame", "{image}{when}", "is not a valid template"),
@@ -126,10 +126,10 @@ def test_frame_template_is_configurable(chat_format):
         ("reply", None, "must be a text"),
     ],
 )
-def test_invalid_template_field_is_rejected(tmp_path, chat_format, key, text, said):
+def test_invalid_template_field_is_rejected(tmp_path, chat_format, key, text, message):
     path = tmp_path / "prompt.yaml"
     path.write_text(yaml.safe_dump(asdict(chat_format.template) | {key: text}))
-    with pytest.raises(UserError, match=f"{key} .*{re.escape(said)}"):
+    with pytest.raises(UserError, match=f"{key} .*{re.escape(message)}"):
         PromptTemplate.load(path)
 
 

@@ -1,4 +1,4 @@
-"""An episode with subtitles and a picture of its question, on a real file."""
+"""Episode runner with subtitles and a question image, on real files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SRT = "1\n00:00:03,000 --> 00:00:05,000\nhello\n\n2\n00:00:08,500 --> 00:00:09,5
 
 
 class ZoomOncePolicy:
-    """Zooms once, then answers; keeps what it was shown."""
+    """Zoom once, then answer. Record the messages of the last prompt."""
 
     def __init__(self, chat_format) -> None:
-        self.chat_format, self.seen = chat_format, []
+        self.chat_format, self.texts = chat_format, []
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> ExternalAction:
-        self.seen = [message.text for message in prompt.messages]
+        self.texts = [message.text for message in prompt.messages]
         turns = sum(message.role == "assistant" for message in prompt.messages)
         text = '<think>x</think><video_zoom>{"segment": [8, 10], "fps": 2}</video_zoom>'
         text = "<think>x</think><answer>A</answer>" if turns else text
@@ -40,14 +40,14 @@ class ZoomOncePolicy:
 def task(tmp_path: Path) -> Task:
     video = write_video(tmp_path, VideoSpec("v.mp4", frames=300))  # twelve seconds
     (tmp_path / "v.srt").write_text(SRT)
-    picture = image_to_video(png(56, 56), tmp_path, "here")
+    image = image_to_video(png(56, 56), tmp_path, "here")
     return Task(
         "t",
         str(video),
         "What is said?",
         "A",
         subtitles=SubtitleFile(str(tmp_path / "v.srt")),
-        images=(picture,),
+        images=(image,),
     )
 
 
@@ -58,27 +58,27 @@ async def test_subtitles_and_question_images_are_in_the_prompt(task, chat_format
     with LocalFrameSource() as frames:
         policy = ZoomOncePolicy(chat_format)
         id = EpisodeId(0, "t", 0)
-        played = await run_episode(
+        trajectory = await run_episode(
             task, policy, frames, chat_format, CONFIG, episode_id=id, sampling_params=SamplingParams()
         )
-        again = await frames.resolve(list(played.frame_refs))
-    assert played.status is EpisodeStatus.ANSWERED
-    overview, zoomed = policy.seen[1], policy.seen[3]
+        resolved = await frames.resolve(list(trajectory.frame_refs))
+    assert trajectory.status is EpisodeStatus.ANSWERED
+    overview, zoomed = policy.texts[1], policy.texts[3]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    # Frames lie at 0, 3, 6 and 9 seconds; the picture has no time.
+    # The frames are at 0, 3, 6 and 9 seconds. The image has no time.
     assert overview == (f"{image}0.00{image}3.00\nhello\n{image}6.00{image}9.00\nbye\n{image}\nWhat is said?")
     assert "9.00\nbye\n" in zoomed
     assert zoomed.count("bye") == 1
     assert "hello" not in zoomed
-    assert [ref.uri for ref in played.prompt.frame_refs] == [task.video] * 4 + list(task.images)
-    assert [frame.ref for frame in again] == list(played.frame_refs)
+    assert [ref.uri for ref in trajectory.prompt.frame_refs] == [task.video] * 4 + list(task.images)
+    assert [frame.ref for frame in resolved] == list(trajectory.frame_refs)
 
 
 async def test_unreadable_subtitles_fail_the_episode(task, chat_format):
     Path(task.subtitles.path).unlink()
     with LocalFrameSource() as frames:
         id = EpisodeId(0, "t", 0)
-        played = await run_episode(
+        trajectory = await run_episode(
             task,
             ZoomOncePolicy(chat_format),
             frames,
@@ -87,11 +87,11 @@ async def test_unreadable_subtitles_fail_the_episode(task, chat_format):
             episode_id=id,
             sampling_params=SamplingParams(),
         )
-    assert played.status is EpisodeStatus.FAILED
-    assert "v.srt" in played.error
+    assert trajectory.status is EpisodeStatus.FAILED
+    assert "v.srt" in trajectory.error
 
 
 def test_task_round_trip(task):
     assert task_from_dict(task_to_dict(task)) == task
-    old = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "images")}
-    assert task_from_dict(old) == Task("t", task.video, task.question, "A")
+    legacy = {key: value for key, value in task_to_dict(task).items() if key not in ("subtitles", "images")}
+    assert task_from_dict(legacy) == Task("t", task.video, task.question, "A")

@@ -1,4 +1,4 @@
-"""Every selector gives an ordinary clip, and what breaks its contract is named."""
+"""Frame selectors and the validation of their results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vz_ray.video.frame import OverviewRequest, VideoInfo
 from vz_ray.video.frame_selection import SelectionParams
 from vz_ray.video.local_source import LocalFrameSource
 
-OWN = "tests.env.custom_selectors"
-RULES = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784)
+CUSTOM = "tests.env.custom_selectors"
+CONFIG = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784)
 INFO = VideoInfo("blake3:0", "talk.mp4", 0, duration_s=12.8, fps=25.0, width=96, height=64)
 QUESTION = "What flashes while the red border is shown?"
 TASK = Task("needle/7", "talk.mp4", f"{QUESTION}\nA. disc\nB. ring", "A")
@@ -43,8 +43,8 @@ class AnsweringPolicy:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> str:
     """320 frames at 25 fps, a keyframe every second."""
-    made = VideoSpec("talk.mp4", gop=25, options={"sc_threshold": "0"})
-    return str(write_video(tmp_path_factory.mktemp("videos"), made))
+    spec = VideoSpec("talk.mp4", gop=25, options={"sc_threshold": "0"})
+    return str(write_video(tmp_path_factory.mktemp("videos"), spec))
 
 
 def index(folder: Path, *records: object) -> str:
@@ -54,38 +54,38 @@ def index(folder: Path, *records: object) -> str:
 
 
 def record(frames: Sequence[object], **fields: object) -> dict[str, object]:
-    made = {
+    defaults = {
         "video": "1_plotQA/talk.mp4",
         "duration": 12.8,
         "question": QUESTION,
         "candidates": ["disc", "ring"],
     }
-    return {**made, "answer": "disc", "question_type": "plotQA", **fields, "frame_idx": list(frames)}
+    return {**defaults, "answer": "disc", "question_type": "plotQA", **fields, "frame_idx": list(frames)}
 
 
-async def played(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> Trajectory:
-    task, rules = replace(TASK, video=video), replace(RULES, selector=selector)
+async def run_with(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> Trajectory:
+    task, config = replace(TASK, video=video), replace(CONFIG, selector=selector)
     with LocalFrameSource() as frames:
         return await run_episode(
             task,
             AnsweringPolicy(chat_format),
             frames,
             chat_format,
-            rules,
+            config,
             episode_id=EpisodeId(0, "t", 0),
             sampling_params=SamplingParams(),
             ranker=ranker,
         )
 
 
-async def shown(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> list[float]:
-    trajectory = await played(video, chat_format, selector, ranker)
+async def selected_times(video: str, chat_format, selector: FrameSelectorConfig, ranker=None) -> list[float]:
+    trajectory = await run_with(video, chat_format, selector, ranker)
     assert trajectory.status is EpisodeStatus.ANSWERED, trajectory.error
     return [ref.pts_s for ref in trajectory.prompt.frame_refs]
 
 
-async def chosen(config: FrameSelectorConfig, task: Task = TASK, most: int = 4):
-    return await create_frame_selector(config).select(task, INFO, OverviewRequest(0.5, most))
+async def select(config: FrameSelectorConfig, task: Task = TASK, max_frames: int = 4):
+    return await create_frame_selector(config).select(task, INFO, OverviewRequest(0.5, max_frames))
 
 
 @pytest.mark.parametrize(
@@ -94,41 +94,41 @@ async def chosen(config: FrameSelectorConfig, task: Task = TASK, most: int = 4):
         (FrameSelectorConfig(), [0.0, 3.2, 6.4, 9.6]),
         (FrameSelectorConfig("count"), [0.0, 3.2, 6.4, 9.6]),
         (FrameSelectorConfig("keyframes"), [0.0, 3.0, 6.0, 10.0]),
-        (FrameSelectorConfig(f"{OWN}:ends"), [0.0, 12.76]),
+        (FrameSelectorConfig(f"{CUSTOM}:ends"), [0.0, 12.76]),
     ],
     ids=lambda value: value.kind if isinstance(value, FrameSelectorConfig) else "",
 )
 async def test_episode_uses_the_selected_frames(video, chat_format, selector, times):
-    assert await shown(video, chat_format, selector) == pytest.approx(times)
+    assert await selected_times(video, chat_format, selector) == pytest.approx(times)
 
 
 async def test_tspo_selects_the_record_of_the_question(video, chat_format, tmp_path):
     other = record([1.0, 2.0], question="What flashes while the blue border is shown?")
     elsewhere = record([3.0], video="other.mp4")
     path = index(tmp_path, other, elsewhere, record([0.0, 25.0, 25.0, 319.0]))
-    assert await shown(video, chat_format, FrameSelectorConfig("tspo", index_file=path)) == pytest.approx(
-        [0.0, 1.0, 12.76]
-    )
+    assert await selected_times(
+        video, chat_format, FrameSelectorConfig("tspo", index_file=path)
+    ) == pytest.approx([0.0, 1.0, 12.76])
 
 
 async def test_tspo_above_frame_limit_is_subsampled(tmp_path):
     path = index(tmp_path, record([float(k) for k in range(64)]))
-    selection = await chosen(FrameSelectorConfig("tspo", index_file=path), most=4)
+    selection = await select(FrameSelectorConfig("tspo", index_file=path), max_frames=4)
     assert selection.request.frame_indices == (0, 16, 32, 48)
 
 
 async def test_tspo_frame_beyond_video_fails_the_episode(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0, 320.0]))
-    trajectory = await played(video, chat_format, FrameSelectorConfig("tspo", index_file=path))
+    trajectory = await run_with(video, chat_format, FrameSelectorConfig("tspo", index_file=path))
     assert trajectory.status is EpisodeStatus.FAILED
-    assert "frame 320 was chosen" in trajectory.error
+    assert "selected frame 320 does not exist" in trajectory.error
 
 
 async def test_missing_tspo_record_raises_or_falls_back(tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
     with pytest.raises(UserError, match=r"no record of task 'needle/7' on talk\.mp4.*on_missing=uniform"):
-        await chosen(FrameSelectorConfig("tspo", index_file=path))
-    selection = await chosen(FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
+        await select(FrameSelectorConfig("tspo", index_file=path))
+    selection = await select(FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
     assert (selection.request, selection.used_fallback) == (OverviewRequest(0.5, 4), True)
 
 
@@ -136,21 +136,21 @@ async def test_tspo_options_or_ids_resolve_ambiguity(tmp_path):
     cross = record([1.0], candidates=["cross", "disc"], question_id="6")
     ring = record([2.0], candidates=["disc", "ring"], question_id="6")
     path = index(tmp_path, cross, ring)
-    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (2,)
+    assert (await select(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (2,)
     path = index(tmp_path / "..", *(record([float(k)], question_id=str(k)) for k in (5, 7)))
-    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (7,)
+    assert (await select(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (7,)
 
 
 async def test_ambiguous_tspo_records_are_rejected(tmp_path):
     path = index(tmp_path, record([1.0]), record([2.0]))
     with pytest.raises(UserError, match="records 0 and 1 both match task 'needle/7'"):
-        await chosen(FrameSelectorConfig("tspo", index_file=path))
+        await select(FrameSelectorConfig("tspo", index_file=path))
 
 
 async def test_tspo_videomme_record_is_found_by_video_id(tmp_path):
     row = {"video_id": "001", "videoID": "talk", "question_id": "001-1", "question": QUESTION}
     path = index(tmp_path, {**row, "options": ["A. disc", "B. ring"], "frame_idx": [4.0]})
-    assert (await chosen(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (4,)
+    assert (await select(FrameSelectorConfig("tspo", index_file=path))).request.frame_indices == (4,)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +167,15 @@ async def test_tspo_index_with_invalid_frames_is_rejected(tmp_path, frames, mess
     folder = tmp_path / message[:8].strip()
     folder.mkdir()
     with pytest.raises(UserError, match=message):
-        await chosen(FrameSelectorConfig("tspo", index_file=index(folder, record(frames))))
+        await select(FrameSelectorConfig("tspo", index_file=index(folder, record(frames))))
 
 
 async def test_missing_or_invalid_tspo_index_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the TSPO index .*none\.json"):
-        await chosen(FrameSelectorConfig("tspo", index_file=str(tmp_path / "none.json")))
+        await select(FrameSelectorConfig("tspo", index_file=str(tmp_path / "none.json")))
     (tmp_path / "text.json").write_text("frames")
     with pytest.raises(UserError, match="not valid JSON"):
-        await chosen(FrameSelectorConfig("tspo", index_file=str(tmp_path / "text.json")))
+        await select(FrameSelectorConfig("tspo", index_file=str(tmp_path / "text.json")))
 
 
 @pytest.mark.parametrize(
@@ -188,28 +188,28 @@ async def test_missing_or_invalid_tspo_index_is_rejected(tmp_path):
         ("outside", r"returned 13\.8 s; the video is from 0 to 12\.8 s"),
         ("negative", "returned -1 s"),
         ("nothing", "returned no frame"),
-        ("no_numbers", "returned None"),
+        ("not_a_sequence", "returned None"),
         ("fails", "raised LookupError: no scenes of What flashes"),
-        ("takes_two", r"cannot be called with \(video, question, max_frames\)"),
+        ("takes_two_arguments", r"cannot be called with \(video, question, max_frames\)"),
         ("absent", "has no function 'absent'; its functions are ends"),
     ],
 )
 async def test_function_violating_contract_is_named(name, message):
-    with pytest.raises(UserError, match=message) as raised:
-        await chosen(FrameSelectorConfig(f"{OWN}:{name}"))
-    assert f"'{OWN}:{name}'" in str(raised.value)
-    if name not in ("takes_two", "absent"):
-        assert "on talk.mp4" in str(raised.value)
+    with pytest.raises(UserError, match=message) as error:
+        await select(FrameSelectorConfig(f"{CUSTOM}:{name}"))
+    assert f"'{CUSTOM}:{name}'" in str(error.value)
+    if name not in ("takes_two_arguments", "absent"):
+        assert "on talk.mp4" in str(error.value)
 
 
 class FixedRanker:
-    """An image-text model that has made up its mind."""
+    """Ranker with fixed results that records its calls."""
 
     def __init__(self, *times: float) -> None:
-        self.times, self.asked = times, []
+        self.times, self.calls = times, []
 
     async def rank_frames(self, uri: str, question: str, search: SelectionParams) -> tuple[float, ...]:
-        self.asked.append((uri, question, search))
+        self.calls.append((uri, question, search))
         return self.times
 
 
@@ -218,8 +218,8 @@ async def test_query_ranks_by_question_without_options(video, chat_format):
         FixedRanker(0.0, 1.0, 5.04),
         FrameSelectorConfig("query", model="clip", candidate_fps=2.0),
     )
-    assert await shown(video, chat_format, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
-    uri, question, search = ranker.asked[0]
+    assert await selected_times(video, chat_format, config, ranker) == pytest.approx([0.0, 1.0, 5.04])
+    uri, question, search = ranker.calls[0]
     assert (uri, question, search.candidates, search.max_frames) == (
         video,
         QUESTION,
@@ -230,16 +230,16 @@ async def test_query_ranks_by_question_without_options(video, chat_format):
 
 async def test_query_without_ranker_is_rejected():
     with pytest.raises(UserError, match="starts no image-text model"):
-        await chosen(FrameSelectorConfig("query", model="clip"))
+        await select(FrameSelectorConfig("query", model="clip"))
 
 
 async def test_trajectory_records_the_selector(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
-    trajectory = await played(
+    trajectory = await run_with(
         video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform")
     )
     assert trajectory.extra == {"overview": {"selector": "tspo", "used_fallback": True}}
-    assert (await played(video, chat_format, FrameSelectorConfig())).extra == {}
+    assert (await run_with(video, chat_format, FrameSelectorConfig())).extra == {}
 
 
 @pytest.mark.parametrize("line", ["A. disc", "(A) disc", "A) disc", "A: disc"])

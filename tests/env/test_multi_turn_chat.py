@@ -1,4 +1,4 @@
-"""Several videos, none at all, what was said before, and what whoever watches is told; on real files."""
+"""Episodes with several or no videos, chat history and events, on real files."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ def call(**keys: object) -> str:
 
 
 class ScriptedTurnsPolicy:
-    """Says one thing after another; keeps what it was shown."""
+    """Return scripted turns. Record the messages of the last prompt."""
 
-    def __init__(self, chat_format, *said: str) -> None:
-        self.chat_format, self.said, self.seen = chat_format, list(said), []
+    def __init__(self, chat_format, *turns: str) -> None:
+        self.chat_format, self.turns, self.messages = chat_format, list(turns), []
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
     ) -> ExternalAction:
-        self.seen = [(message.role, message.text, len(message.frames)) for message in prompt.messages]
-        text = self.said.pop(0)
+        self.messages = [(message.role, message.text, len(message.frames)) for message in prompt.messages]
+        text = self.turns.pop(0)
         return ExternalAction(text, self.chat_format.encode_assistant(text))
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> tuple[str, str]:
-    """Twelve seconds and four."""
+    """Create videos of 12 and 4 seconds."""
     return str(write_video(tmp_path, VideoSpec("a.mp4", frames=300))), str(
         write_video(tmp_path, VideoSpec("b.mp4", frames=100))
     )
 
 
-async def played(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: EpisodeConfig = CONFIG):
+async def run(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: EpisodeConfig = CONFIG):
     events = []
     with LocalFrameSource() as frames:
         id = EpisodeId(0, task.task_id, 0)
-        found = await run_episode(
+        trajectory = await run_episode(
             task,
             policy,
             frames,
@@ -73,27 +73,27 @@ async def played(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: E
             sampling_params=SamplingParams(),
             on_event=events.append,
         )
-    return found, events
+    return trajectory, events
 
 
 async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
     task = Task("t", videos[0], "Which?", "A", extra_videos=videos[1:])
-    speaker = ScriptedTurnsPolicy(
+    policy = ScriptedTurnsPolicy(
         chat_format, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
     )
-    trajectory, events = await played(task, speaker, chat_format)
+    trajectory, events = await run(task, policy, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
     assert trajectory.zooms == (ZoomRequest(1, 3, 2, video=1),)
     assert [ref.uri for ref in trajectory.prompt.frame_refs] == [videos[0]] * 2 + [videos[1]] * 2
     assert {ref.uri for ref in trajectory.turns[0].observation.frame_refs} == {videos[1]}
-    refused = trajectory.turns[1].zoom
-    assert isinstance(refused, RejectedZoom)
-    assert refused.kind is ZoomErrorKind.WRONG_KEYS
-    assert "2 videos" in refused.message
-    opening, reply = speaker.seen[1], speaker.seen[3]
+    rejected = trajectory.turns[1].zoom
+    assert isinstance(rejected, RejectedZoom)
+    assert rejected.kind is ZoomErrorKind.WRONG_KEYS
+    assert "2 videos" in rejected.message
+    opening, observation = policy.messages[1], policy.messages[3]
     assert opening[1].startswith(f"\nVideo 1:\n{IMAGE}0.00{IMAGE}6.00\nVideo 2:\n{IMAGE}0.00{IMAGE}2.00")
     assert '{"video": i, "segment"' in opening[1]
-    assert "Video 2:" in reply[1]
+    assert "Video 2:" in observation[1]
     assert [type(event) for event in events] == [
         EpisodeStarted,
         ZoomRequested,
@@ -109,7 +109,7 @@ async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
 
 
 @pytest.mark.parametrize(
-    ("body", "fault"),
+    ("body", "kind"),
     [
         ('{"video": 0, "segment": [1, 3], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),
         ('{"video": 3, "segment": [1, 3], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),
@@ -117,41 +117,44 @@ async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
         ('{"video": 1.0, "segment": [1, 3], "fps": 2}', ZoomErrorKind.NOT_NUMBERS),
         ('{"video": true, "segment": [1, 3], "fps": 2}', ZoomErrorKind.NOT_NUMBERS),
         ('{"segment": [1, 3], "fps": 2}', ZoomErrorKind.WRONG_KEYS),
-        ('{"video": 2, "segment": [5, 9], "fps": 2}', ZoomErrorKind.OUT_OF_RANGE),  # that one has 4 seconds
+        (
+            '{"video": 2, "segment": [5, 9], "fps": 2}',
+            ZoomErrorKind.OUT_OF_RANGE,
+        ),  # the second video has 4 seconds
     ],
 )
-def test_invalid_video_number_is_rejected(body, fault):
-    said = parse_turn(
+def test_invalid_video_number_is_rejected(body, kind):
+    parsed = parse_turn(
         f"<video_zoom>{body}</video_zoom>", duration_s=12, extra_durations_s=(4,), max_frames=16
     )
-    assert isinstance(said.zoom, RejectedZoom)
-    assert said.zoom.kind is fault
+    assert isinstance(parsed.zoom, RejectedZoom)
+    assert parsed.zoom.kind is kind
 
 
 def test_video_number_is_rejected_with_one_video():
-    said = parse_turn(
+    parsed = parse_turn(
         '<video_zoom>{"video": 1, "segment": [1, 3], "fps": 2}</video_zoom>', duration_s=12, max_frames=16
     )
-    assert isinstance(said.zoom, RejectedZoom)
-    assert said.zoom.kind is ZoomErrorKind.WRONG_KEYS
+    assert isinstance(parsed.zoom, RejectedZoom)
+    assert parsed.zoom.kind is ZoomErrorKind.WRONG_KEYS
 
 
 async def test_zoom_is_rejected_without_video(chat_format):
-    speaker = ScriptedTurnsPolicy(chat_format, call(segment=[0, 1], fps=2), ANSWER)
-    trajectory, events = await played(Task("t", "", "How are you?", ""), speaker, chat_format)
+    policy = ScriptedTurnsPolicy(chat_format, call(segment=[0, 1], fps=2), ANSWER)
+    trajectory, events = await run(Task("t", "", "How are you?", ""), policy, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
     assert trajectory.frame_refs == ()
     assert "there is no video" in trajectory.turns[0].zoom.message
     assert events[0] == EpisodeStarted((), (), ())
-    assert speaker.seen[1] == ("user", "\nHow are you?", 0)
+    assert policy.messages[1] == ("user", "\nHow are you?", 0)
 
 
 async def test_chat_history_precedes_the_question(videos, chat_format):
     chat = ChatHistory(system="Be brief.", turns=(("What is it?", "a disc"), ("Sure?", "yes")))
     task = Task("t", videos[0], "Which colour?", "A", chat_history=chat)
-    speaker = ScriptedTurnsPolicy(chat_format, ANSWER)
-    trajectory, _ = await played(task, speaker, chat_format)
-    assert [(role, frames) for role, _, frames in speaker.seen] == [
+    policy = ScriptedTurnsPolicy(chat_format, ANSWER)
+    trajectory, _ = await run(task, policy, chat_format)
+    assert [(role, frames) for role, _, frames in policy.messages] == [
         ("system", 0),
         ("user", 4),
         ("assistant", 0),
@@ -159,9 +162,9 @@ async def test_chat_history_precedes_the_question(videos, chat_format):
         ("assistant", 0),
         ("user", 0),
     ]
-    assert speaker.seen[0][1].endswith("\nBe brief.")
-    assert speaker.seen[1][1].endswith("What is it?")
-    assert [text for _, text, _ in speaker.seen[2:]] == [
+    assert policy.messages[0][1].endswith("\nBe brief.")
+    assert policy.messages[1][1].endswith("What is it?")
+    assert [text for _, text, _ in policy.messages[2:]] == [
         "<answer>a disc</answer>",
         "Sure?",
         "<answer>yes</answer>",
@@ -172,9 +175,9 @@ async def test_chat_history_precedes_the_question(videos, chat_format):
 
 
 def test_default_multi_video_texts_do_not_change_the_name(chat_format):
-    usual = chat_format.template
-    assert usual.fingerprint_items == replace(usual).fingerprint_items
-    assert ("video", "{number}: ") in replace(usual, video="{number}: ").fingerprint_items
+    template = chat_format.template
+    assert template.fingerprint_items == replace(template).fingerprint_items
+    assert ("video", "{number}: ") in replace(template, video="{number}: ").fingerprint_items
     assert not {"video", "several"} & {
         key for key, _ in PromptTemplate.load("conf/prompt/zoom.yaml").fingerprint_items
     }

@@ -59,9 +59,11 @@ actions = st.builds(
     SampledAction, token_ids=ids, logprobs=st.lists(number, max_size=5).map(tuple), versions=spans,
     sampling_params=samplings, stop_reason=st.sampled_from(["end", "zoom", "length"]),
 ) | st.builds(ExternalAction, text=st.text(), token_ids=ids)  # fmt: skip
-asked = st.builds(ZoomRequest, number, number, number, st.booleans(), st.integers(0, 2))
+requests = st.builds(ZoomRequest, number, number, number, st.booleans(), st.integers(0, 2))
 zooms = (
-    st.none() | asked | st.builds(RejectedZoom, st.sampled_from(ZoomErrorKind), st.text(), st.none() | asked)
+    st.none()
+    | requests
+    | st.builds(RejectedZoom, st.sampled_from(ZoomErrorKind), st.text(), st.none() | requests)
 )
 turns = st.builds(
     Turn,
@@ -109,39 +111,39 @@ def through_json(value: dict[str, Any]) -> dict[str, Any]:
 @settings(deadline=None)
 @given(trajectories)
 def test_round_trip_is_exact(trajectory: Trajectory) -> None:
-    again = trajectory_from_dict(through_json(trajectory_to_dict(trajectory)))
-    assert again == trajectory
-    assert hash(again.turns) == hash(trajectory.turns)  # tuples all the way down
-    assert again.loss_mask == trajectory.loss_mask
+    restored = trajectory_from_dict(through_json(trajectory_to_dict(trajectory)))
+    assert restored == trajectory
+    assert hash(restored.turns) == hash(trajectory.turns)  # hashable: tuples at every level
+    assert restored.loss_mask == trajectory.loss_mask
 
 
 def test_common_frame_fields_are_stored_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
     prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
-    written = json.dumps(
+    text = json.dumps(
         trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
     )
-    assert written.count(uri) == 1
-    assert len(written) < 3000
+    assert text.count(uri) == 1
+    assert len(text) < 3000
 
 
 def test_reward_without_extra_parts_is_readable() -> None:
     parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="no extra parts")
-    played = Trajectory(
+    trajectory = Trajectory(
         EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts
     )
-    data = through_json(trajectory_to_dict(played))
+    data = through_json(trajectory_to_dict(trajectory))
     del data["reward"]["extra"]
-    assert trajectory_from_dict(data) == played
+    assert trajectory_from_dict(data) == trajectory
 
 
 def test_rejected_zoom_without_request_is_readable() -> None:
-    refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside", ZoomRequest(60.0, 90.0, 1.0))
-    turn = Turn(ExternalAction("z", (1,)), "z", refused, TokenContext((2,)))
-    played = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext(()), (turn,), EpisodeStatus.ANSWERED)
-    data = through_json(trajectory_to_dict(played))
-    assert trajectory_from_dict(data) == played
+    rejected = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside", ZoomRequest(60.0, 90.0, 1.0))
+    turn = Turn(ExternalAction("z", (1,)), "z", rejected, TokenContext((2,)))
+    trajectory = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext(()), (turn,), EpisodeStatus.ANSWERED)
+    data = through_json(trajectory_to_dict(trajectory))
+    assert trajectory_from_dict(data) == trajectory
     del data["turns"][0]["zoom"]["requested"]
     assert trajectory_from_dict(data).turns[0].zoom == RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "outside")
 

@@ -1,4 +1,4 @@
-"""Every malformed zoom gets its own refusal; every good one is read as written."""
+"""Parser of zoom calls."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ def call(body: str) -> str:
     return f"<think>look</think><video_zoom>{body}</video_zoom>"
 
 
-def read(text: str, duration_s: float = 100.0, max_frames: int = 16):
+def parse(text: str, duration_s: float = 100.0, max_frames: int = 16):
     return parse_turn(text, duration_s=duration_s, max_frames=max_frames)
 
 
 def test_valid_call_is_parsed():
-    assert read(call(' {"segment": [10, 18.5], "fps": 1.5} ')).zoom == ZoomRequest(10.0, 18.5, 1.5)
+    assert parse(call(' {"segment": [10, 18.5], "fps": 1.5} ')).zoom == ZoomRequest(10.0, 18.5, 1.5)
 
 
 @pytest.mark.parametrize(
-    ("segment", "asked", "shown"),
+    ("segment", "requested", "expected"),
     [
         ([10, 18], 1, 2.0),
-        ([10, 30], 4, 0.8),  # more than 16 frames at either rate: as many as there may be
-        ([10, 10.25], 4, 4.0),  # less than one frame at 2: one
+        ([10, 30], 4, 0.8),  # more than 16 frames at either rate: the maximum
+        ([10, 10.25], 4, 4.0),  # less than one frame at 2 fps: one frame
     ],
 )
-def test_fixed_fps_overrides_the_call(segment, asked, shown):
-    said = parse_turn(
-        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+def test_fixed_fps_overrides_the_call(segment, requested, expected):
+    parsed = parse_turn(
+        call(f'{{"segment": {segment}, "fps": {requested}}}'), duration_s=100, max_frames=16, fixed_fps=2
     )
-    assert said.zoom == ZoomRequest(*map(float, segment), shown)
-    assert said.requested_fps == (None if asked == shown else asked)
-    assert 1 <= said.zoom.num_frames <= 16
+    assert parsed.zoom == ZoomRequest(*map(float, segment), expected)
+    assert parsed.requested_fps == (None if requested == expected else requested)
+    assert 1 <= parsed.zoom.num_frames <= 16
 
 
 @pytest.mark.parametrize(
-    ("segment", "asked", "fault"),
+    ("segment", "requested", "kind"),
     [
         ([10, 10], 1, ZoomErrorKind.EMPTY),
         ([10, 20], 0, ZoomErrorKind.EMPTY),
@@ -51,33 +51,33 @@ def test_fixed_fps_overrides_the_call(segment, asked, shown):
         ([0, 5e-324], 1, ZoomErrorKind.TOO_FEW_FRAMES),
     ],
 )
-def test_fixed_fps_keeps_other_errors(segment, asked, fault):
-    said = parse_turn(
-        call(f'{{"segment": {segment}, "fps": {asked}}}'), duration_s=100, max_frames=16, fixed_fps=2
+def test_fixed_fps_keeps_other_errors(segment, requested, kind):
+    parsed = parse_turn(
+        call(f'{{"segment": {segment}, "fps": {requested}}}'), duration_s=100, max_frames=16, fixed_fps=2
     )
-    assert isinstance(said.zoom, RejectedZoom)
-    assert said.zoom.kind is fault
+    assert isinstance(parsed.zoom, RejectedZoom)
+    assert parsed.zoom.kind is kind
 
 
 @pytest.mark.parametrize(("segment", "fps"), [("[0, 5e-324]", "1"), ("[0, 1e-306]", "1e308")])
 def test_tiny_segment_is_rejected(segment, fps):
-    assert isinstance(read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom, RejectedZoom)
+    assert isinstance(parse(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom, RejectedZoom)
 
 
 @given(st.floats(0, 3600), st.floats(0.01, 3600), st.floats(0.01, 120), st.integers(1, 64))
-def test_fixed_fps_respects_frame_limits(start, span, fps, most):
-    zoom = with_fps(ZoomRequest(start, start + span, 1.0), fps, most)
-    assert 1 <= zoom.num_frames <= most
+def test_fixed_fps_respects_frame_limits(start, span, fps, max_frames):
+    zoom = with_fps(ZoomRequest(start, start + span, 1.0), fps, max_frames)
+    assert 1 <= zoom.num_frames <= max_frames
     assert (zoom.start_s, zoom.end_s) == (start, start + span)
 
 
 def test_answer_is_the_last_span():
-    said = read("<answer>A</answer> no: <answer> B </answer>")
-    assert (said.zoom, said.answer) == (None, "B")
+    parsed = parse("<answer>A</answer> no: <answer> B </answer>")
+    assert (parsed.zoom, parsed.answer) == (None, "B")
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "kind"),
     [
         (call("not json"), ZoomErrorKind.INVALID_JSON),
         (call('{"segment": [1, 2], "fps": 1'), ZoomErrorKind.INVALID_JSON),
@@ -108,23 +108,23 @@ def test_answer_is_the_last_span():
         (call('{"segment": [1, 2], "fps": 1}') + "<answer>A</answer>", ZoomErrorKind.CALL_WITH_ANSWER),
     ],
 )
-def test_malformed_call_has_its_error_kind(text, fault):
-    refused = read(text).zoom
-    assert isinstance(refused, RejectedZoom)
-    assert refused.kind is fault
-    assert 10 < len(refused.message) < 200
+def test_malformed_call_has_its_error_kind(text, kind):
+    rejected = parse(text).zoom
+    assert isinstance(rejected, RejectedZoom)
+    assert rejected.kind is kind
+    assert 10 < len(rejected.message) < 200
 
 
 def test_too_many_frames_suggests_a_valid_fps():
-    refused = read(call('{"segment": [0, 30], "fps": 2}')).zoom
-    assert "fps up to 0.53" in refused.message
-    assert isinstance(read(call('{"segment": [0, 30], "fps": 0.53}')).zoom, ZoomRequest)
+    rejected = parse(call('{"segment": [0, 30], "fps": 2}')).zoom
+    assert "fps up to 0.53" in rejected.message
+    assert isinstance(parse(call('{"segment": [0, 30], "fps": 0.53}')).zoom, ZoomRequest)
 
 
 @given(st.text(max_size=200))
 def test_parser_never_raises(text):
-    read(text)
-    read(call(text))
+    parse(text)
+    parse(call(text))
 
 
 @given(
@@ -133,14 +133,14 @@ def test_parser_never_raises(text):
     st.floats(allow_nan=True, allow_infinity=True),
 )
 def test_accepted_zoom_is_within_limits(start, end, fps):
-    zoom = read(call(f'{{"segment": [{start}, {end}], "fps": {fps}}}')).zoom
+    zoom = parse(call(f'{{"segment": [{start}, {end}], "fps": {fps}}}')).zoom
     if isinstance(zoom, ZoomRequest):
         assert 0 <= zoom.start_s < zoom.end_s <= 100.05
         assert 1 <= zoom.num_frames <= 16
 
 
 @pytest.mark.parametrize(
-    ("segment", "fps", "fault"),
+    ("segment", "fps", "kind"),
     [
         ([20, 10], 1, ZoomErrorKind.REVERSED),
         ([-5, 10], 1, ZoomErrorKind.NEGATIVE),
@@ -149,15 +149,15 @@ def test_accepted_zoom_is_within_limits(start, end, fps):
         ([10, 10.5], 1, ZoomErrorKind.TOO_FEW_FRAMES),
     ],
 )
-def test_rejection_contains_the_request(segment, fps, fault):
-    refused = read(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom
-    assert isinstance(refused, RejectedZoom)
-    assert (refused.kind, refused.requested) == (fault, ZoomRequest(*map(float, segment), float(fps)))
+def test_rejection_contains_the_request(segment, fps, kind):
+    rejected = parse(call(f'{{"segment": {segment}, "fps": {fps}}}')).zoom
+    assert isinstance(rejected, RejectedZoom)
+    assert (rejected.kind, rejected.requested) == (kind, ZoomRequest(*map(float, segment), float(fps)))
 
 
 def test_call_with_answer_is_rejected_with_request():
-    refused = read(call('{"segment": [1, 2], "fps": 4}') + "<answer>A</answer>").zoom
-    assert (refused.kind, refused.requested) == (ZoomErrorKind.CALL_WITH_ANSWER, ZoomRequest(1.0, 2.0, 4.0))
+    rejected = parse(call('{"segment": [1, 2], "fps": 4}') + "<answer>A</answer>").zoom
+    assert (rejected.kind, rejected.requested) == (ZoomErrorKind.CALL_WITH_ANSWER, ZoomRequest(1.0, 2.0, 4.0))
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,12 @@ def test_call_with_answer_is_rejected_with_request():
     ],
 )
 def test_rejection_of_unparsable_call_has_no_request(text):
-    assert read(text).zoom.requested is None
+    assert parse(text).zoom.requested is None
 
 
 def test_rejection_with_fixed_fps_contains_the_call():
     text = call('{"segment": [90, 200], "fps": 4}')
-    said = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
-    assert said.zoom.requested == ZoomRequest(90.0, 200.0, 4.0)  # it is nowhere, so nothing was set
+    parsed = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
+    assert parsed.zoom.requested == ZoomRequest(
+        90.0, 200.0, 4.0
+    )  # an invalid segment keeps the requested rate

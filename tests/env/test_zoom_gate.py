@@ -1,4 +1,4 @@
-"""The gate's own arithmetic and its place in an episode, with a policy that has made up its mind."""
+"""Zoom gate: entropies, decisions and calibration files, with a scripted policy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FORCED = "<think></think><answer>"
 
 
 class ConfidentPolicy:
-    """Drafts B with a probability, and answers C when it plays a turn of its own."""
+    """Draft B with the given probability; answer C in a normal turn."""
 
     def __init__(self, chat_format, probability: float, draft: str = "B</answer>") -> None:
         self.chat_format, self.probability, self.text = chat_format, probability, draft
@@ -68,9 +68,9 @@ class ConfidentPolicy:
         request_id: str,
     ) -> DraftAnswer:
         self.forced = tuple(forced_token_ids)
-        rest = (1 - self.probability) / 2
+        other = (1 - self.probability) / 2
         sampled = tuple(self.chat_format.tokenizer.encode(self.text, add_special_tokens=False))
-        odds = [rest, self.probability, rest]
+        odds = [other, self.probability, other]
         row = {token: math.log(p) for token, p in zip(logprob_token_ids or (5, 6, 7), odds, strict=True)}
         return DraftAnswer(sampled, (row,) * len(sampled))
 
@@ -80,15 +80,15 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_video(tmp_path_factory.mktemp("videos"), VideoSpec("v.mp4", frames=100)))
 
 
-async def played(video: str, chat_format, policy, gate: ZoomGateConfig, task: Task = TASK) -> Trajectory:
-    rules = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, gate=gate)
+async def run(video: str, chat_format, policy, gate: ZoomGateConfig, task: Task = TASK) -> Trajectory:
+    config = EpisodeConfig(overview_frames=4, min_pixels=784, max_pixels=784, gate=gate)
     with LocalFrameSource() as frames:
         return await run_episode(
             replace(task, video=video),
             policy,
             frames,
             chat_format,
-            rules,
+            config,
             episode_id=EpisodeId(0, "t", 0),
             sampling_params=SamplingParams(),
         )
@@ -96,7 +96,7 @@ async def played(video: str, chat_format, policy, gate: ZoomGateConfig, task: Ta
 
 async def test_certain_draft_becomes_the_answer(video, chat_format):
     policy = ConfidentPolicy(chat_format, 0.98)
-    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3))
+    trajectory = await run(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3))
     assert (trajectory.status, trajectory.answer, policy.turns) == (EpisodeStatus.ANSWERED, "B", 0)
     sampled = chat_format.tokenizer.encode("B</answer>", add_special_tokens=False)
     assert trajectory.turns[0].action.token_ids == (*policy.forced, *sampled, chat_format.end_id)
@@ -110,18 +110,18 @@ async def test_certain_draft_becomes_the_answer(video, chat_format):
 async def test_uncertain_or_measured_draft_is_discarded(video, chat_format, mode):
     policy = ConfidentPolicy(chat_format, 0.5 if mode == "on" else 0.98)
     gate = ZoomGateConfig(mode, threshold=0.3 if mode == "on" else None)
-    trajectory = await played(video, chat_format, policy, gate)
-    plain = await played(video, chat_format, ConfidentPolicy(chat_format, 0.5), ZoomGateConfig())
+    trajectory = await run(video, chat_format, policy, gate)
+    ungated = await run(video, chat_format, ConfidentPolicy(chat_format, 0.5), ZoomGateConfig())
     assert (trajectory.answer, policy.turns) == ("C", 1)
-    assert trajectory.expanded_ids == plain.expanded_ids
-    assert trajectory.loss_mask == plain.loss_mask
+    assert trajectory.expanded_ids == ungated.expanded_ids
+    assert trajectory.loss_mask == ungated.loss_mask
     assert (trajectory.extra["gate"]["zoom"], trajectory.extra["gate"]["draft"]) == (True, "B")
-    assert plain.extra == {}
+    assert ungated.extra == {}
 
 
 async def test_unfinished_draft_is_uncertain(video, chat_format):
     policy = ConfidentPolicy(chat_format, 0.999, draft="B")
-    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=1.0))
+    trajectory = await run(video, chat_format, policy, ZoomGateConfig("on", threshold=1.0))
     assert trajectory.answer == "C"
     assert trajectory.extra["gate"]["draft"] is None
 
@@ -129,16 +129,16 @@ async def test_unfinished_draft_is_uncertain(video, chat_format):
 async def test_free_answer_uses_token_entropy(video, chat_format):
     task = replace(TASK, question="How many flashes?", answer="2", answer_type=AnswerType.NUMBER)
     policy = ConfidentPolicy(chat_format, 0.98, draft="2</answer>")
-    trajectory = await played(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3), task)
+    trajectory = await run(video, chat_format, policy, ZoomGateConfig("on", threshold=0.3), task)
     assert (trajectory.answer, trajectory.extra["gate"]["kind"]) == ("2", "free")
 
 
 async def test_policy_without_logprobs_is_rejected(video, chat_format):
-    class Mute:
+    class PolicyWithoutLogprobs:
         generate = ConfidentPolicy.generate
 
-    with pytest.raises(UserError, match="Mute returns none"):
-        await played(video, chat_format, Mute(), ZoomGateConfig("measure"))
+    with pytest.raises(UserError, match="PolicyWithoutLogprobs returns none"):
+        await run(video, chat_format, PolicyWithoutLogprobs(), ZoomGateConfig("measure"))
 
 
 def test_remaining_probability_counts_as_an_option():
@@ -151,8 +151,8 @@ def test_remaining_probability_counts_as_an_option():
 
 
 def test_token_entropy_is_the_mean():
-    sure, torn = {1: 0.0, 2: -60.0, 3: -60.0}, dict.fromkeys((1, 2, 3), math.log(1 / 4))
-    assert token_entropy([sure, torn]) == pytest.approx(0.5)
+    certain, uncertain = {1: 0.0, 2: -60.0, 3: -60.0}, dict.fromkeys((1, 2, 3), math.log(1 / 4))
+    assert token_entropy([certain, uncertain]) == pytest.approx(0.5)
     assert token_entropy([]) == 1.0
 
 
@@ -178,8 +178,8 @@ def test_option_letters_have_distinct_tokens(chat_format):
     forced, options = forced_prefix(chat_format, FORCED, ("A", "B", "C"))
     assert len(set(options)) == 3
     for letter, option in zip("ABC", options, strict=True):
-        whole = chat_format.tokenizer.encode(f"{FORCED}{letter}</answer>", add_special_tokens=False)
-        assert tuple(whole[: len(forced) + 1]) == (*forced, option)
+        token_ids = chat_format.tokenizer.encode(f"{FORCED}{letter}</answer>", add_special_tokens=False)
+        assert tuple(token_ids[: len(forced) + 1]) == (*forced, option)
 
 
 def test_invalid_calibration_file_is_rejected(tmp_path: Path):
@@ -213,10 +213,10 @@ def test_training_rejects_the_gate():
 
 
 @pytest.mark.parametrize(
-    ("said", "read"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
+    ("value", "mode"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
 )
-def test_yaml_booleans_are_accepted_as_modes(said: str, read: str) -> None:
+def test_yaml_booleans_are_accepted_as_modes(value: str, mode: str) -> None:
     gate = load_config(
-        ServeConfig, None, [f"episode.gate.mode={said}", "episode.gate.threshold=0.5"]
+        ServeConfig, None, [f"episode.gate.mode={value}", "episode.gate.threshold=0.5"]
     ).episode.gate
-    assert gate.mode == read
+    assert gate.mode == mode

@@ -114,7 +114,7 @@ def node_of(raylet: psutil.Process) -> str:
 def test_missing_and_wrong_tokens_are_rejected(cluster: LocalCluster) -> None:
     no_token = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(cluster.temp_dir)}
     result = submit(cluster, "--jobs", **no_token)
-    assert (result.returncode, "but there is none" in result.stderr) == (2, True), result.stderr
+    assert (result.returncode, "but no token is set" in result.stderr) == (2, True), result.stderr
     result = submit(cluster, "--jobs", RAY_AUTH_TOKEN="a" * 43)
     assert (result.returncode, "the token is wrong" in result.stderr) == (2, True), result.stderr
     raw = subprocess.run(

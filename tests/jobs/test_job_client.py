@@ -72,7 +72,7 @@ def test_unreachable_address_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, "a token is required, but there is none"), (403, "the token is wrong")]
+    ("status", "message"), [(401, "a token is required, but no token is set"), (403, "the token is wrong")]
 )
 def test_missing_and_wrong_tokens_have_different_errors(status: int, message: str) -> None:
     with http_server(lambda _: (status, "no")) as address, pytest.raises(UserError, match=message):
@@ -88,7 +88,7 @@ def test_token_mode_without_token_fails(monkeypatch: pytest.MonkeyPatch, tmp_pat
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
-    assert result.stdout.startswith("RAY_AUTH_MODE is 'token', but there is no token; set RAY_AUTH_TOKEN or")
+    assert result.stdout.startswith("RAY_AUTH_MODE is 'token', but no token is set; set RAY_AUTH_TOKEN or")
 
 
 def test_other_ray_version_is_refused_unless_allowed() -> None:

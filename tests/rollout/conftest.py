@@ -1,4 +1,4 @@
-"""Real engines, started once per module: each start takes a while."""
+"""Engine config of tests with real engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner's side of parity tests: log-probs by a plain Hugging Face forward."""
+"""Reference log-probs for parity tests, by a plain Hugging Face forward pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = (
 
 
 def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0) -> Path:
-    """A small random checkpoint whose logits differ enough between tokens to be told apart."""
+    """Build a small random checkpoint with clearly different logits."""
     path = build_tiny_model(
         directory,
         TEXTS,
@@ -43,7 +43,7 @@ def load_hf_model(path: Path) -> Any:
 
 
 def perturb(model: Any, seed: int) -> None:
-    """Changes every parameter, so that whatever is not published shows."""
+    """Change every parameter, so that an unpublished parameter is detected."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,7 +57,7 @@ def frame(seed: int, width: int, height: int) -> Frame:
 
 
 class HfReference:
-    """An HF model beside an engine."""
+    """HF model with the engine's checkpoint and token mask."""
 
     def __init__(self, path: Path, banned: Sequence[int]) -> None:
         from transformers import AutoProcessor
@@ -68,16 +68,18 @@ class HfReference:
         self.banned = list(banned)
 
     def prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
-        """`text` with one `<image>` per frame."""
+        """Encode `text` with one `<image>` per frame."""
         text = text.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
         return Prompt(tuple(self.tokenizer.encode(text, add_special_tokens=False)), tuple(frames), ())
 
     def extend(self, prompt: Prompt, sampled: Sequence[int], text: str, frames: Sequence[Frame]) -> Prompt:
-        after = self.prompt(text, frames)
-        return Prompt((*prompt.compact_ids, *sampled, *after.compact_ids), (*prompt.frames, *frames), ())
+        observation = self.prompt(text, frames)
+        return Prompt(
+            (*prompt.compact_ids, *sampled, *observation.compact_ids), (*prompt.frames, *frames), ()
+        )
 
     def logprobs(self, prompt: Prompt, sampled: Sequence[int], temperature: float = 1.0) -> list[float]:
-        """Log-probs `[T]` of `sampled` after `prompt`, bans and temperature applied."""
+        """Return the log-probs `[T]` of `sampled` after `prompt`, with token mask and temperature."""
         logits = self.logits(prompt, sampled)[:-1]
         logits[:, self.banned] = float("-inf")
         logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
@@ -85,12 +87,12 @@ class HfReference:
 
     @torch.no_grad()
     def logits(self, prompt: Prompt, sampled: Sequence[int] = ()) -> torch.Tensor:
-        """Logits `[T + 1, vocab]` after the prompt and after each of the `sampled` tokens."""
+        """Return the logits `[T + 1, vocab]` after the prompt and after each sampled token."""
         pad = self.model.config.image_token_id
-        left = iter(prompt.frames)
+        frames = iter(prompt.frames)
         ids: list[int] = []
         for token in prompt.compact_ids:
-            ids += [token] * (num_visual_tokens(patch_grid(next(left))) if token == pad else 1)
+            ids += [token] * (num_visual_tokens(patch_grid(next(frames))) if token == pad else 1)
         ids += sampled
         tokens = torch.tensor([ids])
         pixels = self.processor.image_processor(
@@ -106,5 +108,5 @@ class HfReference:
 
 
 def max_abs_diff(a: Sequence[float], b: Sequence[float]) -> float:
-    """Largest absolute difference."""
+    """Return the largest absolute difference."""
     return max(abs(x - y) for x, y in zip(a, b, strict=True))

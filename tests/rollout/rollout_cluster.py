@@ -1,4 +1,4 @@
-"""A fleet on nodes that come and go: real raylets, actors, engines and decoders, and an exact account."""
+"""Test harness: a rollout scheduler on several Ray nodes with real actors, engines and decoders."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from vz_ray.weight_sync import (
 )
 
 REPLACEMENT_TIMEOUT_S = 240.0
-"""Within this the replacement has completed episodes: its engine starts in 10 to 20 s on two calm cores,
-and has taken ten times as long on busy ones."""
+"""Timeout for a replacement worker to complete episodes. Its engine starts in 10 to 20 s on two idle cores
+and takes up to ten times as long on busy ones."""
 
 NODE_RESOURCES = {"num_cpus": 2}
-"""Room for one worker, and for decoders beside it."""
+"""Resources for one worker and the decoders."""
 
 EPISODE = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml",
@@ -61,32 +61,37 @@ EPISODE = EpisodeConfig(
 
 
 class FaultInjector:
-    """Something that happens once, to whoever is next to step into it."""
+    """Run a fault once, at the next trigger."""
 
     def __init__(self) -> None:
         self.fault: Callable[[], None] | None = None
 
     def trigger(self) -> None:
-        spring, self.fault = self.fault, None
-        if spring is not None:
-            spring()
+        fault, self.fault = self.fault, None
+        if fault is not None:
+            fault()
 
 
 class FaultyWorkerClient(RayWorkerClient):
-    """Steps into a trap when it has been paused for new weights, before it receives them."""
+    """Trigger the fault injector between pause and receive of a publish."""
 
-    def __init__(self, name: str, setup: WorkerSetup, trap: FaultInjector) -> None:
+    def __init__(self, name: str, setup: WorkerSetup, faults: FaultInjector) -> None:
         super().__init__(name, setup)
-        self._trap = trap
+        self._faults = faults
 
     async def receive_weights(self, update: WeightUpdate) -> None:
-        self._trap.trigger()
+        self._faults.trigger()
         await super().receive_weights(update)
 
 
 @dataclass
 class RolloutCluster:
-    """A fleet on nodes, and the account of what it plays."""
+    """A scheduler on Ray nodes.
+
+    Attributes:
+        faults: Triggered by the next paused worker in a publish.
+        worker_nodes: Nodes for workers, in start order.
+    """
 
     nodes: RayNodes
     setup: WorkerSetup
@@ -94,54 +99,52 @@ class RolloutCluster:
     tasks: list[Task]
     model: Any
     transport: ShmTransport
-    trap: FaultInjector
-    """Sprung by the next worker that has been paused for new weights."""
+    faults: FaultInjector
     tracker: SampleTracker = field(default_factory=SampleTracker)
     num_steps: int = 0
     worker_nodes: list[Any] = field(default_factory=list)
-    """Nodes for workers, in the order in which they were added."""
     rollouts: list[asyncio.Task[list[Group]]] = field(default_factory=list)
 
     def start_rollout(self, groups: int, samples: int = 4) -> asyncio.Task[list[Group]]:
-        """Starts to play `groups` groups of an iteration of their own."""
+        """Start the rollout of `groups` groups as a new step."""
         self.num_steps += 1
-        tasks, iteration = self.tasks[:groups], self.num_steps
+        tasks, step = self.tasks[:groups], self.num_steps
 
-        async def play() -> list[Group]:
-            sampling = SamplingParams(max_tokens=24, seed=iteration)
-            playing = self.scheduler.rollout(tasks, samples, sampling, self.tracker, step=iteration)
-            return [group async for group in playing]
+        async def rollout() -> list[Group]:
+            sampling = SamplingParams(max_tokens=24, seed=step)
+            iterator = self.scheduler.rollout(tasks, samples, sampling, self.tracker, step=step)
+            return [group async for group in iterator]
 
-        self.rollouts.append(asyncio.create_task(play()))
+        self.rollouts.append(asyncio.create_task(rollout()))
         return self.rollouts[-1]
 
-    async def finish_rollout(self, play: asyncio.Task[list[Group]], samples: int = 4) -> Counter[str]:
-        """Waits for the groups and checks that each owed sample came once; how many each worker played."""
+    async def finish_rollout(self, rollout: asyncio.Task[list[Group]], samples: int = 4) -> Counter[str]:
+        """Wait for the groups and check that each sample was accepted once. Count episodes per worker."""
         groups = await with_timeout(
-            play, REPLACEMENT_TIMEOUT_S, target="scheduler", operation="the groups that were in flight"
+            rollout, REPLACEMENT_TIMEOUT_S, target="scheduler", operation="the groups in flight"
         )
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         assert {t.status for t in trajectories} <= set(EpisodeStatus) - {EpisodeStatus.FAILED}, [
             t.error for t in trajectories
         ]
-        iteration = trajectories[0].id.step
-        owed = [(iteration, group.task_id, sample) for group in groups for sample in range(samples)]
-        assert Counter(t.id.sample_key for t in trajectories) == Counter(owed)
-        taken = {key: attempt for key, attempt in self.tracker.accepted.items() if key[0] == iteration}
-        assert taken == {t.id.sample_key: t.id.attempt for t in trajectories}
+        step = trajectories[0].id.step
+        expected = [(step, group.task_id, sample) for group in groups for sample in range(samples)]
+        assert Counter(t.id.sample_key for t in trajectories) == Counter(expected)
+        accepted = {key: attempt for key, attempt in self.tracker.accepted.items() if key[0] == step}
+        assert accepted == {t.id.sample_key: t.id.attempt for t in trajectories}
         assert not self.tracker.discarded
         assert not self.tracker.rejected
-        self.tracker.close_step(iteration)  # refuses if anything is still owed
+        self.tracker.close_step(step)  # raises if a sample is pending
         return Counter(t.worker for t in trajectories)
 
     async def check_replacement(self, version: int, lost: str) -> str:
-        """The name of the worker in the place of `lost`, after it played whole episodes with that version."""
-        play = self.start_rollout(2)
+        """Run episodes on the replacement of `lost`, check their weight version and return its name."""
+        rollout = self.start_rollout(2)
         groups = await with_timeout(
-            play, REPLACEMENT_TIMEOUT_S, target="scheduler", operation=f"groups after {lost} was lost"
+            rollout, REPLACEMENT_TIMEOUT_S, target="scheduler", operation=f"groups after {lost} was lost"
         )
         assert {t.weight_versions for group in groups for t in group.trajectories} == {(version,)}
-        (name,) = await self.finish_rollout(play)
+        (name,) = await self.finish_rollout(rollout)
         assert name != lost
         assert self.worker_status(name).state is WorkerState.READY
         assert self.worker_status(lost).state is WorkerState.DEAD
@@ -158,40 +161,40 @@ class RolloutCluster:
         )
 
     async def serving_worker(self) -> WorkerStats:
-        """The one that serves."""
+        """Return the stats of the only READY worker."""
         await self.wait_until(
-            lambda: any(seat.state is WorkerState.READY for seat in self.scheduler.worker_statuses())
+            lambda: any(status.state is WorkerState.READY for status in self.scheduler.worker_statuses())
         )
         (stats,) = await self.scheduler.worker_stats()
         return stats
 
     async def wait_all_serving(self) -> None:
-        """Waits until there are as many workers as there should be, and no more."""
+        """Wait until the configured number of workers serves."""
         await self.wait_until(lambda: self.scheduler.num_serving_workers == self.setup.rollout.num_workers)
 
     def worker_status(self, name: str) -> WorkerStatus:
-        return next(seat for seat in self.scheduler.worker_statuses() if seat.name == name)
+        return next(status for status in self.scheduler.worker_statuses() if status.name == name)
 
     async def wait_running(self, episodes: int) -> WorkerStats:
-        """Waits until the worker that serves plays so many episodes."""
+        """Wait until the READY worker runs this many episodes."""
         for _ in range(400):
             if (stats := await self.serving_worker()).running_episodes >= episodes:
                 return stats
             await asyncio.sleep(0.05)
-        raise AssertionError(f"no {episodes} episodes began: {self.scheduler.worker_statuses()}")
+        raise AssertionError(
+            f"fewer than {episodes} episodes are running: {self.scheduler.worker_statuses()}"
+        )
 
-    async def wait_until(self, what: Callable[[], bool], seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
         for _ in range(int(seconds / 0.05)):
-            if what():
+            if condition():
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(
-            f"it did not come to that within {seconds:g} s: {self.scheduler.worker_statuses()}"
-        )
+        raise AssertionError(f"condition not met within {seconds:g} s: {self.scheduler.worker_statuses()}")
 
     @contextmanager
     def decoders_stopped(self) -> Iterator[list[psutil.Process]]:
-        """Decoders stand still, so that every episode that begins waits for its overview."""
+        """Stop the decoder processes, so that new episodes wait for their overviews."""
         decoders = self.nodes.actor_processes("DecodeActor")
         assert decoders
         for decoder in decoders:
@@ -205,24 +208,24 @@ class RolloutCluster:
 
 
 def engine_processes(stats: WorkerStats) -> list[psutil.Process]:
-    """The processes of a worker's engine; the one that computes, and holds the memory, is the first."""
-    found: list[psutil.Process] = psutil.Process(stats.pid).children(recursive=True)
-    found.sort(key=lambda process: process.memory_info().rss, reverse=True)
-    assert found, stats
-    return found
+    """Return the engine processes of a worker, largest first (the model process)."""
+    processes: list[psutil.Process] = psutil.Process(stats.pid).children(recursive=True)
+    processes.sort(key=lambda process: process.memory_info().rss, reverse=True)
+    assert processes, stats
+    return processes
 
 
 @asynccontextmanager
 async def open_rollout_cluster(
     path: Path, engine: EngineConfig, *, workers: int = 1, attempts: int = 3
 ) -> AsyncIterator[RolloutCluster]:
-    """A world of as many nodes as workers, with one version published; nothing of it is left behind."""
+    """Start one node per worker and publish version 1. Check on exit that no process is left."""
     video = make_video(3, 64.0, (QuestionKind.IDENTIFY,))
     encode_video(video, path / "video.mp4", SynthConfig())
-    question = make_tasks(video, path / "video.mp4")[0]
-    tasks = [replace(question, task_id=f"{question.task_id}-{i}") for i in range(4 * workers)]
+    task = make_tasks(video, path / "video.mp4")[0]
+    tasks = [replace(task, task_id=f"{task.task_id}-{i}") for i in range(4 * workers)]
     model = build_tiny_checkpoint(path / "model")
-    learned = load_hf_model(model)
+    learner_model = load_hf_model(model)
     config = RolloutConfig(
         engine=replace(engine, max_num_seqs=16),
         num_workers=workers,
@@ -232,28 +235,30 @@ async def open_rollout_cluster(
         health_check_interval_s=0.5,
     )
     with start_ray_nodes(num_cpus=1) as nodes, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vz_ray.rollout.worker_pool._FIRST_WORD_S", 1.0)
+        patch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 1.0)
         pool = DecodePool.start(ClipsConfig(num_actors=2, cpus_per_actor=0.1, disk_cache_gib=0))
         setup = WorkerSetup(
             str(model), config, EPISODE, RewardConfig(), pool, score_episode, str(path / "logs")
         )
-        trap = FaultInjector()
-        fleet = RolloutScheduler(
-            lambda name: FaultyWorkerClient(name, setup, trap), config, WeightPublisher(timeout_s=60)
+        faults = FaultInjector()
+        scheduler = RolloutScheduler(
+            lambda name: FaultyWorkerClient(name, setup, faults), config, WeightPublisher(timeout_s=60)
         )
-        sender = ShmTransport(WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learned))
-        world = RolloutCluster(nodes, setup, fleet, tasks, learned, sender, trap)
+        transport = ShmTransport(
+            WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learner_model)
+        )
+        cluster = RolloutCluster(nodes, setup, scheduler, tasks, learner_model, transport, faults)
         for _ in range(workers):
-            world.worker_nodes.append(nodes.add(**NODE_RESOURCES))
+            cluster.worker_nodes.append(nodes.add(**NODE_RESOURCES))
         try:
-            await fleet.start()
-            await world.publish()
-            yield world
-            assert world.tracker == SampleTracker()
+            await scheduler.start()
+            await cluster.publish()
+            yield cluster
+            assert cluster.tracker == SampleTracker()
         finally:
-            for play in world.rollouts:
-                play.cancel()
-            await asyncio.gather(*world.rollouts, return_exceptions=True)
+            for rollout in cluster.rollouts:
+                rollout.cancel()
+            await asyncio.gather(*cluster.rollouts, return_exceptions=True)
             engines = nodes.actor_children("RolloutWorkerActor")
-            await fleet.close()
+            await scheduler.close()
             assert not survivors(engines)

@@ -1,4 +1,4 @@
-"""The gate with a real engine: its drafts tell what sampling would, and their tokens are kept as sampled."""
+"""The zoom gate with a real engine: draft log-probs match sampling, and tokens are kept as sampled."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ async def engine(model: Path, engine_config: EngineConfig) -> AsyncIterator[Vllm
 async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) -> None:
     reference = HfReference(model, engine.banned_token_ids)
     prompt = reference.prompt(ASK, [frame(0, 56, 56), frame(1, 28, 56)])
-    wire = ChatFormat(reference.tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
-    forced, options = forced_prefix(wire, "<think></think><answer>", ("A", "B", "C"))
+    chat_format = ChatFormat(reference.tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
+    forced, options = forced_prefix(chat_format, "<think></think><answer>", ("A", "B", "C"))
     draft = await engine.draft_answer(prompt, forced, options, max_tokens=4, request_id="draft")
     continued = replace(prompt, compact_ids=(*prompt.compact_ids, *forced))
     turn = await engine.generate(continued, SamplingParams(temperature=0.0, max_tokens=4), request_id="turn")
     assert draft.token_ids == turn.token_ids
     for option in options:
-        alone = await engine.compute_logprobs(continued, [option])
-        assert draft.logprobs[0][option] == pytest.approx(alone[0], abs=1e-4)
+        expected = await engine.compute_logprobs(continued, [option])
+        assert draft.logprobs[0][option] == pytest.approx(expected[0], abs=1e-4)
     free = await engine.draft_answer(prompt, forced, (), max_tokens=4, request_id="free")
     assert free.token_ids == turn.token_ids
     for row, token, logprob in zip(free.logprobs, turn.token_ids, turn.logprobs, strict=True):
@@ -63,37 +63,37 @@ async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) ->
 
 async def test_gate_works_with_an_engine(engine: VllmEngine, model: Path, tmp_path: Path) -> None:
     task = replace(TASK, video=str(write_video(tmp_path, VideoSpec("v.mp4", frames=100))))
-    wire = ChatFormat(
+    chat_format = ChatFormat(
         HfReference(model, engine.banned_token_ids).tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml")
     )
-    rules = EpisodeConfig(
+    config = EpisodeConfig(
         overview_frames=2, min_pixels=784, max_pixels=784, max_context=1024, max_turn_tokens=8
     )
 
-    async def played(gate: ZoomGateConfig) -> Trajectory:
+    async def run(gate: ZoomGateConfig) -> Trajectory:
         with LocalFrameSource() as frames:
             return await run_episode(
                 task,
                 engine,
                 frames,
-                wire,
-                replace(rules, gate=gate),
+                chat_format,
+                replace(config, gate=gate),
                 episode_id=EpisodeId(0, "t", 0),
                 sampling_params=SamplingParams(temperature=0.0),
             )
 
-    measured = await played(ZoomGateConfig("measure"))
-    plain = await played(ZoomGateConfig())
+    measured = await run(ZoomGateConfig("measure"))
+    plain = await run(ZoomGateConfig())
     assert measured.expanded_ids == plain.expanded_ids
-    noted = measured.extra["gate"]
-    assert isinstance(noted, dict)
-    assert noted["zoom"]
-    assert 0 < noted["uncertainty"] < 1
-    # A random model hardly ever closes its answer, and such a draft counts as uncertain: it is closed for it.
-    shut = await played(ZoomGateConfig("on", threshold=1.0, max_draft_tokens=8))
-    if (draft := shut.extra["gate"])["draft"] is None:  # type: ignore[index]
+    decision = measured.extra["gate"]
+    assert isinstance(decision, dict)
+    assert decision["zoom"]
+    assert 0 < decision["uncertainty"] < 1
+    # A random model rarely closes its answer. An unclosed draft counts as uncertain.
+    gated = await run(ZoomGateConfig("on", threshold=1.0, max_draft_tokens=8))
+    if (draft := gated.extra["gate"])["draft"] is None:  # type: ignore[index]
         assert draft["zoom"]  # type: ignore[index]
-        assert shut.expanded_ids == plain.expanded_ids
+        assert gated.expanded_ids == plain.expanded_ids
     else:
-        assert isinstance(shut.turns[0].action, ExternalAction)
-        assert (shut.status, shut.answer) == (EpisodeStatus.ANSWERED, draft["draft"])  # type: ignore[index]
+        assert isinstance(gated.turns[0].action, ExternalAction)
+        assert (gated.status, gated.answer) == (EpisodeStatus.ANSWERED, draft["draft"])  # type: ignore[index]

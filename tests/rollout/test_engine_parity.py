@@ -1,7 +1,7 @@
-"""The engine's log-probs are those of the learner's model on the same ids and pixels.
+"""Parity of engine and learner log-probs on equal token ids and pixels.
 
-Both sides compute in float32 on the same CPU, so nothing but rounding may
-differ; 1e-4 is some fifty times what is seen.
+Both compute in float32 on the same CPU, so only rounding differs. The tolerance of 1e-4 is about fifty
+times the typical difference.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from vz_ray.weight_sync import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TOLERANCE = 1e-4
-ASK = "<|im_start|>user\n{images}what flashes?<|im_end|>\n<|im_start|>assistant\n"
-REPLY = (
+QUESTION = "<|im_start|>user\n{images}what flashes?<|im_end|>\n<|im_start|>assistant\n"
+OBSERVATION = (
     "<|im_end|>\n<|im_start|>user\n<tool_response>{images}</tool_response><|im_end|>\n<|im_start|>assistant\n"
 )
 
 
 class EngineUnderTest:
-    """An engine, the learner's model, and the way from one to the other."""
+    """An engine, the learner's model and a publisher between them."""
 
     def __init__(self, engine: VllmEngine, reference: HfReference, store: WeightStore) -> None:
         self.engine, self.reference, self.store = engine, reference, store
         self.version = 0
         probe = build_parity_probe(reference.tokenizer)
         self.publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
-        self.sender = ShmTransport(
+        self.transport = ShmTransport(
             store,
             ModuleSource(reference.model),
             lambda: compute_learner_logprobs(
@@ -57,16 +57,18 @@ class EngineUnderTest:
     async def train_and_publish(self) -> None:
         self.version += 1
         perturb(self.reference.model, self.version)
-        report = await self.publisher.publish(self.version, self.sender, [self.engine])
+        report = await self.publisher.publish(self.version, self.transport, [self.engine])
         assert report.updated == (self.engine.name,)
 
     def overview(self) -> Prompt:
-        """Longer than a block of the prefix cache, with frames of three sizes."""
+        """Build a prompt with frames of three sizes, longer than a block of the prefix cache."""
         frames = [frame(i, 112, 84) for i in range(12)] + [frame(20, 56, 140), frame(21, 28, 28)]
         images = "".join(f"<frame{i}_time{2.0 * i:.2f}s><image>" for i in range(len(frames)))
-        return self.reference.prompt(ASK.format(images=images), frames)
+        return self.reference.prompt(QUESTION.format(images=images), frames)
 
-    async def gap(self, prompt: Prompt, temperature: float, *, tokens: int = 16, seed: int = 0) -> float:
+    async def max_logprob_diff(
+        self, prompt: Prompt, temperature: float, *, tokens: int = 16, seed: int = 0
+    ) -> float:
         sampling = SamplingParams(temperature=temperature, max_tokens=tokens, seed=seed)
         turn = await self.engine.generate(prompt, sampling, request_id="turn")
         return max_abs_diff(turn.logprobs, self.reference.logprobs(prompt, turn.token_ids, temperature))
@@ -78,7 +80,7 @@ async def side(
 ) -> AsyncIterator[EngineUnderTest]:
     path = tmp_path_factory.mktemp("side")
     model = build_tiny_checkpoint(path / "model", tied=request.param)
-    # Engines for NCCL and for a shared GPU take copies in shared memory as one does that knows nothing else.
+    # Engines with the NCCL and IPC backends also load copies from shared memory.
     transport = "nccl" if request.param else "ipc"
     engine = await VllmEngine.start(
         model, engine_config, name="engine", log_file=path / "engine.log", transport=transport
@@ -97,9 +99,9 @@ async def test_logprobs_match_over_turns_and_frame_sizes(side: EngineUnderTest, 
         sampled = await side.engine.generate(prompt, sampling, request_id=f"turn{turn}")
         expected = side.reference.logprobs(prompt, sampled.token_ids, temperature)
         assert max_abs_diff(sampled.logprobs, expected) <= TOLERANCE
-        # The second reply is to a zoom that failed: text, and no frame.
+        # The second observation is an error message without frames.
         frames = [] if turn == 1 else [frame(40 + turn, 84, 56), frame(50 + turn, 28, 112)]
-        text = REPLY.format(images="<image>" * len(frames))
+        text = OBSERVATION.format(images="<image>" * len(frames))
         prompt = side.reference.extend(prompt, sampled.token_ids, text, frames)
 
 
@@ -117,35 +119,35 @@ async def test_published_weights_are_loaded_and_labelled(side: EngineUnderTest) 
 
 
 async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
-    """Fails if the parity tests above could pass on stale caches: here they are kept, and it shows."""
+    """Verify that the parity tests can detect stale caches, by keeping the caches in a publish."""
     await side.train_and_publish()
     prompt = side.overview()
-    assert await side.gap(prompt, 1.0) <= TOLERANCE
+    assert await side.max_logprob_diff(prompt, 1.0) <= TOLERANCE
     side.version += 1
     perturb(side.reference.model, side.version)
-    update = await side.sender.prepare(side.version)
+    update = await side.transport.prepare(side.version)
     await side.engine.pause(clear_caches=False)
     await side.engine.receive_weights(update)
     await side.engine.resume()
-    stale = await side.gap(prompt, 1.0)
+    stale = await side.max_logprob_diff(prompt, 1.0)
     await side.engine.reset_caches()
     assert stale > 100 * TOLERANCE
-    assert await side.gap(prompt, 1.0) <= TOLERANCE
+    assert await side.max_logprob_diff(prompt, 1.0) <= TOLERANCE
 
 
 async def test_probe_detects_stale_caches(side: EngineUnderTest) -> None:
     await side.train_and_publish()
 
-    class Forgetful(VllmEngine):
+    class CacheKeepingEngine(VllmEngine):
         async def pause(self, *, clear_caches: bool = True) -> None:
             await super().pause(clear_caches=False)
 
-    forgetful = Forgetful.__new__(Forgetful)
-    forgetful.__dict__ = side.engine.__dict__
+    stale_engine = CacheKeepingEngine.__new__(CacheKeepingEngine)
+    stale_engine.__dict__ = side.engine.__dict__
     side.version += 1
     perturb(side.reference.model, side.version)
     with pytest.raises(WeightIntegrityError, match="differ from the learner's"):
-        await side.publisher.publish(side.version, side.sender, [forgetful])
+        await side.publisher.publish(side.version, side.transport, [stale_engine])
     await side.engine.reset_caches()
     await side.engine.resume()
     await side.train_and_publish()
@@ -159,8 +161,11 @@ async def test_prefix_cache_serves_the_shared_prefix(side: EngineUnderTest) -> N
     after = side.engine.stats()
     assert after.cached_tokens > before.cached_tokens
     assert after.sampled_tokens - before.sampled_tokens == 2
-    shown = len(prompt.frames)
-    assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (shown, shown)
+    num_frames = len(prompt.frames)
+    assert (after.frames - before.frames, after.cached_frames - before.cached_frames) == (
+        num_frames,
+        num_frames,
+    )
 
 
 async def test_kv_cache_usage_follows_running_turns(side: EngineUnderTest) -> None:
@@ -171,7 +176,7 @@ async def test_kv_cache_usage_follows_running_turns(side: EngineUnderTest) -> No
     while not turn.done():
         await asyncio.sleep(0.01)
         used = max(used, side.engine.stats().kv_cache_used_tokens)
-    # A little later than the turn's end the scheduler says that it is gone.
+    # The scheduler reports the end of a turn with a delay.
     await side.engine.generate(side.overview(), SamplingParams(max_tokens=2), request_id="short")
     after = side.engine.stats()
     assert len(side.overview().compact_ids) < used <= after.kv_cache_tokens
@@ -189,7 +194,7 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
         )
         for seed in range(6)
     ]
-    # A short turn that was asked for after them is done: so they have begun.
+    # The short turn was submitted later and has finished, so the long turns are running.
     await side.engine.generate(side.overview(), SamplingParams(max_tokens=2), request_id="short")
     await side.train_and_publish()
     versions = []
@@ -198,11 +203,11 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
         assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
         assert spans[-1].end == len(sampled.token_ids)
         versions.append([span.version for span in spans])
-        # What the new weights sampled follows from their own reading of all that came before.
+        # Tokens sampled with the new weights depend on recomputed keys and values of the prefix.
         expected = side.reference.logprobs(side.overview(), sampled.token_ids)
-        begin = spans[-1].start
+        start = spans[-1].start
         assert spans[-1].version != side.version or (
-            max_abs_diff(sampled.logprobs[begin:], expected[begin:]) <= TOLERANCE
+            max_abs_diff(sampled.logprobs[start:], expected[start:]) <= TOLERANCE
         )
     assert [old, side.version] in versions
 
@@ -210,14 +215,14 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
 async def test_version_with_missing_tensor_is_rejected(
     side: EngineUnderTest, tmp_path: Path, engine_config: EngineConfig
 ) -> None:
-    """Last in this module: the engine is of no use afterwards."""
+    """Must be the last test of the module: the engine is unusable afterwards."""
 
-    class Partial(ModuleSource):
+    class IncompleteSource(ModuleSource):
         def specs(self):  # type: ignore[no-untyped-def]
             return [spec for spec in super().specs() if not spec.name.endswith("layers.1.mlp.up_proj.weight")]
 
     store = WeightStore(tmp_path)
-    manifest = store.write_version(99, Partial(side.reference.model))
+    manifest = store.write_version(99, IncompleteSource(side.reference.model))
     info = {"directory": str(store.path(99)), "checksum": manifest.version.checksum}
     await side.engine.pause()
     with pytest.raises(Exception, match="gate_up_proj"):

@@ -1,4 +1,4 @@
-"""An engine that holds published adapters samples from the learner's policy; it knows nothing of them."""
+"""Parity of an engine with merged LoRA adapters."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TOLERANCE = 1e-4
 
 @pytest.mark.slow
 async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
-    """Twice: the second publish starts from adapters that the first one must not have changed."""
+    """Publish twice: merging for the first publish must not change the adapters."""
     model = build_tiny_checkpoint(tmp_path / "model")
-    world = make_training_data(model, groups=2, samples=2, overview=3, clip=2, side=(28, 56))
+    data = make_training_data(model, groups=2, samples=2, overview=3, clip=2, side=(28, 56))
     fast = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0)
     trainer = Trainer(small_config(model, 0, lora=ADAPTERS, optimizer=fast, loss=LossConfig(kl_coef=0.0)))
     engine = await VllmEngine.start(model, engine_config, name="engine", log_file=tmp_path / "engine.log")
@@ -31,15 +31,15 @@ async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config
         reference = HfReference(model, engine.banned_token_ids)
         probe = build_parity_probe(reference.tokenizer)
         publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
-        sender = ShmTransport(
+        transport = ShmTransport(
             WeightStore(tmp_path / "weights"), trainer.weight_source(), lambda: trainer.score_probe(probe)
         )
         frames = [frame(i, 112, 84) for i in range(4)]
         prompt = reference.prompt("<image>" * 4 + "what flashes?", frames)
         untrained = trainer.score_probe(probe)
         for version in (1, 2):
-            trainer.sft_step(world.trajectories, world.pixels)
-            report = await publisher.publish(version, sender, [engine])
+            trainer.sft_step(data.trajectories, data.pixels)
+            report = await publisher.publish(version, transport, [engine])
             assert report.updated == (engine.name,)
             trainer.export_hf(tmp_path / f"export-{version}")
             exported = HfReference(tmp_path / f"export-{version}", engine.banned_token_ids)

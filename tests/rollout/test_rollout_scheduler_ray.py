@@ -1,4 +1,4 @@
-"""The fleet on real parts: Ray actors, vLLM engines, decoded videos, published weights, a killed worker."""
+"""The rollout scheduler with real Ray actors, vLLM engines, decoders and weight publishes."""
 
 from __future__ import annotations
 
@@ -57,15 +57,20 @@ EPISODE = EpisodeConfig(
 
 
 class SingleNodeRollout:
-    """Everything that a run has, but the learner's training."""
+    """All components of a run except training."""
 
     def __init__(
-        self, path: Path, fleet: RolloutScheduler, tasks: list[Task], pool: DecodePool, reference: HfReference
+        self,
+        path: Path,
+        scheduler: RolloutScheduler,
+        tasks: list[Task],
+        pool: DecodePool,
+        reference: HfReference,
     ) -> None:
-        self.fleet, self.tasks, self.pool, self.reference = fleet, tasks, pool, reference
+        self.scheduler, self.tasks, self.pool, self.reference = scheduler, tasks, pool, reference
         self.store = WeightStore(path / "weights", bucket_bytes=1 << 20)
-        self.ledger = SampleTracker()
-        self.sender = ShmTransport(self.store, ModuleSource(reference.model), self.score)
+        self.tracker = SampleTracker()
+        self.transport = ShmTransport(self.store, ModuleSource(reference.model), self.score)
 
     def score(self) -> tuple[float, ...]:
         reference = self.reference
@@ -74,39 +79,39 @@ class SingleNodeRollout:
             reference.model, reference.processor.image_processor, probe, reference.banned
         )
 
-    async def worst_gap(self, trajectory: Trajectory) -> float:
-        """Largest difference to the learner's log-probs over all turns of a trajectory."""
+    async def max_logprob_diff(self, trajectory: Trajectory) -> float:
+        """Return the largest difference to the learner's log-probs over all turns of a trajectory."""
         frames = await self.pool.resolve(trajectory.frame_refs)
         ids = list(trajectory.prompt.compact_ids)
-        seen = len(trajectory.prompt.frame_refs)
-        worst = 0.0
+        num_frames = len(trajectory.prompt.frame_refs)
+        max_diff = 0.0
         for turn in trajectory.turns:
             assert isinstance(turn.action, SampledAction)
-            prompt = Prompt(tuple(ids), tuple(frames[:seen]), ())
+            prompt = Prompt(tuple(ids), tuple(frames[:num_frames]), ())
             expected = self.reference.logprobs(
                 prompt, turn.action.token_ids, turn.action.sampling_params.temperature
             )
-            worst = max(worst, max_abs_diff(turn.action.logprobs, expected))
+            max_diff = max(max_diff, max_abs_diff(turn.action.logprobs, expected))
             ids += turn.action.token_ids
             if turn.observation is not None:
                 ids += turn.observation.compact_ids
-                seen += len(turn.observation.frame_refs)
-        return worst
+                num_frames += len(turn.observation.frame_refs)
+        return max_diff
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fleet")
+    return tmp_path_factory.mktemp("scheduler")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[SingleNodeRollout]:
+async def single_node(path: Path, engine_config: EngineConfig) -> AsyncIterator[SingleNodeRollout]:
     video = make_video(3, 64.0, (QuestionKind.IDENTIFY,))
     encode_video(video, path / "video.mp4", SynthConfig())
-    question = make_tasks(video, path / "video.mp4")[0]
-    tasks = [replace(question, task_id=f"{question.task_id}-{i}") for i in range(4)]
+    task = make_tasks(video, path / "video.mp4")[0]
+    tasks = [replace(task, task_id=f"{task.task_id}-{i}") for i in range(4)]
     model = build_tiny_checkpoint(path / "model")
-    # Names of sockets are limited to 107 bytes, and pytest's directories are deep.
+    # Socket paths are limited to 107 bytes, and pytest's directories are deep.
     ray.init(
         num_cpus=4,
         include_dashboard=False,
@@ -125,81 +130,89 @@ async def world(path: Path, engine_config: EngineConfig) -> AsyncIterator[Single
     setup = WorkerSetup(str(model), config, EPISODE, reward, pool, score_episode, str(path / "logs"))
     reference = HfReference(model, banned_token_ids(model))
     publisher = WeightPublisher(timeout_s=60, probe=build_parity_probe(reference.tokenizer))
-    fleet = RolloutScheduler(lambda name: RayWorkerClient(name, setup), config, publisher)
+    scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup), config, publisher)
     try:
-        await fleet.start()
-        yield SingleNodeRollout(path, fleet, tasks, pool, reference)
-        await fleet.close()
+        await scheduler.start()
+        yield SingleNodeRollout(path, scheduler, tasks, pool, reference)
+        await scheduler.close()
     finally:
         ray.shutdown()
 
 
-async def test_group_logprobs_match_the_learner(world: SingleNodeRollout) -> None:
-    perturb(world.reference.model, 1)
-    report = await world.fleet.publish(1, world.sender)
+async def test_group_logprobs_match_the_learner(single_node: SingleNodeRollout) -> None:
+    perturb(single_node.reference.model, 1)
+    report = await single_node.scheduler.publish(1, single_node.transport)
     assert report.max_probe_diff is not None
     assert report.max_probe_diff <= 1e-4
     sampling = SamplingParams(temperature=0.7, max_tokens=24, seed=5)
-    groups = [g async for g in world.fleet.rollout(world.tasks[:2], 3, sampling, world.ledger, step=1)]
-    assert sorted(g.task_id for g in groups) == sorted(t.task_id for t in world.tasks[:2])
+    groups = [
+        g
+        async for g in single_node.scheduler.rollout(
+            single_node.tasks[:2], 3, sampling, single_node.tracker, step=1
+        )
+    ]
+    assert sorted(g.task_id for g in groups) == sorted(t.task_id for t in single_node.tasks[:2])
     for trajectory in (t for group in groups for t in group.trajectories):
         assert trajectory.status is not EpisodeStatus.FAILED, trajectory.error
         assert trajectory.reward is not None
-        assert set(trajectory.reward.extra) == {"brevity", "turns"}, (
-            "the user's own parts, found in the worker"
-        )
+        assert set(trajectory.reward.extra) == {"brevity", "turns"}, "parts of the user function"
         assert trajectory.weight_versions == (1,)
         assert len(trajectory.frame_refs) == len(trajectory.grids) >= 8
-        assert await world.worst_gap(trajectory) <= 1e-4
+        assert await single_node.max_logprob_diff(trajectory) <= 1e-4
     assert len({t.turns[0].action.token_ids for g in groups for t in g.trajectories}) > 1
-    [stats] = await world.fleet.worker_stats()
+    [stats] = await single_node.scheduler.worker_stats()
     assert stats.weight_version == 1
     assert stats.finished_episodes == 6
 
 
-async def test_killed_worker_is_replaced_without_losses(world: SingleNodeRollout) -> None:
-    """SIGKILL in mid-play: every group complete, the new worker has the present weights, no orphan stays."""
-    [stats] = await world.fleet.worker_stats()
+async def test_killed_worker_is_replaced_without_losses(single_node: SingleNodeRollout) -> None:
+    """After SIGKILL, all groups complete, the new worker has the current weights, and no orphan remains."""
+    [stats] = await single_node.scheduler.worker_stats()
     engines = psutil.Process(stats.pid).children(recursive=True)
     assert engines
-    groups = world.fleet.rollout(world.tasks, 4, SamplingParams(max_tokens=24), world.ledger, step=2)
+    groups = single_node.scheduler.rollout(
+        single_node.tasks, 4, SamplingParams(max_tokens=24), single_node.tracker, step=2
+    )
     first = await anext(groups)
     os.kill(stats.pid, signal.SIGKILL)
-    rest = [group async for group in groups]
-    trajectories = [t for group in (first, *rest) for t in group.trajectories]
+    others = [group async for group in groups]
+    trajectories = [t for group in (first, *others) for t in group.trajectories]
     assert len(trajectories) == 16
     assert all(t.status is not EpisodeStatus.FAILED for t in trajectories)
-    replayed = [t for t in trajectories if t.worker == "rollout-1"]
-    assert replayed
-    assert {version for t in replayed for version in t.weight_versions} == {1}
-    assert [(s.name, s.state.value) for s in world.fleet.worker_statuses()] == [
+    retried = [t for t in trajectories if t.worker == "rollout-1"]
+    assert retried
+    assert {version for t in retried for version in t.weight_versions} == {1}
+    assert [(s.name, s.state.value) for s in single_node.scheduler.worker_statuses()] == [
         ("rollout-0", "dead"),
         ("rollout-1", "ready"),
     ]
-    assert await world.worst_gap(replayed[0]) <= 1e-4
-    assert len([key for key in world.ledger.accepted if key[0] == 2]) == 16
+    assert await single_node.max_logprob_diff(retried[0]) <= 1e-4
+    assert len([key for key in single_node.tracker.accepted if key[0] == 2]) == 16
     _, alive = psutil.wait_procs(engines, timeout=30)
     assert not alive
 
 
-async def test_replacement_receives_the_next_version(world: SingleNodeRollout) -> None:
-    perturb(world.reference.model, 2)
-    report = await world.fleet.publish(2, world.sender)
+async def test_replacement_receives_the_next_version(single_node: SingleNodeRollout) -> None:
+    perturb(single_node.reference.model, 2)
+    report = await single_node.scheduler.publish(2, single_node.transport)
     assert report.updated == ("rollout-1",)
     [group] = [
-        g async for g in world.fleet.rollout(world.tasks[:1], 2, SamplingParams(), world.ledger, step=3)
+        g
+        async for g in single_node.scheduler.rollout(
+            single_node.tasks[:1], 2, SamplingParams(), single_node.tracker, step=3
+        )
     ]
     assert group.trajectories[0].weight_versions == (2,)
 
 
-async def test_version_is_fetched_to_another_node(world: SingleNodeRollout, tmp_path: Path) -> None:
-    number = world.store.versions()[-1]
+async def test_version_is_fetched_to_another_node(single_node: SingleNodeRollout, tmp_path: Path) -> None:
+    number = single_node.store.versions()[-1]
     node = ray.get_runtime_context().get_node_id()
-    manifest, *buckets = await fetch_weights(str(world.store.path(number)), node)
-    there = WeightStore(tmp_path / "there").install(
+    manifest, *buckets = await fetch_weights(str(single_node.store.path(number)), node)
+    installed = WeightStore(tmp_path / "there").install(
         WeightManifest.from_json(await manifest), [await bucket for bucket in buckets]
     )
-    here = dict(read_tensors(world.store.path(number), world.store.load_manifest(number)))
-    copied = dict(read_tensors(there, world.store.load_manifest(number)))
-    assert here.keys() == copied.keys()
-    assert all(torch.equal(here[name], copied[name]) for name in here)
+    original = dict(read_tensors(single_node.store.path(number), single_node.store.load_manifest(number)))
+    copied = dict(read_tensors(installed, single_node.store.load_manifest(number)))
+    assert original.keys() == copied.keys()
+    assert all(torch.equal(original[name], copied[name]) for name in original)

@@ -1,4 +1,4 @@
-"""Minutes of kills at random moments on three nodes: every group complete, every sample counted once."""
+"""Soak test: random kills on three nodes; every group completes and every sample is accepted once."""
 
 from __future__ import annotations
 
@@ -20,111 +20,113 @@ from vz_ray.rollout.worker_handle import WorkerState
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(2400)]
 
 SOAK_S = 300.0
-BETWEEN_S = (10.0, 40.0)
-"""Between two kills; an engine takes about as long to start, so that many are killed while they do."""
+FAULT_INTERVAL_S = (10.0, 40.0)
+"""Seconds between two kills. An engine start takes about as long, so some kills hit starting engines."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(
+async def cluster(
     tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
 ) -> AsyncIterator[RolloutCluster]:
-    # A sample may lose its worker more often than one would let pass for bad luck.
+    # Samples lose their workers much more often than in production.
     async with open_rollout_cluster(
         tmp_path_factory.mktemp("soak"), engine_config, workers=3, attempts=50
-    ) as made:
-        await made.wait_all_serving()
-        yield made
+    ) as opened:
+        await opened.wait_all_serving()
+        yield opened
 
 
-async def test_two_of_three_nodes_fail_and_return(world: RolloutCluster) -> None:
-    with world.decoders_stopped():
-        play = world.start_rollout(6)
-        await world.wait_until(lambda: sum(seat.load for seat in world.scheduler.worker_statuses()) == 24)
-        engines = world.nodes.actor_children("RolloutWorkerActor")
-        for node in world.worker_nodes[:2]:
-            world.nodes.kill(node)
-        await world.wait_until(lambda: world.scheduler.num_serving_workers == 1, 60)
-    players = await world.finish_rollout(play)
-    assert sum(players.values()) == 24
-    world.worker_nodes[:2] = [world.nodes.add(**NODE_RESOURCES) for _ in range(2)]
-    await world.wait_all_serving()
-    report = await world.publish()
+async def test_two_of_three_nodes_fail_and_return(cluster: RolloutCluster) -> None:
+    with cluster.decoders_stopped():
+        rollout = cluster.start_rollout(6)
+        await cluster.wait_until(
+            lambda: sum(status.load for status in cluster.scheduler.worker_statuses()) == 24
+        )
+        engines = cluster.nodes.actor_children("RolloutWorkerActor")
+        for node in cluster.worker_nodes[:2]:
+            cluster.nodes.kill(node)
+        await cluster.wait_until(lambda: cluster.scheduler.num_serving_workers == 1, 60)
+    episodes = await cluster.finish_rollout(rollout)
+    assert sum(episodes.values()) == 24
+    cluster.worker_nodes[:2] = [cluster.nodes.add(**NODE_RESOURCES) for _ in range(2)]
+    await cluster.wait_all_serving()
+    report = await cluster.publish()
     assert len(report.updated) == 3
-    assert set(await world.finish_rollout(world.start_rollout(12))) == set(report.updated)
+    assert set(await cluster.finish_rollout(cluster.start_rollout(12))) == set(report.updated)
     assert len([engine for engine in engines if engine.is_running()]) <= len(engines) / 3
 
 
 class FaultSchedule:
-    """Kills something of the world now and then."""
+    """Inject random faults."""
 
-    def __init__(self, world: RolloutCluster, seed: int) -> None:
-        self.world, self.random = world, random.Random(seed)
-        self.struck: Counter[str] = Counter()
+    def __init__(self, cluster: RolloutCluster, seed: int) -> None:
+        self.cluster, self.random = cluster, random.Random(seed)
+        self.counts: Counter[str] = Counter()
         self.engines: set[psutil.Process] = set()
 
-    async def strike(self, until_s: float) -> None:
+    async def run(self, until_s: float) -> None:
         kinds = (self.worker, self.engine, self.node, self.drained, self.decoder, self.publishing)
-        while (left := until_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, self.random.uniform(*BETWEEN_S)))
-            self.engines.update(self.world.nodes.actor_children("RolloutWorkerActor"))
+        while (remaining_s := until_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(remaining_s, self.random.uniform(*FAULT_INTERVAL_S)))
+            self.engines.update(self.cluster.nodes.actor_children("RolloutWorkerActor"))
             self.random.choice(kinds)()
 
     def worker(self) -> None:
-        self._kill("worker", self.world.nodes.actor_processes("RolloutWorkerActor"))
+        self._kill("worker", self.cluster.nodes.actor_processes("RolloutWorkerActor"))
 
     def engine(self) -> None:
-        self._kill("engine", self.world.nodes.actor_children("RolloutWorkerActor"))
+        self._kill("engine", self.cluster.nodes.actor_children("RolloutWorkerActor"))
 
     def decoder(self) -> None:
-        self._kill("decoder", self.world.nodes.actor_processes("DecodeActor"))
+        self._kill("decoder", self.cluster.nodes.actor_processes("DecodeActor"))
 
     def publishing(self) -> None:
-        """At the next publish, some worker is killed when the first is about to receive."""
-        self.world.trap.fault = self.worker
+        """Kill a worker during the next publish."""
+        self.cluster.faults.fault = self.worker
 
     def node(self) -> None:
-        self.world.nodes.kill(self._taken())
-        self.struck["node"] += 1
+        self.cluster.nodes.kill(self._replace_random_node())
+        self.counts["node"] += 1
 
     def drained(self) -> None:
-        self.world.nodes.drain(self._taken(), "reclaimed", notice_s=60)
-        self.struck["drained"] += 1
+        self.cluster.nodes.drain(self._replace_random_node(), "reclaimed", notice_s=60)
+        self.counts["drained"] += 1
 
-    def _taken(self) -> object:
-        """A node that another one takes the place of."""
-        node = self.world.worker_nodes.pop(self.random.randrange(len(self.world.worker_nodes)))
-        self.world.worker_nodes.append(self.world.nodes.add(**NODE_RESOURCES))
+    def _replace_random_node(self) -> object:
+        """Remove a random node and start its replacement."""
+        node = self.cluster.worker_nodes.pop(self.random.randrange(len(self.cluster.worker_nodes)))
+        self.cluster.worker_nodes.append(self.cluster.nodes.add(**NODE_RESOURCES))
         return node
 
-    def _kill(self, what: str, among: list[psutil.Process]) -> None:
-        if among:
-            _quietly(self.random.choice(among).kill)
-            self.struck[what] += 1
+    def _kill(self, kind: str, processes: list[psutil.Process]) -> None:
+        if processes:
+            _ignore_exited(self.random.choice(processes).kill)
+            self.counts[kind] += 1
 
 
-def _quietly(action: Callable[[], None]) -> None:
+def _ignore_exited(action: Callable[[], None]) -> None:
     try:
         action()
     except psutil.NoSuchProcess:
-        return  # it has just ended
+        return
 
 
-async def test_soak_accepts_every_sample_once(world: RolloutCluster) -> None:
+async def test_soak_accepts_every_sample_once(cluster: RolloutCluster) -> None:
     end = time.monotonic() + SOAK_S
-    striker = FaultSchedule(world, seed=11)
-    striking = asyncio.create_task(striker.strike(end))
+    schedule = FaultSchedule(cluster, seed=11)
+    fault_task = asyncio.create_task(schedule.run(end))
     while time.monotonic() < end:
-        play = world.start_rollout(12)
-        await asyncio.sleep(striker.random.uniform(0, 2))
-        await world.publish()
-        await world.finish_rollout(play)
-    await striking
-    world.trap.fault = None
-    await world.wait_all_serving()
-    engines = set(world.nodes.actor_children("RolloutWorkerActor"))
-    report = await world.publish()
+        rollout = cluster.start_rollout(12)
+        await asyncio.sleep(schedule.random.uniform(0, 2))
+        await cluster.publish()
+        await cluster.finish_rollout(rollout)
+    await fault_task
+    cluster.faults.fault = None
+    await cluster.wait_all_serving()
+    engines = set(cluster.nodes.actor_children("RolloutWorkerActor"))
+    report = await cluster.publish()
     assert len(report.updated) == 3
-    assert set(await world.finish_rollout(world.start_rollout(12))) == set(report.updated)
-    assert not survivors(list(striker.engines - engines))
-    assert sum(striker.struck.values()) > 3
-    assert any(seat.state is WorkerState.DEAD for seat in world.scheduler.worker_statuses())
+    assert set(await cluster.finish_rollout(cluster.start_rollout(12))) == set(report.updated)
+    assert not survivors(list(schedule.engines - engines))
+    assert sum(schedule.counts.values()) > 3
+    assert any(status.state is WorkerState.DEAD for status in cluster.scheduler.worker_statuses())

@@ -1,4 +1,4 @@
-"""Accepted once or dropped with a reason, whatever order things arrive in."""
+"""Exactly-once acceptance of samples, for any order of events."""
 
 from __future__ import annotations
 
@@ -13,70 +13,70 @@ from vz_ray.rollout.sample_tracker import SampleTracker
 
 
 def test_first_attempt_is_accepted_and_others_rejected():
-    ledger = SampleTracker()
-    first, _ = ledger.register(0, "t", 2)
-    again = ledger.retry(first.sample_key)
-    assert again == EpisodeId(0, "t", 0, attempt=1)
-    assert ledger.accept(again)
-    assert not ledger.accept(first)
-    assert not ledger.accept(EpisodeId(0, "unknown", 0))
-    assert ledger.rejected == {"duplicate": 1, "not registered": 1}
-    assert ledger.pending == ((0, "t", 1),)
+    tracker = SampleTracker()
+    first, _ = tracker.register(0, "t", 2)
+    retry = tracker.retry(first.sample_key)
+    assert retry == EpisodeId(0, "t", 0, attempt=1)
+    assert tracker.accept(retry)
+    assert not tracker.accept(first)
+    assert not tracker.accept(EpisodeId(0, "unknown", 0))
+    assert tracker.rejected == {"duplicate": 1, "not registered": 1}
+    assert tracker.pending == ((0, "t", 1),)
 
 
 def test_discarded_sample_rejects_late_attempts():
-    ledger = SampleTracker()
-    (only,) = ledger.register(3, "t", 1)
-    ledger.discard(only.sample_key, "video is damaged")
-    assert ledger.discarded[only.sample_key] == "video is damaged"
-    assert not ledger.accept(only)
+    tracker = SampleTracker()
+    (sample,) = tracker.register(3, "t", 1)
+    tracker.discard(sample.sample_key, "video is damaged")
+    assert tracker.discarded[sample.sample_key] == "video is damaged"
+    assert not tracker.accept(sample)
 
 
 def test_sample_is_registered_once():
-    ledger = SampleTracker()
-    ledger.register(0, "t", 1)
+    tracker = SampleTracker()
+    tracker.register(0, "t", 1)
     with pytest.raises(ValueError, match="already registered"):
-        ledger.register(0, "t", 1)
+        tracker.register(0, "t", 1)
 
 
 def test_step_with_pending_samples_cannot_be_closed():
-    ledger = SampleTracker()
-    (only,) = ledger.register(0, "t", 1)
+    tracker = SampleTracker()
+    (sample,) = tracker.register(0, "t", 1)
     with pytest.raises(ValueError, match="1 samples are pending"):
-        ledger.close_step(0)
-    ledger.accept(only)
-    ledger.close_step(0)
-    assert ledger == SampleTracker()
+        tracker.close_step(0)
+    tracker.accept(sample)
+    tracker.close_step(0)
+    assert tracker == SampleTracker()
 
 
 events = st.lists(
-    st.tuples(st.sampled_from(["accept", "retry", "drop"]), st.integers(0, 3), st.integers(0, 2))
+    st.tuples(st.sampled_from(["accept", "retry", "discard"]), st.integers(0, 3), st.integers(0, 2))
 )
 
 
 @given(events)
-def test_sample_is_in_exactly_one_state(happened):
-    ledger = SampleTracker()
-    owed = [id.sample_key for id in ledger.register(0, "t", 4)]
-    taken = dict.fromkeys(owed, 0)
-    for what, sample, attempt in happened:
-        key = owed[sample]
-        if what == "accept":
-            taken[key] += ledger.accept(EpisodeId(*key, attempt=attempt))
-        elif key in ledger.pending:
-            ledger.retry(key) if what == "retry" else ledger.discard(key, "because")
-    for key in owed:
-        assert sum(key in book for book in (ledger.attempts, ledger.accepted, ledger.discarded)) == 1
-        assert taken[key] == (key in ledger.accepted)
-    assert SampleTracker.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
+def test_sample_is_in_exactly_one_state(sequence):
+    tracker = SampleTracker()
+    keys = [id.sample_key for id in tracker.register(0, "t", 4)]
+    num_accepted = dict.fromkeys(keys, 0)
+    for event, sample, attempt in sequence:
+        key = keys[sample]
+        if event == "accept":
+            num_accepted[key] += tracker.accept(EpisodeId(*key, attempt=attempt))
+        elif key in tracker.pending:
+            tracker.retry(key) if event == "retry" else tracker.discard(key, "reason")
+    for key in keys:
+        assert sum(key in records for records in (tracker.attempts, tracker.accepted, tracker.discarded)) == 1
+        assert num_accepted[key] == (key in tracker.accepted)
+    assert SampleTracker.from_dict(json.loads(json.dumps(tracker.to_dict()))) == tracker
 
 
 def test_reopened_steps_are_registered_again():
-    ledger = SampleTracker()
-    for iteration in range(3):
-        first, second = ledger.register(iteration, "t", 2)
-        ledger.accept(first)
-        ledger.discard(second.sample_key, "slow")
-    ledger.reopen(1)
-    assert {key[0] for key in (*ledger.accepted, *ledger.discarded)} == {0}
-    assert len(ledger.register(1, "t", 2)) == 2
+    tracker = SampleTracker()
+    for step in range(3):
+        first, second = tracker.register(step, "t", 2)
+        tracker.accept(first)
+        tracker.discard(second.sample_key, "slow")
+    tracker.reopen(1)
+    assert {key[0] for key in (*tracker.accepted, *tracker.discarded)} == {0}
+    assert len(tracker.register(1, "t", 2)) == 2

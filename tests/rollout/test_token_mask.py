@@ -1,4 +1,4 @@
-"""Image slots are made where frames are, never sampled; what is left renormalises."""
+"""Token mask: vision placeholders are never sampled, and the remaining probabilities are renormalized."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from vz_ray.utils.timeouts import StepTimeout
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ASK = "<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n"
+QUESTION = "<|im_start|>user\n<image>what?<|im_end|>\n<|im_start|>assistant\n"
 ZOOM = "</video_zoom>"
 
 
-def checkpoint_preferring(path: Path, loved: list[int], liked: list[int]) -> Path:
-    """A checkpoint that says nothing but `loved`, or, where it must not, often `liked`.
+def checkpoint_preferring(path: Path, masked: list[int], fallback: list[int]) -> Path:
+    """Build a checkpoint that predicts `masked` almost surely, and often `fallback` if those are masked.
 
-    Its layers add nothing and its embeddings share a direction, so the last
-    hidden state points there, and so do the output rows of these tokens.
+    The layers are disabled and the embeddings share a direction. The output rows of these tokens point in
+    the same direction as the last hidden state.
     """
     model = load_hf_model(build_tiny_checkpoint(path))
     with torch.no_grad():
@@ -37,8 +37,8 @@ def checkpoint_preferring(path: Path, loved: list[int], liked: list[int]) -> Pat
             layer.mlp.down_proj.weight.zero_()
             layer.self_attn.o_proj.weight.zero_()
         model.model.language_model.embed_tokens.weight += 0.5
-        model.lm_head.weight[loved] = 1.0
-        model.lm_head.weight[liked] = 0.05
+        model.lm_head.weight[masked] = 1.0
+        model.lm_head.weight[fallback] = 0.05
     model.save_pretrained(path)
     return path
 
@@ -47,7 +47,7 @@ def checkpoint_preferring(path: Path, loved: list[int], liked: list[int]) -> Pat
 async def pair(
     tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
 ) -> AsyncIterator[tuple[VllmEngine, HfReference]]:
-    path = tmp_path_factory.mktemp("ban")
+    path = tmp_path_factory.mktemp("token_mask")
     config = load_hf_model(build_tiny_checkpoint(path / "model")).config
     pads = [config.image_token_id, config.video_token_id, config.vision_start_token_id]
     [zoom] = AutoTokenizer.from_pretrained(path / "model").encode(ZOOM)
@@ -64,10 +64,10 @@ async def test_placeholders_are_never_sampled(
     pair: tuple[VllmEngine, HfReference], temperature: float
 ) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
-    wanted = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
+    prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
+    masked_probability = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
     assert reference.model.config.image_token_id in engine.banned_token_ids
-    assert wanted > 0.99
+    assert masked_probability > 0.99
     for seed in range(4):
         turn = await engine.generate(
             prompt, SamplingParams(temperature, max_tokens=64, seed=seed), request_id=f"turn{seed}"
@@ -78,21 +78,21 @@ async def test_placeholders_are_never_sampled(
 
 async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     allowed = [
         i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids
     ]
     logits = reference.logits(prompt)[0]
     expected = logits[allowed].log_softmax(-1)[:8].tolist()
-    got = [
+    actual = [
         (await engine.compute_logprobs(prompt, [token], request_id=f"t{token}"))[0] for token in allowed[:8]
     ]
-    assert max_abs_diff(expected, got) <= 1e-4
+    assert max_abs_diff(expected, actual) <= 1e-4
 
 
 async def test_turn_stops_after_a_zoom_call(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     [zoom] = reference.tokenizer.encode(ZOOM)
     for seed in range(4):
         turn = await engine.generate(
@@ -105,7 +105,7 @@ async def test_turn_stops_after_a_zoom_call(pair: tuple[VllmEngine, HfReference]
 
 async def test_truncated_turn_has_stop_reason_length(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(0, 56, 56)])
+    prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     turn = await engine.generate(prompt, SamplingParams(max_tokens=1, seed=1), request_id="cut")
     assert len(turn.token_ids) == 1
     assert turn.stop_reason == ("zoom" if reference.tokenizer.decode(turn.token_ids) == ZOOM else "length")
@@ -113,7 +113,7 @@ async def test_truncated_turn_has_stop_reason_length(pair: tuple[VllmEngine, HfR
 
 async def test_seeded_and_greedy_sampling_are_deterministic(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    prompt = reference.prompt(QUESTION, [frame(1, 28, 84)])
 
     async def ids(sampling: SamplingParams, name: str) -> tuple[int, ...]:
         return (await engine.generate(prompt, sampling, request_id=name)).token_ids
@@ -129,21 +129,21 @@ async def test_seeded_and_greedy_sampling_are_deterministic(pair: tuple[VllmEngi
 
 
 async def test_seeds_work_with_chunked_prefill(pair: tuple[VllmEngine, HfReference]) -> None:
-    """Together these prompts are longer than what the engine reads in one step."""
+    """The prompts together exceed the token budget of one engine step."""
     engine, reference = pair
-    ask = ASK.replace("what?", "what flashes? " * 200)
-    prompts = [reference.prompt(ask, [frame(seed, 56, 56)]) for seed in range(8)]
+    question = QUESTION.replace("what?", "what flashes? " * 200)
+    prompts = [reference.prompt(question, [frame(seed, 56, 56)]) for seed in range(8)]
     assert sum(len(prompt.compact_ids) for prompt in prompts) > 2048
     sampling = SamplingParams(seed=7, max_tokens=8)
-    alone = await engine.generate(prompts[-1], sampling, request_id="alone")
+    reference_turn = await engine.generate(prompts[-1], sampling, request_id="reference_turn")
     await engine.reset_caches()
     turns = [engine.generate(prompt, sampling, request_id=f"part{i}") for i, prompt in enumerate(prompts)]
-    assert (await asyncio.gather(*turns))[-1].token_ids == alone.token_ids
+    assert (await asyncio.gather(*turns))[-1].token_ids == reference_turn.token_ids
 
 
 async def test_mismatched_frames_and_pads_are_rejected(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    prompt = reference.prompt(QUESTION, [frame(1, 28, 84)])
     short = Prompt(prompt.compact_ids, (*prompt.frames, frame(2, 28, 28)), ())
     with pytest.raises(ValueError, match="1 image slots for 2 frames"):
         await engine.generate(short, SamplingParams(), request_id="odd")
@@ -167,7 +167,7 @@ async def test_turn_timeout_names_engine_and_keeps_it_usable(
     pair: tuple[VllmEngine, HfReference],
 ) -> None:
     engine, reference = pair
-    prompt = reference.prompt(ASK, [frame(1, 28, 84)])
+    prompt = reference.prompt(QUESTION, [frame(1, 28, 84)])
     await engine.pause()
     engine._turn_timeout_s = 0.2
     with pytest.raises(StepTimeout, match="engine did not finish turn never"):

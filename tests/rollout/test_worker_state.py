@@ -1,4 +1,4 @@
-"""Every (state, event) of a worker."""
+"""State transitions of a worker handle."""
 
 from __future__ import annotations
 

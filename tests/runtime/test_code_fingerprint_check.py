@@ -1,6 +1,6 @@
-"""Actors whose node has another version of the code are refused at their start, on a real Ray.
+"""Actors with another code version fail at their start, on a real Ray.
 
-Nothing but plain strings reaches them before: what is sent here could not be unpickled by them.
+The constructor arguments of these actors cannot be unpickled, so the check must run before.
 """
 
 from __future__ import annotations
@@ -29,56 +29,64 @@ from vz_ray.weight_sync import WeightPublisher
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-THERE = code_fingerprint()["vz_ray"]
-REFUSED = f"on node \\S+ runs another version of the code: vz_ray {THERE} there, 9.9.9 in the driver"
-REFUSED = REFUSED.replace("(", r"\(").replace(")", r"\)")
+LOCAL_VERSION = code_fingerprint()["vz_ray"]
+VERSION_ERROR = (
+    f"on node \\S+ runs another version of the code: vz_ray {LOCAL_VERSION} there, 9.9.9 in the driver"
+)
+VERSION_ERROR = VERSION_ERROR.replace("(", r"\(").replace(")", r"\)")
 
 
-def _unknown() -> None:
+def _fail_to_unpickle() -> None:
     raise AttributeError("this version has no such class")
 
 
-class Unknown(InMemoryFrameSource):
-    """Frames of a class that only the driver's version has."""
+class UnknownFrameSource(InMemoryFrameSource):
+    """Frame source whose class only exists in the driver's version."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_unknown, ())
+        return (_fail_to_unpickle, ())
 
 
 @pytest.fixture
 def other_driver(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes this process one of another version, as far as its actors can tell."""
+    """Give this process another code version."""
     monkeypatch.setitem(code_fingerprint(), "vz_ray", "9.9.9")
 
 
 @pytest.mark.usefixtures("other_driver")
-async def test_a_learner_rank_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^learner-rank-0 {REFUSED}"):
-        await Learner.start(small_config(tmp_path, 0), Unknown({}))
+async def test_learner_rank_of_another_version_fails(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^learner-rank-0 {VERSION_ERROR}"):
+        await Learner.start(small_config(tmp_path, 0), UnknownFrameSource({}))
 
 
 @pytest.mark.usefixtures("other_driver")
-async def test_a_clip_actor_is_refused_whatever_it_is_asked() -> None:
+async def test_decoder_of_another_version_fails() -> None:
     pool = DecodePool.start(ClipsConfig(num_actors=1, cpus_per_actor=0, disk_cache_gib=0))
     try:
-        with pytest.raises(UserError, match=f"^decoder-0 {REFUSED}"):
+        with pytest.raises(UserError, match=f"^decoder-0 {VERSION_ERROR}"):
             await pool.wait_until_ready()
-        with pytest.raises(UserError, match=f"^decoder-0 {REFUSED}"):
+        with pytest.raises(UserError, match=f"^decoder-0 {VERSION_ERROR}"):
             await pool.probe("video.mp4")
     finally:
         pool.close()
 
 
 @pytest.mark.usefixtures("other_driver")
-async def test_a_refused_rollout_worker_is_a_failed_start_and_the_fleet_says_why(tmp_path: Path) -> None:
+async def test_rollout_worker_of_another_version_fails(tmp_path: Path) -> None:
     config = RolloutConfig(num_workers=1, cpus_per_worker=0.1)
     setup = WorkerSetup(
-        "model", config, EpisodeConfig(), RewardConfig(), Unknown({}), score_episode, str(tmp_path / "logs")
+        "model",
+        config,
+        EpisodeConfig(),
+        RewardConfig(),
+        UnknownFrameSource({}),
+        score_episode,
+        str(tmp_path / "logs"),
     )
-    fleet = RolloutScheduler(
+    scheduler = RolloutScheduler(
         lambda name: RayWorkerClient(name, setup), config, WeightPublisher(timeout_s=5), max_start_failures=2
     )
     with pytest.raises(
-        NoWorkersError, match=f"rollout-0: UserError: rollout-0 {REFUSED}.*; rollout-1: UserError"
+        NoWorkersError, match=f"rollout-0: UserError: rollout-0 {VERSION_ERROR}.*; rollout-1: UserError"
     ):
-        await fleet.start()
+        await scheduler.start()

@@ -1,4 +1,4 @@
-"""A learner rank or rollout worker that Ray ends because its node lacks memory is lost like any other."""
+"""Learner ranks and rollout workers that Ray kills for memory are reported as lost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_worker import WorkerSetup
 from vz_ray.rollout.worker_pool import WorkerLostError
 
-LOW = "killed due to the node running low on memory"
+LOW_MEMORY = "killed due to the node running low on memory"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def low_memory() -> Iterator[None]:
-    """A Ray whose node always has too little: it ends whatever runs."""
+    """Ray whose memory monitor kills every worker."""
     folder = tempfile.mkdtemp(prefix="vz_ray_")
     monitor = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 100}
     ray.init(
@@ -42,12 +42,12 @@ def low_memory() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def test_a_learner_rank_is_lost(tmp_path: Path) -> None:
-    with pytest.raises(LearnerDiedError, match=f"learner-rank-0 died during .*{LOW}"):
+async def test_killed_learner_rank_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(LearnerDiedError, match=f"learner-rank-0 died during .*{LOW_MEMORY}"):
         await Learner.start(small_config(tmp_path, 0), InMemoryFrameSource({}))
 
 
-async def test_a_rollout_worker_is_lost(tmp_path: Path) -> None:
+async def test_killed_rollout_worker_is_lost(tmp_path: Path) -> None:
     setup = WorkerSetup(
         "model",
         RolloutConfig(),

@@ -131,7 +131,7 @@ def test_used_port_fails_at_once(url: str, folder: Path):
         (["serve", "model=assets/tiny-base", "epsiode.max_rounds=3"], "episode"),
         (["ask", "nothing.mp4", "What?"], "file nothing.mp4 does not exist"),
         (["ask", "What?", "--server", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
-        (["roll"], "or --back"),
+        (["roll"], "MODEL and --back"),
         (["roll", "assets/tiny-base", "--log-dir", "nowhere"], "start one with `vz-ray serve`"),
     ],
 )

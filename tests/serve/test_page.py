@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.chromium import chromium  # noqa: F401
 from vz_ray.config.serve import AccessConfig
 from vz_ray.serve.access_control import CONTENT_SECURITY_POLICY, install_access_control
 from vz_ray.serve.api_errors import invalid_request, overloaded
@@ -129,7 +128,7 @@ def test_page_needs_no_key(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def module(chromium: Any) -> Iterator[Any]:  # noqa: F811
+def module(chromium: Any) -> Iterator[Any]:
     """Call an export of a module: `module("chat_request.js", "m => m.chosen('B', [])")`."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application(), log_level="critical"))

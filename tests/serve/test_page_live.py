@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import chromium  # noqa: F401
 from tests.serve.live_server import LiveServer, live_server, tiny_serve_config
 from tests.serve.page_actions import (
     DESKTOP,
@@ -51,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServe
 
 
 @pytest.fixture
-def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:  # noqa: F811
+def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:
     """Open the page, logged in by default. The console must stay empty.
 
     Chromium logs each response with a status of 400 or above; `refused` is the expected number of them.

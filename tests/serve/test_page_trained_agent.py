@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import chromium  # noqa: F401
 from tests.serve.live_server import LiveServer, live_server, tiny_serve_config
 from tests.serve.page_actions import DESKTOP, ask_and_wait, attach, current_time, screenshot, wait_until
 from vz_ray.config.data import SynthConfig
@@ -30,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield running
 
 
-def test_question_about_a_needle_video(server: LiveServer, chromium: Any, tmp_path: Path):  # noqa: F811
+def test_question_about_a_needle_video(server: LiveServer, chromium: Any, tmp_path: Path):
     needle = make_video(11, 96.0, (QuestionKind.IDENTIFY,))
     encode_video(needle, tmp_path / "needle.mp4", SynthConfig())
     task = make_tasks(needle, tmp_path / "needle.mp4")[0]

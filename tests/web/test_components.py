@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.chromium import chromium  # noqa: F401
 from vz_ray.web import load_asset
 
 TYPES = {"js": "text/javascript", "css": "text/css"}
@@ -38,7 +37,7 @@ class AssetHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page(chromium: Any) -> Iterator[Any]:  # noqa: F811
+def page(chromium: Any) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), AssetHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     opened = chromium.new_page(viewport={"width": 800, "height": 600})

@@ -1,4 +1,4 @@
-"""Who plays on after a publish, and who does not: control logic only, so the workers are scripted."""
+"""Control logic of a publish, with fake engines and transports."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ class FakeReceiver:
     def __init__(self, name: str, scores: Sequence[Sequence[float]] = ((-1.0, -2.0),)) -> None:
         self.name = name
         self.pulls_weights = False
-        self.got: list[WeightUpdate] = []
-        self.did: list[str] = []
-        self.broken: dict[str, Any] = {}
+        self.updates: list[WeightUpdate] = []
+        self.steps: list[str] = []
+        self.failures: dict[str, Any] = {}
         self._scores = [list(score) for score in scores]
 
-    async def _do(self, what: str) -> None:
-        self.did.append(what)
-        trouble = self.broken.get(what)
-        if isinstance(trouble, Exception):
-            raise trouble
-        if trouble == "hang":
+    async def _run(self, step: str) -> None:
+        self.steps.append(step)
+        failure = self.failures.get(step)
+        if isinstance(failure, Exception):
+            raise failure
+        if failure == "hang":
             await asyncio.Event().wait()
 
     async def pause(self) -> None:
-        await self._do("pause")
+        await self._run("pause")
 
     async def receive_weights(self, update: WeightUpdate) -> None:
-        self.got.append(update)
-        await self._do("receive_weights")
+        self.updates.append(update)
+        await self._run("receive_weights")
 
     async def resume_engine(self) -> None:
-        await self._do("resume_engine")
+        await self._run("resume_engine")
 
     async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
-        await self._do("score_probe")
+        await self._run("score_probe")
         return self._scores.pop(0) if len(self._scores) > 1 else self._scores[0]
 
     async def resume(self) -> None:
-        await self._do("resume")
+        await self._run("resume")
 
 
 class FakePullTransport:
@@ -71,14 +71,14 @@ class FakePullTransport:
         return None
 
 
-def publisher(**options: Any) -> WeightPublisher:
+def make_publisher(**options: Any) -> WeightPublisher:
     return WeightPublisher(**{"timeout_s": 5.0, "probe": PROBE, **options})
 
 
 async def test_publish_steps_run_in_order() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
-    report = await publisher().publish(1, FakePullTransport(), workers)
-    assert [w.did for w in workers] == [
+    report = await make_publisher().publish(1, FakePullTransport(), workers)
+    assert [w.steps for w in workers] == [
         ["pause", "receive_weights", "resume_engine", "score_probe", "score_probe", "resume"]
     ] * 2
     assert report.updated == ("a", "b")
@@ -88,81 +88,81 @@ async def test_publish_steps_run_in_order() -> None:
 
 
 @pytest.mark.parametrize("step", ["pause", "receive_weights", "resume_engine", "score_probe"])
-@pytest.mark.parametrize("trouble", [RuntimeError("bad tensor"), "hang"])
-async def test_failed_engine_is_never_resumed(step: str, trouble: Any) -> None:
+@pytest.mark.parametrize("failure", [RuntimeError("bad tensor"), "hang"])
+async def test_failed_engine_is_never_resumed(step: str, failure: Any) -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("c")]
-    workers[1].broken[step] = trouble
-    report = await publisher(timeout_s=0.05).publish(1, FakePullTransport(), workers)
+    workers[1].failures[step] = failure
+    report = await make_publisher(timeout_s=0.05).publish(1, FakePullTransport(), workers)
     assert report.updated == ("a", "c")
     assert list(report.failed) == ["b"]
-    assert ("bad tensor" if trouble != "hang" else "b did not finish") in report.failed["b"]
-    assert workers[1].did[-1] == step
-    assert workers[0].did[-1] == workers[2].did[-1] == "resume"
+    assert ("bad tensor" if failure != "hang" else "b did not finish") in report.failed["b"]
+    assert workers[1].steps[-1] == step
+    assert workers[0].steps[-1] == workers[2].steps[-1] == "resume"
 
 
 @pytest.mark.parametrize("score", [(-1.0, -2.1), (-1.0, float("nan")), (float("nan"), -2.0)])
 async def test_parity_failure_excludes_the_engine(score: tuple[float, float]) -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b", [score])]
-    report = await publisher().publish(1, FakePullTransport(), workers)
+    report = await make_publisher().publish(1, FakePullTransport(), workers)
     assert report.updated == ("a",)
     assert "b failed the parity probe of weight version 1" in report.failed["b"]
 
 
 async def test_connect_failure_pauses_no_engine() -> None:
-    class Connecting(FakePullTransport):
+    class FailingConnectTransport(FakePullTransport):
         async def connect(self, workers: Sequence[Any]) -> None:
-            assert [worker.did for worker in workers] == [[], []]
+            assert [worker.steps for worker in workers] == [[], []]
             raise RuntimeError("no route to b")
 
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     with pytest.raises(WeightIntegrityError, match=r"connecting a, b for weight version 1: .* no route to b"):
-        await publisher().publish(1, Connecting(), workers)
-    assert [worker.did for worker in workers] == [[], []]
+        await make_publisher().publish(1, FailingConnectTransport(), workers)
+    assert [worker.steps for worker in workers] == [[], []]
 
 
 async def test_probe_runs_twice_to_check_caches() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b", [(-1.0, -2.0), (-1.0, -3.0)])]
-    report = await publisher().publish(1, FakePullTransport(), workers)
+    report = await make_publisher().publish(1, FakePullTransport(), workers)
     assert list(report.failed) == ["b"]
 
 
 async def test_probe_runs_at_every_nth_version() -> None:
     worker = FakeReceiver("a")
-    publishing = publisher(probe_every=3)
+    publisher = make_publisher(probe_every=3)
     for version in range(1, 7):
-        await publishing.publish(version, FakePullTransport(), [worker])
-    assert worker.did.count("score_probe") == 2 * 2
+        await publisher.publish(version, FakePullTransport(), [worker])
+    assert worker.steps.count("score_probe") == 2 * 2
 
 
 async def test_send_failure_resumes_no_engine() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     with pytest.raises(WeightIntegrityError, match="version 1 was not sent: RuntimeError: NCCL is down"):
-        await publisher().publish(1, FakePullTransport(RuntimeError("NCCL is down")), workers)
-    assert all(w.did == ["pause", "receive_weights"] for w in workers)
+        await make_publisher().publish(1, FakePullTransport(RuntimeError("NCCL is down")), workers)
+    assert all(w.steps == ["pause", "receive_weights"] for w in workers)
 
 
 async def test_publish_raises_if_every_engine_fails() -> None:
     worker = FakeReceiver("a")
-    worker.broken["receive_weights"] = RuntimeError("short read")
+    worker.failures["receive_weights"] = RuntimeError("short read")
     with pytest.raises(WeightIntegrityError, match=r"no worker accepted weight version 1.*short read"):
-        await publisher().publish(1, FakePullTransport(), [worker])
+        await make_publisher().publish(1, FakePullTransport(), [worker])
 
 
 async def test_publish_without_engines_only_prepares() -> None:
-    publishing = publisher()
-    report = await publishing.publish(1, FakePullTransport(), [])
+    publisher = make_publisher()
+    report = await publisher.publish(1, FakePullTransport(), [])
     assert report.updated == ()
-    assert publishing.current is not None
-    assert publishing.current.version == 1
+    assert publisher.current is not None
+    assert publisher.current.version == 1
 
 
 async def test_older_version_pauses_no_engine() -> None:
-    worker, publishing = FakeReceiver("a"), publisher()
-    await publishing.publish(2, FakePullTransport(), [worker])
-    done = len(worker.did)
+    worker, publisher = FakeReceiver("a"), make_publisher()
+    await publisher.publish(2, FakePullTransport(), [worker])
+    num_steps = len(worker.steps)
     with pytest.raises(ValueError, match="1 is not newer than 2"):
-        await publishing.publish(1, FakePullTransport(), [worker])
-    assert len(worker.did) == done
+        await publisher.publish(1, FakePullTransport(), [worker])
+    assert len(worker.steps) == num_steps
 
 
 async def test_prepare_timeout_names_the_learner() -> None:
@@ -172,16 +172,16 @@ async def test_prepare_timeout_names_the_learner() -> None:
             raise AssertionError
 
     with pytest.raises(StepTimeout, match="learner did not finish preparing weight version 1"):
-        await publisher(timeout_s=0.05).publish(1, HangingTransport(), [FakeReceiver("a")])
+        await make_publisher(timeout_s=0.05).publish(1, HangingTransport(), [FakeReceiver("a")])
 
 
 class FakePushTransport(FakePullTransport):
-    """Pushes to a group, and waits for all of it."""
+    """Transport that broadcasts to connected engines."""
 
     def __init__(self, copies: bool = True) -> None:
         super().__init__()
         self.copies, self.connected, self.aborted = copies, list[str](), asyncio.Event()
-        self.waits = False
+        self.blocks = False
 
     async def prepare(self, version: int) -> WeightUpdate:
         return WeightUpdate(version, "", {"names": []}, 8, (-1.0, -2.0))
@@ -190,9 +190,9 @@ class FakePushTransport(FakePullTransport):
         self.connected = [worker.name for worker in workers]
 
     async def send(self, update: WeightUpdate) -> None:
-        if self.waits:
+        if self.blocks:
             await self.aborted.wait()
-            raise RuntimeError("the group was aborted")
+            raise RuntimeError("the broadcast was aborted")
 
     async def abort(self) -> None:
         self.aborted.set()
@@ -206,33 +206,33 @@ class FakePushTransport(FakePullTransport):
 
 
 async def test_preemptible_engine_pulls_a_copy() -> None:
-    workers, sender = [FakeReceiver("a"), FakeReceiver("spot")], FakePushTransport()
+    workers, transport = [FakeReceiver("a"), FakeReceiver("spot")], FakePushTransport()
     workers[1].pulls_weights = True
-    report = await publisher().publish(1, sender, workers)
+    report = await make_publisher().publish(1, transport, workers)
     assert report.updated == ("a", "spot")
-    assert sender.connected == ["a"]
-    assert [worker.got[0].is_pull for worker in workers] == [False, True]
+    assert transport.connected == ["a"]
+    assert [worker.updates[0].is_pull for worker in workers] == [False, True]
 
 
 @pytest.mark.parametrize("copies", [True, False])
 async def test_joining_engine_pulls_a_copy_or_is_sent_one(copies: bool) -> None:
-    worker, sender, publishing = FakeReceiver("late"), FakePushTransport(copies), publisher()
-    update = await publishing.prepare(1, sender)
-    report = await publishing.deliver(update, [worker], transport=sender, joining=True)
+    worker, transport, publisher = FakeReceiver("late"), FakePushTransport(copies), make_publisher()
+    update = await publisher.prepare(1, transport)
+    report = await publisher.deliver(update, [worker], transport=transport, joining=True)
     assert report.updated == ("late",)
-    assert worker.got[0].is_pull is copies
-    assert sender.connected == ([] if copies else ["late"])
+    assert worker.updates[0].is_pull is copies
+    assert transport.connected == ([] if copies else ["late"])
 
 
 async def test_member_death_aborts_the_broadcast() -> None:
-    """Nobody waits for a broadcast that cannot end, and whoever has part of it does not play on."""
-    workers, sender = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
-    workers[2].pulls_weights, sender.waits = True, True
-    workers[1].broken["receive_weights"] = RuntimeError("died")
-    report = await publisher(timeout_s=30.0).publish(1, sender, workers)
-    assert sender.aborted.is_set()
+    """A stuck broadcast is aborted, and engines with partial weights fail."""
+    workers, transport = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
+    workers[2].pulls_weights, transport.blocks = True, True
+    workers[1].failures["receive_weights"] = RuntimeError("died")
+    report = await make_publisher(timeout_s=30.0).publish(1, transport, workers)
+    assert transport.aborted.is_set()
     assert report.updated == ("spot",)
     assert report.failed == {
-        "a": "weight version 1 was not sent: RuntimeError: the group was aborted",
+        "a": "weight version 1 was not sent: RuntimeError: the broadcast was aborted",
         "b": "RuntimeError: died",
     }

@@ -1,6 +1,6 @@
-"""Every tensor that a learner publishes has its place in the engine, and every place gets one.
+"""Mapping between HF tensor names and vLLM's parameters is complete in both directions.
 
-On the meta device: real architectures and real loading code, no memory.
+Uses real architectures and the real loading code on the meta device, without allocating memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vz_ray.weight_sync import ModuleSource, WeightIntegrityError
 
 
 def qwen_7b() -> Any:
-    """The published configuration of Qwen2.5-VL-7B-Instruct."""
+    """Return the config of Qwen2.5-VL-7B-Instruct."""
     from transformers import Qwen2_5_VLConfig
 
     return Qwen2_5_VLConfig(
@@ -60,8 +60,8 @@ def tiny(tied: bool) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """vLLM's layers ask for their tensor parallel group; here it has one member."""
+def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Initialize a tensor parallel group with one member, which vLLM's layers require."""
     prepare_environment(EngineConfig())
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import (
@@ -70,16 +70,16 @@ def one_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         initialize_model_parallel,
     )
 
-    meeting = tmp_path_factory.mktemp("group") / "store"
+    store = tmp_path_factory.mktemp("group") / "store"
     with set_current_vllm_config(VllmConfig()):
-        init_distributed_environment(1, 0, f"file://{meeting}", 0, backend="gloo")
+        init_distributed_environment(1, 0, f"file://{store}", 0, backend="gloo")
         initialize_model_parallel(1, 1)
     yield
     cleanup_dist_env_and_memory()
 
 
 def reload(config: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Loads `tensors` into vLLM's model of this configuration, as a publish does."""
+    """Load `tensors` into vLLM's model of `config`, as a publish does."""
     from vllm.config import set_current_vllm_config
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader.reload.layerwise import record_metadata_for_reloading
@@ -106,8 +106,8 @@ def reload(config: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> No
         update.finish()
 
 
-def published(config: Any) -> dict[str, torch.Tensor]:
-    """Names and shapes of what the learner's source delivers."""
+def source_tensors(config: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of the learner's weight source, on the meta device."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.device("meta"):
@@ -121,7 +121,7 @@ def published(config: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("model", ["tiny", "tiny-tied", "qwen-7b"])
 def test_every_hf_name_is_loaded(model: str, tmp_path: Path) -> None:
     config = qwen_7b() if model == "qwen-7b" else tiny(tied=model == "tiny-tied")
-    tensors = published(config)
+    tensors = source_tensors(config)
     if model == "qwen-7b":
         assert sum(tensor.numel() for tensor in tensors.values()) == 8_292_166_656
     reload(config, tmp_path, tensors)
@@ -129,7 +129,7 @@ def test_every_hf_name_is_loaded(model: str, tmp_path: Path) -> None:
 
 def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
     config = tiny(tied=False)
-    tensors = published(config)
+    tensors = source_tensors(config)
     tensors["model.language_model.layers.0.mlp.side_proj.weight"] = torch.empty(4, 4, device="meta")
     with pytest.raises(ValueError, match="side_proj"):
         reload(config, tmp_path, tensors)
@@ -147,7 +147,7 @@ def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
 )
 def test_missing_tensor_names_the_layer(name: str, layer: str, tmp_path: Path) -> None:
     config = tiny(tied=False)
-    tensors = published(config)
+    tensors = source_tensors(config)
     del tensors[name]
     with pytest.raises(WeightIntegrityError, match=layer):
         reload(config, tmp_path, tensors)
@@ -156,10 +156,10 @@ def test_missing_tensor_names_the_layer(name: str, layer: str, tmp_path: Path) -
 def test_duplicate_tensor_is_rejected() -> None:
     from vz_ray.weight_sync.vllm_reload import WeightReload
 
-    class Anything(torch.nn.Module):
+    class AcceptingModel(torch.nn.Module):
         def load_weights(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
             list(tensors)
 
-    update = WeightReload(Anything(), None)
+    update = WeightReload(AcceptingModel(), None)
     with pytest.raises(WeightIntegrityError, match=r"a\.weight occurs twice"):
         update.load(iter([("a.weight", torch.zeros(1)), ("a.weight", torch.zeros(1))]))

@@ -1,4 +1,4 @@
-"""Weights in shared memory are complete, intact, and exactly those of the source."""
+"""Weight store: completeness and integrity of stored versions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_version_round_trip(store: WeightStore) -> None:
 
 
 def test_checksum_depends_only_on_tensors(store: WeightStore) -> None:
-    one = store.write_version(1, ModuleSource(model(0)))
+    first = store.write_version(1, ModuleSource(model(0)))
     same = store.write_version(2, ModuleSource(model(0)))
     other = store.write_version(3, ModuleSource(model(1)))
-    assert one.version.checksum == same.version.checksum != other.version.checksum
-    specs = [placed.spec for placed in one.tensors]
+    assert first.version.checksum == same.version.checksum != other.version.checksum
+    specs = [location.spec for location in first.tensors]
     assert weights_checksum(specs) == weights_checksum(specs[::-1])
 
 
@@ -67,23 +67,23 @@ def test_version_number_must_increase(store: WeightStore) -> None:
 
 def test_corrupt_tensor_is_named(store: WeightStore) -> None:
     manifest = store.write_version(1, ModuleSource(model()))
-    placed = manifest.tensors[2]
-    file = store.bucket_files(1)[placed.bucket]
+    location = manifest.tensors[2]
+    file = store.bucket_files(1)[location.bucket]
     data = bytearray(file.read_bytes())
-    data[placed.offset + 5] ^= 1
+    data[location.offset + 5] ^= 1
     file.write_bytes(data)
-    with pytest.raises(WeightIntegrityError, match=rf"{placed.spec.name} of weight version 1"):
+    with pytest.raises(WeightIntegrityError, match=rf"{location.spec.name} of weight version 1"):
         list(read_tensors(store.path(1), manifest))
 
 
 def test_failing_source_leaves_no_version(store: WeightStore) -> None:
-    class Fails(ModuleSource):
+    class FailingSource(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
             yield from list(super().buckets(max_bytes))[:1]
             raise RuntimeError("rank 1 is gone")
 
     with pytest.raises(RuntimeError, match="rank 1 is gone"):
-        store.write_version(1, Fails(model()))
+        store.write_version(1, FailingSource(model()))
     assert store.versions() == []
     with pytest.raises(WeightIntegrityError, match="does not contain a complete weight version"):
         read_manifest(store.path(1))
@@ -99,60 +99,60 @@ def test_failing_source_leaves_no_version(store: WeightStore) -> None:
     ],
 )
 def test_source_must_match_its_specs(store: WeightStore, change, message: str) -> None:  # type: ignore[no-untyped-def]
-    class Odd(ModuleSource):
+    class ModifiedSource(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-            whole = {name: t for bucket in super().buckets(max_bytes) for name, t in bucket.items()}
-            change(whole)
-            yield whole
+            tensors = {name: t for bucket in super().buckets(max_bytes) for name, t in bucket.items()}
+            change(tensors)
+            yield tensors
 
     with pytest.raises(WeightIntegrityError, match=message):
-        store.write_version(1, Odd(model()))
+        store.write_version(1, ModifiedSource(model()))
     assert store.versions() == []
 
 
 def test_tensor_in_two_buckets_is_rejected(store: WeightStore) -> None:
-    class Twice(ModuleSource):
+    class DuplicatingSource(ModuleSource):
         def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
             yield from super().buckets(max_bytes)
             yield from super().buckets(max_bytes)
 
     with pytest.raises(ValueError, match="twice"):
-        store.write_version(1, Twice(model()))
+        store.write_version(1, DuplicatingSource(model()))
     assert store.versions() == []
 
 
 def test_installed_version_equals_the_original(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write_version(2, ModuleSource(model()))
-    there = WeightStore(tmp_path / "there")
-    for _ in range(2):  # a second worker of that node finds it in place
-        path = there.install(manifest, [file.read_bytes() for file in store.bucket_files(2)])
-    assert path == there.path(2)
-    here = dict(read_tensors(store.path(2), manifest))
+    other_store = WeightStore(tmp_path / "other_store")
+    for _ in range(2):  # a second worker of the node installs the same version
+        path = other_store.install(manifest, [file.read_bytes() for file in store.bucket_files(2)])
+    assert path == other_store.path(2)
+    original = dict(read_tensors(store.path(2), manifest))
     for name, tensor in read_tensors(path, read_manifest(path)):
-        assert torch.equal(tensor, here[name])
+        assert torch.equal(tensor, original[name])
 
 
 def test_truncated_bucket_is_rejected(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write_version(2, ModuleSource(model()))
-    there = WeightStore(tmp_path / "there")
+    other_store = WeightStore(tmp_path / "other_store")
     with pytest.raises(WeightIntegrityError, match="bucket 0 of weight version 2 has 3 bytes"):
-        there.install(manifest, [b"abc"])
-    assert there.versions() == []
+        other_store.install(manifest, [b"abc"])
+    assert other_store.versions() == []
 
 
 def test_insufficient_shared_memory_fails_early(store: WeightStore) -> None:
-    class Huge(ModuleSource):
+    class HugeSource(ModuleSource):
         def specs(self) -> list[TensorSpec]:
             return [TensorSpec("w", "float32", (1 << 40,))]
 
     with pytest.raises(OSError, match=r"needs 4398\.0 GB\. Enlarge shared memory"):
-        store.write_version(1, Huge(model()))
+        store.write_version(1, HugeSource(model()))
     assert list(store.root.iterdir()) == []
 
 
 def test_buckets_contain_every_tensor_within_limit() -> None:
     specs = [TensorSpec(str(i), "float32", (size,)) for i, size in enumerate([10, 10, 500, 1, 1, 200, 60])]
-    groups = split_into_buckets(specs, 1000)
-    assert [spec for group in groups for spec in group] == specs
-    assert all(len(group) == 1 or sum(s.nbytes for s in group) <= 1000 for group in groups)
-    assert [[s.name for s in group] for group in groups] == [["0", "1"], ["2"], ["3", "4", "5"], ["6"]]
+    buckets = split_into_buckets(specs, 1000)
+    assert [spec for bucket in buckets for spec in bucket] == specs
+    assert all(len(bucket) == 1 or sum(s.nbytes for s in bucket) <= 1000 for bucket in buckets)
+    assert [[s.name for s in bucket] for bucket in buckets] == [["0", "1"], ["2"], ["3", "4", "5"], ["6"]]

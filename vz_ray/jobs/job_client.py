@@ -121,7 +121,7 @@ class JobClient:
         try:
             headers = {**extra_headers, **get_auth_headers_if_auth_enabled(extra_headers)}
         except AuthenticationError as error:
-            raise UserError(f"RAY_AUTH_MODE is 'token', but there is no token; {_TOKEN_HINT}") from error
+            raise UserError(f"RAY_AUTH_MODE is 'token', but no token is set; {_TOKEN_HINT}") from error
         try:
             response = httpx.get(f"{self.address}/api/version", headers=headers, timeout=QUERY_TIMEOUT_S)
         except httpx.HTTPError as error:
@@ -131,7 +131,7 @@ class JobClient:
             ) from error
         if response.status_code in (401, 403):
             reason = (
-                "a token is required, but there is none"
+                "a token is required, but no token is set"
                 if response.status_code == 401
                 else "the token is wrong"
             )

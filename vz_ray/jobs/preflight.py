@@ -94,7 +94,7 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], state: AutoscalerState) -> 
 async def check_placement(
     demands: Sequence[ResourceDemand], nodes: Sequence[Mapping[str, Any]], state: AutoscalerState
 ) -> list[CheckResult]:
-    """Check each demand. If one does not fit, an enabled autoscaler is asked for its resources."""
+    """Check each demand. If one does not fit, request its resources from an enabled autoscaler."""
     from ray._private.state import available_resources_per_node  # the public API returns only the sum
 
     end_time = time.monotonic() + RELEASE_TIMEOUT_S

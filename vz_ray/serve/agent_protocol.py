@@ -44,7 +44,7 @@ class FrameThumbnail:
 
     Attributes:
         pts_s: Time in the video, seconds.
-        image: `data:` URI of a thumbnail; empty if the request asked for none.
+        image: `data:` URI of a thumbnail; empty if not requested.
     """
 
     pts_s: float
@@ -132,7 +132,7 @@ class RequestCompleted:
         zooms: Number of executed zooms.
         seconds: Wall time of the episode.
         gated: The zoom gate accepted the draft answer, so the agent did not zoom.
-        tool_call_arguments: Arguments of a zoom for the client to execute; there is no answer yet.
+        tool_call_arguments: Arguments of a zoom for the client to execute; the answer is still open.
     """
 
     text: str

@@ -86,7 +86,7 @@ class LimitedBody:
 
     @property
     def refusal(self) -> ApiError | None:
-        """The error that must be the response; None if there is no error or a response has started."""
+        """The error to send as the response; None without an error, or after a response has started."""
         return None if self._started else self._error
 
     async def _receive_in_time(self) -> Message:

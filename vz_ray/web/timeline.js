@@ -33,7 +33,7 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   const track = el("div.tl-track", {}, overview);
   const scale = compact ? null : el("div.tl-scale", { "aria-hidden": "true" });
   const element = el(compact ? "div.tl.compact" : "div.tl", { role: "group" }, track, scale);
-  const shown = []; // functions that return the state of a bar
+  const barStates = []; // functions that return the state of a bar
   const rows = [{ row: overview, taken: [] }]; // rows of a compact timeline
 
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds / length, 0), 1)).toFixed(3)}%`;
@@ -61,16 +61,16 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
   }
 
   function relabel() {
-    const refused = shown.filter((state) => state() === "refused").length;
-    const zooms = shown.length - refused;
-    const found = `${zooms} zoom${zooms === 1 ? "" : "s"}${refused ? ` and ${refused} refused` : ""}, ${events.length} event${events.length === 1 ? "" : "s"}`;
-    element.setAttribute("aria-label", `${label || "Timeline"} of ${clock(length)}: ${found}`);
+    const refused = barStates.filter((state) => state() === "refused").length;
+    const zooms = barStates.length - refused;
+    const counts = `${zooms} zoom${zooms === 1 ? "" : "s"}${refused ? ` and ${refused} refused` : ""}, ${events.length} event${events.length === 1 ? "" : "s"}`;
+    element.setAttribute("aria-label", `${label || "Timeline"} of ${clock(length)}: ${counts}`);
     if (scale) scale.replaceChildren(...[0, 1, 2, 3, 4].map((k) => el("span", {}, clock((length * k) / 4))));
   }
 
   function add(zoom, state = zoom.refused ? "refused" : "", why = zoom.refused ?? "") {
     const bar = el("button.tl-zoom", { type: "button", disabled: !onSeek });
-    shown.push(() => bar.dataset.state);
+    barStates.push(() => bar.dataset.state);
     const settle = (now = "", why = "") => {
       bar.dataset.state = now;
       bar.title = describe(zoom) + (NOTES[now]?.(why) ?? "");

@@ -66,8 +66,8 @@ export class Exchange {
     const last = this.#turns.at(-1);
     if (last && !last.over) return last;
     const number = this.#turns.length + 1;
-    const turn = { over: false, words: el("p.thought"), asked: el("p.zoom-line"), element: null };
-    turn.element = el("section.step", {}, el("h3", {}, `Turn ${number}`), el("div.step-body", {}, turn.words, turn.asked));
+    const turn = { over: false, words: el("p.thought"), zoomLine: el("p.zoom-line"), element: null };
+    turn.element = el("section.step", {}, el("h3", {}, `Turn ${number}`), el("div.step-body", {}, turn.words, turn.zoomLine));
     this.#turns.push(turn);
     this.steps.append(turn.element);
     return turn;
@@ -85,7 +85,7 @@ export class Exchange {
   }
 
   #startZoom(zoom) {
-    this.#turn().asked.textContent = `Zooms into ${this.#where(zoom)}`;
+    this.#turn().zoomLine.textContent = `Zooms into ${this.#where(zoom)}`;
     this.timelines.zooming(zoom);
     this.status(`Zooming into ${clock(zoom.segment[0])} to ${clock(zoom.segment[1])}`);
   }
@@ -98,10 +98,10 @@ export class Exchange {
     if (zoom.reasoning) turn.words.textContent = zoom.reasoning;
     const strip = this.timelines.zoom(zoom);
     if (zoom.refused) {
-      turn.asked.replaceWith(el("p.refused", {}, turn.asked.textContent && `${turn.asked.textContent}. `, `Refused: ${zoom.refused}`));
+      turn.zoomLine.replaceWith(el("p.refused", {}, turn.zoomLine.textContent && `${turn.zoomLine.textContent}. `, `Refused: ${zoom.refused}`));
     } else {
       const took = zoom.latency ? ` · decoded in ${zoom.latency.clip_s.toFixed(2)} s` : "";
-      turn.asked.textContent = `Zoomed into ${this.#where(zoom)} · ${count(zoom.pts.length, "frame")}${took}`;
+      turn.zoomLine.textContent = `Zoomed into ${this.#where(zoom)} · ${count(zoom.pts.length, "frame")}${took}`;
     }
     if (strip) turn.element.querySelector(".step-body").append(strip);
     this.status("Thinking");

@@ -26,11 +26,11 @@ const byId = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 860px)");
 const question = byId("question");
 
-const screen = player((video, seconds) => shown?.setNow(video, seconds));
+const screen = player((video, seconds) => visibleTimelines?.setNow(video, seconds));
 const picker = videoPicker({ onVideo: attach, onProblem: showProblem });
 let videos = []; // of this chat: { video, line }
 let exchanges = [];
-let shown = null; // the timelines on stage: of an exchange, or those before the first
+let visibleTimelines = null; // the timelines on stage: of an exchange, or those before the first
 let running = null; // { abort, exchange } while a question is being answered
 let model = "";
 
@@ -64,7 +64,7 @@ const hasAnswer = () => exchanges.some((exchange) => exchange.answer);
 
 function update(entry) {
   entry.line.update(isLocked(entry.video));
-  if (shown?.before && entry.video.duration && !entry.hasTimeline) {
+  if (visibleTimelines?.before && entry.video.duration && !entry.hasTimeline) {
     entry.hasTimeline = true;
     showEmptyTimelines();
   }
@@ -73,9 +73,9 @@ function update(entry) {
 /** Show empty timelines before the first answer. */
 function showEmptyTimelines() {
   if (running || hasAnswer()) return;
-  shown = zoomTimelines(videos.map((entry) => entry.video), seek, narrow.matches);
-  shown.before = true;
-  byId("lanes").replaceChildren(shown.element);
+  visibleTimelines = zoomTimelines(videos.map((entry) => entry.video), seek, narrow.matches);
+  visibleTimelines.before = true;
+  byId("lanes").replaceChildren(visibleTimelines.element);
 }
 
 function seek(video, seconds) {
@@ -107,7 +107,7 @@ function arrange() {
 }
 
 function onStage(timelines) {
-  shown = timelines;
+  visibleTimelines = timelines;
   byId("lanes").replaceChildren(timelines.element);
   for (const exchange of exchanges) exchange.onStage(exchanges.length > 1, exchange.timelines === timelines);
 }
