@@ -1,23 +1,62 @@
-# Two commands: `make quickstart` and `make test`. Both make .venv first if it is missing or out of date.
-.PHONY: manifests quickstart baseline ablate bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner sizing test lint types format lock doctor clean
+# Main commands: `make quickstart`, `make check`, `make test`. Each creates or updates .venv first.
+.PHONY: quickstart baseline ablate check test lint types format manifests doctor lock clean sizing \
+	bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner
 
 PY := .venv/bin/python
 NAME ?= quickstart
 ARGS ?=
 export RAY_AUTH_MODE ?= disabled
-# Where it is set, every process compiles its imports anew: ten seconds or more for each.
+# If this variable is set, every process compiles its imports again: 10 s or more per process.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Train and evaluate a small agent end to end; writes runs/$(NAME)/report.html.
 quickstart: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli quickstart --name $(NAME) $(ARGS)
 
-# The loop without one of its parts at a time, three seeds: two hours and more on two cores.
+# Train the uniform baseline on as many samples as the agent of a finished quickstart saw.
+baseline: .venv/.installed
+	$(PY) -m vz_ray.cli baseline runs/$(NAME)
+
+# Train with one part removed at a time, three seeds; two hours or more on two cores.
 ablate: .venv/.installed assets/tiny-base/model.safetensors
 	$(PY) -m vz_ray.cli ablate conf/ablation.yaml $(ARGS)
 
-# The tiny model that the quickstart starts from: it ships with the project, and is made again if it is gone.
+# The tiny model of the quickstart. It is part of the repository; this target rebuilds it if it is missing.
 assets/tiny-base/model.safetensors: | .venv/.installed
 	$(PY) -m vz_ray.cli base --out assets/tiny-base
+
+# Format, lint, types, import layers, and unit tests that start no engine, cluster or browser.
+UNIT_TESTS := tests/config tests/env tests/data tests/rewards tests/planning tests/utils tests/monitoring tests/test_docs.py
+check: .venv/.installed lint types
+	$(PY) -m pytest -q -m "not slow and not integration" $(UNIT_TESTS) $(ARGS)
+
+# The full suite without tests marked slow. With four or more cores: ARGS="-n 2 --dist loadfile".
+test: .venv/.installed lint types
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo
+
+types: .venv/.installed
+	$(PY) -m mypy
+
+format: .venv/.installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# Check k8s/ and cluster/docker/.
+manifests: .venv/.installed
+	$(PY) -m pytest tests/cluster/test_manifests.py tests/cluster/test_dockerfiles.py
+
+# Check this machine; names a fix for each problem.
+doctor: .venv/.installed
+	$(PY) -m vz_ray.cli doctor
+
+# Write the installed versions to requirements/*.lock. To change a version, install it with pip first.
+lock: .venv/.installed
+	$(PY) scripts/lock.py
 
 # Decode zooms and overviews of long videos; compare with decord and torchcodec (needs the system's FFmpeg).
 bench-decode: .venv/.bench
@@ -59,37 +98,6 @@ bench-viewer: .venv/.installed
 	$(PY) -m pip install --quiet --no-deps decord==0.6.0 torchcodec==0.13.0
 	$(PY) -m pip install --quiet trl==1.16.0 accelerate==1.15.0 datasets==5.2.0
 	touch $@
-
-# On four cores or more, ARGS="-n 2 --dist loadfile" plays two files of tests at a time.
-test: .venv/.installed lint types
-	$(PY) -m pytest $(ARGS)
-
-# Slow: the uniform baseline trained on as many samples as the agent of a finished quickstart saw.
-baseline: .venv/.installed
-	$(PY) -m vz_ray.cli baseline runs/$(NAME)
-
-lint: .venv/.installed
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	.venv/bin/lint-imports --no-logo
-
-# Check k8s/ and cluster/docker/.
-manifests: .venv/.installed
-	$(PY) -m pytest tests/cluster/test_manifests.py tests/cluster/test_dockerfiles.py
-
-types: .venv/.installed
-	$(PY) -m mypy
-
-format: .venv/.installed
-	$(PY) -m ruff check --fix .
-	$(PY) -m ruff format .
-
-doctor: .venv/.installed
-	$(PY) -m vz_ray.cli doctor
-
-# Records the versions installed in .venv; to change one, install it there with pip first.
-lock: .venv/.installed
-	$(PY) scripts/lock.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -77,7 +77,7 @@ class LocalCluster:
         """Return the environment of a process that uses the cluster."""
         if not self.jobs_port:
             return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        return {**os.environ, "RAY_AUTH_MODE": "token_file", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
 
     def up(self) -> None:
         """Start the head; the autoscaler adds worker nodes on demand.
@@ -138,10 +138,10 @@ class LocalCluster:
 
     def down(self) -> None:
         """Terminate all processes of the cluster."""
-        found = self.processes()
-        for process in found:
+        processes = self.processes()
+        for process in processes:
             _suppress_ended(process.terminate)
-        _, alive = psutil.wait_procs(found, timeout=5)
+        _, alive = psutil.wait_procs(processes, timeout=5)
         for process in alive:
             _suppress_ended(process.kill)
         psutil.wait_procs(alive, timeout=5)
@@ -151,8 +151,8 @@ class LocalCluster:
         roots = [
             p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.temp_dir) in _command(p)
         ]
-        found = {process.pid: process for root in roots for process in (root, *_children(root))}
-        return [process for pid, process in found.items() if pid != os.getpid()]
+        by_pid = {process.pid: process for root in roots for process in (root, *_children(root))}
+        return [process for pid, process in by_pid.items() if pid != os.getpid()]
 
     def _autoscaler(self) -> dict[str, Any]:
         resources: dict[str, float] = {"CPU": self.cpus, "object_store_memory": 128 * 2**20, "rollout": 1}

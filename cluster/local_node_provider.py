@@ -25,11 +25,11 @@ from ray.autoscaler.tags import (
 
 
 class LocalNodeProvider(FakeMultiNodeProvider):
-    """Fake multi-node provider with a temporary directory per node in `provider.folder`."""
+    """Fake multi-node provider with a temporary directory per node in `provider.temp_dir`."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self._folder = Path(provider_config["folder"])
+        self._temp_dir = Path(provider_config["temp_dir"])
 
     def _create_node_with_resources_and_labels(
         self,
@@ -43,7 +43,7 @@ class LocalNodeProvider(FakeMultiNodeProvider):
             id = self._next_hex_node_id()
             custom = dict(resources)
             params = RayParams(
-                temp_dir=str(self._folder / id[-3:]),
+                temp_dir=str(self._temp_dir / id[-3:]),
                 gcs_address=self._gcs_address,
                 redis_address=self._gcs_address,
                 min_worker_port=0,

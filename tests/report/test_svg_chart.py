@@ -1,4 +1,4 @@
-"""Charts, timelines and pictures."""
+"""Charts, timelines and thumbnails."""
 
 from __future__ import annotations
 

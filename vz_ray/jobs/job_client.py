@@ -131,7 +131,7 @@ class JobClient:
             ) from error
         if response.status_code in (401, 403):
             reason = (
-                "a token is required, but there is none"
+                "a token is required, but no token is set"
                 if response.status_code == 401
                 else "the token is wrong"
             )

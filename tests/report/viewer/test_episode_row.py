@@ -1,4 +1,4 @@
-"""What lists need of a line, taken without building the trajectory, says the same as the trajectory."""
+"""Rows parsed from raw log lines match the trajectories."""
 
 from __future__ import annotations
 

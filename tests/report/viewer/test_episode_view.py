@@ -1,4 +1,4 @@
-"""What a browser is told of one episode, against the trajectory it comes from."""
+"""JSON view of an episode, compared with its trajectory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters, sorting and neighbours, each against what Python finds in the same rows."""
+"""Filters, sorting and neighbours, compared with a Python implementation."""
 
 from __future__ import annotations
 

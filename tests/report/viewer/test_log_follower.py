@@ -187,7 +187,7 @@ def test_index_is_temporary_without_a_cache_directory(small: Path, tmp_path: Pat
     assert not path.exists()
 
 
-# -- many -------------------------------------------------------------------------
+# -- many episodes -------------------------------------------------------------------------
 
 MANY = 100_000
 
@@ -205,7 +205,7 @@ def large(many: Path) -> ViewerSession:
 
 
 def bytes_read() -> int:
-    """By this process, from files or caches."""
+    """Return the bytes that this process has read, including from caches."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: list, filters, an episode, a group, live lines, keys, phone, dark."""
+"""Viewer page in a real Chromium: list, filters, episode, group, live updates, keyboard, phone, dark mode."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def address(made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Any]:
-    """Opens pages; after the test, none of them may have said anything in the console."""
-    said: list[str] = []
+    """Open pages; fail after the test if a page wrote to the console."""
+    console_messages: list[str] = []
     contexts = []
 
     def make(url: str, size: dict[str, int] = DESK, scheme: str = "light") -> Page:
@@ -43,21 +43,21 @@ def opened(chromium: Any) -> Iterator[Any]:
         context.set_default_timeout(10_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
+        page.on("console", lambda message: console_messages.append(message.text))
+        page.on("pageerror", lambda error: console_messages.append(f"{error}\n{error.stack}"))
         page.goto(url)
         return page
 
-    make.said = said  # type: ignore[attr-defined]
+    make.console_messages = console_messages  # type: ignore[attr-defined]
     yield make
     for context in contexts:
         context.close()
-    assert said == []
+    assert console_messages == []
 
 
 @contextlib.contextmanager
 def seen(opened: Any, session: ViewerSession) -> Iterator[Page]:
-    """A page of a server of its own, which ends after it: a page that is left behind would ask on."""
+    """Open a page of a new server; close the page first, because it polls the server."""
     with served(session) as url:
         page = opened(url)
         yield page
@@ -71,7 +71,7 @@ def listed(page: Page) -> Page:
 
 
 def until(page: Page, condition: str) -> None:
-    """Waits for a condition in JavaScript; Playwright's own way is forbidden by the page's policy."""
+    """Wait for a JavaScript condition; the page's security policy blocks Playwright's `wait_for_function`."""
     end = time.monotonic() + 20
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"never: {condition}"
@@ -83,7 +83,7 @@ def wait_for_count(page: Page, count: int) -> None:
 
 
 def first_with(page: Page, zooms: int, address: str) -> str:
-    """The address of the newest training episode with so many zooms."""
+    """Return the address of the newest training episode with this number of zooms."""
     answer = page.request.get(f"{address}api/episodes?stage=train&zooms={zooms}&limit=1").json()
     return f"{address}#/episode/{answer['rows'][0]['id']}"
 
@@ -130,7 +130,7 @@ def test_search_matches_questions(opened: Any, address: str) -> None:
     count = page.request.get(f"{address}api/episodes?text=how+many+times").json()["total"]
     wait_for_count(page, count)
     page.get_by_role("searchbox").fill("nobody asked this")
-    page.wait_for_selector("text=No episode is like that: loosen the filters.")
+    page.wait_for_selector("text=No episode matches the filters.")
 
 
 def test_click_on_a_chart_sets_the_filter(opened: Any, address: str) -> None:
@@ -180,8 +180,8 @@ def test_log_text_is_escaped(opened: Any, tmp_path: Path) -> None:
         assert evil in page.locator(".asked .said").text_content()
         assert page.locator("img[src=x], main script").count() == 0
         page.wait_for_selector(".screen .trouble:visible")
-    assert all("404" in text for text in opened.said)  # the video, which is not there
-    opened.said.clear()
+    assert all("404" in text for text in opened.console_messages)  # the missing video
+    opened.console_messages.clear()
 
 
 # -- live ---------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_new_run_shows_its_first_episode(opened: Any, tmp_path: Path) -> None:
     run = tmp_path / "young"
     (run / "episodes").mkdir(parents=True)
     with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
-        page.wait_for_selector("text=No episodes yet. They appear here as the run plays them.")
+        page.wait_for_selector("text=No episodes yet.")
         (run / "episodes" / "000000.jsonl").write_text(light_line(0, SMALL))
         wait_for_count(listed(page), 1)
 
@@ -227,8 +227,8 @@ def test_stopped_server_is_reported(opened: Any, made_run: Path, tmp_path: Path)
         page = listed(opened(url))
     page.wait_for_selector("#live.lost")
     assert "is `vz-ray view` still running?" in page.locator("#live").text_content()
-    assert all("ERR_CONNECTION_REFUSED" in text for text in opened.said)
-    opened.said.clear()
+    assert all("ERR_CONNECTION_REFUSED" in text for text in opened.console_messages)
+    opened.console_messages.clear()
 
 
 # -- one episode --------------------------------------------------------------------
@@ -249,10 +249,10 @@ def test_click_on_a_frame_seeks_the_player(opened: Any, address: str) -> None:
     assert page.locator(".asked .strip li.at").count() == 1
     assert page.locator(".tl-now").is_visible()
     bar = page.locator(".watching .tl-zoom").last
-    said = re.search(r"Turn \d: (\d+):([\d.]+) to", bar.get_attribute("aria-label"))
-    assert said is not None
+    console_messages = re.search(r"Turn \d: (\d+):([\d.]+) to", bar.get_attribute("aria-label"))
+    assert console_messages is not None
     bar.click()
-    at = 60 * int(said[1]) + float(said[2])
+    at = 60 * int(console_messages[1]) + float(console_messages[2])
     until(page, f"Math.abs(document.querySelector('video').currentTime - {at}) < 0.051")
     shot(page, "episode-light")
 
@@ -273,7 +273,7 @@ def test_episode_shows_turns_reward_and_mismatch(opened: Any, address: str) -> N
     ):
         assert words in text
     page.get_by_text("Engine against learner").click()
-    assert "as a whole, not for single tokens" in page.locator("details").inner_text()
+    assert "Aggregated over step" in page.locator("details").inner_text()
     assert "3.2e-6" in page.locator("details").inner_text()
     assert page.locator(".watching .tl-zoom:not([data-state='refused'])").count() == 1
     refused = page.locator(".watching .tl-zoom[data-state='refused']")
@@ -310,8 +310,8 @@ def test_missing_video_is_reported_for_player_and_frames(opened: Any, run: Path,
         assert "no such file; check the path" in page.locator(".strip-note").first.text_content()
         assert page.locator(".strip img").count() == 0
         shot(page, "gone")
-    assert all("404" in text for text in opened.said)
-    opened.said.clear()
+    assert all("404" in text for text in opened.console_messages)
+    opened.console_messages.clear()
 
 
 # -- group --------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_pages_fit_and_are_accessible(opened: Any, address: str, size: dict[str,
 
 
 def test_copied_run_works(opened: Any, made_run: Path, tmp_path: Path) -> None:
-    """Without metrics, summary or configuration."""
+    """The copy has no metrics, summary or configuration."""
     run = tmp_path / "bare"
     shutil.copytree(made_run / "episodes", run / "episodes")
     with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:

@@ -1,4 +1,4 @@
-"""What the server answers, and to whom: no path from a request is opened, no other page may ask."""
+"""HTTP server of the viewer: access control, files, episodes and the command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def light_client(run: Path, open_run: Open) -> TestClient:
     return TestClient(create_viewer_app(open_run(run)), base_url=LOCAL)
 
 
-# -- who may ask --------------------------------------------------------------------
+# -- access control --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8765", "localhost:80", "[::1]:9", "127.0.0.2"])
@@ -146,7 +146,7 @@ def test_video_ranges_are_served(client: TestClient, run: Path) -> None:
 
 
 def named(run: Path, video: str) -> Path:
-    """A run with one episode that names `video`."""
+    """Create a run with one episode that uses `video`."""
     write_light_run(run, 1, SMALL)
     log = run / "episodes" / "000000.jsonl"
     log.write_text(log.read_text().replace("/videos/0.mp4", video))

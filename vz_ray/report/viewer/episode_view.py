@@ -109,8 +109,8 @@ def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
     if isinstance(turn.zoom, ZoomRequest):
         view["zoom"] = _zoom_json(turn.zoom, turn)
     elif isinstance(turn.zoom, RejectedZoom):
-        asked = None if turn.zoom.requested is None else _zoom_json(turn.zoom.requested, turn)
-        view["refused"] = {"fault": turn.zoom.kind.value, "message": turn.zoom.message, "asked": asked}
+        requested = None if turn.zoom.requested is None else _zoom_json(turn.zoom.requested, turn)
+        view["refused"] = {"fault": turn.zoom.kind.value, "message": turn.zoom.message, "asked": requested}
     if isinstance(turn.action, SampledAction):
         view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
     return view

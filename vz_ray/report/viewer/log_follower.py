@@ -60,14 +60,14 @@ class LogFollower:
     def catch_up(self) -> None:
         """Poll every log once; return when all complete lines are indexed, or on `close`."""
         logs = self._list_logs()
-        known = self.index.files()
-        for name in known.keys() - logs.keys():
+        read_states = self.index.files()
+        for name in read_states.keys() - logs.keys():
             self.index.remove_file(name)
         sizes = {name: status.st_size for name, (_, status) in logs.items()}
-        read = {name: min(state.offset, sizes[name]) for name, state in known.items() if name in sizes}
+        read = {name: min(state.offset, sizes[name]) for name, state in read_states.items() if name in sizes}
         self.total_bytes, self.indexed_bytes = sum(sizes.values()), sum(read.values())
         for name, (path, status) in logs.items():
-            state, current = known.get(name), (status.st_mtime_ns, status.st_size, status.st_ino)
+            state, current = read_states.get(name), (status.st_mtime_ns, status.st_size, status.st_ino)
             if state is not None and self._last_seen.get(name) == current:
                 continue
             if state is not None and not _is_same_log(path, status, state):

@@ -1,6 +1,6 @@
-/** Questions to the server, and where in the page we are. */
+/** Server requests and page addresses. */
 
-/** JSON of an address; an Error in words where the server refuses or is gone. */
+/** Fetch JSON; throw an Error with a readable message on failure. */
 export async function get(path, signal) {
   let answer;
   try {
@@ -14,20 +14,20 @@ export async function get(path, signal) {
   return value;
 }
 
-/** `#/episode/12?kind=count` as { page: "episode", id: 12, params }. */
+/** Parse the address: `#/episode/12?kind=count` as { page: "episode", id: 12, params }. */
 export function where() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [page, id] = path.split("/");
   return { page: page || "list", id: Number(id) || 0, params: new URLSearchParams(query) };
 }
 
-/** The address of a page, with the list's settings kept in it. */
+/** Address of a page; keeps the settings of the list. */
 export function address(page, id, params) {
   const query = params.toString();
   return `#/${page === "list" ? "" : `${page}/${id}`}${query ? `?${query}` : ""}`;
 }
 
-/** Those of the settings that the list is asked with. */
+/** Settings that select the rows of the list. */
 export function listed(params) {
   const kept = new URLSearchParams(params);
   kept.delete("t");

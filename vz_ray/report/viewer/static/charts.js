@@ -1,11 +1,11 @@
-/** Charts above the list: means by step, and how episodes came out. Plain SVG at the size that it is shown. */
+/** Charts above the list: means by step and outcome counts, as plain SVG. */
 import { el, svg } from "/web/dom.js";
 import { count, number, outcomeWords, stageWords } from "./words.js";
 
 const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [132, 38, 20, 8, 10];
 const LINES = 5;
 
-/** Three or four round numbers that span [low, high]. */
+/** Return three or four round numbers that span [low, high]. */
 export function ticks(low, high) {
   const span = Math.max(high - low, 1e-9) / 3;
   const unit = 10 ** Math.floor(Math.log10(span));
@@ -15,7 +15,7 @@ export function ticks(low, high) {
   return found;
 }
 
-/** A line per stage. `points` are [x, y, episodes]; `pick` is called with an x that was clicked. */
+/** A line per stage. `points` are [x, y, episodes]; `pick` receives the clicked x. */
 function lines(title, stages, { width: step, digits, pick }) {
   const told = el("output", {}, "");
   const figure = el("figure", {}, el("figcaption", {}, el("b", {}, title), told));
@@ -82,7 +82,7 @@ function summary(title, stages, digits) {
   return `${title}: ${told.join("; ")}`;
 }
 
-/** Rows of a name, a bar and a number; each a button that filters. */
+/** Rows of name, bar and number; each is a filter button. */
 function bars(title, rows, { pick, chosen }) {
   const most = Math.max(...rows.map((row) => row.value), 1e-9);
   return el(
@@ -100,9 +100,9 @@ const legend = (stages) =>
   el("ul.legend", {}, stages.map((stage, k) => el(`li.s${k + 1}`, {}, el("i"), stageWords(stage.stage))));
 
 /**
- * Draws the charts into `root`.
+ * Render the charts into `root`.
  *
- * data: `/api/charts`; params: the list's settings; set(changes): changes them.
+ * data: `/api/charts`; params: the list's settings; set(changes): update the settings.
  */
 export function drawCharts(root, data, params, set) {
   const drawn = [];
@@ -115,7 +115,7 @@ export function drawCharts(root, data, params, set) {
     if (stages.every((stage) => stage.points.length === 1))
       return bars(title, stages.slice(0, 10).map((stage) => ({ name: stage.stage, title: stageWords(stage.stage), value: stage.points[0][1], said: number(stage.points[0][1], digits), tone: "s1" })),
         { pick: (stage) => set({ stage }), chosen: params.get("stage") || "" });
-    // Evaluations are single points beside the lines of training.
+    // Evaluations are single points next to the training lines.
     const made = lines(title, stages.slice(0, LINES), { width: data.width, digits, pick: pickStep });
     if (stages.length > 1) made.figure.append(legend(stages.slice(0, LINES)));
     drawn.push(made);

@@ -1,4 +1,4 @@
-/** One episode: its video with a timeline, and the conversation beside it. */
+/** Episode page: video with timeline, and the conversation. */
 import { clock, el } from "/web/dom.js";
 import { strip } from "/web/frame_strip.js";
 import { timeline } from "/web/timeline.js";
@@ -65,14 +65,14 @@ class Episode {
     for (const { strip: frames } of this.strips) frames.setNow(time);
   }
 
-  /** Puts words in the player's place. */
+  /** Replace the player with a message. */
   unplayable(why) {
     this.player.hidden = true;
     this.trouble.hidden = false;
     if (!this.trouble.textContent) this.trouble.textContent = why;
   }
 
-  /** The video's own length, or why it cannot be played. */
+  /** Load the length of the video, or the reason why it cannot be played. */
   async facts() {
     const facts = await get(`/api/video/${this.one.video}`).catch((error) => ({ error: error.message }));
     if (facts.error) {
@@ -101,7 +101,7 @@ class Episode {
     this.trouble = el("p.trouble", { hidden: true, role: "status" });
     const key = el("p.note.key", {}, el("span", {}, el("b.tick"), "overview frame"), el("span", {}, el("b.zoom"), "zoom"),
       this.one.zoomed.some((zoom) => zoom.refused) && el("span", {}, el("b.refused"), "zoom that was refused"),
-      this.one.task.events.length > 0 && el("span", {}, el("b.event"), "when what is asked about can be seen"));
+      this.one.task.events.length > 0 && el("span", {}, el("b.event"), "evidence span"));
     return el("div.watching", {}, el("div.card", {}, el("div.screen", {}, this.player, this.trouble), this.line.element, key), this.worth(), this.cost());
   }
 
@@ -111,8 +111,8 @@ class Episode {
     const rows = [["Answer", one.answer === null ? `none (${words(one.status)})` : one.answer.text], ["Truth", one.task.answer.text]];
     if (reward) rows.push(["Reward", number(reward.total, 3)], ...Object.entries(reward.parts).map(([name, value]) => [words(name), figure(value)]));
     rows.push(["Advantage", one.advantage === null ? "none: not learned from" : signed(one.advantage, 3)]);
-    const notes = [reward?.note, reward && !reward.valid && "Not judged: it counts neither as right nor as wrong.", one.error].filter(Boolean);
-    return el("section.card", { "aria-label": "What it was worth" }, facts(rows), notes.map((note) => el("p.note", {}, note)));
+    const notes = [reward?.note, reward && !reward.valid && "Not scored: counts neither as right nor as wrong.", one.error].filter(Boolean);
+    return el("section.card", { "aria-label": "Reward" }, facts(rows), notes.map((note) => el("p.note", {}, note)));
   }
 
   cost() {
@@ -127,7 +127,7 @@ class Episode {
     if (!found.length) return null;
     const name = (key) => ({ [this.one.names.max]: "largest |Δ log-prob|", [this.one.names.kl]: "KL" })[key] || words(key.replace("/", ": "));
     return el("details", {}, el("summary", {}, "Engine against learner"),
-      el("p.note", {}, `Logged for iteration ${this.one.step} as a whole, not for single tokens; in nats.`),
+      el("p.note", {}, `Aggregated over step ${this.one.step}; in nats.`),
       facts(found.map(([key, value]) => [name(key), figure(value)])));
   }
 
@@ -158,10 +158,10 @@ class Episode {
   }
 
   got(turn, k) {
-    if (turn.refused) return el("p.got.refused", {}, `Zoom refused (${words(turn.refused.fault)}): ${turn.refused.message}`);
+    if (turn.refused) return el("p.got.refused", {}, `Zoom rejected (${words(turn.refused.fault)}): ${turn.refused.message}`);
     if (!turn.zoom) return null;
     const { start, end, fps, asked_fps: asked } = turn.zoom;
-    const told = `Zoom ${clock(start)}–${clock(end)} at ${figure(fps)} fps${asked === null ? "" : ` (asked for ${figure(asked)})`}`;
+    const told = `Zoom ${clock(start)}–${clock(end)} at ${figure(fps)} fps${asked === null ? "" : ` (requested ${figure(asked)})`}`;
     return [el("button.got", { type: "button", onclick: () => this.seek(start) }, told), turn.frames && this.frames(turn.frames, k)];
   }
 
@@ -174,7 +174,7 @@ class Episode {
     return frames.element;
   }
 
-  /** Pictures of the strips that come into sight. */
+  /** Load the thumbnails of strips that become visible. */
   inSight(seen) {
     for (const { target } of seen.filter((entry) => entry.isIntersecting)) {
       this.watch.unobserve(target);

@@ -1,4 +1,4 @@
-/** The bar of filters; their values are in the page's address. */
+/** Filter bar; the values are part of the page address. */
 import { el } from "/web/dom.js";
 import { count, outcomeWords, stageWords, words } from "./words.js";
 
@@ -12,7 +12,7 @@ const TYPING_MS = 250;
 /**
  * Returns { element, fill(choices, params), search }.
  *
- * set(changes) is called with new values by name; an empty one is taken out.
+ * set(changes) receives new values by name; an empty value removes the filter.
  */
 export function filterBar(set) {
   const fields = {};
@@ -57,7 +57,7 @@ export function filterBar(set) {
         const few = choices.zooms.filter(([zooms]) => zooms < choices.many_zooms);
         const many = choices.zooms.filter(([zooms]) => zooms >= choices.many_zooms).reduce((sum, [, number]) => sum + number, 0);
         options("zooms", "any", [...few.map(([zooms, number]) => [zooms, zooms, number]), ...(many ? [[choices.many_zooms, `${choices.many_zooms} or more`, many]] : [])]);
-        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not judged"], { group: "What went wrong", rows: FAILURES.map((name) => [name, outcomeWords(name)]) }]);
+        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not scored"], { group: "Failure modes", rows: FAILURES.map((name) => [name, outcomeWords(name)]) }]);
         const [low, high] = choices.steps;
         for (const [name, value] of [["step_from", low], ["step_to", high]]) fields[name].placeholder = value ?? "";
         const [least, most] = choices.rewards;

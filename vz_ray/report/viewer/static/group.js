@@ -1,4 +1,4 @@
-/** The samples of a group, one under the other on a common timeline. */
+/** Group page: all samples on a common timeline. */
 import { el } from "/web/dom.js";
 import { timeline } from "/web/timeline.js";
 import { address, get, listed } from "./api.js";
@@ -34,7 +34,7 @@ export async function groupPage(id, params) {
     el("header.where", {},
       el("nav", { "aria-label": "Episodes" }, el("a.quiet", { href: address("list", 0, kept) }, "← Episodes"), el("a.quiet", { href: address("episode", id, kept) }, "Episode")),
       el("h2", { tabindex: -1 }, `${group.size} sample${group.size === 1 ? "" : "s"}`, el("small", {}, `${stageWords(group.stage)}, step ${group.step}${shown}`)),
-      el("p.question", {}, group.task.question.text), el("p.note", {}, `Truth: ${group.task.answer.text}`)),
+      el("p.question", {}, group.task.question.text), el("p.note", {}, `Ground truth: ${group.task.answer.text}`)),
     el("section.card", { "aria-label": "Samples" },
       el("div.sample.common", {}, el("span.note", {}, "Overview"), line({ ticks: group.ticks, label: "Overview" }), el("span")),
       rows),
@@ -52,7 +52,7 @@ export async function groupPage(id, params) {
     return true;
   }
 
-  /** The video's own length, where it can be read. */
+  /** Load the length of the video, if available. */
   async function begin() {
     const facts = await get(`/api/video/${group.video}`).catch(() => ({ error: "gone" }));
     if (!facts.error) lines.forEach((one) => one.setDuration(Math.max(facts.duration, group.duration * 0.5)));

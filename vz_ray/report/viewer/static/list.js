@@ -1,4 +1,4 @@
-/** The list of episodes: only the rows in sight are there, and only their pages are asked for. */
+/** Virtual list of episodes: renders visible rows and fetches only their pages. */
 import { el } from "/web/dom.js";
 import { address, get, listed } from "./api.js";
 import { drawCharts } from "./charts.js";
@@ -59,9 +59,9 @@ export function listPage(root) {
     asking = new Map();
   }
 
-  // -- asking ----------------------------------------------------------------------
+  // -- requests ----------------------------------------------------------------------
 
-  /** Everything anew; what is drawn stays until the answers are there. */
+  /** Reload everything; keep the current rows until the responses arrive. */
   async function refresh() {
     forget();
     for (const page of pages.values()) page.fresh = false;
@@ -98,7 +98,7 @@ export function listPage(root) {
     draw();
   }
 
-  /** New episodes come in above: who has scrolled down or chosen a row keeps it. */
+  /** Insert new episodes at the top without changing the scroll position or the selected row. */
   function grow(now, by) {
     const before = total;
     total = now;
@@ -116,7 +116,7 @@ export function listPage(root) {
     pages = new Map([...pages].filter(([, page]) => page.fresh));
   }
 
-  // -- drawing ---------------------------------------------------------------------
+  // -- rendering ---------------------------------------------------------------------
 
   const top = () => rows.getBoundingClientRect().top;
   const first = () => Math.floor(Math.max(0, Math.floor(-top() / tall()) - SPARE) / PAGE);
@@ -143,11 +143,11 @@ export function listPage(root) {
     found.textContent = failed || `${count(total)} episode${total === 1 ? "" : "s"}${shown}`;
     newest.hidden = !params.get("sort") && !params.get("up");
     empty.hidden = total > 0 || asking.size > 0;
-    empty.textContent = failed || ([...params].length ? "No episode is like that: loosen the filters." : "No episodes yet. They appear here as the run plays them.");
+    empty.textContent = failed || ([...params].length ? "No episode matches the filters." : "No episodes yet.");
     if (refocus) focus();
   }
 
-  /** Tab and screen readers follow the order in the document. */
+  /** Keep the document order, which the Tab key and screen readers use. */
   function sortItems() {
     const items = [...rows.children];
     const inOrder = items.every((item, k) => !k || Number(items[k - 1].dataset.index) < Number(item.dataset.index));

@@ -1,4 +1,4 @@
-/** The page: which part of it is shown, what changes while the run goes on, and the keys. */
+/** Page: routing, live updates and keyboard shortcuts. */
 import { el } from "/web/dom.js";
 import { address, get, listed, where } from "./api.js";
 import { episodePage } from "./episode.js";
@@ -15,7 +15,7 @@ const episodes = listPage(list);
 let shown = null; // The page in #detail: { keys, close }.
 let last = { revision: -1 };
 let scrolled = 0;
-let routes = 0; // How often another page was asked for: an answer that comes too late is dropped.
+let routes = 0; // Number of navigations; late responses are dropped.
 
 // -- pages ------------------------------------------------------------------------
 
@@ -53,13 +53,13 @@ async function route() {
   } catch (error) {
     if (mine !== routes) return;
     detail.replaceChildren(
-      el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This cannot be shown"), el("p", {}, error.message),
+      el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This page cannot be displayed"), el("p", {}, error.message),
         el("p", {}, el("a", { href: address("list", 0, listed(params)) }, "Back to the episodes"))),
     );
   }
 }
 
-// -- what changes -----------------------------------------------------------------
+// -- live updates -----------------------------------------------------------------
 
 function say(state) {
   const [done, total] = state.indexed;
@@ -88,7 +88,7 @@ async function poll() {
     } catch (error) {
       live.className = "lost";
       live.textContent = error.message;
-      last = { ...last, revision: -1 }; // Whoever answers next is asked for everything anew.
+      last = { ...last, revision: -1 }; // Forces a full reload on the next response.
     }
   }
   setTimeout(poll, POLL_MS);
@@ -123,8 +123,8 @@ async function showProblems() {
   const found = await get("/api/skipped_lines");
   const rest = found.count - found.lines.length;
   open(
-    "Lines that were skipped",
-    el("p", {}, "They hold no episode that can be read; everything else is shown."),
+    "Skipped lines",
+    el("p", {}, "These lines are not valid episodes."),
     el("ul.problems", {}, found.lines.map((one) => el("li", {}, el("code", {}, `${one.file}, line ${one.line}`), el("span", {}, one.why)))),
     rest > 0 && el("p", {}, `and ${count(rest)} more`),
   );

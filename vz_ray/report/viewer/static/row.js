@@ -1,4 +1,4 @@
-/** A row of the list, and the heads of its columns: what they say, without what they do. */
+/** Rows and column headers of the list, without behavior. */
 import { el } from "/web/dom.js";
 import { cameOf, number, outcomeWords, signed, stageWords, tone, words } from "./words.js";
 
@@ -8,7 +8,7 @@ const COLUMNS = [
   ["frames", "Frames", "right"], ["seconds", "Seconds", "right"],
 ];
 
-/** The link that a row is; whoever draws it says where it leads. */
+/** Row element, a link; the caller sets its target. */
 export function cells(one) {
   const answer = one.answer === null ? words(one.status) : one.answer;
   return el(
@@ -27,7 +27,7 @@ export function cells(one) {
   );
 }
 
-/** Buttons that sort, and plain titles; `set` takes the choice. */
+/** Sort buttons and titles; `set` receives the sort order. */
 export function headsOf(params, set) {
   const sort = params.get("sort") || "newest";
   const up = params.get("up") === "true";

@@ -1,4 +1,4 @@
-/** What the policy sampled, token by token, shaded by how likely each was or by the episode's advantage. */
+/** Sampled tokens of a turn, shaded by log-prob or advantage. */
 import { el } from "/web/dom.js";
 import { signed } from "./words.js";
 
@@ -6,13 +6,13 @@ export const SHADES = [["logprob", "Log-prob"], ["advantage", "Advantage"], ["no
 const STRONGEST = 0.55;
 const LARGE = 2; // An advantage that is shaded fully, standard deviations.
 
-/** The version of the weights that sampled token k. */
+/** Weight version that sampled token k. */
 function versionOf(sampled, k) {
   const span = sampled.versions.find(([start, end]) => start <= k && k < end);
   return span ? span[2] : null;
 }
 
-/** A turn's text; { element, shade(kind) }. */
+/** Text of a turn: { element, shade(kind) }. */
 export function tokenText(turn, advantage) {
   const sampled = turn.sampled;
   if (!sampled || !sampled.logprobs) return { element: el("div.said", {}, turn.text.text), shade: () => {} };
@@ -25,7 +25,7 @@ export function tokenText(turn, advantage) {
   const text = el(named ? "div.said" : "div.said.ids", {}, spans);
   const element = named
     ? text
-    : el("div", {}, el("div.said", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run was not found, or spells this turn differently: the token ids."), text);
+    : el("div", {}, el("div.said", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run is not available or does not match; showing token ids."), text);
   const shade = (kind) => {
     element.dataset.shade = kind;
     sampled.logprobs.forEach((logprob, k) => {
@@ -37,10 +37,10 @@ export function tokenText(turn, advantage) {
   return { element, shade };
 }
 
-/** What the shading means. */
+/** Legend of the shading. */
 export function shadeLegend(kind, advantage) {
   if (kind === "logprob") return ["likely", el("i.ramp.s2"), "unlikely: probability of the token under the engine that sampled it"];
   if (kind === "advantage")
-    return [advantage === null ? "This episode has no advantage: nothing was learned from it." : `Every sampled token was learned from with advantage ${signed(advantage)}: ${advantage >= 0 ? "made likelier" : "made less likely"}.`];
+    return [advantage === null ? "This episode has no advantage: it was not used for training." : `Every sampled token was trained with advantage ${signed(advantage)}: ${advantage >= 0 ? "made likelier" : "made less likely"}.`];
   return [];
 }

@@ -1,4 +1,4 @@
-/** How values are said. */
+/** Formatting of values. */
 
 export const words = (name) => name.replaceAll("_", " ");
 
@@ -6,16 +6,16 @@ const SHORT = {
   right_place_too_coarse: "too coarse",
   right_evidence_wrong_answer: "saw it, misread",
   zoomed_place_unknown: "zoomed, wrong",
-  unjudged: "not judged",
+  unjudged: "not scored",
 };
 
-/** An outcome or failure, for lists. */
+/** Label of an outcome or failure. */
 export const outcomeWords = (name) => SHORT[name] || words(name);
 
-/** What came of an episode: its failure, or right, wrong, not judged. */
+/** Outcome of an episode: its failure mode, right, wrong or unscored. */
 export const cameOf = (row) => row.failure || row.outcome;
 
-/** The class that colours it. */
+/** CSS class of the outcome. */
 export const tone = (row) => (row.outcome === "right" ? "right" : row.outcome === "wrong" ? "wrong" : "unknown");
 
 export function number(value, digits = 2) {
@@ -26,7 +26,7 @@ export function signed(value, digits = 2) {
   return value === null || value === undefined ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`;
 }
 
-/** 3.2e-6 as it is, 12345 as 12,345. */
+/** Format 3.2e-6 unchanged and 12345 as 12,345. */
 export function figure(value) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value)) return count(value);
