@@ -195,7 +195,7 @@ class RolloutCluster:
     @contextmanager
     def decoders_stopped(self) -> Iterator[list[psutil.Process]]:
         """Stop the decoder processes, so that new episodes wait for their overviews."""
-        decoders = self.nodes.actor_processes("DecodeActor")
+        decoders = self.nodes.actor_processes("DecoderActor")
         assert decoders
         for decoder in decoders:
             decoder.send_signal(signal.SIGSTOP)

@@ -78,7 +78,7 @@ class FaultSchedule:
         self._kill("engine", self.cluster.nodes.actor_children("RolloutWorkerActor"))
 
     def decoder(self) -> None:
-        self._kill("decoder", self.cluster.nodes.actor_processes("DecodeActor"))
+        self._kill("decoder", self.cluster.nodes.actor_processes("DecoderActor"))
 
     def publishing(self) -> None:
         """Kill a worker during the next publish."""
