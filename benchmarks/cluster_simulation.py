@@ -129,12 +129,8 @@ def recorded_episode_shapes(run: Path) -> tuple[EpisodeShape, ...]:
     for path in sorted((run / "episodes").glob("*.jsonl")):
         for record in read_records(path):
             turns = [turn for turn in record.trajectory.turns if isinstance(turn.action, SampledAction)]
-            turn_tokens = tuple(
-                len(turn.action.token_ids) for turn in turns if isinstance(turn.action, SampledAction)
-            )
-            clip_frames = tuple(
-                len(turn.observation.frame_refs) if turn.observation else 0 for turn in turns[:-1]
-            )
+            turn_tokens = tuple(len(turn.action.token_ids) for turn in turns if isinstance(turn.action, SampledAction))
+            clip_frames = tuple(len(turn.observation.frame_refs) if turn.observation else 0 for turn in turns[:-1])
             if turn_tokens:
                 shapes.append(EpisodeShape(turn_tokens, clip_frames))
     if not shapes:
@@ -241,9 +237,7 @@ def simulate_rollout(
 class _Simulation:
     """Event loop. Groups go to the engine with the fewest episodes; events are in two heaps."""
 
-    def __init__(
-        self, config: SimulationConfig, gpu: GpuModel, engines: int, decoders: int, seed: int
-    ) -> None:
+    def __init__(self, config: SimulationConfig, gpu: GpuModel, engines: int, decoders: int, seed: int) -> None:
         self._config, self._gpu = config, gpu
         rng = random.Random(seed)
         self._queue = deque(

@@ -380,9 +380,7 @@ def measure_pool(path: Path, minutes: int, num_episodes: int = 64, zooms: int = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("data/bench"), help="folder of the test videos")
     parser.add_argument("--minutes", type=int, nargs="+", default=[20, 60])
     parser.add_argument("--sizes", nargs="+", default=["640x360", "1920x1080"])

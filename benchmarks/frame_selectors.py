@@ -80,9 +80,7 @@ def main() -> None:
         diversity=args.diversity,
     )
     selectors = {"uniform": FrameSelectorConfig(), "keyframes": FrameSelectorConfig("keyframes")}
-    selectors |= {
-        f"query, segments {share:g}": replace(query, segment_share=share) for share in args.segments
-    }
+    selectors |= {f"query, segments {share:g}": replace(query, segment_share=share) for share in args.segments}
     figures = asyncio.run(compare_selectors(args.folder, tasks, selectors, args.agent, args.answers_only))
     header = {"questions": len(tasks), "clip_training_seconds": round(training_seconds, 1)}
     print(json.dumps({**header, "selectors": figures}))
@@ -111,7 +109,7 @@ async def compare_selectors(
     answers_only: bool,
 ) -> dict[str, Any]:
     """Return the figures of each selector."""
-    config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"runs={folder / 'runs'}"])
+    config = load_config(GrpoRunConfig, "conf/laptop.yaml", [f"runs={folder / 'runs'}"])
     if answers_only:
         config.episode.prompt, config.episode.max_rounds = "conf/prompt/tiny-answer.yaml", 1
     config.episode.selector = list(selectors.values())[-1]
@@ -164,10 +162,7 @@ async def measure_overviews(
     covered = [value for values in covered_by_kind.values() for value in values]
     return {
         "covered_questions": round(fmean(covered), 4),
-        **{
-            f"covered_questions_{kind}": round(fmean(values), 4)
-            for kind, values in sorted(covered_by_kind.items())
-        },
+        **{f"covered_questions_{kind}": round(fmean(values), 4) for kind, values in sorted(covered_by_kind.items())},
         "frames_per_overview": round(fmean(len(clip.frames) for clip in clips), 2),
         "seconds_per_question": round((time.monotonic() - started) / len(tasks), 3),
     }

@@ -196,8 +196,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         }
     best = {name: min(seconds, key=lambda size: seconds[size]) for name, seconds in size_seconds.items()}
     laps = [
-        {name: measure_in_subprocess(name, best[name], args, args.repeats) for name in names}
-        for _ in range(args.laps)
+        {name: measure_in_subprocess(name, best[name], args, args.repeats) for name in names} for _ in range(args.laps)
     ]
     losses = {name: laps[0][name]["loss"] for name in names}
     if max(losses.values()) - min(losses.values()) > args.tolerance * abs(losses[names[0]]):
@@ -219,9 +218,7 @@ def summarize(args: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -
         "peak_rss_mb_by_name": {name: result["peak_mb"] for name, result in laps[0].items()},
     }
     if {"frames", "unshared"} <= seconds.keys():
-        vision = median(
-            (lap["unshared"] - lap["frames"]) / (lap["unshared"] - lap["packed"]) for lap in lap_seconds
-        )
+        vision = median((lap["unshared"] - lap["frames"]) / (lap["unshared"] - lap["packed"]) for lap in lap_seconds)
         summary |= {
             "flops_saved_fraction": round(1 - first["flops"] / laps[0]["unshared"]["flops"], 3),
             "vision_gain_fraction": round(vision, 2),
@@ -240,9 +237,7 @@ def summarize(args: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
     parser.add_argument("--shape", choices=["tiny", "3b", "7b"], default="tiny", help="size of the model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -35,9 +35,7 @@ def _padded(examples: Sequence[Example], fill: int) -> Tensor:
 
 
 def _images(examples: Sequence[Example], batch: LearnerBatch, spec: ImageSpec) -> tuple[Tensor, np.ndarray]:
-    return extract_patches(
-        [batch.pixels[ref.digest] for e in examples for ref in e.refs], spec.without_size_limits()
-    )
+    return extract_patches([batch.pixels[ref.digest] for e in examples for ref in e.refs], spec.without_size_limits())
 
 
 class PaddedStep:

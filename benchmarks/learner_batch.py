@@ -75,9 +75,7 @@ class LearnerBatch:
         return common_prefix_length(self.examples)
 
 
-def make_group(
-    workload: Workload, tokens: SpecialTokenIds, vocab: int, side: int, seed: int = 0
-) -> LearnerBatch:
+def make_group(workload: Workload, tokens: SpecialTokenIds, vocab: int, side: int, seed: int = 0) -> LearnerBatch:
     """Return 16 samples with 0 to 4 clips and a shared prefix of 60 % of the tokens."""
     builder = SampleBuilder(np.random.default_rng(seed), tokens, vocab, side, {})
     shapes = [workload.shape(seed, sample, GROUP_SIZE) for sample in range(GROUP_SIZE)]

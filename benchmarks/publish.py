@@ -79,9 +79,7 @@ def time_in_engine(worker: Any, directory: str, repeats: int) -> dict[str, list[
 
 async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
     """Measure publishes of one model and their baselines."""
-    config = EngineConfig(
-        max_model_len=512, max_num_seqs=2, images_per_prompt=4, kv_cache_gib=0.25, num_threads=2
-    )
+    config = EngineConfig(max_model_len=512, max_num_seqs=2, images_per_prompt=4, kv_cache_gib=0.25, num_threads=2)
     with tempfile.TemporaryDirectory(prefix="vz_ray_", dir="/dev/shm") as folder:
         engine = await VllmEngine.start(model, config, name="engine", log_file=Path(folder) / "engine.log")
         try:
@@ -114,9 +112,7 @@ async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--publishes", type=int, default=9, help="publishes of each model after the warm-up")
     parser.add_argument("--layers", type=int, default=24, help="layers of the larger model")
     args = parser.parse_args()

@@ -169,9 +169,7 @@ async def measure(args: argparse.Namespace, logs: Path) -> dict[str, Any]:
         Task(str(index), paths[index % NUM_VIDEOS], "What is shown?\nA. This\nB. That", "A")
         for index in range(args.tasks)
     ]
-    pool = DecodePool.start(
-        ClipsConfig(num_actors=2, cpus_per_actor=0, disk_cache_gib=0, threads_per_actor=1)
-    )
+    pool = DecodePool.start(ClipsConfig(num_actors=2, cpus_per_actor=0, disk_cache_gib=0, threads_per_actor=1))
     await pool.wait_until_ready()
     clips = await record_clips(tasks, workload, pool)
     config = RolloutConfig(
@@ -249,9 +247,7 @@ def cache_hit_rates(stats: Sequence[WorkerStats]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes and latencies")
     parser.add_argument("--tasks", type=int, default=32, help=f"tasks per batch, {GROUP_SIZE} samples each")
     parser.add_argument("--engines", type=int, default=2)

@@ -113,9 +113,7 @@ def make_requests(workload: Workload, videos: Sequence[str], count: int, seed: i
     ]
 
 
-async def send_request(
-    client: httpx.AsyncClient, request: BenchRequest, result: LoadResult, *, stream: bool
-) -> None:
+async def send_request(client: httpx.AsyncClient, request: BenchRequest, result: LoadResult, *, stream: bool) -> None:
     """Send one request and record its latencies and status in `result`."""
     content = [
         {"type": "video_url", "video_url": {"url": request.video}},
@@ -236,13 +234,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             warmup_requests = make_requests(workload, videos, 16, -1)
             await run_http_load(server.url, warmup_requests, 8)
             await baseline.run(warmup_requests, 8)
-            repeats = [
-                await run_repeat(server.url, baseline, workload, videos, index)
-                for index in range(args.repeats)
-            ]
-            overloads = [
-                await measure_overload(server.url, workload, videos, index) for index in range(args.overloads)
-            ]
+            repeats = [await run_repeat(server.url, baseline, workload, videos, index) for index in range(args.repeats)]
+            overloads = [await measure_overload(server.url, workload, videos, index) for index in range(args.overloads)]
         finally:
             await baseline.engine.shutdown()
             baseline.decode_pool.close()
@@ -315,12 +308,8 @@ def summarize(repeats: Sequence[dict[str, LoadResult]]) -> dict[str, Any]:
                 ),
                 3,
             ),
-            "streamed_requests_per_second": round(
-                median(f"stream {clients}", lambda r: r.requests_per_second), 2
-            ),
-            "ttft_ms_p50": round(
-                1e3 * median(f"stream {clients}", lambda r: percentile(r.first_token_seconds, 0.5))
-            ),
+            "streamed_requests_per_second": round(median(f"stream {clients}", lambda r: r.requests_per_second), 2),
+            "ttft_ms_p50": round(1e3 * median(f"stream {clients}", lambda r: percentile(r.first_token_seconds, 0.5))),
             "first_zoom_ms_p50": round(
                 1e3 * median(f"stream {clients}", lambda r: percentile(r.first_zoom_seconds, 0.5))
             ),
@@ -349,17 +338,13 @@ def build_config(args: argparse.Namespace, folder: Path) -> ServeConfig:
             "engine.num_threads=1",
         ],
     )
-    episode = replace(
-        config.episode, max_context=4096, max_turn_tokens=1024, max_zoom_frames=16, max_images=128
-    )
+    episode = replace(config.episode, max_context=4096, max_turn_tokens=1024, max_zoom_frames=16, max_images=128)
     clips = replace(config.clips, disk_cache_gib=0, threads_per_actor=1)
     return replace(config, episode=episode, clips=clips)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of the load test")
     parser.add_argument("--overloads", type=int, default=3, help="repeats of the overload test")

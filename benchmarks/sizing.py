@@ -88,9 +88,7 @@ def best_split(splits: Sequence[ClusterSplit], *, synchronous: bool) -> ClusterS
 
 def main() -> None:
     gpu, config = GpuModel(), SimulationConfig(paper_episode_shapes())
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[16, 64, 512])
     parser.add_argument("--run", type=Path, help="run directory with recorded episodes")
     parser.add_argument("--batch-size", type=int, default=config.batch_size, help="tasks per step")

@@ -25,9 +25,7 @@ from vz_ray.needle.needle_video import BORDERS, format_question
 
 IMAGE_SIZE, PATCH_SIZE, HIDDEN_SIZE, LAYERS, PROJECTION_DIM = 56, 8, 64, 2, 32
 KINDS = (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DECOY, QuestionKind.DEEP)
-QUESTIONS = tuple(
-    dict.fromkeys(strip_options(format_question(kind, border)) for kind in KINDS for border in BORDERS)
-)
+QUESTIONS = tuple(dict.fromkeys(strip_options(format_question(kind, border)) for kind in KINDS for border in BORDERS))
 """All needle questions, without their answer options."""
 BATCH_SIZE, STEPS, LEARNING_RATE = 64, 700, 2e-3
 

@@ -2,7 +2,7 @@
 
     python -m cluster.local up --nodes 3 --cpus 2 --jobs
     export RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
-    vz-ray submit conf/tiny.yaml runs=$PWD/runs rollout.max_workers=3 --address http://127.0.0.1:8266
+    vz-ray submit conf/laptop.yaml runs=$PWD/runs rollout.max_workers=3 --address http://127.0.0.1:8266
     python -m cluster.local down
 
 Nodes are processes with logical resources. The head has room for a driver, a learner and decoders. The autoscaler
@@ -86,9 +86,7 @@ class LocalCluster:
             UserError: The cluster is already running, or does not start.
         """
         if self.processes():
-            raise UserError(
-                f"a cluster in {self.temp_dir} is already running: `python -m cluster.local down`"
-            )
+            raise UserError(f"a cluster in {self.temp_dir} is already running: `python -m cluster.local down`")
         self.temp_dir.mkdir(parents=True, exist_ok=True)
         config = self.temp_dir / "autoscaler.json"
         config.write_text(json.dumps(self._autoscaler()))
@@ -127,14 +125,10 @@ class LocalCluster:
             # Jobs run `python` from PATH.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
         if done.returncode:
             self.down()
-            raise UserError(
-                f"the head did not start: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
-            )
+            raise UserError(f"the head did not start: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
 
     def down(self) -> None:
         """Terminate all processes of the cluster."""
@@ -148,9 +142,7 @@ class LocalCluster:
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes whose command line contains the temporary directory, and their children."""
-        roots = [
-            p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.temp_dir) in _command(p)
-        ]
+        roots = [p for p in psutil.process_iter() if p.pid != os.getpid() and str(self.temp_dir) in _command(p)]
         by_pid = {process.pid: process for root in roots for process in (root, *_children(root))}
         return [process for pid, process in by_pid.items() if pid != os.getpid()]
 

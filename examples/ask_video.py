@@ -1,6 +1,6 @@
 """Run one episode on a video with a trained checkpoint and print what the agent zooms into.
 
-python examples/ask_video.py VIDEO QUESTION --model runs/quickstart/models/rl --config conf/tiny.yaml
+python examples/ask_video.py VIDEO QUESTION --model runs/quickstart/models/rl --config conf/laptop.yaml
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ def print_zoom(event: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video")
     parser.add_argument("question")
     parser.add_argument("--model", required=True, help="checkpoint directory")
     parser.add_argument(
-        "--config", default="conf/tiny.yaml", help="config whose `episode` section the model was trained with"
+        "--config", default="conf/laptop.yaml", help="config whose `episode` section the model was trained with"
     )
     arguments = parser.parse_args()
     config = vz_ray.load_config(arguments.config)

@@ -36,7 +36,7 @@ INTRODUCTION = """\
 Every command reads YAML files and `section.key=value` overrides:
 
 ```
-vz-ray train conf/tiny.yaml model=runs/quickstart/models/cold_start train.max_steps=3
+vz-ray train conf/laptop.yaml model=runs/quickstart/models/cold_start train.max_steps=3
 ```
 
 `--dry-run` prints the resolved config and exits. A file may extend another one with `extends: other.yaml`.

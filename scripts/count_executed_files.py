@@ -1,6 +1,6 @@
 """Count the files of vz_ray that run from `vz-ray train` to the first gradient, and during one weight publish.
 
-    python scripts/count_executed_files.py conf/tiny.yaml model=assets/tiny-base data.train=data/needle/train.json
+    python scripts/count_executed_files.py conf/laptop.yaml model=assets/tiny-base data.train=data/needle/train.json
 
 Runs one training step of the given config with a profiler in every process. A file counts if one of its functions
 runs; importing it does not count. Prints one JSON object as its last line.

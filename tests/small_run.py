@@ -96,9 +96,7 @@ def wait_for_exit(process: subprocess.Popen[str], timeout_s: float = 280) -> sub
         for running in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             running.kill()
         out, err = process.communicate()
-        raise AssertionError(
-            f"still running after {timeout_s} s; output: {out[-2000:]} {err[-2000:]}"
-        ) from None
+        raise AssertionError(f"still running after {timeout_s} s; output: {out[-2000:]} {err[-2000:]}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

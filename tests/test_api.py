@@ -42,8 +42,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
     folder = tmp_path_factory.mktemp("needle")
     config = SynthConfig(directory=str(folder), train=1, sft=0, validation=0, test=0, shot_s=[4], workers=1)
     return [
-        replace(task, question=f"({task.task_id}) {task.question}")
-        for task in read_tasks(synthesize(config)["train"])
+        replace(task, question=f"({task.task_id}) {task.question}") for task in read_tasks(synthesize(config)["train"])
     ]
 
 
@@ -56,9 +55,7 @@ def agent(episode: EpisodeConfig) -> Iterator[vz_ray.VideoAgent]:
 
 def test_import_loads_no_heavy_package():
     code = "import sys, vz_ray; print(*{name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'vllm', 'transformers'})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not set(done.stdout.split()) & {"ray", "vllm", "transformers"}
 
 
@@ -68,9 +65,7 @@ def test_unknown_attribute_is_an_attribute_error():
 
 
 def test_load_config_applies_overrides():
-    assert (
-        vz_ray.load_config("conf/quickstart.yaml", ["train.max_steps=3"], "quickstart").train.max_steps == 3
-    )
+    assert vz_ray.load_config("conf/quickstart.yaml", ["train.max_steps=3"], "quickstart").train.max_steps == 3
 
 
 def test_load_config_names_valid_commands():
@@ -106,9 +101,7 @@ def test_checkpoint_agent_refuses_other_directories(tmp_path: Path):
         vz_ray.VideoAgent.from_checkpoint(tmp_path)
 
 
-def test_episodes_are_read_as_records_and_flat_rows(
-    agent: vz_ray.VideoAgent, tasks: list[Task], tmp_path: Path
-):
+def test_episodes_are_read_as_records_and_flat_rows(agent: vz_ray.VideoAgent, tasks: list[Task], tmp_path: Path):
     trajectory = agent.run(tasks[0].video, tasks[0].question)
     (tmp_path / "episodes").mkdir()
     append_records(tmp_path / "episodes/000000.jsonl", [EpisodeRecord(tasks[0], trajectory, "rl", 0, 0.5)])

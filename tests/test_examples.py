@@ -96,7 +96,7 @@ def test_ask_endpoint_prints_turns_and_answer(tasks: list[Task]):
             tasks[0].question,
             *options,
             "--config",
-            "conf/tiny.yaml",
+            "conf/laptop.yaml",
         )
     assert f"answer: {tasks[0].answer} (answered)" in output
 

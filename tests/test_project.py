@@ -132,9 +132,7 @@ def test_installer_rejects_old_python(tmp_path):
 
 
 def test_installer_rejects_python_without_venv(tmp_path):
-    bare = script(
-        tmp_path / "barepython", 'case "$2" in *ensurepip*) exit 1;; *exit*) exit 0;; *) echo 3.12.1;; esac'
-    )
+    bare = script(tmp_path / "barepython", 'case "$2" in *ensurepip*) exit 1;; *exit*) exit 0;; *) echo 3.12.1;; esac')
     result = install(tmp_path, PYTHON=str(bare))
     assert result.returncode == 1
     assert "(3.12.1) lacks the venv module" in result.stderr

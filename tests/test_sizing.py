@@ -17,9 +17,7 @@ from benchmarks.cluster_simulation import (
 from benchmarks.sizing import best_split, candidate_splits, plan_split
 
 # One token per millisecond at any batch size, free prefill, one second per decoded clip.
-SIMPLE_GPU = GpuModel(
-    params=1e9, vision_params=0.0, kv_bytes=0.0, flops=inf, bandwidth=2e12, decode_share=1.0
-)
+SIMPLE_GPU = GpuModel(params=1e9, vision_params=0.0, kv_bytes=0.0, flops=inf, bandwidth=2e12, decode_share=1.0)
 ONE_EPISODE = SimulationConfig(
     (EpisodeShape((100,), ()),), batch_size=1, group_size=1, zoom_cpu_s=1.0, overview_cpu_s=1.0
 )

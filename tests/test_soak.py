@@ -66,7 +66,7 @@ def test_long_run_does_not_leak(tmp_path: Path) -> None:
     try:
         process = start_vz_ray(
             "train",
-            "conf/tiny.yaml",
+            "conf/laptop.yaml",
             "name=soak",
             *small.overrides(),
             f"ray.address={cluster.address}",

@@ -40,9 +40,7 @@ def collect_traces() -> Iterator[TraceCollector]:
             collector.paths.append(self.path)
             if collector.status == 200:
                 for resource in request.resource_spans:
-                    collector.resources.append(
-                        {a.key: a.value.string_value for a in resource.resource.attributes}
-                    )
+                    collector.resources.append({a.key: a.value.string_value for a in resource.resource.attributes})
                     collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
             self.send_response(collector.status)
             self.end_headers()

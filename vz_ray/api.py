@@ -1,6 +1,6 @@
 """Python API: configs, agents, runs and checkpoints, for scripts and notebooks.
 
-    config = vz_ray.load_config("conf/tiny.yaml", ["train.max_steps=3"])
+    config = vz_ray.load_config("conf/laptop.yaml", ["train.max_steps=3"])
     with vz_ray.VideoAgent.from_checkpoint("runs/quickstart/models/rl", config.episode) as agent:
         print(agent.run("talk.mp4", "What is on the second slide?").answer)
     rows = pandas.DataFrame(vz_ray.episode_rows("runs/quickstart"))
@@ -125,9 +125,7 @@ class VideoAgent:
         episode = episode or EpisodeConfig()
 
         async def start(stack: AsyncExitStack) -> tuple[Policy, ChatFormat]:
-            return await stack.enter_async_context(
-                _engine_policy(Path(model), episode, engine or EngineConfig())
-            )
+            return await stack.enter_async_context(_engine_policy(Path(model), episode, engine or EngineConfig()))
 
         return cls(start, episode)
 

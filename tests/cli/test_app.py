@@ -35,9 +35,7 @@ def checks_that_raise(error: Exception) -> Callable[[Path], list[CheckResult]]:
     ("status", "exit_code"), [(CheckStatus.OK, 0), (CheckStatus.WARNING, 0), (CheckStatus.FAILED, 1)]
 )
 def test_doctor_exits_with_1_only_for_a_failed_check(monkeypatch, capsys, status, exit_code):
-    monkeypatch.setattr(
-        doctor, "run_checks", lambda folder: [CheckResult("memory", status, str(folder), "fix")]
-    )
+    monkeypatch.setattr(doctor, "run_checks", lambda folder: [CheckResult("memory", status, str(folder), "fix")])
     assert run(monkeypatch, "doctor", "--json", "--runs", "elsewhere") == exit_code
     (row,) = json.loads(capsys.readouterr().out)
     assert row == {"name": "memory", "status": str(status), "detail": "elsewhere", "fix": "fix"}
@@ -66,9 +64,7 @@ def test_stop_request_prints_how_to_resume(monkeypatch, capsys):
 
 
 def test_stop_request_prints_its_own_hint(monkeypatch, capsys):
-    monkeypatch.setattr(
-        doctor, "run_checks", checks_that_raise(StopRequested("stopped by SIGINT", "start again"))
-    )
+    monkeypatch.setattr(doctor, "run_checks", checks_that_raise(StopRequested("stopped by SIGINT", "start again")))
     assert run(monkeypatch, "doctor") == 130
     assert capsys.readouterr().err == "vz-ray: stopped by SIGINT; start again\n"
 

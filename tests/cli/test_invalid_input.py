@@ -43,9 +43,7 @@ def train(small, monkeypatch, capsys):
     """Return a function that runs `vz-ray train` with invalid overrides and returns the error."""
 
     def train(*overrides: str) -> str:
-        err = error_of(
-            monkeypatch, capsys, "train", "conf/tiny.yaml", "name=bad", *small.overrides(), *overrides
-        )
+        err = error_of(monkeypatch, capsys, "train", "conf/laptop.yaml", "name=bad", *small.overrides(), *overrides)
         assert not (small.runs / "bad").exists()
         return err
 
@@ -193,13 +191,13 @@ def test_other_directory_is_not_used_as_run(small, monkeypatch, capsys, tmp_path
     folder = tmp_path / "runs/bad"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    arguments = ["train", "conf/tiny.yaml", "name=bad", *small.overrides(), f"runs={tmp_path / 'runs'}"]
+    arguments = ["train", "conf/laptop.yaml", "name=bad", *small.overrides(), f"runs={tmp_path / 'runs'}"]
     assert "not a run directory" in error_of(monkeypatch, capsys, *arguments)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
 def test_console_shows_no_traceback(small):
-    result = run_vz_ray("train", "conf/tiny.yaml", *small.overrides(), "model=nowhere")
+    result = run_vz_ray("train", "conf/laptop.yaml", *small.overrides(), "model=nowhere")
     assert result.returncode == 2
     assert result.stderr == "vz-ray: model 'nowhere' is not a directory. Pass an HF checkpoint directory.\n"
 
@@ -257,9 +255,7 @@ def test_private_cluster_ignores_other_ray_cluster(other_ray):
 def test_missing_cluster_is_named():
     code = PRIVATE_RAY.replace("num_cpus=4, object_store_mib=80", "address='127.0.0.1:1'")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (
-        "UserError: cannot join Ray at 127.0.0.1:1: connection failed (Connection refused)" in result.stderr
-    )
+    assert "UserError: cannot join Ray at 127.0.0.1:1: connection failed (Connection refused)" in result.stderr
 
 
 def test_require_checks_names_first_failure():

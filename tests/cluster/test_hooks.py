@@ -86,10 +86,7 @@ def test_stop_jobs_stops_each_job_once_and_waits(jobs: Jobs):
 
 def test_stop_jobs_names_a_job_that_does_not_end(jobs: Jobs):
     jobs.status, jobs.takes_s = {"slow": "RUNNING"}, 60
-    assert (
-        stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05)
-        == "slow still running after 0.3 s"
-    )
+    assert stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05) == "slow still running after 0.3 s"
 
 
 def test_wait_for_jobs_stops_no_job(jobs: Jobs):
@@ -165,9 +162,7 @@ def test_hooks_of_the_manifests_parse(workload: Workload):
 def test_hooks_import_no_heavy_packages():
     heavy = ("ray", "torch", "numpy", "omegaconf", "psutil")
     code = f"import cluster.hooks, sys; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

@@ -121,9 +121,7 @@ def test_stop_jobs_waits_for_the_checkpoint_of_a_job(head: JobApi, tmp_path: Pat
 
     hook = [sys.executable, "-m", "cluster.hooks", "stop-jobs", "--seconds", "40"]
     hook += ["--dashboard", f"http://127.0.0.1:{DASHBOARD}"]
-    result = subprocess.run(
-        hook, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run(hook, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, "all jobs ended" in result.stderr) == (0, True), result.stderr
     assert checkpoint.read_text() == "checkpoint"
     assert head.running_jobs() == []

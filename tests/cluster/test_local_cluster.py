@@ -76,7 +76,7 @@ def test_run_scales_up_down_and_up_again(cluster: LocalCluster, tmp_path: Path, 
     small = SmallRun.create(tmp_path)
     process = start_vz_ray(
         "train",
-        "conf/tiny.yaml",
+        "conf/laptop.yaml",
         "name=elastic",
         *small.overrides(),
         f"ray.address={cluster.address}",

@@ -177,9 +177,7 @@ def test_worker_pods_drain_before_they_stop(workload: Workload) -> None:
     min_drain_s = getattr(loaded[0].timeouts, "drain_s", 1.0) if loaded else 1.0
     for group in workload.groups[1:]:
         if group.name != "learner":
-            drain_s, idle_s = (
-                group.hook_seconds(command) for command in ("vz-ray drain", "cluster.hooks wait-idle")
-            )
+            drain_s, idle_s = (group.hook_seconds(command) for command in ("vz-ray drain", "cluster.hooks wait-idle"))
             assert min(drain_s, idle_s) >= min_drain_s, group.name
             grace_s = group.pod["terminationGracePeriodSeconds"]
             assert grace_s >= max(drain_s, idle_s) + HOOK_MARGIN_S, group.name

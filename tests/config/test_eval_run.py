@@ -23,9 +23,7 @@ def test_every_file_loads_with_known_benchmarks(path: Path) -> None:
     assert config.benchmarks or path.stem == "7b"
     assert {entry.adapter or key for key, entry in config.benchmarks.items()} <= set(ADAPTERS)
     assert all(entry.annotations for entry in config.benchmarks.values())
-    assert all(
-        (FOLDER.parent.parent / prompt).is_file() for prompt in (config.uniform_prompt, config.episode.prompt)
-    )
+    assert all((FOLDER.parent.parent / prompt).is_file() for prompt in (config.uniform_prompt, config.episode.prompt))
 
 
 def test_every_benchmark_has_a_file() -> None:
@@ -60,8 +58,7 @@ def test_invalid_value_is_rejected(override: str, message: str) -> None:
 def test_mode_changes_episode_config() -> None:
     config = load_config(EvalRunConfig, NEEDLE)
     agent, two_zooms, uniform = (
-        EvalMode.parse(text).episode_config(config.episode, "p.yaml")
-        for text in ("agent", "agent:2", "uniform:96")
+        EvalMode.parse(text).episode_config(config.episode, "p.yaml") for text in ("agent", "agent:2", "uniform:96")
     )
     assert agent == config.episode
     assert (two_zooms.max_rounds, two_zooms.overview_frames, two_zooms.prompt) == (

@@ -153,9 +153,7 @@ def test_derived_field_follows_its_key(write):
 def test_derived_field_is_no_key(write):
     assert list_keys(Server) == ["max_context", "engine.threads"]
     assert to_yaml(Server()) == "max_context: 16\nengine:\n  threads: 1\n"
-    with pytest.raises(
-        ConfigError, match=r"run.yaml:2: engine.max_len follows max_context; set that instead"
-    ):
+    with pytest.raises(ConfigError, match=r"run.yaml:2: engine.max_len follows max_context; set that instead"):
         load_config(Server, write("engine:\n  max_len: 3\n"))
 
 

@@ -33,10 +33,7 @@ def test_batch_that_does_not_divide_or_fit_is_rejected(overrides: list[str], mes
 
 
 def test_batch_smaller_than_mini_batch_is_accepted() -> None:
-    assert (
-        load_config(GrpoRunConfig, None, ["train.batch_size=3", "learner.mini_batch_size=8"]).train.batch_size
-        == 3
-    )
+    assert load_config(GrpoRunConfig, None, ["train.batch_size=3", "learner.mini_batch_size=8"]).train.batch_size == 3
 
 
 def test_sft_run_checks_micro_batch_tokens() -> None:

@@ -40,10 +40,7 @@ COMMANDS = (
 
 def sections() -> set[type]:
     """Return every dataclass of vz_ray.config."""
-    modules = [
-        importlib.import_module(f"vz_ray.config.{m.name}")
-        for m in pkgutil.iter_modules(vz_ray.config.__path__)
-    ]
+    modules = [importlib.import_module(f"vz_ray.config.{m.name}") for m in pkgutil.iter_modules(vz_ray.config.__path__)]
     return {
         value
         for module in modules

@@ -101,9 +101,7 @@ def state_bytes(learner: LearnerConfig, model: Any, *, reference: bool) -> float
     return kept / learner.world_size
 
 
-def test_model_state_leaves_most_memory_to_activations(
-    sft: SftRunConfig, rl: GrpoRunConfig, model: Any
-) -> None:
+def test_model_state_leaves_most_memory_to_activations(sft: SftRunConfig, rl: GrpoRunConfig, model: Any) -> None:
     assert sft.learner.zero_stage == rl.learner.zero_stage == 3
     assert state_bytes(sft.learner, model, reference=False) < GPU_BYTES / 3
     assert state_bytes(rl.learner, model, reference=rl.learner.loss.kl_coef > 0) < GPU_BYTES / 3

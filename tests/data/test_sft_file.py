@@ -96,9 +96,7 @@ def write_sft(folder, trajectories, frames, chat_format, num_context_turns=0):
     for digest, frame in frames.items():
         (folder / f"{digest}.png").write_bytes(encode_image(frame.rgb))
     samples = [
-        trajectory_to_sample(
-            t, chat_format, lambda ref: f"{ref.digest}.png", num_context_turns=num_context_turns
-        )
+        trajectory_to_sample(t, chat_format, lambda ref: f"{ref.digest}.png", num_context_turns=num_context_turns)
         for t in trajectories
     ]
     (folder / "sft.json").write_text(json.dumps(samples, ensure_ascii=False))
@@ -145,9 +143,7 @@ def test_turns_of_weight_0_are_excluded_from_the_loss(exemplars, chat_format, tm
     trajectories, frames = exemplars
     multi_turn = [t for t in trajectories if len(t.turns) > 1]
     assert multi_turn
-    restored = read_sft(
-        write_sft(tmp_path, multi_turn, frames, chat_format, num_context_turns=1), chat_format
-    )
+    restored = read_sft(write_sft(tmp_path, multi_turn, frames, chat_format, num_context_turns=1), chat_format)
     for before, after in zip(multi_turn, restored, strict=True):
         assert after.expanded_ids == before.expanded_ids
         assert after.loss_mask == fold_turns_into_prompt(before, 1).loss_mask
@@ -246,9 +242,7 @@ def test_file_without_samples_is_named(chat_format, tmp_path, text):
 def test_text_with_the_image_marker_is_rejected(exemplars, chat_format):
     trajectory = exemplars[0][0]
     text = "<think>an <image></think><answer>A</answer>"
-    turn = replace(
-        trajectory.turns[-1], action=ExternalAction(text, chat_format.encode_assistant(text)), text=text
-    )
+    turn = replace(trajectory.turns[-1], action=ExternalAction(text, chat_format.encode_assistant(text)), text=text)
     with pytest.raises(SampleEncodingError, match="<image>"):
         trajectory_to_sample(
             replace(trajectory, turns=(*trajectory.turns[:-1], turn)), chat_format, lambda ref: ref.digest

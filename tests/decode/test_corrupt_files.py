@@ -91,12 +91,8 @@ async def test_corrupt_files_raise_typed_errors_only(tmp_path: Path) -> None:
         assert outcomes["frames"] > len(mutants)
         assert not outcomes["UnexpectedReadError"]
         assert outcomes["NotAVideoError"] + outcomes["CorruptVideoError"] > 10
-        other_clips = await asyncio.gather(
-            *(pool.overview(uri, OverviewRequest(fps=3), SIZE) for uri in valid)
-        )
-        same_clips = await asyncio.gather(
-            *(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in valid)
-        )
+        other_clips = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=3), SIZE) for uri in valid))
+        same_clips = await asyncio.gather(*(pool.overview(uri, OverviewRequest(fps=4), SIZE) for uri in valid))
         assert [clip.refs for clip in same_clips] == [clip.refs for clip in before]
         assert all(clip.frames for clip in other_clips)
     finally:

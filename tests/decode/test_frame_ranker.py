@@ -83,9 +83,7 @@ async def test_questions_share_video_features_and_results(
     ranker.close()
 
 
-async def test_request_is_retried_after_actor_death(
-    pool: DecodePool, config: FrameSelectorConfig, video: str
-) -> None:
+async def test_request_is_retried_after_actor_death(pool: DecodePool, config: FrameSelectorConfig, video: str) -> None:
     ranker = FrameRankerHandle.start(config, pool)
     before = await ranker.rank_frames(video, QUESTIONS[0], PARAMS)
     ray.kill(ranker._actor, no_restart=False)
@@ -93,9 +91,7 @@ async def test_request_is_retried_after_actor_death(
     ranker.close()
 
 
-async def test_closed_ranker_fails_without_waiting(
-    pool: DecodePool, config: FrameSelectorConfig, video: str
-) -> None:
+async def test_closed_ranker_fails_without_waiting(pool: DecodePool, config: FrameSelectorConfig, video: str) -> None:
     ranker = FrameRankerHandle.start(config, pool)
     await ranker.wait_until_ready()
     ranker.close()
@@ -116,9 +112,7 @@ async def test_errors_and_timeouts_name_video_and_question(
     ranker.close()
 
 
-async def test_missing_checkpoint_is_named(
-    pool: DecodePool, config: FrameSelectorConfig, tmp_path: Path
-) -> None:
+async def test_missing_checkpoint_is_named(pool: DecodePool, config: FrameSelectorConfig, tmp_path: Path) -> None:
     missing = replace(config, model=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"none has no config\.json; episode\.selector\.model must be"):
         FrameRankerHandle.start(missing, pool)

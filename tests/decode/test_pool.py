@@ -38,10 +38,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("videos")
-    return [
-        str(write_video(folder, VideoSpec(f"{name}.mp4", gop=100, start=i)))
-        for i, name in enumerate("abcdefgh")
-    ]
+    return [str(write_video(folder, VideoSpec(f"{name}.mp4", gop=100, start=i))) for i, name in enumerate("abcdefgh")]
 
 
 @pytest.fixture
@@ -282,9 +279,7 @@ async def test_frames_are_read_only_views(pool: DecodePool, videos: list[str]) -
         frame.rgb[0, 0, 0] = 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("num_actors", 0), ("max_download_gib", 0.0), ("cpus_per_actor", -1.0)]
-)
+@pytest.mark.parametrize(("key", "value"), [("num_actors", 0), ("max_download_gib", 0.0), ("cpus_per_actor", -1.0)])
 def test_invalid_setting_is_named(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{key} is {value}"):
         ClipsConfig(**{key: value})  # type: ignore[arg-type]

@@ -81,9 +81,7 @@ class DistillSetup:
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> DistillSetup:
     folder = tmp_path_factory.mktemp("distill")
-    config = SynthConfig(
-        directory=str(folder / "needle"), train=2, sft=0, validation=0, test=0, shot_s=[4], workers=1
-    )
+    config = SynthConfig(directory=str(folder / "needle"), train=2, sft=0, validation=0, test=0, shot_s=[4], workers=1)
     path = synthesize(config)["train"]
     records = json.loads(path.read_text())
     for record in records:
@@ -186,9 +184,7 @@ def test_distillation_is_monitored(setup):
     run = setup.run("watched")
     with serve_endpoint(OracleServer(setup.tasks, setup.chat_format, busy)) as endpoint:
         done = run_vz_ray(
-            *setup.exemplar(
-                endpoint.url, "watched", "monitoring.log_format=json", "monitoring.poll_interval_s=1"
-            )
+            *setup.exemplar(endpoint.url, "watched", "monitoring.log_format=json", "monitoring.poll_interval_s=1")
         )
     assert done.returncode == 0, done.stderr
     view = read_run_view(run)
@@ -211,9 +207,7 @@ def test_distillation_is_monitored(setup):
 
 def test_reflection_corrects_wrong_episodes(setup):
     def answer_wrongly(number, body):
-        return make_completion(
-            WRONG_ZOOM_TURN if not count_turns(body) else "<think>x</think><answer>Z</answer>"
-        )
+        return make_completion(WRONG_ZOOM_TURN if not count_turns(body) else "<think>x</think><answer>Z</answer>")
 
     jobs = [TeacherJob(task, sample) for task in setup.tasks for sample in range(2)]
     with serve_endpoint(answer_wrongly) as endpoint:

@@ -190,9 +190,7 @@ def test_balance_is_deterministic_per_seed():
     episodes += [make_record(ZOOM, DISJOINT, task=f"c{i}") for i in range(10)]
 
     def kept(seed):
-        balanced, dropped = balance(
-            episodes, lambda r: classify_pattern(r.trajectory), 0.5, seed=seed, reason="enough"
-        )
+        balanced, dropped = balance(episodes, lambda r: classify_pattern(r.trajectory), 0.5, seed=seed, reason="enough")
         assert len(balanced) + len(dropped) == len(episodes)
         return [r.task.task_id for r in balanced]
 
@@ -207,9 +205,7 @@ def test_curation_accounts_for_every_episode():
         make_record(ZOOM, task="w", correct=False),
         make_record(task="f", status=EpisodeStatus.FAILED, error="teacher x: y"),
     ]
-    curated = curate(
-        episodes, replace(DEFAULTS, max_pattern_share=0.6), NO_HELD_OUT, max_zoom_frames=16, seed=0
-    )
+    curated = curate(episodes, replace(DEFAULTS, max_pattern_share=0.6), NO_HELD_OUT, max_zoom_frames=16, seed=0)
     assert len(curated.kept) + len(curated.dropped) == len(episodes)
     assert len({episode.episode_id for episode in curated.dropped}) == len(curated.dropped)
     card = build_data_card(

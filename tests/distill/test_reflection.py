@@ -39,20 +39,14 @@ def wrong_records(needle_tasks, chat_format, episode_config, tmp_path):
     """Episodes of a policy that zooms to the start and answers incorrectly."""
 
     def answer_wrongly(number, body):
-        return make_completion(
-            WRONG_ZOOM_TURN if not count_turns(body) else "<think>x</think><answer>Z</answer>"
-        )
+        return make_completion(WRONG_ZOOM_TURN if not count_turns(body) else "<think>x</think><answer>Z</answer>")
 
     with serve_endpoint(answer_wrongly) as endpoint:
         jobs = [TeacherJob(task, 0) for task in needle_tasks[:3]]
-        log, _, raised = run_teacher_jobs(
-            endpoint.url, jobs, chat_format, episode_config, tmp_path / "policy"
-        )
+        log, _, raised = run_teacher_jobs(endpoint.url, jobs, chat_format, episode_config, tmp_path / "policy")
     assert raised is None
     return [
-        replace(
-            r, trajectory=replace(r.trajectory, turns=tuple(map(as_sampled, r.trajectory.turns)), extra={})
-        )
+        replace(r, trajectory=replace(r.trajectory, turns=tuple(map(as_sampled, r.trajectory.turns)), extra={}))
         for r in log.records
     ]
 
@@ -65,9 +59,7 @@ def test_teacher_continues_after_prefix(wrong_records, needle_tasks, chat_format
     )
     assert counts == {"episodes": 3}
     with serve_endpoint(ContinuationOracleServer(needle_tasks, chat_format)) as endpoint:
-        log, ledger, raised = run_teacher_jobs(
-            endpoint.url, jobs, chat_format, episode_config, tmp_path / "reflect"
-        )
+        log, ledger, raised = run_teacher_jobs(endpoint.url, jobs, chat_format, episode_config, tmp_path / "reflect")
     assert raised is None
     assert len(log.records) == 3
     for record, before in zip(log.records, wrong_records, strict=True):
@@ -104,9 +96,7 @@ def test_prefix_turns_have_no_loss(wrong_records, needle_tasks, chat_format, epi
     assert weights == [0, *[None] * (len(whole.turns) - 1)]
 
 
-def test_changed_video_fails_before_request(
-    wrong_records, needle_tasks, chat_format, episode_config, tmp_path
-):
+def test_changed_video_fails_before_request(wrong_records, needle_tasks, chat_format, episode_config, tmp_path):
     path = tmp_path / "e.jsonl"
     append_records(path, wrong_records[:1])
     jobs, _ = load_reflection_jobs([path], chat_format.name, max_rounds=5, max_per_task=2)

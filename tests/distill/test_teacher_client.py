@@ -61,10 +61,7 @@ def complete(config, tmp_path: Path, *, times: int = 1, name: str = "t", **clien
         ledger = CostLedger(tmp_path / "replies.jsonl", config.max_cost_usd)
         teacher = TeacherClient(config, ledger, **client_options)
         sampling = SamplingParams(0.7, 0.9, 100)
-        turns = (
-            teacher.complete(MESSAGES, sampling, request_id=f"{name}{i}", image_cache={})
-            for i in range(times)
-        )
+        turns = (teacher.complete(MESSAGES, sampling, request_id=f"{name}{i}", image_cache={}) for i in range(times))
         try:
             return await asyncio.gather(*turns, return_exceptions=True), ledger
         finally:
@@ -130,9 +127,7 @@ def test_transient_failures_are_retried(config, tmp_path, bad):
     assert len(endpoint.requests) == 3
     assert ledger.totals.requests == 3
     # Only an error status guarantees that the request is not charged.
-    assert (ledger.totals.rejected, ledger.totals.reserved_usd > 0) == (
-        (2, False) if bad.status > 200 else (0, True)
-    )
+    assert (ledger.totals.rejected, ledger.totals.reserved_usd > 0) == ((2, False) if bad.status > 200 else (0, True))
 
 
 def test_retry_after_is_honored(config, tmp_path):
@@ -188,9 +183,7 @@ def test_estimates_adapt_to_reported_usage(config, tmp_path):
         ratios = []
         for batch in range(2):
             turns = (
-                teacher.complete(
-                    MESSAGES, SamplingParams(max_tokens=9), request_id=f"{batch}/{i}", image_cache={}
-                )
+                teacher.complete(MESSAGES, SamplingParams(max_tokens=9), request_id=f"{batch}/{i}", image_cache={})
                 for i in range(4)
             )
             await asyncio.gather(*turns)
@@ -223,18 +216,14 @@ def test_refused_connection_fails_after_max_attempts(config, tmp_path):
 
 
 def test_bad_request_is_not_retried(config, tmp_path):
-    with serve_endpoint(
-        lambda number, body: FakeReply(status=400, body=b'{"error": "too long"}')
-    ) as endpoint:
+    with serve_endpoint(lambda number, body: FakeReply(status=400, body=b'{"error": "too long"}')) as endpoint:
         (failed,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert isinstance(failed, TeacherError)
     assert failed.reason == "status 400"
     assert len(endpoint.requests) == ledger.totals.rejected == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "fix"), [(401, "api_key_env"), (403, "api_key_env"), (404, "teacher.model")]
-)
+@pytest.mark.parametrize(("status", "fix"), [(401, "api_key_env"), (403, "api_key_env"), (404, "teacher.model")])
 def test_fatal_status_raises_user_error(config, tmp_path, status, fix):
     with serve_endpoint(lambda number, body: FakeReply(status=status, body=b"{}")) as endpoint:
         (failed,), _ = complete(replace(config, base_url=endpoint.url), tmp_path)
@@ -295,9 +284,7 @@ def test_missing_usage_is_charged_at_maximum(config, tmp_path):
 
 
 def test_missing_text_is_empty_reply(config, tmp_path):
-    with serve_endpoint(
-        lambda number, body: make_completion(None, finish_reason="content_filter")
-    ) as endpoint:
+    with serve_endpoint(lambda number, body: make_completion(None, finish_reason="content_filter")) as endpoint:
         (reply,), _ = complete(replace(config, base_url=endpoint.url), tmp_path)
     assert (reply.text, reply.finish_reason) == ("", "content_filter")
 

@@ -96,16 +96,12 @@ def test_bad_teacher_episode_is_faulted(
 def test_teacher_can_correct_invalid_call(needle_tasks, chat_format, episode_config, tmp_path):
     def broken_once(number, body):
         return (
-            make_completion("<think>?</think><video_zoom>{segment: 0</video_zoom>")
-            if not count_turns(body)
-            else None
+            make_completion("<think>?</think><video_zoom>{segment: 0</video_zoom>") if not count_turns(body) else None
         )
 
     server = OracleServer(needle_tasks[:1], chat_format, broken_once)
     with serve_endpoint(server) as endpoint:
-        log, _, _ = run_teacher_jobs(
-            endpoint.url, make_jobs(needle_tasks[:1]), chat_format, episode_config, tmp_path
-        )
+        log, _, _ = run_teacher_jobs(endpoint.url, make_jobs(needle_tasks[:1]), chat_format, episode_config, tmp_path)
     (record,) = log.records
     first = record.trajectory.turns[0].zoom
     assert isinstance(first, RejectedZoom)
@@ -124,9 +120,7 @@ def test_only_failed_episodes_are_rerun(needle_tasks, chat_format, episode_confi
     with serve_endpoint(OracleServer(needle_tasks, chat_format, without_first)) as endpoint:
         log, _, raised = run_teacher_jobs(endpoint.url, first, chat_format, episode_config, tmp_path)
     assert raised is None
-    assert [r.task.task_id for r in log.records if r.trajectory.status is EpisodeStatus.FAILED] == [
-        first_task
-    ]
+    assert [r.task.task_id for r in log.records if r.trajectory.status is EpisodeStatus.FAILED] == [first_task]
     with serve_endpoint(OracleServer(needle_tasks, chat_format)) as endpoint:
         log, _, raised = run_teacher_jobs(endpoint.url, first, chat_format, episode_config, tmp_path)
     assert raised is None
@@ -164,15 +158,11 @@ def test_higher_budget_resumes_run(needle_tasks, chat_format, episode_config, tm
     jobs = make_jobs(needle_tasks)
     low, high = replace(CONFIG, max_cost_usd=0.1), replace(CONFIG, max_cost_usd=100.0)
     with serve_endpoint(OracleServer(needle_tasks, chat_format)) as endpoint:
-        log, ledger, raised = run_teacher_jobs(
-            endpoint.url, jobs, chat_format, episode_config, tmp_path, config=low
-        )
+        log, ledger, raised = run_teacher_jobs(endpoint.url, jobs, chat_format, episode_config, tmp_path, config=low)
         assert isinstance(raised, CostLimitReached)
         assert len(log.records) < len(jobs)
         assert 0 < ledger.totals.cost_usd <= 0.1
-        log, ledger, raised = run_teacher_jobs(
-            endpoint.url, jobs, chat_format, episode_config, tmp_path, config=high
-        )
+        log, ledger, raised = run_teacher_jobs(endpoint.url, jobs, chat_format, episode_config, tmp_path, config=high)
     assert raised is None
     assert len(log.records) == len(jobs)
     assert len(endpoint.requests) == sum(len(r.trajectory.turns) for r in log.records)
@@ -218,9 +208,7 @@ def test_episode_timeout_fails_one_episode(needle_tasks, chat_format, episode_co
 def test_unreadable_video_fails_its_episodes(needle_tasks, chat_format, episode_config, tmp_path):
     tasks = [replace(needle_tasks[0], video="missing.mp4"), needle_tasks[1]]
     with serve_endpoint(OracleServer(tasks, chat_format)) as endpoint:
-        log, _, raised = run_teacher_jobs(
-            endpoint.url, make_jobs(tasks), chat_format, episode_config, tmp_path
-        )
+        log, _, raised = run_teacher_jobs(endpoint.url, make_jobs(tasks), chat_format, episode_config, tmp_path)
     assert raised is None
     assert sorted(str(r.trajectory.status) for r in log.records) == ["answered", "failed"]
 

@@ -92,9 +92,7 @@ def test_subtitles_are_placed_between_frames(chat_format):
 def test_question_images_follow_the_overview(chat_format):
     overview, picture = make_clip([0.0, 8.0]).frames, make_clip([3.0], width=56).frames
     text = chat_format.format_question("What is this?", overview, question_images=picture)
-    context = chat_format.encode_messages(
-        chat_format.build_messages(text, "", ChatHistory()), (*overview, *picture)
-    )
+    context = chat_format.encode_messages(chat_format.build_messages(text, "", ChatHistory()), (*overview, *picture))
     assert [ref.pts_s for ref in context.frame_refs] == [0.0, 8.0, 3.0]
     assert (
         chat_format.format_question("What?", overview, question_images=picture)
@@ -109,9 +107,7 @@ def test_name_depends_on_the_template(chat_format, compat_chat_format):
 
 
 def test_frame_template_is_configurable(chat_format):
-    custom = ChatFormat(
-        chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}")
-    )
+    custom = ChatFormat(chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}"))
     assert custom.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
     assert custom.name != chat_format.name
 

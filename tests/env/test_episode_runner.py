@@ -26,9 +26,7 @@ class ZoomOncePolicy:
     def __init__(self, chat_format) -> None:
         self.chat_format, self.texts = chat_format, []
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         self.texts = [message.text for message in prompt.messages]
         turns = sum(message.role == "assistant" for message in prompt.messages)
         text = '<think>x</think><video_zoom>{"segment": [8, 10], "fps": 2}</video_zoom>'

@@ -33,9 +33,7 @@ class AnsweringPolicy:
     def __init__(self, chat_format) -> None:
         self.chat_format = chat_format
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         text = "<think>x</think><answer>A</answer>"
         return ExternalAction(text, self.chat_format.encode_assistant(text))
 
@@ -106,9 +104,9 @@ async def test_tspo_selects_the_record_of_the_question(video, chat_format, tmp_p
     other = record([1.0, 2.0], question="What flashes while the blue border is shown?")
     elsewhere = record([3.0], video="other.mp4")
     path = index(tmp_path, other, elsewhere, record([0.0, 25.0, 25.0, 319.0]))
-    assert await selected_times(
-        video, chat_format, FrameSelectorConfig("tspo", index_file=path)
-    ) == pytest.approx([0.0, 1.0, 12.76])
+    assert await selected_times(video, chat_format, FrameSelectorConfig("tspo", index_file=path)) == pytest.approx(
+        [0.0, 1.0, 12.76]
+    )
 
 
 async def test_tspo_above_frame_limit_is_subsampled(tmp_path):
@@ -235,9 +233,7 @@ async def test_query_without_ranker_is_rejected():
 
 async def test_trajectory_records_the_selector(video, chat_format, tmp_path):
     path = index(tmp_path, record([0.0], question="Who sings?"))
-    trajectory = await run_with(
-        video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform")
-    )
+    trajectory = await run_with(video, chat_format, FrameSelectorConfig("tspo", index_file=path, on_missing="uniform"))
     assert trajectory.extra == {"overview": {"selector": "tspo", "used_fallback": True}}
     assert (await run_with(video, chat_format, FrameSelectorConfig())).extra == {}
 

@@ -43,9 +43,7 @@ class ScriptedTurnsPolicy:
     def __init__(self, chat_format, *turns: str) -> None:
         self.chat_format, self.turns, self.messages = chat_format, list(turns), []
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         self.messages = [(message.role, message.text, len(message.frames)) for message in prompt.messages]
         text = self.turns.pop(0)
         return ExternalAction(text, self.chat_format.encode_assistant(text))
@@ -78,9 +76,7 @@ async def run(task: Task, policy: ScriptedTurnsPolicy, chat_format, config: Epis
 
 async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
     task = Task("t", videos[0], "Which?", "A", extra_videos=videos[1:])
-    policy = ScriptedTurnsPolicy(
-        chat_format, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER
-    )
+    policy = ScriptedTurnsPolicy(chat_format, call(video=2, segment=[1, 3], fps=2), call(segment=[1, 3], fps=2), ANSWER)
     trajectory, events = await run(task, policy, chat_format)
     assert trajectory.status is EpisodeStatus.ANSWERED
     assert trajectory.zooms == (ZoomRequest(1, 3, 2, video=1),)
@@ -124,9 +120,7 @@ async def test_zoom_call_selects_one_of_several_videos(videos, chat_format):
     ],
 )
 def test_invalid_video_number_is_rejected(body, kind):
-    parsed = parse_turn(
-        f"<video_zoom>{body}</video_zoom>", duration_s=12, extra_durations_s=(4,), max_frames=16
-    )
+    parsed = parse_turn(f"<video_zoom>{body}</video_zoom>", duration_s=12, extra_durations_s=(4,), max_frames=16)
     assert isinstance(parsed.zoom, RejectedZoom)
     assert parsed.zoom.kind is kind
 
@@ -178,6 +172,4 @@ def test_default_multi_video_texts_do_not_change_the_name(chat_format):
     template = chat_format.template
     assert template.fingerprint_items == replace(template).fingerprint_items
     assert ("video", "{number}: ") in replace(template, video="{number}: ").fingerprint_items
-    assert not {"video", "several"} & {
-        key for key, _ in PromptTemplate.load("conf/prompt/zoom.yaml").fingerprint_items
-    }
+    assert not {"video", "several"} & {key for key, _ in PromptTemplate.load("conf/prompt/zoom.yaml").fingerprint_items}

@@ -51,20 +51,14 @@ def contexts(draw: st.DrawFn) -> TokenContext:
     return TokenContext((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD)
 
 
-spans = st.lists(
-    st.builds(VersionSpan, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=3
-).map(tuple)
+spans = st.lists(st.builds(VersionSpan, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=3).map(tuple)
 samplings = st.builds(SamplingParams, temperature=number, seed=st.none() | st.integers())
 actions = st.builds(
     SampledAction, token_ids=ids, logprobs=st.lists(number, max_size=5).map(tuple), versions=spans,
     sampling_params=samplings, stop_reason=st.sampled_from(["end", "zoom", "length"]),
 ) | st.builds(ExternalAction, text=st.text(), token_ids=ids)  # fmt: skip
 requests = st.builds(ZoomRequest, number, number, number, st.booleans(), st.integers(0, 2))
-zooms = (
-    st.none()
-    | requests
-    | st.builds(RejectedZoom, st.sampled_from(ZoomErrorKind), st.text(), st.none() | requests)
-)
+zooms = st.none() | requests | st.builds(RejectedZoom, st.sampled_from(ZoomErrorKind), st.text(), st.none() | requests)
 turns = st.builds(
     Turn,
     action=actions,
@@ -121,18 +115,14 @@ def test_common_frame_fields_are_stored_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
     prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
-    text = json.dumps(
-        trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
-    )
+    text = json.dumps(trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED)))
     assert text.count(uri) == 1
     assert len(text) < 3000
 
 
 def test_reward_without_extra_parts_is_readable() -> None:
     parts = RewardParts(1.0, 1.0, 1.0, 0.0, note="no extra parts")
-    trajectory = Trajectory(
-        EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts
-    )
+    trajectory = Trajectory(EpisodeId(0, "t", 0), "clean", TokenContext(()), (), EpisodeStatus.ANSWERED, reward=parts)
     data = through_json(trajectory_to_dict(trajectory))
     del data["reward"]["extra"]
     assert trajectory_from_dict(data) == trajectory

@@ -177,6 +177,4 @@ def test_rejection_of_unparsable_call_has_no_request(text):
 def test_rejection_with_fixed_fps_contains_the_call():
     text = call('{"segment": [90, 200], "fps": 4}')
     parsed = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
-    assert parsed.zoom.requested == ZoomRequest(
-        90.0, 200.0, 4.0
-    )  # an invalid segment keeps the requested rate
+    assert parsed.zoom.requested == ZoomRequest(90.0, 200.0, 4.0)  # an invalid segment keeps the requested rate

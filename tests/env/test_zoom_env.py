@@ -28,9 +28,7 @@ ANSWER = "<think>disc</think><answer>A</answer>"
 
 
 def sampled(chat_format, text: str, *, end: bool = True, stop: str = "end") -> SampledAction:
-    ids = tuple(chat_format.tokenizer.encode(text, add_special_tokens=False)) + (
-        (chat_format.end_id,) if end else ()
-    )
+    ids = tuple(chat_format.tokenizer.encode(text, add_special_tokens=False)) + ((chat_format.end_id,) if end else ())
     return SampledAction(ids, (-0.5,) * len(ids), (VersionSpan(0, len(ids), 3),), SamplingParams(), stop)
 
 
@@ -105,11 +103,7 @@ def test_only_a_sampled_end_token_is_in_the_loss_mask(chat_format, video, end):
     env.step(sampled(chat_format, ANSWER))
     trajectory = env.trajectory()
     check_invariants(trajectory, chat_format)
-    ends = [
-        on
-        for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False)
-        if i == chat_format.end_id
-    ]
+    ends = [on for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=False) if i == chat_format.end_id]
     # end tokens of: system turn, user turn, zoom, observation, answer
     assert ends == [0, 0, int(end), 0, 1]
 

@@ -51,9 +51,7 @@ class ConfidentPolicy:
         self.forced: tuple[int, ...] = ()
         self.turns = 0
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> SampledAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> SampledAction:
         self.turns += 1
         ids = self.chat_format.encode_assistant("<think>x</think><answer>C</answer>")
         return SampledAction(ids, (-0.1,) * len(ids), (VersionSpan(0, len(ids), 0),), sampling_params, "end")
@@ -209,14 +207,10 @@ def test_invalid_setting_is_rejected(values, message):
 
 def test_training_rejects_the_gate():
     with pytest.raises(ConfigError, match=r"episode\.gate\.mode is 'measure'.*training requires 'off'"):
-        load_config(GrpoRunConfig, "conf/tiny.yaml", ["episode.gate.mode=measure"])
+        load_config(GrpoRunConfig, "conf/laptop.yaml", ["episode.gate.mode=measure"])
 
 
-@pytest.mark.parametrize(
-    ("value", "mode"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")]
-)
+@pytest.mark.parametrize(("value", "mode"), [("on", "on"), ("off", "off"), ('"on"', "on"), ("measure", "measure")])
 def test_yaml_booleans_are_accepted_as_modes(value: str, mode: str) -> None:
-    gate = load_config(
-        ServeConfig, None, [f"episode.gate.mode={value}", "episode.gate.threshold=0.5"]
-    ).episode.gate
+    gate = load_config(ServeConfig, None, [f"episode.gate.mode={value}", "episode.gate.threshold=0.5"]).episode.gate
     assert gate.mode == mode

@@ -100,9 +100,7 @@ def make_runs(
     return {
         name: {
             seed: [
-                make_result(
-                    f"t{n}", correct=n < correct[name], zooms=ZOOMED * zooms[name], video=f"v{n % 20}"
-                )
+                make_result(f"t{n}", correct=n < correct[name], zooms=ZOOMED * zooms[name], video=f"v{n % 20}")
                 for n in range(40)
             ]
             for seed in (0, 1)

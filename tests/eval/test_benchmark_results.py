@@ -48,9 +48,7 @@ def score(benchmark: Benchmark, answers: Sequence[str | None], frames: int) -> l
         text = f"<think>t</think><answer>{answer}</answer>"
         result = episode_result(task, text, prompt=frames_at(range(frames)), seconds=2.0)
         if answer is None:
-            failed = replace(
-                result.trajectory, status=EpisodeStatus.FAILED, error="the video is broken", turns=()
-            )
+            failed = replace(result.trajectory, status=EpisodeStatus.FAILED, error="the video is broken", turns=())
             result = replace(result, trajectory=failed)
         results.append(result)
     return score_results(benchmark, results)

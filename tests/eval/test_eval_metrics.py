@@ -126,9 +126,7 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
 def test_repeats_within_clusters_do_not_narrow_the_interval() -> None:
     values = [0.0, 1.0] * 10
     single = bootstrap_mean(values, range(20))
-    repeated = bootstrap_mean(
-        [v for v in values for _ in range(50)], [i for i in range(20) for _ in range(50)]
-    )
+    repeated = bootstrap_mean([v for v in values for _ in range(50)], [i for i in range(20) for _ in range(50)])
     assert (repeated.low, repeated.high) == (single.low, single.high)
 
 

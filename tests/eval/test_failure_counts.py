@@ -67,9 +67,7 @@ def make_episode(
     return Trajectory(EpisodeId(0, "t", 0), "clean", frames_at(overview), tuple(turns), status, answer)
 
 
-def classify(
-    trajectory: Trajectory, *events: tuple[float, float], unparsed: bool = False
-) -> FailureMode | None:
+def classify(trajectory: Trajectory, *events: tuple[float, float], unparsed: bool = False) -> FailureMode | None:
     task = Task("t", "v.mp4", "?", "A", evidence_spans=events)
     return classify_failure(task, trajectory, correct=False, unparsed=unparsed)
 
@@ -197,17 +195,13 @@ def test_correct_episode_has_no_failure_mode() -> None:
     task = Task("t", "v.mp4", "?", "A", evidence_spans=(EVENT,))
     for trajectory in (make_episode(), make_episode(AWAY), make_episode(reject(ZoomErrorKind.REVERSED))):
         assert classify_failure(task, trajectory, correct=True) is None
-    assert (
-        classify_failure(task, make_episode(status=EpisodeStatus.FAILED), correct=True) is FailureMode.FAILED
-    )
+    assert classify_failure(task, make_episode(status=EpisodeStatus.FAILED), correct=True) is FailureMode.FAILED
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_oracle_zooms_show_the_evidence_of_needle_questions(seed: int) -> None:
     """Eight frames of the oracle's segment show every event; frames outside the events are too coarse."""
-    for question in make_video(
-        seed, 64.0, (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DEEP)
-    ).questions:
+    for question in make_video(seed, 64.0, (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DEEP)).questions:
         task = Task("t", "v.mp4", question.text, question.answer, evidence_spans=question.events)
         start, end = question.zoom_path[-1]
         slot = (end - start) / 8

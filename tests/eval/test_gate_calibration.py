@@ -42,9 +42,7 @@ SAMPLES = [
 
 
 def test_threshold_zooms_only_above_it():
-    assert apply_threshold(SAMPLES, ALWAYS_ZOOM) == replace(
-        apply_threshold(SAMPLES, 0.0), threshold=ALWAYS_ZOOM
-    )
+    assert apply_threshold(SAMPLES, ALWAYS_ZOOM) == replace(apply_threshold(SAMPLES, 0.0), threshold=ALWAYS_ZOOM)
     gated = apply_threshold(SAMPLES, 0.45)
     assert (gated.accuracy, gated.frames, gated.zoom_rate) == (0.75, 20.0, 0.5)
     never = apply_threshold(SAMPLES, NEVER_ZOOM)
@@ -67,9 +65,7 @@ def test_cut_off_draft_forces_zooming():
     assert apply_threshold(cut_off, NEVER_ZOOM).zoom_rate == 1.0
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1)
-)
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1))
 def test_best_threshold_is_at_least_as_good_as_extremes(rows):
     samples = [GateSample(uncertainty, draft, final, 16, 20) for uncertainty, draft, final in rows]
     calibration = choose_threshold(samples)
@@ -82,9 +78,7 @@ def ref(time_s: float) -> FrameRef:
     return FrameRef("v", "v.mp4", 0, time_s, 28, 28, "s", "d", "0")
 
 
-def record(
-    name: str, uncertainty: float, draft: str | None, *, accuracy: float, **changes: object
-) -> EpisodeRecord:
+def record(name: str, uncertainty: float, draft: str | None, *, accuracy: float, **changes: object) -> EpisodeRecord:
     task = Task(name, "v.mp4", "What? A. disc B. ring", "B")
     prompt = TokenContext((9, 9), ((1, 2, 2),) * 2, (ref(0), ref(1)), 9)
     clip = TokenContext((9,), ((1, 2, 2),), (ref(2),), 9)

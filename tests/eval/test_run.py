@@ -113,9 +113,7 @@ def test_metrics_costs_and_exclusions_are_written(finished: tuple[Path, str]) ->
     assert agent[0]["paper"]["VideoZoomer 7B"] == 57.7
     assert [score["name"] for score in agent if score["table"] == "duration group, s"] == ["60"]
     rows = list(csv.DictReader((run / "benchmarks.csv").open()))
-    assert {(row["benchmark"], row["mode"]) for row in rows} == {
-        (key, mode) for key in benchmarks for mode in MODES
-    }
+    assert {(row["benchmark"], row["mode"]) for row in rows} == {(key, mode) for key in benchmarks for mode in MODES}
     assert "LongVideoBench, accuracy" in output
     assert "1 of 2 videos are missing; their 1 questions were skipped" in output
     assert "evaluated 2 of 1337 questions" in output
@@ -126,9 +124,7 @@ def test_samples_and_subtitles_of_every_question(finished: tuple[Path, str], sma
     lines = (run / "samples/longvideobench/uniform_8.jsonl").read_text().splitlines()
     # Lines are in completion order.
     assert sorted(json.loads(line)["task"] for line in lines) == ["q0", "q1"]
-    assert {"strict", "lenient", "last_turn", "frames", "zooms", "seconds", "reference"} <= set(
-        json.loads(lines[0])
-    )
+    assert {"strict", "lenient", "last_turn", "frames", "zooms", "seconds", "reference"} <= set(json.loads(lines[0]))
     from transformers import AutoTokenizer
 
     from vz_ray.eval.eval_log import read_results

@@ -27,9 +27,7 @@ def run_dir(tmp_path: Path, make_result: MakeResult) -> Path:
         zooms = () if stage.startswith("uniform") else ((13.0,) * 8,)
         overview = range(0, 32, 32 // int(stage[8:])) if stage.startswith("uniform") else (0, 10, 20, 30)
         for i in range(10):
-            log.append(
-                make_result(f"t{i}", correct=i < count, zooms=zooms, overview=list(overview), stage=stage)
-            )
+            log.append(make_result(f"t{i}", correct=i < count, zooms=zooms, overview=list(overview), stage=stage))
     with MetricLogger(tmp_path / "metrics.jsonl") as metrics:
         for step in range(3):
             values = {metric_names.MISMATCH_LOGPROB_MAX: 1e-6 * (step + 1), metric_names.MISMATCH_KL: 1e-7}

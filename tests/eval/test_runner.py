@@ -17,9 +17,7 @@ from vz_ray.weight_sync import WeightPublisher
 async def run_two_tasks(path: Path, samples: int) -> tuple[list[EpisodeId], EvalLog, list[int]]:
     """Return the episodes that a worker ran for two tasks, the log, and the progress updates."""
     worker, progress = FakeWorkerClient("w"), list[int]()
-    scheduler = RolloutScheduler(
-        lambda name: worker, RolloutConfig(num_workers=1), WeightPublisher(timeout_s=5)
-    )
+    scheduler = RolloutScheduler(lambda name: worker, RolloutConfig(num_workers=1), WeightPublisher(timeout_s=5))
     await scheduler.start()
     log = EvalLog(path, {"model": "m"})
     await evaluate(
@@ -51,9 +49,7 @@ async def test_resume_reruns_task_with_missing_sample(tmp_path: Path) -> None:
     logged = {
         (task.task_id, sample): EvalResult(
             task,
-            Trajectory(
-                EpisodeId(0, task.task_id, sample), "old", TokenContext(()), (), EpisodeStatus.ANSWERED
-            ),
+            Trajectory(EpisodeId(0, task.task_id, sample), "old", TokenContext(()), (), EpisodeStatus.ANSWERED),
         )
         for task, sample in [(TASKS[0], 0), (TASKS[0], 1), (TASKS[1], 0)]
     }

@@ -41,7 +41,7 @@ def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
 
 
 def test_rank_and_engine_share_gpu_with_ipc() -> None:
-    config = load_config(GrpoRunConfig, "conf/tiny.yaml", ["weights.transport=ipc"])
+    config = load_config(GrpoRunConfig, "conf/laptop.yaml", ["weights.transport=ipc"])
     results = place_demands(
         resource_demands(config, gpus=True, gpu_share=0.5), [{"CPU": 8, "GPU": 1}], [{"CPU": 8, "GPU": 1}]
     )
@@ -49,9 +49,7 @@ def test_rank_and_engine_share_gpu_with_ipc() -> None:
 
 
 def test_sft_and_serve_demands() -> None:
-    sft = resource_demands(
-        load_config(SftRunConfig, "conf/videozoomer-7b-sft.yaml", ["model=m", "data=d"]), gpus=True
-    )
+    sft = resource_demands(load_config(SftRunConfig, "conf/videozoomer-7b-sft.yaml", ["model=m", "data=d"]), gpus=True)
     assert [demand.name for demand in sft] == ["learner ranks", "decoders"]
     served = load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m", "min_replicas=2", "max_replicas=4"])
     agents, decoders = resource_demands(served, gpus=True)
@@ -67,9 +65,7 @@ def test_distillation_needs_decoders_only() -> None:
         "clips.cpus_per_actor=2",
         "tasks=t.json",
     ]
-    [decoders] = resource_demands(
-        load_config(ExemplarRunConfig, "conf/distill/needle.yaml", overrides), gpus=True
-    )
+    [decoders] = resource_demands(load_config(ExemplarRunConfig, "conf/distill/needle.yaml", overrides), gpus=True)
     assert str(decoders) == "3, 2 CPU each"
 
 
@@ -90,9 +86,7 @@ def test_infeasible_differs_from_occupied() -> None:
     demands = resource_demands(paper_config("rollout.engine.tensor_parallel_size=16"), gpus=True)
     workers = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[1]
     assert not workers.feasible
-    assert workers.reason.startswith(
-        "no node has 16 GPU, the largest node has 96 CPU and 8 GPU: lower rollout.engine"
-    )
+    assert workers.reason.startswith("no node has 16 GPU, the largest node has 96 CPU and 8 GPU: lower rollout.engine")
 
 
 def test_missing_node_group_is_named() -> None:

@@ -81,9 +81,7 @@ def raylets(cluster: LocalCluster) -> list[psutil.Process]:
     """Return the raylet processes of worker nodes."""
     commands = {process: command_line(process) for process in cluster.processes()}
     return [
-        p
-        for p, words in commands.items()
-        if "/raylet " in words and "--node_id=" in words and "--head" not in words
+        p for p, words in commands.items() if "/raylet " in words and "--node_id=" in words and "--head" not in words
     ]
 
 
@@ -137,7 +135,7 @@ def test_infeasible_run_fails_within_seconds(cluster: LocalCluster, small: Small
     started = time.monotonic()
     result = submit(
         cluster,
-        "conf/tiny.yaml",
+        "conf/laptop.yaml",
         "name=large",
         *small.overrides(),
         *GROUPS,
@@ -149,7 +147,7 @@ def test_infeasible_run_fails_within_seconds(cluster: LocalCluster, small: Small
     assert time.monotonic() - started < 180
     # Without --check, the run itself fails at its start.
     result = submit(
-        cluster, "conf/tiny.yaml", "name=large", *small.overrides(), *GROUPS, "rollout.cpus_per_worker=64"
+        cluster, "conf/laptop.yaml", "name=large", *small.overrides(), *GROUPS, "rollout.cpus_per_worker=64"
     )
     assert result.returncode == 2, result.stdout
     assert "rollout workers: 1, 64 CPU each, node group rollout: only 0 fit" in result.stdout
@@ -163,12 +161,10 @@ def test_job_stops_and_resumes_while_nodes_change(cluster: LocalCluster, small: 
         "train.max_sampled_tasks=4",
         "train.group_size=4",
     )
-    command = ["conf/tiny.yaml", "name=job", *small.overrides(), *GROUPS, *ELASTIC, *sizes]
+    command = ["conf/laptop.yaml", "name=job", *small.overrides(), *GROUPS, *ELASTIC, *sizes]
     result = submit(cluster, *command, "--no-follow")
     assert result.returncode == 0, result.stderr
-    assert "job started: exec python -m vz_ray.cli train conf/tiny.yaml name=job" in " ".join(
-        result.stdout.split()
-    )
+    assert "job started: exec python -m vz_ray.cli train conf/laptop.yaml name=job" in " ".join(result.stdout.split())
     assert "is already running" in submit(cluster, *command, "--no-follow").stdout
 
     # Queued episodes make the autoscaler add nodes.
@@ -214,7 +210,7 @@ def test_job_stops_and_resumes_while_nodes_change(cluster: LocalCluster, small: 
 def test_stop_waits_for_a_slow_checkpoint(cluster: LocalCluster, small: SmallRun) -> None:
     """The checkpoint takes longer than Ray's default grace period of three seconds."""
     run = small.runs / "slow"
-    command = ["conf/tiny.yaml", "name=slow", *small.overrides(), *GROUPS, "train.max_steps=12"]
+    command = ["conf/laptop.yaml", "name=slow", *small.overrides(), *GROUPS, "train.max_steps=12"]
     assert submit(cluster, *command, "--no-follow").returncode == 0
     wait_until(lambda: len(steps(run)) >= 1, 300, "a step")
 

@@ -78,9 +78,7 @@ def test_video_round_trip_passes():
 def test_ray_start_leaves_nothing_behind(monkeypatch):
     folders: list[str] = []
     mkdtemp = doctor.tempfile.mkdtemp
-    monkeypatch.setattr(
-        doctor.tempfile, "mkdtemp", lambda prefix: folders.append(mkdtemp(prefix=prefix)) or folders[0]
-    )
+    monkeypatch.setattr(doctor.tempfile, "mkdtemp", lambda prefix: folders.append(mkdtemp(prefix=prefix)) or folders[0])
     check = doctor.check_ray_start()
     assert check.status is CheckStatus.OK, check.detail
     assert not Path(folders[0]).exists()
@@ -139,9 +137,7 @@ def test_table_shows_the_fix_of_a_failure():
     console = Console(width=80)
     with console.capture() as capture:
         console.print(
-            checks.check_table(
-                [CheckResult("memory", CheckStatus.FAILED, "1 GiB free", "close other programs")]
-            )
+            checks.check_table([CheckResult("memory", CheckStatus.FAILED, "1 GiB free", "close other programs")])
         )
     assert "failed  memory  1 GiB free" in capture.get()
     assert "-> close other programs" in capture.get()

@@ -46,20 +46,20 @@ def test_invalid_job_name_is_refused(name: str) -> None:
 
 
 def test_command_is_validated_before_upload() -> None:
-    command = JobCommand.parse(["conf/tiny.yaml", "name=long", "runs=/runs"])
+    command = JobCommand.parse(["conf/laptop.yaml", "name=long", "runs=/runs"])
     assert (command.command, command.config.name) == ("train", "long")
     assert JobCommand.parse(["quickstart"]).config.name == "quickstart"
     assert JobCommand.parse(["eval", "conf/eval/needle.yaml", "model=m"]).command == "eval"
     with pytest.raises(UserError, match="'serve' cannot run as a job; use one of train, sft, eval"):
         JobCommand.parse(["serve", "conf/serve/tiny.yaml"])
     with pytest.raises(UserError, match=r"train\.iteration"):
-        JobCommand.parse(["conf/tiny.yaml", "train.iteration=3"])
+        JobCommand.parse(["conf/laptop.yaml", "train.iteration=3"])
     with pytest.raises(UserError, match="two config files"):
-        JobCommand.parse(["conf/tiny.yaml", "conf/ablation.yaml"])
+        JobCommand.parse(["conf/laptop.yaml", "conf/ablation.yaml"])
 
 
 def test_relative_run_directory_is_refused(tmp_path: Path) -> None:
-    command = JobCommand.parse(["conf/tiny.yaml", "name=long"])
+    command = JobCommand.parse(["conf/laptop.yaml", "name=long"])
     with pytest.raises(UserError, match=r"runs is 'runs', a relative path in the job's working directory"):
         run_submit(command, SubmitOptions("http://127.0.0.1:9", tmp_path), check_only=False)
 
@@ -83,9 +83,7 @@ class FakeJobClient:
             yield line
 
     def get_job(self, id: str) -> JobInfo:
-        return JobInfo(
-            id, "long", "SUCCEEDED" if self.num_opened >= self._finished_after else "RUNNING", "exec a"
-        )
+        return JobInfo(id, "long", "SUCCEEDED" if self.num_opened >= self._finished_after else "RUNNING", "exec a")
 
 
 async def follow(client: FakeJobClient) -> tuple[str, JobInfo]:

@@ -47,7 +47,7 @@ def no_release_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(tmp_path: Path, *overrides: str) -> GrpoRunConfig:
     base = [f"runs={tmp_path / 'runs'}", "model=assets/tiny-base", "train.max_steps=1"]
-    return load_config(GrpoRunConfig, "conf/tiny.yaml", [*base, *overrides])
+    return load_config(GrpoRunConfig, "conf/laptop.yaml", [*base, *overrides])
 
 
 def by_name(checks: list[CheckResult]) -> dict[str, CheckResult]:
@@ -119,9 +119,7 @@ async def test_unwritable_or_temporary_run_directory_fails(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_insufficient_disk_and_shared_memory_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_insufficient_disk_and_shared_memory_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "checkpoint_bytes", lambda model: 1 << 50)
     checks = by_name(await preflight(config(tmp_path), gpus=False))
     assert "3 checkpoints of this model need about 18874368.0 GiB" in checks["volumes"].detail
@@ -135,9 +133,7 @@ def test_cluster_without_autoscaler_reports_disabled(cluster: RayNodes) -> None:
 
 @pytest.mark.usefixtures("cluster")
 async def test_fitting_server_passes_all_checks() -> None:
-    run_config = load_config(
-        ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base", "node_group=rollout"]
-    )
+    run_config = load_config(ServeConfig, "conf/serve/tiny.yaml", ["model=assets/tiny-base", "node_group=rollout"])
     checks = by_name(await preflight(run_config, gpus=True))
     assert {check.status for check in checks.values()} == {CheckStatus.OK}, checks
     assert checks["agents"].detail == "1, 1 CPU and 1 GPU each, node group rollout: fits on one node"
@@ -155,8 +151,7 @@ def test_unplaceable_server_fails_before_start(cluster: RayNodes, tmp_path: Path
     assert result.returncode == 2, result.stderr
     assert "agents" in result.stderr
     assert (
-        "no node of the cluster is in the node group serving (no node has a resource with that name)"
-        in result.stderr
+        "no node of the cluster is in the node group serving (no node has a resource with that name)" in result.stderr
     )
     assert "or leave node_group empty" in result.stderr
     assert "Traceback" not in result.stderr
@@ -174,9 +169,7 @@ def test_unresponsive_control_service_fails_after_retries(
             get_autoscaler_state()
     finally:
         service.resume()
-    assert f"control service at {cluster.address} did not return the autoscaler state in 3 attempts" in str(
-        error.value
-    )
+    assert f"control service at {cluster.address} did not return the autoscaler state in 3 attempts" in str(error.value)
     warnings = [r.message for r in caplog.records if "No autoscaler state" in r.message]
     assert [message.partition(": ")[0].rpartition(", ")[2] for message in warnings] == [
         "attempt 1 of 3",
@@ -204,9 +197,7 @@ def test_infeasible_requests_are_parsed() -> None:
     reply = GetClusterStatusReply()
     state = reply.autoscaling_state
     state.autoscaler_state_version = 3
-    state.infeasible_gang_resource_requests.add().requests.add().resources_bundle.update(
-        {"GPU": 16.0, "CPU": 1.0}
-    )
+    state.infeasible_gang_resource_requests.add().requests.add().resources_bundle.update({"GPU": 16.0, "CPU": 1.0})
     state.infeasible_resource_requests.add().resources_bundle.update({"CPU": 400.0})
     state.pending_instance_requests.add().count = 2
     state.failed_instance_requests.add().reason = "no capacity"

@@ -75,9 +75,7 @@ def test_deleted_tracked_file_is_skipped(checkout: Path) -> None:
 def test_size_limit_error_names_largest_files(checkout: Path) -> None:
     (checkout / "data").mkdir()
     (checkout / "data/large.bin").write_bytes(b"\0" * 3 * 2**20)
-    with pytest.raises(
-        UserError, match=r"3 MiB to upload; the limit is 1 MiB\. Largest: data/ 3 MiB, docs/ 0 MiB"
-    ):
+    with pytest.raises(UserError, match=r"3 MiB to upload; the limit is 1 MiB\. Largest: data/ 3 MiB, docs/ 0 MiB"):
         package_working_dir(checkout, limit_mib=1)
 
 
@@ -100,6 +98,4 @@ def test_zip_file_is_reproducible(checkout: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(first) as archive:
         assert archive.read("conf/a.yaml") == b"seed: 1\n"
         assert archive.getinfo("rewards.py").external_attr >> 16 == 0o755
-        assert {PurePosixPath(name) for name in archive.namelist()} == set(
-            package_working_dir(checkout).files
-        )
+        assert {PurePosixPath(name) for name in archive.namelist()} == set(package_working_dir(checkout).files)

@@ -66,10 +66,7 @@ def run_job(job: TrainingJob, world_size: int = 1) -> list[int | None]:
     """Run the job on `world_size` ranks; return their exit codes, -9 for a killed rank."""
     port = find_free_port()
     RunDir.create_or_resume(job.run, "name: run\n")
-    ranks = [
-        forkserver().Process(target=run_rank, args=(job, rank, world_size, port))
-        for rank in range(world_size)
-    ]
+    ranks = [forkserver().Process(target=run_rank, args=(job, rank, world_size, port)) for rank in range(world_size)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -138,9 +138,7 @@ def skip(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
     after = parameters(trainer)
     second = trainer.sft_step(data.trajectories, data.pixels)
     held_bad_trajectories = sum(
-        BAD_INDEX in tree.members
-        for trees in trainer._plan_micro_batches(trainer.encode(bad))
-        for tree in trees
+        BAD_INDEX in tree.members for trees in trainer._plan_micro_batches(trainer.encode(bad)) for tree in trees
     )
     return {
         "skipped": [first["skipped"], second["skipped"]],

@@ -55,9 +55,7 @@ def build_batch(
     return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, CPU, **options)
 
 
-def gradients(
-    policy: PolicyModel, batches: list[MicroBatch]
-) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+def gradients(policy: PolicyModel, batches: list[MicroBatch]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     policy.zero_grad()
     rows = []
     for batch in batches:
@@ -145,9 +143,7 @@ def test_frames_of_equal_bytes_and_other_shapes_differ(
     image = policy.tokens.image
     context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
     turn = Turn(ExternalAction("", (40, 41)), "", None, None)
-    example = encode_trajectory(
-        replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.spatial_merge_size
-    )
+    example = encode_trajectory(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.spatial_merge_size)
     batch = collate(
         [PrefixTree.from_members([0], [example])],
         [example],
@@ -191,9 +187,7 @@ def _break(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
         ("nothing", "no sampled token"),
     ],
 )
-def test_inconsistent_trajectory_is_refused(
-    data: TrainingData, policy: PolicyModel, kind: str, message: str
-) -> None:
+def test_inconsistent_trajectory_is_refused(data: TrainingData, policy: PolicyModel, kind: str, message: str) -> None:
     broken = _break(data.trajectories[0], kind, policy.tokens.image)
     with pytest.raises(ValueError, match=message):
         encode_trajectory(broken, policy.tokens, policy.spatial_merge_size)
@@ -208,9 +202,7 @@ def test_missing_or_resized_pixels_are_refused(
     data: TrainingData, policy: PolicyModel, spec: ImageSpec, examples: list[Example]
 ) -> None:
     with pytest.raises(KeyError, match=r"no pixels for the frame of video\.mp4"):
-        collate(
-            [PrefixTree.from_members([0], examples)], examples, in_memory_pixels({}), policy.tokens, spec, CPU
-        )
+        collate([PrefixTree.from_members([0], examples)], examples, in_memory_pixels({}), policy.tokens, spec, CPU)
     wrong_grids = replace(examples[0], grids=examples[0].grids[::-1].copy() + 2)
     with pytest.raises(ValueError, match=r"the trajectory has|image tokens"):
         collate(

@@ -78,9 +78,7 @@ def test_run_killed_at_every_point_of_a_save_ends_the_same(
         expected = done + 1 if point in POINTS_AFTER_SAVE else done
         assert (left.name if left else "none") == (f"step-{expected:06d}" if expected else "none"), point
         if left is not None:
-            assert_same_content(
-                left / LEARNER_DIR, uninterrupted_run / "checkpoints" / left.name / LEARNER_DIR
-            )
+            assert_same_content(left / LEARNER_DIR, uninterrupted_run / "checkpoints" / left.name / LEARNER_DIR)
     job = TrainingJob(data.model, run.path, len(CRASH_POINTS) + 1)
     assert run_job(job) == [0], read_output(job)
     assert lines(run.path) == lines(uninterrupted_run)
@@ -131,9 +129,7 @@ def test_resume_with_other_world_size_and_zero_stage(
     run = RunDir(tmp_path / "run")
     for done, (stage, ranks, changes) in enumerate(LAYOUTS):
         before = latest_checkpoint(run)
-        job = TrainingJob(
-            data.model, run.path, done + 1, stage, keep=9, copy_to=tmp_path / f"{done}", changes=changes
-        )
+        job = TrainingJob(data.model, run.path, done + 1, stage, keep=9, copy_to=tmp_path / f"{done}", changes=changes)
         assert run_job(job, ranks) == [0] * ranks, read_output(job)
         if before is not None:
             assert_same_content(before / LEARNER_DIR, tmp_path / f"{done}")

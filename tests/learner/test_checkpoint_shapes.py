@@ -74,9 +74,7 @@ def directory(large: tuple[Any, Shapes], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("spelled", [dict, old_spelling])
-def test_complete_checkpoint_passes_in_both_spellings(
-    large: tuple[Any, Shapes], directory: Path, spelled: Any
-) -> None:
+def test_complete_checkpoint_passes_in_both_spellings(large: tuple[Any, Shapes], directory: Path, spelled: Any) -> None:
     shapes = spelled(large[1])
     assert ("model.layers.0.mlp.up_proj.weight" in shapes) == (spelled is old_spelling)
     write_sharded(directory, shapes, 5)

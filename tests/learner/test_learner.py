@@ -40,9 +40,7 @@ async def test_each_rank_logs_json_lines_with_its_name(data: TrainingData, tmp_p
         replace(g, trajectories=tuple(replace(t, id=replace(t.id, step=7)) for t in g.trajectories))
         for g in data.groups
     ]
-    learner = await Learner.start(
-        config, InMemoryFrameSource(data.pixels), identity=identity, log_dir=str(tmp_path)
-    )
+    learner = await Learner.start(config, InMemoryFrameSource(data.pixels), identity=identity, log_dir=str(tmp_path))
     try:
         await learner.sft_step(data.trajectories)
         await learner.grpo_step(groups)
@@ -103,13 +101,9 @@ async def test_learner_names_a_dead_rank_and_restarts(data: TrainingData, tmp_pa
 async def test_group_with_changed_frame_is_dropped_on_all_ranks(data: TrainingData) -> None:
     """With ZeRO-3, a rank that fails in mid-step would leave the other in a collective."""
     changed = data.groups[1].trajectories[0].frame_refs[0].digest
-    frame_source = ChangedFrameSource(
-        {digest: rgb for digest, rgb in data.pixels.items() if digest != changed}
-    )
+    frame_source = ChangedFrameSource({digest: rgb for digest, rgb in data.pixels.items() if digest != changed})
 
-    async def step(
-        source: InMemoryFrameSource, groups: Sequence[Group], max_share: float
-    ) -> dict[str, float]:
+    async def step(source: InMemoryFrameSource, groups: Sequence[Group], max_share: float) -> dict[str, float]:
         config = small_config(data.model, 3, world_size=2, max_unreadable_share=max_share)
         learner = await Learner.start(config, source)
         try:
@@ -136,18 +130,14 @@ async def test_timeout_reports_the_current_function_of_a_rank(
         with pytest.raises(StepTimeout) as late:
             await learner.grpo_step(data.groups)
         assert (late.value.target, late.value.operation) == ("learner-rank-0", "find_unreadable")
-        assert re.search(
-            r"learner-rank-0 is in _fetch \(vz_ray/learner/frame_cache.py:\d+\)", str(late.value)
-        )
+        assert re.search(r"learner-rank-0 is in _fetch \(vz_ray/learner/frame_cache.py:\d+\)", str(late.value))
         assert re.search(r"training_data.py\", line \d+ in resolve", caplog.text)
         os.kill(pid, signal.SIGSTOP)
         started = time.monotonic()
         with pytest.raises(StepTimeout, match=r"write_weights within 0\.5 s") as late:
             await LearnerShmTransport(learner, tmp_path, 100_000, None, 0.5).prepare(1)
         assert time.monotonic() - started < 25
-        assert f"the state of learner-rank-0 is unknown: process {pid} (stopped) wrote no stacks" in str(
-            late.value
-        )
+        assert f"the state of learner-rank-0 is unknown: process {pid} (stopped) wrote no stacks" in str(late.value)
     finally:
         os.kill(pid, signal.SIGCONT)
         learner.close()

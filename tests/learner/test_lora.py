@@ -47,9 +47,7 @@ def train_sft(trainer: Trainer, data: TrainingData, steps: int = 3) -> Trainer:
 def test_new_adapters_do_not_change_the_policy(data: TrainingData) -> None:
     plain = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
     expected = plain.compute_logprobs(data.trajectories, data.pixels)
-    assert (
-        max_difference(lora_trainer(data).compute_logprobs(data.trajectories, data.pixels), expected) == 0.0
-    )
+    assert max_difference(lora_trainer(data).compute_logprobs(data.trajectories, data.pixels), expected) == 0.0
 
 
 @pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, train_merger=True)], ids=["text", "merger"])
@@ -87,9 +85,7 @@ def test_published_weights_are_merged_under_base_names(
 
 
 @pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, train_merger=True)], ids=["text", "merger"])
-def test_export_equals_policy_merged_and_as_peft_adapter(
-    data: TrainingData, tmp_path: Path, lora: LoraConfig
-) -> None:
+def test_export_equals_policy_merged_and_as_peft_adapter(data: TrainingData, tmp_path: Path, lora: LoraConfig) -> None:
     from peft import PeftModel
 
     trainer = train_sft(lora_trainer(data, lora=lora), data)
@@ -173,14 +169,10 @@ def test_dropout_is_active_in_updates_only(data: TrainingData) -> None:
 
 
 def test_targets_match_name_suffixes(data: TrainingData) -> None:
-    trainer = lora_trainer(
-        data, lora=replace(ADAPTERS, target_modules=["v_proj", r"visual\.blocks\.\d+\.attn\.qkv"])
-    )
+    trainer = lora_trainer(data, lora=replace(ADAPTERS, target_modules=["v_proj", r"visual\.blocks\.\d+\.attn\.qkv"]))
     layers = {n.split(".lora_A")[0] for n, _ in trainer.policy.hf.named_parameters() if ".lora_A." in n}
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "qkv"}
-    with pytest.raises(
-        UserError, match=r"learner\.lora\.target_modules has 'w_proj', which matches no linear layer"
-    ):
+    with pytest.raises(UserError, match=r"learner\.lora\.target_modules has 'w_proj', which matches no linear layer"):
         lora_trainer(data, lora=replace(ADAPTERS, target_modules=["w_proj"]))
 
 

@@ -49,9 +49,7 @@ def random_batch(seed: int = 0) -> tuple[torch.Tensor, LossInputs]:
 
 
 def test_advantages_are_centered_and_scaled() -> None:
-    assert compute_advantages([1.0, 0.0]).tolist() == pytest.approx(
-        [math.sqrt(0.5), -math.sqrt(0.5)], abs=1e-5
-    )
+    assert compute_advantages([1.0, 0.0]).tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)], abs=1e-5)
     assert compute_advantages([3.0, 1.0, 2.0], "dr_grpo").tolist() == [1.0, -1.0, 0.0]
 
 
@@ -103,9 +101,7 @@ def loss_by_loop(new: torch.Tensor, entropy: torch.Tensor, inputs: LossInputs, c
             clipped = min(max(r, 1 - config.clip_ratio_low), 1 + config.clip_ratio_high)
             value = -min(r * advantage, clipped * advantage)
             if config.tis_cap is not None:
-                value *= min(
-                    math.exp(float(inputs.old_logprobs[b, t] - inputs.engine_logprobs[b, t])), config.tis_cap
-                )
+                value *= min(math.exp(float(inputs.old_logprobs[b, t] - inputs.engine_logprobs[b, t])), config.tis_cap)
             d = float(inputs.ref_logprobs[b, t] - new[b, t])
             value += config.kl_coef * (math.exp(d) - d - 1) - config.entropy_coef * float(entropy[b, t])
             tokens.append(value)
@@ -172,9 +168,7 @@ def test_aggregations_by_hand(aggregation: str, expected: dict[str, Any]) -> Non
 def test_sequence_ratio_by_hand() -> None:
     """GSPO: log-ratios 0.1 and 0.3 give the ratio e^0.2 for both tokens."""
     new = float64_tensor([[-1.0, -2.0]], grad=True)
-    config = LossConfig(
-        importance_sampling_level="sequence", clip_ratio_high=0.3, kl_coef=0.0, entropy_coef=0.0
-    )
+    config = LossConfig(importance_sampling_level="sequence", clip_ratio_high=0.3, kl_coef=0.0, entropy_coef=0.0)
     inputs = LossInputs(
         float64_tensor([[2.0]])[0],
         float64_tensor([[0.5]])[0],
@@ -238,9 +232,7 @@ def test_gradient_matches_finite_differences(aggregation: str, ratio: str, cap: 
         entropy_coef=0.2,
     )
     new, inputs = random_batch(3)
-    doubled = [
-        t.double() for t in (inputs.advantages, inputs.mask, inputs.old_logprobs, inputs.engine_logprobs)
-    ]
+    doubled = [t.double() for t in (inputs.advantages, inputs.mask, inputs.old_logprobs, inputs.engine_logprobs)]
     advantage, mask, old, engine = doubled
     weight = torch.tensor(loss_weights(LENGTHS, aggregation, 7), dtype=torch.float64)
     assert inputs.ref_logprobs is not None
@@ -274,9 +266,7 @@ def test_kl_estimate_is_never_negative() -> None:
 def test_importance_weights_are_truncated_and_default_to_1() -> None:
     old = torch.tensor([[0.0, -1.0, -1.0]])
     engine = torch.tensor([[-3.0, -0.5, float("nan")]])
-    assert truncated_importance_weights(old, engine, 2.0).tolist()[0] == pytest.approx(
-        [2.0, math.exp(-0.5), 1.0]
-    )
+    assert truncated_importance_weights(old, engine, 2.0).tolist()[0] == pytest.approx([2.0, math.exp(-0.5), 1.0])
 
 
 def test_extreme_logprobs_stay_finite() -> None:

@@ -121,9 +121,7 @@ def test_plan_covers_each_example_once_within_the_budget(
     assert len({len(steps) for steps in plan}) == 1
     assert len(plan[0]) >= 1
     batches = [batch for steps in plan for batch in steps]
-    assert sorted(i for batch in batches for tree in batch for i in tree.members) == list(
-        range(len(examples))
-    )
+    assert sorted(i for batch in batches for tree in batch for i in tree.members) == list(range(len(examples)))
     assert all(sum(tree.num_tokens for tree in batch) <= budget for batch in batches)
     for tree in (tree for batch in batches for tree in batch):
         assert len({examples[i].group_id for i in tree.members}) == 1
@@ -139,9 +137,7 @@ def test_single_group_is_split_over_ranks() -> None:
 def test_micro_steps_have_similar_costs_on_all_ranks() -> None:
     rng = np.random.default_rng(0)
     examples = [
-        text_example(int(rng.integers(60, 400)), str(g), 50, name=f"{g}/{k}")
-        for g in range(16)
-        for k in range(8)
+        text_example(int(rng.integers(60, 400)), str(g), 50, name=f"{g}/{k}") for g in range(16) for k in range(8)
     ]
     plan = plan_micro_batches(examples, 2500, 4, FlopCosts(token=1.0, pair=0.01))
     costs = np.asarray([[sum(tree.flops for tree in batch) for batch in steps] for steps in plan])

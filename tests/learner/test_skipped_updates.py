@@ -46,9 +46,7 @@ def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
         (3, "bfloat16", {"offload": "all"}),
     ],
 )
-def test_skipped_update_changes_no_state(
-    data: TrainingData, stage: int, dtype: str, changes: dict[str, Any]
-) -> None:
+def test_skipped_update_changes_no_state(data: TrainingData, stage: int, dtype: str, changes: dict[str, Any]) -> None:
     """The next update equals that of a run without the bad batch, bit for bit."""
     settings = {"dtype": dtype, "optimizer": COSINE, "loss": LossConfig(kl_coef=0.0)} | changes
     trainer, other = (Trainer(small_config(data.model, stage, **settings)) for _ in range(2))

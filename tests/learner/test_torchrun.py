@@ -62,9 +62,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def single_rank_run(overrides: list[str]) -> Path:
     """A run on one rank in this process."""
-    return torchrun.train_sft(
-        load_config(SftRunConfig, None, [*overrides, "name=single_rank_run"])
-    ).parent.parent
+    return torchrun.train_sft(load_config(SftRunConfig, None, [*overrides, "name=single_rank_run"])).parent.parent
 
 
 def test_two_torchrun_ranks_match_one_without_ray_and_vllm(
@@ -86,8 +84,7 @@ def test_two_torchrun_ranks_match_one_without_ray_and_vllm(
     two = single_rank_run.parent / "two"
     assert f"the policy is in {two / 'models' / 'policy'}" in ended.stdout.replace("\n", "")
     rows, expected = (
-        [json.loads(line) for line in (run / "policy.jsonl").read_text().splitlines()]
-        for run in (two, single_rank_run)
+        [json.loads(line) for line in (run / "policy.jsonl").read_text().splitlines()] for run in (two, single_rank_run)
     )
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
@@ -95,9 +92,7 @@ def test_two_torchrun_ranks_match_one_without_ray_and_vllm(
         np.testing.assert_allclose(weights(two)[name], value, atol=2e-6, rtol=0, err_msg=name)
 
 
-def test_stopped_run_resumes(
-    overrides: list[str], single_rank_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_run_resumes(overrides: list[str], single_rank_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a SIGTERM during the first step, the step is saved and the final weights are equal."""
     config = load_config(SftRunConfig, None, [*overrides, "name=stopped"])
     step = Trainer.sft_step
@@ -153,9 +148,7 @@ def test_non_finite_weights_end_the_run_and_can_be_replayed(
     assert "The update was applied" in result.output, result.output
 
 
-def test_user_errors_print_one_line(
-    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors_print_one_line(overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert torchrun.main(["rl"]) == 2
     assert "usage: torchrun" in capsys.readouterr().err
     assert torchrun.main(["sft", *overrides, f"data={tmp_path / 'none.jsonl'}"]) == 2

@@ -119,9 +119,7 @@ def test_load_refuses_incomplete_and_damaged_checkpoints(data: TrainingData, tmp
         trainer.load_checkpoint(tmp_path / "good")
 
 
-def test_failed_save_leaves_no_checkpoint(
-    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_leaves_no_checkpoint(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
 
     def fail(*_: object, **__: object) -> None:
@@ -204,9 +202,7 @@ def test_uninformative_groups_change_nothing(data: TrainingData) -> None:
     flat = [
         replace(
             group,
-            trajectories=tuple(
-                replace(t, reward=replace(t.reward, total=1.0)) for t in group.trajectories if t.reward
-            ),
+            trajectories=tuple(replace(t, reward=replace(t.reward, total=1.0)) for t in group.trajectories if t.reward),
         )
         for group in data.groups
     ]
@@ -280,13 +276,8 @@ def test_bfloat16_follows_float32(
 
 def test_offload_does_not_change_training(data: TrainingData) -> None:
     """Offloading of nothing, optimizer state, or weights too gives the same steps and reference."""
-    trainers = [
-        Trainer(small_config(data.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")
-    ]
-    steps = [
-        [t.sft_step(data.trajectories[:5], data.pixels), t.grpo_step(data.groups, data.pixels)]
-        for t in trainers
-    ]
+    trainers = [Trainer(small_config(data.model, 3, offload=offload)) for offload in ("none", "optimizer", "all")]
+    steps = [[t.sft_step(data.trajectories[:5], data.pixels), t.grpo_step(data.groups, data.pixels)] for t in trainers]
     weights = [parameters(trainer) for trainer in trainers]
     for others, values in zip(steps[1:], weights[1:], strict=True):
         for got, expected in zip(others, steps[0], strict=True):

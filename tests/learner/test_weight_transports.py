@@ -116,12 +116,8 @@ async def test_fallback_copy_is_of_the_newest_version_only() -> None:
     learner = RecordingLearner()
     fallback = LearnerShmTransport(learner, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
     transport = LearnerNcclTransport(learner, 1, None, 60.0, fallback)  # type: ignore[arg-type]
-    learner.answers["announce_weights"] = [
-        [WeightUpdate(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)
-    ]
-    learner.answers["write_weights"] = [
-        [WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)
-    ]
+    learner.answers["announce_weights"] = [[WeightUpdate(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)]
+    learner.answers["write_weights"] = [[WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
     first, second = await transport.prepare(1), await transport.prepare(2)
     assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
     assert await transport.copy(first) is None

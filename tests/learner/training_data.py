@@ -81,9 +81,7 @@ class TrajectoryWriter:
     def turn(self, count: int, observation: TokenContext | None, temperature: float = 1.0) -> Turn:
         logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)
         spans = (VersionSpan(0, count, 0),)
-        action = SampledAction(
-            self.text(count), logprobs, spans, SamplingParams(temperature=temperature), "end"
-        )
+        action = SampledAction(self.text(count), logprobs, spans, SamplingParams(temperature=temperature), "end")
         return Turn(action, "", None, observation)
 
 
@@ -123,9 +121,7 @@ def _uniform_group(writer: TrajectoryWriter, number: int, samples: int, overview
             turns.append(writer.turn(int(writer.rng.integers(10, 20)), None, temperature=0.7))
         reward = RewardParts(float(writer.rng.random()), 0.0, 0.0, 0.0)
         name = EpisodeId(0, f"task-{number}", sample)
-        trajectories.append(
-            Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward)
-        )
+        trajectories.append(Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward))
     return Group(f"task-{number}", tuple(trajectories))
 
 
@@ -134,9 +130,7 @@ def make_varied_data(
 ) -> TrainingData:
     """Return groups whose samples zoom 0 to 4 times and share their first tokens and some clips."""
     writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
-    return TrainingData(
-        model, tuple(_varied_group(writer, g, samples, overview) for g in range(groups)), writer.pixels
-    )
+    return TrainingData(model, tuple(_varied_group(writer, g, samples, overview) for g in range(groups)), writer.pixels)
 
 
 def _varied_group(writer: TrajectoryWriter, number: int, samples: int, overview: int) -> Group:
@@ -155,9 +149,7 @@ def _varied_group(writer: TrajectoryWriter, number: int, samples: int, overview:
         turns[0] = replace(turns[0], action=action)
         reward = RewardParts(float(rng.random()), 0.0, 0.0, 0.0)
         name = EpisodeId(0, f"task-{number}", sample)
-        trajectories.append(
-            Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward)
-        )
+        trajectories.append(Trajectory(name, "test", prompt, tuple(turns), EpisodeStatus.ANSWERED, reward=reward))
     return Group(f"task-{number}", tuple(trajectories))
 
 
@@ -191,7 +183,5 @@ class ChangedFrameSource(InMemoryFrameSource):
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         if any(ref.digest not in self.pixels for ref in refs):
-            raise FrameMismatchError(
-                "v.mp4: its frame at 0 s is not the one referred to", "the video changed"
-            )
+            raise FrameMismatchError("v.mp4: its frame at 0 s is not the one referred to", "the video changed")
         return await super().resolve(refs)

@@ -91,9 +91,7 @@ def test_every_catalog_metric_is_on_a_dashboard_or_alert():
     ["sum(a", "sum by (run) (a[5])", "summe(a)", "a}", "a{x='1'", "a ? b"],
 )
 def test_invalid_promql_is_rejected(query: str):
-    with pytest.raises(
-        ValueError, match=r"never closed|not a range|not a function|closes nothing|not PromQL"
-    ):
+    with pytest.raises(ValueError, match=r"never closed|not a range|not a function|closes nothing|not PromQL"):
         metric_names_in(query)
 
 

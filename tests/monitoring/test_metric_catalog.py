@@ -63,9 +63,7 @@ def test_documentation_has_the_current_table():
 def test_documentation_names_every_setting_and_alert():
     text = DOCS.read_text()
     alerts = yaml.safe_load((ROOT / "cluster/grafana/alerts.yaml").read_text())["groups"][0]["rules"]
-    for name in [f"monitoring.{field.name}" for field in fields(MonitoringConfig)] + [
-        rule["alert"] for rule in alerts
-    ]:
+    for name in [f"monitoring.{field.name}" for field in fields(MonitoringConfig)] + [rule["alert"] for rule in alerts]:
         assert name in text, name
 
 

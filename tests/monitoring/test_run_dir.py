@@ -120,6 +120,4 @@ def test_resume_may_change_mutable_keys_only(tmp_path):
         ("ranks: 5", "stored: 'ranks: 5'"),
     ):
         with pytest.raises(UserError, match=match):
-            RunDir.create_or_resume(
-                tmp_path / "a", changed.replace(other, f"{other[:-1]}9"), ["learner.world_size"]
-            )
+            RunDir.create_or_resume(tmp_path / "a", changed.replace(other, f"{other[:-1]}9"), ["learner.world_size"])

@@ -110,7 +110,5 @@ def test_missing_package_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(
-        UserError, match=r"monitoring\.otlp_endpoint is 'http://c:4318'.* pip install 'vz_ray\[otel\]'"
-    ):
+    with pytest.raises(UserError, match=r"monitoring\.otlp_endpoint is 'http://c:4318'.* pip install 'vz_ray\[otel\]'"):
         TraceExporter("http://c:4318", 1.0, {})

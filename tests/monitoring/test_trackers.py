@@ -90,9 +90,7 @@ def test_unresponsive_server_fails_at_the_start(run_dir, monkeypatch):
         server.bind(("127.0.0.1", 0))
         server.listen()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(
-            UserError, match=rf"monitoring\.mlflow_tracking_uri is '{uri}', .* no answer within 1 s"
-        ):
+        with pytest.raises(UserError, match=rf"monitoring\.mlflow_tracking_uri is '{uri}', .* no answer within 1 s"):
             open_trackers({"mlflow_tracking_uri": uri}, run_dir, {})
 
 

@@ -46,9 +46,7 @@ def test_each_variant_runs_once_per_seed() -> None:
 
 def test_engines_restart_once_per_seed() -> None:
     pays_tool_reward = [
-        s.variant != "without_tool_reward"
-        for s in plan_stages([0, 1, 2, 3], VARIANTS)
-        if s.kind is StageKind.RL
+        s.variant != "without_tool_reward" for s in plan_stages([0, 1, 2, 3], VARIANTS) if s.kind is StageKind.RL
     ]
     assert sum(first != second for first, second in pairwise(pays_tool_reward)) == 4
 

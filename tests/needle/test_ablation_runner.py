@@ -43,11 +43,7 @@ def arguments(small_run: SmallRun) -> list[str]:
     return [
         "ablate",
         "name=all",
-        *(
-            item
-            for item in small_run.overrides()
-            if not item.startswith(("model=", "data.test=", "episode."))
-        ),
+        *(item for item in small_run.overrides() if not item.startswith(("model=", "data.test=", "episode."))),
         f"model={ROOT / 'assets/tiny-base'}",
         f"data.test={test_dir / 'test.json'}",
         f"synth.directory={small_run.folder / 'needle'}",
@@ -109,9 +105,7 @@ def test_interrupted_ablation_resumes_and_reports(small_run: SmallRun) -> None:
 
 def assert_stages_ran_once(run: Path, seed: Path) -> None:
     for kind in ("exemplars", "reflections"):
-        steps = [
-            json.loads(line)["step"] for line in (seed / f"cold_start/{kind}.jsonl").read_text().splitlines()
-        ]
+        steps = [json.loads(line)["step"] for line in (seed / f"cold_start/{kind}.jsonl").read_text().splitlines()]
         assert steps == list(range(1, 25))
     for variant in VARIANTS:
         stage = "cold_start" if variant == "without_rl" else "rl"
@@ -127,9 +121,7 @@ def assert_stages_ran_once(run: Path, seed: Path) -> None:
         for record in (r for path in (seed / variant / "episodes").glob("*") for r in read_records(path)):
             parts = record.trajectory.reward
             assert parts is not None
-            assert parts.total == pytest.approx(
-                0.9 * parts.accuracy + 0.1 * parts.format + tool_weight * parts.tool
-            )
+            assert parts.total == pytest.approx(0.9 * parts.accuracy + 0.1 * parts.format + tool_weight * parts.tool)
 
 
 def assert_reflections_are_correct(seed: Path) -> None:

@@ -96,10 +96,7 @@ def test_finished_run_is_not_rerun(small_run, finished):
 def test_other_config_of_same_name_is_rejected(small_run, finished):
     done = run_vz_ray("quickstart", "--name", "whole", *small_run.quickstart(), "train.group_size=3")
     assert done.returncode == 2
-    assert (
-        "holds a run with another configuration (stored: 'group_size: 2', now: 'group_size: 3')"
-        in done.stderr
-    )
+    assert "holds a run with another configuration (stored: 'group_size: 2', now: 'group_size: 3')" in done.stderr
 
 
 def assert_complete(small_run: SmallRun, run: Path, steps: int, staleness: int) -> None:
@@ -117,7 +114,7 @@ def assert_complete(small_run: SmallRun, run: Path, steps: int, staleness: int) 
 def train_arguments(small_run: SmallRun, name: str, steps: int, staleness: int) -> list[str]:
     return [
         "train",
-        "conf/tiny.yaml",
+        "conf/laptop.yaml",
         f"name={name}",
         f"train.max_steps={steps}",
         f"train.max_staleness={staleness}",
@@ -204,8 +201,6 @@ def test_quickstart_resumes_in_every_stage(small_run):
     done = run_vz_ray(*arguments, timeout_s=500)
     assert done.returncode == 0, done.stderr
     for stage in ("cold_start", "sft_continued"):
-        steps_logged = [
-            json.loads(line)["step"] for line in (run / f"{stage}.jsonl").read_text().splitlines()
-        ]
+        steps_logged = [json.loads(line)["step"] for line in (run / f"{stage}.jsonl").read_text().splitlines()]
         assert steps_logged == list(range(1, steps + 1))
     assert read_summary(run)["questions"]["cold_start"] == 4

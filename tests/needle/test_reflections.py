@@ -149,13 +149,9 @@ def test_decoy_is_named_and_corrected(tasks, chat_format):
 
 def test_correction_continues_from_found_border(tasks, chat_format):
     # A zoom into the night has one frame at the start of the border, which may show the symbol.
-    deep = [
-        task for task in tasks if task.kind == "deep" and task.evidence_spans[0][0] > zoom_path(task)[1][0]
-    ]
+    deep = [task for task in tasks if task.kind == "deep" and task.evidence_spans[0][0] > zoom_path(task)[1][0]]
     assert deep
-    wrong = make_wrong_records(
-        deep, chat_format, lambda task: [irrelevant_shot(task), (*zoom_path(task)[0], 8)]
-    )
+    wrong = make_wrong_records(deep, chat_format, lambda task: [irrelevant_shot(task), (*zoom_path(task)[0], 8)])
     for record in correct(wrong, chat_format):
         (zoom, _) = record.trajectory.turns[2:]
         assert zoom.text.startswith(f"<think>{record.task.extra['border']} border @")

@@ -27,13 +27,9 @@ EPISODE_CONFIG = EpisodeConfig(
 
 def make_train_tasks(directory: Path, videos: int, shot_s: list[int]) -> list[Task]:
     """Synthesize training videos of the given shot lengths and read their tasks."""
-    config = SynthConfig(
-        directory=str(directory), train=videos, sft=0, validation=0, test=0, shot_s=shot_s, workers=1
-    )
+    config = SynthConfig(directory=str(directory), train=videos, sft=0, validation=0, test=0, shot_s=shot_s, workers=1)
     return read_tasks(synthesize(config)["train"])
 
 
 def build_chat_format() -> ChatFormat:
-    return ChatFormat(
-        build_tokenizer(make_tokenizer_corpus(), 1792), PromptTemplate.load(EPISODE_CONFIG.prompt)
-    )
+    return ChatFormat(build_tokenizer(make_tokenizer_corpus(), 1792), PromptTemplate.load(EPISODE_CONFIG.prompt))

@@ -60,9 +60,7 @@ def expected_saved_bytes(policy: PolicyModel, batch: Any, *, checkpointing: bool
     ) + activation_memory.head_saved_bytes(shape.text, width, sampled)
     if frozen:
         return saved
-    return saved + activation_memory.vision_saved_bytes(
-        shape.vision, width, patches, checkpointing=checkpointing
-    )
+    return saved + activation_memory.vision_saved_bytes(shape.vision, width, patches, checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -134,9 +132,7 @@ def test_logprob_workspace_matches_formula(dtype: torch.dtype, rows: int) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_peak_of_a_pass_is_within_20_percent(
-    data: TrainingData, dtype: torch.dtype, checkpointing: bool
-) -> None:
+def test_peak_of_a_pass_is_within_20_percent(data: TrainingData, dtype: torch.dtype, checkpointing: bool) -> None:
     """The peak holds saved activations, the workspace of a layer or the logits, and gradients."""
     policy = PolicyModel.from_pretrained(data.model, dtype, chunk=64).train()
     if checkpointing:

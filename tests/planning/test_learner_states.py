@@ -35,9 +35,7 @@ def live_storages() -> dict[int, int]:
     ("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16"), (3, "float32")]
 )
 def test_state_bytes_per_weight_match_the_plan(stage: int, dtype: str) -> None:
-    config = LearnerConfig(
-        zero_stage=stage, dtype=dtype, param_persistence_threshold=0, gradient_checkpointing=False
-    )
+    config = LearnerConfig(zero_stage=stage, dtype=dtype, param_persistence_threshold=0, gradient_checkpointing=False)
     torch_dtype, before = getattr(torch, dtype), live_storages()
     layers = nn.Sequential(*(nn.Linear(SIDE, SIDE, bias=False) for _ in range(LAYERS))).to(torch_dtype)
     engine = TrainEngine(layers, config, init_distributed(60.0))

@@ -27,9 +27,7 @@ def count_params(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "make"), [("Qwen2.5-VL-3B", architecture_3b), ("Qwen2.5-VL-7B", architecture)]
-)
+@pytest.mark.parametrize(("name", "make"), [("Qwen2.5-VL-3B", architecture_3b), ("Qwen2.5-VL-7B", architecture)])
 def test_known_shape_matches_config_and_parameters(name: str, make: Any) -> None:
     config = make()
     shape = ModelShape.from_hf_config(config)

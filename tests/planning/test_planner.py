@@ -29,7 +29,7 @@ from vz_ray.utils.errors import UserError
 RL, SFT, TINY = (
     Path("conf/videozoomer-7b-rl.yaml"),
     Path("conf/videozoomer-7b-sft.yaml"),
-    Path("conf/tiny.yaml"),
+    Path("conf/laptop.yaml"),
 )
 MODEL = "model=Qwen2.5-VL-7B"
 
@@ -46,9 +46,7 @@ def item_bytes(footprint: MemoryFootprint, name: str) -> int:
     return sum(item.bytes for item in footprint.items if item.name == name)
 
 
-@pytest.mark.parametrize(
-    ("path", "schema"), [(RL, GrpoRunConfig), (SFT, SftRunConfig), (TINY, GrpoRunConfig)]
-)
+@pytest.mark.parametrize(("path", "schema"), [(RL, GrpoRunConfig), (SFT, SftRunConfig), (TINY, GrpoRunConfig)])
 def test_config_schema_follows_its_keys(path: Path, schema: type) -> None:
     assert type(load_plannable_config(path, [])) is schema
 
@@ -365,12 +363,7 @@ def test_command_prints_results_and_assumptions(
 
 
 def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        run_plan_command(
-            monkeypatch, str(SFT), MODEL, "learner.world_size=2", "--gpu-memory", "24GB", "--json"
-        )
-        == 1
-    )
+    assert run_plan_command(monkeypatch, str(SFT), MODEL, "learner.world_size=2", "--gpu-memory", "24GB", "--json") == 1
     report = json.loads(capsys.readouterr().out)
     plan = make_plan(load_plannable_config(SFT, [MODEL, "learner.world_size=2"]), Assumptions(24 * 10**9))
     assert report["parameters"] == plan.shape.parameters

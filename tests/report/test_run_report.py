@@ -132,17 +132,12 @@ def test_thumbnails_show_the_frames_of_the_episodes(run_dir: Path) -> None:
     num_images = page.count("<img ")
     assert num_images >= 16 + 3
     assert page.count("nopicture") == 2  # only in the style sheet
-    assert (
-        write_report(run_dir, ReportConfig(max_episodes=1, max_frames=4)).read_text().count("<img ")
-        < num_images
-    )
+    assert write_report(run_dir, ReportConfig(max_episodes=1, max_frames=4)).read_text().count("<img ") < num_images
 
 
 def test_external_text_is_escaped(copy: Path) -> None:
     path = copy / "eval" / "rl.jsonl"
-    path.write_text(
-        path.read_text().replace("The border", '<script>alert(1)</script><img src=\\"http://x\\">')
-    )
+    path.write_text(path.read_text().replace("The border", '<script>alert(1)</script><img src=\\"http://x\\">'))
     (copy / "config.yaml").write_text("name: </pre><script>\n")
     parser = parse(write_report(copy).read_text())
     assert "script" not in parser.tags

@@ -156,8 +156,6 @@ def test_large_frame_is_downscaled() -> None:
     assert small[40, 20].max() < 12
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0:00"), (75.5, "1:15.5"), (59.96, "1:00"), (3661, "1:01:01")]
-)
+@pytest.mark.parametrize(("seconds", "words"), [(0, "0:00"), (75.5, "1:15.5"), (59.96, "1:00"), (3661, "1:01:01")])
 def test_format_clock(seconds: float, words: str) -> None:
     assert format_clock(seconds) == words

@@ -100,9 +100,7 @@ def test_graded_answer_has_accuracy_and_judge_score(
         (always_reply(hang_up=True), "judge connection"),
     ],
 )
-def test_failed_judge_request_invalidates_sample(
-    config: JudgeConfig, script: ReplyScript, reason: str
-) -> None:
+def test_failed_judge_request_invalidates_sample(config: JudgeConfig, script: ReplyScript, reason: str) -> None:
     with serve_endpoint(script) as endpoint:
         parts = score_episode(
             make_trajectory("the dog", GOOD), OPEN, RewardConfig(judge=replace(config, base_url=endpoint.url))
@@ -168,9 +166,7 @@ def test_max_concurrency_limits_requests(config: JudgeConfig) -> None:
         judge = Judge(replace(config, base_url=endpoint.url, max_concurrency=3))
         with ThreadPoolExecutor(24) as pool:
             answers = [f"dog {i}" for i in range(24)]
-            verdicts = list(
-                pool.map(lambda a: judge.judge_answer(JudgeForm.BINARY, "What?", "a dog", a), answers)
-            )
+            verdicts = list(pool.map(lambda a: judge.judge_answer(JudgeForm.BINARY, "What?", "a dog", a), answers))
         judge.close()
     assert verdicts == [JudgeVerdict(True)] * 24
     assert len(endpoint.requests) == 24
@@ -225,9 +221,7 @@ def test_disk_cache_is_shared_between_processes(config: JudgeConfig) -> None:
 def test_cache_key_covers_all_inputs(config: JudgeConfig, change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "judge.yaml").write_text("system: Be strict.\nuser: '{question} {truth} {answer}'\n")
     graded = "{'pred': 'no', 'score': 2}"
-    with serve_endpoint(
-        lambda number, body: FakeReply(graded if "dictionary" in str(body) else "1")
-    ) as endpoint:
+    with serve_endpoint(lambda number, body: FakeReply(graded if "dictionary" in str(body) else "1")) as endpoint:
         shared = replace(config, base_url=endpoint.url)
         Judge(shared).judge_answer(*ASK)
         arguments = dict(zip(("form", "question", "truth", "answer"), ASK, strict=True))
@@ -300,9 +294,7 @@ def test_api_key_is_read_from_environment_only(config: JudgeConfig, monkeypatch:
         monkeypatch.setenv("VZ_RAY_TEST_KEY", "sesame")
         assert score_episode(make_trajectory("the dog"), OPEN, RewardConfig(judge=keyed)).accuracy == 1
         assert (
-            score_episode(
-                make_trajectory("a cat"), OPEN, RewardConfig(judge=replace(keyed, api_key_env=""))
-            ).accuracy
+            score_episode(make_trajectory("a cat"), OPEN, RewardConfig(judge=replace(keyed, api_key_env=""))).accuracy
             == 1
         )
     assert endpoint.keys == ["Bearer sesame", "Bearer none"]
@@ -378,9 +370,7 @@ def caption_judge(number: int, body: dict[str, Any]) -> FakeReply:
     """Answer a question from the caption, or grade such an answer."""
     content = body["messages"][-1]["content"]
     if "<description>" in content:
-        return FakeReply(
-            next(text for question, text in CAPTION_ANSWERS.items() if f"Question: {question}" in content)
-        )
+        return FakeReply(next(text for question, text in CAPTION_ANSWERS.items() if f"Question: {question}" in content))
     return FakeReply("{'pred': 'yes', 'score': 5}" if "A dog." in content else "{'pred': 'no', 'score': 1}")
 
 
@@ -415,11 +405,7 @@ def test_one_failed_question_invalidates_caption(config: JudgeConfig) -> None:
 def test_captions_require_twice_the_judge_timeout(config: JudgeConfig) -> None:
     short = RewardConfig(judge=replace(config, total_timeout_s=60), timeout_s=100)
     check_scorers(short, [GRADED], "x")
-    with pytest.raises(
-        UserError, match=r"timeouts\.score_s is 100; it must be above twice .* x has captions"
-    ):
+    with pytest.raises(UserError, match=r"timeouts\.score_s is 100; it must be above twice .* x has captions"):
         check_scorers(short, [CAPTION], "x")
-    parts = score_episode(
-        make_trajectory("A dog."), replace(CAPTION, caption_questions=()), RewardConfig(judge=config)
-    )
+    parts = score_episode(make_trajectory("A dog."), replace(CAPTION, caption_questions=()), RewardConfig(judge=config))
     assert parts.reason == "no ground truth"

@@ -99,9 +99,7 @@ def test_truth_outside_options_ignores_them() -> None:
     assert choice_correct("(F)", "F", OPTIONS) is True
 
 
-@pytest.mark.parametrize(
-    "question", [INLINE, LINES, LINES.replace("(A) ", "A. "), "Vitamin B. helps?\n" + LINES]
-)
+@pytest.mark.parametrize("question", [INLINE, LINES, LINES.replace("(A) ", "A. "), "Vitamin B. helps?\n" + LINES])
 def test_options_are_parsed_from_question(question: str) -> None:
     expected = OPTIONS if "(A)" in question or question == INLINE else None
     assert parse_options(question) == (expected or parse_options(question))

@@ -121,9 +121,7 @@ def test_failed_and_unjudged_episodes_are_invalid() -> None:
     parts = score_episode(failed, TASK, RewardConfig())
     assert not parts.valid
     assert "worker died" in parts.note
-    parts = score_episode(
-        make_trajectory("a dog"), replace(TASK, answer_type=AnswerType.OPEN_ENDED), RewardConfig()
-    )
+    parts = score_episode(make_trajectory("a dog"), replace(TASK, answer_type=AnswerType.OPEN_ENDED), RewardConfig())
     assert not parts.valid
     assert "judge" in parts.note
 

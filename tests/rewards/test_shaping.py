@@ -14,9 +14,7 @@ from vz_ray.rewards.shaping import frame_cost, length_penalty
 from vz_ray.video.frame import FrameRef
 
 
-@pytest.mark.parametrize(
-    ("tokens", "penalty"), [(0, 0), (100, 0), (101, -0.01), (150, -0.5), (200, -1), (5000, -1)]
-)
+@pytest.mark.parametrize(("tokens", "penalty"), [(0, 0), (100, 0), (101, -0.01), (150, -0.5), (200, -1), (5000, -1)])
 def test_length_penalty_is_linear_above_free_tokens(tokens: int, penalty: float) -> None:
     assert length_penalty(tokens, free_tokens=100, max_tokens=200) == pytest.approx(penalty)
 

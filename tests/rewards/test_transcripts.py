@@ -189,9 +189,7 @@ def format_cases() -> Iterator[FormatCase]:
         for faulty_turn, slots in enumerate(kinds):
             faults = [(slot, text) for slot, (_, invalid) in enumerate(slots) for text in invalid]
             for fault in faults:
-                turns = tuple(
-                    make_turn(rng, s, fault if k == faulty_turn else None) for k, s in enumerate(kinds)
-                )
+                turns = tuple(make_turn(rng, s, fault if k == faulty_turn else None) for k, s in enumerate(kinds))
                 yield FormatCase(turns, False)
         yield FormatCase(tuple(make_turn(rng, ZOOM_SLOTS) for _ in range(zooms)), False)
         for swapped in range(zooms):

@@ -34,9 +34,7 @@ def test_user_parts_are_added_unweighted() -> None:
 
 
 def test_zero_weights_leave_user_parts_only() -> None:
-    parts = score_episode(
-        make_trajectory("B", GOOD), TASK, config_with("brevity", accuracy=0, format=0, tool=0)
-    )
+    parts = score_episode(make_trajectory("B", GOOD), TASK, config_with("brevity", accuracy=0, format=0, tool=0))
     assert parts.total == pytest.approx(0.05)
 
 
@@ -59,13 +57,9 @@ def test_user_accuracy_replaces_judge() -> None:
 
 
 def test_invalid_episode_exception_invalidates_sample() -> None:
-    parts = score_episode(
-        make_trajectory(None, status=EpisodeStatus.NO_ANSWER), TASK, config_with("only_answered")
-    )
+    parts = score_episode(make_trajectory(None, status=EpisodeStatus.NO_ANSWER), TASK, config_with("only_answered"))
     assert (parts.valid, parts.total, parts.note) == (False, 0.0, "user function: nothing to compare")
-    assert score_episode(make_trajectory("B"), TASK, config_with("only_answered")).extra == {
-        "answer_chars": 1.0
-    }
+    assert score_episode(make_trajectory("B"), TASK, config_with("only_answered")).extra == {"answer_chars": 1.0}
 
 
 def test_failed_episode_skips_user_function() -> None:
@@ -216,8 +210,5 @@ def test_command_fails_for_invalid_function_or_log(
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"a": 1}) + "\n")
     for path in (other, tmp_path / "missing.jsonl"):
-        assert (
-            run_check_reward(monkeypatch, "tests.rewards.user_functions:brevity", "--episodes", str(path))
-            == 2
-        )
+        assert run_check_reward(monkeypatch, "tests.rewards.user_functions:brevity", "--episodes", str(path)) == 2
         assert f"{path} is not an episode log" in capsys.readouterr().err

@@ -74,9 +74,7 @@ class HfReference:
 
     def extend(self, prompt: Prompt, sampled: Sequence[int], text: str, frames: Sequence[Frame]) -> Prompt:
         observation = self.prompt(text, frames)
-        return Prompt(
-            (*prompt.compact_ids, *sampled, *observation.compact_ids), (*prompt.frames, *frames), ()
-        )
+        return Prompt((*prompt.compact_ids, *sampled, *observation.compact_ids), (*prompt.frames, *frames), ())
 
     def logprobs(self, prompt: Prompt, sampled: Sequence[int], temperature: float = 1.0) -> list[float]:
         """Return the log-probs `[T]` of `sampled` after `prompt`, with token mask and temperature."""
@@ -95,9 +93,7 @@ class HfReference:
             ids += [token] * (num_visual_tokens(patch_grid(next(frames))) if token == pad else 1)
         ids += sampled
         tokens = torch.tensor([ids])
-        pixels = self.processor.image_processor(
-            images=[f.rgb.copy() for f in prompt.frames], return_tensors="pt"
-        )
+        pixels = self.processor.image_processor(images=[f.rgb.copy() for f in prompt.frames], return_tensors="pt")
         logits = self.model(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),

@@ -181,9 +181,7 @@ class RolloutCluster:
             if (stats := await self.serving_worker()).running_episodes >= episodes:
                 return stats
             await asyncio.sleep(0.05)
-        raise AssertionError(
-            f"fewer than {episodes} episodes are running: {self.scheduler.worker_statuses()}"
-        )
+        raise AssertionError(f"fewer than {episodes} episodes are running: {self.scheduler.worker_statuses()}")
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
         for _ in range(int(seconds / 0.05)):
@@ -237,16 +235,12 @@ async def open_rollout_cluster(
     with start_ray_nodes(num_cpus=1) as nodes, pytest.MonkeyPatch.context() as patch:
         patch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 1.0)
         pool = DecodePool.start(ClipsConfig(num_actors=2, cpus_per_actor=0.1, disk_cache_gib=0))
-        setup = WorkerSetup(
-            str(model), config, EPISODE, RewardConfig(), pool, score_episode, str(path / "logs")
-        )
+        setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score_episode, str(path / "logs"))
         faults = FaultInjector()
         scheduler = RolloutScheduler(
             lambda name: FaultyWorkerClient(name, setup, faults), config, WeightPublisher(timeout_s=60)
         )
-        transport = ShmTransport(
-            WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learner_model)
-        )
+        transport = ShmTransport(WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learner_model))
         cluster = RolloutCluster(nodes, setup, scheduler, tasks, learner_model, transport, faults)
         for _ in range(workers):
             cluster.worker_nodes.append(nodes.add(**NODE_RESOURCES))

@@ -66,9 +66,7 @@ async def test_gate_works_with_an_engine(engine: VllmEngine, model: Path, tmp_pa
     chat_format = ChatFormat(
         HfReference(model, engine.banned_token_ids).tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml")
     )
-    config = EpisodeConfig(
-        overview_frames=2, min_pixels=784, max_pixels=784, max_context=1024, max_turn_tokens=8
-    )
+    config = EpisodeConfig(overview_frames=2, min_pixels=784, max_pixels=784, max_context=1024, max_turn_tokens=8)
 
     async def run(gate: ZoomGateConfig) -> Trajectory:
         with LocalFrameSource() as frames:

@@ -33,9 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TOLERANCE = 1e-4
 QUESTION = "<|im_start|>user\n{images}what flashes?<|im_end|>\n<|im_start|>assistant\n"
-OBSERVATION = (
-    "<|im_end|>\n<|im_start|>user\n<tool_response>{images}</tool_response><|im_end|>\n<|im_start|>assistant\n"
-)
+OBSERVATION = "<|im_end|>\n<|im_start|>user\n<tool_response>{images}</tool_response><|im_end|>\n<|im_start|>assistant\n"
 
 
 class EngineUnderTest:
@@ -66,9 +64,7 @@ class EngineUnderTest:
         images = "".join(f"<frame{i}_time{2.0 * i:.2f}s><image>" for i in range(len(frames)))
         return self.reference.prompt(QUESTION.format(images=images), frames)
 
-    async def max_logprob_diff(
-        self, prompt: Prompt, temperature: float, *, tokens: int = 16, seed: int = 0
-    ) -> float:
+    async def max_logprob_diff(self, prompt: Prompt, temperature: float, *, tokens: int = 16, seed: int = 0) -> float:
         sampling = SamplingParams(temperature=temperature, max_tokens=tokens, seed=seed)
         turn = await self.engine.generate(prompt, sampling, request_id="turn")
         return max_abs_diff(turn.logprobs, self.reference.logprobs(prompt, turn.token_ids, temperature))
@@ -106,13 +102,9 @@ async def test_logprobs_match_over_turns_and_frame_sizes(side: EngineUnderTest, 
 
 
 async def test_published_weights_are_loaded_and_labelled(side: EngineUnderTest) -> None:
-    before = await side.engine.generate(
-        side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="before"
-    )
+    before = await side.engine.generate(side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="before")
     await side.train_and_publish()
-    after = await side.engine.generate(
-        side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="after"
-    )
+    after = await side.engine.generate(side.overview(), SamplingParams(max_tokens=4, seed=1), request_id="after")
     assert [span.version for span in after.versions] == [side.version]
     assert [span.version for span in before.versions] == [side.version - 1]
     assert before.logprobs != after.logprobs
@@ -169,9 +161,7 @@ async def test_prefix_cache_serves_the_shared_prefix(side: EngineUnderTest) -> N
 
 
 async def test_kv_cache_usage_follows_running_turns(side: EngineUnderTest) -> None:
-    turn = asyncio.create_task(
-        side.engine.generate(side.overview(), SamplingParams(max_tokens=400), request_id="long")
-    )
+    turn = asyncio.create_task(side.engine.generate(side.overview(), SamplingParams(max_tokens=400), request_id="long"))
     used = 0
     while not turn.done():
         await asyncio.sleep(0.01)
@@ -188,9 +178,7 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
     old = side.version
     turns = [
         asyncio.create_task(
-            side.engine.generate(
-                side.overview(), SamplingParams(max_tokens=600, seed=seed), request_id=f"long{seed}"
-            )
+            side.engine.generate(side.overview(), SamplingParams(max_tokens=600, seed=seed), request_id=f"long{seed}")
         )
         for seed in range(6)
     ]

@@ -133,9 +133,7 @@ async def start_scheduler(factory: WorkerFactory, **config: Any) -> RolloutSched
         "max_concurrent_episodes": 8,
         "health_check_interval_s": 60.0,
     }
-    scheduler = RolloutScheduler(
-        factory.spawn, RolloutConfig(**{**defaults, **config}), WeightPublisher(timeout_s=5)
-    )
+    scheduler = RolloutScheduler(factory.spawn, RolloutConfig(**{**defaults, **config}), WeightPublisher(timeout_s=5))
     await scheduler.start()
     await settle()
     return scheduler
@@ -265,9 +263,7 @@ async def test_publish_waits_for_episodes_only_if_requested(wait_for_episodes: b
     worker.unblocked.clear()
     running = asyncio.create_task(scheduler.rollout_group(TASKS[0], 2, SamplingParams(), tracker))
     await settle()
-    publishing = asyncio.create_task(
-        scheduler.publish(5, FakeTransport(), wait_for_episodes=wait_for_episodes)
-    )
+    publishing = asyncio.create_task(scheduler.publish(5, FakeTransport(), wait_for_episodes=wait_for_episodes))
     await settle()
     waiting = asyncio.create_task(scheduler.rollout_group(TASKS[1], 2, SamplingParams(), tracker))
     await settle()
@@ -297,9 +293,7 @@ async def test_retry_is_allowed_while_publish_waits(workers: int) -> None:
     await settle()
     publishing = asyncio.create_task(scheduler.publish(5, FakeTransport(), wait_for_episodes=True))
     await settle()
-    worker_with_group = next(
-        worker for worker in factory.workers if any("episode" in call for call in worker.calls)
-    )
+    worker_with_group = next(worker for worker in factory.workers if any("episode" in call for call in worker.calls))
     worker_with_group.fail["run_episode"] = WorkerLostError("gone")
     for worker in factory.workers:
         worker.unblocked.set()
@@ -429,9 +423,7 @@ async def test_autoscaling_follows_load_without_losses() -> None:
         max_attempts=1,
     )
     tracker = SampleTracker()
-    playing = [
-        asyncio.create_task(scheduler.rollout_group(task, 4, SamplingParams(), tracker)) for task in TASKS
-    ]
+    playing = [asyncio.create_task(scheduler.rollout_group(task, 4, SamplingParams(), tracker)) for task in TASKS]
     await until(lambda: sum(status.load for status in scheduler.worker_statuses()) == 12)
     assert len(alive(factory)) == 3
     await asyncio.sleep(0.1)
@@ -456,9 +448,7 @@ async def test_scaling_from_zero_uses_current_weights() -> None:
         await scheduler.publish(version, FakeTransport())
         await rollout_all(scheduler, TASKS, 2)
         await until(lambda: not alive(factory))
-        assert {held for worker in factory.workers for _, held in worker.episodes} == set(
-            range(1, version + 1)
-        )
+        assert {held for worker in factory.workers for _, held in worker.episodes} == set(range(1, version + 1))
     await scheduler.close()
 
 
@@ -510,9 +500,7 @@ async def test_failed_upscale_keeps_existing_workers() -> None:
     has_capacity = True
     factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(
-        lambda: any(
-            s.state is WorkerState.READY and s.name != "rollout-0" for s in scheduler.worker_statuses()
-        )
+        lambda: any(s.state is WorkerState.READY and s.name != "rollout-0" for s in scheduler.worker_statuses())
     )
     await scheduler.close()
 
@@ -536,9 +524,7 @@ async def test_unschedulable_workers_are_retried() -> None:
     factory = WorkerFactory(script)
     scheduler = await start_scheduler(factory, num_workers=2, health_check_interval_s=0.01)
     await until(lambda: len(factory.workers) > 6)
-    assert {t.worker for group in await rollout_all(scheduler, TASKS, 2) for t in group.trajectories} == {
-        "rollout-0"
-    }
+    assert {t.worker for group in await rollout_all(scheduler, TASKS, 2) for t in group.trajectories} == {"rollout-0"}
     factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(lambda: factory.workers[0].ended)
     waiting = asyncio.create_task(rollout_all(scheduler, TASKS, 2))
@@ -560,9 +546,7 @@ async def test_lack_of_workers_warns_then_fails(
             worker.fail["start"] = WorkerUnschedulableError(f"{worker.name} is unschedulable: it needs 4 GPU")
 
     factory = WorkerFactory(script)
-    scheduler = await start_scheduler(
-        factory, num_workers=1, health_check_interval_s=0.01, no_worker_timeout_s=0.5
-    )
+    scheduler = await start_scheduler(factory, num_workers=1, health_check_interval_s=0.01, no_worker_timeout_s=0.5)
     factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(lambda: factory.workers[0].ended)
     with pytest.raises(NoWorkersError, match=r"timeouts\.no_workers_s is 0\.5.*it needs 4 GPU"):
@@ -643,9 +627,7 @@ async def test_first_samples_are_kept_with_extra_samples() -> None:
     group = await scheduler.rollout_group(TASKS[0], 3, SamplingParams(), tracker, extra_samples=2)
     assert [t.id.sample for t in group.trajectories] == [0, 3, 4]
     assert tracker.pending == ()
-    assert {key[2]: why for key, why in tracker.discarded.items()} == dict.fromkeys(
-        (1, 2), "extra sample, not needed"
-    )
+    assert {key[2]: why for key, why in tracker.discarded.items()} == dict.fromkeys((1, 2), "extra sample, not needed")
     assert scheduler.worker_statuses()[0].load == 0
     await scheduler.close()
 

@@ -106,9 +106,7 @@ async def test_drained_node_finishes_its_episodes(
         leaving = await cluster.wait_running(4)
         engines = engine_processes(leaving)
         cluster.nodes.drain(old, "reclaimed", notice_s=600)
-        await cluster.wait_until(
-            lambda: cluster.worker_status(leaving.name).state is WorkerState.DRAINING, 20
-        )
+        await cluster.wait_until(lambda: cluster.worker_status(leaving.name).state is WorkerState.DRAINING, 20)
         later = cluster.start_rollout(2)
     assert await cluster.finish_rollout(running) == {leaving.name: 4}
     (other,) = await cluster.finish_rollout(later)

@@ -75,9 +75,7 @@ class SingleNodeRollout:
     def score(self) -> tuple[float, ...]:
         reference = self.reference
         probe = build_parity_probe(reference.tokenizer)
-        return compute_learner_logprobs(
-            reference.model, reference.processor.image_processor, probe, reference.banned
-        )
+        return compute_learner_logprobs(reference.model, reference.processor.image_processor, probe, reference.banned)
 
     async def max_logprob_diff(self, trajectory: Trajectory) -> float:
         """Return the largest difference to the learner's log-probs over all turns of a trajectory."""
@@ -88,9 +86,7 @@ class SingleNodeRollout:
         for turn in trajectory.turns:
             assert isinstance(turn.action, SampledAction)
             prompt = Prompt(tuple(ids), tuple(frames[:num_frames]), ())
-            expected = self.reference.logprobs(
-                prompt, turn.action.token_ids, turn.action.sampling_params.temperature
-            )
+            expected = self.reference.logprobs(prompt, turn.action.token_ids, turn.action.sampling_params.temperature)
             max_diff = max(max_diff, max_abs_diff(turn.action.logprobs, expected))
             ids += turn.action.token_ids
             if turn.observation is not None:
@@ -146,10 +142,7 @@ async def test_group_logprobs_match_the_learner(single_node: SingleNodeRollout) 
     assert report.max_probe_diff <= 1e-4
     sampling = SamplingParams(temperature=0.7, max_tokens=24, seed=5)
     groups = [
-        g
-        async for g in single_node.scheduler.rollout(
-            single_node.tasks[:2], 3, sampling, single_node.tracker, step=1
-        )
+        g async for g in single_node.scheduler.rollout(single_node.tasks[:2], 3, sampling, single_node.tracker, step=1)
     ]
     assert sorted(g.task_id for g in groups) == sorted(t.task_id for t in single_node.tasks[:2])
     for trajectory in (t for group in groups for t in group.trajectories):

@@ -29,9 +29,7 @@ async def cluster(
     tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
 ) -> AsyncIterator[RolloutCluster]:
     # Samples lose their workers much more often than in production.
-    async with open_rollout_cluster(
-        tmp_path_factory.mktemp("soak"), engine_config, workers=3, attempts=50
-    ) as opened:
+    async with open_rollout_cluster(tmp_path_factory.mktemp("soak"), engine_config, workers=3, attempts=50) as opened:
         await opened.wait_all_serving()
         yield opened
 
@@ -39,9 +37,7 @@ async def cluster(
 async def test_two_of_three_nodes_fail_and_return(cluster: RolloutCluster) -> None:
     with cluster.decoders_stopped():
         rollout = cluster.start_rollout(6)
-        await cluster.wait_until(
-            lambda: sum(status.load for status in cluster.scheduler.worker_statuses()) == 24
-        )
+        await cluster.wait_until(lambda: sum(status.load for status in cluster.scheduler.worker_statuses()) == 24)
         engines = cluster.nodes.actor_children("RolloutWorkerActor")
         for node in cluster.worker_nodes[:2]:
             cluster.nodes.kill(node)

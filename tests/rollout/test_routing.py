@@ -45,14 +45,8 @@ def test_router_uses_load_without_reports() -> None:
 
 
 def test_router_breaks_ties_by_load_then_order() -> None:
-    assert (
-        choose(FakeCandidate("a", 5, WorkerCapacity(900, 5)), FakeCandidate("b", 4, WorkerCapacity(900, 4)))
-        == "b"
-    )
-    assert (
-        choose(FakeCandidate("a", 4, WorkerCapacity(900, 4)), FakeCandidate("b", 4, WorkerCapacity(900, 4)))
-        == "a"
-    )
+    assert choose(FakeCandidate("a", 5, WorkerCapacity(900, 5)), FakeCandidate("b", 4, WorkerCapacity(900, 4))) == "b"
+    assert choose(FakeCandidate("a", 4, WorkerCapacity(900, 4)), FakeCandidate("b", 4, WorkerCapacity(900, 4))) == "a"
 
 
 def test_router_tracks_the_mean_episode_length() -> None:

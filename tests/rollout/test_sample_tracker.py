@@ -49,9 +49,7 @@ def test_step_with_pending_samples_cannot_be_closed():
     assert tracker == SampleTracker()
 
 
-events = st.lists(
-    st.tuples(st.sampled_from(["accept", "retry", "discard"]), st.integers(0, 3), st.integers(0, 2))
-)
+events = st.lists(st.tuples(st.sampled_from(["accept", "retry", "discard"]), st.integers(0, 3), st.integers(0, 2)))
 
 
 @given(events)

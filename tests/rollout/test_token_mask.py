@@ -60,9 +60,7 @@ async def pair(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-async def test_placeholders_are_never_sampled(
-    pair: tuple[VllmEngine, HfReference], temperature: float
-) -> None:
+async def test_placeholders_are_never_sampled(pair: tuple[VllmEngine, HfReference], temperature: float) -> None:
     engine, reference = pair
     prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     masked_probability = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
@@ -79,14 +77,10 @@ async def test_placeholders_are_never_sampled(
 async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
-    allowed = [
-        i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids
-    ]
+    allowed = [i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids]
     logits = reference.logits(prompt)[0]
     expected = logits[allowed].log_softmax(-1)[:8].tolist()
-    actual = [
-        (await engine.compute_logprobs(prompt, [token], request_id=f"t{token}"))[0] for token in allowed[:8]
-    ]
+    actual = [(await engine.compute_logprobs(prompt, [token], request_id=f"t{token}"))[0] for token in allowed[:8]]
     assert max_abs_diff(expected, actual) <= 1e-4
 
 
@@ -95,9 +89,7 @@ async def test_turn_stops_after_a_zoom_call(pair: tuple[VllmEngine, HfReference]
     prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     [zoom] = reference.tokenizer.encode(ZOOM)
     for seed in range(4):
-        turn = await engine.generate(
-            prompt, SamplingParams(max_tokens=200, seed=seed), request_id=f"stop{seed}"
-        )
+        turn = await engine.generate(prompt, SamplingParams(max_tokens=200, seed=seed), request_id=f"stop{seed}")
         assert turn.stop_reason == "zoom"
         assert turn.token_ids.index(zoom) == len(turn.token_ids) - 1
         assert len(turn.logprobs) == len(turn.token_ids)

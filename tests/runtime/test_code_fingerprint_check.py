@@ -30,9 +30,7 @@ from vz_ray.weight_sync import WeightPublisher
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 LOCAL_VERSION = code_fingerprint()["vz_ray"]
-VERSION_ERROR = (
-    f"on node \\S+ runs another version of the code: vz_ray {LOCAL_VERSION} there, 9.9.9 in the driver"
-)
+VERSION_ERROR = f"on node \\S+ runs another version of the code: vz_ray {LOCAL_VERSION} there, 9.9.9 in the driver"
 VERSION_ERROR = VERSION_ERROR.replace("(", r"\(").replace(")", r"\)")
 
 

@@ -50,7 +50,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector)
     """Last scraped value of each series of a run, and the run directory."""
     small = SmallRun.create(tmp_path_factory.mktemp("scraped"))
     command = [
-        *(sys.executable, "-m", "vz_ray.cli", "train", "conf/tiny.yaml", *small.overrides()),
+        *(sys.executable, "-m", "vz_ray.cli", "train", "conf/laptop.yaml", *small.overrides()),
         f"name={RUN}",
         "train.max_steps=8",
         "monitoring.poll_interval_s=1",

@@ -255,9 +255,7 @@ def test_reset_counter_counts_from_zero():
 async def test_sft_run_reports_steps_and_decoders(run_dir):
     metrics = RecordingMetrics()
     monitor = RunMonitor("agent", metrics, run_kind=RunKind.SFT, metrics_file="policy.jsonl")
-    heartbeat_under_test = Heartbeat(
-        monitor, run_dir, None, FakeDecodeStats(DecodeClientStats(in_flight=2)), 5.0, list
-    )
+    heartbeat_under_test = Heartbeat(monitor, run_dir, None, FakeDecodeStats(DecodeClientStats(in_flight=2)), 5.0, list)
     monitor.on_start(3, 10)
     monitor.on_phase("learn")
     monitor.on_progress(4, {"learner/loss": 0.5})

@@ -157,9 +157,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., GuardedServer]]:
         files, access = UploadsConfig(**upload_options), AccessConfig(**options)
         store = FileStore(tmp_path / "uploads", int(files.max_gib * 2**30), files.ttl_days, file_bytes)
         secret, key = generate_key("alice")
-        served = GuardedServer(
-            0, store.directory, tmp_path / "keys" / "keys.json", secret if with_keys else ""
-        )
+        served = GuardedServer(0, store.directory, tmp_path / "keys" / "keys.json", secret if with_keys else "")
         if with_keys and not served.keys.exists():
             add_key(served.keys, key)
         app = application(served, store, files)

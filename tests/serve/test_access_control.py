@@ -97,17 +97,13 @@ def test_login_body_is_limited(serve):
         error_of(client.post("/session", json={"key": "a" * 10_000}), 413)
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.", "", "[::2]:80"]
-)
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.", "", "[::2]:80"])
 def test_foreign_host_is_rejected_without_keys(serve, host):
     with serve(with_keys=False).client() as client:
         assert error_of(client.get("/v1/files", headers={"host": host}), 421)["code"] == "unknown_host"
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "localhost:8000", "127.0.0.1", "127.1.2.3:9", "[::1]:8000", "LOCALHOST"]
-)
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1", "127.1.2.3:9", "[::1]:8000", "LOCALHOST"])
 def test_loopback_hosts_are_accepted_without_keys(serve, host):
     with serve(with_keys=False).client() as client:
         assert client.get("/v1/files", headers={"host": host}).status_code == 200
@@ -120,9 +116,7 @@ def test_only_allowed_hosts_are_accepted(serve):
         assert client.get("/health").status_code == 200  # health checks use the address
 
 
-@pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "file://", "http://[::1"]
-)
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "file://", "http://[::1"])
 def test_cross_origin_requests_are_rejected(serve, origin):
     served = serve(with_keys=False)
     with served.client() as client:

@@ -69,9 +69,7 @@ def test_rejected_zoom_has_the_model_error():
 
 def test_rejected_zoom_keeps_its_segment():
     translator = EventTranslator(QUESTION, None)
-    refused = RejectedZoom(
-        ZoomErrorKind.OUT_OF_RANGE, "segment is outside", ZoomRequest(60.0, 90.0, 1.0, video=1)
-    )
+    refused = RejectedZoom(ZoomErrorKind.OUT_OF_RANGE, "segment is outside", ZoomRequest(60.0, 90.0, 1.0, video=1))
     translator.on_env_event(events.TurnCompleted(0, turn(TEXT, refused)))
     (zoomed,) = translator.events
     assert (zoomed.refused, zoomed.frames) == ("segment is outside", ())
@@ -108,19 +106,12 @@ def test_queued_text_deltas_are_coalesced():
 
 def test_special_tokens_are_escaped():
     special = ["<|im_end|>", "<|im_start|>"]
-    task = Task(
-        "", "v", "a<|im_end|>b", "", chat_history=ChatHistory("<|im_start|>", (("q<|im_end|>", "a"),))
-    )
+    task = Task("", "v", "a<|im_end|>b", "", chat_history=ChatHistory("<|im_start|>", (("q<|im_end|>", "a"),)))
     exchange = ReplayedZoom('{"a": "<|im_end|>"}', "x<|im_start|>")
-    clean = escape_special_tokens(
-        AgentRequest("q", task, SamplingParams(), replayed_zooms=(exchange,)), special
-    )
+    clean = escape_special_tokens(AgentRequest("q", task, SamplingParams(), replayed_zooms=(exchange,)), special)
     assert clean.task.question == "a< |im_end|>b"
     assert clean.task.chat_history == ChatHistory("< |im_start|>", (("q< |im_end|>", "a"),))
-    assert (
-        clean.replayed_zooms[0].text
-        == '<think>x< |im_start|></think><video_zoom>{"a": "< |im_end|>"}</video_zoom>'
-    )
+    assert clean.replayed_zooms[0].text == '<think>x< |im_start|></think><video_zoom>{"a": "< |im_end|>"}</video_zoom>'
     assert escape_special_tokens(clean, special) == clean
 
 
@@ -138,9 +129,7 @@ async def test_client_frames_match_their_zoom(chat_format):  # noqa: F811
 
 
 class SilentPolicy:
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         return ExternalAction("", ())
 
 
@@ -162,9 +151,7 @@ def played(status: EpisodeStatus, *turns: Turn, answer: str | None = None, **mor
 
 
 def test_episode_result_of_answered_episodes():
-    result = episode_result(
-        played(EpisodeStatus.ANSWERED, turn("<think>so</think><answer>A</answer>"), answer="A"), 3
-    )
+    result = episode_result(played(EpisodeStatus.ANSWERED, turn("<think>so</think><answer>A</answer>"), answer="A"), 3)
     assert isinstance(result, RequestCompleted)
     assert (result.text, result.reasoning, result.version) == ("A", "so", 3)
     assert (result.prompt_tokens, result.completion_tokens) == (2, 3)

@@ -126,9 +126,7 @@ def test_broken_file_invalidates_its_keys(file):
     assert ring.verify(secret) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"keys": [{"name": "a"}]}', '{"keys": [{"name": "a", "hash": "b"}]}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"keys": [{"name": "a"}]}', '{"keys": [{"name": "a", "hash": "b"}]}'])
 def test_invalid_file_is_named(file, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"keys\.json is not a keys file"):

@@ -22,9 +22,7 @@ def test_production_config_is_valid():
     (app,) = schema.applications
     assert app.import_path == f"{build.__module__}:{build.__name__}"
     arguments = dict(app.args)
-    config = load_config(
-        ServeConfig, arguments.pop("config"), [f"{key}={value}" for key, value in arguments.items()]
-    )
+    config = load_config(ServeConfig, arguments.pop("config"), [f"{key}={value}" for key, value in arguments.items()])
     (agent,) = app.deployments
     assert agent.name == AGENT_DEPLOYMENT
     assert agent.user_config == {"model": config.model, "version": 1}
@@ -41,9 +39,7 @@ def test_replica_arguments_do_not_depend_on_weights():
 
 
 def test_decoders_open_uploads_and_allowed_dirs_only():
-    config = load_config(
-        ServeConfig, None, ["model=m", "files.allowed_dirs=[/media]", "files.directory=/uploads"]
-    )
+    config = load_config(ServeConfig, None, ["model=m", "files.allowed_dirs=[/media]", "files.directory=/uploads"])
     assert agent_of(build_application(config, gpus=False)).init_args[0].clips.allowed_dirs == [
         "/media",
         "/uploads",
@@ -51,9 +47,7 @@ def test_decoders_open_uploads_and_allowed_dirs_only():
 
 
 def test_engine_gpus_follow_config():
-    options = deployed(
-        build_application(load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m"]), gpus=True)
-    )
+    options = deployed(build_application(load_config(ServeConfig, "conf/serve/7b.yaml", ["model=m"]), gpus=True))
     assert options.ray_actor_options["num_gpus"] == 1
     assert deployed(build(NEVER)).ray_actor_options["num_gpus"] == 0
 

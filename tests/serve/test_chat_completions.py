@@ -216,9 +216,7 @@ def read_metrics(server: LiveServer) -> dict[str, float]:
 def active_requests() -> int:
     """Return the number of running requests of the agent."""
     return int(
-        serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME)
-        .ready.remote()
-        .result(timeout_s=30)["active_requests"]
+        serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME).ready.remote().result(timeout_s=30)["active_requests"]
     )
 
 
@@ -404,8 +402,7 @@ def test_image_bomb_and_escaping_link_are_rejected(server: LiveServer):
     head = struct.pack(">II5B", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")]
     bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
     url = "data:image/png;base64," + base64.b64encode(bomb).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "x"}]

@@ -58,8 +58,7 @@ def test_image_type_is_detected_from_content(serve):
 def test_list_supports_paging_and_order(serve):
     with serve().client() as client:
         uploaded = [
-            send(client, PNG, f"{n}.png", purpose=p).json()["id"]
-            for n, p in enumerate(["vision", "user_data"] * 2)
+            send(client, PNG, f"{n}.png", purpose=p).json()["id"] for n, p in enumerate(["vision", "user_data"] * 2)
         ]
         page = client.get("/v1/files", params={"limit": 3}).json()
         assert [file["id"] for file in page["data"]] == uploaded[:0:-1]
@@ -89,9 +88,7 @@ def test_files_of_other_keys_are_missing(serve):
         assert alice.get(f"/v1/files/{id}").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "id", ["..", "%2e%2e%2fkeys", "file-..", "file-" + "g" * 32, "file-*", "a" * 500, "%00"]
-)
+@pytest.mark.parametrize("id", ["..", "%2e%2e%2fkeys", "file-..", "file-" + "g" * 32, "file-*", "a" * 500, "%00"])
 def test_file_id_is_never_a_path(serve, id):
     served = serve()
     with served.client() as client:
@@ -172,10 +169,7 @@ def test_invalid_form_fields_are_refused(serve):
     with served.client() as client:
         post = client.post
         assert "more than one" in error_of(post("/v1/files", files=two), 400)["message"]
-        assert (
-            error_of(post("/v1/files", files={"purpose": (None, "vision")}), 400)["code"]
-            == "missing_parameter"
-        )
+        assert error_of(post("/v1/files", files={"purpose": (None, "vision")}), 400)["code"] == "missing_parameter"
         assert error_of(send(client, PNG, colour="red"), 400)["code"] == "unknown_parameter"
         assert error_of(send(client, PNG, purpose="fine-tune"), 400)["param"] == "purpose"
         error_of(send(client, PNG, purpose="a" * 1000), 400)
@@ -236,9 +230,7 @@ def test_unused_file_expires(serve):
 def test_expires_after_is_respected(serve):
     served = serve()
     with served.client() as client:
-        uploaded = send(
-            client, PNG, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-        ).json()
+        uploaded = send(client, PNG, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}).json()
         assert uploaded["expires_at"] - uploaded["created_at"] == 3600
         facts = served.directory / f"{uploaded['id']}.json"
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"expires_at": 1.0}))
@@ -255,9 +247,7 @@ async def test_orphans_are_deleted_at_the_next_start(tmp_path):
     async with store.incoming("alice") as incoming:
         incoming.write(PNG)
         incoming.finish()
-        other = multiprocessing.get_context("spawn").Process(
-            target=FileStore, args=(directory, 2**30, 1, 2**30)
-        )
+        other = multiprocessing.get_context("spawn").Process(target=FileStore, args=(directory, 2**30, 1, 2**30))
         other.start()
         other.join()
         assert other.exitcode == 0

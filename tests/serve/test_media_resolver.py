@@ -171,9 +171,7 @@ async def test_private_urls_are_refused_without_details(store, url):
         assert caught.value.message == "The server cannot open this address."
 
 
-@pytest.mark.parametrize(
-    "url", ["https://example.org/v.mp4?a=b", "http://93.184.215.14:81/v", "HTTPS://Example.org/v"]
-)
+@pytest.mark.parametrize("url", ["https://example.org/v.mp4?a=b", "http://93.184.215.14:81/v", "HTTPS://Example.org/v"])
 async def test_public_urls_are_passed_to_the_decoders(store, url):
     async with MediaResolver(store, "alice", DownloadRules()) as media:
         source = await media.resolve(url, "image")

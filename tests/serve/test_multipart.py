@@ -100,9 +100,7 @@ def test_too_long_filename_is_refused():
         read("multipart/form-data; boundary=b", body, [])
 
 
-@pytest.mark.parametrize(
-    "kind", ["multipart/form-data", "multipart/form-data; boundary=", "text/plain; boundary=b"]
-)
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", "text/plain; boundary=b"])
 def test_missing_boundary_is_refused(kind):
     with pytest.raises(ApiError, match="has no boundary"):
         read(kind, b"--b--\r\n", [])

@@ -68,12 +68,7 @@ def test_all_referenced_assets_are_served(client: TestClient):
 @pytest.mark.parametrize("path", ASSETS)
 def test_page_has_no_external_resources(path: str):
     # Allowed: the SVG namespace, and the placeholder and pattern of the URL input.
-    text = (
-        ASSETS[path]
-        .replace("http://www.w3.org/2000/svg", "")
-        .replace("https://…", "")
-        .replace("https?://.+", "")
-    )
+    text = ASSETS[path].replace("http://www.w3.org/2000/svg", "").replace("https://…", "").replace("https?://.+", "")
     assert not re.search(r"https?://|[\"'(]//\w", text)
 
 
@@ -83,9 +78,7 @@ def test_page_has_no_inline_code_or_markup_injection(path: str):
     if path == "/":
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
         assert all(tag.endswith("></script>") for tag in re.findall(r"<script.*", text))
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text
-    )
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
 
 
 def test_asset_headers(client: TestClient):
@@ -165,9 +158,7 @@ def test_sse_events_are_independent_of_chunks(module: Any, length: int):
 
 
 def test_incomplete_sse_event_is_buffered(module: Any):
-    code = (
-        "(m) => { const e = new m.EventParser(); return [e.feed('data: 1'), e.feed('\\n'), e.feed('\\n')]; }"
-    )
+    code = "(m) => { const e = new m.EventParser(); return [e.feed('data: 1'), e.feed('\\n'), e.feed('\\n')]; }"
     assert module("sse.js", code) == [[], [], [{"data": "1", "retry": None}]]
 
 
@@ -176,9 +167,7 @@ def test_sse_error_has_retry_delay(module: Any):
     text = format_sse(refused.body(), refused.retry_after_s)
     (event,) = module("sse.js", "(m, text) => new m.EventParser().feed(text)", text)
     assert (json.loads(event["data"]), event["retry"]) == (refused.body(), 5000)
-    (event,) = module(
-        "sse.js", "(m, text) => new m.EventParser().feed(text)", format_sse(invalid_request("no").body())
-    )
+    (event,) = module("sse.js", "(m, text) => new m.EventParser().feed(text)", format_sse(invalid_request("no").body()))
     assert event["retry"] is None
 
 
@@ -232,9 +221,7 @@ def test_page_request_is_valid(module: Any):
         ("A. red B. blue D. none", "", [["A", "red"], ["B", "blue D. none"]]),
     ],
 )
-def test_options_are_parsed_from_the_question(
-    module: Any, question: str, stem: str, options: list[list[str]]
-):
+def test_options_are_parsed_from_the_question(module: Any, question: str, stem: str, options: list[list[str]]):
     assert module("chat_request.js", "(m, text) => m.optionsOf(text)", question) == {
         "stem": stem,
         "options": options,
@@ -255,9 +242,7 @@ def test_options_are_parsed_from_the_question(
     ],
 )
 def test_chosen_option_of_an_answer(module: Any, answer: str, letter: str):
-    assert (
-        module("chat_request.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
-    )
+    assert module("chat_request.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
 
 
 def test_number_formatting(module: Any):

@@ -58,9 +58,7 @@ def opened(chromium: Any, server: tuple[LiveServer, str]) -> Iterator[Open]:
     console: list[str] = []
     contexts, wanted = [], [0]
 
-    def make_page(
-        size: dict[str, int] = DESKTOP, scheme: str = "light", *, key: bool = True, refused: int = 0
-    ) -> Page:
+    def make_page(size: dict[str, int] = DESKTOP, scheme: str = "light", *, key: bool = True, refused: int = 0) -> Page:
         live, secret = server
         wanted[0] = refused
         context = chromium.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
@@ -122,9 +120,7 @@ def test_answer_shows_frames_of_the_agent(opened: Open, video: Path):
     times = [strip.locator("time").all_text_contents() for strip in strips.all()]
     assert times[1] == ["0:02", "0:02.5", "0:03", "0:03.5"]
     assert times[2] == ["0:06", "0:07", "0:08", "0:09"]
-    assert all(
-        round_element.locator(".strip img").evaluate_all("all => all.map((one) => one.naturalWidth > 0)")
-    )
+    assert all(round_element.locator(".strip img").evaluate_all("all => all.map((one) => one.naturalWidth > 0)"))
     assert round_element.locator(".thought").all_text_contents() == [" ".join(["see"] * 12), "see", "see"]
     assert round_element.locator(".answer").text_content().split() == ["B", "ring"]
     assert round_element.locator(".options .chosen").inner_text().split() == ["B", "ring"]
@@ -204,9 +200,7 @@ def test_earlier_upload_plays_from_the_server(opened: Open, video: Path):
         lambda: current_time(page) == 9.0 and not page.evaluate("document.querySelector('video').seeking"),
         "9 s",
     )
-    assert re.search(
-        r"/v1/files/file-\w+/content$", page.evaluate("document.querySelector('video').currentSrc")
-    )
+    assert re.search(r"/v1/files/file-\w+/content$", page.evaluate("document.querySelector('video').currentSrc"))
     page.get_by_role("button", name="New chat").click()
     before = page.locator(".shelf-use").count()
     page.locator(".shelf .icon").first.click()
@@ -221,9 +215,7 @@ def test_zoom_limit_control(opened: Open, video: Path):
     round_element = ask_and_wait(page, QUESTION)
     [bar] = page.locator(".tl-zoom").all()
     assert bar.get_attribute("data-state") == "refused"
-    assert bar.get_attribute("aria-label").startswith(
-        "Turn 1: 0:02 to 0:04 at 2 fps, refused: no zoom is left"
-    )
+    assert bar.get_attribute("aria-label").startswith("Turn 1: 0:02 to 0:04 at 2 fps, refused: no zoom is left")
     assert "Refused" in round_element.locator(".step").nth(1).inner_text()
     assert "gave no answer" in round_element.locator(".foot").inner_text()
     screenshot(page, "refused")
@@ -463,9 +455,7 @@ def test_keyboard_only_use(opened: Open, video: Path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("page_state", "size"), [("desk", DESKTOP), ("phone", PHONE)])
-def test_accessibility_at_all_sizes(
-    opened: Open, video: Path, scheme: str, page_state: str, size: dict[str, int]
-):
+def test_accessibility_at_all_sizes(opened: Open, video: Path, scheme: str, page_state: str, size: dict[str, int]):
     page = opened(size, scheme)
     page.wait_for_selector(".example")
     assert (accessibility_violations(page), fits_width(page)) == ([], True)

@@ -57,9 +57,7 @@ def outcomes(server: LiveServer, client: openai.OpenAI, count: int, question: st
             return server.ask(question, client=client).choices[0].message.content
         except openai.APIStatusError as error:
             is_openai_error = isinstance(error.body, dict) and {"message", "type", "code"} <= set(error.body)
-            return (
-                error.status_code if is_openai_error else f"{error.status_code} without an OpenAI error body"
-            )
+            return error.status_code if is_openai_error else f"{error.status_code} without an OpenAI error body"
 
     with ThreadPoolExecutor(count) as threads:
         return Counter(threads.map(ask, range(count)))

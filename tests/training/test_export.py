@@ -32,9 +32,7 @@ def trained_trainer(training_data: TrainingData, stage: int, **changes: object) 
     return trainer
 
 
-@pytest.mark.parametrize(
-    ("stage", "changes"), [(0, {}), (2, {"dtype": "bfloat16"}), (3, {"freeze_vision": True})]
-)
+@pytest.mark.parametrize(("stage", "changes"), [(0, {}), (2, {"dtype": "bfloat16"}), (3, {"freeze_vision": True})])
 def test_export_equals_trainer_export_byte_for_byte(
     training_data: TrainingData,
     tmp_path: Path,
@@ -60,9 +58,7 @@ def test_exported_model_has_equal_logprobs(training_data: TrainingData, tmp_path
     trainer.save_checkpoint(tmp_path / "step")
     export_checkpoint(tmp_path / "step", tmp_path / "out")
     exported = Trainer(small_config(tmp_path / "out", 0, loss=LossConfig(kl_coef=0.0)))
-    logprobs = [
-        t.compute_logprobs(training_data.trajectories, training_data.pixels) for t in (trainer, exported)
-    ]
+    logprobs = [t.compute_logprobs(training_data.trajectories, training_data.pixels) for t in (trainer, exported)]
     assert all(np.array_equal(first, second) for first, second in zip(*logprobs, strict=True))
 
 

@@ -37,9 +37,7 @@ def batch(*rewards: RewardParts, status: EpisodeStatus = EpisodeStatus.ANSWERED)
 
 def test_batch_without_valid_reward_is_rejected() -> None:
     notes = [invalid_reward("judge nonsense: 'well'"), invalid_reward("judge status 401: bad key")]
-    with pytest.raises(
-        UserError, match=r"all 2 scored episodes .* the last reason: judge status 401: bad key"
-    ):
+    with pytest.raises(UserError, match=r"all 2 scored episodes .* the last reason: judge status 401: bad key"):
         check_batch(batch(*notes))
 
 
@@ -49,9 +47,7 @@ def test_batch_with_one_valid_reward_is_accepted() -> None:
 
 def test_batch_of_failed_episodes_is_rejected() -> None:
     with pytest.raises(UserError, match=r"all 2 episodes .* no engine"):
-        check_batch(
-            batch(invalid_reward("failed: x"), invalid_reward("failed: x"), status=EpisodeStatus.FAILED)
-        )
+        check_batch(batch(invalid_reward("failed: x"), invalid_reward("failed: x"), status=EpisodeStatus.FAILED))
 
 
 def test_checkpoint_metric_prefers_validation() -> None:

@@ -108,9 +108,7 @@ async def test_failing_restarts_stop_the_run(tmp_path: Path) -> None:
     assert learner.restarts == 2
 
 
-@pytest.mark.parametrize(
-    "error", [publish_error(OSError("full")), StopRequested("SIGTERM"), UserError("other")]
-)
+@pytest.mark.parametrize("error", [publish_error(OSError("full")), StopRequested("SIGTERM"), UserError("other")])
 async def test_other_errors_are_raised(error: Exception, tmp_path: Path) -> None:
     learner = FakeLearner()
     with pytest.raises(type(error)):
@@ -125,7 +123,7 @@ def test_killed_learner_restarts_without_losing_episodes(tmp_path: Path) -> None
     small, max_steps = SmallRun.create(tmp_path), 4
     overrides = [f"train.max_steps={max_steps}", "train.checkpoint_every=2"]
     run = small.runs / "lost"
-    process = start_vz_ray("train", "conf/tiny.yaml", "name=lost", *small.overrides(), *overrides)
+    process = start_vz_ray("train", "conf/laptop.yaml", "name=lost", *small.overrides(), *overrides)
     wait_until(lambda: (run / "checkpoints/step-000002").is_dir(), process)
     processes = descendants(process)
     [rank] = [p for p in processes if " ".join(p.cmdline()).startswith("ray::LearnerActor")]

@@ -35,7 +35,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 @pytest.fixture(scope="module")
 def exemplars(small: SmallRun) -> Path:
-    config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
+    config = load_config(GrpoRunConfig, "conf/laptop.yaml", [f"model={small.folder / 'base'}"])
     chat_format, tasks = load_chat_format(config.model, config.episode), read_tasks(small.data("sft"))
     with LocalFrameSource() as frames:
         trajectories = asyncio.run(
@@ -97,9 +97,7 @@ def test_sft_run_writes_status_metrics_and_logs(
     assert {line["run"] for line in lines} == {"monitored"}
     ranks = [json.loads(line) for line in json_lines(run / "logs" / "learner-rank-0.log")]
     assert ranks
-    assert {(line["run"], line["worker"], line["rank"]) for line in ranks} == {
-        ("monitored", "learner-rank-0", 0)
-    }
+    assert {(line["run"], line["worker"], line["rank"]) for line in ranks} == {("monitored", "learner-rank-0", 0)}
     if with_mlflow:
         [tracked] = mlruns.glob("*/*/metrics/loss")
         assert [float(line.split()[1]) for line in tracked.read_text().splitlines()] == pytest.approx(
@@ -130,7 +128,7 @@ def test_other_prompt_or_long_trajectory_is_rejected(small: SmallRun, exemplars:
 def samples(small: SmallRun, exemplars: Path) -> Path:
     """Write the exemplars as samples with images on disk; one has a context turn that is not trained on."""
     folder = small.folder / "samples"
-    config = load_config(GrpoRunConfig, "conf/tiny.yaml", [f"model={small.folder / 'base'}"])
+    config = load_config(GrpoRunConfig, "conf/laptop.yaml", [f"model={small.folder / 'base'}"])
     chat_format = load_chat_format(config.model, config.episode)
     trajectories = [record.trajectory for record in read_records(exemplars)]
     with LocalFrameSource() as frames:
@@ -181,13 +179,9 @@ def test_long_or_malformed_samples_are_rejected(small: SmallRun, samples: Path, 
     "text",
     ["exemplars\n", "", "{}", '{"task": 1}\n', '"messages"', "{\n", "\x00\xff", '{"conversations": []}'],
 )
-def test_file_of_unknown_layout_is_rejected(
-    small: SmallRun, exemplars: Path, tmp_path: Path, text: str
-) -> None:
+def test_file_of_unknown_layout_is_rejected(small: SmallRun, exemplars: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "other.jsonl").write_text(text, encoding="latin-1")
-    config = load_config(
-        SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / 'other.jsonl'}"]
-    )
+    config = load_config(SftRunConfig, None, [*overrides(small, exemplars), f"data={tmp_path / 'other.jsonl'}"])
     with pytest.raises(UserError, match=r"other\.jsonl contains neither SFT samples .* nor episodes"):
         read_sft_data(config)
 

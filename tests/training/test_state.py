@@ -56,9 +56,7 @@ async def test_resumed_run_yields_the_same_batches(run):
     state = state_after(4)
     loaded = TrainingState.load(await state.save(run, save_learner, keep_latest=2), TASKS)
     assert loaded == state
-    assert [loaded.task_sampler.next_tasks(3) for _ in range(5)] == [
-        state.task_sampler.next_tasks(3) for _ in range(5)
-    ]
+    assert [loaded.task_sampler.next_tasks(3) for _ in range(5)] == [state.task_sampler.next_tasks(3) for _ in range(5)]
 
 
 async def test_interrupted_save_keeps_previous_checkpoint(run):

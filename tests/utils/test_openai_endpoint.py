@@ -27,7 +27,5 @@ def test_missing_api_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api_key_from_env("SOME_KEY", "the judge", "judge.api_key_env") == "sesame"
     assert api_key_from_env("", "the judge", "judge.api_key_env")
     monkeypatch.delenv("SOME_KEY")
-    with pytest.raises(
-        UserError, match=r"judge needs an API key: set SOME_KEY .* leave judge\.api_key_env empty"
-    ):
+    with pytest.raises(UserError, match=r"judge needs an API key: set SOME_KEY .* leave judge\.api_key_env empty"):
         api_key_from_env("SOME_KEY", "the judge", "judge.api_key_env")

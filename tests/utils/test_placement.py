@@ -55,8 +55,7 @@ HEAD, SMALL, LARGE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 96.0, "GPU
             {"CPU": 1},
             [HEAD],
             [HEAD],
-            "a node has enough free resources, the largest node has 8 CPU: "
-            "Ray has not used it yet, or cannot reach it",
+            "a node has enough free resources, the largest node has 8 CPU: Ray has not used it yet, or cannot reach it",
         ),
         (
             {"CPU": 2},

@@ -65,9 +65,7 @@ def test_stopped_process_times_out_with_its_state(stuck) -> None:
     process, dumper = stuck
     process.send_signal(signal.SIGSTOP)
     start = time.monotonic()
-    with pytest.raises(
-        StackDumpError, match=rf"process {dumper.pid} \(stopped\) wrote no stacks within 0.5 s"
-    ):
+    with pytest.raises(StackDumpError, match=rf"process {dumper.pid} \(stopped\) wrote no stacks within 0.5 s"):
         dump_stacks(dumper, timeout_s=0.5)
     assert time.monotonic() - start < 2
 

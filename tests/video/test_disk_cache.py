@@ -145,9 +145,7 @@ def read_clips(root: str, video: str, results: multiprocessing.Queue[list[str]])
     digests = []
     for _ in range(5):
         for start in range(0, 10, 2):
-            digests += [
-                f.ref.digest for f in reader.zoom(video, ZoomRequest(start, start + 2, fps=8), SIZE).frames
-            ]
+            digests += [f.ref.digest for f in reader.zoom(video, ZoomRequest(start, start + 2, fps=8), SIZE).frames]
     results.put(digests)
 
 

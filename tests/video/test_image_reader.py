@@ -112,9 +112,7 @@ def decompression_bomb(format):
             (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
             (b"IDAT", zlib.compress(bytes(999))),
         )
-        chunks = (
-            struct.pack(">I", len(b)) + t + b + struct.pack(">I", zlib.crc32(t + b)) for t, b in chunk_data
-        )
+        chunks = (struct.pack(">I", len(b)) + t + b + struct.pack(">I", zlib.crc32(t + b)) for t, b in chunk_data)
         return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
     if format == "jpeg":
         content = bytearray(encode_image(random_image(64, 64), "jpeg"))
@@ -171,9 +169,7 @@ def test_playlist_is_rejected_without_opening_its_files(format, path, tmp_path):
 def test_file_name_is_not_a_pattern(path, tmp_path):
     (tmp_path / "a1.png").write_bytes(encode_image(random_image(56, 28, seed=1)))
     (tmp_path / "a%d.png").write_bytes(encode_image(random_image(56, 28, seed=2)))
-    np.testing.assert_array_equal(
-        read_image(str(tmp_path / "a%d.png"), SIZE).rgb, random_image(56, 28, seed=2)
-    )
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a%d.png"), SIZE).rgb, random_image(56, 28, seed=2))
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg"])
@@ -189,9 +185,7 @@ def test_animated_image_is_rejected(tmp_path):
         stream = container.add_stream("apng", rate=5)
         stream.width, stream.height, stream.pix_fmt = 56, 28, "rgb24"
         for seed in range(3):
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(random_image(56, 28, seed), format="rgb24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(random_image(56, 28, seed), format="rgb24")))
         container.mux(stream.encode(None))
     with pytest.raises(NotAVideoError):
         read_image(str(tmp_path / "a.apng"), SIZE)

@@ -30,9 +30,7 @@ async def test_references_of_a_zoom_reproduce_the_bytes(video: str) -> None:
     with LocalFrameSource() as frames:
         info = await frames.probe(video)
         clip = await frames.zoom(video, ZoomRequest(2, 4, fps=4), SIZE)
-    assert [frame.pts_s for frame in clip.frames] == pytest.approx(
-        [2.0, 2.24, 2.48, 2.72, 3.0, 3.24, 3.48, 3.72]
-    )
+    assert [frame.pts_s for frame in clip.frames] == pytest.approx([2.0, 2.24, 2.48, 2.72, 3.0, 3.24, 3.48, 3.72])
     assert {ref.video_id for ref in clip.refs} == {info.video_id}
     with LocalFrameSource() as other_source:
         resolved = await other_source.resolve(clip.refs[::-1])
@@ -108,9 +106,7 @@ async def test_concurrent_requests_are_all_served(video: str) -> None:
     with LocalFrameSource() as frames:
         requests = [frames.zoom(video, ZoomRequest(k, k + 1, fps=4), SIZE) for k in range(10)]
         clips = await asyncio.gather(*requests)
-    assert [clip.request.start_s for clip in clips if isinstance(clip.request, ZoomRequest)] == list(
-        range(10)
-    )
+    assert [clip.request.start_s for clip in clips if isinstance(clip.request, ZoomRequest)] == list(range(10))
     assert all(len(clip.frames) == 4 for clip in clips)
 
 

@@ -70,18 +70,14 @@ def test_unseekable_file_ignores_keyframes(tmp_path: Path) -> None:
 def test_infinite_fps_returns_max_frames(video: str, tmp_path: Path) -> None:
     assert len(frame_times(video, OverviewRequest(fps=math.inf, max_frames=64))) == 64
     short = str(write_video(tmp_path, VideoSpec("short.mp4", frames=3)))
-    assert frame_times(short, OverviewRequest(fps=math.inf, max_frames=64)) == pytest.approx(
-        [0.0, 0.04, 0.08]
-    )
+    assert frame_times(short, OverviewRequest(fps=math.inf, max_frames=64)) == pytest.approx([0.0, 0.04, 0.08])
 
 
 def test_selected_frames_follow_times_or_indices(video: str) -> None:
     assert frame_times(video, SelectedFramesRequest(times_s=(0.0, 1.03, 1.04, 12.78))) == pytest.approx(
         [0.0, 1.0, 1.04, 12.76]
     )
-    assert frame_times(video, SelectedFramesRequest(frame_indices=(0, 26, 319))) == pytest.approx(
-        [0.0, 1.04, 12.76]
-    )
+    assert frame_times(video, SelectedFramesRequest(frame_indices=(0, 26, 319))) == pytest.approx([0.0, 1.04, 12.76])
 
 
 @pytest.mark.parametrize(
@@ -96,9 +92,7 @@ def test_selected_frames_follow_times_or_indices(video: str) -> None:
         (SelectedFramesRequest(), "no frame selected"),
     ],
 )
-def test_missing_selected_frame_is_rejected(
-    video: str, request_: SelectedFramesRequest, message: str
-) -> None:
+def test_missing_selected_frame_is_rejected(video: str, request_: SelectedFramesRequest, message: str) -> None:
     with pytest.raises(InvalidFrameRequestError, match=message):
         frame_times(video, request_)
 

@@ -188,9 +188,7 @@ def test_private_address_is_rejected_before_connecting(
         download_cache(tmp_path, DownloadRules()).fetch(f"http://{host}:8080/v.mp4")
 
 
-@pytest.mark.parametrize(
-    "host", ["2130706433", "0x7f.1", "0177.1", "[::ffff:127.0.0.1]", "LOCALHOST", "①②⑦.0.0.1"]
-)
+@pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.1", "[::ffff:127.0.0.1]", "LOCALHOST", "①②⑦.0.0.1"])
 def test_backend_checks_the_resolved_address(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(SourceNotAllowedError, match="not public"):
@@ -281,9 +279,7 @@ def test_host_with_one_private_address_is_rejected(monkeypatch: pytest.MonkeyPat
         ({"schemes": ("nostore",)}, "nostore://bucket/v.mp4", "nostore"),
     ],
 )
-def test_url_against_the_rules_is_rejected(
-    rules: dict[str, Any], url: str, message: str, tmp_path: Path
-) -> None:
+def test_url_against_the_rules_is_rejected(rules: dict[str, Any], url: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((SourceNotAllowedError, DownloadFailedError), match=message) as raised:
         download_cache(tmp_path, DownloadRules(**rules)).fetch(url)
     assert "secret" not in str(raised.value)

@@ -31,9 +31,7 @@ def test_overview_above_max_frames_is_spread_from_start() -> None:
     st.integers(1, 256),
     st.sampled_from(["starts", "endpoints"]),
 )
-def test_overview_is_within_video_and_max_frames(
-    duration: float, fps: float, max_frames: int, spread: str
-) -> None:
+def test_overview_is_within_video_and_max_frames(duration: float, fps: float, max_frames: int, spread: str) -> None:
     info = replace(INFO, duration_s=duration)
     times = overview_times(OverviewRequest(fps, max_frames, spread), info)
     assert 1 <= len(times) <= max_frames

@@ -55,11 +55,7 @@ def test_frames_match_the_pyav_reader(spec: VideoSpec, tmp_path: Path) -> None:
 def test_rotation_metadata_is_applied(degrees: int, tmp_path: Path) -> None:
     from vz_ray.video.torchcodec_reader import TorchcodecReader
 
-    path = str(
-        rotate_video(
-            write_video(tmp_path, VideoSpec("flat.mp4", frames=5)), tmp_path / "rotated.mp4", degrees
-        )
-    )
+    path = str(rotate_video(write_video(tmp_path, VideoSpec("flat.mp4", frames=5)), tmp_path / "rotated.mp4", degrees))
     with VideoReader(path) as pyav, TorchcodecReader(path) as torchcodec:
         expected, rgb = (read_frames(reader, [0.08], SIZE)[0].rgb for reader in (pyav, torchcodec))
     assert rgb.shape == expected.shape
@@ -102,7 +98,5 @@ def test_missing_torchcodec_error_suggests_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(UserError, match="cannot be loaded"):
         DecodePool.start(ClipsConfig(decoder="torchcodec"))
-    with pytest.raises(
-        UserError, match=r"clips\.decoder is torchcodec, which cannot be loaded .* install vz_ray"
-    ):
+    with pytest.raises(UserError, match=r"clips\.decoder is torchcodec, which cannot be loaded .* install vz_ray"):
         ClipReader(decoder="torchcodec")

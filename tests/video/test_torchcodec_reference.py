@@ -44,9 +44,7 @@ def test_times_and_pixels_match_torchcodec(spec: VideoSpec, tmp_path: Path, deco
         times = rng.uniform(0, reader.info.duration_s - 1e-3, 60)
         frames = read_frames(reader, [float(t) for t in times], FULL)
         batch = torchcodec.get_frames_played_at([float(t) + begin_s for t in times])
-    assert [f.pts_s for f in frames] == pytest.approx(
-        [p - begin_s for p in batch.pts_seconds.tolist()], abs=1e-6
-    )
+    assert [f.pts_s for f in frames] == pytest.approx([p - begin_s for p in batch.pts_seconds.tolist()], abs=1e-6)
     for frame, rgb in zip(frames, batch.data.numpy(), strict=True):
         # Chroma upsampling differs; a neighboring frame would differ far more.
         assert np.abs(frame.rgb.astype(int) - rgb.astype(int)).mean() < 6

@@ -159,8 +159,6 @@ def test_video_id_depends_on_content_only(tmp_path: Path) -> None:
 
 
 def test_decoder_uses_one_thread(tmp_path: Path) -> None:
-    container, stream = open_video(
-        str(write_video(tmp_path, VideoSpec("video.mp4", frames=5))), VideoLimits()
-    )
+    container, stream = open_video(str(write_video(tmp_path, VideoSpec("video.mp4", frames=5))), VideoLimits())
     with container:
         assert stream.codec_context.thread_count == 1

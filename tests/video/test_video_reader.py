@@ -52,9 +52,7 @@ MATRIX = [
     VideoSpec("one_gop.mp4", gop=600, frames=650),
     VideoSpec("mpeg4.mp4", codec="mpeg4", gop=48),
     VideoSpec("open_gop_x265.mkv", codec="libx265", gop=48, options={"x265-params": f"{QUIET}:open-gop=1"}),
-    VideoSpec(
-        "ten_bit_x265.mp4", codec="libx265", gop=48, pix_fmt="yuv420p10le", options={"x265-params": QUIET}
-    ),
+    VideoSpec("ten_bit_x265.mp4", codec="libx265", gop=48, pix_fmt="yuv420p10le", options={"x265-params": QUIET}),
     VideoSpec("av1.mp4", codec="libsvtav1", gop=60, b_frames=0, frames=160, options={"preset": "12"}),
     VideoSpec("av1.webm", codec="libsvtav1", gop=30, b_frames=0, frames=90, options={"preset": "12"}),
 ]
@@ -88,9 +86,7 @@ def test_frames_cut_by_an_edit_list_are_skipped(tmp_path: Path) -> None:
     shift_video(whole, cut, -1.0)
     with VideoReader(str(whole)) as reader, VideoReader(str(cut)) as other:
         assert len(other.table.pts) == len(reader.table.pts) - 25
-        assert (
-            read_frames(other, [0.0], SMALL)[0].ref.digest == read_frames(reader, [1.0], SMALL)[0].ref.digest
-        )
+        assert read_frames(other, [0.0], SMALL)[0].ref.digest == read_frames(reader, [1.0], SMALL)[0].ref.digest
     check_against_sequential_decode(cut, seed=3)
 
 

@@ -144,17 +144,11 @@ def test_pending_zoom_can_become_refused(page: Any) -> None:
     page.evaluate(f"window.bar = part.add({json.dumps(ZOOM)}, 'pending')")
     page.evaluate("bar.settle('refused', 'no room is left')")
     assert page.locator(".tl-zoom").get_attribute("title").endswith("at 4 fps, refused: no room is left")
-    assert (
-        page.get_by_role("group")
-        .get_attribute("aria-label")
-        .startswith("Timeline of 1:40: 0 zooms and 1 ref")
-    )
+    assert page.get_by_role("group").get_attribute("aria-label").startswith("Timeline of 1:40: 0 zooms and 1 ref")
 
 
 def test_compact_timeline_separates_overlapping_bars(page: Any) -> None:
-    zooms = [
-        {**ZOOM, "turn": k + 1, "start": start, "end": start + 20} for k, start in enumerate((0, 10, 40))
-    ]
+    zooms = [{**ZOOM, "turn": k + 1, "start": start, "end": start + 20} for k, start in enumerate((0, 10, 40))]
     draw(page, "timeline", duration=100, zooms=zooms, compact=True)
     tops = page.evaluate(
         "Object.fromEntries([...document.querySelectorAll('.tl-zoom')].map("

@@ -15,9 +15,7 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 def test_different_gpus_are_rejected() -> None:
     check_same_gpu("GPU-1", "GPU-1")
-    with pytest.raises(
-        WeightIntegrityError, match=r"on GPU GPU-1 and this engine runs on GPU GPU-2; .* Use nccl"
-    ):
+    with pytest.raises(WeightIntegrityError, match=r"on GPU GPU-1 and this engine runs on GPU GPU-2; .* Use nccl"):
         check_same_gpu("GPU-1", "GPU-2")
 
 
@@ -40,4 +38,4 @@ def test_engine_distinguishes_copies_and_handles() -> None:
 )
 def test_ipc_rejects_multiple_gpus(setting: str, expected: str) -> None:
     with pytest.raises(UserError, match=rf"must be {expected}\. Use weights\.transport=nccl"):
-        load_config(GrpoRunConfig, "conf/tiny.yaml", ["weights.transport=ipc", setting])
+        load_config(GrpoRunConfig, "conf/laptop.yaml", ["weights.transport=ipc", setting])

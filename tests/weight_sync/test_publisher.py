@@ -198,11 +198,7 @@ class FakePushTransport(FakePullTransport):
         self.aborted.set()
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        return (
-            WeightUpdate(update.version, "c", {"directory": "/there"}, 8, (-1.0, -2.0))
-            if self.copies
-            else None
-        )
+        return WeightUpdate(update.version, "c", {"directory": "/there"}, 8, (-1.0, -2.0)) if self.copies else None
 
 
 async def test_preemptible_engine_pulls_a_copy() -> None:

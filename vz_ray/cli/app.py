@@ -50,9 +50,7 @@ def root_callback(
 
 ConfigArguments = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[CONFIG.yaml] [KEY=VALUE]...", help="A config file and overrides.", show_default=False
-    ),
+    typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", help="A config file and overrides.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and exit.")]
 
@@ -63,13 +61,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         UserError: There are several config files.
     """
-    files = [
-        argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument
-    ]
+    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument]
     if len(files) > 1:
-        raise UserError(
-            f"got {len(files)} config files, {' and '.join(files)}; give one, which may extend another"
-        )
+        raise UserError(f"got {len(files)} config files, {' and '.join(files)}; give one, which may extend another")
     return (files[0] if files else None), [argument for argument in arguments if argument not in files]
 
 

@@ -32,6 +32,4 @@ def ask(
     from vz_ray.serve.ask import run_ask
 
     *videos, question = inputs
-    run_ask(
-        resolve_config(ServeConfig, config, None, False), videos, question, server=server, key_env=key_env
-    )
+    run_ask(resolve_config(ServeConfig, config, None, False), videos, question, server=server, key_env=key_env)

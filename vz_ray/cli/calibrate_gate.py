@@ -13,9 +13,7 @@ from vz_ray.cli.app import app
 @app.command("calibrate-gate", rich_help_panel="Evaluation")
 def calibrate_gate(
     log: Annotated[Path, typer.Argument(help="Evaluation log with episode.gate.mode=measure.")],
-    out: Annotated[Path, typer.Option(help="Output file for episode.gate.thresholds_file.")] = Path(
-        "gate.json"
-    ),
+    out: Annotated[Path, typer.Option(help="Output file for episode.gate.thresholds_file.")] = Path("gate.json"),
     frame_cost: Annotated[
         float | None,
         typer.Option(
@@ -34,8 +32,6 @@ def calibrate_gate(
         print(f"{kind}: zoom above {calibration.best.threshold:.4f}, {calibration.num_questions} questions")
         policies = {"gated": calibration.best, "always": calibration.always, "never": calibration.never}
         for name, point in policies.items():
-            scores = (
-                f"accuracy {point.accuracy:.4f}, frames {point.frames:.1f}, zooming {point.zoom_rate:.1%}"
-            )
+            scores = f"accuracy {point.accuracy:.4f}, frames {point.frames:.1f}, zooming {point.zoom_rate:.1%}"
             print(f"  {name}: {scores}")
     print(out)

@@ -18,9 +18,7 @@ def clip(
         tuple[float, float] | None,
         typer.Option(help="Start and end of a zoom in seconds.", show_default=False),
     ] = None,
-    fps: Annotated[
-        float, typer.Option(help="Frames per second; default: 2 for a zoom, 0.5 for an overview.")
-    ] = 0.0,
+    fps: Annotated[float, typer.Option(help="Frames per second; default: 2 for a zoom, 0.5 for an overview.")] = 0.0,
     overview: Annotated[bool, typer.Option("--overview", help="Sample the whole video.")] = False,
     max_frames: Annotated[int, typer.Option(help="Maximum frames of an overview.")] = 64,
     max_pixels: Annotated[int, typer.Option(help="Maximum area of a frame in pixels.")] = 100_352,
@@ -41,9 +39,7 @@ def clip(
 
     if (segment is None) != overview:
         raise UserError("got none or both of --segment START END and --overview; give one of them")
-    request = (
-        OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
-    )
+    request = OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
     size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
     config = ClipsConfig(decoder=decoder)
     if not cache:

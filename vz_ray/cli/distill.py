@@ -6,9 +6,7 @@ import typer
 
 from vz_ray.cli.app import ConfigArguments, DryRun, app, resolve_config
 
-distill = typer.Typer(
-    help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint."
-)
+distill = typer.Typer(help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint.")
 app.add_typer(distill, name="distill", no_args_is_help=True, rich_help_panel="Training")
 
 

@@ -15,9 +15,7 @@ def replay(
     directory: Annotated[Path, typer.Argument(help="A batch in the run's replay/ directory.")],
     model: Annotated[
         Path | None,
-        typer.Option(
-            help="Checkpoint of the weights; default: the weights saved with the batch.", show_default=False
-        ),
+        typer.Option(help="Checkpoint of the weights; default: the weights saved with the batch.", show_default=False),
     ] = None,
 ) -> None:
     """Repeat an update that was skipped because of a non-finite loss or gradient.

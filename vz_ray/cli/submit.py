@@ -21,12 +21,8 @@ def submit(
             show_default=False,
         ),
     ] = None,
-    address: Annotated[
-        str, typer.Option(help="Job API, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS.")
-    ] = "",
-    check: Annotated[
-        bool, typer.Option("--check", help="Only check if the run fits on the cluster.")
-    ] = False,
+    address: Annotated[str, typer.Option(help="Job API, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Only check if the run fits on the cluster.")] = False,
     attach: Annotated[str, typer.Option(help="Follow a job, by run name or job id.")] = "",
     stop: Annotated[str, typer.Option(help="Stop a job after it has written a checkpoint.")] = "",
     jobs: Annotated[bool, typer.Option("--jobs", help="List the jobs of the cluster.")] = False,
@@ -39,9 +35,7 @@ def submit(
     limit_mib: Annotated[float, typer.Option(help="Maximum upload size in MiB.", min=0)] = 100.0,
     env: Annotated[
         list[str] | None,
-        typer.Option(
-            help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False
-        ),
+        typer.Option(help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False),
     ] = None,
     grace_s: Annotated[
         int, typer.Option(help="Seconds for the checkpoint before a stopped job is killed.", min=1)

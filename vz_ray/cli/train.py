@@ -9,7 +9,7 @@ from vz_ray.cli.app import ConfigArguments, DryRun, app, resolve_config
 def train(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
     """Train a policy with GRPO on zooming episodes. The same command resumes an interrupted run.
 
-    Example: vz-ray train conf/tiny.yaml model=runs/quickstart/models/cold_start name=longer
+    Example: vz-ray train conf/laptop.yaml model=runs/quickstart/models/cold_start name=longer
     """
     from vz_ray.config.run import GrpoRunConfig
     from vz_ray.training.run import run_training

@@ -66,13 +66,9 @@ class AblationConfig(QuickstartConfig):
             raise InvalidValueError("seed", f"is {self.seed}; set seeds instead")
         for variant in self.variants:
             if variant not in VARIANTS:
-                raise InvalidValueError(
-                    "variants", f"has {variant!r}; a variant must be one of {', '.join(VARIANTS)}"
-                )
+                raise InvalidValueError("variants", f"has {variant!r}; a variant must be one of {', '.join(VARIANTS)}")
         if FULL not in self.variants or len(set(self.variants)) < len(self.variants):
-            raise InvalidValueError(
-                "variants", f"is {self.variants}; it must contain {FULL!r} and no duplicates"
-            )
+            raise InvalidValueError("variants", f"is {self.variants}; it must contain {FULL!r} and no duplicates")
         if not self.reward.tool and WITHOUT_TOOL_REWARD in self.variants:
             raise InvalidValueError(
                 "reward.tool",

@@ -93,8 +93,7 @@ class ClipsConfig:
         if self.max_actors and self.max_actors < self.num_actors:
             raise InvalidValueError(
                 "max_actors",
-                f"is {self.max_actors}; it must be at least num_actors ({self.num_actors}), or 0 for a fixed "
-                "number",
+                f"is {self.max_actors}; it must be at least num_actors ({self.num_actors}), or 0 for a fixed number",
                 "num_actors",
             )
 

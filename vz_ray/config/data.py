@@ -44,9 +44,7 @@ class SynthConfig:
         if not self.shot_s or min(self.shot_s) < 1:
             raise InvalidValueError("shot_s", f"is {self.shot_s}; it must list lengths of at least 1 second")
         if not 1 <= self.questions <= 4:
-            raise InvalidValueError(
-                "questions", f"is {self.questions}; it must be 1 to 4 (one per border colour)"
-            )
+            raise InvalidValueError("questions", f"is {self.questions}; it must be 1 to 4 (one per border colour)")
         if self.side < 32 or self.side % 4:
             raise InvalidValueError("side", f"is {self.side}; it must be at least 32 and a multiple of 4")
         check_min(self, 1, "fps", "workers")

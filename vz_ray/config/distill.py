@@ -86,9 +86,7 @@ class TeacherConfig:
             )
         check_choice(self, "image_format", IMAGE_FORMATS)
         reserved = [
-            name
-            for name in ("model", "messages", "stream", "n", self.max_tokens_param)
-            if name in self.parameters
+            name for name in ("model", "messages", "stream", "n", self.max_tokens_param) if name in self.parameters
         ]
         if reserved:
             raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
@@ -99,8 +97,7 @@ class TeacherConfig:
         if self.max_cost_usd and not self.input_usd_per_mtok + self.output_usd_per_mtok:
             raise InvalidValueError(
                 "max_cost_usd",
-                f"is {self.max_cost_usd:g}, but both prices are 0; set input_usd_per_mtok and "
-                "output_usd_per_mtok",
+                f"is {self.max_cost_usd:g}, but both prices are 0; set input_usd_per_mtok and output_usd_per_mtok",
                 "input_usd_per_mtok",
                 "output_usd_per_mtok",
             )

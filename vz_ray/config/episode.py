@@ -57,9 +57,7 @@ class EpisodeConfig:
     def __post_init__(self) -> None:
         check_choice(self, "chat_format", CHAT_FORMATS)
         check_choice(self, "overview_spread", OVERVIEW_SPREADS)
-        check_min(
-            self, 1, "max_rounds", "max_zoom_frames", "max_images", "max_turn_tokens", "overview_frames"
-        )
+        check_min(self, 1, "max_rounds", "max_zoom_frames", "max_images", "max_turn_tokens", "overview_frames")
         check_positive(self, "overview_fps", "min_pixels")
         check_not_negative(self, "zoom_fps")
         if self.overview_frames > self.max_images:

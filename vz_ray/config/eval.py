@@ -24,6 +24,4 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_min(self, 100, "bootstrap_resamples")
         if not 0 < self.confidence_level < 1:
-            raise InvalidValueError(
-                "confidence_level", f"is {self.confidence_level}; it must be above 0 and below 1"
-            )
+            raise InvalidValueError("confidence_level", f"is {self.confidence_level}; it must be above 0 and below 1")

@@ -57,15 +57,11 @@ class CurveConfig:
 
     def __post_init__(self) -> None:
         if any(frames < 1 for frames in self.uniform_frames):
-            raise InvalidValueError(
-                "uniform_frames", f"is {self.uniform_frames}; each value must be at least 1"
-            )
+            raise InvalidValueError("uniform_frames", f"is {self.uniform_frames}; each value must be at least 1")
         if any(zooms < 0 for zooms in self.max_zooms):
             raise InvalidValueError("max_zooms", f"is {self.max_zooms}; each value must be at least 0")
         if not all(0 < fps < 1000 for fps in self.zoom_fps):
-            raise InvalidValueError(
-                "zoom_fps", f"is {self.zoom_fps}; each value must be above 0 and below 1000"
-            )
+            raise InvalidValueError("zoom_fps", f"is {self.zoom_fps}; each value must be above 0 and below 1000")
 
     @property
     def modes(self) -> list[str]:

@@ -61,8 +61,7 @@ class FrameSelectorConfig:
         if self.kind not in SELECTOR_KINDS and re.fullmatch(FUNCTION_PATTERN, self.kind) is None:
             raise InvalidValueError(
                 "kind",
-                f"is {self.kind!r}; it must be one of {', '.join(SELECTOR_KINDS)}, or "
-                "package.module:function",
+                f"is {self.kind!r}; it must be one of {', '.join(SELECTOR_KINDS)}, or package.module:function",
             )
         check_choice(self, "on_missing", ON_MISSING)
         for kind, key in (("tspo", "index_file"), ("query", "model")):

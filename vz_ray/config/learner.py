@@ -120,9 +120,7 @@ class LoraConfig:
                     "target_modules", f"has {pattern!r}, which is not a regular expression: {error}"
                 ) from error
         if self.rank and not self.target_modules:
-            raise InvalidValueError(
-                "target_modules", "is empty; with rank above 0 it must name linear layers", "rank"
-            )
+            raise InvalidValueError("target_modules", "is empty; with rank above 0 it must name linear layers", "rank")
 
     def match_layers(self, linear_layers: Sequence[str]) -> list[str]:
         """Return the sorted HF names of the linear layers that get an adapter.
@@ -132,9 +130,7 @@ class LoraConfig:
         """
         matches: set[str] = set()
         for pattern in self.target_modules:
-            pattern_matches = {
-                name for name in linear_layers if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)
-            }
+            pattern_matches = {name for name in linear_layers if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
             if not pattern_matches:
                 raise UserError(
                     f"learner.lora.target_modules has {pattern!r}, which matches no linear layer; "
@@ -221,9 +217,7 @@ class LearnerConfig:
         check_not_negative(self, "frame_cache_mib", "feature_cache_mib")
         check_fraction(self, "max_unreadable_share")
         if self.offload == "optimizer" and self.zero_stage == 0:
-            raise InvalidValueError(
-                "offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage"
-            )
+            raise InvalidValueError("offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage")
         if self.offload == "all" and self.zero_stage != 3:
             raise InvalidValueError(
                 "offload",

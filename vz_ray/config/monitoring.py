@@ -36,8 +36,7 @@ class TrackingConfig(LoggingConfig):
         if not 0 < self.poll_interval_s <= 10:
             raise InvalidValueError(
                 "poll_interval_s",
-                f"is {self.poll_interval_s}; it must be above 0 and at most 10, because Ray drops stale "
-                "gauges",
+                f"is {self.poll_interval_s}; it must be above 0 and at most 10, because Ray drops stale gauges",
             )
 
 

@@ -66,8 +66,7 @@ class QuickstartConfig(GrpoRunConfig):
         if self.sft_continued.max_time_s:
             raise InvalidValueError(
                 "sft_continued.max_time_s",
-                f"is {self.sft_continued.max_time_s}; it must be 0, because the stage takes as long as RL "
-                "training",
+                f"is {self.sft_continued.max_time_s}; it must be 0, because the stage takes as long as RL training",
             )
 
     @property

@@ -105,9 +105,7 @@ class RewardConfig:
     """Timeout of scoring one episode."""
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            self, "accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost"
-        )
+        check_not_negative(self, "accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost")
         check_choice(self, "scorer", SCORERS)
         check_min(self, 1, "frame_cost_full_frames")
         if not 0 <= self.length_free_tokens < self.length_full_tokens:

@@ -102,9 +102,7 @@ class RolloutConfig:
         if self.max_workers and self.max_workers < self.num_workers:
             raise InvalidValueError(
                 "max_workers",
-                f"is {self.max_workers}; it must be at least num_workers ({self.num_workers}), or 0 for a "
-                "fixed "
-                "number",
+                f"is {self.max_workers}; it must be at least num_workers ({self.num_workers}), or 0 for a fixed number",
                 "num_workers",
             )
         check_not_negative(self, "upscale_delay_s", "downscale_delay_s", "cpus_per_worker")

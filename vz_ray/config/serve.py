@@ -79,9 +79,7 @@ class UploadsConfig:
             if not directory.startswith("/"):
                 raise InvalidValueError("allowed_dirs", f"has {directory!r}; it must be an absolute path")
             if not directory.strip("/"):
-                raise InvalidValueError(
-                    "allowed_dirs", "has '/', which is every file of the server; name directories"
-                )
+                raise InvalidValueError("allowed_dirs", "has '/', which is every file of the server; name directories")
 
 
 @dataclass

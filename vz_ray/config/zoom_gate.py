@@ -32,8 +32,7 @@ class ZoomGateConfig:
         if self.mode == "on" and bool(self.thresholds_file) == (self.threshold is not None):
             raise InvalidValueError(
                 "thresholds_file",
-                f"is {self.thresholds_file!r} and threshold is {self.threshold}; with mode 'on' set exactly "
-                "one",
+                f"is {self.thresholds_file!r} and threshold is {self.threshold}; with mode 'on' set exactly one",
                 "threshold",
                 "mode",
             )

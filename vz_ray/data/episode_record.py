@@ -40,8 +40,7 @@ def task_to_dict(task: Task) -> dict[str, Any]:
         "evidence_spans": [list(span) for span in task.evidence_spans],
         "images": list(task.images),
         "caption_questions": [
-            [question.question, question.answer, question.answer_type.value]
-            for question in task.caption_questions
+            [question.question, question.answer, question.answer_type.value] for question in task.caption_questions
         ],
         "extra_videos": list(task.extra_videos),
     }

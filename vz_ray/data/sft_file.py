@@ -261,9 +261,7 @@ class SftFile:
         for number, record in enumerate(self.records):
             paths = [str(self.path.parent / image) for image in record.get("images") or ()]
             try:
-                clips = await asyncio.gather(
-                    *(frames.overview(image, OverviewRequest(1, 1), size) for image in paths)
-                )
+                clips = await asyncio.gather(*(frames.overview(image, OverviewRequest(1, 1), size) for image in paths))
                 images = [clip.frames[0] for clip in clips]
                 name = f"{self.path.stem}-{number}"
                 trajectories.append(sample_to_trajectory(record, images, chat_format, name))
@@ -279,14 +277,10 @@ def _read_records(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
         is_json_lines = text.lstrip().startswith("{")
         records = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if is_json_lines
-            else json.loads(text)
+            [json.loads(line) for line in text.splitlines() if line.strip()] if is_json_lines else json.loads(text)
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the SFT file {path}: {error}") from error
     if not isinstance(records, list) or not records:
-        raise UserError(
-            f"{path} contains no samples; it must be a JSON list of records with messages and images"
-        )
+        raise UserError(f"{path} contains no samples; it must be a JSON list of records with messages and images")
     return records

@@ -106,8 +106,7 @@ def _parse_task(path: Path, index: int, record: Any, annotations: Mapping[str, A
     answer_type = extra.pop("answer_type", AnswerType.MULTIPLE_CHOICE)
     if answer_type not in SUPPORTED_ANSWER_TYPES:
         raise UserError(
-            f"{location}: answer_type is {answer_type!r}; it must be one of "
-            f"{', '.join(SUPPORTED_ANSWER_TYPES)}"
+            f"{location}: answer_type is {answer_type!r}; it must be one of {', '.join(SUPPORTED_ANSWER_TYPES)}"
         )
     task_id = str(record.get("problem_id", record.get("doc_id", index)))
     annotation = annotations.get(task_id, {})

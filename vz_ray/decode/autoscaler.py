@@ -79,9 +79,7 @@ class DecodeAutoscaler:
         while True:
             now = time.monotonic()
             self._reports = {
-                client_id: report
-                for client_id, report in self._reports.items()
-                if now - report.time_s < _REPORT_TTL_S
+                client_id: report for client_id, report in self._reports.items() if now - report.time_s < _REPORT_TTL_S
             }
             num_requests = sum(sum(report.in_flight.values()) for report in self._reports.values())
             num_actors = len(self._ready) + len(self._starting)

@@ -84,9 +84,7 @@ def _write_frames(frames: tuple[Frame, ...], out: Path) -> tuple[Path, ...]:
 def print_preview(preview: ClipPreview) -> None:
     """Print the video, a table of the frames, and the summary."""
     info, console = preview.info, Console(highlight=False)
-    console.print(
-        f"{info.uri}: {info.width}x{info.height}, {info.duration_s:.2f} s, {info.fps:.2f} fps on average"
-    )
+    console.print(f"{info.uri}: {info.width}x{info.height}, {info.duration_s:.2f} s, {info.fps:.2f} fps on average")
     table = Table("frame", "time s", "size", *(["file"] if preview.files else []), box=None)
     for number, frame in enumerate(preview.frames):
         file_cell = [str(preview.files[number])] if preview.files else []

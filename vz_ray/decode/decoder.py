@@ -141,9 +141,7 @@ class DecoderActor:
         os._exit(_MEMORY_EXIT_CODE)
 
 
-def start_decoder(
-    name: str, driver: Mapping[str, str], config: ClipsConfig, run_identity: RunIdentity
-) -> Any:
+def start_decoder(name: str, driver: Mapping[str, str], config: ClipsConfig, run_identity: RunIdentity) -> Any:
     """Start a decoder and return its actor handle; Ray schedules it on a node with free CPUs.
 
     Args:

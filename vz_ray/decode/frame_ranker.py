@@ -94,9 +94,7 @@ class FrameRankerActor:
             raise self._start_error
 
     async def stats(self) -> FrameRankerStats:
-        return FrameRankerStats(
-            self._questions, self._cache_hits, self._embedded_videos, self._embedded_images
-        )
+        return FrameRankerStats(self._questions, self._cache_hits, self._embedded_videos, self._embedded_images)
 
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         await self.ready()
@@ -189,9 +187,7 @@ class FrameRankerHandle:
         await self._call(timeout_s, "its start", lambda: self._actor.ready.remote())
 
     async def stats(self) -> FrameRankerStats:
-        stats: FrameRankerStats = await self._call(
-            self._timeout_s, "statistics", lambda: self._actor.stats.remote()
-        )
+        stats: FrameRankerStats = await self._call(self._timeout_s, "statistics", lambda: self._actor.stats.remote())
         return stats
 
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
@@ -213,8 +209,7 @@ class FrameRankerHandle:
             except RayActorError as error:
                 if attempt == _MAX_ATTEMPTS or isinstance(error, ActorDiedError):
                     raise FrameRankerDiedError(
-                        f"{RANKER_NAME} died during {operation}, "
-                        f"attempt {attempt} of {_MAX_ATTEMPTS}: {error}"
+                        f"{RANKER_NAME} died during {operation}, attempt {attempt} of {_MAX_ATTEMPTS}: {error}"
                     ) from error
                 await with_timeout(
                     self._wait_for_restart(),

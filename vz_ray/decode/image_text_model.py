@@ -63,9 +63,7 @@ class ImageTextModel:
         return np.concatenate(
             [
                 # Copies, because torch warns about read-only arrays.
-                self._features(
-                    "get_image_features", images=[*map(np.array, images[start : start + self._batch_size])]
-                )
+                self._features("get_image_features", images=[*map(np.array, images[start : start + self._batch_size])])
                 for start in range(0, len(images), self._batch_size)
             ]
         )

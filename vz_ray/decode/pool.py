@@ -90,8 +90,7 @@ class DecodePool:
         DECODER_BACKENDS[config.decoder]()
         driver = code_fingerprint()
         actors = {
-            slot: start_decoder(decoder_name(slot), driver, config, run_identity)
-            for slot in range(config.num_actors)
+            slot: start_decoder(decoder_name(slot), driver, config, run_identity) for slot in range(config.num_actors)
         }
         autoscaler = None
         if config.actor_limit > config.num_actors:
@@ -117,9 +116,7 @@ class DecodePool:
         """
         for slot, actor in self._router.actors.items():
             try:
-                await with_timeout(
-                    actor.busy_s.remote(), timeout_s, target=decoder_name(slot), operation="its start"
-                )
+                await with_timeout(actor.busy_s.remote(), timeout_s, target=decoder_name(slot), operation="its start")
             except RayTaskError as error:
                 raise error.cause from error
 
@@ -169,9 +166,7 @@ class DecodePool:
         """Collect the counters of all decoders; decoders that do not reply are listed."""
         actors = dict(self._router.actors)
         requests = [
-            with_timeout(
-                actor.stats.remote(), STATUS_TIMEOUT_S, target=decoder_name(slot), operation="statistics"
-            )
+            with_timeout(actor.stats.remote(), STATUS_TIMEOUT_S, target=decoder_name(slot), operation="statistics")
             for slot, actor in actors.items()
         ]
         results = await asyncio.gather(*requests, return_exceptions=True)
@@ -181,9 +176,7 @@ class DecodePool:
         return DecodePoolStats(
             reader=sum((stats for stats in results if isinstance(stats, ReaderStats)), start=ReaderStats()),
             unresponsive=tuple(
-                decoder_name(slot)
-                for slot, stats in stats_by_slot.items()
-                if not isinstance(stats, ReaderStats)
+                decoder_name(slot) for slot, stats in stats_by_slot.items() if not isinstance(stats, ReaderStats)
             ),
             num_decoders=len(actors),
             retried=counters.retried,

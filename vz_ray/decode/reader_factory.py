@@ -13,9 +13,7 @@ def build_reader(config: ClipsConfig) -> ClipReader:
     """Return a reader with the caches, limits and allowed sources of `config`."""
     disk_cache = None
     if config.disk_cache_gib:
-        disk_cache = DiskCache(
-            resolve_cache_dir(config.disk_cache_dir) / "frames", int(config.disk_cache_gib * 2**30)
-        )
+        disk_cache = DiskCache(resolve_cache_dir(config.disk_cache_dir) / "frames", int(config.disk_cache_gib * 2**30))
     return ClipReader(
         cache_bytes=config.memory_cache_mib * 2**20,
         max_open_videos=config.max_open_videos,

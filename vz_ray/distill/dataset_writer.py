@@ -51,18 +51,14 @@ async def write_dataset(
         for record in kept:
             trajectory = record.trajectory
             prefix_turns = count_prefix_turns(record)
-            samples.append(
-                trajectory_to_sample(trajectory, chat_format, image_path, num_context_turns=prefix_turns)
-            )
+            samples.append(trajectory_to_sample(trajectory, chat_format, image_path, num_context_turns=prefix_turns))
             refs = {image_path(ref): ref for ref in trajectory.frame_refs}
             missing = {path: ref for path, ref in refs.items() if not (partial / path).exists()}
             resolved = await frames.resolve(list(missing.values()))
             for path, frame in zip(missing, resolved, strict=True):
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
                 (partial / path).write_bytes(encode_image(frame.rgb, image_format))
-        (partial / SFT_FILE).write_text(
-            json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        (partial / SFT_FILE).write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         lines = (to_json_line(record_to_dict(record)) for record in kept)
         (partial / EPISODES_FILE).write_text("".join(lines), encoding="utf-8")
         reasons = (to_json_line({"episode": drop.episode_id, "reason": drop.reason}) for drop in dropped)

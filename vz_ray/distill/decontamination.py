@@ -110,9 +110,7 @@ class HeldOutSets:
         return max(matches.values(), default=0) / len(ngrams) if ngrams else 0.0
 
 
-def decontaminate(
-    records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float
-) -> FilterResult:
+def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
     """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
     kept, dropped = [], []
     for record in records:

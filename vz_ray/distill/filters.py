@@ -69,9 +69,7 @@ def _no_answer_reason(last_call: ZoomRequest | RejectedZoom | None) -> str:
     return "invalid call in the last turn" if last_call else "no answer"
 
 
-def filter_faults(
-    records: Sequence[EpisodeRecord], config: FilterConfig, max_zoom_frames: int
-) -> FilterResult:
+def filter_faults(records: Sequence[EpisodeRecord], config: FilterConfig, max_zoom_frames: int) -> FilterResult:
     """Keep correct episodes that have the required format."""
     kept, dropped = [], []
     for record in records:
@@ -117,9 +115,7 @@ def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> Filte
     for task_records in by_task.values():
         ordered = _interleave_patterns(task_records)
         kept += ordered[:max_per_task]
-        dropped += [
-            DroppedEpisode(str(record.trajectory.id), "task limit") for record in ordered[max_per_task:]
-        ]
+        dropped += [DroppedEpisode(str(record.trajectory.id), "task limit") for record in ordered[max_per_task:]]
     return kept, dropped
 
 

@@ -185,9 +185,7 @@ async def _distill(
         runtime.decode_pool(config) as frames,
         monitor_run(config.monitoring, run_dir, frames, run_kind=RunKind.DISTILL) as monitor,
     ):
-        runner = TeacherRunner(
-            teacher, chat_format, frames, config.episode, config.reward, plan.prompt, plan.stage
-        )
+        runner = TeacherRunner(teacher, chat_format, frames, config.episode, config.reward, plan.prompt, plan.stage)
         limit_reason = await _run_jobs(runner, plan.jobs, log, config.max_concurrent_episodes, run, monitor)
         monitor.on_phase("export")
         curated = curate(
@@ -275,9 +273,7 @@ def _format_cost(ledger: CostLedger) -> str:
     return f"${totals.cost_usd:.4f}{reserved} spent on {totals.replies} replies"
 
 
-def _log_identity(
-    config: DistillRunConfig, plan: DistillationPlan, chat_format: ChatFormat
-) -> dict[str, Any]:
+def _log_identity(config: DistillRunConfig, plan: DistillationPlan, chat_format: ChatFormat) -> dict[str, Any]:
     """Return the settings that all episodes of one log must share."""
     teacher = config.teacher
     return {

@@ -103,9 +103,7 @@ class TeacherClient:
         UserError: The API key is not set.
     """
 
-    def __init__(
-        self, config: TeacherConfig, ledger: CostLedger, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, config: TeacherConfig, ledger: CostLedger, check: Callable[[], None] = lambda: None) -> None:
         self.config, self.ledger = config, ledger
         self._check = check
         self._key = teacher_api_key(config)
@@ -150,9 +148,7 @@ class TeacherClient:
 
     # -- request content ------------------------------------------------------------
 
-    def _request_key(
-        self, messages: Sequence[PromptMessage], sampling_params: SamplingParams, request_id: str
-    ) -> str:
+    def _request_key(self, messages: Sequence[PromptMessage], sampling_params: SamplingParams, request_id: str) -> str:
         """Hash everything that determines the reply, and the request id."""
         contents = [[m.role, m.text, [frame.ref.digest for frame in m.frames]] for m in messages]
         sampling = [
@@ -170,8 +166,7 @@ class TeacherClient:
         body = {
             "model": self.config.model,
             "messages": [
-                {"role": m.role, "content": encode_content(m, self.config.image_format, image_cache)}
-                for m in messages
+                {"role": m.role, "content": encode_content(m, self.config.image_format, image_cache)} for m in messages
             ],
             "temperature": sampling_params.temperature,
             "top_p": sampling_params.top_p,
@@ -187,9 +182,7 @@ class TeacherClient:
 
     # -- requests -------------------------------------------------------------------
 
-    async def _request_with_retries(
-        self, key: str, body: dict[str, Any], tokens: tuple[int, int]
-    ) -> TeacherReply:
+    async def _request_with_retries(self, key: str, body: dict[str, Any], tokens: tuple[int, int]) -> TeacherReply:
         """Return the first completion. Raise the last error if no attempt or time remains.
 
         Waiting for a slot or a rate limit does not count towards the turn timeout.
@@ -252,9 +245,7 @@ class TeacherClient:
                     raise CostLimitReached(f"the next request may cost ${usd:.4f}")
                 await self._request_finished.wait()
 
-    async def _request(
-        self, key: str, body: dict[str, Any], tokens: tuple[int, int], timeout_s: float
-    ) -> TeacherReply:
+    async def _request(self, key: str, body: dict[str, Any], tokens: tuple[int, int], timeout_s: float) -> TeacherReply:
         """Send one request and record its outcome in the ledger."""
         recorded = False
         try:
@@ -283,9 +274,7 @@ class TeacherClient:
 
         base_url = self.config.base_url
         try:
-            return await with_timeout(
-                self._create(body), timeout_s, target=base_url, operation="a chat completion"
-            )
+            return await with_timeout(self._create(body), timeout_s, target=base_url, operation="a chat completion")
         except (StepTimeout, openai.APITimeoutError) as error:
             raise _RetryableTeacherError("timeout", str(error)) from error
         except openai.APIConnectionError as error:
@@ -364,9 +353,7 @@ class TeacherPolicy:
         self._prompt, self._prefix_turns = prompt, prefix_turns
         self._image_cache: dict[str, str] = {}
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         messages = add_teacher_prompt(prompt.messages, self._prompt, self._prefix_turns)
         reply = await self._client.complete(
             messages, sampling_params, request_id=request_id, image_cache=self._image_cache

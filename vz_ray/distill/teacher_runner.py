@@ -146,9 +146,7 @@ class TeacherRunner:
         for error in sorted(errors, key=lambda error: isinstance(error, CostLimitReached)):
             raise error
 
-    async def _work(
-        self, queue: deque[TeacherJob], log: DistillationLog, progress: _DistillationProgress
-    ) -> None:
+    async def _work(self, queue: deque[TeacherJob], log: DistillationLog, progress: _DistillationProgress) -> None:
         try:
             while queue:
                 job = queue.popleft()
@@ -192,9 +190,7 @@ class TeacherRunner:
             else:
                 reason = type(error).__name__
             return self._failed_record(job, f"{reason}: {error}", time.monotonic() - start_s)
-        trajectory = replace(
-            trajectory, worker=config.model, reward=parts, extra={PREFIX_TURNS: prefix_turns}
-        )
+        trajectory = replace(trajectory, worker=config.model, reward=parts, extra={PREFIX_TURNS: prefix_turns})
         return EpisodeRecord(job.task, trajectory, self.stage)
 
     def _failed_record(self, job: TeacherJob, error: str, seconds: float) -> EpisodeRecord:

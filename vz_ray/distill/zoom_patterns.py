@@ -29,9 +29,7 @@ def classify_pattern(trajectory: Trajectory) -> ZoomPattern:
         return ZoomPattern.NO_ZOOM
     last = max(i for i, call in enumerate(calls) if isinstance(call, ZoomRequest))
     has_rejected = any(isinstance(call, RejectedZoom) for call in calls[:last])
-    has_jump = any(
-        not any(_overlap(zoom, earlier) for earlier in zooms[:i]) for i, zoom in enumerate(zooms) if i
-    )
+    has_jump = any(not any(_overlap(zoom, earlier) for earlier in zooms[:i]) for i, zoom in enumerate(zooms) if i)
     if has_rejected or has_jump:
         return ZoomPattern.CORRECTED
     return ZoomPattern.DIRECT if len(zooms) == 1 else ZoomPattern.PROGRESSIVE

@@ -70,8 +70,7 @@ class PromptTemplate:
     frame: str = "<frame{number}_time{time:.2f}s>{image}"
     video: str = "\nVideo {number}:\n"
     several: str = (
-        "\nThere are {count} videos; a zoom says which: "
-        '{{"video": i, "segment": [start_sec, end_sec], "fps": n}}.'
+        '\nThere are {count} videos; a zoom says which: {{"video": i, "segment": [start_sec, end_sec], "fps": n}}.'
     )
 
     @classmethod
@@ -145,9 +144,7 @@ class ChatFormat:
         self.tokenizer, self.template, self.compat = tokenizer, template, compat
         self.pad_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        identity = repr(
-            (compat, template.fingerprint_items, self._render_prompt("q"), self._render_user_turn("r"))
-        )
+        identity = repr((compat, template.fingerprint_items, self._render_prompt("q"), self._render_user_turn("r")))
         digest = hashlib.blake2s(identity.encode(), digest_size=6).hexdigest()
         self.name = f"{'compat' if compat else 'clean'}-{digest}"
 
@@ -160,12 +157,8 @@ class ChatFormat:
             self.template.frame.format(number=number, time=frame.pts_s, image=IMAGE_SLOT)
             for number, frame in enumerate(frames)
         ]
-        subtitle_texts = [
-            "".join(SUBTITLE_LINE.format(text=line.text) for line in lines) for lines in lines_between
-        ]
-        return "".join(
-            subtitle + frame for subtitle, frame in zip_longest(subtitle_texts, frame_texts, fillvalue="")
-        )
+        subtitle_texts = ["".join(SUBTITLE_LINE.format(text=line.text) for line in lines) for lines in lines_between]
+        return "".join(subtitle + frame for subtitle, frame in zip_longest(subtitle_texts, frame_texts, fillvalue=""))
 
     def format_question(
         self,
@@ -230,9 +223,7 @@ class ChatFormat:
 
     def format_error(self, error: str, *, last_round: bool, decode: bool = False) -> str:
         """Format the user turn after a rejected zoom; with `decode`, after a decode error."""
-        text = (
-            self.template.decode_refusal if decode and self.template.decode_refusal else self.template.refusal
-        )
+        text = self.template.decode_refusal if decode and self.template.decode_refusal else self.template.refusal
         return text.format(error=error, notice=self.template.notice if last_round else "")
 
     # -- tokens -------------------------------------------------------------
@@ -245,9 +236,7 @@ class ChatFormat:
 
     def encode_messages(self, messages: Sequence[tuple[str, str]], frames: Sequence[Frame]) -> TokenContext:
         """Encode messages with an `IMAGE_SLOT` per frame, up to the start of the policy's turn."""
-        return self._encode(
-            self._render([{"role": role, "content": text} for role, text in messages]), frames
-        )
+        return self._encode(self._render([{"role": role, "content": text} for role, text in messages]), frames)
 
     def encode_opening(self, system: str | None, text: str, frames: Sequence[Frame]) -> TokenContext:
         """Encode a custom prompt with an `IMAGE_SLOT` per frame.
@@ -297,9 +286,7 @@ class ChatFormat:
         compact = self.tokenizer.encode(text, add_special_tokens=False)
         pads = compact.count(self.pad_id)
         if pads != len(frames):
-            raise UserError(
-                f"{pads} image slots for {len(frames)} frames: the text itself contains {IMAGE_PAD}"
-            )
+            raise UserError(f"{pads} image slots for {len(frames)} frames: the text itself contains {IMAGE_PAD}")
         grids = tuple(patch_grid(frame) for frame in frames)
         return TokenContext(tuple(compact), grids, tuple(frame.ref for frame in frames), self.pad_id)
 

@@ -71,9 +71,7 @@ async def run_episode(
         )
         extra = await _start_env(env, frame_source, size, ranker, on_event)
     except VideoError as error:
-        return _failed_trajectory(
-            episode_id, chat_format, error, worker=worker, seconds=time.monotonic() - started_at
-        )
+        return _failed_trajectory(episode_id, chat_format, error, worker=worker, seconds=time.monotonic() - started_at)
     if config.gate.mode != "off" and env.state is EnvState.AWAITING_TURN:
         extra["gate"] = asdict(await apply_zoom_gate(env, policy))
         if env.turns:
@@ -128,9 +126,7 @@ def _image_request(uri: str) -> OverviewRequest | ImageRequest:
     return OverviewRequest(1, 1) if uri.endswith(".mp4") else ImageRequest()
 
 
-async def _fetch_clip(
-    env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource, size: FrameSize
-) -> Clip | None:
+async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource, size: FrameSize) -> Clip | None:
     """Decode the requested clip and add it, or an error message, to the environment.
 
     Return the clip; None if it could not be decoded or did not fit.

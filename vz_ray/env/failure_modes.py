@@ -90,9 +90,7 @@ def classify_failure(trace: EpisodeTrace, *, correct: bool, unparsed: bool = Fal
     if trace.events and all(is_visible(trace.times, event) for event in trace.events):
         return FailureMode.WRONG_ANSWER
     if not trace.zooms:
-        malformed = trace.zoom_errors and all(
-            error not in _WELL_FORMED_REJECTIONS for error in trace.zoom_errors
-        )
+        malformed = trace.zoom_errors and all(error not in _WELL_FORMED_REJECTIONS for error in trace.zoom_errors)
         return FailureMode.BAD_FORMAT if malformed else FailureMode.NEVER_ZOOMED
     return _classify_zoomed(trace)
 

@@ -170,9 +170,7 @@ class QuerySelector:
         )
         times = await self.ranker.rank_frames(task.video, strip_options(task.question), search)
         selector_name = f"episode.selector.kind query with {config.model}"
-        return FrameSelection(
-            SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name))
-        )
+        return FrameSelection(SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +184,10 @@ class FunctionSelector:
         times = await with_timeout(
             call, self.config.timeout_s, target=selector_name, operation=f"the overview of {video.uri}"
         )
-        return FrameSelection(
-            SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name))
-        )
+        return FrameSelection(SelectedFramesRequest(validate_times(times, video, uniform.max_frames, selector_name)))
 
     def _call(self, selector_name: str, video: VideoInfo, question: str, max_frames: int) -> Sequence[float]:
         try:
             return self.function(video, question, max_frames)
         except Exception as error:
-            raise UserError(
-                f"{selector_name} on {video.uri} raised {type(error).__name__}: {error}"
-            ) from error
+            raise UserError(f"{selector_name} on {video.uri} raised {type(error).__name__}: {error}") from error

@@ -109,9 +109,7 @@ def _action_from_dict(data: Json) -> SampledAction | ExternalAction:
 def _zoom_to_dict(zoom: ZoomRequest | RejectedZoom | None) -> Json | None:
     if isinstance(zoom, RejectedZoom):
         rejected = {"error": zoom.kind.value, "message": zoom.message}
-        return (
-            rejected if zoom.requested is None else {**rejected, "requested": _zoom_to_dict(zoom.requested)}
-        )
+        return rejected if zoom.requested is None else {**rejected, "requested": _zoom_to_dict(zoom.requested)}
     if zoom is None:
         return None
     data = asdict(zoom)
@@ -180,9 +178,7 @@ def trajectory_from_dict(data: Json) -> Trajectory:
         ValueError: The format version is not supported.
     """
     if data.get("v") != FORMAT_VERSION:
-        raise ValueError(
-            f"trajectory of format version {data.get('v')!r}; this code reads version {FORMAT_VERSION}"
-        )
+        raise ValueError(f"trajectory of format version {data.get('v')!r}; this code reads version {FORMAT_VERSION}")
     shared = data["frame_table"]
     return Trajectory(
         id=EpisodeId(**data["id"]),

@@ -156,9 +156,7 @@ class TokenContext:
     def __post_init__(self) -> None:
         slots = self.compact_ids.count(self.pad_id)
         if not slots == len(self.grids) == len(self.frame_refs):
-            raise ValueError(
-                f"{slots} image slots and {len(self.grids)} image grids for {len(self.frame_refs)} frames"
-            )
+            raise ValueError(f"{slots} image slots and {len(self.grids)} image grids for {len(self.frame_refs)} frames")
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:
@@ -321,9 +319,7 @@ class Trajectory:
     @property
     def sampled_logprobs(self) -> tuple[float, ...]:
         """The engine's log-probs of the sampled tokens, in order; one per 1 in `loss_mask`."""
-        return tuple(
-            p for turn in self.turns if isinstance(turn.action, SampledAction) for p in turn.action.logprobs
-        )
+        return tuple(p for turn in self.turns if isinstance(turn.action, SampledAction) for p in turn.action.logprobs)
 
     @property
     def zooms(self) -> tuple[ZoomRequest, ...]:

@@ -58,9 +58,7 @@ class TspoIndex:
             UserError: Several records match and their frames differ.
         """
         question = _normalize(task.question)
-        matches = [
-            record for record in self.by_video.get(_stem(task.video), ()) if record.question in question
-        ]
+        matches = [record for record in self.by_video.get(_stem(task.video), ()) if record.question in question]
         longest = max((len(record.question) for record in matches), default=0)
         matches = [record for record in matches if len(record.question) == longest]
         for better in (

@@ -74,21 +74,13 @@ def parse_turn(
     if not calls and ZOOM_OPEN not in text:
         return ParsedTurn(None, answer)
     if not calls:
-        return ParsedTurn(
-            _reject(ZoomErrorKind.INVALID_JSON, f"{ZOOM_OPEN} is not closed by {ZOOM_CLOSE}"), None
-        )
+        return ParsedTurn(_reject(ZoomErrorKind.INVALID_JSON, f"{ZOOM_OPEN} is not closed by {ZOOM_CLOSE}"), None)
     if len(calls) > 1:
-        return ParsedTurn(
-            _reject(ZoomErrorKind.MULTIPLE_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None
-        )
+        return ParsedTurn(_reject(ZoomErrorKind.MULTIPLE_CALLS, f"{len(calls)} zooms in one turn; ask for one"), None)
     call = _parse_call(calls[0], inclusive, 1 + len(extra_durations_s))
     if answer is not None:
-        rejected = _reject(
-            ZoomErrorKind.CALL_WITH_ANSWER, "a turn holds either a zoom or an answer, not both"
-        )
-        return ParsedTurn(
-            rejected if isinstance(call, RejectedZoom) else replace(rejected, requested=call), None
-        )
+        rejected = _reject(ZoomErrorKind.CALL_WITH_ANSWER, "a turn holds either a zoom or an answer, not both")
+        return ParsedTurn(rejected if isinstance(call, RejectedZoom) else replace(rejected, requested=call), None)
     if isinstance(call, RejectedZoom):
         return ParsedTurn(call, None)
     video_duration_s = (duration_s, *extra_durations_s)[call.video]
@@ -134,9 +126,7 @@ def _parse_call(body: str, inclusive: bool, num_videos: int) -> ZoomRequest | Re
         return _reject(ZoomErrorKind.INVALID_JSON, f"the call is not valid JSON; expected {expected}")
     if not isinstance(call, dict) or set(call) - {"video" if num_videos > 1 else ""} != {"segment", "fps"}:
         actual = ", ".join(map(repr, call)) if isinstance(call, dict) else type(call).__name__
-        return _reject(
-            ZoomErrorKind.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {actual or 'none'}"
-        )
+        return _reject(ZoomErrorKind.WRONG_KEYS, f"keys must be 'segment' and 'fps', found {actual or 'none'}")
     video = _parse_video_index(call, num_videos)
     if isinstance(video, RejectedZoom):
         return video
@@ -167,9 +157,7 @@ def _parse_video_index(call: dict[str, Any], num_videos: int) -> int | RejectedZ
     if not isinstance(video, int) or isinstance(video, bool):
         return _reject(ZoomErrorKind.NOT_NUMBERS, f"video must be a whole number from 1 to {num_videos}")
     if not 1 <= video <= num_videos:
-        return _reject(
-            ZoomErrorKind.OUT_OF_RANGE, f"there is no video {video}; video must be from 1 to {num_videos}"
-        )
+        return _reject(ZoomErrorKind.OUT_OF_RANGE, f"there is no video {video}; video must be from 1 to {num_videos}")
     return video - 1
 
 
@@ -186,9 +174,7 @@ def _check_segment(zoom: ZoomRequest, duration_s: float) -> RejectedZoom | None:
     if start == end or fps == 0:
         return _reject(ZoomErrorKind.EMPTY, f"segment {span} at fps {fps:g} is empty")
     if start >= duration_s or end > duration_s + END_TOLERANCE_S:
-        return _reject(
-            ZoomErrorKind.OUT_OF_RANGE, f"segment {span} is outside the video of {duration_s:.2f} seconds"
-        )
+        return _reject(ZoomErrorKind.OUT_OF_RANGE, f"segment {span} is outside the video of {duration_s:.2f} seconds")
     return None
 
 
@@ -202,9 +188,7 @@ def _check_frame_count(zoom: ZoomRequest, max_frames: int) -> RejectedZoom | Non
     num_frames = (end - start) * fps
     if num_frames >= max_frames + 1:
         largest_fps = math.floor(100 * max_frames / length) / 100
-        fits = (
-            f"fps up to {largest_fps:g}" if largest_fps else f"a segment up to {max_frames / fps:.2f} seconds"
-        )
+        fits = f"fps up to {largest_fps:g}" if largest_fps else f"a segment up to {max_frames / fps:.2f} seconds"
         return _reject(
             ZoomErrorKind.TOO_MANY_FRAMES,
             f"segment {span} at fps {fps:g} has more than {max_frames} frames; {fits} would fit",

@@ -163,9 +163,7 @@ class ZoomEnv:
         text = self.chat_format.format_clip(
             clip.frames, last_round=self._next_round_is_last, subtitles=subtitles, video=video
         )
-        observation = self.chat_format.encode_observation(
-            text, clip.frames, end_sampled=self._sampled_end_token
-        )
+        observation = self.chat_format.encode_observation(text, clip.frames, end_sampled=self._sampled_end_token)
         self._pending_turn = replace(self._pending_turn, seconds=(self._pending_turn.seconds[0], seconds))
         if not self._fits(observation):
             message = "the context has no room for more frames; answer now"
@@ -215,9 +213,7 @@ class ZoomEnv:
 
     def _check_budget(self, zoom: ZoomRequest) -> ZoomRequest | RejectedZoom:
         if self._is_last_round:
-            return RejectedZoom(
-                ZoomErrorKind.LAST_ROUND, "no zoom is left; answer from what you have seen", zoom
-            )
+            return RejectedZoom(ZoomErrorKind.LAST_ROUND, "no zoom is left; answer from what you have seen", zoom)
         if len(self._frames) + zoom.num_frames > self.config.max_images:
             free_images = self.config.max_images - len(self._frames)
             return RejectedZoom(
@@ -229,9 +225,7 @@ class ZoomEnv:
 
     def _reject(self, rejected: RejectedZoom) -> None:
         decode = rejected.kind is ZoomErrorKind.DECODE_ERROR
-        text = self.chat_format.format_error(
-            rejected.message, last_round=self._next_round_is_last, decode=decode
-        )
+        text = self.chat_format.format_error(rejected.message, last_round=self._next_round_is_last, decode=decode)
         observation = self.chat_format.encode_observation(text, (), end_sampled=self._sampled_end_token)
         self._pending_turn = replace(self._pending_turn, zoom=rejected)
         if self._fits(observation):

@@ -149,8 +149,7 @@ def forced_prefix(
     """
     prefix_ids = tuple(chat_format.tokenizer.encode(prefix, add_special_tokens=False))
     answers = [
-        chat_format.tokenizer.encode(f"{prefix}{letter}</answer>", add_special_tokens=False)
-        for letter in letters
+        chat_format.tokenizer.encode(f"{prefix}{letter}</answer>", add_special_tokens=False) for letter in letters
     ]
     if len(answers) < 2:
         return prefix_ids, ()
@@ -220,9 +219,7 @@ class GateCalibration:
     never: CalibrationPoint
 
 
-def save_calibration(
-    path: Path, calibrations: Mapping[str, GateCalibration], metadata: Mapping[str, object]
-) -> None:
+def save_calibration(path: Path, calibrations: Mapping[str, GateCalibration], metadata: Mapping[str, object]) -> None:
     """Write calibrations by answer kind, with `metadata` about their source."""
     content = {
         "version": CALIBRATION_VERSION,

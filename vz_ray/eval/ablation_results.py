@@ -130,10 +130,7 @@ def _variant(
     values_by_run = {metric: [compute(run) for run in runs.values()] for metric, compute in _METRICS.items()}
     paper, paper_name = load_paper_results(), PAPER_MODEL_NAMES[name]
     return {
-        **{
-            metric: asdict(interval(values)) if all(values) else None
-            for metric, values in values_by_run.items()
-        },
+        **{metric: asdict(interval(values)) if all(values) else None for metric, values in values_by_run.items()},
         **_costs(pooled),
         "seeds": {str(seed): _run(compute_eval_metrics(run, config)) for seed, run in sorted(runs.items())},
         "paper": {

@@ -43,14 +43,10 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
     def to_rich(self) -> Table:
-        table = Table(
-            title=self.title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0)
-        )
+        table = Table(title=self.title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0))
         for number, name in enumerate(self.header):
             longest_word = max(map(len, name.split()), default=0)
-            table.add_column(
-                name, justify="right" if number else "left", no_wrap=not number, min_width=longest_word
-            )
+            table.add_column(name, justify="right" if number else "left", no_wrap=not number, min_width=longest_word)
         for row in self.rows:
             table.add_row(*row)
         return table

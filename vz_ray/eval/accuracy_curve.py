@@ -38,8 +38,7 @@ def build_curve(results: Mapping[str, Any]) -> Json:
                 "title": benchmark["title"],
                 "models": {label: _series(benchmark["modes"], label) for label in results["models"]},
                 "paper_zooms": [
-                    round(value / 100, 4)
-                    for value in paper.accuracy_by_max_zooms.get(benchmark["adapter"], ())
+                    round(value / 100, 4) for value in paper.accuracy_by_max_zooms.get(benchmark["adapter"], ())
                 ],
             }
             for key, benchmark in results["benchmarks"].items()

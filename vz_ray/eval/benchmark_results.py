@@ -60,9 +60,7 @@ class BenchmarkResults:
     scores: Mapping[EvalMode, Sequence[ScoredResult]]
 
 
-def build_benchmark_results(
-    results: Sequence[BenchmarkResults], config: EvalConfig, models: Mapping[str, str]
-) -> Json:
+def build_benchmark_results(results: Sequence[BenchmarkResults], config: EvalConfig, models: Mapping[str, str]) -> Json:
     """Build the JSON values of a run; `models` maps labels to checkpoints, the run's own model first."""
     paper = load_paper_results()
     return {

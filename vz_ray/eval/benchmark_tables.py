@@ -99,9 +99,7 @@ def _breakdown_table(name: str, benchmark: Json, paper: Json) -> Table:
     for category, row in rows.items():
         first_score = next(iter(row.values()))
         scores = [row.get(mode) for mode in benchmark["modes"]]
-        values = [
-            _number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores
-        ]
+        values = [_number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores]
         paper_values = [_number(first_score["paper"].get(model)) for model in models]
         table.add_row(category, *values, *paper_values, str(first_score["count"]))
     return table

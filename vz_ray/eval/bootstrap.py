@@ -108,9 +108,7 @@ def crossed_bootstrap(
         ValueError: `runs` is empty, or a run has no values.
     """
     if not runs or not all(runs):
-        raise ValueError(
-            f"{sum(map(bool, runs))} of {len(runs)} runs have values; every run needs at least 1"
-        )
+        raise ValueError(f"{sum(map(bool, runs))} of {len(runs)} runs have values; every run needs at least 1")
     index = {label: i for i, label in enumerate({clusters[task]: None for run in runs for task in run})}
     sums, counts = np.zeros((len(runs), len(index))), np.zeros((len(runs), len(index)))
     for row, run in enumerate(runs):
@@ -120,8 +118,7 @@ def crossed_bootstrap(
     rng = np.random.default_rng(seed)
     # Multiplicity of each run and each cluster, `[resamples, runs]` and `[resamples, clusters]`.
     run_counts, cluster_counts = (
-        rng.multinomial(size, np.full(size, 1 / size), size=num_resamples).astype(float)
-        for size in sums.shape
+        rng.multinomial(size, np.full(size, 1 / size), size=num_resamples).astype(float) for size in sums.shape
     )
     totals = ((run_counts @ counts) * cluster_counts).sum(axis=1)
     means = ((run_counts @ sums) * cluster_counts).sum(axis=1)[totals > 0] / totals[totals > 0]

@@ -40,9 +40,7 @@ class EvalMode:
         """
         match = _MODE.fullmatch(text)
         if match is None:
-            raise ValueError(
-                f"mode is {text!r}; it must look like agent, agent:2, agent@0.5fps or uniform:32"
-            )
+            raise ValueError(f"mode is {text!r}; it must look like agent, agent:2, agent@0.5fps or uniform:32")
         limit, fps = match["limit"], match["fps"]
         return cls(
             kind=match["kind"],

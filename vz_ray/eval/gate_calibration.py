@@ -39,9 +39,7 @@ class GateSample:
     episode_frames: int
 
 
-def calibrate_from_log(
-    log: Path, out: Path, *, frame_cost: float | None = None
-) -> dict[str, GateCalibration]:
+def calibrate_from_log(log: Path, out: Path, *, frame_cost: float | None = None) -> dict[str, GateCalibration]:
     """Calibrate on an evaluation log and write the thresholds to `out`.
 
     Args:

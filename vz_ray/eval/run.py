@@ -96,9 +96,7 @@ def run_evaluation(config: EvalRunConfig) -> None:
     with open_run(config) as run:
         for selection in selections:
             if selection.missing.paths:
-                run.progress.print_line(
-                    f"{selection.benchmark.title}: {selection.missing}; skipping their questions"
-                )
+                run.progress.print_line(f"{selection.benchmark.title}: {selection.missing}; skipping their questions")
         jobs = [
             _EvalJob(selection, mode, _open_log(selection, mode, models[mode.model], config, run))
             for selection in selections
@@ -148,16 +146,12 @@ def load_benchmarks(config: EvalRunConfig) -> list[BenchmarkSelection]:
             `allow_missing`, or a benchmark needs a judge and none is configured.
     """
     if not config.benchmarks:
-        raise UserError(
-            "benchmarks is empty; use a config such as conf/eval/mlvu.yaml or set benchmarks.<name>"
-        )
+        raise UserError("benchmarks is empty; use a config such as conf/eval/mlvu.yaml or set benchmarks.<name>")
     selections = [_load_selection(key, entry, config) for key, entry in config.benchmarks.items()]
     incomplete = [selection for selection in selections if selection.missing.paths]
     if incomplete and not config.allow_missing:
         lines = "; ".join(f"{selection.benchmark.title}: {selection.missing}" for selection in incomplete)
-        raise UserError(
-            f"{lines}. Set benchmarks.<name>.videos, or allow_missing=true to skip their questions"
-        )
+        raise UserError(f"{lines}. Set benchmarks.<name>.videos, or allow_missing=true to skip their questions")
     for selection in selections:
         title = selection.benchmark.title
         if not selection.tasks:
@@ -210,9 +204,7 @@ def _open_log(
 # -- running ----------------------------------------------------------------------
 
 
-async def _run_jobs(
-    config: EvalRunConfig, run: RunContext, jobs: list[_EvalJob], models: dict[str, str]
-) -> None:
+async def _run_jobs(config: EvalRunConfig, run: RunContext, jobs: list[_EvalJob], models: dict[str, str]) -> None:
     """Run incomplete jobs model by model; all models share the decode pool and the engine settings."""
     async with AsyncExitStack() as stack:
         with run.time_stage("start Ray"):

@@ -68,9 +68,7 @@ def _baseline_frames(evaluations: Mapping[str, EvalMetrics]) -> int | None:
     return next((count for count in counts if count > agent_frames), counts[-1])
 
 
-def _gain(
-    results: Sequence[EvalResult], baseline: Sequence[EvalResult], config: EvalConfig
-) -> ConfidenceInterval:
+def _gain(results: Sequence[EvalResult], baseline: Sequence[EvalResult], config: EvalConfig) -> ConfidenceInterval:
     """Return the paired difference in accuracy, with an interval over videos."""
     return paired_difference(
         accuracy_by_task(results),
@@ -134,9 +132,7 @@ def build_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
     config = config or EvalConfig()
     logs = {path.stem: read_results(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
     results = {stage: stage_results for stage, stage_results in logs.items() if stage_results}
-    evaluations = {
-        stage: compute_eval_metrics(stage_results, config) for stage, stage_results in results.items()
-    }
+    evaluations = {stage: compute_eval_metrics(stage_results, config) for stage, stage_results in results.items()}
     baseline_frames = _baseline_frames(evaluations)
     summary: Json = {
         "accuracy": _by_stage(evaluations, "accuracy"),

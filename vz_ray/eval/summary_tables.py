@@ -116,9 +116,7 @@ def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def failures_table(
-    failures: Mapping[str, Mapping[str, int]], evaluations: Mapping[str, Mapping[str, Any]]
-) -> Table:
+def failures_table(failures: Mapping[str, Mapping[str, int]], evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return failure modes by agent evaluation, in percent of its episodes and as counts."""
     stages = [s for s in sorted(failures, key=_order) if not s.startswith("uniform_")]
     table = Table(title="Failure modes, %", title_justify="left", pad_edge=False, box=SIMPLE)
@@ -140,9 +138,7 @@ def times_table(wall_s: Mapping[str, float]) -> Table:
     table.add_column("")
     table.add_column("wall", justify="right")
     for stage, seconds in wall_s.items():
-        table.add_row(
-            stage_title(stage), format_duration(seconds), style="bold" if stage == "total" else None
-        )
+        table.add_row(stage_title(stage), format_duration(seconds), style="bold" if stage == "total" else None)
     return table
 
 
@@ -156,9 +152,7 @@ def _gain_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, gain in summary["gain"].items():
         low, high = 100 * gain["low"], 100 * gain["high"]
-        lines.append(
-            f"RL over {baselines[name]}: {100 * gain['mean']:+.1f} points ({low:+.1f} to {high:+.1f})"
-        )
+        lines.append(f"RL over {baselines[name]}: {100 * gain['mean']:+.1f} points ({low:+.1f} to {high:+.1f})")
     return lines
 
 
@@ -185,9 +179,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         parts = [f"{name} {value:.2g}" for name, value in mismatch.items() if value is not None]
         lines.append(f"engine-learner mismatch: {', '.join(parts)}")
     if weights := summary.get("weights"):
-        lines.append(
-            f"published weights {weights['published']} times, median {weights['sync_seconds_median']:.3f} s"
-        )
+        lines.append(f"published weights {weights['published']} times, median {weights['sync_seconds_median']:.3f} s")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     if summary["wall_s"]:

@@ -75,9 +75,7 @@ def get_autoscaler_state() -> AutoscalerState:
 def parse_cluster_status(reply: Any) -> AutoscalerState:
     """Convert Ray's `GetClusterStatusReply`."""
     state = reply.autoscaling_state
-    gang_requests = [
-        request for gang in state.infeasible_gang_resource_requests for request in _gang_requests(gang)
-    ]
+    gang_requests = [request for gang in state.infeasible_gang_resource_requests for request in _gang_requests(gang)]
     infeasible = [*gang_requests, *state.infeasible_resource_requests]
     launching = sum(request.count for request in state.pending_instance_requests)
     return AutoscalerState(
@@ -93,18 +91,14 @@ def _gang_requests(gang: Any) -> list[Any]:
     return requests or list(gang.requests)
 
 
-async def request_resources(
-    demands: Sequence[ResourceDemand], timeout_s: float = REQUEST_TIMEOUT_S
-) -> AutoscalerState:
+async def request_resources(demands: Sequence[ResourceDemand], timeout_s: float = REQUEST_TIMEOUT_S) -> AutoscalerState:
     """Request placement groups for `demands`, release them, and return the autoscaler state.
 
     The autoscaler starts nodes for them, as it would for the run. Returns when all groups are placed, when
     a demand is infeasible, or at the timeout.
     """
     groups = [
-        placement_group([demand.bundle] * demand.min_count, strategy="PACK")
-        for demand in demands
-        if demand.min_count
+        placement_group([demand.bundle] * demand.min_count, strategy="PACK") for demand in demands if demand.min_count
     ]
     end_time = time.monotonic() + timeout_s
     try:

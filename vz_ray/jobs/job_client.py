@@ -130,11 +130,7 @@ class JobClient:
                 "forwarded to this machine (kubectl port-forward service/NAME-head-svc 8265)"
             ) from error
         if response.status_code in (401, 403):
-            reason = (
-                "a token is required, but no token is set"
-                if response.status_code == 401
-                else "the token is wrong"
-            )
+            reason = "a token is required, but no token is set" if response.status_code == 401 else "the token is wrong"
             raise UserError(f"{self.address} rejected the request: {reason}; {_TOKEN_HINT}")
         try:
             version = str(response.json()["ray_version"])
@@ -159,9 +155,7 @@ class JobClient:
 
         return send_with_timeout
 
-    def submit(
-        self, id: str, entrypoint: str, *, run: str, working_dir: Path, env_vars: Mapping[str, str]
-    ) -> None:
+    def submit(self, id: str, entrypoint: str, *, run: str, working_dir: Path, env_vars: Mapping[str, str]) -> None:
         """Upload a zip file as the working directory and start the job.
 
         Retries for up to `AGENT_TIMEOUT_S` on a cluster whose job agent is still starting.
@@ -210,9 +204,7 @@ class JobClient:
         try:
             yield
         except AuthenticationError as error:
-            raise UserError(
-                f"{self.address} did not {action}: the token was rejected; {_TOKEN_HINT}"
-            ) from error
+            raise UserError(f"{self.address} did not {action}: the token was rejected; {_TOKEN_HINT}") from error
         # Network errors of Ray's client are OSErrors.
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise UserError(f"{self.address} did not {action}: {_short_reason(str(error))}") from error

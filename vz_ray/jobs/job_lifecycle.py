@@ -50,9 +50,7 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.run):
-            raise UserError(
-                f"name is {self.run!r}, which is used as a job id; use letters, digits, '_', '.' and '-'"
-            )
+            raise UserError(f"name is {self.run!r}, which is used as a job id; use letters, digits, '_', '.' and '-'")
 
     @property
     def entrypoint(self) -> str:
@@ -116,9 +114,7 @@ def find_job(client: JobClient, name: str) -> JobInfo:
     matches = attempts_of_run(jobs, name)[-1:] or [job for job in jobs if job.id == name]
     if not matches:
         runs = sorted({job.run or job.id for job in jobs})
-        raise UserError(
-            f"{client.address} has no job or run {name!r}; existing: {', '.join(runs) or 'no jobs yet'}"
-        )
+        raise UserError(f"{client.address} has no job or run {name!r}; existing: {', '.join(runs) or 'no jobs yet'}")
     return matches[0]
 
 

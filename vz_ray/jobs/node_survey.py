@@ -120,9 +120,7 @@ def check_directories(query: NodeQuery) -> list[str]:
         except OSError:
             matches = False
         if not matches:
-            problems.append(
-                f"{Path(path).parent} is not the driver's directory; it must be one shared volume"
-            )
+            problems.append(f"{Path(path).parent} is not the driver's directory; it must be one shared volume")
     return problems
 
 

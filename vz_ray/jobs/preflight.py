@@ -58,9 +58,7 @@ async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0
     Raises:
         UserError: The cluster's control service does not respond.
     """
-    demands = [
-        demand for demand in resource_demands(config, gpus=gpus, gpu_share=gpu_share) if demand.max_count
-    ]
+    demands = [demand for demand in resource_demands(config, gpus=gpus, gpu_share=gpu_share) if demand.max_count]
     state = await asyncio.to_thread(get_autoscaler_state)
     nodes = alive_nodes()
     checks = [_check_nodes(nodes, state), *await check_placement(demands, nodes, state)]
@@ -85,9 +83,7 @@ def _check_nodes(nodes: Sequence[Mapping[str, Any]], state: AutoscalerState) -> 
     autoscaler = "autoscaler enabled" if state.enabled else "no autoscaler"
     detail = f"{len(nodes)} with {cpus:g} CPU and {gpus:g} GPU in total; {autoscaler}"
     if state.launch_failures:
-        return CheckResult(
-            "nodes", CheckStatus.WARNING, detail, f"a node failed to start: {state.launch_failures[-1]}"
-        )
+        return CheckResult("nodes", CheckStatus.WARNING, detail, f"a node failed to start: {state.launch_failures[-1]}")
     return CheckResult("nodes", CheckStatus.OK, detail)
 
 
@@ -127,11 +123,7 @@ def _placement_check(result: PlacementResult, state: AutoscalerState, *, infeasi
         fix = f"no node type of the autoscaler can hold one; on the current nodes, {result.reason}"
         return CheckResult(demand.name, CheckStatus.FAILED, detail, fix)
     if state.enabled:
-        pending = (
-            f"{state.pending_nodes} nodes are starting"
-            if state.pending_nodes
-            else "the autoscaler is searching"
-        )
+        pending = f"{state.pending_nodes} nodes are starting" if state.pending_nodes else "the autoscaler is searching"
         failures = f"; a node failed to start: {state.launch_failures[-1]}" if state.launch_failures else ""
         return CheckResult(demand.name, CheckStatus.WARNING, f"{detail}; {pending}{failures}")
     fix = f"{result.reason} (only an autoscaler of Ray's version 2 is queried)"
@@ -223,10 +215,7 @@ def _check_volumes(config: ClusterConfig, reports: Sequence[NodeReport]) -> Chec
     if runs is not None and not problems and (shortage := _disk_shortage(config, runs)):
         problems.append(shortage)
     if problems:
-        fix = (
-            "mount the volumes of models and runs at these paths on every node, writable and with enough free "
-            "space"
-        )
+        fix = "mount the volumes of models and runs at these paths on every node, writable and with enough free space"
         return CheckResult("volumes", CheckStatus.FAILED, _join(problems), fix)
     volumes = [f"runs {runs}"] if runs else []
     volumes += [f"model {config.model}"] if config.model else []
@@ -238,9 +227,7 @@ def _check_secrets(config: ClusterConfig, reports: Sequence[NodeReport]) -> list
     if not env_vars:
         return []
     problems = [
-        f"{report.node} lacks {' and '.join(report.missing_env_vars)}"
-        for report in reports
-        if report.missing_env_vars
+        f"{report.node} lacks {' and '.join(report.missing_env_vars)}" for report in reports if report.missing_env_vars
     ]
     if problems:
         fix = "set it in the environment of the node processes, from a Secret of the cluster"
@@ -274,9 +261,7 @@ def _check_shared_memory(config: ClusterConfig, reports: Sequence[NodeReport]) -
         return []
     node_group, needed = config.rollout.node_group, 2 * checkpoint_bytes(config.model)
     worker_nodes = [
-        report
-        for report in reports
-        if not report.error and (not node_group or node_group in report.node_groups)
+        report for report in reports if not report.error and (not node_group or node_group in report.node_groups)
     ]
     too_small = [
         f"{report.node} has {report.shm_free_bytes / GIB:.1f} GiB"

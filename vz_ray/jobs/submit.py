@@ -88,9 +88,7 @@ class JobCommand:
         schema = config_class(command)
         files = [word for word in arguments if word.endswith((".yaml", ".yml")) and "=" not in word]
         if len(files) > 1:
-            raise UserError(
-                f"two config files are given, {files[0]} and {files[1]}; use one, which may extend another"
-            )
+            raise UserError(f"two config files are given, {files[0]} and {files[1]}; use one, which may extend another")
         overrides = [word for word in arguments if word not in files]
         config = load_config(schema, files[0] if files else DEFAULT_CONFIGS.get(command), overrides)
         return cls(command, arguments, config)
@@ -138,9 +136,7 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
         )
     console = Console(highlight=False)
     package = package_working_dir(options.working_dir, exclude=options.exclude, limit_mib=options.limit_mib)
-    client = JobClient(
-        resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch
-    )
+    client = JobClient(resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch)
     console.print(f"cluster  {client.address}, Ray {client.ray_version}")
     size_mib = package.total_bytes / MIB
     console.print(f"upload   {len(package.files)} files, {size_mib:.1f} MiB, from {package.root.resolve()}")
@@ -153,9 +149,7 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
         job_id, is_new = submit_job(client, spec, archive)
     console.print(f"job      {job_id} {'started' if is_new else 'is already running'}: {spec.entrypoint}")
     if not options.follow and not check_only:
-        console.print(
-            f"         follow it with `vz-ray submit --attach {job_id}`, stop it with `--stop {job_id}`"
-        )
+        console.print(f"         follow it with `vz-ray submit --attach {job_id}`, stop it with `--stop {job_id}`")
         return 0
     return run_attach(client, job_id, console)
 
@@ -175,8 +169,7 @@ def run_attach(client: JobClient, id: str, console: Console) -> int:
         job = asyncio.run(follow_job(client, id, print_output))
     except KeyboardInterrupt:
         console.print(
-            f"\njob {id} is still running: follow it with `vz-ray submit --attach {id}`, stop it with "
-            f"`--stop {id}`"
+            f"\njob {id} is still running: follow it with `vz-ray submit --attach {id}`, stop it with `--stop {id}`"
         )
         return 0
     console.print(f"job      {job.id} {_describe_outcome(job)}")

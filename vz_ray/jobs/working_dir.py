@@ -61,9 +61,7 @@ class WorkingDirPackage:
         return sizes.most_common(_NUM_LARGEST)
 
 
-def package_working_dir(
-    root: Path, *, exclude: Sequence[str] = (), limit_mib: float = 100.0
-) -> WorkingDirPackage:
+def package_working_dir(root: Path, *, exclude: Sequence[str] = (), limit_mib: float = 100.0) -> WorkingDirPackage:
     """Select the files of a working directory.
 
     Args:
@@ -75,9 +73,7 @@ def package_working_dir(
         UserError: The directory is missing, empty or too large; the error names the largest files.
     """
     if not root.is_dir():
-        raise UserError(
-            f"the working directory {root} does not exist; give an existing one with --working-dir"
-        )
+        raise UserError(f"the working directory {root} does not exist; give an existing one with --working-dir")
     patterns = (*ALWAYS_EXCLUDED, *exclude)
     names = [name for name in _list_files(root) if not _is_excluded(name, patterns)]
     # is_file() skips links to directories and broken links.

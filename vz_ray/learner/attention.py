@@ -135,9 +135,7 @@ def _kernel_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool
     max_diff = float(difference.abs().max())
     if max_diff < _KERNEL_TOLERANCE:
         return True
-    log.warning(
-        "Disabling variable-length FlashAttention: it differs by %.2g from the portable form", max_diff
-    )
+    log.warning("Disabling variable-length FlashAttention: it differs by %.2g from the portable form", max_diff)
     return False
 
 
@@ -170,9 +168,7 @@ class SegmentAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
         out, lse = (
             torch.empty_like(query),
             query.new_empty(query.shape[:-1], dtype=_accumulation_dtype(query.dtype)),
@@ -226,9 +222,7 @@ _KERNELS = frozenset({"cpu"})
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
     """Return output `[1, heads, Q, d]` and log-sum-exp `[1, heads, Q]`."""
     if q.device.type in _KERNELS:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=scaling
-        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scaling)
         return out, lse
     scores = _scores(q, k, causal, scaling)
     lse = scores.logsumexp(dim=-1)

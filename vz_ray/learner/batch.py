@@ -200,18 +200,14 @@ def _image_inputs(
     distinct = dict(zip(keys, refs, strict=True))
     cached: dict[Hashable, Tensor] = {}
     if cache is not None and share_frames:
-        cached = {
-            key: features for key in distinct if (features := cache.get(frame_key(distinct[key]))) is not None
-        }
+        cached = {key: features for key in distinct if (features := cache.get(frame_key(distinct[key]))) is not None}
     uncached = [key for key in distinct if key not in cached]
     values, grids = _load_patches([distinct[key] for key in uncached], load_pixels, spec)
     counts = dict(zip(uncached, grids.prod(axis=1) // spec.merge_size**2, strict=False))
     grid_by_key = dict(zip(uncached, grids, strict=False))
     _check_grids(refs, keys, grid_by_key, np.concatenate([*expected_grids, _NO_GRIDS]))
     # Cached features follow the computed ones, which include the blank frame's.
-    num_computed = (
-        int(sum(counts.values())) if uncached else int(grids.prod(axis=1).sum()) // spec.merge_size**2
-    )
+    num_computed = int(sum(counts.values())) if uncached else int(grids.prod(axis=1).sum()) // spec.merge_size**2
     cached_counts = {key: len(features) for key, features in cached.items()}
     starts = _row_starts(counts, 0) | _row_starts(cached_counts, num_computed)
     counts |= cached_counts
@@ -246,9 +242,7 @@ def _load_patches(refs: Sequence[FrameRef], load_pixels: PixelLoader, spec: Imag
 
 def _image_of(pixels: Mapping[str, RGB], ref: FrameRef) -> RGB:
     if ref.digest not in pixels:
-        raise KeyError(
-            f"no pixels for the frame of {ref.uri} at {ref.pts_s:.2f} s (digest {ref.digest[:12]})"
-        )
+        raise KeyError(f"no pixels for the frame of {ref.uri} at {ref.pts_s:.2f} s (digest {ref.digest[:12]})")
     return pixels[ref.digest].reshape(ref.height, ref.width, 3)
 
 
@@ -266,9 +260,7 @@ def _check_grids(
             )
 
 
-def _sampled_token_arrays(
-    examples: Sequence[Example], hidden_index: Sequence[Ints]
-) -> dict[str, NDArray[np.generic]]:
+def _sampled_token_arrays(examples: Sequence[Example], hidden_index: Sequence[Ints]) -> dict[str, NDArray[np.generic]]:
     """Return the fields of sampled tokens, `[B, S]`, left-aligned."""
     max_sampled = max((len(example.sampled_positions) for example in examples), default=1)
     shape = (max(len(examples), 1), max_sampled)

@@ -82,9 +82,7 @@ def save_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, c
     parts: list[tuple[list[SliceLocation], dict[str, str]]] = _all_gather((locations, hashes), rank_info)
     with fail_together(rank_info, f"committing {staging}"):
         if rank_info.rank == 0:
-            write_index(
-                staging, zero_state.shapes, [location for locations, _ in parts for location in locations]
-            )
+            write_index(staging, zero_state.shapes, [location for locations, _ in parts for location in locations])
             meta = _build_meta(engine, zero_state, rank_info, config)
             (staging / _META_FILE).write_text(json.dumps(asdict(meta), indent=1))
             all_hashes = {file: digest for _, hashes in parts for file, digest in hashes.items()}
@@ -139,9 +137,7 @@ def _write_slices(staging: Path, zero_state: ZeroState, rank_info: RankInfo) -> 
     kinds = (WEIGHTS, *MOMENTS) if zero_state.optimizer_steps else (WEIGHTS,)
     slices = zero_state.slices_to_save()
     return [
-        location
-        for kind in kinds
-        for location in write_shards(staging, rank_info.rank, kind, slices, zero_state.read)
+        location for kind in kinds for location in write_shards(staging, rank_info.rank, kind, slices, zero_state.read)
     ]
 
 
@@ -167,9 +163,7 @@ def _build_meta(
     )
 
 
-def _check_frozen_weights(
-    directory: Path, meta: CheckpointMeta, engine: TrainEngine, config: LearnerConfig
-) -> None:
+def _check_frozen_weights(directory: Path, meta: CheckpointMeta, engine: TrainEngine, config: LearnerConfig) -> None:
     """Raise `CheckpointError` if the frozen weights, which no checkpoint holds, differ."""
     frozen = has_frozen_parameters(engine.deepspeed.module)
     if frozen and meta.frozen_weights_hash != hash_weight_files(config.model):

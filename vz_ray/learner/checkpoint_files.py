@@ -107,9 +107,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError):
         intact = False
     if not intact:
-        raise CheckpointError(
-            f"{MANIFEST} of checkpoint {directory} does not match its hash. Use another checkpoint."
-        )
+        raise CheckpointError(f"{MANIFEST} of checkpoint {directory} does not match its hash. Use another checkpoint.")
     return dict(content)
 
 
@@ -156,9 +154,7 @@ def write_shards(
     return locations
 
 
-def write_index(
-    directory: Path, shapes: dict[str, tuple[int, ...]], locations: Iterable[SliceLocation]
-) -> None:
+def write_index(directory: Path, shapes: dict[str, tuple[int, ...]], locations: Iterable[SliceLocation]) -> None:
     """Write the index of all slices.
 
     Raises:
@@ -172,9 +168,7 @@ def write_index(
             ranges = sorted(by_name.get(name, []))
             edges = [0, *(edge for item in ranges for edge in item[:2]), math.prod(shape)]
             if edges[::2] != edges[1::2]:
-                raise RuntimeError(
-                    f"{kind} of {name} {list(shape)} have slices {ranges}, which overlap or leave a gap"
-                )
+                raise RuntimeError(f"{kind} of {name} {list(shape)} have slices {ranges}, which overlap or leave a gap")
             by_name[name] = ranges
     (directory / INDEX).write_text(json.dumps({"shapes": shapes, "slices": slices}))
 
@@ -195,9 +189,7 @@ class ShardReader:
             content = json.loads((directory / INDEX).read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"checkpoint {directory} has no readable {INDEX}: {error}") from error
-        self.shapes: dict[str, tuple[int, ...]] = {
-            name: tuple(shape) for name, shape in content["shapes"].items()
-        }
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in content["shapes"].items()}
         self._slices: dict[str, dict[str, list[list[Any]]]] = content["slices"]
         self._files: dict[str, Any] = {}
 
@@ -230,13 +222,11 @@ def check_same_parameters(
     fix = "resume with the model, frozen parts and adapters of the run that wrote it"
     if missing := _first(name for name in trained if name not in saved):
         raise CheckpointError(
-            f"checkpoint {directory} belongs to another model: it lacks {missing}, which is trained here; "
-            f"{fix}"
+            f"checkpoint {directory} belongs to another model: it lacks {missing}, which is trained here; {fix}"
         )
     if extra := _first(name for name in saved if name not in trained):
         raise CheckpointError(
-            f"checkpoint {directory} belongs to another model: it holds {extra}, which is not trained here; "
-            f"{fix}"
+            f"checkpoint {directory} belongs to another model: it holds {extra}, which is not trained here; {fix}"
         )
     if other := _first(name for name in trained if saved[name] != trained[name]):
         raise CheckpointError(

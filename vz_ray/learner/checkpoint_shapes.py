@@ -70,16 +70,13 @@ def read_tensor_headers(path: Path) -> dict[str, StoredTensor]:
     files = sorted(set(file_of_tensor.values()))
     if missing := [name for name in files if not (path / name).is_file()]:
         raise UserError(
-            f"model {str(path)!r} lacks {_listed(missing)}, of {len(files)} files in {INDEX}. "
-            "Download it again."
+            f"model {str(path)!r} lacks {_listed(missing)}, of {len(files)} files in {INDEX}. Download it again."
         )
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         tensors |= read_safetensors_header(path / name)
     if absent := sorted(file_of_tensor.keys() - tensors.keys()):
-        raise UserError(
-            f"model {str(path)!r}: {_listed(absent)} not in the files of {INDEX}. Download it again."
-        )
+        raise UserError(f"model {str(path)!r}: {_listed(absent)} not in the files of {INDEX}. Download it again.")
     return tensors
 
 
@@ -108,13 +105,9 @@ def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:
         IndexError,
         RecursionError,
     ) as error:
-        raise UserError(
-            f"{file} is truncated or not a safetensors file ({error}). Download it again."
-        ) from error
+        raise UserError(f"{file} is truncated or not a safetensors file ({error}). Download it again.") from error
     if (expected_size := 8 + length + max(ends, default=0)) != size:
-        raise UserError(
-            f"{file} has {size:,} bytes, but {expected_size:,} according to its header. Download it again."
-        )
+        raise UserError(f"{file} has {size:,} bytes, but {expected_size:,} according to its header. Download it again.")
     return {name: StoredTensor(shape, file.name) for name, shape in shapes.items()}
 
 
@@ -179,18 +172,14 @@ def _find_mismatches(
     ignored_names = re.compile("|".join(ignored)) if ignored else None
     extra = sorted(stored.keys() - expected.keys())
     unexpected = [
-        f"{name} in {stored[name].file}"
-        for name in extra
-        if not (ignored_names and ignored_names.search(name))
+        f"{name} in {stored[name].file}" for name in extra if not (ignored_names and ignored_names.search(name))
     ]
     wrong_shape = [
         f"{name} is {list(stored[name].shape)} in {stored[name].file}, expected {list(shape)}"
         for name, shape in sorted(expected.items())
         if name in stored and stored[name].shape != shape
     ]
-    phrases = (
-        [f"missing {_listed([f'{name} {list(expected[name])}' for name in missing])}"] if missing else []
-    )
+    phrases = [f"missing {_listed([f'{name} {list(expected[name])}' for name in missing])}"] if missing else []
     if unexpected:
         phrases.append(f"unexpected {_listed(unexpected)}")
     if wrong_shape:

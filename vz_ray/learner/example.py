@@ -156,9 +156,7 @@ def _turn_arrays(trajectory: Trajectory) -> dict[str, Any]:
         if isinstance(turn.action, SampledAction):
             logprobs += turn.action.logprobs
             temperature += [turn.action.sampling_params.temperature or 1.0] * count
-            weight_versions += [
-                span.version for span in turn.action.versions for _ in range(span.start, span.end)
-            ]
+            weight_versions += [span.version for span in turn.action.versions for _ in range(span.start, span.end)]
         else:
             logprobs += [float("nan")] * count
             temperature += [1.0] * count

@@ -120,9 +120,7 @@ def non_weight_files(base: Path) -> list[Path]:
     suffixes = {".json", ".txt", ".jinja", ".model"}
     skipped = {_INDEX, "manifest.json"}
     return sorted(
-        path
-        for path in base.iterdir()
-        if path.suffix in suffixes and path.name not in skipped and path.is_file()
+        path for path in base.iterdir() if path.suffix in suffixes and path.name not in skipped and path.is_file()
     )
 
 

@@ -40,9 +40,7 @@ class LossInputs:
     ref_logprobs: Tensor | None
 
 
-def grpo_loss(
-    logprobs: Tensor, entropy: Tensor, inputs: LossInputs, config: LossConfig
-) -> tuple[Tensor, Sums]:
+def grpo_loss(logprobs: Tensor, entropy: Tensor, inputs: LossInputs, config: LossConfig) -> tuple[Tensor, Sums]:
     """Return this micro-batch's part of the batch loss, a scalar, and sums for the metrics.
 
     Args:
@@ -53,9 +51,7 @@ def grpo_loss(
     ratio = importance_ratio(logprobs, inputs.old_logprobs, inputs.mask, config.importance_sampling_level)
     policy = clipped_policy_loss(ratio, inputs.advantages, config.clip_ratio_low, config.clip_ratio_high)
     if config.tis_cap is not None:
-        policy = policy * truncated_importance_weights(
-            inputs.old_logprobs, inputs.engine_logprobs, config.tis_cap
-        )
+        policy = policy * truncated_importance_weights(inputs.old_logprobs, inputs.engine_logprobs, config.tis_cap)
     loss = (policy * weight).sum()
     sums = {"policy_loss": float(loss.detach())}
     if config.entropy_coef:
@@ -75,9 +71,7 @@ def grpo_loss(
     return loss, sums
 
 
-def engine_mismatch(
-    old: Tensor, engine: Tensor, subsets: Mapping[str, Tensor]
-) -> tuple[Sums, dict[str, float]]:
+def engine_mismatch(old: Tensor, engine: Tensor, subsets: Mapping[str, Tensor]) -> tuple[Sums, dict[str, float]]:
     """Compare the learner's log-probs with the engine's.
 
     `mismatch_kl` is the k3 estimate of KL(engine || learner) on the engine's samples. Tokens without an engine
@@ -98,9 +92,7 @@ def engine_mismatch(
     for subset, mask in subsets.items():
         compared = mask * (~engine.isnan())
         sums |= {f"mismatch_kl{subset}": _sum(kl, compared), f"compared{subset}": float(compared.sum())}
-        maxima[f"mismatch_abs_max{subset}"] = (
-            float((difference * compared).abs().max()) if difference.numel() else 0.0
-        )
+        maxima[f"mismatch_abs_max{subset}"] = float((difference * compared).abs().max()) if difference.numel() else 0.0
     return sums, maxima
 
 

@@ -48,8 +48,6 @@ class HangReporter:
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(dump_stacks)
         try:
             result: Awaitable[tuple[str, str]] = task.remote(self.process)
-            return await with_timeout(
-                result, _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump"
-            )
+            return await with_timeout(result, _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump")
         except RayTaskError as error:
             raise error.cause from error

@@ -125,9 +125,7 @@ class Learner:
         self.start_count += 1
         try:
             self._placement_group = await self._create_placement_group()
-            self._actors = [
-                self._create_actor(self._placement_group, rank) for rank in range(self._config.world_size)
-            ]
+            self._actors = [self._create_actor(self._placement_group, rank) for rank in range(self._config.world_size)]
             self._hang_reporters = await self.call_all("register", code_fingerprint())
             address, port = await self.rendezvous_address()
             await self.call_all("setup", self._config, self._frame_source, address, port)
@@ -164,9 +162,7 @@ class Learner:
             num_cpus=self._cpus,
             num_gpus=self._gpus,
             resources=node_group_resources(self._config.node_group),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement, placement_group_bundle_index=rank
-            ),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
             runtime_env={"env_vars": _environment(self._config, self._gpus)},
         )
         return actor_class.remote(rank, self._identity, self._log_dir)
@@ -265,9 +261,7 @@ class Learner:
             raise LearnerDiedError(f"the learner has no ranks for {method}: it is being restarted")
         timeout_s = timeout_s or self._config.timeout_s
         calls = [
-            asyncio.ensure_future(
-                self._await_rank(rank, method, getattr(actor, method).remote(*args), timeout_s)
-            )
+            asyncio.ensure_future(self._await_rank(rank, method, getattr(actor, method).remote(*args), timeout_s))
             for rank, actor in enumerate(self._actors)
         ]
         try:

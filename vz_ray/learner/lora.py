@@ -102,9 +102,7 @@ def add_adapters(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
 
 def _adapted_layers(hf: nn.Module) -> dict[str, Any]:
     """Return the layers with an adapter, by name."""
-    return {
-        name: module for name, module in hf.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", ())
-    }
+    return {name: module for name, module in hf.named_modules() if ADAPTER_NAME in getattr(module, "lora_A", ())}
 
 
 def has_adapters(hf: nn.Module) -> bool:

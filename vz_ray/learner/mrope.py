@@ -30,9 +30,7 @@ def mrope_positions(ids: Ints, grids: Ints, image_token: int, merge: int) -> Int
     rows, columns = (grids[:, 1] // merge, grids[:, 2] // merge) if len(grids) else (_NONE, _NONE)
     counts = rows * columns
     if counts.sum() != len(slots):
-        raise ValueError(
-            f"{len(slots)} image tokens, but the {len(grids)} grids have {counts.sum()} visual tokens"
-        )
+        raise ValueError(f"{len(slots)} image tokens, but the {len(grids)} grids have {counts.sum()} visual tokens")
     advance = np.ones(len(ids), dtype=np.int64)
     advance[slots] = 0
     first = np.cumsum(counts) - counts

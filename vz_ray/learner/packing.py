@@ -64,9 +64,7 @@ class PrefixTree:
         prefix = common_prefix_length(chosen) if len(chosen) > 1 else 0
         branches = [e.context_length - prefix for e in chosen]
         grids = [e.grids[e.frame_slice(prefix, e.context_length)] for e in chosen]
-        patches = sum(
-            grid.prod(axis=1).sum() for grid in [chosen[0].grids[chosen[0].frame_slice(0, prefix)], *grids]
-        )
+        patches = sum(grid.prod(axis=1).sum() for grid in [chosen[0].grids[chosen[0].frame_slice(0, prefix)], *grids])
         tokens = prefix + sum(branches)
         cost = costs.token * tokens + costs.pair * packed_pairs(prefix, branches)
         cost += costs.patch * float(patches)
@@ -119,9 +117,7 @@ def plan_micro_batches(
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(example.group_id if share_prefixes else str(index), []).append(index)
-    trees = [
-        tree for members in groups.values() for tree in _split_to_fit(members, examples, max_tokens, costs)
-    ]
+    trees = [tree for members in groups.values() for tree in _split_to_fit(members, examples, max_tokens, costs)]
     micro_batches = _balance(trees, examples, max_tokens, world_size, costs)
     return _assign_to_ranks(micro_batches, world_size)
 
@@ -137,9 +133,7 @@ def _split_to_fit(
     raise AssertionError("a tree of one member has at most max_tokens tokens")
 
 
-def _split(
-    members: Sequence[int], parts: int, examples: Sequence[Example], costs: FlopCosts
-) -> list[PrefixTree]:
+def _split(members: Sequence[int], parts: int, examples: Sequence[Example], costs: FlopCosts) -> list[PrefixTree]:
     """Split a group into `parts` trees of similar length."""
     bins: list[list[int]] = [[] for _ in range(parts)]
     for index in sorted(members, key=lambda i: (-examples[i].context_length, i)):
@@ -173,9 +167,7 @@ def _balance(
     return batches
 
 
-def _fill_micro_batches(
-    trees: Sequence[PrefixTree], max_tokens: int, world_size: int
-) -> list[list[PrefixTree]]:
+def _fill_micro_batches(trees: Sequence[PrefixTree], max_tokens: int, world_size: int) -> list[list[PrefixTree]]:
     """Put trees into the fewest micro-batches: costliest first, each into the cheapest one with room."""
     ordered = sorted(trees, key=lambda tree: (-tree.flops, tree.members))
     steps = max(1, -(-sum(tree.num_tokens for tree in trees) // (max_tokens * world_size)))
@@ -183,9 +175,7 @@ def _fill_micro_batches(
         batches: list[list[PrefixTree]] = [[] for _ in range(steps * world_size)]
         for tree in ordered:
             with_room = [
-                batch
-                for batch in batches
-                if tree.num_tokens + sum(other.num_tokens for other in batch) <= max_tokens
+                batch for batch in batches if tree.num_tokens + sum(other.num_tokens for other in batch) <= max_tokens
             ]
             if not with_room:
                 break

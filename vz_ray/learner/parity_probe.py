@@ -10,9 +10,7 @@ from vz_ray.video.frame import RGB, FrameRef
 from vz_ray.weight_sync.parity_probe import ParityProbe
 
 
-def encode_probe(
-    probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec
-) -> tuple[Example, dict[str, RGB]]:
+def encode_probe(probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec) -> tuple[Example, dict[str, RGB]]:
     """Return the probe as an example sampled at temperature 1, and its images by digest."""
     ids = np.asarray([*probe.expanded_ids, *probe.token_ids], dtype=np.int64)
     count = len(probe.token_ids)
@@ -21,9 +19,7 @@ def encode_probe(
         FrameRef("probe", "probe", 0, float(i), image.shape[1], image.shape[0], "none", "none", digest)
         for i, (image, digest) in enumerate(zip(probe.images, digests, strict=True))
     )
-    grids = np.asarray([spec.without_size_limits().grid(*image.shape[:2]) for image in probe.images]).reshape(
-        -1, 3
-    )
+    grids = np.asarray([spec.without_size_limits().grid(*image.shape[:2]) for image in probe.images]).reshape(-1, 3)
     visual = grids.prod(axis=1) // spec.merge_size**2
     example = Example(
         name="probe",

@@ -123,9 +123,7 @@ class SkippedBatch:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{directory} holds no batch of a skipped update: {error}") from error
         model = directory / MODEL
-        return cls(
-            SkippedUpdateMeta(**content), tuple(trajectories), config, model if model.exists() else None
-        )
+        return cls(SkippedUpdateMeta(**content), tuple(trajectories), config, model if model.exists() else None)
 
     def groups(self) -> list[Group]:
         """Return the trajectories grouped by step and task, in order."""

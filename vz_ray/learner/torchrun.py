@@ -109,9 +109,7 @@ def train_sft(config: SftRunConfig) -> Path:
             frames = CachedFrameLoader(frame_source, capacity, config.learner.timeout_s)
             with fail_together(rank_info, f"reading {config.data}"):
                 trajectories = (
-                    source
-                    if isinstance(source, list)
-                    else frames.run(read_samples(source, config, frame_source))
+                    source if isinstance(source, list) else frames.run(read_samples(source, config, frame_source))
                 )
             trainer = Trainer(_learner_config(config, run, rank_info))
             interrupt = stack.enter_context(Interrupt())
@@ -128,9 +126,7 @@ def _learner_config(config: SftRunConfig, run: RunDir, rank_info: RankInfo) -> L
         learner,
         model=config.model,
         world_size=rank_info.world_size,
-        optimizer=replace(
-            learner.optimizer, lr_schedule=config.sft.lr_schedule, total_steps=config.sft.max_steps
-        ),
+        optimizer=replace(learner.optimizer, lr_schedule=config.sft.lr_schedule, total_steps=config.sft.max_steps),
         replay_dir=learner.replay_dir or str((run.path / "replay").resolve()),
     )
 

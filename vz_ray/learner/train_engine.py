@@ -66,9 +66,7 @@ def prepare_frozen(module: nn.Module, config: LearnerConfig, rank_info: RankInfo
         return module.to(rank_info.device)
     settings = deepspeed_config(config, dtype)
     settings["zero_optimization"].pop("offload_optimizer", None)
-    engine, *_ = _deepspeed().initialize(
-        model=module.to(rank_info.device), config=settings, dist_init_required=False
-    )
+    engine, *_ = _deepspeed().initialize(model=module.to(rank_info.device), config=settings, dist_init_required=False)
     return engine
 
 

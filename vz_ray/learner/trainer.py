@@ -135,9 +135,7 @@ class Trainer:
         nats = all_reduce_sum({"nats": nats}, self.rank_info)["nats"]
         return {"loss": nats / num_tokens, **step_metrics, **_throughput(examples, started)}
 
-    def grpo_step(
-        self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None
-    ) -> Metrics:
+    def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
 
         Uninformative groups (see `is_informative`) are dropped and counted. If no group remains, nothing is
@@ -168,9 +166,7 @@ class Trainer:
         return metrics | grpo_metrics.compute(self.rank_info) | _throughput(examples, started)
 
     @torch.no_grad()
-    def compute_logprobs(
-        self, trajectories: Sequence[Trajectory], pixels: Pixels
-    ) -> list[NDArray[np.float32]]:
+    def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
         """Return the log-probs of each trajectory's sampled tokens under the current weights, `[S]` each."""
         examples = self.encode(trajectories)
         by_index: dict[int, NDArray[np.float32]] = {}
@@ -293,9 +289,7 @@ class Trainer:
     ) -> Metrics:
         """Do one optimizer step and return the metrics of the engine."""
         device = self.rank_info.device
-        batches = self._collate_all(
-            mini_batch.examples, mini_batch.micro_batches, pixels, self.policy.feature_cache
-        )
+        batches = self._collate_all(mini_batch.examples, mini_batch.micro_batches, pixels, self.policy.feature_cache)
         for batch, (old, reference) in zip(batches, fixed_logprobs, strict=True):
             logprobs, entropy = self.engine(batch)
             learner_old = logprobs.detach() if old is None else old.to(device)

@@ -50,10 +50,7 @@ def grouped_attention(
         return _attend(q, k, v, distinct[0], scaling)[None], None
     segment_of_row = torch.repeat_interleave(lengths, lengths)
     order = [torch.nonzero(segment_of_row == length).squeeze(1) for length in distinct]
-    parts = [
-        _attend(q[rows], k[rows], v[rows], length, scaling)
-        for rows, length in zip(order, distinct, strict=True)
-    ]
+    parts = [_attend(q[rows], k[rows], v[rows], length, scaling) for rows, length in zip(order, distinct, strict=True)]
     back = torch.cat(order).argsort()
     return torch.cat(parts)[back][None], None
 
@@ -109,9 +106,7 @@ def vision_tables(grids: NDArray[np.int64], visual: Any, device: torch.device) -
     }
     tables: dict[str, Tensor | int] = {"max_seqlen": int(image_lengths.max())}
     if window:
-        window_index = [
-            order + offset for (_, order, _), offset in zip(per_image, token_offsets, strict=False)
-        ]
+        window_index = [order + offset for (_, order, _), offset in zip(per_image, token_offsets, strict=False)]
         arrays["window_index"] = np.concatenate(window_index)
         arrays["cu_window_seqlens"] = np.cumsum([0, *window_lengths]).astype(np.int32)
         tables["max_window_seqlen"] = int(window_lengths.max())

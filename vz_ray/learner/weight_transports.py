@@ -101,9 +101,7 @@ class LearnerNcclTransport(WeightTransport):
 
     async def prepare(self, version: int) -> WeightUpdate:
         """Announce the current weights as `version` and score the probe."""
-        results = await self._learner.call_all(
-            "announce_weights", version, self._probe, timeout_s=self._timeout_s
-        )
+        results = await self._learner.call_all("announce_weights", version, self._probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
         await self._fallback.save(update)
         return update
@@ -157,9 +155,7 @@ class LearnerIpcTransport(WeightTransport):
 
     async def prepare(self, version: int) -> WeightUpdate:
         """Export the current weights as `version` and score the probe."""
-        results = await self._learner.call_all(
-            "export_ipc_handles", version, self._probe, timeout_s=self._timeout_s
-        )
+        results = await self._learner.call_all("export_ipc_handles", version, self._probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
         await self._fallback.save(update)
         return update

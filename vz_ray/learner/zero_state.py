@@ -216,9 +216,7 @@ class Zero3State(ZeroState):
 
         parameter = self._trained[name]
         values: Tensor = (
-            safe_get_local_fp32_param(parameter)
-            if kind == WEIGHTS
-            else safe_get_local_optimizer_state(parameter, kind)
+            safe_get_local_fp32_param(parameter) if kind == WEIGHTS else safe_get_local_optimizer_state(parameter, kind)
         )
         return values.detach()
 
@@ -240,9 +238,7 @@ def create_zero_state(engine: TrainEngine, rank_info: RankInfo) -> ZeroState:
 def trainable_parameters(module: nn.Module) -> dict[str, Any]:
     """Return the parameters that the optimizer updates, by HF name; tied parameters once."""
     return {
-        name.removeprefix("hf."): parameter
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
+        name.removeprefix("hf."): parameter for name, parameter in module.named_parameters() if parameter.requires_grad
     }
 
 

@@ -49,9 +49,7 @@ class MetricLogger:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and flush it to the operating system."""
         now = time.time()
-        row = {"step": step, "time": round(now, 3)} | {
-            name: _json_value(value) for name, value in values.items()
-        }
+        row = {"step": step, "time": round(now, 3)} | {name: _json_value(value) for name, value in values.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._events:

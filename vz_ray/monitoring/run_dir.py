@@ -103,9 +103,7 @@ class RunDir:
             except BlockingIOError:
                 lock_file.seek(0)
                 owner = lock_file.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.path} is locked by process {owner}; wait for that run or stop it"
-                ) from None
+                raise UserError(f"{self.path} is locked by process {owner}; wait for that run or stop it") from None
             lock_file.truncate(0)
             lock_file.write(str(os.getpid()))
             lock_file.flush()

@@ -71,8 +71,7 @@ class RunView:
                 for name, values in self.curves.items()
             },
             "warnings": [
-                dict(zip(("time", "level", "logger", "message"), warning, strict=True))
-                for warning in self.warnings
+                dict(zip(("time", "level", "logger", "message"), warning, strict=True)) for warning in self.warnings
             ],
         }
 
@@ -84,9 +83,7 @@ def read_run_view(path: Path) -> RunView:
         UserError: `path` is not a run directory, or one of its files is invalid. The message names the file.
     """
     if not path.is_dir():
-        raise UserError(
-            f"no run at {path}: directory not found; runs are in `runs/` of the working directory"
-        )
+        raise UserError(f"no run at {path}: directory not found; runs are in `runs/` of the working directory")
     run, now = RunDir.open(path), time.time()
     status = LiveStatus.read(run.live_status)
     try:

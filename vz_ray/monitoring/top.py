@@ -117,9 +117,7 @@ def _notice(view: RunView) -> RenderableType | None:
     if status is None or view.state in (None, RunState.RUNNING):
         return None
     age = format_short_duration(status.age_s(view.read_s))
-    resume_point = (
-        "with the next episode" if status.run_kind == RunKind.DISTILL else "from the last checkpoint"
-    )
+    resume_point = "with the next episode" if status.run_kind == RunKind.DISTILL else "from the last checkpoint"
     message = {
         RunState.ENDED: f"The run ended {age} ago.",
         RunState.STOPPED: f"The run was stopped {age} ago; the same command resumes {resume_point}.",

@@ -73,9 +73,7 @@ class Tracker:
 class _MlflowRun:
     """MLflow run. Every client call names the run, so no global state is set."""
 
-    def __init__(
-        self, uri: str, run_dir: RunDir, run_ids: dict[str, str], run_config: Mapping[str, str]
-    ) -> None:
+    def __init__(self, uri: str, run_dir: RunDir, run_ids: dict[str, str], run_config: Mapping[str, str]) -> None:
         from mlflow.entities import Metric
         from mlflow.tracking import MlflowClient
 
@@ -105,9 +103,7 @@ class _MlflowRun:
 class _WandbRun:
     """Weights & Biases run with its own `step` axis, because a resumed run may repeat steps."""
 
-    def __init__(
-        self, project: str, run_dir: RunDir, run_ids: dict[str, str], run_config: Mapping[str, str]
-    ) -> None:
+    def __init__(self, project: str, run_dir: RunDir, run_ids: dict[str, str], run_config: Mapping[str, str]) -> None:
         import wandb
 
         run_ids.setdefault("wandb", uuid.uuid4().hex[:12])
@@ -154,9 +150,7 @@ def check_trackers_installed(configured: Mapping[str, str]) -> None:
             )
 
 
-def open_trackers(
-    configured: Mapping[str, str], run_dir: RunDir, run_config: Mapping[str, str]
-) -> list[Tracker]:
+def open_trackers(configured: Mapping[str, str], run_dir: RunDir, run_config: Mapping[str, str]) -> list[Tracker]:
     """Create or reopen the run of each configured tracker.
 
     Args:

@@ -114,9 +114,7 @@ def write_ablation_results(config: AblationConfig, layout: AblationLayout) -> Js
                 runs[seed] = seed_results
     results = build_ablation_results(eval_results, config.eval)
     counts = {seed: layout.reflections(seed).with_name(REFLECTION_COUNTS_FILE) for seed in config.seeds}
-    results["reflections"] = {
-        str(seed): json.loads(path.read_text()) for seed, path in counts.items() if path.exists()
-    }
+    results["reflections"] = {str(seed): json.loads(path.read_text()) for seed, path in counts.items() if path.exists()}
     done = [stage for stage in plan_stages(config.seeds, config.variants) if layout.is_done(stage, questions)]
     results["seconds"] = measure_stage_seconds(layout, done)
     write_ablation_files(layout.root, results)
@@ -194,9 +192,7 @@ class _AblationRunner:
         done = [other for other in self.stages if other not in remaining]
         seconds = estimate_remaining_s(remaining, measure_stage_seconds(self.layout, done))
         count = f"{len(done) + 1} of {len(self.stages)}"
-        self.run_context.progress.print_line(
-            f"[{count}] {stage}; about {format_duration(seconds)} left in total"
-        )
+        self.run_context.progress.print_line(f"[{count}] {stage}; about {format_duration(seconds)} left in total")
 
     async def _run_stage(self, stage: AblationStage, frames: DecodePool, engines: AblationEngines) -> None:
         layout, seed, variant = self.layout, stage.seed, stage.variant

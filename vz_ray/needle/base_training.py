@@ -97,9 +97,7 @@ def make_tokenizer_corpus(seed: int = 0) -> list[str]:
     lessons = [make(rng, NUM_SHOTS) for make in (make_album_lesson, make_needle_lesson) for _ in range(40)]
     lessons += [make_naming_lesson(rng) for _ in range(20)]
     texts = [text for lesson in lessons for pair in lesson.questions for text in pair]
-    texts += [
-        format_zoom_turn("red border, nothing; @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)
-    ]
+    texts += [format_zoom_turn("red border, nothing; @12.00", 12.0, 24.0, fps) for fps in (0.25, 0.5, 1.0, 2.0, 4.0)]
     texts += [
         "<|im_start|>system\nAnswer from the frames. You may zoom.<|im_end|>\n<|im_start|>user\n",
         "<tool_response>Error: </tool_response> Answer now.<|im_start|>assistant\n",

@@ -156,9 +156,7 @@ def _album(rng: random.Random, max_frames: int) -> tuple[NeedleVideo, Times, flo
         repeated = rng.choices(unique, k=rng.randint(0, min(len(unique), count - len(unique))))
         starts = rng.sample(times, len(unique) + len(repeated))
         names = [*unique, *repeated]
-        return tuple(
-            VisibleSpan(start, start + step_s, name) for start, name in zip(starts, names, strict=True)
-        )
+        return tuple(VisibleSpan(start, start + step_s, name) for start, name in zip(starts, names, strict=True))
 
     nights = sample_spans(("night",)) if rng.random() < 0.5 else ()
     video = NeedleVideo(
@@ -195,9 +193,7 @@ def _steps(start_s: float, end_s: float, count: int) -> Times:
 # -- questions --------------------------------------------------------------
 
 
-def _time_questions(
-    rng: random.Random, video: NeedleVideo, times: Times, step_s: float
-) -> Iterator[QuestionAnswer]:
+def _time_questions(rng: random.Random, video: NeedleVideo, times: Times, step_s: float) -> Iterator[QuestionAnswer]:
     """Yield questions for the times of each object of an album; half of the lessons also ask for the end."""
     spans = sorted((*video.borders, *video.flashes, *video.nights), key=lambda span: span.start_s)
     ends = rng.random() < 0.5
@@ -250,9 +246,7 @@ def _partition(rng: random.Random, items: Sequence[T], sizes: Sequence[int]) -> 
         remaining = remaining[size:]
 
 
-def _border_time_questions(
-    video: NeedleVideo, times: Times, before: Sequence[float] = ()
-) -> Iterator[QuestionAnswer]:
+def _border_time_questions(video: NeedleVideo, times: Times, before: Sequence[float] = ()) -> Iterator[QuestionAnswer]:
     """Yield questions for the times of borders and nights with one or two frames, none in `before`."""
     for name in (*(f"{border} border" for border in BORDERS), "night"):
         spans = [span for span in (*video.borders, *video.nights) if _object_name(span) == name]
@@ -275,9 +269,7 @@ def _needle_questions(
                 format_answer_turn(question.border, question.symbol, question.answer, listed_times),
             )
             continue
-        flash_missed = not any(
-            start <= t < end for t in (*before, *times) for start, end in question.evidence_spans
-        )
+        flash_missed = not any(start <= t < end for t in (*before, *times) for start, end in question.evidence_spans)
         border_visible = any(start <= t < end for t in times for start, end in question.border_spans)
         if flash_missed and border_visible and rng.random() < 0.5:
             answer = "0" if question.kind is QuestionKind.COUNT else NOTHING_SEEN
@@ -296,9 +288,7 @@ def _describe(video: NeedleVideo, time_s: float) -> str:
 # -- trajectories -------------------------------------------------------------
 
 
-def lesson_to_trajectory(
-    lesson: Lesson, chat_format: ChatFormat, number: int
-) -> tuple[Trajectory, dict[str, RGB]]:
+def lesson_to_trajectory(lesson: Lesson, chat_format: ChatFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
     """Convert a lesson to a trajectory; also return the pixels of its frames by digest."""
     frames, clip = _render(lesson.video, lesson.frame_times_s), _render(lesson.video, lesson.clip_times_s)
     observations = [
@@ -311,8 +301,7 @@ def lesson_to_trajectory(
             )
         )
     observations += [
-        chat_format.encode_observation(question, (), end_sampled=True)
-        for question, _ in lesson.clip_questions[1:]
+        chat_format.encode_observation(question, (), end_sampled=True) for question, _ in lesson.clip_questions[1:]
     ]
     turns = tuple(
         Turn(ExternalAction(answer, chat_format.encode_assistant(answer)), answer, None, observation)

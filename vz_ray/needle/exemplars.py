@@ -65,9 +65,7 @@ def zoom_oracle_factory(
     chat_format: ChatFormat, sparse_zoom_share: float = 0.0, seed: int = 0
 ) -> Callable[[Task], Policy]:
     """Return a factory of `ZoomOracle`. See there for `sparse_zoom_share`."""
-    return lambda task: ZoomOracle(
-        task, chat_format, SLOTS_PER_SHOT, sparse_zoom_share=sparse_zoom_share, seed=seed
-    )
+    return lambda task: ZoomOracle(task, chat_format, SLOTS_PER_SHOT, sparse_zoom_share=sparse_zoom_share, seed=seed)
 
 
 def uniform_oracle_factory(chat_format: ChatFormat) -> Callable[[Task], Policy]:

@@ -121,9 +121,7 @@ class _TimelineBuilder:
         start = self.free_shots.pop() * self.shot_s
         return (start, start + self.shot_s)
 
-    def _add_flashes(
-        self, span: tuple[float, float], symbol: str, count: int = 1
-    ) -> tuple[tuple[float, float], ...]:
+    def _add_flashes(self, span: tuple[float, float], symbol: str, count: int = 1) -> tuple[tuple[float, float], ...]:
         slot_s = (span[1] - span[0]) / SLOTS_PER_SHOT
         starts = [span[0] + slot * slot_s for slot in _sample_slots(self.rng, count)]
         self.flashes += [VisibleSpan(start, start + slot_s, symbol) for start in starts]
@@ -168,9 +166,7 @@ def make_video(seed: int, duration_s: float, kinds: tuple[QuestionKind, ...]) ->
         ValueError: There are more questions than border colors, or two deep questions.
     """
     if len(kinds) > len(BORDERS):
-        raise ValueError(
-            f"len(kinds) is {len(kinds)}; it must be at most {len(BORDERS)}, one per border color"
-        )
+        raise ValueError(f"len(kinds) is {len(kinds)}; it must be at most {len(BORDERS)}, one per border color")
     if kinds.count(QuestionKind.DEEP) > 1:
         raise ValueError("kinds contains several deep questions; a video has one night scene")
     rng = random.Random(seed)

@@ -57,9 +57,7 @@ class ZoomOracle:
         self.task, self.chat_format, self.zoom_frames = task, chat_format, zoom_frames
         truth: dict[str, Any] = dict(task.extra)
         if "path" not in truth:
-            raise ValueError(
-                f"task {task.task_id} has no ground truth; its manifest must be next to the task file"
-            )
+            raise ValueError(f"task {task.task_id} has no ground truth; its manifest must be next to the task file")
         self.zoom_path = [(float(a), float(b)) for a, b in truth["path"]]
         self._borders = [(float(a), float(b)) for a, b in truth["borders"]]
         self.border_starts_s = [start for start, _ in self._borders]
@@ -77,15 +75,11 @@ class ZoomOracle:
         start, end = self.zoom_path[zoom]
         times = [start + (end - start) * k / frames for k in range(frames)]
         inside = [
-            (a, b)
-            for a, b in (*self.zoom_path[zoom + 1 :], *self.task.evidence_spans)
-            if start <= a and b <= end
+            (a, b) for a, b in (*self.zoom_path[zoom + 1 :], *self.task.evidence_spans) if start <= a and b <= end
         ]
         return all(any(a <= time < b for time in times) for a, b in inside)
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         text = self._turn_text(sum(message.role == "assistant" for message in prompt.messages))
         return ExternalAction(text, self.chat_format.encode_assistant(text))
 
@@ -124,9 +118,7 @@ class CorrectionOracle(ZoomOracle):
     - `nothing`: the decoy, one of two segments with the border.
     """
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         text = self._next_turn([frame.pts_s for frame in prompt.frames], _last_clip_times(prompt))
         return ExternalAction(text, self.chat_format.encode_assistant(text))
 
@@ -189,9 +181,7 @@ class UniformOracle:
         self.task, self.chat_format = task, chat_format
         self.symbol, self.border = str(task.extra["symbol"]), str(task.extra["border"])
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> ExternalAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
         times = [frame.pts_s for frame in prompt.frames]
         first_times = [next((t for t in times if a <= t < b), None) for a, b in self.task.evidence_spans]
         visible = [time for time in first_times if time is not None]

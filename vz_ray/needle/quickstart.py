@@ -133,9 +133,7 @@ async def run_cold_start(config: QuickstartConfig, run: RunContext, frames: Deco
     if not model_dir.exists():
         with run.time_stage("cold start"):
             exemplars = await collect_cold_start_exemplars(config, frames)
-            await train_sft_model(
-                config, run, frames, COLD_START, Path(config.model), exemplars, config.cold_start
-            )
+            await train_sft_model(config, run, frames, COLD_START, Path(config.model), exemplars, config.cold_start)
     return model_dir
 
 
@@ -178,18 +176,14 @@ async def train_sft_model(
     return await run_sft_stage(learner, config.ray, run, frames, stage, trajectories, sft_config, config.seed)
 
 
-async def train_controls(
-    config: QuickstartConfig, run: RunContext, frames: DecodePool, cold_start_model: Path
-) -> None:
+async def train_controls(config: QuickstartConfig, run: RunContext, frames: DecodePool, cold_start_model: Path) -> None:
     """Train the controls of RL concurrently: SFT for the duration of RL, and the uniform baseline."""
     rl_seconds = stage_seconds(run.run_dir.path)["rl"]
     trainings = []
     if not run.model_dir(SFT_CONTINUED).exists():
         sft_config = replace(config.sft_continued, max_time_s=rl_seconds)
         exemplars = await collect_cold_start_exemplars(config, frames)
-        trainings.append(
-            train_sft_model(config, run, frames, SFT_CONTINUED, cold_start_model, exemplars, sft_config)
-        )
+        trainings.append(train_sft_model(config, run, frames, SFT_CONTINUED, cold_start_model, exemplars, sft_config))
     if not run.model_dir(BASELINE).exists():
         answers = await collect_uniform_exemplars(config)
         base = Path(config.model)

@@ -78,9 +78,7 @@ async def collect_reflections(
     return list(await asyncio.gather(*(run_job(job) for job in jobs)))
 
 
-def sample_reflections(
-    records: Sequence[EpisodeRecord], max_reflections: int, seed: int
-) -> list[EpisodeRecord]:
+def sample_reflections(records: Sequence[EpisodeRecord], max_reflections: int, seed: int) -> list[EpisodeRecord]:
     """Sample at most `max_reflections` records at random, in their original order."""
     if len(records) <= max_reflections:
         return list(records)

@@ -35,9 +35,7 @@ SPLITS = ("train", "sft", "validation", "test")
 FRAMES_PER_CHUNK = 64
 
 
-def choose_question_kinds(
-    shot_s: float, fps: float, questions: int, rng: random.Random
-) -> tuple[QuestionKind, ...]:
+def choose_question_kinds(shot_s: float, fps: float, questions: int, rng: random.Random) -> tuple[QuestionKind, ...]:
     """Choose the question kinds of a video: one of each; deep only if its flash lasts two frames."""
     deep = shot_s / SLOTS_PER_SHOT**2 * fps >= 2
     fourth = QuestionKind.DEEP if deep else rng.choice((QuestionKind.IDENTIFY, QuestionKind.COUNT))
@@ -90,9 +88,7 @@ def make_tasks(video: NeedleVideo, path: Path) -> list[Task]:
             video=str(path),
             question=question.text,
             answer=question.answer,
-            answer_type=AnswerType.NUMBER
-            if question.kind is QuestionKind.COUNT
-            else AnswerType.MULTIPLE_CHOICE,
+            answer_type=AnswerType.NUMBER if question.kind is QuestionKind.COUNT else AnswerType.MULTIPLE_CHOICE,
             source="needle",
             kind=str(question.kind),
             evidence_spans=question.evidence_spans,

@@ -141,9 +141,7 @@ def advise(config: PlannableConfig, plan: ResourcePlan, assumptions: Assumptions
     return advice
 
 
-def _search(
-    search: _ConfigSearch, component: str, over_before: int, tunables: Sequence[_Tunable]
-) -> MemoryAdvice:
+def _search(search: _ConfigSearch, component: str, over_before: int, tunables: Sequence[_Tunable]) -> MemoryAdvice:
     """Evaluate each tunable alone, and add tunables greedily until the component fits."""
     single: list[ConfigChange] = []
     chosen: list[_Setting] = []
@@ -167,9 +165,7 @@ def _search(
 def _learner_tunables(config: PlannableConfig) -> list[_Tunable]:
     learner = config.learner
     max_context = config.episode.max_context
-    budgets = sorted(
-        {max(max_context, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True
-    )
+    budgets = sorted({max(max_context, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
     tunables: list[tuple[str, Sequence[object], str]] = [
         ("logprob_chunk_tokens", _halvings(learner.logprob_chunk_tokens, MIN_CHUNK_TOKENS), "negligible"),
         (

@@ -106,9 +106,7 @@ def engine_memory(
     )
 
 
-def _fixed_items(
-    shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_image_pixels: int
-) -> list[MemoryItem]:
+def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_image_pixels: int) -> list[MemoryItem]:
     """Return all items but the KV cache."""
     shards = engine.tensor_parallel_size
     text, vision = shape.text, shape.vision

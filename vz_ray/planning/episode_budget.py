@@ -43,9 +43,7 @@ class FrameBudget:
         """
         max_tokens = config.max_pixels // (vision.patch_size * vision.merge_size) ** 2
         if max_tokens < 1:
-            raise ValueError(
-                f"episode.max_pixels is {config.max_pixels}; it must hold at least one visual token"
-            )
+            raise ValueError(f"episode.max_pixels is {config.max_pixels}; it must hold at least one visual token")
         sizes = [(rows, max_tokens // rows) for rows in range(1, max_tokens + 1)]
         area = max(rows * columns for rows, columns in sizes if columns <= 4 * rows and rows <= 4 * columns)
         candidates = [(rows, columns) for rows, columns in sizes if rows * columns == area]
@@ -90,9 +88,7 @@ class EpisodeBudget:
         return self.frame.tokens + FRAME_LABEL_TOKENS
 
 
-def episode_budget(
-    config: EpisodeConfig, vision: VisionShape, *, zooms: int, turn_tokens: int
-) -> EpisodeBudget:
+def episode_budget(config: EpisodeConfig, vision: VisionShape, *, zooms: int, turn_tokens: int) -> EpisodeBudget:
     """Return the budget of an episode with `zooms` clips of maximum size and `turn_tokens` per turn.
 
     Raises:

@@ -34,9 +34,7 @@ class ForwardFlops:
     head: int
 
     @classmethod
-    def compute(
-        cls, shape: ModelShape, tokens: int, pairs: int, vision: int, sampled_tokens: int
-    ) -> ForwardFlops:
+    def compute(cls, shape: ModelShape, tokens: int, pairs: int, vision: int, sampled_tokens: int) -> ForwardFlops:
         """Create from `tokens`, attention `pairs`, FLOPs of the vision tower and tokens with log-probs."""
         return cls(
             text=text_flops(shape, tokens, 0),
@@ -189,9 +187,7 @@ def packed_work(
     return _work(forward * batch_size, tokens, batch_size * group_size, passes, rate)
 
 
-def _work(
-    forward: ForwardFlops, tokens: int, trajectories: int, passes: PassCounts, rate: ComputeRate
-) -> LearnerWork:
+def _work(forward: ForwardFlops, tokens: int, trajectories: int, passes: PassCounts, rate: ComputeRate) -> LearnerWork:
     executed = passes.executed_flops(forward)
     return LearnerWork(
         tokens=tokens,

@@ -116,9 +116,7 @@ def learner_footprint(
     temporary = sum(item.bytes for item in items if item.phase is MemoryPhase.FORWARD_BACKWARD)
     fragmentation = int(FRAGMENTATION * temporary)
     items.append(_temporary("allocator fragmentation", fragmentation, Certainty.ASSUMED))
-    return MemoryFootprint(
-        "learner", learner.world_size, gpu_bytes, tuple(item for item in items if item.bytes)
-    )
+    return MemoryFootprint("learner", learner.world_size, gpu_bytes, tuple(item for item in items if item.bytes))
 
 
 def _temporary(name: str, size: int, certainty: Certainty = Certainty.ESTIMATE) -> MemoryItem:
@@ -234,9 +232,7 @@ def _activations(
     """Return activations and workspaces. A partly trained vision tower counts as fully trained."""
     dtype_bytes, checkpointing = weight_dtype_bytes(learner), learner.gradient_checkpointing
     text, vision = shape.text, shape.vision
-    attention = activation_memory.AttentionMemory(
-        fused=dtype_bytes < FP32_BYTES, gathered_keys=batch.gathered_keys
-    )
+    attention = activation_memory.AttentionMemory(fused=dtype_bytes < FP32_BYTES, gathered_keys=batch.gathered_keys)
     saved = activation_memory.text_saved_bytes(
         text, dtype_bytes, batch.tokens, checkpointing=checkpointing, attention=attention
     )
@@ -244,9 +240,7 @@ def _activations(
     pixels = activation_memory.pixel_input_bytes(vision, dtype_bytes, batch.patches)
     tower, patches = 0, 0
     if params.vision:
-        tower = activation_memory.vision_saved_bytes(
-            vision, dtype_bytes, batch.patches, checkpointing=checkpointing
-        )
+        tower = activation_memory.vision_saved_bytes(vision, dtype_bytes, batch.patches, checkpointing=checkpointing)
         patches = batch.patches
     layer = activation_memory.layer_workspace_bytes(
         shape, dtype_bytes, batch.tokens, patches, checkpointing=checkpointing, attention=attention

@@ -185,8 +185,7 @@ def load_model_shape(model: str) -> ModelShape:
             return shape
     problem = f"model is {model!r}, which has no config.json" if model else "model is not set"
     raise UserError(
-        f"{problem}; set it to a checkpoint directory or a known name: "
-        f"model={' or model='.join(KNOWN_SHAPES)}"
+        f"{problem}; set it to a checkpoint directory or a known name: model={' or model='.join(KNOWN_SHAPES)}"
     )
 
 

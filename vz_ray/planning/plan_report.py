@@ -25,16 +25,12 @@ def format_gib(size: int) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def render_plan(
-    plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]
-) -> RenderableType:
+def render_plan(plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]) -> RenderableType:
     """Return the full page for `rich.console.Console.print`."""
     parts: list[RenderableType] = [_model(plan), *_tokens(plan, assumptions)]
     for footprint in _footprints(plan):
         parts += _memory(footprint)
-    parts.append(
-        f"Host memory: at most {plan.host_bytes / GIB:.1f} GiB per learner rank, excluding its process"
-    )
+    parts.append(f"Host memory: at most {plan.host_bytes / GIB:.1f} GiB per learner rank, excluding its process")
     if plan.engine is not None:
         parts += _caches(plan)
     parts += [*_work(plan, assumptions), ""]
@@ -45,9 +41,7 @@ def render_plan(
     return Group(*parts)
 
 
-def plan_to_json(
-    plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]
-) -> dict[str, Any]:
+def plan_to_json(plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]) -> dict[str, Any]:
     """Return the plan as JSON values; sizes in bytes, times in seconds."""
     return {
         **asdict(plan),
@@ -186,12 +180,10 @@ def _work(plan: ResourcePlan, assumptions: Assumptions) -> list[RenderableType]:
         _heading(f"Learner FLOPs: {count:,} typical trajectories per step"),
         table,
         _caption(
-            f"Passes per trajectory: {passes.updates} forward and backward, {passes.forward_only} forward "
-            f"only{split}."
+            f"Passes per trajectory: {passes.updates} forward and backward, {passes.forward_only} forward only{split}."
         ),
         _caption(
-            f"Assumed, not measured: {assumptions.mfu:g} of {assumptions.peak_tflops:g} TFLOPS "
-            "(--mfu, --peak-tflops)."
+            f"Assumed, not measured: {assumptions.mfu:g} of {assumptions.peak_tflops:g} TFLOPS (--mfu, --peak-tflops)."
         ),
     ]
 

@@ -133,9 +133,7 @@ def load_plannable_config(path: Path | None, overrides: list[str]) -> PlannableC
     Raises:
         UserError: A key or value is invalid.
     """
-    is_sft = _has_key(path, "sft") or any(
-        override.split("=")[0].split(".")[0] == "sft" for override in overrides
-    )
+    is_sft = _has_key(path, "sft") or any(override.split("=")[0].split(".")[0] == "sft" for override in overrides)
     schema: type[PlannableConfig] = SftRunConfig if is_sft else GrpoRunConfig
     return load_config(schema, path, overrides)
 
@@ -154,9 +152,7 @@ def _has_key(path: Path | None, key: str) -> bool:
     return key in values or (isinstance(base, str) and _has_key(path.parent / base, key))
 
 
-def make_plan(
-    config: PlannableConfig, assumptions: Assumptions, shape: ModelShape | None = None
-) -> ResourcePlan:
+def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelShape | None = None) -> ResourcePlan:
     """Plan a run.
 
     Args:
@@ -181,14 +177,10 @@ def make_plan(
     has_reference = uses_reference and learner_config.needs_separate_reference
     batch_size, group_size = _batch(config)
     worst_case = worst_case_batch(learner_config, longest, typical, group_size)
-    learner = learner_footprint(
-        shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference
-    )
+    learner = learner_footprint(shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference)
     engine = _engine(config, shape, longest, assumptions.gpu_bytes)
     passes = _passes(config, batch_size, uses_reference, params)
-    rate = learner_flops.ComputeRate(
-        learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu
-    )
+    rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
     packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
     return ResourcePlan(
@@ -234,14 +226,10 @@ def _passes(
         forward_only = int(recompute) + int(uses_reference)
     text_factor = FROZEN_BACKWARD_FACTOR if learner.lora.rank else BACKWARD_FACTOR
     vision_factor = text_factor if params.vision else 0
-    return learner_flops.PassCounts(
-        epochs, forward_only, learner.gradient_checkpointing, text_factor, vision_factor
-    )
+    return learner_flops.PassCounts(epochs, forward_only, learner.gradient_checkpointing, text_factor, vision_factor)
 
 
-def _engine(
-    config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, gpu_bytes: int
-) -> EngineMemory | None:
+def _engine(config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, gpu_bytes: int) -> EngineMemory | None:
     if not isinstance(config, GrpoRunConfig):
         return None
     return engine_memory(
@@ -272,9 +260,7 @@ def _notes(config: PlannableConfig, longest: EpisodeBudget, engine: EngineMemory
             f"to {longest.tokens:,}"
         )
     if config.learner.dtype == "auto" and config.learner.zero_stage == 0:
-        notes.append(
-            "learner.zero_stage 0 trains float32 only; on GPUs set learner.dtype=float32 or a higher stage"
-        )
+        notes.append("learner.zero_stage 0 trains float32 only; on GPUs set learner.dtype=float32 or a higher stage")
     if isinstance(config, GrpoRunConfig) and engine is not None:
         concurrent = min(config.rollout.max_concurrent_episodes, config.rollout.engine.max_num_seqs)
         if engine.can_start and engine.max_episodes_shared_prefix < concurrent:

@@ -57,9 +57,7 @@ def write_ablation_report(run_dir: Path) -> Path:
         raise UserError(f"no ablation at {data}: run `vz-ray ablate` first")
     ablation = json.loads(data.read_text(encoding="utf-8"))
     training = {
-        variant: [
-            read_metrics(run_dir / f"seed{seed}" / variant / "metrics.jsonl") for seed in values["seeds"]
-        ]
+        variant: [read_metrics(run_dir / f"seed{seed}" / variant / "metrics.jsonl") for seed in values["seeds"]]
         for variant, values in ablation["variants"].items()
     }
     path = run_dir / REPORT_FILE
@@ -136,9 +134,7 @@ def _claims(ablation: Json) -> str:
         )  # fmt: skip
         rows += f"<tr><th>{escape(title)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     head = ("The paper has", "Difference", "Interval", "By seed", "Questions", "Here")
-    holds = (
-        "The paper's order holds." if ablation["order_holds"] else "The paper's order is not fully supported."
-    )
+    holds = "The paper's order holds." if ablation["order_holds"] else "The paper's order is not fully supported."
     return _framed_table("Paired differences (accuracy in points)", head, rows, holds)
 
 
@@ -158,9 +154,7 @@ def _table(ablation: Json) -> str:
             format_number(values["paper"]["accuracy"].get("mlvu_dev/micro")),
             format_number(values["paper"]["zooms"], 0),
         )
-        rows += (
-            f"<tr><th>{escape(_title(name))}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        )
+        rows += f"<tr><th>{escape(_title(name))}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
     head = ("", "Accuracy", "By seed", "Frames", "Zooms", "Zooming", "Valid", "Event in a zoom")
     paper = ("Paper: LongVideoReason", "Paper: MLVU dev", "Paper: zooms, about")
     return _framed_table("All metrics", (*head, *paper), rows, f"Paper: {ablation['paper']}, 7B.")

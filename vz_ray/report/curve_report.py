@@ -28,9 +28,7 @@ def write_curve_report(run_dir: Path) -> Path:
     if not data.is_file():
         raise UserError(f"no curve at {data}: run `vz-ray eval --curve` first")
     path = run_dir / "curve.html"
-    write_atomic(
-        path, render_curve_report(json.loads(data.read_text(encoding="utf-8")), run_dir.name).encode()
-    )
+    write_atomic(path, render_curve_report(json.loads(data.read_text(encoding="utf-8")), run_dir.name).encode())
     return path
 
 
@@ -67,8 +65,7 @@ def _benchmark(benchmark: Json, source: str) -> str:
     )
     rows = "".join(_rows(points, names[label]) for label, points in models.items())
     return (
-        f"<section><h2>{escape(benchmark['title'])}</h2>"
-        f'<div class="charts pair">{charts}{_table(rows)}</div></section>'
+        f'<section><h2>{escape(benchmark["title"])}</h2><div class="charts pair">{charts}{_table(rows)}</div></section>'
     )
 
 
@@ -107,8 +104,7 @@ def _zooms_chart(models: Json, names: Mapping[str, str], published: ChartSeries)
     if len(ticks) < 2:
         return ""
     drawn = [
-        _series(f"{names[label]}agent", points, _color(index))
-        for index, (label, points) in enumerate(limited.items())
+        _series(f"{names[label]}agent", points, _color(index)) for index, (label, points) in enumerate(limited.items())
     ]
     return line_chart(
         "Accuracy against zooms allowed",
@@ -129,14 +125,10 @@ def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
         fixed = [(point["fps"], point) for point in points["fixed_fps"]]
         series.append(_series(f"{names[label]}fixed rate", fixed, _color(index)))
         if unrestricted := _least_restricted(points["agent"]):
-            level = [
-                (rate, unrestricted["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))
-            ]
+            level = [(rate, unrestricted["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))]
             allowed = "" if unrestricted["limit"] is None else f", at most {unrestricted['limit']} zooms"
             series.append(
-                ChartSeries(
-                    f"{names[label]}rate chosen by the agent{allowed}", level, _color(index), dashed=True
-                )
+                ChartSeries(f"{names[label]}rate chosen by the agent{allowed}", level, _color(index), dashed=True)
             )
     return line_chart(
         "Accuracy against the zooms' frame rate",
@@ -153,9 +145,7 @@ def _least_restricted(agent: Sequence[Json]) -> Json | None:
     return agent[-1] if agent else None
 
 
-def _series(
-    name: str, points: Sequence[tuple[float, Json]], color: int, *, dashed: bool = False
-) -> ChartSeries:
+def _series(name: str, points: Sequence[tuple[float, Json]], color: int, *, dashed: bool = False) -> ChartSeries:
     ordered = sorted(points, key=lambda item: item[0])
     return ChartSeries(
         name,

@@ -38,18 +38,12 @@ def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[Logge
 
 def evenly_spaced_refs(refs: Sequence[FrameRef], max_frames: int) -> list[FrameRef]:
     """Return at most `max_frames` of `refs`, evenly spaced."""
-    return (
-        list(refs)
-        if len(refs) <= max_frames
-        else [refs[k * len(refs) // max_frames] for k in range(max_frames)]
-    )
+    return list(refs) if len(refs) <= max_frames else [refs[k * len(refs) // max_frames] for k in range(max_frames)]
 
 
 def shown_frame_refs(trajectory: Trajectory, max_frames: int) -> list[FrameRef]:
     """Return the frames on the card of this episode."""
-    return [
-        ref for context in trajectory.contexts for ref in evenly_spaced_refs(context.frame_refs, max_frames)
-    ]
+    return [ref for context in trajectory.contexts for ref in evenly_spaced_refs(context.frame_refs, max_frames)]
 
 
 def _strip(
@@ -66,9 +60,7 @@ def _strip(
     num_hidden = len(context.frame_refs) - len(items)
     more = f'<li class="more">and {num_hidden} more</li>' if num_hidden else ""
     tiny = (
-        " tiny"
-        if context.frame_refs and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64
-        else ""
+        " tiny" if context.frame_refs and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64 else ""
     )
     return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
 
@@ -114,10 +106,7 @@ def _facts(episode: LoggedEpisode) -> str:
             ("Accuracy", f"{reward.accuracy:.3g}"),
             ("Format", format_number(reward.format, 0)),
             ("Tool", format_number(reward.tool, 0)),
-            *(
-                (name.replace("_", " ").capitalize(), format_number(value, 2))
-                for name, value in reward.extra.items()
-            ),
+            *((name.replace("_", " ").capitalize(), format_number(value, 2)) for name, value in reward.extra.items()),
         ]
     facts += [("Frames", len(trajectory.frame_refs)), ("Seconds", format_number(trajectory.seconds, 2))]
     if trajectory.weight_versions:
@@ -144,15 +133,11 @@ def episode_card(
     """
     trajectory, spans = episode.trajectory, evidence_spans(episode)
     css_class, label = _outcome(trajectory)
-    turns = "".join(
-        _turn(turn, k, thumbnails, spans, max_frames) for k, turn in enumerate(trajectory.turns, start=1)
-    )
+    turns = "".join(_turn(turn, k, thumbnails, spans, max_frames) for k, turn in enumerate(trajectory.turns, start=1))
     missing = f'<p class="note">Frames are not available: {escape(error)}</p>' if error else ""
     category = f'<span class="kind">{escape(episode.task["kind"])}</span>' if episode.task.get("kind") else ""
     note = (
-        f'<p class="note">{escape(trajectory.reward.note)}</p>'
-        if trajectory.reward and trajectory.reward.note
-        else ""
+        f'<p class="note">{escape(trajectory.reward.note)}</p>' if trajectory.reward and trajectory.reward.note else ""
     )
     return (
         f'<article class="episode"><header><span class="badge {css_class}">{label}</span>{category}'

@@ -62,9 +62,7 @@ def _read_episodes(path: Path) -> Iterator[LoggedEpisode]:
 def _report_episodes(run_dir: Path) -> list[LoggedEpisode]:
     """Return the evaluated episodes of the agent's last stage, or else the newest training episodes."""
     logs = [run_dir / "eval" / f"{stage}.jsonl" for stage in ("rl", "sft_continued", "cold_start")]
-    logs += sorted(
-        (run_dir / "episodes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
+    logs += sorted((run_dir / "episodes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
     for log in logs:
         if log.exists() and (episodes := list(_read_episodes(log))):
             return episodes

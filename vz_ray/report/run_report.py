@@ -28,9 +28,7 @@ async def _episodes(run_dir: Path, run: RunData, frames: FrameSource, config: Re
         thumbnails, error = await make_thumbnails(
             refs, frames, max_side_px=config.max_thumbnail_px, timeout_s=config.timeout_s
         )
-        cards.append(
-            episode_card(episode, thumbnails, max_frames=config.max_frames, error=error, is_open=not cards)
-        )
+        cards.append(episode_card(episode, thumbnails, max_frames=config.max_frames, error=error, is_open=not cards))
     if not cards:
         return ""
     legend = (

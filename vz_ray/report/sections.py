@@ -40,17 +40,13 @@ def summary_tiles(summary: Json) -> str:
         row = evaluations[final]
         accuracy = row["accuracy"]["mean"] if row["accuracy"] else None
         tiles.append(
-            _tile(
-                "Accuracy", format_percent(accuracy), _points(gains.get("over_cold_start"), "the cold start")
-            )
+            _tile("Accuracy", format_percent(accuracy), _points(gains.get("over_cold_start"), "the cold start"))
         )
         if frames := summary.get("uniform_baseline_frames"):
             uniform = summary["accuracy"].get("uniform", {}).get(str(frames))
             gain = _points(gains.get("over_uniform"), "uniform frames")
             tiles.append(
-                _tile(
-                    f"Uniform, {frames} frames", format_percent(uniform), f"The agent: {gain}" if gain else ""
-                )
+                _tile(f"Uniform, {frames} frames", format_percent(uniform), f"The agent: {gain}" if gain else "")
             )
         tiles.append(
             _tile(
@@ -72,9 +68,7 @@ def summary_tiles(summary: Json) -> str:
 
 def _stages(evaluations: Json) -> list[str]:
     """Return agent stages in run order, then uniform stages by frames, then other stages."""
-    uniform = sorted(
-        (s for s in evaluations if _UNIFORM.fullmatch(s)), key=lambda s: int(s.removeprefix("uniform_"))
-    )
+    uniform = sorted((s for s in evaluations if _UNIFORM.fullmatch(s)), key=lambda s: int(s.removeprefix("uniform_")))
     first = [stage for stage in _AGENT_STAGES if stage in evaluations]
     return first + uniform + sorted(set(evaluations) - {*first, *uniform})
 
@@ -147,9 +141,7 @@ def failure_bars(summary: Json) -> str:
         for stage, color in colors.items():
             share = shares[stage].get(name, 0.0)
             label = escape(name.replace("_", " ")) if stage == stages[0] else ""
-            title = escape(
-                f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {num_episodes[stage]} episodes"
-            )
+            title = escape(f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {num_episodes[stage]} episodes")
             bar = f'<b style="width:{100 * share / largest:.2f}%"></b>' if share else ""
             rows += (
                 f'<div class="bar s{color}" title="{title}"><span>{label}</span>'
@@ -230,9 +222,7 @@ def training_charts(rows: Rows) -> str:
         log: bool = False,
         scale: float = 1.0,
     ) -> str:
-        series = [
-            _line(rows, metric, name, color, scale) for color, (metric, name) in enumerate(lines, start=1)
-        ]
+        series = [_line(rows, metric, name, color, scale) for color, (metric, name) in enumerate(lines, start=1)]
         return line_chart(title, series, as_percent=pct, y_log=log)
 
     return "".join(
@@ -301,9 +291,7 @@ def custom_reward_parts(rows: Rows) -> str:
         metric_names.REWARD_FORMAT,
         metric_names.REWARD_TOOL,
     }
-    extra_parts = {
-        name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)
-    } - standard_parts
+    extra_parts = {name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)} - standard_parts
     lines = [
         _line(rows, name, name.removeprefix(metric_names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
         for k, name in enumerate(sorted(extra_parts))

@@ -93,17 +93,13 @@ def tick_label(value: float, as_percent: bool = False) -> str:
     return f"{value:.4g}"
 
 
-def downsample(
-    points: Sequence[tuple[float, float]], max_points: int = _MAX_POINTS
-) -> list[tuple[float, float]]:
+def downsample(points: Sequence[tuple[float, float]], max_points: int = _MAX_POINTS) -> list[tuple[float, float]]:
     """Return at most `max_points` points, each the mean of a chunk of equal size."""
     if len(points) <= max_points:
         return list(points)
     size = math.ceil(len(points) / max_points)
     chunks = [points[i : i + size] for i in range(0, len(points), size)]
-    return [
-        (sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks
-    ]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
 
 
 def _y_range(values: Sequence[float], as_percent: bool, log: bool) -> tuple[float, float]:
@@ -121,12 +117,8 @@ def _axes(x: AxisScale, y: AxisScale, x_ticks: Sequence[float], as_percent: bool
     parts = []
     for value in _decades(y.low, y.high) if y.log else ticks(y.low, y.high):
         position = y(value)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{position:.1f}" y2="{position:.1f}"/>'
-        )
-        parts.append(
-            f'<text class="end" x="{LEFT - 6}" y="{position + 4:.1f}">{tick_label(value, as_percent)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{position:.1f}" y2="{position:.1f}"/>')
+        parts.append(f'<text class="end" x="{LEFT - 6}" y="{position + 4:.1f}">{tick_label(value, as_percent)}</text>')
     floor = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
     for value in x_ticks:
@@ -203,16 +195,12 @@ def line_chart(
     if not visible:
         return ""
     xs = [px for s in visible for px, _ in s.points]
-    ys = [py for s in visible for _, py in s.points] + [
-        v for s in visible for pair in s.whiskers for v in pair
-    ]
+    ys = [py for s in visible for _, py in s.points] + [v for s in visible for pair in s.whiskers for v in pair]
     low, high = _y_range(ys, as_percent, y_log)
     x = AxisScale(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 6, x_log)
     y = AxisScale(low, high, HEIGHT - BOTTOM, TOP, y_log)
     marks = list(x_ticks) or [v for v in ticks(x.low, x.high) if v == int(v)]
-    body = _axes(x, y, marks, as_percent, x_label) + "".join(
-        _render_series(s, x, y, as_percent) for s in visible
-    )
+    body = _axes(x, y, marks, as_percent, x_label) + "".join(_render_series(s, x, y, as_percent) for s in visible)
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>{_legend(visible)}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'

@@ -25,6 +25,4 @@ async def make_thumbnails(
         )
     except (VideoError, StepTimeout) as error:
         return {}, str(error)
-    return {
-        ref: encode_data_uri(frame.rgb, max_side_px) for ref, frame in zip(unique_refs, decoded, strict=True)
-    }, ""
+    return {ref: encode_data_uri(frame.rgb, max_side_px) for ref, frame in zip(unique_refs, decoded, strict=True)}, ""

@@ -70,9 +70,7 @@ def timeline(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> str:
     )
     bars = "".join(_bars(trajectory, length))
     scale = "".join(f"<span>{format_clock(length * k / 4)}</span>" for k in range(5))
-    summary = (
-        f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(spans)} evidence spans"
-    )
+    summary = f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(spans)} evidence spans"
     return (
         f'<div class="timeline" role="img" aria-label="{escape(summary)}">{bands}'
         f'<div class="row overview">{marks}</div>{bars}</div><div class="scale">{scale}</div>'

@@ -39,9 +39,7 @@ class AccuracyResult:
     extra_parts: Mapping[str, float] = field(default_factory=dict)
 
 
-def score_accuracy(
-    answer: str | None, turns: Sequence[str], task: Task, config: RewardConfig
-) -> AccuracyResult:
+def score_accuracy(answer: str | None, turns: Sequence[str], task: Task, config: RewardConfig) -> AccuracyResult:
     """Score `answer` against the ground truth of `task`.
 
     Args:
@@ -82,9 +80,7 @@ def _number_correct(answer: str, truth: str, rel_tol: float) -> bool | None:
 
 def _score_with_judge(answer: str, task: Task, config: RewardConfig) -> AccuracyResult:
     if not config.judge.model:
-        return AccuracyResult(
-            invalid_reason=f"{NO_JUDGE}: {task.answer_type} answers need reward.judge.model"
-        )
+        return AccuracyResult(invalid_reason=f"{NO_JUDGE}: {task.answer_type} answers need reward.judge.model")
     try:
         judge = get_judge(config.judge)
         if task.answer_type is AnswerType.CAPTION:

@@ -23,17 +23,13 @@ def _has_no_tag(text: str, tag: str) -> bool:
 
 def _is_answer_turn(text: str) -> bool:
     """Match `<think>..</think>..<answer>..</answer>`: one pair of each tag, no zoom."""
-    tags_valid = (
-        _has_one_pair(text, "think") and _has_one_pair(text, "answer") and _has_no_tag(text, "video_zoom")
-    )
+    tags_valid = _has_one_pair(text, "think") and _has_one_pair(text, "answer") and _has_no_tag(text, "video_zoom")
     return tags_valid and _ANSWER_TURN.fullmatch(text) is not None
 
 
 def _is_zoom_turn(text: str, max_frames: int) -> bool:
     """Match `<think>..</think>..<video_zoom>..</video_zoom>`: one pair each, no answer, valid call."""
-    if not (
-        _has_one_pair(text, "think") and _has_one_pair(text, "video_zoom") and _has_no_tag(text, "answer")
-    ):
+    if not (_has_one_pair(text, "think") and _has_one_pair(text, "video_zoom") and _has_no_tag(text, "answer")):
         return False
     match = _ZOOM_TURN.fullmatch(text)
     return match is not None and _is_valid_call(match[1], max_frames)

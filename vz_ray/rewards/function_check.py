@@ -83,9 +83,7 @@ def _case(name: str, task: Task, *texts: str, status: EpisodeStatus = EpisodeSta
     answer = extract_answer(texts[-1]) if status is EpisodeStatus.ANSWERED else None
     turns = tuple(map(_turn, texts))
     overview = _frames(range(0, 60, 4))
-    trajectory = Trajectory(
-        EpisodeId(0, task.task_id, 0), "clean", overview, turns, status, answer, seconds=1.0
-    )
+    trajectory = Trajectory(EpisodeId(0, task.task_id, 0), "clean", overview, turns, status, answer, seconds=1.0)
     return name, trajectory, task
 
 

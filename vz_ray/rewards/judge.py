@@ -168,9 +168,7 @@ class Judge:
 
     # -- captions -------------------------------------------------------------------
 
-    async def _judge_questions(
-        self, caption: str, questions: Sequence[CaptionQuestion]
-    ) -> list[JudgeVerdict]:
+    async def _judge_questions(self, caption: str, questions: Sequence[CaptionQuestion]) -> list[JudgeVerdict]:
         return list(await asyncio.gather(*(self._judge_question(caption, item) for item in questions)))
 
     async def _judge_question(self, caption: str, item: CaptionQuestion) -> JudgeVerdict:
@@ -233,9 +231,7 @@ class Judge:
         except (StepTimeout, openai.APITimeoutError) as error:
             raise _RetryableJudgeError("timeout", str(error)) from error
         except openai.APIConnectionError as error:
-            raise _RetryableJudgeError(
-                "connection", f"{config.base_url}: {error.__cause__ or error}"
-            ) from error
+            raise _RetryableJudgeError("connection", f"{config.base_url}: {error.__cause__ or error}") from error
         except openai.APIStatusError as error:
             status = error.status_code
             kind, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"

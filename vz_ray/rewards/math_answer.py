@@ -38,9 +38,7 @@ class UnparsableTruthError(ValueError):
 def looks_like_formula(text: str) -> bool:
     """Return whether `text`, without its introduction, contains math symbols and no words."""
     stripped = strip_wrapping(text)
-    return (
-        len(stripped) <= _MAX_CHARS and bool(_MATH_SYMBOLS.search(stripped)) and not _WORDS.search(stripped)
-    )
+    return len(stripped) <= _MAX_CHARS and bool(_MATH_SYMBOLS.search(stripped)) and not _WORDS.search(stripped)
 
 
 def to_latex(text: str) -> str:

@@ -15,9 +15,7 @@ LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 _LINE = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _INLINE = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):]\s+")
-_LABEL = re.compile(
-    r"^[(\[]?\s*([A-Za-z])\s*(?:[)\]]\s*[.:]?|[.:,;](?!\d)|\s[-\u2013\u2014]\s|$)\s*(.*)$", re.DOTALL
-)
+_LABEL = re.compile(r"^[(\[]?\s*([A-Za-z])\s*(?:[)\]]\s*[.:]?|[.:,;](?!\d)|\s[-\u2013\u2014]\s|$)\s*(.*)$", re.DOTALL)
 _OTHER_LABEL = re.compile(r"\(([A-Z])\)|\b([A-Z])(?=\s*(?:[.):/,]|$))|\b(?i:or|and|not|nor)\s+\(?([A-Z])\b")
 _LETTER_WITH_PERIOD = re.compile(r"([A-Z])\.")
 
@@ -116,8 +114,4 @@ def choice_correct_compat(transcript: str, truth: str) -> bool:
     span = last_answer(transcript)
     text = transcript if span is None else span
     letters = _LETTER_WITH_PERIOD.findall(text)
-    return (
-        text.removesuffix(".") == truth
-        or last_boxed(text) == truth
-        or (bool(letters) and letters[-1] == truth)
-    )
+    return text.removesuffix(".") == truth or last_boxed(text) == truth or (bool(letters) and letters[-1] == truth)

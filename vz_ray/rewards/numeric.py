@@ -25,9 +25,7 @@ _DIGITS = re.compile(
     r"(?:\s*/\s*\d+)?(?![\w/]|[.,]\d)"
 )
 _FRACTION = re.compile(r"\\d?frac\s*\{(-?\d+)\}\s*\{(-?\d+)\}")
-_SCALED = re.compile(
-    r"\b(?:half|halves|thirds?|quarters?|dozens?|hundreds?|thousands?|millions?|billions?)\b"
-)
+_SCALED = re.compile(r"\b(?:half|halves|thirds?|quarters?|dozens?|hundreds?|thousands?|millions?|billions?)\b")
 _FORMULA = re.compile(r"[\^*=_{}|<>√π]|[a-z)]\s*[-+]\s*\d|\d\s*\+|\b(?:sqrt|pi|log|ln|sin|cos|tan)\b")
 _MAX_CHARS = 400
 """Longer answers are prose. The limit also keeps megabytes of digits away from `Fraction`."""

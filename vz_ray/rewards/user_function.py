@@ -52,9 +52,7 @@ def load_reward_function(path: str) -> RewardFunction:
     return function_loader.load_function("reward.function", path, ("trajectory", "task", "parts"))
 
 
-def call_reward_function(
-    path: str, trajectory: Trajectory, task: Task, parts: RewardParts
-) -> dict[str, float]:
+def call_reward_function(path: str, trajectory: Trajectory, task: Task, parts: RewardParts) -> dict[str, float]:
     """Call the function at `path` and validate the parts that it returns.
 
     Raises:
@@ -95,6 +93,4 @@ def find_violation(user_parts: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     """Return whether `value` is a Python number or a numpy scalar."""
-    return isinstance(value, int | float) or (
-        hasattr(value, "__float__") and getattr(value, "shape", None) == ()
-    )
+    return isinstance(value, int | float) or (hasattr(value, "__float__") and getattr(value, "shape", None) == ())

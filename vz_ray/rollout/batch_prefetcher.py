@@ -27,9 +27,7 @@ class BatchPrefetcher:
         max_steps: Number of steps of the run.
     """
 
-    def __init__(
-        self, collect: Callable[[int], Awaitable[RolloutBatch]], max_staleness: int, max_steps: int
-    ) -> None:
+    def __init__(self, collect: Callable[[int], Awaitable[RolloutBatch]], max_staleness: int, max_steps: int) -> None:
         self._collect, self._max_staleness, self._max_steps = collect, max_staleness, max_steps
         self._in_flight: dict[int, asyncio.Future[RolloutBatch]] = {}
 

@@ -31,18 +31,14 @@ class RolloutMetrics:
             if worker.engine.kv_cache_tokens
         ]
         return {
-            metric_names.PREFIX_CACHE_HIT_RATE: (
-                increments["cached_tokens"] / max(1, increments["prompt_tokens"])
-            ),
+            metric_names.PREFIX_CACHE_HIT_RATE: (increments["cached_tokens"] / max(1, increments["prompt_tokens"])),
             metric_names.FRAME_CACHE_HIT_RATE: increments["cached_frames"] / max(1, increments["frames"]),
             metric_names.TOKENS_PER_SECOND: increments["sampled_tokens"] / max(1e-9, seconds),
             metric_names.PREEMPTED_TURNS: float(increments["preempted_turns"]),
             metric_names.WORKERS: float(len(workers)),
             metric_names.KV_CACHE_USAGE: max(kv_cache_usage, default=0.0),
-            metric_names.WORKER_MEMORY: 1e6
-            * max((worker.worker_memory_mb for worker in workers), default=0.0),
-            metric_names.ENGINE_MEMORY: 1e6
-            * max((worker.engine_memory_mb for worker in workers), default=0.0),
+            metric_names.WORKER_MEMORY: 1e6 * max((worker.worker_memory_mb for worker in workers), default=0.0),
+            metric_names.ENGINE_MEMORY: 1e6 * max((worker.engine_memory_mb for worker in workers), default=0.0),
             metric_names.DRIVER_MEMORY: 1e6 * process_memory_mb(),
         }
 

@@ -166,9 +166,7 @@ class RolloutScheduler:
             NoWorkersError: No worker can be started.
         """
         ids = tracker.register(step, task.task_id, group_size + extra_samples)
-        return await self.rollout_samples(
-            task, ids, sampling_params, tracker, episode_config, keep=group_size
-        )
+        return await self.rollout_samples(task, ids, sampling_params, tracker, episode_config, keep=group_size)
 
     async def rollout_samples(
         self,
@@ -188,9 +186,7 @@ class RolloutScheduler:
             placement = GroupPlacement(worker)
             samples = [
                 asyncio.create_task(
-                    self._rollout_sample(
-                        task, episode_id, sampling_params, tracker, placement, episode_config
-                    )
+                    self._rollout_sample(task, episode_id, sampling_params, tracker, placement, episode_config)
                 )
                 for episode_id in ids
             ]
@@ -220,9 +216,7 @@ class RolloutScheduler:
             episode_tokens = None
             try:
                 with log_context(step=episode_id.step, episode=str(episode_id), worker=worker.name):
-                    trajectory = await self._run_attempt(
-                        worker, task, episode_id, sampling_params, episode_config
-                    )
+                    trajectory = await self._run_attempt(worker, task, episode_id, sampling_params, episode_config)
             except (WorkerLostError, StepTimeout) as error:
                 reason = str(error)
             else:

@@ -136,9 +136,7 @@ class RolloutWorker:
         self._running_episodes = 0
         self._finished_episodes = 0
         # Episodes that wait for a judge hold no slot, so there may be more of them than running ones.
-        self._scorer_threads = ThreadPoolExecutor(
-            2 * setup.rollout.max_concurrent_episodes, thread_name_prefix="score"
-        )
+        self._scorer_threads = ThreadPoolExecutor(2 * setup.rollout.max_concurrent_episodes, thread_name_prefix="score")
         if own_process:
             redirect_output(Path(setup.log_dir) / f"{name}.log")
             configure_actor_logging(name, setup.badge)
@@ -201,9 +199,7 @@ class RolloutWorker:
                     chat_format,
                     config,
                     episode_id=episode_id,
-                    sampling_params=replace(
-                        sampling_params, seed=sample_seed(sampling_params.seed, episode_id)
-                    ),
+                    sampling_params=replace(sampling_params, seed=sample_seed(sampling_params.seed, episode_id)),
                     worker=self.name,
                     ranker=setup.ranker,
                 )
@@ -235,9 +231,7 @@ class RolloutWorker:
         key = (config.prompt, config.chat_format)
         if key not in self._chat_formats:
             template = PromptTemplate.load(config.prompt)
-            self._chat_formats[key] = ChatFormat(
-                self._tokenizer, template, compat=config.chat_format == "compat"
-            )
+            self._chat_formats[key] = ChatFormat(self._tokenizer, template, compat=config.chat_format == "compat")
         return self._chat_formats[key]
 
     async def call_engine(self, method: str, *args: Any) -> Any:
@@ -270,9 +264,7 @@ class RolloutWorker:
             worker_memory_mb=_rss_mb(process),
             engine_memory_mb=sum(map(_rss_mb, process.children(recursive=True))),
             engine=engine.stats(),
-            decode_stats=(
-                frame_source.client_stats() if isinstance(frame_source, DecodePool) else DecodeClientStats()
-            ),
+            decode_stats=(frame_source.client_stats() if isinstance(frame_source, DecodePool) else DecodeClientStats()),
         )
 
     async def describe_state(self) -> tuple[str, str]:

@@ -83,9 +83,7 @@ class SampleTracker:
             ValueError: A sample is still pending.
         """
         if pending := [key for key in self.attempts if key[0] <= step]:
-            raise ValueError(
-                f"cannot close step {step}: {len(pending)} samples are pending, first {pending[0]}"
-            )
+            raise ValueError(f"cannot close step {step}: {len(pending)} samples are pending, first {pending[0]}")
         for records in (self.accepted, self.discarded):
             for key in [key for key in records if key[0] <= step]:
                 del records[key]
@@ -116,6 +114,4 @@ class SampleTracker:
         def records(name: str) -> dict[SampleKey, Any]:
             return {(row[0], row[1], row[2]): row[3] for row in content[name]}
 
-        return cls(
-            records("attempts"), records("accepted"), records("discarded"), Counter(content["rejected"])
-        )
+        return cls(records("attempts"), records("accepted"), records("discarded"), Counter(content["rejected"]))

@@ -26,9 +26,7 @@ class TokenMask(LogitsProcessor, RunnerV2Processor):
     def __init__(self, vllm_config: VllmConfig, device_or_state: Any, is_pin_memory: bool = False) -> None:
         # The V1 runner passes a device, the V2 runner an object with a device.
         ids = vllm_config.additional_config[BANNED_TOKENS_KEY]
-        self._ids = torch.tensor(
-            ids, dtype=torch.long, device=getattr(device_or_state, "device", device_or_state)
-        )
+        self._ids = torch.tensor(ids, dtype=torch.long, device=getattr(device_or_state, "device", device_or_state))
 
     def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
         """Mask `logits` `[rows, vocab]` in place."""

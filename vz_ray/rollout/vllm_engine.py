@@ -51,9 +51,7 @@ def banned_token_ids(model: str | Path) -> tuple[int, ...]:
     """Return the token ids that are never sampled. The learner masks the same ids."""
     from transformers import AutoTokenizer
 
-    return vision_placeholder_ids(
-        AutoTokenizer.from_pretrained(str(model), trust_remote_code=False).get_vocab()
-    )
+    return vision_placeholder_ids(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False).get_vocab())
 
 
 def frame_cache_key(frame: Frame) -> str:
@@ -140,9 +138,7 @@ class VllmEngine:
         ids = banned_token_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = build_engine_args(
-            model, config, ids, log_file, VLLM_BACKENDS[transport], cls.extra_logits_processors
-        )
+        args = build_engine_args(model, config, ids, log_file, VLLM_BACKENDS[transport], cls.extra_logits_processors)
         stat_logger = EngineStatLogger()
         llm = await with_timeout(
             asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[stat_logger]),
@@ -160,9 +156,7 @@ class VllmEngine:
             turn_timeout_s=turn_timeout_s,
             stat_logger=stat_logger,
         )
-        await engine._call_engine(
-            "setting the initial weight version", llm.update_weight_version(str(version))
-        )
+        await engine._call_engine("setting the initial weight version", llm.update_weight_version(str(version)))
         return engine
 
     async def generate(
@@ -212,12 +206,10 @@ class VllmEngine:
         return SampledAction(
             token_ids=ids,
             logprobs=tuple(
-                logprobs[token].logprob
-                for token, logprobs in zip(ids, completion.logprobs or (), strict=True)
+                logprobs[token].logprob for token, logprobs in zip(ids, completion.logprobs or (), strict=True)
             ),
             versions=tuple(
-                VersionSpan(span.start, span.end, int(span.version))
-                for span in completion.weight_versions or ()
+                VersionSpan(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()
             ),
             sampling_params=sampling_params,
             stop_reason=_stop_reason(completion.finish_reason, completion.stop_reason),
@@ -241,9 +233,7 @@ class VllmEngine:
         async def score(position: int) -> float:
             prefix = Prompt((*prompt.compact_ids, *token_ids[:position]), prompt.frames, ())
             token = token_ids[position]
-            params = vllm.SamplingParams(
-                temperature=temperature, max_tokens=1, logprob_token_ids=[token], seed=0
-            )
+            params = vllm.SamplingParams(temperature=temperature, max_tokens=1, logprob_token_ids=[token], seed=0)
             output = await self._generate(prefix, params, f"{request_id}:{position}", wait=False)
             return float(output.outputs[0].logprobs[0][token].logprob)
 
@@ -295,9 +285,7 @@ class VllmEngine:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         request = WeightTransferInitRequest(init_info=info)
-        await self._call_engine(
-            "initializing the weight transfer", self._llm.init_weight_transfer_engine(request)
-        )
+        await self._call_engine("initializing the weight transfer", self._llm.init_weight_transfer_engine(request))
 
     async def receive_weights(self, update: WeightUpdate) -> None:
         """Load one complete set of weights, between `pause` and `resume`.
@@ -311,9 +299,7 @@ class VllmEngine:
         await self._call_engine("starting a weight update", self._llm.start_weight_update())
         request = WeightTransferUpdateRequest(update_info=update.transfer_info)
         await self._call_engine(f"weight version {update.version}", self._llm.update_weights(request))
-        await self._call_engine(
-            "finishing a weight update", self._llm.finish_weight_update(str(update.version))
-        )
+        await self._call_engine("finishing a weight update", self._llm.finish_weight_update(str(update.version)))
         self.version = update.version
 
     async def resume_engine(self) -> None:
@@ -330,9 +316,7 @@ class VllmEngine:
             for i, (image, digest) in enumerate(zip(probe.images, probe.digests(), strict=True))
         )
         prompt = Prompt(probe.compact_ids, frames, ())
-        return await self.compute_logprobs(
-            prompt, probe.token_ids, request_id=f"probe of version {self.version}"
-        )
+        return await self.compute_logprobs(prompt, probe.token_ids, request_id=f"probe of version {self.version}")
 
     async def resume(self) -> None:
         """Undo `pause`."""
@@ -341,9 +325,7 @@ class VllmEngine:
 
     async def reset_caches(self) -> None:
         """Clear keys and values, image embeddings and preprocessed frames."""
-        await self._call_engine(
-            "resetting its prefix cache", self._llm.reset_prefix_cache(reset_running_requests=True)
-        )
+        await self._call_engine("resetting its prefix cache", self._llm.reset_prefix_cache(reset_running_requests=True))
         await self._call_engine("resetting its frame cache", self._llm.reset_mm_cache())
         await self._call_engine("resetting its encoder cache", self._llm.reset_encoder_cache())
 
@@ -439,9 +421,7 @@ class VllmEngine:
         except VLLMClientError as error:
             raise ValueError(f"{self.name} cannot do {operation}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailedError(
-                f"{self.name} failed at {operation}: {error.__cause__ or error}"
-            ) from error
+            raise EngineFailedError(f"{self.name} failed at {operation}: {error.__cause__ or error}") from error
 
     async def _while_alive(self, call: Awaitable[T], operation: str) -> T:
         """Await a call while the engine process is alive.

@@ -206,9 +206,7 @@ class WorkerPool:
 
     def worker_statuses(self) -> list[WorkerStatus]:
         """Return the status of every worker ever started, in start order."""
-        return [
-            WorkerStatus(worker.name, worker.state, worker.load, worker.reason) for worker in self._workers
-        ]
+        return [WorkerStatus(worker.name, worker.state, worker.load, worker.reason) for worker in self._workers]
 
     async def worker_stats(self) -> list[WorkerStats]:
         """Return the counters of the READY workers. Workers that do not respond are omitted."""
@@ -332,9 +330,7 @@ class WorkerPool:
         """Start a worker, send it the current weights and monitor it until it dies or drains."""
         client = worker.client
         try:
-            await with_timeout(
-                client.start(), self._config.start_timeout_s, target=client.name, operation="starting"
-            )
+            await with_timeout(client.start(), self._config.start_timeout_s, target=client.name, operation="starting")
             async with self._weights_lock:
                 if worker.state is WorkerState.DEAD:
                     return  # drained during the start
@@ -440,9 +436,7 @@ class WorkerPool:
             if worker.state is not WorkerState.READY:
                 continue
             try:
-                await with_timeout(
-                    client.check_health(), timeout_s, target=client.name, operation="a health check"
-                )
+                await with_timeout(client.check_health(), timeout_s, target=client.name, operation="a health check")
                 drain_reason = await with_timeout(
                     client.drain_reason(),
                     timeout_s,
@@ -523,9 +517,7 @@ class WorkerPool:
             self._accepts_groups = True
             self._changes.notify()
 
-    async def _deliver(
-        self, update: WeightUpdate, transport: WeightTransport, prepare_s: float
-    ) -> PublishReport:
+    async def _deliver(self, update: WeightUpdate, transport: WeightTransport, prepare_s: float) -> PublishReport:
         ready = [worker for worker in self._workers if worker.state is WorkerState.READY]
         for worker in ready:
             self._transition(worker, WorkerEvent.PUBLISH)

@@ -94,9 +94,7 @@ async def start_learner(
         learner.close()
 
 
-async def load_image_text_ranker(
-    config: FrameSelectorConfig, decode_pool: DecodePool
-) -> FrameRankerHandle | None:
+async def load_image_text_ranker(config: FrameSelectorConfig, decode_pool: DecodePool) -> FrameRankerHandle | None:
     """Load the image-text model if the frame selector needs it. The actor exits with its last handle."""
     if config.kind != "query":
         return None
@@ -130,9 +128,7 @@ async def start_rollout(
     )
     # Resolved once per run: the cluster has no GPUs while all GPU nodes are preempted.
     gpus = use_gpus(config.ray)
-    scheduler = RolloutScheduler(
-        lambda name: RayWorkerClient(name, setup, gpus=gpus), config.rollout, publisher
-    )
+    scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup, gpus=gpus), config.rollout, publisher)
     try:
         await scheduler.start()
         yield scheduler
@@ -157,9 +153,7 @@ def parity_probe(model: Path | str) -> ParityProbe:
     return build_parity_probe(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False))
 
 
-def weight_transport(
-    learner: Learner, config: GrpoRunConfig, store: Path, model: Path | str
-) -> WeightTransport:
+def weight_transport(learner: Learner, config: GrpoRunConfig, store: Path, model: Path | str) -> WeightTransport:
     """Return the transport that sends the learner's weights to the engines."""
     return weight_transports.create_weight_transport(
         learner, config.weights, store, parity_probe(model), config.rollout.engine.tensor_parallel_size

@@ -121,8 +121,7 @@ class AccessControl:
             _route(scope), scope["method"]
         ):
             raise overloaded(
-                f"{self._config.max_requests_per_key} requests of this key are in progress; "
-                "wait for one to finish.",
+                f"{self._config.max_requests_per_key} requests of this key are in progress; wait for one to finish.",
                 _RETRY_S,
             )
         self._in_progress[owner] += 1
@@ -266,9 +265,7 @@ def _unauthorized(headers: Headers) -> ApiError:
 def _check_content_type(path: str, headers: Headers) -> None:
     expected = "multipart/form-data" if path == UPLOADS_PATH else "application/json"
     if headers.get("content-type", "").partition(";")[0].strip().lower() != expected:
-        raise invalid_request(
-            f"The content-type must be {expected}.", code="unsupported_media_type", status=415
-        )
+        raise invalid_request(f"The content-type must be {expected}.", code="unsupported_media_type", status=415)
 
 
 def _cookie(headers: Headers) -> str:

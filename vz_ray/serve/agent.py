@@ -53,9 +53,7 @@ class EnginePolicy:
     turn_token_ids: list[Sequence[int]] = field(default_factory=list)
     last_prompt: Prompt | None = None
 
-    async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str
-    ) -> SampledAction:
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> SampledAction:
         max_tokens = max(1, min(sampling_params.max_tokens, self.token_budget))
         action = await self.engine.generate(
             prompt,
@@ -202,9 +200,7 @@ class Agent:
                 )
             request = escape_special_tokens(request, self._special_tokens)
             translator = EventTranslator(request, emit)
-            engine_policy = EnginePolicy(
-                engine, request.sampling.max_tokens, translator.on_text if emit else None
-            )
+            engine_policy = EnginePolicy(engine, request.sampling.max_tokens, translator.on_text if emit else None)
             policy: Policy = engine_policy
             frame_source: FrameSource = self._frame_source
             if request.client_side_zooms or request.replayed_zooms:

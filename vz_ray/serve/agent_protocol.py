@@ -163,6 +163,4 @@ class RequestFailed:
     http_status: int = 400
 
 
-AgentEvent: TypeAlias = (
-    OverviewEvent | TextDelta | ZoomStarted | ZoomFinished | RequestCompleted | RequestFailed
-)
+AgentEvent: TypeAlias = OverviewEvent | TextDelta | ZoomStarted | ZoomFinished | RequestCompleted | RequestFailed

@@ -81,9 +81,7 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def invalid_request(
-    message: str, param: str | None = None, code: str | None = None, status: int = 400
-) -> ApiError:
+def invalid_request(message: str, param: str | None = None, code: str | None = None, status: int = 400) -> ApiError:
     """Return a 400 for an invalid request."""
     return ApiError(status, message, param=param, code=code)
 
@@ -211,15 +209,11 @@ def _is_plain_error(start: Message) -> bool:
 def _reformat(start: Message) -> Response:
     """Replace a library's error response by one in OpenAI's format."""
     original = Headers(raw=start["headers"])
-    headers = {
-        name: value for name, value in original.items() if name not in ("content-length", "content-type")
-    }
+    headers = {name: value for name, value in original.items() if name not in ("content-length", "content-type")}
     status = int(start["status"])
     phrase = responses.get(status, "rejected")
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return ApiError(
-        status, f"The request failed with status {status}: {phrase}.", kind, headers=headers
-    ).response()
+    return ApiError(status, f"The request failed with status {status}: {phrase}.", kind, headers=headers).response()
 
 
 def _to_api_error(error: Exception, request_id: str) -> ApiError:

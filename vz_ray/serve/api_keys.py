@@ -61,9 +61,7 @@ class ApiKey:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"the key name is {self.name!r}; use up to 64 letters, digits, dots and dashes")
         if not _HASH.fullmatch(self.hash):
-            raise ValueError(
-                f"the hash of key {self.name} must have 128 hex digits; create it with `vz-ray keys`"
-            )
+            raise ValueError(f"the hash of key {self.name} must have 128 hex digits; create it with `vz-ray keys`")
 
     @property
     def id(self) -> str:
@@ -162,9 +160,7 @@ def add_key(file: Path, key: ApiKey) -> None:
     with _exclusive(file):
         keys = load_keys(file) if file.exists() else ()
         if any(other.name == key.name for other in keys):
-            raise UserError(
-                f"{file} already has a key named {key.name}; revoke it first, or use another name"
-            )
+            raise UserError(f"{file} already has a key named {key.name}; revoke it first, or use another name")
         _write(file, (*keys, key))
 
 
@@ -198,9 +194,7 @@ def load_keys(file: Path) -> tuple[ApiKey, ...]:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is not a keys file ({error}); create one with `vz-ray keys create`"
-        ) from error
+        raise UserError(f"{file} is not a keys file ({error}); create one with `vz-ray keys create`") from error
 
 
 def format_key(key: ApiKey) -> str:

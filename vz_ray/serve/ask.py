@@ -36,9 +36,7 @@ from vz_ray.video.video_file import is_url
 Json = dict[str, Any]
 
 
-def run_ask(
-    config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = ""
-) -> None:
+def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server: str = "", key_env: str = "") -> None:
     """Print the agent's reasoning, its zooms and its answer.
 
     Args:

@@ -92,9 +92,7 @@ class LimitedBody:
     async def _receive_in_time(self) -> Message:
         self._pending_message = asyncio.ensure_future(self._receive())
         while True:
-            timeout_s = min(
-                self._limits.grace_s - self._window_waited_s, self._limits.timeout_s - self._waited_s
-            )
+            timeout_s = min(self._limits.grace_s - self._window_waited_s, self._limits.timeout_s - self._waited_s)
             wait_started = time.monotonic()
             await asyncio.wait({self._pending_message}, timeout=max(0.0, timeout_s))
             elapsed_s = time.monotonic() - wait_started
@@ -108,15 +106,12 @@ class LimitedBody:
     def _check_rate(self) -> None:
         limits = self._limits
         if self._waited_s >= limits.timeout_s:
-            raise ApiError(
-                408, f"The body took longer than {limits.timeout_s:g} s to arrive.", code="request_timeout"
-            )
+            raise ApiError(408, f"The body took longer than {limits.timeout_s:g} s to arrive.", code="request_timeout")
         if self._window_waited_s >= limits.grace_s:
             if self._window_bytes < limits.min_bytes_per_s * limits.grace_s:
                 raise ApiError(
                     408,
-                    f"The body arrived below {limits.min_bytes_per_s / 2**10:g} KiB/s "
-                    f"for {limits.grace_s:g} s.",
+                    f"The body arrived below {limits.min_bytes_per_s / 2**10:g} KiB/s for {limits.grace_s:g} s.",
                     code="request_timeout",
                 )
             self._window_bytes, self._window_waited_s = 0, 0.0

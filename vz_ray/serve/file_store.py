@@ -200,9 +200,7 @@ class FileStore:
         UserError: The directory is not writable.
     """
 
-    def __init__(
-        self, directory: Path | str, max_bytes: int, max_idle_days: float, max_file_bytes: int
-    ) -> None:
+    def __init__(self, directory: Path | str, max_bytes: int, max_idle_days: float, max_file_bytes: int) -> None:
         self.directory, self.max_file_bytes = Path(directory), max_file_bytes
         self._max_bytes, self._max_idle_days = max_bytes, max_idle_days
         try:
@@ -360,9 +358,7 @@ class FileStore:
         for name in [name for name, _ in self._contents()]:
             path = self.directory / name
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                fcntl.flock(
-                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # BlockingIOError: another process is writing it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: another process is writing it
                 path.with_suffix(_PARTIAL).unlink(missing_ok=True)
                 if not path.with_suffix(_METADATA).exists():
                     path.unlink(missing_ok=True)

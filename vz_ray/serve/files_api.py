@@ -138,9 +138,7 @@ def _check_part(part: FormPart, form: _Form) -> None:
         return
     if part.name not in _FIELDS:
         allowed = ", ".join(("file", *_FIELDS))
-        raise invalid_request(
-            f"The form has an unknown field; allowed fields: {allowed}.", code="unknown_parameter"
-        )
+        raise invalid_request(f"The form has an unknown field; allowed fields: {allowed}.", code="unknown_parameter")
     if part.filename is not None:
         raise invalid_request(f"{part.name} must be a field, not a file.", part.name)
     if part.name in form.fields:
@@ -196,9 +194,7 @@ def files_router(store: FileStore, probe_video: VideoProbe, check_image: ImageCh
     return routes
 
 
-async def _verify(
-    incoming: IncomingFile, probe_video: VideoProbe, check_image: ImageCheck
-) -> VideoInfo | None:
+async def _verify(incoming: IncomingFile, probe_video: VideoProbe, check_image: ImageCheck) -> VideoInfo | None:
     try:
         if incoming.file_type.modality == "video":
             return await probe_video(str(incoming.path))

@@ -103,9 +103,7 @@ class Ingress:
     def build(self) -> FastAPI:
         """Build the FastAPI application. Must run in the process that serves it."""
         config = self.config
-        app = FastAPI(
-            title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan
-        )
+        app = FastAPI(title="vz_ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
         keys = ApiKeyStore.from_config(config.access.keys_file, config.access.keys_env, os.environ)
         self._store = open_store(config.files, config.access)
         self._download_rules = build_download_rules(config.clips)
@@ -140,13 +138,9 @@ class Ingress:
         version = parse_model_name(body.model, self.config.name)
         async with AsyncExitStack() as stack:
             media = await stack.enter_async_context(
-                MediaResolver(
-                    self._store, owner_id(request), self._download_rules, self.config.files.allowed_dirs
-                )
+                MediaResolver(self._store, owner_id(request), self._download_rules, self.config.files.allowed_dirs)
             )
-            exchanges = [
-                await resolve_tool_exchange(exchange, media) for exchange in conversation.tool_exchanges
-            ]
+            exchanges = [await resolve_tool_exchange(exchange, media) for exchange in conversation.tool_exchanges]
             agent_request = AgentRequest(
                 id=request_id(request.scope),
                 task=await self._build_task(conversation, media),
@@ -240,9 +234,7 @@ class Ingress:
             seed=body.seed,
         )
 
-    async def _complete(
-        self, request: AgentRequest, builder: CompletionBuilder, timer: RequestTimer
-    ) -> dict[str, Any]:
+    async def _complete(self, request: AgentRequest, builder: CompletionBuilder, timer: RequestTimer) -> dict[str, Any]:
         try:
             *events, result = await self._call_agent(request)
         except Exception as error:
@@ -271,9 +263,7 @@ class Ingress:
                 response.cancel()  # no effect on a completed response
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _first_batch(
-        self, batches: AsyncGenerator[list[AgentEvent]], timer: RequestTimer
-    ) -> list[AgentEvent]:
+    async def _first_batch(self, batches: AsyncGenerator[list[AgentEvent]], timer: RequestTimer) -> list[AgentEvent]:
         try:
             batch = await anext(batches)
         except Exception as error:
@@ -349,9 +339,7 @@ class Ingress:
     def _request_timeout_s(self) -> float:
         return self.config.timeouts.episode_s + REQUEST_SLACK_S
 
-    def _record_completion(
-        self, request: AgentRequest, result: RequestCompleted, timer: RequestTimer
-    ) -> None:
+    def _record_completion(self, request: AgentRequest, result: RequestCompleted, timer: RequestTimer) -> None:
         timer.outcome = result.status
         self._metrics.record_completion(result)
         texts = f": {request.task.question!r} -> {result.text!r}" if self.config.log_prompts else ""
@@ -374,9 +362,7 @@ class Ingress:
             return self._queue_full()
         if isinstance(cause, RayActorError | DeploymentUnavailableError):
             message = "The agent replica died while it ran this request; retry it."
-            return ApiError(
-                503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s
-            )
+            return ApiError(503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s)
         if isinstance(cause, StepTimeout):
             log.warning("%s", cause)
             return server_error("The request exceeded its timeout and was cancelled.", "timeout", 504)
@@ -418,9 +404,7 @@ class Ingress:
     async def _check_upload(self, response: Any) -> Any:
         timeout_s = self.config.clips.timeout_s
         try:
-            return await with_timeout(
-                response, timeout_s, target="agent", operation="decoding an uploaded file"
-            )
+            return await with_timeout(response, timeout_s, target="agent", operation="decoding an uploaded file")
         except RayTaskError as error:
             raise error.cause from None
         except BackPressureError as error:

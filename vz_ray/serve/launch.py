@@ -219,13 +219,9 @@ def read_server_state(folder: Path) -> ServerState:
         fields = json.loads((folder / STATE_FILE).read_text())
         server = ServerState(**{**fields, "checkpoints": tuple(fields["checkpoints"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"no running server has the log directory {folder}; start one with `vz-ray serve`"
-        ) from error
+        raise UserError(f"no running server has the log directory {folder}; start one with `vz-ray serve`") from error
     if not Path(f"/proc/{server.pid}").exists():
-        raise UserError(
-            f"the server with the log directory {folder} has stopped; start one with `vz-ray serve`"
-        )
+        raise UserError(f"the server with the log directory {folder} has stopped; start one with `vz-ray serve`")
     return server
 
 

@@ -66,9 +66,7 @@ class MediaResolver:
             source = await media.resolve(part.video_url.url, "video", param="messages.0.content.1")
     """
 
-    def __init__(
-        self, store: FileStore, owner: str, rules: DownloadRules, allowed_dirs: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, store: FileStore, owner: str, rules: DownloadRules, allowed_dirs: Sequence[str] = ()) -> None:
         self._store, self._owner, self._rules = store, owner, rules
         self._allowed_dirs = tuple(os.path.realpath(path) for path in allowed_dirs)
         self._stack, self._count = AsyncExitStack(), 0
@@ -94,9 +92,7 @@ class MediaResolver:
         """
         self._count += 1
         if self._count > _MAX_MEDIA:
-            raise invalid_request(
-                f"A request may have {_MAX_MEDIA} videos and images.", param, "too_many_media"
-            )
+            raise invalid_request(f"A request may have {_MAX_MEDIA} videos and images.", param, "too_many_media")
         scheme = _SCHEME.match(url[:64])
         if url.startswith("file-"):
             return await self._upload(url, expected, param)
@@ -137,9 +133,7 @@ class MediaResolver:
             )
         if DECLARED_MODALITIES.get(prefix[1].lower()) != expected:
             types = sorted(name for name, modality in DECLARED_MODALITIES.items() if modality == expected)
-            raise invalid_request(
-                f"The type of a {expected} data: URI must be one of {', '.join(types)}.", param
-            )
+            raise invalid_request(f"The type of a {expected} data: URI must be one of {', '.join(types)}.", param)
         if (len(url) - prefix.end()) // 4 * 3 > self._store.max_file_bytes + 3:
             raise too_large("The data: URI is too large; upload it with POST /v1/files.", param)
         incoming = await self._stack.enter_async_context(self._store.incoming(self._owner))

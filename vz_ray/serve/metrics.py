@@ -46,9 +46,7 @@ class ServeMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self._requests = Counter(
-            "vz_ray_requests", "Chat requests by outcome", ["outcome"], registry=registry
-        )
+        self._requests = Counter("vz_ray_requests", "Chat requests by outcome", ["outcome"], registry=registry)
         self._in_progress = Gauge("vz_ray_requests_in_progress", "Running chat requests", registry=registry)
         self._duration = Histogram(
             "vz_ray_request_duration_seconds", "Duration of requests", buckets=_BUCKETS, registry=registry
@@ -71,9 +69,7 @@ class ServeMetrics:
         self._gate_skips = Counter(
             "vz_ray_zoom_gate_skips", "Answers without a zoom because of the zoom gate", registry=registry
         )
-        self.weight_version = Gauge(
-            "vz_ray_weight_version", "Weight version of the last answer", registry=registry
-        )
+        self.weight_version = Gauge("vz_ray_weight_version", "Weight version of the last answer", registry=registry)
 
     @contextmanager
     def track_request(self) -> Iterator[RequestTimer]:

@@ -241,9 +241,7 @@ def _without_union_tags(detail: Any) -> dict[str, Any]:
     kept = [
         part
         for k, part in enumerate(location)
-        if not (
-            part in _UNION_TAGS and k and (location[k - 1] == "content" or isinstance(location[k - 1], int))
-        )
+        if not (part in _UNION_TAGS and k and (location[k - 1] == "content" or isinstance(location[k - 1], int)))
     ]
     return {**detail, "loc": tuple(kept)}
 
@@ -258,9 +256,7 @@ def parse_model_name(model: str, served_name: str) -> int | None:
     """
     base, separator, version = model.partition("@")
     if base != served_name or (separator and not version.isdigit()):
-        raise invalid_request(
-            f"model {model!r} does not exist; use {served_name!r}", "model", "model_not_found", 404
-        )
+        raise invalid_request(f"model {model!r} does not exist; use {served_name!r}", "model", "model_not_found", 404)
     return int(version) if separator else None
 
 
@@ -271,9 +267,7 @@ def parse_conversation(messages: list[ChatMessage], config: ServeConfig) -> Conv
         ApiError: There are too many messages, media or characters, or the order of roles is invalid.
     """
     if len(messages) > config.max_messages:
-        raise invalid_request(
-            f"{len(messages)} messages; the maximum is {config.max_messages}", param="messages"
-        )
+        raise invalid_request(f"{len(messages)} messages; the maximum is {config.max_messages}", param="messages")
     media: list[MediaReference] = []
     system: list[str] = []
     dialogue: list[tuple[str, str]] = []
@@ -314,9 +308,7 @@ def parse_conversation(messages: list[ChatMessage], config: ServeConfig) -> Conv
     )
 
 
-def _add_exchange(
-    exchanges: list[ToolExchange], message: ChatMessage, index: int, *, follows_call: bool
-) -> None:
+def _add_exchange(exchanges: list[ToolExchange], message: ChatMessage, index: int, *, follows_call: bool) -> None:
     """Add a tool call, or the tool message that replies to the last one."""
     if message.tool_calls:
         call = message.tool_calls[0].function
@@ -329,9 +321,7 @@ def _add_exchange(
         param = f"messages.{index}.content.{k}"
         if part.pts is None:
             raise invalid_request("a frame needs its time: `pts`, seconds", param=f"{param}.pts")
-        exchanges[-1].frames.append(
-            MediaReference(kind="image", url=part.image_url.url, param=param, pts=part.pts)
-        )
+        exchanges[-1].frames.append(MediaReference(kind="image", url=part.image_url.url, param=param, pts=part.pts))
 
 
 def _message_text(message: ChatMessage, path: str, media: list[MediaReference]) -> str:
@@ -389,9 +379,7 @@ class CompletionBuilder:
         if result.tool_call_arguments:
             message |= {"content": None, "tool_calls": [tool_call(self.id, result)]}
         message["zooms"] = [zoom_to_dict(event) for event in events if isinstance(event, ZoomFinished)]
-        message["overviews"] = [
-            overview_to_dict(event) for event in events if isinstance(event, OverviewEvent)
-        ]
+        message["overviews"] = [overview_to_dict(event) for event in events if isinstance(event, OverviewEvent)]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(result)}
         return {
             **self._header("chat.completion", result.version),
@@ -412,9 +400,7 @@ class CompletionBuilder:
             case OverviewEvent():
                 return self._chunk({"overview": overview_to_dict(event)})
             case ZoomStarted(turn, video, segment, fps):
-                return self._chunk(
-                    {"zooming": {"turn": turn, "video": video, "segment": list(segment), "fps": fps}}
-                )
+                return self._chunk({"zooming": {"turn": turn, "video": video, "segment": list(segment), "fps": fps}})
             case ZoomFinished():
                 return self._chunk({"zoom": zoom_to_dict(event)})
 

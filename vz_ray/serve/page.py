@@ -43,9 +43,7 @@ class StaticAsset:
 
     def response(self, request: Request) -> Response:
         headers = {"etag": self.etag, "cache-control": "no-cache"}
-        cached = [
-            tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
-        ]
+        cached = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if self.etag in cached:
             return Response(status_code=304, headers=headers)
         return Response(self.content, media_type=self.media_type, headers=headers)

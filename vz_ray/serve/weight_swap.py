@@ -94,9 +94,7 @@ class WeightSwap:
             raise UserError(f"tensor {extra[0]} (and {len(extra) - 1} more) is not in the served model")
         for name, shape in current.items():
             if new[name] != shape:
-                raise UserError(
-                    f"tensor {name} has shape {list(new[name])}; the served model has {list(shape)}"
-                )
+                raise UserError(f"tensor {name} has shape {list(new[name])}; the served model has {list(shape)}")
 
     async def _drain(self, version: int) -> None:
         try:

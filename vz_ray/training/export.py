@@ -50,9 +50,7 @@ def _list_checkpoints(source: Path) -> list[Path]:
     by_stage = {stage: list_steps(stage) for stage in sorted(directory.glob("*")) if stage.is_dir()}
     by_stage = {stage: checkpoints for stage, checkpoints in by_stage.items() if checkpoints}
     if len(by_stage) > 1:
-        raise UserError(
-            f"{source} has checkpoints of several stages; choose one: {', '.join(map(str, by_stage))}"
-        )
+        raise UserError(f"{source} has checkpoints of several stages; choose one: {', '.join(map(str, by_stage))}")
     return next(iter(by_stage.values()), [])
 
 

@@ -152,9 +152,7 @@ async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runt
     return state
 
 
-async def collect_step_batch(
-    config: GrpoRunConfig, state: TrainingState, runtime: Runtime, step: int
-) -> RolloutBatch:
+async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtime: Runtime, step: int) -> RolloutBatch:
     """Roll out the batch of one step."""
     train_config = config.train
     return await collect_batch(

@@ -82,9 +82,7 @@ async def run_rl_stage(
     model_dir = run.model_dir(stage)
     if model_dir.exists():
         return model_dir
-    learner_config = replace(
-        config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner)
-    )
+    learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
             learner = await stack.enter_async_context(

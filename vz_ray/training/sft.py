@@ -108,9 +108,7 @@ async def run_sft_stage(
         StopRequested: A stop was requested; the checkpoint is complete.
     """
     monitor = monitor or RunMonitor()
-    optimizer = replace(
-        learner_config.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps
-    )
+    optimizer = replace(learner_config.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps)
     learner_config = replace(learner_config, optimizer=optimizer, replay_dir=run.replay_dir(learner_config))
     checkpoints = run.run_dir.checkpoints / stage
     metrics = run.run_dir.path / metrics_file(stage)

@@ -130,7 +130,5 @@ def latest_checkpoint(run_dir: RunDir) -> Path | None:
         return None
     for part in (STATE_FILE, LEARNER_DIR):
         if not (checkpoints[-1] / part).exists():
-            raise UserError(
-                f"checkpoint {checkpoints[-1]} has no {part}: delete it to resume from the previous one"
-            )
+            raise UserError(f"checkpoint {checkpoints[-1]} has no {part}: delete it to resume from the previous one")
     return checkpoints[-1]

@@ -30,8 +30,7 @@ def load_function(config_key: str, function_path: str, argument_names: Sequence[
         missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
         hint = "; install it, or add its directory to PYTHONPATH on all Ray nodes" if missing else ""
         raise UserError(
-            f"{config_key} {function_path!r}: importing {module_name} raised {type(error).__name__}: "
-            f"{error}{hint}"
+            f"{config_key} {function_path!r}: importing {module_name} raised {type(error).__name__}: {error}{hint}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

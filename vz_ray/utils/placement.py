@@ -72,9 +72,7 @@ def explain_unschedulable(
         return f"no {node_text} has {amounts} together, {largest}: add a larger node"
     if any(fits(free[index], required) for index in candidates):
         return f"a node has enough free resources, {largest}: Ray has not used it yet, or cannot reach it"
-    taken = [
-        name for name, amount in required.items() if all(free[i].get(name, 0) < amount for i in candidates)
-    ]
+    taken = [name for name, amount in required.items() if all(free[i].get(name, 0) < amount for i in candidates)]
     max_free = {name: max(free[index].get(name, 0) for index in candidates) for name in taken or required}
     count = "the only node" if len(candidates) == 1 else f"each of the {len(candidates)} nodes"
     return (

@@ -35,9 +35,7 @@ _defined: list[object] = []  # garbage collection of a Library would remove its 
 class TorchvisionFinder:
     """Meta path finder that wraps the loader of torchvision only."""
 
-    def find_spec(
-        self, name: str, path: object = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torchvision":
             return None
         from importlib.machinery import PathFinder

@@ -190,12 +190,8 @@ class ClipReader:
     def _frames(self, reader: VideoReader, pts: list[int], width: int, height: int) -> dict[int, Frame]:
         """Return frames by pts, from the caches or the decoder."""
         info = reader.info
-        keys = {
-            frame_pts: FrameKey(info.video_id, info.stream, frame_pts, width, height) for frame_pts in pts
-        }
-        cached = {
-            frame_pts: frame for frame_pts, key in keys.items() if (frame := self._cache.get(key)) is not None
-        }
+        keys = {frame_pts: FrameKey(info.video_id, info.stream, frame_pts, width, height) for frame_pts in pts}
+        cached = {frame_pts: frame for frame_pts, key in keys.items() if (frame := self._cache.get(key)) is not None}
         disk = DiskFrameCache(self._disk, f"{reader.scaler} {reader.decoder}") if self._disk else None
         if disk is not None:
             for frame_pts in keys.keys() - cached.keys():

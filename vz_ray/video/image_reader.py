@@ -47,21 +47,16 @@ def read_image(
     return _read(uri, str(path or uri), lambda w, h: target_size(w, h, size), limits or VideoLimits())
 
 
-def reread_image(
-    ref: FrameRef, limits: VideoLimits | None = None, *, path: Path | str | None = None
-) -> Frame:
+def reread_image(ref: FrameRef, limits: VideoLimits | None = None, *, path: Path | str | None = None) -> Frame:
     """Read the image of a reference.
 
     Raises:
         VideoError: As `read_image`; `FrameMismatchError` if the bytes differ from the reference.
     """
-    frame = _read(
-        ref.uri, str(path or ref.uri), lambda w, h: (ref.width, ref.height), limits or VideoLimits()
-    )
+    frame = _read(ref.uri, str(path or ref.uri), lambda w, h: (ref.width, ref.height), limits or VideoLimits())
     if frame.ref.digest != ref.digest:
         raise FrameMismatchError(
-            f"{ref.uri} differs from its reference: digest {frame.ref.digest[:12]}, expected "
-            f"{ref.digest[:12]}",
+            f"{ref.uri} differs from its reference: digest {frame.ref.digest[:12]}, expected {ref.digest[:12]}",
             "a frame shown earlier cannot be shown again",
         )
     return replace(frame, ref=ref)

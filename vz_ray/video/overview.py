@@ -14,9 +14,7 @@ from vz_ray.video.frame_table import FrameTable
 from vz_ray.video.sampling import overview_times
 
 
-def overview_pts(
-    request: OverviewRequest | SelectedFramesRequest, info: VideoInfo, table: FrameTable
-) -> list[int]:
+def overview_pts(request: OverviewRequest | SelectedFramesRequest, info: VideoInfo, table: FrameTable) -> list[int]:
     """Return the ascending pts of the overview frames.
 
     Raises:
@@ -49,9 +47,7 @@ def snap_to_keyframes(target_pts: Sequence[int], keyframe_pts: NDArray[np.int64]
     for index, pts in enumerate(targets):
         after = int(np.searchsorted(keyframe_pts, pts, side="left"))
         nearest = after
-        if after == len(keyframe_pts) or (
-            after > 0 and pts - keyframe_pts[after - 1] <= keyframe_pts[after] - pts
-        ):
+        if after == len(keyframe_pts) or (after > 0 and pts - keyframe_pts[after - 1] <= keyframe_pts[after] - pts):
             nearest = after - 1
         last = len(keyframe_pts) - (len(targets) - index)  # leaves one keyframe per later target
         used = min(max(nearest, used + 1), last)
@@ -75,9 +71,7 @@ def _selected_pts(request: SelectedFramesRequest, info: VideoInfo, table: FrameT
         )
     outside = [second for second in request.times_s if not 0 <= second <= info.duration_s]
     if outside or not request.max_frames:
-        selection = (
-            f"the selected time {outside[0]} s is outside the video" if outside else "no frame selected"
-        )
+        selection = f"the selected time {outside[0]} s is outside the video" if outside else "no frame selected"
         raise InvalidFrameRequestError(
             f"{info.uri}: {selection}; select times from 0 to {info.duration_s:.2f} s",
             "the overview cannot be shown",

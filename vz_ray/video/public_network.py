@@ -123,6 +123,4 @@ class PublicNetworkBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        raise SourceNotAllowedError(
-            f"{path}: a Unix socket, not a host", "the video's address cannot be opened"
-        )
+        raise SourceNotAllowedError(f"{path}: a Unix socket, not a host", "the video's address cannot be opened")

@@ -118,8 +118,7 @@ class DownloadCache:
     def _check_size(self, url: str, size: int) -> None:
         if size > self._rules.max_file_bytes:
             raise VideoLimitExceededError(
-                f"{url}: the file exceeds {self._rules.max_file_bytes / 2**30:g} GiB; "
-                "raise clips.max_download_gib",
+                f"{url}: the file exceeds {self._rules.max_file_bytes / 2**30:g} GiB; raise clips.max_download_gib",
                 "the video file is too large",
             )
 
@@ -147,9 +146,7 @@ class DownloadCache:
                         "the video could not be fetched",
                     ) from error
                 url = self._redirect_target(url, location)
-        raise DownloadFailedError(
-            f"{url}: more than {_MAX_REDIRECTS} redirects", "the video could not be fetched"
-        )
+        raise DownloadFailedError(f"{url}: more than {_MAX_REDIRECTS} redirects", "the video could not be fetched")
 
     def _redirect_target(self, url: str, location: str | None) -> str:
         if not location:
@@ -160,17 +157,13 @@ class DownloadCache:
                 f"{url}: redirect from https to {target}", "the video's address cannot be opened"
             )
         if urlsplit(target).scheme not in HTTP_SCHEMES:
-            raise SourceNotAllowedError(
-                f"{url}: redirect to {target}", "the video's address cannot be opened"
-            )
+            raise SourceNotAllowedError(f"{url}: redirect to {target}", "the video's address cannot be opened")
         check_url(target, self._rules)
         return target
 
     def _read_body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
         if response.status != 200:
-            raise DownloadFailedError(
-                f"{url}: HTTP status {response.status}", "the video could not be fetched"
-            )
+            raise DownloadFailedError(f"{url}: HTTP status {response.status}", "the video could not be fetched")
         content_length = _header(response, b"content-length")
         if content_length is not None and content_length.isdigit():
             self._check_size(url, int(content_length))
@@ -215,8 +208,7 @@ class DownloadCache:
                 except BlockingIOError:
                     if time.monotonic() > deadline_s:
                         raise DownloadFailedError(
-                            f"{url}: another process did not finish the download within "
-                            f"{self._rules.timeout_s:g} s",
+                            f"{url}: another process did not finish the download within {self._rules.timeout_s:g} s",
                             "the video took too long to fetch",
                         ) from None
                     time.sleep(_POLL_S)
@@ -264,8 +256,7 @@ def check_url(url: str, rules: DownloadRules) -> None:
         raise _not_allowed(f"{url}: the URL has no host")
     if rules.hosts and host not in rules.hosts:
         raise _not_allowed(
-            f"{url}: host {host} is not allowed; it must be one of {', '.join(rules.hosts)} "
-            "(clips.allowed_hosts)"
+            f"{url}: host {host} is not allowed; it must be one of {', '.join(rules.hosts)} (clips.allowed_hosts)"
         )
     literal = parts.scheme in HTTP_SCHEMES and is_ip_literal(host)
     if literal and host not in rules.private_hosts and not is_public_literal(host):

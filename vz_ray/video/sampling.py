@@ -35,9 +35,7 @@ def overview_times(request: OverviewRequest, info: VideoInfo) -> list[float]:
             f"max_frames must be at least 1, got {request.max_frames}", "no frames asked for"
         )
     if request.spread not in _SPREADS:
-        raise InvalidFrameRequestError(
-            f"spread must be one of {_SPREADS}, got {request.spread!r}", "unknown spread"
-        )
+        raise InvalidFrameRequestError(f"spread must be one of {_SPREADS}, got {request.spread!r}", "unknown spread")
     if request.spread == "endpoints":
         return _overview_by_index(request, info)
     num_frames = info.duration_s * request.fps - _ROUNDING_TOLERANCE
@@ -59,13 +57,9 @@ def zoom_times(request: ZoomRequest, info: VideoInfo) -> list[float]:
         )
     _check_positive(fps, "fps")
     if end < start:
-        raise InvalidFrameRequestError(
-            f"segment [{start}, {end}] ends before it starts", "the segment is reversed"
-        )
+        raise InvalidFrameRequestError(f"segment [{start}, {end}] ends before it starts", "the segment is reversed")
     if start < 0:
-        raise InvalidFrameRequestError(
-            f"segment [{start}, {end}] starts before 0", "the segment starts before 0"
-        )
+        raise InvalidFrameRequestError(f"segment [{start}, {end}] starts before 0", "the segment starts before 0")
     if request.num_frames < 1:
         raise InvalidFrameRequestError(
             f"segment [{start}, {end}] at {fps} fps contains no frame; make it longer or raise fps",

@@ -101,8 +101,7 @@ def _json_lines(path: Path, text: str) -> list[Subtitle]:
         except (KeyError, TypeError, ValueError) as error:
             raise _error(
                 path,
-                f"line {index}: expected start, end and line, or timestamp and text ({error!r}), got "
-                f"{str(row)[:80]}",
+                f"line {index}: expected start, end and line, or timestamp and text ({error!r}), got {str(row)[:80]}",
             ) from error
     return lines
 

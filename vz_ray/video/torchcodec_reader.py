@@ -68,9 +68,7 @@ class TorchcodecReader(VideoReader):
         self._own_decoded += len(pts)
         for frame_pts, decoded_s in zip(pts, batch.pts_seconds.tolist(), strict=True):
             if abs(decoded_s - frame_pts * tick_s) > tick_s / 2:
-                raise self._error(
-                    f"it returns a frame at {decoded_s:.4f} s instead of {frame_pts * tick_s:.4f} s"
-                )
+                raise self._error(f"it returns a frame at {decoded_s:.4f} s instead of {frame_pts * tick_s:.4f} s")
         images = batch.data.numpy()
         if images.shape[1:] != (height, width, 3):
             raise self._error(f"it returns frames of {images.shape[2]} x {images.shape[1]}")

@@ -206,9 +206,7 @@ def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[
 def _select_stream(uri: str, container: InputContainer, limits: VideoLimits) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        raise NotAVideoError(
-            f"{uri}: has no video stream, only {_stream_types(container)}", "the file has no video"
-        )
+        raise NotAVideoError(f"{uri}: has no video stream, only {_stream_types(container)}", "the file has no video")
     if container.metadata.get("major_brand", "").strip() in _IMAGE_BRANDS:
         raise NotAVideoError(f"{uri}: a still image, not a video", "the file is an image, not a video")
     codec = stream.codec_context.codec.canonical_name if stream.codec_context else "an unknown codec"
@@ -240,8 +238,7 @@ def check_pixels(uri: str, pixels: int, limits: VideoLimits) -> None:
     """Raise `VideoLimitExceededError` if coded frames are too large."""
     if pixels > limits.max_pixels:
         raise VideoLimitExceededError(
-            f"{uri}: frames have {pixels} pixels, above the limit of {limits.max_pixels}; "
-            "scale the video down",
+            f"{uri}: frames have {pixels} pixels, above the limit of {limits.max_pixels}; scale the video down",
             "the video's resolution is too high",
         )
 
@@ -250,8 +247,7 @@ def check_duration(uri: str, seconds: float, limits: VideoLimits) -> None:
     """Raise `VideoLimitExceededError` if the video is too long."""
     if seconds > limits.max_duration_s:
         raise VideoLimitExceededError(
-            f"{uri}: duration {seconds:.0f} s exceeds the limit of {limits.max_duration_s:g} s; "
-            "cut the video",
+            f"{uri}: duration {seconds:.0f} s exceeds the limit of {limits.max_duration_s:g} s; cut the video",
             "the video is too long",
         )
 

@@ -161,9 +161,7 @@ class VideoReader:
         if len(parts) == 1:
             return self._decode_part(parts[0], width, height)
         while len(self._helpers) < len(parts) - 1:
-            self._helpers.append(
-                VideoReader(self._uri, path=self._path, limits=self._limits, metadata=self.metadata)
-            )
+            self._helpers.append(VideoReader(self._uri, path=self._path, limits=self._limits, metadata=self.metadata))
         with ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="decode") as pool:
             readers = zip(self._helpers, parts[1:], strict=False)
             futures = [pool.submit(reader._decode_part, part, width, height) for reader, part in readers]
@@ -204,8 +202,7 @@ class VideoReader:
         limit = self._limits.max_request_frames
         if len(ordered) > limit:
             raise VideoLimitExceededError(
-                f"{self._uri}: request for {len(ordered)} frames exceeds the limit of {limit}; "
-                "request fewer frames",
+                f"{self._uri}: request for {len(ordered)} frames exceeds the limit of {limit}; request fewer frames",
                 f"at most {limit} frames can be fetched at once",
             )
         return ordered

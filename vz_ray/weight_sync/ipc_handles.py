@@ -34,15 +34,11 @@ class IpcHandles:
         from torch.multiprocessing.reductions import reduce_tensor
 
         specs = source.specs()
-        self._exported = [
-            tensor.contiguous() for bucket in source.buckets(_BUCKET_BYTES) for tensor in bucket.values()
-        ]
+        self._exported = [tensor.contiguous() for bucket in source.buckets(_BUCKET_BYTES) for tensor in bucket.values()]
         handles = []
         for tensor in self._exported:
             _, rebuild_args = reduce_tensor(tensor)
-            handles.append(
-                [tensor.storage_offset(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]]
-            )
+            handles.append([tensor.storage_offset(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]])
         torch.cuda.synchronize()
         info = {
             "gpu": gpu_uuid(torch.cuda.current_device()),

@@ -56,9 +56,7 @@ def build_parity_probe(tokenizer: Any, *, num_tokens: int = 8, seed: int = 0) ->
         tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end")
     )
     plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    images = tuple(
-        rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in PROBE_IMAGE_SIZES
-    )
+    images = tuple(rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in PROBE_IMAGE_SIZES)
     compact: list[int] = []
     expanded: list[int] = []
     for image in images:

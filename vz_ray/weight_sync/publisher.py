@@ -166,9 +166,7 @@ class WeightPublisher:
         )
         return self.current
 
-    async def publish(
-        self, version: int, transport: WeightTransport, engines: Sequence[EngineClient]
-    ) -> PublishReport:
+    async def publish(self, version: int, transport: WeightTransport, engines: Sequence[EngineClient]) -> PublishReport:
         """Prepare `version` and deliver it to all `engines`.
 
         Raises:
@@ -210,26 +208,18 @@ class WeightPublisher:
         """
         active = ActiveEngines(list(engines), self._timeout_s)
         label = f"weight version {update.version}"
-        copy = await self._pull_copy(
-            transport, update, joining or any(engine.pulls_weights for engine in engines)
-        )
-        pulling = {
-            engine.name for engine in engines if copy is not None and (joining or engine.pulls_weights)
-        }
+        copy = await self._pull_copy(transport, update, joining or any(engine.pulls_weights for engine in engines))
+        pulling = {engine.name for engine in engines if copy is not None and (joining or engine.pulls_weights)}
         pushed = [] if update.is_pull else [engine for engine in engines if engine.name not in pulling]
         if transport is not None:
             await self._connect(transport, pushed, label)
         pause_s = await active.run_step(f"pausing for {label}", lambda engine: engine.pause())
-        push = PushTransfer(
-            transport if pushed else None, {engine.name for engine in pushed}, self._timeout_s
-        )
+        push = PushTransfer(transport if pushed else None, {engine.name for engine in pushed}, self._timeout_s)
         send_error, receive_s = await asyncio.gather(
             push.send(update),
             active.run_step(
                 f"receiving {label}",
-                lambda engine: push.receive(
-                    engine, copy if copy is not None and engine.name in pulling else update
-                ),
+                lambda engine: push.receive(engine, copy if copy is not None and engine.name in pulling else update),
             ),
         )
         if send_error:
@@ -239,9 +229,7 @@ class WeightPublisher:
                 raise WeightIntegrityError(reason) from send_error
         await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
         diffs: dict[str, float] = {}
-        probe_s = await active.run_step(
-            f"probing {label}", lambda engine: self._check_parity(engine, update, diffs)
-        )
+        probe_s = await active.run_step(f"probing {label}", lambda engine: self._check_parity(engine, update, diffs))
         await active.run_step(f"resuming after {label}", lambda engine: engine.resume())
         return PublishReport(
             version=update.version,
@@ -252,9 +240,7 @@ class WeightPublisher:
             pause_s=pause_s,
             receive_s=receive_s,
             probe_s=probe_s,
-            max_probe_diff=max(
-                (diffs[engine.name] for engine in active.engines if engine.name in diffs), default=None
-            ),
+            max_probe_diff=max((diffs[engine.name] for engine in active.engines if engine.name in diffs), default=None),
             updated=tuple(engine.name for engine in active.engines),
             failed=active.failed,
         )
@@ -262,9 +248,7 @@ class WeightPublisher:
     async def _connect(self, transport: WeightTransport, engines: Sequence[EngineClient], label: str) -> None:
         operation = f"connecting {', '.join(engine.name for engine in engines)} for {label}"
         try:
-            await with_timeout(
-                transport.connect(engines), 2 * self._timeout_s, target="learner", operation=operation
-            )
+            await with_timeout(transport.connect(engines), 2 * self._timeout_s, target="learner", operation=operation)
         except Exception as error:
             raise WeightIntegrityError(f"{operation}: {type(error).__name__}: {error}") from error
 
@@ -280,15 +264,11 @@ class WeightPublisher:
             operation=f"copying weight version {update.version}",
         )
 
-    async def _check_parity(
-        self, engine: EngineClient, update: WeightUpdate, diffs: dict[str, float]
-    ) -> None:
+    async def _check_parity(self, engine: EngineClient, update: WeightUpdate, diffs: dict[str, float]) -> None:
         if self._probe is None or update.expected_logprobs is None or update.version % self._probe_every:
             return
         # Twice: the first pass scores with empty caches, the second with the caches that it filled.
         for _ in range(2):
             actual = await engine.score_probe(self._probe)
-            diff = check_parity(
-                engine.name, update.version, update.expected_logprobs, actual, self._tolerance
-            )
+            diff = check_parity(engine.name, update.version, update.expected_logprobs, actual, self._tolerance)
             diffs[engine.name] = max(diff, diffs.get(engine.name, 0.0))

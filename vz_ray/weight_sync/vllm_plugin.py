@@ -49,8 +49,7 @@ def load_version(reload: WeightReload | None, update: ShmUpdateInfo) -> None:
     manifest = read_manifest(update.directory)
     if manifest.version.checksum != update.checksum:
         raise RuntimeError(
-            f"{update.directory} holds checksum {manifest.version.checksum[:12]}, "
-            f"announced as {update.checksum[:12]}"
+            f"{update.directory} holds checksum {manifest.version.checksum[:12]}, announced as {update.checksum[:12]}"
         )
     reload.load(read_tensors(update.directory, manifest))
 

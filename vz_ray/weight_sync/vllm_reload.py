@@ -60,9 +60,7 @@ class WeightReload:
             WeightIntegrityError: A parameter received no new values.
         """
         if missing := list(self._missing()):
-            raise WeightIntegrityError(
-                f"no new weights for {len(missing)} layers, among them {', '.join(missing[:3])}"
-            )
+            raise WeightIntegrityError(f"no new weights for {len(missing)} layers, among them {', '.join(missing[:3])}")
         finalize_layerwise_reload(self._model, self._config)
         self._refresh_tied_heads()
 
@@ -72,9 +70,7 @@ class WeightReload:
             info = get_layerwise_info(layer)
             if not info.can_load() or is_deferred_attention_layer(layer):
                 continue  # complete layers have already been processed and reset
-            expected = sum(
-                parameter.numel() for parameter in layer._parameters.values() if parameter is not None
-            )
+            expected = sum(parameter.numel() for parameter in layer._parameters.values() if parameter is not None)
             if not expected or self._is_tied(layer):
                 continue
             # Embeddings are padded for alignment, and the padding is not loaded.

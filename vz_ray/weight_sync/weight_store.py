@@ -146,9 +146,7 @@ def _write_bucket(file: Path, index: int, bucket: dict[str, torch.Tensor]) -> li
             offset = out.tell()
             contiguous = tensor.detach().cpu().contiguous()
             out.write(tensor_bytes(contiguous))
-            spec = TensorSpec(
-                name, dtype_name(contiguous.dtype), tuple(contiguous.shape), tensor_digest(contiguous)
-            )
+            spec = TensorSpec(name, dtype_name(contiguous.dtype), tuple(contiguous.shape), tensor_digest(contiguous))
             locations.append(TensorLocation(spec, index, offset))
     return locations
 

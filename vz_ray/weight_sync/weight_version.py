@@ -100,9 +100,7 @@ class WeightManifest:
         names = [location.spec.name for location in self.tensors]
         if len(set(names)) < len(names):
             duplicates = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(
-                f"weight version {self.number} has {duplicates[0]} (and {len(duplicates) - 1} more) twice"
-            )
+            raise ValueError(f"weight version {self.number} has {duplicates[0]} (and {len(duplicates) - 1} more) twice")
 
     @property
     def version(self) -> WeightVersion:

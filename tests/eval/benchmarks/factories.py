@@ -141,9 +141,7 @@ def score_answers(
     return score_results(benchmark, results, judge)
 
 
-def metric_values(
-    benchmark: Benchmark, scored: Sequence[ScoredResult]
-) -> dict[str, tuple[float | None, int]]:
+def metric_values(benchmark: Benchmark, scored: Sequence[ScoredResult]) -> dict[str, tuple[float | None, int]]:
     """Return value and count of each strict metric, by `table/name` or `name`."""
     return values_by_name(benchmark.compute_metrics(select_scores(scored, lambda result: result.strict)))
 

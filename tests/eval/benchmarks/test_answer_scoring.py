@@ -126,9 +126,7 @@ def test_macro_average_weights_labels_equally() -> None:
         ("two", 0.75, 4),
     ]
     assert (
-        macro_average(
-            [mean_metric([1.0], "a"), mean_metric([0.0, 0.0, 0.0], "b"), mean_metric([], "c")], "M"
-        ).value
+        macro_average([mean_metric([1.0], "a"), mean_metric([0.0, 0.0, 0.0], "b"), mean_metric([], "c")], "M").value
         == 0.5
     )
     assert macro_average([], "M").value is None

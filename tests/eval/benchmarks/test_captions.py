@@ -114,8 +114,7 @@ def write_compass(root: Path, *aspects: str) -> Path:
     """Write the question files of one video, with two questions per aspect."""
     choices = [{"question": CHOICES[0], "answer": "A. dunk"}, {"question": CHOICES[1], "answer": "B. dunk"}]
     captions = [
-        {"question": f"One of these is so; write a caption.\nInformation {i}", "answer": "B. dunk"}
-        for i in range(2)
+        {"question": f"One of these is so; write a caption.\nInformation {i}", "answer": "B. dunk"} for i in range(2)
     ]
     write_json(root / "questions" / "multi-choice.json", {"103": {"action": choices, "order": choices}})
     write_json(root / "questions" / "captioning.json", {"103": dict.fromkeys(aspects, captions)})

@@ -93,19 +93,13 @@ def mmmu_folder(tmp_path: Path) -> Path:
 
 
 def test_videommmu_tracks_options_and_open_answers(mmmu_folder: Path) -> None:
-    source = BenchmarkFiles(
-        mmmu_folder / "annotations", mmmu_folder / "videos", image_dir=mmmu_folder / "pictures"
-    )
+    source = BenchmarkFiles(mmmu_folder / "annotations", mmmu_folder / "videos", image_dir=mmmu_folder / "pictures")
     benchmark = load_benchmark("videommmu", source)
-    assert [task.kind for task in benchmark.tasks] == ["Perception"] + ["Comprehension"] * 2 + [
-        "Adaptation"
-    ] * 2
+    assert [task.kind for task in benchmark.tasks] == ["Perception"] + ["Comprehension"] * 2 + ["Adaptation"] * 2
     assert benchmark.tasks[0].question == "Which?\nA. one\nB. two"
     assert benchmark.tasks[0].video.endswith("videos/Art/dev_Art_Theory_1.mp4")
     assert benchmark.tasks[1].question.endswith("\nJ. choice 9")
-    metrics = metric_values(
-        benchmark, score_answers(benchmark, ["two", "J", "(A)", "choice 9", "about 1250"])
-    )
+    metrics = metric_values(benchmark, score_answers(benchmark, ["two", "J", "(A)", "choice 9", "about 1250"]))
     assert metrics["overall"] == (0.8, 5)
     assert metrics["track/Comprehension"] == (0.5, 2)
     assert metrics["track/Adaptation"] == (1.0, 2)
@@ -113,9 +107,7 @@ def test_videommmu_tracks_options_and_open_answers(mmmu_folder: Path) -> None:
 
 
 async def test_question_image_becomes_one_frame_video(mmmu_folder: Path) -> None:
-    source = BenchmarkFiles(
-        mmmu_folder / "annotations", mmmu_folder / "videos", image_dir=mmmu_folder / "pictures"
-    )
+    source = BenchmarkFiles(mmmu_folder / "annotations", mmmu_folder / "videos", image_dir=mmmu_folder / "pictures")
     task, same_task = (
         load_benchmark("videommmu", source).tasks[3],
         load_benchmark("videommmu", source).tasks[3],
@@ -154,9 +146,7 @@ async def test_question_image_becomes_one_frame_video(mmmu_folder: Path) -> None
 def test_malformed_videommmu_record_raises(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     write_parquet(tmp_path / "Adaptation" / "a.parquet", [row])
     with pytest.raises(UserError, match=message):
-        load_benchmark(
-            "videommmu", BenchmarkFiles(tmp_path / "Adaptation", tmp_path, image_dir=tmp_path / "pictures")
-        )
+        load_benchmark("videommmu", BenchmarkFiles(tmp_path / "Adaptation", tmp_path, image_dir=tmp_path / "pictures"))
 
 
 def test_missing_tracks_are_noted_and_unknown_track_raises(tmp_path: Path) -> None:

@@ -86,10 +86,7 @@ def test_layout_with_letters(tmp_path: Path) -> None:
     write_parquet(tmp_path / "mlvu.parquet", rows)
     file = write_json(tmp_path / "mlvu.json", rows)
     benchmark = load_benchmark("mlvu_dev", BenchmarkFiles(file, tmp_path))
-    assert (
-        load_benchmark("mlvu_dev", BenchmarkFiles(tmp_path / "mlvu.parquet", tmp_path)).tasks
-        == benchmark.tasks
-    )
+    assert load_benchmark("mlvu_dev", BenchmarkFiles(tmp_path / "mlvu.parquet", tmp_path)).tasks == benchmark.tasks
     assert len(load_benchmark("mlvu_test", BenchmarkFiles(file, tmp_path)).tasks) == 2
     first, second = benchmark.tasks
     assert (first.task_id, first.kind, first.answer) == ("needle/Q7", "needle", "B")

@@ -119,9 +119,7 @@ def test_captions_without_embedding_model_are_unscored(tmp_path: Path) -> None:
     assert scored[0].strict.status is AnswerStatus.UNJUDGED
     assert metric_values(benchmark, scored)["cosine"] == (None, 0)
     with pytest.raises(UserError, match=r"no sentence-embedding model at .*config\.json is missing"):
-        load_benchmark(
-            "temporalbench_caption", BenchmarkFiles(tmp_path, tmp_path, embedding_model_dir=tmp_path)
-        )
+        load_benchmark("temporalbench_caption", BenchmarkFiles(tmp_path, tmp_path, embedding_model_dir=tmp_path))
 
 
 def sentence_model(folder: Path) -> Path:
@@ -258,9 +256,7 @@ COMPASS: dict[str, list[dict[str, str]]] = {
 
 def write_compass(folder: Path, **changes: Any) -> Path:
     for name, questions in {**COMPASS, **changes}.items():
-        write_json(
-            folder / "questions" / f"{name}.json", {"1034": {"action": questions[:1], "order": questions[1:]}}
-        )
+        write_json(folder / "questions" / f"{name}.json", {"1034": {"action": questions[:1], "order": questions[1:]}})
     return folder / "questions"
 
 

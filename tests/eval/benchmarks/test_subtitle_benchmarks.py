@@ -81,9 +81,7 @@ def test_invalid_subtitles_raise_when_loading(tmp_path: Path, name: str, content
     write_json(tmp_path / "lvb_val.json", [lvb()])
     write_json(tmp_path / "subtitles" / name, content)
     with pytest.raises(UserError, match=message):
-        load_benchmark(
-            "longvideobench", BenchmarkFiles(tmp_path, tmp_path, subtitle_dir=tmp_path / "subtitles")
-        )
+        load_benchmark("longvideobench", BenchmarkFiles(tmp_path, tmp_path, subtitle_dir=tmp_path / "subtitles"))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +103,7 @@ def test_malformed_longvideobench_field_raises(tmp_path: Path, change: dict[str,
 def test_other_longvideobench_versions_are_recognized(tmp_path: Path) -> None:
     test_set = {key: value for key, value in lvb().items() if key != "correct_choice"}
     with pytest.raises(UserError, match=r"it is lvb_test_wo_gt\.json"):
-        load_benchmark(
-            "longvideobench", BenchmarkFiles(write_json(tmp_path / "a.json", [test_set]), tmp_path)
-        )
+        load_benchmark("longvideobench", BenchmarkFiles(write_json(tmp_path / "a.json", [test_set]), tmp_path))
     toolkit = {key: value for key, value in lvb().items() if key != "candidates"} | {"option0": "a hat"}
     with pytest.raises(UserError, match="it is the layout of an evaluation toolkit"):
         load_benchmark("longvideobench", BenchmarkFiles(write_json(tmp_path / "b.json", [toolkit]), tmp_path))
@@ -146,9 +142,7 @@ def test_videomme_videos_without_subtitles_are_noted(mme_folder: Path) -> None:
     folder = touch(mme_folder / "subtitle")
     folder.mkdir()
     (folder / "x.srt").write_text(SRT)
-    benchmark = load_benchmark(
-        "videomme", BenchmarkFiles(mme_folder, mme_folder / "data", subtitle_dir=folder)
-    )
+    benchmark = load_benchmark("videomme", BenchmarkFiles(mme_folder, mme_folder / "data", subtitle_dir=folder))
     assert [task.subtitles is not None for task in benchmark.tasks] == [False, True, False, False]
     assert benchmark.notes == ("1 videos have no subtitles",)
 

@@ -70,9 +70,7 @@ class TurnWriter:
         middle = len(ids) // 2
         spans = (VersionSpan(0, middle, version), VersionSpan(middle, len(ids), version + 1))
         action = SampledAction(tuple(ids), logprobs, spans, SamplingParams(seed=version), "end")
-        return Turn(
-            action, text, zoom, observation, (self.rng.uniform(0.2, 1.4), self.rng.uniform(0.01, 0.2))
-        )
+        return Turn(action, text, zoom, observation, (self.rng.uniform(0.2, 1.4), self.rng.uniform(0.01, 0.2)))
 
 
 class EpisodeMaker:
@@ -104,11 +102,7 @@ class EpisodeMaker:
         near = (max(0.0, round(start - 1)), min(SECONDS, round(end + 3)), 4.0)
         away = ((round(start) + 30) % 56, (round(start) + 30) % 56 + 6, 2.0)
         wide = (max(0.0, round(start - 8)), min(SECONDS, round(end + 8)), 1.0)
-        return (
-            [[near], [wide, near], [away, wide, near]][sample % 3]
-            if correct
-            else [[away], [], [wide]][sample % 3]
-        )
+        return [[near], [wide, near], [away, wide, near]][sample % 3] if correct else [[away], [], [wide]][sample % 3]
 
     def make_episode(self, task: Task, step: int, sample: int, correct: bool) -> EpisodeRecord:
         version = 2 * step + 1
@@ -137,8 +131,7 @@ def with_advantages(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
     mean = sum(rewards) / len(rewards)
     spread = (sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5 or 1.0
     return [
-        replace(record, advantage=(reward - mean) / spread)
-        for record, reward in zip(records, rewards, strict=True)
+        replace(record, advantage=(reward - mean) / spread) for record, reward in zip(records, rewards, strict=True)
     ]
 
 
@@ -205,15 +198,12 @@ def light_record(number: int, light: LightEpisode = LightEpisode()) -> EpisodeRe
     task = number // light.samples % (light.groups * 12)
     video_fields = ("blake3:" + "0" * 64, f"/videos/{task}.mp4", 0)
     refs = tuple(
-        FrameRef(*video_fields, k * 4.0, 28, 28, "bicubic", "av", f"{number:064x}")
-        for k in range(light.frames)
+        FrameRef(*video_fields, k * 4.0, 28, 28, "bicubic", "av", f"{number:064x}") for k in range(light.frames)
     )
     prompt = TokenContext((5, 6, *[7] * len(refs), 8), ((1, 2, 2),) * len(refs), refs, pad_id=7)
     half = refs[: len(refs) // 2]
     zooms = rng.choice((0, 1, 1, 2))
-    turns = [
-        _light_turn(rng, step, ZoomRequest(8.0 * k, 8.0 * k + 4, 2), half, light.tokens) for k in range(zooms)
-    ]
+    turns = [_light_turn(rng, step, ZoomRequest(8.0 * k, 8.0 * k + 4, 2), half, light.tokens) for k in range(zooms)]
     turns.append(_light_turn(rng, step, None, (), light.tokens))
     correct = rng.random() < 0.5
     trajectory = Trajectory(
@@ -223,9 +213,7 @@ def light_record(number: int, light: LightEpisode = LightEpisode()) -> EpisodeRe
     )  # fmt: skip
     question = f"Which symbol flashes while border {task} is shown?\nA. star\nB. ring"
     kind = ("identify", "count", "decoy")[task % 3]
-    light_task = Task(
-        f"t{task}", f"/videos/{task}.mp4", question, "A", kind=kind, evidence_spans=((9.0, 10.0),)
-    )
+    light_task = Task(f"t{task}", f"/videos/{task}.mp4", question, "A", kind=kind, evidence_spans=((9.0, 10.0),))
     return EpisodeRecord(light_task, trajectory, "train", step, rng.gauss(0, 1))
 
 
@@ -233,22 +221,16 @@ def light_line(number: int, light: LightEpisode = LightEpisode()) -> str:
     return to_json_line(record_to_dict(light_record(number, light)))
 
 
-def _light_turn(
-    rng: random.Random, step: int, zoom: ZoomRequest | None, refs: Sequence[FrameRef], count: int
-) -> Turn:
+def _light_turn(rng: random.Random, step: int, zoom: ZoomRequest | None, refs: Sequence[FrameRef], count: int) -> Turn:
     action = SampledAction(
         tuple(rng.randrange(10, 900) for _ in range(count)), tuple(-rng.random() for _ in range(count)),
         (VersionSpan(0, count, step),), SamplingParams(), "end",
     )  # fmt: skip
-    observation = (
-        TokenContext((7,) * len(refs), ((1, 2, 2),) * len(refs), tuple(refs), pad_id=7) if zoom else None
-    )
+    observation = TokenContext((7,) * len(refs), ((1, 2, 2),) * len(refs), tuple(refs), pad_id=7) if zoom else None
     return Turn(action, "<think>look</think>", zoom, observation, (0.5, 0.01))
 
 
-def write_light_run(
-    run: Path, episodes: int, light: LightEpisode = LightEpisode(), per_file: int = 1000
-) -> Path:
+def write_light_run(run: Path, episodes: int, light: LightEpisode = LightEpisode(), per_file: int = 1000) -> Path:
     """Create a run of many light episodes: 2,000 distinct ones, repeated with other steps."""
     (run / "episodes").mkdir(parents=True)
     base = [json.loads(light_line(number, light)) for number in range(min(episodes, 2000))]

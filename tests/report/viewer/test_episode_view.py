@@ -93,9 +93,7 @@ def test_tokenizer_of_the_model_or_export_is_found(tmp_path: Path) -> None:
     assert find_tokenizer(str(MODEL), tmp_path / "elsewhere") is not None
 
 
-def test_tokenizer_is_found_in_the_hugging_face_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokenizer_is_found_in_the_hugging_face_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "hub" / "models--Org--Model" / "snapshots" / "abc"
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text("no tokenizer")

@@ -72,8 +72,7 @@ def test_invalid_line_is_skipped_and_reported(small: Path, open_run: Open) -> No
             {
                 "file": "episodes/000000.jsonl",
                 "line": 11,
-                "why": "not JSON (Expecting property name enclosed in double quotes: "
-                "line 1 column 2 (char 1))",
+                "why": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
             }
         ],
     }
@@ -281,9 +280,7 @@ def test_chart_of_many_steps_has_bounded_points(large: ViewerSession) -> None:
     assert sum(one["count"] for one in answer["outcomes"]) == MANY
 
 
-def test_indexing_holds_one_batch_in_memory(
-    tmp_path: Path, open_run: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_indexing_holds_one_batch_in_memory(tmp_path: Path, open_run: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_follower, "BATCH_BYTES", 2**18)
     run = write_light_run(tmp_path / "batches", 4000, SMALL, per_file=4000)
     tracemalloc.start()

@@ -241,9 +241,7 @@ def test_click_on_a_frame_seeks_the_player(opened: Any, address: str) -> None:
     until(page, "document.querySelector('video').readyState >= 2")
     frame = page.locator(".asked .strip button").nth(5)
     frame.click()
-    seconds = page.request.get(address + "api/episode/" + page.url.rpartition("/")[2]).json()["overview"][
-        "times"
-    ]
+    seconds = page.request.get(address + "api/episode/" + page.url.rpartition("/")[2]).json()["overview"]["times"]
     until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds[5]}) < 1e-3")
     until(page, "!document.querySelector('video').seeking")
     assert page.locator(".asked .strip li.at").count() == 1
@@ -324,9 +322,7 @@ def test_group_timeline_opens_samples(opened: Any, address: str) -> None:
     page.wait_for_selector(".samples .sample")
     assert page.locator(".samples .sample").count() == 4
     assert page.locator(".sample.here").count() == 1
-    edges = page.evaluate(
-        "[...document.querySelectorAll('.tl-track')].map(e => e.getBoundingClientRect().left)"
-    )
+    edges = page.evaluate("[...document.querySelectorAll('.tl-track')].map(e => e.getBoundingClientRect().left)")
     assert len(set(edges)) == 1
     page.locator(".sample.here .tl-zoom").first.click()
     page.wait_for_selector("article.episode")

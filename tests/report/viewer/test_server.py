@@ -156,9 +156,7 @@ def named(run: Path, video: str) -> Path:
 @pytest.mark.parametrize(
     "video", ["/etc/passwd", "secret.txt", "concat.mp4", "/dev/zero", "/", "http://127.0.0.1/v.mp4"]
 )
-def test_only_videos_are_served(
-    tmp_path: Path, open_run: Open, video: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_videos_are_served(tmp_path: Path, open_run: Open, video: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("secret.txt").write_text("a secret")
     Path("concat.mp4").write_text("ffconcat version 1.0\nfile /etc/passwd\n")
@@ -191,9 +189,7 @@ def test_frames_match_the_episode(client: TestClient) -> None:
         assert len(strip["frames"]) == frames["count"]
         assert all(frame.startswith("data:image/") for frame in strip["frames"])
     last = len(view["turns"])
-    assert client.get(f"/api/episode/1/frames/{last}").json() == {
-        "error": f"episode 1 has no frames after turn {last}"
-    }
+    assert client.get(f"/api/episode/1/frames/{last}").json() == {"error": f"episode 1 has no frames after turn {last}"}
     assert client.get("/api/episode/1/frames/-1").status_code == 404
     assert client.get("/api/episode/1/frames/99").status_code == 404
 
@@ -260,9 +256,7 @@ def test_episode_with_infinite_logprob_is_listed(tmp_path: Path, open_run: Open)
 def test_missing_and_invalid_runs_raise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run directory at .*: check the name"):
         ViewerSession(tmp_path / "nothing")
-    with pytest.raises(
-        UserError, match=r"is not a run directory: config\.yaml, episodes/ and eval/ are missing"
-    ):
+    with pytest.raises(UserError, match=r"is not a run directory: config\.yaml, episodes/ and eval/ are missing"):
         ViewerSession(tmp_path)
 
 
@@ -289,9 +283,7 @@ def test_invalid_config_only_hides_token_texts(tmp_path: Path, open_run: Open) -
 def command(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     words = [sys.executable, "-m", "vz_ray.cli", "view", str(run), "--port", "0"]
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin"}
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     yield process
     process.kill()
     process.communicate()

@@ -52,9 +52,7 @@ TaskLabel = Callable[[Task], str | Sequence[str]]
 """Returns the label of a task, or its labels if it has several."""
 
 
-def mean_metric(
-    values: Iterable[float], name: str, table: str = "", scale: float = PERCENT
-) -> BenchmarkMetric:
+def mean_metric(values: Iterable[float], name: str, table: str = "", scale: float = PERCENT) -> BenchmarkMetric:
     """Return the mean of `values` as a metric."""
     items = list(values)
     return BenchmarkMetric(name, sum(items) / len(items) if items else None, len(items), table, scale)
@@ -65,9 +63,7 @@ def accuracy_metric(scores: Sequence[TaskScore], name: str = "accuracy", table: 
     return mean_metric((score.score for score in scores), name, table)
 
 
-def group_by(
-    scores: Iterable[TaskScore], label: TaskLabel, order: Sequence[str] = ()
-) -> dict[str, list[TaskScore]]:
+def group_by(scores: Iterable[TaskScore], label: TaskLabel, order: Sequence[str] = ()) -> dict[str, list[TaskScore]]:
     """Group scores by label: labels in `order` first, others sorted by name.
 
     A task with several labels is in the group of each label.
@@ -95,9 +91,7 @@ def macro_average(metrics: Sequence[BenchmarkMetric], name: str) -> BenchmarkMet
     return BenchmarkMetric(name, value, sum(metric.count for metric in metrics))
 
 
-def judge_metrics(
-    scores: Sequence[TaskScore], table: str, order: Sequence[str] = ()
-) -> list[BenchmarkMetric]:
+def judge_metrics(scores: Sequence[TaskScore], table: str, order: Sequence[str] = ()) -> list[BenchmarkMetric]:
     """Return accuracy and grade of judged answers: macro over kinds, micro average, then by kind."""
     accuracies = accuracy_table(scores, table, kind_label, order)
     grades = [

@@ -38,15 +38,11 @@ class AnnotationSchema:
                 present fields and the likely version of the file.
         """
         if not isinstance(values, Mapping):
-            raise UserError(
-                f"{location}: expected an object with {', '.join(self.fields)}, got {_describe(values)}"
-            )
+            raise UserError(f"{location}: expected an object with {', '.join(self.fields)}, got {_describe(values)}")
         missing = [name for name in self.fields if name not in values]
         if missing:
             versions = [version for name, version in self.other_version_fields.items() if name in values]
-            versions += [
-                self.other_version_omits[name] for name in missing if name in self.other_version_omits
-            ]
+            versions += [self.other_version_omits[name] for name in missing if name in self.other_version_omits]
             versions.append("another version of the file, or damaged")
             present = ", ".join(map(str, values)) or "no fields"
             raise UserError(
@@ -67,9 +63,7 @@ class AnnotationRecord:
         """Return the error for a missing or malformed field."""
         if name not in self.values:
             return UserError(f"{self.location}: field {name!r} is missing; expected {expected}")
-        return UserError(
-            f"{self.location}: field {name!r} is {_describe(self.values[name])}; expected {expected}"
-        )
+        return UserError(f"{self.location}: field {name!r} is {_describe(self.values[name])}; expected {expected}")
 
     def text(self, name: str, *, empty: bool = False) -> str:
         """Return a string field; blank strings raise unless `empty` is set."""
@@ -140,9 +134,7 @@ def find_annotation_file(root: Path, *names: str) -> Path:
     for name in names:
         matches = [root / name] if (root / name).is_file() else sorted(root.rglob(name))
         if len(matches) > 1:
-            raise UserError(
-                f"{root} has several {name}: {', '.join(map(str, matches[:3]))}; set the path of one file"
-            )
+            raise UserError(f"{root} has several {name}: {', '.join(map(str, matches[:3]))}; set the path of one file")
         if matches:
             return matches[0]
     raise UserError(f"{root} has no {' or '.join(names)}")
@@ -180,9 +172,7 @@ def _rows(path: Path) -> Iterator[Any]:
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _tsv_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(
-            f"{path} has the extension {path.suffix!r}; annotations are {', '.join(readers)} files"
-        )
+        raise UserError(f"{path} has the extension {path.suffix!r}; annotations are {', '.join(readers)} files")
     return reader(path)
 
 

@@ -193,9 +193,7 @@ def score_strictly(scorer: AnswerScorer, task: Task, trajectory: Trajectory) -> 
     return scorer(task, trajectory.answer)
 
 
-def score_leniently(
-    scorer: AnswerScorer, strict: AnswerScore, task: Task, trajectory: Trajectory
-) -> AnswerScore:
+def score_leniently(scorer: AnswerScorer, strict: AnswerScore, task: Task, trajectory: Trajectory) -> AnswerScore:
     """Return `strict` if it is parsed, else the score of the first candidate of the last turn that parses."""
     if strict.status not in (AnswerStatus.UNPARSED, AnswerStatus.NO_ANSWER):
         return strict

@@ -109,13 +109,9 @@ def _score_result(benchmark: Benchmark, result: EvalResult, judge: AnswerJudge) 
     return ScoredResult(result, strict, score_leniently(benchmark.score_answer, strict, task, trajectory))
 
 
-def select_scores(
-    results: Sequence[ScoredResult], select: Callable[[ScoredResult], AnswerScore]
-) -> list[TaskScore]:
+def select_scores(results: Sequence[ScoredResult], select: Callable[[ScoredResult], AnswerScore]) -> list[TaskScore]:
     """Return the selected score of each result; failed and unjudged results are excluded."""
     scores = [(result.task, select(result)) for result in results]
     return [
-        TaskScore(task, score.score, score.detail)
-        for task, score in scores
-        if score.status not in EXCLUDED_STATUSES
+        TaskScore(task, score.score, score.detail) for task, score in scores if score.status not in EXCLUDED_STATUSES
     ]

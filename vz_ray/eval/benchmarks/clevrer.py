@@ -54,16 +54,13 @@ ALL = "Several of these may be right, or none. Answer with the letters of all th
 NONE = "none"
 CORRECT_OPTIONS = "correct_options"
 
-_NONE_ANSWERS = frozenset(
-    {"none", "none of them", "none of these", "none of the above", "no option", "nothing"}
-)
+_NONE_ANSWERS = frozenset({"none", "none of them", "none of these", "none of the above", "no option", "nothing"})
 
 
 def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
     """Return the accuracy by question overall, then by question and by option for each type."""
     questions = [
-        accuracy_metric(members, name, "by question")
-        for name, members in group_by(scores, kind_label, TYPES).items()
+        accuracy_metric(members, name, "by question") for name, members in group_by(scores, kind_label, TYPES).items()
     ]
     options = [_per_option(members, name) for name, members in group_by(scores, kind_label, TYPES).items()]
     return [

@@ -84,7 +84,5 @@ def _task(record: AnnotationRecord, videos: VideoFolder, subtitle_dir: Path | No
             "level": record.label("level"),
             "topic_category": record.text("topic_category"),
         },
-        subtitles=SubtitleFile(str(subtitle_dir / subtitle_path), subtitle_offset_s)
-        if subtitle_dir
-        else None,
+        subtitles=SubtitleFile(str(subtitle_dir / subtitle_path), subtitle_offset_s) if subtitle_dir else None,
     )

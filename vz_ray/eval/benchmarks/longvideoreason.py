@@ -54,9 +54,7 @@ def read(files: BenchmarkFiles) -> Benchmark:
     videos = VideoFolder(files.video_dir)
     tasks = tuple(_task(record, videos) for record in records)
     malformed = [task.task_id for task in tasks if not task.extra["options"]]
-    notes = (
-        (f"{len(malformed)} questions have no readable options, first {malformed[0]}",) if malformed else ()
-    )
+    notes = (f"{len(malformed)} questions have no readable options, first {malformed[0]}",) if malformed else ()
     return Benchmark("LongVideoReason", tasks, compute_metrics, num_released=RELEASED, notes=notes)
 
 

@@ -73,8 +73,6 @@ def _list_datasets(file: Path) -> list[Any]:
 
 def _read_dataset(file: Path, index: int, entry: Any) -> list[Task]:
     if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= KEYS:
-        raise UserError(
-            f"{file}, dataset {index}: expected json_path and optional sampling_strategy, got {entry}"
-        )
+        raise UserError(f"{file}, dataset {index}: expected json_path and optional sampling_strategy, got {entry}")
     path = file.parent / str(entry["json_path"])
     return subsample(read_tasks(path), str(entry.get("sampling_strategy", "all")))

@@ -92,9 +92,7 @@ def read(files: BenchmarkFiles) -> Benchmark:
     paths = [root] if root.is_file() else [find_annotation_file(root, f"{name}.json") for name in RELEASED]
     for file in paths:
         if file.stem not in RELEASED:
-            raise UserError(
-                f"{file}: TempCompass's files are {', '.join(f'{name}.json' for name in RELEASED)}"
-            )
+            raise UserError(f"{file}: TempCompass's files are {', '.join(f'{name}.json' for name in RELEASED)}")
         tasks += _tasks(file, videos)
     released = sum(RELEASED[file.stem] for file in paths)
     return Benchmark("TempCompass", tuple(tasks), compute_metrics, score_answer, num_released=released)
@@ -134,9 +132,7 @@ def read_captions(files: BenchmarkFiles) -> Benchmark:
                 caption_questions=(CaptionQuestion(question, letter, AnswerType.MULTIPLE_CHOICE),),
             )
         )
-    return Benchmark(
-        "TempCompass captions", tuple(tasks), compute_caption_metrics, num_released=CAPTIONS_RELEASED
-    )
+    return Benchmark("TempCompass captions", tuple(tasks), compute_caption_metrics, num_released=CAPTIONS_RELEASED)
 
 
 def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
@@ -160,9 +156,7 @@ def _questions(file: Path) -> Iterator[tuple[str, str, int, AnnotationRecord]]:
                 yield video, aspect, index, SCHEMA.check(question, f"{location}, question {index}")
 
 
-def _task(
-    record: AnnotationRecord, kind: str, video: str, aspect: str, index: int, videos: VideoFolder
-) -> Task:
+def _task(record: AnnotationRecord, kind: str, video: str, aspect: str, index: int, videos: VideoFolder) -> Task:
     question = record.text("question")
     answer, extra = _reference(record, kind, question)
     return Task(

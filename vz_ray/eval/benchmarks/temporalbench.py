@@ -49,9 +49,7 @@ def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
     for table, label, order in tables:
         groups = group_by(scores, label, order)
         metrics += [accuracy_metric(members, name, f"{table}, binary") for name, members in groups.items()]
-        metrics += [
-            multiple_binary(members, name, f"{table}, multiple-binary") for name, members in groups.items()
-        ]
+        metrics += [multiple_binary(members, name, f"{table}, multiple-binary") for name, members in groups.items()]
     return metrics
 
 
@@ -72,9 +70,7 @@ def compute_caption_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric
 
 def read(files: BenchmarkFiles) -> Benchmark:
     """Read `temporalbench_short_qa.json` or `temporalbench_long_qa.json`; a folder prefers the short file."""
-    file = find_annotation_file(
-        files.annotations, "temporalbench_short_qa.json", "temporalbench_long_qa.json"
-    )
+    file = find_annotation_file(files.annotations, "temporalbench_short_qa.json", "temporalbench_long_qa.json")
     videos = VideoFolder(files.video_dir)
     tasks = tuple(_task(record, videos) for record in read_annotations(file, SCHEMA))
     return Benchmark(f"TemporalBench {file.stem.removeprefix('temporalbench_')}", tasks, compute_metrics)

@@ -58,18 +58,12 @@ def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
 def read(files: BenchmarkFiles) -> Benchmark:
     """Read the five question files in a folder, or one of the files."""
     root, videos = files.annotations, VideoFolder(files.video_dir)
-    paths = (
-        [root]
-        if root.is_file()
-        else [find_annotation_file(root, f"{name}.jsonl") for name in CAPTION_PROMPTS]
-    )
+    paths = [root] if root.is_file() else [find_annotation_file(root, f"{name}.jsonl") for name in CAPTION_PROMPTS]
     tasks: list[Task] = []
     notes: list[str] = []
     for file in paths:
         if file.stem not in CAPTION_PROMPTS:
-            raise UserError(
-                f"{file}: VDC's files are {', '.join(f'{name}.jsonl' for name in CAPTION_PROMPTS)}"
-            )
+            raise UserError(f"{file}: VDC's files are {', '.join(f'{name}.jsonl' for name in CAPTION_PROMPTS)}")
         questions, file_notes = _read_questions(file)
         tasks += _tasks(file.stem, questions, videos)
         notes += file_notes
@@ -85,8 +79,7 @@ def _read_questions(file: Path) -> tuple[dict[str, tuple[CaptionQuestion, ...]],
         for video in record.values:
             location = f"{record.location}, video {video}"
             pairs = [
-                SCHEMA.check(item, f"{location}, question {index}")
-                for index, item in enumerate(record.items(video))
+                SCHEMA.check(item, f"{location}, question {index}") for index, item in enumerate(record.items(video))
             ]
             questions = [
                 CaptionQuestion(pair.text("question").strip(), pair.text("answer").strip())

@@ -82,9 +82,7 @@ def _files(root: Path) -> list[tuple[str, Path]]:
         raise UserError(f"no parquet file at {root}; VideoMMMU has one for each of {', '.join(TRACKS)}")
     files = []
     for path in paths:
-        tracks = [
-            track for track in TRACKS if track.casefold() in str(path.relative_to(root.parent)).casefold()
-        ]
+        tracks = [track for track in TRACKS if track.casefold() in str(path.relative_to(root.parent)).casefold()]
         if len(tracks) != 1:
             raise UserError(
                 f"{path} names {len(tracks)} tracks ({', '.join(tracks) or '-'}); the path must contain "

@@ -87,9 +87,7 @@ class AccessControl:
             return response
         if self.is_valid_key(_cookie(headers.get("cookie", ""))):
             return None
-        return PlainTextResponse(
-            "403: open the full address that `vz-ray view` printed, including the key", 403
-        )
+        return PlainTextResponse("403: open the full address that `vz-ray view` printed, including the key", 403)
 
     def is_known_host(self, host: str) -> bool:
         """Return whether a request with this host header is for this server."""

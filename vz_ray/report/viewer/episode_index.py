@@ -44,9 +44,7 @@ SORT_COLUMNS = {
 """Sort keys and their SQL expressions; each has an SQL index."""
 
 _SORTED_BY = "".join(
-    f"CREATE INDEX by_{name} ON episodes ({sql}, id);"
-    for name, sql in SORT_COLUMNS.items()
-    if name != "newest"
+    f"CREATE INDEX by_{name} ON episodes ({sql}, id);" for name, sql in SORT_COLUMNS.items() if name != "newest"
 )
 
 _SCHEMA = f"""
@@ -189,9 +187,7 @@ class EpisodeIndex:
                     for position, row in batch.episodes
                 ],
             )
-            db.executemany(
-                "INSERT INTO problems VALUES (?, ?, ?)", [(file, *line) for line in batch.skipped_lines]
-            )
+            db.executemany("INSERT INTO problems VALUES (?, ?, ?)", [(file, *line) for line in batch.skipped_lines])
         return True
 
     def remove_file(self, name: str) -> None:
@@ -215,9 +211,7 @@ class EpisodeIndex:
 
     def _connect(self) -> sqlite3.Connection:
         # `close` runs in the main thread after all other threads stopped using their connections.
-        connection = sqlite3.connect(
-            self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         self._connections.append(connection)
@@ -257,9 +251,7 @@ def _task_id(db: sqlite3.Connection, row: EpisodeRow, task_ids: dict[tuple[str, 
         db.execute("INSERT OR IGNORE INTO videos (uri) VALUES (?)", (row.video,))
         (video,) = db.execute("SELECT id FROM videos WHERE uri = ?", (row.video,)).fetchone()
         values = (row.task, video, row.question, row.truth, row.kind)
-        db.execute(
-            "INSERT OR IGNORE INTO tasks (task, video, question, truth, kind) VALUES (?, ?, ?, ?, ?)", values
-        )
+        db.execute("INSERT OR IGNORE INTO tasks (task, video, question, truth, kind) VALUES (?, ?, ?, ?, ?)", values)
         (task_ids[key],) = db.execute(
             "SELECT id FROM tasks WHERE (task, video, question, truth, kind) = (?, ?, ?, ?, ?)", values
         ).fetchone()

@@ -191,9 +191,7 @@ def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
             "events": task["evidence_spans"],
         },
         "duration": max(timeline_length_s(trajectory, task["evidence_spans"]) for trajectory in trajectories),
-        "ticks": [
-            time for time in _frames(trajectories[0].prompt, task["video"])["times"] if time is not None
-        ],
+        "ticks": [time for time in _frames(trajectories[0].prompt, task["video"])["times"] if time is not None],
         "samples": samples,
     }
 

@@ -83,9 +83,7 @@ class FrameServer:
         refs = [context.frame_refs[k] for k in shown_ref_indices(context)]
         key = tuple((ref.uri, ref.pts_s, ref.digest) for ref in refs)
         if key not in self._strips:
-            decoded, error = await make_thumbnails(
-                refs, self._frames, max_side_px=THUMBNAIL_PX, timeout_s=TIMEOUT_S
-            )
+            decoded, error = await make_thumbnails(refs, self._frames, max_side_px=THUMBNAIL_PX, timeout_s=TIMEOUT_S)
             if error:
                 return {"error": error, "frames": []}
             self._strips[key] = [decoded[ref] for ref in refs]

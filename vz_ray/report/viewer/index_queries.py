@@ -113,9 +113,7 @@ def count_episodes(db: sqlite3.Connection, episode_filter: EpisodeFilter) -> int
     return int(db.execute(f"SELECT count(*) FROM episodes WHERE {condition}", values).fetchone()[0])
 
 
-def neighbours(
-    db: sqlite3.Connection, episode_filter: EpisodeFilter, sort: str, ascending: bool, episode: int
-) -> Json:
+def neighbours(db: sqlite3.Connection, episode_filter: EpisodeFilter, sort: str, ascending: bool, episode: int) -> Json:
     """Return the ids of the previous and next episode in the sorted list; None at the ends."""
     condition, values = episode_filter.sql()
     key = SORT_COLUMNS[sort]

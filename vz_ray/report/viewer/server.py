@@ -135,9 +135,7 @@ def _add_lists(app: FastAPI, session: ViewerSession) -> None:
         return _json(session.page(episode_filter, sort, up, offset, limit))
 
     @app.get("/api/episode/{number}/neighbours")
-    def neighbours(
-        number: int, episode_filter: FilterQuery, sort: SortKey = "newest", up: bool = False
-    ) -> Response:
+    def neighbours(number: int, episode_filter: FilterQuery, sort: SortKey = "newest", up: bool = False) -> Response:
         return _json(session.neighbours(episode_filter, sort, up, _valid_id(number)))
 
 
@@ -184,9 +182,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
     raise UserError(f"cannot listen on {host}, port {port}: {reason}; give another --host or --port")
 
 
-def serve_viewer(
-    run: Path, *, host: str = "127.0.0.1", port: int | None = None, open_page: bool = False
-) -> None:
+def serve_viewer(run: Path, *, host: str = "127.0.0.1", port: int | None = None, open_page: bool = False) -> None:
     """Serve a run until Ctrl-C; print the address.
 
     Args:

@@ -74,15 +74,11 @@ class ViewerSession:
             "lines": index_queries.skipped_lines(self.index.connection),
         }
 
-    def page(
-        self, episode_filter: EpisodeFilter, sort: str, ascending: bool, offset: int, limit: int
-    ) -> Json:
+    def page(self, episode_filter: EpisodeFilter, sort: str, ascending: bool, offset: int, limit: int) -> Json:
         revision = self.index.revision
         return {
             "revision": revision,
-            **index_queries.episode_page(
-                self.index.connection, episode_filter, sort, ascending, offset, limit
-            ),
+            **index_queries.episode_page(self.index.connection, episode_filter, sort, ascending, offset, limit),
         }
 
     def charts(self, episode_filter: EpisodeFilter) -> Json:
@@ -150,9 +146,7 @@ class ViewerSession:
     def _find(self, number: int) -> EpisodeLocation:
         location = index_queries.find_episode(self.index.connection, number)
         if location is None:
-            raise EpisodeNotFound(
-                f"no episode {number}: its log was deleted or replaced; go back to the list"
-            )
+            raise EpisodeNotFound(f"no episode {number}: its log was deleted or replaced; go back to the list")
         return location
 
     def _read_line(self, location: EpisodeLocation) -> Json:
@@ -184,9 +178,7 @@ class ViewerSession:
 
 
 def _matches(row: EpisodeRow, location: EpisodeLocation) -> bool:
-    return all(
-        getattr(row, name) == location.row[name] for name in ("stage", "step", "task", "sample", "answer")
-    )
+    return all(getattr(row, name) == location.row[name] for name in ("stage", "step", "task", "sample", "answer"))
 
 
 def _check_run_dir(run: Path) -> None:
