@@ -44,7 +44,9 @@ def _profile(frame, event, argument):
     if code.co_name == "backward" and name.endswith("deepspeed/runtime/engine.py"):
         _touch(_gradient)
     start = name.rfind(_PACKAGE)
-    if start < 0 or "site-packages" in name or code.co_name.startswith("<module") or not code.co_flags & inspect.CO_NEWLOCALS:
+    if start < 0 or "site-packages" in name or code.co_name.startswith("<module"):
+        return
+    if not code.co_flags & inspect.CO_NEWLOCALS:
         return
     short = name[start + len(_PACKAGE):]
     if code.co_name == "publish" and short.startswith("rollout"):

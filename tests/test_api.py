@@ -54,7 +54,7 @@ def agent(episode: EpisodeConfig) -> Iterator[vz_ray.VideoAgent]:
 
 
 def test_import_loads_no_heavy_package():
-    code = "import sys, vz_ray; print(*{name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'vllm', 'transformers'})"
+    code = "import sys, vz_ray; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not set(done.stdout.split()) & {"ray", "vllm", "transformers"}
 

@@ -185,10 +185,7 @@ class TeacherRunner:
                 operation=operation,
             )
         except (TeacherError, FramesChangedError, StepTimeout) as error:
-            if isinstance(error, TeacherError):
-                reason = f"{_TEACHER_FAILURE}{error.reason}"
-            else:
-                reason = type(error).__name__
+            reason = f"{_TEACHER_FAILURE}{error.reason}" if isinstance(error, TeacherError) else type(error).__name__
             return self._failed_record(job, f"{reason}: {error}", time.monotonic() - start_s)
         trajectory = replace(trajectory, worker=config.model, reward=parts, extra={PREFIX_TURNS: prefix_turns})
         return EpisodeRecord(job.task, trajectory, self.stage)

@@ -107,10 +107,7 @@ def choose_threshold(samples: Sequence[GateSample], frame_cost: float | None = N
     points = [apply_threshold(samples, threshold) for threshold in (ALWAYS_ZOOM, *midpoints, NEVER_ZOOM)]
 
     def objective(point: CalibrationPoint) -> tuple[float, float, float]:
-        if frame_cost is None:
-            value = point.accuracy / point.frames
-        else:
-            value = point.accuracy - frame_cost * point.frames
+        value = point.accuracy / point.frames if frame_cost is None else point.accuracy - frame_cost * point.frames
         return (round(value, 12), point.accuracy, -point.zoom_rate)
 
     return GateCalibration(len(samples), max(points, key=objective), points[0], points[-1])

@@ -61,7 +61,8 @@ def timeline(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> str:
     """Render the timeline of an episode with its evidence spans."""
     length = timeline_length_s(trajectory, spans)
     bands = "".join(
-        f'<b class="event" style="{_box(start, end, length)}" title="evidence {format_clock(start)}–{format_clock(end)}"></b>'
+        f'<b class="event" style="{_box(start, end, length)}" '
+        f'title="evidence {format_clock(start)}–{format_clock(end)}"></b>'
         for start, end in spans
     )
     marks = "".join(

@@ -129,10 +129,7 @@ def score_words(task: Task, text: str) -> AnswerScore:
 
 def score_number(task: Task, text: str) -> AnswerScore:
     """Score a number or formula by value."""
-    if parse_number(task.answer) is None:
-        correct = math_equal(text, task.answer)
-    else:
-        correct = numbers_equal(text, task.answer)
+    correct = math_equal(text, task.answer) if parse_number(task.answer) is None else numbers_equal(text, task.answer)
     if correct is None:
         return UNPARSED_SCORE
     return AnswerScore(AnswerStatus.PARSED, float(correct), text.strip()[:_MAX_ANSWER_CHARS])
