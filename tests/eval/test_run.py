@@ -77,7 +77,7 @@ def test_judged_questions_without_a_judge_raise(tmp_path: Path) -> None:
     row = f"index\tvideo\tdiscipline\tquestion\tanswer\n0\t{video.stem}\tmath\tWhy?\tBecause.\n"
     (tmp_path / "Video_MMLU.tsv").write_text(row)
     config = EvalRunConfig(benchmarks={"video_mmlu": BenchmarkConfig(annotations=str(tmp_path))})
-    with pytest.raises(UserError, match=r"Video-MMLU need a judge.*set reward\.judge\.model"):
+    with pytest.raises(UserError, match=r"Video-MMLU need a judge.*Set reward\.judge\.model"):
         load_benchmarks(config)
 
 
