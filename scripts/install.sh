@@ -72,7 +72,7 @@ add --no-build-isolation --config-settings editable_mode=compat --editable .
 
 # Else each process would compile it anew where the environment forbids to write bytecode, as many images do:
 # half a minute for each engine, learner and decoder.
-say "compiling what every process imports (half a minute)"
+say "compiling the modules that every process imports (half a minute)"
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c \
-    'from vz_ray.jobs.doctor import ENGINES; [exec(code) for code in ENGINES.values()]' >/dev/null
+    'from vz_ray.jobs.doctor import ENGINE_IMPORTS; [exec(code) for code in ENGINE_IMPORTS.values()]' >/dev/null
 touch "$venv/.installed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -149,3 +150,11 @@ def test_installer_rejects_other_platforms(tmp_path):
     result = install(tmp_path)
     assert result.returncode == 1
     assert "for Linux x86_64, this is Darwin arm64" in result.stderr
+
+
+def test_installer_imports_existing_names():
+    script_text = (ROOT / "scripts/install.sh").read_text()
+    imports = re.findall(r"from (vz_ray[\w.]*) import (\w+)", script_text)
+    assert imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
