@@ -52,8 +52,8 @@ def test_command_is_validated_before_upload() -> None:
     assert JobCommand.parse(["eval", "conf/eval/needle.yaml", "model=m"]).command == "eval"
     with pytest.raises(UserError, match="'serve' cannot run as a job; use one of train, sft, eval"):
         JobCommand.parse(["serve", "conf/serve/tiny.yaml"])
-    with pytest.raises(UserError, match=r"train\.iteration"):
-        JobCommand.parse(["conf/laptop.yaml", "train.iteration=3"])
+    with pytest.raises(UserError, match=r"did you mean train\.max_steps"):
+        JobCommand.parse(["conf/laptop.yaml", "train.max_step=3"])
     with pytest.raises(UserError, match="two config files"):
         JobCommand.parse(["conf/laptop.yaml", "conf/ablation.yaml"])
 

@@ -145,7 +145,7 @@ def test_training_survives_learner_death_kill_and_stop(small_run):
 
     process = start_vz_ray(*arguments)
     wait_until(is_saved(1), process)
-    [rank] = [p for p in descendants(process) if " ".join(p.cmdline()).startswith("ray::LearnerRank")]
+    [rank] = [p for p in descendants(process) if " ".join(p.cmdline()).startswith("ray::LearnerActor")]
     rank.kill()
     wait_until(is_saved(3), process)
     assert "learner-rank-0 died during" in stop_run(process, signal.SIGKILL)

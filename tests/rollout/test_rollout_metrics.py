@@ -10,7 +10,7 @@ from vz_ray.rollout.rollout_worker import WorkerStats
 
 
 def worker(name: str, **counts: int) -> WorkerStats:
-    return WorkerStats(name, 1, 0, 0, 0, 100.0, 900.0, EngineStats(**counts))
+    return WorkerStats(name, 1, 0, 0, 0, 100_000_000, 900_000_000, EngineStats(**counts))
 
 
 def test_metrics_are_increments_per_worker() -> None:

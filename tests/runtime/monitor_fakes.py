@@ -89,7 +89,7 @@ class FakeDecodeStats:
 
 def make_worker_stats(name: str, tokens: int, decode: DecodeClientStats | None = None) -> WorkerStats:
     engine = EngineStats(sampled_tokens=tokens)
-    return WorkerStats(name, 1, 1, 0, 0, 0.0, 0.0, engine, decode or DecodeClientStats())
+    return WorkerStats(name, 1, 1, 0, 0, 0, 0, engine, decode or DecodeClientStats())
 
 
 def make_worker_status(name: str, state: WorkerState = WorkerState.READY, load: int = 0) -> WorkerStatus:

@@ -37,14 +37,14 @@ class RolloutMetrics:
             metric_names.PREEMPTED_TURNS: float(increments["preempted_turns"]),
             metric_names.WORKERS: float(len(workers)),
             metric_names.KV_CACHE_USAGE: max(kv_cache_usage, default=0.0),
-            metric_names.WORKER_MEMORY: 1e6 * max((worker.worker_memory_mb for worker in workers), default=0.0),
-            metric_names.ENGINE_MEMORY: 1e6 * max((worker.engine_memory_mb for worker in workers), default=0.0),
-            metric_names.DRIVER_MEMORY: 1e6 * process_memory_mb(),
+            metric_names.WORKER_MEMORY: float(max((worker.worker_memory_bytes for worker in workers), default=0)),
+            metric_names.ENGINE_MEMORY: float(max((worker.engine_memory_bytes for worker in workers), default=0)),
+            metric_names.DRIVER_MEMORY: float(process_memory_bytes()),
         }
 
 
-def process_memory_mb() -> float:
-    """Return the resident memory of this process, MB."""
+def process_memory_bytes() -> int:
+    """Return the resident memory of this process in bytes."""
     import psutil
 
-    return float(psutil.Process().memory_info().rss) / 1e6
+    return int(psutil.Process().memory_info().rss)

@@ -58,7 +58,7 @@ class WorkerSetup:
         transport: Weight transport: `shm`, `nccl` or `ipc`.
         training: Reject sampling parameters that cannot be trained on.
         ranker: Image-text model of the frame selector `query`.
-        badge: Run name and log format for the worker's log lines.
+        run_identity: Run name and log format for the worker's log lines.
     """
 
     model: str
@@ -72,7 +72,7 @@ class WorkerSetup:
     transport: str = "shm"
     training: bool = True
     ranker: FrameRanker | None = None
-    badge: RunIdentity = RunIdentity()  # noqa: RUF009 - frozen
+    run_identity: RunIdentity = RunIdentity()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ class WorkerStats:
         weight_version: Current weight version.
         running_episodes: Episodes that hold a slot now.
         finished_episodes: Episodes finished.
-        worker_memory_mb: Resident memory of the worker process, MB.
-        engine_memory_mb: Resident memory of its child processes, MB.
+        worker_memory_bytes: Resident memory of the worker process.
+        engine_memory_bytes: Resident memory of its child processes.
         engine: Counters of the engine.
         decode_stats: Counters of the worker's decode client.
     """
@@ -96,8 +96,8 @@ class WorkerStats:
     weight_version: int
     running_episodes: int
     finished_episodes: int
-    worker_memory_mb: float
-    engine_memory_mb: float
+    worker_memory_bytes: int
+    engine_memory_bytes: int
     engine: EngineStats
     decode_stats: DecodeClientStats = DecodeClientStats()  # noqa: RUF009 - frozen
 
@@ -109,11 +109,11 @@ def sample_seed(seed: int | None, episode_id: EpisodeId) -> int | None:
     return int.from_bytes(blake3(f"{seed}|{episode_id.sample_key}".encode()).digest(4), "big") >> 1
 
 
-def _rss_mb(process: psutil.Process) -> float:
+def _rss_bytes(process: psutil.Process) -> int:
     try:
-        return float(process.memory_info().rss) / 1e6
+        return int(process.memory_info().rss)
     except psutil.Error:
-        return 0.0  # the process has exited
+        return 0  # the process has exited
 
 
 class RolloutWorker:
@@ -139,7 +139,7 @@ class RolloutWorker:
         self._scorer_threads = ThreadPoolExecutor(2 * setup.rollout.max_concurrent_episodes, thread_name_prefix="score")
         if own_process:
             redirect_output(Path(setup.log_dir) / f"{name}.log")
-            configure_actor_logging(name, setup.badge)
+            configure_actor_logging(name, setup.run_identity)
 
     async def start(self) -> None:
         """Start the engine.
@@ -261,8 +261,8 @@ class RolloutWorker:
             weight_version=engine.version,
             running_episodes=self._running_episodes,
             finished_episodes=self._finished_episodes,
-            worker_memory_mb=_rss_mb(process),
-            engine_memory_mb=sum(map(_rss_mb, process.children(recursive=True))),
+            worker_memory_bytes=_rss_bytes(process),
+            engine_memory_bytes=sum(map(_rss_bytes, process.children(recursive=True))),
             engine=engine.stats(),
             decode_stats=(frame_source.client_stats() if isinstance(frame_source, DecodePool) else DecodeClientStats()),
         )

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 from vz_ray.decode import DecodeClientStats, DecodePoolStats
 from vz_ray.monitoring.live_status import RunKind, RunState
 from vz_ray.monitoring.run_dir import RunDir
-from vz_ray.rollout.rollout_metrics import process_memory_mb
+from vz_ray.rollout.rollout_metrics import process_memory_bytes
 from vz_ray.rollout.rollout_worker import WorkerStats
 from vz_ray.rollout.worker_handle import WorkerState, WorkerStatus
 from vz_ray.runtime.run_monitor import PHASES, RunMonitor
@@ -229,7 +229,7 @@ class Heartbeat:
             metrics.set("vz_mismatch_kl_limit_nats", monitor.max_mismatch_kl)
         for (name, _), (labels, value) in monitor.step_gauges.items():
             metrics.set(name, value, **labels)
-        status.driver_memory_bytes = round(process_memory_mb() * 1e6)
+        status.driver_memory_bytes = process_memory_bytes()
         metrics.set("vz_driver_memory_bytes", status.driver_memory_bytes)
         for sink, count in monitor.dropped_records().items():
             metrics.add("vz_dropped_records", self._deltas.increase(f"dropped {sink}", count), sink=sink)

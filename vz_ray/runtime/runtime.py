@@ -118,7 +118,7 @@ async def start_rollout(
         log_dir=str(run_dir.logs.resolve()),
         transport=config.weights.transport,
         ranker=await load_image_text_ranker(config.episode.selector, decode_pool),
-        badge=run_identity(config),
+        run_identity=run_identity(config),
     )
     publisher = WeightPublisher(
         timeout_s=config.weights.timeout_s,
