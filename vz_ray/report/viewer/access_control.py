@@ -46,7 +46,7 @@ def parse_host(header: str) -> str:
     return header.rpartition(":")[0] if header.count(":") == 1 else header
 
 
-class AccessControl:
+class ViewerAccessControl:
     """ASGI middleware: reject foreign requests with status 403 and set the security headers.
 
     Args:

@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from vz_ray.report.viewer.access_control import AccessControl, is_loopback
+from vz_ray.report.viewer.access_control import ViewerAccessControl, is_loopback
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.index_queries import MAX_ROWS, EpisodeFilter
 from vz_ray.report.viewer.viewer_session import EpisodeNotFound, ViewerSession
@@ -55,9 +55,9 @@ FilterQuery = Annotated[EpisodeFilter, Depends(parse_filter)]
 
 
 def create_viewer_app(session: ViewerSession, *, host: str = "127.0.0.1", key: str = "") -> FastAPI:
-    """Create the application; `host` and `key` as in `AccessControl`."""
+    """Create the application; `host` and `key` as in `ViewerAccessControl`."""
     app = FastAPI(title="vz_ray view", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(AccessControl, host=host, key=key)
+    app.add_middleware(ViewerAccessControl, host=host, key=key)
     for kind, status in ((EpisodeNotFound, 404), (VideoError, 404), (EpisodeParseError, 422)):
         app.add_exception_handler(kind, _error_handler(status))
     app.add_exception_handler(RequestValidationError, _invalid)
