@@ -202,7 +202,7 @@ def test_correct_episode_has_no_failure_mode() -> None:
 def test_oracle_zooms_show_the_evidence_of_needle_questions(seed: int) -> None:
     """Eight frames of the oracle's segment show every event; frames outside the events are too coarse."""
     for question in make_video(seed, 64.0, (QuestionKind.IDENTIFY, QuestionKind.COUNT, QuestionKind.DEEP)).questions:
-        task = Task("t", "v.mp4", question.text, question.answer, evidence_spans=question.events)
+        task = Task("t", "v.mp4", question.text, question.answer, evidence_spans=question.evidence_spans)
         start, end = question.zoom_path[-1]
         slot = (end - start) / 8
         evidence = show_clip(start, end, *(start + (k + 0.5) * slot for k in range(8)))

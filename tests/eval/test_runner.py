@@ -31,7 +31,7 @@ async def run_two_tasks(path: Path, samples: int) -> tuple[list[EpisodeId], Eval
         on_progress=progress.append,
     )
     await scheduler.close()
-    return [episode_id for episode_id, _ in worker.played], log, progress
+    return [episode_id for episode_id, _ in worker.episodes], log, progress
 
 
 async def test_evaluation_runs_samples_per_task(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class GradientCheck:
         """Return loss inputs with old and reference log-probs as after a few updates."""
         drift = torch.zeros(2, *logprobs.shape, dtype=logprobs.dtype)
         for row, index in enumerate(batch.indices):
-            drift[:, row, : len(self.examples[index].sampled)] = torch.from_numpy(self.drift[index])
+            drift[:, row, : len(self.examples[index].sampled_positions)] = torch.from_numpy(self.drift[index])
         fixed = torch.round(logprobs.detach(), decimals=3)
         return LossInputs(
             advantages=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
