@@ -7,9 +7,11 @@ import json
 import logging
 import subprocess
 import sys
+from contextvars import ContextVar
 
 import pytest
 
+from vz_ray.monitoring import log_context as log_context_module
 from vz_ray.monitoring import logging_config
 from vz_ray.monitoring.log_context import (
     JsonFormatter,
@@ -18,6 +20,12 @@ from vz_ray.monitoring.log_context import (
     log_context,
     set_log_context,
 )
+
+
+@pytest.fixture(autouse=True)
+def empty_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts without fields; training loops of other tests set some in this process."""
+    monkeypatch.setattr(log_context_module, "_context", ContextVar("log_context", default=None))
 
 
 def format_record(record: logging.LogRecord, **fields) -> dict:
