@@ -415,5 +415,5 @@ def test_copied_run_works(opened: Any, made_run: Path, tmp_path: Path) -> None:
         wait_for_count(page, 48)
         page.locator(".rows a").first.click()
         page.wait_for_selector(".strip img")
-        assert "tokenizer of this run was not found" in page.locator(".turn").nth(1).inner_text()
+        assert "tokenizer of this run is not available" in page.locator(".turn").nth(1).inner_text()
         assert page.locator("details").count() == 0
