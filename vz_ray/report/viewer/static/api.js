@@ -9,7 +9,10 @@ export async function get(path, signal) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: is `vz-ray view` still running?");
   }
-  const value = await answer.json().catch(() => ({}));
+  const value = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // aborted after the headers arrived
+    return {};
+  });
   if (!answer.ok) throw new Error(value.error || `The server answered ${answer.status}.`);
   return value;
 }
