@@ -26,6 +26,8 @@ from vz_ray.planning.activation_memory import AttentionMemory
 from vz_ray.planning.model_shape import ModelShape, TextShape
 from vz_ray.planning.trainable_params import count_trainable_params
 
+pytestmark = pytest.mark.integration
+
 TOLERANCE = 0.05
 UNFUSED = AttentionMemory(fused=False)
 

@@ -17,6 +17,8 @@ from vz_ray.planning.gpu_memory import Certainty, MemoryPhase
 from vz_ray.planning.learner_memory import REDUCE_BUCKET_ELEMENTS, WorstCaseBatch, learner_footprint
 from vz_ray.planning.model_shape import KNOWN_SHAPES
 
+pytestmark = pytest.mark.integration
+
 SIDE, LAYERS = 600, 4
 
 

@@ -12,6 +12,8 @@ import pytest
 import vz_ray
 from vz_ray.utils.torchvision_ops import PTH_LINE, TorchvisionFinder, write_pth
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(vz_ray.__file__).parent.parent
 
 
