@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vz_ray.report.markup import escape
+from vz_ray.report.markup import escape, figure, legend
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
@@ -163,13 +163,6 @@ def _classes(series: ChartSeries) -> str:
     return f"s{series.color} dashed" if series.dashed else f"s{series.color}"
 
 
-def _legend(series: Sequence[ChartSeries]) -> str:
-    if len(series) < 2:
-        return ""
-    items = "".join(f'<span class="{_classes(s)}"><i></i>{escape(s.name)}</span>' for s in series)
-    return f'<div class="legend">{items}</div>'
-
-
 def line_chart(
     title: str,
     series: Sequence[ChartSeries],
@@ -201,10 +194,9 @@ def line_chart(
     y = AxisScale(low, high, HEIGHT - BOTTOM, TOP, y_log)
     marks = list(x_ticks) or [v for v in ticks(x.low, x.high) if v == int(v)]
     body = _axes(x, y, marks, as_percent, x_label) + "".join(_render_series(s, x, y, as_percent) for s in visible)
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>{_legend(visible)}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
-    )
+    names = legend((_classes(s), s.name) for s in visible) if len(visible) > 1 else ""
+    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    return figure(title, names + picture)
 
 
 def _drop_invalid(series: ChartSeries, positive: bool) -> ChartSeries:
