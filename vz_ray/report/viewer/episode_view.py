@@ -111,14 +111,14 @@ def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
         view["zoom"] = _zoom_json(turn.zoom, turn)
     elif isinstance(turn.zoom, RejectedZoom):
         requested = None if turn.zoom.requested is None else _zoom_json(turn.zoom.requested, turn)
-        view["refused"] = {"fault": turn.zoom.kind.value, "message": turn.zoom.message, "asked": requested}
+        view["refused"] = {"kind": turn.zoom.kind.value, "message": turn.zoom.message, "requested": requested}
     if isinstance(turn.action, SampledAction):
         view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
     return view
 
 
 def _zoom_json(zoom: ZoomRequest, turn: Turn) -> Json:
-    return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "asked_fps": turn.requested_fps}
+    return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "requested_fps": turn.requested_fps}
 
 
 def _bars(turns: Sequence[Turn]) -> list[Json]:

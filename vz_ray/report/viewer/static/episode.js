@@ -2,15 +2,15 @@
 import { clock, el } from "/web/dom.js";
 import { strip } from "/web/frame_strip.js";
 import { timeline } from "/web/timeline.js";
-import { address, get, listed } from "./api.js";
+import { address, get, listParams } from "./api.js";
+import { count, figure, humanize, number, outcomeLabel, outcomeOf, seconds, signed, stageLabel, tone } from "./format.js";
 import { SHADES, shadeLegend, tokenText } from "./tokens.js";
-import { cameOf, count, figure, number, outcomeWords, seconds, signed, stageWords, tone, words } from "./words.js";
 
 let shade = "logprob"; // Last chosen shading.
 
 export async function episodePage(id, params) {
   const episode = await get(`/api/episode/${id}`);
-  const neighbours = await get(`/api/episode/${id}/neighbours?${listed(params)}`);
+  const neighbours = await get(`/api/episode/${id}/neighbours?${listParams(params)}`);
   const page = new Episode(id, params, episode, neighbours);
   return { element: page.element, title: `${episode.task.id}, sample ${episode.sample}`, keys: (event) => page.keys(event), onAttached: () => page.onAttached(), close: () => page.close() };
 }
@@ -92,8 +92,8 @@ class Episode {
         el("a.quiet", { href: this.to("list", 0) }, "← Episodes"),
         step(neighbours.previous, "Previous episode", "↑"), step(neighbours.next, "Next episode", "↓"),
         el("a.quiet", { href: this.to("group", this.id) }, episode.samples > 1 ? `Group of ${episode.samples}` : "Group")),
-      el("h2", { tabindex: -1 }, el(`span.came.${tone(episode)}`, {}, outcomeWords(cameOf(episode))), ` ${episode.task.id}`, el("small", {}, `sample ${episode.sample}${episode.attempt ? `, attempt ${episode.attempt}` : ""}`)),
-      el("p.note", {}, [stageWords(episode.stage), `step ${episode.step}`, words(episode.kind), episode.task.source].filter(Boolean).join(" · "), " · ", el("code", {}, `${episode.file}, line ${episode.line}`)),
+      el("h2", { tabindex: -1 }, el(`span.came.${tone(episode)}`, {}, outcomeLabel(outcomeOf(episode))), ` ${episode.task.id}`, el("small", {}, `sample ${episode.sample}${episode.attempt ? `, attempt ${episode.attempt}` : ""}`)),
+      el("p.note", {}, [stageLabel(episode.stage), `step ${episode.step}`, humanize(episode.kind), episode.task.source].filter(Boolean).join(" · "), " · ", el("code", {}, `${episode.file}, line ${episode.line}`)),
     );
   }
 
@@ -108,8 +108,8 @@ class Episode {
   rewardCard() {
     const { episode } = this;
     const reward = episode.reward;
-    const rows = [["Answer", episode.answer === null ? `none (${words(episode.status)})` : episode.answer.text], ["Truth", episode.task.answer.text]];
-    if (reward) rows.push(["Reward", number(reward.total, 3)], ...Object.entries(reward.parts).map(([name, value]) => [words(name), figure(value)]));
+    const rows = [["Answer", episode.answer === null ? `none (${humanize(episode.status)})` : episode.answer.text], ["Truth", episode.task.answer.text]];
+    if (reward) rows.push(["Reward", number(reward.total, 3)], ...Object.entries(reward.parts).map(([name, value]) => [humanize(name), figure(value)]));
     rows.push(["Advantage", episode.advantage === null ? "none: not used for training" : signed(episode.advantage, 3)]);
     const notes = [reward?.note, reward && !reward.valid && "Not scored: excluded from accuracy.", episode.error].filter(Boolean);
     return el("section.card", { "aria-label": "Reward" }, facts(rows), notes.map((note) => el("p.note", {}, note)));
@@ -125,7 +125,7 @@ class Episode {
   mismatch() {
     const metrics = Object.entries(this.episode.mismatch);
     if (!metrics.length) return null;
-    const name = (key) => ({ [this.episode.names.max]: "maximum |Δ log-prob|", [this.episode.names.kl]: "KL" })[key] || words(key.replace("/", ": "));
+    const name = (key) => ({ [this.episode.names.max]: "maximum |Δ log-prob|", [this.episode.names.kl]: "KL" })[key] || humanize(key.replace("/", ": "));
     return el("details", {}, el("summary", {}, "Engine against learner"),
       el("p.note", {}, `Aggregated over step ${this.episode.step}; in nats.`),
       facts(metrics.map(([key, value]) => [name(key), figure(value)])));
@@ -158,7 +158,7 @@ class Episode {
   }
 
   observation(turn, k) {
-    if (turn.refused) return el("p.got.refused", {}, `Zoom rejected (${words(turn.refused.kind)}): ${turn.refused.message}`);
+    if (turn.refused) return el("p.got.refused", {}, `Zoom rejected (${humanize(turn.refused.kind)}): ${turn.refused.message}`);
     if (!turn.zoom) return null;
     const { start, end, fps, requested_fps: requested } = turn.zoom;
     const label = `Zoom ${clock(start)}–${clock(end)} at ${figure(fps)} fps${requested === null ? "" : ` (requested ${figure(requested)})`}`;
@@ -196,7 +196,7 @@ class Episode {
   // -- keys ------------------------------------------------------------------------
 
   to(page, id) {
-    return address(page, id, listed(this.params));
+    return address(page, id, listParams(this.params));
   }
 
   keys(event) {
