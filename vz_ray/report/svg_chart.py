@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vz_ray.report.markup import escape, figure, legend
+from vz_ray.report.markup import escape, figure, format_percent, legend
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
@@ -42,15 +42,7 @@ class ChartSeries:
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """Linear or logarithmic mapping from values to pixels.
-
-    Attributes:
-        low: Value at pixel `start`.
-        high: Value at pixel `end`.
-        start: First pixel.
-        end: Last pixel.
-        log: Whether the axis is logarithmic.
-    """
+    """Linear or logarithmic mapping from values, `low` to `high`, to pixels, `start` to `end`."""
 
     low: float
     high: float
@@ -147,7 +139,7 @@ def _dots(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> 
 
 
 def _format_value(value: float, as_percent: bool) -> str:
-    return f"{100 * value:.1f}%" if as_percent else f"{value:.4g}"
+    return format_percent(value) if as_percent else f"{value:.4g}"
 
 
 def _render_series(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:

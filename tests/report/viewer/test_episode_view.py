@@ -40,7 +40,11 @@ def test_view_has_every_turn_of_the_episode(made_run: Path, tokenizer: Tokenizer
             if isinstance(turn.zoom, RejectedZoom):
                 refused += 1
                 requested = {"start": 9.0, "end": 4.0, "fps": 2.0, "requested_fps": None}
-                assert turn_view["refused"] == {"kind": "reversed", "message": turn.zoom.message, "requested": requested}
+                assert turn_view["refused"] == {
+                    "kind": "reversed",
+                    "message": turn.zoom.message,
+                    "requested": requested,
+                }
                 assert view["zoomed"][0] == {**requested, "turn": 1, "refused": turn.zoom.message}
             elif turn.zoom is not None and turn.observation is not None:
                 assert turn_view["zoom"]["start"] == turn.zoom.start_s
