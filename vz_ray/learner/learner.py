@@ -24,8 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Group, Trajectory
-from vz_ray.learner.hang_report import HangReporter, actor_name
-from vz_ray.learner.learner_actor import LearnerActor
+from vz_ray.learner.learner_actor import HangReporter, LearnerActor, actor_name
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.code_fingerprint import code_fingerprint
 from vz_ray.utils.errors import UserError
@@ -89,25 +88,9 @@ class Learner:
         self.start_count = 0
 
     @classmethod
-    async def start(
-        cls,
-        config: LearnerConfig,
-        frame_source: FrameSource,
-        *,
-        cpus_per_rank: float = 1.0,
-        gpus_per_rank: float = 0.0,
-        identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
-        log_dir: str = "",
-    ) -> Learner:
+    async def start(cls, config: LearnerConfig, frame_source: FrameSource, **options: Any) -> Learner:
         """Create and start a learner; see `restart`."""
-        learner = cls(
-            config,
-            frame_source,
-            cpus_per_rank=cpus_per_rank,
-            gpus_per_rank=gpus_per_rank,
-            identity=identity,
-            log_dir=log_dir,
-        )
+        learner = cls(config, frame_source, **options)
         await learner.restart()
         return learner
 
