@@ -168,8 +168,7 @@ class Learner:
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
-        metrics: dict[str, float] = (await self.call_all("sft_step", ray.put(trajectories)))[0]
-        return metrics
+        return (await self.call_all("sft_step", ray.put(trajectories)))[0]
 
     async def grpo_step(self, groups: Sequence[Group], weight_version: int | None = None) -> dict[str, float]:
         """See `Trainer.grpo_step`. Groups with frames that cannot be decoded again are dropped and counted.
@@ -192,19 +191,16 @@ class Learner:
                 f"{unreadable[min(unreadable)]}"
             )
         readable = [group for index, group in enumerate(groups) if index not in unreadable]
-        metrics: dict[str, float] = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
+        metrics = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
         return {**metrics, "groups_unreadable": len(unreadable)}
 
     async def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.compute_logprobs`."""
-        results = await self.call_all("compute_logprobs", ray.put(trajectories))
-        logprobs: list[NDArray[np.float32]] = results[0]
-        return logprobs
+        return (await self.call_all("compute_logprobs", ray.put(trajectories)))[0]
 
     async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
         """See `Trainer.score_probe`."""
-        logprobs: tuple[float, ...] = (await self.call_all("score_probe", probe))[0]
-        return logprobs
+        return (await self.call_all("score_probe", probe))[0]
 
     async def save_checkpoint(self, directory: Path) -> None:
         """See `Trainer.save_checkpoint`; all ranks' nodes must share `directory`."""
@@ -220,8 +216,7 @@ class Learner:
 
     async def rendezvous_address(self) -> tuple[str, int]:
         """Return the IP address of rank 0's node and a free port."""
-        address: tuple[str, int] = (await self.call_all("rendezvous_address"))[0]
-        return address
+        return (await self.call_all("rendezvous_address"))[0]
 
     def close(self) -> None:
         """Kill the ranks and release their resources."""

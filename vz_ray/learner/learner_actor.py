@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,8 +79,9 @@ class HangReporter:
         on_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(dump_stacks)
         try:
-            result: Awaitable[tuple[str, str]] = task.remote(self.process)
-            return await with_timeout(result, _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump")
+            return await with_timeout(
+                task.remote(self.process), _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump"
+            )
         except RayTaskError as error:
             raise error.cause from error
 
