@@ -169,7 +169,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: P
     if layout.key_index is not None:
         k, v = k.index_select(0, layout.key_index), v.index_select(0, layout.key_index)
     max_q, max_k = layout.max_seqlens
-    options = {}
+    options: dict[str, Any] = {}
     if (repeats := q.shape[1] // k.shape[1]) > 1:
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             options["enable_gqa"] = True
