@@ -61,7 +61,7 @@ async def test_actor_matches_local_model_and_selection(
     await ranker.wait_until_ready()
     times_s = await ranker.rank_frames(video, QUESTIONS[0], PARAMS)
     model = ImageTextModel(config.model, batch_size=100)
-    frames = ClipReader().overview(video, PARAMS.candidates, PARAMS.size).frames
+    frames = ClipReader().clip(video, PARAMS.candidates, PARAMS.size).frames
     features = model.encode_images([frame.rgb for frame in frames])
     indices = select_frames(features @ model.encode_text(QUESTIONS[0]), features, PARAMS)
     assert times_s == tuple(frames[index].pts_s for index in indices)

@@ -69,7 +69,7 @@ def test_clip_reader_reads_images(path, tmp_path):
     refs = []
     for name in ("a.png", "b.JPG"):
         uri = str(tmp_path / name)
-        (frame,) = reader.overview(uri, OverviewRequest(1, 1), SIZE).frames
+        (frame,) = reader.clip(uri, OverviewRequest(1, 1), SIZE).frames
         assert frame.ref == read_image(uri, SIZE).ref
         refs.append(frame.ref)
     frames = reader.resolve([*refs, refs[0]])
@@ -79,9 +79,7 @@ def test_clip_reader_reads_images(path, tmp_path):
 
 def test_image_outside_allowed_dirs_is_rejected(path, tmp_path):
     with pytest.raises(SourceNotAllowedError, match=r"clips\.allowed_dirs"):
-        ClipReader(locator=VideoLocator(None, [str(tmp_path / "elsewhere")])).overview(
-            path, OverviewRequest(1, 1), SIZE
-        )
+        ClipReader(locator=VideoLocator(None, [str(tmp_path / "elsewhere")])).clip(path, OverviewRequest(1, 1), SIZE)
 
 
 def test_images_are_detected_by_suffix():
@@ -195,11 +193,11 @@ def test_image_request_needs_no_suffix(path, tmp_path):
     file = tmp_path / "without_suffix"
     file.write_bytes((tmp_path / "a.png").read_bytes())
     reader = ClipReader()
-    (frame,) = reader.overview(str(file), ImageRequest(), SIZE).frames
+    (frame,) = reader.clip(str(file), ImageRequest(), SIZE).frames
     np.testing.assert_array_equal(frame.rgb, random_image(56, 28))
     assert reader.resolve([frame.ref])[0].ref == frame.ref
     with pytest.raises(VideoError):
-        reader.overview(str(file), OverviewRequest(1, 1), SIZE)
+        reader.clip(str(file), OverviewRequest(1, 1), SIZE)
 
 
 def test_missing_image_is_named(tmp_path):
@@ -210,6 +208,6 @@ def test_missing_image_is_named(tmp_path):
 def test_image_has_no_duration(path):
     reader = ClipReader()
     with pytest.raises(NotAVideoError, match="an image, not a video"):
-        reader.zoom(path, ZoomRequest(0, 1, 1), SIZE)
+        reader.clip(path, ZoomRequest(0, 1, 1), SIZE)
     with pytest.raises(NotAVideoError, match="an image, not a video"):
         reader.probe(path)

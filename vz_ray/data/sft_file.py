@@ -261,7 +261,7 @@ class SftFile:
         for number, record in enumerate(self.records):
             paths = [str(self.path.parent / image) for image in record.get("images") or ()]
             try:
-                clips = await asyncio.gather(*(frames.overview(image, OverviewRequest(1, 1), size) for image in paths))
+                clips = await asyncio.gather(*(frames.clip(image, OverviewRequest(1, 1), size) for image in paths))
                 images = [clip.frames[0] for clip in clips]
                 name = f"{self.path.stem}-{number}"
                 trajectories.append(sample_to_trajectory(record, images, chat_format, name))

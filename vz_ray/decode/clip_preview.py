@@ -55,10 +55,7 @@ def preview_clip(
     """
     start = time.perf_counter()
     try:
-        if isinstance(request, OverviewRequest):
-            clip = reader.overview(video, request, size)
-        else:
-            clip = reader.zoom(video, request, size)
+        clip = reader.clip(video, request, size)
         info = reader.probe(video)
     except VideoError as error:
         raise UserError(str(error)) from error

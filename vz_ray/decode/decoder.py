@@ -24,17 +24,7 @@ from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.video.clip_reader import ReaderStats
 from vz_ray.video.errors import UnexpectedReadError, VideoError
-from vz_ray.video.frame import (
-    Clip,
-    Frame,
-    FrameRef,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
-    VideoInfo,
-    ZoomRequest,
-)
+from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, VideoInfo, ZoomRequest
 
 T = TypeVar("T")
 
@@ -75,13 +65,9 @@ class DecoderActor:
     def probe(self, uri: str) -> VideoInfo:
         return self._serve("probe", lambda: self._reader.probe(uri))
 
-    def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
-        return self._serve("overview", lambda: self._reader.overview(uri, request, size))
-
-    def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        return self._serve("zoom", lambda: self._reader.zoom(uri, request, size))
+    def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
+        kind = "zoom" if isinstance(request, ZoomRequest) else "overview"
+        return self._serve(kind, lambda: self._reader.clip(uri, request, size))
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return self._serve("resolve", lambda: self._reader.resolve(refs))

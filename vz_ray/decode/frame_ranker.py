@@ -131,7 +131,7 @@ class FrameRankerActor:
         return sum(video.features.nbytes for video in self._features.values())
 
     async def _embed_video(self, uri: str, params: SelectionParams) -> _VideoFeatures:
-        clip = await self._frames.overview(uri, params.candidates, params.size)
+        clip = await self._frames.clip(uri, params.candidates, params.size)
         # If the video's frame rate is below the candidates' rate, the clip repeats frames.
         frames = list({frame.pts_s: frame for frame in clip.frames}.values())
         self._embedded_videos, self._embedded_images = (

@@ -29,14 +29,13 @@ from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.clip_reader import DECODER_BACKENDS, ReaderStats
 from vz_ray.video.frame import (
     Clip,
+    ClipRequest,
     Frame,
     FrameRef,
     FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
     VideoInfo,
     ZoomRequest,
+    describe_clip,
 )
 
 
@@ -125,28 +124,12 @@ class DecodePool:
         info: VideoInfo = await self._coalesce(("probe", uri), request)
         return info
 
-    async def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
+    async def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
         decode_request = DecodeRequest(
             uri,
-            f"overview of {uri}",
-            self._max_bytes(request.max_frames, size),
-            lambda actor: actor.overview.remote(uri, request, size),
-        )
-        clip: Clip = await self._coalesce((uri, request, size), decode_request)
-        return clip
-
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        try:
-            num_frames = request.num_frames
-        except (ValueError, OverflowError):  # not finite; the decoder rejects it
-            num_frames = 0
-        decode_request = DecodeRequest(
-            uri,
-            f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps",
-            self._max_bytes(num_frames, size),
-            lambda actor: actor.zoom.remote(uri, request, size),
+            describe_clip(uri, request),
+            self._max_bytes(request, size),
+            lambda actor: actor.clip.remote(uri, request, size),
         )
         clip: Clip = await self._coalesce((uri, request, size), decode_request)
         return clip
@@ -221,8 +204,12 @@ class DecodePool:
             self._router.reset_load()
         return self._loop_state
 
-    def _max_bytes(self, num_frames: int, size: FrameSize) -> int:
+    def _max_bytes(self, request: ClipRequest, size: FrameSize) -> int:
         """Upper bound on the bytes of a clip; the decoder rejects more than `max_request_frames`."""
+        try:
+            num_frames = request.num_frames if isinstance(request, ZoomRequest) else request.max_frames
+        except (ValueError, OverflowError):  # not finite; the decoder rejects it
+            num_frames = 0
         return max(0, min(num_frames, self._config.max_request_frames)) * size.max_pixels * 3
 
     async def _coalesce(self, key: Hashable, request: DecodeRequest) -> Any:

@@ -110,8 +110,8 @@ async def _start_env(
     for uri, video in zip(task.videos, (env.video, *env.extra_videos), strict=False):
         selection = await selector.select(replace(task, video=uri), video, env.overview_request)
         used_fallback |= selection.used_fallback
-        overviews.append(await frame_source.overview(uri, selection.request, size))
-    images = [(await frame_source.overview(uri, _image_request(uri), size)).frames[0] for uri in task.images]
+        overviews.append(await frame_source.clip(uri, selection.request, size))
+    images = [(await frame_source.clip(uri, _image_request(uri), size)).frames[0] for uri in task.images]
     first = overviews[0] if overviews else Clip(env.overview_request, ())
     env.start(first, tuple(images), tuple(overviews[1:]))
     videos = (env.video, *env.extra_videos) if overviews else ()
@@ -133,7 +133,7 @@ async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource
     """
     started_at = time.monotonic()
     try:
-        clip = await frame_source.zoom(env.task.videos[zoom.video], zoom, size)
+        clip = await frame_source.clip(env.task.videos[zoom.video], zoom, size)
     except VideoError as error:
         env.add_decode_error(error.model_message)
         return None

@@ -10,12 +10,11 @@ from vz_ray.video.disk_cache import DiskCache
 from vz_ray.video.errors import FrameMismatchError, NotAVideoError
 from vz_ray.video.frame import (
     Clip,
+    ClipRequest,
     Frame,
     FrameRef,
     FrameSize,
     ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
     VideoInfo,
     ZoomRequest,
 )
@@ -47,7 +46,7 @@ class ReaderStats:
     """Counters of a clip reader. Stats of several readers can be added.
 
     Attributes:
-        requests: Calls of probe, overview, zoom and resolve.
+        requests: Calls of probe, clip and resolve.
         hits: Memory cache hits, frames.
         disk_hits: Disk cache hits, frames.
         misses: Frames in neither cache, which were decoded.
@@ -120,20 +119,17 @@ class ClipReader:
         self._requests += 1
         return self._reader(uri).info
 
-    def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
+    def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
         self._requests += 1
-        if isinstance(request, ImageRequest) or is_image(uri):
+        if isinstance(request, ImageRequest) or (is_image(uri) and not isinstance(request, ZoomRequest)):
             return Clip(request, (read_image(uri, size, self._limits, path=self._locator.locate(uri)),))
         reader = self._reader(uri)
-        return self._clip(reader, request, overview_pts(request, reader.info, reader.table), size)
-
-    def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        self._requests += 1
-        reader = self._reader(uri)
-        pts = [reader.table.pts_at(second) for second in zoom_times(request, reader.info)]
-        return self._clip(reader, request, pts, size)
+        if isinstance(request, ZoomRequest):
+            pts = [reader.table.pts_at(second) for second in zoom_times(request, reader.info)]
+        else:
+            pts = overview_pts(request, reader.info, reader.table)
+        frames = self._frames(reader, pts, *reader.target_size(size))
+        return Clip(request, tuple(frames[frame_pts] for frame_pts in pts))
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         """Return the referenced frames, in the given order.
@@ -176,16 +172,6 @@ class ClipReader:
     def close(self) -> None:
         while self._open:
             self._close_least_recent()
-
-    def _clip(
-        self,
-        reader: VideoReader,
-        request: OverviewRequest | SelectedFramesRequest | ZoomRequest,
-        pts: list[int],
-        size: FrameSize,
-    ) -> Clip:
-        frames = self._frames(reader, pts, *reader.target_size(size))
-        return Clip(request, tuple(frames[frame_pts] for frame_pts in pts))
 
     def _frames(self, reader: VideoReader, pts: list[int], width: int, height: int) -> dict[int, Frame]:
         """Return frames by pts, from the caches or the decoder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,11 +162,21 @@ class ZoomRequest:
         return int((self.end_s - self.start_s) * self.fps + 1e-6)
 
 
+ClipRequest: TypeAlias = OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
+
+
+def describe_clip(uri: str, request: ClipRequest) -> str:
+    """Describe a request in errors and logs."""
+    if isinstance(request, ZoomRequest):
+        return f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
+    return f"overview of {uri}"
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Ordered frames and the request that produced them."""
 
-    request: OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
+    request: ClipRequest
     frames: tuple[Frame, ...]
 
     @property

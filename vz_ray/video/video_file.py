@@ -8,11 +8,10 @@ ffconcat format could make FFmpeg read other files.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ class VideoLocator:
             VideoLimitExceededError: The download is too large.
             DownloadFailedError: The download failed.
         """
-        if _SCHEME.match(uri):
+        if is_url(uri):
             if self._downloads is None:
                 raise SourceNotAllowedError(
                     f"{uri}: URLs are not supported here; download the file and pass its path",
@@ -136,33 +135,6 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
     return (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
-class _VideoIdCache:
-    """Content hashes by file, so that a file is hashed once per process."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries, self._lock = max_entries, threading.Lock()
-        self._entries: OrderedDict[FileKey, str] = OrderedDict()
-
-    def get(self, uri: str, path: str | None) -> str:
-        key = file_key(uri, path)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        try:
-            digest = "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
-        except PermissionError as error:
-            raise _permission_error(uri) from error
-        with self._lock:
-            self._entries[key] = digest
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
-        return digest
-
-
-_video_ids = _VideoIdCache(max_entries=65_536)
-
-
 def compute_video_id(uri: str, path: str | None = None) -> str:
     """Return `blake3:<hex>` of the whole file, equal for copies.
 
@@ -170,7 +142,16 @@ def compute_video_id(uri: str, path: str | None = None) -> str:
     about 0.3 s per GB, once per process and file; path, size, modification time and inode identify
     the file afterwards.
     """
-    return _video_ids.get(uri, path)
+    try:
+        return hash_file(file_key(uri, path))
+    except PermissionError as error:
+        raise _permission_error(uri) from error
+
+
+@functools.lru_cache(maxsize=65_536)
+def hash_file(key: FileKey) -> str:
+    """Return `blake3:<hex>` of the file, cached by its key."""
+    return "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
 
 
 def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[InputContainer, VideoStream]:
