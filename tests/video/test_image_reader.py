@@ -23,7 +23,7 @@ from vz_ray.video.errors import (
 )
 from vz_ray.video.frame import FrameSize, ImageRequest, OverviewRequest, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
-from vz_ray.video.image_reader import is_image, read_image, reread_image
+from vz_ray.video.image_reader import is_image, read_image
 from vz_ray.video.video_file import VideoLocator
 
 SIZE = FrameSize(min_pixels=784, max_pixels=100_352)
@@ -52,7 +52,7 @@ def test_other_sizes_are_resized_for_the_model(tmp_path, format, size):
 
 def test_reference_reproduces_the_bytes(path):
     frame = read_image(path, SIZE)
-    reread = reread_image(frame.ref)
+    (reread,) = ClipReader().resolve([frame.ref])
     np.testing.assert_array_equal(reread.rgb, frame.rgb)
     assert reread.ref == frame.ref
 
@@ -60,7 +60,8 @@ def test_reference_reproduces_the_bytes(path):
 def test_reference_reproduces_a_resized_image(tmp_path):
     (tmp_path / "b.jpg").write_bytes(encode_image(random_image(640, 360), "jpeg"))
     frame = read_image(str(tmp_path / "b.jpg"), SIZE)
-    np.testing.assert_array_equal(reread_image(frame.ref).rgb, frame.rgb)
+    (reread,) = ClipReader().resolve([frame.ref])
+    np.testing.assert_array_equal(reread.rgb, frame.rgb)
 
 
 def test_clip_reader_reads_images(path, tmp_path):
@@ -91,7 +92,7 @@ def test_changed_image_does_not_match_its_reference(path, tmp_path):
     frame = read_image(path, SIZE)
     (tmp_path / "a.png").write_bytes(encode_image(random_image(56, 28, seed=1)))
     with pytest.raises(FrameMismatchError):
-        reread_image(frame.ref)
+        ClipReader().resolve([frame.ref])
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", encode_image(random_image(56, 28))[:60]])

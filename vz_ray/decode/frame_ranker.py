@@ -44,23 +44,6 @@ class FrameRankerDiedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class FrameRankerStats:
-    """Counters of the actor since its start.
-
-    Attributes:
-        questions: Requests.
-        cache_hits: Requests answered from the result cache.
-        embedded_videos: Videos with computed features.
-        embedded_images: Images encoded.
-    """
-
-    questions: int = 0
-    cache_hits: int = 0
-    embedded_videos: int = 0
-    embedded_images: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class _VideoFeatures:
     """Candidate frames of a video: `times_s` [n] and `features` [n, d]."""
 
@@ -87,22 +70,16 @@ class FrameRankerActor:
         self._features: OrderedDict[Hashable, _VideoFeatures] = OrderedDict()
         self._embedding: dict[Hashable, asyncio.Task[_VideoFeatures]] = {}
         self._results: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
-        self._questions = self._cache_hits = self._embedded_videos = self._embedded_images = 0
 
     async def ready(self) -> None:
         if self._start_error is not None:
             raise self._start_error
 
-    async def stats(self) -> FrameRankerStats:
-        return FrameRankerStats(self._questions, self._cache_hits, self._embedded_videos, self._embedded_images)
-
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         await self.ready()
-        self._questions += 1
         video_id = (await self._frames.probe(uri)).video_id
         key = (video_id, question, params)
         if key in self._results:
-            self._cache_hits += 1
             self._results.move_to_end(key)
             return self._results[key]
         video = await self._video_features(uri, video_id, params)
@@ -134,10 +111,6 @@ class FrameRankerActor:
         clip = await self._frames.clip(uri, params.candidates, params.size)
         # If the video's frame rate is below the candidates' rate, the clip repeats frames.
         frames = list({frame.pts_s: frame for frame in clip.frames}.values())
-        self._embedded_videos, self._embedded_images = (
-            self._embedded_videos + 1,
-            self._embedded_images + len(frames),
-        )
         images = [frame.rgb for frame in frames]
         features = await self._compute(
             f"the features of {len(images)} frames of {uri}", lambda: self._model.encode_images(images)
@@ -185,10 +158,6 @@ class FrameRankerHandle:
             UserError: The model cannot be loaded.
         """
         await self._call(timeout_s, "its start", lambda: self._actor.ready.remote())
-
-    async def stats(self) -> FrameRankerStats:
-        stats: FrameRankerStats = await self._call(self._timeout_s, "statistics", lambda: self._actor.stats.remote())
-        return stats
 
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         times_s: tuple[float, ...] = await self._call(

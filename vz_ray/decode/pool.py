@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -154,35 +154,22 @@ class DecodePool:
         ]
         results = await asyncio.gather(*requests, return_exceptions=True)
         stats_by_slot = dict(zip(actors, results, strict=True))
-        counters = self._retry.counters
-        limiter = self._current_loop_state().limiter
         return DecodePoolStats(
             reader=sum((stats for stats in results if isinstance(stats, ReaderStats)), start=ReaderStats()),
             unresponsive=tuple(
                 decoder_name(slot) for slot, stats in stats_by_slot.items() if not isinstance(stats, ReaderStats)
             ),
             num_decoders=len(actors),
-            retried=counters.retried,
-            timed_out=counters.timed_out,
-            lost=counters.lost,
-            killed=counters.killed,
-            coalesced=counters.coalesced,
-            in_flight_bytes=limiter.reserved_bytes,
-            peak_in_flight_bytes=limiter.peak_bytes,
-            quarantined=dict(self._retry.quarantine.reasons),
+            peak_in_flight_bytes=self._current_loop_state().limiter.peak_bytes,
         )
 
     def client_stats(self) -> DecodeClientStats:
         """Return the state and counters of this client, without remote calls."""
-        counters = self._retry.counters
         return DecodeClientStats(
             in_flight=self._router.in_flight.total(),
             waiting=self._loop_state.limiter.waiting if self._loop_state is not None else 0,
-            retried=counters.retried,
-            timed_out=counters.timed_out,
-            lost=counters.lost,
-            killed=counters.killed,
             quarantined=len(self._retry.quarantine.reasons),
+            **asdict(self._retry.counters),
         )
 
     async def _resolve_batch(self, refs: list[FrameRef]) -> list[Frame]:
@@ -223,8 +210,6 @@ class DecodePool:
             in_flight = _InFlightRequest(asyncio.create_task(self._admit(state, request)))
             state.in_flight[key] = in_flight
             in_flight.task.add_done_callback(lambda _: state.in_flight.pop(key, None))
-        else:
-            self._retry.counters.coalesced += 1
         in_flight.waiting += 1
         try:
             return await asyncio.shield(in_flight.task)

@@ -19,7 +19,7 @@ from vz_ray.video.frame import (
     ZoomRequest,
 )
 from vz_ray.video.frame_cache import DiskFrameCache, FrameCache, FrameKey
-from vz_ray.video.image_reader import IMAGE_DECODER, is_image, read_image, reread_image
+from vz_ray.video.image_reader import IMAGE_DECODER, is_image, read_image
 from vz_ray.video.overview import overview_pts
 from vz_ray.video.sampling import zoom_times
 from vz_ray.video.video_file import LOCAL_FILES, FileKey, VideoLimits, VideoLocator, file_key
@@ -53,9 +53,6 @@ class ReaderStats:
         decoded_frames: Frames output by decoders, including those before a requested one.
         seeks: Seeks and reopenings.
         scanned_videos: Videos scanned because their metadata was not cached.
-        cached_frames: Frames in memory now.
-        cached_bytes: Size of the frames in memory now.
-        open_videos: Videos open now.
     """
 
     requests: int = 0
@@ -65,9 +62,6 @@ class ReaderStats:
     decoded_frames: int = 0
     seeks: int = 0
     scanned_videos: int = 0
-    cached_frames: int = 0
-    cached_bytes: int = 0
-    open_videos: int = 0
 
     def __add__(self, other: ReaderStats) -> ReaderStats:
         return ReaderStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -104,8 +98,6 @@ class ClipReader:
         decoder: str = "pyav",
         num_threads: int = 1,
     ) -> None:
-        if max_open_videos < 1:
-            raise ValueError(f"max_open_videos is {max_open_videos}; it must be at least 1")
         self._cache, self._max_open_videos = FrameCache(cache_bytes), max_open_videos
         self._limits = limits or VideoLimits()
         self._locator = locator
@@ -142,8 +134,8 @@ class ClipReader:
         resolved: dict[tuple[str, int, int, float], Frame] = {}
         for ref in refs:
             if ref.decoder.startswith(f"{IMAGE_DECODER} "):
-                image = reread_image(ref, self._limits, path=self._locator.locate(ref.uri))
-                resolved[ref.uri, ref.width, ref.height, ref.pts_s] = image
+                size, path = (ref.width, ref.height), self._locator.locate(ref.uri)
+                resolved[ref.uri, *size, ref.pts_s] = read_image(ref.uri, size, self._limits, path=path)
             else:
                 batches.setdefault((ref.uri, ref.width, ref.height), set()).add(ref.pts_s)
         for (uri, width, height), seconds in batches.items():
@@ -164,9 +156,6 @@ class ClipReader:
             decoded_frames=self._closed_decoded_frames + sum(reader.decoded_frames for reader in readers),
             seeks=self._closed_seeks + sum(reader.seeks for reader in readers),
             scanned_videos=self._scanned_videos,
-            cached_frames=len(self._cache),
-            cached_bytes=self._cache.size_bytes,
-            open_videos=len(self._open),
         )
 
     def close(self) -> None:

@@ -27,7 +27,6 @@ class FrameCache:
     """LRU cache in memory. A frame larger than the cache is not stored.
 
     Attributes:
-        size_bytes: Size of the cached pixels.
         hits: Cache hits.
         misses: Cache misses.
     """
@@ -35,10 +34,7 @@ class FrameCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._frames: OrderedDict[FrameKey, Frame] = OrderedDict()
-        self.size_bytes = self.hits = self.misses = 0
-
-    def __len__(self) -> int:
-        return len(self._frames)
+        self._size_bytes = self.hits = self.misses = 0
 
     def get(self, key: FrameKey) -> Frame | None:
         frame = self._frames.get(key)
@@ -53,10 +49,10 @@ class FrameCache:
         if key in self._frames or frame.rgb.nbytes > self._max_bytes:
             return
         self._frames[key] = frame
-        self.size_bytes += frame.rgb.nbytes
-        while self.size_bytes > self._max_bytes:
+        self._size_bytes += frame.rgb.nbytes
+        while self._size_bytes > self._max_bytes:
             _, evicted = self._frames.popitem(last=False)
-            self.size_bytes -= evicted.rgb.nbytes
+            self._size_bytes -= evicted.rgb.nbytes
 
 
 class DiskFrameCache:

@@ -10,7 +10,6 @@ from typing import TypeVar
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.clip_reader import ClipReader, ReaderStats
 from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, VideoInfo, describe_clip
-from vz_ray.video.video_file import VideoLimits
 
 T = TypeVar("T")
 
@@ -29,15 +28,10 @@ class LocalFrameSource:
     def __init__(
         self,
         *,
-        cache_bytes: int = 256 * 2**20,
-        max_open_videos: int = 8,
-        limits: VideoLimits | None = None,
         decoder: str = "pyav",
         timeout_s: float = 120.0,
     ) -> None:
-        self._reader = ClipReader(
-            cache_bytes=cache_bytes, max_open_videos=max_open_videos, limits=limits, decoder=decoder
-        )
+        self._reader = ClipReader(decoder=decoder)
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
