@@ -108,9 +108,7 @@ class DecoderActor:
             raise
         except Exception as error:
             log.exception("Unhandled exception in a %s request", kind)
-            raise UnexpectedReadError(
-                f"reading failed with {type(error).__name__}: {error}", "the video could not be read"
-            ) from error
+            raise UnexpectedReadError(f"reading failed with {type(error).__name__}: {error}") from error
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
             self._metrics.observe("vz_decode_seconds", time.monotonic() - start, kind=kind)

@@ -56,10 +56,7 @@ class Quarantine:
     def check(self, uri: str) -> None:
         """Raise `VideoQuarantinedError` if the video is quarantined."""
         if uri in self._reasons:
-            raise VideoQuarantinedError(
-                f"{uri} is quarantined: {self._reasons[uri]}; convert the video or remove it",
-                "the video could not be read",
-            )
+            raise VideoQuarantinedError(f"{uri} is quarantined: {self._reasons[uri]}; convert the video or remove it")
 
     def record_success(self, uri: str) -> None:
         """Clear the video of suspicion."""

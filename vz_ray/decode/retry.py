@@ -108,8 +108,7 @@ class RetryPolicy:
                     self.counters.lost += 1
                     failure = DecoderDiedError(
                         f"{request.uri}: {decoder_name(slot)} died during {request.operation} "
-                        f"({type(error).__name__}), attempt {attempt + 1} of {self._config.max_attempts}",
-                        "the video could not be read",
+                        f"({type(error).__name__}), attempt {attempt + 1} of {self._config.max_attempts}"
                     )
                     await self._router.sync()
                     if slot in self._router.actors:  # otherwise the autoscaler stopped it

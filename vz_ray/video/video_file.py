@@ -82,16 +82,12 @@ class VideoLocator:
         """
         if is_url(uri):
             if self._downloads is None:
-                raise SourceNotAllowedError(
-                    f"{uri}: URLs are not supported here; download the file and pass its path",
-                    "the video's address cannot be opened",
-                )
+                raise SourceNotAllowedError(f"{uri}: URLs are not supported here; download the file and pass its path")
             return str(self._downloads.fetch(uri))
         if self._roots and not any(_inside(uri, root) for root in self._roots):
             raise SourceNotAllowedError(
                 f"{uri}: not in an allowed directory ({', '.join(self._roots)}); move the file or extend "
-                "clips.allowed_dirs",
-                "the video's address cannot be opened",
+                "clips.allowed_dirs"
             )
         return uri
 
@@ -121,11 +117,11 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri}: no such file; check the path") from error
     except PermissionError as error:
         raise _permission_error(uri) from error
     except (OSError, ValueError) as error:
-        raise VideoNotFoundError(f"{uri!r}: invalid path ({error})", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri!r}: invalid path ({error})") from error
     if stat.S_ISDIR(status.st_mode):
         raise NotAVideoError(f"{uri}: a directory; pass the path of a video file", "the video is not a file")
     if not stat.S_ISREG(status.st_mode):
@@ -170,11 +166,10 @@ def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[
     except (av.error.PermissionError, PermissionError) as error:
         raise _permission_error(uri) from error
     except (av.error.FileNotFoundError, FileNotFoundError) as error:
-        raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri}: no such file; check the path") from error
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise NotAVideoError(
-            f"{uri}: not a video in a known container ({ALLOWED_CONTAINERS}): {error.__class__.__name__}",
-            "the file is not a video that can be read",
+            f"{uri}: not a video in a known container ({ALLOWED_CONTAINERS}): {error.__class__.__name__}"
         ) from error
     try:
         stream = _select_stream(uri, container, limits)
@@ -194,8 +189,7 @@ def _select_stream(uri: str, container: InputContainer, limits: VideoLimits) -> 
     if codec not in ALLOWED_CODECS:
         raise UnsupportedCodecError(
             f"{uri}: codec {codec} is not supported; convert the video to h264 or one of "
-            f"{', '.join(sorted(ALLOWED_CODECS))}",
-            "the video's codec is not supported",
+            f"{', '.join(sorted(ALLOWED_CODECS))}"
         )
     if stream.width < 1 or stream.height < 1:
         raise NotAVideoError(f"{uri}: the video stream has no frame size", "the video is damaged")
@@ -244,4 +238,4 @@ def _stream_types(container: InputContainer) -> str:
 
 
 def _permission_error(uri: str) -> VideoPermissionError:
-    return VideoPermissionError(f"{uri}: no read permission; check mode and owner", "the video is locked")
+    return VideoPermissionError(f"{uri}: no read permission; check mode and owner")

@@ -299,10 +299,7 @@ class VideoReader:
         self._restart()
         if (decoded := self._decode_to(pts)) is not None:
             return decoded
-        raise CorruptVideoError(
-            f"{self._uri}: no frame can be decoded at or before {self.table.to_seconds(pts):.3f} s",
-            "this part of the video is damaged",
-        )
+        raise CorruptVideoError(f"{self._uri}: no frame can be decoded at or before {self.table.to_seconds(pts):.3f} s")
 
     def _decode_to(self, pts: int) -> _DecodedFrame | None:
         """Decode up to `pts`. Returns None if the first decoded frame is later."""
