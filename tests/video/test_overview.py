@@ -14,7 +14,7 @@ from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import InvalidFrameRequestError
 from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest
-from vz_ray.video.overview import snap_to_keyframes, spread_indices
+from vz_ray.video.sampling import snap_to_keyframes, spread_indices
 
 SIZE = FrameSize(784, 784)
 

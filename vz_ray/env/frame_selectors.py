@@ -31,7 +31,7 @@ from vz_ray.utils.function_loader import load_function
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest, VideoInfo
 from vz_ray.video.frame_selection import SelectionParams
-from vz_ray.video.overview import spread_indices
+from vz_ray.video.sampling import spread_indices
 
 _OPTION = re.compile(r"\s\(?A[.):]\s")
 

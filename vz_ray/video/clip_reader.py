@@ -20,8 +20,7 @@ from vz_ray.video.frame import (
 )
 from vz_ray.video.frame_cache import DiskFrameCache, FrameCache, FrameKey
 from vz_ray.video.image_reader import IMAGE_DECODER, is_image, read_image
-from vz_ray.video.overview import overview_pts
-from vz_ray.video.sampling import zoom_times
+from vz_ray.video.sampling import clip_pts
 from vz_ray.video.video_file import LOCAL_FILES, FileKey, VideoLimits, VideoLocator, file_key
 from vz_ray.video.video_metadata import VideoMetadataCache
 from vz_ray.video.video_reader import VideoReader
@@ -116,10 +115,7 @@ class ClipReader:
         if isinstance(request, ImageRequest) or (is_image(uri) and not isinstance(request, ZoomRequest)):
             return Clip(request, (read_image(uri, size, self._limits, path=self._locator.locate(uri)),))
         reader = self._reader(uri)
-        if isinstance(request, ZoomRequest):
-            pts = [reader.table.pts_at(second) for second in zoom_times(request, reader.info)]
-        else:
-            pts = overview_pts(request, reader.info, reader.table)
+        pts = clip_pts(request, reader.info, reader.table)
         frames = self._frames(reader, pts, *reader.target_size(size))
         return Clip(request, tuple(frames[frame_pts] for frame_pts in pts))
 

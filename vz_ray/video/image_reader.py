@@ -7,16 +7,13 @@ from pathlib import Path
 
 import av
 import blake3
-import numpy as np
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import VideoReformatter
 
 from vz_ray.video.errors import NotAVideoError, VideoLimitExceededError
-from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize
-from vz_ray.video.frame_size import target_size
+from vz_ray.video.frame import Frame, FrameRef, FrameSize
+from vz_ray.video.frame_scaling import SCALER, scale_frame, target_size
 from vz_ray.video.video_file import VideoLimits, check_pixels, compute_video_id
 
-SCALER = "bicubic+accurate_rnd+bitexact"
-_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_DECODER = "image"
 """Prefix of `FrameRef.decoder` for image files."""
@@ -69,18 +66,9 @@ def read_image(
             stream.codec_context.options = {name: options[name] for name in ("max_pixels", "err_detect")}
             image = next(container.decode(stream))
             exact_size = target_size(image.width, image.height, size) if isinstance(size, FrameSize) else size
-            rgb = _resized(image, *exact_size)
+            rgb = scale_frame(VideoReformatter(), image, *exact_size)
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError) as error:
         raise NotAVideoError(f"{uri}: cannot decode the image ({error})", "an image is damaged") from error
     height, width = rgb.shape[:2]
     digest, decoder = blake3.blake3(rgb.data).hexdigest(), f"{IMAGE_DECODER} {av.__version__}"
     return Frame(FrameRef(content_hash, uri, 0, 0.0, width, height, SCALER, decoder, digest), rgb)
-
-
-def _resized(image: av.VideoFrame, width: int, height: int) -> RGB:
-    scaled = image.reformat(
-        width=width, height=height, format="rgb24", interpolation=_FLAGS, dst_color_range=ColorRange.JPEG
-    )
-    rgb: RGB = np.ascontiguousarray(scaled.to_ndarray(), dtype=np.uint8)
-    rgb.flags.writeable = False
-    return rgb
