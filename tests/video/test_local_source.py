@@ -124,12 +124,12 @@ def test_number_of_open_videos_is_limited(tmp_path: Path) -> None:
 
 
 def test_frame_cache_evicts_least_recently_used() -> None:
-    cache = FrameCache(max_bytes=3 * 12)
+    cache = FrameCache(max_bytes=3 * 12, disk=None)
     for pts in range(3):
         cache.put(make_key(pts), make_frame(12))
     assert cache.get(make_key(0)) is not None
     cache.put(make_key(3), make_frame(12))
-    assert (len(cache), cache.size_bytes) == (3, 36)
+    assert list(cache._frames) == [make_key(2), make_key(0), make_key(3)]
     assert cache.get(make_key(1)) is None
     assert cache.get(make_key(0)) is not None
     cache.put(make_key(4), make_frame(48))
@@ -138,7 +138,7 @@ def test_frame_cache_evicts_least_recently_used() -> None:
 
 
 def make_key(pts: int) -> FrameKey:
-    return FrameKey("blake3:0", 0, pts, 2, 2)
+    return FrameKey("pyav", "blake3:0", 0, pts, 2, 2)
 
 
 def make_frame(num_bytes: int) -> Frame:

@@ -128,12 +128,8 @@ class DecoderActor:
 def start_decoder(name: str, driver: Mapping[str, str], config: ClipsConfig, run_identity: RunIdentity) -> Any:
     """Start a decoder and return its actor handle; Ray schedules it on a node with free CPUs.
 
-    Args:
-        name: Name in errors and logs.
-        driver: Code fingerprint of the driver. On a node with another version of the code, every
-            request raises `UserError`.
-        config: CPUs, node group, caches and limits.
-        run_identity: The run that logs and metrics belong to.
+    `driver` is the driver's code fingerprint. On a node with another version of the code, every request
+    raises `UserError`.
     """
     options = DecoderActor.options(  # type: ignore[attr-defined]
         num_cpus=config.cpus_per_actor, resources=node_group_resources(config.node_group)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import ray
@@ -79,10 +80,6 @@ class DecodePool:
     def start(cls, config: ClipsConfig, run_identity: RunIdentity = RunIdentity()) -> DecodePool:  # noqa: B008 - frozen
         """Start the decoders. They live until `close`, or until the last client is deleted.
 
-        Args:
-            config: Size, timeouts and limits.
-            run_identity: The run that logs and metrics of the decoders belong to.
-
         Raises:
             UserError: `config.decoder` cannot be loaded.
         """
@@ -135,15 +132,12 @@ class DecodePool:
         return clip
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        indices_by_uri: dict[str, list[int]] = {}
-        for index, ref in enumerate(refs):
-            indices_by_uri.setdefault(ref.uri, []).append(index)
-        batches = [[refs[index] for index in indices] for indices in indices_by_uri.values()]
-        results = await asyncio.gather(*(self._resolve_batch(batch) for batch in batches))
-        frames: dict[int, Frame] = {}
-        for indices, result in zip(indices_by_uri.values(), results, strict=True):
-            frames.update(zip(indices, result, strict=True))
-        return [frames[index] for index in range(len(refs))]
+        batches: dict[str, list[FrameRef]] = {}
+        for ref in dict.fromkeys(refs):
+            batches.setdefault(ref.uri, []).append(ref)
+        results = await asyncio.gather(*(self._resolve_batch(batch) for batch in batches.values()))
+        frames = dict(zip(chain(*batches.values()), chain(*results), strict=True))
+        return [frames[ref] for ref in refs]
 
     async def stats(self) -> DecodePoolStats:
         """Collect the counters of all decoders; decoders that do not reply are listed."""

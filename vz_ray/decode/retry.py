@@ -44,10 +44,8 @@ class DecodeRequest:
     """One request to a decoder.
 
     Attributes:
-        uri: The video.
         operation: Description for errors and logs.
         num_bytes: Upper bound on the size of the result.
-        submit: Submits the request to a decoder.
     """
 
     uri: str
@@ -57,16 +55,7 @@ class DecodeRequest:
 
 
 class RetryPolicy:
-    """Runs requests with up to `config.max_attempts` attempts.
-
-    Args:
-        router: Selects decoders.
-        config: Number of attempts and timeouts.
-
-    Attributes:
-        quarantine: Suspect and quarantined videos.
-        counters: Attempts that were retried, timed out, or lost their decoder.
-    """
+    """Runs requests with up to `config.max_attempts` attempts."""
 
     def __init__(self, router: DecoderRouter, config: ClipsConfig) -> None:
         self._router, self._config = router, config

@@ -168,14 +168,9 @@ class ChatFormat:
         question_images: Sequence[Frame] = (),
         extra_frames: Sequence[Sequence[Frame]] = (),
     ) -> str:
-        """Format the first user turn.
+        """Format the first user turn. Question images follow the overviews.
 
-        Args:
-            question: Text of the question.
-            frames: Overview of the first video.
-            subtitles: Subtitles of the first video.
-            question_images: Images of the question; they follow the overviews.
-            extra_frames: Overviews of further videos.
+        `frames` and `subtitles` belong to the first video; `extra_frames` are the overviews of the others.
         """
         frames_text = self.format_frames(frames, subtitles)
         if extra_frames:

@@ -51,7 +51,7 @@ async def run_episode(
         chat_format: Encodes the conversation.
         config: Limits of the episode.
         episode_id: Id of the trajectory.
-        sampling_params: Sampling parameters; limits and seed are adjusted for each turn.
+        sampling_params: Limits and seed are adjusted for each turn.
         worker: Name recorded in the trajectory.
         ranker: Image-text model, for the frame selector `query`.
         on_event: Callback for each event.

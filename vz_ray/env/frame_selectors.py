@@ -38,12 +38,7 @@ _OPTION = re.compile(r"\s\(?A[.):]\s")
 
 @dataclass(frozen=True, slots=True)
 class FrameSelection:
-    """Selected overview frames.
-
-    Attributes:
-        request: Request for the frame source.
-        used_fallback: Whether uniform frames replaced a missing index record.
-    """
+    """Request for the selected frames, and whether uniform frames replaced a missing index record."""
 
     request: OverviewRequest | SelectedFramesRequest
     used_fallback: bool = False
@@ -59,10 +54,6 @@ class FrameSelector(Protocol):
 
 def create_frame_selector(config: FrameSelectorConfig, ranker: FrameRanker | None = None) -> FrameSelector:
     """Create the configured selector. Index files are cached.
-
-    Args:
-        config: Selector config.
-        ranker: Image-text model, for `query`.
 
     Raises:
         UserError: The index file or function is invalid, or `ranker` is missing.
