@@ -21,7 +21,7 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode.admission import ByteLimiter
 from vz_ray.decode.autoscaler import DecodeAutoscaler
 from vz_ray.decode.decoder import start_decoder
-from vz_ray.decode.retry import STATUS_TIMEOUT_S, DecodeRequest, RetryPolicy
+from vz_ray.decode.retry import DecodeRequest, RetryPolicy, get_status
 from vz_ray.decode.router import DecoderRouter, decoder_name
 from vz_ray.decode.stats import DecodeClientStats, DecodePoolStats
 from vz_ray.monitoring.log_context import RunIdentity
@@ -142,10 +142,7 @@ class DecodePool:
     async def stats(self) -> DecodePoolStats:
         """Collect the counters of all decoders; decoders that do not reply are listed."""
         actors = dict(self._router.actors)
-        requests = [
-            with_timeout(actor.stats.remote(), STATUS_TIMEOUT_S, target=decoder_name(slot), operation="statistics")
-            for slot, actor in actors.items()
-        ]
+        requests = [get_status(slot, actor.stats.remote(), "statistics") for slot, actor in actors.items()]
         results = await asyncio.gather(*requests, return_exceptions=True)
         stats_by_slot = dict(zip(actors, results, strict=True))
         return DecodePoolStats(

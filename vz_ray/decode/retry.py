@@ -30,7 +30,7 @@ from vz_ray.video.video_file import is_url
 
 log = logging.getLogger(__name__)
 
-STATUS_TIMEOUT_S = 3.0
+_STATUS_TIMEOUT_S = 3.0
 """Timeout of a decoder's status methods; a decoder that exceeds it is stuck."""
 
 _POLL_S = 0.2
@@ -177,12 +177,7 @@ class RetryPolicy:
         if actor is None:
             return False  # the autoscaler removed it
         try:
-            busy_s = await with_timeout(
-                actor.busy_s.remote(),
-                STATUS_TIMEOUT_S,
-                target=decoder_name(slot),
-                operation="a status request",
-            )
+            busy_s = await get_status(slot, actor.busy_s.remote(), "a status request")
         except RayActorError:
             return False  # already dead, Ray restarts it
         except StepTimeout:
@@ -197,12 +192,12 @@ class RetryPolicy:
     async def _log_stacks(self, slot: int, actor: Any) -> None:
         """Log the thread stacks of a stuck decoder, if it still responds."""
         try:
-            stacks = await with_timeout(
-                actor.stacks.remote(),
-                STATUS_TIMEOUT_S,
-                target=decoder_name(slot),
-                operation="a stack dump",
-            )
+            stacks = await get_status(slot, actor.stacks.remote(), "a stack dump")
         except (StepTimeout, RayActorError) as error:
             stacks = f"no stack dump: {error}"
         log.warning("Killing stuck decoder %s:\n%s", decoder_name(slot), stacks)
+
+
+async def get_status(slot: int, result_ref: Any, operation: str) -> Any:
+    """Await a status method of a decoder, which a responsive one answers at once."""
+    return await with_timeout(result_ref, _STATUS_TIMEOUT_S, target=decoder_name(slot), operation=operation)

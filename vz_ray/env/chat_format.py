@@ -49,7 +49,6 @@ class PromptTemplate:
     """Texts of a conversation with the fields `{frames}`, `{question}`, `{error}` and `{notice}`.
 
     Attributes:
-        system: System prompt.
         question: First user turn.
         reply: User turn after an executed zoom.
         refusal: User turn after a rejected zoom.
@@ -130,8 +129,6 @@ class ChatFormat:
     """Encoder of conversations for one model and prompt template, shared by all episodes.
 
     Args:
-        tokenizer: Tokenizer of the model.
-        template: Texts of the conversation.
         compat: Use the exact strings of the released weights instead of the chat template.
 
     Attributes:

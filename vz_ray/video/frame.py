@@ -18,7 +18,6 @@ class VideoInfo:
 
     Attributes:
         video_id: Content hash (`blake3:<hex>`), equal for copies.
-        uri: Path or URL.
         stream: Index of the video stream that is read.
         duration_s: Time from the first frame to the end of the last frame, seconds.
         fps: Average frame rate; a hint only if the rate varies.
@@ -41,8 +40,6 @@ class FrameRef:
 
     Attributes:
         video_id: Content hash, as in `VideoInfo`.
-        uri: Path or URL.
-        stream: Index of the video stream.
         pts_s: Presentation time of the frame, seconds from the start of the stream.
         width: Width of the array, pixels.
         height: Height of the array, pixels.

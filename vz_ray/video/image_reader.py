@@ -37,7 +37,6 @@ def read_image(
     Args:
         uri: URI in the reference.
         size: Bounds on the area, or the exact width and height.
-        limits: Maximum resolution.
         path: Local path; defaults to `uri`.
 
     Raises:

@@ -46,8 +46,6 @@ class DownloadRules:
         schemes: Allowed schemes, such as `https` or `s3`.
         hosts: Allowed hosts or buckets; empty allows all.
         private_hosts: Hosts that may have private addresses.
-        max_file_bytes: Maximum file size.
-        timeout_s: Timeout of a download.
     """
 
     schemes: tuple[str, ...] = ("http", "https")
@@ -65,7 +63,6 @@ class DownloadCache:
     Args:
         root: Directory; created if missing.
         max_bytes: Maximum size. The latest file is kept even if it exceeds the maximum.
-        rules: Allowed URLs and limits.
     """
 
     def __init__(self, root: Path | str, max_bytes: int, rules: DownloadRules) -> None:

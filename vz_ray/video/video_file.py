@@ -50,9 +50,7 @@ class VideoLimits:
     """Limits checked before decoding.
 
     Attributes:
-        max_duration_s: Maximum duration, seconds.
         max_pixels: Maximum area of a coded frame, pixels.
-        max_request_frames: Maximum number of frames per request.
     """
 
     max_duration_s: float = 8 * 3600.0

@@ -25,10 +25,7 @@ class VideoMetadata:
     """Result of scanning a file.
 
     Attributes:
-        info: Properties of the video.
-        table: Presentation times of all frames.
         rotation_quarter_turns: Counterclockwise rotation in units of 90 degrees, from the file.
-        decoder: Decoder and version.
         coded_pixels: Area of a coded frame, pixels.
     """
 

@@ -56,15 +56,12 @@ class VideoReader:
     Args:
         uri: URI in references and errors.
         path: Local path; defaults to `uri`.
-        limits: Maximum duration, resolution and frames per request.
         metadata: Cached metadata of this content. The file is then opened at the first request, and
             not scanned.
         num_threads: Number of single-threaded decoders that decode a request across several GOPs in
             parallel. The frames are identical.
 
     Attributes:
-        metadata: Metadata of the file.
-        info: Properties of the video.
         table: Presentation times of all frames.
         scaler: Name of the scaler in references.
 
