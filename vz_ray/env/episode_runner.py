@@ -45,11 +45,6 @@ async def run_episode(
     an error message. All other exceptions (dead actor, timeout) propagate, so that the caller can retry.
 
     Args:
-        task: The task.
-        policy: Generates the turns.
-        frame_source: Decodes overviews and clips.
-        chat_format: Encodes the conversation.
-        config: Limits of the episode.
         episode_id: Id of the trajectory.
         sampling_params: Limits and seed are adjusted for each turn.
         worker: Name recorded in the trajectory.
