@@ -119,7 +119,8 @@ def sample_to_trajectory(
     def take_frames(message: _SftMessage) -> list[Frame]:
         return list(islice(remaining_frames, message.num_images))
 
-    context = chat_format.encode_opening(system, messages[0].text, take_frames(messages[0]))
+    opening = [("user", messages[0].text)] if system is None else [("system", system), ("user", messages[0].text)]
+    context = chat_format.encode_messages(opening, take_frames(messages[0]))
     prompt: TokenContext | None = None
     turns: list[Turn] = []
     for answer, reply in zip(messages[1::2], [*messages[2::2], None], strict=True):
