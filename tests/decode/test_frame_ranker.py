@@ -77,8 +77,7 @@ async def test_questions_share_video_features_and_results(
     results = await asyncio.gather(*(ranker.rank_frames(video, question, PARAMS) for question in questions))
     assert results[0] == results[1]
     assert await ranker.rank_frames(video, QUESTIONS[1], PARAMS) == results[2]
-    cached = await ranker._actor.__ray_call__.remote(lambda actor: (len(actor._features), len(actor._results)))
-    assert cached == (1, 3)
+    assert await ranker._actor.__ray_call__.remote(lambda actor: actor._results.hits) >= 1
     reader = (await pool.stats()).reader
     assert (reader.misses, reader.hits) == (24, 0)  # the features of the video are computed once
     ranker.close()

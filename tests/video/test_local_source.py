@@ -14,8 +14,7 @@ from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.utils.timeouts import StepTimeout
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import FrameMismatchError, InvalidFrameRequestError
-from vz_ray.video.frame import Frame, FrameRef, FrameSize, OverviewRequest, ZoomRequest
-from vz_ray.video.frame_cache import FrameCache, FrameKey
+from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.local_source import LocalFrameSource
 
 SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
@@ -121,26 +120,3 @@ def test_number_of_open_videos_is_limited(tmp_path: Path) -> None:
     reader.close()
     assert not reader._open
     assert reader.stats().decoded_frames == stats.decoded_frames
-
-
-def test_frame_cache_evicts_least_recently_used() -> None:
-    cache = FrameCache(max_bytes=3 * 12, disk=None)
-    for pts in range(3):
-        cache.put(make_key(pts), make_frame(12))
-    assert cache.get(make_key(0)) is not None
-    cache.put(make_key(3), make_frame(12))
-    assert list(cache._frames) == [make_key(2), make_key(0), make_key(3)]
-    assert cache.get(make_key(1)) is None
-    assert cache.get(make_key(0)) is not None
-    cache.put(make_key(4), make_frame(48))
-    assert cache.get(make_key(4)) is None
-    assert (cache.hits, cache.misses) == (2, 2)
-
-
-def make_key(pts: int) -> FrameKey:
-    return FrameKey("pyav", "blake3:0", 0, pts, 2, 2)
-
-
-def make_frame(num_bytes: int) -> Frame:
-    ref = FrameRef("blake3:0", "a.mp4", 0, 0.0, 2, 2, "", "", "")
-    return Frame(ref, np.zeros((1, num_bytes // 3, 3), dtype=np.uint8))

@@ -143,9 +143,9 @@ class ClipReader:
         readers = self._open.values()
         return ReaderStats(
             requests=self._requests,
-            hits=self._cache.hits,
+            hits=self._cache.memory.hits,
             disk_hits=self._cache.disk_hits,
-            misses=self._cache.misses,
+            misses=self._cache.memory.misses - self._cache.disk_hits,
             decoded_frames=self._closed_decoded_frames + sum(reader.decoded_frames for reader in readers),
             seeks=self._closed_seeks + sum(reader.seeks for reader in readers),
             scanned_videos=self._scanned_videos,
