@@ -27,6 +27,7 @@ from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
+from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
@@ -36,7 +37,6 @@ from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
     NcclBroadcaster,
     NcclTopology,
-    find_free_port,
     update_info,
 )
 from vz_ray.weight_sync.parity_probe import ParityProbe
