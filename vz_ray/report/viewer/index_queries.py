@@ -34,6 +34,7 @@ _LISTED = (
     "episodes.id, stage, step, tasks.task, sample, kind, question, truth, answer, status, outcome, failure, "
     "reward, advantage, zooms, refused, frames, turns, seconds"
 )
+_SAME_GROUP = "(stage, step, episodes.task) = (SELECT stage, step, task FROM episodes WHERE id = ?)"
 _NAMES = [name.strip().removeprefix("episodes.").removeprefix("tasks.") for name in _LISTED.split(",")]
 
 
@@ -232,11 +233,7 @@ def find_episode(db: sqlite3.Connection, episode: int) -> EpisodeLocation | None
 
 def find_group(db: sqlite3.Connection, location: EpisodeLocation) -> list[EpisodeLocation]:
     """Return all samples of the group of an episode, in order."""
-    return _find(
-        db,
-        "(stage, step, episodes.task) = (SELECT stage, step, task FROM episodes WHERE id = ?)",
-        [location.row["id"]],
-    )
+    return _find(db, _SAME_GROUP, [location.row["id"]])
 
 
 def _find(db: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[EpisodeLocation]:
@@ -250,13 +247,7 @@ def _find(db: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list
 
 
 def group_size(db: sqlite3.Connection, location: EpisodeLocation) -> int:
-    return int(
-        db.execute(
-            "SELECT count(*) FROM episodes WHERE (stage, step, task) ="
-            " (SELECT stage, step, task FROM episodes WHERE id = ?)",
-            [location.row["id"]],
-        ).fetchone()[0]
-    )
+    return int(db.execute(f"SELECT count(*) FROM episodes WHERE {_SAME_GROUP}", [location.row["id"]]).fetchone()[0])
 
 
 def video_uri(db: sqlite3.Connection, video: int) -> str | None:
