@@ -43,11 +43,8 @@ class EpisodeFilter(BaseModel, frozen=True):
 
     Attributes:
         stage: `train` or the name of an evaluation.
-        step_from: First training step.
-        step_to: Last training step.
-        reward_from: Minimum total reward.
-        reward_to: Maximum total reward.
-        kind: Question kind.
+        step_from, step_to: First and last training step.
+        reward_from, reward_to: Minimum and maximum total reward.
         zooms: Number of valid zooms; `ZOOMS_OR_MORE` means that number or more.
         outcome: One of `OUTCOMES`, or a `FailureMode`.
         text: Substring of the question, ground truth, answer or task id, case-insensitive.
