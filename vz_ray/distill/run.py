@@ -29,10 +29,9 @@ from vz_ray.distill.curation import CurationResult, curate
 from vz_ray.distill.data_card import DataCard, build_data_card, to_table
 from vz_ray.distill.dataset_writer import write_dataset
 from vz_ray.distill.decontamination import HeldOutSets, identify_video
-from vz_ray.distill.distillation_log import DistillationLog
 from vz_ray.distill.reflection import find_episode_logs, load_reflection_jobs
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teacher_api_key
-from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
+from vz_ray.distill.teacher_runner import DistillationLog, TeacherJob, TeacherRunner
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.monitoring import logging_config, metric_names
 from vz_ray.monitoring.live_status import RunKind
