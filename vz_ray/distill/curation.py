@@ -17,8 +17,9 @@ from vz_ray.distill.filters import (
     balance,
     compute_pass_rates,
     filter_by_pass_rate,
-    filter_faults,
+    find_fault,
     limit_per_task,
+    split_episodes,
 )
 from vz_ray.distill.zoom_patterns import classify_pattern
 
@@ -50,7 +51,7 @@ def curate(
     rates = compute_pass_rates(records)
     kept, dropped = list(records), list[DroppedEpisode]()
     filters: list[Callable[[list[EpisodeRecord]], FilterResult]] = [
-        lambda episodes: filter_faults(episodes, config, max_zoom_frames),
+        lambda episodes: split_episodes(episodes, lambda record: find_fault(record, config, max_zoom_frames)),
         lambda episodes: filter_by_pass_rate(episodes, rates, config),
         lambda episodes: decontaminate(episodes, held_out, config.max_ngram_overlap),
         deduplicate,

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.distill.cost_ledger import CostSummary
-from vz_ray.distill.filters import DroppedEpisode, count_prefix_turns
+from vz_ray.distill.curation import CurationResult
+from vz_ray.distill.filters import count_prefix_turns
 from vz_ray.distill.zoom_patterns import classify_pattern
 from vz_ray.env.trajectory import EpisodeStatus
 
@@ -97,12 +98,10 @@ def build_data_card(
     title: str,
     teacher: str,
     records: Sequence[EpisodeRecord],
-    kept: Sequence[EpisodeRecord],
-    dropped: Sequence[DroppedEpisode],
+    curated: CurationResult,
     cost: CostSummary,
     *,
     planned: int,
-    pass_rates: Mapping[str, float],
     inputs: Mapping[str, int],
     held_out: Sequence[str],
 ) -> DataCard:
@@ -114,13 +113,13 @@ def build_data_card(
         num_episodes=len(records),
         inputs=dict(inputs),
         outcomes=_count(_outcome(record) for record in records),
-        dropped=_count(episode.reason for episode in dropped),
-        kept=len(kept),
-        sources=_count(record.task.source or "unnamed" for record in kept),
-        patterns=_count(str(classify_pattern(record.trajectory)) for record in kept),
-        turns=_count(str(len(record.trajectory.turns)) for record in kept),
-        prefix_turns=sum(count_prefix_turns(record) for record in kept),
-        pass_rates=_count_by_fifth(pass_rates),
+        dropped=_count(episode.reason for episode in curated.dropped),
+        kept=len(curated.kept),
+        sources=_count(record.task.source or "unnamed" for record in curated.kept),
+        patterns=_count(str(classify_pattern(record.trajectory)) for record in curated.kept),
+        turns=_count(str(len(record.trajectory.turns)) for record in curated.kept),
+        prefix_turns=sum(count_prefix_turns(record) for record in curated.kept),
+        pass_rates=_count_by_fifth(curated.pass_rates),
         cost=cost,
         held_out=list(held_out),
     )

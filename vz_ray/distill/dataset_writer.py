@@ -10,13 +10,13 @@ dataset/card.md, card.json    data card
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from vz_ray.data.episode_record import EpisodeRecord, record_to_dict
+from vz_ray.data.episode_record import record_to_dict
 from vz_ray.data.sft_file import trajectory_to_sample
+from vz_ray.distill.curation import CurationResult
 from vz_ray.distill.data_card import DataCard, to_markdown
-from vz_ray.distill.filters import DroppedEpisode, count_prefix_turns
+from vz_ray.distill.filters import count_prefix_turns
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import FrameSource
 from vz_ray.utils.atomic_files import atomic_directory
@@ -29,8 +29,7 @@ SFT_FILE, EPISODES_FILE, DROPPED_FILE = "sft.json", "episodes.jsonl", "dropped.j
 
 async def write_dataset(
     directory: Path,
-    kept: Sequence[EpisodeRecord],
-    dropped: Sequence[DroppedEpisode],
+    curated: CurationResult,
     card: DataCard,
     chat_format: ChatFormat,
     frames: FrameSource,
@@ -48,7 +47,7 @@ async def write_dataset(
 
     with atomic_directory(directory) as partial:
         samples = []
-        for record in kept:
+        for record in curated.kept:
             trajectory = record.trajectory
             prefix_turns = count_prefix_turns(record)
             samples.append(trajectory_to_sample(trajectory, chat_format, image_path, num_context_turns=prefix_turns))
@@ -59,9 +58,9 @@ async def write_dataset(
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
                 (partial / path).write_bytes(encode_image(frame.rgb, image_format))
         (partial / SFT_FILE).write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        lines = (to_json_line(record_to_dict(record)) for record in kept)
+        lines = (to_json_line(record_to_dict(record)) for record in curated.kept)
         (partial / EPISODES_FILE).write_text("".join(lines), encoding="utf-8")
-        reasons = (to_json_line({"episode": drop.episode_id, "reason": drop.reason}) for drop in dropped)
+        reasons = (to_json_line({"episode": drop.episode_id, "reason": drop.reason}) for drop in curated.dropped)
         (partial / DROPPED_FILE).write_text("".join(reasons), encoding="utf-8")
         (partial / "card.md").write_text(to_markdown(card), encoding="utf-8")
         (partial / "card.json").write_text(json.dumps(card.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.distill.filters import DroppedEpisode, FilterResult
+from vz_ray.distill.filters import FilterResult, split_episodes
 from vz_ray.video.errors import VideoError
 from vz_ray.video.video_file import compute_video_id, is_url
 
@@ -112,37 +112,34 @@ class HeldOutSets:
 
 def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
     """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
-    kept, dropped = [], []
-    for record in records:
-        question, reason = record.task.question, ""
+
+    def find_reason(record: EpisodeRecord) -> str:
+        question = record.task.question
         if held_out.has_video(episode_video_identity(record)):
-            reason = "held-out video"
-        elif overlap_threshold and held_out.has_question(question):
-            reason = "held-out question"
-        elif overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
-            reason = "near-duplicate of a held-out question"
-        if reason:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
-        else:
-            kept.append(record)
-    return kept, dropped
+            return "held-out video"
+        if overlap_threshold and held_out.has_question(question):
+            return "held-out question"
+        if overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
+            return "near-duplicate of a held-out question"
+        return ""
+
+    return split_episodes(records, find_reason)
 
 
 def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
     """Keep one task per video and question, and each transcript of the task once."""
     first_task: dict[tuple[str, Words], str] = {}
     transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
-    kept, dropped = [], []
-    for record in records:
+
+    def find_reason(record: EpisodeRecord) -> str:
         identity = episode_video_identity(record)
         question = (identity.content_hash or identity.name, normalize_words(record.task.question))
         transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
-        episode_id = str(record.trajectory.id)
         if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
-            dropped.append(DroppedEpisode(episode_id, "duplicate question"))
-        elif transcript in transcripts:
-            dropped.append(DroppedEpisode(episode_id, "duplicate transcript"))
-        else:
-            transcripts.add(transcript)
-            kept.append(record)
-    return kept, dropped
+            return "duplicate question"
+        if transcript in transcripts:
+            return "duplicate transcript"
+        transcripts.add(transcript)
+        return ""
+
+    return split_episodes(records, find_reason)

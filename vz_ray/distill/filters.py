@@ -1,11 +1,11 @@
 """Filters for teacher episodes.
 
-Each filter returns the kept episodes and one `DroppedEpisode` for each of the others.
+A filter drops the episodes for which it finds a reason; see `split_episodes`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +31,17 @@ class DroppedEpisode:
 
 FilterResult = tuple[list[EpisodeRecord], list[DroppedEpisode]]
 """Kept and dropped episodes."""
+
+
+def split_episodes(records: Sequence[EpisodeRecord], find_reason: Callable[[EpisodeRecord], str]) -> FilterResult:
+    """Drop each episode for which `find_reason` returns a reason; an empty reason keeps it."""
+    kept, dropped = [], []
+    for record in records:
+        if reason := find_reason(record):
+            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
+        else:
+            kept.append(record)
+    return kept, dropped
 
 
 def count_prefix_turns(record: EpisodeRecord) -> int:
@@ -69,17 +80,6 @@ def _no_answer_reason(last_call: ZoomRequest | RejectedZoom | None) -> str:
     return "invalid call in the last turn" if last_call else "no answer"
 
 
-def filter_faults(records: Sequence[EpisodeRecord], config: FilterConfig, max_zoom_frames: int) -> FilterResult:
-    """Keep correct episodes that have the required format."""
-    kept, dropped = [], []
-    for record in records:
-        if reason := find_fault(record, config, max_zoom_frames):
-            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
-        else:
-            kept.append(record)
-    return kept, dropped
-
-
 def compute_pass_rates(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Return the share of correct answers among the scored attempts of each task."""
     correct: defaultdict[str, list[bool]] = defaultdict(list)
@@ -94,16 +94,14 @@ def filter_by_pass_rate(
     records: Sequence[EpisodeRecord], rates: dict[str, float], config: FilterConfig
 ) -> FilterResult:
     """Keep episodes of tasks with a pass rate between `min_pass_rate` and `max_pass_rate`."""
-    kept, dropped = [], []
-    for record in records:
+
+    def find_reason(record: EpisodeRecord) -> str:
         rate = rates[record.task.task_id]
         if rate < config.min_pass_rate:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), "task too hard"))
-        elif rate > config.max_pass_rate:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), "task too easy"))
-        else:
-            kept.append(record)
-    return kept, dropped
+            return "task too hard"
+        return "task too easy" if rate > config.max_pass_rate else ""
+
+    return split_episodes(records, find_reason)
 
 
 def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> FilterResult:
@@ -111,12 +109,13 @@ def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> Filte
     by_task: defaultdict[str, list[EpisodeRecord]] = defaultdict(list)
     for record in records:
         by_task[record.task.task_id].append(record)
-    kept, dropped = [], []
-    for task_records in by_task.values():
-        ordered = _interleave_patterns(task_records)
-        kept += ordered[:max_per_task]
-        dropped += [DroppedEpisode(str(record.trajectory.id), "task limit") for record in ordered[max_per_task:]]
-    return kept, dropped
+    chosen = [record for group in by_task.values() for record in _interleave_patterns(group)[:max_per_task]]
+    return _keep_chosen(records, chosen, "task limit")
+
+
+def _keep_chosen(records: Sequence[EpisodeRecord], chosen: Sequence[EpisodeRecord], reason: str) -> FilterResult:
+    ids = {record.trajectory.id for record in chosen}
+    return split_episodes(records, lambda record: "" if record.trajectory.id in ids else reason)
 
 
 def _interleave_patterns(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
@@ -160,16 +159,13 @@ def balance(
     by_kind: defaultdict[Hashable, list[EpisodeRecord]] = defaultdict(list)
     for record in records:
         by_kind[kind_of(record)].append(record)
-    counts = Counter(map(kind_of, records))
-    cap = max_per_kind(list(counts.values()), max_share)
-    chosen = {
-        str(record.trajectory.id)
-        for kind_records in by_kind.values()
-        for record in sorted(kind_records, key=lambda record: _sort_key(record, seed))[:cap]
-    }
-    kept = [record for record in records if str(record.trajectory.id) in chosen]
-    dropped_ids = [str(record.trajectory.id) for record in records if str(record.trajectory.id) not in chosen]
-    return kept, [DroppedEpisode(episode_id, reason) for episode_id in dropped_ids]
+    cap = max_per_kind([len(group) for group in by_kind.values()], max_share)
+    chosen = [
+        record
+        for group in by_kind.values()
+        for record in sorted(group, key=lambda record: _sort_key(record, seed))[:cap]
+    ]
+    return _keep_chosen(records, chosen, reason)
 
 
 def _sort_key(record: EpisodeRecord, seed: int) -> str:

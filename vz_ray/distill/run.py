@@ -196,15 +196,7 @@ async def _distill(
         )
         card = _build_card(config, plan, log, curated, ledger)
         with run.progress.stage("data set"):
-            await write_dataset(
-                run_dir.path / "dataset",
-                curated.kept,
-                curated.dropped,
-                card,
-                chat_format,
-                frames,
-                config.image_format,
-            )
+            await write_dataset(run_dir.path / "dataset", curated, card, chat_format, frames, config.image_format)
         if limit_reason:
             raise CostLimitExceeded(limit_reason, config.teacher.max_cost_usd, card)
     return card
@@ -256,11 +248,9 @@ def _build_card(
         f"{config.name}: {plan.stage}",
         config.teacher.model,
         log.records,
-        curated.kept,
-        curated.dropped,
+        curated,
         ledger.totals,
         planned=len(plan.jobs),
-        pass_rates=curated.pass_rates,
         inputs=plan.inputs,
         held_out=config.filter.held_out,
     )

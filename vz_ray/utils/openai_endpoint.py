@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -92,8 +92,9 @@ class ChatEndpoint:
         import openai
 
         url = self._base_url
+        request = self._start_request(body)
         try:
-            response = await with_timeout(self._send(body), timeout_s, target=url, operation="a chat completion")
+            response = await with_timeout(request, timeout_s, target=url, operation="a chat completion")
         except (StepTimeout, openai.APITimeoutError) as error:
             raise EndpointError("timeout", str(error)) from error
         except openai.APIConnectionError as error:
@@ -109,7 +110,8 @@ class ChatEndpoint:
             raise EndpointError("malformed", f"{url}: {error}") from error
         return _parse_completion(response, body["model"])
 
-    async def _send(self, body: Mapping[str, Any]) -> Any:
+    def _start_request(self, body: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Create the request. Not async, so that the creation of the client does not count towards the timeout."""
         from openai import AsyncOpenAI
 
         if self._client is None:
@@ -121,7 +123,9 @@ class ChatEndpoint:
             )
         required = {name: body[name] for name in ("model", "messages")}
         extra_body = {name: value for name, value in body.items() if name not in required}
-        return await self._client.chat.completions.create(**required, extra_body=extra_body)
+        create: Any = self._client.chat.completions.create
+        request: Coroutine[Any, Any, Any] = create(**required, extra_body=extra_body)
+        return request
 
     async def close(self) -> None:
         """Close the connections. The next request opens them again."""
