@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from vz_ray.config.timeouts import TimeoutsConfig
 from vz_ray.config.validation import (
     InvalidValueError,
     check_choice,
+    check_endpoint,
     check_fraction,
     check_min,
     check_not_negative,
@@ -76,22 +76,9 @@ class TeacherConfig:
     """Consecutive episodes that fail because of the teacher before the run stops."""
 
     def __post_init__(self) -> None:
-        if self.model and not re.match(r"https?://", self.base_url):
-            raise InvalidValueError(
-                "base_url",
-                f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for "
-                "example "
-                "http://teacher:8000/v1",
-                "model",
-            )
+        check_endpoint(self, self.max_tokens_param)
         check_choice(self, "image_format", IMAGE_FORMATS)
-        reserved = [
-            name for name in ("model", "messages", "stream", "n", self.max_tokens_param) if name in self.parameters
-        ]
-        if reserved:
-            raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
-        check_min(self, 1, "max_concurrency", "max_attempts", "tokens_per_image", "max_consecutive_failures")
-        check_positive(self, "backoff_s")
+        check_min(self, 1, "tokens_per_image", "max_consecutive_failures")
         check_not_negative(self, "requests_per_minute", "tokens_per_minute")
         check_not_negative(self, "input_usd_per_mtok", "output_usd_per_mtok", "max_cost_usd")
         if self.max_cost_usd and not self.input_usd_per_mtok + self.output_usd_per_mtok:

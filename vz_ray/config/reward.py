@@ -10,9 +10,9 @@ from vz_ray.config.derived import derived, timeout
 from vz_ray.config.validation import (
     InvalidValueError,
     check_choice,
+    check_endpoint,
     check_min,
     check_not_negative,
-    check_positive,
 )
 
 SCORERS = ("clean", "compat")
@@ -55,19 +55,7 @@ class JudgeConfig:
     """Directory of the cache; default: the user's cache directory."""
 
     def __post_init__(self) -> None:
-        if self.model and not re.match(r"https?://", self.base_url):
-            raise InvalidValueError(
-                "base_url",
-                f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for "
-                "example "
-                "http://judge:8000/v1",
-                "model",
-            )
-        reserved = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
-        if reserved:
-            raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
-        check_min(self, 1, "max_concurrency", "max_attempts")
-        check_positive(self, "backoff_s")
+        check_endpoint(self)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 
 class InvalidValueError(ValueError):
@@ -60,3 +61,19 @@ def check_choice(section: object, key: str, choices: Collection[object]) -> None
     value = getattr(section, key)
     if value not in choices:
         raise InvalidValueError(key, f"is {value!r}; it must be one of {', '.join(map(str, choices))}")
+
+
+def check_endpoint(section: Any, *reserved: str) -> None:
+    """Check the keys of a chat endpoint. `reserved` are further request parameters that the client sets."""
+    if section.model and not section.base_url.startswith(("http://", "https://")):
+        raise InvalidValueError(
+            "base_url",
+            f"is {section.base_url!r}; with model {section.model!r} it must be the endpoint's address, for example "
+            "http://host:8000/v1",
+            "model",
+        )
+    for name in ("model", "messages", "stream", "n", *reserved):
+        if name in section.parameters:
+            raise InvalidValueError("parameters", f"has {name!r}, which is reserved; remove it")
+    check_min(section, 1, "max_concurrency", "max_attempts")
+    check_positive(section, "backoff_s")
