@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from tests.distill.episode_records import LAST_ROUND, REJECTED, make_record
 from vz_ray.config.distill import FilterConfig
 from vz_ray.distill.cost_ledger import CostSummary
-from vz_ray.distill.curation import curate
-from vz_ray.distill.data_card import build_data_card, to_markdown, to_table
+from vz_ray.distill.dataset import build_data_card, to_markdown, to_table
 from vz_ray.distill.decontamination import (
     HeldOutSets,
     VideoIdentity,
-    decontaminate,
-    deduplicate,
     identify_video,
     normalize_words,
     word_ngrams,
@@ -27,6 +24,9 @@ from vz_ray.distill.decontamination import (
 from vz_ray.distill.filters import (
     balance,
     compute_pass_rates,
+    curate,
+    decontaminate,
+    deduplicate,
     filter_by_pass_rate,
     find_fault,
     limit_per_task,
@@ -223,7 +223,7 @@ def test_curation_accounts_for_every_episode():
     assert card.sources == {"one": 3, "two": 2}
     assert card.dropped == {"pattern limit": 3, "failed: teacher x": 1, "wrong answer": 1}
     assert card.pass_rates == {"none": 1, "all": 8}
-    assert json.loads(json.dumps(card.to_dict()))["cost"]["cost_usd"] == 1.5
+    assert json.loads(json.dumps(asdict(card)))["cost"]["cost_usd"] == 1.5
     page = to_markdown(card)
     assert "| wrong answer | 1 |" in page
     assert "| direct hit | 3 |" in page

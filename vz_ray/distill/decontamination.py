@@ -1,4 +1,4 @@
-"""Decontamination against held-out evaluation sets, and removal of duplicates.
+"""Comparison of videos and questions with held-out evaluation sets.
 
 Videos match by content hash if both files are readable, otherwise by name. Questions match if their words are
 equal, or if enough of their word n-grams occur in one held-out question.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.distill.filters import FilterResult, split_episodes
 from vz_ray.video.errors import VideoError
 from vz_ray.video.video_file import compute_video_id, is_url
 
@@ -108,38 +107,3 @@ class HeldOutSets:
         ngrams = word_ngrams(normalize_words(question), self._ngram_size)
         matches = Counter(number for ngram in ngrams for number in self._questions_by_ngram.get(ngram, ()))
         return max(matches.values(), default=0) / len(ngrams) if ngrams else 0.0
-
-
-def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
-    """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
-
-    def find_reason(record: EpisodeRecord) -> str:
-        question = record.task.question
-        if held_out.has_video(episode_video_identity(record)):
-            return "held-out video"
-        if overlap_threshold and held_out.has_question(question):
-            return "held-out question"
-        if overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
-            return "near-duplicate of a held-out question"
-        return ""
-
-    return split_episodes(records, find_reason)
-
-
-def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
-    """Keep one task per video and question, and each transcript of the task once."""
-    first_task: dict[tuple[str, Words], str] = {}
-    transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
-
-    def find_reason(record: EpisodeRecord) -> str:
-        identity = episode_video_identity(record)
-        question = (identity.content_hash or identity.name, normalize_words(record.task.question))
-        transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
-        if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
-            return "duplicate question"
-        if transcript in transcripts:
-            return "duplicate transcript"
-        transcripts.add(transcript)
-        return ""
-
-    return split_episodes(records, find_reason)

@@ -1,6 +1,6 @@
-"""Filters for teacher episodes.
+"""Filters from teacher episodes to the data set.
 
-A filter drops the episodes for which it finds a reason; see `split_episodes`.
+faults -> pass rate -> held-out sets -> duplicates -> task limit -> pattern balance -> turn balance
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from blake3 import blake3
 from vz_ray.config.distill import FilterConfig
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.data.sft_file import IMAGE_MARKER
+from vz_ray.distill.decontamination import HeldOutSets, Words, episode_video_identity, normalize_words
 from vz_ray.distill.teacher_runner import PREFIX_TURNS
 from vz_ray.distill.zoom_patterns import ZoomPattern, classify_pattern
 from vz_ray.env.trajectory import EpisodeStatus, RejectedZoom, ZoomErrorKind
@@ -31,6 +32,59 @@ class DroppedEpisode:
 
 FilterResult = tuple[list[EpisodeRecord], list[DroppedEpisode]]
 """Kept and dropped episodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurationResult:
+    """Result of the filter pipeline.
+
+    Attributes:
+        kept: Kept episodes, ordered by task and attempt.
+        dropped: All other episodes.
+        pass_rates: Share of correct answers by task id.
+    """
+
+    kept: list[EpisodeRecord]
+    dropped: list[DroppedEpisode]
+    pass_rates: dict[str, float]
+
+
+def curate(
+    records: Sequence[EpisodeRecord],
+    config: FilterConfig,
+    held_out: HeldOutSets,
+    *,
+    max_zoom_frames: int,
+    seed: int,
+) -> CurationResult:
+    """Apply all filters. Turn balance runs last, so pattern shares may exceed their maximum slightly."""
+    rates = compute_pass_rates(records)
+    kept, dropped = list(records), list[DroppedEpisode]()
+    filters: list[Callable[[list[EpisodeRecord]], FilterResult]] = [
+        lambda episodes: split_episodes(episodes, lambda record: find_fault(record, config, max_zoom_frames)),
+        lambda episodes: filter_by_pass_rate(episodes, rates, config),
+        lambda episodes: decontaminate(episodes, held_out, config.max_ngram_overlap),
+        deduplicate,
+        lambda episodes: limit_per_task(episodes, config.max_per_task),
+        lambda episodes: balance(
+            episodes,
+            lambda record: classify_pattern(record.trajectory),
+            config.max_pattern_share,
+            seed=seed,
+            reason="pattern limit",
+        ),
+        lambda episodes: balance(
+            episodes,
+            lambda record: len(record.trajectory.turns),
+            config.max_turns_share,
+            seed=seed,
+            reason="turn-count limit",
+        ),
+    ]
+    for apply_filter in filters:
+        kept, newly_dropped = apply_filter(kept)
+        dropped += newly_dropped
+    return CurationResult(kept, dropped, rates)
 
 
 def split_episodes(records: Sequence[EpisodeRecord], find_reason: Callable[[EpisodeRecord], str]) -> FilterResult:
@@ -100,6 +154,41 @@ def filter_by_pass_rate(
         if rate < config.min_pass_rate:
             return "task too hard"
         return "task too easy" if rate > config.max_pass_rate else ""
+
+    return split_episodes(records, find_reason)
+
+
+def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
+    """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
+
+    def find_reason(record: EpisodeRecord) -> str:
+        question = record.task.question
+        if held_out.has_video(episode_video_identity(record)):
+            return "held-out video"
+        if overlap_threshold and held_out.has_question(question):
+            return "held-out question"
+        if overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
+            return "near-duplicate of a held-out question"
+        return ""
+
+    return split_episodes(records, find_reason)
+
+
+def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
+    """Keep one task per video and question, and each transcript of the task once."""
+    first_task: dict[tuple[str, Words], str] = {}
+    transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
+
+    def find_reason(record: EpisodeRecord) -> str:
+        identity = episode_video_identity(record)
+        question = (identity.content_hash or identity.name, normalize_words(record.task.question))
+        transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
+        if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
+            return "duplicate question"
+        if transcript in transcripts:
+            return "duplicate transcript"
+        transcripts.add(transcript)
+        return ""
 
     return split_episodes(records, find_reason)
 

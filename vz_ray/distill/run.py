@@ -25,10 +25,9 @@ from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
-from vz_ray.distill.curation import CurationResult, curate
-from vz_ray.distill.data_card import DataCard, build_data_card, to_table
-from vz_ray.distill.dataset_writer import write_dataset
+from vz_ray.distill.dataset import DataCard, build_data_card, to_table, write_dataset
 from vz_ray.distill.decontamination import HeldOutSets, identify_video
+from vz_ray.distill.filters import CurationResult, curate
 from vz_ray.distill.reflection import find_episode_logs, load_reflection_jobs
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teacher_api_key
 from vz_ray.distill.teacher_runner import DistillationLog, TeacherJob, TeacherRunner

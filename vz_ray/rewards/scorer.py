@@ -50,17 +50,6 @@ def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> N
         )
 
 
-def earns_tool_reward(accuracy: float, zooms: int) -> bool:
-    """Return whether an episode earns the tool reward (paper: 0.5 [accuracy = 1 and a zoom]).
-
-    Args:
-        accuracy: In `[0, 1]`.
-        zooms: Number of executed zooms. The `compat` scorer passes attempted zooms, like the released code,
-            which also rewards a malformed call.
-    """
-    return accuracy == 1 and zooms >= 1
-
-
 def score_episode(trajectory: Trajectory, task: Task, config: RewardConfig) -> RewardParts:
     """Score an episode. The parts are unweighted; `total` is their weighted sum.
 
@@ -103,8 +92,9 @@ def _sum_parts(
         return _invalid_parts(accuracy.invalid_reason)
     user_parts = user_parts or {}
     well_formed = float(is_well_formed(turns, config.max_zoom_frames))
+    # The released code counts attempted zooms: it also rewards a malformed call.
     zooms = trajectory.num_zoom_calls if config.scorer == "compat" else len(trajectory.zooms)
-    tool = float(earns_tool_reward(accuracy.value, zooms))
+    tool = float(accuracy.value == 1 and zooms >= 1)
     penalties = _compute_penalties(trajectory, config)
     total = config.accuracy * accuracy.value + config.format * well_formed + config.tool * tool
     total += config.length_penalty * penalties.get("length", 0.0)
