@@ -27,6 +27,14 @@ def test_same_config_resumes(tmp_path):
     assert RunDir.open(tmp_path / "a") == run
 
 
+def test_config_with_other_key_order_resumes(tmp_path):
+    RunDir.create_or_resume(tmp_path / "a", "seed: 1\ndata:\n  train: x\n  shots:\n  - 4\n  - 8\n")
+    reordered = "data:\n  shots:\n  - 4\n  - 8\n  train: x\nseed: 1\n"
+    assert RunDir.create_or_resume(tmp_path / "a", reordered)[1]
+    with pytest.raises(UserError, match="stored: 'shots: - 4 - 8', now: 'shots: - 8 - 4'"):
+        RunDir.create_or_resume(tmp_path / "a", reordered.replace("- 4\n  - 8", "- 8\n  - 4"))
+
+
 @pytest.mark.parametrize(
     ("config_yaml", "difference"),
     [

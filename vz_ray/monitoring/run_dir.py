@@ -125,27 +125,33 @@ class RunDir:
             write_atomic(self.config, config_yaml.encode())
 
     def _check_same_config(self, config_yaml: str, mutable_keys: Collection[str]) -> None:
-        stored = _drop_keys(self.config.read_text(), mutable_keys)
-        new = _drop_keys(config_yaml, mutable_keys)
+        stored = _settings(self.config.read_text(), mutable_keys)
+        new = _settings(config_yaml, mutable_keys)
         if stored == new:
             return
-        pairs = zip([*stored, *[""] * len(new)], [*new, *[""] * len(stored)], strict=False)
-        stored_line, new_line = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+        key = next(key for key in (*stored, *new) if stored.get(key) != new.get(key))
+        stored_line, new_line = (" ".join(settings.get(key, ())) for settings in (stored, new))
         raise UserError(
             f"{self.path} holds a run with another configuration (stored: '{stored_line}', now: '{new_line}'); "
             "choose another name, or delete the directory"
         )
 
 
-def _drop_keys(config_yaml: str, keys: Collection[str]) -> list[str]:
-    """Return the lines of a configuration without the lines of the dotted `keys`."""
-    lines, path = [], [""]
+def _settings(config_yaml: str, excluded: Collection[str]) -> dict[str, list[str]]:
+    """Return the lines of each dotted key without `excluded`, so that the order of keys does not matter.
+
+    The items of a list belong to its key.
+    """
+    settings: defaultdict[str, list[str]] = defaultdict(list)
+    path = [""]
     for line in config_yaml.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        path[depth:] = [line.strip().partition(":")[0]]
-        if ".".join(path) not in keys:
-            lines.append(line)
-    return lines
+        text = line.strip()
+        if not text.startswith("- "):
+            depth = (len(line) - len(line.lstrip())) // 2
+            path[depth:] = [text.partition(":")[0]]
+        if (key := ".".join(path)) not in excluded:
+            settings[key].append(text)
+    return settings
 
 
 def record_stage_time(run_dir: Path, stage: str, wall_s: float) -> None:
