@@ -95,7 +95,7 @@ def read(files: BenchmarkFiles) -> Benchmark:
     names = [f"{name}.json" for name in RELEASED]
     paths = find_annotation_files(files.annotations, names)
     for file in paths:
-        if file.name not in names:
+        if file.stem not in RELEASED:
             raise UserError(f"{file}: TempCompass's files are {', '.join(names)}")
         tasks += [_task(question, file.stem, files) for question in _questions(file)]
     released = sum(RELEASED[file.stem] for file in paths)

@@ -61,7 +61,7 @@ def read(files: BenchmarkFiles) -> Benchmark:
     tasks: list[Task] = []
     notes: list[str] = []
     for file in paths:
-        if file.name not in names:
+        if file.stem not in CAPTION_PROMPTS:
             raise UserError(f"{file}: VDC's files are {', '.join(names)}")
         questions, file_notes = _read_questions(file)
         tasks += _tasks(file.stem, questions, files)
