@@ -178,7 +178,7 @@ def check_mig(gpu: Gpu) -> list[CheckResult]:
     """Warn about MIG: slices have no peer access, so NCCL and IPC weight transfer do not work between them."""
     if not gpu.mig:
         return []
-    fix = "use weight_sync over shared memory and one slice per engine, or disable MIG (`nvidia-smi -mig 0`)"
+    fix = "set weights.transport to shm and use one slice per engine, or disable MIG (`nvidia-smi -mig 0`)"
     return [CheckResult(f"GPU {gpu.index} MIG", CheckStatus.WARNING, "split into slices without peer access", fix)]
 
 
@@ -242,7 +242,7 @@ def check_links(links: dict[tuple[int, int], str]) -> CheckResult:
 
 
 def measure(*arguments: str, timeout_s: float = MEASURE_TIMEOUT_S) -> dict[str, object]:
-    """Run `python -m vz_ray.jobs.gpu_measurements` in a child process and return its figures or its error."""
+    """Run `python -m vz_ray.learner.gpu_measurements` in a child process and return its figures or its error."""
     ok, output = _run([sys.executable, "-m", MEASUREMENTS, *arguments], timeout_s)
     lines = output.strip().splitlines() or ["no output"]
     if ok:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from vz_ray.utils.ports import find_free_port
 
 MIB = 1 << 20
 REPEATS = 5
@@ -97,12 +98,9 @@ def measure_all_reduce(world_size: int, backend: str = "nccl", *, size_mib: int 
     Raises:
         torch.multiprocessing.ProcessRaisedException: A process failed.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    arguments = (world_size, port, backend, size_mib, results)
+    arguments = (world_size, find_free_port("127.0.0.1"), backend, size_mib, results)
     torch.multiprocessing.spawn(_all_reduce, args=arguments, nprocs=world_size, join=True)
     seconds = results.get()
     version = ".".join(map(str, torch.cuda.nccl.version())) if backend == "nccl" else backend
