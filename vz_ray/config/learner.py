@@ -125,7 +125,7 @@ class LearnerConfig(Section):
     """Checkpoint directory of the reference model; default `model`."""
     world_size: int = number(1, minimum=1)
     """Processes, one per GPU."""
-    zero_stage: int = choice(3, 0, 1, 2)
+    zero_stage: int = number(3, minimum=0, maximum=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also weights."""
     offload: str = choice("none", "optimizer", "all")
     """State in host memory: `none`, `optimizer` (stages 1 to 3), or `all`: also the weights, which are copied

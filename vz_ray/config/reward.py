@@ -19,7 +19,7 @@ class EndpointConfig(Section):
     model: str = ""
     """Model name at the endpoint."""
     base_url: str = ""
-    """Endpoint, for example `http://judge:8000/v1`."""
+    """Endpoint, for example `http://host:8000/v1`."""
     api_key_env: str = ""
     """Environment variable with the API key, on the machines that send requests; empty sends no key."""
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class EndpointConfig(Section):
             raise InvalidValueError(
                 "base_url",
                 f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for example "
-                "http://judge:8000/v1",
+                "http://host:8000/v1",
                 "model",
             )
         reserved = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]

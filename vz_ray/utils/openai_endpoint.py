@@ -92,8 +92,8 @@ class ChatEndpoint:
         import openai
 
         url = self._base_url
-        request = self._start_request(body)
         try:
+            request = self._start_request(body)
             response = await with_timeout(request, timeout_s, target=url, operation="a chat completion")
         except (StepTimeout, openai.APITimeoutError) as error:
             raise EndpointError("timeout", str(error)) from error
