@@ -108,6 +108,8 @@ def fail_together(rank_info: RankInfo, operation: str) -> Iterator[None]:
     failures = all_gather_object((user_error, f"{type(error).__name__}: {error}" if error else None), rank_info)
     for shared, _ in failures:
         if shared is not None:
+            if shared is not error:
+                shared.__cause__ = error  # of this rank; the error was pickled without its cause
             raise shared
     if error is not None:
         raise error
