@@ -103,7 +103,7 @@ class DecoderRouter:
     async def _sync(self, autoscaler: Any) -> None:
         try:
             self.actors = await with_timeout(
-                autoscaler.report.remote(self._client_id, dict(+self.in_flight)),
+                autoscaler.report.remote(self._client_id, dict(+self.in_flight)),  # without zero counts
                 _SYNC_TIMEOUT_S,
                 target="the decode autoscaler",
                 operation="a load report",

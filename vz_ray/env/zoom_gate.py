@@ -79,8 +79,8 @@ class GateDecision:
         zoom: Whether the episode continues and may zoom. If False, the draft is its answer.
         kind: `choice` or `free`.
         uncertainty: From 0 to 1.
-        threshold: None in mode `measure`.
-        draft: None if the draft did not end.
+        threshold: Uncertainty above which an episode zooms; None in mode `measure`.
+        draft: Text of the draft answer; None if the draft did not end.
         seconds: Wall time of the draft.
     """
 

@@ -124,7 +124,7 @@ def _kind(name: str) -> str:
 
 
 def _dev_task(record: AnnotationRecord, file: Path, index: int, files: BenchmarkFiles) -> Task:
-    record.number("duration")
+    record.number("duration")  # not used; a record without it has another layout
     options = letter_options(record.options("candidates"))
     return Task(
         task_id=f"{file.stem}/{index}",
