@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.eval.conftest import MakeResult
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.bootstrap import bootstrap_mean, paired_difference
 from vz_ray.eval.eval_log import EvalResult

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 
 
 @dataclass(frozen=True, slots=True)
