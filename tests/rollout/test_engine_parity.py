@@ -211,7 +211,7 @@ async def test_version_with_missing_tensor_is_rejected(
 
     store = WeightStore(tmp_path)
     manifest = store.write_version(99, IncompleteSource(side.reference.model))
-    info = {"directory": str(store.path(99)), "checksum": manifest.version.checksum}
+    info = {"directory": str(store.path(99)), "checksum": manifest.checksum}
     await side.engine.pause()
     with pytest.raises(Exception, match="gate_up_proj"):
-        await side.engine.receive_weights(WeightUpdate(99, manifest.version.checksum, info, manifest.nbytes))
+        await side.engine.receive_weights(WeightUpdate(99, manifest.checksum, info, manifest.nbytes))

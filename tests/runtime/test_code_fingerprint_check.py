@@ -87,4 +87,4 @@ async def test_rollout_worker_of_another_version_fails(tmp_path: Path) -> None:
     with pytest.raises(
         NoWorkersError, match=f"rollout-0: UserError: rollout-0 {VERSION_ERROR}.*; rollout-1: UserError"
     ):
-        await scheduler.start()
+        await scheduler.pool.start()

@@ -159,7 +159,7 @@ class LearnerActor:
         if self._rank == 0:
             store = WeightStore(root, bucket_bytes=bucket_bytes)
             manifest = store.write_version(version, source)
-            checksum = manifest.version.checksum
+            checksum = manifest.checksum
             info = {"directory": str(store.path(version)), "checksum": checksum}
             node_id = str(ray.get_runtime_context().get_node_id())
             update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)

@@ -130,10 +130,10 @@ async def start_rollout(
     gpus = use_gpus(config.ray)
     scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup, gpus=gpus), config.rollout, publisher)
     try:
-        await scheduler.start()
+        await scheduler.pool.start()
         yield scheduler
     finally:
-        await scheduler.close()
+        await scheduler.pool.close()
 
 
 @asynccontextmanager

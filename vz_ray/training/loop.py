@@ -107,14 +107,14 @@ async def train(
 
                 monitor.on_phase("publish")
                 state.weight_version += 1
-                publish_report = await runtime.scheduler.publish(
+                publish_report = await runtime.scheduler.pool.publish(
                     state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
                 )
                 timer.record("publish")
 
                 records = episode_records(batch, state.step, config)
                 append_records(run_dir.episodes / f"{state.step:06d}.jsonl", records)
-                worker_stats = await runtime.scheduler.worker_stats()
+                worker_stats = await runtime.scheduler.pool.worker_stats()
                 row = {
                     **step_metrics(records),
                     **_batch_metrics(batch, learner_metrics, publish_report),
@@ -147,8 +147,8 @@ async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runt
         await runtime.learner.load_checkpoint(checkpoint / LEARNER_DIR)
     delete_outputs_from(run_dir, state.step)
     # The engines may hold the model of another stage under a higher version.
-    state.weight_version = max(state.weight_version, runtime.scheduler.version) + 1
-    await runtime.scheduler.publish(state.weight_version, runtime.transport)
+    state.weight_version = max(state.weight_version, runtime.scheduler.pool.version) + 1
+    await runtime.scheduler.pool.publish(state.weight_version, runtime.transport)
     return state
 
 

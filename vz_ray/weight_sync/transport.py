@@ -65,6 +65,6 @@ class ShmTransport(WeightTransport):
     async def prepare(self, version: int) -> WeightUpdate:
         manifest = await asyncio.to_thread(self._store.write_version, version, self._source)
         expected = await asyncio.to_thread(self._score_probe) if self._score_probe else None
-        checksum = manifest.version.checksum
+        checksum = manifest.checksum
         info = {"directory": str(self._store.path(version)), "checksum": checksum}
         return WeightUpdate(version, checksum, info, manifest.nbytes, expected)

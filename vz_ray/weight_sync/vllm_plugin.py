@@ -47,9 +47,9 @@ def load_version(reload: WeightReload | None, update: ShmUpdateInfo) -> None:
     if reload is None:
         raise RuntimeError("receive_weights was called before start_weight_update")
     manifest = read_manifest(update.directory)
-    if manifest.version.checksum != update.checksum:
+    if manifest.checksum != update.checksum:
         raise RuntimeError(
-            f"{update.directory} holds checksum {manifest.version.checksum[:12]}, announced as {update.checksum[:12]}"
+            f"{update.directory} holds checksum {manifest.checksum[:12]}, announced as {update.checksum[:12]}"
         )
     reload.load(read_tensors(update.directory, manifest))
 

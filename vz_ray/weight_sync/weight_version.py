@@ -1,4 +1,4 @@
-"""Identity and layout of a set of weights: version, checksum, manifest, update message."""
+"""Identity and layout of a set of weights: checksum, manifest, update message."""
 
 from __future__ import annotations
 
@@ -9,20 +9,6 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-
-
-@dataclass(frozen=True, slots=True)
-class WeightVersion:
-    """Attributes:
-    number: Monotonic version number.
-    checksum: blake3 over the names, dtypes, shapes and bytes of all tensors, hex.
-    """
-
-    number: int
-    checksum: str
-
-    def __str__(self) -> str:
-        return f"{self.number} ({self.checksum[:12]})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +89,9 @@ class WeightManifest:
             raise ValueError(f"weight version {self.number} has {duplicates[0]} (and {len(duplicates) - 1} more) twice")
 
     @property
-    def version(self) -> WeightVersion:
-        return WeightVersion(self.number, weights_checksum([location.spec for location in self.tensors]))
+    def checksum(self) -> str:
+        """Return the checksum of all tensors; see `weights_checksum`."""
+        return weights_checksum([location.spec for location in self.tensors])
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +115,7 @@ class WeightManifest:
 
 
 def weights_checksum(specs: Sequence[TensorSpec]) -> str:
-    """Return the blake3 over all tensors, independent of their order, hex."""
+    """Return the blake3 over names, dtypes, shapes and bytes of all tensors, independent of their order, hex."""
     digest = blake3()
     for spec in sorted(specs, key=lambda spec: spec.name):
         digest.update(f"{spec.name}|{spec.dtype}|{list(spec.shape)}|{spec.digest}\n".encode())
