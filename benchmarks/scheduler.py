@@ -53,7 +53,7 @@ from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.video.frame import FrameRef, ZoomRequest
-from vz_ray.weight_sync import WeightPublisher, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightPublisher, WeightUpdate
 from vz_ray.weight_sync.transport import WeightTransport
 
 PAD_ID, OVERVIEW_FRAMES, WORKERS_PER_PROCESS = 7, 64, 16
@@ -163,8 +163,11 @@ class SleepWorker:
     async def describe_state(self) -> tuple[str, str]:
         return "", ""
 
-    async def score_probe(self, probe: object) -> Sequence[float]:
+    async def continue_probe(self, probe: object) -> Sequence[int]:
         return ()
+
+    async def score_probe(self, probe: object) -> ProbeScore:
+        return ProbeScore(0, ())
 
     async def worker_stats(self) -> Any:
         return None
@@ -173,7 +176,7 @@ class SleepWorker:
 class NullTransport(WeightTransport):
     """Publishes versions without weights."""
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return WeightUpdate(version, "", {}, 0)
 
 

@@ -16,7 +16,7 @@ from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, SamplingParam
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker
-from vz_ray.weight_sync import ParityProbe, WeightPublisher, WeightTransport, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightPublisher, WeightTransport, WeightUpdate
 
 TASKS = [Task(f"t{i}", "v.mp4", "?", "A") for i in range(6)]
 
@@ -68,7 +68,10 @@ class FakeWorkerClient:
     async def resume_engine(self) -> None:
         self._record("resume_engine")
 
-    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
+    async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
+        raise NotImplementedError
+
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         raise NotImplementedError
 
     async def resume(self) -> None:
@@ -94,7 +97,7 @@ class FakeWorkerClient:
 class FakeTransport(WeightTransport):
     """Transport without weights."""
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return WeightUpdate(version, "", {}, 0)
 
 

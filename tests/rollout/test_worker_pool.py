@@ -22,7 +22,7 @@ from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState, WorkerUnschedulableError
 from vz_ray.rollout.worker_pool import NoWorkersError, NoWorkerTimeout
 from vz_ray.utils.timeouts import StepTimeout
-from vz_ray.weight_sync import WeightUpdate
+from vz_ray.weight_sync import ParityProbe, WeightUpdate
 
 
 async def test_publish_replaces_failed_worker(start_scheduler: StartScheduler) -> None:
@@ -127,7 +127,7 @@ async def test_older_version_is_rejected(start_scheduler: StartScheduler) -> Non
 
 async def test_failed_prepare_leaves_workers_running(start_scheduler: StartScheduler) -> None:
     class FailingTransport(FakeTransport):
-        async def prepare(self, version: int) -> WeightUpdate:
+        async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
             raise OSError("shared memory is full")
 
     factory = WorkerFactory()

@@ -32,7 +32,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import StackDumpError
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-from vz_ray.weight_sync.parity_probe import ParityProbe
+from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 T = TypeVar("T")
 
@@ -216,12 +216,12 @@ class Learner:
         """See `Trainer.compute_logprobs`."""
         results = await self.call_all("compute_logprobs", ray.put(trajectories))
         logprobs: list[NDArray[np.float32]] = results[0]
-        return logprobs
+        return score
 
-    async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         """See `Trainer.score_probe`."""
-        logprobs: tuple[float, ...] = (await self.call_all("score_probe", probe))[0]
-        return logprobs
+        score: ProbeScore = (await self.call_all("score_probe", probe))[0]
+        return score
 
     async def save_checkpoint(self, directory: Path) -> None:
         """See `Trainer.save_checkpoint`; all ranks' nodes must share `directory`."""

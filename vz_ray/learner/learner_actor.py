@@ -28,7 +28,7 @@ from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_o
 from vz_ray.utils.code_fingerprint import check_same_code
 from vz_ray.utils.stack_dump import install_stack_dumper
 from vz_ray.video.errors import VideoError
-from vz_ray.weight_sync import WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
@@ -37,7 +37,6 @@ from vz_ray.weight_sync.nccl_broadcast import (
     find_free_port,
     update_info,
 )
-from vz_ray.weight_sync.parity_probe import ParityProbe
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
 
 log = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ class LearnerActor:
     def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         return self._trainer.compute_logprobs(trajectories, self._frames)
 
-    def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
+    def score_probe(self, probe: ParityProbe) -> ProbeScore:
         return self._trainer.score_probe(probe)
 
     def save_checkpoint(self, directory: Path) -> None:
@@ -167,7 +166,7 @@ class LearnerActor:
             for _ in source.buckets(bucket_bytes):
                 continue
         expected = self._score(probe)
-        return None if update is None else replace(update, expected_logprobs=expected)
+        return None if update is None else replace(update, probe_score=expected)
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Describe the current weights as `version` for a transfer by NCCL."""
@@ -181,7 +180,7 @@ class LearnerActor:
         info, nbytes = self._ipc_handles.export(self._trainer.weight_source())
         return WeightUpdate(version, "", info, nbytes, self._score(probe))
 
-    def _score(self, probe: ParityProbe | None) -> tuple[float, ...] | None:
+    def _score(self, probe: ParityProbe | None) -> ProbeScore | None:
         return None if probe is None else self._trainer.score_probe(probe)
 
     def init_nccl_group(self, topology: NcclTopology) -> None:

@@ -25,19 +25,18 @@ def create_weight_transport(
     learner: Learner,
     config: WeightsConfig,
     store_dir: Path,
-    probe: ParityProbe,
     tensor_parallel_size: int,
 ) -> WeightTransport:
     """Return the configured transport; `store_dir` holds the versions in shared memory."""
     bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
     if config.transport == "shm":
-        return LearnerShmTransport(learner, store_dir, bucket_bytes, probe, timeout_s)
+        return LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
     fallback = None
     if config.keep_shm_copy:
-        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, None, timeout_s)
+        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
     if config.transport == "ipc":
-        return LearnerIpcTransport(learner, probe, timeout_s, fallback)
-    return LearnerNcclTransport(learner, tensor_parallel_size, probe, timeout_s, fallback)
+        return LearnerIpcTransport(learner, timeout_s, fallback)
+    return LearnerNcclTransport(learner, tensor_parallel_size, timeout_s, fallback)
 
 
 class ShmFallback:
@@ -51,7 +50,7 @@ class ShmFallback:
         """Write the announced weights of `update`."""
         if self._transport is not None:
             copy = await self._transport.prepare(update.version)
-            self._newest = replace(copy, expected_logprobs=update.expected_logprobs)
+            self._newest = replace(copy, probe_score=update.probe_score)
 
     def get(self, update: WeightUpdate) -> WeightUpdate | None:
         """Return the copy of this version, or None if a newer or no version was written."""
@@ -62,16 +61,14 @@ class ShmFallback:
 class LearnerShmTransport(WeightTransport):
     """Publish through shared memory."""
 
-    def __init__(
-        self, learner: Learner, root: Path, bucket_bytes: int, probe: ParityProbe | None, timeout_s: float
-    ) -> None:
-        self._learner, self._root, self._bucket_bytes = learner, root, bucket_bytes
-        self._probe, self._timeout_s = probe, timeout_s
+    def __init__(self, learner: Learner, root: Path, bucket_bytes: int, timeout_s: float) -> None:
+        self._learner, self._root = learner, root
+        self._bucket_bytes, self._timeout_s = bucket_bytes, timeout_s
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Write the current weights as `version` and score the probe."""
         results = await self._learner.call_all(
-            "write_weights", version, self._root, self._bucket_bytes, self._probe, timeout_s=self._timeout_s
+            "write_weights", version, self._root, self._bucket_bytes, probe, timeout_s=self._timeout_s
         )
         update: WeightUpdate = results[0]
         return update
@@ -90,18 +87,17 @@ class LearnerNcclTransport(WeightTransport):
         self,
         learner: Learner,
         tensor_parallel_size: int,
-        probe: ParityProbe | None,
         timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
         self._learner, self._tensor_parallel_size = learner, tensor_parallel_size
-        self._probe, self._timeout_s = probe, timeout_s
+        self._timeout_s = timeout_s
         self._fallback = ShmFallback(fallback)
         self._members: tuple[int, list[str]] | None = None  # learner start, engine names
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Announce the current weights as `version` and score the probe."""
-        results = await self._learner.call_all("announce_weights", version, self._probe, timeout_s=self._timeout_s)
+        results = await self._learner.call_all("announce_weights", version, probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
         await self._fallback.save(update)
         return update
@@ -146,16 +142,15 @@ class LearnerIpcTransport(WeightTransport):
     def __init__(
         self,
         learner: Learner,
-        probe: ParityProbe | None,
         timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        self._learner, self._probe, self._timeout_s = learner, probe, timeout_s
+        self._learner, self._timeout_s = learner, timeout_s
         self._fallback = ShmFallback(fallback)
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Export the current weights as `version` and score the probe."""
-        results = await self._learner.call_all("export_ipc_handles", version, self._probe, timeout_s=self._timeout_s)
+        results = await self._learner.call_all("export_ipc_handles", version, probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
         await self._fallback.save(update)
         return update

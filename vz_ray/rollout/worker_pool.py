@@ -496,7 +496,8 @@ class WorkerPool:
             self._weights_lock,
         ):
             started_at, self._transport = time.monotonic(), transport
-            update = await self._publisher.prepare(version, transport)
+            clients = [worker.client for worker in self._workers if worker.state is WorkerState.READY]
+            update = await self._publisher.prepare(version, transport, clients)
             return await self._deliver(update, transport, time.monotonic() - started_at)
 
     @contextlib.asynccontextmanager

@@ -12,6 +12,19 @@ from blake3 import blake3
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeScore:
+    """Score of a probe by an engine or the learner.
+
+    Attributes:
+        num_prompt_tokens: Prompt tokens, including visual tokens.
+        logprobs: `[T]`, log-probs of the probe's tokens at temperature 1.
+    """
+
+    num_prompt_tokens: int
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WeightUpdate:
     """Description of a new version, sent to every engine.
 
@@ -20,7 +33,7 @@ class WeightUpdate:
         checksum: Checksum of all tensors; empty if the transport does not hash (NCCL, IPC).
         transfer_info: `update_info` of the vLLM transfer backend.
         nbytes: Size of the weights.
-        expected_logprobs: The learner's log-probs of the parity probe; None without a probe.
+        probe_score: The learner's score of the parity probe; None if this version is not probed.
         node_id: Ray node that holds `transfer_info["directory"]`; empty for the driver's node.
     """
 
@@ -28,7 +41,7 @@ class WeightUpdate:
     checksum: str
     transfer_info: dict[str, Any]
     nbytes: int
-    expected_logprobs: tuple[float, ...] | None = None
+    probe_score: ProbeScore | None = None
     node_id: str = ""
 
     @property
