@@ -216,7 +216,7 @@ class Learner:
         """See `Trainer.compute_logprobs`."""
         results = await self.call_all("compute_logprobs", ray.put(trajectories))
         logprobs: list[NDArray[np.float32]] = results[0]
-        return score
+        return logprobs
 
     async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         """See `Trainer.score_probe`."""
