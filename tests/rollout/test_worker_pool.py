@@ -20,7 +20,7 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState, WorkerUnschedulableError
-from vz_ray.rollout.worker_pool import NoWorkersError, NoWorkerTimeout
+from vz_ray.rollout.worker_wait import NoWorkersError, NoWorkerTimeout
 from vz_ray.utils.timeouts import StepTimeout
 from vz_ray.weight_sync import ParityProbe, WeightUpdate
 

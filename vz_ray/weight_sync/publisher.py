@@ -182,6 +182,7 @@ class WeightPublisher:
             target="learner",
             operation=f"preparing weight version {version}",
         )
+        self._probed = True
         return self.current
 
     async def publish(self, version: int, transport: WeightTransport, engines: Sequence[EngineClient]) -> PublishReport:
@@ -296,7 +297,6 @@ class WeightPublisher:
         parity = self._parity
         if parity is None or (self._probed and version % self._probe_every):
             return None
-        self._probed = True
         for engine in [] if parity.is_continued else engines:
             try:
                 token_ids = await with_timeout(
