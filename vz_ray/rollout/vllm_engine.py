@@ -350,6 +350,8 @@ class VllmEngine:
                 target=self.name,
                 operation="shutting down its engine",
             )
+            # vLLM's finalizer shuts down again. At interpreter exit it fails, because its module is unloaded.
+            llm.shutdown = lambda timeout=None: None
 
     @property
     def _llm(self) -> AsyncLLM:

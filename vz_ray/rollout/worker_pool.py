@@ -131,8 +131,7 @@ class WorkerPool:
     @property
     def version(self) -> int:
         """Weight version of the READY workers; 0 is the initial checkpoint."""
-        current = self._publisher.current
-        return current.version if current is not None else 0
+        return self._publisher.current.version if self._publisher.current else 0
 
     @property
     def num_serving_workers(self) -> int:

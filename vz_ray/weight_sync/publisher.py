@@ -247,16 +247,8 @@ class WeightPublisher:
             if not active.engines:
                 raise WeightIntegrityError(reason) from send_error
         await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
-        gaps: dict[str, ProbeGap] = {}
-        probe_s = await active.run_step(f"probing {label}", lambda engine: self._check_parity(engine, update, gaps))
-        gap = max(
-            (gaps[engine.name] for engine in active.engines if engine.name in gaps),
-            key=lambda gap: gap.mean,
-            default=None,
-        )
-        tolerance = self._parity.max_gap if self._parity and gap else None
-        if self._parity is not None and gap is not None:
-            self._parity.calibrate(gap)
+        tolerance = self._parity.max_gap if self._parity else None
+        probe_s, gap = await self._probe_engines(active, update)
         await active.run_step(f"resuming after {label}", lambda engine: engine.resume())
         return PublishReport(
             version=update.version,
@@ -268,7 +260,7 @@ class WeightPublisher:
             receive_s=receive_s,
             probe_s=probe_s,
             probe_gap=gap,
-            probe_tolerance=tolerance,
+            probe_tolerance=tolerance if gap else None,
             updated=tuple(engine.name for engine in active.engines),
             failed=active.failed,
         )
@@ -311,6 +303,18 @@ class WeightPublisher:
                 parity.continue_with(token_ids)
                 break
         return parity.probe
+
+    async def _probe_engines(self, active: ActiveEngines, update: WeightUpdate) -> tuple[float, ProbeGap | None]:
+        """Compare the engines with the learner. Return the seconds it took and the largest gap."""
+        gaps: dict[str, ProbeGap] = {}
+        seconds = await active.run_step(
+            f"probing weight version {update.version}", lambda engine: self._check_parity(engine, update, gaps)
+        )
+        passed = [gaps[engine.name] for engine in active.engines if engine.name in gaps]
+        largest = max(passed, key=lambda gap: gap.mean, default=None)
+        if self._parity is not None and largest is not None:
+            self._parity.calibrate(largest)
+        return seconds, largest
 
     async def _check_parity(self, engine: EngineClient, update: WeightUpdate, gaps: dict[str, ProbeGap]) -> None:
         if self._parity is None or update.probe_score is None:
