@@ -1,5 +1,5 @@
 # Main commands: `make quickstart`, `make check`, `make test`. Each creates or updates .venv first.
-.PHONY: quickstart baseline ablate check test lint types format manifests doctor lock clean sizing \
+.PHONY: quickstart baseline ablate check test lint types format manifests doctor lock lock-gpu clean sizing \
 	bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner
 
 PY := .venv/bin/python
@@ -57,6 +57,10 @@ doctor: .venv/.installed
 # Write the installed versions to requirements/*.lock. To change a version, install it with pip first.
 lock: .venv/.installed
 	$(PY) scripts/lock.py
+
+# Resolve requirements/gpu.lock for Python 3.11 to 3.13 at the versions of cpu.lock; needs a package index, no GPU.
+lock-gpu: .venv/.installed
+	$(PY) scripts/lock.py --gpu
 
 # Decode zooms and overviews of long videos; compare with decord and torchcodec (needs the system's FFmpeg).
 bench-decode: .venv/.bench

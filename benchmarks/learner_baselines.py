@@ -12,10 +12,10 @@ from torch import Tensor
 
 from benchmarks.learner_batch import LearnerBatch
 from vz_ray.config.learner import LossConfig
+from vz_ray.learner.batch import mrope_positions
 from vz_ray.learner.example import Example, SpecialTokenIds
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
 from vz_ray.learner.image_patches import ImageSpec, extract_patches
-from vz_ray.learner.mrope import mrope_positions
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.vision_tower import vision_tables
 

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from benchmarks.workload import Workload
-from vz_ray.learner.advantage import compute_advantages
 from vz_ray.learner.example import Example, SpecialTokenIds
+from vz_ray.learner.grpo_loss import compute_advantages, loss_weights
 from vz_ray.learner.image_patches import ImageSpec
-from vz_ray.learner.loss import loss_weights
 from vz_ray.learner.packing import common_prefix_length
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
 from vz_ray.video.frame import RGB, FrameRef

@@ -16,12 +16,8 @@ ENV VIRTUAL_ENV=/opt/venv \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-COPY --chown=1000:100 requirements/cpu.lock requirements/cpu.lock
-# The lock is of the CPU build; the CUDA builds of vLLM and torch name versions of their own of these two.
-RUN grep -vE '^(apache-tvm-ffi|triton)==' requirements/cpu.lock > /tmp/versions.txt \
-    && pip install --constraint /tmp/versions.txt 'vllm>=0.32,<0.33' \
-    && pip install --no-deps --requirement /tmp/versions.txt \
-    && rm /tmp/versions.txt
+COPY --chown=1000:100 requirements/gpu.lock requirements/gpu.lock
+RUN pip install --no-deps --requirement requirements/gpu.lock
 
 COPY --chown=1000:100 pyproject.toml README.md ./
 COPY --chown=1000:100 conf conf

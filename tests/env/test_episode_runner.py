@@ -14,7 +14,7 @@ from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.task import SubtitleFile, Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams
-from vz_ray.eval.benchmarks.question_images import image_to_video
+from vz_ray.eval.benchmarks.media_files import image_to_video
 from vz_ray.video.local_source import LocalFrameSource
 
 SRT = "1\n00:00:03,000 --> 00:00:05,000\nhello\n\n2\n00:00:08,500 --> 00:00:09,500\nbye\n"

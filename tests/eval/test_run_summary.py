@@ -15,7 +15,7 @@ from vz_ray.eval.run_summary import build_summary, eval_log_path, uniform_stage,
 from vz_ray.eval.summary_tables import print_summary, runs_table
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import MetricLogger
-from vz_ray.monitoring.stage_times import record_stage_time
+from vz_ray.monitoring.run_dir import record_stage_time
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import py_compile
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -43,6 +44,17 @@ def test_hashes_and_local_labels_are_parsed(tmp_path):
     assert doctor.check_locked_versions(tmp_path).status is CheckStatus.OK
     (tmp_path / "a.lock").write_text(f"torch=={release}+other\n")
     assert doctor.check_locked_versions(tmp_path).status is CheckStatus.FAILED
+
+
+def test_gpu_lock_is_compared_only_with_the_cuda_build(tmp_path, monkeypatch):
+    (tmp_path / "cpu.lock").write_text("numpy==0.1\n")
+    (tmp_path / "gpu.lock").write_text("numpy==0.2\nvllm==0.32.0\n")
+    assert "instead of 0.1" in doctor.check_locked_versions(tmp_path).detail
+    packages = [SimpleNamespace(name="vllm", version="0.32.0"), SimpleNamespace(name="numpy", version="0.3")]
+    monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda: packages)
+    check = doctor.check_locked_versions(tmp_path)
+    assert check.detail == "numpy 0.3 instead of 0.2"
+    assert "requirements/gpu.lock" in check.fix
 
 
 def test_missing_lock_files_are_a_warning(tmp_path):

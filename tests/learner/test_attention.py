@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import AuxRequest, varlen_attn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from vz_ray.learner import attention
 from vz_ray.learner.attention import PackedLayout, Segment, packed_attention
@@ -97,23 +103,117 @@ def test_layout_tensors_match_the_dense_mask(name: str) -> None:
     assert len(keys) == layout.cu_seqlens_k[-1]
 
 
-def reference_varlen_attn(aligned_to_end: bool):
-    """Return an implementation of the documented `varlen_attn`: `[T, heads, d]`, causal."""
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that an operation returns."""
 
-    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
-        assert window_size == (-1, 0)
-        assert enable_gqa == (q.shape[1] != k.shape[1])
-        assert cu_q.dtype == cu_k.dtype == torch.int32
-        assert (int(cu_q.diff().max()), int(cu_k.diff().max())) == (max_q, max_k)
-        parts = []
-        for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
-            offset = (k1 - k0) - (q1 - q0) if aligned_to_end else 0
-            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(offset)
-            qkv = (t[None].transpose(1, 2) for t in (q[q0:q1], k[k0:k1], v[k0:k1]))
-            parts.append(masked_attention(*qkv, mask, scale)[0])
-        return torch.cat(parts)
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
 
-    return varlen_attn
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("max_scores", [1, 60, 200])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_query_chunks_do_not_change_the_result(name: str, max_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_KERNELS", frozenset())
+    monkeypatch.setattr(attention, "_MAX_SCORES", max_scores)
+    segments = LAYOUTS[name]
+    tensors = inputs(segments[-1].end, torch.float64)
+    got = attention._portable(*tensors, 0.3, PackedLayout.from_segments(segments, CPU))
+    assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, 1e-12)
+
+
+def test_query_chunks_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [Segment(0, 200), Segment(200, 300, (0, 200)), Segment(300, 400, (0, 200))]
+    layout, tensors = PackedLayout.from_segments(segments, CPU), inputs(400, torch.float32)
+    monkeypatch.setattr(attention, "_KERNELS", frozenset())
+
+    def largest(max_scores: int) -> int:
+        monkeypatch.setattr(attention, "_MAX_SCORES", max_scores)
+        with LargestTensor() as recorded:
+            attention._portable(*tensors, 0.3, layout).sum().backward()
+        return recorded.numel
+
+    assert largest(1 << 27) == 4 * 200 * 200
+    assert largest(20_000) <= 20_000
+
+
+def reference_kernel(
+    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float, aligned_to_end: bool
+) -> Tensor:
+    """Compute causal attention of `[T, heads, d]` by segment."""
+    parts = []
+    for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+        offset = (k1 - k0) - (q1 - q0) if aligned_to_end else 0
+        mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(offset)
+        qkv = (t[None].transpose(1, 2) for t in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        parts.append(masked_attention(*qkv, mask, scale)[0])
+    return torch.cat(parts)
+
+
+def varlen_attn_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: AuxRequest | None = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """The signature of torch 2.11 (torch/nn/attention/varlen.py), which has no grouped queries."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    return check_and_attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)
+
+
+def varlen_attn_2_13(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: AuxRequest | None = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> Tensor:
+    """The signature of torch 2.13."""
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    assert cu_seq_k is not None
+    return check_and_attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)
+
+
+def check_and_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> Tensor:
+    assert scale is not None
+    assert window_size == (-1, 0)
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    assert (int(cu_q.diff().max()), int(cu_k.diff().max())) == (max_q, max_k)
+    return reference_kernel(query, key, value, cu_q, cu_k, scale, aligned_to_end=True)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -121,21 +221,78 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     return ((q @ k.mT * scale).masked_fill(~mask, float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
+def test_recorded_signature_is_that_of_the_installed_torch() -> None:
+    recorded, installed = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        for function in (varlen_attn_2_13, varlen_attn)
+    )
+    assert recorded == installed
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("kernel", [varlen_attn_2_11, varlen_attn_2_13])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_varlen_kernel_is_called_as_documented(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen_attn(aligned_to_end=True))
+def test_varlen_kernel_is_called_as_documented(
+    name: str, kernel: Callable[..., Tensor], kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     segments = LAYOUTS[name]
-    tensors = inputs(segments[-1].end, torch.float64)
+    tensors = inputs(segments[-1].end, torch.float64, kv_heads=kv_heads)
     got = attention._varlen(*tensors, 0.3, PackedLayout.from_segments(segments, CPU))
     assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, 1e-12)
 
 
-@pytest.mark.parametrize("aligned_to_end", [True, False])
-def test_kernel_with_other_mask_alignment_is_rejected(
-    aligned_to_end: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def aligned_to_start(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: int, **options: Any) -> Tensor:
+    return reference_kernel(q, k, v, cu_q, cu_k, options["scale"], aligned_to_end=False)
+
+
+def with_wrong_gradient(q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> Tensor:
+    return varlen_attn_2_11(q, k.detach(), v, *args, **options) + 0.0 * k.sum()
+
+
+def with_nan(*args: Any, **options: Any) -> Tensor:
+    return varlen_attn_2_11(*args, **options) * float("nan")
+
+
+def without_window(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: int, scale: float) -> Tensor:
+    raise AssertionError("the call does not match the signature")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (varlen_attn_2_11, ""),
+        (varlen_attn_2_13, ""),
+        (aligned_to_start, "output differs by"),
+        (with_wrong_gradient, "dK differs by"),
+        (with_nan, "output differs by nan"),
+        (without_window, "TypeError"),
+    ],
+)
+def test_kernel_with_other_results_is_rejected(
+    kernel: Callable[..., Tensor], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen_attn(aligned_to_end))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     attention._kernel_agrees.cache_clear()
-    assert attention._kernel_agrees(CPU, torch.float32, 8) == aligned_to_end
-    assert ("Disabling variable-length FlashAttention" in caplog.text) != aligned_to_end
+    with torch.no_grad():
+        assert attention._kernel_agrees(CPU, torch.float32, 8) == (not reason)
     attention._kernel_agrees.cache_clear()
+    assert ("Disabling variable-length FlashAttention" in caplog.text) == bool(reason)
+    assert reason in caplog.text
+
+
+def test_kernel_check_works_inside_gradient_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check runs in the first forward pass only, and recomputation must save the same tensors."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn_2_11)
+    attention._kernel_agrees.cache_clear()
+    segments = LAYOUTS["shared"]
+    layout, tensors = PackedLayout.from_segments(segments, CPU), inputs(segments[-1].end, torch.float64)
+
+    def layer(*qkv: Tensor) -> Tensor:
+        assert attention._kernel_agrees(CPU, torch.float32, 8)
+        return attention._varlen(*qkv, 0.3, layout)
+
+    got = checkpoint(layer, *tensors, use_reentrant=False)
+    attention._kernel_agrees.cache_clear()
+    monkeypatch.setattr(attention, "_kernel_agrees", lambda *_: True)
+    assert_same_attention(got, dense_attention(*tensors, dense_mask(segments)), tensors, 1e-12)

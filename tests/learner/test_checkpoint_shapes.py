@@ -151,7 +151,7 @@ def test_truncated_file_is_refused(copy: Path) -> None:
     size = (copy / SINGLE).stat().st_size
     with (copy / SINGLE).open("r+b") as opened:
         opened.truncate(size - 1000)
-    with pytest.raises(UserError, match=rf"has {size - 1000:,} bytes, but {size:,} according to its header"):
+    with pytest.raises(UserError, match=r"is truncated or not a safetensors file .*incomplete metadata"):
         check_tensor_shapes(copy)
 
 

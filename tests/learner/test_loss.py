@@ -11,11 +11,14 @@ import torch
 
 from vz_ray.config.learner import LossConfig
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, RewardParts, TokenContext, Trajectory
-from vz_ray.learner.advantage import compute_advantages, is_informative
-from vz_ray.learner.grpo_loss import LossInputs, engine_mismatch, grpo_loss
-from vz_ray.learner.loss import (
+from vz_ray.learner.grpo_loss import (
+    LossInputs,
     clipped_policy_loss,
+    compute_advantages,
+    engine_mismatch,
+    grpo_loss,
     importance_ratio,
+    is_informative,
     loss_weights,
     low_variance_kl,
     truncated_importance_weights,

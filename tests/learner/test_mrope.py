@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.learner.training_data import small_model
-from vz_ray.learner.mrope import mrope_positions
+from vz_ray.learner.batch import mrope_positions
 from vz_ray.learner.policy_model import load_pretrained
 
 PAD = 6

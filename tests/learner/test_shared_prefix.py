@@ -11,13 +11,11 @@ import torch
 
 from tests.learner.training_data import TrainingData, make_varied_data
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.advantage import compute_advantages
 from vz_ray.learner.batch import collate, in_memory_pixels
 from vz_ray.learner.example import Example, encode_trajectory
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
+from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, loss_weights
 from vz_ray.learner.image_patches import ImageSpec
-from vz_ray.learner.loss import loss_weights
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel
 

@@ -26,8 +26,8 @@ from tests.rollout.hf_reference import HfReference
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner import checkpoint
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
-from vz_ray.learner.lr_schedule import learning_rate
 from vz_ray.learner.policy_model import PolicyModel
+from vz_ray.learner.train_engine import learning_rate
 from vz_ray.learner.trainer import Trainer
 
 SCENARIOS = ("gradients", "learn", "imageless", "resume")

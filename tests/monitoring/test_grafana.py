@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.promql import metric_names_in
-from vz_ray.monitoring.metric_catalog import METRIC_CATALOG, all_series_names
+from vz_ray.monitoring.metric_catalog import METRIC_CATALOG
 from vz_ray.serve.metrics import ServeMetrics
 
 RAY = json.loads((Path(__file__).parent / "ray_metrics.json").read_text())
@@ -30,7 +30,8 @@ def serve_series_names() -> set[str]:
 
 
 def exported_series() -> set[str]:
-    return all_series_names() | serve_series_names() | set(RAY["names"])
+    run_series = {name for metric in METRIC_CATALOG.values() for name in metric.series_names}
+    return run_series | serve_series_names() | set(RAY["names"])
 
 
 def queries() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`status.json`: round trip, invalid files and staleness."""
+"""`live.json`: round trip, invalid files and staleness."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import yaml
 
 from vz_ray.config.monitoring import MonitoringConfig
 from vz_ray.monitoring import metric_catalog, metric_names
-from vz_ray.monitoring.metric_catalog import METRIC_CATALOG, catalog_table, metrics_from_row
+from vz_ray.monitoring.metric_catalog import METRIC_CATALOG, metrics_from_row
 from vz_ray.runtime.run_monitor import RunMonitor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,10 +54,22 @@ def test_row_becomes_labeled_metrics():
     ]
 
 
+def catalog_table() -> str:
+    """Return the catalog as the Markdown table of the documentation."""
+    lines = [
+        "| series | kind | unit | labels | description | key of `metrics.jsonl` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric in METRIC_CATALOG.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        key = f"`{metric.key}{'*' if metric.key.endswith('/') else ''}`" if metric.key else ""
+        series = metric.series_names[0]
+        lines.append(f"| `{series}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} | {key} |")
+    return "\n".join(lines) + "\n"
+
+
 def test_documentation_has_the_current_table():
-    assert catalog_table() in DOCS.read_text(), (
-        f"update the table in {DOCS} with vz_ray.monitoring.metric_catalog.catalog_table()"
-    )
+    assert catalog_table() in DOCS.read_text(), f"the table of {DOCS} must be:\n{catalog_table()}"
 
 
 def test_documentation_names_every_setting_and_alert():
@@ -65,12 +77,6 @@ def test_documentation_names_every_setting_and_alert():
     alerts = yaml.safe_load((ROOT / "cluster/grafana/alerts.yaml").read_text())["groups"][0]["rules"]
     for name in [f"monitoring.{field.name}" for field in fields(MonitoringConfig)] + [rule["alert"] for rule in alerts]:
         assert name in text, name
-
-
-def test_table_has_one_line_per_metric():
-    lines = catalog_table().splitlines()
-    assert len(lines) == 2 + len(METRIC_CATALOG)
-    assert all(line.count("|") == 7 for line in lines)
 
 
 @pytest.mark.parametrize("metric", METRIC_CATALOG.values(), ids=lambda metric: metric.name)

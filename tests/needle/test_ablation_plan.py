@@ -13,7 +13,7 @@ from vz_ray.data.episode_record import append_records
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, RewardParts, TokenContext, Trajectory
 from vz_ray.eval.eval_log import EvalLog, EvalResult
-from vz_ray.monitoring.stage_times import record_stage_time
+from vz_ray.monitoring.run_dir import record_stage_time
 from vz_ray.needle.ablation_plan import (
     DEFAULT_STAGE_SECONDS,
     AblationLayout,

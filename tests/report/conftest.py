@@ -29,7 +29,7 @@ from vz_ray.eval.eval_log import EvalLog, EvalResult
 from vz_ray.eval.run_summary import eval_log_path, uniform_stage, write_summary
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import MetricLogger
-from vz_ray.monitoring.stage_times import record_stage_time
+from vz_ray.monitoring.run_dir import record_stage_time
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode

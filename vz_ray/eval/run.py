@@ -32,11 +32,11 @@ from vz_ray.eval.benchmarks import (
     BenchmarkFiles,
     MissingVideos,
     find_missing_videos,
+    image_cache_dir,
     load_benchmark,
     score_results,
     subsample,
 )
-from vz_ray.eval.benchmarks.question_images import image_cache_dir
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_mode import MAIN_MODEL, EvalMode
 from vz_ray.eval.runner import evaluate

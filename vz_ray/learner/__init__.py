@@ -3,7 +3,7 @@
 Input: groups of trajectories (tokens, grids, frame references, rewards) and the pixels of their frames.
 Output: weights under their HF names, metrics, checkpoints and HF exports.
 The package must not import vLLM, rollout or decode. All modules except those of the Ray actors
-(`learner`, `learner_actor`, `hang_report`, `weight_transports`) run under plain torchrun.
+(`learner`, `learner_actor`, `weight_transports`) run under plain torchrun.
 """
 
 from vz_ray.learner.trainer import Trainer

@@ -4,14 +4,15 @@
 
 On GPUs in half precision this is one call of variable-length FlashAttention. The keys of each branch are the
 prefix's keys followed by its own. The prefix's keys are copied once per branch (2 kB per token for a 7B
-model); its queries, projections and MLPs are computed once. On other devices the attention to prefix and to
-self is computed separately and joined by log-sum-exps, without a mask or copies.
+model); its queries, projections and MLPs are computed once. Otherwise the portable form computes the attention
+to prefix and to self separately and joins them by log-sum-exps, for a bounded number of queries at a time.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -24,7 +25,11 @@ PACKED_ATTENTION = "packed"
 """Name of `packed_attention` in the registry of transformers."""
 
 _KERNEL_TOLERANCE = 0.05
-"""Maximum difference between kernel and portable attention on unit-normal values in half precision."""
+"""Maximum difference between kernel and portable attention on unit-normal values in half precision, relative to
+the largest value if that is above 1."""
+_MAX_SCORES = 1 << 27
+"""Maximum number of attention scores that exist at a time in the portable form: 0.5 GiB in float32, twice that
+in the backward pass."""
 
 log = logging.getLogger(__name__)
 
@@ -116,27 +121,45 @@ def packed_attention(
 def _portable(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
     repeats = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
-    out: Tensor = SegmentAttention.apply(query, key, value, scaling, layout)
-    return out.transpose(1, 2)
+    return SegmentAttention.apply(query, key, value, scaling, layout).transpose(1, 2)
 
 
 @lru_cache
 def _kernel_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Compare the kernel with the portable form once per device and dtype.
+    """Compare output and gradients of the kernel with the portable form, once per device and dtype.
 
     A kernel that aligns its causal mask to the first key would silently train on the wrong context.
     """
+    failure = _kernel_failure(device, dtype, width)
+    if failure is not None:
+        log.warning("Disabling variable-length FlashAttention for %s on %s: %s", dtype, device, failure)
+    return failure is None
+
+
+def _kernel_failure(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """Return why the kernel cannot be used; None if it agrees with the portable form."""
     layout = PackedLayout.from_segments([Segment(0, 5), Segment(5, 8, (0, 5)), Segment(8, 9, (0, 5))], device)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, 9, width) for heads in (4, 2, 2)]
-    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-    with torch.no_grad():
-        difference = _varlen(q, k, v, width**-0.5, layout) - _portable(q, k, v, width**-0.5, layout)
-    max_diff = float(difference.abs().max())
-    if max_diff < _KERNEL_TOLERANCE:
-        return True
-    log.warning("Disabling variable-length FlashAttention: it differs by %.2g from the portable form", max_diff)
-    return False
+    inputs = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
+    mix = torch.randn(1, 9, 4, width, generator=generator).to(device, dtype)
+
+    def run(attention: Callable[..., Tensor]) -> list[Tensor]:
+        out = attention(*inputs, width**-0.5, layout)
+        return [out.detach(), *torch.autograd.grad(out, inputs, mix)]
+
+    # The hooks hide this computation from gradient checkpointing, which does not repeat it.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        try:
+            kernel = run(_varlen)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        portable = run(_portable)
+    for name, actual, expected in zip(("output", "dQ", "dK", "dV"), kernel, portable, strict=True):
+        max_diff = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not max_diff < _KERNEL_TOLERANCE:  # true also for NaN
+            return f"{name} differs by {max_diff:.2g} from the portable form"
+    return None
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
@@ -146,10 +169,16 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: P
     if layout.key_index is not None:
         k, v = k.index_select(0, layout.key_index), v.index_select(0, layout.key_index)
     max_q, max_k = layout.max_seqlens
+    options: dict[str, Any] = {}
+    if (repeats := q.shape[1] // k.shape[1]) > 1:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch < 2.12
+            k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
     # The causal mask is aligned to the last key: a branch's first token attends to the whole prefix.
     out = varlen_attn(
         q, k, v, layout.cu_seqlens_q, layout.cu_seqlens_k, max_q, max_k,
-        scale=scaling, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scaling, window_size=(-1, 0), **options,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out[None]
@@ -173,7 +202,7 @@ class SegmentAttention(torch.autograd.Function):
             torch.empty_like(query),
             query.new_empty(query.shape[:-1], dtype=_accumulation_dtype(query.dtype)),
         )
-        for q, k, causal, first in _parts(layout):
+        for q, k, causal, first in _parts(layout, query):
             part, part_lse = _attend(query[:, :, q], key[:, :, k], value[:, :, k], causal, scaling)
             if first:
                 out[:, :, q], lse[:, :, q] = part, part_lse
@@ -191,24 +220,37 @@ class SegmentAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         grad = grads[0]
-        dq, dk, dv = (torch.zeros_like(t) for t in (query, key, value))
-        for q, k, causal, _ in _parts(ctx.layout):
+        dq, dk, dv = (torch.zeros_like(t, dtype=_accumulation_dtype(t.dtype)) for t in (query, key, value))
+        for q, k, causal, _ in _parts(ctx.layout, query):
             part = _attend_backward(
                 grad[:, :, q], query[:, :, q], key[:, :, k], value[:, :, k],
                 out[:, :, q], lse[:, :, q], causal, ctx.scaling,
             )  # fmt: skip
             for total, positions, term in zip((dq, dk, dv), (q, k, k), part, strict=True):
                 total[:, :, positions] += term
-        return dq, dk, dv, None, None
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
-def _parts(layout: PackedLayout) -> Iterator[tuple[slice, slice, bool, bool]]:
-    """Yield query range, key range, whether causal, and whether these are the first keys of the queries."""
+def _parts(layout: PackedLayout, query: Tensor) -> Iterator[tuple[slice, slice, bool, bool]]:
+    """Yield query range, key range, whether causal, and whether these are the first keys of the queries.
+
+    Causal ranges end at the same token. Without a kernel, a part has at most `_MAX_SCORES` scores.
+    """
     for segment in layout.segments:
-        own = slice(segment.start, segment.end)
-        yield own, own, True, True
+        for q in _query_chunks(segment.start, segment.end, segment.end - segment.start, query):
+            yield q, slice(segment.start, q.stop), True, True
     for (start, end), queries in layout.prefix_groups():
-        yield queries, slice(start, end), False, False
+        for q in _query_chunks(queries.start, queries.stop, end - start, query):
+            yield q, slice(start, end), False, False
+
+
+def _query_chunks(start: int, end: int, num_keys: int, query: Tensor) -> Iterator[slice]:
+    """Split the queries `start..end`, which have up to `num_keys` keys."""
+    size = end - start
+    if query.device.type not in _KERNELS:
+        size = max(1, _MAX_SCORES // (query.shape[1] * num_keys))
+    for first in range(start, end, size):
+        yield slice(first, min(first + size, end))
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -226,27 +268,30 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaling: float) -> tu
         return out, lse
     scores = _scores(q, k, causal, scaling)
     lse = scores.logsumexp(dim=-1)
-    return ((scores - lse[..., None]).exp() @ v.to(scores.dtype)).to(q.dtype), lse
+    return (scores.sub_(lse[..., None]).exp_() @ v.to(scores.dtype)).to(q.dtype), lse
 
 
 def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scaling: float
 ) -> tuple[Tensor, ...]:
     if q.device.type in _KERNELS:
-        grads: tuple[Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, scale=scaling
         )
-        return grads
     dtype = _accumulation_dtype(q.dtype)
-    p = (_scores(q, k, causal, scaling) - lse[..., None]).exp()
+    p = _scores(q, k, causal, scaling).sub_(lse[..., None]).exp_()
     grad, q, k, v, out = (t.to(dtype) for t in (grad, q, k, v, out))
-    ds = p * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * scaling
-    return ds @ k, ds.mT @ q, p.mT @ grad
+    dv = p.mT @ grad
+    ds = p.mul_((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True))).mul_(scaling)
+    return ds @ k, ds.mT @ q, dv
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool, scaling: float) -> Tensor:
-    scores = (q @ k.mT).to(_accumulation_dtype(q.dtype)) * scaling
+    """Return `[1, heads, Q, K]`; a causal mask is aligned to the last key."""
+    dtype = _accumulation_dtype(q.dtype)
+    scores = (q.to(dtype) @ k.to(dtype).mT).mul_(scaling)
     if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
+        num_queries, num_keys = scores.shape[-2:]
+        future = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device).triu(1 + num_keys - num_queries)
+        scores.masked_fill_(future, float("-inf"))
     return scores

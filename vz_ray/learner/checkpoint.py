@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from blake3 import blake3
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from vz_ray.learner.checkpoint_files import (
     write_index,
     write_shards,
 )
-from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
+from vz_ray.learner.distributed import RankInfo, all_gather_object, fail_together
 from vz_ray.learner.train_engine import TrainEngine
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters
 
@@ -79,7 +78,7 @@ def save_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, c
         locations = _write_slices(staging, zero_state, rank_info)
         hashes = {file: fsync_and_hash(staging / file) for file in {location[-1] for location in locations}}
         (staging / _rng_file(rank_info.rank)).write_text(json.dumps(get_rng_state()))
-    parts: list[tuple[list[SliceLocation], dict[str, str]]] = _all_gather((locations, hashes), rank_info)
+    parts = all_gather_object((locations, hashes), rank_info)
     with fail_together(rank_info, f"committing {staging}"):
         if rank_info.rank == 0:
             write_index(staging, zero_state.shapes, [location for locations, _ in parts for location in locations])
@@ -100,10 +99,10 @@ def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, c
         CheckpointError: The checkpoint is incomplete, damaged, of another model or of an unsupported format;
             raised on all ranks before anything is restored.
     """
-    with reraise_on_all_ranks(rank_info, CheckpointError):
+    with fail_together(rank_info, f"reading {directory}"):
         meta = read_checkpoint_meta(directory)
     verify_files(directory, rank_info)
-    with reraise_on_all_ranks(rank_info, CheckpointError):
+    with fail_together(rank_info, f"reading {directory}"):
         shards, zero_state = ShardReader(directory), create_zero_state(engine, rank_info)
         check_same_parameters(directory, shards.shapes, zero_state.shapes)
         if rank_info.rank == 0:
@@ -185,14 +184,6 @@ def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     for path, _, _ in files:
         hasher.update_mmap(path)
     return hasher.hexdigest()
-
-
-def _all_gather(value: Any, rank_info: RankInfo) -> list[Any]:
-    """Return every rank's value, by rank."""
-    values = [value] * rank_info.world_size
-    if rank_info.world_size > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def _restore_rng_state(directory: Path, rank_info: RankInfo, saved_world_size: int) -> None:

@@ -26,7 +26,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from vz_ray.learner.distributed import RankInfo, fail_together, reraise_on_all_ranks
+from vz_ray.learner.distributed import RankInfo, fail_together
 from vz_ray.learner.zero_state import ParamSlice
 from vz_ray.utils.atomic_files import sync_directory, write_atomic
 from vz_ray.utils.errors import UserError
@@ -117,7 +117,7 @@ def verify_files(directory: Path, rank_info: RankInfo) -> None:
     Raises:
         CheckpointError: The manifest or a file is missing, or a file was changed; raised on all ranks.
     """
-    with reraise_on_all_ranks(rank_info, CheckpointError):
+    with fail_together(rank_info, f"verifying {directory}"):
         files = sorted(read_manifest(directory)["files"].items())
         for name, expected in files[rank_info.rank :: rank_info.world_size]:
             path = directory / name
@@ -219,19 +219,19 @@ def check_same_parameters(
     Raises:
         CheckpointError: Names or shapes differ; names the first difference.
     """
-    fix = "resume with the model, frozen parts and adapters of the run that wrote it"
-    if missing := _first(name for name in trained if name not in saved):
+    differences = [
+        *(f"it lacks {name}, which is trained here" for name in trained if name not in saved),
+        *(f"it holds {name}, which is not trained here" for name in saved if name not in trained),
+        *(
+            f"{name} has shape {list(saved[name])} there and {list(shape)} here"
+            for name, shape in trained.items()
+            if name in saved and saved[name] != shape
+        ),
+    ]
+    if differences:
         raise CheckpointError(
-            f"checkpoint {directory} belongs to another model: it lacks {missing}, which is trained here; {fix}"
-        )
-    if extra := _first(name for name in saved if name not in trained):
-        raise CheckpointError(
-            f"checkpoint {directory} belongs to another model: it holds {extra}, which is not trained here; {fix}"
-        )
-    if other := _first(name for name in trained if saved[name] != trained[name]):
-        raise CheckpointError(
-            f"checkpoint {directory} belongs to another model: {other} has shape {list(saved[other])} there "
-            f"and {list(trained[other])} here; {fix}"
+            f"checkpoint {directory} belongs to another model: {differences[0]}; resume with the model, frozen "
+            "parts and adapters of the run that wrote it"
         )
 
 
@@ -241,10 +241,6 @@ def _hash_file(path: Path) -> str:
 
 def _hash_json(content: Mapping[str, Any]) -> str:
     return blake3(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _first(names: Iterable[str]) -> str | None:
-    return next(iter(names), None)
 
 
 def _split_into_shards(slices: Iterable[ParamSlice], max_bytes: int) -> list[Sequence[ParamSlice]]:

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from vz_ray.utils.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,14 @@ def all_reduce_max(value: float, rank_info: RankInfo) -> float:
     return float(tensor)
 
 
+def all_gather_object(value: T, rank_info: RankInfo) -> list[T]:
+    """Return every rank's value, by rank."""
+    values = [value] * rank_info.world_size
+    if rank_info.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 @contextmanager
 def fail_together(rank_info: RankInfo, operation: str) -> Iterator[None]:
     """Raise on all ranks if the block fails on one.
@@ -83,42 +96,21 @@ def fail_together(rank_info: RankInfo, operation: str) -> Iterator[None]:
     would look like a hang.
 
     Raises:
+        UserError: The block raised it on some rank; the lowest such rank's error is raised on all ranks.
         RuntimeError: `operation` failed on another rank; the message holds the rank and its error.
-    """
-    error: BaseException | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    errors: list[str | None] = [None] * rank_info.world_size
-    if rank_info.world_size > 1:
-        dist.all_gather_object(errors, f"{type(error).__name__}: {error}" if error else None)
-    if error is not None:
-        raise error
-    failed = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text]
-    if failed:
-        raise RuntimeError(f"{operation} failed on {'; '.join(failed)}")
-
-
-@contextmanager
-def reraise_on_all_ranks(rank_info: RankInfo, error_type: type[Exception]) -> Iterator[None]:
-    """Raise an error of `error_type` on all ranks, with the message of the lowest failing rank.
-
-    Other errors are handled as in `fail_together`.
     """
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    message = str(error) if isinstance(error, error_type) else None
-    messages: list[str | None] = [message]
-    if rank_info.world_size > 1:
-        messages = [None] * rank_info.world_size
-        dist.all_gather_object(messages, message)
-    first = next((text for text in messages if text is not None), None)
-    if first is not None:
-        raise error_type(first) from error
-    with fail_together(rank_info, "a step of all ranks"):
-        if error is not None:
-            raise error
+    user_error = error if isinstance(error, UserError) else None
+    failures = all_gather_object((user_error, f"{type(error).__name__}: {error}" if error else None), rank_info)
+    for shared, _ in failures:
+        if shared is not None:
+            raise shared
+    if error is not None:
+        raise error
+    failed = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(failures) if text]
+    if failed:
+        raise RuntimeError(f"{operation} failed on {'; '.join(failed)}")

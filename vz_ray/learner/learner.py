@@ -24,8 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Group, Trajectory
-from vz_ray.learner.hang_report import HangReporter, actor_name
-from vz_ray.learner.learner_actor import LearnerActor
+from vz_ray.learner.learner_actor import HangReporter, LearnerActor, actor_name
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.code_fingerprint import code_fingerprint
 from vz_ray.utils.errors import UserError
@@ -89,25 +88,9 @@ class Learner:
         self.start_count = 0
 
     @classmethod
-    async def start(
-        cls,
-        config: LearnerConfig,
-        frame_source: FrameSource,
-        *,
-        cpus_per_rank: float = 1.0,
-        gpus_per_rank: float = 0.0,
-        identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
-        log_dir: str = "",
-    ) -> Learner:
+    async def start(cls, config: LearnerConfig, frame_source: FrameSource, **options: Any) -> Learner:
         """Create and start a learner; see `restart`."""
-        learner = cls(
-            config,
-            frame_source,
-            cpus_per_rank=cpus_per_rank,
-            gpus_per_rank=gpus_per_rank,
-            identity=identity,
-            log_dir=log_dir,
-        )
+        learner = cls(config, frame_source, **options)
         await learner.restart()
         return learner
 
@@ -185,8 +168,7 @@ class Learner:
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """See `Trainer.sft_step`."""
-        metrics: dict[str, float] = (await self.call_all("sft_step", ray.put(trajectories)))[0]
-        return metrics
+        return (await self.call_all("sft_step", ray.put(trajectories)))[0]
 
     async def grpo_step(self, groups: Sequence[Group], weight_version: int | None = None) -> dict[str, float]:
         """See `Trainer.grpo_step`. Groups with frames that cannot be decoded again are dropped and counted.
@@ -209,19 +191,16 @@ class Learner:
                 f"{unreadable[min(unreadable)]}"
             )
         readable = [group for index, group in enumerate(groups) if index not in unreadable]
-        metrics: dict[str, float] = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
+        metrics = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
         return {**metrics, "groups_unreadable": len(unreadable)}
 
     async def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.compute_logprobs`."""
-        results = await self.call_all("compute_logprobs", ray.put(trajectories))
-        logprobs: list[NDArray[np.float32]] = results[0]
-        return logprobs
+        return (await self.call_all("compute_logprobs", ray.put(trajectories)))[0]
 
     async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         """See `Trainer.score_probe`."""
-        score: ProbeScore = (await self.call_all("score_probe", probe))[0]
-        return score
+        return (await self.call_all("score_probe", probe))[0]
 
     async def save_checkpoint(self, directory: Path) -> None:
         """See `Trainer.save_checkpoint`; all ranks' nodes must share `directory`."""
@@ -237,8 +216,7 @@ class Learner:
 
     async def rendezvous_address(self) -> tuple[str, int]:
         """Return the IP address of rank 0's node and a free port."""
-        address: tuple[str, int] = (await self.call_all("rendezvous_address"))[0]
-        return address
+        return (await self.call_all("rendezvous_address"))[0]
 
     def close(self) -> None:
         """Kill the ranks and release their resources."""

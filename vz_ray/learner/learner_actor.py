@@ -10,23 +10,25 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner.example import frame_key
 from vz_ray.learner.frame_cache import CachedFrameLoader
-from vz_ray.learner.hang_report import HangReporter, actor_name
 from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
-from vz_ray.utils.stack_dump import install_stack_dumper
+from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
+from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
 from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
@@ -43,6 +45,44 @@ log = logging.getLogger(__name__)
 
 _BROADCAST_POLL_S = 0.2
 """Maximum wait of one `broadcast_done` call; between calls the rank can receive `abort_broadcast`."""
+_REPORT_TIMEOUT_S = 30.0
+"""A busy node can need most of this time to start a process for the task."""
+
+
+def actor_name(rank: int) -> str:
+    """Return the name of a rank in errors and logs."""
+    return f"learner-rank-{rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class HangReporter:
+    """Reads the stacks of a rank that does not answer in time.
+
+    A rank runs one call at a time and can be stuck in C code, such as a collective, so another actor call
+    would not reach it. A Ray task on the rank's node sends it a signal instead.
+
+    Attributes:
+        node_id: Ray's id of the node.
+    """
+
+    node_id: str
+    process: StackDumper
+
+    async def report(self, name: str) -> tuple[str, str]:
+        """Return the current function of the rank `name`, and the stacks of its threads.
+
+        Raises:
+            StackDumpError: The process is gone or wrote no stacks.
+            StepTimeout: The task did not finish within 30 s.
+        """
+        on_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(dump_stacks)
+        try:
+            return await with_timeout(
+                task.remote(self.process), _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump"
+            )
+        except RayTaskError as error:
+            raise error.cause from error
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

@@ -109,7 +109,4 @@ class LogprobHead(nn.Module):
             temperature: `[N]`, divides the logits.
             banned: `[V]`, True for tokens of probability 0.
         """
-        result: tuple[Tensor, Tensor] = TokenLogprobs.apply(
-            hidden, self.weight, targets, temperature, banned, self.chunk
-        )
-        return result
+        return TokenLogprobs.apply(hidden, self.weight, targets, temperature, banned, self.chunk)

@@ -138,7 +138,7 @@ class PolicyModel(nn.Module):
             # A rank without images must run the tower too; otherwise ZeRO-3's collectives hang.
             embeddings = embeddings + 0.0 * features.sum()
         text = self.hf.model.language_model
-        output: Tensor = text(
+        return text(
             inputs_embeds=embeddings,
             # With None the model would derive packing from the positions.
             attention_mask={"full_attention": None},
@@ -146,7 +146,6 @@ class PolicyModel(nn.Module):
             use_cache=False,
             layout=batch.layout,
         ).last_hidden_state
-        return output
 
     def image_features(self, batch: MicroBatch) -> Tensor:
         """Return the features of the uncached frames in order, `[visual tokens, H]`."""

@@ -185,6 +185,5 @@ def _run_synchronously(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as result:
-        value: T = result.value
-        return value
+        return result.value
     raise RuntimeError(f"{coroutine!r} suspended; every await in it must complete immediately")

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.learner import LearnerConfig, OptimizerConfig
 from vz_ray.learner.distributed import RankInfo
-from vz_ray.learner.lr_schedule import learning_rate
 
 
 def training_dtype(config: LearnerConfig, rank_info: RankInfo) -> torch.dtype:
@@ -177,3 +176,21 @@ def _create_optimizer(
     if _uses_torch_optimizer(config, dtype):
         return ClippedAdamW(parameters, config.optimizer.max_grad_norm, **settings)
     return torch.optim.AdamW(parameters, **settings)
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0.
+
+    Linear warm-up over `warmup_ratio * total_steps` steps, then constant, or half a cosine that reaches 0
+    after `total_steps`.
+
+    Example: peak 1.0, cosine, warm-up 0.1 of 100 steps: 0.1 at step 0, 1.0 at
+    step 10, 0.5 at step 55, 0.0 from step 100 on.
+    """
+    warm = int(config.warmup_ratio * config.total_steps)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    done = min((step - warm) / max(config.total_steps - warm, 1), 1.0)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))

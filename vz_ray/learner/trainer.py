@@ -17,26 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.advantage import compute_advantages, is_informative
 from vz_ray.learner.batch import MicroBatch, PixelLoader, collate, in_memory_pixels
-from vz_ray.learner.distributed import all_reduce_sum, init_distributed
-from vz_ray.learner.example import Example, encode_trajectory
+from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
+from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
+from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, is_informative, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.lora import adapters_disabled, add_adapters
-from vz_ray.learner.loss import loss_weights
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
-from vz_ray.learner.parity_probe import encode_probe
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
@@ -58,7 +54,7 @@ class MiniBatch:
         trajectories: All trajectories, on every rank.
         examples: The trajectories as arrays.
         advantages: One per example.
-        loss_weights: One per example; see `loss.loss_weights`.
+        loss_weights: One per example; see `grpo_loss.loss_weights`.
         micro_batches: This rank's micro-batches, as trees of `examples`.
     """
 
@@ -175,10 +171,7 @@ class Trainer:
             rows, _ = self.engine(batch)
             for index, row in zip(batch.indices, rows.cpu().numpy(), strict=False):
                 by_index[index] = row[: len(examples[index].sampled_positions)]
-        parts = [by_index]
-        if self.rank_info.world_size > 1:
-            parts = [{} for _ in range(self.rank_info.world_size)]
-            dist.all_gather_object(parts, by_index)
+        parts = all_gather_object(by_index, self.rank_info)
         merged = {index: row for part in parts for index, row in part.items()}
         return [merged[index] for index in range(len(examples))]
 

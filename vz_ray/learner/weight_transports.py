@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from vz_ray.config.weights import WeightsConfig
 from vz_ray.learner.learner import Learner
@@ -39,25 +40,6 @@ def create_weight_transport(
     return LearnerNcclTransport(learner, tensor_parallel_size, timeout_s, fallback)
 
 
-class ShmFallback:
-    """Copy of the newest version in shared memory; disabled without a transport."""
-
-    def __init__(self, transport: LearnerShmTransport | None) -> None:
-        self._transport = transport
-        self._newest: WeightUpdate | None = None
-
-    async def save(self, update: WeightUpdate) -> None:
-        """Write the announced weights of `update`."""
-        if self._transport is not None:
-            copy = await self._transport.prepare(update.version)
-            self._newest = replace(copy, probe_score=update.probe_score)
-
-    def get(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the copy of this version, or None if a newer or no version was written."""
-        is_newest = self._newest is not None and self._newest.version == update.version
-        return self._newest if is_newest else None
-
-
 class LearnerShmTransport(WeightTransport):
     """Publish through shared memory."""
 
@@ -70,11 +52,53 @@ class LearnerShmTransport(WeightTransport):
         results = await self._learner.call_all(
             "write_weights", version, self._root, self._bucket_bytes, probe, timeout_s=self._timeout_s
         )
+        return results[0]
+
+
+class _AnnouncedTransport(WeightTransport):
+    """Base of transports that read the learner's GPU memory.
+
+    Args:
+        fallback: Writes a copy of each version to shared memory; None disables copies.
+    """
+
+    _prepare_method: ClassVar[str]
+
+    def __init__(
+        self,
+        learner: Learner,
+        timeout_s: float,
+        fallback: LearnerShmTransport | None = None,
+    ) -> None:
+        self._learner, self._timeout_s = learner, timeout_s
+        self._fallback = fallback
+        self._newest_copy: WeightUpdate | None = None
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        """Announce the current weights as `version`, score the probe, and write the copy."""
+        results = await self._learner.call_all(self._prepare_method, version, probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
+        if self._fallback is not None:
+            copy = await self._fallback.prepare(version)
+            self._newest_copy = replace(copy, probe_score=update.probe_score)
         return update
 
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        """Return the copy of this version in shared memory, or None if a newer or no version was written.
 
-class LearnerNcclTransport(WeightTransport):
+        The learner may already be updating its GPU memory.
+        """
+        copy = self._newest_copy
+        return copy if copy is not None and copy.version == update.version else None
+
+
+class LearnerIpcTransport(_AnnouncedTransport):
+    """Publish by CUDA IPC to an engine on the learner's GPU."""
+
+    _prepare_method = "export_ipc_handles"
+
+
+class LearnerNcclTransport(_AnnouncedTransport):
     """Publish by NCCL broadcast.
 
     The members of an NCCL group are fixed. The group is reopened if the workers changed since the last
@@ -83,6 +107,8 @@ class LearnerNcclTransport(WeightTransport):
     holds it.
     """
 
+    _prepare_method = "announce_weights"
+
     def __init__(
         self,
         learner: Learner,
@@ -90,21 +116,9 @@ class LearnerNcclTransport(WeightTransport):
         timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        self._learner, self._tensor_parallel_size = learner, tensor_parallel_size
-        self._timeout_s = timeout_s
-        self._fallback = ShmFallback(fallback)
+        super().__init__(learner, timeout_s, fallback)
+        self._tensor_parallel_size = tensor_parallel_size
         self._members: tuple[int, list[str]] | None = None  # learner start, engine names
-
-    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        """Announce the current weights as `version` and score the probe."""
-        results = await self._learner.call_all("announce_weights", version, probe, timeout_s=self._timeout_s)
-        update: WeightUpdate = results[0]
-        await self._fallback.save(update)
-        return update
-
-    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the copy in shared memory of rank 0's node, if copies are enabled."""
-        return self._fallback.get(update)
 
     async def connect(self, engines: Sequence[EngineClient]) -> None:
         """Open a group of rank 0 and `engines`, unless it is already open."""
@@ -134,27 +148,3 @@ class LearnerNcclTransport(WeightTransport):
         """Close rank 0's end of the group, so that a running broadcast fails."""
         self._members = None
         await self._learner.call_all("abort_broadcast", timeout_s=self._timeout_s)
-
-
-class LearnerIpcTransport(WeightTransport):
-    """Publish by CUDA IPC to an engine on the learner's GPU."""
-
-    def __init__(
-        self,
-        learner: Learner,
-        timeout_s: float,
-        fallback: LearnerShmTransport | None = None,
-    ) -> None:
-        self._learner, self._timeout_s = learner, timeout_s
-        self._fallback = ShmFallback(fallback)
-
-    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        """Export the current weights as `version` and score the probe."""
-        results = await self._learner.call_all("export_ipc_handles", version, probe, timeout_s=self._timeout_s)
-        update: WeightUpdate = results[0]
-        await self._fallback.save(update)
-        return update
-
-    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the copy in shared memory: the learner may already be updating its GPU memory."""
-        return self._fallback.get(update)

@@ -158,8 +158,7 @@ class Zero12State(ZeroState):
         flat = self._torch_optimizer.param_groups[mapping.param_group_index]["params"][0]
         flat_values = flat.detach() if kind == WEIGHTS else self._torch_optimizer.state[flat][kind]
         address = mapping.hp_fragment_address
-        values: Tensor = flat_values.narrow(0, address.start, address.numel)
-        return values
+        return flat_values.narrow(0, address.start, address.numel)
 
     def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
         self.read(param, kind).copy_(values)
@@ -215,14 +214,13 @@ class Zero3State(ZeroState):
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         parameter = self._trained[name]
-        values: Tensor = (
+        values = (
             safe_get_local_fp32_param(parameter) if kind == WEIGHTS else safe_get_local_optimizer_state(parameter, kind)
         )
         return values.detach()
 
     def _flat_tensors(self) -> Iterable[Tensor]:
-        flats: list[Tensor] = self._zero_optimizer.fp32_partitioned_groups_flat
-        return flats
+        return self._zero_optimizer.fp32_partitioned_groups_flat
 
 
 def create_zero_state(engine: TrainEngine, rank_info: RankInfo) -> ZeroState:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -62,33 +60,11 @@ def configure_logging(
         os.environ.setdefault(name, value)
 
 
-@contextlib.contextmanager
-def redirected_output(path: Path) -> Iterator[None]:
-    """Append stdout and stderr of this process, including output of C code, to `path` inside the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    try:
-        _redirect_descriptors(path)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, target in zip(saved, (1, 2), strict=True):
-            os.dup2(descriptor, target)
-            os.close(descriptor)
-
-
 def redirect_output(path: Path) -> None:
-    """Append stdout and stderr of this process to `path` from now on; for actors and child processes."""
+    """Append stdout and stderr of this process, its children and C code to `path` from now on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    _redirect_descriptors(path)
-
-
-def _redirect_descriptors(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

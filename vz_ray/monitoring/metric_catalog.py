@@ -97,8 +97,7 @@ _LIVE_METRICS = (
 )
 
 _STEP_METRICS = (
-    _gauge("vz_reward", "Mean of each unweighted reward part, and of the total.", "", "part",
-           key=keys.REWARD_PREFIX),
+    _gauge("vz_reward", "Mean of each unweighted reward part, and of the total.", "", "part", key=keys.REWARD_PREFIX),
     _gauge("vz_zoom_call_ratio", "Episodes with a zoom call.", "ratio", key=keys.ZOOM_CALL_RATE),
     _gauge("vz_zoom_valid_ratio", "Valid zoom calls.", "ratio", key=keys.ZOOM_VALID_RATE),
     _gauge("vz_zooms_per_episode", "Valid zoom calls per episode.", "zooms", key=keys.ZOOMS_PER_EPISODE),
@@ -108,10 +107,8 @@ _STEP_METRICS = (
     _gauge("vz_mismatch_kl_nats", "KL between engine and learner per token.", "nats", key=keys.MISMATCH_KL),
     _gauge("vz_mismatch_logprob_max_nats", "Maximum difference between the log-probs of a token.", "nats",
            key=keys.MISMATCH_LOGPROB_MAX),
-    _gauge("vz_staleness_mean_updates", "Mean age of the training tokens.", "updates",
-           key=keys.STALENESS_MEAN),
-    _gauge("vz_staleness_max_updates", "Maximum age of the training tokens.", "updates",
-           key=keys.STALENESS_MAX),
+    _gauge("vz_staleness_mean_updates", "Mean age of the training tokens.", "updates", key=keys.STALENESS_MEAN),
+    _gauge("vz_staleness_max_updates", "Maximum age of the training tokens.", "updates", key=keys.STALENESS_MAX),
     _gauge("vz_weight_version", "Weight version of the engines.", "", key=keys.WEIGHT_VERSION),
     _gauge("vz_weight_sync_seconds", "Time from pause to resume of generation in a publish.", "s",
            key=keys.WEIGHT_SYNC_SECONDS),
@@ -120,33 +117,24 @@ _STEP_METRICS = (
            key=keys.TOKENS_PER_SECOND),
     _gauge("vz_prefix_cache_hit_ratio", "Prompt tokens in the engines' prefix caches.", "ratio",
            key=keys.PREFIX_CACHE_HIT_RATE),
-    _gauge("vz_frame_cache_hit_ratio", "Frames in the engines' frame caches.", "ratio",
-           key=keys.FRAME_CACHE_HIT_RATE),
-    _gauge("vz_kv_cache_usage_ratio", "Highest KV cache usage of an engine.", "ratio",
-           key=keys.KV_CACHE_USAGE),
+    _gauge("vz_frame_cache_hit_ratio", "Frames in the engines' frame caches.", "ratio", key=keys.FRAME_CACHE_HIT_RATE),
+    _gauge("vz_kv_cache_usage_ratio", "Highest KV cache usage of an engine.", "ratio", key=keys.KV_CACHE_USAGE),
     _gauge("vz_preempted_turns", "Preempted turns.", "turns", key=keys.PREEMPTED_TURNS),
     _gauge("vz_driver_memory_bytes", "Resident memory of the driver.", "bytes", key=keys.DRIVER_MEMORY),
-    _gauge("vz_worker_memory_bytes", "Resident memory of the largest worker process.", "bytes",
-           key=keys.WORKER_MEMORY),
-    _gauge("vz_engine_memory_bytes", "Resident memory of the largest engine.", "bytes",
-           key=keys.ENGINE_MEMORY),
+    _gauge("vz_worker_memory_bytes", "Resident memory of the largest worker process.", "bytes", key=keys.WORKER_MEMORY),
+    _gauge("vz_engine_memory_bytes", "Resident memory of the largest engine.", "bytes", key=keys.ENGINE_MEMORY),
     _gauge("vz_learner_seconds", "Duration of the learner step.", "s", key=keys.LEARNER_SECONDS),
     _gauge("vz_learner_tokens_per_second", "Tokens per second of the learner step.", "1/s",
            key=keys.LEARNER_TOKENS_PER_SECOND),
     _gauge("vz_learner_loss", "Loss of the step.", "", key=keys.LOSS),
     _gauge("vz_learner_entropy_nats", "Policy entropy per token.", "nats", key=keys.ENTROPY),
     _gauge("vz_learner_grad_norm", "Gradient norm before clipping.", "", key=keys.GRAD_NORM),
-    _gauge("vz_learner_skipped_updates", "Updates skipped because of a non-finite loss or gradient.",
-           "updates", key=keys.SKIPPED_UPDATES),
+    _gauge("vz_learner_skipped_updates", "Updates skipped because of a non-finite loss or gradient.", "updates",
+           key=keys.SKIPPED_UPDATES),
 )  # fmt: skip
 
 METRIC_CATALOG: Mapping[str, MetricSpec] = {spec.name: spec for spec in (*_LIVE_METRICS, *_STEP_METRICS)}
 """Metrics by name, in the order of the documentation."""
-
-
-def all_series_names() -> set[str]:
-    """Return the names of all exported series."""
-    return {name for metric in METRIC_CATALOG.values() for name in metric.series_names}
 
 
 def metrics_from_row(row: Mapping[str, float]) -> Iterator[tuple[MetricSpec, dict[str, str], float]]:
@@ -164,17 +152,3 @@ def metrics_from_row(row: Mapping[str, float]) -> Iterator[tuple[MetricSpec, dic
             if key.startswith(metric.key):
                 part = key.removeprefix(metric.key).removesuffix("_seconds" if metric.unit == "s" else "")
                 yield metric, {label: part}, value
-
-
-def catalog_table() -> str:
-    """Return the catalog as a Markdown table for the documentation."""
-    lines = [
-        "| series | kind | unit | labels | description | key of `metrics.jsonl` |",
-        "|---|---|---|---|---|---|",
-    ]
-    for metric in METRIC_CATALOG.values():
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        key = f"`{metric.key}{'*' if metric.key.endswith('/') else ''}`" if metric.key else ""
-        series = metric.series_names[0]
-        lines.append(f"| `{series}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} | {key} |")
-    return "\n".join(lines) + "\n"

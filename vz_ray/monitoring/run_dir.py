@@ -1,16 +1,18 @@
-"""Run directory: configuration, metrics, episodes, checkpoints, logs, and the lock of a run."""
+"""Run directory: configuration, metrics, episodes, checkpoints, logs, stage times, and the lock of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +125,8 @@ class RunDir:
             write_atomic(self.config, config_yaml.encode())
 
     def _check_same_config(self, config_yaml: str, mutable_keys: Collection[str]) -> None:
-        stored, new = (
-            _drop_keys(self.config.read_text(), mutable_keys),
-            _drop_keys(config_yaml, mutable_keys),
-        )
+        stored = _drop_keys(self.config.read_text(), mutable_keys)
+        new = _drop_keys(config_yaml, mutable_keys)
         if stored == new:
             return
         pairs = zip([*stored, *[""] * len(new)], [*new, *[""] * len(stored)], strict=False)
@@ -146,3 +146,17 @@ def _drop_keys(config_yaml: str, keys: Collection[str]) -> list[str]:
         if ".".join(path) not in keys:
             lines.append(line)
     return lines
+
+
+def record_stage_time(run_dir: Path, stage: str, wall_s: float) -> None:
+    """Append `wall_s` seconds to the time of `stage`; a resumed stage is recorded in parts."""
+    append_lines(run_dir / "stages.jsonl", [to_json_line({"stage": stage, "wall_s": wall_s})])
+
+
+def stage_seconds(run_dir: Path) -> dict[str, float]:
+    """Return the wall seconds of each stage, in the order of the first start, and their `total`."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    path = run_dir / "stages.jsonl"
+    for line in read_complete_lines(path) if path.exists() else ():
+        seconds[line["stage"]] += line["wall_s"]
+    return {**seconds, "total": sum(seconds.values())} if seconds else {}

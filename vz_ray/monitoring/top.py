@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vz_ray.monitoring.live_status import LiveStatus, RunKind, RunState
 from vz_ray.monitoring.run_view import RunView, read_run_view
+from vz_ray.utils.durations import format_duration
 
 REDRAW_INTERVAL_S = 2.0
 SPARKLINE_WIDTH = 40
@@ -48,31 +49,18 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE_WIDTH) -> str:
     return "".join(map(bar, recent))
 
 
-def format_short_duration(seconds: float | None) -> str:
-    """Format `75.0` as `1m 15s`; None as a dash."""
-    if seconds is None:
-        return "-"
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded}s"
-    if rounded < 3600:
-        return f"{rounded // 60}m {rounded % 60:02d}s"
-    return f"{rounded // 3600}h {rounded % 3600 // 60:02d}m"
-
-
 def render_view(view: RunView) -> RenderableType:
     """Render the whole screen."""
-    parts: list[RenderableType] = [_headline(view)]
-    if (notice := _notice(view)) is not None:
-        parts.append(notice)
-    if (curves := _curves(view)) is not None:
-        parts.append(curves)
-    if view.status is not None and view.status.rollout:
-        parts.append(_rollout(view.status))
-    if view.status is not None and view.status.decode:
-        parts.append(_decode(view.status))
-    parts.append(_warnings(view))
-    return Group(*parts)
+    status = view.status
+    parts = [
+        _headline(view),
+        _notice(view),
+        _curves(view),
+        _rollout(status) if status and status.rollout else None,
+        _decode(status) if status and status.decode else None,
+        _warnings(view),
+    ]
+    return Group(*(part for part in parts if part is not None))
 
 
 def show_top(view: RunView, follow: bool, console: Console) -> None:
@@ -101,13 +89,12 @@ def _headline(view: RunView) -> RenderableType:
         total = f" of {status.max_steps}" if status.max_steps else ""
         line.append(f"{RunKind(status.run_kind).unit} {status.step}{total}")
     if view.state is RunState.RUNNING:
-        phase_duration = format_short_duration(view.read_s - status.phase_started_s)
+        phase_duration = format_duration(view.read_s - status.phase_started_s)
         line.append(f"  {status.phase} for {phase_duration}", style="bold")
-        line.append(f"  left {format_short_duration(status.eta_s)}")
-    checkpoint = status.checkpoint
-    if checkpoint:
-        age = format_short_duration(view.read_s - checkpoint["at_s"])
-        line.append(f"  checkpoint {checkpoint['step']:.0f} {age} ago, took {checkpoint['seconds']:.1f}s")
+        line.append(f"  left {'-' if status.eta_s is None else format_duration(status.eta_s)}")
+    if checkpoint := status.checkpoint:
+        age = format_duration(view.read_s - checkpoint["at_s"])
+        line.append(f"  checkpoint {checkpoint['step']:.0f} {age} ago, took {checkpoint['seconds']:.1f} s")
     return line
 
 
@@ -116,14 +103,14 @@ def _notice(view: RunView) -> RenderableType | None:
     status = view.status
     if status is None or view.state in (None, RunState.RUNNING):
         return None
-    age = format_short_duration(status.age_s(view.read_s))
+    age = format_duration(status.age_s(view.read_s))
     resume_point = "with the next episode" if status.run_kind == RunKind.DISTILL else "from the last checkpoint"
     message = {
         RunState.ENDED: f"The run ended {age} ago.",
         RunState.STOPPED: f"The run was stopped {age} ago; the same command resumes {resume_point}.",
         RunState.FAILED: f"The run failed {age} ago: {status.error}",
         RunState.STALE: (
-            f"No heartbeat for {age}, expected every {status.heartbeat_interval_s:g}s: the driver (process "
+            f"No heartbeat for {age}, expected every {status.heartbeat_interval_s:g} s: the driver (process "
             f"{status.pid} on {status.host}) was killed, or cannot write here. The same command resumes "
             f"{resume_point}."
         ),
@@ -174,10 +161,5 @@ def _warnings(view: RunView) -> RenderableType:
         return Text("no warnings", style="dim")
     table = Table.grid(padding=(0, 1))
     for timestamp, level, logger, message in view.warnings:
-        table.add_row(
-            Text(timestamp, style="dim"),
-            Text(level, style="yellow"),
-            Text(logger, style="dim"),
-            Text(message),
-        )
+        table.add_row(Text(timestamp, "dim"), Text(level, "yellow"), Text(logger, "dim"), Text(message))
     return table

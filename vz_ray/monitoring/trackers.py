@@ -127,12 +127,11 @@ class _WandbRun:
         self._run.finish()
 
 
-_RUN_TYPES: dict[str, Callable[[str, RunDir, dict[str, str], Mapping[str, str]], TrackerRun]] = {
-    "wandb_project": _WandbRun,
-    "mlflow_tracking_uri": _MlflowRun,
+_TRACKERS: dict[str, tuple[str, Callable[[str, RunDir, dict[str, str], Mapping[str, str]], TrackerRun]]] = {
+    "wandb_project": ("wandb", _WandbRun),
+    "mlflow_tracking_uri": ("mlflow", _MlflowRun),
 }
-_PACKAGES = {"wandb_project": "wandb", "mlflow_tracking_uri": "mlflow"}
-"""Config key of each tracker, and the package that it needs."""
+"""Config key of each tracker, the package that it needs, and its run class."""
 
 
 def check_trackers_installed(configured: Mapping[str, str]) -> None:
@@ -142,7 +141,7 @@ def check_trackers_installed(configured: Mapping[str, str]) -> None:
         configured: Values of `wandb_project` and `mlflow_tracking_uri`; an empty value disables the tracker.
     """
     for key, value in configured.items():
-        package = _PACKAGES[key]
+        package, _ = _TRACKERS[key]
         if value and importlib.util.find_spec(package) is None:
             raise UserError(
                 f"monitoring.{key} is {value!r}, but {package} is not installed; pip install {package}, or "
@@ -167,8 +166,9 @@ def open_trackers(configured: Mapping[str, str], run_dir: RunDir, run_config: Ma
     for key, value in configured.items():
         if not value:
             continue
+        package, run_type = _TRACKERS[key]
         try:
-            open_run = partial(_RUN_TYPES[key], value, run_dir, run_ids, run_config)
+            open_run = partial(run_type, value, run_dir, run_ids, run_config)
             tracker_run = _call_with_timeout(open_run, START_TIMEOUT_S)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -176,7 +176,7 @@ def open_trackers(configured: Mapping[str, str], run_dir: RunDir, run_config: Ma
                 f"monitoring.{key} is {value!r}, but its run could not be opened: {reason}; check the address "
                 "and your login, or leave the key empty"
             ) from error
-        trackers.append(Tracker(_PACKAGES[key], tracker_run))
+        trackers.append(Tracker(package, tracker_run))
         write_atomic(path, json.dumps(run_ids).encode())
     return trackers
 

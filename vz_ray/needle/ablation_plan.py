@@ -30,7 +30,7 @@ from vz_ray.config.ablation import (
 )
 from vz_ray.eval.eval_log import count_answered
 from vz_ray.eval.run_summary import COLD_START, RL, eval_log_path
-from vz_ray.monitoring.stage_times import stage_seconds
+from vz_ray.monitoring.run_dir import stage_seconds
 
 
 class StageKind(StrEnum):

@@ -27,8 +27,7 @@ from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episo
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, write_summary
 from vz_ray.eval.summary_tables import print_summary
 from vz_ray.learner.sft import SftState
-from vz_ray.monitoring.run_dir import RunDir
-from vz_ray.monitoring.stage_times import stage_seconds
+from vz_ray.monitoring.run_dir import RunDir, stage_seconds
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,7 @@ from vz_ray.config.ablation import (
 )
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
-from vz_ray.report.markup import escape, format_number, format_percent, report_css
+from vz_ray.report.markup import bar, figure, format_number, format_percent, html_page, note, section, table
 from vz_ray.report.svg_chart import ChartSeries, line_chart
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
@@ -67,24 +67,15 @@ def write_ablation_report(run_dir: Path) -> Path:
 
 def render_ablation_report(ablation: Json, training: Mapping[str, Sequence[Rows]], name: str) -> str:
     """Render the page. `training` has the metric rows of each variant and seed."""
+    body = note(_describe(ablation))
+    if ablation["variants"]:
+        results = _bars(ablation, "accuracy") + _bars(ablation, "zooms") + _claims(ablation) + _table(ablation)
+        body += section("Results", results, "charts pair")
+    else:
+        body += "<p>No evaluation has finished yet.</p>"
     curves = "".join(_curve(metric, title, share, training) for metric, title, share in CURVES)
-    body = (
-        '<section><h2>Results</h2><div class="charts pair">'
-        f"{_bars(ablation, 'accuracy')}{_bars(ablation, 'zooms')}{_claims(ablation)}{_table(ablation)}</div></section>"
-        if ablation["variants"]
-        else "<p>No evaluation has finished yet.</p>"
-    )
-    if curves:
-        note = '<p class="note">Means over seeds.</p>'
-        body += f'<section><h2>Training</h2><div class="charts">{curves}</div>{note}</section>'
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(name)} · ablation</title><style>{report_css()}</style></head>"
-        f'<body><main><header><h1>{escape(name)}</h1></header><p class="note">{escape(_describe(ablation))}</p>'
-        f"{body}</main></body></html>\n"
-    )
+    body += section("Training, means over seeds", curves)
+    return html_page(f"{name} · ablation", name, body)
 
 
 def _describe(ablation: Json) -> str:
@@ -107,66 +98,45 @@ def _bars(ablation: Json, metric: str) -> str:
     share = metric == "accuracy"
     intervals = {name: v[metric] for name, v in ablation["variants"].items() if v[metric]}
     scale_max = 1.0 if share else max((i["high"] for i in intervals.values()), default=0.0) or 1.0
-    rows = ""
+    bars = ""
     for name, interval in intervals.items():
         low, high, mean = (100 * interval[end] / scale_max for end in ("low", "high", "mean"))
         value = format_percent(interval["mean"]) if share else format_number(interval["mean"], 2)
-        rows += (
-            f'<div class="bar s{VARIANT_COLORS[name]}"><span>{escape(_title(name))}</span>'
-            f'<div class="track"><b style="width:{mean:.2f}%"></b>'
-            f'<i style="left:{low:.2f}%;width:{high - low:.2f}%"></i></div><em>{value}</em></div>'
-        )
-    title = "Accuracy on held-out questions" if share else "Zooms per question"
-    return f"<figure><figcaption>{title}</figcaption>{rows}</figure>"
+        bars += bar(_title(name), value, mean, color=VARIANT_COLORS[name], interval=(low, high))
+    return figure("Accuracy on held-out questions" if share else "Zooms per question", bars)
 
 
 def _claims(ablation: Json) -> str:
     """Render the paper's claims, the paired differences of this run, and whether they support the claims."""
-    rows = ""
+    rows = []
     for claim in ablation["claims"]:
         scale, digits = (100, 1) if claim["metric"] == "accuracy" else (1, 2)
-        low, high, mean = (scale * claim["difference"][end] for end in ("low", "high", "mean"))
+        low, high, mean = (f"{scale * claim['difference'][end]:+.{digits}f}" for end in ("low", "high", "mean"))
         seeds = " / ".join(f"{scale * value:+.{digits}f}" for value in claim["seeds"].values())
         title = f"{claim['metric']}: {variant_title(claim['greater'])} > {variant_title(claim['lesser'])}"
-        cells = (
-            f"{mean:+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}", seeds, str(claim["questions"]),
-            claim["status"],
-        )  # fmt: skip
-        rows += f"<tr><th>{escape(title)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-    head = ("The paper has", "Difference", "Interval", "By seed", "Questions", "Here")
+        rows.append((title, (mean, f"{low} to {high}", seeds, claim["questions"], claim["status"])))
+    columns = ("The paper has", "Difference", "Interval", "By seed", "Questions", "Here")
     holds = "The paper's order holds." if ablation["order_holds"] else "The paper's order is not fully supported."
-    return _framed_table("Paired differences (accuracy in points)", head, rows, holds)
+    return table("Paired differences (accuracy in points)", columns, rows, footnote=holds)
 
 
 def _table(ablation: Json) -> str:
-    rows = ""
-    for name, values in ablation["variants"].items():
-        seeds = " / ".join(format_percent(run["accuracy"]) for run in values["seeds"].values())
-        cells = (
-            format_percent(values["accuracy"] and values["accuracy"]["mean"]),
-            seeds,
-            format_number(values["frames_mean"]),
-            format_number(values["zooms"] and values["zooms"]["mean"], 2),
-            format_percent(values["zoom_call_rate"]),
-            format_percent(values["valid_zoom_rate"]),
-            format_percent(values["event_coverage"]),
-            format_number(values["paper"]["accuracy"].get("longvideoreason/accuracy")),
-            format_number(values["paper"]["accuracy"].get("mlvu_dev/micro")),
-            format_number(values["paper"]["zooms"], 0),
-        )
-        rows += f"<tr><th>{escape(_title(name))}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-    head = ("", "Accuracy", "By seed", "Frames", "Zooms", "Zooming", "Valid", "Event in a zoom")
-    paper = ("Paper: LongVideoReason", "Paper: MLVU dev", "Paper: zooms, about")
-    return _framed_table("All metrics", (*head, *paper), rows, f"Paper: {ablation['paper']}, 7B.")
-
-
-def _framed_table(title: str, head: Sequence[str], rows: str, note: str) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return (
-        f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="scroll"><table>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="note">{escape(note)}</p></figure>'
-    )
+    columns: dict[str, Callable[[Json], str]] = {
+        "Accuracy": lambda v: format_percent(v["accuracy"] and v["accuracy"]["mean"]),
+        "By seed": lambda v: " / ".join(format_percent(run["accuracy"]) for run in v["seeds"].values()),
+        "Frames": lambda v: format_number(v["frames_mean"]),
+        "Zooms": lambda v: format_number(v["zooms"] and v["zooms"]["mean"], 2),
+        "Zooming": lambda v: format_percent(v["zoom_call_rate"]),
+        "Valid": lambda v: format_percent(v["valid_zoom_rate"]),
+        "Event in a zoom": lambda v: format_percent(v["event_coverage"]),
+        "Paper: LongVideoReason": lambda v: format_number(v["paper"]["accuracy"].get("longvideoreason/accuracy")),
+        "Paper: MLVU dev": lambda v: format_number(v["paper"]["accuracy"].get("mlvu_dev/micro")),
+        "Paper: zooms, about": lambda v: format_number(v["paper"]["zooms"], 0),
+    }
+    rows = [
+        (_title(name), [cell(values) for cell in columns.values()]) for name, values in ablation["variants"].items()
+    ]
+    return table("All metrics", ("", *columns), rows, footnote=f"Paper: {ablation['paper']}, 7B.")
 
 
 def _curve(metric: str, title: str, share: bool, training: Mapping[str, Sequence[Rows]]) -> str:
@@ -174,7 +144,7 @@ def _curve(metric: str, title: str, share: bool, training: Mapping[str, Sequence
         ChartSeries(_title(variant), _mean_over_seeds(runs, metric), color=VARIANT_COLORS[variant])
         for variant, runs in training.items()
     ]
-    return line_chart(title, [line for line in series if line.points], x_label="step", as_percent=share)
+    return line_chart(title, series, as_percent=share)
 
 
 def _mean_over_seeds(runs: Sequence[Rows], metric: str) -> list[tuple[float, float]]:

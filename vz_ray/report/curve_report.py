@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vz_ray.report.markup import escape, format_number, format_percent, report_css
+from vz_ray.report.markup import format_number, format_percent, html_page, note, section, table
 from vz_ray.report.svg_chart import ChartSeries, line_chart
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
@@ -34,18 +34,13 @@ def write_curve_report(run_dir: Path) -> Path:
 
 def render_curve_report(curve: Json, name: str) -> str:
     """Render the page."""
-    body = "".join(_benchmark(benchmark, curve["paper"]) for benchmark in curve["benchmarks"].values())
-    level = f"{100 * curve['interval_level']:g}%"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(name)} · curves</title><style>{report_css()}</style></head>"
-        f"<body><main><header><h1>{escape(name)}</h1></header>"
-        f'<p class="note">{escape(_models(curve["models"]))}. Accuracy over questions, strict answer format; '
-        f"lines are {level} intervals, drawn over whole videos.</p>"
-        f"{body or '<p>No episode has finished yet.</p>'}</main></body></html>\n"
+    benchmarks = "".join(_benchmark(benchmark, curve["paper"]) for benchmark in curve["benchmarks"].values())
+    conditions = (
+        f"{_models(curve['models'])}. Accuracy over questions, strict answer format; lines are "
+        f"{100 * curve['interval_level']:g}% intervals, drawn over whole videos."
     )
+    body = note(conditions) + (benchmarks or "<p>No episode has finished yet.</p>")
+    return html_page(f"{name} · curves", name, body)
 
 
 def _models(models: Mapping[str, str]) -> str:
@@ -63,10 +58,9 @@ def _benchmark(benchmark: Json, source: str) -> str:
         + _zooms_chart(models, names, _published(benchmark["paper_zooms"], source))
         + _fps_chart(models, names)
     )
-    rows = "".join(_rows(points, names[label]) for label, points in models.items())
-    return (
-        f'<section><h2>{escape(benchmark["title"])}</h2><div class="charts pair">{charts}{_table(rows)}</div></section>'
-    )
+    columns = ("", "Accuracy", "Interval", "Frames", "p95", "Zooms", "Valid", "Seconds")
+    rows = [row for label, points in models.items() for row in _rows(points, names[label])]
+    return section(benchmark["title"], charts + table("", columns, rows), "charts pair")
 
 
 def _color(index: int) -> int:
@@ -124,7 +118,8 @@ def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
     for index, (label, points) in enumerate(models.items()):
         fixed = [(point["fps"], point) for point in points["fixed_fps"]]
         series.append(_series(f"{names[label]}fixed rate", fixed, _color(index)))
-        if unrestricted := _least_restricted(points["agent"]):
+        if points["agent"]:
+            unrestricted = points["agent"][-1]  # points are sorted by limit, None last
             level = [(rate, unrestricted["accuracy"]["mean"]) for rate in dict.fromkeys((rates[0], rates[-1]))]
             allowed = "" if unrestricted["limit"] is None else f", at most {unrestricted['limit']} zooms"
             series.append(
@@ -138,11 +133,6 @@ def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
         x_log=True,
         x_ticks=rates,
     )
-
-
-def _least_restricted(agent: Sequence[Json]) -> Json | None:
-    """Return the point without a limit, or with the highest limit; points are sorted by limit."""
-    return agent[-1] if agent else None
 
 
 def _series(name: str, points: Sequence[tuple[float, Json]], color: int, *, dashed: bool = False) -> ChartSeries:
@@ -161,32 +151,23 @@ def _published(values: Sequence[float], source: str) -> ChartSeries:
     return ChartSeries(f"VideoZoomer 7B ({source})", list(enumerate(values)), color=3, markers=True)
 
 
-def _table(rows: str) -> str:
-    names = ("", "Accuracy", "Interval", "Frames", "p95", "Zooms", "Valid", "Seconds")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return (
-        '<figure class="wide"><div class="scroll"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
-    )
-
-
-def _rows(points: Json, prefix: str) -> str:
-    """Render one table row per point of a model."""
+def _rows(points: Json, prefix: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return one table row per point of a model."""
     named_points = [
-        *((f"{prefix}uniform, {point['limit']} frames", point) for point in points["uniform"]),
-        *((f"{prefix}{_agent(point)}", point) for point in points["agent"]),
-        *((f"{prefix}{_agent(point)} at {point['fps']:g} fps", point) for point in points["fixed_fps"]),
+        *((f"uniform, {point['limit']} frames", point) for point in points["uniform"]),
+        *((_agent(point), point) for point in points["agent"]),
+        *((f"{_agent(point)} at {point['fps']:g} fps", point) for point in points["fixed_fps"]),
     ]
-    return "".join(_row(name, point) for name, point in named_points)
+    return [(f"{prefix}{name}", _cells(point)) for name, point in named_points]
 
 
 def _agent(point: Json) -> str:
     return "agent" if point["limit"] is None else f"agent, {point['limit']} zooms"
 
 
-def _row(name: str, point: Json) -> str:
+def _cells(point: Json) -> tuple[str, ...]:
     accuracy = point["accuracy"]
-    cells = (
+    return (
         format_percent(accuracy["mean"]),
         f"{format_percent(accuracy['low'])} to {format_percent(accuracy['high'])}",
         format_number(point["frames_mean"]),
@@ -195,4 +176,3 @@ def _row(name: str, point: Json) -> str:
         format_percent(point["valid_zoom_rate"]),
         format_number(point["seconds_mean"], 2),
     )
-    return f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"

@@ -5,30 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.env.trajectory import RejectedZoom, TokenContext, Trajectory, Turn
-from vz_ray.report.markup import escape, format_clock, format_number
-from vz_ray.report.run_data import LoggedEpisode
+from vz_ray.report.markup import escape, format_clock, format_number, note
+from vz_ray.report.thumbnails import evenly_spaced
 from vz_ray.report.timeline import EvidenceSpan, timeline
 from vz_ray.video.frame import FrameRef, ZoomRequest
 
 _TAG = re.compile(r"(&lt;/?(?:think|answer|video_zoom|tool_response)&gt;)")
 
 
-def evidence_spans(episode: LoggedEpisode) -> list[EvidenceSpan]:
-    return [(float(start), float(end)) for start, end in episode.task.get("evidence_spans", ())]
-
-
-def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[LoggedEpisode]:
+def choose_episodes(episodes: Sequence[EpisodeRecord], count: int) -> list[EpisodeRecord]:
     """Select `count` different episodes: alternate question kinds and outcomes, most zooms first."""
-    heaps: dict[tuple[str, bool], list[LoggedEpisode]] = {}
+    heaps: dict[tuple[str, bool], list[EpisodeRecord]] = {}
     for episode in episodes:
         reward = episode.trajectory.reward
         correct = reward is not None and reward.accuracy == 1
-        heaps.setdefault((str(episode.task.get("kind", "")), correct), []).append(episode)
+        heaps.setdefault((episode.task.kind, correct), []).append(episode)
     for heap in heaps.values():
         heap.sort(key=lambda episode: -episode.trajectory.num_zoom_calls)
     order = [heaps[key] for key in sorted(heaps, key=lambda key: (not key[1], key[0]))]
-    chosen: list[LoggedEpisode] = []
+    chosen: list[EpisodeRecord] = []
     for rank in range(max(map(len, order), default=0)):
         chosen += [heap[rank] for heap in order if rank < len(heap)]
         if len(chosen) >= count:
@@ -36,14 +33,9 @@ def choose_episodes(episodes: Sequence[LoggedEpisode], count: int) -> list[Logge
     return chosen[:count]
 
 
-def evenly_spaced_refs(refs: Sequence[FrameRef], max_frames: int) -> list[FrameRef]:
-    """Return at most `max_frames` of `refs`, evenly spaced."""
-    return list(refs) if len(refs) <= max_frames else [refs[k * len(refs) // max_frames] for k in range(max_frames)]
-
-
 def shown_frame_refs(trajectory: Trajectory, max_frames: int) -> list[FrameRef]:
     """Return the frames on the card of this episode."""
-    return [ref for context in trajectory.contexts for ref in evenly_spaced_refs(context.frame_refs, max_frames)]
+    return [ref for context in trajectory.contexts for ref in evenly_spaced(context.frame_refs, max_frames)]
 
 
 def _strip(
@@ -51,7 +43,7 @@ def _strip(
 ) -> str:
     """Render the frames of a context as thumbnails with times; frames of an evidence span are highlighted."""
     items = []
-    for ref in evenly_spaced_refs(context.frame_refs, max_frames):
+    for ref in evenly_spaced(context.frame_refs, max_frames):
         hit = any(start <= ref.pts_s < end for start, end in spans)
         picture = thumbnails.get(ref)
         image = f'<img src="{picture}" alt="" loading="lazy">' if picture else '<i class="nopicture"></i>'
@@ -59,16 +51,8 @@ def _strip(
         items.append(f"<li{mark}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
     num_hidden = len(context.frame_refs) - len(items)
     more = f'<li class="more">and {num_hidden} more</li>' if num_hidden else ""
-    tiny = (
-        " tiny" if context.frame_refs and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64 else ""
-    )
+    tiny = " tiny" if items and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64 else ""
     return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
-
-
-def _turn_text(text: str) -> str:
-    """Render the text of a turn with highlighted tags."""
-    marked = _TAG.sub(r'<span class="mark">\1</span>', escape(text.strip()))
-    return f'<div class="said">{marked}</div>'
 
 
 def _turn(
@@ -82,7 +66,8 @@ def _turn(
         result = f'<p class="got">Zoom {span}</p>{strip}'
     elif isinstance(turn.zoom, RejectedZoom):
         result = f'<p class="got refused">Zoom rejected ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
-    return f'<div class="turn"><h4>Turn {index}</h4>{_turn_text(turn.text)}{result}</div>'
+    text = _TAG.sub(r'<span class="mark">\1</span>', escape(turn.text.strip()))
+    return f'<div class="turn"><h4>Turn {index}</h4><div class="said">{text}</div>{result}</div>'
 
 
 def _outcome(trajectory: Trajectory) -> tuple[str, str]:
@@ -93,12 +78,12 @@ def _outcome(trajectory: Trajectory) -> tuple[str, str]:
     return ("right", "correct") if reward.accuracy == 1 else ("wrong", "wrong")
 
 
-def _facts(episode: LoggedEpisode) -> str:
+def _facts(episode: EpisodeRecord) -> str:
     """Render answer, ground truth, reward parts and costs as a definition list."""
     trajectory, reward = episode.trajectory, episode.trajectory.reward
-    facts = [
+    facts: list[tuple[str, object]] = [
         ("Answer", trajectory.answer if trajectory.answer is not None else f"none ({trajectory.status})"),
-        ("Ground truth", episode.task.get("answer", "")),
+        ("Ground truth", episode.task.answer),
     ]
     if reward is not None:
         facts += [
@@ -115,7 +100,7 @@ def _facts(episode: LoggedEpisode) -> str:
 
 
 def episode_card(
-    episode: LoggedEpisode,
+    episode: EpisodeRecord,
     thumbnails: Mapping[FrameRef, str],
     *,
     max_frames: int,
@@ -131,19 +116,17 @@ def episode_card(
         error: Reason for missing frames.
         is_open: Whether the details are expanded initially.
     """
-    trajectory, spans = episode.trajectory, evidence_spans(episode)
+    trajectory, spans = episode.trajectory, episode.task.evidence_spans
     css_class, label = _outcome(trajectory)
     turns = "".join(_turn(turn, k, thumbnails, spans, max_frames) for k, turn in enumerate(trajectory.turns, start=1))
-    missing = f'<p class="note">Frames are not available: {escape(error)}</p>' if error else ""
-    category = f'<span class="kind">{escape(episode.task["kind"])}</span>' if episode.task.get("kind") else ""
-    note = (
-        f'<p class="note">{escape(trajectory.reward.note)}</p>' if trajectory.reward and trajectory.reward.note else ""
-    )
+    missing = note(f"Frames are not available: {error}") if error else ""
+    category = f'<span class="kind">{escape(episode.task.kind)}</span>' if episode.task.kind else ""
+    reward_note = note(trajectory.reward.note) if trajectory.reward else ""
     return (
         f'<article class="episode"><header><span class="badge {css_class}">{label}</span>{category}'
         f"<code>{escape(trajectory.id)}</code></header>"
-        f'<p class="question">{escape(episode.task.get("question", ""))}</p>'
-        f"{timeline(trajectory, spans)}<dl>{_facts(episode)}</dl>{note}{missing}"
+        f'<p class="question">{escape(episode.task.question)}</p>'
+        f"{timeline(trajectory, spans)}<dl>{_facts(episode)}</dl>{reward_note}{missing}"
         f"<details{' open' if is_open else ''}><summary>Frames and turns</summary>"
         f"<h4>Overview</h4>{_strip(trajectory.prompt, thumbnails, spans, max_frames)}{turns}</details></article>"
     )

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from vz_ray.config.report import ReportConfig
+from vz_ray.data.episode_record import EpisodeRecord, record_from_dict
 from vz_ray.env.protocols import FrameSource
+from vz_ray.monitoring.metric_logger import read_metrics
 from vz_ray.report import sections
 from vz_ray.report.episode_card import choose_episodes, episode_card, shown_frame_refs
-from vz_ray.report.markup import escape, report_css
-from vz_ray.report.run_data import RunData, read_run
+from vz_ray.report.markup import escape, html_page, section
 from vz_ray.report.thumbnails import make_thumbnails
 from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.errors import UserError
+from vz_ray.utils.json_lines import read_complete_lines
 from vz_ray.video.local_source import LocalFrameSource
 
 
-def _section(title: str, body: str, kind: str = "charts") -> str:
-    return f'<section><h2>{escape(title)}</h2><div class="{kind}">{body}</div></section>' if body else ""
+def _read_episodes(path: Path) -> Iterator[EpisodeRecord]:
+    """Yield the episodes of a log; its header is skipped."""
+    for number, line in enumerate(read_complete_lines(path), start=1):
+        try:
+            if "trajectory" in line:
+                yield record_from_dict(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not an episode ({error!r})") from error
 
 
-async def _episodes(run_dir: Path, run: RunData, frames: FrameSource, config: ReportConfig) -> str:
+def _report_episodes(run_dir: Path) -> list[EpisodeRecord]:
+    """Return the evaluated episodes of the agent's last stage, or else the newest training episodes."""
+    logs = [run_dir / "eval" / f"{stage}.jsonl" for stage in ("rl", "sft_continued", "cold_start")]
+    logs += sorted((run_dir / "episodes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for log in logs:
+        if log.exists() and (episodes := list(_read_episodes(log))):
+            return episodes
+    return []
+
+
+async def _episodes(run_dir: Path, frames: FrameSource, config: ReportConfig) -> str:
     cards: list[str] = []
-    for episode in choose_episodes(run.episodes, config.max_episodes):
+    for episode in choose_episodes(_report_episodes(run_dir), config.max_episodes):
         refs = shown_frame_refs(episode.trajectory, config.max_frames)
         thumbnails, error = await make_thumbnails(
             refs, frames, max_side_px=config.max_thumbnail_px, timeout_s=config.timeout_s
@@ -45,6 +66,37 @@ def _viewer_hint(run_dir: Path) -> str:
     return f'<p class="note">All episodes with videos: <code>{escape(command)}</code></p>'
 
 
+def _results(run_dir: Path) -> str:
+    """Render the sections about the whole run."""
+    if not run_dir.is_dir():
+        raise UserError(f"no run directory at {run_dir}: check the name")
+    file = run_dir / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    results = (
+        sections.accuracy_bars(summary)
+        + sections.frames_curve(summary)
+        + sections.failure_bars(summary)
+        + sections.question_kind_table(summary)
+        + sections.evaluations_table(summary)
+    )
+    return (
+        sections.summary_tiles(summary)
+        + section("Results", results, "charts pair")
+        + section("Training", sections.training_charts(read_metrics(run_dir / "metrics.jsonl")))
+        + section("Time", sections.stage_times(summary))
+    )
+
+
+def _page(run_dir: Path, body: str) -> str:
+    """Complete the page: title, configuration, and a text if there is nothing to show."""
+    body = body or "<p>This run has no results yet.</p>"
+    file = run_dir / "config.yaml"
+    if file.exists() and (config := file.read_text()):
+        body += f"<section><details><summary>Configuration</summary><pre>{escape(config)}</pre></details></section>"
+    name = run_dir.resolve().name
+    return html_page(f"{name} · vz_ray", name, body)
+
+
 async def render_report(run_dir: Path, frames: FrameSource, config: ReportConfig | None = None) -> str:
     """Render the report of a run as one self-contained HTML page.
 
@@ -57,30 +109,9 @@ async def render_report(run_dir: Path, frames: FrameSource, config: ReportConfig
         UserError: The run does not exist.
         ValueError: A file of the run is invalid. The message names the file and the line.
     """
-    config = config or ReportConfig()
-    run = read_run(run_dir)
-    results = sections.accuracy_bars(run.summary) + sections.frames_curve(run.summary)
-    results += sections.failure_bars(run.summary)
-    results += sections.question_kind_table(run.summary) + sections.evaluations_table(run.summary)
-    body = (
-        sections.summary_tiles(run.summary)
-        + _section("Results", results, "charts pair")
-        + _section("Training", sections.training_charts(run.metric_rows))
-        + _section("Time", sections.stage_times(run.summary))
-        + _section("Episodes", await _episodes(run_dir, run, frames, config), "episodes")
-    )
-    if not body:
-        body = "<p>This run has no results yet.</p>"
-    if run.config:
-        config_text = f"<summary>Configuration</summary><pre>{escape(run.config)}</pre>"
-        body += f"<section><details>{config_text}</details></section>"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(run.name)} · vz_ray</title><style>{report_css()}</style></head>"
-        f"<body><main><header><h1>{escape(run.name)}</h1></header>{body}</main></body></html>\n"
-    )
+    results = _results(run_dir)
+    episodes = await _episodes(run_dir, frames, config or ReportConfig())
+    return _page(run_dir, results + section("Episodes", episodes, "episodes"))
 
 
 def write_report(run_dir: Path, config: ReportConfig | None = None, *, decoder: str = "pyav") -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vz_ray.monitoring import metric_names
-from vz_ray.report.markup import escape, format_number, format_percent, stage_title
+from vz_ray.monitoring import metric_names as keys
+from vz_ray.report.markup import bar, escape, figure, format_number, format_percent, legend, stage_title, table
 from vz_ray.report.svg_chart import ChartSeries, line_chart
 from vz_ray.utils.durations import format_duration
 
@@ -39,24 +41,17 @@ def summary_tiles(summary: Json) -> str:
     if final:
         row = evaluations[final]
         accuracy = row["accuracy"]["mean"] if row["accuracy"] else None
-        tiles.append(
-            _tile("Accuracy", format_percent(accuracy), _points(gains.get("over_cold_start"), "the cold start"))
-        )
+        gain = _points(gains.get("over_cold_start"), "the cold start")
+        tiles.append(_tile("Accuracy", format_percent(accuracy), gain))
         if frames := summary.get("uniform_baseline_frames"):
             uniform = summary["accuracy"].get("uniform", {}).get(str(frames))
             gain = _points(gains.get("over_uniform"), "uniform frames")
-            tiles.append(
-                _tile(f"Uniform, {frames} frames", format_percent(uniform), f"The agent: {gain}" if gain else "")
-            )
-        tiles.append(
-            _tile(
-                "Frames seen",
-                format_number(row["frames_mean"]),
-                f"95th percentile {format_number(row['frames_p95'])}",
-            )
-        )
-        valid = f"{format_percent(row['valid_zoom_rate'])} valid"
-        tiles.append(_tile("Zooms per question", format_number(row["zooms_mean"], 2), valid))
+            note = f"The agent: {gain}" if gain else ""
+            tiles.append(_tile(f"Uniform, {frames} frames", format_percent(uniform), note))
+        note = f"95th percentile {format_number(row['frames_p95'])}"
+        tiles.append(_tile("Frames seen", format_number(row["frames_mean"]), note))
+        note = f"{format_percent(row['valid_zoom_rate'])} valid"
+        tiles.append(_tile("Zooms per question", format_number(row["zooms_mean"], 2), note))
         if row["event_coverage"] is not None:
             tiles.append(_tile("Event in a zoom", format_percent(row["event_coverage"]), "of questions"))
     if (worst := summary.get("mismatch", {}).get("logprob_abs_max")) is not None:
@@ -75,26 +70,19 @@ def _stages(evaluations: Json) -> list[str]:
 
 def accuracy_bars(summary: Json) -> str:
     """Render the accuracy of each evaluation with its interval."""
-    rows = []
+    bars = ""
     for stage in _stages(summary.get("evaluations", {})):
         accuracy = summary["evaluations"][stage]["accuracy"]
         if accuracy is None:
             continue
         low, high, mean = (100 * accuracy[name] for name in ("low", "high", "mean"))
         color = 2 if _UNIFORM.fullmatch(stage) else 1
-        title = f"{low:.1f} to {high:.1f}%, {accuracy['count']} questions"
-        rows.append(
-            f'<div class="bar s{color}" title="{title}"><span>{escape(stage_title(stage))}</span>'
-            f'<div class="track"><b style="width:{mean:.2f}%"></b>'
-            f'<i style="left:{low:.2f}%;width:{high - low:.2f}%"></i></div><em>{mean:.1f}%</em></div>'
-        )
-    if not rows:
+        tooltip = f"{low:.1f} to {high:.1f}%, {accuracy['count']} questions"
+        bars += bar(stage_title(stage), f"{mean:.1f}%", mean, color=color, interval=(low, high), tooltip=tooltip)
+    if not bars:
         return ""
-    note = f"Lines are {100 * summary['interval_level']:g}% intervals, resampled over whole videos."
-    return (
-        f"<figure><figcaption>Accuracy on held-out questions</figcaption>{''.join(rows)}"
-        f'<p class="note">{note}</p></figure>'
-    )
+    intervals = f"Lines are {100 * summary['interval_level']:g}% intervals, resampled over whole videos."
+    return figure("Accuracy on held-out questions", bars, footnote=intervals)
 
 
 def frames_curve(summary: Json) -> str:
@@ -114,14 +102,16 @@ def frames_curve(summary: Json) -> str:
             agents.append((stage, point, interval))
     series = [ChartSeries("Uniform frames", curve, color=2, markers=True, whiskers=bounds)]
     for stage, point, interval in agents:
-        color = _COLORS[stage]
         name = f"Agent {stage_title(stage)[0].lower()}{stage_title(stage)[1:]}"
-        series.append(ChartSeries(name, [point], color=color, markers=True, whiskers=[interval]))
-    marks = [x for x, _ in curve]
+        series.append(ChartSeries(name, [point], color=_COLORS[stage], markers=True, whiskers=[interval]))
     return line_chart(
-        "Accuracy against frames seen", series,
-        x_label="frames (logarithmic)", as_percent=True, x_log=True, x_ticks=marks,
-    )  # fmt: skip
+        "Accuracy against frames seen",
+        series,
+        x_label="frames (logarithmic)",
+        as_percent=True,
+        x_log=True,
+        x_ticks=[x for x, _ in curve],
+    )
 
 
 def failure_bars(summary: Json) -> str:
@@ -134,24 +124,17 @@ def failure_bars(summary: Json) -> str:
     if not largest:
         return ""
     colors = {stage: _COLORS.get(stage, (5, 2)[k % 2]) for k, stage in enumerate(stages)}
-    rows = ""
+    bars = ""
     for name in shares[stages[0]]:
         if not any(shares[stage].get(name) for stage in stages):
             continue
         for stage, color in colors.items():
             share = shares[stage].get(name, 0.0)
-            label = escape(name.replace("_", " ")) if stage == stages[0] else ""
-            title = escape(f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {num_episodes[stage]} episodes")
-            bar = f'<b style="width:{100 * share / largest:.2f}%"></b>' if share else ""
-            rows += (
-                f'<div class="bar s{color}" title="{title}"><span>{label}</span>'
-                f'<div class="track">{bar}</div><em>{100 * share:.1f}%</em></div>'
-            )
-    legend = "".join(f'<span class="s{k}"><i></i>{escape(stage_title(s))}</span>' for s, k in colors.items())
-    return (
-        '<figure class="wide"><figcaption>Failure modes, % of all episodes</figcaption>'
-        f'<div class="legend">{legend}</div>{rows}</figure>'
-    )
+            label = name.replace("_", " ") if stage == stages[0] else ""
+            tooltip = f"{stage_title(stage)}: {failures[stage].get(name, 0)} of {num_episodes[stage]} episodes"
+            bars += bar(label, f"{100 * share:.1f}%", 100 * share / largest, color=color, tooltip=tooltip)
+    names = legend((f"s{color}", stage_title(stage)) for stage, color in colors.items())
+    return figure("Failure modes, % of all episodes", names + bars, wide=True)
 
 
 def question_kind_table(summary: Json) -> str:
@@ -161,13 +144,11 @@ def question_kind_table(summary: Json) -> str:
     kinds = sorted({kind for stage in stages for kind in evaluations[stage]["accuracy_by_kind"]})
     if not kinds:
         return ""
-    head = "".join(f"<th>{escape(stage_title(stage))}</th>" for stage in stages)
-    body = ""
+    rows = []
     for kind in kinds:
         cells = (evaluations[stage]["accuracy_by_kind"].get(kind) for stage in stages)
-        values = "".join(f"<td>{format_percent(cell and cell['mean'])}</td>" for cell in cells)
-        body += f"<tr><th>{escape(kind)}</th>{values}</tr>"
-    return _table("Accuracy by kind of question", f"<th></th>{head}", body)
+        rows.append((kind, [format_percent(cell and cell["mean"]) for cell in cells]))
+    return table("Accuracy by kind of question", ("", *map(stage_title, stages)), rows)
 
 
 def evaluations_table(summary: Json) -> str:
@@ -175,7 +156,7 @@ def evaluations_table(summary: Json) -> str:
     evaluations = summary.get("evaluations", {})
     if not evaluations:
         return ""
-    columns = {
+    columns: dict[str, Callable[[Json], str]] = {
         "Accuracy": lambda r: format_percent(r["accuracy"] and r["accuracy"]["mean"]),
         "Accuracy, event in frames": lambda r: format_percent(r["reading_accuracy"]),
         "Event in frames": lambda r: format_percent(r["event_visible_rate"]),
@@ -188,135 +169,93 @@ def evaluations_table(summary: Json) -> str:
         "Seconds": lambda r: format_number(r["seconds_mean"], 2),
         "Questions": lambda r: str(r["questions"]),
     }
-    head = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join(
-        f"<tr><th>{escape(stage_title(stage))}</th>"
-        + "".join(f"<td>{escape(cell(evaluations[stage]))}</td>" for cell in columns.values())
-        + "</tr>"
-        for stage in _stages(evaluations)
-    )
-    return _table("All metrics", head, body)
+    rows = [
+        (stage_title(stage), [cell(evaluations[stage]) for cell in columns.values()]) for stage in _stages(evaluations)
+    ]
+    return table("All metrics", ("", *columns), rows)
 
 
-def _table(title: str, head: str, body: str) -> str:
-    return (
-        f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="scroll"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
-    )
+@dataclass(frozen=True, slots=True)
+class TrainingChart:
+    """Chart of training metrics.
+
+    Attributes:
+        title: Title with unit.
+        lines: Legend text of each key of `metrics.jsonl`.
+        as_percent: Values are fractions.
+        log: Logarithmic y axis.
+        scale: Factor of the values.
+    """
+
+    title: str
+    lines: Mapping[str, str]
+    as_percent: bool = False
+    log: bool = False
+    scale: float = 1.0
 
 
-def _line(rows: Rows, metric: str, title: str, color: int, scale: float = 1.0) -> ChartSeries:
-    return ChartSeries(
-        title, [(row[metric_names.STEP], scale * row[metric]) for row in rows if metric in row], color=color
-    )
+_REWARD_PARTS = {
+    keys.REWARD_TOTAL: "Total",
+    keys.REWARD_ACCURACY: "Accuracy",
+    keys.REWARD_FORMAT: "Format",
+    keys.REWARD_TOOL: "Tool",
+}
+"""Parts that exist in every run."""
+_ZOOM_RATES = {keys.ZOOM_CALL_RATE: "Episodes that zoom", keys.ZOOM_VALID_RATE: "Valid calls"}
+_MISMATCH = {keys.MISMATCH_LOGPROB_MAX: "Maximum log-prob difference", keys.MISMATCH_KL: "KL"}
+_CACHE_HIT_RATES = {keys.PREFIX_CACHE_HIT_RATE: "Prompt tokens", keys.FRAME_CACHE_HIT_RATE: "Frames"}
+_MEMORY = {keys.DRIVER_MEMORY: "Driver", keys.WORKER_MEMORY: "Worker", keys.ENGINE_MEMORY: "Engine"}
+
+_REWARD_CHART = TrainingChart("Reward and its parts, unweighted", _REWARD_PARTS)
+_TRAINING_CHARTS = (
+    TrainingChart("Zooming", _ZOOM_RATES, as_percent=True),
+    TrainingChart("Episodes with the event in a zoom", {keys.EVENT_COVERAGE: "Coverage"}, as_percent=True),
+    TrainingChart("Zooms per episode", {keys.ZOOMS_PER_EPISODE: "Zooms"}),
+    TrainingChart("Frames per episode", {keys.FRAMES_PER_EPISODE: "Frames"}),
+    TrainingChart("Entropy, nats per token", {keys.ENTROPY: "Entropy"}),
+    TrainingChart("KL to the reference model, nats", {keys.KL_TO_REFERENCE: "KL"}),
+    TrainingChart("Gradient norm", {keys.GRAD_NORM: "Norm"}),
+    TrainingChart("Engine against learner, nats", _MISMATCH, log=True),
+    TrainingChart("Weight sync, seconds from pause to resume", {keys.WEIGHT_SYNC_SECONDS: "Sync"}),
+    TrainingChart("Engine cache hit rates", _CACHE_HIT_RATES, as_percent=True),
+    TrainingChart("Rollout workers", {keys.WORKERS: "Serving"}),
+    TrainingChart("Resident memory, MB", _MEMORY, scale=1e-6),
+)
 
 
 def training_charts(rows: Rows) -> str:
     """Charts of the training metrics; charts without data are omitted."""
-
-    def chart(
-        title: str,
-        lines: Sequence[tuple[str, str]],
-        *,
-        pct: bool = False,
-        log: bool = False,
-        scale: float = 1.0,
-    ) -> str:
-        series = [_line(rows, metric, name, color, scale) for color, (metric, name) in enumerate(lines, start=1)]
-        return line_chart(title, series, as_percent=pct, y_log=log)
-
-    return "".join(
-        [
-            chart(
-                "Reward and its parts, unweighted",
-                [
-                    (metric_names.REWARD_TOTAL, "Total"),
-                    (metric_names.REWARD_ACCURACY, "Accuracy"),
-                    (metric_names.REWARD_FORMAT, "Format"),
-                    (metric_names.REWARD_TOOL, "Tool"),
-                ],
-            ),
-            custom_reward_parts(rows),
-            chart(
-                "Zooming",
-                [
-                    (metric_names.ZOOM_CALL_RATE, "Episodes that zoom"),
-                    (metric_names.ZOOM_VALID_RATE, "Valid calls"),
-                ],
-                pct=True,
-            ),
-            chart("Episodes with the event in a zoom", [(metric_names.EVENT_COVERAGE, "Coverage")], pct=True),
-            chart("Zooms per episode", [(metric_names.ZOOMS_PER_EPISODE, "Zooms")]),
-            chart("Frames per episode", [(metric_names.FRAMES_PER_EPISODE, "Frames")]),
-            chart("Entropy, nats per token", [(metric_names.ENTROPY, "Entropy")]),
-            chart("KL to the reference model, nats", [(metric_names.KL_TO_REFERENCE, "KL")]),
-            chart("Gradient norm", [(metric_names.GRAD_NORM, "Norm")]),
-            chart(
-                "Engine against learner, nats",
-                [
-                    (metric_names.MISMATCH_LOGPROB_MAX, "Maximum log-prob difference"),
-                    (metric_names.MISMATCH_KL, "KL"),
-                ],
-                log=True,
-            ),
-            chart("Weight sync, seconds from pause to resume", [(metric_names.WEIGHT_SYNC_SECONDS, "Sync")]),
-            chart(
-                "Engine cache hit rates",
-                [
-                    (metric_names.PREFIX_CACHE_HIT_RATE, "Prompt tokens"),
-                    (metric_names.FRAME_CACHE_HIT_RATE, "Frames"),
-                ],
-                pct=True,
-            ),
-            chart("Rollout workers", [(metric_names.WORKERS, "Serving")]),
-            chart(
-                "Resident memory, MB",
-                [
-                    (metric_names.DRIVER_MEMORY, "Driver"),
-                    (metric_names.WORKER_MEMORY, "Worker"),
-                    (metric_names.ENGINE_MEMORY, "Engine"),
-                ],
-                scale=1e-6,
-            ),
-            step_times(rows),
-        ]
-    )
+    charts = (_REWARD_CHART, _custom_rewards(rows), *_TRAINING_CHARTS, _phase_times(rows))
+    return "".join(_render_chart(chart, rows) for chart in charts)
 
 
-def custom_reward_parts(rows: Rows) -> str:
+def _render_chart(chart: TrainingChart, rows: Rows) -> str:
+    series = [
+        ChartSeries(name, [(row[keys.STEP], chart.scale * row[key]) for row in rows if key in row], color=1 + k % 5)
+        for k, (key, name) in enumerate(chart.lines.items())
+    ]
+    return line_chart(chart.title, series, as_percent=chart.as_percent, y_log=chart.log)
+
+
+def _custom_rewards(rows: Rows) -> TrainingChart:
     """Chart of reward parts specific to this run: costs, judge scores, parts of a user function."""
-    standard_parts = {
-        metric_names.REWARD_TOTAL,
-        metric_names.REWARD_ACCURACY,
-        metric_names.REWARD_FORMAT,
-        metric_names.REWARD_TOOL,
-    }
-    extra_parts = {name for row in rows for name in row if name.startswith(metric_names.REWARD_PREFIX)} - standard_parts
-    lines = [
-        _line(rows, name, name.removeprefix(metric_names.REWARD_PREFIX).replace("_", " "), 1 + k % 5)
-        for k, name in enumerate(sorted(extra_parts))
-    ]
-    return line_chart("Other reward parts", lines)
+    parts = {key for row in rows for key in row if key.startswith(keys.REWARD_PREFIX)} - _REWARD_PARTS.keys()
+    lines = {key: key.removeprefix(keys.REWARD_PREFIX).replace("_", " ") for key in sorted(parts)}
+    return TrainingChart("Other reward parts", lines)
 
 
-def step_times(rows: Rows) -> str:
-    """Chart of the time per step: the five longest phases."""
-    totals: dict[str, float] = {}
+def _phase_times(rows: Rows) -> TrainingChart:
+    """Chart of the five longest phases of a step."""
+    totals: defaultdict[str, float] = defaultdict(float)
     for row in rows:
-        for name, value in row.items():
-            if name.startswith(metric_names.TIME_PREFIX):
-                totals[name] = totals.get(name, 0.0) + value
-    largest = sorted(totals, key=lambda name: -totals[name])[:5]
-    lines = [
-        _line(
-            rows,
-            name,
-            name.removeprefix(metric_names.TIME_PREFIX).removesuffix("_seconds").replace("_", " "),
-            color,
-        )
-        for color, name in enumerate(largest, start=1)
-    ]
-    return line_chart("Seconds per step", lines)
+        for key, seconds in row.items():
+            if key.startswith(keys.TIME_PREFIX):
+                totals[key] += seconds
+    lines = {
+        key: key.removeprefix(keys.TIME_PREFIX).removesuffix("_seconds").replace("_", " ")
+        for key in sorted(totals, key=lambda key: -totals[key])[:5]
+    }
+    return TrainingChart("Seconds per step", lines)
 
 
 def _stage_label(stage: str) -> str:
@@ -331,9 +270,7 @@ def stage_times(summary: Json) -> str:
     if not seconds:
         return ""
     largest = max(seconds.values()) or 1.0
-    rows = "".join(
-        f'<div class="bar s1"><span>{escape(_stage_label(stage))}</span><div class="track">'
-        f'<b style="width:{100 * value / largest:.2f}%"></b></div><em>{format_duration(value)}</em></div>'
-        for stage, value in seconds.items()
+    bars = "".join(
+        bar(_stage_label(stage), format_duration(value), 100 * value / largest) for stage, value in seconds.items()
     )
-    return f'<figure class="wide"><figcaption>Wall time by stage</figcaption>{rows}</figure>'
+    return figure("Wall time by stage", bars, wide=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vz_ray.report.markup import escape
+from vz_ray.report.markup import escape, figure, format_percent, legend
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
@@ -42,15 +42,7 @@ class ChartSeries:
 
 @dataclass(frozen=True, slots=True)
 class AxisScale:
-    """Linear or logarithmic mapping from values to pixels.
-
-    Attributes:
-        low: Value at pixel `start`.
-        high: Value at pixel `end`.
-        start: First pixel.
-        end: Last pixel.
-        log: Whether the axis is logarithmic.
-    """
+    """Linear or logarithmic mapping from values, `low` to `high`, to pixels, `start` to `end`."""
 
     low: float
     high: float
@@ -147,7 +139,7 @@ def _dots(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> 
 
 
 def _format_value(value: float, as_percent: bool) -> str:
-    return f"{100 * value:.1f}%" if as_percent else f"{value:.4g}"
+    return format_percent(value) if as_percent else f"{value:.4g}"
 
 
 def _render_series(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:
@@ -161,13 +153,6 @@ def _render_series(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: 
 
 def _classes(series: ChartSeries) -> str:
     return f"s{series.color} dashed" if series.dashed else f"s{series.color}"
-
-
-def _legend(series: Sequence[ChartSeries]) -> str:
-    if len(series) < 2:
-        return ""
-    items = "".join(f'<span class="{_classes(s)}"><i></i>{escape(s.name)}</span>' for s in series)
-    return f'<div class="legend">{items}</div>'
 
 
 def line_chart(
@@ -201,10 +186,9 @@ def line_chart(
     y = AxisScale(low, high, HEIGHT - BOTTOM, TOP, y_log)
     marks = list(x_ticks) or [v for v in ticks(x.low, x.high) if v == int(v)]
     body = _axes(x, y, marks, as_percent, x_label) + "".join(_render_series(s, x, y, as_percent) for s in visible)
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>{_legend(visible)}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
-    )
+    names = legend((_classes(s), s.name) for s in visible) if len(visible) > 1 else ""
+    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    return figure(title, names + picture)
 
 
 def _drop_invalid(series: ChartSeries, positive: bool) -> ChartSeries:

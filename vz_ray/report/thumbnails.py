@@ -1,14 +1,23 @@
-"""Thumbnails of frames, decoded again from their references."""
+"""Displayed frames, and their thumbnails, decoded again from their references."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from vz_ray.env.protocols import FrameSource
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.video.errors import VideoError
 from vz_ray.video.frame import FrameRef
 from vz_ray.video.image_encoding import encode_data_uri
+
+T = TypeVar("T")
+
+
+def evenly_spaced(items: Sequence[T], max_count: int) -> list[T]:
+    """Return all items, or `max_count` evenly spaced ones."""
+    count = len(items)
+    return list(items) if count <= max_count else [items[k * count // max_count] for k in range(max_count)]
 
 
 async def make_thumbnails(

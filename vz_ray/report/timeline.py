@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vz_ray.env.trajectory import Trajectory
+from vz_ray.env.trajectory import Trajectory, Turn
 from vz_ray.report.markup import escape, format_clock
 from vz_ray.video.frame import ZoomRequest
 
@@ -34,7 +34,7 @@ def _position(time: float, length: float) -> str:
     return f"left:{100 * min(time / length, 1.0):.3f}%"
 
 
-def _bar(turn: int, zoom: ZoomRequest, length: float, error: str = "") -> str:
+def _bar(turn: int, zoom: ZoomRequest, length: float, error: str) -> str:
     """Render a zoom. A rejected zoom may be reversed or outside the video; `error` is the reason."""
     title = f"turn {turn}: {format_clock(zoom.start_s)}–{format_clock(zoom.end_s)} at {zoom.fps:g} fps"
     title += f", rejected: {error}" if error else ""
@@ -49,12 +49,13 @@ def _bar(turn: int, zoom: ZoomRequest, length: float, error: str = "") -> str:
     )
 
 
-def _bars(trajectory: Trajectory, length: float) -> Iterator[str]:
-    for number, turn in enumerate(trajectory.turns, start=1):
+def timeline_zooms(turns: Sequence[Turn]) -> Iterator[tuple[int, ZoomRequest, str]]:
+    """Yield the number of each turn with a zoom to draw, the request, and why it was rejected, or an empty string."""
+    for number, turn in enumerate(turns, start=1):
         if isinstance(turn.zoom, ZoomRequest):
-            yield _bar(number, turn.zoom, length)
+            yield number, turn.zoom, ""
         elif turn.zoom is not None and turn.zoom.requested is not None:
-            yield _bar(number, turn.zoom.requested, length, turn.zoom.message)
+            yield number, turn.zoom.requested, turn.zoom.message
 
 
 def timeline(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> str:
@@ -69,7 +70,7 @@ def timeline(trajectory: Trajectory, spans: Sequence[EvidenceSpan]) -> str:
         f'<b class="tick" style="{_position(ref.pts_s, length)}" title="{format_clock(ref.pts_s)}"></b>'
         for ref in trajectory.prompt.frame_refs
     )
-    bars = "".join(_bars(trajectory, length))
+    bars = "".join(_bar(number, zoom, length, error) for number, zoom, error in timeline_zooms(trajectory.turns))
     scale = "".join(f"<span>{format_clock(length * k / 4)}</span>" for k in range(5))
     summary = f"Timeline of {format_clock(length)}: {len(trajectory.zooms)} zooms, {len(spans)} evidence spans"
     return (

@@ -18,8 +18,7 @@ from vz_ray.monitoring import logging_config
 from vz_ray.monitoring.checks import require_checks
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.progress import Progress
-from vz_ray.monitoring.run_dir import RunDir
-from vz_ray.monitoring.stage_times import record_stage_time
+from vz_ray.monitoring.run_dir import RunDir, record_stage_time
 from vz_ray.runtime.monitor_run import check_monitoring
 from vz_ray.utils.interrupt import Interrupt
 

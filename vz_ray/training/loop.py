@@ -24,7 +24,7 @@ from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantage import compute_advantages, is_informative
+from vz_ray.learner.grpo_loss import compute_advantages, is_informative
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,12 @@ from vz_ray.env.trajectory import (
     Turn,
 )
 from vz_ray.eval.benchmarks import (
-    AnswerJudge,
     Benchmark,
     BenchmarkMetric,
     ScoredResult,
     score_results,
     select_scores,
 )
-from vz_ray.eval.benchmarks.answer_scoring import judge_from_reward
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.rewards.answer_text import last_answer
 
@@ -132,13 +130,38 @@ def episode_result(task: Task, text: str, **changes: Any) -> EvalResult:
     return EvalResult(task, replace(trajectory, **changes))
 
 
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """Verdict of a judge: correctness in `[0, 1]` and an optional grade from 0 to 5."""
+
+    correctness: float
+    grade: float | None = None
+
+    def to_reward(self) -> RewardParts:
+        extra = {} if self.grade is None else {"judge_score": self.grade}
+        return RewardParts(self.correctness, self.correctness, 0.0, 0.0, extra=extra)
+
+
+INVALID_REWARD = RewardParts(0.0, 0.0, 0.0, 0.0, valid=False, note="no judge")
+
+
 def score_answers(
-    benchmark: Benchmark, answers: Sequence[str | None], judge: AnswerJudge = judge_from_reward
+    benchmark: Benchmark,
+    answers: Sequence[str | None],
+    judge: Callable[[EvalResult], JudgedAnswer | None] | None = None,
 ) -> list[ScoredResult]:
-    """Score one answer per task in order; None is an episode without an answer."""
+    """Score one answer per task in order; None is an episode without an answer.
+
+    The verdict of `judge` becomes the reward of an answered episode; None is an invalid reward.
+    """
     texts = ["hm" if answer is None else f"<think>t</think><answer>{answer}</answer>" for answer in answers]
     results = [episode_result(task, text) for task, text in zip(benchmark.tasks, texts, strict=True)]
-    return score_results(benchmark, results, judge)
+    for index, result in enumerate(results):
+        if judge is not None and result.trajectory.answer is not None:
+            verdict = judge(result)
+            reward = INVALID_REWARD if verdict is None else verdict.to_reward()
+            results[index] = replace(result, trajectory=replace(result.trajectory, reward=reward))
+    return score_results(benchmark, results)
 
 
 def metric_values(benchmark: Benchmark, scored: Sequence[ScoredResult]) -> dict[str, tuple[float | None, int]]:

@@ -11,7 +11,7 @@ from tests.eval.benchmarks.factories import metric_values, score_answers, touch,
 from vz_ray.env.task import Task
 from vz_ray.eval.benchmarks import ADAPTERS, BenchmarkFiles, find_missing_videos, load_benchmark, subsample
 from vz_ray.eval.benchmarks.annotation_files import find_annotation_file
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
+from vz_ray.eval.benchmarks.media_files import VideoFolder
 from vz_ray.utils.errors import UserError
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.eval.benchmarks.factories import episode_result
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts
-from vz_ray.eval.benchmarks import AnswerStatus, Benchmark, JudgedAnswer, score_results, select_scores
+from vz_ray.eval.benchmarks import AnswerStatus, Benchmark, score_results, select_scores
 from vz_ray.eval.benchmarks.aggregation import accuracy_metric, accuracy_table, macro_average, mean_metric
 from vz_ray.eval.benchmarks.benchmark import format_question, letter_options
 
@@ -87,20 +85,17 @@ def test_judged_answer_uses_the_reward() -> None:
     assert strict == [(PARSED, 1), (PARSED, 0), (AnswerStatus.UNJUDGED, 0), (AnswerStatus.UNJUDGED, 0)]
 
 
-def test_missing_answer_is_wrong_without_a_judge_call() -> None:
+def test_missing_answer_is_wrong_without_a_verdict() -> None:
     task = Task("t", "v.mp4", "What happens?", "It rains.", AnswerType.GRADED)
     benchmark = Benchmark("b", (task,), lambda scores: [accuracy_metric(scores)])
-    judged = []
-
-    def judge(result: Any) -> JudgedAnswer:
-        judged.append(result.trajectory.answer)
-        return JudgedAnswer(True, 4.0)
-
-    results = [episode_result(task, "<answer>Rain</answer>"), episode_result(task, "hm")]
-    answered, unanswered = score_results(benchmark, results, judge)
+    reward = RewardParts(1.0, 1.0, 1.0, 0.0, extra={"judge_score": 4.0})
+    results = [
+        episode_result(task, "<answer>Rain</answer>", reward=reward),
+        episode_result(task, "hm", reward=None),
+    ]
+    answered, unanswered = score_results(benchmark, results)
     assert (answered.strict.score, dict(answered.strict.detail)) == (1.0, {"grade": 4.0})
     assert (unanswered.strict.status, dict(unanswered.strict.detail)) == (NO_ANSWER, {"grade": 0.0})
-    assert judged == ["Rain"]
 
 
 def test_letter_options_strips_existing_letters() -> None:

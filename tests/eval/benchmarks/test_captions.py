@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.eval.benchmarks.factories import metric_values, score_answers, touch, write_json, write_jsonl
+from tests.eval.benchmarks.factories import JudgedAnswer, metric_values, score_answers, touch, write_json, write_jsonl
 from vz_ray.data.episode_record import task_from_dict, task_to_dict
 from vz_ray.env.task import AnswerType, CaptionQuestion
-from vz_ray.eval.benchmarks import BenchmarkFiles, JudgedAnswer, load_benchmark
+from vz_ray.eval.benchmarks import BenchmarkFiles, load_benchmark
 from vz_ray.eval.benchmarks.vdc import CAPTION_PROMPTS
 from vz_ray.utils.errors import UserError
 

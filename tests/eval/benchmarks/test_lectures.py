@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.eval.benchmarks.factories import metric_values, png, score_answers, touch, write_parquet
+from tests.eval.benchmarks.factories import JudgedAnswer, metric_values, png, score_answers, touch, write_parquet
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.eval.benchmarks import AnswerStatus, BenchmarkFiles, JudgedAnswer, load_benchmark
+from vz_ray.eval.benchmarks import AnswerStatus, BenchmarkFiles, load_benchmark
 from vz_ray.eval.benchmarks.answer_scoring import score_open
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameSize, OverviewRequest

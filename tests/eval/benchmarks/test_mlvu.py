@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.eval.benchmarks.factories import metric_values, score_answers, touch, write_json, write_parquet
+from tests.eval.benchmarks.factories import JudgedAnswer, metric_values, score_answers, touch, write_json, write_parquet
 from vz_ray.env.task import AnswerType
-from vz_ray.eval.benchmarks import BenchmarkFiles, JudgedAnswer, find_missing_videos, load_benchmark
+from vz_ray.eval.benchmarks import BenchmarkFiles, find_missing_videos, load_benchmark
 from vz_ray.eval.benchmarks.mlvu import CHOICE_FILES, CHOICE_TASKS
 from vz_ray.utils.errors import UserError
 

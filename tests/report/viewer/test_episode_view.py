@@ -27,23 +27,28 @@ def tokenizer() -> Tokenizer:
 def test_view_has_every_turn_of_the_episode(made_run: Path, tokenizer: Tokenizer) -> None:
     refused = 0
     for line in read_complete_lines(made_run / "episodes" / "000003.jsonl"):
-        played, view = record_from_dict(line).trajectory, episode_view(line, tokenizer, None)
-        assert view["overview"]["times"] == [ref.pts_s for ref in played.prompt.frame_refs]
-        for turn, told in zip(played.turns, view["turns"], strict=True):
+        trajectory, view = record_from_dict(line).trajectory, episode_view(line, tokenizer, None)
+        assert view["chat_format"] == trajectory.chat_format
+        assert view["overview"]["times"] == [ref.pts_s for ref in trajectory.prompt.frame_refs]
+        for turn, turn_view in zip(trajectory.turns, view["turns"], strict=True):
             assert isinstance(turn.action, SampledAction)
-            assert told["text"] == {"text": turn.text, "length": len(turn.text)}
-            assert told["sampled"]["logprobs"] == list(turn.action.logprobs)
-            assert "".join(told["sampled"]["texts"]) == turn.text + "<|im_end|>"
-            assert len(told["sampled"]["texts"]) == len(turn.action.token_ids)
-            assert told["seconds"] == list(turn.seconds)
+            assert turn_view["text"] == {"text": turn.text, "length": len(turn.text)}
+            assert turn_view["sampled"]["logprobs"] == list(turn.action.logprobs)
+            assert "".join(turn_view["sampled"]["texts"]) == turn.text + "<|im_end|>"
+            assert len(turn_view["sampled"]["texts"]) == len(turn.action.token_ids)
+            assert turn_view["seconds"] == list(turn.seconds)
             if isinstance(turn.zoom, RejectedZoom):
                 refused += 1
-                asked = {"start": 9.0, "end": 4.0, "fps": 2.0, "asked_fps": None}
-                assert told["refused"] == {"fault": "reversed", "message": turn.zoom.message, "asked": asked}
-                assert view["zoomed"][0] == {**asked, "turn": 1, "refused": turn.zoom.message}
+                requested = {"start": 9.0, "end": 4.0, "fps": 2.0, "requested_fps": None}
+                assert turn_view["refused"] == {
+                    "kind": "reversed",
+                    "message": turn.zoom.message,
+                    "requested": requested,
+                }
+                assert view["zoomed"][0] == {**requested, "turn": 1, "refused": turn.zoom.message}
             elif turn.zoom is not None and turn.observation is not None:
-                assert told["zoom"]["start"] == turn.zoom.start_s
-                assert told["frames"]["times"] == [ref.pts_s for ref in turn.observation.frame_refs]
+                assert turn_view["zoom"]["start"] == turn.zoom.start_s
+                assert turn_view["frames"]["times"] == [ref.pts_s for ref in turn.observation.frame_refs]
     assert refused > 0
 
 
@@ -51,11 +56,11 @@ def test_mismatch_comes_from_the_step_metrics(made_run: Path, tmp_path: Path) ->
     session = ViewerSession(made_run, tmp_path / "index.sqlite")
     session.follower.catch_up()
     mismatch = {"mismatch/kl": 4.1e-10, "mismatch/logprob_abs_max": 3.2e-6}
-    told = {}
+    mismatches = {}
     for number in range(1, 55):
         view = session.episode(number)
-        told[view["stage"]] = view["mismatch"]
-    assert told == {"train": mismatch, "rl": {}}
+        mismatches[view["stage"]] = view["mismatch"]
+    assert mismatches == {"train": mismatch, "rl": {}}
     assert {metric_names.MISMATCH_KL, metric_names.MISMATCH_LOGPROB_MAX} == set(mismatch)
     session.close()
 
@@ -76,11 +81,11 @@ def test_tokens_of_another_model_have_no_text(tokenizer: Tokenizer) -> None:
 
 
 def test_split_characters_are_joined(tokenizer: Tokenizer) -> None:
-    said = "naïve 🦓 日本"
-    ids = tokenizer.encode(said, add_special_tokens=False).ids
+    text = "naïve 🦓 日本"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
     texts = token_texts(tokenizer, ids, tokenizer.decode(ids))
     assert texts is not None
-    assert len(texts) == len(ids) > len(said.split())
+    assert len(texts) == len(ids) > len(text.split())
     assert "".join(texts) == tokenizer.decode(ids)
 
 

@@ -6,32 +6,31 @@ engines.
 """
 
 from vz_ray.eval.benchmarks.aggregation import BenchmarkMetric, TaskScore
-from vz_ray.eval.benchmarks.answer_scoring import (
-    AnswerJudge,
-    AnswerScore,
-    AnswerStatus,
-    JudgedAnswer,
-    ScoredResult,
+from vz_ray.eval.benchmarks.answer_scoring import AnswerScore, AnswerStatus, ScoredResult
+from vz_ray.eval.benchmarks.benchmark import (
+    Benchmark,
+    BenchmarkFiles,
+    RecordAdapter,
+    score_results,
+    select_scores,
+    subsample,
 )
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, score_results, select_scores
-from vz_ray.eval.benchmarks.registry import ADAPTERS, get_adapter, load_benchmark
-from vz_ray.eval.benchmarks.subsampling import subsample
-from vz_ray.eval.benchmarks.video_folder import MissingVideos, find_missing_videos
+from vz_ray.eval.benchmarks.media_files import MissingVideos, find_missing_videos, image_cache_dir
+from vz_ray.eval.benchmarks.registry import ADAPTERS, load_benchmark
 
 __all__ = [
     "ADAPTERS",
-    "AnswerJudge",
     "AnswerScore",
     "AnswerStatus",
     "Benchmark",
     "BenchmarkFiles",
     "BenchmarkMetric",
-    "JudgedAnswer",
     "MissingVideos",
+    "RecordAdapter",
     "ScoredResult",
     "TaskScore",
     "find_missing_videos",
-    "get_adapter",
+    "image_cache_dir",
     "load_benchmark",
     "score_results",
     "select_scores",

@@ -48,6 +48,9 @@ class BenchmarkMetric:
     scale: float = PERCENT
 
 
+ComputeMetrics = Callable[[Sequence[TaskScore]], list[BenchmarkMetric]]
+"""Pure function from task scores to official metrics, headlines first."""
+
 TaskLabel = Callable[[Task], str | Sequence[str]]
 """Returns the label of a task, or its labels if it has several."""
 
@@ -82,6 +85,37 @@ def accuracy_table(
 ) -> list[BenchmarkMetric]:
     """Return the accuracy for each label."""
     return [accuracy_metric(members, name, table) for name, members in group_by(scores, label, order).items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """A table with the accuracy of each label; labels in `order` come first."""
+
+    table: str
+    label: TaskLabel
+    order: Sequence[str] = ()
+
+
+def accuracy_metrics(
+    *breakdowns: Breakdown, name: str = "accuracy", subsets: Mapping[str, Callable[[Task], bool]] | None = None
+) -> ComputeMetrics:
+    """Return a function that computes the overall accuracy, the accuracy of subsets, and breakdowns.
+
+    Args:
+        breakdowns: Tables after the headlines.
+        name: Name of the overall accuracy.
+        subsets: Further headlines: by name, whether a task counts.
+    """
+
+    def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
+        metrics = [accuracy_metric(scores, name)]
+        for subset, contains in (subsets or {}).items():
+            metrics.append(accuracy_metric([score for score in scores if contains(score.task)], subset))
+        for breakdown in breakdowns:
+            metrics += accuracy_table(scores, breakdown.table, breakdown.label, breakdown.order)
+        return metrics
+
+    return compute_metrics
 
 
 def macro_average(metrics: Sequence[BenchmarkMetric], name: str) -> BenchmarkMetric:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,13 @@ class AnnotationRecord:
             raise self.field_error(name, "options that are strings or numbers")
         return [str(item).strip() for item in value]
 
+    def option_letter(self, name: str, options: Mapping[str, str]) -> str:
+        """Return a field that holds the letter of one of `options`."""
+        value = self.label(name)
+        if value not in options:
+            raise self.field_error(name, f"a letter from A to {max(options)}")
+        return value
+
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
         value = self.text(name).strip()
         if value not in allowed:
@@ -138,6 +145,11 @@ def find_annotation_file(root: Path, *names: str) -> Path:
         if matches:
             return matches[0]
     raise UserError(f"{root} has no {' or '.join(names)}")
+
+
+def find_annotation_files(root: Path, names: Iterable[str]) -> list[Path]:
+    """Return `root` if it is a file, else all of `names` in the folder or its subfolders."""
+    return [root] if root.is_file() else [find_annotation_file(root, name) for name in names]
 
 
 def read_annotations(path: Path, schema: AnnotationSchema) -> list[AnnotationRecord]:

@@ -71,18 +71,6 @@ UNPARSED_SCORE = AnswerScore(AnswerStatus.UNPARSED)
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """Verdict of a judge: correctness in `[0, 1]` and an optional grade from 0 to 5."""
-
-    correctness: float
-    grade: float | None = None
-
-
-AnswerJudge = Callable[[EvalResult], JudgedAnswer | None]
-"""Judges an open answer; None if it has no verdict."""
-
-
-@dataclass(frozen=True, slots=True)
 class ScoredResult:
     """A result with its strict and lenient scores."""
 
@@ -198,23 +186,17 @@ def score_leniently(scorer: AnswerScorer, strict: AnswerScore, task: Task, traje
     return next((score for score in scores if score.status is AnswerStatus.PARSED), strict)
 
 
-def score_judged(result: EvalResult, judge: AnswerJudge) -> AnswerScore:
-    """Score by the judge's verdict. A missing answer is wrong without a judge call."""
-    if result.trajectory.status is EpisodeStatus.FAILED:
+def score_judged(trajectory: Trajectory) -> AnswerScore:
+    """Score by the judge's verdict, which the rollout worker stored in the reward at the end of the episode.
+
+    A missing answer is wrong without a verdict.
+    """
+    if trajectory.status is EpisodeStatus.FAILED:
         return AnswerScore(AnswerStatus.FAILED)
-    if result.trajectory.answer is None:
+    if trajectory.answer is None:
         return AnswerScore(AnswerStatus.NO_ANSWER, detail={GRADE: 0.0})
-    verdict = judge(result)
-    if verdict is None:
-        return AnswerScore(AnswerStatus.UNJUDGED)
-    detail = {} if verdict.grade is None else {GRADE: verdict.grade}
-    answer = result.trajectory.answer[:_MAX_ANSWER_CHARS]
-    return AnswerScore(AnswerStatus.PARSED, verdict.correctness, answer, detail)
-
-
-def judge_from_reward(result: EvalResult) -> JudgedAnswer | None:
-    """Return the verdict in the reward, which the rollout worker computed at the end of the episode."""
-    reward = result.trajectory.reward
+    reward = trajectory.reward
     if reward is None or not reward.valid:
-        return None
-    return JudgedAnswer(reward.accuracy, reward.extra.get("judge_score"))
+        return AnswerScore(AnswerStatus.UNJUDGED)
+    detail = {GRADE: reward.extra["judge_score"]} if "judge_score" in reward.extra else {}
+    return AnswerScore(AnswerStatus.PARSED, reward.accuracy, trajectory.answer[:_MAX_ANSWER_CHARS], detail)

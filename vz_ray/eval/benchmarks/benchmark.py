@@ -1,31 +1,47 @@
-"""A benchmark: tasks, scoring of an answer, and official metrics."""
+"""A benchmark: files, adapter, tasks, scoring of answers, and official metrics.
+
+A benchmark whose annotation file has one record per question or per video is a `RecordAdapter`: file names,
+schema, a function from a record to tasks, and metrics. Other layouts are functions of `BenchmarkFiles`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
-from vz_ray.env.task import Task
-from vz_ray.eval.benchmarks.aggregation import BenchmarkMetric, TaskScore
+from vz_ray.config.eval import SAMPLING_STRATEGY_PATTERN
+from vz_ray.env.task import SubtitleFile, Task
+from vz_ray.eval.benchmarks.aggregation import ComputeMetrics, TaskScore
+from vz_ray.eval.benchmarks.annotation_files import (
+    AnnotationRecord,
+    AnnotationSchema,
+    find_annotation_file,
+    read_annotations,
+)
 from vz_ray.eval.benchmarks.answer_scoring import (
     EXCLUDED_STATUSES,
-    AnswerJudge,
     AnswerScore,
     AnswerScorer,
     ScoredResult,
-    judge_from_reward,
     score_by_type,
     score_judged,
     score_leniently,
     score_strictly,
 )
+from vz_ray.eval.benchmarks.media_files import VideoFolder, check_subtitles, drop_missing_subtitles
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.rewards.accuracy import JUDGED_ANSWER_TYPES
 from vz_ray.rewards.multiple_choice import LETTERS
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class BenchmarkFiles:
     """Locations of a benchmark's released files.
 
@@ -45,6 +61,14 @@ class BenchmarkFiles:
     embedding_model_dir: Path | None = None
     image_dir: Path = Path("question_images")
 
+    @cached_property
+    def videos(self) -> VideoFolder:
+        return VideoFolder(self.video_dir)
+
+    def subtitles(self, name: str, offset_s: float = 0.0) -> SubtitleFile | None:
+        """Return the subtitle file `name`; None if subtitles are disabled."""
+        return SubtitleFile(str(self.subtitle_dir / name), offset_s) if self.subtitle_dir else None
+
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
@@ -53,7 +77,7 @@ class Benchmark:
     Attributes:
         title: Display name.
         tasks: Tasks in file order; ids are unique.
-        compute_metrics: Pure function from task scores to official metrics, headlines first.
+        compute_metrics: Computes the official metrics from task scores.
         score_answer: Scores an answer text. Not called for answer types that need a judge.
         num_released: Number of questions in the released file; 0 if unknown.
         notes: Oddities in the files, and what cannot be measured.
@@ -61,14 +85,66 @@ class Benchmark:
 
     title: str
     tasks: tuple[Task, ...]
-    compute_metrics: Callable[[Sequence[TaskScore]], list[BenchmarkMetric]]
+    compute_metrics: ComputeMetrics
     score_answer: AnswerScorer = score_by_type
     num_released: int = 0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 BenchmarkAdapter = Callable[[BenchmarkFiles], Benchmark]
 """Reads a benchmark's files. Raises `UserError` with file, record and field if they are malformed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAdapter:
+    """Adapter of a benchmark with one annotation file.
+
+    Attributes:
+        title: Display name, and `source` of tasks without one.
+        file_names: Names of the annotation file, or patterns, in order of preference.
+        schema: Fields of a record.
+        read_record: Converts a record to its task, or to several. Paths of videos and subtitles come from
+            the given `BenchmarkFiles`.
+        compute_metrics: Computes the official metrics.
+        score_answer: Scores an answer text.
+        num_released: Number of questions in the released file; 0 if unknown.
+        optional_subtitles: Whether videos may have no subtitle file.
+        find_oddities: Returns notes on the tasks.
+    """
+
+    title: str
+    file_names: tuple[str, ...]
+    schema: AnnotationSchema
+    read_record: Callable[[AnnotationRecord, BenchmarkFiles], Task | Iterable[Task]]
+    compute_metrics: ComputeMetrics
+    score_answer: AnswerScorer = score_by_type
+    num_released: int = 0
+    optional_subtitles: bool = False
+    find_oddities: Callable[[Sequence[Task]], Sequence[str]] = lambda tasks: ()
+
+    def __call__(self, files: BenchmarkFiles) -> Benchmark:
+        """Read the benchmark. See `BenchmarkAdapter`."""
+        tasks: list[Task] = []
+        for record in read_annotations(find_annotation_file(files.annotations, *self.file_names), self.schema):
+            converted = self.read_record(record, files)
+            tasks += [converted] if isinstance(converted, Task) else converted
+        tasks = [replace(task, source=task.source or self.title) for task in tasks]
+        notes = tuple(self.find_oddities(tasks))
+        if files.subtitle_dir is not None and any(task.subtitles for task in tasks):
+            if self.optional_subtitles:
+                tasks = drop_missing_subtitles(tasks, files.subtitle_dir)
+            notes += check_subtitles(tasks)
+        return Benchmark(
+            title=self.title,
+            tasks=tuple(tasks),
+            compute_metrics=self.compute_metrics,
+            score_answer=self.score_answer,
+            num_released=self.num_released,
+            notes=notes,
+        )
+
+
+# -- questions --------------------------------------------------------------------
 
 
 def letter_options(options: Sequence[str]) -> dict[str, str]:
@@ -93,20 +169,49 @@ def format_question(question: str, options: dict[str, str]) -> str:
     return "\n".join([question.strip(), *(f"{letter}. {text}" for letter, text in options.items())])
 
 
-def score_results(
-    benchmark: Benchmark, results: Sequence[EvalResult], judge: AnswerJudge = judge_from_reward
-) -> list[ScoredResult]:
+def subsample(items: Sequence[T], strategy: str, seed: int = 0) -> list[T]:
+    """Return the subset of `items` that a strategy selects, in the original order.
+
+    Args:
+        items: Items to select from.
+        strategy: `all`; `first:20` or `end:20` from either end; `random:20` or `20%` at random.
+        seed: Seed of random selections.
+
+    Raises:
+        ValueError: `strategy` has another format.
+    """
+    match = re.fullmatch(SAMPLING_STRATEGY_PATTERN, strategy)
+    if match is None:
+        raise ValueError(f"sampling strategy is {strategy!r}; it must be all, first:N, end:N, random:N or N%")
+    if strategy == "all":
+        return list(items)
+    if strategy.endswith("%"):
+        count = round(len(items) * float(strategy.removesuffix("%")) / 100)
+    else:
+        count = int(strategy.partition(":")[2])
+    count = min(count, len(items))
+    if strategy.startswith("first"):
+        return list(items[:count])
+    if strategy.startswith("end"):
+        return list(items[len(items) - count :])
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), count))]
+
+
+# -- scoring ----------------------------------------------------------------------
+
+
+def score_results(benchmark: Benchmark, results: Sequence[EvalResult]) -> list[ScoredResult]:
     """Score each result strictly and leniently."""
-    return [_score_result(benchmark, result, judge) for result in results]
+    return [_score_result(benchmark.score_answer, result) for result in results]
 
 
-def _score_result(benchmark: Benchmark, result: EvalResult, judge: AnswerJudge) -> ScoredResult:
+def _score_result(scorer: AnswerScorer, result: EvalResult) -> ScoredResult:
     task, trajectory = result.task, result.trajectory
     if task.answer_type in JUDGED_ANSWER_TYPES:
-        judged = score_judged(result, judge)
+        judged = score_judged(trajectory)
         return ScoredResult(result, judged, judged)
-    strict = score_strictly(benchmark.score_answer, task, trajectory)
-    return ScoredResult(result, strict, score_leniently(benchmark.score_answer, strict, task, trajectory))
+    strict = score_strictly(scorer, task, trajectory)
+    return ScoredResult(result, strict, score_leniently(scorer, strict, task, trajectory))
 
 
 def select_scores(results: Sequence[ScoredResult], select: Callable[[ScoredResult], AnswerScore]) -> list[TaskScore]:

@@ -15,15 +15,11 @@ from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
     TaskScore,
     accuracy_metric,
+    accuracy_table,
     group_by,
     kind_label,
 )
-from vz_ray.eval.benchmarks.annotation_files import (
-    AnnotationRecord,
-    AnnotationSchema,
-    find_annotation_file,
-    read_annotations,
-)
+from vz_ray.eval.benchmarks.annotation_files import AnnotationRecord, AnnotationSchema
 from vz_ray.eval.benchmarks.answer_scoring import (
     UNPARSED_SCORE,
     AnswerScore,
@@ -31,8 +27,7 @@ from vz_ray.eval.benchmarks.answer_scoring import (
     score_words,
     task_options,
 )
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, format_question, letter_options
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
+from vz_ray.eval.benchmarks.benchmark import BenchmarkFiles, RecordAdapter, format_question, letter_options
 from vz_ray.rewards.answer_text import normalize_text, strip_wrapping
 
 SCENES = AnnotationSchema("CLEVRER's validation.json", ("scene_index", "video_filename", "questions"))
@@ -59,13 +54,10 @@ _NONE_ANSWERS = frozenset({"none", "none of them", "none of these", "none of the
 
 def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
     """Return the accuracy by question overall, then by question and by option for each type."""
-    questions = [
-        accuracy_metric(members, name, "by question") for name, members in group_by(scores, kind_label, TYPES).items()
-    ]
     options = [_per_option(members, name) for name, members in group_by(scores, kind_label, TYPES).items()]
     return [
         accuracy_metric(scores, "by question"),
-        *questions,
+        *accuracy_table(scores, "by question", kind_label, TYPES),
         *(metric for metric in options if metric.count),
     ]
 
@@ -109,16 +101,8 @@ def parse_letters(text: str, options: dict[str, str]) -> frozenset[str] | None:
     return letters if letters and letters <= set(options) else None
 
 
-def read(files: BenchmarkFiles) -> Benchmark:
-    """Read `validation.json`; videos may be in subfolders."""
-    videos, tasks = VideoFolder(files.video_dir), list[Task]()
-    for scene in read_annotations(find_annotation_file(files.annotations, "validation.json"), SCENES):
-        tasks += _tasks(scene, videos)
-    return Benchmark("CLEVRER", tuple(tasks), compute_metrics, score_answer=score_answer)
-
-
-def _tasks(scene: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
-    video = videos.find(scene.text("video_filename"))
+def read_scene(scene: AnnotationRecord, files: BenchmarkFiles) -> Iterator[Task]:
+    video = files.videos.find(scene.text("video_filename"))
     for index, values in enumerate(scene.items("questions")):
         location = f"{scene.location}, question {index}"
         descriptive = isinstance(values, dict) and values.get("question_type") == TYPES[0]
@@ -127,7 +111,7 @@ def _tasks(scene: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
         task_id = f"{scene.integer('scene_index')}/{record.integer('question_id')}"
         text = record.text("question")
         if descriptive:
-            yield Task(task_id, video, text, record.label("answer"), source="CLEVRER", kind=kind)
+            yield Task(task_id, video, text, record.label("answer"), kind=kind)
             continue
         choices = enumerate(record.items("choices"))
         options = [OPTION.check(item, f"{location}, choice {i}") for i, item in choices]
@@ -142,7 +126,6 @@ def _tasks(scene: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
             video,
             f"{format_question(text, texts)}\n{ALL}",
             _format_letters(correct),
-            source="CLEVRER",
             kind=kind,
             extra={"options": texts},
         )
@@ -150,3 +133,13 @@ def _tasks(scene: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
 
 def _format_letters(letters: frozenset[str] | set[str]) -> str:
     return ", ".join(sorted(letters)) or NONE
+
+
+ADAPTER = RecordAdapter(
+    title="CLEVRER",
+    file_names=("validation.json",),
+    schema=SCENES,
+    read_record=read_scene,
+    compute_metrics=compute_metrics,
+    score_answer=score_answer,
+)

@@ -10,21 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vz_ray.env.task import Task
-from vz_ray.eval.benchmarks.aggregation import (
-    BenchmarkMetric,
-    TaskScore,
-    accuracy_metric,
-    accuracy_table,
-    kind_label,
-)
-from vz_ray.eval.benchmarks.annotation_files import (
-    AnnotationRecord,
-    AnnotationSchema,
-    find_annotation_file,
-    read_annotations,
-)
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
+from vz_ray.eval.benchmarks.aggregation import Breakdown, accuracy_metrics, kind_label
+from vz_ray.eval.benchmarks.annotation_files import AnnotationRecord, AnnotationSchema
+from vz_ray.eval.benchmarks.benchmark import BenchmarkFiles, RecordAdapter
 from vz_ray.rewards import parse_options
 from vz_ray.rewards.answer_text import last_answer
 from vz_ray.rewards.multiple_choice import LETTERS
@@ -35,30 +23,14 @@ SCHEMA = AnnotationSchema(
     {"solution": "the RL schema (use the benchmark rl)"},
 )
 TYPES = ("temporal", "goal", "plot", "spatial")
-RELEASED = 1000
 
 
-def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return the accuracy overall, on questions with parsed options, and by type."""
-    with_options = [score for score in scores if score.task.extra["options"]]
-    return [
-        accuracy_metric(scores),
-        accuracy_metric(with_options, "with readable options"),
-        *accuracy_table(scores, "type", kind_label, TYPES),
-    ]
-
-
-def read(files: BenchmarkFiles) -> Benchmark:
-    """Read `test.jsonl`; videos may be in subfolders, since the archives unpack to several."""
-    records = read_annotations(find_annotation_file(files.annotations, "test.jsonl"), SCHEMA)
-    videos = VideoFolder(files.video_dir)
-    tasks = tuple(_task(record, videos) for record in records)
+def find_oddities(tasks: Sequence[Task]) -> list[str]:
     malformed = [task.task_id for task in tasks if not task.extra["options"]]
-    notes = (f"{len(malformed)} questions have no readable options, first {malformed[0]}",) if malformed else ()
-    return Benchmark("LongVideoReason", tasks, compute_metrics, num_released=RELEASED, notes=notes)
+    return [f"{len(malformed)} questions have no readable options, first {malformed[0]}"] if malformed else []
 
 
-def _task(record: AnnotationRecord, videos: VideoFolder) -> Task:
+def read_record(record: AnnotationRecord, files: BenchmarkFiles) -> Task:
     answer = last_answer(record.text("answer"))
     if answer is None or answer.removesuffix(".") not in LETTERS:
         raise record.field_error("answer", "a letter in answer tags, such as <answer>B</answer>")
@@ -69,10 +41,9 @@ def _task(record: AnnotationRecord, videos: VideoFolder) -> Task:
     options = parse_options(question)
     return Task(
         task_id=record.label("problem_id"),
-        video=videos.find(_video(record)),
+        video=files.videos.find(_video(record)),
         question=question,
         answer=answer,
-        source="LongVideoReason",
         kind=record.one_of("problem_type", TYPES),
         extra={"options": options if answer in options else {}},
     )
@@ -85,3 +56,17 @@ def _video(record: AnnotationRecord) -> str:
     if not isinstance(path, str) or not path:
         raise record.field_error("videos", "a path, or a list of one path")
     return path
+
+
+ADAPTER = RecordAdapter(
+    title="LongVideoReason",
+    file_names=("test.jsonl",),
+    schema=SCHEMA,
+    read_record=read_record,
+    compute_metrics=accuracy_metrics(
+        Breakdown("type", kind_label, TYPES),
+        subsets={"with readable options": lambda task: bool(task.extra["options"])},
+    ),
+    num_released=1000,
+    find_oddities=find_oddities,
+)

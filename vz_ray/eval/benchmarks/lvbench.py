@@ -11,21 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vz_ray.env.task import Task
-from vz_ray.eval.benchmarks.aggregation import (
-    BenchmarkMetric,
-    TaskScore,
-    accuracy_metric,
-    accuracy_table,
-    extra_label,
-)
-from vz_ray.eval.benchmarks.annotation_files import (
-    AnnotationRecord,
-    AnnotationSchema,
-    find_annotation_file,
-    read_annotations,
-)
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
+from vz_ray.eval.benchmarks.aggregation import Breakdown, accuracy_metrics, extra_label
+from vz_ray.eval.benchmarks.annotation_files import AnnotationRecord, AnnotationSchema
+from vz_ray.eval.benchmarks.benchmark import BenchmarkFiles, RecordAdapter
 from vz_ray.rewards import parse_options
 from vz_ray.rewards.multiple_choice import LETTERS
 
@@ -35,25 +23,11 @@ TYPES = (
     "entity recognition", "event understanding", "key information retrieval", "temporal grounding",
     "reasoning", "summarization",
 )  # fmt: skip
-RELEASED = 1549
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)")
 
 
-def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return the accuracy overall, by question type and by video type."""
-    return [
-        accuracy_metric(scores),
-        *accuracy_table(scores, "question type", extra_label("question_type"), TYPES),
-        *accuracy_table(scores, "video type", extra_label("video_type")),
-    ]
-
-
-def read(files: BenchmarkFiles) -> Benchmark:
-    """Read `video_info.meta.jsonl`; videos are `{key}.mp4`."""
-    records = read_annotations(find_annotation_file(files.annotations, "video_info.meta.jsonl"), VIDEOS)
-    videos = VideoFolder(files.video_dir)
-    tasks = tuple(task for record in records for task in _tasks(record, videos))
+def find_oddities(tasks: Sequence[Task]) -> list[str]:
     no_evidence = [task.task_id for task in tasks if not task.evidence_spans]
     no_options = [task.task_id for task in tasks if task.answer not in parse_options(task.question)]
     notes = []
@@ -64,11 +38,12 @@ def read(files: BenchmarkFiles) -> Benchmark:
             f"{len(no_options)} questions have options that cannot be parsed, first {no_options[0]}; "
             "only letters count as answers"
         )
-    return Benchmark("LVBench", tasks, compute_metrics, num_released=RELEASED, notes=tuple(notes))
+    return notes
 
 
-def _tasks(record: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
-    video = videos.find(f"{record.text('key')}.mp4")
+def read_record(record: AnnotationRecord, files: BenchmarkFiles) -> Iterator[Task]:
+    """Videos are `{key}.mp4`."""
+    video = files.videos.find(f"{record.text('key')}.mp4")
     for index, values in enumerate(record.items("qa")):
         question = QUESTIONS.check(values, f"{record.location}, qa {index}")
         types = question.items("question_type")
@@ -83,7 +58,6 @@ def _tasks(record: AnnotationRecord, videos: VideoFolder) -> Iterator[Task]:
             video=video,
             question=question.text("question"),
             answer=answer,
-            source="LVBench",
             kind=str(types[0]),
             evidence_spans=parse_time_reference(reference),
             extra={
@@ -109,3 +83,17 @@ def parse_time_reference(reference: str) -> tuple[tuple[float, float], ...]:
     if pattern in ("#-#", "#\u2013#", "#~#") and times[0] <= times[1]:
         return ((times[0], times[1]),)
     return ()
+
+
+ADAPTER = RecordAdapter(
+    title="LVBench",
+    file_names=("video_info.meta.jsonl",),
+    schema=VIDEOS,
+    read_record=read_record,
+    compute_metrics=accuracy_metrics(
+        Breakdown("question type", extra_label("question_type"), TYPES),
+        Breakdown("video type", extra_label("video_type")),
+    ),
+    num_released=1549,
+    find_oddities=find_oddities,
+)

@@ -6,14 +6,16 @@ VideoZoomer paper reports micro averages; both are computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
+    Breakdown,
     TaskScore,
     accuracy_metric,
+    accuracy_metrics,
     accuracy_table,
     kind_label,
     macro_average,
@@ -22,12 +24,12 @@ from vz_ray.eval.benchmarks.annotation_files import (
     AnnotationRecord,
     AnnotationSchema,
     find_annotation_file,
+    find_annotation_files,
     read_annotation_json,
     read_annotations,
     read_first_record,
 )
 from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, format_question, letter_options
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
 from vz_ray.rewards import parse_choice, parse_options
 from vz_ray.utils.errors import UserError
 
@@ -66,59 +68,48 @@ def compute_choice_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]
     return [macro_average(tasks, "M-Avg"), accuracy_metric(scores, "micro"), *tasks]
 
 
-def compute_open_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return the judged accuracy overall and of each task."""
-    return [accuracy_metric(scores), *accuracy_table(scores, "task", kind_label, OPEN_TASKS)]
-
-
 def read_dev(files: BenchmarkFiles) -> Benchmark:
     """Read the seven choice tasks of the dev set: a folder of files, or one file in either layout."""
-    videos, tasks = VideoFolder(files.video_dir), list[Task]()
-    for file in _files(files.annotations, CHOICE_FILES):
+    tasks: list[Task] = []
+    for file in find_annotation_files(files.annotations, CHOICE_FILES):
         if _is_lettered(file):
-            tasks += [_lettered(record, "MLVU dev", videos) for record in read_annotations(file, LETTERED)]
+            tasks += [_lettered(record, "MLVU dev", files) for record in read_annotations(file, LETTERED)]
         else:
             records = enumerate(read_annotations(file, DEV))
-            tasks += [_dev_task(record, file, index, videos) for index, record in records]
+            tasks += [_dev_task(record, file, index, files) for index, record in records]
     return Benchmark("MLVU dev", tuple(tasks), compute_choice_metrics, num_released=DEV_RELEASED)
 
 
 def read_open(files: BenchmarkFiles) -> Benchmark:
     """Read the two open-ended tasks of the dev set, which need a judge."""
-    videos, tasks = VideoFolder(files.video_dir), list[Task]()
-    for file in _files(files.annotations, OPEN_FILES):
-        for index, record in enumerate(read_annotations(file, OPEN)):
-            tasks.append(
-                Task(
-                    task_id=f"{file.stem}/{index}",
-                    video=videos.find(f"{file.stem}/{record.text('video')}"),
-                    question=record.text("question"),
-                    answer=record.text("answer"),
-                    answer_type=AnswerType.OPEN_ENDED,
-                    source="MLVU dev",
-                    kind=_kind(record.text("question_type")),
-                )
-            )
-    return Benchmark("MLVU dev, open-ended", tuple(tasks), compute_open_metrics, num_released=OPEN_RELEASED)
+    tasks = tuple(
+        Task(
+            task_id=f"{file.stem}/{index}",
+            video=files.videos.find(f"{file.stem}/{record.text('video')}"),
+            question=record.text("question"),
+            answer=record.text("answer"),
+            answer_type=AnswerType.OPEN_ENDED,
+            source="MLVU dev",
+            kind=_kind(record.text("question_type")),
+        )
+        for file in find_annotation_files(files.annotations, OPEN_FILES)
+        for index, record in enumerate(read_annotations(file, OPEN))
+    )
+    compute_metrics = accuracy_metrics(Breakdown("task", kind_label, OPEN_TASKS))
+    return Benchmark("MLVU dev, open-ended", tasks, compute_metrics, num_released=OPEN_RELEASED)
 
 
 def read_test(files: BenchmarkFiles) -> Benchmark:
     """Read the test set; the answers are in a separate file, except in the layout with letters."""
     file = find_annotation_file(files.annotations, "test_question.json")
-    videos = VideoFolder(files.video_dir)
     if _is_lettered(file):
-        tasks = [_lettered(record, "MLVU test", videos) for record in read_annotations(file, LETTERED)]
+        tasks = [_lettered(record, "MLVU test", files) for record in read_annotations(file, LETTERED)]
     elif files.answer_file is None:
         raise UserError(f"{file} has no answers; set `answers` to the file with MLVU test's ground truth")
     else:
         answers, records = _read_answers(files.answer_file), read_annotations(file, TEST)
-        tasks = [_test_task(record, answers, files.answer_file, videos) for record in records]
+        tasks = [_test_task(record, answers, files) for record in records]
     return Benchmark("MLVU test", tuple(tasks), compute_choice_metrics, num_released=TEST_RELEASED)
-
-
-def _files(root: Path, names: Iterable[str]) -> list[Path]:
-    """Return all named files of a folder, or `root` itself if it is a file."""
-    return [root] if root.is_file() else [find_annotation_file(root, name) for name in names]
 
 
 def _is_lettered(file: Path) -> bool:
@@ -132,13 +123,13 @@ def _kind(name: str) -> str:
     return TASK_ALIASES.get(task_name, task_name)
 
 
-def _dev_task(record: AnnotationRecord, file: Path, index: int, videos: VideoFolder) -> Task:
+def _dev_task(record: AnnotationRecord, file: Path, index: int, files: BenchmarkFiles) -> Task:
     record.number("duration")
     options = letter_options(record.options("candidates"))
     return Task(
         task_id=f"{file.stem}/{index}",
         # Each task has its own video folder, named like its file.
-        video=videos.find(f"{file.stem}/{record.text('video')}"),
+        video=files.videos.find(f"{file.stem}/{record.text('video')}"),
         question=format_question(record.text("question"), options),
         answer=_letter_of_text(record, options),
         source="MLVU dev",
@@ -147,7 +138,7 @@ def _dev_task(record: AnnotationRecord, file: Path, index: int, videos: VideoFol
     )
 
 
-def _lettered(record: AnnotationRecord, name: str, videos: VideoFolder) -> Task:
+def _lettered(record: AnnotationRecord, name: str, files: BenchmarkFiles) -> Task:
     """Convert a record with a letter as answer (`B` or `(B)`); its question usually contains the options."""
     question = record.text("question")
     options = parse_options(question)
@@ -159,7 +150,7 @@ def _lettered(record: AnnotationRecord, name: str, videos: VideoFolder) -> Task:
         raise record.field_error("answer", f"a letter from A to {max(options)}")
     return Task(
         task_id=f"{_kind(record.text('task_type'))}/{record.label('question_id')}",
-        video=videos.find(record.text("video_name")),
+        video=files.videos.find(record.text("video_name")),
         question=question,
         answer=answer,
         source=name,
@@ -187,19 +178,19 @@ def _read_answers(file: Path) -> dict[str, str]:
     return {record.label("question_id"): record.label("answer") for record in read_annotations(file, schema)}
 
 
-def _test_task(record: AnnotationRecord, answers: dict[str, str], file: Path, videos: VideoFolder) -> Task:
+def _test_task(record: AnnotationRecord, answers: dict[str, str], files: BenchmarkFiles) -> Task:
     options, question_id = letter_options(record.options("candidates")), record.label("question_id")
     if question_id not in answers:
-        raise UserError(f"{file} has no answer to question {question_id} ({record.location})")
+        raise UserError(f"{files.answer_file} has no answer to question {question_id} ({record.location})")
     answer = parse_choice(answers[question_id], options)
     if answer is None:
         raise UserError(
-            f"{file}: the answer to question {question_id} is {answers[question_id]!r}; expected a letter "
+            f"{files.answer_file}: the answer to question {question_id} is {answers[question_id]!r}; expected a letter "
             f"from A to {max(options)} or the text of one of {', '.join(map(repr, options.values()))}"
         )
     return Task(
         task_id=question_id,
-        video=videos.find(record.text("video")),
+        video=files.videos.find(record.text("video")),
         question=format_question(record.text("question"), options),
         answer=answer,
         source="MLVU test",

@@ -25,8 +25,7 @@ from vz_ray.eval.benchmarks.aggregation import (
     accuracy_table,
     kind_label,
 )
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.subsampling import subsample
+from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, subsample
 from vz_ray.utils.errors import UserError
 
 KEYS = {"json_path", "sampling_strategy"}

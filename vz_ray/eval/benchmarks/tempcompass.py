@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vz_ray.env.task import AnswerType, CaptionQuestion, Task
 from vz_ray.eval.benchmarks.aggregation import (
     BenchmarkMetric,
+    Breakdown,
     TaskScore,
     accuracy_metric,
+    accuracy_metrics,
     accuracy_table,
     extra_label,
     group_by,
@@ -26,6 +29,7 @@ from vz_ray.eval.benchmarks.annotation_files import (
     AnnotationRecord,
     AnnotationSchema,
     find_annotation_file,
+    find_annotation_files,
     read_annotation_json,
 )
 from vz_ray.eval.benchmarks.answer_scoring import (
@@ -36,7 +40,6 @@ from vz_ray.eval.benchmarks.answer_scoring import (
     task_options,
 )
 from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
 from vz_ray.rewards.answer_text import normalize_text, strip_wrapping
 from vz_ray.rewards.multiple_choice import LETTERS
 from vz_ray.utils.errors import UserError
@@ -88,60 +91,52 @@ def _caption_letter(task: Task, answer: str) -> str | None:
 
 def read(files: BenchmarkFiles) -> Benchmark:
     """Read the question files of the three tasks in a folder, or one of the files."""
-    root, videos, tasks = files.annotations, VideoFolder(files.video_dir), list[Task]()
-    paths = [root] if root.is_file() else [find_annotation_file(root, f"{name}.json") for name in RELEASED]
+    tasks: list[Task] = []
+    names = [f"{name}.json" for name in RELEASED]
+    paths = find_annotation_files(files.annotations, names)
     for file in paths:
-        if file.stem not in RELEASED:
-            raise UserError(f"{file}: TempCompass's files are {', '.join(f'{name}.json' for name in RELEASED)}")
-        tasks += _tasks(file, videos)
+        if file.name not in names:
+            raise UserError(f"{file}: TempCompass's files are {', '.join(names)}")
+        tasks += [_task(question, file.stem, files) for question in _questions(file)]
     released = sum(RELEASED[file.stem] for file in paths)
     return Benchmark("TempCompass", tuple(tasks), compute_metrics, score_answer, num_released=released)
 
 
-def compute_caption_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return the accuracy of captions overall and by aspect."""
-    return [accuracy_metric(scores), *accuracy_table(scores, "aspect", extra_label("aspect"), ASPECTS)]
-
-
 def read_captions(files: BenchmarkFiles) -> Benchmark:
     """Read `captioning.json`, and the judge's questions from `multi-choice.json` in the same folder."""
-    root, videos = files.annotations, VideoFolder(files.video_dir)
-    file = find_annotation_file(root, "captioning.json")
-    choices = {
-        (video, aspect): record
-        for video, aspect, index, record in _questions(file.parent / f"{CHOICE}.json")
-        if index == 0
-    }
+    file = find_annotation_file(files.annotations, "captioning.json")
+    choices = {(q.video, q.aspect): q for q in _questions(file.parent / f"{CHOICE}.json") if q.index == 0}
     tasks = []
-    for video, aspect, index, record in _questions(file):
-        if (video, aspect) not in choices:
-            raise UserError(f"{record.location}: {CHOICE}.json has no question about this video and aspect")
-        choice = choices[video, aspect]
-        question = choice.text("question")
-        letter, _ = _reference(choice, CHOICE, question)
+    for caption in _questions(file):
+        choice = choices.get((caption.video, caption.aspect))
+        if choice is None:
+            raise UserError(f"{caption.record.location}: {CHOICE}.json has no question about this video and aspect")
+        question = choice.record.text("question")
+        letter = _task(choice, CHOICE, files).answer
+        task = _task(caption, CAPTIONING, files)
         tasks.append(
-            Task(
-                task_id=f"{CAPTIONING}/{video}/{aspect}/{index}",
-                video=videos.find(video),
-                question=record.text("question"),
-                answer=record.text("answer"),
+            replace(
+                task,
                 answer_type=AnswerType.CAPTION,
-                source="TempCompass",
-                kind=CAPTIONING,
-                extra={"aspect": aspect},
                 caption_questions=(CaptionQuestion(question, letter, AnswerType.MULTIPLE_CHOICE),),
             )
         )
-    return Benchmark("TempCompass captions", tuple(tasks), compute_caption_metrics, num_released=CAPTIONS_RELEASED)
+    compute_metrics = accuracy_metrics(Breakdown("aspect", extra_label("aspect"), ASPECTS))
+    return Benchmark("TempCompass captions", tuple(tasks), compute_metrics, num_released=CAPTIONS_RELEASED)
 
 
-def _tasks(file: Path, videos: VideoFolder) -> Iterator[Task]:
-    for video, aspect, index, record in _questions(file):
-        yield _task(record, file.stem, video, aspect, index, videos)
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A question's record and its position in the file."""
+
+    video: str
+    aspect: str
+    index: int
+    record: AnnotationRecord
 
 
-def _questions(file: Path) -> Iterator[tuple[str, str, int, AnnotationRecord]]:
-    """Yield video, aspect, index and record of every question of a file."""
+def _questions(file: Path) -> Iterator[_Question]:
+    """Yield every question of a file."""
     values = read_annotation_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected an object of videos, got {type(values).__name__}")
@@ -153,25 +148,28 @@ def _questions(file: Path) -> Iterator[tuple[str, str, int, AnnotationRecord]]:
             if not isinstance(questions, list):
                 raise UserError(f"{location}: expected a list of questions, got {type(questions).__name__}")
             for index, question in enumerate(questions):
-                yield video, aspect, index, SCHEMA.check(question, f"{location}, question {index}")
+                record = SCHEMA.check(question, f"{location}, question {index}")
+                yield _Question(video, aspect, index, record)
 
 
-def _task(record: AnnotationRecord, kind: str, video: str, aspect: str, index: int, videos: VideoFolder) -> Task:
-    question = record.text("question")
-    answer, extra = _reference(record, kind, question)
+def _task(question: _Question, kind: str, files: BenchmarkFiles) -> Task:
+    text = question.record.text("question")
+    answer, extra = _reference(question.record, kind, text)
     return Task(
-        task_id=f"{kind}/{video}/{aspect}/{index}",
-        video=videos.find(video),
-        question=question,
+        task_id=f"{kind}/{question.video}/{question.aspect}/{question.index}",
+        video=files.videos.find(question.video),
+        question=text,
         answer=answer,
         source="TempCompass",
         kind=kind,
-        extra={"aspect": aspect, **extra},
+        extra={"aspect": question.aspect, **extra},
     )
 
 
 def _reference(record: AnnotationRecord, kind: str, question: str) -> tuple[str, dict[str, object]]:
-    """Return the reference answer (a letter, yes or no), and the options of a caption question."""
+    """Return the reference answer (a letter, yes or no, a caption), and the options of a caption question."""
+    if kind == CAPTIONING:
+        return record.text("answer"), {}
     answer = record.text("answer").strip()
     if kind == YES_NO:
         return record.one_of("answer", ("yes", "no")), {}

@@ -20,9 +20,8 @@ from vz_ray.eval.benchmarks.aggregation import (
     kind_label,
     macro_average,
 )
-from vz_ray.eval.benchmarks.annotation_files import AnnotationSchema, find_annotation_file, read_annotations
+from vz_ray.eval.benchmarks.annotation_files import AnnotationSchema, find_annotation_files, read_annotations
 from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
 from vz_ray.utils.errors import UserError
 
 SCHEMA = AnnotationSchema("VDC's questions", ("question", "answer"))
@@ -57,17 +56,17 @@ def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
 
 def read(files: BenchmarkFiles) -> Benchmark:
     """Read the five question files in a folder, or one of the files."""
-    root, videos = files.annotations, VideoFolder(files.video_dir)
-    paths = [root] if root.is_file() else [find_annotation_file(root, f"{name}.jsonl") for name in CAPTION_PROMPTS]
+    names = [f"{name}.jsonl" for name in CAPTION_PROMPTS]
+    paths = find_annotation_files(files.annotations, names)
     tasks: list[Task] = []
     notes: list[str] = []
     for file in paths:
-        if file.stem not in CAPTION_PROMPTS:
-            raise UserError(f"{file}: VDC's files are {', '.join(f'{name}.jsonl' for name in CAPTION_PROMPTS)}")
+        if file.name not in names:
+            raise UserError(f"{file}: VDC's files are {', '.join(names)}")
         questions, file_notes = _read_questions(file)
-        tasks += _tasks(file.stem, questions, videos)
+        tasks += _tasks(file.stem, questions, files)
         notes += file_notes
-    released = RELEASED if len(paths) == len(CAPTION_PROMPTS) else 0
+    released = RELEASED if len(paths) == len(names) else 0
     return Benchmark("VDC", tuple(tasks), compute_metrics, num_released=released, notes=tuple(notes))
 
 
@@ -98,12 +97,12 @@ def _read_questions(file: Path) -> tuple[dict[str, tuple[CaptionQuestion, ...]],
 
 
 def _tasks(
-    kind: str, questions_by_video: dict[str, tuple[CaptionQuestion, ...]], videos: VideoFolder
+    kind: str, questions_by_video: dict[str, tuple[CaptionQuestion, ...]], files: BenchmarkFiles
 ) -> Iterator[Task]:
     for video, questions in questions_by_video.items():
         yield Task(
             task_id=f"{kind}/{video}",
-            video=videos.find(video),
+            video=files.videos.find(video),
             question=CAPTION_PROMPTS[kind],
             answer="",
             answer_type=AnswerType.CAPTION,

@@ -5,41 +5,29 @@ Source of the metric: accuracy and mean grade per discipline, and their macro av
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from vz_ray.env.task import AnswerType, Task
-from vz_ray.eval.benchmarks.aggregation import BenchmarkMetric, TaskScore, judge_metrics
-from vz_ray.eval.benchmarks.annotation_files import (
-    AnnotationRecord,
-    AnnotationSchema,
-    find_annotation_file,
-    read_annotations,
-)
-from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
-
-SCHEMA = AnnotationSchema("Video-MMLU's TSV file", ("index", "video", "discipline", "question", "answer"))
+from vz_ray.eval.benchmarks.aggregation import judge_metrics
+from vz_ray.eval.benchmarks.annotation_files import AnnotationRecord, AnnotationSchema
+from vz_ray.eval.benchmarks.benchmark import BenchmarkFiles, RecordAdapter
 
 
-def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return accuracy and grade over disciplines, the micro average, and each discipline."""
-    return judge_metrics(scores, "discipline")
-
-
-def read(files: BenchmarkFiles) -> Benchmark:
-    """Read the TSV file; `video` is the file name of the video."""
-    records = read_annotations(find_annotation_file(files.annotations, "Video_MMLU.tsv", "*.tsv"), SCHEMA)
-    videos = VideoFolder(files.video_dir)
-    return Benchmark("Video-MMLU", tuple(_task(record, videos) for record in records), compute_metrics)
-
-
-def _task(record: AnnotationRecord, videos: VideoFolder) -> Task:
+def read_record(record: AnnotationRecord, files: BenchmarkFiles) -> Task:
     return Task(
         task_id=record.label("index"),
-        video=videos.find(record.text("video").strip()),
+        video=files.videos.find(record.text("video").strip()),
         question=record.text("question"),
         answer=record.text("answer"),
         answer_type=AnswerType.GRADED,
-        source="Video-MMLU",
         kind=record.text("discipline").strip(),
     )
+
+
+ADAPTER = RecordAdapter(
+    title="Video-MMLU",
+    file_names=("Video_MMLU.tsv", "*.tsv"),
+    schema=AnnotationSchema("Video-MMLU's TSV file", ("index", "video", "discipline", "question", "answer")),
+    read_record=read_record,
+    compute_metrics=partial(judge_metrics, table="discipline"),
+)

@@ -7,24 +7,15 @@ normalized words or number, as in MMMU.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vz_ray.env.task import AnswerType, Task
-from vz_ray.eval.benchmarks.aggregation import (
-    BenchmarkMetric,
-    TaskScore,
-    accuracy_metric,
-    accuracy_table,
-    extra_label,
-    kind_label,
-)
+from vz_ray.env.task import Task
+from vz_ray.eval.benchmarks.aggregation import Breakdown, accuracy_metrics, extra_label, kind_label
 from vz_ray.eval.benchmarks.annotation_files import AnnotationRecord, AnnotationSchema, read_annotations
 from vz_ray.eval.benchmarks.answer_scoring import AnswerScore, score_choice, score_open
 from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, format_question, letter_options
-from vz_ray.eval.benchmarks.question_images import image_to_video
-from vz_ray.eval.benchmarks.video_folder import VideoFolder
+from vz_ray.eval.benchmarks.media_files import image_to_video
 from vz_ray.utils.errors import UserError
 
 FIELDS = ("id", "question", "options", "answer", "question_type")
@@ -43,13 +34,9 @@ IMAGE_NOTE = "The image of this question is shown last, after the frames of the 
 _SUBJECT = re.compile(r"[^_]+_(.+)_\d+")
 
 
-def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
-    """Return the accuracy overall, by track and by subject."""
-    return [
-        accuracy_metric(scores, "overall"),
-        *accuracy_table(scores, "track", kind_label, TRACKS),
-        *accuracy_table(scores, "subject", extra_label("subject")),
-    ]
+compute_metrics = accuracy_metrics(
+    Breakdown("track", kind_label, TRACKS), Breakdown("subject", extra_label("subject")), name="overall"
+)
 
 
 def score_answer(task: Task, text: str) -> AnswerScore:
@@ -59,10 +46,10 @@ def score_answer(task: Task, text: str) -> AnswerScore:
 
 def read(files: BenchmarkFiles) -> Benchmark:
     """Read the parquet files of all tracks below a folder, or the file of one track."""
-    videos, tasks = VideoFolder(files.video_dir), list[Task]()
+    tasks: list[Task] = []
     for track, file in _files(files.annotations):
         schema = ADAPTATION if track == "Adaptation" else SCHEMA
-        tasks += [_task(record, track, videos, files.image_dir) for record in read_annotations(file, schema)]
+        tasks += [_task(record, track, files) for record in read_annotations(file, schema)]
     tracks = {task.kind for task in tasks}
     notes = tuple(f"track {track} is missing" for track in TRACKS if track not in tracks)
     return Benchmark(
@@ -92,23 +79,20 @@ def _files(root: Path) -> list[tuple[str, Path]]:
     return sorted(files, key=lambda item: TRACKS.index(item[0]))
 
 
-def _task(record: AnnotationRecord, track: str, videos: VideoFolder, image_dir: Path) -> Task:
+def _task(record: AnnotationRecord, track: str, files: BenchmarkFiles) -> Task:
     name, question_type = record.text("id"), record.one_of("question_type", TYPES)
     subject = _SUBJECT.fullmatch(name)
     if subject is None:
         raise record.field_error("id", "an id such as validation_Art_Theory_12")
-    answer = record.label("answer")
     options = {} if question_type == OPEN else letter_options(record.options("options"))
-    if options and answer not in options:
-        raise record.field_error("answer", f"a letter from A to {max(options)}")
-    images = (_store_image(record, image_dir),) if track == "Adaptation" else ()
+    answer = record.option_letter("answer", options) if options else record.label("answer")
+    images = (_store_image(record, files.image_dir),) if track == "Adaptation" else ()
     question = format_question(record.text("question"), options)
     return Task(
         task_id=f"{track}/{name}",
-        video=videos.find(f"{name}.mp4"),
+        video=files.videos.find(f"{name}.mp4"),
         question=f"{IMAGE_NOTE}\n{question}" if images else question,
         answer=answer,
-        answer_type=AnswerType.MULTIPLE_CHOICE,
         source="VideoMMMU",
         kind=track,
         extra={"options": options, "question_type": question_type, "subject": subject[1]},

@@ -31,25 +31,18 @@ class EpisodeRow:
 
     Attributes:
         stage: `train` or the name of an evaluation.
-        step: Training step.
         task: Task id; identifies the group together with stage and step.
         sample: Index in the group.
-        attempt: Attempt of the sample.
         video: Path or URL of the task's video.
-        kind: Question kind.
-        question: Question, cut to `MAX_TEXT_CHARS`.
-        truth: Ground truth, cut.
-        answer: Answer, cut; None without an answer.
+        question, truth, answer: Question, ground truth and answer, cut to `MAX_TEXT_CHARS`.
         status: An `EpisodeStatus`.
         outcome: One of `OUTCOMES`.
-        failure: A `FailureMode`, or empty where it is right or nobody could judge it.
+        failure: A `FailureMode`; empty for right and unscored episodes.
         reward: Total reward; None if not scored or invalid.
         advantage: Advantage in training; None if the episode was not used.
         zooms: Number of valid zooms.
         refused: Number of rejected zooms.
         frames: Number of frames, including the overview.
-        turns: Number of turns.
-        seconds: Wall time.
     """
 
     stage: str
@@ -112,14 +105,12 @@ def episode_row(value: Json) -> EpisodeRow:
         if version != FORMAT_VERSION:
             raise EpisodeParseError(f"format version {version!r}; this vz_ray reads version {FORMAT_VERSION}")
         return _make_row(value, value["task"], value["trajectory"])
+    except EpisodeParseError:
+        raise
     except KeyError as error:
         raise EpisodeParseError(f"not an episode: {error.args[0]!r} is missing") from error
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
         raise EpisodeParseError(f"not an episode: {error}") from error
-    except ValueError as error:
-        raise (
-            error if isinstance(error, EpisodeParseError) else EpisodeParseError(f"not an episode: {error}")
-        ) from error
 
 
 def _make_row(value: Json, task: Json, trajectory: Json) -> EpisodeRow:

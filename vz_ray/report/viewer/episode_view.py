@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from vz_ray.env.serialization import trajectory_from_dict
 from vz_ray.env.trajectory import RejectedZoom, SampledAction, TokenContext, Trajectory, Turn
 from vz_ray.monitoring import metric_names
-from vz_ray.report.timeline import timeline_length_s
+from vz_ray.report.thumbnails import evenly_spaced
+from vz_ray.report.timeline import timeline_length_s, timeline_zooms
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.token_texts import token_texts
 from vz_ray.video.frame import ZoomRequest
@@ -84,7 +85,7 @@ def episode_view(line: Json, tokenizer: Tokenizer | None, metrics: Mapping[str, 
         "advantage": line["advantage"],
         "worker": trajectory.worker,
         "seconds": trajectory.seconds,
-        "wire": trajectory.chat_format,
+        "chat_format": trajectory.chat_format,
         "versions": list(trajectory.weight_versions),
         "tokens": trajectory.num_tokens,
         "duration": timeline_length_s(trajectory, task["evidence_spans"]),
@@ -110,26 +111,22 @@ def _turn(turn: Turn, tokenizer: Tokenizer | None, video: str) -> Json:
         view["zoom"] = _zoom_json(turn.zoom, turn)
     elif isinstance(turn.zoom, RejectedZoom):
         requested = None if turn.zoom.requested is None else _zoom_json(turn.zoom.requested, turn)
-        view["refused"] = {"fault": turn.zoom.kind.value, "message": turn.zoom.message, "asked": requested}
+        view["refused"] = {"kind": turn.zoom.kind.value, "message": turn.zoom.message, "requested": requested}
     if isinstance(turn.action, SampledAction):
         view["sampled"] = _sampled(turn.action, turn.text, tokenizer)
     return view
 
 
 def _zoom_json(zoom: ZoomRequest, turn: Turn) -> Json:
-    return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "asked_fps": turn.requested_fps}
+    return {"start": zoom.start_s, "end": zoom.end_s, "fps": zoom.fps, "requested_fps": turn.requested_fps}
 
 
 def _bars(turns: Sequence[Turn]) -> list[Json]:
     """Return the zooms on the timeline: valid zooms, and rejected zooms with a parsed request."""
-    bars = []
-    for number, turn in enumerate(turns, start=1):
-        if isinstance(turn.zoom, ZoomRequest):
-            bars.append({**_zoom_json(turn.zoom, turn), "turn": number})
-        elif turn.zoom is not None and turn.zoom.requested is not None:
-            refused = turn.zoom.message
-            bars.append({**_zoom_json(turn.zoom.requested, turn), "turn": number, "refused": refused})
-    return bars
+    return [
+        {**_zoom_json(zoom, turns[number - 1]), "turn": number, **({"refused": error} if error else {})}
+        for number, zoom, error in timeline_zooms(turns)
+    ]
 
 
 def _sampled(action: SampledAction, text: str, tokenizer: Tokenizer | None) -> Json:
@@ -149,15 +146,9 @@ def _sampled(action: SampledAction, text: str, tokenizer: Tokenizer | None) -> J
     }
 
 
-def shown_ref_indices(context: TokenContext) -> list[int]:
-    """Return the indices of the displayed frames: all, or `MAX_FRAMES` evenly spaced."""
-    count = len(context.frame_refs)
-    return list(range(count)) if count <= MAX_FRAMES else [k * count // MAX_FRAMES for k in range(MAX_FRAMES)]
-
-
 def _frames(context: TokenContext, video: str) -> Json:
     """Return times and size of the frames; the time of an image from another file is None."""
-    refs = [context.frame_refs[k] for k in shown_ref_indices(context)]
+    refs = evenly_spaced(context.frame_refs, MAX_FRAMES)
     return {
         "count": len(context.frame_refs),
         "times": [ref.pts_s if ref.uri == video else None for ref in refs],
@@ -178,11 +169,7 @@ def group_view(lines: Sequence[tuple[Json, Json]]) -> Json:
     trajectories = [parse_trajectory(line) for _, line in lines]
     task = lines[0][1]["task"]
     samples = [
-        {
-            **row,
-            "zoomed": _bars(trajectory.turns),
-        }
-        for (row, _), trajectory in zip(lines, trajectories, strict=True)
+        {**row, "zoomed": _bars(trajectory.turns)} for (row, _), trajectory in zip(lines, trajectories, strict=True)
     ]
     return {
         "task": {

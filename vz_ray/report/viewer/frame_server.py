@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.env.trajectory import TokenContext
-from vz_ray.report.thumbnails import make_thumbnails
-from vz_ray.report.viewer.episode_view import shown_ref_indices
+from vz_ray.report.thumbnails import evenly_spaced, make_thumbnails
+from vz_ray.report.viewer.episode_view import MAX_FRAMES
 from vz_ray.utils.timeouts import StepTimeout
 from vz_ray.video.errors import SourceNotAllowedError, VideoError
 from vz_ray.video.image_reader import is_image
@@ -80,7 +80,7 @@ class FrameServer:
 
     async def thumbnail_strip(self, context: TokenContext) -> Json:
         """Return the frames of an overview or zoom as `data:` URIs; `error` if they are not available."""
-        refs = [context.frame_refs[k] for k in shown_ref_indices(context)]
+        refs = evenly_spaced(context.frame_refs, MAX_FRAMES)
         key = tuple((ref.uri, ref.pts_s, ref.digest) for ref in refs)
         if key not in self._strips:
             decoded, error = await make_thumbnails(refs, self._frames, max_side_px=THUMBNAIL_PX, timeout_s=TIMEOUT_S)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat
 
 from vz_ray.env.failure_modes import FailureMode
 from vz_ray.report.viewer.episode_index import SORT_COLUMNS
@@ -21,6 +23,11 @@ MAX_SAMPLES = 128
 """Maximum number of samples of a group."""
 MAX_SKIPPED_LINES = 100
 SORT_IN_MEMORY_ROWS = 2000
+ZOOMS_OR_MORE = 4
+"""Number of zooms in a filter that includes all higher numbers."""
+MAX_SAFE_INTEGER = 2**53 - 1
+"""Largest integer that JavaScript represents exactly."""
+SafeInteger = Annotated[int, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
 
 _FROM = "episodes JOIN tasks ON tasks.id = episodes.task"
 _LISTED = (
@@ -30,8 +37,7 @@ _LISTED = (
 _NAMES = [name.strip().removeprefix("episodes.").removeprefix("tasks.") for name in _LISTED.split(",")]
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeFilter:
+class EpisodeFilter(BaseModel, frozen=True):
     """Filter of episodes; None or an empty value matches all.
 
     Attributes:
@@ -47,14 +53,14 @@ class EpisodeFilter:
     """
 
     stage: str = ""
-    step_from: int | None = None
-    step_to: int | None = None
-    reward_from: float | None = None
-    reward_to: float | None = None
+    step_from: SafeInteger | None = None
+    step_to: SafeInteger | None = None
+    reward_from: FiniteFloat | None = None
+    reward_to: FiniteFloat | None = None
     kind: str = ""
-    zooms: int | None = None
+    zooms: SafeInteger | None = None
     outcome: str = ""
-    text: str = ""
+    text: Annotated[str, Field(max_length=200)] = ""
 
     def sql(self) -> tuple[str, list[Any]]:
         """Return an SQL condition on `episodes` and its values."""
@@ -80,9 +86,6 @@ class EpisodeFilter:
         return " AND ".join(conditions) or "1", values
 
 
-ZOOMS_OR_MORE = 4
-
-
 def _escape_like(text: str) -> str:
     """Escape the wildcards of LIKE."""
     for sign in ("\\", "%", "_"):
@@ -105,7 +108,7 @@ def episode_page(
         f"SELECT {_LISTED} FROM {_FROM} WHERE episodes.id IN ({ids}) ORDER BY {order}",
         [*values, min(limit, MAX_ROWS), offset],
     )
-    return {"total": total, "offset": offset, "rows": _rows(rows)}
+    return {"total": total, "offset": offset, "rows": [dict(zip(_NAMES, row, strict=True)) for row in rows]}
 
 
 def count_episodes(db: sqlite3.Connection, episode_filter: EpisodeFilter) -> int:
@@ -130,28 +133,22 @@ def neighbours(db: sqlite3.Connection, episode_filter: EpisodeFilter, sort: str,
     return neighbour_ids
 
 
-def _rows(cursor: sqlite3.Cursor) -> list[Json]:
-    return [dict(zip(_NAMES, row, strict=True)) for row in cursor]
-
-
 def filter_options(db: sqlite3.Connection) -> Json:
     """Return the possible filter values with their numbers of episodes."""
 
-    def counted(sql: str) -> list[list[Any]]:
+    def rows(sql: str) -> list[list[Any]]:
         return [list(row) for row in db.execute(sql)]
 
-    steps = db.execute("SELECT min(step), max(step) FROM episodes").fetchone()
-    rewards = db.execute("SELECT min(reward), max(reward) FROM episodes").fetchone()
     return {
-        "stages": counted("SELECT stage, count(*) FROM episodes GROUP BY stage ORDER BY 1"),
-        "kinds": counted(
+        "stages": rows("SELECT stage, count(*) FROM episodes GROUP BY stage ORDER BY 1"),
+        "kinds": rows(
             "SELECT kind, sum(n) FROM (SELECT task, count(*) AS n FROM episodes GROUP BY task) AS counts"
             " JOIN tasks ON tasks.id = counts.task GROUP BY kind ORDER BY 1"
         ),
-        "zooms": counted("SELECT zooms, count(*) FROM episodes GROUP BY zooms ORDER BY 1"),
+        "zooms": rows("SELECT zooms, count(*) FROM episodes GROUP BY zooms ORDER BY 1"),
         "many_zooms": ZOOMS_OR_MORE,
-        "steps": list(steps),
-        "rewards": list(rewards),
+        "steps": rows("SELECT min(step), max(step) FROM episodes")[0],
+        "rewards": rows("SELECT min(reward), max(reward) FROM episodes")[0],
     }
 
 
@@ -269,14 +266,14 @@ def video_uri(db: sqlite3.Connection, video: int) -> str | None:
 
 
 def count_skipped_lines(db: sqlite3.Connection) -> int:
-    """Count the skipped lines."""
     return int(db.execute("SELECT count(*) FROM problems").fetchone()[0])
 
 
-def skipped_lines(db: sqlite3.Connection) -> list[Json]:
-    """Return the first `MAX_SKIPPED_LINES` skipped lines with their reasons."""
+def skipped_lines(db: sqlite3.Connection) -> Json:
+    """Return the number of skipped lines, and the first `MAX_SKIPPED_LINES` of them with their reasons."""
     rows = db.execute(
         "SELECT name, line, why FROM problems JOIN files ON files.id = file ORDER BY name, line LIMIT ?",
         [MAX_SKIPPED_LINES],
     )
-    return [{"file": name, "line": line, "why": why} for name, line, why in rows]
+    lines = [{"file": name, "line": line, "why": why} for name, line, why in rows]
+    return {"count": count_skipped_lines(db), "lines": lines}

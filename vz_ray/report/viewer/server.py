@@ -16,42 +16,19 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from vz_ray.report.viewer.access_control import ViewerAccessControl, is_loopback
 from vz_ray.report.viewer.episode_row import EpisodeParseError
-from vz_ray.report.viewer.index_queries import MAX_ROWS, EpisodeFilter
+from vz_ray.report.viewer.index_queries import MAX_ROWS, MAX_SAFE_INTEGER, EpisodeFilter
 from vz_ray.report.viewer.viewer_session import EpisodeNotFound, ViewerSession
 from vz_ray.utils.errors import UserError
 from vz_ray.video.errors import VideoError
 
 DEFAULT_PORT = 8765
-MAX_SAFE_INTEGER = 2**53 - 1
-"""Largest integer that JavaScript represents exactly."""
-
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 STATIC = {"/static": "vz_ray.report.viewer.static", "/web": "vz_ray.web"}
 
 IndexQuery = Annotated[int, Query(ge=0, le=MAX_SAFE_INTEGER)]
 SortKey = Literal["newest", "step", "reward", "advantage", "zooms", "frames", "seconds"]
-
-
-FloatQuery = Annotated[float | None, Query(allow_inf_nan=False)]
-IntegerQuery = Annotated[int | None, Query(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
-
-
-def parse_filter(
-    stage: str = "",
-    step_from: IntegerQuery = None,
-    step_to: IntegerQuery = None,
-    reward_from: FloatQuery = None,
-    reward_to: FloatQuery = None,
-    kind: str = "",
-    zooms: IntegerQuery = None,
-    outcome: str = "",
-    text: Annotated[str, Query(max_length=200)] = "",
-) -> EpisodeFilter:
-    """Build the filter from the query parameters."""
-    return EpisodeFilter(stage, step_from, step_to, reward_from, reward_to, kind, zooms, outcome, text)
-
-
-FilterQuery = Annotated[EpisodeFilter, Depends(parse_filter)]
+FilterQuery = Annotated[EpisodeFilter, Depends()]
+"""Filter with one query parameter per field."""
 
 
 def create_viewer_app(session: ViewerSession, *, host: str = "127.0.0.1", key: str = "") -> FastAPI:

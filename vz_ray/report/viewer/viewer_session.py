@@ -1,7 +1,8 @@
-"""One run under view: what the HTTP part asks, answered from the index, the logs and the videos."""
+"""Data of a viewed run, from its index, logs and videos."""
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class ViewerSession:
         self._filter_options: tuple[int, Json] | None = None
         self._metrics: tuple[tuple[int, int], dict[int, dict[str, float]]] | None = None
 
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self.index.connection
+
     def close(self) -> None:
         self.follower.close()
         self.frame_server.close()
@@ -61,41 +66,33 @@ class ViewerSession:
         return {
             "run": self.run.resolve().name,
             "revision": self.index.revision,
-            "episodes": index_queries.count_episodes(self.index.connection, EpisodeFilter()),
-            "skipped_lines": index_queries.count_skipped_lines(self.index.connection),
+            "episodes": index_queries.count_episodes(self._db, EpisodeFilter()),
+            "skipped_lines": index_queries.count_skipped_lines(self._db),
             "error": self.follower.error,
             "indexed": [self.follower.indexed_bytes, self.follower.total_bytes],
             "is_behind": self.follower.is_behind,
         }
 
     def skipped_lines(self) -> Json:
-        return {
-            "count": index_queries.count_skipped_lines(self.index.connection),
-            "lines": index_queries.skipped_lines(self.index.connection),
-        }
+        return index_queries.skipped_lines(self._db)
 
     def page(self, episode_filter: EpisodeFilter, sort: str, ascending: bool, offset: int, limit: int) -> Json:
         revision = self.index.revision
-        return {
-            "revision": revision,
-            **index_queries.episode_page(self.index.connection, episode_filter, sort, ascending, offset, limit),
-        }
+        rows = index_queries.episode_page(self._db, episode_filter, sort, ascending, offset, limit)
+        return {"revision": revision, **rows}
 
     def charts(self, episode_filter: EpisodeFilter) -> Json:
-        db = self.index.connection
-        return {
-            **index_queries.step_series(db, episode_filter),
-            "outcomes": index_queries.outcome_counts(db, episode_filter),
-        }
+        outcomes = index_queries.outcome_counts(self._db, episode_filter)
+        return {**index_queries.step_series(self._db, episode_filter), "outcomes": outcomes}
 
     def filter_options(self) -> Json:
         revision = self.index.revision
         if self._filter_options is None or self._filter_options[0] != revision:
-            self._filter_options = (revision, index_queries.filter_options(self.index.connection))
+            self._filter_options = (revision, index_queries.filter_options(self._db))
         return self._filter_options[1]
 
     def neighbours(self, episode_filter: EpisodeFilter, sort: str, ascending: bool, episode: int) -> Json:
-        return index_queries.neighbours(self.index.connection, episode_filter, sort, ascending, episode)
+        return index_queries.neighbours(self._db, episode_filter, sort, ascending, episode)
 
     # -- one episode --------------------------------------------------------------
 
@@ -110,23 +107,18 @@ class ViewerSession:
         line = self._read_line(location)
         metrics = self._metrics_of(location.row["step"]) if location.row["stage"] == "train" else None
         view = episode_view(line, self.tokenizer, metrics)
-        num_samples = index_queries.group_size(self.index.connection, location)
+        num_samples = index_queries.group_size(self._db, location)
         position = {"file": location.file, "line": location.line}
         return {**location.row, **view, **position, "video": location.video, "samples": num_samples}
 
     def group(self, number: int) -> Json:
         """Return the group of an episode; raises the same errors as `episode`."""
         location = self._find(number)
-        samples = index_queries.find_group(self.index.connection, location)
+        samples = index_queries.find_group(self._db, location)
         view = group_view([(sample.row, self._read_line(sample)) for sample in samples])
-        size = index_queries.group_size(self.index.connection, location)
-        return {
-            **view,
-            "stage": location.row["stage"],
-            "step": location.row["step"],
-            "size": size,
-            "video": location.video,
-        }
+        size = index_queries.group_size(self._db, location)
+        position = {"stage": location.row["stage"], "step": location.row["step"]}
+        return {**view, **position, "size": size, "video": location.video}
 
     def context(self, number: int, turn: int) -> TokenContext:
         """Return the overview (turn 0) or the observation after a turn."""
@@ -138,13 +130,13 @@ class ViewerSession:
         raise EpisodeNotFound(f"episode {number} has no frames after turn {turn}")
 
     def video_uri(self, video: int) -> str:
-        uri = index_queries.video_uri(self.index.connection, video)
+        uri = index_queries.video_uri(self._db, video)
         if uri is None:
             raise EpisodeNotFound(f"no episode of this run uses video {video}")
         return uri
 
     def _find(self, number: int) -> EpisodeLocation:
-        location = index_queries.find_episode(self.index.connection, number)
+        location = index_queries.find_episode(self._db, number)
         if location is None:
             raise EpisodeNotFound(f"no episode {number}: its log was deleted or replaced; go back to the list")
         return location

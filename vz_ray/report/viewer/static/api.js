@@ -2,23 +2,23 @@
 
 /** Fetch JSON; throw an Error with a readable message on failure. */
 export async function get(path, signal) {
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { signal });
+    response = await fetch(path, { signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: is `vz-ray view` still running?");
   }
-  const value = await answer.json().catch((error) => {
+  const value = await response.json().catch((error) => {
     if (error.name === "AbortError") throw error; // aborted after the headers arrived
     return {};
   });
-  if (!answer.ok) throw new Error(value.error || `The server answered ${answer.status}.`);
+  if (!response.ok) throw new Error(value.error || `The server answered ${response.status}.`);
   return value;
 }
 
 /** Parse the address: `#/episode/12?kind=count` as { page: "episode", id: 12, params }. */
-export function where() {
+export function parseAddress() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [page, id] = path.split("/");
   return { page: page || "list", id: Number(id) || 0, params: new URLSearchParams(query) };
@@ -31,7 +31,7 @@ export function address(page, id, params) {
 }
 
 /** Settings that select the rows of the list. */
-export function listed(params) {
+export function listParams(params) {
   const kept = new URLSearchParams(params);
   kept.delete("t");
   return kept;

@@ -1,6 +1,6 @@
 /** Charts above the list: means by step and outcome counts, as plain SVG. */
 import { el, svg } from "/web/dom.js";
-import { count, number, outcomeWords, stageWords } from "./words.js";
+import { count, number, outcomeLabel, stageLabel } from "./format.js";
 
 const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [132, 38, 20, 8, 10];
 const LINES = 5;
@@ -10,15 +10,15 @@ export function ticks(low, high) {
   const span = Math.max(high - low, 1e-9) / 3;
   const unit = 10 ** Math.floor(Math.log10(span));
   const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= span - 1e-12);
-  const found = [];
-  for (let value = Math.floor(low / step) * step; value < high + step * 0.999; value += step) found.push(value);
-  return found;
+  const values = [];
+  for (let value = Math.floor(low / step) * step; value < high + step * 0.999; value += step) values.push(value);
+  return values;
 }
 
 /** A line per stage. `points` are [x, y, episodes]; `pick` receives the clicked x. */
 function lines(title, stages, { width: step, digits, pick }) {
-  const told = el("output", {}, "");
-  const figure = el("figure", {}, el("figcaption", {}, el("b", {}, title), told));
+  const readout = el("output", {}, "");
+  const figure = el("figure", {}, el("figcaption", {}, el("b", {}, title), readout));
   const box = el("div.plot");
   figure.append(box);
   const draw = () => {
@@ -47,22 +47,22 @@ function lines(title, stages, { width: step, digits, pick }) {
     const cursor = svg("line.cursor", { y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
     picture.append(cursor);
     const nearest = (event) => {
-      const at = event.clientX - picture.getBoundingClientRect().left;
+      const pointerX = event.clientX - picture.getBoundingClientRect().left;
       let best = null;
       stages.forEach((stage) => stage.points.forEach((p) => {
-        if (!best || Math.abs(x(p[0]) - at) < Math.abs(x(best.point[0]) - at)) best = { stage, point: p };
+        if (!best || Math.abs(x(p[0]) - pointerX) < Math.abs(x(best.point[0]) - pointerX)) best = { stage, point: p };
       }));
       return best;
     };
     picture.addEventListener("pointermove", (event) => {
       const { stage, point } = nearest(event);
       const to = step > 1 ? `–${point[0] + step - 1}` : "";
-      told.textContent = `${stages.length > 1 ? `${stageWords(stage.stage)}, ` : ""}step ${point[0]}${to}: ${number(point[1], digits)} of ${count(point[2])}`;
+      readout.textContent = `${stages.length > 1 ? `${stageLabel(stage.stage)}, ` : ""}step ${point[0]}${to}: ${number(point[1], digits)} of ${count(point[2])}`;
       for (const name of ["x1", "x2"]) cursor.setAttribute(name, x(point[0]));
       cursor.setAttribute("visibility", "visible");
     });
     picture.addEventListener("pointerleave", () => {
-      told.textContent = "";
+      readout.textContent = "";
       cursor.setAttribute("visibility", "hidden");
     });
     picture.addEventListener("click", (event) => {
@@ -75,29 +75,29 @@ function lines(title, stages, { width: step, digits, pick }) {
 }
 
 function summary(title, stages, digits) {
-  const told = stages.map((stage) => {
+  const parts = stages.map((stage) => {
     const [first, final] = [stage.points[0], stage.points[stage.points.length - 1]];
-    return `${stageWords(stage.stage)} from ${number(first[1], digits)} at step ${first[0]} to ${number(final[1], digits)} at step ${final[0]}`;
+    return `${stageLabel(stage.stage)} from ${number(first[1], digits)} at step ${first[0]} to ${number(final[1], digits)} at step ${final[0]}`;
   });
-  return `${title}: ${told.join("; ")}`;
+  return `${title}: ${parts.join("; ")}`;
 }
 
 /** Rows of name, bar and number; each is a filter button. */
-function bars(title, rows, { pick, chosen }) {
-  const most = Math.max(...rows.map((row) => row.value), 1e-9);
+function bars(title, rows, { pick, selected }) {
+  const maximum = Math.max(...rows.map((row) => row.value), 1e-9);
   return el(
     "figure", {}, el("figcaption", {}, el("b", {}, title)),
     el("ul.bars", {}, rows.map((row) => {
       const fill = el(`i.${row.tone}`);
-      fill.style.width = `${(100 * Math.max(row.value, 0)) / most}%`;
-      const press = { type: "button", "aria-pressed": String(row.name === chosen), onclick: () => pick(row.name === chosen ? "" : row.name) };
-      return el("li", {}, el("button", press, el("span", {}, row.title), el("span.track", { "aria-hidden": "true" }, fill), el("em", {}, row.said)));
+      fill.style.width = `${(100 * Math.max(row.value, 0)) / maximum}%`;
+      const attributes = { type: "button", "aria-pressed": String(row.name === selected), onclick: () => pick(row.name === selected ? "" : row.name) };
+      return el("li", {}, el("button", attributes, el("span", {}, row.title), el("span.track", { "aria-hidden": "true" }, fill), el("em", {}, row.text)));
     })),
   );
 }
 
 const legend = (stages) =>
-  el("ul.legend", {}, stages.map((stage, k) => el(`li.s${k + 1}`, {}, el("i"), stageWords(stage.stage))));
+  el("ul.legend", {}, stages.map((stage, k) => el(`li.s${k + 1}`, {}, el("i"), stageLabel(stage.stage))));
 
 /**
  * Render the charts into `root`.
@@ -113,24 +113,24 @@ export function drawCharts(root, data, params, set) {
       .filter((stage) => stage.points.length);
     if (!stages.length) return null;
     if (stages.every((stage) => stage.points.length === 1))
-      return bars(title, stages.slice(0, 10).map((stage) => ({ name: stage.stage, title: stageWords(stage.stage), value: stage.points[0][1], said: number(stage.points[0][1], digits), tone: "s1" })),
-        { pick: (stage) => set({ stage }), chosen: params.get("stage") || "" });
+      return bars(title, stages.slice(0, 10).map((stage) => ({ name: stage.stage, title: stageLabel(stage.stage), value: stage.points[0][1], text: number(stage.points[0][1], digits), tone: "s1" })),
+        { pick: (stage) => set({ stage }), selected: params.get("stage") || "" });
     // Evaluations are single points next to the training lines.
-    const made = lines(title, stages.slice(0, LINES), { width: data.width, digits, pick: pickStep });
-    if (stages.length > 1) made.figure.append(legend(stages.slice(0, LINES)));
-    drawn.push(made);
-    return made.figure;
+    const chart = lines(title, stages.slice(0, LINES), { width: data.width, digits, pick: pickStep });
+    if (stages.length > 1) chart.figure.append(legend(stages.slice(0, LINES)));
+    drawn.push(chart);
+    return chart.figure;
   };
-  const total = data.outcomes.reduce((sum, one) => sum + one.count, 0);
-  const rows = data.outcomes.map((one) => ({
-    name: one.name, title: outcomeWords(one.name), value: one.count, said: `${count(one.count)} · ${Math.round((100 * one.count) / total)} %`,
-    tone: one.name === "right" ? "right" : ["unjudged", "failed"].includes(one.name) ? "unknown" : "wrong",
+  const total = data.outcomes.reduce((sum, outcome) => sum + outcome.count, 0);
+  const rows = data.outcomes.map((outcome) => ({
+    name: outcome.name, title: outcomeLabel(outcome.name), value: outcome.count, text: `${count(outcome.count)} · ${Math.round((100 * outcome.count) / total)} %`,
+    tone: outcome.name === "right" ? "right" : ["unjudged", "failed"].includes(outcome.name) ? "unknown" : "wrong",
   }));
   const parts = [
     charts("Reward", 1, 3), charts("Zooms", 2, 2),
-    rows.length ? bars("How it went", rows, { pick: (outcome) => set({ outcome }), chosen: params.get("outcome") || "" }) : null,
+    rows.length ? bars("Outcomes", rows, { pick: (outcome) => set({ outcome }), selected: params.get("outcome") || "" }) : null,
   ];
   root.replaceChildren(...parts.filter(Boolean));
-  drawn.forEach((one) => one.draw());
-  return () => drawn.forEach((one) => one.draw());
+  drawn.forEach((chart) => chart.draw());
+  return () => drawn.forEach((chart) => chart.draw());
 }

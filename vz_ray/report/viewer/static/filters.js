@@ -1,6 +1,6 @@
 /** Filter bar; the values are part of the page address. */
 import { el } from "/web/dom.js";
-import { count, outcomeWords, stageWords, words } from "./words.js";
+import { count, humanize, outcomeLabel, stageLabel } from "./format.js";
 
 const FAILURES = [
   "never_zoomed", "zoomed_elsewhere", "right_place_too_coarse", "right_evidence_wrong_answer", "zoomed_place_unknown",
@@ -20,12 +20,12 @@ export function filterBar(set) {
     fields[name] = el("select", { onchange: (event) => set({ [name]: event.target.value }) });
     return el("label", {}, el("span", {}, title), fields[name]);
   };
-  const from = (name, title, step) => {
+  const numberField = (name, title, step) => {
     fields[name] = el("input", { type: "number", step, "aria-label": title, onchange: (event) => set({ [name]: event.target.value }) });
     return fields[name];
   };
   const range = (name, title, step) =>
-    el("fieldset", {}, el("legend", {}, title), from(`${name}_from`, `${title} from`, step), el("span", { "aria-hidden": "true" }, "–"), from(`${name}_to`, `${title} to`, step));
+    el("fieldset", {}, el("legend", {}, title), numberField(`${name}_from`, `${title} from`, step), el("span", { "aria-hidden": "true" }, "–"), numberField(`${name}_to`, `${title} to`, step));
 
   let typing = 0;
   fields.text = el("input", {
@@ -52,22 +52,22 @@ export function filterBar(set) {
     search: fields.text,
     fill(choices, params) {
       if (choices) {
-        options("stage", "all", choices.stages.map(([stage, number]) => [stage, stageWords(stage), number]));
-        options("kind", "all", choices.kinds.map(([kind, number]) => [kind, words(kind) || "none", number]));
+        options("stage", "all", choices.stages.map(([stage, number]) => [stage, stageLabel(stage), number]));
+        options("kind", "all", choices.kinds.map(([kind, number]) => [kind, humanize(kind) || "none", number]));
         const few = choices.zooms.filter(([zooms]) => zooms < choices.many_zooms);
         const many = choices.zooms.filter(([zooms]) => zooms >= choices.many_zooms).reduce((sum, [, number]) => sum + number, 0);
         options("zooms", "any", [...few.map(([zooms, number]) => [zooms, zooms, number]), ...(many ? [[choices.many_zooms, `${choices.many_zooms} or more`, many]] : [])]);
-        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not scored"], { group: "Failure modes", rows: FAILURES.map((name) => [name, outcomeWords(name)]) }]);
+        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not scored"], { group: "Failure modes", rows: FAILURES.map((name) => [name, outcomeLabel(name)]) }]);
         const [low, high] = choices.steps;
         for (const [name, value] of [["step_from", low], ["step_to", high]]) fields[name].placeholder = value ?? "";
-        const [least, most] = choices.rewards;
-        for (const [name, value] of [["reward_from", least], ["reward_to", most]]) fields[name].placeholder = value === null ? "" : Number(value.toFixed(2));
+        const [minimum, maximum] = choices.rewards;
+        for (const [name, value] of [["reward_from", minimum], ["reward_to", maximum]]) fields[name].placeholder = value === null ? "" : Number(value.toFixed(2));
       }
-      const set_ = NAMES.filter((name) => params.get(name));
+      const active = NAMES.filter((name) => params.get(name));
       for (const name of NAMES) if (document.activeElement !== fields[name]) fields[name].value = params.get(name) || "";
-      clear.hidden = !set_.length;
-      const folded = set_.filter((name) => name !== "text").length;
-      fold.textContent = folded ? `Filters (${folded})` : "Filters";
+      clear.hidden = !active.length;
+      const hidden = active.filter((name) => name !== "text").length;
+      fold.textContent = hidden ? `Filters (${hidden})` : "Filters";
     },
   };
 }

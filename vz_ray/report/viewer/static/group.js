@@ -1,39 +1,39 @@
 /** Group page: all samples on a common timeline. */
 import { el } from "/web/dom.js";
 import { timeline } from "/web/timeline.js";
-import { address, get, listed } from "./api.js";
-import { cameOf, count, number, outcomeWords, signed, stageWords, tone, words } from "./words.js";
+import { address, get, listParams } from "./api.js";
+import { count, humanize, number, outcomeLabel, outcomeOf, signed, stageLabel, tone } from "./format.js";
 
 export async function groupPage(id, params) {
   const group = await get(`/api/episode/${id}/group`);
-  const kept = listed(params);
-  const open = (sample, time) => {
-    const asked = new URLSearchParams(kept);
-    if (time !== undefined) asked.set("t", time);
-    return address("episode", sample.id, asked);
+  const kept = listParams(params);
+  const sampleAddress = (sample, time) => {
+    const sampleParams = new URLSearchParams(kept);
+    if (time !== undefined) sampleParams.set("t", time);
+    return address("episode", sample.id, sampleParams);
   };
   const lines = [];
   const line = (options) => {
-    const made = timeline({ duration: group.duration, events: group.task.events, ...options });
-    lines.push(made);
-    return made.element;
+    const track = timeline({ duration: group.duration, events: group.task.events, ...options });
+    lines.push(track);
+    return track.element;
   };
   const row = (sample) =>
     el(
       sample.id === id ? "li.sample.here" : "li.sample", {},
-      el("a", { href: open(sample), "aria-current": sample.id === id && "true" },
+      el("a", { href: sampleAddress(sample), "aria-current": sample.id === id && "true" },
         el("b", {}, `Sample ${sample.sample}${sample.attempt ? `, attempt ${sample.attempt}` : ""}`),
-        el(`span.came.${tone(sample)}`, {}, outcomeWords(cameOf(sample)))),
-      line({ compact: true, zooms: sample.zoomed, label: `Sample ${sample.sample}`, onSeek: (time) => (location.hash = open(sample, time)) }),
-      el("dl.facts", {}, fact("Reward", number(sample.reward)), fact("Advantage", signed(sample.advantage)), fact("Answer", sample.answer ?? `none (${words(sample.status)})`), fact("Frames", sample.frames)),
+        el(`span.came.${tone(sample)}`, {}, outcomeLabel(outcomeOf(sample)))),
+      line({ compact: true, zooms: sample.zoomed, label: `Sample ${sample.sample}`, onSeek: (time) => (location.hash = sampleAddress(sample, time)) }),
+      el("dl.facts", {}, fact("Reward", number(sample.reward)), fact("Advantage", signed(sample.advantage)), fact("Answer", sample.answer ?? `none (${humanize(sample.status)})`), fact("Frames", sample.frames)),
     );
-  const shown = group.samples.length < group.size ? `, of which ${count(group.samples.length)} are shown` : "";
+  const shown = group.samples.length < group.size ? `, ${count(group.samples.length)} are shown` : "";
   const rows = el("ol.samples", {}, group.samples.map(row));
   const element = el(
     "article.group", {},
     el("header.where", {},
       el("nav", { "aria-label": "Episodes" }, el("a.quiet", { href: address("list", 0, kept) }, "← Episodes"), el("a.quiet", { href: address("episode", id, kept) }, "Episode")),
-      el("h2", { tabindex: -1 }, `${group.size} sample${group.size === 1 ? "" : "s"}`, el("small", {}, `${stageWords(group.stage)}, step ${group.step}${shown}`)),
+      el("h2", { tabindex: -1 }, `${group.size} sample${group.size === 1 ? "" : "s"}`, el("small", {}, `${stageLabel(group.stage)}, step ${group.step}${shown}`)),
       el("p.question", {}, group.task.question.text), el("p.note", {}, `Ground truth: ${group.task.answer.text}`)),
     el("section.card", { "aria-label": "Samples" },
       el("div.sample.common", {}, el("span.note", {}, "Overview"), line({ ticks: group.ticks, label: "Overview" }), el("span")),
@@ -42,23 +42,23 @@ export async function groupPage(id, params) {
   const links = () => [...rows.querySelectorAll("li > a")];
 
   function keys(event) {
-    const at = links().indexOf(document.activeElement);
+    const focused = links().indexOf(document.activeElement);
     const here = group.samples.findIndex((sample) => sample.id === id);
     if (event.key === "Escape") location.hash = address("list", 0, kept);
     else if (event.key === "g") location.hash = address("episode", id, kept);
-    else if (["j", "ArrowDown"].includes(event.key)) links()[at < 0 ? here : Math.min(at + 1, links().length - 1)].focus();
-    else if (["k", "ArrowUp"].includes(event.key)) links()[at < 0 ? here : Math.max(at - 1, 0)].focus();
+    else if (["j", "ArrowDown"].includes(event.key)) links()[focused < 0 ? here : Math.min(focused + 1, links().length - 1)].focus();
+    else if (["k", "ArrowUp"].includes(event.key)) links()[focused < 0 ? here : Math.max(focused - 1, 0)].focus();
     else return false;
     return true;
   }
 
   /** Load the length of the video, if available. */
-  async function begin() {
-    const facts = await get(`/api/video/${group.video}`).catch(() => ({ error: "gone" }));
-    if (!facts.error) lines.forEach((one) => one.setDuration(Math.max(facts.duration, group.duration * 0.5)));
+  async function onAttached() {
+    const video = await get(`/api/video/${group.video}`).catch(() => ({ error: "gone" }));
+    if (!video.error) lines.forEach((track) => track.setDuration(Math.max(video.duration, group.duration * 0.5)));
   }
 
-  return { element, title: `${group.size} samples, step ${group.step}`, keys, begin, close: () => {} };
+  return { element, title: `${group.size} samples, step ${group.step}`, keys, onAttached, close: () => {} };
 }
 
 const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)));

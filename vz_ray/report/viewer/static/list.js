@@ -1,19 +1,19 @@
 /** Virtual list of episodes: renders visible rows and fetches only their pages. */
 import { el } from "/web/dom.js";
-import { address, get, listed } from "./api.js";
+import { address, get, listParams } from "./api.js";
 import { drawCharts } from "./charts.js";
 import { filterBar } from "./filters.js";
-import { cells, headsOf } from "./row.js";
-import { count } from "./words.js";
+import { count } from "./format.js";
+import { cells, headers } from "./row.js";
 
-const PAGE = 60; // Rows of a request.
-const SPARE = 12; // Rows drawn above and below what is in sight.
-const TALLEST = 15e6; // Pixels that browsers lay out; rows beyond are found by filters.
+const PAGE = 60; // Rows per request.
+const SPARE = 12; // Rows drawn above and below the visible ones.
+const MAX_HEIGHT = 15e6; // Maximum height that browsers lay out, pixels; filters reach the rows beyond.
 
 export function listPage(root) {
   let params = new URLSearchParams();
   let pages = new Map(); // Number of a page -> { rows, fresh }.
-  let asking = new Map(); // Number of a page -> AbortController.
+  let requests = new Map(); // Number of a page -> AbortController.
   let total = 0;
   let cursor = 0; // Index of the row that keys act on.
   let refocus = false;
@@ -24,17 +24,17 @@ export function listPage(root) {
   const filters = filterBar(set);
   const charts = el("section.charts", { "aria-label": "Charts" });
   const head = el("div.head", { role: "group", "aria-label": "Sort by" });
-  const found = el("p.found", { role: "status" });
+  const countLabel = el("p.found", { role: "status" });
   const newest = el("button.quiet", { type: "button", onclick: () => set({ sort: "", up: "" }) }, "Newest first");
   const rows = el("ol.rows", { "aria-label": "Episodes" });
   const empty = el("p.empty", { hidden: true });
-  root.append(charts, el("div.stick", {}, filters.element, el("div.count", {}, found, newest), head), rows, empty);
+  root.append(charts, el("div.stick", {}, filters.element, el("div.count", {}, countLabel, newest), head), rows, empty);
 
-  const tall = () => parseFloat(getComputedStyle(rows).getPropertyValue("--row"));
+  const rowHeight = () => parseFloat(getComputedStyle(rows).getPropertyValue("--row"));
   const query = (more = {}) => {
-    const asked = new URLSearchParams(params);
-    for (const [name, value] of Object.entries(more)) asked.set(name, value);
-    return asked.toString();
+    const values = new URLSearchParams(params);
+    for (const [name, value] of Object.entries(more)) values.set(name, value);
+    return values.toString();
   };
   const row = (index) => pages.get(Math.floor(index / PAGE))?.rows[index % PAGE];
 
@@ -47,71 +47,71 @@ export function listPage(root) {
   function restart() {
     pages = new Map();
     cursor = 0;
-    forget();
+    abortRequests();
     filters.fill(null, params);
-    head.replaceChildren(...headsOf(params, set));
+    head.replaceChildren(...headers(params, set));
     refresh();
     if (window.scrollY > root.offsetTop + charts.offsetHeight) window.scrollTo(0, charts.offsetHeight + root.offsetTop);
   }
 
-  function forget() {
-    for (const one of asking.values()) one.abort();
-    asking = new Map();
+  function abortRequests() {
+    for (const control of requests.values()) control.abort();
+    requests = new Map();
   }
 
   // -- requests ----------------------------------------------------------------------
 
   /** Reload everything; keep the current rows until the responses arrive. */
   async function refresh() {
-    forget();
+    abortRequests();
     for (const page of pages.values()) page.fresh = false;
-    const asked = query();
+    const current = query();
     try {
-      const [choices, data] = await Promise.all([get("/api/filter_options"), get(`/api/charts?${asked}`)]);
-      if (asked !== query()) return;
+      const [choices, data] = await Promise.all([get("/api/filter_options"), get(`/api/charts?${current}`)]);
+      if (current !== query()) return;
       filters.fill(choices, params);
       redraw = drawCharts(charts, data, params, set);
       width = charts.clientWidth;
     } catch (error) {
       failed = error.message;
     }
-    await ask(Math.max(0, first()));
+    await loadPage(Math.max(0, first()));
     draw();
   }
 
-  async function ask(page) {
-    if (asking.has(page)) return;
+  async function loadPage(page) {
+    if (requests.has(page)) return;
     const control = new AbortController();
-    asking.set(page, control);
+    requests.set(page, control);
     try {
-      const answer = await get(`/api/episodes?${query({ offset: page * PAGE, limit: PAGE })}`, control.signal);
-      const grown = answer.total - total;
+      const response = await get(`/api/episodes?${query({ offset: page * PAGE, limit: PAGE })}`, control.signal);
+      const grown = response.total - total;
       failed = "";
-      pages.set(page, { rows: answer.rows, fresh: true });
-      if (grown) grow(answer.total, grown);
+      pages.set(page, { rows: response.rows, fresh: true });
+      if (grown) insertNew(response.total, grown);
     } catch (error) {
       if (error.name === "AbortError") return;
       failed = error.message;
       total = 0;
     }
-    if (asking.get(page) === control) asking.delete(page);
+    if (requests.get(page) === control) requests.delete(page);
     draw();
   }
 
   /** Insert new episodes at the top without changing the scroll position or the selected row. */
-  function grow(now, by) {
+  function insertNew(newTotal, by) {
     const before = total;
-    total = now;
-    const above = !params.get("sort") && !params.get("up") && before > 0 && by > 0;
-    if (!above) return;
-    const chosen = document.activeElement?.closest(".rows a");
-    if (chosen || cursor > 0) {
+    total = newTotal;
+    const newestFirst = !params.get("sort") && !params.get("up") && before > 0 && by > 0;
+    if (!newestFirst) return;
+    const focusedLink = document.activeElement?.closest(".rows a");
+    if (focusedLink || cursor > 0) {
       cursor += by;
-      refocus = Boolean(chosen);
+      refocus = Boolean(focusedLink);
     }
     if (rows.getBoundingClientRect().top < 0) {
-      rows.style.height = `${Math.min(total * tall(), TALLEST)}px`;
-      window.scrollBy(0, by * tall());
+      rows.style.height = `${Math.min(total * rowHeight(), MAX_HEIGHT)}px`;
+      window.scrollBy(0, by * rowHeight());
     }
     pages = new Map([...pages].filter(([, page]) => page.fresh));
   }
@@ -119,30 +119,30 @@ export function listPage(root) {
   // -- rendering ---------------------------------------------------------------------
 
   const top = () => rows.getBoundingClientRect().top;
-  const first = () => Math.floor(Math.max(0, Math.floor(-top() / tall()) - SPARE) / PAGE);
+  const first = () => Math.floor(Math.max(0, Math.floor(-top() / rowHeight()) - SPARE) / PAGE);
 
   function draw() {
     if (root.hidden) return;
-    const height = tall();
-    const held = Math.min(total, Math.floor(TALLEST / height));
-    rows.style.height = `${held * height}px`;
+    const height = rowHeight();
+    const numRows = Math.min(total, Math.floor(MAX_HEIGHT / height));
+    rows.style.height = `${numRows * height}px`;
     const begin = Math.max(0, Math.floor(-top() / height) - SPARE);
-    const end = Math.min(held, Math.ceil((window.innerHeight - top()) / height) + SPARE);
+    const end = Math.min(numRows, Math.ceil((window.innerHeight - top()) / height) + SPARE);
     const kept = new Map([...rows.children].map((item) => [Number(item.dataset.index), item]));
     for (const [index, item] of kept) if (index < begin || index >= end) item.remove();
-    cursor = Math.max(0, Math.min(cursor, held - 1));
+    cursor = Math.max(0, Math.min(cursor, numRows - 1));
     for (let index = begin; index < end; index++) {
       const page = pages.get(Math.floor(index / PAGE));
-      if (!page?.fresh) ask(Math.floor(index / PAGE));
+      if (!page?.fresh) loadPage(Math.floor(index / PAGE));
       let item = kept.get(index);
       if (!item) rows.append((item = drawRow(index, height)));
       fillRow(item, row(index), index);
     }
     sortItems();
-    const shown = held < total ? `, of which the first ${count(held)} are listed` : "";
-    found.textContent = failed || `${count(total)} episode${total === 1 ? "" : "s"}${shown}`;
+    const shown = numRows < total ? `, of which the first ${count(numRows)} are listed` : "";
+    countLabel.textContent = failed || `${count(total)} episode${total === 1 ? "" : "s"}${shown}`;
     newest.hidden = !params.get("sort") && !params.get("up");
-    empty.hidden = total > 0 || asking.size > 0;
+    empty.hidden = total > 0 || requests.size > 0;
     empty.textContent = failed || ([...params].length ? "No episode matches the filters." : "No episodes yet.");
     if (refocus) focus();
   }
@@ -163,29 +163,29 @@ export function listPage(root) {
     return item;
   }
 
-  function fillRow(item, one, index) {
+  function fillRow(item, episode, index) {
     item.setAttribute("aria-posinset", index + 1);
     item.setAttribute("aria-setsize", total);
     const link = item.firstChild;
-    if (!one) {
+    if (!episode) {
       if (!link) item.append(el("span.wait", { "aria-hidden": "true" }));
       return;
     }
-    if (item.dataset.id !== String(one.id) || link?.tagName !== "A") {
-      const had = link !== null && document.activeElement === link;
-      item.dataset.id = one.id;
-      item.replaceChildren(cells(one));
-      item.firstChild.addEventListener("focus", () => point(Number(item.dataset.index)));
-      if (had) item.firstChild.focus({ preventScroll: true });
+    if (item.dataset.id !== String(episode.id) || link?.tagName !== "A") {
+      const hadFocus = link !== null && document.activeElement === link;
+      item.dataset.id = episode.id;
+      item.replaceChildren(cells(episode));
+      item.firstChild.addEventListener("focus", () => setCursor(Number(item.dataset.index)));
+      if (hadFocus) item.firstChild.focus({ preventScroll: true });
     }
-    item.firstChild.setAttribute("href", address("episode", one.id, params));
+    item.firstChild.setAttribute("href", address("episode", episode.id, params));
     item.firstChild.tabIndex = index === cursor ? 0 : -1;
     item.firstChild.classList.toggle("cursor", index === cursor);
   }
 
   // -- keys ------------------------------------------------------------------------
 
-  function point(index) {
+  function setCursor(index) {
     cursor = index;
     for (const item of rows.children)
       if (item.firstChild?.tagName === "A") {
@@ -201,8 +201,8 @@ export function listPage(root) {
   }
 
   function go(index) {
-    point(Math.max(0, Math.min(index, total - 1)));
-    const height = tall();
+    setCursor(Math.max(0, Math.min(index, total - 1)));
+    const height = rowHeight();
     const [from, bar] = [top() + cursor * height, root.querySelector(".stick").getBoundingClientRect().bottom];
     if (from < bar) window.scrollBy(0, from - Math.max(bar, 0));
     else if (from + height > window.innerHeight) window.scrollBy(0, from + height - window.innerHeight + 4);
@@ -212,7 +212,7 @@ export function listPage(root) {
 
   function keys(event) {
     const inSearch = document.activeElement === filters.search;
-    const screen = Math.max(1, Math.floor(window.innerHeight / tall()) - 4);
+    const screen = Math.max(1, Math.floor(window.innerHeight / rowHeight()) - 4);
     const onRow = document.activeElement?.closest(".rows a");
     const moves = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: screen, PageUp: -screen };
     if (event.key === "Escape") {
@@ -241,9 +241,9 @@ export function listPage(root) {
   });
 
   return {
-    show(asked) {
-      const changed = listed(asked).toString() !== params.toString();
-      params = listed(asked);
+    show(newParams) {
+      const changed = listParams(newParams).toString() !== params.toString();
+      params = listParams(newParams);
       if (changed || !head.firstChild) restart();
       else draw();
     },

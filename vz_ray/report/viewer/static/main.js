@@ -1,10 +1,10 @@
 /** Page: routing, live updates and keyboard shortcuts. */
 import { el } from "/web/dom.js";
-import { address, get, listed, where } from "./api.js";
+import { address, get, listParams, parseAddress } from "./api.js";
 import { episodePage } from "./episode.js";
+import { count } from "./format.js";
 import { groupPage } from "./group.js";
 import { listPage } from "./list.js";
-import { count } from "./words.js";
 
 const POLL_MS = 1000;
 
@@ -12,18 +12,18 @@ const [list, detail, live, problems, dialog] = ["list", "detail", "live", "probl
   document.getElementById(id),
 );
 const episodes = listPage(list);
-let shown = null; // The page in #detail: { keys, close }.
-let last = { revision: -1 };
+let detailPage = null; // Page in #detail: { keys, close }.
+let lastState = { revision: -1 };
 let scrolled = 0;
 let routes = 0; // Number of navigations; late responses are dropped.
 
 // -- pages ------------------------------------------------------------------------
 
 async function route() {
-  const { page, id, params } = where();
-  const mine = ++routes;
-  shown?.close();
-  shown = null;
+  const { page, id, params } = parseAddress();
+  const navigation = ++routes;
+  detailPage?.close();
+  detailPage = null;
   detail.replaceChildren();
   const inList = page !== "episode" && page !== "group";
   if (!list.hidden) scrolled = inList ? scrolled : window.scrollY;
@@ -31,7 +31,7 @@ async function route() {
   list.hidden = !inList;
   detail.hidden = inList;
   if (inList) {
-    document.title = `${last.run || "vz_ray"} · episodes`;
+    document.title = `${lastState.run || "vz_ray"} · episodes`;
     episodes.show(params);
     if (wasInDetail) {
       window.scrollTo(0, scrolled);
@@ -43,25 +43,25 @@ async function route() {
   const make = page === "episode" ? episodePage : groupPage;
   detail.append(el("p.wait", {}, "…"));
   try {
-    const made = await make(id, params);
-    if (mine !== routes) return made.close();
-    shown = made;
-    detail.replaceChildren(made.element);
-    document.title = `${made.title} · ${last.run || "vz_ray"}`;
-    made.element.querySelector("h2").focus({ preventScroll: true });
-    made.begin?.();
+    const newPage = await make(id, params);
+    if (navigation !== routes) return newPage.close();
+    detailPage = newPage;
+    detail.replaceChildren(newPage.element);
+    document.title = `${newPage.title} · ${lastState.run || "vz_ray"}`;
+    newPage.element.querySelector("h2").focus({ preventScroll: true });
+    newPage.onAttached?.();
   } catch (error) {
-    if (mine !== routes) return;
+    if (navigation !== routes) return;
     detail.replaceChildren(
       el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This page cannot be displayed"), el("p", {}, error.message),
-        el("p", {}, el("a", { href: address("list", 0, listed(params)) }, "Back to the episodes"))),
+        el("p", {}, el("a", { href: address("list", 0, listParams(params)) }, "Back to the episodes"))),
     );
   }
 }
 
 // -- live updates -----------------------------------------------------------------
 
-function say(state) {
+function showState(state) {
   const [done, total] = state.indexed;
   document.getElementById("run").textContent = state.run;
   live.className = state.error ? "lost" : state.is_behind ? "busy" : "on";
@@ -78,17 +78,17 @@ async function poll() {
   if (!document.hidden) {
     try {
       const state = await get("/api/state");
-      say(state);
-      if (state.revision !== last.revision) {
-        const first = !last.run;
-        last = state;
+      showState(state);
+      if (state.revision !== lastState.revision) {
+        const first = !lastState.run;
+        lastState = state;
         await episodes.refresh(state);
         if (first) document.title = document.title.replace(/vz_ray$/, state.run);
       }
     } catch (error) {
       live.className = "lost";
       live.textContent = error.message;
-      last = { ...last, revision: -1 }; // Forces a full reload on the next response.
+      lastState = { ...lastState, revision: -1 }; // Forces a full reload on the next response.
     }
   }
   setTimeout(poll, POLL_MS);
@@ -106,26 +106,26 @@ function open(title, ...content) {
 
 const KEYS = [
   ["j, ↓ / k, ↑", "next, previous episode"],
-  ["Enter", "open it"],
+  ["Enter", "open the episode"],
   ["Esc", "back to the list; there, clear the search"],
   ["/", "search in questions and answers"],
   ["g", "samples of the same group, and back"],
-  ["s", "shade tokens: log-prob, advantage, not at all"],
+  ["s", "shade tokens: log-prob, advantage, none"],
   ["Space", "play or pause"],
   ["?", "this help"],
 ];
 
 function help() {
-  open("Keys", el("dl.keys", {}, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))));
+  open("Keys", el("dl.keys", {}, KEYS.map(([key, action]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, action)))));
 }
 
 async function showProblems() {
-  const found = await get("/api/skipped_lines");
-  const rest = found.count - found.lines.length;
+  const skipped = await get("/api/skipped_lines");
+  const rest = skipped.count - skipped.lines.length;
   open(
     "Skipped lines",
     el("p", {}, "These lines are not valid episodes."),
-    el("ul.problems", {}, found.lines.map((one) => el("li", {}, el("code", {}, `${one.file}, line ${one.line}`), el("span", {}, one.why)))),
+    el("ul.problems", {}, skipped.lines.map((line) => el("li", {}, el("code", {}, `${line.file}, line ${line.line}`), el("span", {}, line.why)))),
     rest > 0 && el("p", {}, `and ${count(rest)} more`),
   );
 }
@@ -141,9 +141,9 @@ document.addEventListener("keydown", (event) => {
   if (typing && event.key !== "Escape") return;
   if (event.key === "?") help();
   else if (event.key === "/") {
-    if (list.hidden) location.hash = address("list", 0, listed(where().params));
+    if (list.hidden) location.hash = address("list", 0, listParams(parseAddress().params));
     episodes.search();
-  } else if (!(list.hidden ? shown?.keys(event) : episodes.keys(event))) return;
+  } else if (!(list.hidden ? detailPage?.keys(event) : episodes.keys(event))) return;
   event.preventDefault();
 });
 

@@ -1,10 +1,10 @@
 /** Sampled tokens of a turn, shaded by log-prob or advantage. */
 import { el } from "/web/dom.js";
-import { signed } from "./words.js";
+import { signed } from "./format.js";
 
 export const SHADES = [["logprob", "Log-prob"], ["advantage", "Advantage"], ["none", "None"]];
-const STRONGEST = 0.55;
-const LARGE = 2; // An advantage that is shaded fully, standard deviations.
+const MAX_OPACITY = 0.55;
+const MAX_ADVANTAGE = 2; // Advantage with full shading, standard deviations.
 
 /** Weight version that sampled token k. */
 function versionOf(sampled, k) {
@@ -16,22 +16,22 @@ function versionOf(sampled, k) {
 export function tokenText(turn, advantage) {
   const sampled = turn.sampled;
   if (!sampled || !sampled.logprobs) return { element: el("div.said", {}, turn.text.text), shade: () => {} };
-  const named = sampled.texts !== null;
+  const hasTexts = sampled.texts !== null;
   const spans = sampled.logprobs.map((logprob, k) => {
     const version = versionOf(sampled, k);
-    const told = `p ${Math.exp(logprob).toFixed(3)} · log-prob ${signed(logprob, 3)} · id ${sampled.ids[k]}${version === null ? "" : ` · weights v${version}`}`;
-    return el("span.tok", { title: told }, named ? sampled.texts[k] : `${sampled.ids[k]} `);
+    const tooltip = `p ${Math.exp(logprob).toFixed(3)} · log-prob ${signed(logprob, 3)} · id ${sampled.ids[k]}${version === null ? "" : ` · weights v${version}`}`;
+    return el("span.tok", { title: tooltip }, hasTexts ? sampled.texts[k] : `${sampled.ids[k]} `);
   });
-  const text = el(named ? "div.said" : "div.said.ids", {}, spans);
-  const element = named
+  const text = el(hasTexts ? "div.said" : "div.said.ids", {}, spans);
+  const element = hasTexts
     ? text
     : el("div", {}, el("div.said", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run is not available or does not match; showing token ids."), text);
   const shade = (kind) => {
     element.dataset.shade = kind;
     sampled.logprobs.forEach((logprob, k) => {
-      const strength = kind === "logprob" ? 1 - Math.exp(logprob) : kind === "advantage" ? Math.min(Math.abs(advantage ?? 0) / LARGE, 1) : 0;
-      const colour = kind === "logprob" ? "--s2" : (advantage ?? 0) >= 0 ? "--s3" : "--wrong";
-      spans[k].style.background = strength > 0.02 ? `color-mix(in srgb, var(${colour}) ${(100 * STRONGEST * strength).toFixed(0)}%, transparent)` : "";
+      const strength = kind === "logprob" ? 1 - Math.exp(logprob) : kind === "advantage" ? Math.min(Math.abs(advantage ?? 0) / MAX_ADVANTAGE, 1) : 0;
+      const color = kind === "logprob" ? "--s2" : (advantage ?? 0) >= 0 ? "--s3" : "--wrong";
+      spans[k].style.background = strength > 0.02 ? `color-mix(in srgb, var(${color}) ${(100 * MAX_OPACITY * strength).toFixed(0)}%, transparent)` : "";
     });
   };
   return { element, shade };

@@ -1,6 +1,6 @@
 /** Formatting of values. */
 
-export const words = (name) => name.replaceAll("_", " ");
+export const humanize = (name) => name.replaceAll("_", " ");
 
 const SHORT = {
   right_place_too_coarse: "too coarse",
@@ -10,10 +10,10 @@ const SHORT = {
 };
 
 /** Label of an outcome or failure. */
-export const outcomeWords = (name) => SHORT[name] || words(name);
+export const outcomeLabel = (name) => SHORT[name] || humanize(name);
 
 /** Outcome of an episode: its failure mode, right, wrong or unscored. */
-export const cameOf = (row) => row.failure || row.outcome;
+export const outcomeOf = (row) => row.failure || row.outcome;
 
 /** CSS class of the outcome. */
 export const tone = (row) => (row.outcome === "right" ? "right" : row.outcome === "wrong" ? "wrong" : "unknown");
@@ -37,6 +37,6 @@ export const count = (value) => value.toLocaleString("en");
 
 export const seconds = (value) => (value < 10 ? `${value.toFixed(2)} s` : `${value.toFixed(0)} s`);
 
-export const stageWords = (stage) =>
+export const stageLabel = (stage) =>
   ({ train: "training", rl: "after RL", cold_start: "after cold start", sft_continued: "SFT continued" })[stage] ||
-  (stage.startsWith("uniform_") ? `uniform, ${stage.slice(8)} frames` : words(stage));
+  (stage.startsWith("uniform_") ? `uniform, ${stage.slice(8)} frames` : humanize(stage));
