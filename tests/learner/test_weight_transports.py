@@ -121,6 +121,6 @@ async def test_fallback_copy_is_of_the_newest_version_only() -> None:
     ]
     learner.answers["write_weights"] = [[WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
     first, second = await transport.prepare(1), await transport.prepare(2)
-    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
+    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, ProbeScore(1, (-2.0,)))
     assert await transport.copy(first) is None
     assert not second.is_pull

@@ -76,12 +76,10 @@ class RemoteEngineClient(ABC):
         await self.call_engine("resume_engine")
 
     async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
-        token_ids: Sequence[int] = await self.call_engine("continue_probe", probe)
-        return token_ids
+        return await self.call_engine("continue_probe", probe)
 
     async def score_probe(self, probe: ParityProbe) -> ProbeScore:
-        score: ProbeScore = await self.call_engine("score_probe", probe)
-        return score
+        return await self.call_engine("score_probe", probe)
 
     async def resume(self) -> None:
         await self.call_engine("resume")
