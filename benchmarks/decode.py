@@ -61,14 +61,14 @@ class VzRayReader:
         self.reader.probe(self.path)
 
     def zoom(self, start: float) -> int:
-        return len(self.reader.zoom(self.path, ZoomRequest(start, start + CLIP_S, CLIP_FPS), SIZE).frames)
+        return len(self.reader.clip(self.path, ZoomRequest(start, start + CLIP_S, CLIP_FPS), SIZE).frames)
 
     def overview(self) -> int:
         """Hash, scan and decode the file as in a new process with an empty cache."""
         clear_identity_cache()
         with tempfile.TemporaryDirectory() as folder:
             reader = ClipReader(cache_bytes=0, disk_cache=DiskCache(folder, 2**34), num_threads=THREADS)
-            return len(reader.overview(self.path, OVERVIEW, SIZE).frames)
+            return len(reader.clip(self.path, OVERVIEW, SIZE).frames)
 
 
 class DecordReader:
@@ -187,7 +187,7 @@ def clip_indices(start: float, fps: float, total: int) -> list[int]:
 def clear_identity_cache() -> None:
     from vz_ray.video import video_file
 
-    video_file._video_ids = video_file._VideoIdCache(max_entries=65_536)
+    video_file.hash_file.cache_clear()
 
 
 def open_readers(path: Path) -> tuple[list[Any], dict[str, str]]:
@@ -292,11 +292,11 @@ def time_cached_overview(path: Path, repeats: int = 9) -> tuple[float, float]:
     cached_ms, read_ms = [], []
     with tempfile.TemporaryDirectory() as folder:
         cache = DiskCache(folder, 2**34)
-        ClipReader(cache_bytes=0, disk_cache=cache).overview(str(path), OVERVIEW, SIZE)
+        ClipReader(cache_bytes=0, disk_cache=cache).clip(str(path), OVERVIEW, SIZE)
         files = [p for p in Path(folder).rglob("*") if p.is_file() and p.stat().st_size > 100_000]
         for _ in range(repeats):
             started = time.perf_counter()
-            ClipReader(cache_bytes=0, disk_cache=cache).overview(str(path), OVERVIEW, SIZE)
+            ClipReader(cache_bytes=0, disk_cache=cache).clip(str(path), OVERVIEW, SIZE)
             cached_ms.append((time.perf_counter() - started) * 1e3)
             started = time.perf_counter()
             contents = [file.read_bytes() for file in files]  # all in memory at the end, as in an overview
@@ -313,7 +313,7 @@ def measure_memory_growth(path: Path, minutes: int, num_clips: int) -> dict[str,
         if number == num_clips // 10:
             rss_after_warm_up = rss_mb()
         start = rng.uniform(0, minutes * 60 - 2)
-        reader.zoom(str(path), ZoomRequest(start, start + 2, 2.0), SIZE)
+        reader.clip(str(path), ZoomRequest(start, start + 2, 2.0), SIZE)
     growth = rss_mb() - rss_after_warm_up
     return {"clips": num_clips, "rss_mb": round(rss_mb(), 1), "rss_growth_mb": round(growth, 1)}
 
@@ -358,7 +358,7 @@ def measure_pool(path: Path, minutes: int, num_episodes: int = 64, zooms: int = 
                 for _ in range(zooms):
                     start, requested = rng.uniform(0, minutes * 60 - CLIP_S), time.perf_counter()
                     request = ZoomRequest(start, start + CLIP_S, CLIP_FPS)
-                    await pool.zoom(str(videos[number % 8]), request, SIZE)
+                    await pool.clip(str(videos[number % 8]), request, SIZE)
                     waits.append(time.perf_counter() - requested)
 
         started = time.perf_counter()

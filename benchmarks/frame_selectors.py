@@ -155,7 +155,7 @@ async def measure_overviews(
     for task in tasks:
         video = await decode_pool.probe(task.video)
         selection = await selector.select(task, video, uniform)
-        clips.append(await decode_pool.overview(task.video, selection.request, size))
+        clips.append(await decode_pool.clip(task.video, selection.request, size))
     covered_by_kind: dict[str, list[bool]] = {}
     for task, clip in zip(tasks, clips, strict=True):
         covered_by_kind.setdefault(task.kind, []).append(all_events_visible(task, clip))

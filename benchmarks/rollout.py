@@ -138,7 +138,7 @@ class RolloutBenchmark:
     async def decode_clips(self, minute: int) -> None:
         """Decode every clip of the batch once with the decode pool."""
         calls = [
-            self.clips.pool.zoom(uri, shift_zoom(request, minute), frame_size(EPISODE_CONFIG))
+            self.clips.pool.clip(uri, shift_zoom(request, minute), frame_size(EPISODE_CONFIG))
             for uri, request in self.clips.clips
             if isinstance(request, ZoomRequest)
         ]
@@ -153,13 +153,13 @@ async def record_clips(tasks: Sequence[Task], workload: Workload, pool: DecodePo
         EPISODE_CONFIG.overview_fps, EPISODE_CONFIG.overview_frames, EPISODE_CONFIG.overview_spread
     )
     for uri in {task.video for task in tasks}:
-        calls[uri, overview] = pool.overview(uri, overview, size)
+        calls[uri, overview] = pool.clip(uri, overview, size)
     for number, task in enumerate(tasks):
         for sample in range(GROUP_SIZE):
             for turn, frames in enumerate(workload.shape(number, sample, GROUP_SIZE)["clip_frames"]):
                 zoom = scripted_zoom(number, sample, turn, frames)
                 if (task.video, zoom) not in calls:
-                    calls[task.video, zoom] = pool.zoom(task.video, zoom, size)
+                    calls[task.video, zoom] = pool.clip(task.video, zoom, size)
     clips = dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
     info = {uri: await pool.probe(uri) for uri in {task.video for task in tasks}}
     return RecordedClips(info, clips, workload.clip_ms, pool)

@@ -104,16 +104,15 @@ class RecordedClips:
     async def probe(self, uri: str) -> VideoInfo:
         return self.info[uri]
 
-    async def overview(self, uri: str, request: Any, size: FrameSize) -> Clip:
-        return self.clips[uri, request]
-
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
+    async def clip(self, uri: str, request: Any, size: FrameSize) -> Clip:
+        if not isinstance(request, ZoomRequest):
+            return self.clips[uri, request]
         if self.mode == "latency":
             # Seeded by the request, so that all schedules have the same latencies.
             rng = random.Random(f"{uri}/{request.start_s}/{request.num_frames}")
             await asyncio.sleep(rng.choice(self.clip_ms) / 1e3)
         elif self.mode == "decode":
-            await self.pool.zoom(uri, shift_zoom(request, self.minute), size)
+            await self.pool.clip(uri, shift_zoom(request, self.minute), size)
         return self.clips[uri, request]
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
@@ -186,7 +185,7 @@ class ScriptedWorker(RolloutWorkerActor):
         config, source = self._setup.episode, self._setup.frame_source
         video = await source.probe(task.video)
         env = ZoomEnv(episode_id, task, video, self._chat_format(config), config)
-        env.start(await source.overview(task.video, env.overview_request, frame_size(config)))
+        env.start(await source.clip(task.video, env.overview_request, frame_size(config)))
         return env
 
     async def _run_turn(self, env: ZoomEnv, sampling_params: SamplingParams) -> ZoomRequest | None:
@@ -200,7 +199,7 @@ class ScriptedWorker(RolloutWorkerActor):
 
     async def _add_clip(self, env: ZoomEnv, zoom: ZoomRequest) -> None:
         size = frame_size(self._setup.episode)
-        env.add_clip(await self._setup.frame_source.zoom(env.task.video, zoom, size))
+        env.add_clip(await self._setup.frame_source.clip(env.task.video, zoom, size))
 
 
 class ScriptedWorkerClient(RayWorkerClient):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from vz_ray.config import ConfigError, load_config, to_yaml
-from vz_ray.config.derived import derived, set_derived_values
+from vz_ray.config.fields import InvalidValueError, derived, set_derived_values
 from vz_ray.config.load import list_keys, restore_config
-from vz_ray.config.validation import InvalidValueError
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from vz_ray.config.sft import SftRunConfig
             "otlp_endpoint is 'collector:4317'; it must be the address",
         ),
         ("monitoring.otlp=x", "did you mean monitoring.otlp_endpoint"),
-        ("ray.metrics_port=99999", "metrics_port is 99999; it must be a port from 1 to 65535"),
+        ("ray.metrics_port=99999", "metrics_port is 99999; it must be between 0 and 65535"),
     ],
 )
 def test_invalid_value_is_rejected(override: str, message: str):

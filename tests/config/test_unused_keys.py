@@ -16,9 +16,9 @@ import vz_ray.config
 from tests.config.field_usage import fields_read
 from vz_ray.config.ablation import AblationConfig
 from vz_ray.config.data import SynthConfig
-from vz_ray.config.derived import SOURCE
 from vz_ray.config.distill import ExemplarRunConfig, ReflectionRunConfig
 from vz_ray.config.eval_run import EvalRunConfig
+from vz_ray.config.fields import SOURCE
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.serve import ServeConfig

@@ -54,7 +54,7 @@ def test_command_is_validated_before_upload() -> None:
         JobCommand.parse(["serve", "conf/serve/tiny.yaml"])
     with pytest.raises(UserError, match=r"did you mean train\.max_steps"):
         JobCommand.parse(["conf/laptop.yaml", "train.max_step=3"])
-    with pytest.raises(UserError, match="two config files"):
+    with pytest.raises(UserError, match="got 2 config files"):
         JobCommand.parse(["conf/laptop.yaml", "conf/ablation.yaml"])
 
 

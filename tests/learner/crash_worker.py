@@ -27,8 +27,8 @@ from vz_ray.learner.trainer import Trainer
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.training import state
 from vz_ray.training.state import LEARNER_DIR, TrainingState, latest_checkpoint
+from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.step_dirs import step_name
-from vz_ray.weight_sync.nccl_broadcast import find_free_port
 
 TASKS = [Task("t0", "v0.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]
 

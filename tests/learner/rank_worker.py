@@ -22,7 +22,7 @@ from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, Optimiz
 from vz_ray.env.trajectory import SampledAction, Trajectory
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
-from vz_ray.weight_sync.nccl_broadcast import find_free_port
+from vz_ray.utils.ports import find_free_port
 
 
 def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig:

@@ -94,8 +94,8 @@ def test_decoded_frames_match_rendering(dataset):
     (start, end), video = task.evidence_spans[0], plan_videos(config)["test"][1]
     with LocalFrameSource() as frames:
         size = FrameSize(112 * 112, 112 * 112)
-        clip = asyncio.run(frames.zoom(task.video, ZoomRequest(start, end, 1 / (end - start)), size))
-        overview = asyncio.run(frames.overview(task.video, OverviewRequest(0.5, 16), size))
+        clip = asyncio.run(frames.clip(task.video, ZoomRequest(start, end, 1 / (end - start)), size))
+        overview = asyncio.run(frames.clip(task.video, OverviewRequest(0.5, 16), size))
     for frame in (*clip.frames, *overview.frames):
         rendered = render_frames(video, [frame.pts_s], 112)[0].astype(float)
         assert np.abs(rendered - frame.rgb).mean() < 12
@@ -110,11 +110,11 @@ def test_hour_long_video_works_like_short_ones(tmp_path):
     with LocalFrameSource() as frames:
         info = asyncio.run(frames.probe(tasks[0].video))
         assert info.duration_s == pytest.approx(4096)
-        overview = asyncio.run(frames.overview(tasks[0].video, OverviewRequest(0.5, 16), size))
+        overview = asyncio.run(frames.clip(tasks[0].video, OverviewRequest(0.5, 16), size))
         assert [frame.pts_s for frame in overview.frames] == [256.0 * k for k in range(16)]
         for task in tasks:
             (start, end), (a, b) = task.evidence_spans[0], task.extra["path"][-1]
-            clip = asyncio.run(frames.zoom(task.video, ZoomRequest(a, b, 8 / (b - a)), size))
+            clip = asyncio.run(frames.clip(task.video, ZoomRequest(a, b, 8 / (b - a)), size))
             (evidence,) = [frame for frame in clip.frames if start <= frame.pts_s < end]
             rendered = render_frames(video, [evidence.pts_s], 112)[0].astype(float)
             assert np.abs(rendered - evidence.rgb).mean() < 12

@@ -58,11 +58,11 @@ class EpisodeFactory:
 
     def overview(self, uri: str, count: int) -> TokenContext:
         request = OverviewRequest(fps=8, max_frames=count)
-        return make_context(asyncio.run(self.frames.overview(uri, request, SIZE)))
+        return make_context(asyncio.run(self.frames.clip(uri, request, SIZE)))
 
     def zoom(self, uri: str, start: float, end: float, fps: float) -> Turn:
         request = ZoomRequest(start, end, fps)
-        clip = asyncio.run(self.frames.zoom(uri, request, SIZE))
+        clip = asyncio.run(self.frames.clip(uri, request, SIZE))
         call = f'<video_zoom>{{"segment": [{start:g}, {end:g}], "fps": {fps:g}}}</video_zoom>'
         return make_turn(f"<think>The border shows up here.</think>{call}", request, make_context(clip))
 

@@ -154,6 +154,33 @@ async def test_prefix_cache_serves_the_shared_prefix(side: EngineUnderTest) -> N
     )
 
 
+async def test_turn_is_resent_after_a_frame_left_the_cache(
+    side: EngineUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM drops a frame from its frontend cache between the lookup and the use, as after a cache miss elsewhere."""
+    from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
+
+    prompt = side.overview()
+    expected = await side.engine.generate(prompt, SamplingParams(max_tokens=4, seed=3), request_id="cached")
+    lookups: list[list[bool]] = []
+    original = LruKeyReplicatedSenderCache.is_cached
+
+    def is_cached(self: LruKeyReplicatedSenderCache, mm_hashes: list[str]) -> list[bool]:
+        cached = original(self, mm_hashes)
+        if not lookups:
+            self.invalidate(mm_hashes[0])
+        lookups.append(cached)
+        return cached
+
+    monkeypatch.setattr(LruKeyReplicatedSenderCache, "is_cached", is_cached)
+    turn = await side.engine.generate(prompt, SamplingParams(max_tokens=4, seed=3), request_id="dropped")
+    assert len(lookups) >= 2
+    assert all(lookups[0])
+    assert not lookups[1][0]
+    assert turn.token_ids == expected.token_ids
+    assert max_abs_diff(turn.logprobs, expected.logprobs) <= TOLERANCE
+
+
 async def test_kv_cache_usage_follows_running_turns(side: EngineUnderTest) -> None:
     turn = asyncio.create_task(side.engine.generate(side.overview(), SamplingParams(max_tokens=400), request_id="long"))
     used = 0

@@ -84,7 +84,7 @@ class FakeDecodeStats:
         return self.client
 
     async def stats(self) -> DecodePoolStats:
-        return DecodePoolStats(self.reader, self.unresponsive, 0, 0, 0, 0, num_decoders=2)
+        return DecodePoolStats(self.reader, self.unresponsive, num_decoders=2)
 
 
 def make_worker_stats(name: str, tokens: int, decode: DecodeClientStats | None = None) -> WorkerStats:

@@ -131,7 +131,7 @@ def application(served: GuardedServer, store: FileStore, files: UploadsConfig) -
 
     @app.get("/v1/refused")
     async def refused() -> None:
-        raise SourceNotAllowedError(f"{store.directory} is private", "the video's address cannot be opened")
+        raise SourceNotAllowedError(f"{store.directory} is private")
 
     @app.get("/v1/midway")
     async def midway() -> StreamingResponse:

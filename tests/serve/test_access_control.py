@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -9,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.serve.conftest import error_of, read_response
-from vz_ray.config.serve import AccessConfig, UploadsConfig
+from vz_ray.config import ConfigError, load_config
+from vz_ray.config.serve import ServeConfig
 from vz_ray.serve.api_keys import add_key, generate_key, revoke_key
 
 JSON = {"content-type": "application/json"}
@@ -220,17 +222,17 @@ def test_ambiguous_host_is_rejected(serve):
 
 
 @pytest.mark.parametrize(
-    ("section", "wrong", "message"),
+    ("override", "message"),
     [
-        (AccessConfig, {"max_json_mib": 0}, "max_json_mib is 0"),
-        (AccessConfig, {"max_requests_per_key": 0}, "max_requests_per_key is 0"),
-        (AccessConfig, {"allowed_hosts": ["https://a"]}, "allowed_hosts has 'https://a'"),
-        (AccessConfig, {"allowed_hosts": ["a:80"]}, "must have no port"),
-        (UploadsConfig, {"ttl_days": -1}, "ttl_days is -1"),
-        (UploadsConfig, {"allowed_dirs": ["videos"]}, "must be an absolute path"),
-        (UploadsConfig, {"allowed_dirs": ["/"]}, "every file of the server"),
+        ("access.max_json_mib=0", "access.max_json_mib is 0"),
+        ("access.max_requests_per_key=0", "access.max_requests_per_key is 0"),
+        ("access.allowed_hosts=['https://a']", "access.allowed_hosts has 'https://a'"),
+        ("access.allowed_hosts=['a:80']", "access.allowed_hosts has 'a:80'; a host must have no port"),
+        ("files.ttl_days=-1", "files.ttl_days is -1"),
+        ("files.allowed_dirs=[videos]", "files.allowed_dirs has 'videos'; it must be an absolute path"),
+        ("files.allowed_dirs=[/]", "files.allowed_dirs has '/', which is every file of the server"),
     ],
 )
-def test_invalid_options_are_named(section, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        section(**wrong)
+def test_invalid_options_are_named_with_their_section(override, message):
+    with pytest.raises(ConfigError, match=re.escape(f"override '{override}': {message}")):
+        load_config(ServeConfig, None, [override])

@@ -18,7 +18,7 @@ import yaml
 
 from tests.serve.test_launch import vz_ray
 from tests.video.sample_videos import VideoSpec, write_video
-from vz_ray.weight_sync.nccl_broadcast import find_free_port
+from vz_ray.utils.ports import find_free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -23,7 +23,7 @@ from vz_ray.video.errors import (
 )
 from vz_ray.video.frame import FrameSize, ImageRequest, OverviewRequest, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
-from vz_ray.video.image_reader import is_image, read_image, reread_image
+from vz_ray.video.image_reader import is_image, read_image
 from vz_ray.video.video_file import VideoLocator
 
 SIZE = FrameSize(min_pixels=784, max_pixels=100_352)
@@ -52,7 +52,7 @@ def test_other_sizes_are_resized_for_the_model(tmp_path, format, size):
 
 def test_reference_reproduces_the_bytes(path):
     frame = read_image(path, SIZE)
-    reread = reread_image(frame.ref)
+    (reread,) = ClipReader().resolve([frame.ref])
     np.testing.assert_array_equal(reread.rgb, frame.rgb)
     assert reread.ref == frame.ref
 
@@ -60,7 +60,8 @@ def test_reference_reproduces_the_bytes(path):
 def test_reference_reproduces_a_resized_image(tmp_path):
     (tmp_path / "b.jpg").write_bytes(encode_image(random_image(640, 360), "jpeg"))
     frame = read_image(str(tmp_path / "b.jpg"), SIZE)
-    np.testing.assert_array_equal(reread_image(frame.ref).rgb, frame.rgb)
+    (reread,) = ClipReader().resolve([frame.ref])
+    np.testing.assert_array_equal(reread.rgb, frame.rgb)
 
 
 def test_clip_reader_reads_images(path, tmp_path):
@@ -69,7 +70,7 @@ def test_clip_reader_reads_images(path, tmp_path):
     refs = []
     for name in ("a.png", "b.JPG"):
         uri = str(tmp_path / name)
-        (frame,) = reader.overview(uri, OverviewRequest(1, 1), SIZE).frames
+        (frame,) = reader.clip(uri, OverviewRequest(1, 1), SIZE).frames
         assert frame.ref == read_image(uri, SIZE).ref
         refs.append(frame.ref)
     frames = reader.resolve([*refs, refs[0]])
@@ -79,9 +80,7 @@ def test_clip_reader_reads_images(path, tmp_path):
 
 def test_image_outside_allowed_dirs_is_rejected(path, tmp_path):
     with pytest.raises(SourceNotAllowedError, match=r"clips\.allowed_dirs"):
-        ClipReader(locator=VideoLocator(None, [str(tmp_path / "elsewhere")])).overview(
-            path, OverviewRequest(1, 1), SIZE
-        )
+        ClipReader(locator=VideoLocator(None, [str(tmp_path / "elsewhere")])).clip(path, OverviewRequest(1, 1), SIZE)
 
 
 def test_images_are_detected_by_suffix():
@@ -93,7 +92,7 @@ def test_changed_image_does_not_match_its_reference(path, tmp_path):
     frame = read_image(path, SIZE)
     (tmp_path / "a.png").write_bytes(encode_image(random_image(56, 28, seed=1)))
     with pytest.raises(FrameMismatchError):
-        reread_image(frame.ref)
+        ClipReader().resolve([frame.ref])
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", encode_image(random_image(56, 28))[:60]])
@@ -195,11 +194,11 @@ def test_image_request_needs_no_suffix(path, tmp_path):
     file = tmp_path / "without_suffix"
     file.write_bytes((tmp_path / "a.png").read_bytes())
     reader = ClipReader()
-    (frame,) = reader.overview(str(file), ImageRequest(), SIZE).frames
+    (frame,) = reader.clip(str(file), ImageRequest(), SIZE).frames
     np.testing.assert_array_equal(frame.rgb, random_image(56, 28))
     assert reader.resolve([frame.ref])[0].ref == frame.ref
     with pytest.raises(VideoError):
-        reader.overview(str(file), OverviewRequest(1, 1), SIZE)
+        reader.clip(str(file), OverviewRequest(1, 1), SIZE)
 
 
 def test_missing_image_is_named(tmp_path):
@@ -210,6 +209,6 @@ def test_missing_image_is_named(tmp_path):
 def test_image_has_no_duration(path):
     reader = ClipReader()
     with pytest.raises(NotAVideoError, match="an image, not a video"):
-        reader.zoom(path, ZoomRequest(0, 1, 1), SIZE)
+        reader.clip(path, ZoomRequest(0, 1, 1), SIZE)
     with pytest.raises(NotAVideoError, match="an image, not a video"):
         reader.probe(path)

@@ -14,7 +14,7 @@ from tests.video.sample_videos import VideoSpec, write_video
 from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.errors import InvalidFrameRequestError
 from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest
-from vz_ray.video.overview import snap_to_keyframes, spread_indices
+from vz_ray.video.sampling import snap_to_keyframes, spread_indices
 
 SIZE = FrameSize(784, 784)
 
@@ -27,7 +27,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def frame_times(video: str, request: OverviewRequest | SelectedFramesRequest) -> list[float]:
-    return [frame.pts_s for frame in ClipReader().overview(video, request, SIZE).frames]
+    return [frame.pts_s for frame in ClipReader().clip(video, request, SIZE).frames]
 
 
 @given(st.lists(st.integers(0, 500)), st.sets(st.integers(0, 500), min_size=1))
@@ -48,10 +48,10 @@ def test_snap_prefers_nearest_then_earlier_keyframe() -> None:
 
 def test_keyframe_overview_decodes_fewer_frames(video: str) -> None:
     reader = ClipReader()
-    clip = reader.overview(video, OverviewRequest(fps=math.inf, max_frames=5, keyframes=True), SIZE)
+    clip = reader.clip(video, OverviewRequest(fps=math.inf, max_frames=5, keyframes=True), SIZE)
     assert [frame.pts_s for frame in clip.frames] == [0.0, 3.0, 5.0, 8.0, 10.0]
     uniform_reader = ClipReader()
-    uniform_reader.overview(video, OverviewRequest(fps=math.inf, max_frames=5), SIZE)
+    uniform_reader.clip(video, OverviewRequest(fps=math.inf, max_frames=5), SIZE)
     assert reader.stats().decoded_frames < uniform_reader.stats().decoded_frames / 2
 
 

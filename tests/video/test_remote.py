@@ -96,9 +96,9 @@ def download_cache(root: Path, rules: DownloadRules = RULES, max_bytes: int = 2*
 def test_url_is_downloaded_once_and_read_like_a_file(server: str, video: Path, tmp_path: Path) -> None:
     Handler.responses["/v.mp4?x=1"] = ok_response(video.read_bytes())
     url = f"{server}/v.mp4?x=1"
-    first = ClipReader(locator=VideoLocator(download_cache(tmp_path))).zoom(url, ZOOM, SIZE)
-    repeated = ClipReader(locator=VideoLocator(download_cache(tmp_path))).zoom(url, ZOOM, SIZE)
-    local = ClipReader().zoom(str(video), ZOOM, SIZE)
+    first = ClipReader(locator=VideoLocator(download_cache(tmp_path))).clip(url, ZOOM, SIZE)
+    repeated = ClipReader(locator=VideoLocator(download_cache(tmp_path))).clip(url, ZOOM, SIZE)
+    local = ClipReader().clip(str(video), ZOOM, SIZE)
     assert [f.ref.digest for f in first.frames] == [f.ref.digest for f in local.frames]
     assert first.refs == repeated.refs
     assert {ref.uri for ref in first.refs} == {url}
@@ -364,7 +364,7 @@ def test_object_store_is_read_if_its_scheme_is_allowed(video: Path, tmp_path: Pa
     with fsspec.open("memory://bucket/v.mp4", "wb") as file:
         file.write(video.read_bytes())
     store = download_cache(tmp_path, DownloadRules(schemes=("memory",)))
-    clip = ClipReader(locator=VideoLocator(store)).zoom("memory://bucket/v.mp4", ZOOM, SIZE)
+    clip = ClipReader(locator=VideoLocator(store)).clip("memory://bucket/v.mp4", ZOOM, SIZE)
     assert len(clip.frames) == 8
     with pytest.raises(DownloadFailedError, match="no such object"):
         store.fetch("memory://bucket/other.mp4")

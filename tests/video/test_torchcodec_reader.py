@@ -67,8 +67,8 @@ def test_clip_reader_resolves_torchcodec_references(tmp_path: Path) -> None:
     path = str(write_video(tmp_path, VideoSpec("a.mp4", gop=50)))
     reader = ClipReader(decoder="torchcodec")
     frames = [
-        *reader.overview(path, OverviewRequest(fps=1), SIZE).frames,
-        *reader.zoom(path, ZoomRequest(2, 4, 8), SIZE).frames,
+        *reader.clip(path, OverviewRequest(fps=1), SIZE).frames,
+        *reader.clip(path, ZoomRequest(2, 4, 8), SIZE).frames,
     ]
     reader.close()
     other_reader = ClipReader(decoder="torchcodec")
@@ -86,11 +86,11 @@ def test_unreadable_file_error_suggests_pyav(tmp_path: Path) -> None:
     with pytest.raises(
         CorruptVideoError, match=r"a\.avi: torchcodec cannot read the video .* set clips\.decoder to pyav"
     ):
-        reader.overview(path, OverviewRequest(fps=1), SIZE)
+        reader.clip(path, OverviewRequest(fps=1), SIZE)
     reader.close()
     limited = ClipReader(decoder="torchcodec", limits=VideoLimits(max_request_frames=4))
     with pytest.raises(VideoLimitExceededError, match="frames exceeds the limit of 4"):
-        limited.overview(str(write_video(tmp_path, VideoSpec("a.mp4"))), OverviewRequest(fps=1), SIZE)
+        limited.clip(str(write_video(tmp_path, VideoSpec("a.mp4"))), OverviewRequest(fps=1), SIZE)
     limited.close()
 
 

@@ -1,17 +1,12 @@
-"""The `vz-ray` command line: one module per command, which parses arguments, calls one function, prints.
+"""The `vz-ray` command line: one function per command, which parses arguments, calls one function, prints.
 
-Commands import what they need when they run, so that `vz-ray --help` is fast. The help lists commands in the
-order of the imports below.
+Each module holds the commands of one section of the help, in the order that the help lists them. Commands
+import what they need when they run, so that `vz-ray --help` is fast.
 """
 
 # isort: off
 from vz_ray.cli.app import app, main, resolve_config
-from vz_ray.cli import synth, base, train, sft, export, quickstart, baseline, ablate, plan, distill  # noqa: F401
-from vz_ray.cli import eval, check_reward, calibrate_gate  # noqa: F401
-from vz_ray.cli import report, view, top, compare, replay  # noqa: F401
-from vz_ray.cli import serve, roll, ask, keys  # noqa: F401
-from vz_ray.cli import submit, preflight, drain  # noqa: F401
-from vz_ray.cli import doctor, clip  # noqa: F401
+from vz_ray.cli import training, evaluation, inspection, serving, cluster, machine  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "resolve_config"]

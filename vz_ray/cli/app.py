@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from vz_ray import __version__
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import StopRequested
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 C = TypeVar("C")
 
@@ -55,25 +57,13 @@ ConfigArguments = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and exit.")]
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the config file, if any, and the overrides.
-
-    Raises:
-        UserError: There are several config files.
-    """
-    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml")) and "=" not in argument]
-    if len(files) > 1:
-        raise UserError(f"got {len(files)} config files, {' and '.join(files)}; give one, which may extend another")
-    return (files[0] if files else None), [argument for argument in arguments if argument not in files]
-
-
 def resolve_config(schema: type[C], arguments: list[str] | None, default: str | None, dry_run: bool) -> C:
     """Return the config of a command; on a dry run, print it and exit.
 
     Args:
         default: Config file if `arguments` has none.
     """
-    from vz_ray.config import load_config, to_yaml
+    from vz_ray.config.load import load_config, split_arguments, to_yaml
 
     file, overrides = split_arguments(arguments or [])
     config = load_config(schema, file or default, overrides)
@@ -81,3 +71,13 @@ def resolve_config(schema: type[C], arguments: list[str] | None, default: str | 
         print(to_yaml(config), end="")
         raise typer.Exit
     return config
+
+
+def make_console(min_width: int = 0) -> Console:
+    """Return a console; without a terminal, it is at least `min_width` columns wide."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, min_width)
+    return console

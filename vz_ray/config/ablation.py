@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vz_ray.config.data import SynthConfig
+from vz_ray.config.fields import InvalidValueError, Section, number
 from vz_ray.config.quickstart import QuickstartConfig
-from vz_ray.config.validation import InvalidValueError, check_min, check_positive
 
 FULL = "full"
 WITHOUT_RL = "without_rl"
@@ -24,21 +24,17 @@ def variant_title(variant: str) -> str:
 
 
 @dataclass
-class ReflectionConfig:
+class ReflectionConfig(Section):
     """Reflections of the cold start: corrected wrong zooms of the policy."""
 
-    samples_per_task: int = 4
+    samples_per_task: int = number(4, minimum=1)
     """Episodes that the policy samples per cold-start task, after training on exemplars only."""
-    temperature: float = 1.0
+    temperature: float = number(1.0, above=0)
     """Sampling temperature of these episodes."""
-    max_per_task: int = 2
+    max_per_task: int = number(2, minimum=1)
     """Maximum wrong episodes per task that are corrected."""
-    max_reflections: int = 96
+    max_reflections: int = number(96, minimum=1)
     """Maximum reflections in the training data besides the exemplars, drawn at random."""
-
-    def __post_init__(self) -> None:
-        check_min(self, 1, "samples_per_task", "max_per_task", "max_reflections")
-        check_positive(self, "temperature")
 
 
 @dataclass

@@ -4,56 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vz_ray.config.derived import timeout
-from vz_ray.config.validation import (
-    InvalidValueError,
-    check_choice,
-    check_min,
-    check_not_negative,
-    check_positive,
-)
-
-DECODERS = ("pyav", "torchcodec")
+from vz_ray.config.fields import Section, check_at_least, choice, number
+from vz_ray.config.timeouts import timeout
 
 
 @dataclass
-class ClipsConfig:
+class ClipsConfig(Section):
     """The decode pool and the video files that it accepts."""
 
-    decoder: str = "pyav"
+    decoder: str = choice("pyav", "torchcodec")
     """Decoder library: `pyav`, or `torchcodec`, which needs FFmpeg's shared libraries."""
-    num_actors: int = 2
+    num_actors: int = number(2, minimum=1)
     """Decode actors, one process each."""
-    threads_per_actor: int = 2
+    threads_per_actor: int = number(2, minimum=1)
     """Parallel parts of a request that spans several GOPs (`pyav` only)."""
     max_actors: int = 0
     """Maximum decode actors, started while requests queue; 0 keeps `num_actors`."""
-    upscale_queue_length: int = 4
+    upscale_queue_length: int = number(4, minimum=1)
     """Waiting and running requests per actor above which the pool starts actors."""
-    upscale_delay_s: float = 5.0
+    upscale_delay_s: float = number(5.0, minimum=0)
     """Seconds that requests must queue before the pool starts actors."""
-    downscale_delay_s: float = 60.0
+    downscale_delay_s: float = number(60.0, minimum=0)
     """Seconds that an actor must be unneeded before the pool stops it."""
-    cpus_per_actor: float = 0.5
+    cpus_per_actor: float = number(0.5, minimum=0)
     """CPUs that Ray reserves per actor; 0 reserves none."""
     node_group: str = ""
     """Ray resource of the nodes for the actors; empty allows every node."""
     timeout_s: float = timeout("decode_s")
     """Timeout of one attempt, including its wait in the actor's queue."""
-    max_attempts: int = 3
+    max_attempts: int = number(3, minimum=1)
     """Maximum attempts at a request, each on another actor."""
-    quarantine_after: int = 3
+    quarantine_after: int = number(3, minimum=1)
     """Consecutive decoder crashes after which a video is rejected."""
     queue_timeout_s: float = timeout("decode_queue_s")
     """Maximum wait for `max_in_flight_mib`, or behind quarantined videos."""
-    max_in_flight_mib: int = 1024
+    max_in_flight_mib: int = number(1024, minimum=1)
     """Maximum decoded frames in flight per client, in MiB; further requests wait."""
-    max_load_imbalance: int = 8
+    max_load_imbalance: int = number(8, minimum=1)
     """Difference in queue length above which a request goes to the least loaded actor instead of the actor
     that caches the video."""
-    memory_cache_mib: int = 256
+    memory_cache_mib: int = number(256, minimum=0)
     """Memory cache of decoded frames per actor, in MiB."""
-    disk_cache_gib: float = 20.0
+    disk_cache_gib: float = number(20.0, minimum=0)
     """Disk cache of decoded frames and video scans per machine, in GiB; 0 disables it."""
     disk_cache_dir: str = ""
     """Directory of cached frames and downloads, on a local disk; default: the user's cache directory."""
@@ -65,37 +57,27 @@ class ClipsConfig:
     """Hosts or buckets that are fetched from; empty allows all public hosts."""
     allowed_private_hosts: list[str] = field(default_factory=list)
     """Hosts that may have private addresses, for example the cluster's object store."""
-    max_download_gib: float = 8.0
+    max_download_gib: float = number(8.0, above=0)
     """Maximum size of a fetched file, in GiB."""
     download_timeout_s: float = timeout("download_s")
     """Timeout of one download."""
-    download_cache_gib: float = 100.0
+    download_cache_gib: float = number(100.0, above=0)
     """Disk cache of fetched files per machine, in GiB; the least recently used files are evicted first."""
-    max_open_videos: int = 8
+    max_open_videos: int = number(8, minimum=1)
     """Maximum open videos per actor."""
-    max_rss_mib: int = 4096
+    max_rss_mib: int = number(4096, minimum=1)
     """Resident memory in MiB above which an idle actor exits; Ray restarts it."""
-    max_duration_s: float = 28800.0
+    max_duration_s: float = number(28800.0, above=0)
     """Maximum duration of a video in seconds."""
-    max_pixels: int = 37748736
+    max_pixels: int = number(37748736, minimum=1)
     """Maximum area of a coded frame in pixels (8192 x 4608)."""
-    max_request_frames: int = 4096
+    max_request_frames: int = number(4096, minimum=1)
     """Maximum frames of one request."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "decoder", DECODERS)
-        check_min(self, 1, "num_actors", "threads_per_actor", "upscale_queue_length", "max_attempts")
-        check_min(self, 1, "quarantine_after", "max_in_flight_mib", "max_load_imbalance", "max_open_videos")
-        check_min(self, 1, "max_rss_mib", "max_pixels", "max_request_frames")
-        check_positive(self, "max_duration_s", "max_download_gib", "download_cache_gib")
-        check_not_negative(self, "cpus_per_actor", "memory_cache_mib", "disk_cache_gib")
-        check_not_negative(self, "upscale_delay_s", "downscale_delay_s")
-        if self.max_actors and self.max_actors < self.num_actors:
-            raise InvalidValueError(
-                "max_actors",
-                f"is {self.max_actors}; it must be at least num_actors ({self.num_actors}), or 0 for a fixed number",
-                "num_actors",
-            )
+        super().__post_init__()
+        if self.max_actors:
+            check_at_least(self, "max_actors", "num_actors", ", or 0 for a fixed number")
 
     @property
     def actor_limit(self) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vz_ray.config.validation import InvalidValueError, check_min
+from vz_ray.config.fields import InvalidValueError, Section, number
 
 
 @dataclass
-class SynthConfig:
+class SynthConfig(Section):
     """Number and encoding of the needle videos."""
 
     directory: str = "data/needle"
@@ -25,9 +25,9 @@ class SynthConfig:
     """Videos for the test."""
     shot_s: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     """Shot lengths in seconds; a video has sixteen shots of one length."""
-    questions: int = 4
+    questions: int = number(4, minimum=1, maximum=4, reason=" (one per border colour)")
     """Questions per video, from 1 to 4 (one per border colour)."""
-    fps: int = 8
+    fps: int = number(8, minimum=1)
     """Frame rate."""
     side: int = 112
     """Width and height in pixels."""
@@ -37,17 +37,15 @@ class SynthConfig:
     """Consecutive B-frames."""
     crf: int = 23
     """Constant rate factor of x264; lower is better quality."""
-    workers: int = 2
+    workers: int = number(2, minimum=1)
     """Encoder processes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.shot_s or min(self.shot_s) < 1:
             raise InvalidValueError("shot_s", f"is {self.shot_s}; it must list lengths of at least 1 second")
-        if not 1 <= self.questions <= 4:
-            raise InvalidValueError("questions", f"is {self.questions}; it must be 1 to 4 (one per border colour)")
         if self.side < 32 or self.side % 4:
             raise InvalidValueError("side", f"is {self.side}; it must be at least 32 and a multiple of 4")
-        check_min(self, 1, "fps", "workers")
 
     @property
     def videos(self) -> dict[str, int]:
@@ -56,7 +54,7 @@ class SynthConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Task files of a run."""
 
     train: str = "data/needle/train.json"

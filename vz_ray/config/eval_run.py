@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from vz_ray.config.eval import SAMPLING_STRATEGY_PATTERN
+from vz_ray.config.fields import InvalidValueError, Section
 from vz_ray.config.run import RolloutRunConfig
-from vz_ray.config.validation import InvalidValueError
 
 MODE_PATTERN = r"agent(:\d+)?(@(?=.*[1-9])\d+(\.\d+)?fps)?|uniform:[1-9]\d*"
 """Regular expression (full match) of an evaluation mode."""
@@ -16,7 +16,7 @@ LABEL_PATTERN = r"(?!(agent|uniform|model)$)[A-Za-z][A-Za-z0-9-]*"
 
 
 @dataclass
-class BenchmarkConfig:
+class BenchmarkConfig(Section):
     """Files and questions of one benchmark."""
 
     adapter: str = ""
@@ -37,6 +37,7 @@ class BenchmarkConfig:
     `seed`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if re.fullmatch(SAMPLING_STRATEGY_PATTERN, self.sampling_strategy) is None:
             raise InvalidValueError(
                 "sampling_strategy",
@@ -45,7 +46,7 @@ class BenchmarkConfig:
 
 
 @dataclass
-class CurveConfig:
+class CurveConfig(Section):
     """Modes of `vz-ray eval --curve`, which replace `modes`."""
 
     uniform_frames: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
@@ -56,6 +57,7 @@ class CurveConfig:
     """Fixed frame rates of every zoom."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if any(frames < 1 for frames in self.uniform_frames):
             raise InvalidValueError("uniform_frames", f"is {self.uniform_frames}; each value must be at least 1")
         if any(zooms < 0 for zooms in self.max_zooms):
@@ -106,8 +108,7 @@ class EvalRunConfig(RolloutRunConfig):
             if re.fullmatch(LABEL_PATTERN, label) is None:
                 raise InvalidValueError(
                     "compare",
-                    f"has the label {label!r}; a label must consist of letters, digits and hyphens, and must "
-                    "not be "
+                    f"has the label {label!r}; a label must consist of letters, digits and hyphens, and must not be "
                     "agent, uniform or model",
                 )
 

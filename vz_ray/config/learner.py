@@ -6,29 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vz_ray.config.derived import derived, timeout
-from vz_ray.config.validation import (
-    InvalidValueError,
-    check_choice,
-    check_fraction,
-    check_min,
-    check_not_negative,
-    check_positive,
-)
+from vz_ray.config.fields import InvalidValueError, Section, choice, derived, number
+from vz_ray.config.timeouts import timeout
 from vz_ray.utils.errors import UserError
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW and its learning rate schedule."""
 
-    learning_rate: float = 1e-6
+    learning_rate: float = number(1e-6, above=0)
     """Peak learning rate (paper: RL stage)."""
-    lr_schedule: str = "constant"
+    lr_schedule: str = choice("constant", "cosine")
     """`constant`, or `cosine` from the peak down to 0 at `total_steps`."""
-    warmup_ratio: float = 0.0
+    warmup_ratio: float = number(0.0, minimum=0, maximum=1)
     """Fraction of `total_steps` with linear warmup."""
-    total_steps: int = 1
+    total_steps: int = number(1, above=0)
     """Optimizer steps of the schedule; not used by `constant` without warmup."""
     beta1: float = 0.9
     """Decay of the first moment."""
@@ -36,65 +29,50 @@ class OptimizerConfig:
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Term added to the denominator."""
-    weight_decay: float = 0.01
+    weight_decay: float = number(0.01, minimum=0)
     """Decoupled weight decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, minimum=0)
     """Maximum global 2-norm of the gradient; 0 disables clipping."""
-
-    def __post_init__(self) -> None:
-        check_choice(self, "lr_schedule", ("constant", "cosine"))
-        check_positive(self, "learning_rate", "total_steps")
-        check_not_negative(self, "weight_decay", "max_grad_norm")
-        check_fraction(self, "warmup_ratio")
 
 
 @dataclass
-class LossConfig:
+class LossConfig(Section):
     """Policy loss, KL and entropy terms."""
 
-    importance_sampling_level: str = "token"
+    importance_sampling_level: str = choice("token", "sequence")
     """`token`: one importance ratio per token (GRPO); `sequence`: the geometric mean of a trajectory's ratios
     (GSPO)."""
-    aggregation: str = "sequence_mean"
+    aggregation: str = choice("sequence_mean", "token_mean", "fixed_length")
     """`sequence_mean`: mean over a trajectory's sampled tokens, then over trajectories (the paper);
     `token_mean`: mean over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
     trajectories (Dr.GRPO)."""
-    fixed_length: int = 4096
+    fixed_length: int = number(4096, above=0)
     """Divisor of `fixed_length`."""
-    advantage_estimator: str = "grpo"
+    advantage_estimator: str = choice("grpo", "dr_grpo")
     """`grpo`: (r - mean) / (std + 1e-6) within the group; `dr_grpo`: r - mean."""
-    min_reward_std: float = 1e-4
+    min_reward_std: float = number(1e-4, minimum=0)
     """Minimum standard deviation of a group's rewards; other groups are dropped."""
-    clip_ratio_low: float = 0.2
+    clip_ratio_low: float = number(0.2, above=0)
     """Clip range of the importance ratio below 1."""
-    clip_ratio_high: float = 0.27
+    clip_ratio_high: float = number(0.27, above=0)
     """Clip range of the importance ratio above 1."""
-    kl_coef: float = 0.001
+    kl_coef: float = number(0.001, minimum=0)
     """Coefficient of the low-variance KL to the reference model; 0 loads no reference model."""
-    entropy_coef: float = 0.001
+    entropy_coef: float = number(0.001, minimum=0)
     """Coefficient of the entropy bonus."""
-    tis_cap: float | None = None
+    tis_cap: float | None = number(None, above=0)
     """Cap C of the truncated importance weight min(exp(old - engine), C); null disables the weight."""
-
-    def __post_init__(self) -> None:
-        check_choice(self, "importance_sampling_level", ("token", "sequence"))
-        check_choice(self, "aggregation", ("sequence_mean", "token_mean", "fixed_length"))
-        check_choice(self, "advantage_estimator", ("grpo", "dr_grpo"))
-        check_positive(self, "fixed_length", "clip_ratio_low", "clip_ratio_high")
-        check_not_negative(self, "kl_coef", "entropy_coef", "min_reward_std")
-        if self.tis_cap is not None:
-            check_positive(self, "tis_cap")
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685)."""
 
-    rank: int = 0
+    rank: int = number(0, minimum=0)
     """Rank of the adapters; 0 trains the full weights."""
-    alpha: float = 32.0
+    alpha: float = number(32.0, above=0)
     """Scale of the adapters: an adapter adds B A x times `alpha / rank`."""
-    dropout: float = 0.0
+    dropout: float = number(0.0, minimum=0, below=1)
     """Dropout of an adapter's inputs."""
     target_modules: list[str] = field(
         default_factory=lambda: [
@@ -108,10 +86,7 @@ class LoraConfig:
     """Also train the full weights of the merger, which projects visual features to the language model."""
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "rank")
-        check_positive(self, "alpha")
-        if not 0 <= self.dropout < 1:
-            raise InvalidValueError("dropout", f"is {self.dropout}; it must be at least 0 and below 1")
+        super().__post_init__()
         for pattern in self.target_modules:
             try:
                 re.compile(pattern)
@@ -141,23 +116,23 @@ class LoraConfig:
 
 
 @dataclass
-class LearnerConfig:
+class LearnerConfig(Section):
     """The learner: `world_size` processes that train one model."""
 
     model: str = derived("", "model")
     """Checkpoint directory (HF format) of the initial model."""
     reference_model: str | None = None
     """Checkpoint directory of the reference model; default `model`."""
-    world_size: int = 1
+    world_size: int = number(1, minimum=1)
     """Processes, one per GPU."""
-    zero_stage: int = 3
+    zero_stage: int = choice(3, 0, 1, 2)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also weights."""
-    offload: str = "none"
+    offload: str = choice("none", "optimizer", "all")
     """State in host memory: `none`, `optimizer` (stages 1 to 3), or `all`: also the weights, which are copied
     to the GPU per layer (stage 3)."""
-    param_persistence_threshold: int = 100_000
+    param_persistence_threshold: int = number(100_000, minimum=0)
     """ZeRO 3: tensors with fewer elements stay replicated on every rank."""
-    dtype: str = "auto"
+    dtype: str = choice("auto", "bfloat16", "float32")
     """`bfloat16`, `float32`, or `auto`: `bfloat16` on GPUs, `float32` on CPUs."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, slower."""
@@ -165,40 +140,40 @@ class LearnerConfig:
     """Freeze the vision tower and its merger."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters."""
-    micro_batch_tokens: int = 32_768
+    micro_batch_tokens: int = number(32_768, minimum=1)
     """Maximum tokens of one forward pass, without padding; a shared prefix counts once."""
     share_prefixes: bool = True
     """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
     gradients."""
-    feature_cache_mib: int = 4096
+    feature_cache_mib: int = number(4096, minimum=0)
     """Cache per rank, in MiB, of frame features from frozen vision towers, including the reference model's; 0
     disables it."""
-    logprob_chunk_tokens: int = 2_048
+    logprob_chunk_tokens: int = number(2_048, minimum=1)
     """Sampled tokens per chunk of `[tokens, vocab]` logits."""
-    mini_batch_size: int = 32
+    mini_batch_size: int = number(32, minimum=1)
     """Groups per optimizer step of RL."""
-    epochs: int = 1
+    epochs: int = number(1, minimum=1)
     """Passes over the groups of a step."""
-    old_logprobs: str = "recompute"
+    old_logprobs: str = choice("recompute", "engine")
     """Old log-probs of the loss. `recompute`: computed by the learner before the first update; `engine`:
     sampled by the engine."""
     seed: int = 0
     """Seed of the mini-batch order."""
-    max_skipped_updates: int = 3
+    max_skipped_updates: int = number(3, minimum=1)
     """Consecutive updates with a non-finite loss or gradient after which training stops."""
     replay_dir: str = ""
     """Directory for the batches of skipped updates; default `replay` in the run directory."""
-    max_unreadable_share: float = 0.1
+    max_unreadable_share: float = number(0.1, minimum=0, maximum=1)
     """Maximum share of a step's groups that are skipped because their frames cannot be decoded again."""
-    frame_cache_mib: int = 2048
+    frame_cache_mib: int = number(2048, minimum=0)
     """Cache per rank of decoded frames, in MiB."""
-    num_threads: int = 0
+    num_threads: int = number(0, minimum=0)
     """CPU threads per rank; 0 uses PyTorch's default."""
     node_group: str = ""
     """Ray resource of the nodes for the ranks; empty allows every node."""
     timeout_s: float = timeout("learner_call_s")
     """Timeout of one call to a rank, and of the placement of all ranks."""
-    max_restarts: int = 3
+    max_restarts: int = number(3, minimum=0)
     """Consecutive restarts after a lost rank; a new step resets the count. 0 stops the run at the first
     loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -207,15 +182,7 @@ class LearnerConfig:
     """Policy loss."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "zero_stage", (0, 1, 2, 3))
-        check_choice(self, "offload", ("none", "optimizer", "all"))
-        check_choice(self, "dtype", ("auto", "bfloat16", "float32"))
-        check_choice(self, "old_logprobs", ("recompute", "engine"))
-        check_min(self, 1, "world_size", "micro_batch_tokens", "logprob_chunk_tokens", "mini_batch_size")
-        check_min(self, 1, "epochs", "max_skipped_updates")
-        check_not_negative(self, "num_threads", "param_persistence_threshold", "max_restarts")
-        check_not_negative(self, "frame_cache_mib", "feature_cache_mib")
-        check_fraction(self, "max_unreadable_share")
+        super().__post_init__()
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise InvalidValueError("offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage")
         if self.offload == "all" and self.zero_stage != 3:
@@ -248,8 +215,7 @@ class LearnerConfig:
         if self.micro_batch_tokens < max_context:
             raise InvalidValueError(
                 f"{section}.micro_batch_tokens",
-                f"is {self.micro_batch_tokens}; it must be at least episode.max_context ({max_context}), or "
-                "the "
+                f"is {self.micro_batch_tokens}; it must be at least episode.max_context ({max_context}), or the "
                 "longest episodes cannot be trained on",
                 "episode.max_context",
             )

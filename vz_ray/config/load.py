@@ -12,8 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from vz_ray.config.derived import FOLLOWS, SOURCE
-from vz_ray.config.validation import InvalidValueError
+from vz_ray.config.fields import FOLLOWS, SOURCE, InvalidValueError
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.resources import find_resource
 
@@ -74,6 +73,23 @@ def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequ
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             raise _merge_error(error, layer, schema) from error
     return _build(schema, config, layers)
+
+
+def is_config_file(argument: str) -> bool:
+    """Return whether a command line argument is a config file, rather than an override."""
+    return argument.endswith((".yaml", ".yml")) and "=" not in argument
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the config file, if any, and the overrides.
+
+    Raises:
+        UserError: There are several config files.
+    """
+    files = [argument for argument in arguments if is_config_file(argument)]
+    if len(files) > 1:
+        raise UserError(f"got {len(files)} config files, {' and '.join(files)}; give one, which may extend another")
+    return (files[0] if files else None), [argument for argument in arguments if argument not in files]
 
 
 def restore_config(schema: type[C], values: dict[str, Any]) -> C:

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vz_ray.config.validation import InvalidValueError, check_choice, check_fraction
-
-LOG_FORMATS = ("text", "json")
+from vz_ray.config.fields import InvalidValueError, Section, choice, number
 
 
 @dataclass
-class LoggingConfig:
+class LoggingConfig(Section):
     """Format of log files."""
 
-    log_format: str = "text"
+    log_format: str = choice("text", "json")
     """`text`, or `json`: one object per line with run, worker, rank, step and episode."""
-
-    def __post_init__(self) -> None:
-        check_choice(self, "log_format", LOG_FORMATS)
 
 
 @dataclass
 class TrackingConfig(LoggingConfig):
     """Metrics and experiment trackers of a run."""
 
-    poll_interval_s: float = 5.0
+    poll_interval_s: float = number(5.0, above=0, maximum=10, reason=", because Ray drops stale gauges")
     """Seconds between polls of rollout workers and decoders, for Prometheus and `vz-ray top`."""
     wandb_project: str = ""
     """Weights & Biases project that receives the metrics; empty disables it."""
     mlflow_tracking_uri: str = ""
     """MLflow tracking server that receives the metrics, or `sqlite:///mlflow.db`; empty disables it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.poll_interval_s <= 10:
-            raise InvalidValueError(
-                "poll_interval_s",
-                f"is {self.poll_interval_s}; it must be above 0 and at most 10, because Ray drops stale gauges",
-            )
 
 
 @dataclass
@@ -47,12 +34,11 @@ class MonitoringConfig(TrackingConfig):
     otlp_endpoint: str = ""
     """Base address of an OTLP/HTTP collector for traces, for example `http://collector:4318`; empty disables
     traces."""
-    trace_sample_ratio: float = 0.05
+    trace_sample_ratio: float = number(0.05, minimum=0, maximum=1)
     """Fraction of episodes that are traced; every step is traced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(self, "trace_sample_ratio")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise InvalidValueError(
                 "otlp_endpoint",

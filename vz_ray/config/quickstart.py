@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vz_ray.config.data import SynthConfig
+from vz_ray.config.fields import InvalidValueError, Section, number
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.report import ReportConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftConfig
-from vz_ray.config.validation import InvalidValueError, check_fraction
 
 
 @dataclass
-class BaselineConfig:
+class BaselineConfig(Section):
     """The uniform baseline: the same base model, trained to answer from uniform frames without the tool."""
 
     prompt: str = "conf/prompt/tiny-answer.yaml"
@@ -24,6 +24,7 @@ class BaselineConfig:
     """Frame counts of the evaluation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("train_frames", "test_frames"):
             counts = getattr(self, name)
             if not counts or min(counts) < 1:
@@ -40,7 +41,7 @@ class QuickstartConfig(GrpoRunConfig):
     """Learner of all SFT stages."""
     cold_start: SftConfig = field(default_factory=SftConfig)
     """Cold start on exemplars."""
-    sparse_zoom_share: float = 0.0
+    sparse_zoom_share: float = number(0.0, minimum=0, maximum=1)
     """Share of the exemplars' zooms that are tried at half the required frame rate, and kept if that
     suffices."""
     sft_continued: SftConfig = field(default_factory=SftConfig)
@@ -58,11 +59,9 @@ class QuickstartConfig(GrpoRunConfig):
         if self.weights.transport != "shm":
             raise InvalidValueError(
                 "weights.transport",
-                f"is {self.weights.transport!r}; the quickstart evaluates several models on the same "
-                "engines, which "
+                f"is {self.weights.transport!r}; the quickstart evaluates several models on the same engines, which "
                 "requires 'shm'",
             )
-        check_fraction(self, "sparse_zoom_share")
         if self.sft_continued.max_time_s:
             raise InvalidValueError(
                 "sft_continued.max_time_s",

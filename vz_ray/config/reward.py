@@ -6,29 +6,50 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vz_ray.config.derived import derived, timeout
-from vz_ray.config.validation import (
-    InvalidValueError,
-    check_choice,
-    check_min,
-    check_not_negative,
-    check_positive,
-)
+from vz_ray.config.fields import InvalidValueError, Section, choice, derived, number
+from vz_ray.config.timeouts import timeout
 
-SCORERS = ("clean", "compat")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass
-class JudgeConfig:
-    """Judge model for open-ended answers, behind an OpenAI-compatible endpoint."""
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible chat endpoint."""
 
     model: str = ""
-    """Model name at the endpoint; empty disables the judge, and answers that need one are invalid."""
+    """Model name at the endpoint."""
     base_url: str = ""
     """Endpoint, for example `http://judge:8000/v1`."""
     api_key_env: str = ""
-    """Environment variable of the rollout workers with the API key; empty sends no key."""
+    """Environment variable with the API key, on the machines that send requests; empty sends no key."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Parameters of every request; null removes one."""
+    max_concurrency: int = number(16, minimum=1)
+    """Maximum concurrent requests per process."""
+    max_attempts: int = number(6, minimum=1)
+    """Maximum attempts at a request; 429, 5xx, timeouts, lost connections and invalid replies are retried."""
+    backoff_s: float = number(1.0, above=0)
+    """Wait before the first retry in seconds, doubled for each further one; a longer `Retry-After` is
+    respected."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model and not re.match(r"https?://", self.base_url):
+            raise InvalidValueError(
+                "base_url",
+                f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for example "
+                "http://judge:8000/v1",
+                "model",
+            )
+        reserved = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
+        if reserved:
+            raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
+
+
+@dataclass
+class JudgeConfig(EndpointConfig):
+    """Judge model for open-ended answers; without `model`, answers that need a judge are invalid."""
+
     prompt: str = "conf/prompt/judge.yaml"
     """Prompt for open-ended answers, scored 0 or 1."""
     graded_prompt: str = "conf/prompt/judge-graded.yaml"
@@ -38,13 +59,6 @@ class JudgeConfig:
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
     """Parameters of every request; null removes one (some models use `max_completion_tokens` instead of
     `max_tokens`)."""
-    max_concurrency: int = 16
-    """Maximum concurrent requests per rollout worker."""
-    max_attempts: int = 6
-    """Maximum requests per verdict; 429, 5xx, timeouts and lost connections are retried."""
-    backoff_s: float = 1.0
-    """Wait before the first retry in seconds, doubled for each further one; a longer `Retry-After` is
-    respected."""
     request_timeout_s: float = timeout("judge_request_s")
     """Timeout of one request."""
     total_timeout_s: float = timeout("judge_s")
@@ -54,48 +68,33 @@ class JudgeConfig:
     cache_dir: str = ""
     """Directory of the cache; default: the user's cache directory."""
 
-    def __post_init__(self) -> None:
-        if self.model and not re.match(r"https?://", self.base_url):
-            raise InvalidValueError(
-                "base_url",
-                f"is {self.base_url!r}; with model {self.model!r} it must be the endpoint's address, for "
-                "example "
-                "http://judge:8000/v1",
-                "model",
-            )
-        reserved = [name for name in ("model", "messages", "stream", "n") if name in self.parameters]
-        if reserved:
-            raise InvalidValueError("parameters", f"has {reserved[0]!r}, which is reserved; remove it")
-        check_min(self, 1, "max_concurrency", "max_attempts")
-        check_positive(self, "backoff_s")
-
 
 @dataclass
-class RewardConfig:
+class RewardConfig(Section):
     """Reward of an episode."""
 
-    accuracy: float = 0.9
+    accuracy: float = number(0.9, minimum=0)
     """Weight of a correct answer (paper: 0.9)."""
-    format: float = 0.1
+    format: float = number(0.1, minimum=0)
     """Weight of a well-formed transcript (paper: 0.1)."""
-    tool: float = 0.5
+    tool: float = number(0.5, minimum=0)
     """Bonus for a correct answer after a served zoom (paper: 0.5)."""
-    scorer: str = "clean"
+    scorer: str = choice("clean", "compat")
     """`clean` parses the usual ways to name an option in the answer and counts served zooms; `compat` scores
     like the released VideoZoomer code and counts attempted zooms."""
     max_zoom_frames: int = derived(16, "episode.max_zoom_frames")
     """Maximum frames of one well-formed zoom (paper: 16)."""
-    number_rel_tol: float = 0.01
+    number_rel_tol: float = number(0.01, minimum=0)
     """Relative tolerance of non-integer numeric answers; integers must be equal."""
-    length_penalty: float = 0.0
+    length_penalty: float = number(0.0, minimum=0)
     """Weight of the length penalty; 0 disables it."""
     length_free_tokens: int = 2048
     """Generated tokens of an episode without penalty."""
     length_full_tokens: int = 4096
     """Generated tokens with the full penalty; it grows linearly in between."""
-    frame_cost: float = 0.0
+    frame_cost: float = number(0.0, minimum=0)
     """Weight of the cost of zoomed frames; 0 disables it."""
-    frame_cost_full_frames: int = 64
+    frame_cost_full_frames: int = number(64, minimum=1)
     """Zoomed frames with the full cost."""
     function: str = ""
     """User reward function `package.module:name`; see `vz_ray/rewards/user_function.py`."""
@@ -105,9 +104,7 @@ class RewardConfig:
     """Timeout of scoring one episode."""
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "accuracy", "format", "tool", "number_rel_tol", "length_penalty", "frame_cost")
-        check_choice(self, "scorer", SCORERS)
-        check_min(self, 1, "frame_cost_full_frames")
+        super().__post_init__()
         if not 0 <= self.length_free_tokens < self.length_full_tokens:
             raise InvalidValueError(
                 "length_free_tokens",

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vz_ray.config.derived import derived, timeout
-from vz_ray.config.validation import (
-    InvalidValueError,
-    check_choice,
-    check_min,
-    check_not_negative,
-    check_positive,
-)
-
-ENGINE_DTYPES = ("float32", "bfloat16", "float16")
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, choice, derived, number
+from vz_ray.config.timeouts import timeout
 
 
 @dataclass
-class EngineConfig:
+class EngineConfig(Section):
     """Arguments of a vLLM engine."""
 
-    dtype: str = "float32"
+    dtype: str = choice("float32", "bfloat16", "float16")
     """`float32` on CPU (log-probs equal the learner's), `bfloat16` on GPUs."""
-    kv_cache_gib: float | None = 1.0
+    kv_cache_gib: float | None = number(1.0, above=0)
     """KV cache in GiB; null uses `gpu_memory_utilization` of the GPU."""
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: float = number(0.85, above=0, maximum=1)
     """Fraction of a GPU's memory for the engine if `kv_cache_gib` is null."""
     mm_processor_cache_gib: float = 0.5
     """Cache of preprocessed frames in GiB, shared by the samples of a group and by later turns (about 2.4 MB
@@ -37,28 +29,16 @@ class EngineConfig:
     """Maximum turns in one batch."""
     images_per_prompt: int = derived(128, "images_per_prompt", "episode.max_images")
     """Maximum frames of a conversation."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = number(1, minimum=1)
     """GPUs per engine."""
-    num_threads: int = 0
+    num_threads: int = number(0, minimum=0)
     """CPU threads of an engine on CPU; 0 uses the environment's default."""
     enforce_eager: bool = True
     """Disable CUDA graphs: a faster start. Required on CPU."""
 
-    def __post_init__(self) -> None:
-        check_choice(self, "dtype", ENGINE_DTYPES)
-        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
-            raise InvalidValueError("kv_cache_gib", f"is {self.kv_cache_gib}; it must be above 0 or null")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise InvalidValueError(
-                "gpu_memory_utilization",
-                f"is {self.gpu_memory_utilization}; it must be above 0 and at most 1",
-            )
-        check_min(self, 1, "tensor_parallel_size")
-        check_not_negative(self, "num_threads")
-
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(Section):
     """Number, concurrency and placement of the rollout workers."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -68,17 +48,17 @@ class RolloutConfig:
     max_workers: int = 0
     """Maximum workers, started while episodes queue, so that Ray's autoscaler adds nodes; 0 keeps
     `num_workers`."""
-    upscale_delay_s: float = 10.0
+    upscale_delay_s: float = number(10.0, minimum=0)
     """Seconds that episodes must queue before workers are started."""
-    downscale_delay_s: float = 120.0
+    downscale_delay_s: float = number(120.0, minimum=0)
     """Seconds that a worker must be unneeded before it is stopped."""
-    max_concurrent_episodes: int = 32
+    max_concurrent_episodes: int = number(32, minimum=1)
     """Maximum concurrent episodes per worker."""
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: float = number(1.0, minimum=0)
     """CPUs that Ray reserves per worker."""
     node_group: str = ""
     """Ray resource of the nodes for the workers; empty allows every node."""
-    max_attempts: int = 3
+    max_attempts: int = number(3, minimum=1)
     """Maximum attempts at an episode; the episodes of a dead worker are retried on another one."""
     start_timeout_s: float = timeout("engine_start_s")
     """Timeout of an engine's start."""
@@ -88,25 +68,19 @@ class RolloutConfig:
     """Timeout of one generated turn."""
     episode_timeout_s: float = timeout("episode_s")
     """Timeout of one episode."""
-    health_check_interval_s: float = 10.0
+    health_check_interval_s: float = number(10.0, above=0)
     """Seconds between health checks of idle workers."""
 
     def __post_init__(self) -> None:
-        check_min(self, 1, "max_concurrent_episodes", "max_attempts")
+        super().__post_init__()
         if self.num_workers < (0 if self.max_workers else 1):
             raise InvalidValueError(
                 "num_workers",
                 f"is {self.num_workers}; it must be at least 1, or at least 0 with max_workers",
                 "max_workers",
             )
-        if self.max_workers and self.max_workers < self.num_workers:
-            raise InvalidValueError(
-                "max_workers",
-                f"is {self.max_workers}; it must be at least num_workers ({self.num_workers}), or 0 for a fixed number",
-                "num_workers",
-            )
-        check_not_negative(self, "upscale_delay_s", "downscale_delay_s", "cpus_per_worker")
-        check_positive(self, "health_check_interval_s")
+        if self.max_workers:
+            check_at_least(self, "max_workers", "num_workers", ", or 0 for a fixed number")
 
     @property
     def worker_limit(self) -> int:

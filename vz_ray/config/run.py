@@ -1,4 +1,4 @@
-"""Config of runs with rollout workers: evaluation and RL training."""
+"""Config of runs: their common keys, runs with rollout workers, and RL training."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
-from vz_ray.config.derived import set_derived_values
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.eval import EvalConfig
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, number, set_derived_values
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.monitoring import MonitoringConfig
+from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.config.timeouts import TimeoutsConfig
-from vz_ray.config.validation import InvalidValueError, check_min, check_not_negative, check_positive
 from vz_ray.config.weights import WeightsConfig
 from vz_ray.utils.resources import find_resource
 
@@ -39,88 +38,92 @@ MUTABLE_ON_RESUME = (
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """The RL training loop."""
 
-    max_steps: int = 200
+    max_steps: int = number(200, minimum=1)
     """Training steps."""
-    batch_size: int = 128
+    batch_size: int = number(128, minimum=1)
     """Tasks (groups) per step (paper: 128)."""
-    group_size: int = 16
+    group_size: int = number(16, minimum=2)
     """Samples per task (paper: 16)."""
-    extra_samples: int = 0
+    extra_samples: int = number(0, minimum=0)
     """Extra samples per task; the first `group_size` that finish are kept. Groups then do not wait for their
     longest episodes, which biases training towards short ones; 0 has no bias."""
     max_sampled_tasks: int = 384
     """Maximum tasks sampled per step to fill the batch; groups of equal rewards are dropped."""
-    max_staleness: int = 0
+    max_staleness: int = number(0, minimum=0)
     """Maximum number of updates between the weights that sampled a token and the weights that train on it; 0
     is synchronous."""
     wait_for_episodes: bool = False
     """Finish running episodes before engines load new weights; otherwise episodes continue with the new
     weights."""
-    temperature: float = 1.0
+    temperature: float = number(1.0, above=0)
     """Sampling temperature of training episodes."""
-    validate_every: int = 20
+    validate_every: int = number(20, minimum=0)
     """Steps between evaluations on the validation tasks; 0 disables validation."""
-    checkpoint_every: int = 5
+    checkpoint_every: int = number(5, minimum=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = number(2, minimum=1)
     """Newest checkpoints to keep."""
-    keep_best: int = 0
+    keep_best: int = number(0, minimum=0)
     """Best checkpoints to keep in addition, ranked by validation accuracy (every validated step is then
     checkpointed), or by mean training reward if `validate_every` is 0."""
     max_mismatch_kl: float = 0.05
     """Maximum KL per token between engine and learner, in nats; training stops above it."""
 
     def __post_init__(self) -> None:
-        check_min(self, 1, "max_steps", "batch_size", "checkpoint_every", "keep_checkpoints")
-        check_not_negative(self, "max_staleness", "extra_samples", "keep_best", "validate_every")
-        check_min(self, 2, "group_size")
-        check_positive(self, "temperature")
-        if self.max_sampled_tasks < self.batch_size:
-            raise InvalidValueError(
-                "max_sampled_tasks",
-                f"is {self.max_sampled_tasks}; it must be at least batch_size ({self.batch_size})",
-                "batch_size",
-            )
+        super().__post_init__()
+        check_at_least(self, "max_sampled_tasks", "batch_size")
 
 
 @dataclass
-class RolloutRunConfig:
-    """Common config of runs with rollout workers: model, engines, decode pool, cluster."""
+class RunConfig(Section):
+    """Keys of every run: its directory and model, episodes, decode pool, cluster."""
 
     name: str = "run"
     """Name of the run directory in `runs`."""
     runs: str = "runs"
     """Parent of run directories."""
     seed: int = 0
-    """Seed of task order, sampling and shuffling."""
+    """Seed of task and batch order, sampling and shuffling."""
     model: str = ""
     """Checkpoint directory of the initial model, or of the model to evaluate."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     """Limits and prompts of an episode."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """Reward of an episode."""
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     """Decode pool."""
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    """Timeouts."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Ray cluster."""
+    monitoring: TrackingConfig = field(default_factory=TrackingConfig)
+    """Logs, metrics and trackers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_derived_values(self)
+
+
+@dataclass
+class RolloutRunConfig(RunConfig):
+    """Common config of runs with rollout workers."""
+
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward of an episode."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Rollout workers and their engines."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     """Weight publishes."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Confidence intervals of evaluation metrics."""
-    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
-    """Timeouts."""
-    ray: RayConfig = field(default_factory=RayConfig)
-    """Ray cluster."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     """Logs, metrics, trackers and traces."""
 
     def __post_init__(self) -> None:
         if self.model:
             self.model = str(find_resource(self.model))
-        set_derived_values(self)
+        super().__post_init__()
 
     @property
     def images_per_prompt(self) -> int:
@@ -151,23 +154,20 @@ class GrpoRunConfig(RolloutRunConfig):
         if self.episode.gate.mode != "off":
             raise InvalidValueError(
                 "episode.gate.mode",
-                f"is {self.episode.gate.mode!r}; training requires 'off', because the log-probs of a draft "
-                "are not "
+                f"is {self.episode.gate.mode!r}; training requires 'off', because the log-probs of a draft are not "
                 "those of a sampled turn",
             )
         if self.train.max_staleness and self.learner.loss.tis_cap is None:
             raise InvalidValueError(
                 "train.max_staleness",
-                f"is {self.train.max_staleness} and learner.loss.tis_cap is null; stale tokens require "
-                "truncated "
+                f"is {self.train.max_staleness} and learner.loss.tis_cap is null; stale tokens require truncated "
                 "importance weights, set learner.loss.tis_cap=2.0",
                 "learner.loss.tis_cap",
             )
         if self.train.max_staleness and self.learner.old_logprobs != "recompute":
             raise InvalidValueError(
                 "learner.old_logprobs",
-                f"is {self.learner.old_logprobs!r}; with train.max_staleness {self.train.max_staleness} it "
-                "must be "
+                f"is {self.learner.old_logprobs!r}; with train.max_staleness {self.train.max_staleness} it must be "
                 "'recompute'",
                 "train.max_staleness",
             )
@@ -180,8 +180,7 @@ class GrpoRunConfig(RolloutRunConfig):
             smaller = batch - batch % mini_batch
             raise InvalidValueError(
                 "train.batch_size",
-                f"is {batch}; it must be a multiple of learner.mini_batch_size ({mini_batch}), or the last "
-                "update of "
+                f"is {batch}; it must be a multiple of learner.mini_batch_size ({mini_batch}), or the last update of "
                 f"a step has only {batch % mini_batch} tasks. Use {smaller} or {smaller + mini_batch}.",
                 "learner.mini_batch_size",
             )
@@ -197,8 +196,7 @@ class GrpoRunConfig(RolloutRunConfig):
             if value not in allowed:
                 raise InvalidValueError(
                     key,
-                    f"is {value}; weights.transport ipc shares one GPU between one rank and one worker, so "
-                    "it must be "
+                    f"is {value}; weights.transport ipc shares one GPU between one rank and one worker, so it must be "
                     f"{' or '.join(map(str, allowed))}. Use weights.transport=nccl.",
                     "weights.transport",
                 )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vz_ray.config.clips import ClipsConfig
-from vz_ray.config.derived import derived, set_derived_values
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, derived, number, set_derived_values
 from vz_ray.config.monitoring import LoggingConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.config.timeouts import ServeTimeoutsConfig
-from vz_ray.config.validation import InvalidValueError, check_min, check_not_negative, check_positive
 
 
 @dataclass
-class AccessConfig:
+class AccessConfig(Section):
     """API keys, host names, and limits on requests."""
 
     keys_file: str = ""
@@ -25,27 +24,26 @@ class AccessConfig:
     spaces."""
     allowed_hosts: list[str] = field(default_factory=list)
     """Host names that requests may use; empty allows all with keys, and only loopback without keys."""
-    max_json_mib: float = 64.0
+    max_json_mib: float = number(64.0, above=0)
     """Maximum body of a JSON request in MiB, including inline videos and images (`data:` URIs)."""
-    max_upload_gib: float = 2.0
+    max_upload_gib: float = number(2.0, above=0)
     """Maximum body of an upload in GiB; Ray Serve's proxy may hold all of it in memory if the disk is
     slow."""
     json_timeout_s: float = derived(ServeTimeoutsConfig.json_body_s, "timeouts.json_body_s")
     """Timeout of receiving a JSON body."""
     upload_timeout_s: float = derived(ServeTimeoutsConfig.upload_s, "timeouts.upload_s")
     """Timeout of receiving an upload."""
-    min_kib_per_s: float = 8.0
+    min_kib_per_s: float = number(8.0, above=0)
     """Minimum upload rate in KiB/s, over any interval of `grace_s`."""
-    grace_s: float = 15.0
+    grace_s: float = number(15.0, above=0)
     """Seconds below `min_kib_per_s` after which a body is rejected."""
-    max_requests_per_key: int = 16
+    max_requests_per_key: int = number(16, minimum=1)
     """Maximum concurrent requests per key and server process."""
-    session_hours: float = 12.0
+    session_hours: float = number(12.0, above=0)
     """Lifetime of a browser session in hours."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "max_json_mib", "max_upload_gib", "min_kib_per_s", "grace_s", "session_hours")
-        check_min(self, 1, "max_requests_per_key")
+        super().__post_init__()
         for host in self.allowed_hosts:
             if not host or host != host.lower() or any(sign in host for sign in "/*@ "):
                 raise InvalidValueError(
@@ -61,20 +59,20 @@ class AccessConfig:
 
 
 @dataclass
-class UploadsConfig:
+class UploadsConfig(Section):
     """Uploads, and files of the server that requests may use."""
 
     directory: str = ""
     """Directory of uploads, on a disk that the decoders can read; default: the user's cache directory."""
-    max_gib: float = 50.0
+    max_gib: float = number(50.0, above=0)
     """Maximum size of all uploads and inline media in GiB."""
-    ttl_days: float = 7.0
+    ttl_days: float = number(7.0, above=0)
     """Days after its last use when a file is deleted."""
     allowed_dirs: list[str] = field(default_factory=list)
     """Directories of the server with files that requests may use by path; empty allows none."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "max_gib", "ttl_days")
+        super().__post_init__()
         for directory in self.allowed_dirs:
             if not directory.startswith("/"):
                 raise InvalidValueError("allowed_dirs", f"has {directory!r}; it must be an absolute path")
@@ -83,7 +81,7 @@ class UploadsConfig:
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(Section):
     """Config of `vz-ray serve`."""
 
     model: str = ""
@@ -92,7 +90,7 @@ class ServeConfig:
     """Model name in requests; `name@3` is the third version of its weights."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than loopback requires API keys."""
-    port: int = 8000
+    port: int = number(8000, minimum=0)
     """Port to listen on; 0 chooses a free port."""
     log_dir: str = "runs/serve"
     """Directory of the engines' logs on each node."""
@@ -112,48 +110,39 @@ class ServeConfig:
     """API keys and request limits."""
     files: UploadsConfig = field(default_factory=UploadsConfig)
     """Uploads, and files of the server that requests may use."""
-    temperature: float = 0.0
+    temperature: float = number(0.0, minimum=0)
     """Default sampling temperature; 0 is greedy."""
-    min_replicas: int = 1
+    min_replicas: int = number(1, minimum=1)
     """Minimum engines."""
     max_replicas: int = 1
     """Maximum engines, started while requests queue."""
-    max_ongoing_requests: int = 32
+    max_ongoing_requests: int = number(32, minimum=1)
     """Maximum concurrent requests per engine."""
-    target_ongoing_requests: int = 16
+    target_ongoing_requests: int = number(16, minimum=1)
     """Requests per engine above which replicas are added."""
-    max_queued_requests: int = 64
+    max_queued_requests: int = number(64, minimum=0)
     """Maximum queued requests; further ones get status 503."""
-    retry_after_s: float = 5.0
+    retry_after_s: float = number(5.0, above=0)
     """`Retry-After` of a refused request, in seconds."""
-    cpus_per_replica: float = 1.0
+    cpus_per_replica: float = number(1.0, minimum=0)
     """CPUs that Ray reserves per engine."""
     node_group: str = ""
     """Ray resource of the nodes for the engines; empty allows every node."""
-    max_messages: int = 256
+    max_messages: int = number(256, minimum=1)
     """Maximum messages of a conversation."""
-    max_text_chars: int = 200_000
+    max_text_chars: int = number(200_000, minimum=1)
     """Maximum characters of a conversation's text."""
-    max_videos: int = 8
+    max_videos: int = number(8, minimum=0)
     """Maximum videos of a request."""
-    max_images: int = 16
+    max_images: int = number(16, minimum=0)
     """Maximum images of a request."""
     log_prompts: bool = False
     """Log questions and answers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         set_derived_values(self)
-        check_min(self, 1, "min_replicas", "max_ongoing_requests", "target_ongoing_requests")
-        check_min(self, 1, "max_messages", "max_text_chars")
-        check_not_negative(self, "max_queued_requests", "temperature", "cpus_per_replica")
-        check_not_negative(self, "max_videos", "max_images", "port")
-        check_positive(self, "retry_after_s")
-        if self.max_replicas < self.min_replicas:
-            raise InvalidValueError(
-                "max_replicas",
-                f"is {self.max_replicas}; it must be at least min_replicas ({self.min_replicas})",
-                "min_replicas",
-            )
+        check_at_least(self, "max_replicas", "min_replicas")
         if not self.name or "@" in self.name or "/" in self.name:
             raise InvalidValueError("name", f"is {self.name!r}; it must be a word without '@' and '/'")
 

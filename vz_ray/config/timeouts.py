@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
-from vz_ray.config.validation import InvalidValueError, check_positive
+from vz_ray.config.fields import InvalidValueError, NumberRange, check_range, derived
 
 
 @dataclass
@@ -29,7 +30,8 @@ class CommonTimeouts:
     """One episode."""
 
     def __post_init__(self) -> None:
-        check_positive(self, *(item.name for item in fields(self)))
+        for item in fields(self):
+            check_range(self, item.name, NumberRange(above=0))
 
 
 @dataclass
@@ -67,11 +69,15 @@ class TimeoutsConfig(CommonTimeouts):
         if self.score_s > 2 * self.turn_s:
             raise InvalidValueError(
                 "score_s",
-                f"is {self.score_s:g}; it must be at most twice turn_s ({self.turn_s:g}), or episodes time "
-                "out "
+                f"is {self.score_s:g}; it must be at most twice turn_s ({self.turn_s:g}), or episodes time out "
                 "during scoring",
                 "turn_s",
             )
+
+
+def timeout(key: str) -> Any:
+    """Field that takes its value from the `timeouts` section."""
+    return derived(getattr(TimeoutsConfig, key), f"timeouts.{key}")
 
 
 @dataclass

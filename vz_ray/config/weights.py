@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vz_ray.config.derived import timeout
-from vz_ray.config.validation import check_choice, check_min, check_positive
-
-TRANSPORTS = ("shm", "nccl", "ipc")
+from vz_ray.config.fields import Section, choice, number
+from vz_ray.config.timeouts import timeout
 
 
 @dataclass
-class WeightsConfig:
+class WeightsConfig(Section):
     """Transport and verification of weight publishes."""
 
-    transport: str = "shm"
+    transport: str = choice("shm", "nccl", "ipc")
     """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: learner and
     engine share one GPU, half each."""
     keep_shm_copy: bool = True
@@ -22,19 +20,13 @@ class WeightsConfig:
     publishes, or on spot nodes, load it from there."""
     shm_dir: str | None = None
     """Directory of versions in shared memory; default: a directory of the run in /dev/shm."""
-    bucket_mib: int = 256
+    bucket_mib: int = number(256, minimum=1)
     """Maximum size of one file, or of one gather of a sharded model, in MiB."""
-    probe_every: int = 1
+    probe_every: int = number(1, minimum=1)
     """Publishes between parity probes, which compare log-probs of engine and learner on a fixed prompt. The first
     publish is always probed."""
-    probe_tolerance: float | None = None
+    probe_tolerance: float | None = number(None, above=0)
     """Maximum mean log-prob gap of the parity probe. Default: 1e-4 in float32, 0.05 in float16, 0.15 in bfloat16. The
     first publish lowers it to five times its own gap, but not below 1e-4, 0.005 and 0.03."""
     timeout_s: float = timeout("publish_s")
     """Timeout of each phase of a publish, per worker."""
-
-    def __post_init__(self) -> None:
-        check_choice(self, "transport", TRANSPORTS)
-        check_min(self, 1, "bucket_mib", "probe_every")
-        if self.probe_tolerance is not None:
-            check_positive(self, "probe_tolerance")

@@ -119,7 +119,8 @@ def sample_to_trajectory(
     def take_frames(message: _SftMessage) -> list[Frame]:
         return list(islice(remaining_frames, message.num_images))
 
-    context = chat_format.encode_opening(system, messages[0].text, take_frames(messages[0]))
+    opening = [("user", messages[0].text)] if system is None else [("system", system), ("user", messages[0].text)]
+    context = chat_format.encode_messages(opening, take_frames(messages[0]))
     prompt: TokenContext | None = None
     turns: list[Turn] = []
     for answer, reply in zip(messages[1::2], [*messages[2::2], None], strict=True):
@@ -261,7 +262,7 @@ class SftFile:
         for number, record in enumerate(self.records):
             paths = [str(self.path.parent / image) for image in record.get("images") or ()]
             try:
-                clips = await asyncio.gather(*(frames.overview(image, OverviewRequest(1, 1), size) for image in paths))
+                clips = await asyncio.gather(*(frames.clip(image, OverviewRequest(1, 1), size) for image in paths))
                 images = [clip.frames[0] for clip in clips]
                 name = f"{self.path.stem}-{number}"
                 trajectories.append(sample_to_trajectory(record, images, chat_format, name))

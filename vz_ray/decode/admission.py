@@ -32,10 +32,6 @@ class ByteLimiter:
     Args:
         max_bytes: The limit.
         timeout_s: Timeout of the wait for admission, seconds.
-
-    Attributes:
-        reserved_bytes: Bytes in flight now.
-        peak_bytes: Maximum of `reserved_bytes` so far.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float) -> None:

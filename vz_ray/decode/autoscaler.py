@@ -77,19 +77,25 @@ class DecodeAutoscaler:
 
     async def _scale(self) -> None:
         while True:
-            now = time.monotonic()
-            self._reports = {
-                client_id: report for client_id, report in self._reports.items() if now - report.time_s < _REPORT_TTL_S
-            }
-            num_requests = sum(sum(report.in_flight.values()) for report in self._reports.values())
-            num_actors = len(self._ready) + len(self._starting)
-            target = self._policy.target_count(now, num_actors, num_requests)
-            for _ in range(target - num_actors):
-                self._start()
-            for _ in range(num_actors - target):
-                self._drain(now)
-            self._stop_drained(now)
+            try:
+                self._adjust(time.monotonic())
+            except Exception:
+                log.exception("Scaling the decode pool failed; trying again in %g s", _TICK_S)
             await asyncio.sleep(_TICK_S)
+
+    def _adjust(self, now: float) -> None:
+        """Start or drain decoders by the load of all clients."""
+        self._reports = {
+            client_id: report for client_id, report in self._reports.items() if now - report.time_s < _REPORT_TTL_S
+        }
+        num_requests = sum(sum(report.in_flight.values()) for report in self._reports.values())
+        num_actors = len(self._ready) + len(self._starting)
+        target = self._policy.target_count(now, num_actors, num_requests)
+        for _ in range(target - num_actors):
+            self._start()
+        for _ in range(num_actors - target):
+            self._drain(now)
+        self._stop_drained(now)
 
     def _start(self) -> None:
         used = {*self._ready, *self._starting, *self._draining}

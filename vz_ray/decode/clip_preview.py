@@ -18,15 +18,7 @@ from vz_ray.video.image_encoding import encode_image
 
 @dataclass(frozen=True, slots=True)
 class ClipPreview:
-    """Output of `vz-ray clip`.
-
-    Attributes:
-        info: The video.
-        frames: Frames in order.
-        files: Image files, one per frame; empty without an output directory.
-        stats: Counters of the reader.
-        seconds: Wall time of opening and decoding.
-    """
+    """Output of `vz-ray clip`: `files` has one image per frame, or none without an output directory."""
 
     info: VideoInfo
     frames: tuple[Frame, ...]
@@ -55,10 +47,7 @@ def preview_clip(
     """
     start = time.perf_counter()
     try:
-        if isinstance(request, OverviewRequest):
-            clip = reader.overview(video, request, size)
-        else:
-            clip = reader.zoom(video, request, size)
+        clip = reader.clip(video, request, size)
         info = reader.probe(video)
     except VideoError as error:
         raise UserError(str(error)) from error

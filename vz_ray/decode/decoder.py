@@ -24,17 +24,7 @@ from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.video.clip_reader import ReaderStats
 from vz_ray.video.errors import UnexpectedReadError, VideoError
-from vz_ray.video.frame import (
-    Clip,
-    Frame,
-    FrameRef,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
-    VideoInfo,
-    ZoomRequest,
-)
+from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, VideoInfo, ZoomRequest
 
 T = TypeVar("T")
 
@@ -75,13 +65,9 @@ class DecoderActor:
     def probe(self, uri: str) -> VideoInfo:
         return self._serve("probe", lambda: self._reader.probe(uri))
 
-    def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
-        return self._serve("overview", lambda: self._reader.overview(uri, request, size))
-
-    def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        return self._serve("zoom", lambda: self._reader.zoom(uri, request, size))
+    def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
+        kind = "zoom" if isinstance(request, ZoomRequest) else "overview"
+        return self._serve(kind, lambda: self._reader.clip(uri, request, size))
 
     def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return self._serve("resolve", lambda: self._reader.resolve(refs))
@@ -122,9 +108,7 @@ class DecoderActor:
             raise
         except Exception as error:
             log.exception("Unhandled exception in a %s request", kind)
-            raise UnexpectedReadError(
-                f"reading failed with {type(error).__name__}: {error}", "the video could not be read"
-            ) from error
+            raise UnexpectedReadError(f"reading failed with {type(error).__name__}: {error}") from error
         finally:
             self._busy_since, self._stats = None, self._reader.stats()
             self._metrics.observe("vz_decode_seconds", time.monotonic() - start, kind=kind)
@@ -144,12 +128,8 @@ class DecoderActor:
 def start_decoder(name: str, driver: Mapping[str, str], config: ClipsConfig, run_identity: RunIdentity) -> Any:
     """Start a decoder and return its actor handle; Ray schedules it on a node with free CPUs.
 
-    Args:
-        name: Name in errors and logs.
-        driver: Code fingerprint of the driver. On a node with another version of the code, every
-            request raises `UserError`.
-        config: CPUs, node group, caches and limits.
-        run_identity: The run that logs and metrics belong to.
+    `driver` is the driver's code fingerprint. On a node with another version of the code, every request
+    raises `UserError`.
     """
     options = DecoderActor.options(  # type: ignore[attr-defined]
         num_cpus=config.cpus_per_actor, resources=node_group_resources(config.node_group)

@@ -10,7 +10,6 @@ Frames go from the decoders to the actor. Callers receive times only.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from vz_ray.decode.image_text_model import ImageTextModel, check_image_text_chec
 from vz_ray.decode.pool import DecodePool
 from vz_ray.utils.code_fingerprint import check_same_code, code_fingerprint
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.lru_cache import LruCache
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
 from vz_ray.video.frame_selection import Features, SelectionParams, select_frames
@@ -41,23 +41,6 @@ T = TypeVar("T")
 
 class FrameRankerDiedError(RuntimeError):
     """The actor died at every attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameRankerStats:
-    """Counters of the actor since its start.
-
-    Attributes:
-        questions: Requests.
-        cache_hits: Requests answered from the result cache.
-        embedded_videos: Videos with computed features.
-        embedded_images: Images encoded.
-    """
-
-    questions: int = 0
-    cache_hits: int = 0
-    embedded_videos: int = 0
-    embedded_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,62 +65,46 @@ class FrameRankerActor:
             # Requests raise it. If it were raised here, Ray would only report a dead actor.
             self._start_error = error
         self._frames, self._timeout_s = frames, config.timeout_s
-        self._max_cache_bytes = config.cache_mib * 2**20
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="image-text")
-        self._features: OrderedDict[Hashable, _VideoFeatures] = OrderedDict()
+        self._features = LruCache[Hashable, _VideoFeatures](
+            config.cache_mib * 2**20, lambda video: video.features.nbytes
+        )
         self._embedding: dict[Hashable, asyncio.Task[_VideoFeatures]] = {}
-        self._results: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
-        self._questions = self._cache_hits = self._embedded_videos = self._embedded_images = 0
+        self._results = LruCache[Hashable, tuple[float, ...]](_MAX_CACHED_RESULTS, lambda _: 1)
 
     async def ready(self) -> None:
         if self._start_error is not None:
             raise self._start_error
 
-    async def stats(self) -> FrameRankerStats:
-        return FrameRankerStats(self._questions, self._cache_hits, self._embedded_videos, self._embedded_images)
-
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         await self.ready()
-        self._questions += 1
         video_id = (await self._frames.probe(uri)).video_id
         key = (video_id, question, params)
-        if key in self._results:
-            self._cache_hits += 1
-            self._results.move_to_end(key)
-            return self._results[key]
+        if (cached := self._results.get(key)) is not None:
+            return cached
         video = await self._video_features(uri, video_id, params)
         text = await self._compute(f"the features of {question!r}", lambda: self._model.encode_text(question))
         indices = select_frames(video.features @ text, video.features, params)
-        self._results[key] = tuple(video.times_s[index] for index in indices)
-        while len(self._results) > _MAX_CACHED_RESULTS:
-            self._results.popitem(last=False)
-        return self._results[key]
+        times_s = tuple(video.times_s[index] for index in indices)
+        self._results.add(key, times_s)
+        return times_s
 
     async def _video_features(self, uri: str, video_id: str, params: SelectionParams) -> _VideoFeatures:
         """Return the candidates' features; concurrent requests for a video share one computation."""
         key = (video_id, params.candidates, params.size)
-        if key in self._features:
-            self._features.move_to_end(key)
-            return self._features[key]
+        if (cached := self._features.get(key)) is not None:
+            return cached
         if key not in self._embedding:
             self._embedding[key] = asyncio.create_task(self._embed_video(uri, params))
             self._embedding[key].add_done_callback(lambda _: self._embedding.pop(key, None))
-        video = self._features[key] = await asyncio.shield(self._embedding[key])
-        while len(self._features) > 1 and self._cached_bytes() > self._max_cache_bytes:
-            self._features.popitem(last=False)
+        video = await asyncio.shield(self._embedding[key])
+        self._features.add(key, video)
         return video
 
-    def _cached_bytes(self) -> int:
-        return sum(video.features.nbytes for video in self._features.values())
-
     async def _embed_video(self, uri: str, params: SelectionParams) -> _VideoFeatures:
-        clip = await self._frames.overview(uri, params.candidates, params.size)
+        clip = await self._frames.clip(uri, params.candidates, params.size)
         # If the video's frame rate is below the candidates' rate, the clip repeats frames.
         frames = list({frame.pts_s: frame for frame in clip.frames}.values())
-        self._embedded_videos, self._embedded_images = (
-            self._embedded_videos + 1,
-            self._embedded_images + len(frames),
-        )
         images = [frame.rgb for frame in frames]
         features = await self._compute(
             f"the features of {len(images)} frames of {uri}", lambda: self._model.encode_images(images)
@@ -185,10 +152,6 @@ class FrameRankerHandle:
             UserError: The model cannot be loaded.
         """
         await self._call(timeout_s, "its start", lambda: self._actor.ready.remote())
-
-    async def stats(self) -> FrameRankerStats:
-        stats: FrameRankerStats = await self._call(self._timeout_s, "statistics", lambda: self._actor.stats.remote())
-        return stats
 
     async def rank_frames(self, uri: str, question: str, params: SelectionParams) -> tuple[float, ...]:
         times_s: tuple[float, ...] = await self._call(

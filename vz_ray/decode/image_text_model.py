@@ -31,8 +31,6 @@ class ImageTextModel:
     Long texts are truncated.
 
     Args:
-        directory: Checkpoint directory.
-        device: torch device.
         batch_size: Images per forward pass.
 
     Raises:

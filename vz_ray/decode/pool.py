@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import ray
@@ -20,7 +21,7 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode.admission import ByteLimiter
 from vz_ray.decode.autoscaler import DecodeAutoscaler
 from vz_ray.decode.decoder import start_decoder
-from vz_ray.decode.retry import STATUS_TIMEOUT_S, DecodeRequest, RetryPolicy
+from vz_ray.decode.retry import DecodeRequest, RetryPolicy, get_status
 from vz_ray.decode.router import DecoderRouter, decoder_name
 from vz_ray.decode.stats import DecodeClientStats, DecodePoolStats
 from vz_ray.monitoring.log_context import RunIdentity
@@ -29,14 +30,13 @@ from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.clip_reader import DECODER_BACKENDS, ReaderStats
 from vz_ray.video.frame import (
     Clip,
+    ClipRequest,
     Frame,
     FrameRef,
     FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
     VideoInfo,
     ZoomRequest,
+    describe_clip,
 )
 
 
@@ -80,10 +80,6 @@ class DecodePool:
     def start(cls, config: ClipsConfig, run_identity: RunIdentity = RunIdentity()) -> DecodePool:  # noqa: B008 - frozen
         """Start the decoders. They live until `close`, or until the last client is deleted.
 
-        Args:
-            config: Size, timeouts and limits.
-            run_identity: The run that logs and metrics of the decoders belong to.
-
         Raises:
             UserError: `config.decoder` cannot be loaded.
         """
@@ -125,81 +121,46 @@ class DecodePool:
         info: VideoInfo = await self._coalesce(("probe", uri), request)
         return info
 
-    async def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
+    async def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
         decode_request = DecodeRequest(
             uri,
-            f"overview of {uri}",
-            self._max_bytes(request.max_frames, size),
-            lambda actor: actor.overview.remote(uri, request, size),
-        )
-        clip: Clip = await self._coalesce((uri, request, size), decode_request)
-        return clip
-
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        try:
-            num_frames = request.num_frames
-        except (ValueError, OverflowError):  # not finite; the decoder rejects it
-            num_frames = 0
-        decode_request = DecodeRequest(
-            uri,
-            f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps",
-            self._max_bytes(num_frames, size),
-            lambda actor: actor.zoom.remote(uri, request, size),
+            describe_clip(uri, request),
+            self._max_bytes(request, size),
+            lambda actor: actor.clip.remote(uri, request, size),
         )
         clip: Clip = await self._coalesce((uri, request, size), decode_request)
         return clip
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
-        indices_by_uri: dict[str, list[int]] = {}
-        for index, ref in enumerate(refs):
-            indices_by_uri.setdefault(ref.uri, []).append(index)
-        batches = [[refs[index] for index in indices] for indices in indices_by_uri.values()]
-        results = await asyncio.gather(*(self._resolve_batch(batch) for batch in batches))
-        frames: dict[int, Frame] = {}
-        for indices, result in zip(indices_by_uri.values(), results, strict=True):
-            frames.update(zip(indices, result, strict=True))
-        return [frames[index] for index in range(len(refs))]
+        batches: dict[str, list[FrameRef]] = {}
+        for ref in dict.fromkeys(refs):
+            batches.setdefault(ref.uri, []).append(ref)
+        results = await asyncio.gather(*(self._resolve_batch(batch) for batch in batches.values()))
+        frames = dict(zip(chain(*batches.values()), chain(*results), strict=True))
+        return [frames[ref] for ref in refs]
 
     async def stats(self) -> DecodePoolStats:
         """Collect the counters of all decoders; decoders that do not reply are listed."""
         actors = dict(self._router.actors)
-        requests = [
-            with_timeout(actor.stats.remote(), STATUS_TIMEOUT_S, target=decoder_name(slot), operation="statistics")
-            for slot, actor in actors.items()
-        ]
+        requests = [get_status(slot, actor.stats.remote(), "statistics") for slot, actor in actors.items()]
         results = await asyncio.gather(*requests, return_exceptions=True)
         stats_by_slot = dict(zip(actors, results, strict=True))
-        counters = self._retry.counters
-        limiter = self._current_loop_state().limiter
         return DecodePoolStats(
             reader=sum((stats for stats in results if isinstance(stats, ReaderStats)), start=ReaderStats()),
             unresponsive=tuple(
                 decoder_name(slot) for slot, stats in stats_by_slot.items() if not isinstance(stats, ReaderStats)
             ),
             num_decoders=len(actors),
-            retried=counters.retried,
-            timed_out=counters.timed_out,
-            lost=counters.lost,
-            killed=counters.killed,
-            coalesced=counters.coalesced,
-            in_flight_bytes=limiter.reserved_bytes,
-            peak_in_flight_bytes=limiter.peak_bytes,
-            quarantined=dict(self._retry.quarantine.reasons),
+            peak_in_flight_bytes=self._current_loop_state().limiter.peak_bytes,
         )
 
     def client_stats(self) -> DecodeClientStats:
         """Return the state and counters of this client, without remote calls."""
-        counters = self._retry.counters
         return DecodeClientStats(
             in_flight=self._router.in_flight.total(),
             waiting=self._loop_state.limiter.waiting if self._loop_state is not None else 0,
-            retried=counters.retried,
-            timed_out=counters.timed_out,
-            lost=counters.lost,
-            killed=counters.killed,
             quarantined=len(self._retry.quarantine.reasons),
+            **asdict(self._retry.counters),
         )
 
     async def _resolve_batch(self, refs: list[FrameRef]) -> list[Frame]:
@@ -221,8 +182,12 @@ class DecodePool:
             self._router.reset_load()
         return self._loop_state
 
-    def _max_bytes(self, num_frames: int, size: FrameSize) -> int:
+    def _max_bytes(self, request: ClipRequest, size: FrameSize) -> int:
         """Upper bound on the bytes of a clip; the decoder rejects more than `max_request_frames`."""
+        try:
+            num_frames = request.num_frames if isinstance(request, ZoomRequest) else request.max_frames
+        except (ValueError, OverflowError):  # not finite; the decoder rejects it
+            num_frames = 0
         return max(0, min(num_frames, self._config.max_request_frames)) * size.max_pixels * 3
 
     async def _coalesce(self, key: Hashable, request: DecodeRequest) -> Any:
@@ -236,8 +201,6 @@ class DecodePool:
             in_flight = _InFlightRequest(asyncio.create_task(self._admit(state, request)))
             state.in_flight[key] = in_flight
             in_flight.task.add_done_callback(lambda _: state.in_flight.pop(key, None))
-        else:
-            self._retry.counters.coalesced += 1
         in_flight.waiting += 1
         try:
             return await asyncio.shield(in_flight.task)

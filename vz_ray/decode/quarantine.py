@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from vz_ray.video.errors import VideoQuarantinedError
@@ -32,18 +31,16 @@ class Quarantine:
 
     Args:
         threshold: Consecutive failures of a video before it is quarantined.
+
+    Attributes:
+        reasons: Quarantined videos, with the reason.
     """
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
         self._deaths: Counter[int] = Counter()
         self._suspects: dict[str, set[DecoderLife]] = {}
-        self._reasons: dict[str, str] = {}
-
-    @property
-    def reasons(self) -> Mapping[str, str]:
-        """Quarantined videos, with the reason."""
-        return self._reasons
+        self.reasons: dict[str, str] = {}
 
     def current_life(self, slot: int) -> DecoderLife:
         """Return the life of the slot to pass to `record_failure` if an attempt kills the decoder."""
@@ -55,11 +52,8 @@ class Quarantine:
 
     def check(self, uri: str) -> None:
         """Raise `VideoQuarantinedError` if the video is quarantined."""
-        if uri in self._reasons:
-            raise VideoQuarantinedError(
-                f"{uri} is quarantined: {self._reasons[uri]}; convert the video or remove it",
-                "the video could not be read",
-            )
+        if uri in self.reasons:
+            raise VideoQuarantinedError(f"{uri} is quarantined: {self.reasons[uri]}; convert the video or remove it")
 
     def record_success(self, uri: str) -> None:
         """Clear the video of suspicion."""
@@ -74,6 +68,6 @@ class Quarantine:
         self._deaths[life.slot] = max(self._deaths[life.slot], life.deaths_before + 1)
         lives = self._suspects.setdefault(uri, set())
         lives.add(life)
-        if len(lives) >= self._threshold and uri not in self._reasons:
-            self._reasons[uri] = f"{reason}, the last of {len(lives)} consecutive failures"
-            log.error("Quarantined video %s: %s", uri, self._reasons[uri])
+        if len(lives) >= self._threshold and uri not in self.reasons:
+            self.reasons[uri] = f"{reason}, the last of {len(lives)} consecutive failures"
+            log.error("Quarantined video %s: %s", uri, self.reasons[uri])

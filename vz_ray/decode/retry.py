@@ -30,7 +30,7 @@ from vz_ray.video.video_file import is_url
 
 log = logging.getLogger(__name__)
 
-STATUS_TIMEOUT_S = 3.0
+_STATUS_TIMEOUT_S = 3.0
 """Timeout of a decoder's status methods; a decoder that exceeds it is stuck."""
 
 _POLL_S = 0.2
@@ -44,10 +44,8 @@ class DecodeRequest:
     """One request to a decoder.
 
     Attributes:
-        uri: The video.
         operation: Description for errors and logs.
         num_bytes: Upper bound on the size of the result.
-        submit: Submits the request to a decoder.
     """
 
     uri: str
@@ -57,16 +55,7 @@ class DecodeRequest:
 
 
 class RetryPolicy:
-    """Runs requests with up to `config.max_attempts` attempts.
-
-    Args:
-        router: Selects decoders.
-        config: Number of attempts and timeouts.
-
-    Attributes:
-        quarantine: Suspect and quarantined videos.
-        counters: Attempts that were retried, timed out, or lost their decoder.
-    """
+    """Runs requests with up to `config.max_attempts` attempts."""
 
     def __init__(self, router: DecoderRouter, config: ClipsConfig) -> None:
         self._router, self._config = router, config
@@ -108,8 +97,7 @@ class RetryPolicy:
                     self.counters.lost += 1
                     failure = DecoderDiedError(
                         f"{request.uri}: {decoder_name(slot)} died during {request.operation} "
-                        f"({type(error).__name__}), attempt {attempt + 1} of {self._config.max_attempts}",
-                        "the video could not be read",
+                        f"({type(error).__name__}), attempt {attempt + 1} of {self._config.max_attempts}"
                     )
                     await self._router.sync()
                     if slot in self._router.actors:  # otherwise the autoscaler stopped it
@@ -189,12 +177,7 @@ class RetryPolicy:
         if actor is None:
             return False  # the autoscaler removed it
         try:
-            busy_s = await with_timeout(
-                actor.busy_s.remote(),
-                STATUS_TIMEOUT_S,
-                target=decoder_name(slot),
-                operation="a status request",
-            )
+            busy_s = await get_status(slot, actor.busy_s.remote(), "a status request")
         except RayActorError:
             return False  # already dead, Ray restarts it
         except StepTimeout:
@@ -209,12 +192,12 @@ class RetryPolicy:
     async def _log_stacks(self, slot: int, actor: Any) -> None:
         """Log the thread stacks of a stuck decoder, if it still responds."""
         try:
-            stacks = await with_timeout(
-                actor.stacks.remote(),
-                STATUS_TIMEOUT_S,
-                target=decoder_name(slot),
-                operation="a stack dump",
-            )
+            stacks = await get_status(slot, actor.stacks.remote(), "a stack dump")
         except (StepTimeout, RayActorError) as error:
             stacks = f"no stack dump: {error}"
         log.warning("Killing stuck decoder %s:\n%s", decoder_name(slot), stacks)
+
+
+async def get_status(slot: int, result_ref: Any, operation: str) -> Any:
+    """Await a status method of a decoder, which a responsive one answers at once."""
+    return await with_timeout(result_ref, _STATUS_TIMEOUT_S, target=decoder_name(slot), operation=operation)

@@ -27,7 +27,6 @@ class DecoderRouter:
     """Decoder actors by slot, kept up to date by the autoscaler if there is one.
 
     Args:
-        actors: Registered decoders.
         fixed: The subset that the autoscaler never stops.
         autoscaler: The `DecodeAutoscaler` actor; None for a fixed number of decoders.
         max_imbalance: Load difference to the least loaded decoder at which a video's preferred

@@ -49,7 +49,6 @@ class PromptTemplate:
     """Texts of a conversation with the fields `{frames}`, `{question}`, `{error}` and `{notice}`.
 
     Attributes:
-        system: System prompt.
         question: First user turn.
         reply: User turn after an executed zoom.
         refusal: User turn after a rejected zoom.
@@ -130,8 +129,6 @@ class ChatFormat:
     """Encoder of conversations for one model and prompt template, shared by all episodes.
 
     Args:
-        tokenizer: Tokenizer of the model.
-        template: Texts of the conversation.
         compat: Use the exact strings of the released weights instead of the chat template.
 
     Attributes:
@@ -144,7 +141,8 @@ class ChatFormat:
         self.tokenizer, self.template, self.compat = tokenizer, template, compat
         self.pad_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        identity = repr((compat, template.fingerprint_items, self._render_prompt("q"), self._render_user_turn("r")))
+        prompt = self._render([{"role": "system", "content": template.system}, {"role": "user", "content": "q"}])
+        identity = repr((compat, template.fingerprint_items, prompt, self._render_user_turn("r")))
         digest = hashlib.blake2s(identity.encode(), digest_size=6).hexdigest()
         self.name = f"{'compat' if compat else 'clean'}-{digest}"
 
@@ -168,14 +166,9 @@ class ChatFormat:
         question_images: Sequence[Frame] = (),
         extra_frames: Sequence[Sequence[Frame]] = (),
     ) -> str:
-        """Format the first user turn.
+        """Format the first user turn. Question images follow the overviews.
 
-        Args:
-            question: Text of the question.
-            frames: Overview of the first video.
-            subtitles: Subtitles of the first video.
-            question_images: Images of the question; they follow the overviews.
-            extra_frames: Overviews of further videos.
+        `frames` and `subtitles` belong to the first video; `extra_frames` are the overviews of the others.
         """
         frames_text = self.format_frames(frames, subtitles)
         if extra_frames:
@@ -235,16 +228,11 @@ class ChatFormat:
         )
 
     def encode_messages(self, messages: Sequence[tuple[str, str]], frames: Sequence[Frame]) -> TokenContext:
-        """Encode messages with an `IMAGE_SLOT` per frame, up to the start of the policy's turn."""
-        return self._encode(self._render([{"role": role, "content": text} for role, text in messages]), frames)
+        """Encode messages with an `IMAGE_SLOT` per frame, up to the start of the policy's turn.
 
-    def encode_opening(self, system: str | None, text: str, frames: Sequence[Frame]) -> TokenContext:
-        """Encode a custom prompt with an `IMAGE_SLOT` per frame.
-
-        Without `system`, the chat template's default applies.
+        Without a system message, the chat template's default applies.
         """
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        return self._encode(self._render([*messages, {"role": "user", "content": text}]), frames)
+        return self._encode(self._render([{"role": role, "content": text} for role, text in messages]), frames)
 
     def encode_observation(self, text: str, frames: Sequence[Frame], *, end_sampled: bool) -> TokenContext:
         """Encode the user turn after an assistant turn.
@@ -268,11 +256,6 @@ class ChatFormat:
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def _render_prompt(self, question: str) -> str:
-        return self._render(
-            [{"role": "system", "content": self.template.system}, {"role": "user", "content": question}]
-        )
 
     def _render_user_turn(self, text: str) -> str:
         """Render the text between two assistant turns, starting with the end token of the first."""

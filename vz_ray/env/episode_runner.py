@@ -45,33 +45,28 @@ async def run_episode(
     an error message. All other exceptions (dead actor, timeout) propagate, so that the caller can retry.
 
     Args:
-        task: The task.
-        policy: Generates the turns.
-        frame_source: Decodes overviews and clips.
-        chat_format: Encodes the conversation.
-        config: Limits of the episode.
         episode_id: Id of the trajectory.
-        sampling_params: Sampling parameters; limits and seed are adjusted for each turn.
+        sampling_params: Limits and seed are adjusted for each turn.
         worker: Name recorded in the trajectory.
         ranker: Image-text model, for the frame selector `query`.
         on_event: Callback for each event.
     """
     started_at = time.monotonic()
-    size = FrameSize(config.min_pixels, config.max_pixels)
     try:
-        videos = [await frame_source.probe(uri) for uri in task.videos] or [NO_VIDEO_INFO]
-        env = ZoomEnv(
-            episode_id,
-            task,
-            videos[0],
-            chat_format,
-            config,
-            await _load_subtitles(task),
-            extra_videos=tuple(videos[1:]),
-        )
-        extra = await _start_env(env, frame_source, size, ranker, on_event)
+        env = await _open_env(episode_id, task, frame_source, chat_format, config)
+        extra = await _start_env(env, frame_source, ranker, on_event)
     except VideoError as error:
-        return _failed_trajectory(episode_id, chat_format, error, worker=worker, seconds=time.monotonic() - started_at)
+        return Trajectory(
+            episode_id,
+            chat_format.name,
+            TokenContext(()),
+            (),
+            EpisodeStatus.FAILED,
+            worker=worker,
+            seconds=time.monotonic() - started_at,
+            error=str(error),
+            extra={"model_message": error.model_message},
+        )
     if config.gate.mode != "off" and env.state is EnvState.AWAITING_TURN:
         extra["gate"] = asdict(await apply_zoom_gate(env, policy))
         if env.turns:
@@ -79,39 +74,54 @@ async def run_episode(
     while env.state is not EnvState.DONE:
         turn_started_at, turn_index = time.monotonic(), len(env.turns)
         action = await policy.generate(
-            env.prompt,
-            env.turn_sampling_params(sampling_params),
-            request_id=f"{episode_id}/turn{turn_index}",
+            env.prompt, env.turn_sampling_params(sampling_params), request_id=f"{episode_id}/turn{turn_index}"
         )
         zoom = env.step(action, time.monotonic() - turn_started_at)
         clip = None
         if zoom is not None:
             on_event(ZoomRequested(turn_index, zoom))
-            clip = await _fetch_clip(env, zoom, frame_source, size)
+            clip = await _fetch_clip(env, zoom, frame_source)
         on_event(TurnCompleted(turn_index, env.turns[-1], clip))
     trajectory = env.trajectory(worker=worker, seconds=time.monotonic() - started_at)
     return replace(trajectory, extra={**trajectory.extra, **extra})
 
 
+async def _open_env(
+    episode_id: EpisodeId, task: Task, frame_source: FrameSource, chat_format: ChatFormat, config: EpisodeConfig
+) -> ZoomEnv:
+    """Probe the videos and read the subtitles.
+
+    Raises:
+        VideoError: A video or the subtitle file cannot be read.
+    """
+    videos = [await frame_source.probe(uri) for uri in task.videos] or [NO_VIDEO_INFO]
+    subtitles: tuple[Subtitle, ...] = ()
+    if task.subtitles is not None:
+        path, offset_s = task.subtitles.path, task.subtitles.offset_s
+        subtitles = await with_timeout(
+            asyncio.to_thread(read_subtitles, path, offset_s),
+            SUBTITLE_TIMEOUT_S,
+            target="the disk",
+            operation=f"reading subtitles {path}",
+        )
+    return ZoomEnv(episode_id, task, videos[0], chat_format, config, subtitles, extra_videos=tuple(videos[1:]))
+
+
 async def _start_env(
-    env: ZoomEnv,
-    frame_source: FrameSource,
-    size: FrameSize,
-    ranker: FrameRanker | None,
-    on_event: EventCallback,
+    env: ZoomEnv, frame_source: FrameSource, ranker: FrameRanker | None, on_event: EventCallback
 ) -> dict[str, object]:
     """Decode overviews and question images and start the environment.
 
     Return the trajectory's `extra` values about the frame selection.
     """
-    task, config = env.task, env.config
+    task, config, size = env.task, env.config, _frame_size(env.config)
     selector = create_frame_selector(config.selector, ranker)
     overviews, used_fallback = [], False
     for uri, video in zip(task.videos, (env.video, *env.extra_videos), strict=False):
         selection = await selector.select(replace(task, video=uri), video, env.overview_request)
         used_fallback |= selection.used_fallback
-        overviews.append(await frame_source.overview(uri, selection.request, size))
-    images = [(await frame_source.overview(uri, _image_request(uri), size)).frames[0] for uri in task.images]
+        overviews.append(await frame_source.clip(uri, selection.request, size))
+    images = [(await frame_source.clip(uri, _image_request(uri), size)).frames[0] for uri in task.images]
     first = overviews[0] if overviews else Clip(env.overview_request, ())
     env.start(first, tuple(images), tuple(overviews[1:]))
     videos = (env.video, *env.extra_videos) if overviews else ()
@@ -126,49 +136,20 @@ def _image_request(uri: str) -> OverviewRequest | ImageRequest:
     return OverviewRequest(1, 1) if uri.endswith(".mp4") else ImageRequest()
 
 
-async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource, size: FrameSize) -> Clip | None:
+def _frame_size(config: EpisodeConfig) -> FrameSize:
+    return FrameSize(config.min_pixels, config.max_pixels)
+
+
+async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource) -> Clip | None:
     """Decode the requested clip and add it, or an error message, to the environment.
 
     Return the clip; None if it could not be decoded or did not fit.
     """
     started_at = time.monotonic()
     try:
-        clip = await frame_source.zoom(env.task.videos[zoom.video], zoom, size)
+        clip = await frame_source.clip(env.task.videos[zoom.video], zoom, _frame_size(env.config))
     except VideoError as error:
         env.add_decode_error(error.model_message)
         return None
     env.add_clip(clip, time.monotonic() - started_at)
     return clip if isinstance(env.turns[-1].zoom, ZoomRequest) else None
-
-
-async def _load_subtitles(task: Task) -> tuple[Subtitle, ...]:
-    """Read the subtitles of the first video.
-
-    Raises:
-        VideoError: The file cannot be read.
-    """
-    if task.subtitles is None:
-        return ()
-    path, offset_s = task.subtitles.path, task.subtitles.offset_s
-    return await with_timeout(
-        asyncio.to_thread(read_subtitles, path, offset_s),
-        SUBTITLE_TIMEOUT_S,
-        target="the disk",
-        operation=f"reading subtitles {path}",
-    )
-
-
-def _failed_trajectory(
-    episode_id: EpisodeId, chat_format: ChatFormat, error: VideoError, *, worker: str, seconds: float
-) -> Trajectory:
-    return Trajectory(
-        episode_id,
-        chat_format.name,
-        TokenContext(()),
-        (),
-        EpisodeStatus.FAILED,
-        worker=worker,
-        seconds=seconds,
-        error=str(error),
-        extra={"model_message": error.model_message},
-    )

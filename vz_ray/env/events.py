@@ -12,13 +12,7 @@ from vz_ray.video.frame import Clip, Frame, VideoInfo, ZoomRequest
 
 @dataclass(frozen=True, slots=True)
 class EpisodeStarted:
-    """The overviews have been decoded.
-
-    Attributes:
-        videos: Videos of the task, in order; empty for a chat without a video.
-        overviews: One overview per video.
-        question_images: Images of the question.
-    """
+    """The overviews, one per video of the task, and the question's images have been decoded."""
 
     videos: tuple[VideoInfo, ...]
     overviews: tuple[Clip, ...]
@@ -27,12 +21,7 @@ class EpisodeStarted:
 
 @dataclass(frozen=True, slots=True)
 class ZoomRequested:
-    """The policy has requested a clip, which is now being decoded.
-
-    Attributes:
-        turn_index: Index of the turn, from 0.
-        zoom: The requested clip.
-    """
+    """The policy has requested a clip, which is now being decoded. `turn_index` counts from 0."""
 
     turn_index: int
     zoom: ZoomRequest
@@ -40,13 +29,7 @@ class ZoomRequested:
 
 @dataclass(frozen=True, slots=True)
 class TurnCompleted:
-    """A turn and its observation are complete.
-
-    Attributes:
-        turn_index: Index of the turn, from 0.
-        turn: The turn.
-        clip: The clip of an executed zoom; None otherwise.
-    """
+    """A turn and its observation are complete. `clip` is None unless a zoom was executed."""
 
     turn_index: int
     turn: Turn

@@ -53,7 +53,6 @@ class EpisodeTrace:
     """Summary of an episode for the classification.
 
     Attributes:
-        status: How the episode ended.
         zooms: Segments of the executed zooms.
         zoom_errors: Rejection reasons of the other zoom calls.
         ended_with_zoom_call: Whether the last turn contains a zoom call.
@@ -70,13 +69,7 @@ class EpisodeTrace:
 
 
 def classify_failure(trace: EpisodeTrace, *, correct: bool, unparsed: bool = False) -> FailureMode | None:
-    """Return why the episode failed; None if its answer is correct.
-
-    Args:
-        trace: Summary of the episode.
-        correct: Whether the answer is correct.
-        unparsed: Whether the answer contains no comparable value.
-    """
+    """Return why the episode failed; None if it is correct. An `unparsed` answer has no comparable value."""
     if trace.status is EpisodeStatus.FAILED:
         return FailureMode.FAILED
     if correct:

@@ -31,19 +31,14 @@ from vz_ray.utils.function_loader import load_function
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest, VideoInfo
 from vz_ray.video.frame_selection import SelectionParams
-from vz_ray.video.overview import spread_indices
+from vz_ray.video.sampling import spread_indices
 
 _OPTION = re.compile(r"\s\(?A[.):]\s")
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSelection:
-    """Selected overview frames.
-
-    Attributes:
-        request: Request for the frame source.
-        used_fallback: Whether uniform frames replaced a missing index record.
-    """
+    """Request for the selected frames, and whether uniform frames replaced a missing index record."""
 
     request: OverviewRequest | SelectedFramesRequest
     used_fallback: bool = False
@@ -59,10 +54,6 @@ class FrameSelector(Protocol):
 
 def create_frame_selector(config: FrameSelectorConfig, ranker: FrameRanker | None = None) -> FrameSelector:
     """Create the configured selector. Index files are cached.
-
-    Args:
-        config: Selector config.
-        ranker: Image-text model, for `query`.
 
     Raises:
         UserError: The index file or function is invalid, or `ranker` is missing.

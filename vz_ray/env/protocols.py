@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vz_ray.env.trajectory import ExternalAction, SampledAction, SamplingParams
-from vz_ray.video.frame import (
-    Clip,
-    Frame,
-    FrameRef,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
-    VideoInfo,
-    ZoomRequest,
-)
+from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, VideoInfo
 from vz_ray.video.frame_selection import SelectionParams
 
 
@@ -64,11 +54,7 @@ class FrameSource(Protocol):
 
     async def probe(self, uri: str) -> VideoInfo: ...
 
-    async def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip: ...
-
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip: ...
+    async def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip: ...
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         """Decode the referenced frames again, in order. Each is checked against its digest."""

@@ -37,7 +37,6 @@ class CaptionQuestion:
 
     Attributes:
         question: Question with its options; the judge sees only the caption.
-        answer: Ground truth.
         answer_type: `GRADED`, or `MULTIPLE_CHOICE` if the question has options.
     """
 

@@ -66,7 +66,6 @@ class RejectedZoom:
     """A rejected zoom call.
 
     Attributes:
-        kind: Kind of error.
         message: Error message for the model.
         requested: The parsed request; None if the call could not be parsed. It may be reversed or outside
             the video.
@@ -85,7 +84,6 @@ class SamplingParams:
         temperature: 0 is greedy.
         top_p: Nucleus mass; must be 1 for training.
         max_tokens: Maximum tokens per turn.
-        seed: Optional seed.
     """
 
     temperature: float = 1.0
@@ -112,7 +110,6 @@ class SampledAction:
         logprobs: `[T]`, natural log, of the distribution that was sampled from (temperature and token
             mask applied).
         versions: Weight version by token span, covering `[0, T)`.
-        sampling_params: Sampling parameters of the turn.
         stop_reason: `end` (end-of-turn token), `zoom` (`</video_zoom>`) or `length`.
     """
 
@@ -178,7 +175,6 @@ class Turn:
     """One turn of the policy and the observation after it.
 
     Attributes:
-        action: Tokens of the policy.
         text: `action` decoded.
         zoom: The executed zoom, the rejected zoom, or None without a zoom call.
         observation: Tokens appended after the action, including an end token that was not sampled;
@@ -253,11 +249,9 @@ class Trajectory:
     """Record of an episode.
 
     Attributes:
-        id: Id of the sample and attempt.
         chat_format: Name and hash of the chat format and prompt template.
         prompt: System prompt, overview and question.
         turns: Turns in order; at least one unless `status` is FAILED.
-        status: How the episode ended.
         answer: Text of the answer span; None without one.
         worker: Name of the rollout worker.
         seconds: Wall time of the episode.

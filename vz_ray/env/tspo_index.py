@@ -27,12 +27,10 @@ FRAMES = "frame_idx"
 
 @dataclass(frozen=True, slots=True)
 class TspoRecord:
-    """Record of one question.
+    """Record of one question, with normalized texts.
 
     Attributes:
         index: Position in the file.
-        question: Normalized text of the question.
-        options: Normalized texts of the options.
         id: Id in the benchmark; empty without one.
         frames: Native frame numbers, ascending and unique.
     """

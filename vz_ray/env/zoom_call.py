@@ -61,9 +61,7 @@ def parse_turn(
     """Parse one turn of the policy.
 
     Args:
-        text: The decoded turn.
         duration_s: Duration of the video, seconds; 0 without a video.
-        max_frames: Maximum frames per zoom.
         inclusive: See `ZoomRequest`.
         fixed_fps: Frame rate that overrides the one in the call; 0 disables the override.
         extra_durations_s: Durations of further videos, seconds. A call must then contain the number of

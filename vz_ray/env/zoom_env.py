@@ -50,14 +50,8 @@ class ZoomEnv:
     """State of one episode.
 
     Attributes:
-        id: Id of the trajectory.
-        task: The task.
-        video: First video of the task.
-        chat_format: Encodes the conversation.
-        config: Limits of the episode.
-        subtitles: Subtitles of the first video.
+        video: First video of the task; `subtitles` belong to it.
         extra_videos: Further videos of the task.
-        state: What the environment waits for.
         turns: Completed turns.
         status: Result; valid in state DONE.
         answer: Text of the answer span.

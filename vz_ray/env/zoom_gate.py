@@ -79,8 +79,8 @@ class GateDecision:
         zoom: Whether the episode continues and may zoom. If False, the draft is its answer.
         kind: `choice` or `free`.
         uncertainty: From 0 to 1.
-        threshold: Uncertainty above which an episode zooms; None in mode `measure`.
-        draft: The draft answer; None if it did not end.
+        threshold: None in mode `measure`.
+        draft: None if the draft did not end.
         seconds: Wall time of the draft.
     """
 
@@ -187,14 +187,7 @@ def _entropy(probabilities: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPoint:
-    """Effect of a threshold on a validation set.
-
-    Attributes:
-        threshold: Uncertainty above which an episode zooms.
-        accuracy: Mean accuracy.
-        frames: Mean frames per question, including the overview.
-        zoom_rate: Fraction of questions that zoom.
-    """
+    """Effect of a threshold on a validation set: means over its questions. `frames` include the overview."""
 
     threshold: float
     accuracy: float
@@ -204,14 +197,7 @@ class CalibrationPoint:
 
 @dataclass(frozen=True, slots=True)
 class GateCalibration:
-    """Calibrated threshold of one answer kind.
-
-    Attributes:
-        num_questions: Size of the validation set.
-        best: The chosen threshold.
-        always: Always zoom.
-        never: Never zoom; the draft is the answer.
-    """
+    """Calibrated threshold of one answer kind, compared with zooming always and never."""
 
     num_questions: int
     best: CalibrationPoint

@@ -9,12 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vz_ray.config import load_config
+from vz_ray.config.ablation import AblationConfig
+from vz_ray.config.eval_run import EvalRunConfig
+from vz_ray.config.load import is_config_file, load_config, split_arguments
+from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.jobs.job_client import JobClient, JobInfo, resolve_address
 from vz_ray.jobs.job_lifecycle import JobSpec, find_job, follow_job, stop_job, submit_job
 from vz_ray.jobs.resource_demands import ClusterConfig
@@ -28,36 +32,14 @@ _STOP_SLACK_S = 60.0
 """Added to the grace period when waiting for a job to stop."""
 
 
-def config_class(command: str) -> type[Any]:
-    """Return the config class of a command.
-
-    Raises:
-        UserError: The command cannot run as a job.
-    """
-    if command == "train":
-        from vz_ray.config.run import GrpoRunConfig
-
-        return GrpoRunConfig
-    if command == "sft":
-        from vz_ray.config.sft import SftRunConfig
-
-        return SftRunConfig
-    if command == "eval":
-        from vz_ray.config.eval_run import EvalRunConfig
-
-        return EvalRunConfig
-    if command == "quickstart":
-        from vz_ray.config.quickstart import QuickstartConfig
-
-        return QuickstartConfig
-    if command == "ablate":
-        from vz_ray.config.ablation import AblationConfig
-
-        return AblationConfig
-    raise UserError(f"{command!r} cannot run as a job; use one of {', '.join(COMMANDS)}")
-
-
-COMMANDS = ("train", "sft", "eval", "quickstart", "ablate")
+CONFIG_CLASSES: dict[str, type[ClusterConfig]] = {
+    "train": GrpoRunConfig,
+    "sft": SftRunConfig,
+    "eval": EvalRunConfig,
+    "quickstart": QuickstartConfig,
+    "ablate": AblationConfig,
+}
+"""Config class of each command that can run as a job."""
 DEFAULT_CONFIGS = {"quickstart": "conf/quickstart.yaml", "ablate": "conf/ablation.yaml"}
 
 
@@ -66,7 +48,7 @@ class JobCommand:
     """A parsed command line.
 
     Attributes:
-        command: One of `COMMANDS`.
+        command: One of `CONFIG_CLASSES`.
         arguments: Config file and overrides, unchanged.
         config: The loaded config.
     """
@@ -83,14 +65,12 @@ class JobCommand:
             UserError: The command, a key or a value is invalid.
         """
         first = words[0] if words else ""
-        has_command = bool(first) and "=" not in first and not first.endswith((".yaml", ".yml"))
+        has_command = bool(first) and "=" not in first and not is_config_file(first)
         command, arguments = (first, list(words[1:])) if has_command else ("train", list(words))
-        schema = config_class(command)
-        files = [word for word in arguments if word.endswith((".yaml", ".yml")) and "=" not in word]
-        if len(files) > 1:
-            raise UserError(f"two config files are given, {files[0]} and {files[1]}; use one, which may extend another")
-        overrides = [word for word in arguments if word not in files]
-        config = load_config(schema, files[0] if files else DEFAULT_CONFIGS.get(command), overrides)
+        if command not in CONFIG_CLASSES:
+            raise UserError(f"{command!r} cannot run as a job; use one of {', '.join(CONFIG_CLASSES)}")
+        file, overrides = split_arguments(arguments)
+        config = load_config(CONFIG_CLASSES[command], file or DEFAULT_CONFIGS.get(command), overrides)
         return cls(command, arguments, config)
 
 

@@ -92,7 +92,7 @@ def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, c
     """Verify a checkpoint and restore it; every rank must call.
 
     World size, ZeRO stage, dtype and offloading may differ from the run that wrote it. If they are equal,
-    training resumes bit for bit; otherwise up to the order of additions. Additional ranks get a random state
+    training on CPUs resumes bit for bit; otherwise up to the order of additions. Additional ranks get a random state
     seeded from rank 0's.
 
     Raises:

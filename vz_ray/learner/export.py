@@ -1,17 +1,20 @@
-"""Export of the weights as an HF checkpoint directory, for serving and for the next training stage.
+"""Whole weights under their HF names, and their export as an HF checkpoint directory.
 
-The source is a running trainer, or a checkpoint on disk. A checkpoint can be exported without a GPU, without
-its ranks and without DeepSpeed.
+Exports are for serving and for the next training stage. The source is a running trainer, or a checkpoint on
+disk. A checkpoint can be exported without a GPU, without its ranks and without DeepSpeed.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from vz_ray.learner.checkpoint import hash_weight_files, read_checkpoint_meta
 from vz_ray.learner.checkpoint_files import (
@@ -22,14 +25,58 @@ from vz_ray.learner.checkpoint_files import (
     verify_files,
 )
 from vz_ray.learner.distributed import RankInfo, fail_together
-from vz_ray.learner.lora import has_adapters, peft_config, peft_parameters
+from vz_ray.learner.lora import base_parameter_name, has_adapters, lora_deltas, peft_config, peft_parameters
 from vz_ray.learner.policy_model import load_pretrained
-from vz_ray.learner.weight_source import ZeroWeightSource, gathered
 from vz_ray.learner.zero_state import WEIGHTS
-from vz_ray.weight_sync.weight_version import TensorSpec
+from vz_ray.weight_sync.weight_source import split_into_buckets
+from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
 
 _SHARD_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"
+
+
+class ZeroWeightSource:
+    """`WeightSource` over the whole parameters of an HF model under DeepSpeed, for every ZeRO stage.
+
+    Tied tensors appear once, under the embedding's name. Every rank must iterate over `buckets` with the same
+    `max_bytes`: under ZeRO-3 each bucket is gathered. Adapters are merged into copies of the weights; the
+    trained parameters do not change. See `learner/lora.py`.
+    """
+
+    def __init__(self, hf: nn.Module) -> None:
+        named = ((base_parameter_name(name), parameter) for name, parameter in hf.named_parameters())
+        self._parameters = {name: parameter for name, parameter in named if name is not None}
+        self._deltas = lora_deltas(hf)
+
+    def specs(self) -> list[TensorSpec]:
+        """Return names, dtypes and whole shapes, without moving data."""
+        return [
+            TensorSpec(name, dtype_name(p.dtype), tuple(getattr(p, "ds_shape", p.shape)))
+            for name, p in self._parameters.items()
+        ]
+
+    def buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the tensors in the order of `specs`; a bucket is valid until the next one is requested."""
+        for group in split_into_buckets(self.specs(), max_bytes):
+            names = [spec.name for spec in group]
+            parameters = [self._parameters[name] for name in names]
+            added = [delta for name in names if (delta := self._deltas.get(name))]
+            with gathered([*parameters, *(p for delta in added for p in (delta.a, delta.b))]):
+                yield {name: self._merged(name, p) for name, p in zip(names, parameters, strict=True)}
+
+    def _merged(self, name: str, parameter: nn.Parameter) -> Tensor:
+        delta = self._deltas.get(name)
+        return parameter.data if delta is None else delta.merge_into(parameter)
+
+
+def gathered(parameters: list[nn.Parameter]) -> Any:
+    """Return a context in which sharded parameters are whole on every rank."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded)
 
 
 def export_hf(directory: Path, hf: Any, base: Path, rank_info: RankInfo) -> None:

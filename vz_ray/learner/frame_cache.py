@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from vz_ray.env.protocols import FrameSource
 from vz_ray.learner.example import FrameKey, frame_key
+from vz_ray.utils.lru_cache import LruCache
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.frame import RGB, FrameRef
 
 T = TypeVar("T")
-PixelArray = TypeVar("PixelArray", RGB, Tensor)
 
 
-class LruCache(Generic[PixelArray]):
-    """LRU cache of arrays with a limit on their total size.
-
-    Attributes:
-        hits: Number of `get` calls that returned an array.
-        misses: Number of `get` calls that returned None.
-    """
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity_bytes, self._size_bytes = capacity_bytes, 0
-        self._entries: OrderedDict[FrameKey, PixelArray] = OrderedDict()
-        self.hits = self.misses = 0
-
-    def get(self, key: FrameKey) -> PixelArray | None:
-        """Return the array of a frame, or None."""
-        array = self._entries.get(key)
-        if array is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._entries.move_to_end(key)
-        return array
-
-    def add(self, key: FrameKey, array: PixelArray) -> None:
-        """Add the array of a frame; evict the least recently used ones if the cache is full."""
-        if key in self._entries:
-            return
-        self._entries[key] = array
-        self._size_bytes += array.nbytes
-        while self._size_bytes > self._capacity_bytes:
-            self._size_bytes -= self._entries.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        """Remove all entries; `hits` and `misses` are kept."""
-        self._entries.clear()
-        self._size_bytes = 0
-
-
-class FeatureCache(LruCache[Tensor]):
+class FeatureCache(LruCache[FrameKey, Tensor]):
     """Cache in host memory for the vision features of frames, `[visual tokens, H]` each.
 
     Valid for a frozen tower only: features of a trained tower are stale after the next update.
     """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        super().__init__(capacity_bytes, lambda features: features.nbytes)
 
     def put(self, keys: Sequence[FrameKey], features: Sequence[Tensor]) -> None:
         """Add copies of the features of these frames."""
@@ -79,7 +43,7 @@ class CachedFrameLoader:
 
     def __init__(self, source: FrameSource, capacity_bytes: int, timeout_s: float) -> None:
         self._source, self._timeout_s = source, timeout_s
-        self._cache = LruCache[RGB](capacity_bytes)
+        self._cache = LruCache[FrameKey, RGB](capacity_bytes, lambda rgb: rgb.nbytes)
         self._runner = asyncio.Runner()
 
     def __call__(self, refs: Sequence[FrameRef]) -> Mapping[str, RGB]:

@@ -27,16 +27,16 @@ from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
+from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
-from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource, WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
     NcclBroadcaster,
     NcclTopology,
-    find_free_port,
     update_info,
 )
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
@@ -203,8 +203,7 @@ class LearnerActor:
             node_id = str(ray.get_runtime_context().get_node_id())
             update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)
         else:
-            for _ in source.buckets(bucket_bytes):
-                continue
+            _gather(source, bucket_bytes)
         expected = self._score(probe)
         return None if update is None else replace(update, probe_score=expected)
 
@@ -249,8 +248,7 @@ class LearnerActor:
         if self._rank == 0:
             self._nccl.broadcast(source)
         else:
-            for _ in source.buckets(BUCKET_BYTES):
-                continue
+            _gather(source, BUCKET_BYTES)
 
     def broadcast_done(self) -> bool:
         """Wait up to 0.2 s and return whether the broadcast has finished; raise its error."""
@@ -263,6 +261,12 @@ class LearnerActor:
         """Close the NCCL group on rank 0, so that a broadcast with a missing peer fails."""
         if self._rank == 0:
             self._nccl.close()
+
+
+def _gather(source: WeightSource, bucket_bytes: int) -> None:
+    """Take part in the gathering of the weights that rank 0 sends."""
+    for _ in source.buckets(bucket_bytes):
+        continue
 
 
 def _set_log_step(groups: Sequence[Group]) -> None:

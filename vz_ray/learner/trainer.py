@@ -26,7 +26,7 @@ from vz_ray.learner import checkpoint
 from vz_ray.learner.batch import MicroBatch, PixelLoader, collate, in_memory_pixels
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
-from vz_ray.learner.export import export_hf
+from vz_ray.learner.export import ZeroWeightSource, export_hf
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, is_informative, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
@@ -36,7 +36,6 @@ from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
-from vz_ray.learner.weight_source import ZeroWeightSource
 from vz_ray.video.frame import RGB
 from vz_ray.weight_sync import ParityProbe, ProbeScore
 

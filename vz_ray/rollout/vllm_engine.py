@@ -34,6 +34,8 @@ _DRAFT_TOP_LOGPROBS = 20
 """Number of top log-probs per position of a draft; vLLM's default maximum."""
 
 _MAX_SEND_ATTEMPTS = 3
+_MISSING_FRAME = "Expected a cached item"
+"""Start of vLLM's error when a frame leaves its frontend cache between the lookup and the use."""
 _LIVENESS_INTERVAL_S = 1.0
 """Interval between checks whether the engine process is alive during a call."""
 _SHUTDOWN_TIMEOUT_S = 30.0
@@ -395,13 +397,22 @@ class VllmEngine:
     async def _run_request(
         self, inputs: dict[str, Any], params: Any, request_id: str, wait: bool, on_text: TextCallback | None
     ) -> Any:
+        """Run one request; send it again if one of its frames left vLLM's frame cache on the way."""
+        from vllm.v1.engine.exceptions import EngineGenerateError
+
         for attempt in range(_MAX_SEND_ATTEMPTS):
             if wait:
                 await self._accepting_turns.wait()
             output = None
-            async for output in self._llm.generate(inputs, params, f"{request_id}~{attempt}"):
-                if on_text is not None:
-                    on_text(output.outputs[0].text)
+            try:
+                async for output in self._llm.generate(inputs, params, f"{request_id}~{attempt}"):
+                    if on_text is not None:
+                        on_text(output.outputs[0].text)
+            except EngineGenerateError as error:
+                # A frame was dropped from the frontend's cache while the request was being preprocessed.
+                if _MISSING_FRAME not in str(error.__cause__):
+                    raise
+                continue
             # A pause between preprocessing and arrival drops cached frames that the request refers to.
             # Nothing was sampled, and the retry sends the frames again.
             if output is not None and output.outputs[0].finish_reason != "error":

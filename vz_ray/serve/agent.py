@@ -152,7 +152,7 @@ class Agent:
 
     async def check_image(self, uri: str) -> None:
         """Decode an image; raises `VideoError` if it cannot be decoded."""
-        await self._frame_source.overview(uri, ImageRequest(), FrameSize())
+        await self._frame_source.clip(uri, ImageRequest(), FrameSize())
 
     async def answer(self, request: AgentRequest) -> list[AgentEvent]:
         """Run a request and return all events; the last is `RequestCompleted` or `RequestFailed`.

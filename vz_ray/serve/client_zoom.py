@@ -14,17 +14,7 @@ from dataclasses import dataclass, replace
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import FrameSource, Policy, Prompt
 from vz_ray.env.trajectory import ExternalAction, SampledAction, SamplingParams
-from vz_ray.video.frame import (
-    Clip,
-    Frame,
-    FrameRef,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
-    VideoInfo,
-    ZoomRequest,
-)
+from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, ImageRequest, VideoInfo, ZoomRequest
 
 TOOL_NAME = "video_zoom"
 
@@ -108,13 +98,15 @@ class ClientFrameSource:
     videos: Sequence[str]
     stop_at_new_zoom: bool
 
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
+    async def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
+        if not isinstance(request, ZoomRequest):
+            return await self.frames.clip(uri, request, size)
         replayed = self.replay.current
         if replayed is None and self.stop_at_new_zoom:
             raise ClientZoomRequired(request, len(self.videos) > 1)
         if replayed is None or not replayed.images:
-            return await self.frames.zoom(uri, request, size)
-        clips = [await self.frames.overview(image, ImageRequest(), size) for image in replayed.images]
+            return await self.frames.clip(uri, request, size)
+        clips = [await self.frames.clip(image, ImageRequest(), size) for image in replayed.images]
         frames = (clip.frames[0] for clip in clips)
         timed_frames = (
             Frame(replace(frame.ref, pts_s=time_s), frame.rgb)
@@ -124,11 +116,6 @@ class ClientFrameSource:
 
     async def probe(self, uri: str) -> VideoInfo:
         return await self.frames.probe(uri)
-
-    async def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
-        return await self.frames.overview(uri, request, size)
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return await self.frames.resolve(refs)

@@ -32,6 +32,7 @@ from vz_ray.serve.app import AGENT_DEPLOYMENT, APP_NAME, AgentReplica, build_app
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, restore_signal_handlers
+from vz_ray.utils.ports import find_free_port
 
 STATE_FILE, CONFIG_FILE = "server.json", "config.yaml"
 STARTUP_INTERRUPTED_HINT = "the server was still starting and has no state; run the same command again"
@@ -132,7 +133,7 @@ async def running_server(
     Raises:
         UserError: The application did not start, or the cluster lacks the required resources.
     """
-    port = config.port or free_port(config.host)
+    port = config.port or find_free_port(config.host)
     # The preflight check of the nodes needs the path that the replicas will open.
     async with ray_cluster.checked_ray_cluster(replace(config, model=resolve_checkpoint(config.model))):
         options = {"host": config.host, "port": port, "keep_alive_timeout_s": 75}
@@ -200,13 +201,6 @@ def _show_errors_only(logger: logging.Logger) -> None:
 
 def _open_socket(host: str) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-
-
-def free_port(host: str) -> int:
-    """Return a port of `host` that is currently free."""
-    with _open_socket(host) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def read_server_state(folder: Path) -> ServerState:

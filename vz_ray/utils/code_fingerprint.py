@@ -45,10 +45,6 @@ def check_same_code(driver_fingerprint: Mapping[str, str], process_name: str, no
 
     Packages that one of them lacks are not compared: decoders and drivers need no engine.
 
-    Args:
-        process_name: Name of this process, for the error.
-        node: Node of this process, for the error.
-
     Raises:
         UserError: A version differs. The message lists all differences.
     """

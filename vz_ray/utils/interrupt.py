@@ -32,11 +32,7 @@ RESUME_HINT = "the same command resumes from the last checkpoint"
 
 
 class StopRequested(Exception):
-    """The run was asked to stop. Work after the last checkpoint is repeated on resume.
-
-    Attributes:
-        resume_hint: How to resume the run.
-    """
+    """The run was asked to stop. Work after the last checkpoint is repeated on resume."""
 
     def __init__(self, message: str, resume_hint: str = RESUME_HINT) -> None:
         super().__init__(message)
@@ -53,9 +49,6 @@ class Interrupt:
             for step in steps:
                 interrupt.raise_if_requested()
                 train(step)
-
-    Args:
-        resume_hint: How to resume after a stop.
     """
 
     def __init__(self, resume_hint: str = RESUME_HINT) -> None:

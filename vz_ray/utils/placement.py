@@ -38,7 +38,6 @@ def explain_unschedulable(
     """Explain why no node can take an actor, and how to fix it.
 
     Args:
-        required: Resources of the actor.
         nodes: Total resources of each node, without nodes that are about to be removed.
         free: Free resources of each node, in the same order.
         resource_keys: Config key that sets the amount of each resource.

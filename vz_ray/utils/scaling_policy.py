@@ -11,7 +11,6 @@ class ScalingPolicy:
 
     Attributes:
         min_count: Minimum count; 0 allows scaling to zero.
-        max_count: Maximum count.
         max_load_each: Load per unit that triggers scaling up.
         upscale_delay_s: Time of sustained overload before scaling up.
         downscale_delay_s: Time of sustained underload before scaling down by one.

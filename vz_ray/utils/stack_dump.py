@@ -37,7 +37,6 @@ class StackDumper:
     """Handle of a process that writes the stacks of all its threads on SIGUSR1.
 
     Attributes:
-        pid: Process id.
         descriptor: File descriptor of the output, in that process. The file is anonymous memory.
         name: Unique name of the output file. It distinguishes the process from a later one with the same id.
     """

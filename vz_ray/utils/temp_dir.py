@@ -20,7 +20,6 @@ def temp_dir(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     distinguishes them from directories in use.
 
     Args:
-        prefix: Prefix of the directory name.
         parent: Parent directory. Default: the system's directory for temporary files.
     """
     parent = parent or Path(tempfile.gettempdir())

@@ -15,7 +15,6 @@ class StepTimeout(TimeoutError):
     Attributes:
         target: Actor or service that was awaited, for example `rollout-3`.
         operation: Awaited operation, for example `publish of weight version 7`.
-        timeout_s: The timeout.
         state: Last known state of the target; empty if unknown.
     """
 

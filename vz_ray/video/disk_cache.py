@@ -55,11 +55,6 @@ class DiskCache:
     Args:
         root: Directory on a local disk; created if missing.
         max_bytes: Size limit. Each writing process may exceed it by up to 1/16.
-
-    Attributes:
-        failed_writes: Failed writes, for example because the disk is full.
-        corrupt_entries: Entries with a wrong hash.
-        evicted_entries: Entries that this process evicted.
     """
 
     def __init__(self, root: Path | str, max_bytes: int) -> None:
@@ -68,7 +63,6 @@ class DiskCache:
         # Starting at the limit makes the first write scan the directory.
         self._added_bytes = 0 if self._evicted_recently() else max_bytes
         self._paused_until = 0.0
-        self.failed_writes = self.corrupt_entries = self.evicted_entries = 0
 
     def get(self, key: str) -> Bytes | None:
         """Return the entry's bytes, read-only, or None. Marks the entry as recently used."""
@@ -83,7 +77,6 @@ class DiskCache:
             stored_hash, content = stored[:_HASH_BYTES], stored[_HASH_BYTES:]
             if xxhash.xxh3_128_digest(content.data) == stored_hash.tobytes():
                 return content
-        self.corrupt_entries += 1
         with contextlib.suppress(OSError):
             os.unlink(path)
         return None
@@ -112,7 +105,6 @@ class DiskCache:
                     os.unlink(part_path)
                 raise
         except OSError as error:
-            self.failed_writes += 1
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._paused_until = now + _FULL_DISK_PAUSE_S
                 self.evict(0, self._max_bytes // 2)
@@ -139,7 +131,6 @@ class DiskCache:
                     break
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
-                    self.evicted_entries += 1
                 total_bytes -= entry.num_bytes
 
     def _count_added(self, num_bytes: int) -> None:

@@ -7,12 +7,14 @@ class VideoError(Exception):
     """A video cannot be read.
 
     `str(error)` names the file and is meant for users. `model_message` is short, contains no path,
-    and can be shown to the model in an error turn.
+    and can be shown to the model in an error turn; each class has a default.
     """
 
-    def __init__(self, message: str, model_message: str) -> None:
+    model_message = "the video could not be read"
+
+    def __init__(self, message: str, model_message: str = "") -> None:
         super().__init__(message)
-        self.model_message = model_message
+        self.model_message = model_message or type(self).model_message
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
         return (type(self), (str(self), self.model_message))
@@ -21,25 +23,37 @@ class VideoError(Exception):
 class VideoNotFoundError(VideoError):
     """The file does not exist."""
 
+    model_message = "the video is missing"
+
 
 class VideoPermissionError(VideoError):
     """The file exists, but read permission is missing."""
+
+    model_message = "the video is locked"
 
 
 class SourceNotAllowedError(VideoError):
     """The source is not allowed: a private host, a device, or another URL scheme."""
 
+    model_message = "the video's address cannot be opened"
+
 
 class DownloadFailedError(VideoError):
     """The download failed or timed out."""
+
+    model_message = "the video could not be fetched"
 
 
 class NotAVideoError(VideoError):
     """The file has no video: a directory, an image, audio, text, a playlist, or an empty file."""
 
+    model_message = "the file is not a video that can be read"
+
 
 class UnsupportedCodecError(VideoError):
     """The codec is not on the allow-list."""
+
+    model_message = "the video's codec is not supported"
 
 
 class VideoLimitExceededError(VideoError):
@@ -49,6 +63,8 @@ class VideoLimitExceededError(VideoError):
 class CorruptVideoError(VideoError):
     """No frame can be decoded at the requested time."""
 
+    model_message = "this part of the video is damaged"
+
 
 class InvalidFrameRequestError(VideoError):
     """The requested times or rates are invalid for this video."""
@@ -56,6 +72,8 @@ class InvalidFrameRequestError(VideoError):
 
 class FrameMismatchError(VideoError):
     """A frame decoded by reference has other bytes than the reference."""
+
+    model_message = "a frame shown earlier cannot be shown again"
 
 
 class DecoderDiedError(VideoError):
@@ -72,3 +90,5 @@ class UnexpectedReadError(VideoError):
 
 class SubtitleError(VideoError):
     """The subtitle file is missing or has an unknown format."""
+
+    model_message = "the video's subtitles cannot be read"

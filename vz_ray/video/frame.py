@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ class VideoInfo:
 
     Attributes:
         video_id: Content hash (`blake3:<hex>`), equal for copies.
-        uri: Path or URL.
         stream: Index of the video stream that is read.
         duration_s: Time from the first frame to the end of the last frame, seconds.
         fps: Average frame rate; a hint only if the rate varies.
@@ -40,8 +40,6 @@ class FrameRef:
 
     Attributes:
         video_id: Content hash, as in `VideoInfo`.
-        uri: Path or URL.
-        stream: Index of the video stream.
         pts_s: Presentation time of the frame, seconds from the start of the stream.
         width: Width of the array, pixels.
         height: Height of the array, pixels.
@@ -161,11 +159,21 @@ class ZoomRequest:
         return int((self.end_s - self.start_s) * self.fps + 1e-6)
 
 
+ClipRequest: TypeAlias = OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
+
+
+def describe_clip(uri: str, request: ClipRequest) -> str:
+    """Describe a request in errors and logs."""
+    if isinstance(request, ZoomRequest):
+        return f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
+    return f"overview of {uri}"
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Ordered frames and the request that produced them."""
 
-    request: OverviewRequest | SelectedFramesRequest | ImageRequest | ZoomRequest
+    request: ClipRequest
     frames: tuple[Frame, ...]
 
     @property

@@ -17,9 +17,7 @@ class SelectionParams:
     """Parameters of frame selection.
 
     Attributes:
-        candidates: Candidate frames.
         size: Size at which the candidates are encoded.
-        max_frames: Number of frames to select.
         segments: Share of `max_frames` selected as the best frame of each equal part of the video.
         diversity: Weight of dissimilarity to selected frames, against relevance, for the other frames.
     """
@@ -42,7 +40,6 @@ def select_frames(relevance: Features, features: Features, params: SelectionPara
     Args:
         relevance: `[n]`, larger means more similar to the question.
         features: `[n, d]`, normalized.
-        params: Number of frames and weights.
     """
     count = len(relevance)
     if count <= params.max_frames:

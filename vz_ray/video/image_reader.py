@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import av
 import blake3
-import numpy as np
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import VideoReformatter
 
-from vz_ray.video.errors import FrameMismatchError, NotAVideoError, VideoLimitExceededError
-from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize
-from vz_ray.video.frame_size import target_size
+from vz_ray.video.errors import NotAVideoError, VideoLimitExceededError
+from vz_ray.video.frame import Frame, FrameRef, FrameSize
+from vz_ray.video.frame_scaling import SCALER, scale_frame, target_size
 from vz_ray.video.video_file import VideoLimits, check_pixels, compute_video_id
 
-SCALER = "bicubic+accurate_rnd+bitexact"
-_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_DECODER = "image"
 """Prefix of `FrameRef.decoder` for image files."""
@@ -31,38 +26,23 @@ def is_image(uri: str) -> bool:
 
 
 def read_image(
-    uri: str, size: FrameSize, limits: VideoLimits | None = None, *, path: Path | str | None = None
+    uri: str,
+    size: FrameSize | tuple[int, int],
+    limits: VideoLimits | None = None,
+    *,
+    path: Path | str | None = None,
 ) -> Frame:
     """Read an image as a frame at time 0, resized like a video frame.
 
     Args:
         uri: URI in the reference.
-        size: Bounds on the area.
-        limits: Maximum resolution.
+        size: Bounds on the area, or the exact width and height.
         path: Local path; defaults to `uri`.
 
     Raises:
         VideoError: The file is missing, too large, or not an image.
     """
-    return _read(uri, str(path or uri), lambda w, h: target_size(w, h, size), limits or VideoLimits())
-
-
-def reread_image(ref: FrameRef, limits: VideoLimits | None = None, *, path: Path | str | None = None) -> Frame:
-    """Read the image of a reference.
-
-    Raises:
-        VideoError: As `read_image`; `FrameMismatchError` if the bytes differ from the reference.
-    """
-    frame = _read(ref.uri, str(path or ref.uri), lambda w, h: (ref.width, ref.height), limits or VideoLimits())
-    if frame.ref.digest != ref.digest:
-        raise FrameMismatchError(
-            f"{ref.uri} differs from its reference: digest {frame.ref.digest[:12]}, expected {ref.digest[:12]}",
-            "a frame shown earlier cannot be shown again",
-        )
-    return replace(frame, ref=ref)
-
-
-def _read(uri: str, path: str, resize: Callable[[int, int], tuple[int, int]], limits: VideoLimits) -> Frame:
+    path, limits = str(path or uri), limits or VideoLimits()
     content_hash = compute_video_id(uri, path)
     # The whitelists stop FFmpeg from treating the name as a pattern of other files. FFmpeg decodes an
     # image to get its size, so the decoder needs the limit: a 1 MB file may decode to 1 GB.
@@ -84,18 +64,10 @@ def _read(uri: str, path: str, resize: Callable[[int, int], tuple[int, int]], li
             check_pixels(uri, stream.width * stream.height, limits)
             stream.codec_context.options = {name: options[name] for name in ("max_pixels", "err_detect")}
             image = next(container.decode(stream))
-            rgb = _resized(image, *resize(image.width, image.height))
+            exact_size = target_size(image.width, image.height, size) if isinstance(size, FrameSize) else size
+            rgb = scale_frame(VideoReformatter(), image, *exact_size)
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError) as error:
         raise NotAVideoError(f"{uri}: cannot decode the image ({error})", "an image is damaged") from error
     height, width = rgb.shape[:2]
     digest, decoder = blake3.blake3(rgb.data).hexdigest(), f"{IMAGE_DECODER} {av.__version__}"
     return Frame(FrameRef(content_hash, uri, 0, 0.0, width, height, SCALER, decoder, digest), rgb)
-
-
-def _resized(image: av.VideoFrame, width: int, height: int) -> RGB:
-    scaled = image.reformat(
-        width=width, height=height, format="rgb24", interpolation=_FLAGS, dst_color_range=ColorRange.JPEG
-    )
-    rgb: RGB = np.ascontiguousarray(scaled.to_ndarray(), dtype=np.uint8)
-    rgb.flags.writeable = False
-    return rgb

@@ -9,18 +9,7 @@ from typing import TypeVar
 
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.clip_reader import ClipReader, ReaderStats
-from vz_ray.video.frame import (
-    Clip,
-    Frame,
-    FrameRef,
-    FrameSize,
-    ImageRequest,
-    OverviewRequest,
-    SelectedFramesRequest,
-    VideoInfo,
-    ZoomRequest,
-)
-from vz_ray.video.video_file import VideoLimits
+from vz_ray.video.frame import Clip, ClipRequest, Frame, FrameRef, FrameSize, VideoInfo, describe_clip
 
 T = TypeVar("T")
 
@@ -33,21 +22,16 @@ class LocalFrameSource:
 
     Example:
         >>> with LocalFrameSource() as frames:
-        ...     clip = asyncio.run(frames.zoom("talk.mp4", ZoomRequest(10, 14, fps=2), FrameSize()))
+        ...     clip = asyncio.run(frames.clip("talk.mp4", ZoomRequest(10, 14, fps=2), FrameSize()))
     """
 
     def __init__(
         self,
         *,
-        cache_bytes: int = 256 * 2**20,
-        max_open_videos: int = 8,
-        limits: VideoLimits | None = None,
         decoder: str = "pyav",
         timeout_s: float = 120.0,
     ) -> None:
-        self._reader = ClipReader(
-            cache_bytes=cache_bytes, max_open_videos=max_open_videos, limits=limits, decoder=decoder
-        )
+        self._reader = ClipReader(decoder=decoder)
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
@@ -60,14 +44,8 @@ class LocalFrameSource:
     async def probe(self, uri: str) -> VideoInfo:
         return await self._run(f"probe of {uri}", lambda: self._reader.probe(uri))
 
-    async def overview(
-        self, uri: str, request: OverviewRequest | SelectedFramesRequest | ImageRequest, size: FrameSize
-    ) -> Clip:
-        return await self._run(f"overview of {uri}", lambda: self._reader.overview(uri, request, size))
-
-    async def zoom(self, uri: str, request: ZoomRequest, size: FrameSize) -> Clip:
-        operation = f"zoom of {uri} [{request.start_s:g}, {request.end_s:g}] at {request.fps:g} fps"
-        return await self._run(operation, lambda: self._reader.zoom(uri, request, size))
+    async def clip(self, uri: str, request: ClipRequest, size: FrameSize) -> Clip:
+        return await self._run(describe_clip(uri, request), lambda: self._reader.clip(uri, request, size))
 
     async def resolve(self, refs: Sequence[FrameRef]) -> list[Frame]:
         return await self._run(f"{len(refs)} frames by reference", lambda: self._reader.resolve(refs))

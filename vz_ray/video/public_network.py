@@ -84,8 +84,7 @@ def resolve_public_addresses(host: str, port: int, private_hosts: Collection[str
             if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                 raise SourceNotAllowedError(
                     f"{host} resolves to {address}, which is not public; to allow the host, add it to "
-                    "clips.allowed_private_hosts",
-                    "the video's address cannot be opened",
+                    "clips.allowed_private_hosts"
                 )
     return addresses
 
@@ -123,4 +122,4 @@ class PublicNetworkBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        raise SourceNotAllowedError(f"{path}: a Unix socket, not a host", "the video's address cannot be opened")
+        raise SourceNotAllowedError(f"{path}: a Unix socket, not a host")

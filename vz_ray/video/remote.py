@@ -46,8 +46,6 @@ class DownloadRules:
         schemes: Allowed schemes, such as `https` or `s3`.
         hosts: Allowed hosts or buckets; empty allows all.
         private_hosts: Hosts that may have private addresses.
-        max_file_bytes: Maximum file size.
-        timeout_s: Timeout of a download.
     """
 
     schemes: tuple[str, ...] = ("http", "https")
@@ -65,7 +63,6 @@ class DownloadCache:
     Args:
         root: Directory; created if missing.
         max_bytes: Maximum size. The latest file is kept even if it exceeds the maximum.
-        rules: Allowed URLs and limits.
     """
 
     def __init__(self, root: Path | str, max_bytes: int, rules: DownloadRules) -> None:
@@ -90,10 +87,7 @@ class DownloadCache:
                     self._evict(path)
                 os.utime(path)
         except OSError as error:
-            raise DownloadFailedError(
-                f"{url}: cannot write to {self._root}: {error.strerror or error}",
-                "the video could not be fetched",
-            ) from error
+            raise DownloadFailedError(f"{url}: cannot write to {self._root}: {error.strerror or error}") from error
         return path
 
     def _download(self, url: str, path: Path, deadline_s: float) -> None:
@@ -141,29 +135,24 @@ class DownloadCache:
                             return
                         location = _header(response, b"location")
                 except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-                    raise DownloadFailedError(
-                        f"{url}: {type(error).__name__}: {error or 'timeout'}",
-                        "the video could not be fetched",
-                    ) from error
+                    raise DownloadFailedError(f"{url}: {type(error).__name__}: {error or 'timeout'}") from error
                 url = self._redirect_target(url, location)
-        raise DownloadFailedError(f"{url}: more than {_MAX_REDIRECTS} redirects", "the video could not be fetched")
+        raise DownloadFailedError(f"{url}: more than {_MAX_REDIRECTS} redirects")
 
     def _redirect_target(self, url: str, location: str | None) -> str:
         if not location:
-            raise DownloadFailedError(f"{url}: redirect without a location", "the video could not be fetched")
+            raise DownloadFailedError(f"{url}: redirect without a location")
         target = urljoin(url, location)
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
-            raise SourceNotAllowedError(
-                f"{url}: redirect from https to {target}", "the video's address cannot be opened"
-            )
+            raise SourceNotAllowedError(f"{url}: redirect from https to {target}")
         if urlsplit(target).scheme not in HTTP_SCHEMES:
-            raise SourceNotAllowedError(f"{url}: redirect to {target}", "the video's address cannot be opened")
+            raise SourceNotAllowedError(f"{url}: redirect to {target}")
         check_url(target, self._rules)
         return target
 
     def _read_body(self, url: str, response: httpcore.Response) -> Iterator[bytes]:
         if response.status != 200:
-            raise DownloadFailedError(f"{url}: HTTP status {response.status}", "the video could not be fetched")
+            raise DownloadFailedError(f"{url}: HTTP status {response.status}")
         content_length = _header(response, b"content-length")
         if content_length is not None and content_length.isdigit():
             self._check_size(url, int(content_length))
@@ -186,16 +175,11 @@ class DownloadCache:
                 while chunk := stream.read(_CHUNK_BYTES):
                     yield chunk
         except ImportError as error:
-            raise SourceNotAllowedError(
-                f"{url}: {error}; install the package to read this scheme",
-                "the video's address cannot be opened",
-            ) from error
+            raise SourceNotAllowedError(f"{url}: {error}; install the package to read this scheme") from error
         except FileNotFoundError as error:
             raise DownloadFailedError(f"{url}: no such object", "the video is missing") from error
         except Exception as error:  # object stores raise their own exception types
-            raise DownloadFailedError(
-                f"{url}: {type(error).__name__}: {error}", "the video could not be fetched"
-            ) from error
+            raise DownloadFailedError(f"{url}: {type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
     def _lock(self, path: Path, url: str, deadline_s: float) -> Iterator[None]:
@@ -236,38 +220,34 @@ def check_url(url: str, rules: DownloadRules) -> None:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise _not_allowed(f"{url[:_MAX_LOGGED_LENGTH]}: invalid URL ({error})") from error
+        raise SourceNotAllowedError(f"{url[:_MAX_LOGGED_LENGTH]}: invalid URL ({error})") from error
     if parts.username is not None or parts.password is not None:
-        raise _not_allowed(f"{host}: the URL contains a user name or password; remove them")
+        raise SourceNotAllowedError(f"{host}: the URL contains a user name or password; remove them")
     if len(url) > _MAX_URL_LENGTH:
-        raise _not_allowed(
+        raise SourceNotAllowedError(
             f"{url[:_MAX_LOGGED_LENGTH]}: the URL has {len(url)} characters; the maximum is {_MAX_URL_LENGTH}"
         )
     if not _ALLOWED_CHARACTERS.fullmatch(url):
-        raise _not_allowed(
+        raise SourceNotAllowedError(
             f"{url!r}: the URL contains characters that need percent-encoding, or a host that is not ASCII"
         )
     if parts.scheme not in rules.schemes:
-        raise _not_allowed(
+        raise SourceNotAllowedError(
             f"{url}: scheme {parts.scheme} is not allowed; it must be one of {', '.join(rules.schemes)} "
             "(clips.allowed_schemes)"
         )
     if not host:
-        raise _not_allowed(f"{url}: the URL has no host")
+        raise SourceNotAllowedError(f"{url}: the URL has no host")
     if rules.hosts and host not in rules.hosts:
-        raise _not_allowed(
+        raise SourceNotAllowedError(
             f"{url}: host {host} is not allowed; it must be one of {', '.join(rules.hosts)} (clips.allowed_hosts)"
         )
     literal = parts.scheme in HTTP_SCHEMES and is_ip_literal(host)
     if literal and host not in rules.private_hosts and not is_public_literal(host):
-        raise _not_allowed(
+        raise SourceNotAllowedError(
             f"{url}: host {host} is not a public IP address in standard notation; to allow it, add it to "
             "clips.allowed_private_hosts"
         )
-
-
-def _not_allowed(message: str) -> SourceNotAllowedError:
-    return SourceNotAllowedError(message, "the video's address cannot be opened")
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:

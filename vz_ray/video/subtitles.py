@@ -132,4 +132,4 @@ def _seconds(hours: str | None, minutes: str | None, seconds: str | None) -> flo
 
 
 def _error(path: Path, cause: str) -> SubtitleError:
-    return SubtitleError(f"subtitles {path}: {cause}", "the video's subtitles cannot be read")
+    return SubtitleError(f"subtitles {path}: {cause}")

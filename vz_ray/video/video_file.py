@@ -8,11 +8,10 @@ ffconcat format could make FFmpeg read other files.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +50,7 @@ class VideoLimits:
     """Limits checked before decoding.
 
     Attributes:
-        max_duration_s: Maximum duration, seconds.
         max_pixels: Maximum area of a coded frame, pixels.
-        max_request_frames: Maximum number of frames per request.
     """
 
     max_duration_s: float = 8 * 3600.0
@@ -81,18 +78,14 @@ class VideoLocator:
             VideoLimitExceededError: The download is too large.
             DownloadFailedError: The download failed.
         """
-        if _SCHEME.match(uri):
+        if is_url(uri):
             if self._downloads is None:
-                raise SourceNotAllowedError(
-                    f"{uri}: URLs are not supported here; download the file and pass its path",
-                    "the video's address cannot be opened",
-                )
+                raise SourceNotAllowedError(f"{uri}: URLs are not supported here; download the file and pass its path")
             return str(self._downloads.fetch(uri))
         if self._roots and not any(_inside(uri, root) for root in self._roots):
             raise SourceNotAllowedError(
                 f"{uri}: not in an allowed directory ({', '.join(self._roots)}); move the file or extend "
-                "clips.allowed_dirs",
-                "the video's address cannot be opened",
+                "clips.allowed_dirs"
             )
         return uri
 
@@ -122,11 +115,11 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri}: no such file; check the path") from error
     except PermissionError as error:
         raise _permission_error(uri) from error
     except (OSError, ValueError) as error:
-        raise VideoNotFoundError(f"{uri!r}: invalid path ({error})", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri!r}: invalid path ({error})") from error
     if stat.S_ISDIR(status.st_mode):
         raise NotAVideoError(f"{uri}: a directory; pass the path of a video file", "the video is not a file")
     if not stat.S_ISREG(status.st_mode):
@@ -136,33 +129,6 @@ def file_key(uri: str, path: str | None = None) -> FileKey:
     return (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
-class _VideoIdCache:
-    """Content hashes by file, so that a file is hashed once per process."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries, self._lock = max_entries, threading.Lock()
-        self._entries: OrderedDict[FileKey, str] = OrderedDict()
-
-    def get(self, uri: str, path: str | None) -> str:
-        key = file_key(uri, path)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        try:
-            digest = "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
-        except PermissionError as error:
-            raise _permission_error(uri) from error
-        with self._lock:
-            self._entries[key] = digest
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
-        return digest
-
-
-_video_ids = _VideoIdCache(max_entries=65_536)
-
-
 def compute_video_id(uri: str, path: str | None = None) -> str:
     """Return `blake3:<hex>` of the whole file, equal for copies.
 
@@ -170,7 +136,16 @@ def compute_video_id(uri: str, path: str | None = None) -> str:
     about 0.3 s per GB, once per process and file; path, size, modification time and inode identify
     the file afterwards.
     """
-    return _video_ids.get(uri, path)
+    try:
+        return hash_file(file_key(uri, path))
+    except PermissionError as error:
+        raise _permission_error(uri) from error
+
+
+@functools.lru_cache(maxsize=65_536)
+def hash_file(key: FileKey) -> str:
+    """Return `blake3:<hex>` of the file, cached by its key."""
+    return "blake3:" + blake3.blake3().update_mmap(key[0]).hexdigest()
 
 
 def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[InputContainer, VideoStream]:
@@ -189,11 +164,10 @@ def open_video(uri: str, limits: VideoLimits, path: str | None = None) -> tuple[
     except (av.error.PermissionError, PermissionError) as error:
         raise _permission_error(uri) from error
     except (av.error.FileNotFoundError, FileNotFoundError) as error:
-        raise VideoNotFoundError(f"{uri}: no such file; check the path", "the video is missing") from error
+        raise VideoNotFoundError(f"{uri}: no such file; check the path") from error
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise NotAVideoError(
-            f"{uri}: not a video in a known container ({ALLOWED_CONTAINERS}): {error.__class__.__name__}",
-            "the file is not a video that can be read",
+            f"{uri}: not a video in a known container ({ALLOWED_CONTAINERS}): {error.__class__.__name__}"
         ) from error
     try:
         stream = _select_stream(uri, container, limits)
@@ -213,8 +187,7 @@ def _select_stream(uri: str, container: InputContainer, limits: VideoLimits) -> 
     if codec not in ALLOWED_CODECS:
         raise UnsupportedCodecError(
             f"{uri}: codec {codec} is not supported; convert the video to h264 or one of "
-            f"{', '.join(sorted(ALLOWED_CODECS))}",
-            "the video's codec is not supported",
+            f"{', '.join(sorted(ALLOWED_CODECS))}"
         )
     if stream.width < 1 or stream.height < 1:
         raise NotAVideoError(f"{uri}: the video stream has no frame size", "the video is damaged")
@@ -263,4 +236,4 @@ def _stream_types(container: InputContainer) -> str:
 
 
 def _permission_error(uri: str) -> VideoPermissionError:
-    return VideoPermissionError(f"{uri}: no read permission; check mode and owner", "the video is locked")
+    return VideoPermissionError(f"{uri}: no read permission; check mode and owner")

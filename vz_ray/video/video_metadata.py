@@ -25,10 +25,7 @@ class VideoMetadata:
     """Result of scanning a file.
 
     Attributes:
-        info: Properties of the video.
-        table: Presentation times of all frames.
         rotation_quarter_turns: Counterclockwise rotation in units of 90 degrees, from the file.
-        decoder: Decoder and version.
         coded_pixels: Area of a coded frame, pixels.
     """
 
@@ -40,33 +37,21 @@ class VideoMetadata:
 
 
 class VideoMetadataCache:
-    """Metadata and content hashes on disk: a file is hashed and scanned once per machine.
-
-    Args:
-        disk: The cache; None disables it.
-    """
+    """Metadata and content hashes on disk: a file is hashed and scanned once per machine."""
 
     def __init__(self, disk: DiskCache | None) -> None:
         self._disk = disk
-
-    def video_id(self, uri: str, path: str | None = None) -> str:
-        """Return the content hash, cached by path, size, modification time and inode."""
-        key = file_key(uri, path)
-        if self._disk is None:
-            return compute_video_id(uri, path)
-        name = _name("video_id", key)
-        cached = self._disk.get(name)
-        if cached is not None:
-            return cached.tobytes().decode()
-        content_hash = compute_video_id(uri, path)
-        self._disk.put(name, content_hash.encode())
-        return content_hash
 
     def get(self, uri: str, path: str | None = None) -> VideoMetadata | None:
         """Return the cached metadata of the file's content, or None."""
         if self._disk is None:
             return None
-        stored = self._disk.get(_name("metadata", self.video_id(uri, path)))
+        id_name = _name("video_id", file_key(uri, path))
+        stored_id = self._disk.get(id_name)
+        video_id = compute_video_id(uri, path) if stored_id is None else stored_id.tobytes().decode()
+        if stored_id is None:
+            self._disk.put(id_name, video_id.encode())
+        stored = self._disk.get(_name("metadata", video_id))
         if stored is None:
             return None
         metadata = _load(stored.tobytes())

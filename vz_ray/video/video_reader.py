@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import av
 import blake3
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from vz_ray.video.errors import CorruptVideoError, VideoLimitExceededError
 from vz_ray.video.frame import RGB, Frame, FrameRef, FrameSize, VideoInfo
-from vz_ray.video.frame_size import target_size
+from vz_ray.video.frame_scaling import SCALER, scale_frame, target_size
 from vz_ray.video.frame_table import (
     FrameTable,
     frame_ticks,
@@ -31,9 +30,6 @@ from vz_ray.video.frame_table import (
 )
 from vz_ray.video.video_file import VideoLimits, check_duration, check_pixels, compute_video_id, open_video
 from vz_ray.video.video_metadata import VideoMetadata
-
-SCALER = "bicubic+accurate_rnd+bitexact"
-_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 _SEEK_COST_FRAMES = 6
 """Cost of a seek in frames: finding the packet, refilling the reorder buffer."""
@@ -60,15 +56,12 @@ class VideoReader:
     Args:
         uri: URI in references and errors.
         path: Local path; defaults to `uri`.
-        limits: Maximum duration, resolution and frames per request.
         metadata: Cached metadata of this content. The file is then opened at the first request, and
             not scanned.
         num_threads: Number of single-threaded decoders that decode a request across several GOPs in
             parallel. The frames are identical.
 
     Attributes:
-        metadata: Metadata of the file.
-        info: Properties of the video.
         table: Presentation times of all frames.
         scaler: Name of the scaler in references.
 
@@ -299,10 +292,7 @@ class VideoReader:
         self._restart()
         if (decoded := self._decode_to(pts)) is not None:
             return decoded
-        raise CorruptVideoError(
-            f"{self._uri}: no frame can be decoded at or before {self.table.to_seconds(pts):.3f} s",
-            "this part of the video is damaged",
-        )
+        raise CorruptVideoError(f"{self._uri}: no frame can be decoded at or before {self.table.to_seconds(pts):.3f} s")
 
     def _decode_to(self, pts: int) -> _DecodedFrame | None:
         """Decode up to `pts`. Returns None if the first decoded frame is later."""
@@ -379,7 +369,7 @@ class VideoReader:
     # Scaling
 
     def _to_frame(self, decoded: _DecodedFrame, width: int, height: int) -> Frame:
-        rgb = self._scale(decoded.frame, width, height)
+        rgb = scale_frame(self._scaler, decoded.frame, width, height, self._quarter_turns)
         return Frame(self._ref(decoded.pts, width, height, rgb), rgb)
 
     def _ref(self, pts: int, width: int, height: int, rgb: RGB) -> FrameRef:
@@ -394,22 +384,6 @@ class VideoReader:
             decoder=self.decoder,
             digest=blake3.blake3(rgb.data).hexdigest(),
         )
-
-    def _scale(self, frame: VideoFrame, width: int, height: int) -> RGB:
-        """Scale the frame, then rotate it; rotating the smaller array is cheaper."""
-        is_transposed = self._quarter_turns % 2
-        scaled = self._scaler.reformat(
-            frame,
-            width=height if is_transposed else width,
-            height=width if is_transposed else height,
-            format="rgb24",
-            interpolation=_FLAGS,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        rgb: RGB = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), self._quarter_turns), dtype=np.uint8)
-        rgb.flags.writeable = False
-        return rgb
 
 
 def _version(library: str) -> str:

@@ -7,7 +7,6 @@ does not cover the broadcast.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,13 +50,6 @@ class NcclTopology:
             "packed_buffer_size_bytes": BUCKET_BYTES,
             "packed_num_buffers": _NUM_BUFFERS,
         }
-
-
-def find_free_port() -> int:
-    """Return a free TCP port."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def update_info(source: WeightSource) -> tuple[dict[str, Any], int]:

@@ -82,7 +82,7 @@ class EpisodeMaker:
 
     def zoom(self, task: Task, version: int, start: float, end: float, fps: float) -> Turn:
         request = ZoomRequest(start, end, fps)
-        clip = asyncio.run(self.frames.zoom(task.video, request, SIZE))
+        clip = asyncio.run(self.frames.clip(task.video, request, SIZE))
         call = f'<video_zoom>{{"segment":[{start:g},{end:g}],"fps":{fps:g}}}</video_zoom>'
         text = f"<think>the border is shown at {start:g}; more frames</think>{call}"
         return self.writer.turn(text, version, request, make_context(clip))
@@ -111,7 +111,7 @@ class EpisodeMaker:
             turns.insert(0, self.rejected(version))
         answer = task.answer if correct else ("F" if task.answer != "F" else "A")
         turns.append(self.writer.turn(f"<think>clear</think><answer>{answer}</answer>", version, None, None))
-        clip = asyncio.run(self.frames.overview(task.video, OverviewRequest(fps=8, max_frames=16), SIZE))
+        clip = asyncio.run(self.frames.clip(task.video, OverviewRequest(fps=8, max_frames=16), SIZE))
         seconds = sum(sum(turn.seconds) for turn in turns)
         trajectory = Trajectory(
             EpisodeId(step, task.task_id, sample), "clean", make_context(clip), tuple(turns), EpisodeStatus.ANSWERED,

@@ -136,7 +136,7 @@ async function ask(text) {
   const attached = videos.map((entry) => entry.video);
   const timelines = newTimelines(attached);
   const exchange = new Exchange(text.trim(), attached, timelines, { onRetry: retry, onShow: () => onStage(timelines), onStatus: setStatus });
-  const past = [...rounds];
+  const past = [...exchanges];
   const abort = new AbortController();
   running = { abort, exchange };
   exchanges.push(exchange);

@@ -1,13 +1,14 @@
-"""`vz-ray submit`: run a command as a Ray job."""
+"""Commands for runs on a Ray cluster."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vz_ray.cli.app import app
+from vz_ray.cli.app import app, make_console
 from vz_ray.utils.errors import UserError
 
 
@@ -55,8 +56,6 @@ def submit(
 
     Example: vz-ray submit --stop long
     """
-    from rich.console import Console
-
     from vz_ray.jobs import submit
     from vz_ray.jobs.job_client import JobClient, resolve_address
     from vz_ray.jobs.job_lifecycle import find_job
@@ -66,15 +65,9 @@ def submit(
     variables = dict(pair.split("=", 1) for pair in env or [] if "=" in pair)
     if len(variables) < len(env or []):
         raise UserError(f"--env is {', '.join(env or [])}; each value must be NAME=VALUE")
+    exclude = exclude or []
     options = submit.SubmitOptions(
-        address,
-        working_dir,
-        tuple(exclude or ()),
-        limit_mib,
-        variables,
-        grace_s,
-        allow_version_mismatch,
-        follow,
+        address, working_dir, exclude, limit_mib, variables, grace_s, allow_version_mismatch, follow
     )
     if jobs:
         submit.list_jobs(options)
@@ -82,7 +75,48 @@ def submit(
         submit.run_stop(stop, options)
     elif attach:
         client = JobClient(resolve_address(address), allow_version_mismatch=True)
-        raise typer.Exit(submit.run_attach(client, find_job(client, attach).id, Console(highlight=False)))
+        raise typer.Exit(submit.run_attach(client, find_job(client, attach).id, make_console()))
     else:
         command = submit.JobCommand.parse(arguments or [])
         raise typer.Exit(submit.run_submit(command, options, check_only=check))
+
+
+@app.command(rich_help_panel="On a cluster")
+def preflight(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[train|sft|eval|quickstart|ablate] [CONFIG.yaml] [KEY=VALUE]...",
+            help="Command to check; default `train`.",
+        ),
+    ],
+) -> None:
+    """Check in seconds if this cluster has the resources, versions, volumes and keys for a run.
+
+    Every run on a cluster starts with these checks. From another machine: `vz-ray submit --check`.
+
+    Example: vz-ray preflight conf/videozoomer-7b-rl.yaml model=/models/cold-start runs=/runs
+    """
+    from vz_ray.jobs.submit import JobCommand
+    from vz_ray.monitoring.checks import check_table, failed_checks
+    from vz_ray.runtime.ray_cluster import check_cluster
+
+    checks = asyncio.run(check_cluster(JobCommand.parse(arguments).config))
+    make_console(min_width=120).print(check_table(checks))
+    raise typer.Exit(1 if failed_checks(checks) else 0)
+
+
+@app.command(rich_help_panel="On a cluster")
+def drain(
+    seconds: Annotated[float, typer.Option(help="Seconds until the node terminates.", min=0)] = 110.0,
+    reason: Annotated[str, typer.Option(help="Reason that Ray displays.")] = "the machine is being reclaimed",
+    address: Annotated[str, typer.Option(help="Cluster address HEAD:6379; default: the cluster of this machine.")] = "",
+    node: Annotated[str, typer.Option(help="Ray node id; default: the node of this machine.")] = "",
+) -> None:
+    """Drain a node that will terminate soon: Ray schedules no new work on it. For a pod's preStop hook.
+
+    Example: vz-ray drain --seconds 110
+    """
+    from vz_ray.jobs.node_drain import drain as drain_node
+
+    drain_node(seconds, reason, address, node)

@@ -9,7 +9,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vz_ray.video.errors import VideoLimitExceededError
 from vz_ray.video.frame import FrameSize
-from vz_ray.video.frame_size import target_size
+from vz_ray.video.frame_scaling import target_size
 
 SIZES = [
     FrameSize(),

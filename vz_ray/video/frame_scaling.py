@@ -1,12 +1,18 @@
-"""Target size of a frame, by the resize rule of the Qwen-VL image processor."""
+"""Target size of a frame, by the resize rule of the Qwen-VL image processor, and scaling to it."""
 
 from __future__ import annotations
 
 import math
 
-from vz_ray.video.errors import VideoLimitExceededError
-from vz_ray.video.frame import FrameSize
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from vz_ray.video.errors import VideoLimitExceededError
+from vz_ray.video.frame import RGB, FrameSize
+
+SCALER = "bicubic+accurate_rnd+bitexact"
+_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _MAX_ASPECT_RATIO = 200
 _MAX_ITERATIONS = 16
 
@@ -53,3 +59,29 @@ def _resize(width: int, height: int, size: FrameSize) -> tuple[int, int]:
         new_width = math.ceil(width * grow / factor) * factor
         new_height = math.ceil(height * grow / factor) * factor
     return new_width, new_height
+
+
+def scale_frame(scaler: VideoReformatter, frame: VideoFrame, width: int, height: int, quarter_turns: int = 0) -> RGB:
+    """Scale a decoded frame, then rotate it counterclockwise; rotating the smaller array is cheaper.
+
+    Args:
+        scaler: Reused by the frames of a video.
+        frame: The decoded frame.
+        width: Width of the result, after rotation.
+        height: Height of the result, after rotation.
+        quarter_turns: Rotation in units of 90 degrees.
+    """
+    if quarter_turns % 2:
+        width, height = height, width
+    scaled = scaler.reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        interpolation=_FLAGS,
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    )
+    rgb: RGB = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), quarter_turns), dtype=np.uint8)
+    rgb.flags.writeable = False
+    return rgb

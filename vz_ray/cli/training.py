@@ -1,0 +1,205 @@
+"""Commands that make data, train, export and plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vz_ray.cli.app import ConfigArguments, DryRun, app, make_console, resolve_config
+from vz_ray.utils.errors import UserError
+
+
+@app.command(rich_help_panel="Training")
+def synth(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Make the synthetic needle data set: videos, task files, and a manifest with the ground truth.
+
+    Example: vz-ray synth directory=data/needle train=96 test=52 seed=0
+    """
+    from vz_ray.config.data import SynthConfig
+    from vz_ray.monitoring.progress import Progress
+    from vz_ray.needle.synthesis import synthesize
+
+    config = resolve_config(SynthConfig, arguments, None, dry_run)
+    with Progress() as progress, progress.stage("synth", sum(config.videos.values())) as stage:
+        files = synthesize(config, stage.advance)
+    for split, path in files.items():
+        print(f"{split}: {path}")
+
+
+@app.command(rich_help_panel="Training")
+def base(
+    out: Annotated[Path, typer.Option(help="Output directory; it must not exist.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the default.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and training data.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train the tiny base model from scratch: it names objects and answers questions, and cannot zoom yet.
+
+    Example: vz-ray base --out assets/tiny-base
+    """
+    from vz_ray.needle.base_training import BaseTrainingConfig, build_base_model
+
+    training = BaseTrainingConfig(seed=seed, **({"steps": steps} if steps else {}))
+    build_base_model(out, training, threads=threads)
+
+
+@app.command(rich_help_panel="Training")
+def train(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Train a policy with GRPO on zooming episodes. The same command resumes an interrupted run.
+
+    Example: vz-ray train conf/laptop.yaml model=runs/quickstart/models/cold_start name=longer
+    """
+    from vz_ray.config.run import GrpoRunConfig
+    from vz_ray.training.run import run_training
+
+    run_training(resolve_config(GrpoRunConfig, arguments, None, dry_run))
+
+
+@app.command(rich_help_panel="Training")
+def sft(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Fine-tune a checkpoint on trajectories: the cold start. The same command resumes an interrupted run.
+
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=dataset/sft.json
+    """
+    from vz_ray.config.sft import SftRunConfig
+    from vz_ray.training.sft import run_sft
+
+    run_sft(resolve_config(SftRunConfig, arguments, None, dry_run))
+
+
+@app.command(rich_help_panel="Training")
+def export(
+    source: Annotated[Path, typer.Argument(help="A run directory (its newest checkpoint), or a checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Output directory; it must not exist.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Initial model of the training, if it has moved.", show_default=False)
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint with the highest metric.")] = False,
+) -> None:
+    """Export a checkpoint as a Hugging Face directory, for transformers and vLLM. Requires no GPU.
+
+    Example: vz-ray export runs/videozoomer-7b-rl models/agent --best
+    """
+    from vz_ray.training.export import run_export
+
+    print(f"exported {run_export(source, out, base, best=best)} to {out}")
+
+
+@app.command(rich_help_panel="Training")
+def quickstart(
+    arguments: ConfigArguments = None,
+    name: Annotated[str, typer.Option(help="Name of the run directory.")] = "quickstart",
+    dry_run: DryRun = False,
+) -> None:
+    """Run every stage on a laptop: videos, cold start, RL training, baselines, report.
+
+    Ctrl-C stops it; the same command resumes it.
+
+    Example: vz-ray quickstart --name seed1 seed=1
+    """
+    from vz_ray.config.quickstart import QuickstartConfig
+    from vz_ray.needle.quickstart import run_quickstart
+
+    arguments = [*(arguments or []), f"name={name}"]
+    run_quickstart(resolve_config(QuickstartConfig, arguments, "conf/quickstart.yaml", dry_run))
+
+
+@app.command(rich_help_panel="Training")
+def baseline(run: Annotated[Path, typer.Argument(help="A finished quickstart run.")]) -> None:
+    """Train the uniform baseline on as many samples as the run's agent, and evaluate it.
+
+    Example: vz-ray baseline runs/quickstart
+    """
+    from vz_ray.needle.quickstart import run_baseline
+
+    run_baseline(run)
+
+
+@app.command(rich_help_panel="Training")
+def ablate(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Train without one part at a time, over several seeds, and write the paper's ablation table.
+
+    Ctrl-C stops it; the same command resumes it.
+
+    Example: vz-ray ablate conf/ablation.yaml
+
+    Example: vz-ray ablate conf/ablation.yaml name=one 'seeds=[0]'
+    """
+    from vz_ray.config.ablation import AblationConfig
+    from vz_ray.needle.ablation_runner import run_ablation
+
+    run_ablation(resolve_config(AblationConfig, arguments, "conf/ablation.yaml", dry_run))
+
+
+@app.command(rich_help_panel="Training")
+def plan(
+    arguments: ConfigArguments = None,
+    gpu_memory: Annotated[str, typer.Option(help="Memory per GPU: 80GiB, 24GB.")] = "80GiB",
+    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak per GPU; 989 for an H100.")] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization of the learner.")] = 0.35,
+    zooms: Annotated[int, typer.Option(help="Assumed zooms per episode.")] = 2,
+    turn_tokens: Annotated[int, typer.Option(help="Assumed generated tokens per turn.")] = 170,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of tables.")] = False,
+) -> None:
+    """Estimate tokens, GPU memory, FLOPs and time of a `train` or `sft` run.
+
+    Requires no GPU and no weights. If something does not fit, the exit code is 1 and the output names a fix.
+
+    Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=Qwen2.5-VL-7B --gpu-memory 80GiB
+
+    Example: vz-ray plan conf/videozoomer-7b-sft.yaml model=Qwen2.5-VL-7B learner.world_size=2 --gpu-memory 24GB
+
+    Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=/models/cold-start --json
+    """
+    from vz_ray.config.load import split_arguments
+    from vz_ray.planning.advice import advise
+    from vz_ray.planning.gpu_memory import parse_bytes
+    from vz_ray.planning.plan_report import plan_to_json, render_plan
+    from vz_ray.planning.planner import Assumptions, load_plannable_config, make_plan
+
+    file, overrides = split_arguments(arguments or [])
+    if file is None:
+        raise UserError("got 0 config files; give one, for example conf/videozoomer-7b-rl.yaml")
+    config = load_plannable_config(Path(file), overrides)
+    assumptions = Assumptions(parse_bytes(gpu_memory), peak_tflops, mfu, zooms, turn_tokens)
+    resource_plan = make_plan(config, assumptions)
+    advice = advise(config, resource_plan, assumptions)
+    if as_json:
+        import json
+
+        print(json.dumps(plan_to_json(resource_plan, assumptions, advice), indent=2))
+    else:
+        make_console(min_width=120).print(render_plan(resource_plan, assumptions, advice))
+    raise typer.Exit(0 if resource_plan.fits else 1)
+
+
+distill = typer.Typer(help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint.")
+app.add_typer(distill, name="distill", no_args_is_help=True, rich_help_panel="Training")
+
+
+@distill.command()
+def exemplar(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Let the teacher solve tasks; its correct episodes become a data set.
+
+    Ctrl-C stops it. The same command resumes it and repeats no finished episode and no paid request.
+
+    Example: vz-ray distill exemplar conf/distill/exemplar.yaml tasks=data/train.json teacher.max_cost_usd=50
+    """
+    from vz_ray.config.distill import ExemplarRunConfig
+    from vz_ray.distill.run import run_exemplar_distillation
+
+    run_exemplar_distillation(resolve_config(ExemplarRunConfig, arguments, None, dry_run))
+
+
+@distill.command()
+def reflect(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
+    """Let the teacher correct wrong episodes of the policy; corrected episodes become a data set.
+
+    Example: vz-ray distill reflect conf/distill/reflect.yaml episodes=[runs/rl/episodes]
+    """
+    from vz_ray.config.distill import ReflectionRunConfig
+    from vz_ray.distill.run import run_reflection_distillation
+
+    run_reflection_distillation(resolve_config(ReflectionRunConfig, arguments, None, dry_run))
