@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from vz_ray.config.weights import WeightsConfig
+from vz_ray.config.rollout import WeightsConfig
 from vz_ray.learner.learner import Learner
 from vz_ray.weight_sync import EngineClient, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
