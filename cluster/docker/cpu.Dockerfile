@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The rehearsal without GPUs: docker build -f cluster/docker/cpu.Dockerfile -t vz-ray:0.1.0-ray2.60.0-cpu .
-# What `make quickstart` installs, less the tools of development.
+# Image without GPUs: docker build -f cluster/docker/cpu.Dockerfile -t vz-ray:0.1.0-ray2.60.0-cpu .
+# Installs the packages of `make quickstart` without development tools.
 FROM rayproject/ray:2.60.0-py311-cpu
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -9,7 +9,7 @@ RUN install -d -o 1000 -g 100 /opt/venv /opt/vz_ray
 USER 1000:100
 WORKDIR /opt/vz_ray
 
-# An environment of its own: what the base has installed beside Ray is of other versions.
+# A separate environment: the base image has other package versions.
 RUN python -m venv /opt/venv
 ENV VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH \
@@ -26,8 +26,8 @@ COPY --chown=1000:100 conf conf
 COPY --chown=1000:100 assets assets
 COPY --chown=1000:100 cluster cluster
 COPY --chown=1000:100 vz_ray vz_ray
-# pip compiles what it installs; this is compiled here, since at run time the image cannot be written.
-# Beside the CPU build of torch, torchvision needs the two operator schemas of a .pth file.
+# Compile vz_ray here, as pip does for packages; the image is read-only at run time.
+# With the CPU build of torch, torchvision needs the two operator schemas of a .pth file.
 RUN pip install --no-deps --config-settings editable_mode=compat --editable . \
     && python -c 'from vz_ray.utils.torchvision_ops import write_pth; write_pth()' \
     && python -m compileall -q vz_ray cluster \

@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Training and serving on GPUs: docker build -f cluster/docker/gpu.Dockerfile -t vz-ray:0.1.0-ray2.60.0-cu130 .
-# The locked Ray, the Python of the other image, and the CUDA that vLLM 0.32's torch is built for.
+# The locked Ray version, the Python version of the CPU image, and the CUDA version of vLLM 0.32's torch.
 FROM rayproject/ray:2.60.0-py311-cu130
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -9,7 +9,7 @@ RUN install -d -o 1000 -g 100 /opt/venv /opt/vz_ray
 USER 1000:100
 WORKDIR /opt/vz_ray
 
-# An environment of its own: what the base has installed beside Ray is of other versions.
+# A separate environment: the base image has other package versions.
 RUN python -m venv /opt/venv
 ENV VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH \
@@ -24,7 +24,7 @@ COPY --chown=1000:100 conf conf
 COPY --chown=1000:100 assets assets
 COPY --chown=1000:100 cluster cluster
 COPY --chown=1000:100 vz_ray vz_ray
-# pip compiles what it installs; this is compiled here, since at run time the image cannot be written.
+# Compile vz_ray here, as pip does for packages; the image is read-only at run time.
 RUN pip install --no-deps --config-settings editable_mode=compat --editable . \
     && python -m compileall -q vz_ray cluster \
     && vz-ray --version

@@ -10,9 +10,8 @@ from vz_ray.config.distill import TeacherConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
-from vz_ray.distill.distillation_log import DistillationLog
 from vz_ray.distill.teacher_client import TeacherClient
-from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
+from vz_ray.distill.teacher_runner import DistillationLog, TeacherJob, TeacherRunner
 from vz_ray.video.local_source import LocalFrameSource
 
 CONFIG = TeacherConfig(

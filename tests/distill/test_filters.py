@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from tests.distill.episode_records import LAST_ROUND, REJECTED, make_record
 from vz_ray.config.distill import FilterConfig
 from vz_ray.distill.cost_ledger import CostSummary
-from vz_ray.distill.curation import curate
-from vz_ray.distill.data_card import build_data_card, to_markdown, to_table
+from vz_ray.distill.dataset import build_data_card, to_markdown, to_table
 from vz_ray.distill.decontamination import (
     HeldOutSets,
     VideoIdentity,
-    decontaminate,
-    deduplicate,
     identify_video,
     normalize_words,
     word_ngrams,
@@ -27,11 +24,14 @@ from vz_ray.distill.decontamination import (
 from vz_ray.distill.filters import (
     balance,
     compute_pass_rates,
+    curate,
+    decontaminate,
+    deduplicate,
     filter_by_pass_rate,
-    filter_faults,
     find_fault,
     limit_per_task,
     max_per_kind,
+    split_episodes,
 )
 from vz_ray.distill.zoom_patterns import ZoomPattern, classify_pattern
 from vz_ray.env.trajectory import EpisodeStatus
@@ -83,7 +83,7 @@ def test_filter_by_pass_rate_keeps_range():
     ]
     rates = compute_pass_rates(attempts)
     assert rates == {"none": 0.0, "one": 0.25, "three": 0.75, "all": 1.0}
-    right, _ = filter_faults(attempts, DEFAULTS, 16)
+    right, _ = split_episodes(attempts, lambda record: find_fault(record, DEFAULTS, 16))
     kept, dropped = filter_by_pass_rate(right, rates, replace(DEFAULTS, min_pass_rate=0.5, max_pass_rate=0.9))
     assert [r.task.task_id for r in kept] == ["three"] * 3
     assert reasons(dropped) == {"task too hard": 1, "task too easy": 4}
@@ -212,11 +212,9 @@ def test_curation_accounts_for_every_episode():
         "t",
         "teacher",
         episodes,
-        curated.kept,
-        curated.dropped,
+        curated,
         CostSummary(cost_usd=1.5, requests=3),
         planned=12,
-        pass_rates=curated.pass_rates,
         inputs={"tasks": 10},
         held_out=["eval.json"],
     )
@@ -225,7 +223,7 @@ def test_curation_accounts_for_every_episode():
     assert card.sources == {"one": 3, "two": 2}
     assert card.dropped == {"pattern limit": 3, "failed: teacher x": 1, "wrong answer": 1}
     assert card.pass_rates == {"none": 1, "all": 8}
-    assert json.loads(json.dumps(card.to_dict()))["cost"]["cost_usd"] == 1.5
+    assert json.loads(json.dumps(asdict(card)))["cost"]["cost_usd"] == 1.5
     page = to_markdown(card)
     assert "| wrong answer | 1 |" in page
     assert "| direct hit | 3 |" in page
@@ -235,11 +233,9 @@ def test_curation_accounts_for_every_episode():
             "t",
             "e",
             episodes,
-            curated.kept,
-            curated.dropped[1:],
+            replace(curated, dropped=curated.dropped[1:]),
             CostSummary(),
             planned=0,
-            pass_rates={},
             inputs={},
             held_out=[],
         )

@@ -16,12 +16,13 @@ from tests.rewards.fake_endpoint import FakeReply, serve_endpoint
 from vz_ray.config.distill import TeacherConfig
 from vz_ray.distill.chat_messages import TeacherPrompt, add_teacher_prompt, truncate_to_one_turn
 from vz_ray.distill.cost_ledger import CostLedger
-from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherError
+from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient
 from vz_ray.env.chat_format import IMAGE_SLOT
 from vz_ray.env.protocols import PromptMessage
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import read_complete_lines
+from vz_ray.utils.openai_endpoint import EndpointError
 from vz_ray.video.frame import Frame, FrameRef, FrameSize
 from vz_ray.video.image_reader import read_image
 
@@ -142,7 +143,7 @@ def test_trickling_reply_times_out_and_stays_reserved(config, tmp_path):
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), trickle_s=0.05)) as endpoint:
         start_s = time.monotonic()
         (failed,), ledger = complete(replace(slow, base_url=endpoint.url), tmp_path)
-    assert isinstance(failed, TeacherError)
+    assert isinstance(failed, EndpointError)
     assert failed.reason == "timeout"
     assert time.monotonic() - start_s < 10
     assert len(endpoint.requests) == 2
@@ -204,13 +205,13 @@ def test_turn_timeout_ends_slow_request(config, tmp_path):
     slow = replace(config, turn_timeout_s=0.5, request_timeout_s=20)
     with serve_endpoint(lambda number, body: replace(make_completion(ANSWER), delay_s=2.0)) as endpoint:
         (failed,), _ = complete(replace(slow, base_url=endpoint.url), tmp_path)
-    assert isinstance(failed, TeacherError)
+    assert isinstance(failed, EndpointError)
     assert failed.reason == "timeout"
 
 
 def test_refused_connection_fails_after_max_attempts(config, tmp_path):
     (failed,), ledger = complete(config, tmp_path)
-    assert isinstance(failed, TeacherError)
+    assert isinstance(failed, EndpointError)
     assert failed.reason == "connection"
     assert ledger.totals.requests == 4
 
@@ -218,7 +219,7 @@ def test_refused_connection_fails_after_max_attempts(config, tmp_path):
 def test_bad_request_is_not_retried(config, tmp_path):
     with serve_endpoint(lambda number, body: FakeReply(status=400, body=b'{"error": "too long"}')) as endpoint:
         (failed,), ledger = complete(replace(config, base_url=endpoint.url), tmp_path)
-    assert isinstance(failed, TeacherError)
+    assert isinstance(failed, EndpointError)
     assert failed.reason == "status 400"
     assert len(endpoint.requests) == ledger.totals.rejected == 1
 

@@ -10,9 +10,9 @@ from tests.distill.oracle_server import OracleServer, count_turns, make_completi
 from tests.distill.teacher_episodes import CONFIG, make_jobs, run_teacher_jobs
 from tests.rewards.fake_endpoint import FakeReply, serve_endpoint
 from vz_ray.config.distill import FilterConfig
-from vz_ray.distill.distillation_log import DistillationLog
 from vz_ray.distill.filters import find_fault
 from vz_ray.distill.teacher_client import CostLimitReached
+from vz_ray.distill.teacher_runner import DistillationLog
 from vz_ray.distill.zoom_patterns import ZoomPattern, classify_pattern
 from vz_ray.env.trajectory import EpisodeStatus, ExternalAction, RejectedZoom, ZoomErrorKind
 from vz_ray.utils.errors import UserError

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.eval.conftest import MakeResult
 from vz_ray.config.ablation import VARIANTS
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.eval.ablation_results import (
     CLAIMS,
     ClaimStatus,

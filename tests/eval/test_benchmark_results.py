@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.eval.benchmarks.factories import MME, episode_result, touch, write_parquet
 from tests.eval.conftest import frames_at
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.accuracy_curve import write_curve
 from vz_ray.eval.benchmark_results import (

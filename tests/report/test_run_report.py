@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vz_ray.config.report import ReportConfig
+from vz_ray.config.quickstart import ReportConfig
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.report import render_report, write_report

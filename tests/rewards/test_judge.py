@@ -23,9 +23,10 @@ from vz_ray.env.task import AnswerType, CaptionQuestion
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
 from vz_ray.rewards import check_scorers, score_episode
 from vz_ray.rewards import judge as judge_module
-from vz_ray.rewards.judge import Judge, JudgeError, get_judge
+from vz_ray.rewards.judge import Judge, get_judge
 from vz_ray.rewards.judge_protocol import JudgeForm, JudgeVerdict
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.openai_endpoint import EndpointError
 
 OPEN = replace(TASK, question="What runs?", answer="a dog", answer_type=AnswerType.OPEN_ENDED)
 GRADED = replace(OPEN, answer_type=AnswerType.GRADED)
@@ -50,8 +51,8 @@ def always_reply(text: str | None = "1", **more: Any) -> ReplyScript:
     return lambda number, body: FakeReply(text, **more)
 
 
-def assert_judge_fails(judge: Judge, reason: str) -> JudgeError:
-    with pytest.raises(JudgeError) as caught:
+def assert_judge_fails(judge: Judge, reason: str) -> EndpointError:
+    with pytest.raises(EndpointError) as caught:
         judge.judge_answer(*ASK)
     assert caught.value.reason == reason
     return caught.value
@@ -311,7 +312,7 @@ def test_threads_share_one_judge(config: JudgeConfig) -> None:
 def test_close_fails_pending_requests(config: JudgeConfig) -> None:
     with serve_endpoint(always_reply("1", delay_s=20)) as endpoint:
         judge = Judge(replace(config, base_url=endpoint.url))
-        caught: list[JudgeError] = []
+        caught: list[EndpointError] = []
         thread = threading.Thread(target=lambda: caught.append(assert_judge_fails(judge, "closed")))
         thread.start()
         while not endpoint.requests:

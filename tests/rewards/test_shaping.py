@@ -10,7 +10,7 @@ from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
 from vz_ray.config.reward import RewardConfig
 from vz_ray.env.trajectory import ExternalAction, TokenContext, Trajectory
 from vz_ray.rewards import score_episode
-from vz_ray.rewards.shaping import frame_cost, length_penalty
+from vz_ray.rewards.scorer import frame_cost, length_penalty
 from vz_ray.video.frame import FrameRef
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from vz_ray.config.rollout import EngineConfig, RolloutConfig
-from vz_ray.config.weights import WeightsConfig
+from vz_ray.config.rollout import EngineConfig, RolloutConfig, WeightsConfig
 
 
 @pytest.mark.parametrize(

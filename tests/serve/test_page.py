@@ -20,7 +20,7 @@ from vz_ray.config.serve import AccessConfig
 from vz_ray.serve.access_control import CONTENT_SECURITY_POLICY, install_access_control
 from vz_ray.serve.api_errors import invalid_request, overloaded
 from vz_ray.serve.api_keys import ApiKeyStore, add_key, generate_key
-from vz_ray.serve.openai_protocol import format_sse
+from vz_ray.serve.chat_response import format_sse
 from vz_ray.serve.page import load_page_assets, page_router
 
 ASSETS = {path: asset.content.decode() for path, asset in load_page_assets().items()}
@@ -196,7 +196,7 @@ def test_history_has_answered_exchanges_and_videos_first(module: Any):
 
 
 def test_page_request_is_valid(module: Any):
-    from vz_ray.serve.openai_protocol import parse_request
+    from vz_ray.serve.chat_request import parse_request
 
     messages = "m.messagesOf([{ id: 'file-1' }], [], 'q')"
     code = f"(m, zooms) => JSON.stringify(m.requestOf('zoomer', {messages}, zooms))"

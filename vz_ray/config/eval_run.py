@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from vz_ray.config.eval import SAMPLING_STRATEGY_PATTERN
 from vz_ray.config.fields import InvalidValueError, Section
 from vz_ray.config.run import RolloutRunConfig
 
+SAMPLING_STRATEGY_PATTERN = r"all|(?:first|end|random):\d+|\d+(?:\.\d+)?%"
+"""Regular expression (full match) of `sampling_strategy`."""
 MODE_PATTERN = r"agent(:\d+)?(@(?=.*[1-9])\d+(\.\d+)?fps)?|uniform:[1-9]\d*"
 """Regular expression (full match) of an evaluation mode."""
 LABEL_PATTERN = r"(?!(agent|uniform|model)$)[A-Za-z][A-Za-z0-9-]*"

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.config.eval import EvalConfig
 from vz_ray.config.fields import InvalidValueError, Section, check_at_least, number, set_derived_values
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.reward import RewardConfig
-from vz_ray.config.rollout import RolloutConfig
+from vz_ray.config.rollout import RolloutConfig, WeightsConfig
 from vz_ray.config.timeouts import TimeoutsConfig
-from vz_ray.config.weights import WeightsConfig
 from vz_ray.utils.resources import find_resource
 
 MUTABLE_ON_RESUME = (
@@ -75,6 +73,18 @@ class TrainConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, "max_sampled_tasks", "batch_size")
+
+
+@dataclass
+class EvalConfig(Section):
+    """Confidence intervals of evaluation metrics."""
+
+    bootstrap_resamples: int = number(2000, minimum=100)
+    """Bootstrap resamples per interval."""
+    confidence_level: float = number(0.95, above=0, below=1)
+    """Confidence level of the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ Episodes run through `env.run_episode`. Must not import engines or learners.
     teacher_client    HTTP client, retries, `Policy` adapter
     teacher_runner    concurrent, resumable episodes
     reflection        jobs from wrong episodes of the policy
-    zoom_patterns, filters, decontamination, curation    selection of episodes
-    data_card, dataset_writer                            output
+    zoom_patterns, decontamination, filters    selection of episodes
+    dataset           data set directory and data card
     run               bodies of `vz-ray distill exemplar` and `vz-ray distill reflect`
 """

@@ -1,4 +1,4 @@
-"""Decontamination against held-out evaluation sets, and removal of duplicates.
+"""Comparison of videos and questions with held-out evaluation sets.
 
 Videos match by content hash if both files are readable, otherwise by name. Questions match if their words are
 equal, or if enough of their word n-grams occur in one held-out question.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from vz_ray.data.episode_record import EpisodeRecord
-from vz_ray.distill.filters import DroppedEpisode, FilterResult
 from vz_ray.video.errors import VideoError
 from vz_ray.video.video_file import compute_video_id, is_url
 
@@ -108,41 +107,3 @@ class HeldOutSets:
         ngrams = word_ngrams(normalize_words(question), self._ngram_size)
         matches = Counter(number for ngram in ngrams for number in self._questions_by_ngram.get(ngram, ()))
         return max(matches.values(), default=0) / len(ngrams) if ngrams else 0.0
-
-
-def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
-    """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
-    kept, dropped = [], []
-    for record in records:
-        question, reason = record.task.question, ""
-        if held_out.has_video(episode_video_identity(record)):
-            reason = "held-out video"
-        elif overlap_threshold and held_out.has_question(question):
-            reason = "held-out question"
-        elif overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
-            reason = "near-duplicate of a held-out question"
-        if reason:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
-        else:
-            kept.append(record)
-    return kept, dropped
-
-
-def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
-    """Keep one task per video and question, and each transcript of the task once."""
-    first_task: dict[tuple[str, Words], str] = {}
-    transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
-    kept, dropped = [], []
-    for record in records:
-        identity = episode_video_identity(record)
-        question = (identity.content_hash or identity.name, normalize_words(record.task.question))
-        transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
-        episode_id = str(record.trajectory.id)
-        if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
-            dropped.append(DroppedEpisode(episode_id, "duplicate question"))
-        elif transcript in transcripts:
-            dropped.append(DroppedEpisode(episode_id, "duplicate transcript"))
-        else:
-            transcripts.add(transcript)
-            kept.append(record)
-    return kept, dropped

@@ -1,11 +1,11 @@
-"""Filters for teacher episodes.
+"""Filters from teacher episodes to the data set.
 
-Each filter returns the kept episodes and one `DroppedEpisode` for each of the others.
+faults -> pass rate -> held-out sets -> duplicates -> task limit -> pattern balance -> turn balance
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from blake3 import blake3
 from vz_ray.config.distill import FilterConfig
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.data.sft_file import IMAGE_MARKER
+from vz_ray.distill.decontamination import HeldOutSets, Words, episode_video_identity, normalize_words
 from vz_ray.distill.teacher_runner import PREFIX_TURNS
 from vz_ray.distill.zoom_patterns import ZoomPattern, classify_pattern
 from vz_ray.env.trajectory import EpisodeStatus, RejectedZoom, ZoomErrorKind
@@ -31,6 +32,70 @@ class DroppedEpisode:
 
 FilterResult = tuple[list[EpisodeRecord], list[DroppedEpisode]]
 """Kept and dropped episodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurationResult:
+    """Result of the filter pipeline.
+
+    Attributes:
+        kept: Kept episodes, ordered by task and attempt.
+        dropped: All other episodes.
+        pass_rates: Share of correct answers by task id.
+    """
+
+    kept: list[EpisodeRecord]
+    dropped: list[DroppedEpisode]
+    pass_rates: dict[str, float]
+
+
+def curate(
+    records: Sequence[EpisodeRecord],
+    config: FilterConfig,
+    held_out: HeldOutSets,
+    *,
+    max_zoom_frames: int,
+    seed: int,
+) -> CurationResult:
+    """Apply all filters. Turn balance runs last, so pattern shares may exceed their maximum slightly."""
+    rates = compute_pass_rates(records)
+    kept, dropped = list(records), list[DroppedEpisode]()
+    filters: list[Callable[[list[EpisodeRecord]], FilterResult]] = [
+        lambda episodes: split_episodes(episodes, lambda record: find_fault(record, config, max_zoom_frames)),
+        lambda episodes: filter_by_pass_rate(episodes, rates, config),
+        lambda episodes: decontaminate(episodes, held_out, config.max_ngram_overlap),
+        deduplicate,
+        lambda episodes: limit_per_task(episodes, config.max_per_task),
+        lambda episodes: balance(
+            episodes,
+            lambda record: classify_pattern(record.trajectory),
+            config.max_pattern_share,
+            seed=seed,
+            reason="pattern limit",
+        ),
+        lambda episodes: balance(
+            episodes,
+            lambda record: len(record.trajectory.turns),
+            config.max_turns_share,
+            seed=seed,
+            reason="turn-count limit",
+        ),
+    ]
+    for apply_filter in filters:
+        kept, newly_dropped = apply_filter(kept)
+        dropped += newly_dropped
+    return CurationResult(kept, dropped, rates)
+
+
+def split_episodes(records: Sequence[EpisodeRecord], find_reason: Callable[[EpisodeRecord], str]) -> FilterResult:
+    """Drop each episode for which `find_reason` returns a reason; an empty reason keeps it."""
+    kept, dropped = [], []
+    for record in records:
+        if reason := find_reason(record):
+            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
+        else:
+            kept.append(record)
+    return kept, dropped
 
 
 def count_prefix_turns(record: EpisodeRecord) -> int:
@@ -69,17 +134,6 @@ def _no_answer_reason(last_call: ZoomRequest | RejectedZoom | None) -> str:
     return "invalid call in the last turn" if last_call else "no answer"
 
 
-def filter_faults(records: Sequence[EpisodeRecord], config: FilterConfig, max_zoom_frames: int) -> FilterResult:
-    """Keep correct episodes that have the required format."""
-    kept, dropped = [], []
-    for record in records:
-        if reason := find_fault(record, config, max_zoom_frames):
-            dropped.append(DroppedEpisode(str(record.trajectory.id), reason))
-        else:
-            kept.append(record)
-    return kept, dropped
-
-
 def compute_pass_rates(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Return the share of correct answers among the scored attempts of each task."""
     correct: defaultdict[str, list[bool]] = defaultdict(list)
@@ -94,16 +148,49 @@ def filter_by_pass_rate(
     records: Sequence[EpisodeRecord], rates: dict[str, float], config: FilterConfig
 ) -> FilterResult:
     """Keep episodes of tasks with a pass rate between `min_pass_rate` and `max_pass_rate`."""
-    kept, dropped = [], []
-    for record in records:
+
+    def find_reason(record: EpisodeRecord) -> str:
         rate = rates[record.task.task_id]
         if rate < config.min_pass_rate:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), "task too hard"))
-        elif rate > config.max_pass_rate:
-            dropped.append(DroppedEpisode(str(record.trajectory.id), "task too easy"))
-        else:
-            kept.append(record)
-    return kept, dropped
+            return "task too hard"
+        return "task too easy" if rate > config.max_pass_rate else ""
+
+    return split_episodes(records, find_reason)
+
+
+def decontaminate(records: Sequence[EpisodeRecord], held_out: HeldOutSets, overlap_threshold: float) -> FilterResult:
+    """Drop episodes with a held-out video or question. A threshold of 0 skips the questions."""
+
+    def find_reason(record: EpisodeRecord) -> str:
+        question = record.task.question
+        if held_out.has_video(episode_video_identity(record)):
+            return "held-out video"
+        if overlap_threshold and held_out.has_question(question):
+            return "held-out question"
+        if overlap_threshold and held_out.max_overlap(question) >= overlap_threshold:
+            return "near-duplicate of a held-out question"
+        return ""
+
+    return split_episodes(records, find_reason)
+
+
+def deduplicate(records: Sequence[EpisodeRecord]) -> FilterResult:
+    """Keep one task per video and question, and each transcript of the task once."""
+    first_task: dict[tuple[str, Words], str] = {}
+    transcripts: set[tuple[str, Words, tuple[Words, ...]]] = set()
+
+    def find_reason(record: EpisodeRecord) -> str:
+        identity = episode_video_identity(record)
+        question = (identity.content_hash or identity.name, normalize_words(record.task.question))
+        transcript = (*question, tuple(normalize_words(turn.text) for turn in record.trajectory.turns))
+        if first_task.setdefault(question, record.task.task_id) != record.task.task_id:
+            return "duplicate question"
+        if transcript in transcripts:
+            return "duplicate transcript"
+        transcripts.add(transcript)
+        return ""
+
+    return split_episodes(records, find_reason)
 
 
 def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> FilterResult:
@@ -111,12 +198,13 @@ def limit_per_task(records: Sequence[EpisodeRecord], max_per_task: int) -> Filte
     by_task: defaultdict[str, list[EpisodeRecord]] = defaultdict(list)
     for record in records:
         by_task[record.task.task_id].append(record)
-    kept, dropped = [], []
-    for task_records in by_task.values():
-        ordered = _interleave_patterns(task_records)
-        kept += ordered[:max_per_task]
-        dropped += [DroppedEpisode(str(record.trajectory.id), "task limit") for record in ordered[max_per_task:]]
-    return kept, dropped
+    chosen = [record for group in by_task.values() for record in _interleave_patterns(group)[:max_per_task]]
+    return _keep_chosen(records, chosen, "task limit")
+
+
+def _keep_chosen(records: Sequence[EpisodeRecord], chosen: Sequence[EpisodeRecord], reason: str) -> FilterResult:
+    ids = {record.trajectory.id for record in chosen}
+    return split_episodes(records, lambda record: "" if record.trajectory.id in ids else reason)
 
 
 def _interleave_patterns(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
@@ -160,16 +248,13 @@ def balance(
     by_kind: defaultdict[Hashable, list[EpisodeRecord]] = defaultdict(list)
     for record in records:
         by_kind[kind_of(record)].append(record)
-    counts = Counter(map(kind_of, records))
-    cap = max_per_kind(list(counts.values()), max_share)
-    chosen = {
-        str(record.trajectory.id)
-        for kind_records in by_kind.values()
-        for record in sorted(kind_records, key=lambda record: _sort_key(record, seed))[:cap]
-    }
-    kept = [record for record in records if str(record.trajectory.id) in chosen]
-    dropped_ids = [str(record.trajectory.id) for record in records if str(record.trajectory.id) not in chosen]
-    return kept, [DroppedEpisode(episode_id, reason) for episode_id in dropped_ids]
+    cap = max_per_kind([len(group) for group in by_kind.values()], max_share)
+    chosen = [
+        record
+        for group in by_kind.values()
+        for record in sorted(group, key=lambda record: _sort_key(record, seed))[:cap]
+    ]
+    return _keep_chosen(records, chosen, reason)
 
 
 def _sort_key(record: EpisodeRecord, seed: int) -> str:

@@ -25,14 +25,12 @@ from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
-from vz_ray.distill.curation import CurationResult, curate
-from vz_ray.distill.data_card import DataCard, build_data_card, to_table
-from vz_ray.distill.dataset_writer import write_dataset
+from vz_ray.distill.dataset import DataCard, build_data_card, to_table, write_dataset
 from vz_ray.distill.decontamination import HeldOutSets, identify_video
-from vz_ray.distill.distillation_log import DistillationLog
+from vz_ray.distill.filters import CurationResult, curate
 from vz_ray.distill.reflection import find_episode_logs, load_reflection_jobs
 from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, teacher_api_key
-from vz_ray.distill.teacher_runner import TeacherJob, TeacherRunner
+from vz_ray.distill.teacher_runner import DistillationLog, TeacherJob, TeacherRunner
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.monitoring import logging_config, metric_names
 from vz_ray.monitoring.live_status import RunKind
@@ -197,15 +195,7 @@ async def _distill(
         )
         card = _build_card(config, plan, log, curated, ledger)
         with run.progress.stage("data set"):
-            await write_dataset(
-                run_dir.path / "dataset",
-                curated.kept,
-                curated.dropped,
-                card,
-                chat_format,
-                frames,
-                config.image_format,
-            )
+            await write_dataset(run_dir.path / "dataset", curated, card, chat_format, frames, config.image_format)
         if limit_reason:
             raise CostLimitExceeded(limit_reason, config.teacher.max_cost_usd, card)
     return card
@@ -257,11 +247,9 @@ def _build_card(
         f"{config.name}: {plan.stage}",
         config.teacher.model,
         log.records,
-        curated.kept,
-        curated.dropped,
+        curated,
         ledger.totals,
         planned=len(plan.jobs),
-        pass_rates=curated.pass_rates,
         inputs=plan.inputs,
         held_out=config.filter.held_out,
     )

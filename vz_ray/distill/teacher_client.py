@@ -6,8 +6,8 @@
              429, 5xx, timeout, connection,
              malformed reply                 -> retry with exponential backoff
              401, 403, 404                   -> UserError: every other request would fail too
-             other statuses                  -> TeacherError
-    TeacherError after `turn_timeout_s` of requests and backoff
+             other statuses                  -> EndpointError
+    EndpointError after `turn_timeout_s` of requests and backoff
 
 The reply is cut after its first `</video_zoom>` and otherwise unchanged. The environment validates it.
 """
@@ -18,9 +18,8 @@ import asyncio
 import json
 import logging
 import math
-import random
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from blake3 import blake3
 
@@ -38,57 +37,22 @@ from vz_ray.env.chat_format import VISION_PLACEHOLDERS, ChatFormat
 from vz_ray.env.protocols import Prompt, PromptMessage
 from vz_ray.env.trajectory import ExternalAction, SamplingParams
 from vz_ray.utils.errors import UserError
-from vz_ray.utils.openai_endpoint import api_key_from_env, retry_after_s
-from vz_ray.utils.timeouts import StepTimeout, with_timeout
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+from vz_ray.utils.openai_endpoint import ChatCompletion, ChatEndpoint, EndpointError, api_key_from_env
 
 log = logging.getLogger(__name__)
 
-_RETRYABLE_STATUSES = (408, 409, 425, 429)
-"""Retryable statuses below 500."""
 _FATAL_STATUSES = {
     401: "Check the key in teacher.api_key_env.",
     403: "Check the key in teacher.api_key_env.",
     404: "Check teacher.model and teacher.base_url.",
 }
 """Statuses that every further request would get too, and the fix."""
-_MAX_BACKOFF_S = 60.0
 _CONTROL_TOKENS = (*VISION_PLACEHOLDERS, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 """Text that the tokenizer would encode as control tokens."""
 
 
-class TeacherError(Exception):
-    """A turn failed.
-
-    Attributes:
-        reason: Kind of failure: `timeout`, `connection`, `status 500`, `malformed`, `control token`.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-
-
 class CostLimitReached(Exception):
     """The next request could exceed the budget and was not sent."""
-
-
-class _RetryableTeacherError(TeacherError):
-    """Retryable failure. `retry_after_s` is the minimum delay that the server requests."""
-
-    def __init__(self, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(reason, detail)
-        self.retry_after_s = retry_after_s
-
-
-class _RequestRejected(Exception):
-    """The server rejected a request without a charge; `error` is the exception to raise."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class TeacherClient:
@@ -106,11 +70,10 @@ class TeacherClient:
     def __init__(self, config: TeacherConfig, ledger: CostLedger, check: Callable[[], None] = lambda: None) -> None:
         self.config, self.ledger = config, ledger
         self._check = check
-        self._key = teacher_api_key(config)
+        self._endpoint = ChatEndpoint(config.base_url, teacher_api_key(config), config.request_timeout_s)
         self._rate_limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute)
         self._request_slots = asyncio.Semaphore(config.max_concurrency)
         self._request_finished = asyncio.Condition()
-        self._client: AsyncOpenAI | None = None
         self._token_ratio = 1.0  # maximum of reported to estimated prompt tokens
 
     async def complete(
@@ -130,7 +93,7 @@ class TeacherClient:
             image_cache: Encoded images by frame; shared by the turns of an episode.
 
         Raises:
-            TeacherError: The request failed.
+            EndpointError: The request failed.
             CostLimitReached: The request could exceed the budget.
             UserError: The endpoint rejects all requests.
         """
@@ -142,9 +105,7 @@ class TeacherClient:
         return await self._request_with_retries(key, body, (prompt_tokens, sampling_params.max_tokens))
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        await self._endpoint.close()
 
     # -- request content ------------------------------------------------------------
 
@@ -204,15 +165,16 @@ class TeacherClient:
                     reply = await self._request(
                         key, body, (prompt_tokens, tokens[1]), min(config.request_timeout_s, remaining_s)
                     )
-                except _RetryableTeacherError as error:
+                except EndpointError as error:
+                    if not (error.is_transient or error.reason == "malformed"):
+                        raise
                     last_error = error
                 else:
                     sent.tokens = reply.prompt_tokens + reply.completion_tokens
                     self._token_ratio = max(self._token_ratio, reply.prompt_tokens / tokens[0])
                     return reply
             log.info("Teacher request failed: %s, attempt %d: %s", config.model, attempt, last_error)
-            backoff_s = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-            wait_s = max(min(backoff_s, _MAX_BACKOFF_S), last_error.retry_after_s)
+            wait_s = last_error.retry_delay_s(attempt, config.backoff_s)
             remaining_s -= loop.time() - start_s + wait_s
             if attempt == config.max_attempts or remaining_s <= 0:
                 raise last_error
@@ -249,91 +211,40 @@ class TeacherClient:
         """Send one request and record its outcome in the ledger."""
         recorded = False
         try:
-            reply = self._parse_reply(await self._send(body, timeout_s), tokens)
+            reply = self._to_reply(await self._endpoint.complete(body, timeout_s), tokens)
             self.ledger.record_reply(key, reply)
             recorded = True
             return reply
-        except _RequestRejected as rejection:
-            self.ledger.record_rejection(key)
-            recorded = True
-            raise rejection.error from rejection
+        except EndpointError as error:
+            if error.status:  # an error status is not charged
+                self.ledger.record_rejection(key)
+                recorded = True
+            self._raise_if_fatal(error)
+            raise
         finally:
             if not recorded:
                 self.ledger.record_lost()
             async with self._request_finished:
                 self._request_finished.notify_all()
 
-    async def _send(self, body: dict[str, Any], timeout_s: float) -> Any:
-        """Send a request; return the response.
+    def _raise_if_fatal(self, error: EndpointError) -> None:
+        if error.status in _FATAL_STATUSES:
+            raise UserError(
+                f"teacher {self.config.model} rejected the request with status {error.status} ({error.detail}). "
+                f"{_FATAL_STATUSES[error.status]}"
+            ) from error
 
-        Raises:
-            _RequestRejected: The server returned an error status.
-            _RetryableTeacherError: The server returned no usable response.
-        """
-        import openai
-
-        base_url = self.config.base_url
-        try:
-            return await with_timeout(self._create(body), timeout_s, target=base_url, operation="a chat completion")
-        except (StepTimeout, openai.APITimeoutError) as error:
-            raise _RetryableTeacherError("timeout", str(error)) from error
-        except openai.APIConnectionError as error:
-            raise _RetryableTeacherError("connection", f"{base_url}: {error.__cause__ or error}") from error
-        except openai.APIStatusError as error:
-            raise _RequestRejected(self._status_error(error)) from error
-        except (openai.APIError, ValueError) as error:
-            raise _RetryableTeacherError("malformed", f"{base_url}: {error}") from error
-
-    def _status_error(self, error: Any) -> Exception:
-        status, config = int(error.status_code), self.config
-        reason, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"
-        if status in _FATAL_STATUSES:
-            return UserError(
-                f"teacher {config.model} rejected the request with status {status} ({detail}). "
-                f"{_FATAL_STATUSES[status]}"
-            )
-        if status in _RETRYABLE_STATUSES or status >= 500:
-            return _RetryableTeacherError(reason, detail, retry_after_s(error.response.headers))
-        return TeacherError(reason, detail)
-
-    def _create(self, body: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        from openai import AsyncOpenAI
-
-        if self._client is None:
-            self._client = AsyncOpenAI(
-                api_key=self._key,
-                base_url=self.config.base_url,
-                timeout=self.config.request_timeout_s,
-                max_retries=0,  # the ledger accounts for each retry
-            )
-        create: Any = self._client.chat.completions.create
-        required = {name: body[name] for name in ("model", "messages")}
-        extra_body = {name: value for name, value in body.items() if name not in required}
-        request: Coroutine[Any, Any, Any] = create(**required, extra_body=extra_body)
-        return request
-
-    def _parse_reply(self, response: Any, tokens: tuple[int, int]) -> TeacherReply:
-        """Parse a completion. Missing text (content filter, refusal) becomes an empty reply.
-
-        Raises:
-            _RetryableTeacherError: The response is malformed.
-        """
-        model = self.config.model
-        try:
-            choice = response.choices[0]
-            text, finish_reason = choice.message.content or "", str(choice.finish_reason or "")
-        except (AttributeError, IndexError, TypeError) as error:
-            raise _RetryableTeacherError("malformed", f"{model} replied {str(response)[:120]!r}") from error
-        if not isinstance(text, str):
-            raise _RetryableTeacherError("malformed", f"{model} returned no text: {str(text)[:120]!r}")
-        usage = getattr(response, "usage", None)
-        counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-        reported = all(isinstance(count, int) and count >= 0 for count in counts)
-        prompt_tokens, completion_tokens = counts if reported else tokens
-        assert isinstance(prompt_tokens, int)
-        assert isinstance(completion_tokens, int)
-        cost_usd = self._cost_usd(prompt_tokens, completion_tokens)
-        return TeacherReply(text, finish_reason, prompt_tokens, completion_tokens, cost_usd, reported)
+    def _to_reply(self, completion: ChatCompletion, tokens: tuple[int, int]) -> TeacherReply:
+        """Add the cost. If the server reports no usage, `tokens` counts."""
+        prompt_tokens, completion_tokens = completion.token_counts or tokens
+        return TeacherReply(
+            completion.text,
+            completion.finish_reason,
+            prompt_tokens,
+            completion_tokens,
+            self._cost_usd(prompt_tokens, completion_tokens),
+            usage_reported=completion.token_counts is not None,
+        )
 
 
 class TeacherPolicy:
@@ -360,7 +271,7 @@ class TeacherPolicy:
         )
         text = truncate_to_one_turn(reply.text, reply.finish_reason)
         if control_token := next((token for token in _CONTROL_TOKENS if token in text), None):
-            raise TeacherError("control token", f"the reply to {request_id} contains {control_token}")
+            raise EndpointError("control token", f"the reply to {request_id} contains {control_token}")
         return ExternalAction(text, self._chat_format.encode_assistant(text))
 
 

@@ -7,14 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
-from vz_ray.data.episode_log import EpisodeKey
+from vz_ray.data.episode_log import EpisodeKey, EpisodeLog, episode_key
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.distill.chat_messages import TeacherPrompt
-from vz_ray.distill.distillation_log import DistillationLog
-from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherError, TeacherPolicy
+from vz_ray.distill.teacher_client import CostLimitReached, TeacherClient, TeacherPolicy
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameSource, Policy, Prompt
@@ -32,6 +32,7 @@ from vz_ray.env.trajectory import (
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.rewards import score_episode
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.openai_endpoint import EndpointError
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 PREFIX_TURNS = "prefix_turns"
@@ -64,6 +65,18 @@ class TeacherJob:
     @property
     def episode_id(self) -> EpisodeId:
         return EpisodeId(0, *self.key)
+
+
+class DistillationLog(EpisodeLog):
+    """Log of teacher episodes; the sample index is the attempt at the task."""
+
+    header_key: ClassVar[str] = "distillation"
+    mismatch_hint: ClassVar[str] = "choose another name, or delete the log (paid replies are reused)"
+
+    @property
+    def records(self) -> list[EpisodeRecord]:
+        """Episodes ordered by task and attempt, independent of the order of completion."""
+        return sorted(super().records, key=episode_key)
 
 
 class FramesChangedError(Exception):
@@ -184,8 +197,8 @@ class TeacherRunner:
                 target="the scorer",
                 operation=operation,
             )
-        except (TeacherError, FramesChangedError, StepTimeout) as error:
-            reason = f"{_TEACHER_FAILURE}{error.reason}" if isinstance(error, TeacherError) else type(error).__name__
+        except (EndpointError, FramesChangedError, StepTimeout) as error:
+            reason = f"{_TEACHER_FAILURE}{error.reason}" if isinstance(error, EndpointError) else type(error).__name__
             return self._failed_record(job, f"{reason}: {error}", time.monotonic() - start_s)
         trajectory = replace(trajectory, worker=config.model, reward=parts, extra={PREFIX_TURNS: prefix_turns})
         return EpisodeRecord(job.task, trajectory, self.stage)

@@ -26,7 +26,7 @@ from vz_ray.config.ablation import (
     WITHOUT_RL,
     WITHOUT_TOOL_REWARD,
 )
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.eval.bootstrap import ConfidenceInterval, crossed_bootstrap
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics, reward_parts_of

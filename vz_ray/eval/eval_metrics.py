@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.env.failure_modes import is_visible
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts, Trajectory

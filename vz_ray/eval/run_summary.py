@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from vz_ray.config.eval import EvalConfig
+from vz_ray.config.run import EvalConfig
 from vz_ray.eval.bootstrap import ConfidenceInterval, paired_difference
 from vz_ray.eval.eval_log import EvalResult, read_results
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -28,7 +29,7 @@ class RayMetrics:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._instruments: dict[str, Any] = {}
+        self._instrument = functools.cache(_create_instrument)
         self._failed = False
 
     def set(self, name: str, value: float, **labels: str) -> None:
@@ -52,11 +53,6 @@ class RayMetrics:
             if not self._failed:
                 log.warning("Metric export failed: %s: %s: %s", metric.name, type(error).__name__, error)
             self._failed = True
-
-    def _instrument(self, metric: MetricSpec) -> Any:
-        if metric.name not in self._instruments:
-            self._instruments[metric.name] = _create_instrument(metric)
-        return self._instruments[metric.name]
 
 
 def _create_instrument(metric: MetricSpec) -> Any:

@@ -22,7 +22,7 @@ from vz_ray.data.episode_record import read_records, record_to_dict
 from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool
-from vz_ray.distill.filters import filter_faults
+from vz_ray.distill.filters import find_fault, split_episodes
 from vz_ray.distill.reflection import load_reflection_jobs
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.eval.ablation_results import (
@@ -252,7 +252,10 @@ class _AblationRunner:
                 corrected = await collect_reflections(
                     jobs, local, chat_format, episode, config.reward, make_policy, ranker
                 )
-        kept, dropped = filter_faults(corrected, FilterConfig(), episode.max_zoom_frames)
+        filter_config = FilterConfig()
+        kept, dropped = split_episodes(
+            corrected, lambda record: find_fault(record, filter_config, episode.max_zoom_frames)
+        )
         sampled = sample_reflections(kept, reflection.max_reflections, config.seed)
         counts.update(f"corrected: {drop.reason}" for drop in dropped)
         counts.update({"corrected and kept": len(kept), "sampled": len(sampled)})

@@ -146,10 +146,11 @@ def train_base_model(
     """Train the checkpoint in `directory` in place.
 
     Args:
-        directory: Checkpoint from `build_tiny_model`. chat_format: Prompt template and tokenizer. training:
-        Hyperparameters. log: Callback every `LOG_INTERVAL_STEPS` steps with the loss and the share of exactly
-        reproduced lessons,
-            by kind and maximum frames.
+        directory: Checkpoint from `build_tiny_model`.
+        chat_format: Prompt template and tokenizer.
+        training: Hyperparameters.
+        log: Callback every `LOG_INTERVAL_STEPS` steps with the loss and the share of exactly reproduced
+            lessons, by kind and maximum frames.
     """
     import torch
 

@@ -35,10 +35,11 @@ class ZoomOracle:
     """`Policy` for one needle task: zooms along the task's path, including its detours, then answers.
 
     Args:
-        task: Task with ground truth. chat_format: Encodes the turns. zoom_frames: Frames of a zoom at the
-        full rate, which shows every slot once. sparse_zoom_share: Share of zooms at half the rate. They are
-        used only if they still show the evidence:
-            the episodes stay correct, but are suboptimal examples.
+        task: Task with ground truth.
+        chat_format: Encodes the turns.
+        zoom_frames: Frames of a zoom at the full rate, which shows every slot once.
+        sparse_zoom_share: Share of zooms at half the rate. They are used only if they still show the
+            evidence: the episodes stay correct, but are suboptimal examples.
         seed: Selects those zooms, together with the task id.
 
     Raises:

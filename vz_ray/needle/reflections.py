@@ -7,7 +7,6 @@ have no loss.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,13 +16,12 @@ from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.data.sft_file import fold_turns_into_prompt
 from vz_ray.distill.filters import count_prefix_turns
-from vz_ray.distill.teacher_runner import PREFIX_TURNS, FramesChangedError, PrefixReplay, TeacherJob
+from vz_ray.distill.teacher_runner import PREFIX_TURNS, FramesChangedError, TeacherJob
 from vz_ray.env.chat_format import ChatFormat
-from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameRanker, FrameSource, Policy
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
-from vz_ray.needle.exemplars import MAX_CONCURRENT_EPISODES
+from vz_ray.env.trajectory import Trajectory
+from vz_ray.needle.exemplars import run_scripted_jobs
 from vz_ray.needle.needle_video import SLOTS_PER_SHOT
 from vz_ray.needle.oracle import CorrectionOracle
 from vz_ray.rewards import score_episode
@@ -51,31 +49,19 @@ async def collect_reflections(
     Raises:
         UserError: A video yields other frames than in the recorded episode.
     """
-    slots = asyncio.Semaphore(MAX_CONCURRENT_EPISODES)
-
-    async def run_job(job: TeacherJob) -> EpisodeRecord:
-        try:
-            async with slots:
-                trajectory = await run_episode(
-                    job.task,
-                    PrefixReplay(job, make_policy(job.task)),
-                    frames,
-                    chat_format,
-                    config,
-                    episode_id=EpisodeId(0, job.task.task_id, job.sample),
-                    sampling_params=SamplingParams(),
-                    ranker=ranker,
-                )
-        except FramesChangedError as error:
-            raise UserError(f"{error}. Delete the episodes of this video and sample them again.") from error
-        trajectory = replace(
+    try:
+        trajectories = await run_scripted_jobs(jobs, frames, chat_format, config, make_policy, ranker)
+    except FramesChangedError as error:
+        raise UserError(f"{error}. Delete the episodes of this video and sample them again.") from error
+    records = []
+    for job, trajectory in zip(jobs, trajectories, strict=True):
+        scored = replace(
             trajectory,
             reward=score_episode(trajectory, job.task, reward),
             extra={PREFIX_TURNS: len(job.prefix_turns)},
         )
-        return EpisodeRecord(job.task, trajectory, REFLECTION_STAGE)
-
-    return list(await asyncio.gather(*(run_job(job) for job in jobs)))
+        records.append(EpisodeRecord(job.task, scored, REFLECTION_STAGE))
+    return records
 
 
 def sample_reflections(records: Sequence[EpisodeRecord], max_reflections: int, seed: int) -> list[EpisodeRecord]:

@@ -78,14 +78,7 @@ def _frames_chart(models: Json, names: Mapping[str, str]) -> str:
             _series(f"{names[label]}agent", agent, _color(index)),
         ]
     ticks = sorted({point["limit"] for points in models.values() for point in points["uniform"]})
-    return line_chart(
-        "Accuracy against frames seen",
-        series,
-        x_label="frames (logarithmic)",
-        as_percent=True,
-        x_log=True,
-        x_ticks=ticks,
-    )
+    return _accuracy_chart("Accuracy against frames seen", series, "frames (logarithmic)", ticks)
 
 
 def _zooms_chart(models: Json, names: Mapping[str, str], published: ChartSeries) -> str:
@@ -100,13 +93,7 @@ def _zooms_chart(models: Json, names: Mapping[str, str], published: ChartSeries)
     drawn = [
         _series(f"{names[label]}agent", points, _color(index)) for index, (label, points) in enumerate(limited.items())
     ]
-    return line_chart(
-        "Accuracy against zooms allowed",
-        [*drawn, published],
-        x_label="maximum zooms",
-        as_percent=True,
-        x_ticks=ticks,
-    )
+    return _accuracy_chart("Accuracy against zooms allowed", [*drawn, published], "maximum zooms", ticks, x_log=False)
 
 
 def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
@@ -125,14 +112,13 @@ def _fps_chart(models: Json, names: Mapping[str, str]) -> str:
             series.append(
                 ChartSeries(f"{names[label]}rate chosen by the agent{allowed}", level, _color(index), dashed=True)
             )
-    return line_chart(
-        "Accuracy against the zooms' frame rate",
-        series,
-        x_label="frames a second (logarithmic)",
-        as_percent=True,
-        x_log=True,
-        x_ticks=rates,
-    )
+    return _accuracy_chart("Accuracy against the zooms' frame rate", series, "frames per second (logarithmic)", rates)
+
+
+def _accuracy_chart(
+    title: str, series: Sequence[ChartSeries], x_label: str, x_ticks: Sequence[float], x_log: bool = True
+) -> str:
+    return line_chart(title, series, x_label=x_label, as_percent=True, x_log=x_log, x_ticks=x_ticks)
 
 
 def _series(name: str, points: Sequence[tuple[float, Json]], color: int, *, dashed: bool = False) -> ChartSeries:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from vz_ray.data.episode_record import EpisodeRecord
 from vz_ray.env.trajectory import RejectedZoom, TokenContext, Trajectory, Turn
@@ -55,15 +56,13 @@ def _strip(
     return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
 
 
-def _turn(
-    turn: Turn, index: int, thumbnails: Mapping[FrameRef, str], spans: Sequence[EvidenceSpan], max_frames: int
-) -> str:
+def _turn(turn: Turn, index: int, strip: Callable[[TokenContext], str]) -> str:
     result = ""
     if isinstance(turn.zoom, ZoomRequest):
         span = f"{format_clock(turn.zoom.start_s)}–{format_clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
         span += "" if turn.requested_fps is None else f" (requested: {turn.requested_fps:g} fps)"
-        strip = _strip(turn.observation, thumbnails, spans, max_frames) if turn.observation else ""
-        result = f'<p class="got">Zoom {span}</p>{strip}'
+        clip = strip(turn.observation) if turn.observation else ""
+        result = f'<p class="got">Zoom {span}</p>{clip}'
     elif isinstance(turn.zoom, RejectedZoom):
         result = f'<p class="got refused">Zoom rejected ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
     text = _TAG.sub(r'<span class="mark">\1</span>', escape(turn.text.strip()))
@@ -118,7 +117,8 @@ def episode_card(
     """
     trajectory, spans = episode.trajectory, episode.task.evidence_spans
     css_class, label = _outcome(trajectory)
-    turns = "".join(_turn(turn, k, thumbnails, spans, max_frames) for k, turn in enumerate(trajectory.turns, start=1))
+    strip = partial(_strip, thumbnails=thumbnails, spans=spans, max_frames=max_frames)
+    turns = "".join(_turn(turn, k, strip) for k, turn in enumerate(trajectory.turns, start=1))
     missing = note(f"Frames are not available: {error}") if error else ""
     category = f'<span class="kind">{escape(episode.task.kind)}</span>' if episode.task.kind else ""
     reward_note = note(trajectory.reward.note) if trajectory.reward else ""
@@ -128,5 +128,5 @@ def episode_card(
         f'<p class="question">{escape(episode.task.question)}</p>'
         f"{timeline(trajectory, spans)}<dl>{_facts(episode)}</dl>{reward_note}{missing}"
         f"<details{' open' if is_open else ''}><summary>Frames and turns</summary>"
-        f"<h4>Overview</h4>{_strip(trajectory.prompt, thumbnails, spans, max_frames)}{turns}</details></article>"
+        f"<h4>Overview</h4>{strip(trajectory.prompt)}{turns}</details></article>"
     )

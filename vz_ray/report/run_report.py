@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from vz_ray.config.report import ReportConfig
+from vz_ray.config.quickstart import ReportConfig
 from vz_ray.data.episode_record import EpisodeRecord, record_from_dict
 from vz_ray.env.protocols import FrameSource
 from vz_ray.monitoring.metric_logger import read_metrics

@@ -10,8 +10,7 @@ from vz_ray.env.trajectory import UNPARSED_NOTE
 from vz_ray.rewards.format import is_well_formed
 from vz_ray.rewards.multiple_choice import choice_correct, choice_correct_compat, parse_choice, parse_options
 from vz_ray.rewards.numeric import numbers_equal, parse_number
-from vz_ray.rewards.requirements import check_scorers
-from vz_ray.rewards.scorer import NO_ANSWER, earns_tool_reward, score_episode
+from vz_ray.rewards.scorer import NO_ANSWER, check_scorers, score_episode
 from vz_ray.rewards.user_function import InvalidEpisode, load_reward_function
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "check_scorers",
     "choice_correct",
     "choice_correct_compat",
-    "earns_tool_reward",
     "is_well_formed",
     "load_reward_function",
     "numbers_equal",

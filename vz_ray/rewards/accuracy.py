@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from vz_ray.config.reward import RewardConfig
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import JUDGE_FAILED_NOTE
-from vz_ray.rewards.judge import JudgeError, get_judge
+from vz_ray.rewards.judge import get_judge
 from vz_ray.rewards.judge_protocol import JudgeForm
 from vz_ray.rewards.math_answer import UnparsableTruthError, looks_like_formula, math_equal
 from vz_ray.rewards.multiple_choice import choice_correct, choice_correct_compat, parse_options
 from vz_ray.rewards.numeric import numbers_equal, parse_number
+from vz_ray.utils.openai_endpoint import EndpointError
 
 NO_JUDGE = "no judge"
 """Invalid reason if an answer needs a judge and the config has none."""
@@ -87,7 +88,7 @@ def _score_with_judge(answer: str, task: Task, config: RewardConfig) -> Accuracy
             verdicts = judge.judge_caption(answer, task.caption_questions)
         else:
             verdicts = [judge.judge_answer(JUDGE_FORMS[task.answer_type], task.question, task.answer, answer)]
-    except JudgeError as error:
+    except EndpointError as error:
         return AccuracyResult(invalid_reason=f"{JUDGE_FAILED_NOTE} {error}")
     if not verdicts:
         return AccuracyResult(invalid_reason="no ground truth: the task has no caption questions")

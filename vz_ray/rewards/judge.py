@@ -5,8 +5,8 @@
         identical request in flight         -> its reply
         else a request, limited by `max_concurrency`
              429, 5xx, timeout, connection  -> retry with exponential backoff
-             malformed reply, other errors  -> JudgeError
-    JudgeError after `total_timeout_s` in any case
+             malformed reply, other errors  -> EndpointError
+    EndpointError after `total_timeout_s` in any case
 
 Calls block. All requests of a process run on one event loop in a background thread, so that the timeout also
 ends a reply that arrives byte by byte. Imports and connections happen on the first request.
@@ -18,13 +18,12 @@ import asyncio
 import json
 import logging
 import os
-import random
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
@@ -40,43 +39,14 @@ from vz_ray.rewards.judge_protocol import (
 )
 from vz_ray.rewards.multiple_choice import parse_choice, parse_options
 from vz_ray.utils.atomic_files import write_atomic
-from vz_ray.utils.openai_endpoint import api_key_from_env, retry_after_s
+from vz_ray.utils.openai_endpoint import ChatEndpoint, EndpointError, api_key_from_env
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_RETRYABLE_STATUSES = (408, 409, 429)
-"""Retryable statuses below 500."""
-_MAX_BACKOFF_S = 60.0
 _GRACE_S = 5.0
 """Added to the timeout of the calling thread. If it expires, the event loop hangs."""
-
-
-class JudgeError(Exception):
-    """A judge request failed.
-
-    Attributes:
-        reason: Kind of failure, for metrics: `timeout`, `connection`, `status 500`, `malformed`, `closed`.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[JudgeError], tuple[str, str]]:
-        return (JudgeError, (self.reason, str(self).removeprefix(f"{self.reason}: ")))
-
-
-class _RetryableJudgeError(JudgeError):
-    """Retryable failure. `retry_after_s` is the minimum delay that the server requests."""
-
-    def __init__(self, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(reason, detail)
-        self.retry_after_s = retry_after_s
 
 
 class Judge:
@@ -89,19 +59,18 @@ class Judge:
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
         self._prompts = {form: JudgePrompt.load(path, form) for form, path in prompt_files(config).items()}
-        self._key = judge_api_key(config)
+        self._endpoint = ChatEndpoint(config.base_url, judge_api_key(config), config.request_timeout_s)
         self._parameters = {name: value for name, value in config.parameters.items() if value is not None}
         self._in_flight: dict[str, asyncio.Task[str]] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: AsyncOpenAI | None = None
         self._cache_dir = _resolve_cache_dir(config.cache_dir)
 
     def judge_answer(self, form: JudgeForm, question: str, truth: str, answer: str) -> JudgeVerdict:
         """Compare `answer` with `truth`. Blocks for at most `total_timeout_s`.
 
         Raises:
-            JudgeError: The request failed or the reply is malformed.
+            EndpointError: The request failed or the reply is malformed.
         """
         messages = self._prompts[form].messages(question, truth, answer)
         key = self._cache_key(form, messages)
@@ -115,7 +84,7 @@ class Judge:
         most twice `total_timeout_s`.
 
         Raises:
-            JudgeError: A request failed or a reply is malformed.
+            EndpointError: A request failed or a reply is malformed.
         """
         return self._run(self._judge_questions(caption, questions), 2 * self._config.total_timeout_s)
 
@@ -193,76 +162,30 @@ class Judge:
                 self._request_with_retries(messages), timeout_s, target=target, operation="a verdict"
             )
         except StepTimeout as error:
-            raise JudgeError("timeout", str(error)) from error
+            raise EndpointError("timeout", str(error)) from error
         if not is_valid_reply(form, reply):
-            raise JudgeError("malformed", f"{self._config.model} replied {reply[:120]!r}")
+            raise EndpointError("malformed", f"{self._config.model} replied {reply[:120]!r}")
         self._store(key, reply, messages)
         return reply
 
     async def _request_with_retries(self, messages: list[dict[str, str]]) -> str:
         """Return the first reply. Raise the last error if no attempt or time remains."""
         config, loop = self._config, asyncio.get_running_loop()
+        body = {**self._parameters, "model": config.model, "messages": messages}
         deadline = loop.time() + config.total_timeout_s
         for attempt in range(1, config.max_attempts + 1):
             try:
                 async with self._request_slots:
-                    return await self._request(messages)
-            except _RetryableJudgeError as error:
-                backoff = config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                wait_s = min(max(backoff, error.retry_after_s), _MAX_BACKOFF_S)
+                    return (await self._endpoint.complete(body, config.request_timeout_s)).text
+            except EndpointError as error:
+                if not error.is_transient:
+                    raise
+                wait_s = error.retry_delay_s(attempt, config.backoff_s)
                 log.info("Judge request failed: %s, attempt %d: %s", config.model, attempt, error)
                 if attempt == config.max_attempts or loop.time() + wait_s >= deadline:
                     raise
             await asyncio.sleep(wait_s)
         raise AssertionError("every attempt returns or raises")
-
-    async def _request(self, messages: list[dict[str, str]]) -> str:
-        """Send one request and return the reply's text."""
-        import openai
-
-        config = self._config
-        try:
-            reply = await with_timeout(
-                self._create(messages),
-                config.request_timeout_s,
-                target=config.base_url,
-                operation="a chat completion",
-            )
-        except (StepTimeout, openai.APITimeoutError) as error:
-            raise _RetryableJudgeError("timeout", str(error)) from error
-        except openai.APIConnectionError as error:
-            raise _RetryableJudgeError("connection", f"{config.base_url}: {error.__cause__ or error}") from error
-        except openai.APIStatusError as error:
-            status = error.status_code
-            kind, detail = f"status {status}", f"{config.base_url}: {error.message[:200]}"
-            if status in _RETRYABLE_STATUSES or status >= 500:
-                raise _RetryableJudgeError(kind, detail, retry_after_s(error.response.headers)) from error
-            raise JudgeError(kind, detail) from error
-        except (openai.APIError, ValueError) as error:
-            raise JudgeError("malformed", f"{config.base_url}: {error}") from error
-        try:
-            text = reply.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise JudgeError("malformed", f"{config.model} returned no text: {str(reply)[:120]!r}")
-        return text
-
-    def _create(self, messages: list[dict[str, str]]) -> Coroutine[Any, Any, Any]:
-        from openai import AsyncOpenAI
-
-        if self._client is None:
-            self._client = AsyncOpenAI(
-                api_key=self._key,
-                base_url=self._config.base_url,
-                timeout=self._config.request_timeout_s,
-                max_retries=0,  # retries happen in _request_with_retries, within the total timeout
-            )
-        create: Any = self._client.chat.completions.create
-        request: Coroutine[Any, Any, Any] = create(
-            model=self._config.model, messages=messages, extra_body=self._parameters
-        )
-        return request
 
     # -- background event loop --------------------------------------------------------
 
@@ -271,10 +194,10 @@ class Judge:
         try:
             return future.result((timeout_s or self._config.total_timeout_s) + _GRACE_S)
         except CancelledError as error:
-            raise JudgeError("closed", "the judge client was closed during the request") from error
+            raise EndpointError("closed", "the judge client was closed during the request") from error
         except TimeoutError as error:
             future.cancel()
-            raise JudgeError("timeout", "the event loop of the judge client hangs") from error
+            raise EndpointError("timeout", "the event loop of the judge client hangs") from error
 
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -288,10 +211,8 @@ class Judge:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)  # each caller gets a JudgeError
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        await asyncio.gather(*others, return_exceptions=True)  # each caller gets an EndpointError
+        await self._endpoint.close()
 
 
 def _parse_valid(form: JudgeForm, reply: str) -> JudgeVerdict:

@@ -10,23 +10,44 @@ from collections.abc import Mapping, Sequence
 from vz_ray.config.reward import RewardConfig
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import UNPARSED_NOTE, EpisodeStatus, RewardParts, Trajectory
-from vz_ray.rewards.accuracy import AccuracyResult, score_accuracy
+from vz_ray.rewards.accuracy import JUDGED_ANSWER_TYPES, AccuracyResult, score_accuracy
 from vz_ray.rewards.format import is_well_formed
-from vz_ray.rewards.shaping import frame_cost, length_penalty
-from vz_ray.rewards.user_function import ACCURACY, InvalidEpisode, call_reward_function
+from vz_ray.rewards.judge import judge_api_key, prompt_files
+from vz_ray.rewards.judge_protocol import JudgePrompt
+from vz_ray.rewards.user_function import ACCURACY, InvalidEpisode, call_reward_function, load_reward_function
+from vz_ray.utils.errors import UserError
 
 NO_ANSWER = "no answer"
 
 
-def earns_tool_reward(accuracy: float, zooms: int) -> bool:
-    """Return whether an episode earns the tool reward (paper: 0.5 [accuracy = 1 and a zoom]).
+def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> None:
+    """Check that `tasks` of file `source` can be scored. Sends no request to the judge.
 
-    Args:
-        accuracy: In `[0, 1]`.
-        zooms: Number of executed zooms. The `compat` scorer passes attempted zooms, like the released code,
-            which also rewards a malformed call.
+    Raises:
+        UserError: The tasks need a judge and its model, key, prompt files or timeout are missing or wrong;
+            or the user's reward function cannot be loaded.
     """
-    return accuracy == 1 and zooms >= 1
+    if config.function:
+        load_reward_function(config.function)
+    judged = [task for task in tasks if task.answer_type in JUDGED_ANSWER_TYPES]
+    if not judged:
+        return
+    if config.judge.model:
+        judge_api_key(config.judge)
+        for form, prompt in prompt_files(config.judge).items():
+            JudgePrompt.load(prompt, form)
+        min_timeout_s = 2 * config.judge.total_timeout_s
+        if any(task.caption_questions for task in judged) and config.timeout_s <= min_timeout_s:
+            raise UserError(
+                f"timeouts.score_s is {config.timeout_s:g}; it must be above twice timeouts.judge_s "
+                f"({config.judge.total_timeout_s:g}), because {source} has captions, which the judge scores "
+                "in two steps"
+            )
+    elif not config.function:
+        raise UserError(
+            f"{len(judged)} of {len(tasks)} questions of {source} need a judge (first: "
+            f"{judged[0].task_id!r}). Set reward.judge.model and reward.judge.base_url."
+        )
 
 
 def score_episode(trajectory: Trajectory, task: Task, config: RewardConfig) -> RewardParts:
@@ -71,8 +92,9 @@ def _sum_parts(
         return _invalid_parts(accuracy.invalid_reason)
     user_parts = user_parts or {}
     well_formed = float(is_well_formed(turns, config.max_zoom_frames))
+    # The released code counts attempted zooms: it also rewards a malformed call.
     zooms = trajectory.num_zoom_calls if config.scorer == "compat" else len(trajectory.zooms)
-    tool = float(earns_tool_reward(accuracy.value, zooms))
+    tool = float(accuracy.value == 1 and zooms >= 1)
     penalties = _compute_penalties(trajectory, config)
     total = config.accuracy * accuracy.value + config.format * well_formed + config.tool * tool
     total += config.length_penalty * penalties.get("length", 0.0)
@@ -97,6 +119,29 @@ def _compute_penalties(trajectory: Trajectory, config: RewardConfig) -> dict[str
         zoom_frames = len(trajectory.frame_refs) - len(trajectory.prompt.frame_refs)
         penalties["frames"] = frame_cost(zoom_frames, config.frame_cost_full_frames)
     return penalties
+
+
+def length_penalty(tokens: int, free_tokens: int, max_tokens: int) -> float:
+    """Return 0 up to `free_tokens`, -1 from `max_tokens`, and linear in between.
+
+    This is the soft overlong punishment of DAPO.
+
+    Args:
+        tokens: Tokens that the policy generated in the episode, over all turns.
+        free_tokens: Tokens without penalty.
+        max_tokens: Tokens with the full penalty; above `free_tokens`.
+    """
+    return -min(1.0, max(0, tokens - free_tokens) / (max_tokens - free_tokens))
+
+
+def frame_cost(frames: int, max_frames: int) -> float:
+    """Return 0 without zooms, -1 from `max_frames`, and linear in between.
+
+    Args:
+        frames: Frames served for zooms. The overview does not count: the policy does not choose it.
+        max_frames: Frames with the full cost.
+    """
+    return -min(1.0, frames / max_frames)
 
 
 def _note(trajectory: Trajectory, accuracy: AccuracyResult) -> str:

@@ -15,19 +15,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vz_ray.config.serve import AccessConfig
-from vz_ray.serve.api_errors import (
-    ApiError,
-    install_error_handlers,
-    invalid_request,
-    overloaded,
-    unauthorized,
-)
+from vz_ray.serve.api_errors import ApiError, install_error_handlers, invalid_request, overloaded, unauthorized
 from vz_ray.serve.api_keys import ApiKey, ApiKeyStore
 from vz_ray.serve.body_limits import BodyLimits, LimitedBody
 
@@ -42,7 +36,7 @@ CONTENT_SECURITY_POLICY = (
     "frame-ancestors 'none'"
 )
 """Allows resources of this server only, nothing inline."""
-_HEADERS = {
+_SECURITY_HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -66,13 +60,15 @@ def install_access_control(app: FastAPI, config: AccessConfig, keys: ApiKeyStore
     """
     app.include_router(session_router(config, keys))
     app.add_middleware(AccessControl, config=config, keys=keys)
-    install_error_handlers(app)
-    app.add_middleware(_SecurityHeaders)
+    install_error_handlers(app, _SECURITY_HEADERS)
 
 
 def owner_id(request: Request) -> str:
     """Return the id of the request's API key."""
-    key: ApiKey | None = request.scope.get("state", {}).get("key")
+    return _owner(request.scope.get("state", {}).get("key"))
+
+
+def _owner(key: ApiKey | None) -> str:
     return key.id if key else ANONYMOUS_OWNER
 
 
@@ -113,29 +109,15 @@ class AccessControl:
         if method in ("POST", "PUT", "PATCH"):
             _check_content_type(path, headers)
         scope.setdefault("state", {})["key"] = key
-        await self._admit(key, scope, receive, send)
+        await self._call_with_limits(_owner(key), scope, receive, send)
 
-    async def _admit(self, key: ApiKey | None, scope: Scope, receive: Receive, send: Send) -> None:
-        owner = key.id if key else ANONYMOUS_OWNER
-        if self._in_progress[owner] >= self._config.max_requests_per_key and not _is_public(
-            _route(scope), scope["method"]
-        ):
-            raise overloaded(
-                f"{self._config.max_requests_per_key} requests of this key are in progress; wait for one to finish.",
-                _RETRY_S,
-            )
-        self._in_progress[owner] += 1
-        try:
-            await self._call_with_limits(scope, receive, send)
-        finally:
-            self._in_progress[owner] -= 1
-            if not self._in_progress[owner]:
-                del self._in_progress[owner]
-
-    async def _call_with_limits(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _route(scope)
-        limits = self._upload if path == UPLOADS_PATH else self._login if path == SESSION_PATH else self._json
+    async def _call_with_limits(self, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        path, max_requests = _route(scope), self._config.max_requests_per_key
+        if self._in_progress[owner] >= max_requests and not _is_public(path, scope["method"]):
+            raise overloaded(f"{max_requests} requests of this key are in progress; wait for one to finish.", _RETRY_S)
+        limits = {UPLOADS_PATH: self._upload, SESSION_PATH: self._login}.get(path, self._json)
         body = LimitedBody(limits, scope, receive, send)
+        self._in_progress[owner] += 1
         try:
             await self._app(scope, body.receive, body.send)
         except Exception as error:
@@ -144,6 +126,9 @@ class AccessControl:
             raise
         finally:
             body.close()
+            self._in_progress[owner] -= 1
+            if not self._in_progress[owner]:
+                del self._in_progress[owner]
 
     def _check_host(self, headers: Headers) -> None:
         allowed = self._config.allowed_hosts
@@ -152,11 +137,8 @@ class AccessControl:
         values = headers.getlist("host")
         host = _host_name(values[0]) if len(values) == 1 else ""
         if host not in allowed and not (self._keys is None and is_loopback(host)):
-            raise ApiError(
-                421,
-                "The host name is not in access.allowed_hosts of this server.",
-                code="unknown_host",
-            )
+            message = "The host name is not in access.allowed_hosts of this server."
+            raise ApiError(421, message, code="unknown_host")
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
@@ -166,12 +148,7 @@ class AccessControl:
         server = _without_port(headers.get("host", "").lower())
         is_allowed = host[0] in self._config.allowed_hosts and host[1] in ("", server[1])
         if not host[0] or (host != server and not is_allowed):
-            raise ApiError(
-                403,
-                "Requests from pages of other sites are not allowed.",
-                "permission_error",
-                code="cross_origin",
-            )
+            raise ApiError(403, "Requests from pages of other sites are not allowed.", code="cross_origin")
 
     def _key(self, headers: Headers) -> ApiKey | None:
         if self._keys is None:
@@ -181,23 +158,6 @@ class AccessControl:
             return self._keys.verify(secret.strip()) if scheme.lower() == "bearer" else None
         cookie = _cookie(headers)
         return self._keys.verify_session(cookie) if cookie else None
-
-
-class _SecurityHeaders:
-    """Add security headers to each response that does not set them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
 
 
 class _Login(BaseModel):

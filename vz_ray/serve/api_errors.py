@@ -33,13 +33,15 @@ _MAX_MESSAGE_CHARS = 300
 """Maximum length of text from the request in an error message."""
 
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
 class ApiError(Exception):
     """An error response.
 
     Attributes:
         status: HTTP status.
         message: The error and how to fix it; contains no path of the server.
-        type: OpenAI's error type: `invalid_request_error`, `authentication_error`, `rate_limit_error`, ...
         param: Path of the invalid field, such as `messages.0.content`.
         code: Machine-readable error code.
         retry_after_s: Value of the `retry-after` header, seconds; optional.
@@ -50,7 +52,6 @@ class ApiError(Exception):
         self,
         status: int,
         message: str,
-        type: str = "invalid_request_error",
         *,
         param: str | None = None,
         code: str | None = None,
@@ -58,20 +59,18 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.type = status, message, type
+        self.status, self.message = status, message
         self.param, self.code, self.retry_after_s = param, code, retry_after_s
         self.headers = dict(headers or {})
 
+    @property
+    def type(self) -> str:
+        """OpenAI's error type."""
+        return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON body, also used for the error event of a stream."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         """Return the HTTP response."""
@@ -93,26 +92,13 @@ def not_found(message: str, param: str | None = None, code: str | None = "not_fo
 
 def unauthorized(message: str, code: str = "invalid_api_key") -> ApiError:
     """Return a 401 for a missing or invalid key."""
-    return ApiError(
-        401, message, "authentication_error", code=code, headers={"www-authenticate": 'Bearer realm="vz_ray"'}
-    )
-
-
-def too_large(message: str, param: str | None = None, code: str = "request_too_large") -> ApiError:
-    """Return a 413 for a body or file above its maximum size."""
-    return ApiError(413, message, param=param, code=code)
+    return ApiError(401, message, code=code, headers={"www-authenticate": 'Bearer realm="vz_ray"'})
 
 
 def overloaded(message: str, retry_after_s: float, status: int = 429) -> ApiError:
     """Return a 429 for too many requests of one key, or a 503 for too many requests in total."""
-    kind = "rate_limit_error" if status == 429 else "server_error"
     code = "rate_limit_exceeded" if status == 429 else "overloaded"
-    return ApiError(status, message, kind, code=code, retry_after_s=retry_after_s)
-
-
-def server_error(message: str, code: str | None = "internal_error", status: int = 500) -> ApiError:
-    """Return a 500 for an internal error."""
-    return ApiError(status, message, "server_error", code=code)
+    return ApiError(status, message, code=code, retry_after_s=retry_after_s)
 
 
 def from_video_error(error: VideoError, param: str | None = None) -> ApiError:
@@ -130,30 +116,33 @@ def request_id(scope: Scope) -> str:
     return str(state["request_id"])
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Return all errors of `app` in OpenAI's format. Call it after all other middleware is added."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(VideoError, _video_error)
+def install_error_handlers(app: FastAPI, response_headers: Mapping[str, str]) -> None:
+    """Return all errors of `app` in OpenAI's format. Call it after all other middleware is added.
+
+    Args:
+        app: The application.
+        response_headers: Added to each response that does not set them.
+    """
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(_ErrorMiddleware)
+    app.add_middleware(_ErrorMiddleware, response_headers=response_headers)
 
 
 class _ErrorMiddleware:
-    """Outermost middleware: request ids, and responses to unhandled exceptions.
+    """Outermost middleware: request ids, default headers, and responses to exceptions.
 
     If the request body was not read completely, the response closes the connection. Otherwise the server
     would read the rest of the declared length.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, response_headers: Mapping[str, str]) -> None:
+        self._app, self._response_headers = app, response_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._response_headers)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -167,8 +156,9 @@ class _ErrorMiddleware:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, response_headers: Mapping[str, str]) -> None:
         self.id, self.started = request_id(scope), False
+        self._response_headers = response_headers
         self._scope, self._receive, self._send = scope, receive, send
         self._plain_error: Message | None = None
         headers = Headers(scope=scope)
@@ -195,6 +185,8 @@ class _Exchange:
             self.started = True
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self.id
+            for name, value in self._response_headers.items():
+                headers.setdefault(name, value)
             if self._body_unread:
                 headers["connection"] = "close"
         await self._send(message)
@@ -212,8 +204,7 @@ def _reformat(start: Message) -> Response:
     headers = {name: value for name, value in original.items() if name not in ("content-length", "content-type")}
     status = int(start["status"])
     phrase = responses.get(status, "rejected")
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return ApiError(status, f"The request failed with status {status}: {phrase}.", kind, headers=headers).response()
+    return ApiError(status, f"The request failed with status {status}: {phrase}.", headers=headers).response()
 
 
 def _to_api_error(error: Exception, request_id: str) -> ApiError:
@@ -222,17 +213,8 @@ def _to_api_error(error: Exception, request_id: str) -> ApiError:
     if isinstance(error, VideoError):
         return from_video_error(error)
     log.error("Unhandled exception in request %s", request_id, exc_info=error)
-    return server_error(f"Internal error; the server log contains details under {request_id}.")
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _video_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, VideoError)
-    return from_video_error(error).response()
+    message = f"Internal error; the server log contains details under {request_id}."
+    return ApiError(500, message, code="internal_error")
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
@@ -262,27 +244,15 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 _UNREADABLE = "There was an error parsing the body"
 """FastAPI's message if the JSON parser fails: nesting too deep, number too long."""
-_HTTP_MESSAGES = {
-    404: "There is no endpoint {method} {path}.",
-    405: "{path} does not support {method}.",
-}
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
+    """Convert an error of the framework; some have a message that is only the phrase of their status."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 400 and error.detail == _UNREADABLE:
-        return invalid_request("The body cannot be parsed as JSON.", code="invalid_json").response()
-    template = _HTTP_MESSAGES.get(error.status_code, "{detail}") if _has_no_detail(error) else "{detail}"
-    message = template.format(
-        method=request.method,
-        path=request.url.path[:_MAX_MESSAGE_CHARS],
-        detail=str(error.detail)[:_MAX_MESSAGE_CHARS],
-    )
-    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-    return ApiError(error.status_code, message, kind, code=code, headers=dict(error.headers or {})).response()
-
-
-def _has_no_detail(error: HTTPException) -> bool:
-    """Return True if the error contains only the phrase of its status."""
-    return str(error.detail) in ("Not Found", "Method Not Allowed")
+    detail, path = str(error.detail)[:_MAX_MESSAGE_CHARS], request.url.path[:_MAX_MESSAGE_CHARS]
+    message, code = {
+        "Not Found": (f"There is no endpoint {request.method} {path}.", "unknown_url"),
+        "Method Not Allowed": (f"{path} does not support {request.method}.", "method_not_allowed"),
+        _UNREADABLE: ("The body cannot be parsed as JSON.", "invalid_json"),
+    }.get(detail, (detail, None))
+    return ApiError(error.status_code, message, code=code, headers=error.headers).response()

@@ -25,9 +25,9 @@ from vz_ray.env.trajectory import SamplingParams
 from vz_ray.monitoring import logging_config
 from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.serve.agent import Agent
-from vz_ray.serve.agent_protocol import AgentRequest, RequestCompleted, RequestFailed, TextDelta
+from vz_ray.serve.agent_protocol import AgentRequest, RequestFailed
+from vz_ray.serve.chat_response import CompletionBuilder
 from vz_ray.serve.launch import resolve_checkpoint
-from vz_ray.serve.openai_protocol import CompletionBuilder
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
@@ -71,17 +71,12 @@ async def _ask_engine(config: ServeConfig, videos: Sequence[str], question: str)
         try:
             await agent.reconfigure({"model": config.model, "version": 1})
             builder = CompletionBuilder(uuid.uuid4().hex, config.name, int(time.time()))
-            answer_streamed = False
             async with aclosing(agent.stream(_build_request(config, videos, question))) as stream:
                 async for batch in stream:
                     for event in batch:
                         if isinstance(event, RequestFailed):
                             raise UserError(event.message)
-                        answer_streamed |= isinstance(event, TextDelta) and event.is_answer
-                        if isinstance(event, RequestCompleted):
-                            yield builder.final_chunk(event, answer_streamed=answer_streamed)
-                        else:
-                            yield builder.event_chunk(event)
+                        yield builder.event_chunk(event)
         finally:
             await agent.shutdown()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from vz_ray.serve.api_errors import ApiError, invalid_request, too_large
+from vz_ray.serve.api_errors import ApiError, invalid_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +123,5 @@ class LimitedBody:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return too_large(f"The body is larger than the maximum of {self._limits.max_bytes / 2**20:g} MiB.")
+        message = f"The body is larger than the maximum of {self._limits.max_bytes / 2**20:g} MiB."
+        return ApiError(413, message, code="request_too_large")

@@ -29,7 +29,7 @@ from typing import BinaryIO
 
 import blake3
 
-from vz_ray.serve.api_errors import ApiError, invalid_request, too_large
+from vz_ray.serve.api_errors import ApiError, invalid_request
 from vz_ray.serve.file_types import FILE_TYPES, HEADER_BYTES, FileType, detect_file_type, file_type_of_suffix
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import VideoInfo
@@ -124,27 +124,24 @@ class IncomingFile:
             ApiError: The file type is not supported, the file is too large, or the storage is full.
         """
         with self._lock:
-            if self._file is None:
-                self._head += data
-                if len(self._head) < HEADER_BYTES:
-                    return
-                data, self._head = self._head, b""
-                self._begin(data)
-            self._put(data)
+            if self._file is not None:
+                self._put(data)
+                return
+            self._head += data
+            if len(self._head) >= HEADER_BYTES:
+                self._open()
 
     def finish(self) -> None:
-        """All of it was written; a short file is only now looked at."""
+        """Flush the complete file. The type of a file below `HEADER_BYTES` is detected here."""
         with self._lock:
             if self._file is None:
-                data, self._head = self._head, b""
-                self._begin(data)
-                self._put(data)
+                self._open()
             assert self._file is not None
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self, *, keep: bool) -> None:
-        """Ends the lock; deletes the content unless it is kept."""
+        """Release the lock; delete the content unless `keep` is set."""
         with self._lock:
             self._closed = True
             if self._file is not None:
@@ -152,7 +149,9 @@ class IncomingFile:
                     self.path.unlink(missing_ok=True)
                 self._file.close()
 
-    def _begin(self, head: bytes) -> None:
+    def _open(self) -> None:
+        """Detect the type, create the file, and write the buffered beginning."""
+        head, self._head = self._head, b""
         if self._closed:
             raise ValueError(f"{self.id} is closed")
         if not head:
@@ -167,13 +166,13 @@ class IncomingFile:
             )
         self._store.make_room(self.owner, len(head))
         self._file = _create_locked(self.path)
+        self._put(head)
 
     def _put(self, data: bytes) -> None:
         assert self._file is not None
         if self.bytes + len(data) > self._store.max_file_bytes:
-            raise too_large(
-                f"The file is larger than {self._store.max_file_bytes / 1e6:g} MB.", "file", "file_too_large"
-            )
+            message = f"The file is larger than {self._store.max_file_bytes / 1e6:g} MB."
+            raise ApiError(413, message, param="file", code="file_too_large")
         if self.bytes + len(data) - self._last_space_check > _SPACE_CHECK_BYTES:
             self._store.make_room(self.owner, len(data))
             self._last_space_check = self.bytes
@@ -300,22 +299,20 @@ class FileStore:
         Raises:
             ApiError: 507, the storage is still full.
         """
-        if self._used() + size <= self._max_bytes and self._count() < _MAX_FILES:
+        if self._has_room(size):
             return
         self.delete_expired()
         idle = [file for file in self.list_files(owner) if time.time() - self._used_at(file) > _MIN_IDLE_S]
         for stored in sorted(idle, key=self._used_at):
-            if self._used() + size <= self._max_bytes and self._count() < _MAX_FILES:
+            if self._has_room(size):
                 return
             self.delete(stored)
-        if self._used() + size > self._max_bytes or self._count() >= _MAX_FILES:
+        if not self._has_room(size):
             raise _storage_full()
 
-    def _used(self) -> int:
-        return sum(size for _, size in self._contents())
-
-    def _count(self) -> int:
-        return sum(1 for _ in self._contents())
+    def _has_room(self, size: int) -> bool:
+        sizes = [stored_size for _, stored_size in self._contents()]
+        return sum(sizes) + size <= self._max_bytes and len(sizes) < _MAX_FILES
 
     def _contents(self) -> Iterator[tuple[str, int]]:
         with os.scandir(self.directory) as entries:
@@ -379,4 +376,4 @@ def _create_locked(path: Path) -> BinaryIO:
 
 
 def _storage_full() -> ApiError:
-    return ApiError(507, "The storage is full; delete some files.", "server_error", code="storage_full")
+    return ApiError(507, "The storage is full; delete some files.", code="storage_full")

@@ -31,8 +31,6 @@ from vz_ray.video.disk_cache import resolve_cache_dir
 from vz_ray.video.errors import VideoError
 from vz_ray.video.frame import VideoInfo
 
-__all__ = ["FileStore", "VideoProbe", "ImageCheck", "open_store", "files_router"]
-
 VideoProbe = Callable[[str], Awaitable[VideoInfo]]
 """Reads the metadata of a video in a separate process; raises `VideoError`."""
 ImageCheck = Callable[[str], Awaitable[object]]

@@ -10,8 +10,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,30 +26,24 @@ from starlette.responses import JSONResponse, Response
 
 from vz_ray.config.serve import ServeConfig
 from vz_ray.decode.reader_factory import build_download_rules
-from vz_ray.env.task import AnswerType, ChatHistory, Task
-from vz_ray.env.trajectory import SamplingParams
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.monitoring.logging_config import configure_replica_logging
 from vz_ray.serve.access_control import install_access_control, owner_id
-from vz_ray.serve.agent_protocol import AgentEvent, AgentRequest, RequestCompleted, RequestFailed, TextDelta
-from vz_ray.serve.api_errors import ApiError, not_found, overloaded, request_id, server_error
+from vz_ray.serve.agent_protocol import AgentEvent, AgentRequest, RequestCompleted, RequestFailed
+from vz_ray.serve.api_errors import ApiError, not_found, overloaded, request_id
 from vz_ray.serve.api_keys import ApiKeyStore
-from vz_ray.serve.client_zoom import ReplayedZoom
-from vz_ray.serve.files_api import files_router, open_store
-from vz_ray.serve.media_resolver import MediaResolver, MediaStreamingResponse
-from vz_ray.serve.metrics import RequestTimer, ServeMetrics
-from vz_ray.serve.openai_protocol import (
-    SSE_DONE,
-    ChatCompletionRequest,
-    CompletionBuilder,
-    Conversation,
-    ToolExchange,
-    format_sse,
+from vz_ray.serve.chat_request import (
+    build_task,
     parse_conversation,
     parse_model_name,
     parse_request,
-    to_api_error,
+    resolve_tool_exchange,
+    sampling_params,
 )
+from vz_ray.serve.chat_response import SSE_DONE, CompletionBuilder, format_sse
+from vz_ray.serve.files_api import files_router, open_store
+from vz_ray.serve.media_resolver import MediaResolver, MediaStreamingResponse
+from vz_ray.serve.metrics import RequestTimer, ServeMetrics
 from vz_ray.serve.page import page_router
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.video.frame import VideoInfo
@@ -73,14 +67,12 @@ class StreamState:
         builder: Builds the chunks.
         timer: Outcome and latencies.
         include_usage: End the stream with token counts.
-        answer_streamed: Text of the answer has been sent.
     """
 
     request: AgentRequest
     builder: CompletionBuilder
     timer: RequestTimer
     include_usage: bool
-    answer_streamed: bool = False
 
 
 @dataclass
@@ -121,12 +113,12 @@ class Ingress:
 
     def _routes(self) -> APIRouter:
         router = APIRouter()
-        router.add_api_route("/v1/chat/completions", self.chat_completions, methods=["POST"])
-        router.add_api_route("/v1/models", self.list_models, methods=["GET"])
-        router.add_api_route("/v1/models/{model}", self.get_model, methods=["GET"])
-        router.add_api_route("/health", self.health, methods=["GET"])
-        router.add_api_route("/ready", self.ready, methods=["GET"])
-        router.add_api_route("/metrics", self.metrics, methods=["GET"])
+        router.post("/v1/chat/completions")(self.chat_completions)
+        router.get("/v1/models")(self.list_models)
+        router.get("/v1/models/{model}")(self.get_model)
+        router.get("/health")(self.health)
+        router.get("/ready")(self.ready)
+        router.get("/metrics")(self.metrics)
         return router
 
     # -- routes -------------------------------------------------------------------
@@ -143,8 +135,8 @@ class Ingress:
             exchanges = [await resolve_tool_exchange(exchange, media) for exchange in conversation.tool_exchanges]
             agent_request = AgentRequest(
                 id=request_id(request.scope),
-                task=await self._build_task(conversation, media),
-                sampling=self._sampling_params(body),
+                task=await build_task(conversation, media),
+                sampling=sampling_params(body, self.config),
                 max_zooms=body.vz_ray.max_zooms,
                 thumbnail_size=body.vz_ray.thumbnails,
                 version=version,
@@ -158,7 +150,10 @@ class Ingress:
             batches = self._event_batches(agent_request)
             stack.push_async_callback(batches.aclose)
             # A request that fails before its first event gets its own HTTP status.
-            first_batch = await self._first_batch(batches, timer)
+            with self._api_errors(timer):
+                first_batch = await anext(batches)
+            if isinstance(first_batch[-1], RequestFailed):
+                raise _failure_error(first_batch[-1], timer)
             # Inline media must exist until the stream ends.
             resources = stack.pop_all()
         state = StreamState(agent_request, builder, timer, include_usage=body.include_usage)
@@ -205,43 +200,11 @@ class Ingress:
 
     # -- requests -----------------------------------------------------------------
 
-    async def _build_task(self, conversation: Conversation, media: MediaResolver) -> Task:
-        videos: list[str] = []
-        images: list[str] = []
-        for reference in conversation.media:
-            if reference.kind == "file":
-                resolved = await media.resolve_upload(reference.url, reference.param)
-            else:
-                resolved = await media.resolve(reference.url, reference.kind, reference.param)
-            (videos if resolved.modality == "video" else images).append(resolved.uri)
-        return Task(
-            task_id="",
-            video=videos[0] if videos else "",
-            question=conversation.question,
-            answer="",
-            answer_type=AnswerType.MULTIPLE_CHOICE,
-            images=tuple(images),
-            extra_videos=tuple(videos[1:]),
-            chat_history=ChatHistory(conversation.system, tuple(conversation.history)),
-        )
-
-    def _sampling_params(self, body: ChatCompletionRequest) -> SamplingParams:
-        config = self.config
-        return SamplingParams(
-            temperature=config.temperature if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            max_tokens=body.max_completion_tokens or body.max_tokens or config.episode.max_context,
-            seed=body.seed,
-        )
-
     async def _complete(self, request: AgentRequest, builder: CompletionBuilder, timer: RequestTimer) -> dict[str, Any]:
-        try:
+        with self._api_errors(timer):
             *events, result = await self._call_agent(request)
-        except Exception as error:
-            raise self._to_api_error(error, timer) from error
         if isinstance(result, RequestFailed):
-            timer.outcome = "invalid"
-            raise to_api_error(result)
+            raise _failure_error(result, timer)
         assert isinstance(result, RequestCompleted)
         self._record_completion(request, result, timer)
         return builder.completion(events, result)
@@ -262,16 +225,6 @@ class Ingress:
             finally:
                 response.cancel()  # no effect on a completed response
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def _first_batch(self, batches: AsyncGenerator[list[AgentEvent]], timer: RequestTimer) -> list[AgentEvent]:
-        try:
-            batch = await anext(batches)
-        except Exception as error:
-            raise self._to_api_error(error, timer) from error
-        if isinstance(batch[-1], RequestFailed):
-            timer.outcome = "invalid"
-            raise to_api_error(batch[-1])
-        return batch
 
     async def _sse_lines(
         self, first_batch: list[AgentEvent], batches: AsyncGenerator[list[AgentEvent]], state: StreamState
@@ -296,17 +249,12 @@ class Ingress:
         for event in batch:
             state.timer.observe_event(event)
             if isinstance(event, RequestFailed):
-                state.timer.outcome = "invalid"
-                raise to_api_error(event)
+                raise _failure_error(event, state.timer)
+            lines.append(format_sse(state.builder.event_chunk(event)))
             if isinstance(event, RequestCompleted):
                 self._record_completion(state.request, event, state.timer)
-                final_chunk = state.builder.final_chunk(event, answer_streamed=state.answer_streamed)
-                lines.append(format_sse(final_chunk))
                 if state.include_usage:
                     lines.append(format_sse(state.builder.usage_chunk(event)))
-            else:
-                state.answer_streamed |= isinstance(event, TextDelta) and event.is_answer
-                lines.append(format_sse(state.builder.event_chunk(event)))
         return "".join(lines)
 
     async def _event_batches(self, request: AgentRequest) -> AsyncGenerator[list[AgentEvent]]:
@@ -351,6 +299,13 @@ class Ingress:
 
     # -- errors -------------------------------------------------------------------
 
+    @contextmanager
+    def _api_errors(self, timer: RequestTimer) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise self._to_api_error(error, timer) from error
+
     def _to_api_error(self, error: Exception, timer: RequestTimer) -> ApiError:
         """Convert any exception to the error response, and record the outcome."""
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -362,12 +317,12 @@ class Ingress:
             return self._queue_full()
         if isinstance(cause, RayActorError | DeploymentUnavailableError):
             message = "The agent replica died while it ran this request; retry it."
-            return ApiError(503, message, "server_error", code="agent_lost", retry_after_s=self.config.retry_after_s)
+            return ApiError(503, message, code="agent_lost", retry_after_s=self.config.retry_after_s)
         if isinstance(cause, StepTimeout):
             log.warning("%s", cause)
-            return server_error("The request exceeded its timeout and was cancelled.", "timeout", 504)
+            return ApiError(504, "The request exceeded its timeout and was cancelled.", code="timeout")
         log.error("Unhandled exception in a request", exc_info=error)
-        return server_error("The request failed because of an internal error.")
+        return ApiError(500, "The request failed because of an internal error.", code="internal_error")
 
     def _not_ready(self) -> ApiError:
         return overloaded("No agent replica is ready yet.", self.config.retry_after_s, status=503)
@@ -418,6 +373,11 @@ class Ingress:
         return card
 
 
+def _failure_error(failure: RequestFailed, timer: RequestTimer) -> ApiError:
+    timer.outcome = "invalid"
+    return ApiError(failure.http_status, failure.message, code=failure.code)
+
+
 def count_running_agents(agent: DeploymentHandle) -> int:
     """Return the number of running agent replicas, from Ray Serve's controller. No replica is queried."""
     app = serve.status().applications.get(agent.app_name)
@@ -425,17 +385,6 @@ def count_running_agents(agent: DeploymentHandle) -> int:
     # Requests to a replica that swaps its weights wait, and are answered.
     states = (ReplicaState.RUNNING, ReplicaState.UPDATING)
     return sum(deployment.replica_states.get(state, 0) for state in states) if deployment else 0
-
-
-async def resolve_tool_exchange(exchange: ToolExchange, media: MediaResolver) -> ReplayedZoom:
-    """Resolve the client's frames in a tool exchange."""
-    images = [await media.resolve(frame.url, "image", frame.param) for frame in exchange.frames]
-    return ReplayedZoom(
-        arguments=exchange.arguments,
-        reasoning=exchange.reasoning,
-        images=tuple(image.uri for image in images),
-        times_s=tuple(frame.pts or 0.0 for frame in exchange.frames),
-    )
 
 
 def configure_ingress_logging(config: ServeConfig) -> str:

@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from vz_ray.serve.api_errors import ApiError, from_video_error, invalid_request, not_found, too_large
+from vz_ray.serve.api_errors import ApiError, from_video_error, invalid_request, not_found
 from vz_ray.serve.file_store import FileStore, IncomingFile
 from vz_ray.serve.file_types import DECLARED_MODALITIES, Modality
 from vz_ray.video.errors import SourceNotAllowedError
@@ -62,7 +62,7 @@ class MediaResolver:
         allowed_dirs: Directories whose files may be requested by path; empty rejects all paths.
 
     Example:
-        async with Media(store, owner(request), rules, config.files.roots) as media:
+        async with MediaResolver(store, owner_id(request), rules, config.files.allowed_dirs) as media:
             source = await media.resolve(part.video_url.url, "video", param="messages.0.content.1")
     """
 
@@ -135,7 +135,8 @@ class MediaResolver:
             types = sorted(name for name, modality in DECLARED_MODALITIES.items() if modality == expected)
             raise invalid_request(f"The type of a {expected} data: URI must be one of {', '.join(types)}.", param)
         if (len(url) - prefix.end()) // 4 * 3 > self._store.max_file_bytes + 3:
-            raise too_large("The data: URI is too large; upload it with POST /v1/files.", param)
+            message = "The data: URI is too large; upload it with POST /v1/files."
+            raise ApiError(413, message, param=param, code="request_too_large")
         incoming = await self._stack.enter_async_context(self._store.incoming(self._owner))
         try:
             await run_in_threadpool(_decode, url, prefix.end(), incoming)

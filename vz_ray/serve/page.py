@@ -7,7 +7,6 @@ opened as a file. Links are relative, so the application can be mounted at any p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -41,7 +40,7 @@ class StaticAsset:
         etag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
         return cls(content, CONTENT_TYPES[PurePath(entry.name).suffix], etag)
 
-    def response(self, request: Request) -> Response:
+    async def response(self, request: Request) -> Response:
         headers = {"etag": self.etag, "cache-control": "no-cache"}
         cached = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if self.etag in cached:
@@ -64,12 +63,5 @@ def page_router() -> APIRouter:
     """Return the routes of the web page."""
     router = APIRouter()
     for path, asset in load_page_assets().items():
-        router.add_api_route(path, _handler(asset), methods=["GET", "HEAD"])
+        router.add_api_route(path, asset.response, methods=["GET", "HEAD"])
     return router
-
-
-def _handler(asset: StaticAsset) -> Callable[[Request], Awaitable[Response]]:
-    async def respond(request: Request) -> Response:
-        return asset.response(request)
-
-    return respond

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from vz_ray.config.eval import SAMPLING_STRATEGY_PATTERN
+from vz_ray.config.eval_run import SAMPLING_STRATEGY_PATTERN
 from vz_ray.env.task import SubtitleFile, Task
 from vz_ray.eval.benchmarks.aggregation import ComputeMetrics, TaskScore
 from vz_ray.eval.benchmarks.annotation_files import (

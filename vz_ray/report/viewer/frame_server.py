@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,10 @@ class FrameServer:
             raise SourceNotAllowedError(f"{uri}: URLs are not fetched", "the video is not on this machine")
         key = file_key(uri)
         if key not in self._videos:
-            if not is_image(uri):
-                container, _ = open_video(uri, VideoLimits())
-                container.close()
-            else:
+            if is_image(uri):
                 raise SourceNotAllowedError(f"{uri}: images have no timeline", "the file is an image")
+            container, _ = open_video(uri, VideoLimits())
+            container.close()
             self._videos.add(key)
         path = Path(key[0])
         return path, MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
@@ -72,7 +72,7 @@ class FrameServer:
     async def video_info(self, uri: str) -> Json:
         """Return length and size of a video; `error` if it cannot be read."""
         try:
-            self.video_file(uri)
+            await asyncio.to_thread(self.video_file, uri)
             info = await self._frames.probe(uri)
         except (VideoError, StepTimeout) as error:
             return {"error": str(error)}

@@ -34,6 +34,7 @@ _LISTED = (
     "episodes.id, stage, step, tasks.task, sample, kind, question, truth, answer, status, outcome, failure, "
     "reward, advantage, zooms, refused, frames, turns, seconds"
 )
+_SAME_GROUP = "(stage, step, episodes.task) = (SELECT stage, step, task FROM episodes WHERE id = ?)"
 _NAMES = [name.strip().removeprefix("episodes.").removeprefix("tasks.") for name in _LISTED.split(",")]
 
 
@@ -42,11 +43,8 @@ class EpisodeFilter(BaseModel, frozen=True):
 
     Attributes:
         stage: `train` or the name of an evaluation.
-        step_from: First training step.
-        step_to: Last training step.
-        reward_from: Minimum total reward.
-        reward_to: Maximum total reward.
-        kind: Question kind.
+        step_from, step_to: First and last training step.
+        reward_from, reward_to: Minimum and maximum total reward.
         zooms: Number of valid zooms; `ZOOMS_OR_MORE` means that number or more.
         outcome: One of `OUTCOMES`, or a `FailureMode`.
         text: Substring of the question, ground truth, answer or task id, case-insensitive.
@@ -232,11 +230,7 @@ def find_episode(db: sqlite3.Connection, episode: int) -> EpisodeLocation | None
 
 def find_group(db: sqlite3.Connection, location: EpisodeLocation) -> list[EpisodeLocation]:
     """Return all samples of the group of an episode, in order."""
-    return _find(
-        db,
-        "(stage, step, episodes.task) = (SELECT stage, step, task FROM episodes WHERE id = ?)",
-        [location.row["id"]],
-    )
+    return _find(db, _SAME_GROUP, [location.row["id"]])
 
 
 def _find(db: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list[EpisodeLocation]:
@@ -250,13 +244,7 @@ def _find(db: sqlite3.Connection, condition: str, values: Sequence[Any]) -> list
 
 
 def group_size(db: sqlite3.Connection, location: EpisodeLocation) -> int:
-    return int(
-        db.execute(
-            "SELECT count(*) FROM episodes WHERE (stage, step, task) ="
-            " (SELECT stage, step, task FROM episodes WHERE id = ?)",
-            [location.row["id"]],
-        ).fetchone()[0]
-    )
+    return int(db.execute(f"SELECT count(*) FROM episodes WHERE {_SAME_GROUP}", [location.row["id"]]).fetchone()[0])
 
 
 def video_uri(db: sqlite3.Connection, video: int) -> str | None:

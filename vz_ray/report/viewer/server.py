@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import webbrowser
@@ -129,11 +130,13 @@ def _add_episodes(app: FastAPI, session: ViewerSession) -> None:
     async def frames(number: int, turn: int) -> Response:
         if turn < 0:
             raise EpisodeNotFound(f"turn is {turn}; turns are numbered from 1")
-        return _json(await session.frame_server.thumbnail_strip(session.context(_valid_id(number), turn)))
+        context = await asyncio.to_thread(session.context, _valid_id(number), turn)
+        return _json(await session.frame_server.thumbnail_strip(context))
 
     @app.get("/api/video/{video}")
     async def facts(video: int) -> Response:
-        return _json(await session.frame_server.video_info(session.video_uri(_valid_id(video))))
+        uri = await asyncio.to_thread(session.video_uri, _valid_id(video))
+        return _json(await session.frame_server.video_info(uri))
 
     @app.api_route("/video/{video}", methods=["GET", "HEAD"])
     def file(video: int) -> Response:

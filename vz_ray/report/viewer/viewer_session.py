@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ class ViewerSession:
         self.follower = LogFollower(run, self.index)
         self.frame_server = FrameServer(str(_section(config, "clips").get("decoder") or "pyav"))
         self._filter_options: tuple[int, Json] | None = None
-        self._metrics: tuple[tuple[int, int], dict[int, dict[str, float]]] | None = None
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -161,12 +161,15 @@ class ViewerSession:
         path = self.run / "metrics.jsonl"
         try:
             status = path.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
-            if self._metrics is None or self._metrics[0] != stamp:
-                self._metrics = (stamp, {int(row["step"]): row for row in read_metrics(path)})
+            return _metrics_by_step(path, status.st_mtime_ns, status.st_size).get(step)
         except (OSError, ValueError, KeyError):
             return None
-        return self._metrics[1].get(step)
+
+
+@lru_cache(maxsize=1)
+def _metrics_by_step(path: Path, mtime_ns: int, size: int) -> dict[int, dict[str, float]]:
+    """Read the metrics; the time and size of the file are the cache key."""
+    return {int(row["step"]): row for row in read_metrics(path)}
 
 
 def _matches(row: EpisodeRow, location: EpisodeLocation) -> bool:

@@ -1,41 +1,21 @@
-"""OpenAI's chat completion protocol: parse requests, build responses and stream chunks.
+"""OpenAI's chat completion request (`POST /v1/chat/completions`): parse it, and build the agent's task.
 
-Fields have OpenAI's names and meaning (`POST /v1/chat/completions`). `video_url` parts follow vLLM.
-Extensions are separate fields that other clients ignore:
-
-    request   `vz_ray`, and `pts` of an image part in a tool message
-    message   `zooms`, `overviews`, `reasoning_content`
-    delta     `overview`, `zooming`, `zoom`, `reasoning_content`
-    response  `vz_ray`
+Fields have OpenAI's names and meaning. `video_url` parts follow vLLM. Extensions: `vz_ray`, and `pts` of an
+image part in a tool message.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vz_ray.config.serve import ServeConfig
-from vz_ray.serve.agent_protocol import (
-    AgentEvent,
-    FrameThumbnail,
-    OverviewEvent,
-    RequestCompleted,
-    RequestFailed,
-    TextDelta,
-    ZoomFinished,
-    ZoomStarted,
-)
-from vz_ray.serve.api_errors import ApiError, invalid_request, validation_error
-from vz_ray.serve.client_zoom import TOOL_NAME
-
-Json = dict[str, Any]
-SSE_DONE = "data: [DONE]\n\n"
-
-# -- request ----------------------------------------------------------------------
+from vz_ray.env.task import AnswerType, ChatHistory, Task
+from vz_ray.env.trajectory import SamplingParams
+from vz_ray.serve.api_errors import invalid_request, validation_error
+from vz_ray.serve.client_zoom import ReplayedZoom
+from vz_ray.serve.media_resolver import MediaResolver
 
 
 class StrictModel(BaseModel):
@@ -353,157 +333,44 @@ def _check_count(media: list[MediaReference], kind: str, maximum: int) -> None:
         raise invalid_request(f"{count} {kind}s; the maximum is {maximum}", param="messages")
 
 
-# -- response ---------------------------------------------------------------------
+async def build_task(conversation: Conversation, media: MediaResolver) -> Task:
+    """Resolve the media of a conversation and return the agent's task."""
+    videos: list[str] = []
+    images: list[str] = []
+    for reference in conversation.media:
+        if reference.kind == "file":
+            resolved = await media.resolve_upload(reference.url, reference.param)
+        else:
+            resolved = await media.resolve(reference.url, reference.kind, reference.param)
+        (videos if resolved.modality == "video" else images).append(resolved.uri)
+    return Task(
+        task_id="",
+        video=videos[0] if videos else "",
+        question=conversation.question,
+        answer="",
+        answer_type=AnswerType.MULTIPLE_CHOICE,
+        images=tuple(images),
+        extra_videos=tuple(videos[1:]),
+        chat_history=ChatHistory(conversation.system, tuple(conversation.history)),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionBuilder:
-    """Builds the response or the stream chunks of one chat completion.
-
-    Attributes:
-        id: Id of the completion.
-        model: Model name without version.
-        created: Unix time, seconds.
-    """
-
-    id: str
-    model: str
-    created: int
-
-    def completion(self, events: Iterable[AgentEvent], result: RequestCompleted) -> Json:
-        """Build the `chat.completion` object."""
-        events = list(events)
-        message: Json = {"role": "assistant", "content": result.text, "refusal": None}
-        if result.reasoning:
-            message["reasoning_content"] = result.reasoning
-        if result.tool_call_arguments:
-            message |= {"content": None, "tool_calls": [tool_call(self.id, result)]}
-        message["zooms"] = [zoom_to_dict(event) for event in events if isinstance(event, ZoomFinished)]
-        message["overviews"] = [overview_to_dict(event) for event in events if isinstance(event, OverviewEvent)]
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(result)}
-        return {
-            **self._header("chat.completion", result.version),
-            "choices": [choice],
-            "usage": token_usage(result),
-            "vz_ray": vz_ray_fields(result),
-        }
-
-    def first_chunk(self) -> Json:
-        """Build the chunk that opens a stream."""
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def event_chunk(self, event: OverviewEvent | TextDelta | ZoomStarted | ZoomFinished) -> Json:
-        """Build the `chat.completion.chunk` of an event."""
-        match event:
-            case TextDelta(_, text, is_answer):
-                return self._chunk({"content" if is_answer else "reasoning_content": text})
-            case OverviewEvent():
-                return self._chunk({"overview": overview_to_dict(event)})
-            case ZoomStarted(turn, video, segment, fps):
-                return self._chunk({"zooming": {"turn": turn, "video": video, "segment": list(segment), "fps": fps}})
-            case ZoomFinished():
-                return self._chunk({"zoom": zoom_to_dict(event)})
-
-    def final_chunk(self, result: RequestCompleted, *, answer_streamed: bool) -> Json:
-        """Build the chunk that ends the answer.
-
-        Args:
-            result: Last event of the request.
-            answer_streamed: Text of the answer is already sent, so it is not repeated.
-        """
-        delta: Json = {} if answer_streamed else {"content": result.text}
-        if result.tool_call_arguments:
-            delta = {"tool_calls": [{"index": 0, **tool_call(self.id, result)}]}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason(result)}
-        header = self._header("chat.completion.chunk", result.version)
-        return {**header, "choices": [choice], "vz_ray": vz_ray_fields(result)}
-
-    def usage_chunk(self, result: RequestCompleted) -> Json:
-        """Build the chunk with token counts, for `stream_options.include_usage`."""
-        header = self._header("chat.completion.chunk", result.version)
-        return {**header, "choices": [], "usage": token_usage(result)}
-
-    def _chunk(self, delta: Json) -> Json:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-        return {**self._header("chat.completion.chunk", None), "choices": [choice]}
-
-    def _header(self, kind: str, version: int | None) -> Json:
-        model = self.model if version is None else f"{self.model}@{version}"
-        return {"id": self.id, "object": kind, "created": self.created, "model": model}
+async def resolve_tool_exchange(exchange: ToolExchange, media: MediaResolver) -> ReplayedZoom:
+    """Resolve the client's frames in a tool exchange."""
+    images = [await media.resolve(frame.url, "image", frame.param) for frame in exchange.frames]
+    return ReplayedZoom(
+        arguments=exchange.arguments,
+        reasoning=exchange.reasoning,
+        images=tuple(image.uri for image in images),
+        times_s=tuple(frame.pts or 0.0 for frame in exchange.frames),
+    )
 
 
-def format_sse(value: Json, retry_after_s: float | None = None) -> str:
-    """Format one server-sent event; `retry_after_s` sets its `retry` field."""
-    retry = "" if retry_after_s is None else f"retry: {round(1000 * retry_after_s)}\n"
-    return f"{retry}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def finish_reason(result: RequestCompleted) -> str:
-    """Return `tool_calls` before a client's zoom, `length` if tokens or context ran out, else `stop`."""
-    if result.tool_call_arguments:
-        return "tool_calls"
-    return "length" if result.status == "truncated" else "stop"
-
-
-def tool_call(completion_id: str, result: RequestCompleted) -> Json:
-    """Build the tool call of a zoom that the client must execute."""
-    call_id = f"call_{completion_id.rpartition('-')[2][:24]}"
-    function = {"name": TOOL_NAME, "arguments": result.tool_call_arguments}
-    return {"id": call_id, "type": "function", "function": function}
-
-
-def token_usage(result: RequestCompleted) -> Json:
-    """Build OpenAI's `usage` object, with the numbers of frames and zooms added."""
-    return {
-        "prompt_tokens": result.prompt_tokens,
-        "completion_tokens": result.completion_tokens,
-        "total_tokens": result.prompt_tokens + result.completion_tokens,
-        "frames": result.frames,
-        "zooms": result.zooms,
-    }
-
-
-def vz_ray_fields(result: RequestCompleted) -> Json:
-    """Build the `vz_ray` object of a response."""
-    return {
-        "status": result.status,
-        "answer": result.text,
-        "seconds": round(result.seconds, 4),
-        "version": result.version,
-        "gated": result.gated,
-    }
-
-
-def overview_to_dict(overview: OverviewEvent) -> Json:
-    """Build the `overview` object; `pts` are the times of the frames, seconds."""
-    return {
-        "video": overview.video,
-        "duration": round(overview.duration_s, 3),
-        **_frames(overview.frames),
-    }
-
-
-def zoom_to_dict(zoom: ZoomFinished) -> Json:
-    """Build the `zoom` object; `pts` are the times of the frames in the clip, seconds."""
-    return {
-        "turn": zoom.turn,
-        "video": zoom.video,
-        "segment": None if zoom.segment is None else list(zoom.segment),
-        "fps": zoom.fps,
-        **_frames(zoom.frames),
-        "refused": zoom.refused or None,
-        "reasoning": zoom.reasoning,
-        "latency": {"turn_s": round(zoom.seconds[0], 4), "clip_s": round(zoom.seconds[1], 4)},
-    }
-
-
-def _frames(frames: tuple[FrameThumbnail, ...]) -> Json:
-    fields: Json = {"pts": [round(frame.pts_s, 3) for frame in frames]}
-    if any(frame.image for frame in frames):
-        fields["thumbnails"] = [frame.image for frame in frames]
-    return fields
-
-
-def to_api_error(failure: RequestFailed) -> ApiError:
-    """Convert a failed request to the error response."""
-    return ApiError(failure.http_status, failure.message, code=failure.code)
+def sampling_params(body: ChatCompletionRequest, config: ServeConfig) -> SamplingParams:
+    """Return the sampling parameters of a request; defaults are those of the server."""
+    return SamplingParams(
+        temperature=config.temperature if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        max_tokens=body.max_completion_tokens or body.max_tokens or config.episode.max_context,
+        seed=body.seed,
+    )

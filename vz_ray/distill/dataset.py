@@ -1,20 +1,37 @@
-"""Data card: inputs, dropped and kept episodes, and cost, as Markdown, terminal table and JSON."""
+"""Data set directory, and the data card with inputs, dropped and kept episodes, and cost.
+
+dataset/sft.json              SFT samples, see `vz_ray/data/sft_file.py`
+dataset/images/ab/ab12...png  frames, without duplicates
+dataset/episodes.jsonl        kept episodes with frame references
+dataset/dropped.jsonl         dropped episodes and reasons
+dataset/card.md, card.json    data card
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from vz_ray.data.episode_record import EpisodeRecord
+from vz_ray.data.episode_record import EpisodeRecord, record_to_dict
+from vz_ray.data.sft_file import trajectory_to_sample
 from vz_ray.distill.cost_ledger import CostSummary
-from vz_ray.distill.filters import DroppedEpisode, count_prefix_turns
+from vz_ray.distill.filters import CurationResult, count_prefix_turns
 from vz_ray.distill.zoom_patterns import classify_pattern
+from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import EpisodeStatus
+from vz_ray.utils.atomic_files import atomic_directory
+from vz_ray.utils.json_lines import to_json_line
+from vz_ray.video.frame import FrameRef
+from vz_ray.video.image_encoding import encode_image
+
+SFT_FILE, EPISODES_FILE, DROPPED_FILE = "sft.json", "episodes.jsonl", "dropped.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +82,6 @@ class DataCard:
                 f"num_episodes is {self.num_episodes}; it must be kept ({self.kept}) plus dropped ({dropped})"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @property
     def sections(self) -> dict[str, Mapping[str, object]]:
         """Non-empty tables by title."""
@@ -97,12 +111,10 @@ def build_data_card(
     title: str,
     teacher: str,
     records: Sequence[EpisodeRecord],
-    kept: Sequence[EpisodeRecord],
-    dropped: Sequence[DroppedEpisode],
+    curated: CurationResult,
     cost: CostSummary,
     *,
     planned: int,
-    pass_rates: Mapping[str, float],
     inputs: Mapping[str, int],
     held_out: Sequence[str],
 ) -> DataCard:
@@ -114,13 +126,13 @@ def build_data_card(
         num_episodes=len(records),
         inputs=dict(inputs),
         outcomes=_count(_outcome(record) for record in records),
-        dropped=_count(episode.reason for episode in dropped),
-        kept=len(kept),
-        sources=_count(record.task.source or "unnamed" for record in kept),
-        patterns=_count(str(classify_pattern(record.trajectory)) for record in kept),
-        turns=_count(str(len(record.trajectory.turns)) for record in kept),
-        prefix_turns=sum(count_prefix_turns(record) for record in kept),
-        pass_rates=_count_by_fifth(pass_rates),
+        dropped=_count(episode.reason for episode in curated.dropped),
+        kept=len(curated.kept),
+        sources=_count(record.task.source or "unnamed" for record in curated.kept),
+        patterns=_count(str(classify_pattern(record.trajectory)) for record in curated.kept),
+        turns=_count(str(len(record.trajectory.turns)) for record in curated.kept),
+        prefix_turns=sum(count_prefix_turns(record) for record in curated.kept),
+        pass_rates=_count_by_fifth(curated.pass_rates),
         cost=cost,
         held_out=list(held_out),
     )
@@ -172,3 +184,42 @@ def to_table(card: DataCard) -> Table:
         for number, (name, value) in enumerate(rows.items()):
             table.add_row(title if not number else "", name, str(value), end_section=number == len(rows) - 1)
     return table
+
+
+async def write_dataset(
+    directory: Path,
+    curated: CurationResult,
+    card: DataCard,
+    chat_format: ChatFormat,
+    frames: FrameSource,
+    image_format: str,
+) -> None:
+    """Write `directory` atomically, replacing an existing one.
+
+    Raises:
+        VideoError: A frame cannot be decoded again.
+    """
+
+    def image_path(ref: FrameRef) -> str:
+        name = f"{ref.digest[:24]}-{ref.width}x{ref.height}"
+        return f"images/{name[:2]}/{name}.{'jpg' if image_format == 'jpeg' else image_format}"
+
+    with atomic_directory(directory) as partial:
+        samples = []
+        for record in curated.kept:
+            trajectory = record.trajectory
+            prefix_turns = count_prefix_turns(record)
+            samples.append(trajectory_to_sample(trajectory, chat_format, image_path, num_context_turns=prefix_turns))
+            refs = {image_path(ref): ref for ref in trajectory.frame_refs}
+            missing = {path: ref for path, ref in refs.items() if not (partial / path).exists()}
+            resolved = await frames.resolve(list(missing.values()))
+            for path, frame in zip(missing, resolved, strict=True):
+                (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                (partial / path).write_bytes(encode_image(frame.rgb, image_format))
+        (partial / SFT_FILE).write_text(json.dumps(samples, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        lines = (to_json_line(record_to_dict(record)) for record in curated.kept)
+        (partial / EPISODES_FILE).write_text("".join(lines), encoding="utf-8")
+        reasons = (to_json_line({"episode": drop.episode_id, "reason": drop.reason}) for drop in curated.dropped)
+        (partial / DROPPED_FILE).write_text("".join(reasons), encoding="utf-8")
+        (partial / "card.md").write_text(to_markdown(card), encoding="utf-8")
+        (partial / "card.json").write_text(json.dumps(asdict(card), indent=1) + "\n", encoding="utf-8")
