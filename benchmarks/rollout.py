@@ -93,7 +93,7 @@ class RolloutBenchmark:
         minute = self.num_runs % (MINUTES - 1)
         clip_mode = "memory" if schedule == "floor" else mode
         await asyncio.gather(*(worker.call("reset", clip_mode, minute) for worker in self.workers))
-        stats_before = await self.scheduler.worker_stats()
+        stats_before = await self.scheduler.pool.worker_stats()
         started = time.monotonic()
         if schedule == "floor" and mode == "decode":
             trajectories, _ = await asyncio.gather(self.run_continuous(), self.decode_clips(minute))
@@ -103,7 +103,7 @@ class RolloutBenchmark:
         assert len(trajectories) == len(self.tasks) * GROUP_SIZE
         statuses = {trajectory.status for trajectory in trajectories}
         assert statuses == {EpisodeStatus.ANSWERED}, {trajectory.error for trajectory in trajectories}
-        return len(trajectories) / seconds, [*stats_before, *await self.scheduler.worker_stats()]
+        return len(trajectories) / seconds, [*stats_before, *await self.scheduler.pool.worker_stats()]
 
     def _runner(self, schedule: str) -> Callable[[], Awaitable[list[Trajectory]]]:
         return {
@@ -114,8 +114,14 @@ class RolloutBenchmark:
         }[schedule]
 
     async def run_continuous(self) -> list[Trajectory]:
-        groups = self.scheduler.rollout(self.tasks, GROUP_SIZE, SAMPLING, SampleTracker(), step=self.num_runs)
-        return [trajectory async for group in groups for trajectory in group.trajectories]
+        tracker = SampleTracker()
+        groups = await asyncio.gather(
+            *(
+                self.scheduler.rollout_group(task, GROUP_SIZE, SAMPLING, tracker, step=self.num_runs)
+                for task in self.tasks
+            )
+        )
+        return [trajectory for group in groups for trajectory in group.trajectories]
 
     async def run_shards(self, method: str, *arguments: Any) -> list[Trajectory]:
         """Give every engine a shard of the tasks and wait for all of them."""
@@ -187,15 +193,15 @@ async def measure(args: argparse.Namespace, logs: Path) -> dict[str, Any]:
         return workers[-1]
 
     scheduler = RolloutScheduler(spawn, config, WeightPublisher(timeout_s=60))
-    await scheduler.start()
+    await scheduler.pool.start()
     try:
-        while scheduler.num_serving_workers < args.engines:  # noqa: ASYNC110  (no event for this condition)
+        while scheduler.pool.num_serving_workers < args.engines:  # noqa: ASYNC110  (no event for this condition)
             await asyncio.sleep(0.1)
         await asyncio.gather(*(worker.call("set_script", workload, GROUP_SIZE) for worker in workers))
         benchmark = RolloutBenchmark(workload, tasks, clips, scheduler, workers, args.max_concurrent_episodes)
         return await run_schedules(benchmark, args.repeats)
     finally:
-        await scheduler.close()
+        await scheduler.pool.close()
         pool.close()
 
 

@@ -53,7 +53,7 @@ from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.video.frame import FrameRef, ZoomRequest
-from vz_ray.weight_sync import WeightPublisher, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightPublisher, WeightUpdate
 from vz_ray.weight_sync.transport import WeightTransport
 
 PAD_ID, OVERVIEW_FRAMES, WORKERS_PER_PROCESS = 7, 64, 16
@@ -163,8 +163,11 @@ class SleepWorker:
     async def describe_state(self) -> tuple[str, str]:
         return "", ""
 
-    async def score_probe(self, probe: object) -> Sequence[float]:
+    async def continue_probe(self, probe: object) -> Sequence[int]:
         return ()
+
+    async def score_probe(self, probe: object) -> ProbeScore:
+        return ProbeScore(0, ())
 
     async def worker_stats(self) -> Any:
         return None
@@ -173,7 +176,7 @@ class SleepWorker:
 class NullTransport(WeightTransport):
     """Publishes versions without weights."""
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return WeightUpdate(version, "", {}, 0)
 
 
@@ -203,7 +206,7 @@ class SchedulerRun:
             config,
             WeightPublisher(timeout_s=60),
         )
-        await scheduler.start()
+        await scheduler.pool.start()
         return cls(scheduler, spans)
 
     async def collect(self, sampler: TaskSampler, step: int, batch_size: int) -> RolloutBatch:
@@ -236,14 +239,14 @@ async def measure_utilization(num_workers: int, seconds: float, workload: SleepW
     cpu_started, rss, started = cpu_seconds(), 0.0, time.time()
     rollouts = [asyncio.create_task(rollout(task)) for task in tasks]
     await asyncio.sleep(0.1)
-    while run.scheduler.queued_episodes:
+    while run.scheduler.pool.queued_episodes:
         await asyncio.sleep(0.05)
         if not rss and time.time() > started + seconds / 4:
             rss = rss_mb()
     window_end, rss_growth = time.time(), rss_mb() - rss
     await asyncio.gather(*rollouts)
     num_episodes, ended = len(run.spans), time.time()
-    await run.scheduler.close()
+    await run.scheduler.pool.close()
     window_start = min(start for start, _ in run.spans) + 1.0
     busy = sum(max(0.0, min(end, window_end) - max(start, window_start)) for start, end in run.spans)
     return {
@@ -278,10 +281,10 @@ async def measure_async_steps(num_workers: int, num_steps: int, workload: SleepW
                 if not staleness:
                     rollout_seconds.append(ready[-1] - requested)
                 await asyncio.sleep(workload.learn_s)
-                await run.scheduler.publish(step + 1, NullTransport())
+                await run.scheduler.pool.publish(step + 1, NullTransport())
         # Measured from batch to batch: the first rollout and the last learner step cannot overlap.
         step_seconds[staleness] = (ready[-1] - ready[0]) / (num_steps - 1)
-        await run.scheduler.close()
+        await run.scheduler.pool.close()
     rollout = sum(rollout_seconds) / len(rollout_seconds)
     return {
         "rollout_seconds": rollout,

@@ -33,9 +33,9 @@ CONFIG = EvalConfig(bootstrap_resamples=500)
 def test_crossed_bootstrap_of_two_videos_has_three_means() -> None:
     """Two of two videos: the first twice in 1/4 of the resamples, the second twice in 1/4, both in 1/2."""
     run, videos = {"a": 0.0, "b": 1.0}, {"a": "v", "b": "w"}
-    wide = crossed_bootstrap([run], videos, num_resamples=4000, confidence_level=0.95)
+    wide = crossed_bootstrap([run], videos, EvalConfig(4000))
     assert (wide.mean, wide.low, wide.high, wide.count) == (0.5, 0.0, 1.0, 2)
-    narrow = crossed_bootstrap([run], videos, num_resamples=4000, confidence_level=0.4)
+    narrow = crossed_bootstrap([run], videos, EvalConfig(4000, 0.4))
     assert (narrow.low, narrow.high) == (0.5, 0.5)
 
 
@@ -43,7 +43,7 @@ def test_crossed_bootstrap_resamples_runs() -> None:
     """All questions of a run have the same value, so only the resampling of runs adds variance."""
     videos = {str(n): n for n in range(50)}
     runs = [dict.fromkeys(videos, value) for value in (0.0, 1.0)]
-    interval = crossed_bootstrap(runs, videos, num_resamples=4000)
+    interval = crossed_bootstrap(runs, videos, EvalConfig(4000))
     assert (interval.mean, interval.low, interval.high, interval.count) == (0.5, 0.0, 1.0, 100)
     same = crossed_bootstrap([runs[1], runs[1]], videos)
     assert (same.low, same.high) == (1.0, 1.0)
@@ -53,8 +53,8 @@ def test_crossed_bootstrap_of_one_run_equals_bootstrap_mean() -> None:
     rng = np.random.default_rng(1)
     values = {f"t{n}": float(rng.random() < 0.6) for n in range(400)}
     videos = {task: f"v{n // 4}" for n, task in enumerate(values)}
-    crossed = crossed_bootstrap([values], videos, num_resamples=4000)
-    plain = bootstrap_mean(list(values.values()), list(videos.values()), num_resamples=4000)
+    crossed = crossed_bootstrap([values], videos, EvalConfig(4000))
+    plain = bootstrap_mean(list(values.values()), list(videos.values()), EvalConfig(4000))
     assert crossed.mean == plain.mean
     assert crossed.low == pytest.approx(plain.low, abs=0.01)
     assert crossed.high == pytest.approx(plain.high, abs=0.01)
@@ -62,7 +62,7 @@ def test_crossed_bootstrap_of_one_run_equals_bootstrap_mean() -> None:
 
 def test_crossed_bootstrap_weights_questions_equally() -> None:
     runs = [{"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 1.0, "c": 0.0}]
-    interval = crossed_bootstrap(runs, {"a": "v", "b": "v", "c": "w"}, num_resamples=200)
+    interval = crossed_bootstrap(runs, {"a": "v", "b": "v", "c": "w"}, EvalConfig(200))
     assert (interval.mean, interval.count) == (3 / 5, 5)
 
 

@@ -20,6 +20,7 @@ from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.accuracy_curve import write_curve
 from vz_ray.eval.benchmark_results import (
     BenchmarkResults,
+    BenchmarkSelection,
     build_benchmark_results,
     write_benchmark_results,
     write_samples,
@@ -54,6 +55,10 @@ def score(benchmark: Benchmark, answers: Sequence[str | None], frames: int) -> l
     return score_results(benchmark, results)
 
 
+def select(benchmark: Benchmark, missing: MissingVideos) -> BenchmarkSelection:
+    return BenchmarkSelection("mme", "videomme", benchmark, benchmark.tasks, missing)
+
+
 @pytest.fixture
 def report(benchmark: Benchmark) -> tuple[BenchmarkResults, dict[str, Any]]:
     scores = {
@@ -61,7 +66,7 @@ def report(benchmark: Benchmark) -> tuple[BenchmarkResults, dict[str, Any]]:
         EvalMode.parse("uniform:8"): score(benchmark, ["C", "B", "A", "B", "C"], 8),
         EvalMode.parse("agent:0"): score(benchmark, ["C", "C", "C", "C", "C"], 12),
     }
-    results = BenchmarkResults("mme", "videomme", benchmark, 5, MissingVideos(("/x/b.mp4",), 2, 3), scores)
+    results = BenchmarkResults(select(benchmark, MissingVideos(("/x/b.mp4",), 2, 3)), scores)
     return results, build_benchmark_results([results], CONFIG, {"model": "checkpoints/agent"})
 
 
@@ -149,7 +154,7 @@ def test_curve_has_fixed_rates_and_second_model(benchmark: Benchmark, tmp_path: 
         EvalMode.parse(mode): score(benchmark, ["C"] * count + ["A"] * (5 - count), 8)
         for mode, count in correct.items()
     }
-    results = BenchmarkResults("mme", "videomme", benchmark, 5, MissingVideos((), 1, 0), scores)
+    results = BenchmarkResults(select(benchmark, MissingVideos((), 1, 0)), scores)
     models = {"model": "checkpoints/agent", "sft": "checkpoints/sft"}
     write_curve(tmp_path, build_benchmark_results([results], CONFIG, models))
     curve = json.loads((tmp_path / "curve.json").read_text())

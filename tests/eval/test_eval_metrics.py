@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.eval.conftest import MakeResult
+from vz_ray.config.run import EvalConfig
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.bootstrap import bootstrap_mean, paired_difference
 from vz_ray.eval.eval_log import EvalResult
@@ -118,7 +119,7 @@ def test_bootstrap_of_a_constant_has_zero_width() -> None:
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    interval = bootstrap_mean([0.0, 1.0] * 200, num_resamples=4000)
+    interval = bootstrap_mean([0.0, 1.0] * 200, config=EvalConfig(4000))
     assert interval.mean == 0.5
     assert (interval.low, interval.high) == (pytest.approx(0.451, abs=0.006), pytest.approx(0.549, abs=0.006))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.rollout.test_rollout_scheduler import TASKS, FakeWorkerClient
+from tests.rollout.fake_workers import TASKS, FakeWorkerClient
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, TokenContext, Trajectory
@@ -18,7 +18,7 @@ async def run_two_tasks(path: Path, samples: int) -> tuple[list[EpisodeId], Eval
     """Return the episodes that a worker ran for two tasks, the log, and the progress updates."""
     worker, progress = FakeWorkerClient("w"), list[int]()
     scheduler = RolloutScheduler(lambda name: worker, RolloutConfig(num_workers=1), WeightPublisher(timeout_s=5))
-    await scheduler.start()
+    await scheduler.pool.start()
     log = EvalLog(path, {"model": "m"})
     await evaluate(
         scheduler,
@@ -30,7 +30,7 @@ async def run_two_tasks(path: Path, samples: int) -> tuple[list[EpisodeId], Eval
         sampling_params=SamplingParams(1.0, seed=1),
         on_progress=progress.append,
     )
-    await scheduler.close()
+    await scheduler.pool.close()
     return [episode_id for episode_id, _ in worker.episodes], log, progress
 
 

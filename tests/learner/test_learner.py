@@ -72,7 +72,7 @@ async def test_learner_names_a_dead_rank_and_restarts(data: TrainingData, tmp_pa
         first = await learner.grpo_step(data.groups)
         assert first["updates"] == 2
         assert np.isfinite(first["loss"])
-        transport = LearnerShmTransport(learner, tmp_path / "weights", 100_000, None, 60.0)
+        transport = LearnerShmTransport(learner, tmp_path / "weights", 100_000, 60.0)
         update = await transport.prepare(1)
         manifest = read_manifest(update.transfer_info["directory"])
         names = [name for name, _ in read_tensors(update.transfer_info["directory"], manifest)]
@@ -135,7 +135,7 @@ async def test_timeout_reports_the_current_function_of_a_rank(
         os.kill(pid, signal.SIGSTOP)
         started = time.monotonic()
         with pytest.raises(StepTimeout, match=r"write_weights within 0\.5 s") as late:
-            await LearnerShmTransport(learner, tmp_path, 100_000, None, 0.5).prepare(1)
+            await LearnerShmTransport(learner, tmp_path, 100_000, 0.5).prepare(1)
         assert time.monotonic() - started < 25
         assert f"the state of learner-rank-0 is unknown: process {pid} (stopped) wrote no stacks" in str(late.value)
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.learner.rank_worker import (
     assert_close_metrics,
@@ -23,6 +22,7 @@ from tests.learner.rank_worker import (
     small_training_data,
 )
 from tests.learner.training_data import TrainingData
+from tests.rollout.hf_reference import HfReference
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
 from vz_ray.learner import checkpoint
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
@@ -246,19 +246,14 @@ def test_weight_buckets_hold_each_tensor_once_within_limit(data: TrainingData) -
 
 
 def test_probe_score_matches_the_plain_hf_model(data: TrainingData) -> None:
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    from vz_ray.learner.policy_model import load_pretrained
-    from vz_ray.weight_sync.parity_probe import build_parity_probe, compute_learner_logprobs
+    from vz_ray.weight_sync import build_parity_probe
 
     trainer = Trainer(small_config(data.model, 0, loss=LossConfig(kl_coef=0.0)))
-    probe = build_parity_probe(AutoTokenizer.from_pretrained(data.model))
-    hf, processor = (
-        load_pretrained(data.model, torch.float32),
-        AutoImageProcessor.from_pretrained(data.model),
-    )
-    expected = compute_learner_logprobs(hf, processor, probe, trainer.policy.tokens.vision)
-    assert trainer.score_probe(probe) == pytest.approx(expected, abs=1e-5)
+    reference = HfReference(data.model, trainer.policy.tokens.vision)
+    probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
+    expected, actual = reference.score_probe(probe), trainer.score_probe(probe)
+    assert actual.num_prompt_tokens == expected.num_prompt_tokens
+    assert actual.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize(("stage", "offload"), [(1, "none"), (2, "optimizer"), (3, "all")])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
-from vz_ray.weight_sync import WeightUpdate
+from vz_ray.weight_sync import ProbeScore, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 
 
@@ -42,7 +42,7 @@ class RecordingEngine:
 
 
 def nccl_transport(learner: RecordingLearner, tensor_parallel: int = 2) -> LearnerNcclTransport:
-    return LearnerNcclTransport(learner, tensor_parallel, None, 60.0)  # type: ignore[arg-type]
+    return LearnerNcclTransport(learner, tensor_parallel, 60.0)  # type: ignore[arg-type]
 
 
 async def test_group_is_reopened_only_for_other_workers() -> None:
@@ -114,11 +114,13 @@ async def test_abort_reopens_the_group() -> None:
 
 async def test_fallback_copy_is_of_the_newest_version_only() -> None:
     learner = RecordingLearner()
-    fallback = LearnerShmTransport(learner, Path("/there"), 1, None, 60.0)  # type: ignore[arg-type]
-    transport = LearnerNcclTransport(learner, 1, None, 60.0, fallback)  # type: ignore[arg-type]
-    learner.answers["announce_weights"] = [[WeightUpdate(v, "", {"names": []}, 8, (-1.0 * v,))] for v in (1, 2)]
+    fallback = LearnerShmTransport(learner, Path("/there"), 1, 60.0)  # type: ignore[arg-type]
+    transport = LearnerNcclTransport(learner, 1, 60.0, fallback)  # type: ignore[arg-type]
+    learner.answers["announce_weights"] = [
+        [WeightUpdate(v, "", {"names": []}, 8, ProbeScore(1, (-1.0 * v,)))] for v in (1, 2)
+    ]
     learner.answers["write_weights"] = [[WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
     first, second = await transport.prepare(1), await transport.prepare(2)
-    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, (-2.0,))
+    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, ProbeScore(1, (-2.0,)))
     assert await transport.copy(first) is None
     assert not second.is_pull

@@ -1,10 +1,13 @@
-"""Engine config of tests with real engines."""
+"""Fixtures: schedulers on fake workers, and the config of real engines."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.rollout.fake_workers import start_scheduler
 from vz_ray.config.rollout import EngineConfig
+
+__all__ = ["start_scheduler"]
 
 
 @pytest.fixture(scope="session")

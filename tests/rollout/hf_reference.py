@@ -15,6 +15,7 @@ from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import num_visual_tokens
 from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
 from vz_ray.video.frame import Frame, FrameRef
+from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 TEXTS = (
     '<think>look closer</think><video_zoom>{"segment":[1,2],"fps":2}</video_zoom>',
@@ -36,10 +37,10 @@ def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0)
     return path
 
 
-def load_hf_model(path: Path) -> Any:
+def load_hf_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype).eval()
 
 
 def perturb(model: Any, seed: int) -> None:
@@ -59,10 +60,10 @@ def frame(seed: int, width: int, height: int) -> Frame:
 class HfReference:
     """HF model with the engine's checkpoint and token mask."""
 
-    def __init__(self, path: Path, banned: Sequence[int]) -> None:
+    def __init__(self, path: Path, banned: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoProcessor
 
-        self.model = load_hf_model(path)
+        self.model = load_hf_model(path, dtype)
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = self.processor.tokenizer
         self.banned = list(banned)
@@ -82,6 +83,13 @@ class HfReference:
         logits[:, self.banned] = float("-inf")
         logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
         return logps[torch.arange(len(sampled)), torch.tensor(list(sampled))].tolist()
+
+    def score_probe(self, probe: ParityProbe) -> ProbeScore:
+        """Score a parity probe as the learner does; the token count is that of the image processor."""
+        images = self.processor.image_processor(images=[f.rgb for f in probe.frames], return_tensors="pt")
+        visual = int(images["image_grid_thw"].prod(dim=1).sum()) // self.processor.image_processor.merge_size**2
+        count = len(probe.compact_ids) - len(probe.frames) + visual
+        return ProbeScore(count, tuple(self.logprobs(Prompt(probe.compact_ids, probe.frames, ()), probe.token_ids)))
 
     @torch.no_grad()
     def logits(self, prompt: Prompt, sampled: Sequence[int] = ()) -> torch.Tensor:

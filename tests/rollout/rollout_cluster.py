@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.ray_nodes import RayNodes, start_ray_nodes
+from tests.rollout.fake_workers import start_groups
 from tests.rollout.hf_reference import build_tiny_checkpoint, load_hf_model, perturb
 from tests.small_run import survivors
 from vz_ray.config.clips import ClipsConfig
@@ -112,8 +113,7 @@ class RolloutCluster:
 
         async def rollout() -> list[Group]:
             sampling = SamplingParams(max_tokens=24, seed=step)
-            iterator = self.scheduler.rollout(tasks, samples, sampling, self.tracker, step=step)
-            return [group async for group in iterator]
+            return await asyncio.gather(*start_groups(self.scheduler, tasks, samples, self.tracker, sampling, step))
 
         self.rollouts.append(asyncio.create_task(rollout()))
         return self.rollouts[-1]
@@ -151,10 +151,10 @@ class RolloutCluster:
         return name
 
     async def publish(self) -> PublishReport:
-        version = self.scheduler.version + 1
+        version = self.scheduler.pool.version + 1
         perturb(self.model, version)
         return await with_timeout(
-            self.scheduler.publish(version, self.transport),
+            self.scheduler.pool.publish(version, self.transport),
             REPLACEMENT_TIMEOUT_S,
             target="scheduler",
             operation="a publish",
@@ -163,17 +163,17 @@ class RolloutCluster:
     async def serving_worker(self) -> WorkerStats:
         """Return the stats of the only READY worker."""
         await self.wait_until(
-            lambda: any(status.state is WorkerState.READY for status in self.scheduler.worker_statuses())
+            lambda: any(status.state is WorkerState.READY for status in self.scheduler.pool.worker_statuses())
         )
-        (stats,) = await self.scheduler.worker_stats()
+        (stats,) = await self.scheduler.pool.worker_stats()
         return stats
 
     async def wait_all_serving(self) -> None:
         """Wait until the configured number of workers serves."""
-        await self.wait_until(lambda: self.scheduler.num_serving_workers == self.setup.rollout.num_workers)
+        await self.wait_until(lambda: self.scheduler.pool.num_serving_workers == self.setup.rollout.num_workers)
 
     def worker_status(self, name: str) -> WorkerStatus:
-        return next(status for status in self.scheduler.worker_statuses() if status.name == name)
+        return next(status for status in self.scheduler.pool.worker_statuses() if status.name == name)
 
     async def wait_running(self, episodes: int) -> WorkerStats:
         """Wait until the READY worker runs this many episodes."""
@@ -181,14 +181,14 @@ class RolloutCluster:
             if (stats := await self.serving_worker()).running_episodes >= episodes:
                 return stats
             await asyncio.sleep(0.05)
-        raise AssertionError(f"fewer than {episodes} episodes are running: {self.scheduler.worker_statuses()}")
+        raise AssertionError(f"fewer than {episodes} episodes are running: {self.scheduler.pool.worker_statuses()}")
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
         for _ in range(int(seconds / 0.05)):
             if condition():
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(f"condition not met within {seconds:g} s: {self.scheduler.worker_statuses()}")
+        raise AssertionError(f"condition not met within {seconds:g} s: {self.scheduler.pool.worker_statuses()}")
 
     @contextmanager
     def decoders_stopped(self) -> Iterator[list[psutil.Process]]:
@@ -245,7 +245,7 @@ async def open_rollout_cluster(
         for _ in range(workers):
             cluster.worker_nodes.append(nodes.add(**NODE_RESOURCES))
         try:
-            await scheduler.start()
+            await scheduler.pool.start()
             await cluster.publish()
             yield cluster
             assert cluster.tracker == SampleTracker()
@@ -254,5 +254,5 @@ async def open_rollout_cluster(
                 rollout.cancel()
             await asyncio.gather(*cluster.rollouts, return_exceptions=True)
             engines = nodes.actor_children("RolloutWorkerActor")
-            await scheduler.close()
+            await scheduler.pool.close()
             assert not survivors(engines)

@@ -51,7 +51,7 @@ async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) ->
     turn = await engine.generate(continued, SamplingParams(temperature=0.0, max_tokens=4), request_id="turn")
     assert draft.token_ids == turn.token_ids
     for option in options:
-        expected = await engine.compute_logprobs(continued, [option])
+        expected = (await engine.compute_logprobs(continued, [option])).logprobs
         assert draft.logprobs[0][option] == pytest.approx(expected[0], abs=1e-4)
     free = await engine.draft_answer(prompt, forced, (), max_tokens=4, request_id="free")
     assert free.token_ids == turn.token_ids

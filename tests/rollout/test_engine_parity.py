@@ -20,13 +20,13 @@ from vz_ray.env.trajectory import SamplingParams
 from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.weight_sync import (
     ModuleSource,
+    ParityCheck,
     ShmTransport,
     WeightIntegrityError,
     WeightPublisher,
     WeightStore,
     WeightUpdate,
     build_parity_probe,
-    compute_learner_logprobs,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -42,15 +42,9 @@ class EngineUnderTest:
     def __init__(self, engine: VllmEngine, reference: HfReference, store: WeightStore) -> None:
         self.engine, self.reference, self.store = engine, reference, store
         self.version = 0
-        probe = build_parity_probe(reference.tokenizer)
-        self.publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
-        self.transport = ShmTransport(
-            store,
-            ModuleSource(reference.model),
-            lambda: compute_learner_logprobs(
-                reference.model, reference.processor.image_processor, probe, reference.banned
-            ),
-        )
+        probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
+        self.publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe))
+        self.transport = ShmTransport(store, ModuleSource(reference.model), reference.score_probe)
 
     async def train_and_publish(self) -> None:
         self.version += 1
@@ -238,7 +232,7 @@ async def test_version_with_missing_tensor_is_rejected(
 
     store = WeightStore(tmp_path)
     manifest = store.write_version(99, IncompleteSource(side.reference.model))
-    info = {"directory": str(store.path(99)), "checksum": manifest.version.checksum}
+    info = {"directory": str(store.path(99)), "checksum": manifest.checksum}
     await side.engine.pause()
     with pytest.raises(Exception, match="gate_up_proj"):
-        await side.engine.receive_weights(WeightUpdate(99, manifest.version.checksum, info, manifest.nbytes))
+        await side.engine.receive_weights(WeightUpdate(99, manifest.checksum, info, manifest.nbytes))

@@ -14,7 +14,7 @@ from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.learner.trainer import Trainer
 from vz_ray.rollout.vllm_engine import VllmEngine
-from vz_ray.weight_sync import ShmTransport, WeightPublisher, WeightStore, build_parity_probe
+from vz_ray.weight_sync import ParityCheck, ShmTransport, WeightPublisher, WeightStore, build_parity_probe
 
 TOLERANCE = 1e-4
 
@@ -29,14 +29,12 @@ async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config
     engine = await VllmEngine.start(model, engine_config, name="engine", log_file=tmp_path / "engine.log")
     try:
         reference = HfReference(model, engine.banned_token_ids)
-        probe = build_parity_probe(reference.tokenizer)
-        publisher = WeightPublisher(timeout_s=60, probe=probe, tolerance=TOLERANCE)
-        transport = ShmTransport(
-            WeightStore(tmp_path / "weights"), trainer.weight_source(), lambda: trainer.score_probe(probe)
-        )
+        probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
+        publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe))
+        transport = ShmTransport(WeightStore(tmp_path / "weights"), trainer.weight_source(), trainer.score_probe)
         frames = [frame(i, 112, 84) for i in range(4)]
         prompt = reference.prompt("<image>" * 4 + "what flashes?", frames)
-        untrained = trainer.score_probe(probe)
+        untrained = trainer.score_probe(probe).logprobs
         for version in (1, 2):
             trainer.sft_step(data.trajectories, data.pixels)
             report = await publisher.publish(version, transport, [engine])
@@ -46,6 +44,6 @@ async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config
             sampling = SamplingParams(temperature=0.7, max_tokens=16, seed=version)
             turn = await engine.generate(prompt, sampling, request_id=f"turn{version}")
             assert max_abs_diff(turn.logprobs, exported.logprobs(prompt, turn.token_ids, 0.7)) <= TOLERANCE
-        assert max_abs_diff(trainer.score_probe(probe), untrained) > 100 * TOLERANCE
+        assert max_abs_diff(trainer.score_probe(probe).logprobs, untrained) > 100 * TOLERANCE
     finally:
         await engine.shutdown()

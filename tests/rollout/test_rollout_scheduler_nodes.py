@@ -47,7 +47,7 @@ async def test_idle_and_starting_worker_kills_are_recovered(
     engines += [second, *cluster.nodes.actor_children("RolloutWorkerActor")]
     second.kill()
     third = await cluster.check_replacement(1, victim.name)
-    assert [status.name for status in cluster.scheduler.worker_statuses()].index(third) == 2
+    assert [status.name for status in cluster.scheduler.pool.worker_statuses()].index(third) == 2
     assert not survivors(engines)
 
 
@@ -99,7 +99,7 @@ async def test_engine_kill_during_publish_is_recovered(cluster: RolloutCluster) 
 async def test_drained_node_finishes_its_episodes(
     cluster: RolloutCluster,
 ) -> None:
-    old, version = cluster.worker_nodes[-1], cluster.scheduler.version
+    old, version = cluster.worker_nodes[-1], cluster.scheduler.pool.version
     cluster.worker_nodes.append(cluster.nodes.add(**NODE_RESOURCES))
     with cluster.decoders_stopped():
         running = cluster.start_rollout(1)
@@ -119,7 +119,7 @@ async def test_drained_node_finishes_its_episodes(
 
 @pytest.mark.slow
 async def test_groups_wait_for_a_node(cluster: RolloutCluster, caplog: pytest.LogCaptureFixture) -> None:
-    version = cluster.scheduler.version
+    version = cluster.scheduler.pool.version
     with cluster.decoders_stopped():
         rollout = cluster.start_rollout(4)
         victim = await cluster.wait_running(8)

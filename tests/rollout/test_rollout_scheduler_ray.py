@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import tempfile
@@ -15,6 +16,7 @@ import pytest_asyncio
 import ray
 import torch
 
+from tests.rollout.fake_workers import start_groups
 from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, max_abs_diff, perturb
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import SynthConfig
@@ -24,7 +26,7 @@ from vz_ray.config.rollout import EngineConfig, RolloutConfig
 from vz_ray.decode.pool import DecodePool
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeStatus, SampledAction, SamplingParams, Trajectory
+from vz_ray.env.trajectory import EpisodeStatus, Group, SampledAction, SamplingParams, Trajectory
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode
@@ -35,14 +37,14 @@ from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.rollout.vllm_engine import banned_token_ids
 from vz_ray.weight_sync import (
     ModuleSource,
+    ParityCheck,
     ShmTransport,
     WeightManifest,
     WeightPublisher,
     WeightStore,
     build_parity_probe,
-    compute_learner_logprobs,
 )
-from vz_ray.weight_sync.weight_store import read_tensors
+from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,12 +72,12 @@ class SingleNodeRollout:
         self.scheduler, self.tasks, self.pool, self.reference = scheduler, tasks, pool, reference
         self.store = WeightStore(path / "weights", bucket_bytes=1 << 20)
         self.tracker = SampleTracker()
-        self.transport = ShmTransport(self.store, ModuleSource(reference.model), self.score)
+        self.transport = ShmTransport(self.store, ModuleSource(reference.model), reference.score_probe)
 
-    def score(self) -> tuple[float, ...]:
-        reference = self.reference
-        probe = build_parity_probe(reference.tokenizer)
-        return compute_learner_logprobs(reference.model, reference.processor.image_processor, probe, reference.banned)
+    def start_groups(
+        self, tasks: list[Task], size: int, sampling: SamplingParams, step: int
+    ) -> list[asyncio.Task[Group]]:
+        return start_groups(self.scheduler, tasks, size, self.tracker, sampling, step)
 
     async def max_logprob_diff(self, trajectory: Trajectory) -> float:
         """Return the largest difference to the learner's log-probs over all turns of a trajectory."""
@@ -125,25 +127,24 @@ async def single_node(path: Path, engine_config: EngineConfig) -> AsyncIterator[
     reward = RewardConfig(function="tests.rewards.user_functions:brevity")
     setup = WorkerSetup(str(model), config, EPISODE, reward, pool, score_episode, str(path / "logs"))
     reference = HfReference(model, banned_token_ids(model))
-    publisher = WeightPublisher(timeout_s=60, probe=build_parity_probe(reference.tokenizer))
+    probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
+    publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe))
     scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup), config, publisher)
     try:
-        await scheduler.start()
+        await scheduler.pool.start()
         yield SingleNodeRollout(path, scheduler, tasks, pool, reference)
-        await scheduler.close()
+        await scheduler.pool.close()
     finally:
         ray.shutdown()
 
 
 async def test_group_logprobs_match_the_learner(single_node: SingleNodeRollout) -> None:
     perturb(single_node.reference.model, 1)
-    report = await single_node.scheduler.publish(1, single_node.transport)
-    assert report.max_probe_diff is not None
-    assert report.max_probe_diff <= 1e-4
+    report = await single_node.scheduler.pool.publish(1, single_node.transport)
+    assert report.probe_gap is not None
+    assert report.probe_gap.mean <= 1e-4
     sampling = SamplingParams(temperature=0.7, max_tokens=24, seed=5)
-    groups = [
-        g async for g in single_node.scheduler.rollout(single_node.tasks[:2], 3, sampling, single_node.tracker, step=1)
-    ]
+    groups = await asyncio.gather(*single_node.start_groups(single_node.tasks[:2], 3, sampling, step=1))
     assert sorted(g.task_id for g in groups) == sorted(t.task_id for t in single_node.tasks[:2])
     for trajectory in (t for group in groups for t in group.trajectories):
         assert trajectory.status is not EpisodeStatus.FAILED, trajectory.error
@@ -153,29 +154,26 @@ async def test_group_logprobs_match_the_learner(single_node: SingleNodeRollout) 
         assert len(trajectory.frame_refs) == len(trajectory.grids) >= 8
         assert await single_node.max_logprob_diff(trajectory) <= 1e-4
     assert len({t.turns[0].action.token_ids for g in groups for t in g.trajectories}) > 1
-    [stats] = await single_node.scheduler.worker_stats()
+    [stats] = await single_node.scheduler.pool.worker_stats()
     assert stats.weight_version == 1
     assert stats.finished_episodes == 6
 
 
 async def test_killed_worker_is_replaced_without_losses(single_node: SingleNodeRollout) -> None:
     """After SIGKILL, all groups complete, the new worker has the current weights, and no orphan remains."""
-    [stats] = await single_node.scheduler.worker_stats()
+    [stats] = await single_node.scheduler.pool.worker_stats()
     engines = psutil.Process(stats.pid).children(recursive=True)
     assert engines
-    groups = single_node.scheduler.rollout(
-        single_node.tasks, 4, SamplingParams(max_tokens=24), single_node.tracker, step=2
-    )
-    first = await anext(groups)
+    groups = single_node.start_groups(single_node.tasks, 4, SamplingParams(max_tokens=24), step=2)
+    await asyncio.wait(groups, return_when=asyncio.FIRST_COMPLETED)
     os.kill(stats.pid, signal.SIGKILL)
-    others = [group async for group in groups]
-    trajectories = [t for group in (first, *others) for t in group.trajectories]
+    trajectories = [t for group in await asyncio.gather(*groups) for t in group.trajectories]
     assert len(trajectories) == 16
     assert all(t.status is not EpisodeStatus.FAILED for t in trajectories)
     retried = [t for t in trajectories if t.worker == "rollout-1"]
     assert retried
     assert {version for t in retried for version in t.weight_versions} == {1}
-    assert [(s.name, s.state.value) for s in single_node.scheduler.worker_statuses()] == [
+    assert [(s.name, s.state.value) for s in single_node.scheduler.pool.worker_statuses()] == [
         ("rollout-0", "dead"),
         ("rollout-1", "ready"),
     ]
@@ -187,14 +185,9 @@ async def test_killed_worker_is_replaced_without_losses(single_node: SingleNodeR
 
 async def test_replacement_receives_the_next_version(single_node: SingleNodeRollout) -> None:
     perturb(single_node.reference.model, 2)
-    report = await single_node.scheduler.publish(2, single_node.transport)
+    report = await single_node.scheduler.pool.publish(2, single_node.transport)
     assert report.updated == ("rollout-1",)
-    [group] = [
-        g
-        async for g in single_node.scheduler.rollout(
-            single_node.tasks[:1], 2, SamplingParams(), single_node.tracker, step=3
-        )
-    ]
+    group = await single_node.start_groups(single_node.tasks[:1], 2, SamplingParams(), step=3)[0]
     assert group.trajectories[0].weight_versions == (2,)
 
 
@@ -205,7 +198,8 @@ async def test_version_is_fetched_to_another_node(single_node: SingleNodeRollout
     installed = WeightStore(tmp_path / "there").install(
         WeightManifest.from_json(await manifest), [await bucket for bucket in buckets]
     )
-    original = dict(read_tensors(single_node.store.path(number), single_node.store.load_manifest(number)))
-    copied = dict(read_tensors(installed, single_node.store.load_manifest(number)))
+    manifest_on_disk = read_manifest(installed)
+    original = dict(read_tensors(single_node.store.path(number), manifest_on_disk))
+    copied = dict(read_tensors(installed, manifest_on_disk))
     assert original.keys() == copied.keys()
     assert all(torch.equal(original[name], copied[name]) for name in original)

@@ -37,11 +37,11 @@ async def cluster(
 async def test_two_of_three_nodes_fail_and_return(cluster: RolloutCluster) -> None:
     with cluster.decoders_stopped():
         rollout = cluster.start_rollout(6)
-        await cluster.wait_until(lambda: sum(status.load for status in cluster.scheduler.worker_statuses()) == 24)
+        await cluster.wait_until(lambda: sum(status.load for status in cluster.scheduler.pool.worker_statuses()) == 24)
         engines = cluster.nodes.actor_children("RolloutWorkerActor")
         for node in cluster.worker_nodes[:2]:
             cluster.nodes.kill(node)
-        await cluster.wait_until(lambda: cluster.scheduler.num_serving_workers == 1, 60)
+        await cluster.wait_until(lambda: cluster.scheduler.pool.num_serving_workers == 1, 60)
     episodes = await cluster.finish_rollout(rollout)
     assert sum(episodes.values()) == 24
     cluster.worker_nodes[:2] = [cluster.nodes.add(**NODE_RESOURCES) for _ in range(2)]
@@ -125,4 +125,4 @@ async def test_soak_accepts_every_sample_once(cluster: RolloutCluster) -> None:
     assert set(await cluster.finish_rollout(cluster.start_rollout(12))) == set(report.updated)
     assert not survivors(list(schedule.engines - engines))
     assert sum(schedule.counts.values()) > 3
-    assert any(status.state is WorkerState.DEAD for status in cluster.scheduler.worker_statuses())
+    assert any(status.state is WorkerState.DEAD for status in cluster.scheduler.pool.worker_statuses())

@@ -80,7 +80,9 @@ async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfRefer
     allowed = [i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids]
     logits = reference.logits(prompt)[0]
     expected = logits[allowed].log_softmax(-1)[:8].tolist()
-    actual = [(await engine.compute_logprobs(prompt, [token], request_id=f"t{token}"))[0] for token in allowed[:8]]
+    actual = [
+        (await engine.compute_logprobs(prompt, [token], request_id=f"t{token}")).logprobs[0] for token in allowed[:8]
+    ]
     assert max_abs_diff(expected, actual) <= 1e-4
 
 

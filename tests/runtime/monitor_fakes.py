@@ -55,7 +55,7 @@ class RecordingMetrics:
 
 @dataclass
 class FakeRolloutStats:
-    """Fake of the part of RolloutScheduler that the heartbeat reads."""
+    """Fake of the part of WorkerPool that the heartbeat reads."""
 
     queued_episodes: int = 0
     lost_workers: int = 0

@@ -22,7 +22,7 @@ from vz_ray.rewards import score_episode
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
-from vz_ray.rollout.worker_pool import NoWorkersError
+from vz_ray.rollout.worker_wait import NoWorkersError
 from vz_ray.utils.code_fingerprint import code_fingerprint
 from vz_ray.utils.errors import UserError
 from vz_ray.weight_sync import WeightPublisher
@@ -87,4 +87,4 @@ async def test_rollout_worker_of_another_version_fails(tmp_path: Path) -> None:
     with pytest.raises(
         NoWorkersError, match=f"rollout-0: UserError: rollout-0 {VERSION_ERROR}.*; rollout-1: UserError"
     ):
-        await scheduler.start()
+        await scheduler.pool.start()

@@ -19,7 +19,7 @@ from vz_ray.learner.learner import Learner, LearnerDiedError
 from vz_ray.rewards import score_episode
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_worker import WorkerSetup
-from vz_ray.rollout.worker_pool import WorkerLostError
+from vz_ray.rollout.worker_handle import WorkerLostError
 
 LOW_MEMORY = "killed due to the node running low on memory"
 

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vz_ray.utils.timeouts import StepTimeout
-from vz_ray.weight_sync import ParityProbe, WeightIntegrityError, WeightPublisher, WeightUpdate
+from vz_ray.weight_sync import ParityCheck, ParityProbe, ProbeScore, WeightIntegrityError, WeightPublisher, WeightUpdate
+from vz_ray.weight_sync.parity_probe import ProbeGap
 
-PROBE = ParityProbe((1,), (1,), (np.zeros((28, 28, 3), np.uint8),), (2, 3), 0)
+PROBE = ParityProbe((1,), (1,), (), (2, 3))
+SCORE = ProbeScore(1, (-1.0, -2.0))
 
 
 class FakeReceiver:
@@ -22,7 +23,8 @@ class FakeReceiver:
         self.updates: list[WeightUpdate] = []
         self.steps: list[str] = []
         self.failures: dict[str, Any] = {}
-        self._scores = [list(score) for score in scores]
+        self.num_prompt_tokens = 1
+        self._scores = [tuple(score) for score in scores]
 
     async def _run(self, step: str) -> None:
         self.steps.append(step)
@@ -42,9 +44,12 @@ class FakeReceiver:
     async def resume_engine(self) -> None:
         await self._run("resume_engine")
 
-    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
+    async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
+        return (4, 5)
+
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         await self._run("score_probe")
-        return self._scores.pop(0) if len(self._scores) > 1 else self._scores[0]
+        return ProbeScore(self.num_prompt_tokens, self._scores.pop(0) if len(self._scores) > 1 else self._scores[0])
 
     async def resume(self) -> None:
         await self._run("resume")
@@ -54,8 +59,8 @@ class FakePullTransport:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    async def prepare(self, version: int) -> WeightUpdate:
-        return WeightUpdate(version, "c", {}, 8, (-1.0, -2.0))
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        return WeightUpdate(version, "c", {}, 8, SCORE if probe else None)
 
     async def connect(self, workers: Sequence[Any]) -> None:
         return None
@@ -72,7 +77,7 @@ class FakePullTransport:
 
 
 def make_publisher(**options: Any) -> WeightPublisher:
-    return WeightPublisher(**{"timeout_s": 5.0, "probe": PROBE, **options})
+    return WeightPublisher(**{"timeout_s": 5.0, "parity": ParityCheck(PROBE), **options})
 
 
 async def test_publish_steps_run_in_order() -> None:
@@ -83,7 +88,7 @@ async def test_publish_steps_run_in_order() -> None:
     ] * 2
     assert report.updated == ("a", "b")
     assert report.failed == {}
-    assert report.max_probe_diff == 0
+    assert report.probe_gap == ProbeGap(0.0, 0.0)
     assert report.pause_s + report.receive_s + report.probe_s <= report.sync_s
 
 
@@ -106,6 +111,13 @@ async def test_parity_failure_excludes_the_engine(score: tuple[float, float]) ->
     report = await make_publisher().publish(1, FakePullTransport(), workers)
     assert report.updated == ("a",)
     assert "b failed the parity probe of weight version 1" in report.failed["b"]
+
+
+async def test_different_prompt_lengths_are_named() -> None:
+    worker = FakeReceiver("a")
+    worker.num_prompt_tokens = 202
+    with pytest.raises(WeightIntegrityError, match="its prompt has 202 tokens and the learner's 1;"):
+        await make_publisher().publish(1, FakePullTransport(), [worker])
 
 
 async def test_connect_failure_pauses_no_engine() -> None:
@@ -131,7 +143,7 @@ async def test_probe_runs_at_every_nth_version() -> None:
     publisher = make_publisher(probe_every=3)
     for version in range(1, 7):
         await publisher.publish(version, FakePullTransport(), [worker])
-    assert worker.steps.count("score_probe") == 2 * 2
+    assert worker.steps.count("score_probe") == 2 * 3, "the first, the third and the sixth version"
 
 
 async def test_send_failure_resumes_no_engine() -> None:
@@ -167,7 +179,7 @@ async def test_older_version_pauses_no_engine() -> None:
 
 async def test_prepare_timeout_names_the_learner() -> None:
     class HangingTransport(FakePullTransport):
-        async def prepare(self, version: int) -> WeightUpdate:
+        async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
             await asyncio.Event().wait()
             raise AssertionError
 
@@ -183,8 +195,8 @@ class FakePushTransport(FakePullTransport):
         self.copies, self.connected, self.aborted = copies, list[str](), asyncio.Event()
         self.blocks = False
 
-    async def prepare(self, version: int) -> WeightUpdate:
-        return WeightUpdate(version, "", {"names": []}, 8, (-1.0, -2.0))
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        return WeightUpdate(version, "", {"names": []}, 8, SCORE if probe else None)
 
     async def connect(self, workers: Sequence[Any]) -> None:
         self.connected = [worker.name for worker in workers]
@@ -198,7 +210,7 @@ class FakePushTransport(FakePullTransport):
         self.aborted.set()
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        return WeightUpdate(update.version, "c", {"directory": "/there"}, 8, (-1.0, -2.0)) if self.copies else None
+        return WeightUpdate(update.version, "c", {"directory": "/there"}, 8, SCORE) if self.copies else None
 
 
 async def test_preemptible_engine_pulls_a_copy() -> None:

@@ -8,9 +8,6 @@ holds if every claim is supported.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -27,11 +24,11 @@ from vz_ray.config.ablation import (
     WITHOUT_TOOL_REWARD,
 )
 from vz_ray.config.run import EvalConfig
-from vz_ray.eval.bootstrap import ConfidenceInterval, crossed_bootstrap
+from vz_ray.eval.bootstrap import ConfidenceInterval, common_differences, crossed_bootstrap
 from vz_ray.eval.eval_log import EvalResult
 from vz_ray.eval.eval_metrics import EvalMetrics, accuracy_by_task, compute_eval_metrics, reward_parts_of
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.atomic_files import write_csv, write_json
 
 Json = dict[str, Any]
 ResultsByVariant = Mapping[str, Mapping[int, Sequence[EvalResult]]]
@@ -93,13 +90,7 @@ _METRICS: Mapping[str, Callable[[Sequence[EvalResult]], dict[str, float]]] = {
 def build_ablation_results(results: ResultsByVariant, config: EvalConfig) -> Json:
     """Build the JSON values of an ablation; variants and seeds without results are omitted."""
     videos = {r.task.task_id: r.task.video for runs in results.values() for run in runs.values() for r in run}
-    interval = partial(
-        crossed_bootstrap,
-        clusters=videos,
-        num_resamples=config.bootstrap_resamples,
-        confidence_level=config.confidence_level,
-        seed=config.seed,
-    )
+    interval = partial(crossed_bootstrap, clusters=videos, config=config)
     variants = {name: results[name] for name in VARIANTS if results.get(name)}
     claims = [
         _claim(claim, variants[claim.greater], variants[claim.lesser], interval)
@@ -165,7 +156,7 @@ def _claim(
     """Return a claim with its paired difference, the difference by seed, and its status."""
     compute = _METRICS[claim.metric]
     seeds = sorted(greater.keys() & lesser.keys())
-    by_seed = {seed: _difference(compute(greater[seed]), compute(lesser[seed])) for seed in seeds}
+    by_seed = {seed: common_differences(compute(greater[seed]), compute(lesser[seed])) for seed in seeds}
     difference = interval(list(by_seed.values()))
     return {
         **asdict(claim),
@@ -176,24 +167,13 @@ def _claim(
     }
 
 
-def _difference(greater: Mapping[str, float], lesser: Mapping[str, float]) -> dict[str, float]:
-    """Return the differences over common tasks, by task id."""
-    return {task: value - lesser[task] for task, value in greater.items() if task in lesser}
-
-
 # -- files ------------------------------------------------------------------------
 
 
 def write_ablation_files(run_dir: Path, ablation: Json) -> None:
     """Write `ablation.json` and `ablation.csv`, each atomically."""
-    text = json.dumps(ablation, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run_dir / ABLATION_JSON, text.encode())
-    file = io.StringIO(newline="")
-    rows = list(_rows(ablation))
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(run_dir / ABLATION_CSV, file.getvalue().encode())
+    write_json(run_dir / ABLATION_JSON, ablation)
+    write_csv(run_dir / ABLATION_CSV, list(_rows(ablation)))
 
 
 def _rows(ablation: Json) -> Iterator[Json]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from vz_ray.config.ablation import FULL, variant_title
 from vz_ray.eval.ablation_results import ABLATION_MARKDOWN, ACCURACY, ClaimStatus
+from vz_ray.eval.tables import format_number, format_percent, results_table, wide_console
 from vz_ray.utils.atomic_files import write_atomic
 
 Json = Mapping[str, Any]
@@ -43,10 +43,8 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
     def to_rich(self) -> Table:
-        table = Table(title=self.title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0))
-        for number, name in enumerate(self.header):
-            longest_word = max(map(len, name.split()), default=0)
-            table.add_column(name, justify="right" if number else "left", no_wrap=not number, min_width=longest_word)
+        first, *headings = self.header
+        table = results_table(self.title, *headings, first=first)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -72,13 +70,13 @@ def _variants(ablation: Json) -> TextTable:
         rows.append(
             [
                 variant_title(name),
-                _percent(variant["accuracy"] and variant["accuracy"]["mean"]),
+                format_percent(variant["accuracy"] and variant["accuracy"]["mean"]),
                 _format_interval(variant["accuracy"], 100, 1),
-                " / ".join(_percent(run and run["accuracy"]) for run in runs),
-                _number(variant["frames_mean"]),
-                _number(zooms and zooms["mean"], 2),
-                _percent(variant["zoom_call_rate"]),
-                _percent(variant["valid_zoom_rate"]),
+                " / ".join(format_percent(run and run["accuracy"]) for run in runs),
+                format_number(variant["frames_mean"]),
+                format_number(zooms and zooms["mean"], 2),
+                format_percent(variant["zoom_call_rate"]),
+                format_percent(variant["valid_zoom_rate"]),
             ]
         )
     title = f"Needle world, {ablation['questions']} questions about {ablation['videos']} videos"
@@ -109,8 +107,8 @@ def _paper(ablation: Json) -> TextTable:
     rows = [
         [
             variant_title(name),
-            *(_number(variant["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
-            _number(variant["paper"]["zooms"], 0),
+            *(format_number(variant["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
+            format_number(variant["paper"]["zooms"], 0),
         ]
         for name, variant in ablation["variants"].items()
     ]
@@ -165,9 +163,7 @@ def write_markdown(run_dir: Path, ablation: Json) -> None:
 
 def print_ablation(ablation: Json, console: Console | None = None) -> None:
     """Print the tables and notes of an ablation."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, ABLATION_WIDTH)
+    console = wide_console(console, ABLATION_WIDTH)
     if FULL not in ablation["variants"]:
         console.print(f"variant {FULL} has no results yet", highlight=False)
         return
@@ -175,14 +171,6 @@ def print_ablation(ablation: Json, console: Console | None = None) -> None:
         console.print(table.to_rich())
     for note in ablation_notes(ablation):
         console.print(note, highlight=False, markup=False)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _number(None if value is None else 100 * value)
 
 
 def _format_interval(interval: Json | None, scale: float, digits: int, sign: str = "") -> str:

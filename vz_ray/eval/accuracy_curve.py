@@ -6,14 +6,13 @@ It differs from a benchmark's headline metric if that is another average.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vz_ray.eval.eval_mode import AGENT, UNIFORM, EvalMode
 from vz_ray.eval.paper_results import load_paper_results
-from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.atomic_files import write_json
 
 Json = dict[str, Any]
 
@@ -66,5 +65,4 @@ def _series(modes: Mapping[str, Any], label: str) -> dict[str, list[Json]]:
 
 def write_curve(run_dir: Path, results: Mapping[str, Any]) -> None:
     """Write `curve.json` atomically."""
-    text = json.dumps(build_curve(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run_dir / CURVE_JSON, text.encode())
+    write_json(run_dir / CURVE_JSON, build_curve(results))

@@ -6,16 +6,14 @@ scoring, counts of answer statuses, and episode metrics.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vz_ray.config.run import EvalConfig
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import RewardParts
 from vz_ray.eval.benchmarks import (
     AnswerScore,
@@ -31,7 +29,7 @@ from vz_ray.eval.eval_metrics import compute_eval_metrics
 from vz_ray.eval.eval_mode import EvalMode
 from vz_ray.eval.paper_results import load_paper_results
 from vz_ray.rewards import UNPARSED_NOTE
-from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.atomic_files import write_atomic, write_csv, write_json
 from vz_ray.utils.json_lines import to_json_line
 
 Json = dict[str, Any]
@@ -40,23 +38,29 @@ BENCHMARKS_JSON, BENCHMARKS_CSV, SAMPLES_DIR = "benchmarks.json", "benchmarks.cs
 
 
 @dataclass(frozen=True, slots=True)
-class BenchmarkResults:
-    """Scores of one benchmark.
+class BenchmarkSelection:
+    """A benchmark and the subset of its tasks to evaluate.
 
     Attributes:
         key: Name of the benchmark in the run.
-        adapter: Name of the adapter, which is also the key of the paper's results.
+        adapter: Name of the adapter that read the files, which is also the key of the paper's results.
         benchmark: The whole benchmark.
-        num_questions: Questions evaluated, after sampling and without missing videos.
-        missing_videos: Missing videos of the sampled questions.
-        scores: Scored results by mode.
+        tasks: Tasks to evaluate, after sampling and without missing videos.
+        missing: Missing videos of the sampled tasks.
     """
 
     key: str
     adapter: str
     benchmark: Benchmark
-    num_questions: int
-    missing_videos: MissingVideos
+    tasks: tuple[Task, ...]
+    missing: MissingVideos
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResults:
+    """Scored results of one benchmark by mode."""
+
+    selection: BenchmarkSelection
     scores: Mapping[EvalMode, Sequence[ScoredResult]]
 
 
@@ -67,18 +71,19 @@ def build_benchmark_results(results: Sequence[BenchmarkResults], config: EvalCon
         "models": dict(models),
         "interval_level": config.confidence_level,
         "paper": {"source": paper.source, "models": list(paper.models)},
-        "benchmarks": {benchmark.key: _benchmark(benchmark, config) for benchmark in results},
+        "benchmarks": {entry.selection.key: _benchmark(entry, config) for entry in results},
     }
 
 
 def _benchmark(results: BenchmarkResults, config: EvalConfig) -> Json:
-    benchmark, missing = results.benchmark, results.missing_videos
+    selection = results.selection
+    benchmark, missing = selection.benchmark, selection.missing
     return {
         "title": benchmark.title,
-        "adapter": results.adapter,
+        "adapter": selection.adapter,
         "questions_released": benchmark.num_released,
         "questions_read": len(benchmark.tasks),
-        "questions_evaluated": results.num_questions,
+        "questions_evaluated": len(selection.tasks),
         "missing": {
             "videos": len(missing.paths),
             "total_videos": missing.num_videos,
@@ -91,10 +96,11 @@ def _benchmark(results: BenchmarkResults, config: EvalConfig) -> Json:
 
 
 def _mode(results: BenchmarkResults, scored: Sequence[ScoredResult], config: EvalConfig) -> Json:
-    strict = results.benchmark.compute_metrics(select_scores(scored, lambda result: result.strict))
+    benchmark = results.selection.benchmark
+    strict = benchmark.compute_metrics(select_scores(scored, lambda result: result.strict))
     lenient = {
         (metric.table, metric.name): metric.value
-        for metric in results.benchmark.compute_metrics(select_scores(scored, lambda result: result.lenient))
+        for metric in benchmark.compute_metrics(select_scores(scored, lambda result: result.lenient))
     }
     paper = load_paper_results()
     return {
@@ -106,7 +112,7 @@ def _mode(results: BenchmarkResults, scored: Sequence[ScoredResult], config: Eva
                 "lenient": lenient[metric.table, metric.name],
                 "count": metric.count,
                 "scale": metric.scale,
-                "paper": dict(paper.values_by_model(results.adapter, _path(metric.table, metric.name))),
+                "paper": dict(paper.values_by_model(results.selection.adapter, _path(metric.table, metric.name))),
             }
             for metric in strict
         ],
@@ -114,7 +120,7 @@ def _mode(results: BenchmarkResults, scored: Sequence[ScoredResult], config: Eva
             "strict": _count_statuses(result.strict for result in scored),
             "lenient": _count_statuses(result.lenient for result in scored),
         },
-        "metrics": compute_eval_metrics([with_strict_score(result) for result in scored], config).to_dict(),
+        "metrics": asdict(compute_eval_metrics([with_strict_score(result) for result in scored], config)),
     }
 
 
@@ -146,14 +152,8 @@ def with_strict_score(scored: ScoredResult) -> EvalResult:
 
 def write_benchmark_results(run_dir: Path, report: Json) -> None:
     """Write `benchmarks.json` and `benchmarks.csv`, each atomically."""
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run_dir / BENCHMARKS_JSON, text.encode())
-    file = io.StringIO(newline="")
-    rows = list(_rows(report))
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(run_dir / BENCHMARKS_CSV, file.getvalue().encode())
+    write_json(run_dir / BENCHMARKS_JSON, report)
+    write_csv(run_dir / BENCHMARKS_CSV, list(_rows(report)))
 
 
 def _rows(report: Json) -> Iterator[Json]:
@@ -190,7 +190,7 @@ def scale_value(value: float | None, scale: float) -> float | None:
 def write_samples(run_dir: Path, results: BenchmarkResults) -> None:
     """Write `samples/<benchmark>/<mode>.jsonl`: one line per question with its scores and costs."""
     for mode, scored in results.scores.items():
-        path = run_dir / SAMPLES_DIR / results.key / f"{mode.stage}.jsonl"
+        path = run_dir / SAMPLES_DIR / results.selection.key / f"{mode.stage}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, "".join(to_json_line(_sample(result)) for result in scored).encode())
 

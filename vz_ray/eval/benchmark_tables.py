@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from vz_ray.eval.benchmark_results import scale_value
 from vz_ray.eval.eval_mode import EvalMode
+from vz_ray.eval.tables import format_number, format_percent, results_table, wide_console
 
 BENCHMARKS_WIDTH = 180
 """Minimum width in columns if the output is not a terminal."""
@@ -18,23 +18,6 @@ ONE_TABLE_WIDTH = 150
 """Minimum width in columns for accuracy and costs in one table."""
 
 Json = Mapping[str, Any]
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _number(None if value is None else 100 * value)
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("", min_width=16)
-    for heading in headings:
-        # The minimum width lets a heading wrap between words but not within a word.
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    return table
 
 
 COST_COLUMNS = ("frames", "p95", "zooms", "valid %", "hit %", "s", "unparsed", "excluded")
@@ -45,10 +28,10 @@ def headline_tables(report: Json, width: int) -> list[Table]:
     models = report["paper"]["models"]
     columns = ("mode", "n", "strict", "lenient", *models)
     if width < ONE_TABLE_WIDTH:
-        accuracy_table = _table("Benchmarks", *columns)
-        cost_table = _table("Cost per question", "mode", *COST_COLUMNS)
+        accuracy_table = results_table("Benchmarks", *columns, first_width=16)
+        cost_table = results_table("Cost per question", "mode", *COST_COLUMNS, first_width=16)
     else:
-        accuracy_table, cost_table = _table("Benchmarks", *columns, *COST_COLUMNS), None
+        accuracy_table, cost_table = results_table("Benchmarks", *columns, *COST_COLUMNS, first_width=16), None
     for benchmark in report["benchmarks"].values():
         for mode, results in benchmark["modes"].items():
             headlines = [score for score in results["scores"] if not score["table"]]
@@ -62,19 +45,19 @@ def headline_tables(report: Json, width: int) -> list[Table]:
 
 
 def _values(score: Json, models: Sequence[str]) -> list[str]:
-    values = [_number(scale_value(score[name], score["scale"])) for name in ("strict", "lenient")]
-    return [str(score["count"]), *values, *(_number(score["paper"].get(model)) for model in models)]
+    values = [format_number(scale_value(score[name], score["scale"])) for name in ("strict", "lenient")]
+    return [str(score["count"]), *values, *(format_number(score["paper"].get(model)) for model in models)]
 
 
 def _costs(results: Json) -> list[str]:
     metrics, statuses = results["metrics"], results["answer_status"]["strict"]
     return [
-        _number(metrics["frames_mean"]),
-        _number(metrics["frames_p95"], 0),
-        _number(metrics["zooms_mean"], 2),
-        _percent(metrics["valid_zoom_rate"]),
-        _percent(metrics["event_coverage"]),
-        _number(metrics["seconds_mean"], 2),
+        format_number(metrics["frames_mean"]),
+        format_number(metrics["frames_p95"], 0),
+        format_number(metrics["zooms_mean"], 2),
+        format_percent(metrics["valid_zoom_rate"]),
+        format_percent(metrics["event_coverage"]),
+        format_number(metrics["seconds_mean"], 2),
         str(statuses["unparsed"] + statuses["no_answer"]),
         str(statuses["unjudged"] + statuses["failed"]),
     ]
@@ -95,12 +78,12 @@ def _breakdown_table(name: str, benchmark: Json, paper: Json) -> Table:
                 rows.setdefault(score["name"], {})[mode] = score
     published = {model for row in rows.values() for score in row.values() for model in score["paper"]}
     models = [model for model in paper["models"] if model in published]
-    table = _table(f"{benchmark['title']}: {name}", *benchmark["modes"], *models, "n")
+    table = results_table(f"{benchmark['title']}: {name}", *benchmark["modes"], *models, "n", first_width=16)
     for category, row in rows.items():
         first_score = next(iter(row.values()))
         scores = [row.get(mode) for mode in benchmark["modes"]]
-        values = [_number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores]
-        paper_values = [_number(first_score["paper"].get(model)) for model in models]
+        values = [format_number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores]
+        paper_values = [format_number(first_score["paper"].get(model)) for model in models]
         table.add_row(category, *values, *paper_values, str(first_score["count"]))
     return table
 
@@ -136,9 +119,7 @@ def benchmark_notes(benchmark: Json) -> list[str]:
 
 def print_benchmark_results(report: Json, console: Console | None = None) -> None:
     """Print the tables and notes of a run."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, BENCHMARKS_WIDTH)
+    console = wide_console(console, BENCHMARKS_WIDTH)
     for benchmark in report["benchmarks"].values():
         for table in breakdown_tables(benchmark, report["paper"]):
             console.print(table)

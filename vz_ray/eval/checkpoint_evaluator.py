@@ -66,7 +66,7 @@ async def load_weights(model: Path, config: GrpoRunConfig, scheduler: RolloutSch
 
     async with runtime.weight_store_dir(config) as directory:
         source = ModuleSource(load_pretrained(model, torch.float32))
-        await scheduler.publish(scheduler.version + 1, ShmTransport(WeightStore(directory), source))
+        await scheduler.pool.publish(scheduler.pool.version + 1, ShmTransport(WeightStore(directory), source))
 
 
 def baseline_episode_config(config: QuickstartConfig, frames: int) -> EpisodeConfig:

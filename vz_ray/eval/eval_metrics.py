@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,6 @@ class EvalMetrics:
     selector_fallbacks: int = 0
     gate_rate: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
@@ -133,9 +130,7 @@ def _interval(results: Sequence[EvalResult], config: EvalConfig) -> ConfidenceIn
     return bootstrap_mean(
         [reward_parts_of(result).accuracy for result in results],
         [result.task.video for result in results],
-        num_resamples=config.bootstrap_resamples,
-        confidence_level=config.confidence_level,
-        seed=config.seed,
+        config,
     )
 
 

@@ -18,19 +18,17 @@ from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
 from vz_ray.data.episode_record import task_to_dict
 from vz_ray.data.task_file import check_videos
 from vz_ray.decode import DecodePool
-from vz_ray.env.task import Task
 from vz_ray.eval.accuracy_curve import write_curve
 from vz_ray.eval.benchmark_results import (
     BenchmarkResults,
+    BenchmarkSelection,
     build_benchmark_results,
     write_benchmark_results,
     write_samples,
 )
 from vz_ray.eval.benchmark_tables import print_benchmark_results
 from vz_ray.eval.benchmarks import (
-    Benchmark,
     BenchmarkFiles,
-    MissingVideos,
     find_missing_videos,
     image_cache_dir,
     load_benchmark,
@@ -47,25 +45,6 @@ from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import to_json_line
-
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkSelection:
-    """A benchmark and the subset of its tasks to evaluate.
-
-    Attributes:
-        key: Name of the benchmark in the run.
-        adapter: Name of the adapter that read the files.
-        benchmark: The whole benchmark.
-        tasks: Tasks to evaluate.
-        missing: Missing videos of the sampled tasks.
-    """
-
-    key: str
-    adapter: str
-    benchmark: Benchmark
-    tasks: tuple[Task, ...]
-    missing: MissingVideos
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +85,8 @@ def run_evaluation(config: EvalRunConfig) -> None:
             asyncio.run(_run_jobs(config, run, jobs, models))
         results = [
             BenchmarkResults(
-                key=selection.key,
-                adapter=selection.adapter,
-                benchmark=selection.benchmark,
-                num_questions=len(selection.tasks),
-                missing_videos=selection.missing,
-                scores={
+                selection,
+                {
                     job.mode: score_results(selection.benchmark, job.log.records)
                     for job in jobs
                     if job.selection is selection

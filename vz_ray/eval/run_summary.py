@@ -7,7 +7,6 @@ Stages without a log are omitted.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from vz_ray.eval.failure_counts import count_failures
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.metric_logger import read_metrics
 from vz_ray.monitoring.run_dir import stage_seconds
-from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.atomic_files import write_json
 
 COLD_START, RL, SFT_CONTINUED, UNIFORM = "cold_start", "rl", "sft_continued", "uniform"
 _UNIFORM_STAGE = re.compile(rf"{UNIFORM}_(\d+)")
@@ -68,29 +67,21 @@ def _baseline_frames(evaluations: Mapping[str, EvalMetrics]) -> int | None:
     return next((count for count in counts if count > agent_frames), counts[-1])
 
 
-def _gain(results: Sequence[EvalResult], baseline: Sequence[EvalResult], config: EvalConfig) -> ConfidenceInterval:
-    """Return the paired difference in accuracy, with an interval over videos."""
-    return paired_difference(
-        accuracy_by_task(results),
-        accuracy_by_task(baseline),
-        {result.task.task_id: result.task.video for result in results},
-        num_resamples=config.bootstrap_resamples,
-        confidence_level=config.confidence_level,
-        seed=config.seed,
-    )
-
-
 def _gains(
     results: Mapping[str, Sequence[EvalResult]], baseline_frames: int | None, config: EvalConfig
 ) -> dict[str, Json]:
-    """Return the gain of RL over each baseline stage that has results."""
+    """Return the gain in accuracy of RL over each baseline stage that has results, with intervals over videos."""
+    if RL not in results:
+        return {}
+    accuracy = accuracy_by_task(results[RL])
+    videos = {result.task.task_id: result.task.video for result in results[RL]}
     baselines = {"over_cold_start": COLD_START, "over_sft_continued": SFT_CONTINUED}
     if baseline_frames is not None:
         baselines["over_uniform"] = uniform_stage(baseline_frames)
     return {
-        name: asdict(_gain(results[RL], results[stage], config))
+        name: asdict(paired_difference(accuracy, accuracy_by_task(results[stage]), videos, config))
         for name, stage in baselines.items()
-        if RL in results and stage in results
+        if stage in results
     }
 
 
@@ -140,27 +131,19 @@ def build_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
     }
     if baseline_frames is not None:
         summary["uniform_baseline_frames"] = baseline_frames
-    for name in (
-        "frames_mean",
-        "zooms_mean",
-        "valid_zoom_rate",
-        "event_coverage",
-        "seconds_mean",
-        "questions",
-    ):
+    for name in ("frames_mean", "zooms_mean", "valid_zoom_rate", "event_coverage", "seconds_mean", "questions"):
         summary[name] = _by_stage(evaluations, name)
     summary["reading_accuracy"] = _reading(evaluations, baseline_frames)
     summary |= _training(read_metrics(run_dir / "metrics.jsonl"))
     summary["interval_level"] = config.confidence_level
     summary["wall_s"] = stage_seconds(run_dir)
     summary["failures"] = {stage: count_failures(stage_results) for stage, stage_results in results.items()}
-    summary["evaluations"] = {stage: metrics.to_dict() for stage, metrics in evaluations.items()}
+    summary["evaluations"] = {stage: asdict(metrics) for stage, metrics in evaluations.items()}
     return summary
 
 
 def write_summary(run_dir: Path, config: EvalConfig | None = None) -> Json:
     """Build the summary, write `summary.json` atomically, and return the summary."""
     summary = build_summary(run_dir, config)
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(run_dir / "summary.json", text.encode())
+    write_json(run_dir / "summary.json", summary)
     return summary

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vz_ray.env.failure_modes import FailureMode
+from vz_ray.eval.tables import format_number, format_percent, wide_console
 from vz_ray.utils.durations import format_duration
 
 SUMMARY_WIDTH = 110
@@ -68,14 +69,6 @@ def runs_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _plain(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def stage_title(stage: str) -> str:
     """Return the display name of a stage."""
     if stage.startswith("uniform_"):
@@ -103,14 +96,14 @@ def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
         accuracy = row["accuracy"]
         table.add_row(
             stage_title(stage),
-            _percent(accuracy and accuracy["mean"]),
-            f"{_percent(accuracy['low'])}-{_percent(accuracy['high'])}" if accuracy else "-",
-            _percent(row["reading_accuracy"]),
-            _plain(row["frames_mean"]),
-            _plain(row["zooms_mean"], 2),
-            _percent(row["valid_zoom_rate"]),
-            _percent(row["event_coverage"]),
-            _plain(row["seconds_mean"], 2),
+            format_percent(accuracy and accuracy["mean"]),
+            f"{format_percent(accuracy['low'])}-{format_percent(accuracy['high'])}" if accuracy else "-",
+            format_percent(row["reading_accuracy"]),
+            format_number(row["frames_mean"]),
+            format_number(row["zooms_mean"], 2),
+            format_percent(row["valid_zoom_rate"]),
+            format_percent(row["event_coverage"]),
+            format_number(row["seconds_mean"], 2),
             str(row["questions"]) + (f" (+{row['invalid']} invalid)" if row["invalid"] else ""),
         )
     return table
@@ -127,7 +120,7 @@ def failures_table(failures: Mapping[str, Mapping[str, int]], evaluations: Mappi
     for failure in FailureMode:
         counts = {stage: failures[stage].get(failure, 0) for stage in stages}
         if any(counts.values()):
-            cells = (f"{_percent(count / episodes[s])} ({count})" for s, count in counts.items())
+            cells = (f"{format_percent(count / episodes[s])} ({count})" for s, count in counts.items())
             table.add_row(failure.replace("_", " "), *cells)
     return table
 
@@ -167,9 +160,7 @@ def _invalid_lines(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the summary of a run: evaluations, failure modes, gains, training health, wall times."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, SUMMARY_WIDTH)
+    console = wide_console(console, SUMMARY_WIDTH)
     console.print(evaluations_table(summary["evaluations"]))
     failures = failures_table(summary["failures"], summary["evaluations"])
     if failures.row_count:

@@ -177,15 +177,14 @@ def _turn_arrays(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def encode_probe(probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec) -> tuple[Example, dict[str, RGB]]:
-    """Return the probe as an example sampled at temperature 1, and its images by digest."""
+    """Return the probe as an example sampled at temperature 1, and its images by digest.
+
+    Raises:
+        ValueError: The model's image processor would resize an image.
+    """
     ids = np.asarray([*probe.expanded_ids, *probe.token_ids], dtype=np.int64)
     count = len(probe.token_ids)
-    digests = probe.digests()
-    refs = tuple(
-        FrameRef("probe", "probe", 0, float(i), image.shape[1], image.shape[0], "none", "none", digest)
-        for i, (image, digest) in enumerate(zip(probe.images, digests, strict=True))
-    )
-    grids = np.asarray([spec.without_size_limits().grid(*image.shape[:2]) for image in probe.images]).reshape(-1, 3)
+    grids = np.asarray([spec.grid(*frame.rgb.shape[:2]) for frame in probe.frames]).reshape(-1, 3)
     visual = grids.prod(axis=1) // spec.merge_size**2
     example = Example(
         name="probe",
@@ -199,6 +198,6 @@ def encode_probe(probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec) -
         grids=grids,
         image_starts=np.flatnonzero(ids == tokens.image)[np.cumsum(visual) - visual],
         image_token_counts=visual,
-        refs=refs,
+        refs=tuple(frame.ref for frame in probe.frames),
     )
-    return example, dict(zip(digests, probe.images, strict=True))
+    return example, {frame.ref.digest: frame.rgb for frame in probe.frames}

@@ -57,7 +57,7 @@ class ImageSpec:
         )
 
     def without_size_limits(self) -> ImageSpec:
-        """Return a copy without bounds on the area, for probe images and blank frames."""
+        """Return a copy without bounds on the area, for blank frames."""
         return replace(self, min_pixels=0, max_pixels=1 << 40)
 
     def grid(self, height: int, width: int) -> Grid:

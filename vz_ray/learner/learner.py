@@ -31,7 +31,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.stack_dump import StackDumpError
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-from vz_ray.weight_sync.parity_probe import ParityProbe
+from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ class Learner:
         """See `Trainer.compute_logprobs`."""
         return (await self.call_all("compute_logprobs", ray.put(trajectories)))[0]
 
-    async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
         """See `Trainer.score_probe`."""
         return (await self.call_all("score_probe", probe))[0]
 

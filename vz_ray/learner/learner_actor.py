@@ -31,7 +31,7 @@ from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
-from vz_ray.weight_sync import WeightSource, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource, WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
@@ -39,7 +39,6 @@ from vz_ray.weight_sync.nccl_broadcast import (
     NcclTopology,
     update_info,
 )
-from vz_ray.weight_sync.parity_probe import ParityProbe
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
 
 log = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ class LearnerActor:
     def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         return self._trainer.compute_logprobs(trajectories, self._frames)
 
-    def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
+    def score_probe(self, probe: ParityProbe) -> ProbeScore:
         return self._trainer.score_probe(probe)
 
     def save_checkpoint(self, directory: Path) -> None:
@@ -199,14 +198,14 @@ class LearnerActor:
         if self._rank == 0:
             store = WeightStore(root, bucket_bytes=bucket_bytes)
             manifest = store.write_version(version, source)
-            checksum = manifest.version.checksum
+            checksum = manifest.checksum
             info = {"directory": str(store.path(version)), "checksum": checksum}
             node_id = str(ray.get_runtime_context().get_node_id())
             update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)
         else:
             _gather(source, bucket_bytes)
         expected = self._score(probe)
-        return None if update is None else replace(update, expected_logprobs=expected)
+        return None if update is None else replace(update, probe_score=expected)
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Describe the current weights as `version` for a transfer by NCCL."""
@@ -220,7 +219,7 @@ class LearnerActor:
         info, nbytes = self._ipc_handles.export(self._trainer.weight_source())
         return WeightUpdate(version, "", info, nbytes, self._score(probe))
 
-    def _score(self, probe: ParityProbe | None) -> tuple[float, ...] | None:
+    def _score(self, probe: ParityProbe | None) -> ProbeScore | None:
         return None if probe is None else self._trainer.score_probe(probe)
 
     def init_nccl_group(self, topology: NcclTopology) -> None:

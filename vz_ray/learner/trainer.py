@@ -37,7 +37,7 @@ from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.video.frame import RGB
-from vz_ray.weight_sync.parity_probe import ParityProbe
+from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
@@ -175,14 +175,13 @@ class Trainer:
         return [merged[index] for index in range(len(examples))]
 
     @torch.no_grad()
-    def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
-        """Return the log-probs of a parity probe under the current weights, at temperature 1."""
+    def score_probe(self, probe: ParityProbe) -> ProbeScore:
+        """Score a parity probe with the current weights."""
         tokens, device = self.policy.tokens, self.rank_info.device
         example, pixels = encode_probe(probe, tokens, self.image_spec)
         tree = PrefixTree.from_members([0], [example])
-        spec = self.image_spec.without_size_limits()
-        batch = collate([tree], [example], in_memory_pixels(pixels), tokens, spec, device)
-        return tuple(self.engine(batch)[0][0].tolist())
+        batch = collate([tree], [example], in_memory_pixels(pixels), tokens, self.image_spec, device)
+        return ProbeScore(len(probe.expanded_ids), tuple(self.engine(batch)[0][0].tolist()))
 
     def weight_source(self) -> ZeroWeightSource:
         """Return the weights under their HF names, for publishing."""

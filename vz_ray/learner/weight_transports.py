@@ -26,34 +26,31 @@ def create_weight_transport(
     learner: Learner,
     config: WeightsConfig,
     store_dir: Path,
-    probe: ParityProbe,
     tensor_parallel_size: int,
 ) -> WeightTransport:
     """Return the configured transport; `store_dir` holds the versions in shared memory."""
     bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
     if config.transport == "shm":
-        return LearnerShmTransport(learner, store_dir, bucket_bytes, probe, timeout_s)
+        return LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
     fallback = None
     if config.keep_shm_copy:
-        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, None, timeout_s)
+        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
     if config.transport == "ipc":
-        return LearnerIpcTransport(learner, probe, timeout_s, fallback)
-    return LearnerNcclTransport(learner, tensor_parallel_size, probe, timeout_s, fallback)
+        return LearnerIpcTransport(learner, timeout_s, fallback)
+    return LearnerNcclTransport(learner, tensor_parallel_size, timeout_s, fallback)
 
 
 class LearnerShmTransport(WeightTransport):
     """Publish through shared memory."""
 
-    def __init__(
-        self, learner: Learner, root: Path, bucket_bytes: int, probe: ParityProbe | None, timeout_s: float
-    ) -> None:
-        self._learner, self._root, self._bucket_bytes = learner, root, bucket_bytes
-        self._probe, self._timeout_s = probe, timeout_s
+    def __init__(self, learner: Learner, root: Path, bucket_bytes: int, timeout_s: float) -> None:
+        self._learner, self._root = learner, root
+        self._bucket_bytes, self._timeout_s = bucket_bytes, timeout_s
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Write the current weights as `version` and score the probe."""
         results = await self._learner.call_all(
-            "write_weights", version, self._root, self._bucket_bytes, self._probe, timeout_s=self._timeout_s
+            "write_weights", version, self._root, self._bucket_bytes, probe, timeout_s=self._timeout_s
         )
         return results[0]
 
@@ -70,21 +67,20 @@ class _AnnouncedTransport(WeightTransport):
     def __init__(
         self,
         learner: Learner,
-        probe: ParityProbe | None,
         timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        self._learner, self._probe, self._timeout_s = learner, probe, timeout_s
+        self._learner, self._timeout_s = learner, timeout_s
         self._fallback = fallback
         self._newest_copy: WeightUpdate | None = None
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Announce the current weights as `version`, score the probe, and write the copy."""
-        results = await self._learner.call_all(self._prepare_method, version, self._probe, timeout_s=self._timeout_s)
+        results = await self._learner.call_all(self._prepare_method, version, probe, timeout_s=self._timeout_s)
         update: WeightUpdate = results[0]
         if self._fallback is not None:
             copy = await self._fallback.prepare(version)
-            self._newest_copy = replace(copy, expected_logprobs=update.expected_logprobs)
+            self._newest_copy = replace(copy, probe_score=update.probe_score)
         return update
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
@@ -117,11 +113,10 @@ class LearnerNcclTransport(_AnnouncedTransport):
         self,
         learner: Learner,
         tensor_parallel_size: int,
-        probe: ParityProbe | None,
         timeout_s: float,
         fallback: LearnerShmTransport | None = None,
     ) -> None:
-        super().__init__(learner, probe, timeout_s, fallback)
+        super().__init__(learner, timeout_s, fallback)
         self._tensor_parallel_size = tensor_parallel_size
         self._members: tuple[int, list[str]] | None = None  # learner start, engine names
 

@@ -38,7 +38,6 @@ async def collect_batch(
     sampling: SamplingParams,
     keep: Callable[[Group], bool],
     extra_samples: int = 0,
-    on_group_kept: Callable[[int], None] = lambda _: None,
 ) -> RolloutBatch:
     """Sample tasks until `batch_size` groups are kept or `max_sampled_tasks` tasks are used.
 
@@ -55,7 +54,6 @@ async def collect_batch(
         sampling: Sampling parameters.
         keep: Return whether a group is informative.
         extra_samples: See `RolloutScheduler.rollout_group`.
-        on_group_kept: Callback with the number of newly kept groups.
     """
     batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
 
@@ -82,7 +80,6 @@ async def collect_batch(
                 batch.sampled.append((task, group))
                 if keep(group):
                     batch.kept.append(group)
-                    on_group_kept(1)
             refill()
     finally:
         for unfinished in running:

@@ -52,7 +52,6 @@ class EngineStatLogger:
     """Stat logger for `AsyncLLM`: collect scheduler statistics of one engine."""
 
     def __init__(self) -> None:
-        self._kv_tokens = 0
         self._usage = 0.0
         self._frames = self._cached_frames = self._preempted_turns = 0
 

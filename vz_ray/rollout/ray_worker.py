@@ -134,7 +134,6 @@ class RayWorkerClient(RemoteEngineClient):
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
     ) -> Trajectory:
-        trajectory: Trajectory
         trajectory, self.capacity = await self._call(
             "run_episode_with_capacity", task, episode_id, sampling_params, episode_config
         )
@@ -159,12 +158,10 @@ class RayWorkerClient(RemoteEngineClient):
         return "its node is preempted or drained" if self._node_id in draining else ""
 
     async def worker_stats(self) -> WorkerStats:
-        stats: WorkerStats = await self._call("worker_stats")
-        return stats
+        return await self._call("worker_stats")
 
     async def describe_state(self) -> tuple[str, str]:
-        state: tuple[str, str] = await self._call("describe_state")
-        return state
+        return await self._call("describe_state")
 
     async def terminate(self) -> None:
         """Shut the engine down if the worker responds, then kill the actor."""
@@ -229,8 +226,7 @@ def _draining_nodes() -> Mapping[str, int]:
     """Return the Ray ids of nodes that are preempted or drained by the autoscaler."""
     from ray._private.state import state  # no public API
 
-    draining: Mapping[str, int] = state.get_draining_nodes()
-    return draining
+    return state.get_draining_nodes()
 
 
 def _node_resources() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,11 @@ from vz_ray.config.rollout import RolloutConfig
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, SamplingParams, TokenContext, Trajectory
 from vz_ray.monitoring.log_context import log_context
-from vz_ray.rollout.rollout_worker import WorkerStats
 from vz_ray.rollout.sample_tracker import SampleTracker
-from vz_ray.rollout.worker_handle import WorkerClient, WorkerHandle, WorkerLostError, WorkerStatus
+from vz_ray.rollout.worker_handle import WorkerClient, WorkerHandle, WorkerLostError
 from vz_ray.rollout.worker_pool import WorkerPool
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
-from vz_ray.weight_sync import PublishReport, WeightPublisher, WeightTransport
+from vz_ray.weight_sync import WeightPublisher
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,7 @@ class RolloutScheduler:
         max_start_failures: Consecutive start failures before `NoWorkersError` is raised.
 
     Attributes:
+        pool: The workers and their weights. Start it before the first rollout, and close it at the end.
         on_accepted: Callback for each accepted episode. It must not raise or block.
     """
 
@@ -65,75 +65,8 @@ class RolloutScheduler:
         *,
         max_start_failures: int = 3,
     ) -> None:
-        self._pool, self._config = WorkerPool(spawn, config, publisher, max_start_failures), config
+        self.pool, self._config = WorkerPool(spawn, config, publisher, max_start_failures), config
         self.on_accepted: Callable[[Trajectory], None] = lambda _: None
-
-    async def start(self) -> None:
-        """See `WorkerPool.start`."""
-        await self._pool.start()
-
-    async def close(self) -> None:
-        """See `WorkerPool.close`."""
-        await self._pool.close()
-
-    async def publish(
-        self, version: int, transport: WeightTransport, *, wait_for_episodes: bool = False
-    ) -> PublishReport:
-        """See `WorkerPool.publish`."""
-        return await self._pool.publish(version, transport, wait_for_episodes=wait_for_episodes)
-
-    async def worker_stats(self) -> list[WorkerStats]:
-        """See `WorkerPool.worker_stats`."""
-        return await self._pool.worker_stats()
-
-    def worker_statuses(self) -> list[WorkerStatus]:
-        """See `WorkerPool.worker_statuses`."""
-        return self._pool.worker_statuses()
-
-    @property
-    def version(self) -> int:
-        """Weight version of the READY workers; 0 is the initial checkpoint."""
-        return self._pool.version
-
-    @property
-    def queued_episodes(self) -> int:
-        """Episodes of groups that wait for a worker."""
-        return self._pool.queued_episodes
-
-    @property
-    def lost_workers(self) -> int:
-        """Workers that died or failed to start."""
-        return self._pool.lost_workers
-
-    @property
-    def num_serving_workers(self) -> int:
-        """Number of workers that are READY or SYNCING."""
-        return self._pool.num_serving_workers
-
-    async def rollout(
-        self,
-        tasks: Iterable[Task],
-        group_size: int,
-        sampling_params: SamplingParams,
-        tracker: SampleTracker,
-        *,
-        step: int = 0,
-    ) -> AsyncIterator[Group]:
-        """Sample `group_size` episodes of each task. Yield groups in completion order.
-
-        Closing the iterator cancels unfinished groups. Their samples stay pending in `tracker`.
-        """
-        pending = {
-            asyncio.create_task(self.rollout_group(task, group_size, sampling_params, tracker, step=step))
-            for task in tasks
-        }
-        try:
-            while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for group in done:
-                    yield group.result()
-        finally:
-            await _cancel_all(pending)
 
     async def rollout_group(
         self,
@@ -166,23 +99,7 @@ class RolloutScheduler:
             NoWorkersError: No worker can be started.
         """
         ids = tracker.register(step, task.task_id, group_size + extra_samples)
-        return await self.rollout_samples(task, ids, sampling_params, tracker, episode_config, keep=group_size)
-
-    async def rollout_samples(
-        self,
-        task: Task,
-        ids: Sequence[EpisodeId],
-        sampling_params: SamplingParams,
-        tracker: SampleTracker,
-        episode_config: EpisodeConfig | None = None,
-        *,
-        keep: int | None = None,
-    ) -> Group:
-        """Run samples that are already registered in `tracker`; return the first `keep` to finish.
-
-        See `rollout_group`.
-        """
-        async with self._pool.active_group(len(ids)) as worker:
+        async with self.pool.active_group(len(ids)) as worker:
             placement = GroupPlacement(worker)
             samples = [
                 asyncio.create_task(
@@ -193,7 +110,7 @@ class RolloutScheduler:
             try:
                 # Start every task before any cancellation: each task releases its own slot.
                 await asyncio.sleep(0)
-                kept = await _first_completed(samples, len(ids) if keep is None else keep)
+                kept = await _first_completed(samples, group_size)
             finally:
                 await _cancel_all(samples)
         for episode_id in ids:
@@ -225,13 +142,13 @@ class RolloutScheduler:
                 self.on_accepted(trajectory)
                 return trajectory
             finally:
-                self._pool.release(worker, episode_tokens=episode_tokens)
+                self.pool.release(worker, episode_tokens=episode_tokens)
             if episode_id.attempt + 1 >= self._config.max_attempts:
                 tracker.discard(episode_id.sample_key, reason)
                 return Trajectory(episode_id, "", TokenContext(()), (), EpisodeStatus.FAILED, error=reason)
             episode_id = tracker.retry(episode_id.sample_key)
             async with placement.lock:
-                worker = placement.worker = await self._pool.acquire(placement.worker)
+                worker = placement.worker = await self.pool.acquire(placement.worker)
 
     async def _run_attempt(
         self,
@@ -253,7 +170,7 @@ class RolloutScheduler:
                 operation=f"episode {episode_id}",
             )
         except WorkerLostError as error:
-            await self._pool.mark_lost(worker, str(error))
+            await self.pool.mark_lost(worker, str(error))
             raise
         except StepTimeout as error:
             if error.state:

@@ -20,8 +20,8 @@ from vz_ray.rollout.engine_args import build_engine_args, prepare_environment
 from vz_ray.rollout.engine_stats import EngineStatLogger, EngineStats
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import with_timeout
-from vz_ray.video.frame import Frame, FrameRef
-from vz_ray.weight_sync import VLLM_BACKENDS, ParityProbe, WeightUpdate
+from vz_ray.video.frame import Frame
+from vz_ray.weight_sync import VLLM_BACKENDS, ParityProbe, ProbeScore, WeightUpdate
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -224,7 +224,7 @@ class VllmEngine:
         *,
         temperature: float = 1.0,
         request_id: str = "score_probe",
-    ) -> tuple[float, ...]:
+    ) -> ProbeScore:
         """Return the log-probs `[T]` of `token_ids` after `prompt`, as `generate` would report them.
 
         Each position is a one-token request, so that the log-probs use the same sampler and caches as
@@ -232,14 +232,15 @@ class VllmEngine:
         """
         import vllm
 
-        async def score(position: int) -> float:
+        async def score(position: int) -> tuple[int, float]:
             prefix = Prompt((*prompt.compact_ids, *token_ids[:position]), prompt.frames, ())
             token = token_ids[position]
             params = vllm.SamplingParams(temperature=temperature, max_tokens=1, logprob_token_ids=[token], seed=0)
             output = await self._generate(prefix, params, f"{request_id}:{position}", wait=False)
-            return float(output.outputs[0].logprobs[0][token].logprob)
+            return len(output.prompt_token_ids), float(output.outputs[0].logprobs[0][token].logprob)
 
-        return tuple(await asyncio.gather(*(score(position) for position in range(len(token_ids)))))
+        scores = await asyncio.gather(*(score(position) for position in range(len(token_ids))))
+        return ProbeScore(scores[0][0], tuple(logprob for _, logprob in scores))
 
     async def draft_answer(
         self,
@@ -308,16 +309,17 @@ class VllmEngine:
         """Resume computation. New turns still wait, so that the weights can be checked first."""
         await self._call_engine("resuming", self._llm.resume_generation())
 
-    async def score_probe(self, probe: ParityProbe) -> tuple[float, ...]:
-        """Return the log-probs `[T]` of the probe's tokens at temperature 1.
+    async def continue_probe(self, probe: ParityProbe) -> tuple[int, ...]:
+        """Return a greedy continuation of the probe's prompt, as long as the probe's own."""
+        import vllm
 
-        Works between `resume_engine` and `resume`.
-        """
-        frames = tuple(
-            Frame(FrameRef("probe", "", 0, float(i), image.shape[1], image.shape[0], "", "", digest), image)
-            for i, (image, digest) in enumerate(zip(probe.images, probe.digests(), strict=True))
-        )
-        prompt = Prompt(probe.compact_ids, frames, ())
+        params = vllm.SamplingParams(temperature=0.0, max_tokens=len(probe.token_ids), ignore_eos=True)
+        output = await self._generate(Prompt(probe.compact_ids, probe.frames, ()), params, "continuation of the probe")
+        return tuple(output.outputs[0].token_ids)
+
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
+        """Score the probe's tokens. Works between `resume_engine` and `resume`."""
+        prompt = Prompt(probe.compact_ids, probe.frames, ())
         return await self.compute_logprobs(prompt, probe.token_ids, request_id=f"probe of version {self.version}")
 
     async def resume(self) -> None:
@@ -350,6 +352,8 @@ class VllmEngine:
                 target=self.name,
                 operation="shutting down its engine",
             )
+            # vLLM's finalizer shuts down again. At interpreter exit it fails, because its module is unloaded.
+            llm.shutdown = lambda timeout=None: None
 
     @property
     def _llm(self) -> AsyncLLM:

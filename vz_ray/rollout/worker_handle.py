@@ -10,6 +10,7 @@ DEAD worker never returns: its replacement gets a new name.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -19,7 +20,12 @@ from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import WorkerStats
+from vz_ray.utils.timeouts import with_timeout
 from vz_ray.weight_sync import EngineClient
+
+log = logging.getLogger(__name__)
+
+_TERMINATE_TIMEOUT_S = 60.0
 
 
 class WorkerState(StrEnum):
@@ -145,6 +151,19 @@ class WorkerHandle:
     @property
     def capacity(self) -> WorkerCapacity | None:
         return self.client.capacity
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(self.name, self.state, self.load, self.reason)
+
+    async def terminate(self) -> None:
+        """Terminate the worker's processes. Failures are logged. Idempotent."""
+        if self.terminated:
+            return
+        try:
+            await with_timeout(self.client.terminate(), _TERMINATE_TIMEOUT_S, target=self.name, operation="terminating")
+        except Exception as error:
+            log.warning("Could not terminate worker %s cleanly: %s", self.name, error)
+        self.terminated = True
 
 
 @dataclass(frozen=True, slots=True)

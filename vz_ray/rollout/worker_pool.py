@@ -18,7 +18,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from vz_ray.config.rollout import RolloutConfig
@@ -34,6 +33,7 @@ from vz_ray.rollout.worker_handle import (
     WorkerUnschedulableError,
     next_state,
 )
+from vz_ray.rollout.worker_wait import ChangeNotifier, NoWorkersError, NoWorkerTimeout
 from vz_ray.utils.scaling_policy import ScalingPolicy
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.weight_sync import PublishReport, WeightPublisher, WeightTransport, WeightUpdate
@@ -42,70 +42,6 @@ log = logging.getLogger(__name__)
 
 _AUTOSCALE_INTERVAL_S = 0.5
 _NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S = 10.0, 60.0
-_TERMINATE_TIMEOUT_S = 60.0
-
-
-class NoWorkersError(RuntimeError):
-    """No worker can be started; the message holds the last failures."""
-
-
-@dataclass(slots=True)
-class NoWorkerTimeout:
-    """Timer of a period without workers. The caller supplies a monotonic clock.
-
-    Attributes:
-        warn_after_s: Seconds until the first warning.
-        warn_every_s: Seconds between further warnings.
-        absent_since_s: Start of the period; None while there are workers or nothing to do.
-        last_warning_s: Time of the last warning in this period.
-    """
-
-    warn_after_s: float
-    warn_every_s: float
-    absent_since_s: float | None = None
-    last_warning_s: float | None = None
-
-    def elapsed_s(self, now_s: float, absent: bool) -> float:
-        """Update the timer and return the length of the current period; 0 if not `absent`.
-
-        Args:
-            now_s: Current time.
-            absent: Whether work is queued and no worker can run it.
-        """
-        if not absent:
-            self.absent_since_s = self.last_warning_s = None
-            return 0.0
-        if self.absent_since_s is None:
-            self.absent_since_s = now_s
-        return now_s - self.absent_since_s
-
-    def should_warn(self, now_s: float) -> bool:
-        """Return whether a warning is due, and record it as emitted."""
-        if self.absent_since_s is None:
-            return False
-        if self.last_warning_s is None:
-            due_s = self.absent_since_s + self.warn_after_s
-        else:
-            due_s = self.last_warning_s + self.warn_every_s
-        if now_s < due_s:
-            return False
-        self.last_warning_s = now_s
-        return True
-
-
-class ChangeNotifier:
-    """Condition variable without a lock: `notify` never blocks."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Event()
-
-    def notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self._changed.wait()
 
 
 class WorkerPool:
@@ -169,7 +105,7 @@ class WorkerPool:
             self._run_in_background(self._autoscale())
         if not self._config.num_workers:
             return
-        ready = self._wait_until(lambda: any(worker.state is WorkerState.READY for worker in self._workers))
+        ready = self._wait_until(lambda: bool(self._ready_workers()))
         timeout_s, operation = self._config.start_timeout_s, "starting its first worker"
         try:
             await with_timeout(ready, timeout_s, target="worker pool", operation=operation)
@@ -188,15 +124,14 @@ class WorkerPool:
         await asyncio.gather(*self._background, return_exceptions=True)
         for worker in self._workers:
             await self.mark_lost(worker, "the worker pool was closed")
-            await self._terminate(worker)
+            await worker.terminate()
 
     # -- state --------------------------------------------------------------------
 
     @property
     def version(self) -> int:
         """Weight version of the READY workers; 0 is the initial checkpoint."""
-        current = self._publisher.current
-        return current.version if current is not None else 0
+        return self._publisher.current.version if self._publisher.current else 0
 
     @property
     def num_serving_workers(self) -> int:
@@ -206,19 +141,14 @@ class WorkerPool:
 
     def worker_statuses(self) -> list[WorkerStatus]:
         """Return the status of every worker ever started, in start order."""
-        return [WorkerStatus(worker.name, worker.state, worker.load, worker.reason) for worker in self._workers]
+        return [worker.status() for worker in self._workers]
 
     async def worker_stats(self) -> list[WorkerStats]:
         """Return the counters of the READY workers. Workers that do not respond are omitted."""
-        clients = [worker.client for worker in self._workers if worker.state is WorkerState.READY]
+        timeout_s = self._config.turn_timeout_s
         calls = [
-            with_timeout(
-                client.worker_stats(),
-                self._config.turn_timeout_s,
-                target=client.name,
-                operation="reading its stats",
-            )
-            for client in clients
+            with_timeout(worker.client.worker_stats(), timeout_s, target=worker.name, operation="reading its stats")
+            for worker in self._ready_workers()
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
         return [result for result in results if isinstance(result, WorkerStats)]
@@ -278,7 +208,7 @@ class WorkerPool:
                 self._start_failures.clear()
             if replace and len(self._start_failures) < self._max_start_failures:
                 self._start_missing()
-        await self._terminate(worker)
+        await worker.terminate()
 
     async def _acquire(self, num_slots: int, *, new_group: bool) -> WorkerHandle:
         """Reserve `num_slots` on the READY worker with the most free capacity.
@@ -288,15 +218,10 @@ class WorkerPool:
         """
 
         def candidates() -> list[WorkerHandle]:
-            return [
-                worker
-                for worker in self._workers
-                if worker.state is WorkerState.READY and worker.load < self._config.max_concurrent_episodes
-            ]
+            limit = self._config.max_concurrent_episodes
+            return [worker for worker in self._ready_workers() if worker.load < limit]
 
-        await self._wait_until(
-            lambda: (self._accepts_groups or not new_group) and bool(candidates()),
-        )
+        await self._wait_until(lambda: (self._accepts_groups or not new_group) and bool(candidates()))
         worker = self._router.choose(candidates())
         worker.load += num_slots
         return worker
@@ -362,6 +287,9 @@ class WorkerPool:
         for _ in range(self._config.num_workers - len(self._staying_workers())):
             self._spawn_worker()
 
+    def _ready_workers(self) -> list[WorkerHandle]:
+        return [worker for worker in self._workers if worker.state is WorkerState.READY]
+
     def _any_serving(self) -> bool:
         """Return whether any worker has started and not died."""
         return any(worker.state not in (WorkerState.STARTING, WorkerState.DEAD) for worker in self._workers)
@@ -392,26 +320,20 @@ class WorkerPool:
         await self._changes.wait_until(lambda: not worker.load or worker.state is WorkerState.DEAD)
         if worker.state is WorkerState.DRAINING:
             self._transition(worker, WorkerEvent.EMPTY)
-        await self._terminate(worker)
-
-    async def _terminate(self, worker: WorkerHandle) -> None:
-        if worker.terminated:
-            return
-        try:
-            await with_timeout(
-                worker.client.terminate(), _TERMINATE_TIMEOUT_S, target=worker.name, operation="terminating"
-            )
-        except Exception as error:
-            log.warning("Could not terminate worker %s cleanly: %s", worker.name, error)
-        worker.terminated = True
+        await worker.terminate()
 
     # -- background loops ---------------------------------------------------------
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a task and keep a reference to it; asyncio keeps only a weak one."""
+        """Start a task, keep a reference to it (asyncio keeps only a weak one), and log its exception."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._end_background)
+
+    def _end_background(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("Background task of the worker pool failed: %s", error, exc_info=error)
 
     async def _autoscale(self) -> None:
         """Start or drain workers to match the load."""
@@ -438,10 +360,7 @@ class WorkerPool:
             try:
                 await with_timeout(client.check_health(), timeout_s, target=client.name, operation="a health check")
                 drain_reason = await with_timeout(
-                    client.drain_reason(),
-                    timeout_s,
-                    target=client.name,
-                    operation="checking its node for preemption",
+                    client.drain_reason(), timeout_s, target=client.name, operation="checking its node for preemption"
                 )
             except Exception as error:
                 await self.mark_lost(worker, str(error))
@@ -461,10 +380,7 @@ class WorkerPool:
 
     def _report_no_workers(self, now_s: float) -> None:
         absent = bool(self.queued_episodes or self._active_groups) and not self._any_serving()
-        elapsed_s, timeout_s = (
-            self._no_worker_timeout.elapsed_s(now_s, absent),
-            self._config.no_worker_timeout_s,
-        )
+        elapsed_s, timeout_s = self._no_worker_timeout.elapsed_s(now_s, absent), self._config.no_worker_timeout_s
         if self._no_worker_timeout.should_warn(now_s):
             starting = ", ".join(worker.name for worker in self._staying_workers()) or "none"
             log.warning(
@@ -496,7 +412,8 @@ class WorkerPool:
             self._weights_lock,
         ):
             started_at, self._transport = time.monotonic(), transport
-            update = await self._publisher.prepare(version, transport)
+            clients = [worker.client for worker in self._ready_workers()]
+            update = await self._publisher.prepare(version, transport, clients)
             return await self._deliver(update, transport, time.monotonic() - started_at)
 
     @contextlib.asynccontextmanager
@@ -518,7 +435,7 @@ class WorkerPool:
             self._changes.notify()
 
     async def _deliver(self, update: WeightUpdate, transport: WeightTransport, prepare_s: float) -> PublishReport:
-        ready = [worker for worker in self._workers if worker.state is WorkerState.READY]
+        ready = self._ready_workers()
         for worker in ready:
             self._transition(worker, WorkerEvent.PUBLISH)
         clients = [worker.client for worker in ready]

@@ -42,7 +42,7 @@ _FAILURE_KINDS = ("retried", "timed_out", "lost", "killed")
 
 
 class RolloutStatsSource(Protocol):
-    """Part of `RolloutScheduler` that the heartbeat reads."""
+    """Part of `WorkerPool` that the heartbeat reads."""
 
     @property
     def queued_episodes(self) -> int: ...
@@ -88,7 +88,7 @@ class Heartbeat:
     Args:
         monitor: State reported by the training loop.
         run_dir: Receives `live.json` and `prometheus_targets.json`.
-        rollout: Rollout scheduler; None for runs without workers.
+        rollout: Worker pool; None for runs without workers.
         pool: Decode pool.
         targets: Returns `host:port` of the metrics agent of each node.
     """

@@ -67,7 +67,8 @@ async def monitor_run(
         run_kind=run_kind,
         metrics_file=metrics_file,
     )
-    heartbeat = Heartbeat(monitor, run_dir, rollout, pool, config.poll_interval_s, prometheus_targets)
+    workers = None if rollout is None else rollout.pool
+    heartbeat = Heartbeat(monitor, run_dir, workers, pool, config.poll_interval_s, prometheus_targets)
     if rollout is not None:
         rollout.on_accepted = monitor.on_episode
     heartbeat_task = asyncio.create_task(heartbeat.run())

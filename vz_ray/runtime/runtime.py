@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.decode import DecodePool, FrameRankerHandle
 from vz_ray.jobs.resource_demands import ClusterConfig
-from vz_ray.learner import weight_transports
 from vz_ray.learner.learner import Learner
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.run_dir import RunDir
@@ -27,7 +27,10 @@ from vz_ray.runtime.ray_cluster import use_gpus
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.utils.temp_dir import temp_dir
-from vz_ray.weight_sync import ParityProbe, WeightPublisher, WeightTransport, build_parity_probe
+from vz_ray.weight_sync import ParityCheck, ParityProbe, WeightPublisher, WeightTransport, build_parity_probe
+
+PARITY_FILE = "parity_probe.json"
+"""Continuation and calibration of the parity probe, in the run directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +125,22 @@ async def start_rollout(
     )
     publisher = WeightPublisher(
         timeout_s=config.weights.timeout_s,
-        probe=parity_probe(model),
-        tolerance=config.weights.probe_tolerance,
+        parity=ParityCheck(
+            await asyncio.to_thread(_load_parity_probe, model),
+            dtype=config.rollout.engine.dtype,
+            max_gap=config.weights.probe_tolerance,
+            file=run_dir.path / PARITY_FILE,
+        ),
         probe_every=config.weights.probe_every,
     )
     # Resolved once per run: the cluster has no GPUs while all GPU nodes are preempted.
     gpus = use_gpus(config.ray)
     scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup, gpus=gpus), config.rollout, publisher)
     try:
-        await scheduler.start()
+        await scheduler.pool.start()
         yield scheduler
     finally:
-        await scheduler.close()
+        await scheduler.pool.close()
 
 
 @asynccontextmanager
@@ -146,15 +153,8 @@ async def weight_store_dir(config: GrpoRunConfig) -> AsyncIterator[Path]:
         yield directory
 
 
-def parity_probe(model: Path | str) -> ParityProbe:
-    """Return the fixed prompt on which engines and learner are compared after a publish."""
-    from transformers import AutoTokenizer
+def _load_parity_probe(model: Path | str) -> ParityProbe:
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    return build_parity_probe(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False))
-
-
-def weight_transport(learner: Learner, config: GrpoRunConfig, store: Path, model: Path | str) -> WeightTransport:
-    """Return the transport that sends the learner's weights to the engines."""
-    return weight_transports.create_weight_transport(
-        learner, config.weights, store, parity_probe(model), config.rollout.engine.tensor_parallel_size
-    )
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    return build_parity_probe(tokenizer, AutoImageProcessor.from_pretrained(str(model), trust_remote_code=False))

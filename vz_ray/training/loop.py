@@ -12,7 +12,8 @@ train on it. With k > 0, rollout continues during the learner step, and a token 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import zip_longest
 
 from vz_ray.config.run import GrpoRunConfig
@@ -32,6 +33,7 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
 from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
+from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.state import LEARNER_DIR, TrainingState, delete_outputs_from, latest_checkpoint
 from vz_ray.utils.errors import UserError
@@ -93,28 +95,22 @@ async def train(
         with metric_logger, progress.stage("rl", max_steps, state.step) as stage:
             while state.step < max_steps:
                 set_log_context(step=state.step)
-                timer = _PhaseTimer()
-
-                monitor.on_phase("rollout")
-                batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
-                check_batch(batch)
-                timer.record("rollout")
-
-                monitor.on_phase("learn")
-                learner_metrics = await runtime.learner.grpo_step(batch.kept, state.weight_version)
-                staleness = staleness_metrics(batch, state, config)
-                timer.record("learn")
-
-                monitor.on_phase("publish")
-                state.weight_version += 1
-                publish_report = await runtime.scheduler.publish(
-                    state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
-                )
-                timer.record("publish")
+                timer = _PhaseTimer(monitor)
+                with timer.phase("rollout"):
+                    batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
+                    check_batch(batch)
+                with timer.phase("learn"):
+                    learner_metrics = await runtime.learner.grpo_step(batch.kept, state.weight_version)
+                    staleness = staleness_metrics(batch, state, config)
+                with timer.phase("publish"):
+                    state.weight_version += 1
+                    publish_report = await runtime.scheduler.pool.publish(
+                        state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
+                    )
 
                 records = episode_records(batch, state.step, config)
                 append_records(run_dir.episodes / f"{state.step:06d}.jsonl", records)
-                worker_stats = await runtime.scheduler.worker_stats()
+                worker_stats = await runtime.scheduler.pool.worker_stats()
                 row = {
                     **step_metrics(records),
                     **_batch_metrics(batch, learner_metrics, publish_report),
@@ -147,8 +143,8 @@ async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runt
         await runtime.learner.load_checkpoint(checkpoint / LEARNER_DIR)
     delete_outputs_from(run_dir, state.step)
     # The engines may hold the model of another stage under a higher version.
-    state.weight_version = max(state.weight_version, runtime.scheduler.version) + 1
-    await runtime.scheduler.publish(state.weight_version, runtime.transport)
+    state.weight_version = max(state.weight_version, runtime.scheduler.pool.version) + 1
+    await runtime.scheduler.pool.publish(state.weight_version, runtime.transport)
     return state
 
 
@@ -326,18 +322,21 @@ def _batch_metrics(
         "groups/kept": float(len(batch.kept)),
         metric_names.WEIGHT_VERSION: float(publish_report.version),
         metric_names.WEIGHT_SYNC_SECONDS: publish_report.sync_s,
+        **publish_report.probe_metrics(),
     }
 
 
 class _PhaseTimer:
     """Seconds of each phase of a step, by metric name."""
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: RunMonitor) -> None:
         self.seconds: dict[str, float] = {}
-        self._start = time.monotonic()
+        self._monitor = monitor
 
-    def record(self, phase: str) -> None:
-        """Record the time since the last call as the time of `phase`."""
-        now = time.monotonic()
-        self.seconds[f"{metric_names.TIME_PREFIX}{phase}_seconds"] = now - self._start
-        self._start = now
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Report the phase to the monitor and record its time."""
+        self._monitor.on_phase(name)
+        started_at = time.monotonic()
+        yield
+        self.seconds[f"{metric_names.TIME_PREFIX}{name}_seconds"] = time.monotonic() - started_at

@@ -16,6 +16,7 @@ from pathlib import Path
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
+from vz_ray.learner.weight_transports import create_weight_transport
 from vz_ray.rewards import check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
@@ -95,7 +96,9 @@ async def run_rl_stage(
                 )
             )
             store = await stack.enter_async_context(runtime.weight_store_dir(config))
-            transport = runtime.weight_transport(learner, config, store, initial_model)
+            transport = create_weight_transport(
+                learner, config.weights, store, config.rollout.engine.tensor_parallel_size
+            )
             monitor = await stack.enter_async_context(
                 monitor_run(config.monitoring, run.run_dir, decode_pool, scheduler)
             )

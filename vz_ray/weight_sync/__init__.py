@@ -6,21 +6,22 @@ and the NCCL transport import vLLM.
 """
 
 from vz_ray.weight_sync.backends import VLLM_BACKENDS
-from vz_ray.weight_sync.checkpoint_source import CheckpointSource
 from vz_ray.weight_sync.engine_client import EngineClient, RemoteEngineClient
-from vz_ray.weight_sync.parity_probe import ParityProbe, build_parity_probe, compute_learner_logprobs
+from vz_ray.weight_sync.parity_probe import ParityCheck, ParityProbe, build_parity_probe
 from vz_ray.weight_sync.publisher import PublishReport, WeightPublisher
 from vz_ray.weight_sync.transport import ShmTransport, WeightTransport
-from vz_ray.weight_sync.weight_source import ModuleSource, WeightSource
+from vz_ray.weight_sync.weight_source import CheckpointSource, ModuleSource, WeightSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
-from vz_ray.weight_sync.weight_version import TensorSpec, WeightManifest, WeightUpdate, WeightVersion
+from vz_ray.weight_sync.weight_version import ProbeScore, TensorSpec, WeightManifest, WeightUpdate
 
 __all__ = [
     "VLLM_BACKENDS",
     "CheckpointSource",
     "EngineClient",
     "ModuleSource",
+    "ParityCheck",
     "ParityProbe",
+    "ProbeScore",
     "PublishReport",
     "RemoteEngineClient",
     "ShmTransport",
@@ -32,7 +33,5 @@ __all__ = [
     "WeightStore",
     "WeightTransport",
     "WeightUpdate",
-    "WeightVersion",
     "build_parity_probe",
-    "compute_learner_logprobs",
 ]

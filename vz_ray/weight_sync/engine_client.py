@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vz_ray.weight_sync.parity_probe import ParityProbe
-from vz_ray.weight_sync.weight_version import WeightUpdate
+from vz_ray.weight_sync.weight_version import ProbeScore, WeightUpdate
 
 
 class EngineClient(Protocol):
@@ -43,8 +43,12 @@ class EngineClient(Protocol):
         """Resume computation. New turns still wait, so that the weights can be checked first."""
         ...
 
-    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
-        """Return the log-probs `[T]` of the probe's tokens at temperature 1."""
+    async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
+        """Return a greedy continuation of the probe's prompt, as long as the probe's own."""
+        ...
+
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
+        """Score the probe's tokens. Requires `resume_engine`."""
         ...
 
     async def resume(self) -> None:
@@ -71,9 +75,11 @@ class RemoteEngineClient(ABC):
     async def resume_engine(self) -> None:
         await self.call_engine("resume_engine")
 
-    async def score_probe(self, probe: ParityProbe) -> Sequence[float]:
-        logprobs: Sequence[float] = await self.call_engine("score_probe", probe)
-        return logprobs
+    async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
+        return await self.call_engine("continue_probe", probe)
+
+    async def score_probe(self, probe: ParityProbe) -> ProbeScore:
+        return await self.call_engine("score_probe", probe)
 
     async def resume(self) -> None:
         await self.call_engine("resume")

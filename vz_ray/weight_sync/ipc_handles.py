@@ -56,7 +56,7 @@ def open_tensor(handle: list[Any], dtype_name: str, shape: list[int], device: in
 
     offset, handle, size, start, *counters = handle
     stride = torch.empty(shape, device="meta").stride()
-    rebuilt: torch.Tensor = rebuild_cuda_tensor(
+    return rebuild_cuda_tensor(
         torch.Tensor,
         torch.Size(shape),
         stride,
@@ -70,7 +70,6 @@ def open_tensor(handle: list[Any], dtype_name: str, shape: list[int], device: in
         False,
         *counters,
     )
-    return rebuilt
 
 
 def gpu_uuid(device: int) -> str:

@@ -11,6 +11,7 @@ names it, and the worker pool replaces it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from typing import Any
 
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.weight_sync.engine_client import EngineClient
-from vz_ray.weight_sync.parity_probe import ParityProbe, check_parity
+from vz_ray.weight_sync.parity_probe import ParityCheck, ParityProbe, ProbeGap
 from vz_ray.weight_sync.transport import WeightTransport
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 from vz_ray.weight_sync.weight_version import WeightUpdate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class PublishReport:
         pause_s: Part of `sync_s` until every engine was paused.
         receive_s: Part of `sync_s` to receive and load the weights.
         probe_s: Part of `sync_s` for the parity check.
-        max_probe_diff: Largest log-prob difference of an updated engine; None without a probe.
+        probe_gap: Largest gap between an updated engine and the learner; None without a probe.
+        probe_tolerance: Tolerance of the parity probe on the mean log-prob gap; None without a probe.
         updated: Engines that hold the version and generate again.
         failed: Failure reason of every other engine.
     """
@@ -47,9 +51,20 @@ class PublishReport:
     pause_s: float
     receive_s: float
     probe_s: float
-    max_probe_diff: float | None
+    probe_gap: ProbeGap | None
+    probe_tolerance: float | None
     updated: tuple[str, ...]
     failed: dict[str, str]
+
+    def probe_metrics(self) -> dict[str, float]:
+        """Return the metrics of the parity probe; empty if this version was not probed."""
+        if self.probe_gap is None or self.probe_tolerance is None:
+            return {}
+        return {
+            "weight_sync/probe_gap": self.probe_gap.mean,
+            "weight_sync/probe_kl": self.probe_gap.kl,
+            "weight_sync/probe_tolerance": self.probe_tolerance,
+        }
 
 
 @dataclass
@@ -129,9 +144,8 @@ class WeightPublisher:
     Args:
         timeout_s: Timeout of each step of each engine. Calls to the transport get twice as long:
             the transport applies the same timeout itself and then inspects the learner.
-        probe: Prompt on which engine and learner are compared; None disables the check.
-        tolerance: Maximum log-prob difference.
-        probe_every: Check parity at every n-th version.
+        parity: Compares engine and learner; None disables the check.
+        probe_every: Check parity at every n-th version, and at the first.
 
     Attributes:
         current: The last prepared update.
@@ -141,16 +155,19 @@ class WeightPublisher:
         self,
         *,
         timeout_s: float,
-        probe: ParityProbe | None = None,
-        tolerance: float = 1e-4,
+        parity: ParityCheck | None = None,
         probe_every: int = 1,
     ) -> None:
         self._timeout_s = timeout_s
-        self._probe, self._tolerance, self._probe_every = probe, tolerance, probe_every
+        self._parity, self._probe_every, self._probed = parity, probe_every, False
         self.current: WeightUpdate | None = None
 
-    async def prepare(self, version: int, transport: WeightTransport) -> WeightUpdate:
+    async def prepare(
+        self, version: int, transport: WeightTransport, engines: Sequence[EngineClient] = ()
+    ) -> WeightUpdate:
         """Prepare a version for delivery. Engines may generate meanwhile.
+
+        At the first version, one of the `engines` continues the parity probe.
 
         Raises:
             ValueError: `version` is not newer than the current version.
@@ -158,12 +175,14 @@ class WeightPublisher:
         """
         if self.current is not None and version <= self.current.version:
             raise ValueError(f"weight version {version} is not newer than {self.current.version}")
+        probe = await self._next_probe(version, engines)
         self.current = await with_timeout(
-            transport.prepare(version),
+            transport.prepare(version, probe),
             2 * self._timeout_s,
             target="learner",
             operation=f"preparing weight version {version}",
         )
+        self._probed = True
         return self.current
 
     async def publish(self, version: int, transport: WeightTransport, engines: Sequence[EngineClient]) -> PublishReport:
@@ -174,7 +193,7 @@ class WeightPublisher:
             WeightIntegrityError: The weights were not sent, or every engine failed.
         """
         started_at = time.monotonic()
-        update = await self.prepare(version, transport)
+        update = await self.prepare(version, transport, engines)
         prepare_s = time.monotonic() - started_at
         report = await self.deliver(update, engines, transport=transport, prepare_s=prepare_s)
         if report.failed and not report.updated:
@@ -228,8 +247,8 @@ class WeightPublisher:
             if not active.engines:
                 raise WeightIntegrityError(reason) from send_error
         await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
-        diffs: dict[str, float] = {}
-        probe_s = await active.run_step(f"probing {label}", lambda engine: self._check_parity(engine, update, diffs))
+        tolerance = self._parity.max_gap if self._parity else None
+        probe_s, gap = await self._probe_engines(active, update)
         await active.run_step(f"resuming after {label}", lambda engine: engine.resume())
         return PublishReport(
             version=update.version,
@@ -240,7 +259,8 @@ class WeightPublisher:
             pause_s=pause_s,
             receive_s=receive_s,
             probe_s=probe_s,
-            max_probe_diff=max((diffs[engine.name] for engine in active.engines if engine.name in diffs), default=None),
+            probe_gap=gap,
+            probe_tolerance=tolerance if gap else None,
             updated=tuple(engine.name for engine in active.engines),
             failed=active.failed,
         )
@@ -264,11 +284,43 @@ class WeightPublisher:
             operation=f"copying weight version {update.version}",
         )
 
-    async def _check_parity(self, engine: EngineClient, update: WeightUpdate, diffs: dict[str, float]) -> None:
-        if self._probe is None or update.expected_logprobs is None or update.version % self._probe_every:
+    async def _next_probe(self, version: int, engines: Sequence[EngineClient]) -> ParityProbe | None:
+        """Return the probe of a version, or None if the version is not probed."""
+        parity = self._parity
+        if parity is None or (self._probed and version % self._probe_every):
+            return None
+        for engine in [] if parity.is_continued else engines:
+            try:
+                token_ids = await with_timeout(
+                    engine.continue_probe(parity.probe),
+                    self._timeout_s,
+                    target=engine.name,
+                    operation="continuing the parity probe",
+                )
+            except Exception as error:
+                log.warning("Worker %s did not continue the parity probe: %s", engine.name, error)
+            else:
+                parity.continue_with(token_ids)
+                break
+        return parity.probe
+
+    async def _probe_engines(self, active: ActiveEngines, update: WeightUpdate) -> tuple[float, ProbeGap | None]:
+        """Compare the engines with the learner. Return the seconds it took and the largest gap."""
+        gaps: dict[str, ProbeGap] = {}
+        seconds = await active.run_step(
+            f"probing weight version {update.version}", lambda engine: self._check_parity(engine, update, gaps)
+        )
+        passed = [gaps[engine.name] for engine in active.engines if engine.name in gaps]
+        largest = max(passed, key=lambda gap: gap.mean, default=None)
+        if self._parity is not None and largest is not None:
+            self._parity.calibrate(largest)
+        return seconds, largest
+
+    async def _check_parity(self, engine: EngineClient, update: WeightUpdate, gaps: dict[str, ProbeGap]) -> None:
+        if self._parity is None or update.probe_score is None:
             return
         # Twice: the first pass scores with empty caches, the second with the caches that it filled.
         for _ in range(2):
-            actual = await engine.score_probe(self._probe)
-            diff = check_parity(engine.name, update.version, update.expected_logprobs, actual, self._tolerance)
-            diffs[engine.name] = max(diff, diffs.get(engine.name, 0.0))
+            actual = await engine.score_probe(self._parity.probe)
+            gap = self._parity.compare(engine.name, update.version, update.probe_score, actual)
+            gaps[engine.name] = max(gap, gaps.get(engine.name, gap), key=lambda gap: gap.mean)

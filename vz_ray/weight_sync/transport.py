@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from vz_ray.weight_sync.engine_client import EngineClient
+from vz_ray.weight_sync.parity_probe import ParityProbe
 from vz_ray.weight_sync.weight_source import WeightSource
 from vz_ray.weight_sync.weight_store import WeightStore
-from vz_ray.weight_sync.weight_version import WeightUpdate
+from vz_ray.weight_sync.weight_version import ProbeScore, WeightUpdate
 
 
 class WeightTransport(ABC):
@@ -20,8 +21,8 @@ class WeightTransport(ABC):
     """
 
     @abstractmethod
-    async def prepare(self, version: int) -> WeightUpdate:
-        """Prepare the current weights as `version` while the engines still generate."""
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        """Prepare the current weights as `version` while the engines still generate, and score `probe` with them."""
 
     async def connect(self, engines: Sequence[EngineClient]) -> None:
         """Connect exactly these engines while they still generate."""
@@ -50,21 +51,20 @@ class ShmTransport(WeightTransport):
     Args:
         store: Store that the engines can read.
         source: Weights to publish.
-        score_probe: Compute the learner's log-probs of the probe with the current weights.
-            None disables the parity check.
+        score_probe: Score the probe with the current weights. None disables the parity check.
     """
 
     def __init__(
         self,
         store: WeightStore,
         source: WeightSource,
-        score_probe: Callable[[], tuple[float, ...]] | None = None,
+        score_probe: Callable[[ParityProbe], ProbeScore] | None = None,
     ) -> None:
         self._store, self._source, self._score_probe = store, source, score_probe
 
-    async def prepare(self, version: int) -> WeightUpdate:
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         manifest = await asyncio.to_thread(self._store.write_version, version, self._source)
-        expected = await asyncio.to_thread(self._score_probe) if self._score_probe else None
-        checksum = manifest.version.checksum
+        score = await asyncio.to_thread(self._score_probe, probe) if self._score_probe and probe else None
+        checksum = manifest.checksum
         info = {"directory": str(self._store.path(version)), "checksum": checksum}
-        return WeightUpdate(version, checksum, info, manifest.nbytes, expected)
+        return WeightUpdate(version, checksum, info, manifest.nbytes, score)

@@ -38,9 +38,7 @@ class IpcWeightTransferEngine(ShmWeightTransferEngine):
         if isinstance(update_info, ShmUpdateInfo):
             super().receive_weights(update_info)
             return
-        if self._reload is None:
-            raise RuntimeError("receive_weights was called before start_weight_update")
         device = self.device.index or 0
         check_same_gpu(update_info.gpu, gpu_uuid(device))
         parts = zip(update_info.names, update_info.handles, update_info.dtype_names, update_info.shapes, strict=True)
-        self._reload.load((name, open_tensor(loan, dtype, shape, device)) for name, loan, dtype, shape in parts)
+        self.reload.load((name, open_tensor(handle, dtype, shape, device)) for name, handle, dtype, shape in parts)

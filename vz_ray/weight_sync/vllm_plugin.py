@@ -42,44 +42,53 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     checksum: str
 
 
-def load_version(reload: WeightReload | None, update: ShmUpdateInfo) -> None:
-    """Load a version from its directory. Each tensor is checked before it is loaded."""
-    if reload is None:
-        raise RuntimeError("receive_weights was called before start_weight_update")
-    manifest = read_manifest(update.directory)
-    if manifest.version.checksum != update.checksum:
-        raise RuntimeError(
-            f"{update.directory} holds checksum {manifest.version.checksum[:12]}, announced as {update.checksum[:12]}"
-        )
-    reload.load(read_tensors(update.directory, manifest))
+class CompleteReload:
+    """Mixin for transfer engines: an update must load every layer completely."""
 
-
-class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
-    """Load memory-mapped bucket files and check each tensor before it is loaded."""
-
-    init_info_cls = ShmInitInfo
-    update_info_cls = ShmUpdateInfo
+    model: Any
+    model_config: Any
     _reload: WeightReload | None = None
 
-    def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        """Do nothing: there is no connection."""
+    @property
+    def reload(self) -> WeightReload:
+        """The current update."""
+        if self._reload is None:
+            raise RuntimeError("no weight update is in progress; call start_weight_update first")
+        return self._reload
 
     def start_weight_update(self) -> None:
         self._reload = WeightReload(self.model, self.model_config)
 
+    def load_version(self, update: ShmUpdateInfo) -> None:
+        """Load a version from its directory. Each tensor is checked before it is loaded."""
+        manifest = read_manifest(update.directory)
+        if manifest.checksum != update.checksum:
+            raise RuntimeError(
+                f"{update.directory} holds checksum {manifest.checksum[:12]}, announced as {update.checksum[:12]}"
+            )
+        self.reload.load(read_tensors(update.directory, manifest))
+
+    def finish_weight_update(self) -> None:
+        self.reload.finish()
+        self._reload = None
+
+
+class ShmWeightTransferEngine(CompleteReload, WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
+    """Load memory-mapped bucket files and check each tensor before it is loaded."""
+
+    init_info_cls = ShmInitInfo
+    update_info_cls = ShmUpdateInfo
+
+    def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
+        """Do nothing: there is no connection."""
+
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        load_version(self._reload, update_info)
+        self.load_version(update_info)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-
-    def finish_weight_update(self) -> None:
-        if self._reload is None:
-            raise RuntimeError("finish_weight_update without start_weight_update")
-        self._reload.finish()
-        self._reload = None
 
     def shutdown(self) -> None:
         """Discard an unfinished update."""

@@ -37,21 +37,19 @@ class WeightIntegrityError(RuntimeError):
 
 
 class WeightStore:
-    """Weight versions in one directory.
+    """The newest weight version, in one directory. Older versions are deleted.
 
     Args:
         root: Directory in shared memory; created if missing.
         bucket_bytes: Maximum file size. A larger tensor gets its own file.
-        keep: Number of versions to keep; older ones are deleted.
 
     Raises:
         OSError: Not enough shared memory.
     """
 
-    def __init__(self, root: Path | str, *, bucket_bytes: int = 256 << 20, keep: int = 1) -> None:
+    def __init__(self, root: Path | str, *, bucket_bytes: int = 256 << 20) -> None:
         self.root = Path(root)
         self._bucket_bytes = bucket_bytes
-        self._keep = keep
         self.root.mkdir(parents=True, exist_ok=True)
 
     def path(self, number: int) -> Path:
@@ -106,12 +104,6 @@ class WeightStore:
                     raise
         return self.path(manifest.number)
 
-    def load_manifest(self, number: int) -> WeightManifest:
-        return read_manifest(self.path(number))
-
-    def bucket_files(self, number: int) -> list[Path]:
-        return sorted(self.path(number).glob("*.bin"))
-
     def clear(self) -> None:
         """Delete all versions."""
         shutil.rmtree(self.root, ignore_errors=True)
@@ -125,7 +117,7 @@ class WeightStore:
     def _commit(self, temp_dir: Path, manifest: WeightManifest) -> WeightManifest:
         (temp_dir / MANIFEST_NAME).write_text(manifest.to_json())
         temp_dir.rename(self.path(manifest.number))
-        for old in self.versions()[: -self._keep]:
+        for old in self.versions()[:-1]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return manifest
 

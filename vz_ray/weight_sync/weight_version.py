@@ -1,4 +1,4 @@
-"""Identity and layout of a set of weights: version, checksum, manifest, update message."""
+"""Identity and layout of a set of weights: checksum, manifest, update message."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from blake3 import blake3
 
 
 @dataclass(frozen=True, slots=True)
-class WeightVersion:
-    """Attributes:
-    number: Monotonic version number.
-    checksum: blake3 over the names, dtypes, shapes and bytes of all tensors, hex.
+class ProbeScore:
+    """Score of a probe by an engine or the learner.
+
+    Attributes:
+        num_prompt_tokens: Prompt tokens, including visual tokens.
+        logprobs: `[T]`, log-probs of the probe's tokens at temperature 1.
     """
 
-    number: int
-    checksum: str
-
-    def __str__(self) -> str:
-        return f"{self.number} ({self.checksum[:12]})"
+    num_prompt_tokens: int
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class WeightUpdate:
         checksum: Checksum of all tensors; empty if the transport does not hash (NCCL, IPC).
         transfer_info: `update_info` of the vLLM transfer backend.
         nbytes: Size of the weights.
-        expected_logprobs: The learner's log-probs of the parity probe; None without a probe.
+        probe_score: The learner's score of the parity probe; None if this version is not probed.
         node_id: Ray node that holds `transfer_info["directory"]`; empty for the driver's node.
     """
 
@@ -42,7 +41,7 @@ class WeightUpdate:
     checksum: str
     transfer_info: dict[str, Any]
     nbytes: int
-    expected_logprobs: tuple[float, ...] | None = None
+    probe_score: ProbeScore | None = None
     node_id: str = ""
 
     @property
@@ -103,8 +102,9 @@ class WeightManifest:
             raise ValueError(f"weight version {self.number} has {duplicates[0]} (and {len(duplicates) - 1} more) twice")
 
     @property
-    def version(self) -> WeightVersion:
-        return WeightVersion(self.number, weights_checksum([location.spec for location in self.tensors]))
+    def checksum(self) -> str:
+        """Return the checksum of all tensors; see `weights_checksum`."""
+        return weights_checksum([location.spec for location in self.tensors])
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +128,7 @@ class WeightManifest:
 
 
 def weights_checksum(specs: Sequence[TensorSpec]) -> str:
-    """Return the blake3 over all tensors, independent of their order, hex."""
+    """Return the blake3 over names, dtypes, shapes and bytes of all tensors, independent of their order, hex."""
     digest = blake3()
     for spec in sorted(specs, key=lambda spec: spec.name):
         digest.update(f"{spec.name}|{spec.dtype}|{list(spec.shape)}|{spec.digest}\n".encode())
