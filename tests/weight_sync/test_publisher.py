@@ -146,6 +146,37 @@ async def test_probe_runs_at_every_nth_version() -> None:
     assert worker.steps.count("score_probe") == 2 * 3, "the first, the third and the sixth version"
 
 
+async def test_first_scored_version_is_probed() -> None:
+    class UnscoredTransport(FakePullTransport):
+        async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+            return await super().prepare(version)
+
+    worker, publisher = FakeReceiver("a"), make_publisher(probe_every=3)
+    assert (await publisher.publish(1, UnscoredTransport(), [worker])).probe_gap is None
+    assert (await publisher.publish(2, FakePullTransport(), [worker])).probe_gap is not None
+    assert (await publisher.publish(4, FakePullTransport(), [worker])).probe_gap is None
+
+
+async def test_late_worker_scores_the_probe_of_its_version() -> None:
+    class SlowTransport(FakePullTransport):
+        async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+            raise TimeoutError
+
+    class RecordingReceiver(FakeReceiver):
+        scored: ParityProbe | None = None
+
+        async def score_probe(self, probe: ParityProbe) -> ProbeScore:
+            self.scored = probe
+            return await super().score_probe(probe)
+
+    publisher, transport, worker = make_publisher(), FakePullTransport(), RecordingReceiver("a")
+    update = await publisher.prepare(1, transport)
+    with pytest.raises(TimeoutError):
+        await publisher.prepare(2, SlowTransport(), [worker])
+    await publisher.deliver(update, [worker], transport=transport, joining=True)
+    assert worker.scored == PROBE
+
+
 async def test_send_failure_resumes_no_engine() -> None:
     workers = [FakeReceiver("a"), FakeReceiver("b")]
     with pytest.raises(WeightIntegrityError, match="version 1 was not sent: RuntimeError: NCCL is down"):

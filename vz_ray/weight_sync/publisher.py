@@ -160,6 +160,7 @@ class WeightPublisher:
     ) -> None:
         self._timeout_s = timeout_s
         self._parity, self._probe_every, self._probed = parity, probe_every, False
+        self._current_probe: ParityProbe | None = None
         self.current: WeightUpdate | None = None
 
     async def prepare(
@@ -182,7 +183,8 @@ class WeightPublisher:
             target="learner",
             operation=f"preparing weight version {version}",
         )
-        self._probed = True
+        self._current_probe = probe
+        self._probed = self._probed or self.current.probe_score is not None
         return self.current
 
     async def publish(self, version: int, transport: WeightTransport, engines: Sequence[EngineClient]) -> PublishReport:
@@ -317,10 +319,11 @@ class WeightPublisher:
         return seconds, largest
 
     async def _check_parity(self, engine: EngineClient, update: WeightUpdate, gaps: dict[str, ProbeGap]) -> None:
-        if self._parity is None or update.probe_score is None:
+        probe = self._current_probe
+        if self._parity is None or probe is None or update.probe_score is None:
             return
         # Twice: the first pass scores with empty caches, the second with the caches that it filled.
         for _ in range(2):
-            actual = await engine.score_probe(self._parity.probe)
+            actual = await engine.score_probe(probe)
             gap = self._parity.compare(engine.name, update.version, update.probe_score, actual)
             gaps[engine.name] = max(gap, gaps.get(engine.name, gap), key=lambda gap: gap.mean)
