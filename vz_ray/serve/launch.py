@@ -25,6 +25,7 @@ from rich.console import Console
 from vz_ray.config import load_config, to_yaml
 from vz_ray.config.serve import ServeConfig
 from vz_ray.monitoring import logging_config
+from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.serve.access_control import is_loopback
 from vz_ray.serve.api_keys import ApiKeyStore
@@ -80,6 +81,7 @@ def check_config(config: ServeConfig) -> None:
         UserError: See `run_serve`.
     """
     resolve_checkpoint(config.model)
+    check_engine_options(config.engine)
     keys = ApiKeyStore.from_config(config.access.keys_file, config.access.keys_env, os.environ)
     if keys is None and not is_loopback(config.host):
         raise UserError(
