@@ -14,6 +14,7 @@ import pytest
 import vz_ray
 import vz_ray.config
 from tests.config.field_usage import fields_read
+from vz_ray.config import fields as fields_module
 from vz_ray.config.ablation import AblationConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.distill import ExemplarRunConfig, ReflectionRunConfig
@@ -39,11 +40,12 @@ COMMANDS = (
 
 
 def sections() -> set[type]:
-    """Return every dataclass of vz_ray.config."""
+    """Return every section of vz_ray.config."""
     modules = [importlib.import_module(f"vz_ray.config.{m.name}") for m in pkgutil.iter_modules(vz_ray.config.__path__)]
     return {
         value
         for module in modules
+        if module is not fields_module
         for name, value in vars(module).items()
         if is_dataclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vz_ray.config.rollout import EngineConfig, RolloutConfig, WeightsConfig
+from vz_ray.config.rollout import RESERVED_ENGINE_ARGUMENTS, EngineConfig, RolloutConfig, WeightsConfig
+from vz_ray.rollout.engine_args import build_engine_args, check_engine_options
+from vz_ray.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -17,6 +21,11 @@ from vz_ray.config.rollout import EngineConfig, RolloutConfig, WeightsConfig
         (EngineConfig, {"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
         (EngineConfig, {"tensor_parallel_size": 0}, "tensor_parallel_size is 0"),
         (EngineConfig, {"num_threads": -1}, "num_threads is -1"),
+        (
+            EngineConfig,
+            {"options": {"max_num_seqs": 4}},
+            "options has max_num_seqs, which follows rollout.max_concurrent_episodes; remove it",
+        ),
         (RolloutConfig, {"num_workers": 0}, "num_workers is 0"),
         (RolloutConfig, {"cpus_per_worker": -1.0}, "cpus_per_worker is -1.0"),
         (WeightsConfig, {"transport": "pigeon"}, "transport is 'pigeon'; it must be one of shm, nccl, ipc"),
@@ -27,6 +36,27 @@ from vz_ray.config.rollout import EngineConfig, RolloutConfig, WeightsConfig
 def test_invalid_value_is_rejected(section: Any, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         section(**values)
+
+
+def test_unknown_engine_option_is_rejected() -> None:
+    check_engine_options(EngineConfig(options={"max_num_batched_tokens": 8192}))
+    with pytest.raises(UserError, match=r"vLLM \S+ does not have; use max_num_batched_tokens"):
+        check_engine_options(EngineConfig(options={"max_batched_tokens": 8192}))
+    with pytest.raises(UserError, match="vllm serve --help"):
+        check_engine_options(EngineConfig(options={"qqqqq": 1}))
+
+
+def test_reserved_arguments_exist_in_vllm() -> None:
+    """A renamed argument of vLLM would silently be accepted."""
+    for name in RESERVED_ENGINE_ARGUMENTS:
+        check_engine_options(SimpleNamespace(options={name: None}))
+
+
+def test_engine_options_are_passed_to_vllm(tmp_path: Path) -> None:
+    options = {"max_num_batched_tokens": 2048, "block_size": 16, "seed": 5}
+    args = build_engine_args(Path("assets/tiny-base"), EngineConfig(options=options), [1], tmp_path / "log", "shm")
+    assert (args.max_num_batched_tokens, args.block_size, args.seed) == (2048, 16, 5)
+    assert args.logprobs_mode == "processed_logprobs"
 
 
 def test_null_kv_cache_uses_gpu_memory_utilization() -> None:

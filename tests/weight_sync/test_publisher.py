@@ -263,6 +263,48 @@ async def test_joining_engine_pulls_a_copy_or_is_sent_one(copies: bool) -> None:
     assert transport.connected == ([] if copies else ["late"])
 
 
+class HangingReceiver(FakeReceiver):
+    """Receiver that waits for the rest of a broadcast."""
+
+    async def receive_weights(self, update: WeightUpdate) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_member_death_releases_hanging_members() -> None:
+    """The other members fail at once; they do not wait for their timeout."""
+    workers, transport = [HangingReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()
+    workers[2].pulls_weights, transport.blocks = True, True
+    workers[1].failures["receive_weights"] = RuntimeError("died")
+    report = await asyncio.wait_for(make_publisher(timeout_s=300.0).publish(1, transport, workers), 60)
+    assert report.updated == ("spot",)
+    assert report.failed == {
+        "a": "WeightIntegrityError: the broadcast was aborted because b failed",
+        "b": "RuntimeError: died",
+    }
+
+
+async def test_member_timeout_aborts_the_broadcast() -> None:
+    workers, transport = [HangingReceiver("a"), FakeReceiver("spot")], FakePushTransport()
+    workers[1].pulls_weights, transport.blocks = True, True
+    report = await make_publisher(timeout_s=0.2).publish(1, transport, workers)
+    assert transport.aborted.is_set()
+    assert report.updated == ("spot",)
+    assert report.failed["a"].startswith("StepTimeout: a did not finish receiving weight version 1 within 0.2 s")
+
+
+async def test_failed_abort_fails_the_members() -> None:
+    class UnreachableLearner(FakePushTransport):
+        async def abort(self) -> None:
+            raise RuntimeError("the learner died")
+
+    workers, transport = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], UnreachableLearner()
+    workers[2].pulls_weights = True
+    workers[1].failures["receive_weights"] = RuntimeError("died")
+    report = await make_publisher(timeout_s=30.0).publish(1, transport, workers)
+    assert report.updated == ("spot",)
+    assert report.failed["a"] == "weight version 1 was not sent: RuntimeError: the learner died"
+
+
 async def test_member_death_aborts_the_broadcast() -> None:
     """A stuck broadcast is aborted, and engines with partial weights fail."""
     workers, transport = [FakeReceiver("a"), FakeReceiver("b"), FakeReceiver("spot")], FakePushTransport()

@@ -27,8 +27,8 @@ class EndpointConfig(Section):
     max_concurrency: int = number(16, minimum=1)
     """Maximum concurrent requests per process."""
     max_attempts: int = number(6, minimum=1)
-    """Maximum attempts at a request; 429, 5xx, timeouts and lost connections are retried, by the teacher also
-    malformed completions."""
+    """Maximum attempts at a request; 429, 5xx, timeouts and lost connections are retried, and a teacher's
+    invalid replies."""
     backoff_s: float = number(1.0, above=0)
     """Wait before the first retry in seconds, doubled for each further one; a longer `Retry-After` is
     respected."""

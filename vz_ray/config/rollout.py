@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vz_ray.config.fields import InvalidValueError, Section, check_at_least, choice, derived, number
 from vz_ray.config.timeouts import timeout
+
+RESERVED_ENGINE_ARGUMENTS = {
+    "model": "follows the model of the run",
+    "tokenizer": "follows the model of the run",
+    "dtype": "has its own key: engine.dtype",
+    "max_model_len": "follows episode.max_context",
+    "max_num_seqs": "follows rollout.max_concurrent_episodes",
+    "limit_mm_per_prompt": "follows episode.max_images",
+    "kv_cache_memory_bytes": "follows engine.kv_cache_gib",
+    "gpu_memory_utilization": "has its own key: engine.gpu_memory_utilization",
+    "mm_processor_cache_gb": "follows engine.mm_processor_cache_gib",
+    "tensor_parallel_size": "has its own key: engine.tensor_parallel_size",
+    "enforce_eager": "has its own key: engine.enforce_eager",
+    "logprobs_mode": "must be processed_logprobs, which the learner recomputes",
+    "enable_prefix_caching": "is always on: episodes share prefixes",
+    "weight_transfer_config": "follows weights.transport",
+    "distributed_executor_backend": "follows the machine",
+    "logits_processors": "bans vision tokens",
+    "additional_config": "has the banned tokens",
+    "logging_config": "follows log_dir",
+    "disable_log_stats": "is set for the metrics of vz_ray",
+    "trust_remote_code": "is always off: checkpoints are data",
+    "skip_tokenizer_init": "is always off: stop strings need the tokenizer",
+}
+"""Arguments of vLLM that vz_ray sets itself, with what they follow."""
 
 
 @dataclass
@@ -35,6 +61,15 @@ class EngineConfig(Section):
     """CPU threads of an engine on CPU; 0 uses the environment's default."""
     enforce_eager: bool = True
     """Disable CUDA graphs: a faster start. Required on CPU."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's `AsyncEngineArgs`, such as `max_num_batched_tokens: 16384`; those that follow
+    other keys are refused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.options:
+            if source := RESERVED_ENGINE_ARGUMENTS.get(name):
+                raise InvalidValueError("options", f"has {name}, which {source}; remove it")
 
 
 @dataclass

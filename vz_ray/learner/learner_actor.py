@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _BROADCAST_POLL_S = 0.2
 """Maximum wait of one `broadcast_done` call; between calls the rank can receive `abort_broadcast`."""
+_ABORT_TIMEOUT_S = 30.0
+"""Maximum time until an aborted broadcast has failed."""
 _REPORT_TIMEOUT_S = 30.0
 """A busy node can need most of this time to start a process for the task."""
 
@@ -108,6 +110,7 @@ class LearnerActor:
         self._announced = (-1, -1)  # weight version, optimizer step
         self._broadcast_thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._broadcast: Future[None] = Future()
+        self._broadcast.set_result(None)
 
     def register(self, driver_fingerprint: Mapping[str, str]) -> HangReporter:
         """Check the code version and return the reporter for a hang of this rank.
@@ -258,9 +261,11 @@ class LearnerActor:
         return self._broadcast.done()
 
     def abort_broadcast(self) -> None:
-        """Close the NCCL group on rank 0, so that a broadcast with a missing peer fails."""
+        """Close the NCCL group on rank 0, so that a broadcast with a missing peer fails. Wait until it has failed."""
         if self._rank == 0:
-            self._nccl.close()
+            self._nccl.abort()
+            if wait([self._broadcast], timeout=_ABORT_TIMEOUT_S).not_done:
+                raise TimeoutError(f"the aborted broadcast did not end within {_ABORT_TIMEOUT_S:g} s")
 
 
 def _gather(source: WeightSource, bucket_bytes: int) -> None:

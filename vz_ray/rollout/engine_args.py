@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import functools
 import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.utils.errors import UserError
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.weight_sync.backends import ENGINE_ENV_VAR
 
@@ -98,25 +101,46 @@ def build_engine_args(
     # On CPU, vLLM accepts the uniprocess executor only as a class. Its separate process serves to bind
     # threads to cores, which is disabled here. One process less starts a third faster.
     single_process = config.tensor_parallel_size == 1 and not torch.cuda.is_available()
-    return AsyncEngineArgs(
-        model=str(model),
-        distributed_executor_backend=UniProcExecutor if single_process else None,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        tensor_parallel_size=config.tensor_parallel_size,
-        kv_cache_memory_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        limit_mm_per_prompt={"image": config.images_per_prompt, "video": 0},
-        mm_processor_cache_gb=config.mm_processor_cache_gib,
-        logprobs_mode="processed_logprobs",
-        enable_prefix_caching=True,
-        block_size=None if torch.cuda.is_available() else _CPU_BLOCK_SIZE,
-        trust_remote_code=False,
-        weight_transfer_config=WeightTransferConfig(backend=backend),
-        logits_processors=[TokenMask, *extra_logits_processors],
-        additional_config={BANNED_TOKENS_KEY: list(banned_token_ids)},
-        logging_config=LoggingConfig(pylogging_config_file=_write_logging_config(log_file)),
-        disable_log_stats=True,
-    )
+    check_engine_options(config)
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "distributed_executor_backend": UniProcExecutor if single_process else None,
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "kv_cache_memory_bytes": None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "limit_mm_per_prompt": {"image": config.images_per_prompt, "video": 0},
+        "mm_processor_cache_gb": config.mm_processor_cache_gib,
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "block_size": None if torch.cuda.is_available() else _CPU_BLOCK_SIZE,
+        "trust_remote_code": False,
+        "weight_transfer_config": WeightTransferConfig(backend=backend),
+        "logits_processors": [TokenMask, *extra_logits_processors],
+        "additional_config": {BANNED_TOKENS_KEY: list(banned_token_ids)},
+        "logging_config": LoggingConfig(pylogging_config_file=_write_logging_config(log_file)),
+        "disable_log_stats": True,
+    }
+    return AsyncEngineArgs(**(arguments | config.options))
+
+
+def check_engine_options(config: EngineConfig) -> None:
+    """Check that every option is an argument of the installed vLLM. Imports vLLM if there are options.
+
+    Raises:
+        UserError: vLLM has no such argument.
+    """
+    if not config.options:
+        return
+    from vllm import __version__
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    names = [item.name for item in fields(AsyncEngineArgs)]
+    for name in config.options:
+        if name not in names:
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f"use {similar[0]}" if similar else "see the options of `vllm serve --help`, with underscores"
+            raise UserError(f"engine.options has {name}, which vLLM {__version__} does not have; {hint}")

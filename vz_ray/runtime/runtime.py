@@ -20,6 +20,7 @@ from vz_ray.learner.learner import Learner
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rewards import score_episode
+from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
@@ -110,7 +111,12 @@ async def load_image_text_ranker(config: FrameSelectorConfig, decode_pool: Decod
 async def start_rollout(
     config: RolloutRunConfig, model: Path | str, decode_pool: DecodePool, run_dir: RunDir
 ) -> AsyncIterator[RolloutScheduler]:
-    """Start the rollout workers with `model` as weight version 0; close them on exit."""
+    """Start the rollout workers with `model` as weight version 0; close them on exit.
+
+    Raises:
+        UserError: An engine option is unknown to vLLM.
+    """
+    await asyncio.to_thread(check_engine_options, config.rollout.engine)
     setup = WorkerSetup(
         model=str(model),
         rollout=config.rollout,

@@ -25,6 +25,7 @@ from rich.console import Console
 from vz_ray.config import load_config, to_yaml
 from vz_ray.config.serve import ServeConfig
 from vz_ray.monitoring import logging_config
+from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.serve.access_control import is_loopback
 from vz_ray.serve.api_keys import ApiKeyStore
@@ -33,6 +34,7 @@ from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, restore_signal_handlers
 from vz_ray.utils.ports import find_free_port
+from vz_ray.utils.timeouts import with_timeout
 
 STATE_FILE, CONFIG_FILE = "server.json", "config.yaml"
 STARTUP_INTERRUPTED_HINT = "the server was still starting and has no state; run the same command again"
@@ -79,6 +81,7 @@ def check_config(config: ServeConfig) -> None:
         UserError: See `run_serve`.
     """
     resolve_checkpoint(config.model)
+    check_engine_options(config.engine)
     keys = ApiKeyStore.from_config(config.access.keys_file, config.access.keys_env, os.environ)
     if keys is None and not is_loopback(config.host):
         raise UserError(
@@ -237,7 +240,12 @@ async def _roll(model: Path | None, folder: Path) -> None:
     started = time.monotonic()
     async with ray_cluster.ray_cluster(replace(config.ray, address=server.ray)):
         await asyncio.to_thread(deploy, replace(config, model=checkpoint), version)
-        state = await serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME).ready.remote()
+        state = await with_timeout(
+            serve.get_deployment_handle(AGENT_DEPLOYMENT, APP_NAME).ready.remote(),
+            config.timeouts.engine_start_s,
+            target="agent",
+            operation=f"reporting weight version {version}",
+        )
         if state["version"] != version:
             # New replicas must start with the weights of the running ones.
             await asyncio.to_thread(deploy, replace(config, model=server.checkpoints[-1]), server.version)

@@ -7,6 +7,7 @@ does not cover the broadcast.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from vz_ray.weight_sync.weight_source import WeightSource
+from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 BUCKET_BYTES = 1 << 30
 _NUM_BUFFERS = 2
@@ -72,12 +74,14 @@ class NcclBroadcaster:
 
     def __init__(self) -> None:
         self._communicator: Any = None
+        self._aborted = threading.Event()
 
     def open(self, topology: NcclTopology) -> None:
         """Open the NCCL group. Blocks until all engines have joined."""
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         self.close()
+        self._aborted.clear()
         info = {
             "master_address": topology.address,
             "master_port": topology.port,
@@ -86,24 +90,47 @@ class NcclBroadcaster:
         self._communicator = trainer_init(info)
 
     def broadcast(self, source: WeightSource) -> None:
-        """Send every tensor to all engines."""
+        """Send every tensor to all engines.
+
+        Raises:
+            WeightIntegrityError: `abort` was called from another thread.
+        """
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         if self._communicator is None:
             raise RuntimeError("the NCCL group is not open; call open() first")
         packed_nccl_broadcast_producer(
-            iterator=iter_gpu_tensors(source),
+            iterator=self._until_aborted(iter_gpu_tensors(source)),
             group=self._communicator,
             src=0,
             post_iter_func=lambda item: item[1],
             buffer_size_bytes=BUCKET_BYTES,
             num_buffers=_NUM_BUFFERS,
         )
+        self._check_not_aborted()
+
+    def abort(self) -> None:
+        """Make a `broadcast` in another thread fail, and close the group.
+
+        A closed communicator skips further broadcasts without an error, so the flag alone reports the abort.
+        """
+        self._aborted.set()
+        self.close()
 
     def close(self) -> None:
-        if self._communicator is not None:
-            self._communicator.destroy()
-            self._communicator = None
+        """Close the group. Idempotent."""
+        communicator, self._communicator = self._communicator, None
+        if communicator is not None:
+            communicator.destroy()
+
+    def _until_aborted(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for item in tensors:
+            self._check_not_aborted()
+            yield item
+
+    def _check_not_aborted(self) -> None:
+        if self._aborted.is_set():
+            raise WeightIntegrityError("the broadcast was aborted")
 
 
 def iter_gpu_tensors(source: WeightSource) -> Iterator[tuple[str, torch.Tensor]]:

@@ -67,42 +67,66 @@ class PublishReport:
         }
 
 
-@dataclass
 class PushTransfer:
-    """A broadcast to a fixed set of engines. Without a transport, there is no broadcast."""
+    """A broadcast to a fixed set of engines.
 
-    transport: WeightTransport | None
-    members: set[str]
-    timeout_s: float
+    If a member fails or times out, the broadcast is aborted: the sender fails, and so does every member that
+    still receives, because it would wait for the missing member until its timeout.
+
+    Args:
+        transport: The sender; None if no engine is a member.
+        members: Names of the engines that receive the broadcast.
+        timeout_s: Half of the timeout of a call to the transport.
+    """
+
+    def __init__(self, transport: WeightTransport | None, members: set[str], timeout_s: float) -> None:
+        self.transport, self.members, self.timeout_s = transport, members, timeout_s
+        self._abort_reason: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._abort_task: asyncio.Task[None] | None = None
 
     async def send(self, update: WeightUpdate) -> Exception | None:
         """Send the weights. Return the failure, so that the caller still waits for the engines."""
         if self.transport is None:
             return None
         try:
-            await with_timeout(
-                self.transport.send(update),
-                2 * self.timeout_s,
-                target="learner",
-                operation=f"sending weight version {update.version}",
-            )
+            await self._call(self.transport.send(update), f"sending weight version {update.version}")
         except Exception as error:
             return error
         return None
 
     async def receive(self, engine: EngineClient, update: WeightUpdate) -> None:
-        """Let an engine receive. If a member fails, abort the broadcast for all members."""
-        try:
+        """Let an engine receive.
+
+        Raises:
+            WeightIntegrityError: Another member failed, and the broadcast was aborted.
+        """
+        if engine.name not in self.members:
             await engine.receive_weights(update)
-        except Exception:
-            if self.transport is not None and engine.name in self.members:
-                await with_timeout(
-                    self.transport.abort(),
-                    2 * self.timeout_s,
-                    target="learner",
-                    operation="aborting a broadcast",
-                )
+            return
+        receiving: asyncio.Future[Any] = asyncio.ensure_future(engine.receive_weights(update))
+        try:
+            await asyncio.wait({receiving, self._abort_reason}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                raise WeightIntegrityError(f"the broadcast was aborted because {self._abort_reason.result()}")
+            await receiving
+        except BaseException:  # including the cancellation by a timeout
+            self._abort(f"{engine.name} failed")
             raise
+        finally:
+            receiving.cancel()
+
+    async def finish(self) -> None:
+        """Wait until a started abort has finished; raise its error."""
+        if self._abort_task is not None:
+            await self._abort_task
+
+    def _abort(self, reason: str) -> None:
+        if self.transport is not None and self._abort_task is None:
+            self._abort_task = asyncio.create_task(self._call(self.transport.abort(), "aborting a broadcast"))
+            self._abort_reason.set_result(reason)
+
+    async def _call(self, call: Awaitable[None], operation: str) -> None:
+        await with_timeout(call, 2 * self.timeout_s, target="learner", operation=operation)
 
 
 @dataclass
@@ -243,6 +267,10 @@ class WeightPublisher:
                 lambda engine: push.receive(engine, copy if copy is not None and engine.name in pulling else update),
             ),
         )
+        try:
+            await push.finish()
+        except Exception as error:
+            send_error = send_error or error
         if send_error:
             reason = f"{label} was not sent: {type(send_error).__name__}: {send_error}"
             active.exclude(push.members, reason)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
+    NCCLWeightTransferInitInfo,
     NCCLWeightTransferUpdateInfo,
 )
 
@@ -21,10 +22,19 @@ from vz_ray.weight_sync.weight_store import WeightIntegrityError
 class VerifiedNcclWeightTransferEngine(CompleteReload, NCCLWeightTransferEngine):
     """vLLM's NCCL engine that requires every tensor exactly once and every layer complete."""
 
+    model_update_group: Any
+
     def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
         if "directory" in update_dict:
             return ShmUpdateInfo(**update_dict)
         return super().parse_update_info(update_dict)
+
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        """Join a new NCCL group. vLLM's own method would leak the communicator of the old one."""
+        if self.model_update_group is not None:
+            self.model_update_group.destroy()
+            self.model_update_group = None
+        super().init_transfer_engine(init_info)
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo | ShmUpdateInfo) -> None:
         if isinstance(update_info, ShmUpdateInfo):
