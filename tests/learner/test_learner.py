@@ -26,6 +26,7 @@ from tests.learner.training_data import (
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.learner.learner import Learner, LearnerDiedError
+from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import LearnerShmTransport
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.errors import UserError
@@ -146,9 +147,10 @@ async def test_timeout_reports_the_current_function_of_a_rank(
 @pytest.mark.usefixtures("ray_session")
 async def test_unplaceable_ranks_time_out_with_the_demand() -> None:
     config = replace(small_config("nowhere", 0, world_size=2), timeout_s=2.0)
+    placement = LearnerPlacement(config, cpus_per_rank=3.0)
     message = "placing 2 learner ranks of {'CPU': 3.0} within 2 s (the cluster has {'CPU': 4.0} free)"
     with pytest.raises(StepTimeout, match=re.escape(message)):
-        await Learner.start(config, InMemoryFrameSource({}), cpus_per_rank=3.0)
+        await Learner.start(config, InMemoryFrameSource({}), placement=placement)
 
 
 @pytest.mark.usefixtures("ray_session")

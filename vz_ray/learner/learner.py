@@ -18,13 +18,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner.learner_actor import HangReporter, LearnerActor, actor_name
+from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.code_fingerprint import code_fingerprint
 from vz_ray.utils.errors import UserError
@@ -41,7 +42,6 @@ _FAILURE_GRACE_S = 90.0
 """After one rank fails, time for another rank's death to become visible as the cause. Ray declares a silent
 node dead after five checks of at most 10 s each, 3 s apart."""
 _HEALTH_CHECK_INTERVAL_S = 2.0
-_PLACEMENT_POLL_S = 1.0
 
 
 class LearnerDiedError(RuntimeError):
@@ -56,6 +56,7 @@ class Learner:
 
     Args:
         frame_source: A frame source that Ray can serialize, such as the client of the decode pool.
+        placement: Resources of the ranks; default: one CPU each.
         identity: Run name and log format of the ranks.
         log_dir: Directory of `learner-rank-<n>.log` on each rank's node; if empty, Ray handles the output.
 
@@ -74,16 +75,14 @@ class Learner:
         config: LearnerConfig,
         frame_source: FrameSource,
         *,
-        cpus_per_rank: float = 1.0,
-        gpus_per_rank: float = 0.0,
+        placement: LearnerPlacement | None = None,
         identity: RunIdentity = RunIdentity(),  # noqa: B008 - frozen
         log_dir: str = "",
     ) -> None:
         self._config, self._frame_source = config, frame_source
         self._identity, self._log_dir = identity, log_dir
-        self._cpus, self._gpus = cpus_per_rank, gpus_per_rank
+        self._placement = placement or LearnerPlacement(config)
         self._actors: list[Any] = []
-        self._placement_group: PlacementGroup | None = None
         self._hang_reporters: list[HangReporter] = []
         self.start_count = 0
 
@@ -95,7 +94,7 @@ class Learner:
         return learner
 
     async def restart(self) -> None:
-        """Kill the ranks, start new ones in one placement group, and load `config.model`.
+        """Kill the ranks, start new ones in the reserved resources, and load `config.model`.
 
         Weight transports of this learner continue with the new ranks. Training progress is lost unless a
         checkpoint is loaded.
@@ -104,11 +103,11 @@ class Learner:
             StepTimeout: Ray could not place the ranks within `config.timeout_s`.
             UserError: A node runs another version of the code than the driver. See also `Trainer`.
         """
-        self.close()
+        self._kill_ranks()
         self.start_count += 1
         try:
-            self._placement_group = await self._create_placement_group()
-            self._actors = [self._create_actor(self._placement_group, rank) for rank in range(self._config.world_size)]
+            group = await self._placement.reserve()
+            self._actors = [self._create_actor(group, rank) for rank in range(self._config.world_size)]
             self._hang_reporters = await self.call_all("register", code_fingerprint())
             address, port = await self.rendezvous_address()
             await self.call_all("setup", self._config, self._frame_source, address, port)
@@ -116,37 +115,13 @@ class Learner:
             self.close()
             raise
 
-    async def _create_placement_group(self) -> PlacementGroup:
-        """Reserve resources for all ranks."""
-        config = self._config
-        bundle = {"CPU": self._cpus} | ({"GPU": self._gpus} if self._gpus else {})
-        node_group = node_group_resources(config.node_group)
-        placement = placement_group([bundle | node_group] * config.world_size, strategy="PACK")
-
-        async def wait_until_ready() -> None:
-            # Short waits: a thread that waits for the whole timeout would outlive a stop.
-            while not await asyncio.to_thread(placement.wait, _PLACEMENT_POLL_S):
-                continue
-
-        operation = f"placing {config.world_size} learner ranks of {bundle}"
-        try:
-            await with_timeout(wait_until_ready(), config.timeout_s, target="Ray", operation=operation)
-        except BaseException as error:
-            remove_placement_group(placement)
-            if isinstance(error, StepTimeout):
-                free = {name: n for name, n in ray.available_resources().items() if name in bundle}
-                state = f"the cluster has {free} free"
-                raise StepTimeout("Ray", operation, config.timeout_s, state) from error
-            raise
-        return placement
-
-    def _create_actor(self, placement: PlacementGroup, rank: int) -> Any:
+    def _create_actor(self, group: PlacementGroup, rank: int) -> Any:
         actor_class = LearnerActor.options(  # type: ignore[attr-defined]
-            num_cpus=self._cpus,
-            num_gpus=self._gpus,
+            num_cpus=self._placement.cpus_per_rank,
+            num_gpus=self._placement.gpus_per_rank,
             resources=node_group_resources(self._config.node_group),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
-            runtime_env={"env_vars": _environment(self._config, self._gpus)},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            runtime_env={"env_vars": _environment(self._config, self._placement.gpus_per_rank)},
         )
         return actor_class.remote(rank, self._identity, self._log_dir)
 
@@ -220,11 +195,13 @@ class Learner:
 
     def close(self) -> None:
         """Kill the ranks and release their resources."""
+        self._kill_ranks()
+        self._placement.release()
+
+    def _kill_ranks(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-        if self._placement_group is not None:
-            remove_placement_group(self._placement_group)
-        self._actors, self._placement_group, self._hang_reporters = [], None, []
+        self._actors, self._hang_reporters = [], []
 
     async def call_all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
         """Call a method of `LearnerActor` on all ranks.

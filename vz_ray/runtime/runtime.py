@@ -17,6 +17,7 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.decode import DecodePool, FrameRankerHandle
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.learner.learner import Learner
+from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rewards import score_episode
@@ -69,26 +70,25 @@ async def decode_pool(
         pool.close()
 
 
+def learner_placement(config: LearnerConfig, ray_config: RayConfig, gpu_share: float = 1.0) -> LearnerPlacement:
+    """Describe the resources of the learner's ranks: a CPU each, and on GPUs `gpu_share` of a GPU each."""
+    return LearnerPlacement(config, gpus_per_rank=gpu_share if use_gpus(ray_config) else 0.0)
+
+
 @asynccontextmanager
 async def start_learner(
-    config: LearnerConfig,
-    ray_config: RayConfig,
-    decode_pool: DecodePool,
-    run: RunContext,
-    *,
-    gpu_share: float = 1.0,
+    config: LearnerConfig, decode_pool: DecodePool, run: RunContext, placement: LearnerPlacement
 ) -> AsyncIterator[Learner]:
     """Start the learner actors and load the model; close them on exit.
 
     Args:
         run: Its `logs/` directory receives the logs of the ranks.
-        gpu_share: Fraction of a GPU per rank.
+        placement: Resources of the ranks.
     """
-    gpus = gpu_share if use_gpus(ray_config) else 0.0
     learner = await Learner.start(
         config,
         decode_pool,
-        gpus_per_rank=gpus,
+        placement=placement,
         identity=run.run_identity,
         log_dir=str(run.run_dir.logs.resolve()),
     )

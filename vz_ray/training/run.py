@@ -16,6 +16,7 @@ from pathlib import Path
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
+from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import create_weight_transport
 from vz_ray.rewards import check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
@@ -52,8 +53,12 @@ async def _run_training(config: GrpoRunConfig, run: RunContext) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(checked_ray_cluster(config))
         decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
+        # Before the engines, so that they do not take single GPUs of the learner's node.
+        placement = runtime.learner_placement(config.learner, config.ray, gpu_fraction(config.weights.transport))
+        stack.callback(placement.release)
+        await run.interrupt.run_interruptible(placement.reserve())
         scheduler = await start_rollout(config, run, decode_pool, stack)
-        await run_rl_stage(config, run, config.model, decode_pool, scheduler, POLICY_STAGE)
+        await run_rl_stage(config, run, config.model, decode_pool, scheduler, POLICY_STAGE, placement)
 
 
 async def start_rollout(
@@ -72,10 +77,12 @@ async def run_rl_stage(
     decode_pool: DecodePool,
     scheduler: RolloutScheduler,
     stage: str,
+    placement: LearnerPlacement | None = None,
 ) -> Path:
     """Train `initial_model` with GRPO and export it as the model of `stage`, unless that model exists.
 
-    The learner restarts after failures, up to `learner.max_restarts` consecutive ones.
+    The learner restarts after failures, up to `learner.max_restarts` consecutive ones. Without `placement`, it
+    reserves its resources when it starts.
 
     Returns:
         Directory of the exported model.
@@ -84,16 +91,13 @@ async def run_rl_stage(
     if model_dir.exists():
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
+    placement = placement or runtime.learner_placement(
+        config.learner, config.ray, gpu_fraction(config.weights.transport)
+    )
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
             learner = await stack.enter_async_context(
-                runtime.start_learner(
-                    learner_config,
-                    config.ray,
-                    decode_pool,
-                    run,
-                    gpu_share=gpu_fraction(config.weights.transport),
-                )
+                runtime.start_learner(learner_config, decode_pool, run, placement)
             )
             store = await stack.enter_async_context(runtime.weight_store_dir(config))
             transport = create_weight_transport(

@@ -113,7 +113,8 @@ async def run_sft_stage(
     checkpoints = run.run_dir.checkpoints / stage
     metrics = run.run_dir.path / metrics_file(stage)
     tensorboard = run.run_dir.path / "tensorboard" / stage
-    async with runtime.start_learner(learner_config, ray_config, decode_pool, run) as learner:
+    placement = runtime.learner_placement(learner_config, ray_config)
+    async with runtime.start_learner(learner_config, decode_pool, run, placement) as learner:
 
         async def train_and_export() -> SftState:
             resume_step = SftState.load(checkpoints).steps
