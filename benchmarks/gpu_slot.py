@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vz_ray.config.learner import LearnerConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
@@ -49,7 +49,6 @@ from vz_ray.weight_sync.ipc_handles import IpcHandles
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-DTYPE = "bfloat16" if ON_GPU else "float32"
 CALL_TIMEOUT_S = 300.0
 SHAPES = {
     "7b": {
@@ -118,19 +117,27 @@ def check_attention() -> dict[str, Any]:
     return {name: float((a - b).float().norm() / b.float().norm()) for name, a, b in pairs}
 
 
-def run_grpo_steps(zero_stage: int) -> dict[str, Any]:
+def create_trainer(model: Path, args: argparse.Namespace) -> Trainer:
+    """Return a trainer; large shapes train adapters only, since optimizer states of all weights do not fit one GPU."""
+    lora = LoraConfig(rank=16) if args.shape else LoraConfig()
+    optimizer = OptimizerConfig(learning_rate=1e-4)
+    return Trainer(
+        LearnerConfig(model=str(model), zero_stage=args.zero_stage, dtype=args.dtype, optimizer=optimizer, lora=lora)
+    )
+
+
+def run_grpo_steps(args: argparse.Namespace) -> dict[str, Any]:
     """Run two GRPO steps of a small model with DeepSpeed."""
     from tests.learner.training_data import make_training_data, small_model
 
     data = make_training_data(small_model(Path(tempfile.mkdtemp()) / "model"))
-    optimizer = OptimizerConfig(learning_rate=1e-4)
-    trainer = Trainer(LearnerConfig(model=str(data.model), zero_stage=zero_stage, dtype=DTYPE, optimizer=optimizer))
+    trainer = create_trainer(data.model, args)
     steps = [trainer.grpo_step(data.groups, data.pixels) for _ in range(2)]
     keys = ("loss", "grad_norm", "skipped", "tokens_per_s")
     return {f"step_{i}": {key: step[key] for key in keys if key in step} for i, step in enumerate(steps)}
 
 
-def write_random_checkpoint(shape: str, tokenizer_from: Path, directory: Path) -> dict[str, Any]:
+def write_random_checkpoint(shape: str, dtype: str, tokenizer_from: Path, directory: Path) -> dict[str, Any]:
     """Write a checkpoint of the given shape with random weights and the tokenizer of another checkpoint."""
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -157,7 +164,7 @@ def write_random_checkpoint(shape: str, tokenizer_from: Path, directory: Path) -
     config.tie_word_embeddings = False
     torch.manual_seed(0)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if ON_GPU else torch.float32)
+    torch.set_default_dtype(getattr(torch, dtype))
     try:
         with DEVICE:
             model = Qwen2_5_VLForConditionalGeneration(config)
@@ -191,7 +198,7 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
 
     transports = ("ipc", "shm") if ON_GPU else ("shm",)
     config = EngineConfig(
-        dtype=DTYPE,
+        dtype=args.dtype,
         kv_cache_gib=args.kv_cache_gib,
         max_model_len=args.max_model_len,
         max_num_seqs=args.requests,
@@ -209,7 +216,7 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         probe = build_parity_probe(tokenizer, AutoImageProcessor.from_pretrained(model))
-        parity = ParityCheck(probe, dtype=DTYPE)
+        parity = ParityCheck(probe, dtype=args.dtype)
         publisher = WeightPublisher(timeout_s=CALL_TIMEOUT_S, parity=parity, probe_every=1)
         figures |= await _time_turns(engine, tokenizer, args)
         slot.log(f"turns: {figures}")
@@ -295,29 +302,25 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64, help="maximum sampled tokens of a turn")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--kv-cache-gib", type=float, default=1.0)
-    parser.add_argument("--zero-stage", type=int, default=2 if ON_GPU else 0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16" if ON_GPU else "float32")
+    parser.add_argument("--zero-stage", type=int, help="default: 2 in bfloat16, 0 in float32")
     args = parser.parse_args()
+    if args.zero_stage is None:
+        args.zero_stage = 2 if args.dtype == "bfloat16" else 0
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     slot = Slot(args.out)
     slot.log(f"torch {torch.__version__} on {_device_name()}")
     model: Path = args.model
     if args.shape is None:
         slot.run("attention", check_attention)
-        slot.run("grpo", lambda: run_grpo_steps(args.zero_stage))
+        slot.run("grpo", lambda: run_grpo_steps(args))
     else:
         model = Path(tempfile.mkdtemp(dir="/dev/shm")) / args.shape
-        slot.run("checkpoint", lambda: write_random_checkpoint(args.shape, args.model, model))
+        slot.run("checkpoint", lambda: write_random_checkpoint(args.shape, args.dtype, args.model, model))
     try:
         slot.run(
             "engine",
-            lambda: asyncio.run(
-                check_engine(
-                    model,
-                    Trainer(LearnerConfig(model=str(model), zero_stage=0, dtype=DTYPE, optimizer=OptimizerConfig())),
-                    args,
-                    slot,
-                )
-            ),
+            lambda: asyncio.run(check_engine(model, create_trainer(model, args), args, slot)),
         )
     finally:
         if model != args.model:

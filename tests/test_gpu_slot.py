@@ -23,18 +23,25 @@ sys.meta_path.insert(0, NoRay())
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("arguments", [(), ("--shape", "small")], ids=["tiny", "random weights"])
-def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("shape", [(), ("--shape", "small")], ids=["tiny", "random weights"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, dtype: str, shape: tuple[str, ...]) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_RAY)
     command = [sys.executable, "-m", "benchmarks.gpu_slot", "assets/tiny-base", "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     result = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False
+        [*command, *shape, "--dtype", dtype],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures == json.loads((tmp_path / "out" / "gpu-slot.json").read_text())
-    assert set(figures) == {"torch", "device", "engine"} | ({"checkpoint"} if arguments else {"attention", "grpo"})
+    assert set(figures) == {"torch", "device", "engine"} | ({"checkpoint"} if shape else {"attention", "grpo"})
     publishes = [value for name, value in figures["engine"].items() if name.startswith("publish")]
     assert len(publishes) == 2
     assert all(publish["gap"] <= publish["tolerance"] for publish in publishes)
