@@ -29,14 +29,9 @@ def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, dtype: str, sha
     (tmp_path / "sitecustomize.py").write_text(NO_RAY)
     command = [sys.executable, "-m", "benchmarks.gpu_slot", "assets/tiny-base", "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command += [*shape, "--dtype", dtype]
     result = subprocess.run(
-        [*command, *shape, "--dtype", dtype],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
