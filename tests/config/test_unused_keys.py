@@ -74,6 +74,7 @@ def timeout_keys() -> set[str]:
     return {source.removeprefix("timeouts.") for source in sources if source.startswith("timeouts.")}
 
 
+@pytest.mark.integration  # type-checks the whole package
 def test_every_config_key_is_read():
     read = fields_read(Path(vz_ray.__file__).parent)
     # Derived fields read the timeouts.
