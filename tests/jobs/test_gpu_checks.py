@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vz_ray.jobs import gpu_checks
@@ -99,6 +102,22 @@ def test_hung_driver_times_out(tmp_path, monkeypatch):
     command.chmod(0o755)
     monkeypatch.setattr(gpu_checks, "SMI_TIMEOUT_S", 0.5)
     assert "did not finish within 0.5 s" in gpu_checks.read_driver_report([str(command), "-q"]).error
+
+
+def test_timeout_kills_the_whole_process_group(tmp_path, monkeypatch):
+    pid_file = tmp_path / "pid"
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {pid_file}\nwait\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(gpu_checks, "SMI_TIMEOUT_S", 3.0)
+    assert "did not finish" in gpu_checks.read_driver_report([str(command), "-q"]).error
+    grandchild = int(pid_file.read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(grandchild)
+        deadline_s = time.monotonic() + 30
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline_s, "the grandchild is still running"
+            time.sleep(0.05)
 
 
 def test_unreadable_output_is_an_error(smi):

@@ -6,9 +6,12 @@ processes with a timeout, because a faulty GPU can block the process that uses i
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -33,6 +36,7 @@ MEASUREMENTS = "vz_ray.learner.gpu_measurements"
 """Module of the child processes; not imported here, because it imports torch."""
 SMI_TIMEOUT_S = 30.0
 MEASURE_TIMEOUT_S = 180.0
+KILL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,14 +258,20 @@ def _run(command: Sequence[str], timeout_s: float) -> tuple[bool, str]:
     """Run a command; return whether it succeeded, and its output or its error."""
     if shutil.which(command[0]) is None:
         return False, f"{command[0]} was not found"
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        # The whole group: the ranks of an all-reduce would keep their GPUs.
+        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside the driver cannot be killed
+            process.wait(timeout=KILL_TIMEOUT_S)
         return False, f"{' '.join(command[:2])} did not finish within {timeout_s:g} s"
-    if result.returncode == 0:
-        return True, result.stdout
-    error = (result.stderr.strip() or result.stdout.strip() or f"exit status {result.returncode}").splitlines()
-    return False, error[-1]
+    if process.returncode == 0:
+        return True, output
+    return False, (errors.strip() or output.strip() or f"exit status {process.returncode}").splitlines()[-1]
 
 
 def _major(version: str) -> int:
