@@ -210,9 +210,9 @@ def test_frames_of_a_changed_video_are_rejected(run: Path, open_run: Open, tmp_p
 
 def test_missing_video_is_reported(tmp_path: Path, open_run: Open) -> None:
     client = light_client(named(tmp_path / "run", "/videos/gone.mp4"), open_run)
-    said = "/videos/gone.mp4: no such file; check the path"
-    assert client.get("/api/video/1").json() == {"error": said}
-    assert client.get("/api/episode/1/frames/0").json() == {"error": said, "frames": []}
+    message = "/videos/gone.mp4: no such file; check the path"
+    assert client.get("/api/video/1").json() == {"error": message}
+    assert client.get("/api/episode/1/frames/0").json() == {"error": message, "frames": []}
 
 
 def test_invalid_query_has_a_message(client: TestClient) -> None:
@@ -320,6 +320,6 @@ def test_port_in_use_is_reported(
         with pytest.raises(SystemExit) as ended:
             cli.main()
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"vz-ray: cannot listen on 127.0.0.1, port {port}: ")
-    assert said.endswith("; give another --host or --port\n")
+    message = capsys.readouterr().err
+    assert message.startswith(f"vz-ray: cannot listen on 127.0.0.1, port {port}: ")
+    assert message.endswith("; give another --host or --port\n")
