@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vz_ray.cli.app import app, make_console
+from vz_ray.cli.app import app
+from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
 
@@ -62,12 +63,9 @@ def submit(
 
     if sum((bool(arguments), bool(attach), bool(stop), jobs)) != 1:
         raise UserError("give exactly one of: a command to run, --attach NAME, --stop NAME, --jobs")
-    variables = dict(pair.split("=", 1) for pair in env or [] if "=" in pair)
-    if len(variables) < len(env or []):
-        raise UserError(f"--env is {', '.join(env or [])}; each value must be NAME=VALUE")
-    exclude = exclude or []
+    variables = _parse_variables(env or [])
     options = submit.SubmitOptions(
-        address, working_dir, exclude, limit_mib, variables, grace_s, allow_version_mismatch, follow
+        address, working_dir, exclude or [], limit_mib, variables, grace_s, allow_version_mismatch, follow
     )
     if jobs:
         submit.list_jobs(options)
@@ -79,6 +77,14 @@ def submit(
     else:
         command = submit.JobCommand.parse(arguments or [])
         raise typer.Exit(submit.run_submit(command, options, check_only=check))
+
+
+def _parse_variables(pairs: list[str]) -> dict[str, str]:
+    """Parse NAME=VALUE pairs."""
+    variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(variables) < len(pairs):
+        raise UserError(f"--env is {', '.join(pairs)}; each value must be NAME=VALUE")
+    return variables
 
 
 @app.command(rich_help_panel="On a cluster")

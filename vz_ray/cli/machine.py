@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from vz_ray.cli.app import app, make_console
+from vz_ray.cli.app import app
+from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
 

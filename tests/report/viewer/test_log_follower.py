@@ -154,14 +154,20 @@ def test_two_viewers_share_an_index(small: Path, tmp_path: Path) -> None:
         follower.index.close()
 
 
+def count_episodes(run: Path, index: Path) -> int:
+    """Open a run with an index, read its logs, and return the number of episodes."""
+    session = ViewerSession(run, index)
+    session.follower.catch_up()
+    count = session.state()["episodes"]
+    session.close()
+    return int(count)
+
+
 @pytest.mark.parametrize("content", [b"", b"no database" * 100])
 def test_damaged_index_is_rebuilt(small: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "index.sqlite"
     path.write_bytes(content)
-    session = ViewerSession(small, path)
-    session.follower.catch_up()
-    assert session.state()["episodes"] == 10
-    session.close()
+    assert count_episodes(small, path) == 10
 
 
 def test_index_of_another_version_is_rebuilt(small: Path, tmp_path: Path) -> None:
@@ -170,10 +176,7 @@ def test_index_of_another_version_is_rebuilt(small: Path, tmp_path: Path) -> Non
     old.connection.execute("PRAGMA user_version = 999")
     old.connection.execute("DROP TABLE episodes")
     old.close()
-    session = ViewerSession(small, path)
-    session.follower.catch_up()
-    assert session.state()["episodes"] == 10
-    session.close()
+    assert count_episodes(small, path) == 10
 
 
 def test_index_is_temporary_without_a_cache_directory(small: Path, tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 
-import vz_ray
+from tests.browser import PHONE, Page, accessibility_violations, fits_width, save_screenshot
 from tests.report.viewer.conftest import served
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
 from vz_ray.report.viewer.viewer_session import ViewerSession
 
-ARTEFACTS = Path(vz_ray.__file__).parent.parent / "test-artefacts"
-DESKTOP, PHONE = {"width": 1360, "height": 900}, {"width": 390, "height": 844}
+DESKTOP = {"width": 1360, "height": 900}
 SMALL = LightEpisode(frames=4, tokens=4)
-Page = Any
 FOCUSED = "document.activeElement.closest('.rows li')?.getAttribute('aria-posinset')"
 
 
@@ -88,20 +86,8 @@ def first_with(page: Page, zooms: int, address: str) -> str:
     return f"{address}#/episode/{answer['rows'][0]['id']}"
 
 
-def accessibility_violations(page: Page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    violations = Axe().run(page).response["violations"]
-    return [f"{violation['id']}: {violation['nodes'][0]['html']}" for violation in violations]
-
-
-def fits_width(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
-
-
 def screenshot(page: Page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"view-{name}.png")
+    save_screenshot(page, f"view-{name}")
 
 
 # -- list ---------------------------------------------------------------------------

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.command_line import run_command
 from tests.report.viewer.conftest import Open
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
-from vz_ray import cli
 from vz_ray.report.viewer.access_control import parse_host
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.server import _json, create_viewer_app
@@ -313,13 +313,9 @@ def test_port_in_use_is_reported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(sys, "argv", ["vz-ray", "view", str(run), "--port", str(port)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 2
+        assert run_command(monkeypatch, "view", str(run), "--port", str(port)) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"vz-ray: cannot listen on 127.0.0.1, port {port}: ")
     assert message.endswith("; give another --host or --port\n")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import vz_ray
+from tests.browser import Page, save_screenshot
 
-ARTEFACTS = Path(vz_ray.__file__).parent.parent / "test-artefacts"
-DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-Page = Any
+DESKTOP = {"width": 1280, "height": 860}
 OpenPage = Callable[..., Page]
 # Directives in braces script the turns of the agent.
 QUESTION = "What flashes? {think 12} {zoom 2 4 2} {zoom 6 10 1} {answer B} A. disc B. ring C. cross"
@@ -48,17 +45,5 @@ def current_time(page: Page) -> float:
     return float(page.evaluate("document.querySelector('video').currentTime"))
 
 
-def accessibility_violations(page: Page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    violations = Axe().run(page).response["violations"]
-    return [f"{violation['id']}: {violation['nodes'][0]['html']}" for violation in violations]
-
-
-def fits_width(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
-
-
 def screenshot(page: Page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"page-{name}.png")
+    save_screenshot(page, f"page-{name}")

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import PHONE, accessibility_violations, fits_width
 from tests.serve.page.page_actions import (
     DESKTOP,
-    PHONE,
     QUESTION,
     OpenPage,
-    accessibility_violations,
     ask_and_wait,
     attach,
     current_time,
-    fits_width,
     screenshot,
     wait_until,
 )

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.browser import Page
 from tests.serve.live_server import LiveServer
 from tests.serve.page.page_actions import (
     QUESTION,
     OpenPage,
-    Page,
     ask,
     ask_and_wait,
     attach,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import accessibility_violations
 from tests.serve.live_server import LiveServer
 from tests.serve.page.page_actions import (
     OpenPage,
-    accessibility_violations,
     ask,
     ask_and_wait,
     attach,
