@@ -84,8 +84,8 @@ def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
         if not _matches(installed.get(pin), version)
     ]
     problems = missing + different
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    detail = "; ".join(problems[:5]) + more
+    omitted = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    detail = "; ".join(problems[:5]) + omitted
     fix = "run `pip install --no-deps -r requirements/gpu.lock`" if on_gpu else REINSTALL
     return _result(name, not problems, detail or f"{len(pins)} as locked", fix)
 

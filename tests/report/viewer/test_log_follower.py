@@ -72,7 +72,7 @@ def test_invalid_line_is_skipped_and_reported(small: Path, open_run: Open) -> No
             {
                 "file": "episodes/000000.jsonl",
                 "line": 11,
-                "why": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+                "reason": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
             }
         ],
     }
@@ -83,7 +83,7 @@ def test_too_long_line_is_skipped(small: Path, open_run: Open, monkeypatch: pyte
     append(small, '{"a": "' + "x" * 20_000 + '"}\n', light_line(10, SMALL))
     session = open_run(small)
     assert session.state()["episodes"] == 11
-    assert session.skipped_lines()["lines"][0]["why"] == "20010 bytes; the maximum is 4096"
+    assert session.skipped_lines()["lines"][0]["reason"] == "20010 bytes; the maximum is 4096"
     append(small, light_line(11, SMALL))
     session.follower.catch_up()
     assert session.state()["episodes"] == 12

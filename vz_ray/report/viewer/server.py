@@ -91,7 +91,7 @@ def _add_lists(app: FastAPI, session: ViewerSession) -> None:
         return _json(session.state())
 
     @app.get("/api/skipped_lines")
-    def problems() -> Response:
+    def skipped_lines() -> Response:
         return _json(session.skipped_lines())
 
     @app.get("/api/filter_options")

@@ -125,7 +125,7 @@ async function showSkippedLines() {
   open(
     "Skipped lines",
     el("p", {}, "These lines are not valid episodes."),
-    el("ul.skipped-lines", {}, skipped.lines.map((line) => el("li", {}, el("code", {}, `${line.file}, line ${line.line}`), el("span", {}, line.why)))),
+    el("ul.skipped-lines", {}, skipped.lines.map((line) => el("li", {}, el("code", {}, `${line.file}, line ${line.line}`), el("span", {}, line.reason)))),
     numOmitted > 0 && el("p", {}, `and ${count(numOmitted)} more`),
   );
 }
