@@ -108,7 +108,7 @@ def find_job(client: JobClient, name: str) -> JobInfo:
     """Return the newest attempt of a run, or the job with this id.
 
     Raises:
-        UserError: There is no such job; the error lists the existing ones.
+        UserError: The job does not exist. The error lists the existing jobs.
     """
     jobs = client.list_jobs()
     matches = attempts_of_run(jobs, name)[-1:] or [job for job in jobs if job.id == name]

@@ -4,7 +4,7 @@
 
 Configuration, run directory and checkpoints are those of `vz-ray sft`. Each command resumes the other's
 runs, on any number of ranks. torchrun sets the number of ranks in place of `learner.world_size`. The `ray`
-and `clips` sections are ignored: every rank decodes the frames of its own share in a thread.
+and `clips` sections are ignored: every rank decodes the frames of its share in a thread.
 
     all ranks    read the trajectories, take each step, save and export together
     rank 0       locks the run directory, writes metrics, displays progress
