@@ -131,12 +131,12 @@ HOSTILE = {
     "wav": b"RIFF\0\0\0\0WAVEfmt " + bytes(600),
     "heic": b"\0\0\0\x20ftypheic" + bytes(600),
     "empty": b"",
-    "mp4 that is none": b"\0\0\0\x20ftypisom" + bytes(600),
+    "invalid mp4": b"\0\0\0\x20ftypisom" + bytes(600),
     "playlist behind a box": b"\0\0\0\x08free#EXTM3U\nhttp://127.0.0.1/\n",
-    "png that is none": b"\x89PNG\r\n\x1a\n" + bytes(600),
+    "invalid png": b"\x89PNG\r\n\x1a\n" + bytes(600),
     "half a png": encode_image(picture(640, 360))[:3000],
     "half a jpeg": encode_image(picture(640, 360), "jpeg")[:3000],
-    "avi that is none": b"RIFF\0\0\0\0AVI LIST" + bytes(600),
+    "invalid avi": b"RIFF\0\0\0\0AVI LIST" + bytes(600),
 }
 
 
