@@ -90,9 +90,7 @@ async def run_rl_stage(
     if model_dir.exists():
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
-    placement = placement or runtime.learner_placement(
-        config.learner, config.ray, config.gpu_share
-    )
+    placement = placement or runtime.learner_placement(config.learner, config.ray, config.gpu_share)
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
             learner = await stack.enter_async_context(
