@@ -6,13 +6,13 @@ Each candidate change is planned, so the reported savings are computed rather th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, cast
+from dataclasses import dataclass
 
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.planning.assumptions import Assumptions
+from vz_ray.planning.config_changes import format_setting, with_values
 from vz_ray.planning.model_shape import ModelShape
-from vz_ray.planning.planner import Assumptions, PlannableConfig, ResourcePlan, make_plan
+from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
 from vz_ray.utils.errors import UserError
 
 BytesOver = Callable[[ResourcePlan], int]
@@ -68,9 +68,7 @@ class _Setting:
     cost: str
 
     def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.key}=null"
-        return f"{self.key}={str(self.value).lower() if isinstance(self.value, bool) else self.value}"
+        return format_setting(self.key, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class _ConfigSearch:
         config = self.config
         try:
             for setting in settings:
-                config = _with_value(config, setting.key, setting.value)
+                config = with_values(config, {setting.key: setting.value})
             return self.bytes_over(make_plan(config, self.assumptions, self.shape))
         except (UserError, ValueError):
             return None
@@ -207,17 +205,3 @@ def _halvings(value: int, minimum: int) -> list[int]:
         value //= 2
         values.append(value)
     return values
-
-
-def _with_value(config: PlannableConfig, key: str, value: object) -> PlannableConfig:
-    """Return a validated copy of `config` with the dotted `key` set to `value`.
-
-    Raises:
-        ValueError: The value is invalid.
-    """
-    changed: Any = value
-    names = key.split(".")
-    for depth in reversed(range(len(names))):
-        section: Any = reduce(getattr, names[:depth], config)
-        changed = replace(section, **{names[depth]: changed})
-    return cast(PlannableConfig, changed)

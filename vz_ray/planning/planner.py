@@ -13,9 +13,10 @@ from vz_ray.config.load import EXTENDS
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.planning import learner_flops
+from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.engine_memory import EngineMemory, engine_memory
 from vz_ray.planning.episode_budget import EpisodeBudget, episode_budget, longest_episode
-from vz_ray.planning.gpu_memory import GIB, MemoryFootprint
+from vz_ray.planning.gpu_memory import MemoryFootprint
 from vz_ray.planning.learner_memory import (
     WorstCaseBatch,
     learner_footprint,
@@ -29,38 +30,6 @@ from vz_ray.planning.trainable_params import TrainableParams, count_trainable_pa
 from vz_ray.utils.errors import UserError
 
 PlannableConfig: TypeAlias = GrpoRunConfig | SftRunConfig
-
-H100_PEAK_TFLOPS = 989.0
-"""Dense bfloat16 peak of an H100 SXM, from its data sheet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assumptions:
-    """Inputs of a plan that the config does not contain.
-
-    Attributes:
-        gpu_bytes: Memory of each GPU.
-        peak_tflops: Peak of each GPU in the learner's dtype.
-        mfu: Fraction of the peak that the learner reaches.
-        zooms: Zooms of a typical episode; the paper's average is two.
-        turn_tokens: Sampled tokens of a typical turn.
-    """
-
-    gpu_bytes: int = 80 * GIB
-    peak_tflops: float = H100_PEAK_TFLOPS
-    mfu: float = 0.35
-    zooms: int = 2
-    turn_tokens: int = 170
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
-        if self.peak_tflops <= 0:
-            raise UserError(f"--peak-tflops is {self.peak_tflops}; it must be above 0")
-        for option, value, minimum in (("--zooms", self.zooms, 0), ("--turn-tokens", self.turn_tokens, 1)):
-            if value < minimum:
-                raise UserError(f"{option} is {value}; it must be at least {minimum}")
-
 
 @dataclass(frozen=True, slots=True)
 class ResourcePlan:
