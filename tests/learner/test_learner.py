@@ -104,7 +104,9 @@ async def test_copy_holds_the_announced_weights(data: TrainingData, tmp_path: Pa
     learner = await Learner.start(small_config(data.model, 3, world_size=2), InMemoryFrameSource(data.pixels))
     try:
         direct = LearnerShmTransport(learner, tmp_path / "direct", 10_000, 60.0)
-        announced = LearnerNcclTransport(learner, 1, 60.0, LearnerShmTransport(learner, tmp_path / "copy", 10_000, 60.0))
+        announced = LearnerNcclTransport(
+            learner, 1, 60.0, LearnerShmTransport(learner, tmp_path / "copy", 10_000, 60.0)
+        )
         update, before = await announced.prepare(1), await direct.prepare(1)
         announced.start_copy(update)
         copying = asyncio.create_task(announced.copy(update))

@@ -142,6 +142,5 @@ def _check_same_gpu(check: GpuCheck, spec: GpuSpec | None, gpu_bytes: int) -> No
     if spec is not None and not spec.matches(check.gpu):
         raise ValueError(f"it measured {check.gpu}, the plan is for {spec.name}")
     if gpu_bytes and abs(check.memory_bytes - gpu_bytes) > SAME_MEMORY * gpu_bytes:
-        raise ValueError(
-            f"it measured {check.gpu} with {check.memory_bytes / GIB:.0f} GiB, the plan is for {gpu_bytes / GIB:.0f} GiB"
-        )
+        measured, planned = check.memory_bytes / GIB, gpu_bytes / GIB
+        raise ValueError(f"it measured {check.gpu} with {measured:.0f} GiB, the plan is for {planned:.0f} GiB")
