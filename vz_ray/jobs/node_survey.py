@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vz_ray.jobs.gpu_checks import Gpu, read_driver_report
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 NODE_TIMEOUT_S = 60.0
@@ -52,6 +53,7 @@ class NodeReport:
         problems: Problems with directories, one sentence each.
         missing_env_vars: Required environment variables that are not set.
         shm_free_bytes: Free shared memory.
+        gpus: GPUs that the driver lists; empty without a driver.
         error: Why the node did not respond; empty if it did.
     """
 
@@ -61,6 +63,7 @@ class NodeReport:
     problems: Sequence[str] = ()
     missing_env_vars: Sequence[str] = ()
     shm_free_bytes: int = 0
+    gpus: Sequence[Gpu] = ()
     error: str = ""
 
 
@@ -100,13 +103,15 @@ async def _survey_node(
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run_queries(queries: Sequence[NodeQuery]) -> tuple[dict[str, str], list[str], list[str], int]:
+def _run_queries(
+    queries: Sequence[NodeQuery],
+) -> tuple[dict[str, str], list[str], list[str], int, tuple[Gpu, ...]]:
     from vz_ray.utils.code_fingerprint import code_fingerprint
 
     problems = [problem for query in queries for problem in check_directories(query)]
     missing = [name for query in queries for name in missing_env_vars(query)]
     shm_free_bytes = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return dict(code_fingerprint()), problems, missing, shm_free_bytes
+    return dict(code_fingerprint()), problems, missing, shm_free_bytes, read_driver_report().gpus
 
 
 def check_directories(query: NodeQuery) -> list[str]:

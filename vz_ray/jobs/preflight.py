@@ -6,6 +6,7 @@ versions       every node runs the driver's versions of the code, Ray and vLLM
 volumes        the model exists; the run directory is one shared, writable volume
 secrets        environment variables with keys are set
 shared memory  two sets of weights fit into /dev/shm of the nodes
+GPUs           not split into MIG slices; enough memory for the plan of the run
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from vz_ray.jobs.autoscaler_state import (
     request_resources,
 )
 from vz_ray.jobs.cluster_fit import PlacementResult, place_demands
+from vz_ray.jobs.gpu_preflight import check_gpus
 from vz_ray.jobs.node_survey import NodeQuery, NodeReport, survey_nodes, write_error
 from vz_ray.jobs.resource_demands import ClusterConfig, ResourceDemand, checkpoint_bytes, resource_demands
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
@@ -66,7 +68,8 @@ async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0
         node_groups = sorted({demand.node_group for demand in demands if demand.node_group})
         reports = await survey_nodes(nodes, node_queries(config, demands, shared_file), node_groups)
     checks += [_check_versions(reports), _check_volumes(config, reports)]
-    return [*checks, *_check_secrets(config, reports), *_check_shared_memory(config, reports)]
+    checks += [*_check_secrets(config, reports), *_check_shared_memory(config, reports)]
+    return [*checks, *(check_gpus(config, reports) if gpus else [])]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:

@@ -72,7 +72,7 @@ def render_plan(report: PlanReport) -> RenderableType:
     """Return the full page for `rich.console.Console.print`."""
     plan, assumptions = report.plan, report.assumptions
     parts: list[RenderableType] = [_model(plan), *_tokens(plan, assumptions)]
-    for footprint in _footprints(plan):
+    for footprint in plan.footprints:
         parts += _memory(footprint)
     parts.append(f"Host memory: at most {plan.host_bytes / GIB:.1f} GiB per learner rank, excluding its process")
     if plan.engine is not None:
@@ -105,7 +105,7 @@ def plan_to_json(report: PlanReport) -> dict[str, Any]:
                 "bytes_over": footprint.bytes_over,
                 "fits": footprint.fits,
             }
-            for footprint in _footprints(plan)
+            for footprint in plan.footprints
         ],
         "engine_can_start": plan.engine.can_start if plan.engine else None,
         "learner_bytes_over": plan.learner_bytes_over,
@@ -117,14 +117,6 @@ def plan_to_json(report: PlanReport) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "advice": [asdict(component_advice) for component_advice in report.advice],
     }
-
-
-def _footprints(plan: ResourcePlan) -> list[MemoryFootprint]:
-    """Return the footprint of each kind of GPU."""
-    if plan.shared_gpu is not None:
-        return [plan.shared_gpu]
-    footprints = [plan.learner, plan.handover, plan.engine.footprint if plan.engine is not None else None]
-    return [footprint for footprint in footprints if footprint is not None]
 
 
 def _model(plan: ResourcePlan) -> Text:
@@ -253,7 +245,7 @@ _WORK_ROWS: list[tuple[str, Callable[[LearnerWork], str]]] = [
 
 def _results(plan: ResourcePlan) -> list[Text]:
     lines = []
-    for footprint in _footprints(plan):
+    for footprint in plan.footprints:
         component, over = footprint.component, footprint.bytes_over
         if footprint.fits:
             lines.append(Text(f"{component}: fits, {format_gib(-over)} GiB free", style="green"))

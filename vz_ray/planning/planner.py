@@ -82,6 +82,14 @@ class ResourcePlan:
     notes: tuple[str, ...]
 
     @property
+    def footprints(self) -> list[MemoryFootprint]:
+        """Memory of each kind of GPU, or of the same GPU in each turn."""
+        if self.shared_gpu is not None:
+            return [self.shared_gpu]
+        footprints = [self.learner, self.handover, self.engine.footprint if self.engine is not None else None]
+        return [footprint for footprint in footprints if footprint is not None]
+
+    @property
     def fits(self) -> bool:
         """Whether every GPU has enough memory."""
         return self.learner_bytes_over <= 0 and self.engine_bytes_over <= 0
