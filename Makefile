@@ -28,7 +28,7 @@ assets/tiny-base/model.safetensors: | .venv/.installed
 # Format, lint, types, import layers, and unit tests that start no engine, cluster or browser.
 UNIT_TESTS := tests/config tests/env tests/data tests/rewards tests/planning tests/utils tests/monitoring tests/test_docs.py
 check: .venv/.installed lint types
-	$(PY) -m pytest -q -m "not slow and not integration" $(UNIT_TESTS) $(ARGS)
+	$(PY) -m pytest -q -m "not slow and not integration and not gpu" $(UNIT_TESTS) $(ARGS)
 
 # The full suite without tests marked slow. With four or more cores: ARGS="-n 2 --dist loadfile".
 test: .venv/.installed lint types

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
 from vz_ray.utils.atomic_files import write_atomic
@@ -84,16 +85,31 @@ def run_gpu_checks(report_file: Path) -> list[CheckResult]:
     if len(report.gpus) > 1:
         checks.append(check_links(read_topology()))
         checks.append(check_nccl(measure("all_reduce", str(len(report.gpus))), len(report.gpus)))
-    body = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "driver": report.driver,
-        "gpus": [asdict(gpu) for gpu in report.gpus],
-        "checks": [asdict(check) for check in checks],
-        "figures": figures,
-    }
-    report_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(report_file, (json.dumps(body, indent=2) + "\n").encode())
+    update_gpu_report(
+        report_file,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        driver=report.driver,
+        gpus=[asdict(gpu) for gpu in report.gpus],
+        checks=[asdict(check) for check in checks],
+        figures=figures,
+    )
     return checks
+
+
+def read_gpu_report(report_file: Path) -> dict[str, Any]:
+    """Read a report file; return an empty report if it is missing or unreadable."""
+    try:
+        report = json.loads(report_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def update_gpu_report(report_file: Path, **sections: Any) -> None:
+    """Replace sections of a report file and keep the others. The GPU test suite adds the section `tests`."""
+    report_file.parent.mkdir(parents=True, exist_ok=True)
+    report = read_gpu_report(report_file) | sections
+    write_atomic(report_file, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def read_driver_report(command: Sequence[str] = ("nvidia-smi", "-q", "-x")) -> DriverReport:
