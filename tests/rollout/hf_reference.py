@@ -162,7 +162,7 @@ class EngineVariant:
 
 
 GPU_ENGINES = [
-    pytest.param(EngineVariant("cuda"), id="cuda eager", marks=pytest.mark.gpu),
-    pytest.param(EngineVariant("cuda", enforce_eager=False), id="cuda graphs", marks=pytest.mark.gpu),
+    pytest.param(EngineVariant("cuda"), id="cuda-eager", marks=pytest.mark.gpu),
+    pytest.param(EngineVariant("cuda", enforce_eager=False), id="cuda-graphs", marks=pytest.mark.gpu),
 ]
 """Parameters of fixtures with an engine on a GPU."""

@@ -7,6 +7,7 @@ processes with a timeout, because a faulty GPU can block the process that uses i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -144,6 +145,19 @@ def _gib(text: str) -> float:
     """Convert nvidia-smi's `81559 MiB` to GiB; 0 for `N/A`."""
     match = re.match(r"([\d.]+) MiB", text)
     return float(match.group(1)) / 1024 if match else 0.0
+
+
+def installed_torch_cuda() -> str:
+    """Return torch's CUDA version without importing torch; empty for a CPU build or if torch is missing."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, flags=re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def check_driver(report: DriverReport, torch_cuda: str) -> CheckResult:
