@@ -178,12 +178,12 @@ def run_two_ranks(data: TrainingData, out: Path, stage: int, *scenarios: str, de
     """Run scenarios on two ranks in processes of their own, on `cpu` or two GPUs; return rank 0's report."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    on_cpu = {"CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": "0"}
+    on_cpu = {"CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": "0"} if device == "cpu" else {}
     command = [sys.executable, "-m", "tests.learner.rank_worker", str(data.model), str(out), str(stage)]
     processes = [
         subprocess.Popen(
             [*command, *scenarios],
-            env=os.environ | shared | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (device == "cpu") * on_cpu,
+            env=os.environ | shared | quiet | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | on_cpu,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -22,7 +23,7 @@ from tests.rollout.hf_reference import (
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
-from vz_ray.rollout.vllm_engine import VllmEngine, frame_cache_key
+from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine, frame_cache_key
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
 
@@ -196,3 +197,17 @@ async def test_frame_cache_key_includes_the_shape() -> None:
 async def test_missing_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         await VllmEngine.start(tmp_path, engine_config, name="engine", log_file=tmp_path / "log")
+
+
+async def test_killed_engine_fails_its_turn(pair: tuple[VllmEngine, HfReference]) -> None:
+    """Must be the last test with this engine, which is stopped first, so that the turn cannot end before the kill."""
+    engine, reference = pair
+    engine_process = max(psutil.Process().children(recursive=True), key=lambda child: child.memory_info().rss)
+    engine_process.suspend()
+    turn = asyncio.create_task(engine.generate(reference.prompt("what?", []), SamplingParams(), request_id="long"))
+    assert not (await asyncio.wait({turn}, timeout=0.5))[0]
+    engine_process.kill()
+    with pytest.raises(EngineFailedError, match="engine failed at turn long"):
+        await asyncio.wait_for(turn, 30)
+    with pytest.raises(EngineFailedError):
+        await engine.check_health()
