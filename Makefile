@@ -1,5 +1,5 @@
 # Main commands: `make quickstart`, `make check`, `make test`. Each creates or updates .venv first.
-.PHONY: quickstart baseline ablate check test lint types format manifests doctor lock lock-gpu clean sizing \
+.PHONY: quickstart baseline ablate check test test-gpu lint types format manifests doctor lock lock-gpu clean sizing \
 	bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner
 
 PY := .venv/bin/python
@@ -33,6 +33,10 @@ check: .venv/.installed lint types
 # The full suite without tests marked slow. With four or more cores: ARGS="-n 2 --dist loadfile".
 test: .venv/.installed lint types
 	$(PY) -m pytest $(ARGS)
+
+# The GPU suite; results go to runs/gpu-check.json. Needs an active environment with requirements/gpu.lock (README).
+test-gpu:
+	python -m pytest -m gpu $(ARGS)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .
