@@ -1,77 +1,116 @@
-"""Pre-flight checks of the GPUs that nodes report."""
+"""GPU checks of cluster nodes, from reports of their drivers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vz_ray.config import load_config
-from vz_ray.config.eval_run import EvalRunConfig
 from vz_ray.config.run import GrpoRunConfig
-from vz_ray.jobs.gpu_checks import Gpu
-from vz_ray.jobs.gpu_preflight import check_gpus
+from vz_ray.config.serve import ServeConfig
+from vz_ray.config.sft import SftRunConfig
+from vz_ray.jobs.gpu_checks import DriverReport, Gpu
+from vz_ray.jobs.gpu_preflight import check_node_gpus
 from vz_ray.jobs.node_survey import NodeReport
-from vz_ray.monitoring.checks import CheckStatus
+from vz_ray.jobs.resource_demands import ClusterConfig
+from vz_ray.monitoring.checks import CheckResult, CheckStatus
 
-GPU = Gpu(0, "NVIDIA H100", 79.6, 79.0, False, ())
-SPLIT = ("train.colocate=false", "weights.transport=nccl", "learner.world_size=8", "rollout.num_workers=8")
-
-
-def recipe(*overrides: str) -> GrpoRunConfig:
-    settings = ["model=Qwen2.5-VL-7B", *SPLIT, *overrides]
-    return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml", settings)
+MODEL = "model=Qwen2.5-VL-7B"
+SPLIT = ("train.colocate=false", "rollout.num_workers=8")
 
 
-def reports(*gpus: Gpu) -> list[NodeReport]:
-    return [NodeReport("10.0.0.1"), NodeReport("10.0.0.2", gpus=gpus)]
+def grpo_config(*overrides: str) -> GrpoRunConfig:
+    return load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl.yaml"), [MODEL, *overrides])
 
 
-def test_smallest_gpu_that_fits_is_named() -> None:
-    [check] = check_gpus(recipe(), reports(GPU, replace(GPU, total_gib=140.0)))
-    assert check.status is CheckStatus.OK
-    assert check.detail.startswith("2, at least NVIDIA H100 with 80 GiB: learner 56 GiB, engine ")
+def make_gpu(total: float = 79.6, free: float = 79.0, *, mig: bool = False, processes: tuple = ()) -> Gpu:
+    return Gpu(0, "NVIDIA H100", total, free, mig, processes)
 
 
-def test_estimated_shortage_warns_with_a_fix() -> None:
-    [check] = check_gpus(recipe(), reports(GPU, replace(GPU, name="NVIDIA A100", total_gib=40.0)))
-    assert check.status is CheckStatus.WARNING
-    assert check.detail.startswith("10.0.0.2 has NVIDIA A100 with 40 GiB; estimated are learner 56 GiB")
-    assert check.fix.startswith("set learner.offload=")
+def check(config: ClusterConfig, *gpus: Gpu, cuda: str = "13.0", torch_cuda: str = "13.0") -> list[CheckResult]:
+    reports = [NodeReport("10.0.0.1", driver=DriverReport("580.1", cuda, gpus), torch_cuda=torch_cuda)]
+    return check_node_gpus(config, [*reports, NodeReport("10.0.0.2")])
 
 
-def test_certain_shortage_fails() -> None:
-    [check] = check_gpus(recipe("learner.world_size=1"), reports(GPU))
-    assert check.status is CheckStatus.FAILED
-    [check] = check_gpus(recipe(), reports(replace(GPU, total_gib=14.0)))
-    assert (check.status, check.fix[:28]) == (CheckStatus.FAILED, "use GPUs with more memory, o")
+def test_free_gpus_are_one_line_with_the_plan() -> None:
+    (result,) = check(grpo_config(), make_gpu(), make_gpu())
+    assert result.status is CheckStatus.OK
+    assert result.detail.startswith("2 of 79.6 GiB or more (NVIDIA H100); learner needs ")
+    assert "engine needs" in result.detail
+
+
+def test_nodes_without_gpus_are_not_checked() -> None:
+    assert check_node_gpus(grpo_config(), [NodeReport("10.0.0.1")]) == []
+
+
+def test_missing_driver_names_the_node() -> None:
+    report = NodeReport("10.0.0.1", driver=DriverReport("", "", (), "nvidia-smi was not found"))
+    (result,) = check_node_gpus(grpo_config(), [report])
+    assert (result.name, result.status) == ("GPU driver of 10.0.0.1", CheckStatus.FAILED)
+    assert "nvidia.com/gpu" in result.fix
+
+
+def test_old_driver_names_the_needed_one() -> None:
+    (result,) = check(grpo_config(), make_gpu(), cuda="12.8")
+    assert result.status is CheckStatus.FAILED
+    assert result.fix == "install driver 580 or newer"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "status"),
+    ("config", "component"),
     [
-        ((), CheckStatus.FAILED),
-        (("learner.world_size=1", "weights.transport=shm"), CheckStatus.WARNING),
+        (grpo_config(), "learner"),
         (
-            ("learner.world_size=1", "weights.transport=shm", "rollout.engine.tensor_parallel_size=2"),
-            CheckStatus.FAILED,
+            grpo_config(
+                "weights.transport=ipc", "learner.world_size=8", "rollout.num_workers=8", "learner.zero_stage=2"
+            ),
+            "learner and engine",
         ),
+        (load_config(SftRunConfig, Path("conf/videozoomer-7b-sft.yaml"), [MODEL]), "learner"),
     ],
 )
-def test_mig_slices_fail_if_gpus_must_communicate(overrides: tuple[str, ...], status: CheckStatus) -> None:
-    [check] = check_gpus(recipe(*overrides), reports(GPU, replace(GPU, index=1, mig=True)))
-    assert check.status is status
-    assert check.detail == "10.0.0.2: GPU 1 (NVIDIA H100) is split into MIG slices"
-    assert "disable MIG" in check.fix
+def test_too_small_gpu_names_component_and_size(config: ClusterConfig, component: str) -> None:
+    results = check(config, make_gpu(), make_gpu(total=23.9, free=23.5))
+    result = next(result for result in results if result.name == f"memory of {component}")
+    assert result.status is CheckStatus.FAILED
+    assert result.detail.endswith("GiB on each GPU; the smallest has 23.9 GiB")
+    assert "vz-ray plan --gpu-memory 24GiB" in result.fix
 
 
-def test_nodes_without_gpus_and_other_runs_are_not_checked() -> None:
-    assert check_gpus(recipe(), reports()) == []
-    evaluation = load_config(EvalRunConfig, None, ["model=m", "benchmarks={mlvu: {annotations: x}}"])
-    assert check_gpus(evaluation, reports(GPU)) == []
+def test_other_process_and_mig_are_named() -> None:
+    busy = make_gpu(free=40.0, mig=True, processes=((4711, "python", 39.5),))
+    mig, memory = check(grpo_config(), busy)
+    assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.FAILED)
+    assert (memory.name, memory.status) == ("GPU 0 memory of 10.0.0.1", CheckStatus.FAILED)
+    assert "process 4711 (python) uses 39.5 GiB" in memory.detail
 
 
-def test_model_that_cannot_be_planned_warns() -> None:
-    [check] = check_gpus(recipe("model=unknown"), reports(GPU))
-    assert (check.status, check.detail) == (CheckStatus.WARNING, "1 GPUs, memory not planned")
-    assert "has no config.json" in check.fix
+def test_mig_slices_are_allowed_if_no_gpus_communicate() -> None:
+    one_rank = ("learner.world_size=1", "learner.offload=all", "weights.transport=shm", *SPLIT)
+    (mig,) = check(grpo_config(*one_rank), make_gpu(mig=True))
+    assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.WARNING)
+
+
+def test_shared_gpu_is_planned_for_each_turn() -> None:
+    colocated = ("train.colocate=true", "weights.transport=ipc", "learner.world_size=8", "rollout.num_workers=8")
+    (result,) = check(grpo_config(*colocated), make_gpu())
+    assert "learner, engine asleep needs" in result.detail
+    assert "engine, learner asleep needs" in result.detail
+    (learner,) = check(grpo_config(*colocated), make_gpu(total=40.0))
+    assert learner.name == "memory of learner, engine asleep"
+
+
+@pytest.mark.parametrize(("kv_cache", "status"), [("null", CheckStatus.FAILED), ("4", CheckStatus.WARNING)])
+def test_server_needs_the_memory_of_its_engine(kv_cache: str, status: CheckStatus) -> None:
+    overrides = ["model=assets/tiny-base", f"engine.kv_cache_gib={kv_cache}"]
+    config = load_config(ServeConfig, Path("conf/serve/tiny.yaml"), overrides)
+    (result,) = check(config, make_gpu(free=40.0))
+    assert result.status is status
+
+
+def test_unknown_model_is_a_warning() -> None:
+    config = load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl.yaml"), ["model=nowhere"])
+    (result,) = check(config, make_gpu())
+    assert result.status is CheckStatus.WARNING
+    assert "nowhere" in result.detail

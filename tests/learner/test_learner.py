@@ -23,6 +23,7 @@ from tests.learner.training_data import (
     InMemoryFrameSource,
     TrainingData,
 )
+from tests.weight_sync.test_publisher import FakeReceiver
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.learner.learner import Learner, LearnerDiedError
@@ -31,6 +32,7 @@ from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTra
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
+from vz_ray.weight_sync import WeightPublisher
 from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
 
@@ -94,8 +96,21 @@ async def test_learner_names_a_dead_rank_and_restarts(data: TrainingData, tmp_pa
         again = await learner.compute_logprobs(data.trajectories)
         assert all(np.array_equal(before, now) for before, now in zip(untrained, again, strict=True))
         assert (await transport.prepare(2)).checksum != update.checksum
+        await kill_rank_during_publish(learner, transport)
     finally:
         learner.close()
+
+
+async def kill_rank_during_publish(learner: Learner, transport: LearnerShmTransport) -> None:
+    """Kill rank 0 while it writes the weights. The publish fails at once, and no engine was paused."""
+    engine, rank = FakeReceiver("a"), learner._hang_reporters[0].process.pid
+    os.kill(rank, signal.SIGSTOP)
+    publish = asyncio.create_task(WeightPublisher(timeout_s=300).publish(3, transport, [engine]))
+    assert not (await asyncio.wait({publish}, timeout=0.5))[0]
+    os.kill(rank, signal.SIGKILL)
+    with pytest.raises(LearnerDiedError, match="learner-rank-0 died during write_weights"):
+        await asyncio.wait_for(publish, 30)
+    assert engine.steps == []
 
 
 @pytest.mark.usefixtures("ray_session")

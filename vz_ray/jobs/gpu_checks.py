@@ -7,6 +7,7 @@ processes with a timeout, because a faulty GPU can block the process that uses i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -86,16 +87,31 @@ def run_gpu_checks(report_file: Path) -> list[CheckResult]:
         checks.append(check_links(read_topology()))
         figures["all_reduce"] = measure("all_reduce", str(len(report.gpus)))
         checks.append(check_nccl(figures["all_reduce"], len(report.gpus)))
-    body = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "driver": report.driver,
-        "gpus": [asdict(gpu) for gpu in report.gpus],
-        "checks": [asdict(check) for check in checks],
-        "figures": figures,
-    }
-    report_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(report_file, (json.dumps(body, indent=2) + "\n").encode())
+    update_gpu_report(
+        report_file,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        driver=report.driver,
+        gpus=[asdict(gpu) for gpu in report.gpus],
+        checks=[asdict(check) for check in checks],
+        figures=figures,
+    )
     return checks
+
+
+def read_gpu_report(report_file: Path) -> dict[str, Any]:
+    """Read a report file; return an empty report if it is missing or unreadable."""
+    try:
+        report = json.loads(report_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def update_gpu_report(report_file: Path, **sections: Any) -> None:
+    """Replace sections of a report file and keep the others. The GPU test suite adds the section `tests`."""
+    report_file.parent.mkdir(parents=True, exist_ok=True)
+    report = read_gpu_report(report_file) | sections
+    write_atomic(report_file, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def read_driver_report(command: Sequence[str] = ("nvidia-smi", "-q", "-x")) -> DriverReport:
@@ -130,6 +146,19 @@ def _gib(text: str) -> float:
     """Convert nvidia-smi's `81559 MiB` to GiB; 0 for `N/A`."""
     match = re.match(r"([\d.]+) MiB", text)
     return float(match.group(1)) / 1024 if match else 0.0
+
+
+def installed_torch_cuda() -> str:
+    """Return torch's CUDA version without importing torch; empty for a CPU build or if torch is missing."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, flags=re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def check_driver(report: DriverReport, torch_cuda: str) -> CheckResult:

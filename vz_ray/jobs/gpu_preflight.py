@@ -1,65 +1,104 @@
-"""Pre-flight checks of the cluster's GPUs: MIG slices, and memory against the plan of the run."""
+"""GPU checks of the nodes of a cluster: driver, memory for engine and learner, other processes, MIG.
+
+The state of the GPUs is what `nvidia-smi` on each node reports; see `gpu_checks`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from vz_ray.config.run import GrpoRunConfig
+from vz_ray.config.distill import DistillRunConfig
+from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
-from vz_ray.jobs.gpu_checks import Gpu
+from vz_ray.jobs.gpu_checks import Gpu, check_driver, check_gpu_memory, check_mig
 from vz_ray.jobs.node_survey import NodeReport
-from vz_ray.jobs.resource_demands import ClusterConfig
+from vz_ray.jobs.resource_demands import ClusterConfig, checkpoint_bytes
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
-from vz_ray.planning.advice import advise
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB
-from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
+from vz_ray.planning.planner import ResourcePlan, make_plan
 from vz_ray.utils.errors import UserError
 
 
-def check_gpus(config: ClusterConfig, reports: Sequence[NodeReport]) -> list[CheckResult]:
-    """Check the GPUs that the nodes' drivers list; empty if no driver lists one, or the run trains no model."""
-    gpus = [(report.node, gpu) for report in reports for gpu in report.gpus]
-    if not gpus or not isinstance(config, GrpoRunConfig | SftRunConfig):
-        return []
-    slices = [(node, gpu) for node, gpu in gpus if gpu.mig]
-    return [_check_mig(config, *slices[0])] if slices else [_check_memory(config, gpus)]
-
-
-def _check_mig(config: PlannableConfig, node: str, gpu: Gpu) -> CheckResult:
-    """Slices have no peer access: neither NCCL nor CUDA IPC works between them."""
-    detail = f"{node}: GPU {gpu.index} ({gpu.name}) is split into MIG slices"
-    connected = config.learner.world_size > 1
-    fix = "set learner.world_size=1"
-    if isinstance(config, GrpoRunConfig):
-        connected |= config.weights.transport != "shm" or config.rollout.engine.tensor_parallel_size > 1
-        fix += ", weights.transport=shm and rollout.engine.tensor_parallel_size=1"
-    fix = f"disable MIG (`nvidia-smi -mig 0`), or {fix}, because slices have no peer access"
-    return CheckResult("GPUs", CheckStatus.FAILED if connected else CheckStatus.WARNING, detail, fix)
-
-
-def _check_memory(config: PlannableConfig, gpus: Sequence[tuple[str, Gpu]]) -> CheckResult:
-    """Plan the run for the smallest GPU. What follows from shapes alone fails; an estimate warns."""
-    node, gpu = min(gpus, key=lambda entry: entry[1].total_gib)
-    assumptions = replace(Assumptions(), gpu_bytes=int(gpu.total_gib * GIB))
+def check_node_gpus(config: ClusterConfig, reports: Sequence[NodeReport]) -> list[CheckResult]:
+    """Check the GPUs of all surveyed nodes; return one result if there is no problem, none without GPU nodes."""
+    surveyed = [report for report in reports if report.driver is not None]
+    gpus = [gpu for report in surveyed for gpu in _gpus_of(report)]
+    problems = [check for report in surveyed for check in _driver_problems(report, _connects_gpus(config))]
+    if not gpus:
+        return problems
+    smallest_gib = min(gpu.total_gib for gpu in gpus)
     try:
-        plan = make_plan(config, assumptions)
+        needs = _needed_gib(config, smallest_gib)
     except UserError as error:
-        return CheckResult("GPUs", CheckStatus.WARNING, f"{len(gpus)} GPUs, memory not planned", str(error))
-    smallest = f"{gpu.name} with {gpu.total_gib:.0f} GiB"
-    needs = ", ".join(f"{item.component} {item.peak_bytes / GIB:.0f} GiB" for item in plan.footprints)
-    if plan.fits:
-        return CheckResult("GPUs", CheckStatus.OK, f"{len(gpus)}, at least {smallest}: {needs}")
-    certain = any(item.exact_bytes > item.capacity_bytes for item in plan.footprints)
-    detail = f"{node} has {smallest}; estimated are {needs}"
-    status = CheckStatus.FAILED if certain else CheckStatus.WARNING
-    return CheckResult("GPUs", status, detail, _fix(config, plan, assumptions))
+        needs = {}
+        problems.append(CheckResult("GPU memory", CheckStatus.WARNING, f"not planned: {error}", "fix the config"))
+    too_large = [_too_large(name, needed, smallest_gib) for name, needed in needs.items() if needed > smallest_gib]
+    problems += too_large or _free_memory_problems(surveyed, min(needs.values(), default=0.0))
+    if problems:
+        return problems
+    planned = "".join(f"; {component} needs {needed_gib:.1f} GiB" for component, needed_gib in needs.items())
+    detail = f"{len(gpus)} of {smallest_gib:.1f} GiB or more ({gpus[0].name}){planned}"
+    return [CheckResult("GPUs", CheckStatus.OK, detail)]
 
 
-def _fix(config: PlannableConfig, plan: ResourcePlan, assumptions: Assumptions) -> str:
-    changes = [advice.combined_change for advice in advise(config, plan, assumptions)]
-    settings = [setting for change in changes if change is not None for setting in change.settings]
-    if None in changes or not settings:
-        return "use GPUs with more memory, or a smaller model; `vz-ray plan` shows what takes it"
-    return f"set {' '.join(settings)}; `vz-ray plan` lists further changes"
+def _connects_gpus(config: ClusterConfig) -> bool:
+    """Return whether NCCL or CUDA IPC connects GPUs, which MIG slices do not support."""
+    if isinstance(config, GrpoRunConfig | SftRunConfig) and config.learner.world_size > 1:
+        return True
+    if isinstance(config, GrpoRunConfig) and config.weights.transport != "shm":
+        return True
+    return isinstance(config, RolloutRunConfig) and config.rollout.engine.tensor_parallel_size > 1
+
+
+def _driver_problems(report: NodeReport, connects_gpus: bool) -> Iterator[CheckResult]:
+    assert report.driver is not None
+    mig_status = CheckStatus.FAILED if connects_gpus else CheckStatus.WARNING
+    checks = [check_driver(report.driver, report.torch_cuda)]
+    checks += [replace(mig, status=mig_status) for gpu in _gpus_of(report) for mig in check_mig(gpu)]
+    yield from (_on_node(report, check) for check in checks if check.status is not CheckStatus.OK)
+
+
+def _too_large(component: str, needed_gib: float, smallest_gib: float) -> CheckResult:
+    detail = f"needs {needed_gib:.1f} GiB on each GPU; the smallest has {smallest_gib:.1f} GiB"
+    fix = f"`vz-ray plan --gpu-memory {smallest_gib:.0f}GiB` with this config lists changes that help"
+    return CheckResult(f"memory of {component}", CheckStatus.FAILED, detail, fix)
+
+
+def _free_memory_problems(reports: Sequence[NodeReport], needed_gib: float) -> Iterator[CheckResult]:
+    for report in reports:
+        checks = [check_gpu_memory(gpu, needed_gib) for gpu in _gpus_of(report)]
+        yield from (_on_node(report, check) for check in checks if check.status is not CheckStatus.OK)
+
+
+def _gpus_of(report: NodeReport) -> tuple[Gpu, ...]:
+    return report.driver.gpus if report.driver else ()
+
+
+def _on_node(report: NodeReport, check: CheckResult) -> CheckResult:
+    return replace(check, name=f"{check.name} of {report.node}")
+
+
+def _needed_gib(config: ClusterConfig, gpu_gib: float) -> dict[str, float]:
+    """Return the planned memory of each component on a GPU of this size.
+
+    Raises:
+        UserError: The model is unknown, or the config cannot be planned.
+    """
+    if isinstance(config, GrpoRunConfig | SftRunConfig):
+        return _planned_gib(make_plan(config, Assumptions(gpu_bytes=int(gpu_gib * GIB))))
+    if isinstance(config, DistillRunConfig):
+        return {}
+    engine = config.rollout.engine if isinstance(config, RolloutRunConfig) else config.engine
+    if engine.kv_cache_gib is None:
+        return {"engine": engine.gpu_memory_utilization * gpu_gib}
+    return {"engine": engine.kv_cache_gib + checkpoint_bytes(config.model) / engine.tensor_parallel_size / GIB}
+
+
+def _planned_gib(plan: ResourcePlan) -> dict[str, float]:
+    needs = {footprint.component: footprint.peak_bytes / GIB for footprint in plan.footprints}
+    if plan.engine is not None and not plan.engine.can_start:
+        lacking_kv_tokens = max(0, plan.engine.min_kv_tokens - plan.engine.kv_tokens)
+        needs[plan.footprints[-1].component] += lacking_kv_tokens * plan.engine.kv_bytes_per_token / GIB
+    return needs

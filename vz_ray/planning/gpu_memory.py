@@ -86,13 +86,6 @@ class MemoryFootprint:
     def fits(self) -> bool:
         return self.bytes_over <= 0
 
-    @property
-    def exact_bytes(self) -> int:
-        """Bytes that are always held and follow from shapes: without them nothing can run."""
-        return sum(
-            item.bytes for item in self.items if item.phase is MemoryPhase.ALWAYS and item.certainty is Certainty.EXACT
-        )
-
 
 def parse_bytes(text: str) -> int:
     """Parse an amount of memory such as `80GiB`, `80GB` or `24576MiB`.
