@@ -28,8 +28,8 @@ def render_steps(steps: StepPlan) -> list[RenderableType]:
         label = f"{name}, {step.mode}" if step is steps.configured else name
         fits = "" if step.fits else f"does not fit: {step.bytes_over / GIB:,.1f} GiB over"
         table.add_row(label, *cells, fits, style="bold" if step is steps.recommended else "")
-    heading = Text(f"\nStep time on {steps.num_gpus} GPUs, estimated", style="bold")
-    return [heading, table, Text(_recommendation(steps), style="green")]
+    title = Text(f"\nStep time on {steps.num_gpus} GPUs, estimated", style="bold")
+    return [title, table, Text(_recommendation(steps), style="green")]
 
 
 def _recommendation(steps: StepPlan) -> str:
