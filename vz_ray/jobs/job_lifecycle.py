@@ -55,10 +55,10 @@ class JobSpec:
     @property
     def entrypoint(self) -> str:
         """Command line of the job. `exec` replaces the shell, so a stop signal reaches the run itself."""
-        words = ["python", "-m", "vz_ray.cli", self.command, *self.arguments]
-        if not any(word.startswith("ray.address=") for word in words):
-            words.append("ray.address=auto")
-        return f"exec {shlex.join(words)}"
+        command = ["python", "-m", "vz_ray.cli", self.command, *self.arguments]
+        if not any(argument.startswith("ray.address=") for argument in command):
+            command.append("ray.address=auto")
+        return f"exec {shlex.join(command)}"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -45,11 +45,11 @@ def _strip(
     """Render the frames of a context as thumbnails with times; frames of an evidence span are highlighted."""
     items = []
     for ref in evenly_spaced(context.frame_refs, max_frames):
-        hit = any(start <= ref.pts_s < end for start, end in spans)
-        picture = thumbnails.get(ref)
-        image = f'<img src="{picture}" alt="" loading="lazy">' if picture else '<i class="no-image"></i>'
-        mark = ' class="in-event"' if hit else ""
-        items.append(f"<li{mark}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
+        in_event = any(start <= ref.pts_s < end for start, end in spans)
+        image_uri = thumbnails.get(ref)
+        image = f'<img src="{image_uri}" alt="" loading="lazy">' if image_uri else '<i class="no-image"></i>'
+        css_class = ' class="in-event"' if in_event else ""
+        items.append(f"<li{css_class}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
     num_hidden = len(context.frame_refs) - len(items)
     more = f'<li class="more">and {num_hidden} more</li>' if num_hidden else ""
     tiny = " tiny" if items and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64 else ""
