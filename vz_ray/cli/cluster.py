@@ -13,6 +13,15 @@ from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
 
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False)
+]
+EnvVars = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False),
+]
+
+
 @app.command(rich_help_panel="On a cluster")
 def submit(
     arguments: Annotated[
@@ -30,15 +39,9 @@ def submit(
     jobs: Annotated[bool, typer.Option("--jobs", help="List the jobs of the cluster.")] = False,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's output.")] = True,
     working_dir: Annotated[Path, typer.Option(help="Directory to upload: files tracked by git.")] = Path("."),
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False),
-    ] = None,
+    exclude: Exclude = None,
     limit_mib: Annotated[float, typer.Option(help="Maximum upload size in MiB.", min=0)] = 100.0,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False),
-    ] = None,
+    env: EnvVars = None,
     grace_s: Annotated[
         int, typer.Option(help="Seconds for the checkpoint before a stopped job is killed.", min=1)
     ] = 600,
