@@ -12,7 +12,6 @@ from vz_ray.cli.app import app
 from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
-
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False)
 ]

@@ -109,8 +109,8 @@ async def run_sft_stage(
     """
     monitor = monitor or RunMonitor()
     learner_config = _stage_learner_config(learner_config, sft_config, run)
-    checkpoints = run.run_dir.checkpoints / stage
-    metrics = run.run_dir.path / metrics_file(stage)
+    directory, checkpoints = run.run_dir.path, run.run_dir.checkpoints / stage
+    metrics, tensorboard = directory / metrics_file(stage), directory / "tensorboard" / stage
     placement = runtime.learner_placement(learner_config, ray_config)
     async with runtime.start_learner(learner_config, decode_pool, run, placement) as learner:
 
@@ -118,9 +118,7 @@ async def run_sft_stage(
             resume_step = SftState.load(checkpoints).steps
             max_steps = None if sft_config.max_time_s else sft_config.max_steps
             with (
-                MetricLogger(
-                    metrics, run.run_dir.path / "tensorboard" / stage, resume_step, monitor.trackers
-                ) as metric_logger,
+                MetricLogger(metrics, tensorboard, resume_step, monitor.trackers) as metric_logger,
                 run.progress.stage(stage, max_steps, resume_step) as progress,
             ):
                 state = await sft_loop(
