@@ -381,7 +381,7 @@ def test_command_prints_step_times_timeouts_and_warnings(
     check_file = tmp_path / "gpu-check.json"
     check_file.write_text("{}")
     assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-check", str(check_file), "--gpu", "A100") == 0
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     for text in (
         "Step time on 16 GPUs",
         "Recommended: colocated, 16 engines and 16 ranks",
