@@ -35,7 +35,9 @@ def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFo
     rollout = replace(
         engine.footprint, component="engine, learner asleep", items=(*engine.footprint.items, sleeping_learner)
     )
-    handover = MemoryFootprint("handover of weights", learner.num_gpus, learner.capacity_bytes, (*resident, *awake))
+    bucket = MemoryItem("gathered bucket", largest_tensor_bytes)
+    items = (*resident, bucket, *awake)
+    handover = MemoryFootprint("handover of weights", learner.num_gpus, learner.capacity_bytes, items)
     return learning, replace(engine, footprint=rollout), handover
 
 
