@@ -19,8 +19,16 @@ _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 """Engine allocations outside the memory pools that vLLM frees for sleep."""
 
 
-def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
-    """Return the memory of a GPU while the learner works, while the engine works, and during the handover."""
+def take_turns(
+    learner: MemoryFootprint, engine: EngineMemory, largest_tensor_bytes: int
+) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
+    """Return the memory of a GPU while the learner works, while the engine works, and during the handover.
+
+    Args:
+        learner: Memory of a rank's GPU without an engine.
+        engine: Memory of an engine's GPU without a rank.
+        largest_tensor_bytes: Largest tensor of the model; the handover gathers at least one at a time.
+    """
     asleep = sum(item.bytes for item in engine.footprint.items if item.name in _KEPT_ASLEEP)
     resident = tuple(item for item in learner.items if item.name in _HANDED_OVER)
     awake = tuple(
