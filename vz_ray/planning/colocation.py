@@ -15,6 +15,7 @@ from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 
 _HANDED_OVER = ("weights", "frozen weights", "reference model", "CUDA context and NCCL")
 """Learner allocations that stay on the GPU until the engine has the weights."""
+_SLEEPING_ENGINE = "sleeping engine"
 _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 """Engine allocations outside the memory pools that vLLM frees for sleep."""
 
@@ -38,7 +39,7 @@ def take_turns(
     learning = replace(
         learner,
         component="learner, engine asleep",
-        items=(*learner.items, MemoryItem("sleeping engine", asleep, Certainty.ASSUMED)),
+        items=(*learner.items, MemoryItem(_SLEEPING_ENGINE, asleep, Certainty.ASSUMED)),
     )
     rollout = replace(
         engine.footprint, component="engine, learner asleep", items=(*engine.footprint.items, sleeping_learner)
@@ -51,4 +52,6 @@ def take_turns(
 
 def state_bytes(learner: MemoryFootprint) -> int:
     """Return the bytes of a rank that move to host memory while the engine works."""
-    return sum(item.bytes for item in learner.items if item.phase is MemoryPhase.ALWAYS) - CUDA_AND_NCCL_BYTES
+    kept = ("CUDA context and NCCL", _SLEEPING_ENGINE)
+    held = [item for item in learner.items if item.phase is MemoryPhase.ALWAYS and item.name not in kept]
+    return sum(item.bytes for item in held)
