@@ -64,8 +64,9 @@ class FaultSchedule:
     async def run(self) -> None:
         """Inject `NUM_FAULTS` faults, each while at least two workers serve, so that rollout proceeds."""
         kinds = (self.worker, self.engine, self.node, self.drained, self.decoder, self.publishing)
+        pool = self.cluster.scheduler.pool
         for _ in range(NUM_FAULTS):
-            await self.cluster.wait_until(lambda: self.cluster.scheduler.pool.num_serving_workers >= 2, RECOVERY_TIMEOUT_S)
+            await self.cluster.wait_until(lambda: pool.num_serving_workers >= 2, RECOVERY_TIMEOUT_S)
             await asyncio.sleep(self.random.uniform(0, MAX_PAUSE_S))
             self.engines.update(self.cluster.nodes.actor_children("RolloutWorkerActor"))
             self.random.choice(kinds)()
