@@ -13,6 +13,8 @@ from vz_ray.planning.engine_memory import CUDA_GRAPHS, EngineMemory
 from vz_ray.planning.gpu_memory import Certainty, MemoryFootprint, MemoryItem, MemoryPhase
 from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 
+_HANDED_OVER = ("weights", "frozen weights", "reference model", "CUDA context and NCCL")
+"""Learner allocations that stay on the GPU until the engine has the weights."""
 _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 """Engine allocations outside the memory pools that vLLM frees for sleep."""
 
@@ -20,8 +22,10 @@ _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
     """Return the memory of a GPU while the learner works, while the engine works, and during the handover."""
     asleep = sum(item.bytes for item in engine.footprint.items if item.name in _KEPT_ASLEEP)
-    resident = tuple(item for item in learner.items if item.phase is MemoryPhase.ALWAYS)
-    awake = tuple(item for item in engine.footprint.items if item.name != "KV cache")
+    resident = tuple(item for item in learner.items if item.name in _HANDED_OVER)
+    awake = tuple(
+        replace(item, name=f"engine: {item.name}") for item in engine.footprint.items if item.name != "KV cache"
+    )
     sleeping_learner = MemoryItem("sleeping learner", CUDA_AND_NCCL_BYTES, Certainty.ASSUMED)
     learning = replace(
         learner,
