@@ -128,7 +128,9 @@ def test_colocated_memory_is_planned_for_each_turn() -> None:
     assert GIB < learner_bytes < 3 * GIB
     assert colocated.engine.footprint.peak_bytes - split.engine.footprint.peak_bytes == CUDA_AND_NCCL_BYTES
     states = split.learner.bytes_during(MemoryPhase.ALWAYS)
-    assert colocated.handover.peak_bytes > states + 2 * colocated.shape.parameters
+    # Both sets of weights, and a sixteenth of the reference model.
+    weights = 2 * colocated.shape.parameters
+    assert weights * 18 / 16 < colocated.handover.peak_bytes < weights * 18 / 16 + 7 * GIB
     assert colocated.host_bytes - split.host_bytes == states - CUDA_AND_NCCL_BYTES
 
 
