@@ -189,6 +189,10 @@ class Learner:
         """See `Trainer.export_hf`."""
         await self.call_all("export_hf", directory)
 
+    async def load_states(self) -> None:
+        """Move offloaded states of all ranks to their devices. States that are there stay."""
+        await self.call_all("load_states")
+
     async def rendezvous_address(self) -> tuple[str, int]:
         """Return the IP address of rank 0's node and a free port."""
         return (await self.call_all("rendezvous_address"))[0]
