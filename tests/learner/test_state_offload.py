@@ -18,11 +18,11 @@ from vz_ray.learner.trainer import Trainer
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS
 
 CASES = [
-    pytest.param(0, {}, id="stage 0, whose weights stay mapped from the file on CPU"),
+    pytest.param(0, {}, id="stage 0, whose weights stay mapped from the file on CPU", marks=pytest.mark.slow),
     pytest.param(1, {"dtype": "bfloat16"}, id="stage 1 in bfloat16"),
-    pytest.param(2, {}, id="stage 2"),
+    pytest.param(2, {}, id="stage 2", marks=pytest.mark.slow),
     pytest.param(3, {"param_persistence_threshold": 100}, id="stage 3"),
-    pytest.param(3, {"lora": LoraConfig(rank=2)}, id="adapters at stage 3"),
+    pytest.param(3, {"lora": LoraConfig(rank=2)}, id="adapters at stage 3", marks=pytest.mark.slow),
 ]
 
 

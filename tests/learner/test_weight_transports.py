@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
+from vz_ray.learner.weight_transports import (
+    ColocatedTransport,
+    LearnerIpcTransport,
+    LearnerNcclTransport,
+    LearnerShmTransport,
+)
 from vz_ray.weight_sync import ProbeScore, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 
@@ -124,3 +129,52 @@ async def test_fallback_copy_is_of_the_newest_version_only() -> None:
     assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, ProbeScore(1, (-2.0,)))
     assert await transport.copy(first) is None
     assert not second.is_pull
+
+
+async def publish_colocated(transport: str) -> tuple[ColocatedTransport, RecordingLearner, WeightUpdate]:
+    """Prepare, send and release version 1; return the transport, its learner and the update."""
+    learner = RecordingLearner()
+    learner.answers["announce_weights"] = [[WeightUpdate(1, "", {}, 8, ProbeScore(1, (-1.0,)))] * 2]
+    learner.answers["write_weights"] = [[WeightUpdate(1, "c", {"directory": "/there/1"}, 8), None]]
+    learner.answers["export_part"] = [[{"part": 0}, {"part": 0}], [None, None]]
+    shm = LearnerShmTransport(learner, Path("/there"), 7, 60.0)  # type: ignore[arg-type]
+    ipc = LearnerIpcTransport(learner, 60.0, bucket_bytes=7)  # type: ignore[arg-type]
+    colocated = ColocatedTransport(learner, {"ipc": ipc, "shm": shm}[transport], shm, 60.0)  # type: ignore[arg-type]
+    update = await colocated.prepare(1)
+    if update.in_parts:
+        assert [parts async for parts in colocated.parts(update)] == [[{"part": 0}, {"part": 0}]]
+    await colocated.release()
+    return colocated, learner, update
+
+
+async def test_colocated_ipc_keeps_only_weights_until_engines_have_them() -> None:
+    transport, learner, update = await publish_colocated("ipc")
+    assert learner.calls == [
+        ("announce_weights", 1, None),
+        ("offload_states", True),
+        ("start_export", 1, 7),
+        ("export_part",),
+        ("export_part",),
+        ("stop_export",),
+        ("offload_states", False),
+    ]
+    for _ in range(2):  # two workers join; the copy is written for the first
+        copy = await transport.copy(update)
+        assert copy == WeightUpdate(1, "c", {"directory": "/there/1"}, 8, ProbeScore(1, (-1.0,)))
+    assert learner.calls[7:] == [("write_weights", 1, Path("/there"), 7, None)]
+
+
+async def test_colocated_shm_leaves_the_gpu_before_engines_wake() -> None:
+    transport, learner, update = await publish_colocated("shm")
+    assert [call[0] for call in learner.calls] == ["write_weights", "offload_states", "offload_states"]
+    assert learner.calls[1] == ("offload_states", False)
+    assert await transport.copy(update) is update
+
+
+async def test_interrupted_export_frees_its_bucket() -> None:
+    learner = RecordingLearner()
+    learner.answers["export_part"] = [[{"part": 0}]]
+    parts = LearnerIpcTransport(learner, 60.0, bucket_bytes=7).parts(WeightUpdate(1, "", {}, 8))  # type: ignore[arg-type]
+    await anext(parts)
+    await parts.aclose()
+    assert [call[0] for call in learner.calls] == ["start_export", "export_part", "stop_export"]

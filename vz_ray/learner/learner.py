@@ -198,9 +198,10 @@ class Learner:
         return (await self.call_all("rendezvous_address"))[0]
 
     def close(self) -> None:
-        """Kill the ranks and release their resources."""
+        """Kill the ranks and release their resources, unless rollout workers use them, too."""
         self._kill_ranks()
-        self._placement.release()
+        if not self._placement.has_workers:
+            self._placement.release()
 
     def _kill_ranks(self) -> None:
         for actor in self._actors:

@@ -1,9 +1,9 @@
 """Move the learner's states between its device and host memory, in place.
 
     on the device     parameters, gradients, master weights, moments, reference model
-        | offload     copy every storage to a host buffer, then empty the storage
-        v     ^
-    in host memory    | load: allocate the storages again and copy the buffers back
+      offload |   ^   copy every storage to a host buffer, then empty the storage
+              v   |   load: allocate the storages again and copy the buffers back
+    in host memory
 
 Only storages change. Tensors that share one, such as DeepSpeed's views of its flat buffers, need no repair, so
 one mechanism serves every ZeRO stage, optimizer and frozen module. DeepSpeed's own `offload_states` requires
@@ -40,6 +40,7 @@ class StateOffloader:
     def __init__(self, module: nn.Module, others: Iterable[Any], device: torch.device) -> None:
         self._module, self._roots, self._device = module, [module, *others], device
         self._host: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
+        self._freed_scratch: list[tuple[torch.UntypedStorage, int]] = []
         self._spare_buffers: dict[int, list[Tensor]] = defaultdict(list)
 
     @property
@@ -54,8 +55,11 @@ class StateOffloader:
             keep_weights: Keep the parameters on the device, to publish them.
         """
         kept = {storage._cdata for storage in self._weight_storages()} if keep_weights else set()
+        for storage in self._device_storages(self._scratch()):
+            self._freed_scratch.append((storage, storage.nbytes()))
+            storage.resize_(0)
         moved: list[torch.UntypedStorage] = []
-        for storage in self._device_storages():
+        for storage in self._device_storages(self._roots):
             if storage._cdata in kept:
                 continue
             buffer = self._take_buffer(storage.nbytes())
@@ -73,6 +77,9 @@ class StateOffloader:
     def load(self) -> int:
         """Move all states to the device and return the number of bytes moved."""
         num_bytes = 0
+        for storage, size in self._freed_scratch:
+            storage.resize_(size)
+        self._freed_scratch.clear()
         for storage, buffer in self._host.values():
             storage.resize_(buffer.nbytes)
             _as_bytes(storage).copy_(buffer, non_blocking=True)
@@ -92,10 +99,16 @@ class StateOffloader:
         view = torch.empty(0, dtype=tensor.dtype)
         return view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
-    def _device_storages(self) -> Iterator[torch.UntypedStorage]:
-        """Yield the non-empty storages of all states on the device, each once."""
+    def _scratch(self) -> Iterator[Any]:
+        """Yield DeepSpeed's buffers for reducing gradients: gigabytes without content between steps."""
+        for root in self._roots:
+            for bucket in getattr(root, "ipg_buckets", {}).values():
+                yield bucket.buffer
+
+    def _device_storages(self, roots: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
+        """Yield the non-empty storages of tensors on the device, each once."""
         seen: set[int] = set()
-        for tensor in find_tensors(self._roots):
+        for tensor in find_tensors(roots):
             if tensor.device != self._device:
                 continue
             storage = tensor.untyped_storage()
@@ -119,8 +132,8 @@ class StateOffloader:
             torch.cuda.synchronize(self._device)
 
     def _release_cached_memory(self) -> None:
-        gc.collect()
         if self._device.type == "cuda":
+            gc.collect()
             torch.cuda.ipc_collect()  # memory that an engine had opened
             torch.cuda.empty_cache()
 

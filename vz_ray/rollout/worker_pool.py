@@ -424,8 +424,8 @@ class WorkerPool:
     ) -> PublishReport:
         """Publish new weights to every READY or sleeping worker and replace workers that fail.
 
-        Sleeping workers wake up. Running episodes continue with the new weights. With `wait_for_episodes`, they finish first
-        and new groups wait.
+        Sleeping workers wake up. Running episodes continue with the new weights. With `wait_for_episodes`,
+        they finish first and new groups wait.
 
         Raises:
             ValueError: `version` is not newer than the current version.

@@ -15,7 +15,6 @@ import psutil
 import ray
 
 from vz_ray.config.ray import RayConfig
-from vz_ray.config.run import RolloutRunConfig
 from vz_ray.jobs.preflight import preflight
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.monitoring.checks import CheckResult, CheckStatus, require_checks
@@ -85,8 +84,7 @@ async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
 
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
-    share = config.gpu_share if isinstance(config, RolloutRunConfig) else 1.0
-    return await preflight(config, gpus=use_gpus(config.ray), gpu_share=share)
+    return await preflight(config, gpus=use_gpus(config.ray))
 
 
 def use_gpus(config: RayConfig) -> bool:
