@@ -44,7 +44,7 @@ def test_two_training_steps_publish_matching_weights(
 
 @pytest.mark.parametrize("transport", ["ipc", "shm"])
 @pytest.mark.parametrize("sleep_level", [1, 2])
-def test_colocated_run_takes_turns_on_one_gpu(
+def test_colocated_run_on_one_gpu(
     tmp_path: Path, transport: str, sleep_level: int, record_property: Callable[[str, object], None]
 ) -> None:
     small_run = SmallRun.create(tmp_path)

@@ -86,3 +86,21 @@ def test_host_buffers_are_reused_and_views_stay_valid() -> None:
         offloader.load()
         assert torch.equal(row, expected)
     assert len(buffers) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [1, 3])
+def test_gpu_is_empty_while_states_are_offloaded(data: TrainingData, stage: int) -> None:
+    before = torch.cuda.memory_allocated()
+    trainer = Trainer(small_config(data.model, stage, dtype="bfloat16"))
+    trainer.grpo_step(data.groups, data.pixels)
+    weights = parameters(trainer)
+    for _ in range(2):
+        trainer.offload_states(keep_weights=True)
+        np.testing.assert_equal(parameters(trainer), weights)
+        trainer.offload_states()
+        assert torch.cuda.memory_allocated() - before < 2**20
+        np.testing.assert_equal(parameters(trainer), weights)
+        trainer.load_states()
+        np.testing.assert_equal(parameters(trainer), weights)
+    trainer.grpo_step(data.groups, data.pixels)

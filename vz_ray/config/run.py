@@ -54,7 +54,7 @@ class TrainConfig(Section):
     """Maximum number of updates between the weights that sampled a token and the weights that train on it; 0
     is synchronous."""
     colocate: bool = False
-    """Learner ranks and engines share the same GPUs and work in turns: engines sleep while the learner works, and
+    """Learner ranks and engines share the same GPUs and alternate: engines sleep while the learner works, and
     the learner's states are in host memory while engines sample."""
     sleep_level: int = choice(2, 1)
     """Memory of a sleeping engine's weights with `colocate`. 2: discarded, because every wake-up is followed by a

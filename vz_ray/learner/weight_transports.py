@@ -37,7 +37,7 @@ def create_weight_transport(
     """Return the configured transport; `store_dir` holds the versions in shared memory.
 
     Args:
-        colocate: Learner and engines take turns on their GPUs.
+        colocate: Learner and engines alternate on their GPUs.
     """
     bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
     shm = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
@@ -163,7 +163,7 @@ class LearnerIpcTransport(_AnnouncedTransport):
 
 
 class ColocatedTransport(WeightTransport):
-    """Publish while learner and engines take turns on their GPUs.
+    """Publish from a learner that alternates with the engines on their GPUs.
 
     The learner moves its states to host memory in two steps, so that a GPU never holds more than the engine's
     weights and the learner's weights, or the engine alone:

@@ -25,7 +25,7 @@ from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
 from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
 from vz_ray.runtime.runtime import Runtime
-from vz_ray.training.gpu_turns import GpuTurns
+from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
 
@@ -96,10 +96,10 @@ async def run_rl_stage(
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
     placement = placement or runtime.rl_placement(config)
-    turns = GpuTurns(config.train, scheduler.pool)
+    handover = GpuHandover(config.train, scheduler.pool)
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
-            await run.interrupt.run_interruptible(turns.give_to_learner())
+            await run.interrupt.run_interruptible(handover.give_to_learner())
             learner = await stack.enter_async_context(
                 runtime.start_learner(learner_config, decode_pool, run, placement)
             )
@@ -117,14 +117,14 @@ async def run_rl_stage(
             actors = Runtime(learner, scheduler, transport, monitor)
 
             async def train_and_export() -> None:
-                await train(config, run.run_dir, actors, turns, run.progress, run.interrupt)
-                await turns.give_to_learner(learner)
+                await train(config, run.run_dir, actors, handover, run.progress, run.interrupt)
+                await handover.give_to_learner(learner)
                 await learner.export_hf(model_dir)
 
             await run_with_restarts(
                 learner,
                 train_and_export,
-                before_restart=turns.give_to_learner,
+                before_restart=handover.give_to_learner,
                 max_restarts=learner_config.max_restarts,
                 metrics=run.run_dir.metrics,
                 interrupt=run.interrupt,

@@ -1,4 +1,4 @@
-"""Turns of engines and learner on shared GPUs (`train.colocate`). Rank i and worker i have the same GPU.
+"""Handover of shared GPUs between engines and learner (`train.colocate`). Rank i and worker i have the same GPU.
 
     phase      engines                         learner                            memory of a GPU
     rollout    sample                          in host memory                     engine
@@ -34,7 +34,7 @@ from vz_ray.rollout.worker_pool import WorkerPool
 from vz_ray.weight_sync import PublishReport
 
 
-class GpuTurns:
+class GpuHandover:
     """Hands the GPUs to the learner; a publish hands them back. Does nothing without `train.colocate`."""
 
     def __init__(self, config: TrainConfig, pool: WorkerPool) -> None:
