@@ -17,11 +17,10 @@ from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
 
 MODEL = "model=Qwen2.5-VL-7B"
-SPLIT = ("train.colocate=false", "rollout.num_workers=8")
 
 
 def grpo_config(*overrides: str) -> GrpoRunConfig:
-    return load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl.yaml"), [MODEL, *overrides])
+    return load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl-split.yaml"), [MODEL, *overrides])
 
 
 def make_gpu(total: float = 79.6, free: float = 79.0, *, mig: bool = False, processes: tuple = ()) -> Gpu:
@@ -87,7 +86,7 @@ def test_other_process_and_mig_are_named() -> None:
 
 
 def test_mig_slices_are_allowed_if_no_gpus_communicate() -> None:
-    one_rank = ("learner.world_size=1", "learner.offload=all", "weights.transport=shm", *SPLIT)
+    one_rank = ("learner.world_size=1", "learner.offload=all", "weights.transport=shm")
     (mig,) = check(grpo_config(*one_rank), make_gpu(mig=True))
     assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.WARNING)
 

@@ -128,11 +128,9 @@ def test_colocated_memory_is_planned_for_each_turn() -> None:
     assert GIB < learner_bytes < 3 * GIB
     assert colocated.engine.footprint.peak_bytes - split.engine.footprint.peak_bytes == CUDA_AND_NCCL_BYTES
     states = split.learner.bytes_during(MemoryPhase.ALWAYS)
-    # While weights pass to the engine, both sides hold weights and nothing else that is large.
-    assert colocated.handover.peak_bytes > 2 * colocated.shape.parameters
-    names = {item.name for item in colocated.handover.items}
-    assert "weights" in names
-    assert not names & {"optimizer moments, float32", "gradients, float32", "KV cache"}
+    # Both sets of weights, and a sixteenth of the reference model.
+    weights = 2 * colocated.shape.parameters
+    assert weights * 18 / 16 < colocated.handover.peak_bytes < weights * 18 / 16 + 7 * GIB
     assert colocated.host_bytes - split.host_bytes == states - CUDA_AND_NCCL_BYTES
 
 

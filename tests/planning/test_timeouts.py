@@ -21,7 +21,7 @@ SHAPE = KNOWN_SHAPES["Qwen2.5-VL-7B"]
 
 
 def recipe(*overrides: str) -> GrpoRunConfig:
-    return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml", ["model=Qwen2.5-VL-7B", *overrides])
+    return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl-split.yaml", ["model=Qwen2.5-VL-7B", *overrides])
 
 
 def seconds(config: TimeoutRunConfig, assumptions: Assumptions | None = None) -> dict[str, float]:

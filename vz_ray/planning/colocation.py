@@ -1,7 +1,7 @@
 """GPU memory with `train.colocate`: a learner rank and an engine share a GPU and work in turns.
 
 learning   learner as usual; the engine sleeps: weights and KV cache are freed
-handover   weights of the learner, whose other states are in host memory; engine without the KV cache
+handover   learner states without activations; engine weights and workspaces without the KV cache
 rollout    engine as usual; the learner's states are in host memory
 """
 
@@ -13,17 +13,19 @@ from vz_ray.planning.engine_memory import CUDA_GRAPHS, EngineMemory
 from vz_ray.planning.gpu_memory import Certainty, MemoryFootprint, MemoryItem, MemoryPhase
 from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 
+_HANDED_OVER = ("weights", "frozen weights", "reference model", "CUDA context and NCCL")
+"""Learner allocations that stay on the GPU until the engine has the weights."""
 _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 """Engine allocations outside the memory pools that vLLM frees for sleep."""
-_KEPT_FOR_HANDOVER = ("CUDA context and NCCL", "weights", "frozen weights")
-"""Learner allocations that stay on the GPU until the engine has the weights."""
 
 
 def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
     """Return the memory of a GPU while the learner works, while the engine works, and during the handover."""
     asleep = sum(item.bytes for item in engine.footprint.items if item.name in _KEPT_ASLEEP)
-    resident = tuple(item for item in learner.items if item.name in _KEPT_FOR_HANDOVER)
-    awake = tuple(item for item in engine.footprint.items if item.name != "KV cache")
+    resident = tuple(item for item in learner.items if item.name in _HANDED_OVER)
+    awake = tuple(
+        replace(item, name=f"engine: {item.name}") for item in engine.footprint.items if item.name != "KV cache"
+    )
     sleeping_learner = MemoryItem("sleeping learner", CUDA_AND_NCCL_BYTES, Certainty.ASSUMED)
     learning = replace(
         learner,

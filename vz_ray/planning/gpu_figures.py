@@ -49,6 +49,7 @@ KNOWN_GPUS = (
     GpuSpec("A100-40GB", 40, 312, 1555),
     GpuSpec("L40S", 45, 362, 864),
     GpuSpec("L4", 22.5, 121, 300),
+    GpuSpec("A10G", 22.5, 70, 600),
     GpuSpec("RTX-4090", 24, 165, 1008),
 )
 
