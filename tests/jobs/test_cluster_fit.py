@@ -41,12 +41,11 @@ def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
 
 
 def test_rank_and_engine_share_gpu_of_colocated_run() -> None:
-    config = paper_config("train.colocate=true", "weights.transport=ipc")
-    bundles, decoders = resource_demands(config, gpus=True)
-    assert (bundles.name, bundles.min_count, bundles.gang) == ("learner ranks with rollout workers", 8, True)
+    bundles, decoders = resource_demands(load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml"), gpus=True)
+    assert (bundles.name, bundles.min_count, bundles.gang) == ("learner ranks with rollout workers", 16, True)
     assert bundles.bundle == {"CPU": 2.0, "GPU": 1.0}
     assert decoders.name == "decoders"
-    assert all(result.complete for result in place_demands([bundles, decoders], [GPU8], [GPU8]))
+    assert all(result.complete for result in place_demands([bundles, decoders], [GPU8] * 2, [GPU8] * 2))
 
 
 def test_sft_and_serve_demands() -> None:
