@@ -22,7 +22,7 @@ from tests.small_run import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 COLOCATED = ("train.colocate=true", "weights.transport=ipc", "weights.bucket_mib=1")
 TIMED = ("seconds", "_per_second", "memory/", "time")
@@ -42,20 +42,20 @@ def deterministic_rows(run: Path) -> list[dict[str, Any]]:
 
 def test_stopped_and_resumed_colocated_run_equals_a_plain_run(small_run: SmallRun) -> None:
     arguments = ["train", "conf/laptop.yaml", *small_run.overrides(), "train.max_steps=3"]
-    plain = run_vz_ray(*arguments, "name=plain")
+    plain = run_vz_ray(*arguments, "name=plain", timeout_s=600)
     assert plain.returncode == 0, plain.stderr
     run = small_run.runs / "colocated"
 
     process = start_vz_ray(*arguments, *COLOCATED, "name=colocated")
-    wait_until(lambda: (run / "episodes/000000.jsonl").exists(), process)
+    wait_until(lambda: (run / "episodes/000000.jsonl").exists(), process, 600)
     processes = descendants(process)
     send_signal(process, signal.SIGINT)
-    stopped = wait_for_exit(process)
+    stopped = wait_for_exit(process, 600)
     assert stopped.returncode == 130, stopped.stderr
     assert not survivors(processes)
     assert len(deterministic_rows(run)) < 3
 
-    resumed = run_vz_ray(*arguments, *COLOCATED, "name=colocated")
+    resumed = run_vz_ray(*arguments, *COLOCATED, "name=colocated", timeout_s=600)
     assert resumed.returncode == 0, resumed.stderr
     assert deterministic_rows(run) == deterministic_rows(small_run.runs / "plain")
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -78,11 +78,11 @@ def test_two_ranks_continue_after_a_lost_worker_and_a_lost_rank(small_run: Small
         processes["all"] = descendants(process)
         next(p for p in processes["all"] if command_line(p).startswith(f"ray::{actor}")).kill()
 
-    wait_until(lambda: (run / "checkpoints/step-000001").is_dir(), process, 400)
+    wait_until(lambda: (run / "checkpoints/step-000001").is_dir(), process, 600)
     kill("RolloutWorkerActor")
-    wait_until(lambda: (run / "checkpoints/step-000002").is_dir(), process, 400)
+    wait_until(lambda: (run / "checkpoints/step-000002").is_dir(), process, 600)
     kill("LearnerActor")
-    done = wait_for_exit(process, 500)
+    done = wait_for_exit(process, 600)
     assert done.returncode == 0, done.stderr
     assert "Restarting the learner from its newest checkpoint" in done.stderr
     assert not survivors(processes["all"])
