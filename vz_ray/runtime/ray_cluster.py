@@ -93,8 +93,7 @@ async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
 
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
-    share = config.gpu_share if isinstance(config, RolloutRunConfig) else 1.0
-    return await preflight(config, gpus=use_gpus(config.ray), gpu_share=share)
+    return await preflight(config, gpus=use_gpus(config.ray))
 
 
 def use_gpus(config: RayConfig) -> bool:
