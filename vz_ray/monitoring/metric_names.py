@@ -73,6 +73,8 @@ PROBE_KL = "weight_sync/probe_kl"
 """KL of the parity probe's tokens between learner and engine, nats."""
 PROBE_TOLERANCE = "weight_sync/probe_tolerance"
 """Limit of `PROBE_GAP`, nats."""
+WAKE_SECONDS = "weight_sync/wake_seconds"
+"""Part of a publish in which sleeping engines allocate their weights and KV caches. Only with `train.colocate`."""
 
 LEARNER_PREFIX = "learner/"
 """Prefix of the metrics that the learner returns."""

@@ -59,7 +59,8 @@ class VllmEngine:
         version: int,
         training: bool,
     ) -> None:
-        self.name, self.pulls_weights = process.name, False
+        self.name, self.pulls_weights, self.learner_rank = process.name, False, 0
+        self._asleep = False
         self._training = training
         self._pad_id = pad_id
         self.banned_token_ids = banned_token_ids
@@ -80,6 +81,7 @@ class VllmEngine:
         log_file: str | Path,
         version: int = 0,
         transport: str = "shm",
+        can_sleep: bool = False,
         training: bool = True,
         start_timeout_s: float = 600.0,
         turn_timeout_s: float = 300.0,
@@ -93,6 +95,7 @@ class VllmEngine:
             log_file: vLLM's log file.
             version: Weight version of the checkpoint.
             transport: Weight transport: `shm`, `nccl` or `ipc`.
+            can_sleep: Allow `sleep` to free GPU memory.
             training: Reject sampling parameters that cannot be trained on.
             start_timeout_s: Timeout of the start.
             turn_timeout_s: Timeout of each turn and each other call.
@@ -107,7 +110,8 @@ class VllmEngine:
                 raise UserError(f"{model} has no {pattern}; pass a Hugging Face checkpoint directory")
         prepare_environment(config)
         ids = banned_token_ids(model)
-        args = build_engine_args(model, config, ids, log_file, VLLM_BACKENDS[transport], cls.extra_logits_processors)
+        backend, processors = VLLM_BACKENDS[transport], cls.extra_logits_processors
+        args = build_engine_args(model, config, ids, log_file, backend, processors, can_sleep=can_sleep)
         process = await VllmProcess.start(
             args, name=name, log_file=log_file, start_timeout_s=start_timeout_s, call_timeout_s=turn_timeout_s
         )
@@ -191,14 +195,32 @@ class VllmEngine:
         )
         return DraftAnswer(tuple(completion.token_ids), logprobs)
 
+    async def sleep(self, level: int) -> None:
+        """End running turns and free the GPU memory; new turns wait until `resume`.
+
+        vLLM drops keys and values, image embeddings and preprocessed frames. `pause` wakes the weights and
+        `resume_engine` the KV cache. On CPU, vLLM keeps its memory.
+
+        Args:
+            level: 1 keeps a copy of the weights in host memory, 2 discards them.
+        """
+        self._accepting_turns.clear()
+        await self._process.call("falling asleep", self._process.llm.sleep(level, mode="abort"))
+        self._asleep = True
+
     async def pause(self, *, clear_caches: bool = True) -> None:
         """Pause running turns. New turns wait until `resume`.
+
+        A sleeping engine allocates the memory of its weights instead; after sleep level 2 they are undefined.
 
         With `clear_caches`, drop everything computed with the old weights: keys and values and image
         embeddings. vLLM drops preprocessed frames, too. Paused turns then continue with the new weights
         and recomputed keys and values.
         """
         self._accepting_turns.clear()
+        if self._asleep:
+            await self._process.call("waking its weights", self._process.llm.wake_up(tags=["weights"]))
+            return
         await self._process.call("pausing", self._process.llm.pause_generation(mode="keep", clear_cache=clear_caches))
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
@@ -217,18 +239,33 @@ class VllmEngine:
             EngineFailedError: The weights were incomplete or corrupt. The engine may hold a mixture of
                 weights and must not be resumed.
         """
+        await self.begin_update()
+        await self.receive_part(update.transfer_info)
+        await self.finish_update(update.version)
+
+    async def begin_update(self) -> None:
+        """Begin to load one complete set of weights, between `pause` and `resume`; see `receive_weights`."""
+        await self._process.call("starting a weight update", self._process.llm.start_weight_update())
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        """Load a part of the weights. `info` is the `update_info` of the vLLM transfer backend."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._process.call("starting a weight update", self._process.llm.start_weight_update())
-        request = WeightTransferUpdateRequest(update_info=update.transfer_info)
-        await self._process.call(f"weight version {update.version}", self._process.llm.update_weights(request))
-        await self._process.call(
-            "finishing a weight update", self._process.llm.finish_weight_update(str(update.version))
-        )
-        self.version = update.version
+        await self._process.call("loading weights", self._process.llm.update_weights(WeightTransferUpdateRequest(info)))
+
+    async def finish_update(self, version: int) -> None:
+        """Activate the weights after the last part."""
+        await self._process.call("finishing a weight update", self._process.llm.finish_weight_update(str(version)))
+        self.version = version
 
     async def resume_engine(self) -> None:
-        """Resume computation. New turns still wait, so that the weights can be checked first."""
+        """Resume computation. New turns still wait, so that the weights can be checked first.
+
+        A sleeping engine allocates its KV cache first.
+        """
+        if self._asleep:
+            await self._process.call("waking its KV cache", self._process.llm.wake_up(tags=["kv_cache"]))
+            self._asleep = False
         await self._process.call("resuming", self._process.llm.resume_generation())
 
     async def continue_probe(self, probe: ParityProbe) -> tuple[int, ...]:
