@@ -24,6 +24,7 @@ from vz_ray.jobs.gpu_checks import (
     check_nccl,
 )
 from vz_ray.monitoring.checks import CheckStatus
+from vz_ray.planning.gpu_figures import read_gpu_check
 
 TOPOLOGY = """\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
 GPU0\t X \tNV18\tSYS\tPIX\t0-31\t0\tN/A
@@ -203,9 +204,14 @@ def test_checks_stop_before_kernels_if_no_driver_answers(tmp_path, monkeypatch):
 
 
 def test_report_file_has_checks_and_figures(tmp_path, monkeypatch):
-    report = gpu_checks.DriverReport("580.65.06", "13.0", (FREE_GPU,))
+    report = gpu_checks.DriverReport("580.65.06", "13.0", (FREE_GPU, FREE_GPU))
     device = {"index": 0, "name": "H100", "capability": [9, 0], "tflops": 700.0, "memory_gbps": 2900, "host_gbps": 52}
-    figures = {"build": {"version": "2.13.0", "cuda": "13.0"}, "devices": {"devices": [device]}}
+    figures = {
+        "build": {"version": "2.13.0", "cuda": "13.0"},
+        "devices": {"devices": [device]},
+        "all_reduce": {"version": "2.27.3", "bus_gbps": 400.0},
+    }
+    monkeypatch.setattr(gpu_checks, "read_topology", lambda: {(0, 1): "NV18"})
     monkeypatch.setattr(gpu_checks, "read_driver_report", lambda: report)
     monkeypatch.setattr(gpu_checks, "measure", lambda *arguments: figures[arguments[0]])
     checks = gpu_checks.run_gpu_checks(tmp_path / "runs" / "gpu-check.json")
@@ -213,6 +219,10 @@ def test_report_file_has_checks_and_figures(tmp_path, monkeypatch):
     body = json.loads((tmp_path / "runs" / "gpu-check.json").read_text())
     assert body["figures"]["devices"][0]["tflops"] == 700.0
     assert len(body["checks"]) == len(checks)
+    # The planner reads the same file.
+    check = read_gpu_check(tmp_path / "runs" / "gpu-check.json")
+    assert (check.gpu, check.tflops, check.bus_gbps) == ("H100", 700.0, 400.0)
+    assert check.memory_bytes == int(FREE_GPU.total_gib * 2**30)
 
 
 @pytest.mark.integration

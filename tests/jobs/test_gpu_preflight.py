@@ -20,7 +20,7 @@ MODEL = "model=Qwen2.5-VL-7B"
 
 
 def grpo_config(*overrides: str) -> GrpoRunConfig:
-    return load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl.yaml"), [MODEL, *overrides])
+    return load_config(GrpoRunConfig, Path("conf/videozoomer-7b-rl-split.yaml"), [MODEL, *overrides])
 
 
 def make_gpu(total: float = 79.6, free: float = 79.0, *, mig: bool = False, processes: tuple = ()) -> Gpu:
@@ -80,9 +80,24 @@ def test_too_small_gpu_names_component_and_size(config: ClusterConfig, component
 def test_other_process_and_mig_are_named() -> None:
     busy = make_gpu(free=40.0, mig=True, processes=((4711, "python", 39.5),))
     mig, memory = check(grpo_config(), busy)
-    assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.WARNING)
+    assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.FAILED)
     assert (memory.name, memory.status) == ("GPU 0 memory of 10.0.0.1", CheckStatus.FAILED)
     assert "process 4711 (python) uses 39.5 GiB" in memory.detail
+
+
+def test_mig_slices_are_allowed_if_no_gpus_communicate() -> None:
+    one_rank = ("learner.world_size=1", "learner.offload=all", "weights.transport=shm")
+    (mig,) = check(grpo_config(*one_rank), make_gpu(mig=True))
+    assert (mig.name, mig.status) == ("GPU 0 MIG of 10.0.0.1", CheckStatus.WARNING)
+
+
+def test_shared_gpu_is_planned_for_each_turn() -> None:
+    colocated = ("train.colocate=true", "weights.transport=ipc", "learner.world_size=8", "rollout.num_workers=8")
+    (result,) = check(grpo_config(*colocated), make_gpu())
+    assert "learner, engine asleep needs" in result.detail
+    assert "engine, learner asleep needs" in result.detail
+    small = check(grpo_config(*colocated), make_gpu(total=40.0))
+    assert [result.name for result in small] == ["memory of learner, engine asleep", "memory of handover of weights"]
 
 
 @pytest.mark.parametrize(("kv_cache", "status"), [("null", CheckStatus.FAILED), ("4", CheckStatus.WARNING)])

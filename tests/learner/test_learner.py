@@ -28,7 +28,7 @@ from vz_ray.env.trajectory import Group
 from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.learner.learner import Learner, LearnerDiedError
 from vz_ray.learner.placement import LearnerPlacement
-from vz_ray.learner.weight_transports import LearnerShmTransport
+from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
@@ -111,6 +111,37 @@ async def kill_rank_during_publish(learner: Learner, transport: LearnerShmTransp
     with pytest.raises(LearnerDiedError, match="learner-rank-0 died during write_weights"):
         await asyncio.wait_for(publish, 30)
     assert engine.steps == []
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_copy_holds_the_announced_weights(data: TrainingData, tmp_path: Path) -> None:
+    """With ZeRO-3, all ranks gather the copy; a step that was called meanwhile waits for it."""
+    learner = await Learner.start(small_config(data.model, 3, world_size=2), InMemoryFrameSource(data.pixels))
+    try:
+        direct = LearnerShmTransport(learner, tmp_path / "direct", 10_000, 60.0)
+        announced = LearnerNcclTransport(
+            learner, 1, 60.0, LearnerShmTransport(learner, tmp_path / "copy", 10_000, 60.0)
+        )
+        update, before = await announced.prepare(1), await direct.prepare(1)
+        announced.start_copy(update)
+        copying = asyncio.create_task(announced.copy(update))
+        await asyncio.sleep(0)
+        await learner.grpo_step(data.groups)
+        copy = await copying
+        assert copy is not None
+        assert copy.checksum == before.checksum != (await direct.prepare(2)).checksum
+
+        late = await announced.prepare(2)
+        await learner.grpo_step(data.groups)
+        assert await announced.copy(late) is None
+
+        # Only rank 0 fails; the other rank must not be left in a gather.
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match="File exists"):
+            await LearnerShmTransport(learner, tmp_path / "file", 10_000, 60.0).prepare(3)
+        assert (await learner.grpo_step(data.groups))["updates"] == 2
+    finally:
+        learner.close()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -119,11 +119,11 @@ class RolloutCluster:
         self.rollouts.append(asyncio.create_task(rollout()))
         return self.rollouts[-1]
 
-    async def finish_rollout(self, rollout: asyncio.Task[list[Group]], samples: int = 4) -> Counter[str]:
+    async def finish_rollout(
+        self, rollout: asyncio.Task[list[Group]], samples: int = 4, seconds: float = REPLACEMENT_TIMEOUT_S
+    ) -> Counter[str]:
         """Wait for the groups and check that each sample was accepted once. Count episodes per worker."""
-        groups = await with_timeout(
-            rollout, REPLACEMENT_TIMEOUT_S, target="scheduler", operation="the groups in flight"
-        )
+        groups = await with_timeout(rollout, seconds, target="scheduler", operation="the groups in flight")
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         assert {t.status for t in trajectories} <= set(EpisodeStatus) - {EpisodeStatus.FAILED}, [
             t.error for t in trajectories
@@ -169,9 +169,10 @@ class RolloutCluster:
         (stats,) = await self.scheduler.pool.worker_stats()
         return stats
 
-    async def wait_all_serving(self) -> None:
+    async def wait_all_serving(self, seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
         """Wait until the configured number of workers serves."""
-        await self.wait_until(lambda: self.scheduler.pool.num_serving_workers == self.setup.rollout.num_workers)
+        workers = self.setup.rollout.num_workers
+        await self.wait_until(lambda: self.scheduler.pool.num_serving_workers == workers, seconds)
 
     def worker_status(self, name: str) -> WorkerStatus:
         return next(status for status in self.scheduler.pool.worker_statuses() if status.name == name)

@@ -21,6 +21,7 @@ RESERVED_ENGINE_ARGUMENTS = {
     "tensor_parallel_size": "has its own key: engine.tensor_parallel_size",
     "enforce_eager": "has its own key: engine.enforce_eager",
     "logprobs_mode": "must be processed_logprobs, which the learner recomputes",
+    "enable_sleep_mode": "follows train.colocate",
     "enable_prefix_caching": "is always on: episodes share prefixes",
     "weight_transfer_config": "follows weights.transport",
     "distributed_executor_backend": "follows the machine",
@@ -131,8 +132,8 @@ class WeightsConfig(Section):
     """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: each learner
     rank hands its GPU's memory to the engine on the same GPU."""
     keep_shm_copy: bool = True
-    """With `nccl` and `ipc`, also keep the newest version in shared memory. Workers that start between
-    publishes, or on spot nodes, load it from there."""
+    """With `nccl` and `ipc`, also write each version to shared memory, after it was delivered. Workers that start
+    between publishes, or on spot nodes, load it from there."""
     shm_dir: str | None = None
     """Directory of versions in shared memory; default: a directory of the run in /dev/shm."""
     bucket_mib: int = number(256, minimum=1)

@@ -85,7 +85,8 @@ def run_gpu_checks(report_file: Path) -> list[CheckResult]:
     checks += check_devices(figures)
     if len(report.gpus) > 1:
         checks.append(check_links(read_topology()))
-        checks.append(check_nccl(measure("all_reduce", str(len(report.gpus))), len(report.gpus)))
+        figures["all_reduce"] = measure("all_reduce", str(len(report.gpus)))
+        checks.append(check_nccl(figures["all_reduce"], len(report.gpus)))
     update_gpu_report(
         report_file,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -244,7 +245,7 @@ def check_devices(figures: dict[str, object]) -> list[CheckResult]:
     return checks
 
 
-def check_nccl(figures: dict[str, object], world_size: int) -> CheckResult:
+def check_nccl(figures: dict[str, Any], world_size: int) -> CheckResult:
     """Judge the figures of `gpu_measurements.measure_all_reduce`."""
     if error := figures.get("error"):
         fix = "run with NCCL_DEBUG=INFO; common causes: a small /dev/shm, a firewall on loopback, NCCL_SOCKET_IFNAME"
@@ -275,7 +276,7 @@ def check_links(links: dict[tuple[int, int], str]) -> CheckResult:
     return CheckResult("GPU links", CheckStatus.WARNING, detail, fix)
 
 
-def measure(*arguments: str, timeout_s: float = MEASURE_TIMEOUT_S) -> dict[str, object]:
+def measure(*arguments: str, timeout_s: float = MEASURE_TIMEOUT_S) -> dict[str, Any]:
     """Run `python -m vz_ray.learner.gpu_measurements` in a child process and return its figures or its error."""
     ok, output = _run([sys.executable, "-m", MEASUREMENTS, *arguments], timeout_s)
     lines = output.strip().splitlines() or ["no output"]

@@ -15,8 +15,9 @@ from vz_ray.jobs.gpu_checks import Gpu, check_driver, check_gpu_memory, check_mi
 from vz_ray.jobs.node_survey import NodeReport
 from vz_ray.jobs.resource_demands import ClusterConfig, checkpoint_bytes
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
+from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB
-from vz_ray.planning.planner import Assumptions, ResourcePlan, make_plan
+from vz_ray.planning.planner import ResourcePlan, make_plan
 from vz_ray.utils.errors import UserError
 
 
@@ -24,7 +25,7 @@ def check_node_gpus(config: ClusterConfig, reports: Sequence[NodeReport]) -> lis
     """Check the GPUs of all surveyed nodes; return one result if there is no problem, none without GPU nodes."""
     surveyed = [report for report in reports if report.driver is not None]
     gpus = [gpu for report in surveyed for gpu in _gpus_of(report)]
-    problems = [check for report in surveyed for check in _driver_problems(report)]
+    problems = [check for report in surveyed for check in _driver_problems(report, _connects_gpus(config))]
     if not gpus:
         return problems
     smallest_gib = min(gpu.total_gib for gpu in gpus)
@@ -42,10 +43,20 @@ def check_node_gpus(config: ClusterConfig, reports: Sequence[NodeReport]) -> lis
     return [CheckResult("GPUs", CheckStatus.OK, detail)]
 
 
-def _driver_problems(report: NodeReport) -> Iterator[CheckResult]:
+def _connects_gpus(config: ClusterConfig) -> bool:
+    """Return whether NCCL or CUDA IPC connects GPUs, which MIG slices do not support."""
+    if isinstance(config, GrpoRunConfig | SftRunConfig) and config.learner.world_size > 1:
+        return True
+    if isinstance(config, GrpoRunConfig) and config.weights.transport != "shm":
+        return True
+    return isinstance(config, RolloutRunConfig) and config.rollout.engine.tensor_parallel_size > 1
+
+
+def _driver_problems(report: NodeReport, connects_gpus: bool) -> Iterator[CheckResult]:
     assert report.driver is not None
+    mig_status = CheckStatus.FAILED if connects_gpus else CheckStatus.WARNING
     checks = [check_driver(report.driver, report.torch_cuda)]
-    checks += [mig for gpu in _gpus_of(report) for mig in check_mig(gpu)]
+    checks += [replace(mig, status=mig_status) for gpu in _gpus_of(report) for mig in check_mig(gpu)]
     yield from (_on_node(report, check) for check in checks if check.status is not CheckStatus.OK)
 
 
@@ -86,10 +97,8 @@ def _needed_gib(config: ClusterConfig, gpu_gib: float) -> dict[str, float]:
 
 
 def _planned_gib(plan: ResourcePlan) -> dict[str, float]:
-    if plan.shared_gpu is not None:
-        return {"learner and engine": plan.shared_gpu.peak_bytes / GIB}
-    needs = {"learner": plan.learner.peak_bytes / GIB}
-    if plan.engine is not None:
+    needs = {footprint.component: footprint.peak_bytes / GIB for footprint in plan.footprints}
+    if plan.engine is not None and not plan.engine.can_start:
         lacking_kv_tokens = max(0, plan.engine.min_kv_tokens - plan.engine.kv_tokens)
-        needs["engine"] = (plan.engine.footprint.peak_bytes + lacking_kv_tokens * plan.engine.kv_bytes_per_token) / GIB
+        needs[plan.footprints[-1].component] += lacking_kv_tokens * plan.engine.kv_bytes_per_token / GIB
     return needs

@@ -2,18 +2,20 @@
 
     shm     rank 0 writes each version to shared memory; workers read it
     nccl    rank 0 broadcasts to an NCCL group of all workers
-    ipc     rank 0 exports its GPU memory to an engine on the same GPU
+    ipc     each rank exports its GPU memory to the engine on the same GPU, bucket by bucket
 
-With nccl and ipc, an optional copy in shared memory serves workers outside the group.
+With nccl and ipc, an optional copy in shared memory serves workers that join between publishes. It is written after
+delivery, while the engines generate.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from vz_ray.config.rollout import WeightsConfig
 from vz_ray.learner.learner import Learner
@@ -21,22 +23,32 @@ from vz_ray.weight_sync import EngineClient, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 from vz_ray.weight_sync.parity_probe import ParityProbe
 
+log = logging.getLogger(__name__)
+
 
 def create_weight_transport(
     learner: Learner,
     config: WeightsConfig,
     store_dir: Path,
     tensor_parallel_size: int,
+    *,
+    colocate: bool = False,
 ) -> WeightTransport:
-    """Return the configured transport; `store_dir` holds the versions in shared memory."""
+    """Return the configured transport; `store_dir` holds the versions in shared memory.
+
+    Args:
+        colocate: Learner and engines alternate on their GPUs.
+    """
     bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
+    shm = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
+    fallback = shm if config.keep_shm_copy or colocate else None
+    ipc = LearnerIpcTransport(learner, timeout_s, fallback, bucket_bytes=bucket_bytes)
+    if colocate:
+        return ColocatedTransport(learner, ipc if config.transport == "ipc" else shm, timeout_s)
     if config.transport == "shm":
-        return LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
-    fallback = None
-    if config.keep_shm_copy:
-        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
+        return shm
     if config.transport == "ipc":
-        return LearnerIpcTransport(learner, timeout_s, fallback)
+        return ipc
     return LearnerNcclTransport(learner, tensor_parallel_size, timeout_s, fallback)
 
 
@@ -54,15 +66,26 @@ class LearnerShmTransport(WeightTransport):
         )
         return results[0]
 
+    async def write_copy(self, version: int) -> WeightUpdate:
+        """Write the announced version; see `LearnerActor.write_copy`."""
+        results = await self._learner.call_all(
+            "write_copy", version, self._root, self._bucket_bytes, timeout_s=self._timeout_s
+        )
+        return results[0]
+
 
 class _AnnouncedTransport(WeightTransport):
-    """Base of transports that read the learner's GPU memory.
+    """Base of transports that read the learner's GPU memory, with a copy in shared memory.
+
+    The copy is written after delivery, so that no publish waits for it. It is the delivered version: a rank runs
+    its calls in the order in which they arrive, so a following `grpo_step` starts after the copy has ended, and a
+    copy that arrives later is refused, because the optimizer has stepped since the announcement. Without rollout
+    during learning this costs nothing; with `max_staleness` the learner waits for the rest of the copy. A copy on
+    demand was not chosen: with `max_staleness` the learner is almost always in a step when a worker joins.
 
     Args:
-        fallback: Writes a copy of each version to shared memory; None disables copies.
+        fallback: Writes copies to shared memory; None disables copies.
     """
-
-    _prepare_method: ClassVar[str]
 
     def __init__(
         self,
@@ -72,30 +95,108 @@ class _AnnouncedTransport(WeightTransport):
     ) -> None:
         self._learner, self._timeout_s = learner, timeout_s
         self._fallback = fallback
-        self._newest_copy: WeightUpdate | None = None
+        self._copy: tuple[int, asyncio.Task[WeightUpdate | None]] | None = None  # version, result
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        """Announce the current weights as `version`, score the probe, and write the copy."""
-        results = await self._learner.call_all(self._prepare_method, version, probe, timeout_s=self._timeout_s)
-        update: WeightUpdate = results[0]
-        if self._fallback is not None:
-            copy = await self._fallback.prepare(version)
-            self._newest_copy = replace(copy, probe_score=update.probe_score)
-        return update
+        """Announce the current weights as `version` and score the probe."""
+        results = await self._learner.call_all("announce_weights", version, probe, timeout_s=self._timeout_s)
+        return results[0]
+
+    def start_copy(self, update: WeightUpdate) -> None:
+        """Start to write the copy of this version, once."""
+        if self._fallback is not None and (self._copy is None or self._copy[0] < update.version):
+            self._copy = update.version, asyncio.create_task(self._write_copy(self._fallback, update))
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the copy of this version in shared memory, or None if a newer or no version was written.
+        """Return the copy of this version, written now if that has not started yet.
 
-        The learner may already be updating its GPU memory.
+        Returns:
+            None if copies are disabled, writing failed, or a newer version was copied.
         """
-        copy = self._newest_copy
-        return copy if copy is not None and copy.version == update.version else None
+        self.start_copy(update)
+        if self._copy is None or self._copy[0] != update.version:
+            return None
+        # Several workers may wait for one copy; a timeout of one does not cancel it.
+        return await asyncio.shield(self._copy[1])
+
+    async def _write_copy(self, fallback: LearnerShmTransport, update: WeightUpdate) -> WeightUpdate | None:
+        try:
+            copy = await fallback.write_copy(update.version)
+        except Exception as error:
+            log.warning(
+                "No copy of weight version %d in shared memory: %s. Workers that join now wait for the next version.",
+                *(update.version, error),
+            )
+            return None
+        return replace(copy, probe_score=update.probe_score)
 
 
 class LearnerIpcTransport(_AnnouncedTransport):
-    """Publish by CUDA IPC to an engine on the learner's GPU."""
+    """Publish in parts, from each rank to the engine on its GPU.
 
-    _prepare_method = "export_ipc_handles"
+    Args:
+        bucket_bytes: Maximum size of a part; a larger tensor is a part of its own.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        timeout_s: float,
+        fallback: LearnerShmTransport | None = None,
+        *,
+        bucket_bytes: int,
+    ) -> None:
+        super().__init__(learner, timeout_s, fallback)
+        self._bucket_bytes = bucket_bytes
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        return replace(await super().prepare(version, probe), in_parts=True)
+
+    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        """Export bucket after bucket; with ZeRO-3 all ranks gather each, so a GPU holds one gathered bucket."""
+        await self._learner.call_all("start_export", update.version, self._bucket_bytes, timeout_s=self._timeout_s)
+        try:
+            while (parts := await self._learner.call_all("export_part", timeout_s=self._timeout_s))[0] is not None:
+                yield parts
+        finally:
+            await self._learner.call_all("stop_export", timeout_s=self._timeout_s)
+
+
+class ColocatedTransport(WeightTransport):
+    """Publish from a learner that alternates with the engines on their GPUs.
+
+    The learner moves its states to host memory in two steps, so that a GPU never holds more than the engine's
+    weights and the learner's weights, or the engine alone:
+
+        prepare     score the probe; everything but the weights leaves the GPU (with shm: the weights, too)
+        release     the engines have the weights; the weights leave the GPU, before the engines wake their KV caches
+
+    A worker that joins later reads a copy in shared memory. It is written from host memory, and only then: the next
+    publish comes after the end of its start.
+
+    Args:
+        transport: Sends the weights.
+    """
+
+    def __init__(self, learner: Learner, transport: WeightTransport, timeout_s: float) -> None:
+        self._learner, self._transport, self._timeout_s = learner, transport, timeout_s
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        update = await self._transport.prepare(version, probe)
+        await self._offload(keep_weights=not update.is_pull)
+        return update
+
+    def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        return self._transport.parts(update)
+
+    async def release(self) -> None:
+        await self._offload(keep_weights=False)
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        return await self._transport.copy(update)
+
+    async def _offload(self, *, keep_weights: bool) -> None:
+        await self._learner.call_all("offload_states", keep_weights, timeout_s=self._timeout_s)
 
 
 class LearnerNcclTransport(_AnnouncedTransport):
@@ -106,8 +207,6 @@ class LearnerNcclTransport(_AnnouncedTransport):
     a copy, a worker that joins between publishes receives the last announced version, if the learner still
     holds it.
     """
-
-    _prepare_method = "announce_weights"
 
     def __init__(
         self,

@@ -16,9 +16,11 @@ import ray
 
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.run import RolloutRunConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.jobs.preflight import preflight
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.monitoring.checks import CheckResult, CheckStatus, require_checks
+from vz_ray.runtime.run_timeouts import set_timeouts
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import restore_signal_handlers
 from vz_ray.utils.temp_dir import temp_dir
@@ -30,11 +32,15 @@ CONNECT_TIMEOUT_S = 10.0
 """Timeout of a TCP connection to an existing cluster."""
 PROCESS_EXIT_TIMEOUT_S = 3.0
 """Seconds that the processes of a private cluster have to exit before they are killed."""
+_SLOW_START = "timed out during startup"
+"""Part of Ray's message if its processes are not ready in time."""
 
 
 @asynccontextmanager
 async def checked_ray_cluster(config: ClusterConfig) -> AsyncIterator[None]:
     """Start or join the run's Ray cluster; run the pre-flight checks on an existing cluster.
+
+    Timeouts that the config of a run leaves null are set in `config`, for the GPUs of the cluster.
 
     Raises:
         UserError: Ray cannot be started or joined, or a pre-flight check fails.
@@ -46,6 +52,8 @@ async def checked_ray_cluster(config: ClusterConfig) -> AsyncIterator[None]:
             for check in checks:
                 level = logging.INFO if check.status is CheckStatus.OK else logging.WARNING
                 log.log(level, "%s: %s", check.name, check.detail)
+        if isinstance(config, RolloutRunConfig | SftRunConfig):
+            set_timeouts(config, gpus=use_gpus(config.ray), resources=ray.cluster_resources())
         yield
 
 
@@ -85,8 +93,7 @@ async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
 
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
-    share = config.gpu_share if isinstance(config, RolloutRunConfig) else 1.0
-    return await preflight(config, gpus=use_gpus(config.ray), gpu_share=share)
+    return await preflight(config, gpus=use_gpus(config.ray))
 
 
 def use_gpus(config: RayConfig) -> bool:
@@ -112,11 +119,27 @@ def _init_ray(config: RayConfig, directory: Path | None) -> None:
             "_temp_dir": str(directory),
         }
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        init_ray(**options)
+    except Exception as error:  # Ray raises `Exception` itself, too
         action = f"join Ray at {config.address}" if config.address else "start Ray"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot {action}: {reason}; try `vz-ray doctor`") from error
+
+
+def init_ray(**options: Any) -> None:
+    """Call `ray.init`. Try once more if Ray's processes are not ready after 30 s, its fixed limit.
+
+    Raises:
+        Exception: Ray cannot be started or joined.
+    """
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if _SLOW_START not in str(error):
+            raise
+        log.warning("Ray did not start within 30 s, because the machine is busy; starting it again")
+        ray.shutdown()
+        ray.init(**options)
 
 
 def _check_connection(address: str) -> None:
