@@ -120,10 +120,23 @@ class TrainEngine:
         )
         # DeepSpeed 0.19.8 keeps the gradients of a skipped update in this mode; `step` clears them.
         self._keeps_skipped_gradients = config.offload == "optimizer" and config.zero_stage < 3
+        self._shards_parameters = config.zero_stage == 3
         self.steps = self.consecutive_skips = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.deepspeed(*args, **kwargs)
+        output = self.deepspeed(*args, **kwargs)
+        if self._shards_parameters and not torch.is_grad_enabled():
+            self._release_gathered()
+        return output
+
+    def _release_gathered(self) -> None:
+        """Partition all parameters after a forward-only pass; every rank must call.
+
+        DeepSpeed does not know that no backward pass follows: it keeps parameters and prefetches others for it. It
+        can neither gather nor partition a parameter in flight, so that a following export would fail.
+        """
+        self.deepspeed.optimizer.checkpoint_event_prologue()
+        self.deepspeed.optimizer.checkpoint_event_epilogue()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this rank's gradient; the gradients of all ranks are summed.
