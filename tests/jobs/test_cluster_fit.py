@@ -24,7 +24,7 @@ def paper_config(*overrides: str) -> GrpoRunConfig:
 
 def test_paper_config_needs_16_gpus_and_16_decoders() -> None:
     ranks, workers, decoders = resource_demands(paper_config(), gpus=True)
-    assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 1.0, "GPU": 1.0}, True)
+    assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 4.0, "GPU": 1.0}, True)
     assert (workers.min_count, workers.max_count, workers.resources) == (8, 8, {"CPU": 1.0, "GPU": 1.0})
     assert (decoders.min_count, decoders.resources) == (16, {"CPU": 0.5})
     assert sum(n.min_count * n.resources.get("GPU", 0) for n in (ranks, workers, decoders)) == 16

@@ -34,7 +34,6 @@ def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig
         "logprob_chunk_tokens": 16,
         "mini_batch_size": 2,
         "gradient_checkpointing": False,
-        "num_threads": 1,
         "timeout_s": 120.0,
         # A large epsilon: otherwise Adam amplifies the rounding noise of tiny gradients.
         "optimizer": OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, epsilon=1e-3),

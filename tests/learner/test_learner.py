@@ -146,11 +146,10 @@ async def test_timeout_reports_the_current_function_of_a_rank(
 
 @pytest.mark.usefixtures("ray_session")
 async def test_unplaceable_ranks_time_out_with_the_demand() -> None:
-    config = replace(small_config("nowhere", 0, world_size=2), timeout_s=2.0)
-    placement = LearnerPlacement(config, cpus_per_rank=3.0)
+    config = replace(small_config("nowhere", 0, world_size=2), timeout_s=2.0, cpus_per_rank=3.0)
     message = "placing 2 learner ranks of {'CPU': 3.0} within 2 s (the cluster has {'CPU': 4.0} free)"
     with pytest.raises(StepTimeout, match=re.escape(message)):
-        await Learner.start(config, InMemoryFrameSource({}), placement=placement)
+        await Learner.start(config, InMemoryFrameSource({}))
 
 
 @pytest.mark.usefixtures("ray_session")

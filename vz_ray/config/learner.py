@@ -167,8 +167,9 @@ class LearnerConfig(Section):
     """Maximum share of a step's groups that are skipped because their frames cannot be decoded again."""
     frame_cache_mib: int = number(2048, minimum=0)
     """Cache per rank of decoded frames, in MiB."""
-    num_threads: int = number(0, minimum=0)
-    """CPU threads per rank; 0 uses PyTorch's default."""
+    cpus_per_rank: float = number(1.0, above=0)
+    """CPUs that Ray reserves per rank, and PyTorch's CPU threads per rank (at least 1). Threads shorten the
+    optimizer step of offloaded states, and on GPUs the preparation of micro-batches."""
     node_group: str = ""
     """Ray resource of the nodes for the ranks; empty allows every node."""
     timeout_s: float = timeout("learner_call_s")
@@ -195,6 +196,11 @@ class LearnerConfig(Section):
             raise InvalidValueError(
                 "lora.train_merger", "is true and freeze_vision is true; unset one of them", "freeze_vision"
             )
+
+    @property
+    def num_threads(self) -> int:
+        """PyTorch's CPU threads per rank."""
+        return max(1, int(self.cpus_per_rank))
 
     @property
     def needs_separate_reference(self) -> bool:

@@ -25,7 +25,7 @@ MUTABLE_ON_RESUME = (
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
     "learner.node_group",
-    "learner.num_threads",
+    "learner.cpus_per_rank",
     "learner.max_restarts",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -77,12 +77,12 @@ def resource_demands(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.
 def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
     return ResourceDemand(
         "learner ranks",
-        {"CPU": 1.0, "GPU": gpus},
+        {"CPU": config.cpus_per_rank, "GPU": gpus},
         config.world_size,
         config.world_size,
         config.node_group,
         gang=True,
-        resource_keys={"CPU": "learner.world_size", "GPU": "learner.world_size"},
+        resource_keys={"CPU": "learner.cpus_per_rank", "GPU": "learner.world_size"},
         count_key="learner.world_size",
         node_group_key="learner.node_group",
     )

@@ -27,15 +27,13 @@ class LearnerPlacement:
     survives restarts of the learner, unless a node was lost: then all ranks are placed anew.
 
     Args:
-        config: World size, node group and timeout.
-        cpus_per_rank: CPUs of each rank.
+        config: World size, CPUs per rank, node group and timeout.
         gpus_per_rank: GPUs of each rank; a fraction shares the GPU with an engine.
     """
 
-    def __init__(self, config: LearnerConfig, *, cpus_per_rank: float = 1.0, gpus_per_rank: float = 0.0) -> None:
-        self._config = config
-        self.cpus_per_rank, self.gpus_per_rank = cpus_per_rank, gpus_per_rank
-        self.resources: dict[str, float] = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
+    def __init__(self, config: LearnerConfig, *, gpus_per_rank: float = 0.0) -> None:
+        self._config, self.gpus_per_rank = config, gpus_per_rank
+        self.resources = {"CPU": config.cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
         self.resources |= node_group_resources(config.node_group)
         self._group: PlacementGroup | None = None
 

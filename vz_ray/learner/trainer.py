@@ -73,8 +73,7 @@ class Trainer:
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(config.num_threads)
         self.rank_info = init_distributed(config.timeout_s)
         dtype = training_dtype(config, self.rank_info)
         self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)

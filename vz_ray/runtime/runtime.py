@@ -71,7 +71,7 @@ async def decode_pool(
 
 
 def learner_placement(config: LearnerConfig, ray_config: RayConfig, gpu_share: float = 1.0) -> LearnerPlacement:
-    """Describe the resources of the learner's ranks: a CPU each, and on GPUs `gpu_share` of a GPU each."""
+    """Describe the resources of the learner's ranks: on GPUs, `gpu_share` of a GPU each."""
     return LearnerPlacement(config, gpus_per_rank=gpu_share if use_gpus(ray_config) else 0.0)
 
 
