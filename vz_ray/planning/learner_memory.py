@@ -223,8 +223,8 @@ def learner_host_bytes(shape: ModelShape, learner: LearnerConfig, *, has_referen
         # Offloaded weights are already in host memory while the reference model loads.
         weights = _ceil_div(dtype_bytes * params.total, learner.world_size)
         weights += _ceil_div(dtype_bytes * shape.parameters, learner.world_size) if has_reference else 0
-    caches = learner.frame_cache_mib + learner.feature_cache_mib * (has_reference or not params.vision)
-    return max(loading, states) + weights + caches * (1 << 20)
+    feature_cache = learner.feature_cache_mib * (has_reference or not params.vision) << 20
+    return max(loading, states) + weights + learner.frame_cache_bytes + feature_cache
 
 
 def _activations(
