@@ -30,9 +30,10 @@ UNIT_TESTS := tests/config tests/env tests/data tests/rewards tests/planning tes
 check: .venv/.installed lint types
 	$(PY) -m pytest -q -m "not slow and not integration" $(UNIT_TESTS) $(ARGS)
 
-# The full suite without tests marked slow. With four or more cores: ARGS="-n 2 --dist loadfile".
+# The full suite without tests marked slow, in two processes; TEST_PROCESSES=0 runs it in one.
+TEST_PROCESSES ?= 2
 test: .venv/.installed lint types
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -31,10 +32,26 @@ def ray_session() -> Iterator[None]:
 
     # Contains socket paths, which are limited to 107 characters; pytest's paths are too long.
     folder = tempfile.mkdtemp(prefix="vz_ray_")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
+    for attempts_left in (1, 0):
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
+            break
+        except Exception as error:  # Ray raises no narrower type; its timeout of 30 s is fixed
+            if "timed out during startup" not in str(error) or not attempts_left:
+                raise
+            ray.shutdown()
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    """End torch's process group after each module, as DeepSpeed and vLLM keep references to the first group."""
+    yield
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 
 from vz_ray.config import load_config
 from vz_ray.config.load import ConfigError
+from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 
@@ -60,3 +61,45 @@ def test_frame_cache_holds_a_steps_largest_frames() -> None:
     assert sft.learner.frame_cache_bytes == 53 << 20  # 5 * 14 * 3 MiB / 4 ranks, rounded up
     limited = load_config(GrpoRunConfig, None, [*episode, *batch, "learner.frame_cache_mib=7"])
     assert limited.learner.frame_cache_bytes == 7 << 20
+
+
+@pytest.mark.parametrize("cause", ["train.colocate=true", "weights.transport=ipc"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.engine.tensor_parallel_size=2", r"tensor_parallel_size is 2; with .* it must be 1"),
+        ("rollout.max_workers=3", r"rollout\.max_workers is 3; with .* as many as the GPUs\. Use 0"),
+        ("learner.world_size=2", r"num_workers is 1 and learner\.world_size is 2; .* Use 2 for both"),
+        ("rollout.node_group=rollout", r"rollout\.node_group is 'rollout' and learner\.node_group is ''"),
+    ],
+)
+def test_shared_gpus_need_one_rank_and_one_worker_each(cause: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(GrpoRunConfig, None, [cause, "learner.world_size=1", override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["weights.transport=nccl"], r"weights\.transport is 'nccl'; with train\.colocate it must be 'ipc'"),
+        (
+            ["train.max_staleness=1", "learner.loss.tis_cap=2.0"],
+            r"train\.max_staleness is 1; with train\.colocate it must be 0",
+        ),
+    ],
+)
+def test_colocated_run_rejects_nccl_and_staleness(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(GrpoRunConfig, None, ["train.colocate=true", *overrides])
+
+
+def test_colocated_ranks_and_engines_request_half_a_gpu() -> None:
+    overrides = ["train.colocate=true", "learner.world_size=4", "rollout.num_workers=4"]
+    config = load_config(GrpoRunConfig, None, [*overrides, "learner.node_group=gpu", "rollout.node_group=gpu"])
+    assert (config.shares_gpus, config.gpu_share) == (True, 0.5)
+    assert load_config(GrpoRunConfig, None, []).gpu_share == 1.0
+
+
+def test_quickstart_rejects_colocation() -> None:
+    with pytest.raises(ConfigError, match=r"train\.colocate is true; the quickstart .* must be false"):
+        load_config(QuickstartConfig, "conf/quickstart.yaml", ["train.colocate=true"])

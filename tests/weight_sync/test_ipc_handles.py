@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from vz_ray.config.load import load_config
-from vz_ray.config.run import GrpoRunConfig
-from vz_ray.utils.errors import UserError
 from vz_ray.weight_sync.ipc_handles import check_same_gpu
 from vz_ray.weight_sync.vllm_ipc import IpcUpdateInfo, IpcWeightTransferEngine
 from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo
@@ -25,17 +22,3 @@ def test_engine_distinguishes_copies_and_handles() -> None:
     assert copy == ShmUpdateInfo("/there", "c")
     parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "handles": [[0]]}
     assert engine.parse_update_info(parts) == IpcUpdateInfo(**parts)
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ("learner.world_size=2", "1"),
-        ("learner.zero_stage=3", "0 or 1 or 2"),
-        ("rollout.engine.tensor_parallel_size=2", "1"),
-        ("rollout.max_workers=3", "1"),
-    ],
-)
-def test_ipc_rejects_multiple_gpus(setting: str, expected: str) -> None:
-    with pytest.raises(UserError, match=rf"must be {expected}\. Use weights\.transport=nccl"):
-        load_config(GrpoRunConfig, "conf/laptop.yaml", ["weights.transport=ipc", setting])

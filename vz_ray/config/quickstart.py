@@ -76,6 +76,10 @@ class QuickstartConfig(GrpoRunConfig):
                 f"is {self.weights.transport!r}; the quickstart evaluates several models on the same engines, which "
                 "requires 'shm'",
             )
+        if self.train.colocate:
+            raise InvalidValueError(
+                "train.colocate", "is true; the quickstart trains while its engines start, so it must be false"
+            )
         if self.sft_continued.max_time_s:
             raise InvalidValueError(
                 "sft_continued.max_time_s",

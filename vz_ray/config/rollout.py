@@ -128,8 +128,8 @@ class WeightsConfig(Section):
     """Transport and verification of weight publishes."""
 
     transport: str = choice("shm", "nccl", "ipc")
-    """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: learner and
-    engine share one GPU, half each."""
+    """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: each learner
+    rank hands its GPU's memory to the engine on the same GPU."""
     keep_shm_copy: bool = True
     """With `nccl` and `ipc`, also keep the newest version in shared memory. Workers that start between
     publishes, or on spot nodes, load it from there."""

@@ -54,6 +54,9 @@ class TrainConfig(Section):
     max_staleness: int = number(0, minimum=0)
     """Maximum number of updates between the weights that sampled a token and the weights that train on it; 0
     is synchronous."""
+    colocate: bool = False
+    """Learner ranks and engines share the same GPUs and work in turns: engines sleep while the learner works, and
+    the learner's states are in host memory while engines sample."""
     wait_for_episodes: bool = False
     """Finish running episodes before engines load new weights; otherwise episodes continue with the new
     weights."""
@@ -151,6 +154,11 @@ class RolloutRunConfig(RunConfig):
         """Maximum turns in one batch of an engine."""
         return self.rollout.max_concurrent_episodes
 
+    @property
+    def gpu_share(self) -> float:
+        """Fraction of a GPU that each engine, and each learner rank, requests."""
+        return 1.0
+
 
 @dataclass
 class GrpoRunConfig(RolloutRunConfig):
@@ -194,8 +202,19 @@ class GrpoRunConfig(RolloutRunConfig):
                 "'recompute'",
                 "train.max_staleness",
             )
-        if self.weights.transport == "ipc":
-            self._check_ipc()
+        if self.train.colocate:
+            self._check_colocation()
+        if self.shares_gpus:
+            self._check_shared_gpus()
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether each GPU has one learner rank and one engine."""
+        return self.train.colocate or self.weights.transport == "ipc"
+
+    @property
+    def gpu_share(self) -> float:
+        return 0.5 if self.shares_gpus else 1.0
 
     def _check_batches(self) -> None:
         batch, mini_batch = self.train.batch_size, self.learner.mini_batch_size
@@ -208,18 +227,54 @@ class GrpoRunConfig(RolloutRunConfig):
                 "learner.mini_batch_size",
             )
 
-    def _check_ipc(self) -> None:
-        """The `ipc` transport shares one GPU between one rank and one worker."""
-        for key, value, allowed in (
-            ("learner.world_size", self.learner.world_size, (1,)),
-            ("learner.zero_stage", self.learner.zero_stage, (0, 1, 2)),
-            ("rollout.engine.tensor_parallel_size", self.rollout.engine.tensor_parallel_size, (1,)),
-            ("rollout.num_workers", self.rollout.worker_limit, (1,)),
-        ):
-            if value not in allowed:
-                raise InvalidValueError(
-                    key,
-                    f"is {value}; weights.transport ipc shares one GPU between one rank and one worker, so it must be "
-                    f"{' or '.join(map(str, allowed))}. Use weights.transport=nccl.",
-                    "weights.transport",
-                )
+    def _check_colocation(self) -> None:
+        """Check the keys that only `train.colocate` restricts."""
+        if self.weights.transport == "nccl":
+            raise InvalidValueError(
+                "weights.transport",
+                "is 'nccl'; with train.colocate it must be 'ipc' (GPUs) or 'shm', because NCCL cannot connect two "
+                "processes on one GPU",
+                "train.colocate",
+            )
+        if self.train.max_staleness:
+            raise InvalidValueError(
+                "train.max_staleness",
+                f"is {self.train.max_staleness}; with train.colocate it must be 0, because engines sleep while the "
+                "learner works",
+                "train.colocate",
+            )
+
+    def _check_shared_gpus(self) -> None:
+        """Check that there is one rank and one worker per GPU, on the same nodes."""
+        cause = "train.colocate" if self.train.colocate else "weights.transport"
+        reason = "true" if self.train.colocate else "ipc"
+        rollout, world_size = self.rollout, self.learner.world_size
+        if rollout.engine.tensor_parallel_size != 1:
+            raise InvalidValueError(
+                "rollout.engine.tensor_parallel_size",
+                f"is {rollout.engine.tensor_parallel_size}; with {cause} {reason} it must be 1: Ray cannot give an "
+                "engine parts of several GPUs",
+                cause,
+            )
+        if rollout.max_workers not in (0, rollout.num_workers):
+            raise InvalidValueError(
+                "rollout.max_workers",
+                f"is {rollout.max_workers}; with {cause} {reason} the workers are as many as the GPUs. Use 0.",
+                cause,
+            )
+        if rollout.num_workers != world_size:
+            raise InvalidValueError(
+                "rollout.num_workers",
+                f"is {rollout.num_workers} and learner.world_size is {world_size}; with {cause} {reason} each GPU has "
+                f"one worker and one rank. Use {world_size} for both, or the number of GPUs.",
+                "learner.world_size",
+                cause,
+            )
+        if rollout.node_group not in ("", self.learner.node_group):
+            raise InvalidValueError(
+                "rollout.node_group",
+                f"is {rollout.node_group!r} and learner.node_group is {self.learner.node_group!r}; with {cause} "
+                f"{reason} workers run on the nodes of the learner. Leave it empty.",
+                "learner.node_group",
+                cause,
+            )

@@ -246,7 +246,7 @@ def _engine(config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, 
 def _shared_gpu(
     config: PlannableConfig, learner: MemoryFootprint, engine: EngineMemory | None
 ) -> MemoryFootprint | None:
-    if engine is None or not isinstance(config, GrpoRunConfig) or config.weights.transport != "ipc":
+    if engine is None or not isinstance(config, GrpoRunConfig) or not config.shares_gpus:
         return None
     items = (*learner.items, *engine.footprint.items)
     return MemoryFootprint("learner and engine", 1, learner.capacity_bytes, items)

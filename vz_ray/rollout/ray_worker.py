@@ -22,7 +22,6 @@ from vz_ray.utils.code_fingerprint import check_same_code, code_fingerprint
 from vz_ray.utils.placement import explain_unschedulable, node_group_resources
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.weight_sync import RemoteEngineClient, WeightManifest, WeightStore, WeightUpdate
-from vz_ray.weight_sync.backends import gpu_fraction
 from vz_ray.weight_sync.weight_store import MANIFEST_NAME
 
 _SHUTDOWN_TIMEOUT_S = 45.0
@@ -88,7 +87,7 @@ class RayWorkerClient(RemoteEngineClient):
         config = setup.rollout
         self._resources = {"CPU": config.cpus_per_worker}
         if gpus:
-            self._resources["GPU"] = config.engine.tensor_parallel_size * gpu_fraction(setup.transport)
+            self._resources["GPU"] = config.engine.tensor_parallel_size * setup.gpu_share
         self._placement_timeout_s, self._node_group = config.start_timeout_s / 2, config.node_group
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,

@@ -56,6 +56,7 @@ class WorkerSetup:
         log_dir: Directory for `<worker>.log` and `<worker>.engine.log`.
         version: Weight version of `model`.
         transport: Weight transport: `shm`, `nccl` or `ipc`.
+        gpu_share: Fraction of a GPU that each engine requests, per GPU of the engine.
         training: Reject sampling parameters that cannot be trained on.
         ranker: Image-text model of the frame selector `query`.
         run_identity: Run name and log format for the worker's log lines.
@@ -70,6 +71,7 @@ class WorkerSetup:
     log_dir: str
     version: int = 0
     transport: str = "shm"
+    gpu_share: float = 1.0
     training: bool = True
     ranker: FrameRanker | None = None
     run_identity: RunIdentity = RunIdentity()  # noqa: RUF009 - frozen

@@ -23,7 +23,6 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import restore_signal_handlers
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.utils.timeouts import with_timeout
-from vz_ray.weight_sync.backends import gpu_fraction
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
 
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
-    share = gpu_fraction(config.weights.transport) if isinstance(config, RolloutRunConfig) else 1.0
+    share = config.gpu_share if isinstance(config, RolloutRunConfig) else 1.0
     return await preflight(config, gpus=use_gpus(config.ray), gpu_share=share)
 
 

@@ -126,6 +126,7 @@ async def start_rollout(
         scorer=score_episode,
         log_dir=str(run_dir.logs.resolve()),
         transport=config.weights.transport,
+        gpu_share=config.gpu_share,
         ranker=await load_image_text_ranker(config.episode.selector, decode_pool),
         run_identity=run_identity(config),
     )

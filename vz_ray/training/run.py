@@ -27,7 +27,6 @@ from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
-from vz_ray.weight_sync.backends import gpu_fraction
 
 
 def run_training(config: GrpoRunConfig) -> None:
@@ -54,7 +53,7 @@ async def _run_training(config: GrpoRunConfig, run: RunContext) -> None:
         await stack.enter_async_context(checked_ray_cluster(config))
         decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
         # Before the engines, so that they do not take single GPUs of the learner's node.
-        placement = runtime.learner_placement(config.learner, config.ray, gpu_fraction(config.weights.transport))
+        placement = runtime.learner_placement(config.learner, config.ray, config.gpu_share)
         stack.callback(placement.release)
         await run.interrupt.run_interruptible(placement.reserve())
         scheduler = await start_rollout(config, run, decode_pool, stack)
@@ -91,9 +90,7 @@ async def run_rl_stage(
     if model_dir.exists():
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
-    placement = placement or runtime.learner_placement(
-        config.learner, config.ray, gpu_fraction(config.weights.transport)
-    )
+    placement = placement or runtime.learner_placement(config.learner, config.ray, config.gpu_share)
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
             learner = await stack.enter_async_context(
