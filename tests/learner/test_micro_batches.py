@@ -50,10 +50,9 @@ def test_building_ahead_changes_no_bit(
     monkeypatch.setattr(Trainer, "_create_feature_cache", create_small_cache)
     changes = changes | {"micro_batch_tokens": config.micro_batch_tokens // 3}
     expected_steps, expected_weights = train(data, 0, **changes)
-    for ahead in (1, 3):
-        steps, weights = train(data, ahead, **changes)
-        assert steps == expected_steps
-        assert all(np.array_equal(weights[name], value) for name, value in expected_weights.items())
+    steps, weights = train(data, 2, **changes)
+    assert steps == expected_steps
+    assert all(np.array_equal(weights[name], value) for name, value in expected_weights.items())
 
 
 def test_frame_error_is_raised_by_the_step_and_clears_the_cache(data: TrainingData) -> None:
