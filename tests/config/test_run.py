@@ -59,6 +59,8 @@ def test_frame_cache_holds_a_steps_largest_frames() -> None:
     assert run.learner.frame_cache_bytes == 8 * (10 + 3 * 4) * 3 // 2 << 20
     sft = load_config(SftRunConfig, None, [*episode, "sft.batch_size=5", "learner.world_size=4"])
     assert sft.learner.frame_cache_bytes == 53 << 20  # 5 * 14 * 3 MiB / 4 ranks, rounded up
+    large = load_config(GrpoRunConfig, None, [*episode, *batch, "train.group_size=300"])
+    assert large.learner.frame_cache_bytes == 8 << 30
     limited = load_config(GrpoRunConfig, None, [*episode, *batch, "learner.frame_cache_mib=7"])
     assert limited.learner.frame_cache_bytes == 7 << 20
 

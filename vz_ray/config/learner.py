@@ -169,7 +169,7 @@ class LearnerConfig(Section):
     """Maximum share of a step's groups that are skipped because their frames cannot be decoded again."""
     frame_cache_mib: int | None = number(None, minimum=0)
     """Maximum cache of decoded frames per rank in MiB, for repeated passes over a step's frames; null allows as
-    much as a step's largest possible frames need."""
+    much as a step's largest possible frames need, up to 8 GiB."""
     step_frames_mib: int = derived(2048, "step_frames_mib", "episode.max_images")
     """Maximum size of a step's frames per rank, in MiB."""
     cpus_per_rank: float = number(1.0, above=0)

@@ -120,8 +120,8 @@ class RunConfig(Section):
 
 
 def frames_mib(frames: int, episode: EpisodeConfig, learner: LearnerConfig) -> int:
-    """Return the size of a rank's share of this many frames of maximum size, in MiB, rounded up."""
-    return -(-frames * 3 * episode.max_pixels // (learner.world_size << 20))
+    """Return the size of a rank's share of this many frames of maximum size, in MiB: rounded up, at most 8 GiB."""
+    return min(-(-frames * 3 * episode.max_pixels // (learner.world_size << 20)), 8192)
 
 
 @dataclass
@@ -173,7 +173,7 @@ class GrpoRunConfig(RolloutRunConfig):
 
     @property
     def step_frames_mib(self) -> int:
-        """Maximum size of a step's frames per learner rank, in MiB; the samples of a group share the overview."""
+        """Maximum size of a step's frames per learner rank, in MiB; a group's samples share the overview."""
         shared, images = self.episode.overview_frames, self.episode.max_images
         frames = self.train.batch_size * (shared + self.train.group_size * (images - shared))
         return frames_mib(frames, self.episode, self.learner)
