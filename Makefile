@@ -1,5 +1,5 @@
 # Main commands: `make quickstart`, `make check`, `make test`. Each creates or updates .venv first.
-.PHONY: quickstart baseline ablate check test lint types format manifests doctor lock lock-gpu clean sizing \
+.PHONY: quickstart baseline ablate check test test-gpu lint types format manifests doctor lock lock-gpu clean sizing \
 	bench-decode bench-rollout bench-publish bench-scheduler bench-selectors bench-serve bench-viewer bench-learner
 
 PY := .venv/bin/python
@@ -28,12 +28,16 @@ assets/tiny-base/model.safetensors: | .venv/.installed
 # Format, lint, types, import layers, and unit tests that start no engine, cluster or browser.
 UNIT_TESTS := tests/config tests/env tests/data tests/rewards tests/planning tests/utils tests/monitoring tests/test_docs.py
 check: .venv/.installed lint types
-	$(PY) -m pytest -q -m "not slow and not integration" $(UNIT_TESTS) $(ARGS)
+	$(PY) -m pytest -q -m "not slow and not integration and not gpu" $(UNIT_TESTS) $(ARGS)
 
 # The full suite without tests marked slow, in two processes; TEST_PROCESSES=0 runs it in one.
 TEST_PROCESSES ?= 2
 test: .venv/.installed lint types
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+# The GPU suite; results go to runs/gpu-check.json. Needs an active environment with requirements/gpu.lock (README).
+test-gpu:
+	python -m pytest -m gpu $(ARGS)
 
 lint: .venv/.installed
 	$(PY) -m ruff check .

@@ -8,48 +8,23 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from vz_ray.planning.engine_speed import OVERVIEW_CPU_S, ZOOM_CPU_S, EngineSpeed
+
 
 @dataclass(frozen=True, slots=True)
-class GpuModel:
+class GpuModel(EngineSpeed):
     """Performance model of a GPU and the policy.
 
     Attributes:
-        params: Parameters of the language model.
-        vision_params: Parameters of the vision tower.
-        kv_bytes: KV cache bytes per token.
-        flops: Peak bfloat16 FLOPs per second.
-        bandwidth: Memory bandwidth in bytes per second.
-        decode_share: Fraction of the bandwidth that sampling reaches.
-        prefill_mfu: Fraction of the peak that prefill reaches.
         learner_mfu: Fraction of the peak that the learner reaches, without recomputation.
         learner_passes: Forward-pass equivalents per token: three for forward and backward, one each for
             recomputation, old log-probs and the reference model.
         publish_s: Time of a weight publish, from pause to resume.
     """
 
-    params: float = 7.6e9
-    vision_params: float = 0.68e9
-    kv_bytes: float = 57_344
-    flops: float = 989e12
-    bandwidth: float = 3.35e12
-    decode_share: float = 0.6
-    prefill_mfu: float = 0.4
     learner_mfu: float = 0.35
     learner_passes: float = 6.0
     publish_s: float = 3.0
-
-    def step_s(self, batch: int, context: float) -> float:
-        """Return the time of one sampled token for each of `batch` sequences of `context` tokens."""
-        bytes_read = 2 * self.params + batch * context * self.kv_bytes
-        return max(
-            bytes_read / (self.bandwidth * self.decode_share),
-            2 * self.params * batch / (self.flops * self.prefill_mfu),
-        )
-
-    def prefill_s(self, tokens: float, frames: float, tokens_per_frame: float) -> float:
-        """Return the prefill time of new tokens and their frames."""
-        patches = 4 * tokens_per_frame * frames
-        return 2 * (self.params * tokens + self.vision_params * patches) / (self.flops * self.prefill_mfu)
 
     def learn_s(self, tokens: float, ranks: int) -> float:
         """Return the learner time of a step with `tokens` tokens."""
@@ -92,8 +67,8 @@ class SimulationConfig:
     overview_frames: int = 64
     frame_tokens: int = 128
     text_tokens: int = 400
-    zoom_cpu_s: float = 0.184
-    overview_cpu_s: float = 4.65
+    zoom_cpu_s: float = ZOOM_CPU_S
+    overview_cpu_s: float = OVERVIEW_CPU_S
 
     @property
     def prefix_tokens(self) -> int:

@@ -13,8 +13,12 @@ Inputs by source:
 - computed: seconds of engines and learner, from FLOPs, memory traffic and assumed fractions of the peak
   (`--decode-share`, `--prefill-mfu`, `--learner-mfu`). Replace the assumptions by your measurements.
 
+A second table has the step of each shipped RL recipe of the 7B policy: simulated rollout, and the planner's times of
+learner, publish and switch (`vz-ray plan`). Its first row is the split that preceded these recipes: 8 engines and 8
+ranks in turns, with a copy of the weights in shared memory before each publish.
+
 The last line is one JSON object with the best split for each number of GPUs, for a synchronous step
-(`sync_seconds`) and for `max_staleness` 1 (`async_seconds`).
+(`sync_seconds`) and for `max_staleness` 1 (`async_seconds`), and the seconds of each recipe.
 """
 
 from __future__ import annotations
@@ -35,6 +39,20 @@ from benchmarks.cluster_simulation import (
     paper_episode_shapes,
     recorded_episode_shapes,
     simulate_rollout,
+)
+from vz_ray.config import load_config
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.planning.assumptions import Assumptions
+from vz_ray.planning.model_shape import load_model_shape
+from vz_ray.planning.planner import make_plan
+from vz_ray.planning.step_time import StepTime, step_time
+
+FORMER_SPLIT = Path("conf/videozoomer-7b-rl-split.yaml")
+RECIPES = (
+    Path("conf/videozoomer-7b-rl.yaml"),
+    Path("conf/videozoomer-7b-rl-split.yaml"),
+    Path("conf/videozoomer-7b-rl-8gpu.yaml"),
+    Path("conf/videozoomer-7b-rl-1gpu.yaml"),
 )
 
 
@@ -84,6 +102,37 @@ def candidate_splits(gpus: int) -> list[int]:
 
 def best_split(splits: Sequence[ClusterSplit], *, synchronous: bool) -> ClusterSplit:
     return min(splits, key=lambda split: split.sync_s if synchronous else split.async_s)
+
+
+def time_recipes() -> list[StepTime]:
+    """Return the step of the former split and of each shipped RL recipe, with simulated rollout."""
+    assumptions = Assumptions()
+    steps = []
+    for path in (FORMER_SPLIT, *RECIPES):
+        config = load_config(GrpoRunConfig, path, ["model=Qwen2.5-VL-7B"])
+        step = step_time(config, make_plan(config, assumptions), assumptions)
+        simulation = SimulationConfig(
+            paper_episode_shapes(),
+            batch_size=config.train.batch_size,
+            group_size=config.train.group_size,
+            max_concurrent_episodes=config.rollout.max_concurrent_episodes,
+        )
+        rollout = simulate_rollout(simulation, GpuModel(), step.engines, config.clips.num_actors)
+        steps.append(replace(step, rollout_s=rollout.seconds))
+    nbytes = 2 * load_model_shape("Qwen2.5-VL-7B").parameters
+    steps[0] = replace(steps[0], publish_s=steps[0].publish_s + nbytes / (assumptions.shm_gbps * 1e9))
+    return steps
+
+
+def recipe_table(steps: Sequence[StepTime]) -> Table:
+    table = Table(title="Shipped recipes")
+    for heading in ("recipe", "mode", "engines", "ranks", "rollout", "learning", "publish", "switch", "step"):
+        table.add_column(heading, justify="left" if heading in ("recipe", "mode") else "right")
+    for name, step in zip(("before", *(path.stem for path in RECIPES)), steps, strict=True):
+        seconds = (step.rollout_s, step.learner.seconds, step.publish_s, step.switch_s, step.seconds)
+        cells = [name, step.mode, str(step.engines), str(step.ranks)]
+        table.add_row(*cells, *(f"{value:.0f} s" for value in seconds))
+    return table
 
 
 def main() -> None:
@@ -137,8 +186,10 @@ def main() -> None:
                 "sync_seconds": round(split.sync_s, 1),
                 "async_seconds": round(split.async_s, 1),
             }
-    Console(width=120).print(table)
-    print(json.dumps(results))
+    recipes = time_recipes()
+    Console(width=120).print(table, recipe_table(recipes))
+    seconds = {path.stem: round(step.seconds, 1) for path, step in zip(RECIPES, recipes[1:], strict=True)}
+    print(json.dumps(results | {"recipes": {"before": round(recipes[0].seconds, 1), **seconds}}))
 
 
 if __name__ == "__main__":

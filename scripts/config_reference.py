@@ -45,7 +45,8 @@ and the key.
 
 Some values follow another key and cannot be set: an engine's `max_model_len` follows `episode.max_context`,
 its `max_num_seqs` follows the concurrency of its worker, its `images_per_prompt` follows `episode.max_images`,
-and the reward's `max_zoom_frames` follows `episode.max_zoom_frames`. All timeouts are in `timeouts`.
+and the reward's `max_zoom_frames` follows `episode.max_zoom_frames`. All timeouts are in `timeouts`; those that are
+null follow from the plan of the run ([planning.md](planning.md#timeouts)).
 
 `python scripts/config_reference.py` writes this page.
 """

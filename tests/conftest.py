@@ -1,4 +1,4 @@
-"""Environment of all tests: few threads, quiet engines, and a private Ray."""
+"""Environment of all tests: few threads, quiet engines, a private Ray, and the devices of the GPU suite."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 # Set before torch, vLLM and Ray are imported, so that child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -17,12 +22,52 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # on a GPU, vLLM compiles models for CUDA graphs
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip `@pytest.mark.gpu` and `@pytest.mark.gpu(2)` on a machine with fewer GPUs."""
+    if (marker := item.get_closest_marker("gpu")) is None:
+        return
+    from tests.gpu_results import count_gpus
+
+    needed = marker.args[0] if marker.args else 1
+    if (available := count_gpus()) < needed:
+        pytest.skip(f"needs {needed} CUDA GPU{'s'[: needed > 1]}; this machine has {available}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write the results of the GPU suite to `runs/gpu-check.json`, beside those of `vz-ray doctor --gpu`."""
+    if "gpu" in report.keywords and not report.skipped and (report.when == "call" or report.failed):
+        from tests.gpu_results import record_result
+
+        record_result(report, Path("runs/gpu-check.json"))
+
+
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and in the GPU suite the GPU."""
+    import torch
+
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="module", params=["cpu", CUDA])
+def default_device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that `Trainer` and `VllmEngine` use on this machine."""
+    import torch
+
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("Trainer and VllmEngine use this machine's GPU")
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="module")

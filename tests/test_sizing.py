@@ -14,7 +14,7 @@ from benchmarks.cluster_simulation import (
     paper_episode_shapes,
     simulate_rollout,
 )
-from benchmarks.sizing import best_split, candidate_splits, plan_split
+from benchmarks.sizing import RECIPES, best_split, candidate_splits, plan_split, time_recipes
 
 # One token per millisecond at any batch size, free prefill, one second per decoded clip.
 SIMPLE_GPU = GpuModel(params=1e9, vision_params=0.0, kv_bytes=0.0, flops=inf, bandwidth=2e12, decode_share=1.0)
@@ -91,3 +91,10 @@ def test_split_limits_decoders_and_adds_up() -> None:
     assert best_split(splits, synchronous=True).sync_s == min(split.sync_s for split in splits)
     assert candidate_splits(16) == [2, 4, 6, 8, 10, 12, 14]
     assert candidate_splits(4) == [1, 2, 3]
+
+
+def test_shipped_recipe_takes_at_most_ten_minutes_with_simulated_rollout() -> None:
+    steps = time_recipes()
+    assert len(steps) == 1 + len(RECIPES)
+    before, rl, split = (step.seconds for step in steps[:3])
+    assert rl <= 600 < split < before

@@ -18,12 +18,12 @@ HEAD = {"CPU": 0.0, "head": 1.0}
 GPU8 = {"CPU": 96.0, "GPU": 8.0}
 
 
-def paper_config(*overrides: str) -> GrpoRunConfig:
-    return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml", list(overrides))
+def split_config(*overrides: str) -> GrpoRunConfig:
+    return load_config(GrpoRunConfig, "conf/videozoomer-7b-rl-split.yaml", list(overrides))
 
 
-def test_paper_config_needs_16_gpus_and_16_decoders() -> None:
-    ranks, workers, decoders = resource_demands(paper_config(), gpus=True)
+def test_split_config_needs_16_gpus_and_16_decoders() -> None:
+    ranks, workers, decoders = resource_demands(split_config(), gpus=True)
     assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 4.0, "GPU": 1.0}, True)
     assert (workers.min_count, workers.max_count, workers.resources) == (8, 8, {"CPU": 1.0, "GPU": 1.0})
     assert (decoders.min_count, decoders.resources) == (16, {"CPU": 0.5})
@@ -31,7 +31,7 @@ def test_paper_config_needs_16_gpus_and_16_decoders() -> None:
 
 
 def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
-    config = paper_config(
+    config = split_config(
         "rollout.engine.tensor_parallel_size=4", "rollout.node_group=rollout", "rollout.max_workers=12"
     )
     workers = resource_demands(config, gpus=True)[1]
@@ -70,7 +70,7 @@ def test_distillation_needs_decoders_only() -> None:
 
 
 def test_run_fits_on_two_nodes_but_not_on_one() -> None:
-    demands = resource_demands(paper_config(), gpus=True)
+    demands = resource_demands(split_config(), gpus=True)
     two = place_demands(demands, [HEAD, GPU8, GPU8], [HEAD, GPU8, GPU8])
     assert [(result.placed, result.node_count) for result in two] == [(8, 1), (8, 1), (16, 1)]
     ranks, workers, _ = place_demands(demands, [HEAD, GPU8], [HEAD, GPU8])
@@ -83,14 +83,14 @@ def test_run_fits_on_two_nodes_but_not_on_one() -> None:
 
 
 def test_infeasible_differs_from_occupied() -> None:
-    demands = resource_demands(paper_config("rollout.engine.tensor_parallel_size=16"), gpus=True)
+    demands = resource_demands(split_config("rollout.engine.tensor_parallel_size=16"), gpus=True)
     workers = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[1]
     assert not workers.feasible
     assert workers.reason.startswith("no node has 16 GPU, the largest node has 96 CPU and 8 GPU: lower rollout.engine")
 
 
 def test_missing_node_group_is_named() -> None:
-    demands = resource_demands(paper_config("learner.node_group=learner"), gpus=True)
+    demands = resource_demands(split_config("learner.node_group=learner"), gpus=True)
     ranks = place_demands(demands, [GPU8, GPU8], [GPU8, GPU8])[0]
     assert "in the node group learner (no node has a resource with that name)" in ranks.reason
     learner_node = GPU8 | {"learner": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.jobs.nvidia_smi import GPU_XML, PROCESS_XML, smi_xml, write_smi
 from vz_ray.jobs import gpu_checks
 from vz_ray.jobs.gpu_checks import (
     Gpu,
@@ -22,18 +24,8 @@ from vz_ray.jobs.gpu_checks import (
     check_nccl,
 )
 from vz_ray.monitoring.checks import CheckStatus
+from vz_ray.planning.gpu_figures import read_gpu_check
 
-GPU_XML = """  <gpu id="00000000:{index:02}:00.0">
-    <product_name>NVIDIA H100 80GB HBM3</product_name>
-    <mig_mode><current_mig>{mig}</current_mig><pending_mig>Disabled</pending_mig></mig_mode>
-    <fb_memory_usage><total>81559 MiB</total><reserved>551 MiB</reserved><used>{used} MiB</used><free>{free} MiB</free>
-    </fb_memory_usage>
-    <bar1_memory_usage><total>131072 MiB</total><used>1 MiB</used><free>131071 MiB</free></bar1_memory_usage>
-    <processes>{processes}</processes>
-  </gpu>
-"""
-PROCESS_XML = """<process_info><pid>4711</pid><type>C</type><process_name>/opt/venv/bin/python</process_name>
-  <used_memory>40960 MiB</used_memory></process_info>"""
 TOPOLOGY = """\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
 GPU0\t X \tNV18\tSYS\tPIX\t0-31\t0\tN/A
 GPU1\tNV18\t X \tSYS\tSYS\t0-31\t0\tN/A
@@ -47,24 +39,12 @@ Legend:
 FREE_GPU = Gpu(0, "NVIDIA H100", 79.6, 79.0, False, ())
 
 
-def smi_xml(*gpus: str, cuda: str = "13.0") -> str:
-    return (
-        '<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">\n<nvidia_smi_log>\n'
-        f"  <driver_version>580.65.06</driver_version>\n  <cuda_version>{cuda}</cuda_version>\n"
-        f"  <attached_gpus>{len(gpus)}</attached_gpus>\n{''.join(gpus)}</nvidia_smi_log>\n"
-    )
-
-
 @pytest.fixture
 def smi(tmp_path: Path) -> Callable[..., list[str]]:
     """Return a function that makes a command with the given output and exit status."""
 
     def make(output: str, exit_status: int = 0) -> list[str]:
-        (tmp_path / "output").write_text(output)
-        command = tmp_path / "nvidia-smi"
-        command.write_text(f"#!/bin/sh\ncat {tmp_path}/output\nexit {exit_status}\n")
-        command.chmod(0o755)
-        return [str(command)]
+        return [str(write_smi(tmp_path, output, exit_status))]
 
     return make
 
@@ -224,9 +204,14 @@ def test_checks_stop_before_kernels_if_no_driver_answers(tmp_path, monkeypatch):
 
 
 def test_report_file_has_checks_and_figures(tmp_path, monkeypatch):
-    report = gpu_checks.DriverReport("580.65.06", "13.0", (FREE_GPU,))
+    report = gpu_checks.DriverReport("580.65.06", "13.0", (FREE_GPU, FREE_GPU))
     device = {"index": 0, "name": "H100", "capability": [9, 0], "tflops": 700.0, "memory_gbps": 2900, "host_gbps": 52}
-    figures = {"build": {"version": "2.13.0", "cuda": "13.0"}, "devices": {"devices": [device]}}
+    figures = {
+        "build": {"version": "2.13.0", "cuda": "13.0"},
+        "devices": {"devices": [device]},
+        "all_reduce": {"version": "2.27.3", "bus_gbps": 400.0},
+    }
+    monkeypatch.setattr(gpu_checks, "read_topology", lambda: {(0, 1): "NV18"})
     monkeypatch.setattr(gpu_checks, "read_driver_report", lambda: report)
     monkeypatch.setattr(gpu_checks, "measure", lambda *arguments: figures[arguments[0]])
     checks = gpu_checks.run_gpu_checks(tmp_path / "runs" / "gpu-check.json")
@@ -234,6 +219,10 @@ def test_report_file_has_checks_and_figures(tmp_path, monkeypatch):
     body = json.loads((tmp_path / "runs" / "gpu-check.json").read_text())
     assert body["figures"]["devices"][0]["tflops"] == 700.0
     assert len(body["checks"]) == len(checks)
+    # The planner reads the same file.
+    check = read_gpu_check(tmp_path / "runs" / "gpu-check.json")
+    assert (check.gpu, check.tflops, check.bus_gbps) == ("H100", 700.0, 400.0)
+    assert check.memory_bytes == int(FREE_GPU.total_gib * 2**30)
 
 
 @pytest.mark.integration
@@ -242,3 +231,13 @@ def test_failed_measurement_returns_its_error():
     assert gpu_checks.measure("build")["version"]
     assert "usage" in str(gpu_checks.measure("unknown")["error"])
     assert "did not finish within 0.01 s" in str(gpu_checks.measure("build", timeout_s=0.01)["error"])
+
+
+def test_cuda_of_torch_is_read_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for line, cuda in (("cuda: Optional[str] = '13.0'", "13.0"), ("cuda: Optional[str] = None", "")):
+        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = None\n")
+        assert gpu_checks.installed_torch_cuda() == cuda

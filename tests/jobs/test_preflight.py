@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.jobs.nvidia_smi import GPU_XML, smi_xml, write_smi
 from tests.ray_nodes import RayNodes, start_ray_nodes
 from tests.small_run import command_line, run_vz_ray
 from vz_ray.config import load_config
@@ -30,9 +34,23 @@ from vz_ray.utils.errors import UserError
 GROUPS = ("learner.node_group=learner", "rollout.node_group=rollout", "clips.node_group=clips")
 
 
+FREE_GPU = GPU_XML.format(index=0, mig="Disabled", used=0, free=81000, processes="")
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    """A head node without CPUs, a learner node with two GPUs, a node for rollout and decoders."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    """A head node without CPUs, a learner node with two GPUs, a node for rollout and decoders.
+
+    The driver of the GPUs is a script that every node finds first.
+    """
+    smi = write_smi(tmp_path_factory.mktemp("smi"), smi_xml(FREE_GPU))
+    with pytest.MonkeyPatch.context() as patch, start_nodes(patch, smi.parent) as nodes:
+        yield nodes
+
+
+@contextmanager
+def start_nodes(patch: pytest.MonkeyPatch, first_in_path: Path) -> Iterator[RayNodes]:
+    patch.setenv("PATH", f"{first_in_path}:{os.environ['PATH']}")
     with start_ray_nodes(num_cpus=0, resources={"head": 1}) as nodes:
         nodes.add(num_cpus=4, num_gpus=2, resources={"learner": 1})
         nodes.add(num_cpus=4, num_gpus=1, resources={"rollout": 1, "clips": 1})
@@ -68,6 +86,22 @@ async def test_fitting_run_passes_all_checks(tmp_path: Path) -> None:
     assert checks["rollout workers"].detail == "1, 1 CPU and 1 GPU each, node group rollout: fits on one node"
     assert checks["versions"].detail.startswith("the same on 3 nodes: vz_ray")
     assert list((tmp_path / "runs").iterdir()) == []
+    # Both GPU nodes run the same script.
+    assert checks["GPUs"].detail.startswith("2 of 79.6 GiB or more (NVIDIA H100 80GB HBM3); learner needs ")
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_lost_gpu_of_a_node_fails(tmp_path: Path) -> None:
+    output = Path(shutil.which("nvidia-smi") or "").parent / "output"
+    healthy = output.read_text()
+    output.write_text("not XML: GPU is lost")
+    try:
+        checks = await preflight(config(tmp_path), gpus=True)
+    finally:
+        output.write_text(healthy)
+    failed = [check for check in checks if check.name.startswith("GPU driver of ")]
+    assert [check.status for check in failed] == [CheckStatus.FAILED] * 2
+    assert failed[0].detail.startswith("unreadable output of nvidia-smi")
 
 
 @pytest.mark.usefixtures("cluster")

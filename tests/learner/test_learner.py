@@ -23,13 +23,15 @@ from tests.learner.training_data import (
     InMemoryFrameSource,
     TrainingData,
 )
+from tests.weight_sync.test_publisher import FakeReceiver
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.learner.learner import Learner, LearnerDiedError, _environment
-from vz_ray.learner.weight_transports import LearnerShmTransport
+from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
+from vz_ray.weight_sync import WeightPublisher
 from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
 
@@ -93,6 +95,50 @@ async def test_learner_names_a_dead_rank_and_restarts(data: TrainingData, tmp_pa
         again = await learner.compute_logprobs(data.trajectories)
         assert all(np.array_equal(before, now) for before, now in zip(untrained, again, strict=True))
         assert (await transport.prepare(2)).checksum != update.checksum
+        await kill_rank_during_publish(learner, transport)
+    finally:
+        learner.close()
+
+
+async def kill_rank_during_publish(learner: Learner, transport: LearnerShmTransport) -> None:
+    """Kill rank 0 while it writes the weights. The publish fails at once, and no engine was paused."""
+    engine, rank = FakeReceiver("a"), learner._hang_reporters[0].process.pid
+    os.kill(rank, signal.SIGSTOP)
+    publish = asyncio.create_task(WeightPublisher(timeout_s=300).publish(3, transport, [engine]))
+    assert not (await asyncio.wait({publish}, timeout=0.5))[0]
+    os.kill(rank, signal.SIGKILL)
+    with pytest.raises(LearnerDiedError, match="learner-rank-0 died during write_weights"):
+        await asyncio.wait_for(publish, 30)
+    assert engine.steps == []
+
+
+@pytest.mark.usefixtures("ray_session")
+async def test_copy_holds_the_announced_weights(data: TrainingData, tmp_path: Path) -> None:
+    """With ZeRO-3, all ranks gather the copy; a step that was called meanwhile waits for it."""
+    learner = await Learner.start(small_config(data.model, 3, world_size=2), InMemoryFrameSource(data.pixels))
+    try:
+        direct = LearnerShmTransport(learner, tmp_path / "direct", 10_000, 60.0)
+        announced = LearnerNcclTransport(
+            learner, 1, 60.0, LearnerShmTransport(learner, tmp_path / "copy", 10_000, 60.0)
+        )
+        update, before = await announced.prepare(1), await direct.prepare(1)
+        announced.start_copy(update)
+        copying = asyncio.create_task(announced.copy(update))
+        await asyncio.sleep(0)
+        await learner.grpo_step(data.groups)
+        copy = await copying
+        assert copy is not None
+        assert copy.checksum == before.checksum != (await direct.prepare(2)).checksum
+
+        late = await announced.prepare(2)
+        await learner.grpo_step(data.groups)
+        assert await announced.copy(late) is None
+
+        # Only rank 0 fails; the other rank must not be left in a gather.
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match="File exists"):
+            await LearnerShmTransport(learner, tmp_path / "file", 10_000, 60.0).prepare(3)
+        assert (await learner.grpo_step(data.groups))["updates"] == 2
     finally:
         learner.close()
 

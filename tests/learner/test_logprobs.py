@@ -8,12 +8,11 @@ import torch
 from vz_ray.learner.logprobs import TokenLogprobs
 
 
-def inputs() -> tuple[torch.Tensor, ...]:
+def inputs(device: torch.device) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(11, 6, generator=g, requires_grad=True)
-    weight = torch.randn(13, 6, generator=g, requires_grad=True)
-    targets = torch.randint(3, 13, (11,), generator=g)
-    temperature = torch.tensor([1.0, 0.7] * 5 + [1.3])
+    hidden, weight = (torch.randn(n, 6, generator=g).to(device).requires_grad_() for n in (11, 13))
+    targets = torch.randint(3, 13, (11,), generator=g).to(device)
+    temperature = torch.tensor([1.0, 0.7] * 5 + [1.3], device=device)
     return hidden, weight, targets, temperature
 
 
@@ -32,11 +31,11 @@ def dense_logprobs(
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 @pytest.mark.parametrize("ban", [False, True])
-def test_values_and_gradients_match_dense_softmax(chunk: int, ban: bool) -> None:
-    hidden, weight, targets, temperature = inputs()
-    banned = torch.zeros(13, dtype=torch.bool)
+def test_values_and_gradients_match_dense_softmax(device: torch.device, chunk: int, ban: bool) -> None:
+    hidden, weight, targets, temperature = inputs(device)
+    banned = torch.zeros(13, dtype=torch.bool, device=device)
     banned[:2] = ban
-    mix = torch.linspace(-1, 2, 11)
+    mix = torch.linspace(-1, 2, 11, device=device)
     ours = TokenLogprobs.apply(hidden, weight, targets, temperature, banned if ban else None, chunk)
     (ours[0] * mix - 0.3 * ours[1] * mix).sum().backward()
     got = [hidden.grad, weight.grad]

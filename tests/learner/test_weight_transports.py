@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
-from vz_ray.weight_sync import ProbeScore, WeightUpdate
+from vz_ray.weight_sync import ProbeScore, WeightPublisher, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
+from vz_ray.weight_sync.weight_source import CollectiveSource, ModuleSource
 
 
 class RecordingLearner:
@@ -112,15 +116,138 @@ async def test_abort_reopens_the_group() -> None:
     assert [call[0] for call in learner.calls] == ["init_nccl_group", "abort_broadcast"] * 2
 
 
-async def test_fallback_copy_is_of_the_newest_version_only() -> None:
-    learner = RecordingLearner()
+class CopyingLearner(RecordingLearner):
+    """Fake learner that announces any version and writes copies when `allowed` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+
+    async def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        await super().call_all(method, *args, timeout_s=timeout_s)
+        if method == "announce_weights":
+            return [WeightUpdate(args[0], "", {"names": []}, 8, ProbeScore(1, (-1.0 * args[0],)))]
+        if method == "write_copy":
+            await self.allowed.wait()
+            return [WeightUpdate(args[0], "c", {"directory": f"/there/{args[0]}"}, 8)]
+        return [True]
+
+    def count(self, method: str) -> int:
+        return [call[0] for call in self.calls].count(method)
+
+
+def copying_transport(learner: CopyingLearner) -> LearnerNcclTransport:
     fallback = LearnerShmTransport(learner, Path("/there"), 1, 60.0)  # type: ignore[arg-type]
-    transport = LearnerNcclTransport(learner, 1, 60.0, fallback)  # type: ignore[arg-type]
-    learner.answers["announce_weights"] = [
-        [WeightUpdate(v, "", {"names": []}, 8, ProbeScore(1, (-1.0 * v,)))] for v in (1, 2)
-    ]
-    learner.answers["write_weights"] = [[WeightUpdate(v, "c", {"directory": f"/there/{v}"}, 8)] for v in (1, 2)]
+    return LearnerNcclTransport(learner, 1, 60.0, fallback)  # type: ignore[arg-type]
+
+
+def expected_copy(version: int) -> WeightUpdate:
+    return WeightUpdate(version, "c", {"directory": f"/there/{version}"}, 8, ProbeScore(1, (-1.0 * version,)))
+
+
+async def test_copy_is_written_after_delivery_only() -> None:
+    learner = CopyingLearner()
+    transport = copying_transport(learner)
+    update = await transport.prepare(1)
+    await transport.send(update)
+    assert learner.count("write_copy") == 0
+    transport.start_copy(update)
+    assert await transport.copy(update) == expected_copy(1)
+    assert learner.count("write_copy") == 1
+    assert not update.is_pull
+
+
+async def test_joining_workers_share_the_copy_being_written() -> None:
+    learner = CopyingLearner()
+    transport = copying_transport(learner)
+    update = await transport.prepare(1)
+    learner.allowed.clear()
+    transport.start_copy(update)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(transport.copy(update), 0.01)
+    others = [asyncio.create_task(transport.copy(update)) for _ in range(2)]
+    learner.allowed.set()
+    assert await asyncio.gather(*others) == [expected_copy(1)] * 2
+    assert learner.count("write_copy") == 1
+
+
+async def test_copy_is_of_the_newest_version_only() -> None:
+    transport = copying_transport(CopyingLearner())
     first, second = await transport.prepare(1), await transport.prepare(2)
-    assert await transport.copy(second) == WeightUpdate(2, "c", {"directory": "/there/2"}, 8, ProbeScore(1, (-2.0,)))
+    # Not started after delivery: an engine on a spot node pulls during the publish.
+    assert await transport.copy(second) == expected_copy(2)
     assert await transport.copy(first) is None
-    assert not second.is_pull
+
+
+async def test_failed_copy_is_logged_and_does_not_stop_publishes(caplog: pytest.LogCaptureFixture) -> None:
+    learner = CopyingLearner()
+    transport = copying_transport(learner)
+    update = await transport.prepare(1)
+    learner.broken = {"write_copy"}
+    transport.start_copy(update)
+    assert await transport.copy(update) is None
+    assert "No copy of weight version 1 in shared memory: write_copy broke" in caplog.text
+    learner.broken = set()
+    assert await transport.copy(await transport.prepare(2)) == expected_copy(2)
+
+
+async def test_copies_can_be_disabled() -> None:
+    learner = CopyingLearner()
+    transport = nccl_transport(learner)
+    update = await transport.prepare(1)
+    transport.start_copy(update)
+    assert await transport.copy(update) is None
+    assert learner.count("write_copy") == 0
+
+
+async def test_publisher_starts_the_copy_when_the_engines_generate_again() -> None:
+    class Engine(RecordingEngine):
+        pulls_weights = False
+
+        async def resume(self) -> None:
+            assert learner.count("write_copy") == 0
+
+        async def step(self, *args: Any) -> None:
+            return None
+
+        pause = receive_weights = resume_engine = step
+
+    learner = CopyingLearner()
+    transport, publisher = copying_transport(learner), WeightPublisher(timeout_s=5.0)
+    await publisher.publish(1, transport, [Engine("a")])  # type: ignore[list-item]
+    assert publisher.current is not None
+    late = Engine("late")
+    await publisher.deliver(publisher.current, [late], transport=transport, joining=True)  # type: ignore[list-item]
+    assert learner.count("write_copy") == 1
+    assert learner.count("start_broadcast") == 1
+
+
+class FailingReader(RuntimeError):
+    pass
+
+
+def fail_after(source: CollectiveSource, num_buckets: int) -> None:
+    buckets = source.buckets(1)
+    for _ in range(num_buckets):
+        next(buckets)
+    raise FailingReader
+
+
+def test_remaining_buckets_are_gathered_after_an_error() -> None:
+    gathered: list[str] = []
+
+    class Source(ModuleSource):
+        def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            for bucket in super().buckets(max_bytes):
+                gathered.extend(bucket)
+                yield bucket
+
+    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    for num_read in (0, 1, 4):
+        gathered.clear()
+        source = CollectiveSource(Source(module), 1)
+        with pytest.raises(FailingReader), source.gathered_to_the_end():
+            fail_after(source, num_read)
+        assert gathered == names

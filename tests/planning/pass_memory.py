@@ -1,7 +1,8 @@
-"""Models on the meta device, a small trainable model, and a counter of live tensor bytes."""
+"""Models on the meta device, a small trainable model, and counters of live tensor bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,21 @@ def pack_batch(data: TrainingData, policy: PolicyModel) -> MicroBatch:
     examples = [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in data.trajectories]
     trees = [PrefixTree.from_members(range(len(examples)), examples)]
     spec = ImageSpec.from_pretrained(data.model)
-    return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, torch.device("cpu"))
+    return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, policy.hf.device)
+
+
+def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
+    """Return the maximum bytes that `call` allocates: of live tensors on the CPU, of the allocator on a GPU."""
+    if device.type == "cpu":
+        with LiveTensors() as live:
+            call()
+        return live.peak
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 class LiveTensors(TorchDispatchMode):

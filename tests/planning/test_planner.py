@@ -27,7 +27,7 @@ from vz_ray.planning.planner import (
 from vz_ray.utils.errors import UserError
 
 RL, SFT, TINY = (
-    Path("conf/videozoomer-7b-rl.yaml"),
+    Path("conf/videozoomer-7b-rl-split.yaml"),
     Path("conf/videozoomer-7b-sft.yaml"),
     Path("conf/laptop.yaml"),
 )
@@ -371,6 +371,30 @@ def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert report["memory"][0]["peak_bytes"] == plan.learner.peak_bytes
     assert report["unpacked_work"]["executed_flops"] == plan.unpacked_work.executed_flops
     assert report["advice"][0]["single_changes"]
+    assert report["steps"] is None
+    assert [timeout["key"] for timeout in report["timeouts"]] == ["learner_call_s"]
+
+
+def test_command_prints_step_times_timeouts_and_warnings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    check_file = tmp_path / "gpu-check.json"
+    check_file.write_text("{}")
+    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-check", str(check_file), "--gpu", "A100") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "Step time on 16 GPUs",
+        "Recommended: colocated, 16 engines and 16 ranks",
+        "timeouts.turn_s",
+        "Figures: A100-80GB; `vz-ray doctor --gpu` measures it",
+        "assumed",
+        "gpu-check.json is ignored: it has no valid figures",
+    ):
+        assert text in output
+    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-check", str(tmp_path / "none.json")) == 2
+    assert "none.json, which is not a file" in capsys.readouterr().err
+    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu", "H1000") == 2
+    assert "--gpu is 'H1000'; known are" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [(MODEL,), (str(RL), str(SFT))])

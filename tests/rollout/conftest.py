@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import AsyncIterator
+from typing import Any
 
-from tests.rollout.fake_workers import start_scheduler
+import pytest
+import pytest_asyncio
+
 from vz_ray.config.rollout import EngineConfig
 
-__all__ = ["start_scheduler"]
+
+@pytest_asyncio.fixture
+async def start_scheduler() -> AsyncIterator[Any]:
+    """See `fake_workers.open_schedulers`."""
+    from tests.rollout.fake_workers import open_schedulers  # imports Ray, without which the engine tests run
+
+    async with open_schedulers() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

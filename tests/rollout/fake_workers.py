@@ -1,13 +1,13 @@
-"""Fake rollout workers, and a fixture that starts schedulers on them."""
+"""Fake rollout workers, and schedulers on them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import RolloutConfig
@@ -121,8 +121,8 @@ class WorkerFactory:
 StartScheduler = Callable[..., Awaitable[RolloutScheduler]]
 
 
-@pytest_asyncio.fixture
-async def start_scheduler() -> AsyncIterator[StartScheduler]:
+@asynccontextmanager
+async def open_schedulers() -> AsyncIterator[StartScheduler]:
     """Function that starts a scheduler on a factory's workers; all are closed at the end."""
     started: list[RolloutScheduler] = []
 

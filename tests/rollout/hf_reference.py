@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from blake3 import blake3
 
+from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.chat_format import patch_grid
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import num_visual_tokens
@@ -48,7 +51,7 @@ def perturb(model: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def frame(seed: int, width: int, height: int) -> Frame:
@@ -60,10 +63,16 @@ def frame(seed: int, width: int, height: int) -> Frame:
 class HfReference:
     """HF model with the engine's checkpoint and token mask."""
 
-    def __init__(self, path: Path, banned: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        path: Path,
+        banned: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
         from transformers import AutoProcessor
 
-        self.model = load_hf_model(path, dtype)
+        self.model = load_hf_model(path, dtype).to(device)
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = self.processor.tokenizer
         self.banned = list(banned)
@@ -81,7 +90,7 @@ class HfReference:
         """Return the log-probs `[T]` of `sampled` after `prompt`, with token mask and temperature."""
         logits = self.logits(prompt, sampled)[:-1]
         logits[:, self.banned] = float("-inf")
-        logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+        logps = torch.log_softmax(logits / (temperature or 1.0), dim=-1).cpu()
         return logps[torch.arange(len(sampled)), torch.tensor(list(sampled))].tolist()
 
     def score_probe(self, probe: ParityProbe) -> ProbeScore:
@@ -100,8 +109,9 @@ class HfReference:
         for token in prompt.compact_ids:
             ids += [token] * (num_visual_tokens(patch_grid(next(frames))) if token == pad else 1)
         ids += sampled
-        tokens = torch.tensor([ids])
-        pixels = self.processor.image_processor(images=[f.rgb.copy() for f in prompt.frames], return_tensors="pt")
+        tokens = torch.tensor([ids], device=self.model.device)
+        images = {"images": [f.rgb.copy() for f in prompt.frames], "return_tensors": "pt"}
+        pixels = self.processor.image_processor(**images).to(self.model.device)
         logits = self.model(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
@@ -114,3 +124,45 @@ class HfReference:
 def max_abs_diff(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the largest absolute difference."""
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def mean_abs_diff(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the mean absolute difference."""
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVariant:
+    """An engine on the CPU in float32, or on a GPU in bfloat16.
+
+    Attributes:
+        device: Device of the reference model, which is that of the engine.
+        enforce_eager: Disable CUDA graphs.
+    """
+
+    device: str = "cpu"
+    enforce_eager: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    @property
+    def tolerance(self) -> float:
+        """Maximum of `difference`. In float32 only the order of additions differs, and 1e-4 is 50 times that."""
+        return 1e-4 if self.device == "cpu" else 0.05
+
+    def difference(self, a: Sequence[float], b: Sequence[float]) -> float:
+        """Return the largest difference of log-probs in float32, the mean in bfloat16 (one ulp of a logit is 0.06)."""
+        return max_abs_diff(a, b) if self.device == "cpu" else mean_abs_diff(a, b)
+
+    def config(self, base: EngineConfig) -> EngineConfig:
+        """Return the config of this engine."""
+        return replace(base, dtype=str(self.dtype).removeprefix("torch."), enforce_eager=self.enforce_eager)
+
+
+GPU_ENGINES = [
+    pytest.param(EngineVariant("cuda"), id="cuda-eager", marks=pytest.mark.gpu),
+    pytest.param(EngineVariant("cuda", enforce_eager=False), id="cuda-graphs", marks=pytest.mark.gpu),
+]
+"""Parameters of fixtures with an engine on a GPU."""

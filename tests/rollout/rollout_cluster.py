@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.ray_nodes import RayNodes, start_ray_nodes
 from tests.rollout.fake_workers import start_groups
@@ -48,8 +49,8 @@ REPLACEMENT_TIMEOUT_S = 240.0
 """Timeout for a replacement worker to complete episodes. Its engine starts in 10 to 20 s on two idle cores
 and takes up to ten times as long on busy ones."""
 
-NODE_RESOURCES = {"num_cpus": 2}
-"""Resources for one worker and the decoders."""
+NODE_RESOURCES = {"num_cpus": 2, "num_gpus": 0}
+"""Resources of a node for one worker and the decoders; with GPUs, a node has one."""
 
 EPISODE = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml",
@@ -76,8 +77,8 @@ class FaultInjector:
 class FaultyWorkerClient(RayWorkerClient):
     """Trigger the fault injector between pause and receive of a publish."""
 
-    def __init__(self, name: str, setup: WorkerSetup, faults: FaultInjector) -> None:
-        super().__init__(name, setup)
+    def __init__(self, name: str, setup: WorkerSetup, faults: FaultInjector, *, gpus: bool = False) -> None:
+        super().__init__(name, setup, gpus=gpus)
         self._faults = faults
 
     async def receive_weights(self, update: WeightUpdate) -> None:
@@ -118,11 +119,11 @@ class RolloutCluster:
         self.rollouts.append(asyncio.create_task(rollout()))
         return self.rollouts[-1]
 
-    async def finish_rollout(self, rollout: asyncio.Task[list[Group]], samples: int = 4) -> Counter[str]:
+    async def finish_rollout(
+        self, rollout: asyncio.Task[list[Group]], samples: int = 4, seconds: float = REPLACEMENT_TIMEOUT_S
+    ) -> Counter[str]:
         """Wait for the groups and check that each sample was accepted once. Count episodes per worker."""
-        groups = await with_timeout(
-            rollout, REPLACEMENT_TIMEOUT_S, target="scheduler", operation="the groups in flight"
-        )
+        groups = await with_timeout(rollout, seconds, target="scheduler", operation="the groups in flight")
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         assert {t.status for t in trajectories} <= set(EpisodeStatus) - {EpisodeStatus.FAILED}, [
             t.error for t in trajectories
@@ -168,9 +169,10 @@ class RolloutCluster:
         (stats,) = await self.scheduler.pool.worker_stats()
         return stats
 
-    async def wait_all_serving(self) -> None:
+    async def wait_all_serving(self, seconds: float = REPLACEMENT_TIMEOUT_S) -> None:
         """Wait until the configured number of workers serves."""
-        await self.wait_until(lambda: self.scheduler.pool.num_serving_workers == self.setup.rollout.num_workers)
+        workers = self.setup.rollout.num_workers
+        await self.wait_until(lambda: self.scheduler.pool.num_serving_workers == workers, seconds)
 
     def worker_status(self, name: str) -> WorkerStatus:
         return next(status for status in self.scheduler.pool.worker_statuses() if status.name == name)
@@ -215,15 +217,15 @@ def engine_processes(stats: WorkerStats) -> list[psutil.Process]:
 
 @asynccontextmanager
 async def open_rollout_cluster(
-    path: Path, engine: EngineConfig, *, workers: int = 1, attempts: int = 3
+    path: Path, engine: EngineConfig, *, workers: int = 1, attempts: int = 3, gpus: bool = False
 ) -> AsyncIterator[RolloutCluster]:
-    """Start one node per worker and publish version 1. Check on exit that no process is left."""
+    """Start one node per worker, with a GPU each if `gpus`, and publish version 1. Check that no process is left."""
     video = make_video(3, 64.0, (QuestionKind.IDENTIFY,))
     encode_video(video, path / "video.mp4", SynthConfig())
     task = make_tasks(video, path / "video.mp4")[0]
     tasks = [replace(task, task_id=f"{task.task_id}-{i}") for i in range(4 * workers)]
     model = build_tiny_checkpoint(path / "model")
-    learner_model = load_hf_model(model)
+    learner_model = load_hf_model(model, getattr(torch, engine.dtype))
     config = RolloutConfig(
         engine=replace(engine, max_num_seqs=16),
         num_workers=workers,
@@ -232,18 +234,18 @@ async def open_rollout_cluster(
         max_attempts=attempts,
         health_check_interval_s=0.5,
     )
-    with start_ray_nodes(num_cpus=1) as nodes, pytest.MonkeyPatch.context() as patch:
+    with start_ray_nodes(num_cpus=1, num_gpus=0) as nodes, pytest.MonkeyPatch.context() as patch:
         patch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 1.0)
         pool = DecodePool.start(ClipsConfig(num_actors=2, cpus_per_actor=0.1, disk_cache_gib=0))
         setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score_episode, str(path / "logs"))
         faults = FaultInjector()
         scheduler = RolloutScheduler(
-            lambda name: FaultyWorkerClient(name, setup, faults), config, WeightPublisher(timeout_s=60)
+            lambda name: FaultyWorkerClient(name, setup, faults, gpus=gpus), config, WeightPublisher(timeout_s=60)
         )
         transport = ShmTransport(WeightStore(path / "weights", bucket_bytes=1 << 20), ModuleSource(learner_model))
         cluster = RolloutCluster(nodes, setup, scheduler, tasks, learner_model, transport, faults)
         for _ in range(workers):
-            cluster.worker_nodes.append(nodes.add(**NODE_RESOURCES))
+            cluster.worker_nodes.append(nodes.add(**NODE_RESOURCES | {"num_gpus": int(gpus)}))
         try:
             await scheduler.pool.start()
             await cluster.publish()

@@ -44,14 +44,14 @@ class WrongSource(ModuleSource):
 
 
 async def test_bfloat16_probe_accepts_rounding_and_detects_wrong_weights(
-    tmp_path: Path, engine_config: EngineConfig
+    default_device: torch.device, tmp_path: Path, engine_config: EngineConfig
 ) -> None:
     model = build_tiny_checkpoint(tmp_path / "model")
     set_image_bounds(model, 3136, 12_845_056)  # Qwen2.5-VL
     config = replace(engine_config, dtype="bfloat16")
     engine = await VllmEngine.start(model, config, name="engine", log_file=tmp_path / "engine.log")
     try:
-        reference = HfReference(model, engine.banned_token_ids, torch.bfloat16)
+        reference = HfReference(model, engine.banned_token_ids, torch.bfloat16, default_device)
         probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
         parity = ParityCheck(probe, dtype="bfloat16")
         publisher, store = WeightPublisher(timeout_s=60, parity=parity), WeightStore(tmp_path / "weights")

@@ -6,16 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
 from transformers import AutoTokenizer
 
-from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, frame, load_hf_model, max_abs_diff
+from tests.rollout.hf_reference import (
+    GPU_ENGINES,
+    EngineVariant,
+    HfReference,
+    build_tiny_checkpoint,
+    frame,
+    load_hf_model,
+)
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
-from vz_ray.rollout.vllm_engine import VllmEngine, frame_cache_key
+from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine, frame_cache_key
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
 
@@ -43,9 +51,14 @@ def checkpoint_preferring(path: Path, masked: list[int], fallback: list[int]) ->
     return path
 
 
+@pytest.fixture(scope="module", params=[pytest.param(EngineVariant(), id="cpu"), *GPU_ENGINES])
+def variant(request: pytest.FixtureRequest) -> EngineVariant:
+    return request.param
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(
-    tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
+    variant: EngineVariant, tmp_path_factory: pytest.TempPathFactory, engine_config: EngineConfig
 ) -> AsyncIterator[tuple[VllmEngine, HfReference]]:
     path = tmp_path_factory.mktemp("token_mask")
     config = load_hf_model(build_tiny_checkpoint(path / "model")).config
@@ -53,14 +66,16 @@ async def pair(
     [zoom] = AutoTokenizer.from_pretrained(path / "model").encode(ZOOM)
     model = checkpoint_preferring(path / "model", pads, [zoom])
     engine = await VllmEngine.start(
-        model, engine_config, name="engine", log_file=path / "engine.log", turn_timeout_s=60
+        model, variant.config(engine_config), name="engine", log_file=path / "engine.log", turn_timeout_s=60
     )
-    yield engine, HfReference(model, engine.banned_token_ids)
+    yield engine, HfReference(model, engine.banned_token_ids, variant.dtype, variant.device)
     await engine.shutdown()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-async def test_placeholders_are_never_sampled(pair: tuple[VllmEngine, HfReference], temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [2.0, 1.0, 0.7, 0.0])
+async def test_placeholders_are_never_sampled(
+    variant: EngineVariant, pair: tuple[VllmEngine, HfReference], temperature: float
+) -> None:
     engine, reference = pair
     prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     masked_probability = reference.logits(prompt)[0].softmax(-1)[reference.banned].sum().item()
@@ -71,10 +86,11 @@ async def test_placeholders_are_never_sampled(pair: tuple[VllmEngine, HfReferenc
             prompt, SamplingParams(temperature, max_tokens=64, seed=seed), request_id=f"turn{seed}"
         )
         assert not set(turn.token_ids) & set(engine.banned_token_ids)
-        assert max_abs_diff(turn.logprobs, reference.logprobs(prompt, turn.token_ids, temperature)) <= 1e-4
+        expected = reference.logprobs(prompt, turn.token_ids, temperature)
+        assert variant.difference(turn.logprobs, expected) <= variant.tolerance
 
 
-async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfReference]) -> None:
+async def test_unmasked_probabilities_sum_to_one(variant: EngineVariant, pair: tuple[VllmEngine, HfReference]) -> None:
     engine, reference = pair
     prompt = reference.prompt(QUESTION, [frame(0, 56, 56)])
     allowed = [i for i in range(reference.model.config.text_config.vocab_size) if i not in engine.banned_token_ids]
@@ -83,7 +99,7 @@ async def test_unmasked_probabilities_sum_to_one(pair: tuple[VllmEngine, HfRefer
     actual = [
         (await engine.compute_logprobs(prompt, [token], request_id=f"t{token}")).logprobs[0] for token in allowed[:8]
     ]
-    assert max_abs_diff(expected, actual) <= 1e-4
+    assert variant.difference(expected, actual) <= variant.tolerance
 
 
 async def test_turn_stops_after_a_zoom_call(pair: tuple[VllmEngine, HfReference]) -> None:
@@ -181,3 +197,17 @@ async def test_frame_cache_key_includes_the_shape() -> None:
 async def test_missing_checkpoint_is_named(tmp_path: Path, engine_config: EngineConfig) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         await VllmEngine.start(tmp_path, engine_config, name="engine", log_file=tmp_path / "log")
+
+
+async def test_killed_engine_fails_its_turn(pair: tuple[VllmEngine, HfReference]) -> None:
+    """Must be the last test with this engine, which is stopped first, so that the turn cannot end before the kill."""
+    engine, reference = pair
+    engine_process = max(psutil.Process().children(recursive=True), key=lambda child: child.memory_info().rss)
+    engine_process.suspend()
+    turn = asyncio.create_task(engine.generate(reference.prompt("what?", []), SamplingParams(), request_id="long"))
+    assert not (await asyncio.wait({turn}, timeout=0.5))[0]
+    engine_process.kill()
+    with pytest.raises(EngineFailedError, match="engine failed at turn long"):
+        await asyncio.wait_for(turn, 30)
+    with pytest.raises(EngineFailedError):
+        await engine.check_health()

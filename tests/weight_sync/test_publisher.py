@@ -75,6 +75,9 @@ class FakePullTransport:
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
         return None
 
+    def start_copy(self, update: WeightUpdate) -> None:
+        return None
+
 
 def make_publisher(**options: Any) -> WeightPublisher:
     return WeightPublisher(**{"timeout_s": 5.0, "parity": ParityCheck(PROBE), **options})

@@ -136,43 +136,56 @@ def ablate(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 @app.command(rich_help_panel="Training")
 def plan(
     arguments: ConfigArguments = None,
-    gpu_memory: Annotated[str, typer.Option(help="Memory per GPU: 80GiB, 24GB.")] = "80GiB",
-    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak per GPU; 989 for an H100.")] = 989.0,
-    mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization of the learner.")] = 0.35,
+    gpu: Annotated[str, typer.Option(help="GPU, such as H100; default: the measured one, else H100.")] = "",
+    gpu_memory: Annotated[str, typer.Option(help="Memory per GPU: 80GiB, 24GB; default: that of the GPU.")] = "",
+    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak per GPU; 0: that of the GPU.")] = 0.0,
+    mfu: Annotated[float, typer.Option(help="Model FLOPs utilization of the learner; 0: measured, else 0.35.")] = 0.0,
     zooms: Annotated[int, typer.Option(help="Assumed zooms per episode.")] = 2,
     turn_tokens: Annotated[int, typer.Option(help="Assumed generated tokens per turn.")] = 170,
+    gpu_check: Annotated[
+        Path | None, typer.Option(help="Figures of `vz-ray doctor --gpu`; default: gpu-check.json of `runs`.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of tables.")] = False,
 ) -> None:
-    """Estimate tokens, GPU memory, FLOPs and time of a `train` or `sft` run.
+    """Estimate GPU memory, FLOPs, step time and timeouts of a `train` or `sft` run, and recommend a split of the GPUs.
 
     Requires no GPU and no weights. If something does not fit, the exit code is 1 and the output names a fix.
 
-    Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=Qwen2.5-VL-7B --gpu-memory 80GiB
+    Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=Qwen2.5-VL-7B --gpu A100-80GB
 
     Example: vz-ray plan conf/videozoomer-7b-sft.yaml model=Qwen2.5-VL-7B learner.world_size=2 --gpu-memory 24GB
 
     Example: vz-ray plan conf/videozoomer-7b-rl.yaml model=/models/cold-start --json
     """
+    from dataclasses import replace
+
     from vz_ray.config.load import split_arguments
-    from vz_ray.planning.advice import advise
-    from vz_ray.planning.gpu_memory import parse_bytes
-    from vz_ray.planning.plan_report import plan_to_json, render_plan
-    from vz_ray.planning.planner import Assumptions, load_plannable_config, make_plan
+    from vz_ray.planning.assumptions import load_assumptions
+    from vz_ray.planning.gpu_figures import GPU_CHECK_FILE
+    from vz_ray.planning.plan_report import make_report, plan_to_json, render_plan
+    from vz_ray.planning.planner import load_plannable_config
 
     file, overrides = split_arguments(arguments or [])
     if file is None:
         raise UserError("got 0 config files; give one, for example conf/videozoomer-7b-rl.yaml")
     config = load_plannable_config(Path(file), overrides)
-    assumptions = Assumptions(parse_bytes(gpu_memory), peak_tflops, mfu, zooms, turn_tokens)
-    resource_plan = make_plan(config, assumptions)
-    advice = advise(config, resource_plan, assumptions)
+    if gpu_check is not None and not gpu_check.is_file():
+        raise UserError(f"--gpu-check is {gpu_check}, which is not a file; `vz-ray doctor --gpu` writes it")
+    assumptions, warnings = load_assumptions(
+        gpu_check or Path(config.runs) / GPU_CHECK_FILE,
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        peak_tflops=peak_tflops,
+        mfu=mfu,
+    )
+    report = make_report(config, replace(assumptions, zooms=zooms, turn_tokens=turn_tokens), warnings)
     if as_json:
         import json
 
-        print(json.dumps(plan_to_json(resource_plan, assumptions, advice), indent=2))
+        print(json.dumps(plan_to_json(report), indent=2))
     else:
-        make_console(min_width=120).print(render_plan(resource_plan, assumptions, advice))
-    raise typer.Exit(0 if resource_plan.fits else 1)
+        make_console(min_width=120).print(render_plan(report))
+    raise typer.Exit(0 if report.plan.fits else 1)
 
 
 distill = typer.Typer(help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint.")

@@ -163,9 +163,9 @@ def _with_derived_values(section: Any, root: Any) -> Any:
 
 
 def _lookup(root: Any, path: str, default: Any) -> Any:
-    """Value at an attribute path; `default` if `root` has no such attribute."""
+    """Value at an attribute path; `default` if `root` has no such attribute or the value is None."""
     for name in path.split("."):
         if not hasattr(root, name):
             return default
         root = getattr(root, name)
-    return root
+    return default if root is None else root

@@ -131,8 +131,8 @@ class WeightsConfig(Section):
     """`shm`: shared memory of each node, on CPU or GPU; `nccl`: broadcast between GPUs; `ipc`: each learner
     rank hands its GPU's memory to the engine on the same GPU."""
     keep_shm_copy: bool = True
-    """With `nccl` and `ipc`, also keep the newest version in shared memory. Workers that start between
-    publishes, or on spot nodes, load it from there."""
+    """With `nccl` and `ipc`, also write each version to shared memory, after it was delivered. Workers that start
+    between publishes, or on spot nodes, load it from there."""
     shm_dir: str | None = None
     """Directory of versions in shared memory; default: a directory of the run in /dev/shm."""
     bucket_mib: int = number(256, minimum=1)

@@ -2,8 +2,10 @@
 
 resource_demands: actors that a config starts, with their resources and node groups; pure
 cluster_fit:      placement of these actors on the nodes; pure
-node_survey:      versions, directories and environment variables of each node
+node_survey:      versions, directories, environment variables and GPUs of each node
 autoscaler_state: resources that Ray's autoscaler cannot provide
+gpu_checks:       GPUs of this machine; `vz-ray doctor --gpu`
+gpu_preflight:    GPUs of the cluster's nodes
 preflight:        all checks together; `vz-ray preflight`
 working_dir:      working directory of a job as a zip file
 job_client:       client of Ray's job API with timeouts and helpful errors

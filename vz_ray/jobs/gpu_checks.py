@@ -7,6 +7,7 @@ processes with a timeout, because a faulty GPU can block the process that uses i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
 from vz_ray.utils.atomic_files import write_atomic
@@ -83,17 +85,33 @@ def run_gpu_checks(report_file: Path) -> list[CheckResult]:
     checks += check_devices(figures)
     if len(report.gpus) > 1:
         checks.append(check_links(read_topology()))
-        checks.append(check_nccl(measure("all_reduce", str(len(report.gpus))), len(report.gpus)))
-    body = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "driver": report.driver,
-        "gpus": [asdict(gpu) for gpu in report.gpus],
-        "checks": [asdict(check) for check in checks],
-        "figures": figures,
-    }
-    report_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(report_file, (json.dumps(body, indent=2) + "\n").encode())
+        figures["all_reduce"] = measure("all_reduce", str(len(report.gpus)))
+        checks.append(check_nccl(figures["all_reduce"], len(report.gpus)))
+    update_gpu_report(
+        report_file,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        driver=report.driver,
+        gpus=[asdict(gpu) for gpu in report.gpus],
+        checks=[asdict(check) for check in checks],
+        figures=figures,
+    )
     return checks
+
+
+def read_gpu_report(report_file: Path) -> dict[str, Any]:
+    """Read a report file; return an empty report if it is missing or unreadable."""
+    try:
+        report = json.loads(report_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def update_gpu_report(report_file: Path, **sections: Any) -> None:
+    """Replace sections of a report file and keep the others. The GPU test suite adds the section `tests`."""
+    report_file.parent.mkdir(parents=True, exist_ok=True)
+    report = read_gpu_report(report_file) | sections
+    write_atomic(report_file, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def read_driver_report(command: Sequence[str] = ("nvidia-smi", "-q", "-x")) -> DriverReport:
@@ -128,6 +146,19 @@ def _gib(text: str) -> float:
     """Convert nvidia-smi's `81559 MiB` to GiB; 0 for `N/A`."""
     match = re.match(r"([\d.]+) MiB", text)
     return float(match.group(1)) / 1024 if match else 0.0
+
+
+def installed_torch_cuda() -> str:
+    """Return torch's CUDA version without importing torch; empty for a CPU build or if torch is missing."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return ""
+    match = re.search(r"^cuda\b.*= '([\d.]+)'", text, flags=re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 def check_driver(report: DriverReport, torch_cuda: str) -> CheckResult:
@@ -214,7 +245,7 @@ def check_devices(figures: dict[str, object]) -> list[CheckResult]:
     return checks
 
 
-def check_nccl(figures: dict[str, object], world_size: int) -> CheckResult:
+def check_nccl(figures: dict[str, Any], world_size: int) -> CheckResult:
     """Judge the figures of `gpu_measurements.measure_all_reduce`."""
     if error := figures.get("error"):
         fix = "run with NCCL_DEBUG=INFO; common causes: a small /dev/shm, a firewall on loopback, NCCL_SOCKET_IFNAME"
@@ -245,7 +276,7 @@ def check_links(links: dict[tuple[int, int], str]) -> CheckResult:
     return CheckResult("GPU links", CheckStatus.WARNING, detail, fix)
 
 
-def measure(*arguments: str, timeout_s: float = MEASURE_TIMEOUT_S) -> dict[str, object]:
+def measure(*arguments: str, timeout_s: float = MEASURE_TIMEOUT_S) -> dict[str, Any]:
     """Run `python -m vz_ray.learner.gpu_measurements` in a child process and return its figures or its error."""
     ok, output = _run([sys.executable, "-m", MEASUREMENTS, *arguments], timeout_s)
     lines = output.strip().splitlines() or ["no output"]

@@ -1,4 +1,4 @@
-"""Survey of the cluster nodes: versions, directories, environment variables.
+"""Survey of the cluster nodes: versions, directories, environment variables, GPUs.
 
 One Ray task per node, all in parallel. A node that does not respond in time is reported by its address.
 """
@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vz_ray.jobs.gpu_checks import DriverReport, installed_torch_cuda, read_driver_report
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 
 NODE_TIMEOUT_S = 60.0
@@ -33,12 +34,14 @@ class NodeQuery:
         writable: Directories that must be writable.
         shared_file: Path and content of a file that the driver wrote and the node must see.
         env_vars: Environment variables that must be set.
+        gpus: Whether to read the state of the node's GPUs.
     """
 
     readable: Sequence[str] = ()
     writable: Sequence[str] = ()
     shared_file: tuple[str, str] | None = None
     env_vars: Sequence[str] = ()
+    gpus: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class NodeReport:
         problems: Problems with directories, one sentence each.
         missing_env_vars: Required environment variables that are not set.
         shm_free_bytes: Free shared memory.
+        driver: State of the node's GPUs; None if it was not queried.
+        torch_cuda: CUDA version of the node's torch; empty for a CPU build.
         error: Why the node did not respond; empty if it did.
     """
 
@@ -61,6 +66,8 @@ class NodeReport:
     problems: Sequence[str] = ()
     missing_env_vars: Sequence[str] = ()
     shm_free_bytes: int = 0
+    driver: DriverReport | None = None
+    torch_cuda: str = ""
     error: str = ""
 
 
@@ -83,6 +90,8 @@ async def _survey_node(
     address = str(node["NodeManagerAddress"])
     own_groups = [group for group in node_groups if node["Resources"].get(group)]
     own_queries = [query for group in ("", *own_groups) if (query := queries.get(group))]
+    if not node["Resources"].get("GPU"):
+        own_queries = [replace(query, gpus=False) for query in own_queries]
     affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task = _run_queries.options(scheduling_strategy=affinity).remote(own_queries)
     try:
@@ -100,13 +109,16 @@ async def _survey_node(
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run_queries(queries: Sequence[NodeQuery]) -> tuple[dict[str, str], list[str], list[str], int]:
+def _run_queries(
+    queries: Sequence[NodeQuery],
+) -> tuple[dict[str, str], list[str], list[str], int, DriverReport | None, str]:
     from vz_ray.utils.code_fingerprint import code_fingerprint
 
     problems = [problem for query in queries for problem in check_directories(query)]
     missing = [name for query in queries for name in missing_env_vars(query)]
     shm_free_bytes = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return dict(code_fingerprint()), problems, missing, shm_free_bytes
+    driver = read_driver_report() if any(query.gpus for query in queries) else None
+    return dict(code_fingerprint()), problems, missing, shm_free_bytes, driver, installed_torch_cuda()
 
 
 def check_directories(query: NodeQuery) -> list[str]:

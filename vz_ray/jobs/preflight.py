@@ -6,6 +6,7 @@ versions       every node runs the driver's versions of the code, Ray and vLLM
 volumes        the model exists; the run directory is one shared, writable volume
 secrets        environment variables with keys are set
 shared memory  two sets of weights fit into /dev/shm of the nodes
+GPUs           driver, memory for engine and learner, other processes, MIG
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from vz_ray.jobs.autoscaler_state import (
     request_resources,
 )
 from vz_ray.jobs.cluster_fit import PlacementResult, place_demands
+from vz_ray.jobs.gpu_preflight import check_node_gpus
 from vz_ray.jobs.node_survey import NodeQuery, NodeReport, survey_nodes, write_error
 from vz_ray.jobs.resource_demands import ClusterConfig, ResourceDemand, checkpoint_bytes, resource_demands
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
@@ -64,9 +66,11 @@ async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0
     checks = [_check_nodes(nodes, state), *await check_placement(demands, nodes, state)]
     with _volume_marker(runs_directory(config)) as shared_file:
         node_groups = sorted({demand.node_group for demand in demands if demand.node_group})
-        reports = await survey_nodes(nodes, node_queries(config, demands, shared_file), node_groups)
+        queries = node_queries(config, demands, shared_file)
+        reports = await survey_nodes(nodes, queries, node_groups)
     checks += [_check_versions(reports), _check_volumes(config, reports)]
-    return [*checks, *_check_secrets(config, reports), *_check_shared_memory(config, reports)]
+    checks += [*_check_secrets(config, reports), *_check_shared_memory(config, reports)]
+    return [*checks, *await asyncio.to_thread(check_node_gpus, config, reports)]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
@@ -156,7 +160,8 @@ def node_queries(
 ) -> dict[str, NodeQuery]:
     """Return the query of each node group.
 
-    Engines and ranks need the model, ranks the run directory, rollout workers the keys.
+    Engines and ranks need the model, ranks the run directory, rollout workers the keys. GPUs are queried where
+    engines or ranks use them.
     """
     model = [config.model] if config.model else []
     queries: dict[str, NodeQuery] = {}
@@ -169,6 +174,7 @@ def node_queries(
             writable=[str(Path(shared_file[0]).parent)] if is_learner and shared_file else query.writable,
             shared_file=shared_file if is_learner else query.shared_file,
             env_vars=_key_env_vars(config) if demand.name == "rollout workers" else query.env_vars,
+            gpus=query.gpus or bool(demand.resources.get("GPU")),
         )
     return queries
 

@@ -31,7 +31,7 @@ from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
-from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource, WeightUpdate
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightUpdate
 from vz_ray.weight_sync.ipc_handles import IpcHandles
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
@@ -39,6 +39,7 @@ from vz_ray.weight_sync.nccl_broadcast import (
     NcclTopology,
     update_info,
 )
+from vz_ray.weight_sync.weight_source import CollectiveSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
 
 log = logging.getLogger(__name__)
@@ -196,31 +197,50 @@ class LearnerActor:
         Returns:
             The update on rank 0, None on other ranks.
         """
-        source = self._trainer.weight_source()
+        source = CollectiveSource(self._trainer.weight_source(), bucket_bytes)
         update = None
-        if self._rank == 0:
-            store = WeightStore(root, bucket_bytes=bucket_bytes)
-            manifest = store.write_version(version, source)
-            checksum = manifest.checksum
-            info = {"directory": str(store.path(version)), "checksum": checksum}
-            node_id = str(ray.get_runtime_context().get_node_id())
-            update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)
-        else:
-            _gather(source, bucket_bytes)
+        with source.gathered_to_the_end():
+            if self._rank == 0:
+                store = WeightStore(root, bucket_bytes=bucket_bytes)
+                manifest = store.write_version(version, source)
+                checksum = manifest.checksum
+                info = {"directory": str(store.path(version)), "checksum": checksum}
+                node_id = str(ray.get_runtime_context().get_node_id())
+                update = WeightUpdate(version, checksum, info, manifest.nbytes, node_id=node_id)
         expected = self._score(probe)
         return None if update is None else replace(update, probe_score=expected)
+
+    def write_copy(self, version: int, root: Path, bucket_bytes: int) -> WeightUpdate | None:
+        """Write the announced weights to shared memory; see `write_weights`.
+
+        Raises:
+            WeightIntegrityError: The weights changed since they were announced. Nothing is written.
+        """
+        self._check_announced(version)
+        return self.write_weights(version, root, bucket_bytes, None)
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Describe the current weights as `version` for a transfer by NCCL."""
         info, nbytes = update_info(self._trainer.weight_source())
-        expected = self._score(probe)
-        self._announced = (version, self._trainer.engine.steps)
-        return WeightUpdate(version, "", info, nbytes, expected)
+        return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
 
     def export_ipc_handles(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Export CUDA IPC handles of the current weights as `version`, for an engine on the same GPU."""
         info, nbytes = self._ipc_handles.export(self._trainer.weight_source())
-        return WeightUpdate(version, "", info, nbytes, self._score(probe))
+        return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
+
+    def _announce(self, update: WeightUpdate) -> WeightUpdate:
+        self._announced = (update.version, self._trainer.engine.steps)
+        return update
+
+    def _check_announced(self, version: int) -> None:
+        """Raise `WeightIntegrityError` unless the weights are still those that were announced as `version`."""
+        current = (version, self._trainer.engine.steps)
+        if current != self._announced:
+            raise WeightIntegrityError(
+                f"weight version {version} cannot be sent: the learner is at step {current[1]} and announced "
+                f"version {self._announced[0]} at step {self._announced[1]}"
+            )
 
     def _score(self, probe: ParityProbe | None) -> ProbeScore | None:
         return None if probe is None else self._trainer.score_probe(probe)
@@ -238,12 +258,7 @@ class LearnerActor:
         Raises:
             WeightIntegrityError: The weights changed since `announce_weights`.
         """
-        current = (version, self._trainer.engine.steps)
-        if current != self._announced:
-            raise WeightIntegrityError(
-                f"weight version {version} cannot be sent: the learner is at step {current[1]} and announced "
-                f"version {self._announced[0]} at step {self._announced[1]}"
-            )
+        self._check_announced(version)
         self._broadcast = self._broadcast_thread.submit(self._send_weights)
 
     def _send_weights(self) -> None:
@@ -251,7 +266,8 @@ class LearnerActor:
         if self._rank == 0:
             self._nccl.broadcast(source)
         else:
-            _gather(source, BUCKET_BYTES)
+            for _ in source.buckets(BUCKET_BYTES):
+                continue
 
     def broadcast_done(self) -> bool:
         """Wait up to 0.2 s and return whether the broadcast has finished; raise its error."""
@@ -266,12 +282,6 @@ class LearnerActor:
             self._nccl.abort()
             if wait([self._broadcast], timeout=_ABORT_TIMEOUT_S).not_done:
                 raise TimeoutError(f"the aborted broadcast did not end within {_ABORT_TIMEOUT_S:g} s")
-
-
-def _gather(source: WeightSource, bucket_bytes: int) -> None:
-    """Take part in the gathering of the weights that rank 0 sends."""
-    for _ in source.buckets(bucket_bytes):
-        continue
 
 
 def _set_log_step(groups: Sequence[Group]) -> None:

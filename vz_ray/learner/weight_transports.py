@@ -4,12 +4,14 @@
     nccl    rank 0 broadcasts to an NCCL group of all workers
     ipc     rank 0 exports its GPU memory to an engine on the same GPU
 
-With nccl and ipc, an optional copy in shared memory serves workers outside the group.
+With nccl and ipc, an optional copy in shared memory serves workers outside the group. It is written after
+delivery, while the engines generate.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from vz_ray.learner.learner import Learner
 from vz_ray.weight_sync import EngineClient, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 from vz_ray.weight_sync.parity_probe import ParityProbe
+
+log = logging.getLogger(__name__)
 
 
 def create_weight_transport(
@@ -54,12 +58,25 @@ class LearnerShmTransport(WeightTransport):
         )
         return results[0]
 
+    async def write_copy(self, version: int) -> WeightUpdate:
+        """Write the announced version; see `LearnerActor.write_copy`."""
+        results = await self._learner.call_all(
+            "write_copy", version, self._root, self._bucket_bytes, timeout_s=self._timeout_s
+        )
+        return results[0]
+
 
 class _AnnouncedTransport(WeightTransport):
-    """Base of transports that read the learner's GPU memory.
+    """Base of transports that read the learner's GPU memory, with a copy in shared memory.
+
+    The copy is written after delivery, so that no publish waits for it. It is the delivered version: a rank runs
+    its calls in the order in which they arrive, so a following `grpo_step` starts after the copy has ended, and a
+    copy that arrives later is refused, because the optimizer has stepped since the announcement. Without rollout
+    during learning this costs nothing; with `max_staleness` the learner waits for the rest of the copy. A copy on
+    demand was not chosen: with `max_staleness` the learner is almost always in a step when a worker joins.
 
     Args:
-        fallback: Writes a copy of each version to shared memory; None disables copies.
+        fallback: Writes copies to shared memory; None disables copies.
     """
 
     _prepare_method: ClassVar[str]
@@ -72,24 +89,40 @@ class _AnnouncedTransport(WeightTransport):
     ) -> None:
         self._learner, self._timeout_s = learner, timeout_s
         self._fallback = fallback
-        self._newest_copy: WeightUpdate | None = None
+        self._copy: tuple[int, asyncio.Task[WeightUpdate | None]] | None = None  # version, result
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        """Announce the current weights as `version`, score the probe, and write the copy."""
+        """Announce the current weights as `version` and score the probe."""
         results = await self._learner.call_all(self._prepare_method, version, probe, timeout_s=self._timeout_s)
-        update: WeightUpdate = results[0]
-        if self._fallback is not None:
-            copy = await self._fallback.prepare(version)
-            self._newest_copy = replace(copy, probe_score=update.probe_score)
-        return update
+        return results[0]
+
+    def start_copy(self, update: WeightUpdate) -> None:
+        """Start to write the copy of this version, once."""
+        if self._fallback is not None and (self._copy is None or self._copy[0] < update.version):
+            self._copy = update.version, asyncio.create_task(self._write_copy(self._fallback, update))
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return the copy of this version in shared memory, or None if a newer or no version was written.
+        """Return the copy of this version, written now if that has not started yet.
 
-        The learner may already be updating its GPU memory.
+        Returns:
+            None if copies are disabled, writing failed, or a newer version was copied.
         """
-        copy = self._newest_copy
-        return copy if copy is not None and copy.version == update.version else None
+        self.start_copy(update)
+        if self._copy is None or self._copy[0] != update.version:
+            return None
+        # Several workers may wait for one copy; a timeout of one does not cancel it.
+        return await asyncio.shield(self._copy[1])
+
+    async def _write_copy(self, fallback: LearnerShmTransport, update: WeightUpdate) -> WeightUpdate | None:
+        try:
+            copy = await fallback.write_copy(update.version)
+        except Exception as error:
+            log.warning(
+                "No copy of weight version %d in shared memory: %s. Workers that join now wait for the next version.",
+                *(update.version, error),
+            )
+            return None
+        return replace(copy, probe_score=update.probe_score)
 
 
 class LearnerIpcTransport(_AnnouncedTransport):

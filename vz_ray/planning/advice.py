@@ -6,13 +6,13 @@ Each candidate change is planned, so the reported savings are computed rather th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, cast
+from dataclasses import dataclass
 
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.planning.assumptions import Assumptions
+from vz_ray.planning.config_changes import format_setting, with_values
 from vz_ray.planning.model_shape import ModelShape
-from vz_ray.planning.planner import Assumptions, PlannableConfig, ResourcePlan, make_plan
+from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
 from vz_ray.utils.errors import UserError
 
 BytesOver = Callable[[ResourcePlan], int]
@@ -61,29 +61,28 @@ class MemoryAdvice:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """One value of a config key."""
+    """One value of config keys that change together."""
 
-    key: str
+    keys: tuple[str, ...]
     value: object
     cost: str
 
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.key}=null"
-        return f"{self.key}={str(self.value).lower() if isinstance(self.value, bool) else self.value}"
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return tuple(format_setting(key, self.value) for key in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tunable:
-    """Candidate values of one config key, mildest first."""
+    """Candidate values of config keys that change together, mildest first."""
 
-    key: str
+    keys: tuple[str, ...]
     values: Sequence[object]
     cost: str
 
     @property
     def settings(self) -> list[_Setting]:
-        return [_Setting(self.key, value, self.cost) for value in self.values]
+        return [_Setting(self.keys, value, self.cost) for value in self.values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class _ConfigSearch:
         config = self.config
         try:
             for setting in settings:
-                config = _with_value(config, setting.key, setting.value)
+                config = with_values(config, dict.fromkeys(setting.keys, setting.value))
             return self.bytes_over(make_plan(config, self.assumptions, self.shape))
         except (UserError, ValueError):
             return None
@@ -149,7 +148,7 @@ def _search(search: _ConfigSearch, component: str, over_before: int, tunables: S
     for tunable in tunables:
         candidate = search.best(tunable, [])
         if candidate and candidate[1] < over_before:
-            single.append(ConfigChange((str(candidate[0]),), tunable.cost, over_before, candidate[1]))
+            single.append(ConfigChange(candidate[0].overrides, tunable.cost, over_before, candidate[1]))
         if over > 0 and (best := search.best(tunable, chosen)) and best[1] < over:
             chosen.append(best[0])
             over = best[1]
@@ -158,7 +157,8 @@ def _search(search: _ConfigSearch, component: str, over_before: int, tunables: S
     chosen = search.minimal(chosen)
     over_after = search.plan_bytes_over(chosen)
     assert over_after is not None
-    settings, cost = tuple(map(str, chosen)), "; ".join(setting.cost for setting in chosen)
+    settings = tuple(override for setting in chosen for override in setting.overrides)
+    cost = "; ".join(setting.cost for setting in chosen)
     return MemoryAdvice(component, tuple(single), ConfigChange(settings, cost, over_before, over_after))
 
 
@@ -183,8 +183,14 @@ def _learner_tunables(config: PlannableConfig) -> list[_Tunable]:
         ),
         ("world_size", [learner.world_size * k for k in (2, 4, 8)], "GPUs"),
         ("freeze_vision", [True] * (not learner.freeze_vision), "the vision tower is not trained"),
+        ("lora.rank", [32] * (not learner.lora.rank), "only adapters are trained"),
     ]
-    return [_Tunable(f"learner.{key}", list(values), cost) for key, values, cost in tunables]
+    # On shared GPUs there is one engine per rank.
+    shared = ("rollout.num_workers",) if isinstance(config, GrpoRunConfig) and config.shares_gpus else ()
+    return [
+        _Tunable((f"learner.{key}", *(shared if key == "world_size" else ())), list(values), cost)
+        for key, values, cost in tunables
+    ]
 
 
 def _engine_tunables(config: GrpoRunConfig, plan: ResourcePlan) -> list[_Tunable]:
@@ -198,7 +204,7 @@ def _engine_tunables(config: GrpoRunConfig, plan: ResourcePlan) -> list[_Tunable
         ("dtype", ["bfloat16"] * (engine.dtype == "float32"), "precision"),
         ("tensor_parallel_size", sizes, "GPUs"),
     ]
-    return [_Tunable(f"rollout.engine.{key}", list(values), cost) for key, values, cost in tunables]
+    return [_Tunable((f"rollout.engine.{key}",), list(values), cost) for key, values, cost in tunables]
 
 
 def _halvings(value: int, minimum: int) -> list[int]:
@@ -207,17 +213,3 @@ def _halvings(value: int, minimum: int) -> list[int]:
         value //= 2
         values.append(value)
     return values
-
-
-def _with_value(config: PlannableConfig, key: str, value: object) -> PlannableConfig:
-    """Return a validated copy of `config` with the dotted `key` set to `value`.
-
-    Raises:
-        ValueError: The value is invalid.
-    """
-    changed: Any = value
-    names = key.split(".")
-    for depth in reversed(range(len(names))):
-        section: Any = reduce(getattr, names[:depth], config)
-        changed = replace(section, **{names[depth]: changed})
-    return cast(PlannableConfig, changed)

@@ -18,7 +18,8 @@ CUDA_CONTEXT_BYTES = GIB
 """Assumed memory of the CUDA context and kernel workspaces."""
 CUDA_GRAPH_BYTES = GIB // 2
 """Assumed memory of CUDA graphs if `enforce_eager` is off."""
-_CUDA_GRAPHS = "CUDA graphs"
+CUDA_GRAPHS = "CUDA graphs"
+"""Name of the item for CUDA graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def engine_memory(
     kv_heads = max(1, shape.text.kv_heads // shards)
     per_token = 2 * dtype_bytes * shape.text.layers * kv_heads * shape.text.head_dim
     # vLLM captures graphs after it allocates the KV cache, outside `gpu_memory_utilization`.
-    within_limit = sum(item.bytes for item in items if item.name != _CUDA_GRAPHS)
+    within_limit = sum(item.bytes for item in items if item.name != CUDA_GRAPHS)
     if engine.kv_cache_gib is None:
         kv_bytes = int(engine.gpu_memory_utilization * gpu_bytes) - within_limit
         certainty = Certainty.ESTIMATE
@@ -124,7 +125,7 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
         MemoryItem("encoder cache", features),
         MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),
         MemoryItem("CUDA context", CUDA_CONTEXT_BYTES, Certainty.ASSUMED),
-        MemoryItem(_CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
+        MemoryItem(CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
     ]
 
 

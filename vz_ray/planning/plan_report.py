@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vz_ray.planning.advice import ConfigChange, MemoryAdvice
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.planning.advice import ConfigChange, MemoryAdvice, advise
+from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryPhase
 from vz_ray.planning.learner_flops import LearnerWork
-from vz_ray.planning.planner import Assumptions, ResourcePlan
+from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
+from vz_ray.planning.step_report import render_figures, render_steps, render_timeouts, steps_to_json
+from vz_ray.planning.step_time import StepPlan, plan_steps
+from vz_ray.planning.timeouts import PlannedTimeout, plan_timeouts
 from vz_ray.utils.durations import format_duration
 
 _BAR_WIDTH = 30
@@ -25,24 +30,68 @@ def format_gib(size: int) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def render_plan(plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """All results of `vz-ray plan`.
+
+    Attributes:
+        plan: Memory, tokens and FLOPs.
+        assumptions: GPUs and their speed.
+        advice: Changes for components that do not fit.
+        steps: Step times; None for SFT.
+        timeouts: Timeouts of the run.
+        warnings: One line each.
+    """
+
+    plan: ResourcePlan
+    assumptions: Assumptions
+    advice: Sequence[MemoryAdvice]
+    steps: StepPlan | None
+    timeouts: Sequence[PlannedTimeout]
+    warnings: Sequence[str]
+
+
+def make_report(config: PlannableConfig, assumptions: Assumptions, warnings: Sequence[str] = ()) -> PlanReport:
+    """Plan a run and everything that follows from the plan.
+
+    Raises:
+        UserError: See `make_plan`.
+    """
+    plan = make_plan(config, assumptions)
+    return PlanReport(
+        plan,
+        assumptions,
+        advise(config, plan, assumptions),
+        plan_steps(config, plan, assumptions) if isinstance(config, GrpoRunConfig) else None,
+        plan_timeouts(config, assumptions, plan.shape),
+        warnings,
+    )
+
+
+def render_plan(report: PlanReport) -> RenderableType:
     """Return the full page for `rich.console.Console.print`."""
+    plan, assumptions = report.plan, report.assumptions
     parts: list[RenderableType] = [_model(plan), *_tokens(plan, assumptions)]
-    for footprint in _footprints(plan):
+    for footprint in plan.footprints:
         parts += _memory(footprint)
     parts.append(f"Host memory: at most {plan.host_bytes / GIB:.1f} GiB per learner rank, excluding its process")
     if plan.engine is not None:
         parts += _caches(plan)
-    parts += [*_work(plan, assumptions), ""]
+    parts += _work(plan, assumptions)
+    if report.steps is not None:
+        parts += render_steps(report.steps)
+    parts += [*render_timeouts(report.timeouts), *render_figures(assumptions, rollout=plan.engine is not None), ""]
+    parts += [Text(f"Warning: {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"Note: {note}.") for note in plan.notes]
     parts += _results(plan)
-    for component_advice in advice:
+    for component_advice in report.advice:
         parts += _advice(component_advice)
     return Group(*parts)
 
 
-def plan_to_json(plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[MemoryAdvice]) -> dict[str, Any]:
+def plan_to_json(report: PlanReport) -> dict[str, Any]:
     """Return the plan as JSON values; sizes in bytes, times in seconds."""
+    plan = report.plan
     return {
         **asdict(plan),
         "parameters": plan.shape.parameters,
@@ -56,22 +105,18 @@ def plan_to_json(plan: ResourcePlan, assumptions: Assumptions, advice: Sequence[
                 "bytes_over": footprint.bytes_over,
                 "fits": footprint.fits,
             }
-            for footprint in _footprints(plan)
+            for footprint in plan.footprints
         ],
         "engine_can_start": plan.engine.can_start if plan.engine else None,
         "learner_bytes_over": plan.learner_bytes_over,
         "engine_bytes_over": plan.engine_bytes_over if plan.engine else None,
         "fits": plan.fits,
-        "assumptions": asdict(assumptions),
-        "advice": [asdict(component_advice) for component_advice in advice],
+        "steps": steps_to_json(report.steps),
+        "timeouts": [asdict(timeout) for timeout in report.timeouts],
+        "assumptions": asdict(report.assumptions),
+        "warnings": list(report.warnings),
+        "advice": [asdict(component_advice) for component_advice in report.advice],
     }
-
-
-def _footprints(plan: ResourcePlan) -> list[MemoryFootprint]:
-    """Return the footprint of each kind of GPU."""
-    if plan.shared_gpu is not None:
-        return [plan.shared_gpu]
-    return [plan.learner, *([plan.engine.footprint] if plan.engine is not None else [])]
 
 
 def _model(plan: ResourcePlan) -> Text:
@@ -183,7 +228,8 @@ def _work(plan: ResourcePlan, assumptions: Assumptions) -> list[RenderableType]:
             f"Passes per trajectory: {passes.updates} forward and backward, {passes.forward_only} forward only{split}."
         ),
         _caption(
-            f"Assumed, not measured: {assumptions.mfu:g} of {assumptions.peak_tflops:g} TFLOPS (--mfu, --peak-tflops)."
+            f"{'Measured' if 'mfu' in assumptions.measured else 'Assumed, not measured'}: {assumptions.mfu:.2f} of "
+            f"{assumptions.peak_tflops:g} TFLOPS (--mfu, --peak-tflops)."
         ),
     ]
 
@@ -199,7 +245,7 @@ _WORK_ROWS: list[tuple[str, Callable[[LearnerWork], str]]] = [
 
 def _results(plan: ResourcePlan) -> list[Text]:
     lines = []
-    for footprint in _footprints(plan):
+    for footprint in plan.footprints:
         component, over = footprint.component, footprint.bytes_over
         if footprint.fits:
             lines.append(Text(f"{component}: fits, {format_gib(-over)} GiB free", style="green"))

@@ -13,9 +13,11 @@ from vz_ray.config.load import EXTENDS
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.planning import learner_flops
+from vz_ray.planning.assumptions import Assumptions
+from vz_ray.planning.colocation import state_bytes, take_turns
 from vz_ray.planning.engine_memory import EngineMemory, engine_memory
 from vz_ray.planning.episode_budget import EpisodeBudget, episode_budget, longest_episode
-from vz_ray.planning.gpu_memory import GIB, MemoryFootprint
+from vz_ray.planning.gpu_memory import MemoryFootprint
 from vz_ray.planning.learner_memory import (
     WorstCaseBatch,
     learner_footprint,
@@ -29,37 +31,6 @@ from vz_ray.planning.trainable_params import TrainableParams, count_trainable_pa
 from vz_ray.utils.errors import UserError
 
 PlannableConfig: TypeAlias = GrpoRunConfig | SftRunConfig
-
-H100_PEAK_TFLOPS = 989.0
-"""Dense bfloat16 peak of an H100 SXM, from its data sheet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assumptions:
-    """Inputs of a plan that the config does not contain.
-
-    Attributes:
-        gpu_bytes: Memory of each GPU.
-        peak_tflops: Peak of each GPU in the learner's dtype.
-        mfu: Fraction of the peak that the learner reaches.
-        zooms: Zooms of a typical episode; the paper's average is two.
-        turn_tokens: Sampled tokens of a typical turn.
-    """
-
-    gpu_bytes: int = 80 * GIB
-    peak_tflops: float = H100_PEAK_TFLOPS
-    mfu: float = 0.35
-    zooms: int = 2
-    turn_tokens: int = 170
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
-        if self.peak_tflops <= 0:
-            raise UserError(f"--peak-tflops is {self.peak_tflops}; it must be above 0")
-        for option, value, minimum in (("--zooms", self.zooms, 0), ("--turn-tokens", self.turn_tokens, 1)):
-            if value < minimum:
-                raise UserError(f"{option} is {value}; it must be at least {minimum}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +48,8 @@ class ResourcePlan:
         weight_bytes: Bytes of a weight in the learner.
         learner: Memory of each rank's GPU.
         engine: Memory of each engine; None without rollout.
-        shared_gpu: Memory of the GPU that learner and engine share with `weights.transport: ipc`.
+        shared_gpu: Memory of a GPU that learner and engine share at the same time, with `weights.transport: ipc`.
+        handover: Memory of a GPU that they share in turns, with `train.colocate`, while weights pass to the engine.
         host_bytes: Maximum host memory of a rank.
         batch_size: Groups per training step, or samples per SFT step.
         group_size: Samples per group.
@@ -99,6 +71,7 @@ class ResourcePlan:
     learner: MemoryFootprint
     engine: EngineMemory | None
     shared_gpu: MemoryFootprint | None
+    handover: MemoryFootprint | None
     host_bytes: int
     batch_size: int
     group_size: int
@@ -109,6 +82,14 @@ class ResourcePlan:
     notes: tuple[str, ...]
 
     @property
+    def footprints(self) -> list[MemoryFootprint]:
+        """Memory of each kind of GPU, or of the same GPU in each turn."""
+        if self.shared_gpu is not None:
+            return [self.shared_gpu]
+        footprints = [self.learner, self.handover, self.engine.footprint if self.engine is not None else None]
+        return [footprint for footprint in footprints if footprint is not None]
+
+    @property
     def fits(self) -> bool:
         """Whether every GPU has enough memory."""
         return self.learner_bytes_over <= 0 and self.engine_bytes_over <= 0
@@ -116,7 +97,8 @@ class ResourcePlan:
     @property
     def learner_bytes_over(self) -> int:
         """Bytes that a rank's GPU lacks; negative if memory is left."""
-        return (self.shared_gpu or self.learner).bytes_over
+        handover = self.handover.bytes_over if self.handover else self.learner.bytes_over
+        return max(handover, (self.shared_gpu or self.learner).bytes_over)
 
     @property
     def engine_bytes_over(self) -> int:
@@ -179,6 +161,11 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     worst_case = worst_case_batch(learner_config, longest, typical, group_size)
     learner = learner_footprint(shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference)
     engine = _engine(config, shape, longest, assumptions.gpu_bytes)
+    host_bytes = learner_host_bytes(shape, learner_config, has_reference=has_reference)
+    handover = None
+    if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
+        host_bytes += state_bytes(learner)
+        learner, engine, handover = take_turns(learner, engine)
     passes = _passes(config, batch_size, uses_reference, params)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
@@ -195,7 +182,8 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
         learner=learner,
         engine=engine,
         shared_gpu=_shared_gpu(config, learner, engine),
-        host_bytes=learner_host_bytes(shape, learner_config, has_reference=has_reference),
+        handover=handover,
+        host_bytes=host_bytes,
         batch_size=batch_size,
         group_size=group_size,
         passes=passes,
@@ -211,6 +199,13 @@ def _batch(config: PlannableConfig) -> tuple[int, int]:
     if isinstance(config, GrpoRunConfig):
         return config.train.batch_size, config.train.group_size
     return config.sft.batch_size, 1
+
+
+def updates_per_step(config: PlannableConfig) -> int:
+    """Return the optimizer steps of a training step: one per mini-batch."""
+    if isinstance(config, GrpoRunConfig):
+        return -(-config.train.batch_size // config.learner.mini_batch_size)
+    return 1
 
 
 def _passes(
@@ -246,10 +241,10 @@ def _engine(config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, 
 def _shared_gpu(
     config: PlannableConfig, learner: MemoryFootprint, engine: EngineMemory | None
 ) -> MemoryFootprint | None:
-    if engine is None or not isinstance(config, GrpoRunConfig) or not config.shares_gpus:
+    if engine is None or not isinstance(config, GrpoRunConfig) or not config.shares_gpus or config.train.colocate:
         return None
     items = (*learner.items, *engine.footprint.items)
-    return MemoryFootprint("learner and engine", 1, learner.capacity_bytes, items)
+    return MemoryFootprint("learner and engine", learner.num_gpus, learner.capacity_bytes, items)
 
 
 def _notes(config: PlannableConfig, longest: EpisodeBudget, engine: EngineMemory | None) -> list[str]:

@@ -16,9 +16,11 @@ import ray
 
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.run import RolloutRunConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.jobs.preflight import preflight
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.monitoring.checks import CheckResult, CheckStatus, require_checks
+from vz_ray.runtime.run_timeouts import set_timeouts
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import restore_signal_handlers
 from vz_ray.utils.temp_dir import temp_dir
@@ -36,6 +38,8 @@ PROCESS_EXIT_TIMEOUT_S = 3.0
 async def checked_ray_cluster(config: ClusterConfig) -> AsyncIterator[None]:
     """Start or join the run's Ray cluster; run the pre-flight checks on an existing cluster.
 
+    Timeouts that the config of a run leaves null are set in `config`, for the GPUs of the cluster.
+
     Raises:
         UserError: Ray cannot be started or joined, or a pre-flight check fails.
     """
@@ -46,6 +50,8 @@ async def checked_ray_cluster(config: ClusterConfig) -> AsyncIterator[None]:
             for check in checks:
                 level = logging.INFO if check.status is CheckStatus.OK else logging.WARNING
                 log.log(level, "%s: %s", check.name, check.detail)
+        if isinstance(config, RolloutRunConfig | SftRunConfig):
+            set_timeouts(config, gpus=use_gpus(config.ray), resources=ray.cluster_resources())
         yield
 
 

@@ -1,6 +1,7 @@
 """Publish one version of the weights to every engine and verify it.
 
     transport: prepare -> connect ------------------> send (NCCL only)
+                                                                                       start_copy (NCCL, IPC)
     engine:               connect   pause (clear caches) -> receive -> resume_engine -> probe -> resume
                                     |<---------------- pause to resume ------------------------->|
 
@@ -280,6 +281,8 @@ class WeightPublisher:
         tolerance = self._parity.max_gap if self._parity else None
         probe_s, gap = await self._probe_engines(active, update)
         await active.run_step(f"resuming after {label}", lambda engine: engine.resume())
+        if transport is not None and not joining:
+            transport.start_copy(update)
         return PublishReport(
             version=update.version,
             checksum=update.checksum,

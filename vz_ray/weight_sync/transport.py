@@ -40,6 +40,10 @@ class WeightTransport(ABC):
         """Make a running `send` fail because a receiver has died."""
         return None
 
+    def start_copy(self, update: WeightUpdate) -> None:
+        """Start to write a copy of a delivered version that engines can pull, without waiting for it."""
+        return None
+
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
         """Return a copy of this version that engines can pull; None if there is no copy."""
         return update if update.is_pull else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,38 @@ def split_into_buckets(specs: list[TensorSpec], max_bytes: int) -> list[list[Ten
         buckets[-1].append(spec)
         free_bytes -= spec.nbytes
     return buckets
+
+
+class CollectiveSource:
+    """A source whose buckets every rank gathers together, read on one rank.
+
+    If the reader stops early, for example because shared memory is full, the other ranks would wait in the next
+    gather, or pair it with a collective of the next step. `gathered_to_the_end` gathers the remaining buckets.
+
+    Args:
+        source: The source on this rank.
+        max_bytes: Size of a bucket, equal on all ranks.
+    """
+
+    def __init__(self, source: WeightSource, max_bytes: int) -> None:
+        self._source = source
+        self._buckets = source.buckets(max_bytes)
+
+    def specs(self) -> list[TensorSpec]:
+        return self._source.specs()
+
+    def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Return the remaining buckets; their size is that of the constructor."""
+        return self._buckets
+
+    @contextmanager
+    def gathered_to_the_end(self) -> Iterator[None]:
+        """Gather the unread buckets on exit, also after an error."""
+        try:
+            yield
+        finally:
+            for _ in self._buckets:
+                continue
 
 
 class ModuleSource:

@@ -1,4 +1,4 @@
-"""The GPU slot check, on the CPU: every stage runs to its end without Ray."""
+"""The GPU smoke check, on the CPU: every stage runs to its end without Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.meta_path.insert(0, NoRay())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, dtype: str, shape: tuple[str, ...]) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_RAY)
-    command = [sys.executable, "-m", "benchmarks.gpu_slot", "assets/tiny-base", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "benchmarks.gpu_smoke_check", "assets/tiny-base", "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command += [*shape, "--dtype", dtype]
     result = subprocess.run(
@@ -35,7 +35,7 @@ def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, dtype: str, sha
     )
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert figures == json.loads((tmp_path / "out" / "gpu-slot.json").read_text())
+    assert figures == json.loads((tmp_path / "out" / "gpu-smoke-check.json").read_text())
     assert set(figures) == {"torch", "device", "engine"} | ({"checkpoint"} if shape else {"attention", "grpo"})
     publishes = [value for name, value in figures["engine"].items() if name.startswith("publish")]
     assert len(publishes) == 2

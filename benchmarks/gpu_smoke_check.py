@@ -1,12 +1,12 @@
 """Check and time the GPU code paths without Ray, in one process: attention, GRPO steps, engine, publishes.
 
-    python -m benchmarks.gpu_slot assets/tiny-base --out runs/gpu-slot           # about a minute on a GPU
-    python -m benchmarks.gpu_slot assets/tiny-base --shape 7b --graphs --requests 64 --frames 64 --max-model-len 16384 \
-        --kv-cache-gib 40 --out runs/gpu-slot
+    python -m benchmarks.gpu_smoke_check assets/tiny-base --out runs/gpu-smoke-check
+    python -m benchmarks.gpu_smoke_check assets/tiny-base --shape 7b --graphs --requests 64 --frames 64 \
+        --max-model-len 16384 --kv-cache-gib 40 --out runs/gpu-smoke-check
 
 Needs the checkout, torch, transformers, DeepSpeed and vLLM, but neither Ray nor av. Without a GPU the same code runs
 on the CPU. Every stage runs even if another fails. The last line is one JSON object, also written to
-`OUT/gpu-slot.json` after each stage; engine logs are beside it.
+`OUT/gpu-smoke-check.json` after each stage; engine logs are beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.direct_transports import IpcTransport
+from benchmarks.random_checkpoint import SIZES, write_random_checkpoint
 from vz_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
@@ -37,36 +39,18 @@ from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.weight_sync import (
     ParityCheck,
-    ParityProbe,
     ShmTransport,
     WeightPublisher,
     WeightStore,
-    WeightTransport,
-    WeightUpdate,
     build_parity_probe,
 )
-from vz_ray.weight_sync.ipc_handles import IpcHandles
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 CALL_TIMEOUT_S = 300.0
-SHAPES = {
-    "7b": {
-        "hidden": 3584,
-        "layers": 28,
-        "heads": 28,
-        "kv": 4,
-        "mlp": 18944,
-        "vocab": 152064,
-        "vision": 1280,
-        "depth": 32,
-    },
-    "small": {"hidden": 256, "layers": 2, "heads": 2, "kv": 1, "mlp": 512, "vocab": 2048, "vision": 160, "depth": 2},
-}
-"""Sizes of random checkpoints: Qwen2.5-VL-7B, and a small one for a rehearsal."""
 
 
-class Slot:
+class StageRunner:
     """Runs stages and collects their figures."""
 
     def __init__(self, out: Path) -> None:
@@ -87,7 +71,7 @@ class Slot:
             figures = {"error": f"{type(error).__name__}: {error}"[:500]}
         self.figures[name] = figures | {"seconds": round(time.monotonic() - started_at, 2)}
         self.log(f"{name}: {self.figures[name]}")
-        (self.out / "gpu-slot.json").write_text(json.dumps(self.figures, indent=2) + "\n")
+        (self.out / "gpu-smoke-check.json").write_text(json.dumps(self.figures, indent=2) + "\n")
 
 
 def check_attention() -> dict[str, Any]:
@@ -137,62 +121,7 @@ def run_grpo_steps(args: argparse.Namespace) -> dict[str, Any]:
     return {f"step_{i}": {key: step[key] for key in keys if key in step} for i, step in enumerate(steps)}
 
 
-def write_random_checkpoint(shape: str, dtype: str, tokenizer_from: Path, directory: Path) -> dict[str, Any]:
-    """Write a checkpoint of the given shape with random weights and the tokenizer of another checkpoint."""
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
-
-    size = SHAPES[shape]
-    config = AutoConfig.from_pretrained(tokenizer_from)
-    text, vision = config.text_config, config.vision_config
-    for key, value in {
-        "hidden_size": size["hidden"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["heads"],
-        "num_key_value_heads": size["kv"],
-        "intermediate_size": size["mlp"],
-        "vocab_size": size["vocab"],
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
-        "layer_types": ["full_attention"] * size["layers"],
-        "max_window_layers": size["layers"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }.items():
-        setattr(text, key, value)
-    vision.hidden_size, vision.depth, vision.num_heads = size["vision"], size["depth"], size["vision"] // 80
-    vision.intermediate_size, vision.out_hidden_size = round(2.67 * size["vision"] / 4) * 4, size["hidden"]
-    vision.fullatt_block_indexes = list(range(7, size["depth"], 8)) or [size["depth"] - 1]
-    config.tie_word_embeddings = False
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        with DEVICE:
-            model = Qwen2_5_VLForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(default)
-    model.save_pretrained(directory)
-    for file in tokenizer_from.iterdir():
-        if file.suffix != ".safetensors" and not (directory / file.name).exists():
-            shutil.copy(file, directory)
-    count = sum(p.numel() for p in model.parameters())
-    del model
-    if ON_GPU:
-        torch.cuda.empty_cache()
-    return {"parameters": count, "gigabytes": sum(f.stat().st_size for f in directory.iterdir()) / 1e9}
-
-
-class IpcTransport(WeightTransport):
-    """Publish the trainer's weights by CUDA IPC to an engine on the same GPU."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._handles = trainer, IpcHandles()
-
-    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        info, nbytes = self._handles.export(self._trainer.weight_source())
-        return WeightUpdate(version, "", info, nbytes, self._trainer.score_probe(probe) if probe else None)
-
-
-async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, slot: Slot) -> dict[str, Any]:
+async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, runner: StageRunner) -> dict[str, Any]:
     """Start an engine, time turns with frames, publish changed weights by each transport, and check the parity."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -206,12 +135,12 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
         enforce_eager=not args.graphs,
     )
     started_at = time.monotonic()
-    log_file = slot.out / "engine.log"
+    log_file = runner.out / "engine.log"
     engine = await VllmEngine.start(
         model, config, name="engine", log_file=log_file, transport=transports[0], turn_timeout_s=CALL_TIMEOUT_S
     )
     figures: dict[str, Any] = {"start_seconds": round(time.monotonic() - started_at, 2)}
-    slot.log(f"engine is up: {figures}")
+    runner.log(f"engine is up: {figures}")
     store = WeightStore(Path(tempfile.mkdtemp(dir="/dev/shm")))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -219,12 +148,12 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
         parity = ParityCheck(probe, dtype=args.dtype)
         publisher = WeightPublisher(timeout_s=CALL_TIMEOUT_S, parity=parity, probe_every=1)
         figures |= await _time_turns(engine, tokenizer, args)
-        slot.log(f"turns: {figures}")
+        runner.log(f"turns: {figures}")
         for version, name in enumerate((transports[0], *transports), 1):
             if version > 1:  # version 1 has the checkpoint's weights: its gap is rounding alone
                 _scale_weights(trainer)
             transport = (
-                IpcTransport(trainer)
+                IpcTransport(trainer.weight_source(), trainer.score_probe)
                 if name == "ipc"
                 else ShmTransport(store, trainer.weight_source(), trainer.score_probe)
             )
@@ -241,7 +170,7 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
                 "kl": gap.kl,
                 "tolerance": report.probe_tolerance,
             }
-            slot.log(f"publish by {name}: {figures[f'publish_{version}_{name}']}")
+            runner.log(f"publish by {name}: {figures[f'publish_{version}_{name}']}")
     finally:
         store.clear()
         await engine.shutdown()
@@ -273,7 +202,7 @@ async def _run_turn(
     side, ids, frames = 252 if ON_GPU else 56, [], []
     for number in range(num_frames):
         rgb = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        frames.append(Frame(FrameRef("slot", "", 0, float(number), side, side, "", "", f"{seed}-{number}"), rgb))
+        frames.append(Frame(FrameRef("random", "", 0, float(number), side, side, "", "", f"{seed}-{number}"), rgb))
         ids += [*(int(i) for i in rng.integers(20, 300, 12)), start, pad, end]
     started_at = time.monotonic()
     sampling = SamplingParams(temperature=1.0, max_tokens=max_tokens, seed=seed)
@@ -294,8 +223,8 @@ def _device_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="checkpoint, for example assets/tiny-base")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu-slot"), help="directory of figures and logs")
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="use random weights of this shape")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-smoke-check"), help="directory of figures and logs")
+    parser.add_argument("--shape", choices=sorted(SIZES), help="use random weights of this shape")
     parser.add_argument("--graphs", action="store_true", help="use CUDA graphs in the engine")
     parser.add_argument("--requests", type=int, default=4, help="concurrent turns")
     parser.add_argument("--frames", type=int, default=8, help="frames of each turn")
@@ -308,25 +237,25 @@ def main() -> None:
     if args.zero_stage is None:
         args.zero_stage = 2 if args.dtype == "bfloat16" else 0
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    slot = Slot(args.out)
-    slot.log(f"torch {torch.__version__} on {_device_name()}")
+    runner = StageRunner(args.out)
+    runner.log(f"torch {torch.__version__} on {_device_name()}")
     model: Path = args.model
     if args.shape is None:
-        slot.run("attention", check_attention)
-        slot.run("grpo", lambda: run_grpo_steps(args))
+        runner.run("attention", check_attention)
+        runner.run("grpo", lambda: run_grpo_steps(args))
     else:
         model = Path(tempfile.mkdtemp(dir="/dev/shm")) / args.shape
-        slot.run("checkpoint", lambda: write_random_checkpoint(args.shape, args.dtype, args.model, model))
+        runner.run("checkpoint", lambda: write_random_checkpoint(SIZES[args.shape], args.dtype, args.model, model))
     try:
-        slot.run(
+        runner.run(
             "engine",
-            lambda: asyncio.run(check_engine(model, create_trainer(model, args), args, slot)),
+            lambda: asyncio.run(check_engine(model, create_trainer(model, args), args, runner)),
         )
     finally:
         if model != args.model:
             shutil.rmtree(model.parent, ignore_errors=True)
-    print(json.dumps(slot.figures))
-    if any("error" in stage for stage in slot.figures.values() if isinstance(stage, dict)):
+    print(json.dumps(runner.figures))
+    if any("error" in stage for stage in runner.figures.values() if isinstance(stage, dict)):
         sys.exit(1)
 
 

@@ -1,0 +1,61 @@
+"""Weight transports between GPUs whose learner is a module of this process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from vz_ray.utils.ports import find_free_port
+from vz_ray.weight_sync import EngineClient, ParityProbe, ProbeScore, WeightSource, WeightTransport, WeightUpdate
+from vz_ray.weight_sync.ipc_handles import IpcHandles
+from vz_ray.weight_sync.nccl_broadcast import NcclBroadcaster, NcclTopology, update_info
+
+ScoreFn = Callable[[ParityProbe], ProbeScore]
+
+
+class IpcTransport(WeightTransport):
+    """Publish by CUDA IPC to an engine on the same GPU."""
+
+    def __init__(self, source: WeightSource, score_probe: ScoreFn) -> None:
+        self._source, self._score_probe, self._handles = source, score_probe, IpcHandles()
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        info, nbytes = self._handles.export(self._source)
+        return WeightUpdate(version, "", info, nbytes, self._score_probe(probe) if probe else None)
+
+
+class NcclTransport(WeightTransport):
+    """Publish by NCCL broadcast to engines on other GPUs.
+
+    Attributes:
+        broadcaster: Sender. `connect` opens a new group if `reopen` is true, which it is at first.
+    """
+
+    def __init__(self, source: WeightSource, score_probe: ScoreFn) -> None:
+        self._source, self._score_probe = source, score_probe
+        self.broadcaster, self.reopen = NcclBroadcaster(), True
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        info, nbytes = update_info(self._source)
+        return WeightUpdate(version, "", info, nbytes, self._score_probe(probe) if probe else None)
+
+    async def connect(self, engines: Sequence[EngineClient]) -> None:
+        if not self.reopen:
+            return
+        topology = NcclTopology("127.0.0.1", find_free_port("127.0.0.1"), len(engines))
+        await asyncio.gather(
+            asyncio.to_thread(self.broadcaster.open, topology),
+            *(engine.init_weight_transfer(topology.init_info(index)) for index, engine in enumerate(engines)),
+        )
+        self.reopen = False
+
+    async def send(self, update: WeightUpdate) -> None:
+        try:
+            await asyncio.to_thread(self.broadcaster.broadcast, self._source)
+        except BaseException:
+            self.reopen = True
+            raise
+
+    async def abort(self) -> None:
+        self.broadcaster.abort()
+        self.reopen = True

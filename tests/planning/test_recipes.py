@@ -1,0 +1,55 @@
+"""Every shipped recipe of the 7B policy loads, plans and fits; the RL recipes are what the planner recommends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.planning.assumptions import Assumptions
+from vz_ray.planning.plan_report import PlanReport, make_report, plan_to_json
+from vz_ray.planning.planner import load_plannable_config
+
+RECIPES = sorted(Path("conf").glob("videozoomer-7b-*.yaml"))
+GPUS = {"videozoomer-7b-rl": 16, "videozoomer-7b-rl-8gpu": 8, "videozoomer-7b-rl-1gpu": 1}
+"""Recipes that use their GPUs as the planner recommends."""
+MAX_STEP_S = 600.0
+
+
+def report(path: Path) -> PlanReport:
+    return make_report(load_plannable_config(path, ["model=Qwen2.5-VL-7B"]), Assumptions())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_fits_80_gib(path: Path) -> None:
+    result = report(path)
+    assert result.plan.fits, [footprint.bytes_over for footprint in result.plan.footprints]
+    assert result.plan.engine is None or result.plan.engine.can_start
+    assert not result.advice
+    assert plan_to_json(result)["timeouts"]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_recipe_is_what_the_planner_recommends(name: str) -> None:
+    path = Path(f"conf/{name}.yaml")
+    config, steps = load_plannable_config(path, []), report(path).steps
+    assert isinstance(config, GrpoRunConfig)
+    assert steps is not None
+    assert steps.num_gpus == GPUS[name]
+    assert config.train.colocate
+    assert steps.recommended is steps.configured, steps.reason
+
+
+def test_step_on_16_gpus_takes_at_most_ten_minutes() -> None:
+    steps = report(Path("conf/videozoomer-7b-rl.yaml")).steps
+    assert steps is not None
+    assert steps.configured.seconds <= MAX_STEP_S
+    split = report(Path("conf/videozoomer-7b-rl-split.yaml")).steps
+    assert split is not None
+    assert split.configured.seconds > MAX_STEP_S
+
+
+def test_names_of_recipes_are_distinct() -> None:
+    names = [load_plannable_config(path, []).name for path in RECIPES if path.stem != "videozoomer-7b-rl-split"]
+    assert len(set(names)) == len(names)
