@@ -23,12 +23,14 @@ def test_patches_match_the_hf_processor_bit_for_bit(model: Path, sizes: list[tup
     assert np.array_equal(grids, expected["image_grid_thw"].numpy())
 
 
-def test_frames_travel_as_bytes(model: Path) -> None:
+def test_frames_travel_as_bytes(model: Path, device: torch.device) -> None:
     spec = ImageSpec.from_pretrained(model)
     frames = [np.full((28, 56, 3), value, dtype=np.uint8) for value in (3, 200)]
-    joined, grids = join_frames(frames, spec)
+    joined, grids = join_frames(frames, spec, pin=device.type == "cuda")
     assert joined.tolist() == [3] * frames[0].size + [200] * frames[1].size
-    assert compute_patches(joined, grids, spec).nbytes == 8 * joined.nbytes
+    patches = compute_patches(joined.to(device, non_blocking=True), grids, spec)
+    assert patches.nbytes == 8 * joined.nbytes
+    torch.testing.assert_close(patches.cpu(), extract_patches(frames, spec)[0])
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 28), (28, 14), (28 * 20, 28 * 20)])
