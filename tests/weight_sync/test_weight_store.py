@@ -85,6 +85,7 @@ def test_failing_source_leaves_no_version(store: WeightStore) -> None:
     with pytest.raises(RuntimeError, match="rank 1 is gone"):
         store.write_version(1, FailingSource(model()))
     assert store.versions() == []
+    assert list(store.root.iterdir()) == []
     with pytest.raises(WeightIntegrityError, match="does not contain a complete weight version"):
         read_manifest(store.path(1))
     store.write_version(1, ModuleSource(model()))

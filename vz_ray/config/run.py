@@ -13,7 +13,7 @@ from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig, WeightsConfig
-from vz_ray.config.timeouts import TimeoutsConfig
+from vz_ray.config.timeouts import PLANNED_TIMEOUTS, TimeoutsConfig
 from vz_ray.utils.resources import find_resource
 
 MUTABLE_ON_RESUME = (
@@ -32,8 +32,10 @@ MUTABLE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.keep_best",
     "sft.keep_checkpoints",
+    *(f"timeouts.{key}" for key in PLANNED_TIMEOUTS),
 )
-"""Keys that may change when a run is resumed: placement and sharding of the learner, checkpoints to keep."""
+"""Keys that may change when a run is resumed: placement and sharding of the learner, checkpoints to keep, timeouts that
+follow from the plan."""
 
 
 @dataclass

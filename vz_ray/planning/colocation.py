@@ -15,12 +15,21 @@ from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 
 _HANDED_OVER = ("weights", "frozen weights", "reference model", "CUDA context and NCCL")
 """Learner allocations that stay on the GPU until the engine has the weights."""
+_SLEEPING_ENGINE = "sleeping engine"
 _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")
 """Engine allocations outside the memory pools that vLLM frees for sleep."""
 
 
-def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
-    """Return the memory of a GPU while the learner works, while the engine works, and during the handover."""
+def take_turns(
+    learner: MemoryFootprint, engine: EngineMemory, largest_tensor_bytes: int
+) -> tuple[MemoryFootprint, EngineMemory, MemoryFootprint]:
+    """Return the memory of a GPU while the learner works, while the engine works, and during the handover.
+
+    Args:
+        learner: Memory of a rank's GPU without an engine.
+        engine: Memory of an engine's GPU without a rank.
+        largest_tensor_bytes: Largest tensor of the model; the handover gathers at least one at a time.
+    """
     asleep = sum(item.bytes for item in engine.footprint.items if item.name in _KEPT_ASLEEP)
     resident = tuple(item for item in learner.items if item.name in _HANDED_OVER)
     awake = tuple(
@@ -30,15 +39,19 @@ def take_turns(learner: MemoryFootprint, engine: EngineMemory) -> tuple[MemoryFo
     learning = replace(
         learner,
         component="learner, engine asleep",
-        items=(*learner.items, MemoryItem("sleeping engine", asleep, Certainty.ASSUMED)),
+        items=(*learner.items, MemoryItem(_SLEEPING_ENGINE, asleep, Certainty.ASSUMED)),
     )
     rollout = replace(
         engine.footprint, component="engine, learner asleep", items=(*engine.footprint.items, sleeping_learner)
     )
-    handover = MemoryFootprint("handover of weights", learner.num_gpus, learner.capacity_bytes, (*resident, *awake))
+    bucket = MemoryItem("gathered bucket", largest_tensor_bytes)
+    items = (*resident, bucket, *awake)
+    handover = MemoryFootprint("handover of weights", learner.num_gpus, learner.capacity_bytes, items)
     return learning, replace(engine, footprint=rollout), handover
 
 
 def state_bytes(learner: MemoryFootprint) -> int:
     """Return the bytes of a rank that move to host memory while the engine works."""
-    return sum(item.bytes for item in learner.items if item.phase is MemoryPhase.ALWAYS) - CUDA_AND_NCCL_BYTES
+    kept = ("CUDA context and NCCL", _SLEEPING_ENGINE)
+    held = [item for item in learner.items if item.phase is MemoryPhase.ALWAYS and item.name not in kept]
+    return sum(item.bytes for item in held)

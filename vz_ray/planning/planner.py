@@ -165,7 +165,8 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     handover = None
     if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
         host_bytes += state_bytes(learner)
-        learner, engine, handover = take_turns(learner, engine)
+        largest_tensor = shape.text.vocab_size * shape.text.hidden
+        learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
     passes = _passes(config, batch_size, uses_reference, params)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)

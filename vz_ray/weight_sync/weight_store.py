@@ -61,7 +61,7 @@ class WeightStore:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def write_version(self, number: int, source: WeightSource) -> WeightManifest:
-        """Write the source's tensors as version `number`.
+        """Write the source's tensors as version `number`; an incomplete version is deleted.
 
         Raises:
             ValueError: `number` is not newer than the newest version.
@@ -76,11 +76,16 @@ class WeightStore:
         temp_dir = self._create_temp_dir(number)
         locations: list[TensorLocation] = []
         sizes: list[int] = []
-        for index, bucket in enumerate(source.buckets(self._bucket_bytes)):
-            locations += _write_bucket(temp_dir / f"{index:04d}.bin", index, bucket)
-            sizes.append((temp_dir / f"{index:04d}.bin").stat().st_size)
-        _check_delivered(expected, locations)
-        return self._commit(temp_dir, WeightManifest(number, tuple(locations), tuple(sizes)))
+        try:
+            for index, bucket in enumerate(source.buckets(self._bucket_bytes)):
+                locations += _write_bucket(temp_dir / f"{index:04d}.bin", index, bucket)
+                sizes.append((temp_dir / f"{index:04d}.bin").stat().st_size)
+            _check_delivered(expected, locations)
+            return self._commit(temp_dir, WeightManifest(number, tuple(locations), tuple(sizes)))
+        except BaseException:
+            # Shared memory is scarce: without the draft, the next version may fit.
+            shutil.rmtree(temp_dir, ignore_errors=True)
+            raise
 
     def install(self, manifest: WeightManifest, buckets: Iterable[bytes | memoryview]) -> Path:
         """Write a version fetched from another node, and return its directory.
