@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -75,16 +76,11 @@ def ray_session() -> Iterator[None]:
     """Private Ray of this test module with 4 logical CPUs."""
     import ray
 
+    from vz_ray.runtime.ray_cluster import init_ray
+
     # Contains socket paths, which are limited to 107 characters; pytest's paths are too long.
     folder = tempfile.mkdtemp(prefix="vz_ray_")
-    for attempts_left in (1, 0):
-        try:
-            ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
-            break
-        except Exception as error:  # Ray raises no narrower type; its timeout of 30 s is fixed
-            if "timed out during startup" not in str(error) or not attempts_left:
-                raise
-            ray.shutdown()
+    init_ray(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,6 +93,10 @@ def process_group() -> Iterator[None]:
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed is not None and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()  # for engines of the next module, which are other processes
 
 
 @pytest.fixture(scope="module")
