@@ -43,7 +43,7 @@ def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
 def test_rank_and_engine_share_gpu_of_colocated_run() -> None:
     bundles, decoders = resource_demands(load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml"), gpus=True)
     assert (bundles.name, bundles.min_count, bundles.gang) == ("learner ranks with rollout workers", 16, True)
-    assert bundles.bundle == {"CPU": 2.0, "GPU": 1.0}
+    assert bundles.bundle == {"CPU": 5.0, "GPU": 1.0}
     assert decoders.name == "decoders"
     assert all(result.complete for result in place_demands([bundles, decoders], [GPU8] * 2, [GPU8] * 2))
 

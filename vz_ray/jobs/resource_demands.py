@@ -80,11 +80,12 @@ def resource_demands(config: ClusterConfig, *, gpus: bool) -> list[ResourceDeman
 def _share_gpus(ranks: ResourceDemand, workers: ResourceDemand) -> ResourceDemand:
     """Return the demand for bundles of one rank and one worker on one GPU."""
     cpus = ranks.resources["CPU"] + workers.resources["CPU"]
+    cpu_keys = f"{ranks.resource_keys['CPU']} and {workers.resource_keys['CPU']}"
     return replace(
         ranks,
         name=f"{LEARNER_RANKS} with {ROLLOUT_WORKERS}",
         resources={**ranks.resources, "CPU": cpus},
-        resource_keys={**ranks.resource_keys, "CPU": workers.resource_keys["CPU"]},
+        resource_keys={**ranks.resource_keys, "CPU": cpu_keys},
     )
 
 
