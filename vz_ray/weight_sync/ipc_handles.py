@@ -81,14 +81,15 @@ class IpcExporter:
         from torch.multiprocessing.reductions import reduce_tensor
 
         indices: dict[int, int] = {}
-        storages, locations = [], []
+        storages: list[list[Any]] = []
+        locations: list[list[int]] = []
         for tensor in self._exported:
             storage = tensor.untyped_storage()
             if storage._cdata not in indices:
                 indices[storage._cdata] = len(storages)
                 _, rebuild_args = reduce_tensor(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
                 storages.append([storage.nbytes(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]])
-            locations.append([indices[storage._cdata], tensor.storage_offset() * tensor.element_size()])
+            locations.append([indices[storage._cdata], int(tensor.storage_offset()) * tensor.element_size()])
         torch.cuda.synchronize()
         return storages, locations
 
