@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from vz_ray.utils.ports import find_free_port
 from vz_ray.weight_sync import EngineClient, ParityProbe, ProbeScore, WeightSource, WeightTransport, WeightUpdate
-from vz_ray.weight_sync.ipc_handles import IpcHandles
+from vz_ray.weight_sync.ipc_handles import IpcExporter
 from vz_ray.weight_sync.nccl_broadcast import NcclBroadcaster, NcclTopology, update_info
 
 ScoreFn = Callable[[ParityProbe], ProbeScore]
 
 
 class IpcTransport(WeightTransport):
-    """Publish by CUDA IPC to an engine on the same GPU."""
+    """Publish in parts to an engine on the same GPU, by CUDA IPC; on CPU through memory of this process."""
 
-    def __init__(self, source: WeightSource, score_probe: ScoreFn) -> None:
-        self._source, self._score_probe, self._handles = source, score_probe, IpcHandles()
+    def __init__(self, source: WeightSource, score_probe: ScoreFn, *, bucket_bytes: int = 256 << 20) -> None:
+        self._source, self._score_probe, self._bucket_bytes = source, score_probe, bucket_bytes
+        self._exporter = IpcExporter()
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
-        info, nbytes = self._handles.export(self._source)
-        return WeightUpdate(version, "", info, nbytes, self._score_probe(probe) if probe else None)
+        info, nbytes = update_info(self._source)
+        score = self._score_probe(probe) if probe else None
+        return WeightUpdate(version, "", info, nbytes, score, in_parts=True)
+
+    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        self._exporter.start(self._source, self._bucket_bytes)
+        try:
+            while (part := self._exporter.next_part()) is not None:
+                yield [part]
+        finally:
+            self._exporter.stop()
 
 
 class NcclTransport(WeightTransport):

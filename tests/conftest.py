@@ -75,16 +75,11 @@ def ray_session() -> Iterator[None]:
     """Private Ray of this test module with 4 logical CPUs."""
     import ray
 
+    from vz_ray.runtime.ray_cluster import init_ray
+
     # Contains socket paths, which are limited to 107 characters; pytest's paths are too long.
     folder = tempfile.mkdtemp(prefix="vz_ray_")
-    for attempts_left in (1, 0):
-        try:
-            ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
-            break
-        except Exception as error:  # Ray raises no narrower type; its timeout of 30 s is fixed
-            if "timed out during startup" not in str(error) or not attempts_left:
-                raise
-            ray.shutdown()
+    init_ray(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, configure_logging=False)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

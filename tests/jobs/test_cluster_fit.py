@@ -40,12 +40,12 @@ def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
     assert resource_demands(config, gpus=False)[1].bundle == {"CPU": 1.0, "rollout": 0.001}
 
 
-def test_rank_and_engine_share_gpu_with_ipc() -> None:
-    config = load_config(GrpoRunConfig, "conf/laptop.yaml", ["weights.transport=ipc"])
-    results = place_demands(
-        resource_demands(config, gpus=True, gpu_share=0.5), [{"CPU": 8, "GPU": 1}], [{"CPU": 8, "GPU": 1}]
-    )
-    assert all(result.complete for result in results)
+def test_rank_and_engine_share_gpu_of_colocated_run() -> None:
+    bundles, decoders = resource_demands(load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml"), gpus=True)
+    assert (bundles.name, bundles.min_count, bundles.gang) == ("learner ranks with rollout workers", 16, True)
+    assert bundles.bundle == {"CPU": 2.0, "GPU": 1.0}
+    assert decoders.name == "decoders"
+    assert all(result.complete for result in place_demands([bundles, decoders], [GPU8] * 2, [GPU8] * 2))
 
 
 def test_sft_and_serve_demands() -> None:

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tests.learner.rank_worker import small_config
 from tests.ray_nodes import RayNodes, start_ray_nodes
 from vz_ray.learner.placement import LearnerPlacement
+from vz_ray.rollout.worker_bundles import WorkerBundles
 
 pytestmark = pytest.mark.integration
 
@@ -59,3 +62,29 @@ async def test_reservation_is_reused_until_a_node_is_lost(nodes: RayNodes) -> No
     assert ranks_per_node(replaced) == {second.node_id: 2}
     learner.release()
     learner.release()
+
+
+async def test_worker_of_a_rank_shares_its_bundle(nodes: RayNodes) -> None:
+    """Ranks and workers need two CPUs together, so each pair fills one node."""
+    for _ in range(2):
+        nodes.add(num_cpus=2)
+    config = replace(small_config("nowhere", 0, world_size=2), timeout_s=120.0)
+    learner = LearnerPlacement(config, worker_resources={"CPU": 1.0})
+    assert learner.resources == {"CPU": 2.0}
+    bundles = WorkerBundles(learner.reserve, 2)
+    group = await learner.reserve()
+    expected = placement_group_table(group)["bundles_to_node_id"]
+    actors = []
+    for rank in range(2):
+        in_bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        for strategy in (in_bundle, await bundles.scheduling_strategy(await bundles.take())):
+            actor = NodeActor.options(num_cpus=1, scheduling_strategy=strategy).remote()  # type: ignore[attr-defined]
+            assert await actor.node_id.remote() == expected[rank]
+            actors.append(actor)
+    learner.release()
+
+
+@ray.remote
+class NodeActor:
+    def node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())

@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
-from vz_ray.weight_sync import ProbeScore, WeightPublisher, WeightUpdate
+from vz_ray.config.rollout import WeightsConfig
+from vz_ray.learner.weight_transports import (
+    LearnerIpcTransport,
+    LearnerNcclTransport,
+    LearnerShmTransport,
+    create_weight_transport,
+)
+from vz_ray.weight_sync import ProbeScore, WeightPublisher, WeightTransport, WeightUpdate
 from vz_ray.weight_sync.nccl_broadcast import NcclTopology
 from vz_ray.weight_sync.weight_source import CollectiveSource, ModuleSource
 
@@ -251,3 +257,52 @@ def test_remaining_buckets_are_gathered_after_an_error() -> None:
         with pytest.raises(FailingReader), source.gathered_to_the_end():
             fail_after(source, num_read)
         assert gathered == names
+
+
+async def publish_colocated(transport: str) -> tuple[WeightTransport, RecordingLearner, WeightUpdate]:
+    """Prepare, send and release version 1; return the transport, its learner and the update."""
+    learner = RecordingLearner()
+    copy = WeightUpdate(1, "c", {"directory": "/there/1"}, 8)
+    learner.answers["announce_weights"] = [[WeightUpdate(1, "", {}, 8, ProbeScore(1, (-1.0,)))] * 2]
+    learner.answers["write_weights"] = learner.answers["write_copy"] = [[copy, None]]
+    learner.answers["export_part"] = [[{"part": 0}, {"part": 0}], [None, None]]
+    weights = WeightsConfig(transport=transport, keep_shm_copy=False, bucket_mib=1, timeout_s=60.0)
+    colocated = create_weight_transport(learner, weights, Path("/there"), 1, colocate=True)  # type: ignore[arg-type]
+    update = await colocated.prepare(1)
+    if update.in_parts:
+        assert [parts async for parts in colocated.parts(update)] == [[{"part": 0}, {"part": 0}]]
+    await colocated.release()
+    return colocated, learner, update
+
+
+async def test_colocated_ipc_keeps_only_weights_until_engines_have_them() -> None:
+    transport, learner, update = await publish_colocated("ipc")
+    assert learner.calls == [
+        ("announce_weights", 1, None),
+        ("offload_states", True),
+        ("start_export", 1, 2**20),
+        ("export_part",),
+        ("export_part",),
+        ("stop_export",),
+        ("offload_states", False),
+    ]
+    for _ in range(2):  # two workers join; the copy is written for the first
+        copy = await transport.copy(update)
+        assert copy == WeightUpdate(1, "c", {"directory": "/there/1"}, 8, ProbeScore(1, (-1.0,)))
+    assert learner.calls[7:] == [("write_copy", 1, Path("/there"), 2**20)]
+
+
+async def test_colocated_shm_leaves_the_gpu_before_engines_wake() -> None:
+    transport, learner, update = await publish_colocated("shm")
+    assert [call[0] for call in learner.calls] == ["write_weights", "offload_states", "offload_states"]
+    assert learner.calls[1] == ("offload_states", False)
+    assert await transport.copy(update) is update
+
+
+async def test_interrupted_export_frees_its_bucket() -> None:
+    learner = RecordingLearner()
+    learner.answers["export_part"] = [[{"part": 0}]]
+    parts = LearnerIpcTransport(learner, 60.0, bucket_bytes=7).parts(WeightUpdate(1, "", {}, 8))  # type: ignore[arg-type]
+    await anext(parts)
+    await parts.aclose()
+    assert [call[0] for call in learner.calls] == ["start_export", "export_part", "stop_export"]

@@ -27,7 +27,7 @@ class FakeWorkerClient:
     def __init__(self, name: str) -> None:
         self.name = name
         self.capacity: WorkerCapacity | None = None
-        self.pulls_weights = False
+        self.pulls_weights, self.learner_rank = False, 0
         self.version = 0
         self.calls: list[str] = []
         self.episodes: list[tuple[EpisodeId, int]] = []
@@ -58,12 +58,27 @@ class FakeWorkerClient:
         self.episodes.append((episode_id, self.version))
         return Trajectory(episode_id, "wire", TokenContext(()), (), EpisodeStatus.ANSWERED, worker=self.name)
 
+    async def sleep(self, level: int) -> None:
+        self._record("sleep")
+
     async def pause(self) -> None:
         self._record("pause")
 
     async def receive_weights(self, update: WeightUpdate) -> None:
         self._record("receive_weights")
         self.version = update.version
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    async def begin_update(self) -> None:
+        raise NotImplementedError
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    async def finish_update(self, version: int) -> None:
+        raise NotImplementedError
 
     async def resume_engine(self) -> None:
         self._record("resume_engine")
@@ -88,7 +103,7 @@ class FakeWorkerClient:
         return "3 episodes running", "thread decode: ..."
 
     async def worker_stats(self) -> Any:
-        raise NotImplementedError
+        return None
 
     async def terminate(self) -> None:
         self.ended = True

@@ -47,8 +47,8 @@ class EngineUnderTest:
         dtype = str(variant.dtype).removeprefix("torch.")
         self.publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe, dtype=dtype))
         self.transport: WeightTransport = ShmTransport(store, ModuleSource(reference.model), reference.score_probe)
-        if variant.device == "cuda" and transport == "ipc":
-            self.transport = IpcTransport(ModuleSource(reference.model), reference.score_probe)
+        if transport == "ipc":  # in parts that end within layers
+            self.transport = IpcTransport(ModuleSource(reference.model), reference.score_probe, bucket_bytes=20_000)
 
     async def train_and_publish(self) -> None:
         self.version += 1
@@ -68,7 +68,7 @@ class EngineUnderTest:
         return self.variant.difference(turn.logprobs, self.reference.logprobs(prompt, turn.token_ids, temperature))
 
 
-# Tied weights, transport, engine. On the CPU, engines of all transports load copies from shared memory.
+# Tied weights, transport, engine. On the CPU, the engine of the NCCL transport loads copies from shared memory.
 ENGINES = [
     pytest.param((False, "ipc", EngineVariant()), id="untied"),
     pytest.param((True, "nccl", EngineVariant()), id="tied"),
@@ -85,7 +85,12 @@ async def side(
     path = tmp_path_factory.mktemp("side")
     model = build_tiny_checkpoint(path / "model", tied=tied)
     engine = await VllmEngine.start(
-        model, variant.config(engine_config), name="engine", log_file=path / "engine.log", transport=transport
+        model,
+        variant.config(engine_config),
+        name="engine",
+        log_file=path / "engine.log",
+        transport=transport,
+        can_sleep=True,
     )
     reference = HfReference(model, engine.banned_token_ids, variant.dtype, variant.device)
     yield EngineUnderTest(engine, reference, WeightStore(path / "weights"), variant, transport)
@@ -123,7 +128,7 @@ async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
     assert await side.logprob_difference(prompt, 1.0) <= side.variant.tolerance
     side.version += 1
     perturb(side.reference.model, side.version)
-    update = await side.transport.prepare(side.version)
+    update = await ShmTransport(side.store, ModuleSource(side.reference.model)).prepare(side.version)
     await side.engine.pause(clear_caches=False)
     await side.engine.receive_weights(update)
     await side.engine.resume()
@@ -231,6 +236,32 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
             side.variant.difference(sampled.logprobs[start:], expected[start:]) <= side.variant.tolerance
         )
     assert [old, side.version] in versions
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_sleeping_engine_wakes_up_with_new_weights(side: EngineUnderTest, level: int) -> None:
+    """Twice: the second cycle starts with allocations of the first."""
+    for _ in range(2):
+        await side.engine.sleep(level)
+        await side.engine.check_health()
+        sampling = SamplingParams(max_tokens=8, seed=side.version)
+        waiting = asyncio.create_task(side.engine.generate(side.overview(), sampling, request_id="waiting"))
+        await side.train_and_publish()
+        sampled = await waiting
+        assert [span.version for span in sampled.versions] == [side.version]
+        expected = side.reference.logprobs(side.overview(), sampled.token_ids)
+        assert side.variant.difference(sampled.logprobs, expected) <= side.variant.tolerance
+
+
+@pytest.mark.gpu
+async def test_sleep_frees_weights_and_kv_cache(side: EngineUnderTest) -> None:
+    if side.variant.device == "cpu":
+        pytest.skip("vLLM keeps its memory on CPU")
+    free_awake, _ = torch.cuda.mem_get_info()
+    await side.engine.sleep(2)
+    free_asleep, _ = torch.cuda.mem_get_info()
+    assert free_asleep - free_awake >= 0.25 * 2**30  # the KV cache of `engine_config`
+    await side.train_and_publish()
 
 
 async def test_publishes_do_not_grow_the_memory(side: EngineUnderTest) -> None:

@@ -95,6 +95,28 @@ async def test_training_resumes_after_each_failure(tmp_path: Path) -> None:
     assert learner.restarts == 2
 
 
+async def test_resources_are_freed_before_each_restart(tmp_path: Path) -> None:
+    calls, learner, outcomes = list[str](), FakeLearner(), [FAILURE, publish_error(FAILURE), None]
+
+    async def free() -> None:
+        calls.append(f"free before restart {learner.restarts + 1}")
+
+    async def train() -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    with Interrupt() as interrupt:
+        await run_with_restarts(
+            learner,  # type: ignore[arg-type]
+            train,
+            before_restart=free,
+            max_restarts=2,
+            metrics=tmp_path / "metrics.jsonl",
+            interrupt=interrupt,
+        )
+    assert calls == ["free before restart 1", "free before restart 2"]
+
+
 async def test_failures_with_progress_do_not_stop_training(tmp_path: Path) -> None:
     learner = FakeLearner()
     assert await run(learner, [FAILURE] * 6 + [None], tmp_path / "metrics.jsonl", steps=1) == 7

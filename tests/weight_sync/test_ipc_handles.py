@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from vz_ray.weight_sync.ipc_handles import check_same_gpu
+from vz_ray.weight_sync.ipc_handles import IpcExporter, check_same_gpu, open_tensor
 from vz_ray.weight_sync.vllm_ipc import IpcUpdateInfo, IpcWeightTransferEngine
 from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo
+from vz_ray.weight_sync.weight_source import ModuleSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 
 
@@ -22,3 +24,32 @@ def test_engine_distinguishes_copies_and_handles() -> None:
     assert copy == ShmUpdateInfo("/there", "c")
     parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "handles": [[0]]}
     assert engine.parse_update_info(parts) == IpcUpdateInfo(**parts)
+
+
+def test_each_part_is_read_on_cpu() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2).bfloat16())
+    exporter = IpcExporter()
+    exporter.start(ModuleSource(module), bucket_bytes=160)
+    tensors: dict[str, torch.Tensor] = {}
+    num_parts = 0
+    while (part := exporter.next_part()) is not None:
+        fields = (part["names"], part["handles"], part["dtype_names"], part["shapes"])
+        for name, handle, dtype, shape in zip(*fields, strict=True):
+            tensors[name] = open_tensor(handle, dtype, shape, torch.device("cpu")).clone()
+        num_parts += 1
+    assert num_parts == 2
+    assert tensors.keys() == dict(module.named_parameters()).keys()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(tensors[name], parameter), name
+
+
+def test_stopped_export_frees_its_memory() -> None:
+    exporter = IpcExporter()
+    exporter.start(ModuleSource(torch.nn.Linear(8, 4)), bucket_bytes=1)
+    part = exporter.next_part()
+    assert part is not None
+    exporter.stop()
+    exporter.stop()
+    assert exporter.next_part() is None
+    with pytest.raises(FileNotFoundError):
+        open_tensor(part["handles"][0], "float32", [4, 8], torch.device("cpu"))

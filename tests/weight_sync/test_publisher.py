@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 
 from vz_ray.utils.timeouts import StepTimeout
-from vz_ray.weight_sync import ParityCheck, ParityProbe, ProbeScore, WeightIntegrityError, WeightPublisher, WeightUpdate
+from vz_ray.weight_sync import (
+    ParityCheck,
+    ParityProbe,
+    ProbeScore,
+    WeightIntegrityError,
+    WeightPublisher,
+    WeightTransport,
+    WeightUpdate,
+)
 from vz_ray.weight_sync.parity_probe import ProbeGap
 
 PROBE = ParityProbe((1,), (1,), (), (2, 3))
@@ -19,7 +27,8 @@ SCORE = ProbeScore(1, (-1.0, -2.0))
 class FakeReceiver:
     def __init__(self, name: str, scores: Sequence[Sequence[float]] = ((-1.0, -2.0),)) -> None:
         self.name = name
-        self.pulls_weights = False
+        self.pulls_weights, self.learner_rank = False, 0
+        self.parts: list[Any] = []
         self.updates: list[WeightUpdate] = []
         self.steps: list[str] = []
         self.failures: dict[str, Any] = {}
@@ -41,6 +50,16 @@ class FakeReceiver:
         self.updates.append(update)
         await self._run("receive_weights")
 
+    async def begin_update(self) -> None:
+        await self._run("begin_update")
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        self.parts.append(info)
+        await self._run("receive_part")
+
+    async def finish_update(self, version: int) -> None:
+        await self._run("finish_update")
+
     async def resume_engine(self) -> None:
         await self._run("resume_engine")
 
@@ -55,22 +74,23 @@ class FakeReceiver:
         await self._run("resume")
 
 
-class FakePullTransport:
+class FakePullTransport(WeightTransport):
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.release_error: Exception | None = None
+        self.released = 0
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return WeightUpdate(version, "c", {}, 8, SCORE if probe else None)
-
-    async def connect(self, workers: Sequence[Any]) -> None:
-        return None
 
     async def send(self, update: WeightUpdate) -> None:
         if self.error:
             raise self.error
 
-    async def abort(self) -> None:
-        return None
+    async def release(self) -> None:
+        self.released += 1
+        if self.release_error:
+            raise self.release_error
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
         return None
@@ -320,3 +340,67 @@ async def test_member_death_aborts_the_broadcast() -> None:
         "a": "weight version 1 was not sent: RuntimeError: the broadcast was aborted",
         "b": "RuntimeError: died",
     }
+
+
+class PartsTransport(FakePullTransport):
+    """Sends two parts to each of two ranks."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.part_error, self.closed, self.calls = error, 0, 0
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        return WeightUpdate(version, "", {}, 8, SCORE if probe else None, in_parts=True)
+
+    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        try:
+            yield [{"rank": 0, "part": 0}, {"rank": 1, "part": 0}]
+            if self.part_error:
+                raise self.part_error
+            yield [{"rank": 0, "part": 1}, {"rank": 1, "part": 1}]
+        finally:
+            self.closed += 1
+
+
+def engines_of_two_ranks() -> list[FakeReceiver]:
+    engines = [FakeReceiver("a"), FakeReceiver("b")]
+    engines[0].learner_rank = 1
+    return engines
+
+
+async def test_each_engine_receives_the_parts_of_its_rank() -> None:
+    transport, engines = PartsTransport(), engines_of_two_ranks()
+    engines[0].pulls_weights = True  # matters only for a broadcast
+    report = await make_publisher().publish(1, transport, engines)
+    assert report.updated == ("a", "b")
+    for engine, rank in zip(engines, (1, 0), strict=True):
+        assert engine.parts == [{"rank": rank, "part": part} for part in range(2)]
+        transfer = ["begin_update", "receive_part", "receive_part", "finish_update"]
+        assert engine.steps == ["pause", *transfer, "resume_engine", "score_probe", "score_probe", "resume"]
+    assert (transport.closed, transport.released) == (1, 1)
+
+
+@pytest.mark.parametrize("step", ["begin_update", "receive_part", "finish_update"])
+async def test_engine_that_fails_a_part_does_not_affect_others(step: str) -> None:
+    engines = engines_of_two_ranks()
+    engines[0].failures[step] = RuntimeError("died")
+    report = await make_publisher().publish(1, PartsTransport(), engines)
+    assert report.updated == ("b",)
+    assert report.failed == {"a": "RuntimeError: died"}
+    assert "resume" not in engines[0].steps
+
+
+async def test_lost_rank_resumes_no_engine() -> None:
+    engines, transport = engines_of_two_ranks(), PartsTransport(RuntimeError("rank 1 died"))
+    with pytest.raises(WeightIntegrityError, match="was not sent: RuntimeError: rank 1 died"):
+        await make_publisher().publish(1, transport, engines)
+    assert transport.closed == 1
+    assert all("finish_update" not in engine.steps and "resume" not in engine.steps for engine in engines)
+
+
+async def test_engines_wait_until_the_learner_has_freed_its_memory() -> None:
+    engine, transport = FakeReceiver("a"), FakePullTransport()
+    transport.release_error = RuntimeError("rank 0 died")
+    with pytest.raises(WeightIntegrityError, match="freeing memory for the engines after weight version 1: Runtime"):
+        await make_publisher().publish(1, transport, [engine])
+    assert engine.steps == ["pause", "receive_weights"]

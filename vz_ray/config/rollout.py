@@ -21,6 +21,7 @@ RESERVED_ENGINE_ARGUMENTS = {
     "tensor_parallel_size": "has its own key: engine.tensor_parallel_size",
     "enforce_eager": "has its own key: engine.enforce_eager",
     "logprobs_mode": "must be processed_logprobs, which the learner recomputes",
+    "enable_sleep_mode": "follows train.colocate",
     "enable_prefix_caching": "is always on: episodes share prefixes",
     "weight_transfer_config": "follows weights.transport",
     "distributed_executor_backend": "follows the machine",

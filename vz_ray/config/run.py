@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.config.fields import InvalidValueError, Section, check_at_least, number, set_derived_values
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, choice, number, set_derived_values
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
@@ -56,8 +56,11 @@ class TrainConfig(Section):
     """Maximum number of updates between the weights that sampled a token and the weights that train on it; 0
     is synchronous."""
     colocate: bool = False
-    """Learner ranks and engines share the same GPUs and work in turns: engines sleep while the learner works, and
+    """Learner ranks and engines share the same GPUs and alternate: engines sleep while the learner works, and
     the learner's states are in host memory while engines sample."""
+    sleep_level: int = choice(2, 1)
+    """Memory of a sleeping engine's weights with `colocate`. 2: discarded, because every wake-up is followed by a
+    complete set of weights; 1: kept in host memory, for models whose weights vLLM cannot restore completely."""
     wait_for_episodes: bool = False
     """Finish running episodes before engines load new weights; otherwise episodes continue with the new
     weights."""

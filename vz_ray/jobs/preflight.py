@@ -34,7 +34,14 @@ from vz_ray.jobs.autoscaler_state import (
 from vz_ray.jobs.cluster_fit import PlacementResult, place_demands
 from vz_ray.jobs.gpu_preflight import check_node_gpus
 from vz_ray.jobs.node_survey import NodeQuery, NodeReport, survey_nodes, write_error
-from vz_ray.jobs.resource_demands import ClusterConfig, ResourceDemand, checkpoint_bytes, resource_demands
+from vz_ray.jobs.resource_demands import (
+    LEARNER_RANKS,
+    ROLLOUT_WORKERS,
+    ClusterConfig,
+    ResourceDemand,
+    checkpoint_bytes,
+    resource_demands,
+)
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
 from vz_ray.utils.code_fingerprint import code_fingerprint
 
@@ -49,18 +56,17 @@ _MAX_LISTED = 4
 """Maximum number of nodes in one message."""
 
 
-async def preflight(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> list[CheckResult]:
+async def preflight(config: ClusterConfig, *, gpus: bool) -> list[CheckResult]:
     """Run all checks. Ray must be initialized.
 
     Args:
         config: Config of the run.
         gpus: Engines and learner ranks use GPUs.
-        gpu_share: GPU fraction of each learner rank and each engine.
 
     Raises:
         UserError: The cluster's control service does not respond.
     """
-    demands = [demand for demand in resource_demands(config, gpus=gpus, gpu_share=gpu_share) if demand.max_count]
+    demands = [demand for demand in resource_demands(config, gpus=gpus) if demand.max_count]
     state = await asyncio.to_thread(get_autoscaler_state)
     nodes = alive_nodes()
     checks = [_check_nodes(nodes, state), *await check_placement(demands, nodes, state)]
@@ -166,14 +172,14 @@ def node_queries(
     model = [config.model] if config.model else []
     queries: dict[str, NodeQuery] = {}
     for demand in demands:
-        readable = model if demand.name in ("learner ranks", "rollout workers", "agents") else []
-        is_learner = demand.name == "learner ranks"
+        is_learner, is_rollout = LEARNER_RANKS in demand.name, ROLLOUT_WORKERS in demand.name
+        readable = model if is_learner or is_rollout or demand.name == "agents" else []
         query = queries.get(demand.node_group, NodeQuery())
         queries[demand.node_group] = NodeQuery(
             readable=sorted({*query.readable, *readable}),
             writable=[str(Path(shared_file[0]).parent)] if is_learner and shared_file else query.writable,
             shared_file=shared_file if is_learner else query.shared_file,
-            env_vars=_key_env_vars(config) if demand.name == "rollout workers" else query.env_vars,
+            env_vars=_key_env_vars(config) if is_rollout else query.env_vars,
             gpus=query.gpus or bool(demand.resources.get("GPU")),
         )
     return queries

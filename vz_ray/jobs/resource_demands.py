@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vz_ray.config.clips import ClipsConfig
@@ -16,6 +16,7 @@ from vz_ray.utils.placement import ResourceAmounts, node_group_resources
 
 ClusterConfig = RolloutRunConfig | SftRunConfig | DistillRunConfig | ServeConfig
 """Config of any command that runs on a cluster."""
+LEARNER_RANKS, ROLLOUT_WORKERS = "learner ranks", "rollout workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,12 @@ class ResourceDemand:
         return f"{self.min_count}, {amounts or 'no resources'} each{node_group}"
 
 
-def resource_demands(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.0) -> list[ResourceDemand]:
+def resource_demands(config: ClusterConfig, *, gpus: bool) -> list[ResourceDemand]:
     """Return the actors of a run, in order of decreasing placement difficulty.
 
     Args:
         config: Config of the run.
         gpus: Engines and learner ranks use GPUs.
-        gpu_share: GPU fraction of each learner rank and each engine; below 1 if they share GPUs.
     """
     if isinstance(config, ServeConfig):
         return [_agents(config, gpus), _decoders(config.clips, replicas=config.min_replicas)]
@@ -70,13 +70,27 @@ def resource_demands(config: ClusterConfig, *, gpus: bool, gpu_share: float = 1.
         return [_decoders(config.clips)]
     if isinstance(config, SftRunConfig):
         return [_ranks(config.learner, float(gpus)), _decoders(config.clips)]
-    ranks = [_ranks(config.learner, gpu_share * gpus)] if isinstance(config, GrpoRunConfig) else []
-    return [*ranks, _workers(config, gpu_share * gpus), _decoders(config.clips)]
+    if isinstance(config, GrpoRunConfig):
+        ranks, workers = _ranks(config.learner, float(gpus)), _workers(config, gpus)
+        actors = [_share_gpus(ranks, workers)] if config.shares_gpus else [ranks, workers]
+        return [*actors, _decoders(config.clips)]
+    return [_workers(config, gpus), _decoders(config.clips)]
+
+
+def _share_gpus(ranks: ResourceDemand, workers: ResourceDemand) -> ResourceDemand:
+    """Return the demand for bundles of one rank and one worker on one GPU."""
+    cpus = ranks.resources["CPU"] + workers.resources["CPU"]
+    return replace(
+        ranks,
+        name=f"{LEARNER_RANKS} with {ROLLOUT_WORKERS}",
+        resources={**ranks.resources, "CPU": cpus},
+        resource_keys={**ranks.resource_keys, "CPU": workers.resource_keys["CPU"]},
+    )
 
 
 def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
     return ResourceDemand(
-        "learner ranks",
+        LEARNER_RANKS,
         {"CPU": 1.0, "GPU": gpus},
         config.world_size,
         config.world_size,
@@ -91,7 +105,7 @@ def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
 def _workers(config: RolloutRunConfig, gpus: float) -> ResourceDemand:
     rollout = config.rollout
     return ResourceDemand(
-        "rollout workers",
+        ROLLOUT_WORKERS,
         {"CPU": rollout.cpus_per_worker, "GPU": rollout.engine.tensor_parallel_size * gpus},
         rollout.num_workers,
         rollout.worker_limit,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +38,7 @@ from vz_ray.learner.checkpoint_files import (
 )
 from vz_ray.learner.distributed import RankInfo, all_gather_object, fail_together
 from vz_ray.learner.train_engine import TrainEngine
-from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters
+from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters, identity
 
 FORMAT = 2
 _META_FILE = "learner.json"
@@ -66,15 +67,24 @@ class CheckpointMeta:
     frozen_weights_hash: str | None
 
 
-def save_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> None:
+def save_checkpoint(
+    directory: Path,
+    engine: TrainEngine,
+    rank_info: RankInfo,
+    config: LearnerConfig,
+    on_host: Callable[[Tensor], Tensor] = identity,
+) -> None:
     """Write weights, moments, steps and random states; every rank must call.
+
+    Args:
+        on_host: Returns the elements of offloaded tensors; see `StateOffloader.on_host`.
 
     Raises:
         FileExistsError: `directory` already exists.
     """
     staging = create_staging_dir(directory, rank_info)
     with fail_together(rank_info, f"writing {staging}"):
-        zero_state = create_zero_state(engine, rank_info)
+        zero_state = create_zero_state(engine, rank_info, on_host)
         locations = _write_slices(staging, zero_state, rank_info)
         hashes = {file: fsync_and_hash(staging / file) for file in {location[-1] for location in locations}}
         (staging / _rng_file(rank_info.rank)).write_text(json.dumps(get_rng_state()))

@@ -189,14 +189,19 @@ class Learner:
         """See `Trainer.export_hf`."""
         await self.call_all("export_hf", directory)
 
+    async def load_states(self) -> None:
+        """Move offloaded states of all ranks to their devices. States that are there stay."""
+        await self.call_all("load_states")
+
     async def rendezvous_address(self) -> tuple[str, int]:
         """Return the IP address of rank 0's node and a free port."""
         return (await self.call_all("rendezvous_address"))[0]
 
     def close(self) -> None:
-        """Kill the ranks and release their resources."""
+        """Kill the ranks and release their resources, unless rollout workers use them, too."""
         self._kill_ranks()
-        self._placement.release()
+        if not self._placement.has_workers:
+            self._placement.release()
 
     def _kill_ranks(self) -> None:
         for actor in self._actors:

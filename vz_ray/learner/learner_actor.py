@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -32,7 +34,7 @@ from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dump
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.video.errors import VideoError
 from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightUpdate
-from vz_ray.weight_sync.ipc_handles import IpcHandles
+from vz_ray.weight_sync.ipc_handles import IpcExporter
 from vz_ray.weight_sync.nccl_broadcast import (
     BUCKET_BYTES,
     NcclBroadcaster,
@@ -107,7 +109,7 @@ class LearnerActor:
             redirect_output(Path(log_dir) / f"{actor_name(rank)}.log")
         self._rank, self._identity = rank, identity
         configure_actor_logging(actor_name(rank), identity, rank)
-        self._nccl, self._ipc_handles = NcclBroadcaster(), IpcHandles()
+        self._nccl, self._exporter = NcclBroadcaster(), IpcExporter()
         self._announced = (-1, -1)  # weight version, optimizer step
         self._broadcast_thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._broadcast: Future[None] = Future()
@@ -220,14 +222,38 @@ class LearnerActor:
         return self.write_weights(version, root, bucket_bytes, None)
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
-        """Describe the current weights as `version` for a transfer by NCCL."""
+        """Describe the current weights as `version` for a transfer by NCCL or in parts."""
         info, nbytes = update_info(self._trainer.weight_source())
         return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
 
-    def export_ipc_handles(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
-        """Export CUDA IPC handles of the current weights as `version`, for an engine on the same GPU."""
-        info, nbytes = self._ipc_handles.export(self._trainer.weight_source())
-        return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
+    def start_export(self, version: int, bucket_bytes: int) -> None:
+        """Start to export the announced weights for the engine on this rank's GPU.
+
+        Raises:
+            WeightIntegrityError: The weights changed since `announce_weights`.
+        """
+        self._check_announced(version)
+        self._exporter.start(self._trainer.weight_source(), bucket_bytes)
+
+    def export_part(self) -> dict[str, Any] | None:
+        """Return the handles of the next bucket, which all ranks gather; None after the last one."""
+        return self._exporter.next_part()
+
+    def stop_export(self) -> None:
+        """End the export and free its bucket."""
+        self._exporter.stop()
+
+    def offload_states(self, keep_weights: bool) -> None:
+        """Move the learner's states to host memory, with `keep_weights` except the weights."""
+        started_at = time.monotonic()
+        num_bytes = self._trainer.offload_states(keep_weights=keep_weights)
+        log.info("Moved %.2f GB to host memory in %.2f s", num_bytes / 1e9, time.monotonic() - started_at)
+
+    def load_states(self) -> None:
+        """Move offloaded states back to the device."""
+        started_at = time.monotonic()
+        num_bytes = self._trainer.load_states()
+        log.info("Moved %.2f GB to the device in %.2f s", num_bytes / 1e9, time.monotonic() - started_at)
 
     def _announce(self, update: WeightUpdate) -> WeightUpdate:
         self._announced = (update.version, self._trainer.engine.steps)

@@ -39,8 +39,8 @@ class LoraDelta:
         scale: alpha / r.
     """
 
-    a: nn.Parameter
-    b: nn.Parameter
+    a: Any
+    b: Any
     scale: float
 
     def merge_into(self, weight: Tensor) -> Tensor:

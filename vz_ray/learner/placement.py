@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -30,14 +31,25 @@ class LearnerPlacement:
         config: World size, node group and timeout.
         cpus_per_rank: CPUs of each rank.
         gpus_per_rank: GPUs of each rank; a fraction shares the GPU with an engine.
+        worker_resources: Resources of the rollout worker in the bundle of each rank; None if workers run elsewhere.
     """
 
-    def __init__(self, config: LearnerConfig, *, cpus_per_rank: float = 1.0, gpus_per_rank: float = 0.0) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        cpus_per_rank: float = 1.0,
+        gpus_per_rank: float = 0.0,
+        worker_resources: Mapping[str, float] | None = None,
+    ) -> None:
+        self._config, self.has_workers = config, worker_resources is not None
         self.cpus_per_rank, self.gpus_per_rank = cpus_per_rank, gpus_per_rank
         self.resources: dict[str, float] = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
         self.resources |= node_group_resources(config.node_group)
+        for name, amount in (worker_resources or {}).items():
+            self.resources[name] = self.resources.get(name, 0.0) + amount
         self._group: PlacementGroup | None = None
+        self._lock = asyncio.Lock()
 
     async def reserve(self) -> PlacementGroup:
         """Return the reservation; wait until Ray has placed it.
@@ -45,6 +57,10 @@ class LearnerPlacement:
         Raises:
             StepTimeout: Ray could not place the ranks within `config.timeout_s`.
         """
+        async with self._lock:
+            return await self._reserve()
+
+    async def _reserve(self) -> PlacementGroup:
         if self._group is not None and placement_group_table(self._group)["state"] == "CREATED":
             return self._group
         self.release()
@@ -57,7 +73,7 @@ class LearnerPlacement:
         return await self._place("PACK", timeout_s)
 
     def release(self) -> None:
-        """Give the resources back. Idempotent."""
+        """Give the resources back, which ends the actors in them. Idempotent."""
         group, self._group = self._group, None
         if group is not None:
             remove_placement_group(group)

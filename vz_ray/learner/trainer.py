@@ -35,6 +35,7 @@ from vz_ray.learner.lora import adapters_disabled, add_adapters
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
+from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.video.frame import RGB
 from vz_ray.weight_sync import ParityProbe, ProbeScore
@@ -92,6 +93,9 @@ class Trainer:
             self.policy.feature_cache = self._create_feature_cache()
         self.engine = TrainEngine(self.policy, config, self.rank_info)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
+        deepspeed = self.engine.deepspeed
+        states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
+        self._offloader = StateOffloader(deepspeed.module, states, self.rank_info.device)
 
     def _create_reference(self, dtype: torch.dtype) -> tuple[LogprobFn | None, FeatureCache | None]:
         """Return the reference model of the KL term, if it is used, and the feature cache of its tower."""
@@ -185,7 +189,18 @@ class Trainer:
 
     def weight_source(self) -> ZeroWeightSource:
         """Return the weights under their HF names, for publishing."""
-        return ZeroWeightSource(self.policy.hf)
+        return ZeroWeightSource(self.policy.hf, self._offloader)
+
+    def offload_states(self, *, keep_weights: bool = False) -> int:
+        """Move the states to host memory and return the number of bytes; see `StateOffloader.offload`.
+
+        Until `load_states`, only `weight_source`, `save_checkpoint` and `offload_states` may be called.
+        """
+        return self._offloader.offload(keep_weights=keep_weights)
+
+    def load_states(self) -> int:
+        """Move offloaded states back to the device and return the number of bytes."""
+        return self._offloader.load()
 
     def save_checkpoint(self, directory: str | Path) -> None:
         """Write model, optimizer, schedule and random states; see `checkpoint.save_checkpoint`."""
@@ -193,7 +208,7 @@ class Trainer:
         for cache in (self.policy.feature_cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
-        checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host)
 
     def load_checkpoint(self, directory: str | Path) -> None:
         """Restore a checkpoint of any world size and ZeRO stage; see `checkpoint.load_checkpoint`."""

@@ -2,9 +2,9 @@
 
     shm     rank 0 writes each version to shared memory; workers read it
     nccl    rank 0 broadcasts to an NCCL group of all workers
-    ipc     rank 0 exports its GPU memory to an engine on the same GPU
+    ipc     each rank exports its GPU memory to the engine on the same GPU, bucket by bucket
 
-With nccl and ipc, an optional copy in shared memory serves workers outside the group. It is written after
+With nccl and ipc, an optional copy in shared memory serves workers that join between publishes. It is written after
 delivery, while the engines generate.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from vz_ray.config.rollout import WeightsConfig
 from vz_ray.learner.learner import Learner
@@ -31,16 +31,24 @@ def create_weight_transport(
     config: WeightsConfig,
     store_dir: Path,
     tensor_parallel_size: int,
+    *,
+    colocate: bool = False,
 ) -> WeightTransport:
-    """Return the configured transport; `store_dir` holds the versions in shared memory."""
+    """Return the configured transport; `store_dir` holds the versions in shared memory.
+
+    Args:
+        colocate: Learner and engines alternate on their GPUs.
+    """
     bucket_bytes, timeout_s = config.bucket_mib * 2**20, config.timeout_s
+    shm = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
+    fallback = shm if config.keep_shm_copy or colocate else None
+    ipc = LearnerIpcTransport(learner, timeout_s, fallback, bucket_bytes=bucket_bytes)
+    if colocate:
+        return ColocatedTransport(learner, ipc if config.transport == "ipc" else shm, timeout_s)
     if config.transport == "shm":
-        return LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
-    fallback = None
-    if config.keep_shm_copy:
-        fallback = LearnerShmTransport(learner, store_dir, bucket_bytes, timeout_s)
+        return shm
     if config.transport == "ipc":
-        return LearnerIpcTransport(learner, timeout_s, fallback)
+        return ipc
     return LearnerNcclTransport(learner, tensor_parallel_size, timeout_s, fallback)
 
 
@@ -79,8 +87,6 @@ class _AnnouncedTransport(WeightTransport):
         fallback: Writes copies to shared memory; None disables copies.
     """
 
-    _prepare_method: ClassVar[str]
-
     def __init__(
         self,
         learner: Learner,
@@ -93,7 +99,7 @@ class _AnnouncedTransport(WeightTransport):
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         """Announce the current weights as `version` and score the probe."""
-        results = await self._learner.call_all(self._prepare_method, version, probe, timeout_s=self._timeout_s)
+        results = await self._learner.call_all("announce_weights", version, probe, timeout_s=self._timeout_s)
         return results[0]
 
     def start_copy(self, update: WeightUpdate) -> None:
@@ -126,9 +132,71 @@ class _AnnouncedTransport(WeightTransport):
 
 
 class LearnerIpcTransport(_AnnouncedTransport):
-    """Publish by CUDA IPC to an engine on the learner's GPU."""
+    """Publish in parts, from each rank to the engine on its GPU.
 
-    _prepare_method = "export_ipc_handles"
+    Args:
+        bucket_bytes: Maximum size of a part; a larger tensor is a part of its own.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        timeout_s: float,
+        fallback: LearnerShmTransport | None = None,
+        *,
+        bucket_bytes: int,
+    ) -> None:
+        super().__init__(learner, timeout_s, fallback)
+        self._bucket_bytes = bucket_bytes
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        return replace(await super().prepare(version, probe), in_parts=True)
+
+    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        """Export bucket after bucket; with ZeRO-3 all ranks gather each, so a GPU holds one gathered bucket."""
+        await self._learner.call_all("start_export", update.version, self._bucket_bytes, timeout_s=self._timeout_s)
+        try:
+            while (parts := await self._learner.call_all("export_part", timeout_s=self._timeout_s))[0] is not None:
+                yield parts
+        finally:
+            await self._learner.call_all("stop_export", timeout_s=self._timeout_s)
+
+
+class ColocatedTransport(WeightTransport):
+    """Publish from a learner that alternates with the engines on their GPUs.
+
+    The learner moves its states to host memory in two steps, so that a GPU never holds more than the engine's
+    weights and the learner's weights, or the engine alone:
+
+        prepare     score the probe; everything but the weights leaves the GPU (with shm: the weights, too)
+        release     the engines have the weights; the weights leave the GPU, before the engines wake their KV caches
+
+    A worker that joins later reads a copy in shared memory. It is written from host memory, and only then: the next
+    publish comes after the end of its start.
+
+    Args:
+        transport: Sends the weights.
+    """
+
+    def __init__(self, learner: Learner, transport: WeightTransport, timeout_s: float) -> None:
+        self._learner, self._transport, self._timeout_s = learner, transport, timeout_s
+
+    async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+        update = await self._transport.prepare(version, probe)
+        await self._offload(keep_weights=not update.is_pull)
+        return update
+
+    def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        return self._transport.parts(update)
+
+    async def release(self) -> None:
+        await self._offload(keep_weights=False)
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        return await self._transport.copy(update)
+
+    async def _offload(self, *, keep_weights: bool) -> None:
+        await self._learner.call_all("offload_states", keep_weights, timeout_s=self._timeout_s)
 
 
 class LearnerNcclTransport(_AnnouncedTransport):
@@ -139,8 +207,6 @@ class LearnerNcclTransport(_AnnouncedTransport):
     a copy, a worker that joins between publishes receives the last announced version, if the learner still
     holds it.
     """
-
-    _prepare_method = "announce_weights"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,11 @@ from vz_ray.learner.train_engine import TrainEngine
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def identity(tensor: Tensor) -> Tensor:
+    """Return the tensor: no state is offloaded."""
+    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,17 @@ class ParamSlice:
 class ZeroState(ABC):
     """Optimizer state of one rank.
 
+    Args:
+        on_host: Returns the elements of offloaded tensors, for `read`; see `StateOffloader.on_host`.
+
     Attributes:
         shapes: Whole shapes of all trained parameters by HF name; equal on every rank.
     """
 
-    def __init__(self, engine: TrainEngine, rank_info: RankInfo) -> None:
-        self._rank_info = rank_info
+    def __init__(
+        self, engine: TrainEngine, rank_info: RankInfo, on_host: Callable[[Tensor], Tensor] = identity
+    ) -> None:
+        self._rank_info, self._on_host = rank_info, on_host
         self._zero_optimizer = engine.deepspeed.optimizer
         self._torch_optimizer = engine.deepspeed.basic_optimizer
         self._trained = trainable_parameters(engine.deepspeed.module)
@@ -124,10 +134,10 @@ class Zero0State(ZeroState):
     def read(self, param: ParamSlice, kind: str) -> Tensor:
         parameter = self._trained[param.name]
         if kind == WEIGHTS:
-            return parameter.detach().flatten()
+            return self._on_host(parameter.detach()).flatten()
         # A parameter without a gradient so far has no moments, even if others have.
         moment = self._torch_optimizer.state.get(parameter, {}).get(kind)
-        return torch.zeros(param.stop) if moment is None else moment.flatten()
+        return torch.zeros(param.stop) if moment is None else self._on_host(moment).flatten()
 
     def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
         parameter = self._trained[param.name]
@@ -158,7 +168,7 @@ class Zero12State(ZeroState):
         flat = self._torch_optimizer.param_groups[mapping.param_group_index]["params"][0]
         flat_values = flat.detach() if kind == WEIGHTS else self._torch_optimizer.state[flat][kind]
         address = mapping.hp_fragment_address
-        return flat_values.narrow(0, address.start, address.numel)
+        return self._on_host(flat_values).narrow(0, address.start, address.numel)
 
     def write(self, param: ParamSlice, kind: str, values: Tensor) -> None:
         self.read(param, kind).copy_(values)
@@ -211,26 +221,27 @@ class Zero3State(ZeroState):
         self._zero_optimizer.checkpoint_event_epilogue()
 
     def _read_padded(self, name: str, kind: str) -> Tensor:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-        parameter = self._trained[name]
-        values = (
-            safe_get_local_fp32_param(parameter) if kind == WEIGHTS else safe_get_local_optimizer_state(parameter, kind)
-        )
-        return values.detach()
+        # DeepSpeed's `safe_get_local_*` copy to the device and cannot read offloaded tensors.
+        zero = self._zero_optimizer
+        group, start, count = zero.grad_position[zero.get_param_id(self._trained[name])]
+        flat = zero.fp32_partitioned_groups_flat[group]
+        flat_values = flat.detach() if kind == WEIGHTS else self._torch_optimizer.state[flat][kind]
+        return self._on_host(flat_values).narrow(0, start, count)
 
     def _flat_tensors(self) -> Iterable[Tensor]:
         return self._zero_optimizer.fp32_partitioned_groups_flat
 
 
-def create_zero_state(engine: TrainEngine, rank_info: RankInfo) -> ZeroState:
-    """Return the state class that matches the engine's parameters."""
+def create_zero_state(
+    engine: TrainEngine, rank_info: RankInfo, on_host: Callable[[Tensor], Tensor] = identity
+) -> ZeroState:
+    """Return the state class that matches the engine's parameters; see `ZeroState`."""
     parameters = trainable_parameters(engine.deepspeed.module).values()
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return Zero3State(engine, rank_info)
+        return Zero3State(engine, rank_info, on_host)
     if any(hasattr(parameter, "_hp_mapping") for parameter in parameters):
-        return Zero12State(engine, rank_info)
-    return Zero0State(engine, rank_info)
+        return Zero12State(engine, rank_info, on_host)
+    return Zero0State(engine, rank_info, on_host)
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, Any]:

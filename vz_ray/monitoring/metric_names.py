@@ -67,6 +67,8 @@ WORKERS = "rollout/workers"
 WEIGHT_VERSION = "weight_sync/version"
 WEIGHT_SYNC_SECONDS = "weight_sync/seconds"
 """Time from pause to resume of generation in a publish."""
+WAKE_SECONDS = "weight_sync/wake_seconds"
+"""Part of a publish in which sleeping engines allocate their weights and KV caches. Only with `train.colocate`."""
 
 LEARNER_PREFIX = "learner/"
 """Prefix of the metrics that the learner returns."""

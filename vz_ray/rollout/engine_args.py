@@ -79,6 +79,8 @@ def build_engine_args(
     log_file: Path,
     backend: str,
     extra_logits_processors: Sequence[type] = (),
+    *,
+    can_sleep: bool = False,
 ) -> Any:
     """Build vLLM's `AsyncEngineArgs`.
 
@@ -89,6 +91,7 @@ def build_engine_args(
         log_file: vLLM's log file.
         backend: vLLM weight transfer backend.
         extra_logits_processors: Run after `TokenMask`.
+        can_sleep: Allocate weights and KV cache so that sleep can free them; vLLM on CPU cannot.
     """
     import torch
     from vllm.config import WeightTransferConfig
@@ -116,6 +119,7 @@ def build_engine_args(
         "mm_processor_cache_gb": config.mm_processor_cache_gib,
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
+        "enable_sleep_mode": can_sleep and torch.cuda.is_available(),
         "block_size": None if torch.cuda.is_available() else _CPU_BLOCK_SIZE,
         "trust_remote_code": False,
         "weight_transfer_config": WeightTransferConfig(backend=backend),

@@ -17,6 +17,7 @@ from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.rollout.vllm_engine import EngineFailedError
+from vz_ray.rollout.worker_bundles import WorkerBundles
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerUnschedulableError
 from vz_ray.utils.code_fingerprint import check_same_code, code_fingerprint
 from vz_ray.utils.placement import explain_unschedulable, node_group_resources
@@ -75,12 +76,17 @@ class RayWorkerClient(RemoteEngineClient):
         name: Name of the worker.
         setup: Sent to the actor.
         gpus: Whether the engine needs GPUs.
+        bundles: Bundles that workers share with learner ranks; None places the worker on any node with free
+            resources.
     """
 
     actor_type: ClassVar[type[RolloutWorkerActor]] = RolloutWorkerActor
 
-    def __init__(self, name: str, setup: WorkerSetup, *, gpus: bool = False) -> None:
-        self.name, self._setup = name, setup
+    def __init__(
+        self, name: str, setup: WorkerSetup, *, gpus: bool = False, bundles: WorkerBundles | None = None
+    ) -> None:
+        self.name, self._setup, self._bundles = name, setup, bundles
+        self.learner_rank, self._bundle = 0, -1
         self.capacity: WorkerCapacity | None = None
         self.pulls_weights = False
         self._node_id = ""
@@ -89,22 +95,36 @@ class RayWorkerClient(RemoteEngineClient):
         if gpus:
             self._resources["GPU"] = config.engine.tensor_parallel_size * setup.gpu_share
         self._placement_timeout_s, self._node_group = config.start_timeout_s / 2, config.node_group
+        self._actor: Any = None
+
+    async def _create_actor(self) -> None:
+        """Create the actor, in the bundle of a learner rank if there are bundles."""
+        strategy: Any = None
+        if self._bundles is not None:
+            self._bundle = self.learner_rank = await self._bundles.take()
+            strategy = await self._bundles.scheduling_strategy(self._bundle)
+        config = self._setup.rollout
         actor = ray.remote(self.actor_type).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=self._resources.get("GPU", 0),
             resources=node_group_resources(config.node_group),
+            scheduling_strategy=strategy,
             max_restarts=0,
             max_task_retries=0,
             # Pauses and health checks must get through while all episode slots are in use.
             max_concurrency=4 * config.max_concurrent_episodes + 64,
         )
-        self._actor: Any = actor.remote(name)
+        self._actor = actor.remote(self.name)
+
+    async def _place(self) -> tuple[str, bool]:
+        await self._create_actor()
+        return await self._call("check_in", code_fingerprint())
 
     async def start(self) -> None:
         """Wait for placement, at most half of the start timeout, then start the engine."""
         try:
             self._node_id, self.pulls_weights = await with_timeout(
-                self._call("check_in", code_fingerprint()),
+                self._place(),
                 self._placement_timeout_s,
                 target="Ray",
                 operation=f"placing {self.name}",
@@ -170,7 +190,11 @@ class RayWorkerClient(RemoteEngineClient):
                     self._call("shutdown"), _SHUTDOWN_TIMEOUT_S, target=self.name, operation="shutting down"
                 )
         finally:
-            ray.kill(self._actor, no_restart=True)
+            if self._actor is not None:
+                ray.kill(self._actor, no_restart=True)
+            if self._bundles is not None and self._bundle >= 0:
+                self._bundles.give_back(self._bundle)
+                self._bundle = -1
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call the actor and re-raise its exceptions.

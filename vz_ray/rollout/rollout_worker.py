@@ -57,6 +57,7 @@ class WorkerSetup:
         version: Weight version of `model`.
         transport: Weight transport: `shm`, `nccl` or `ipc`.
         gpu_share: Fraction of a GPU that each engine requests, per GPU of the engine.
+        colocate: Engines sleep while the learner uses their GPUs.
         training: Reject sampling parameters that cannot be trained on.
         ranker: Image-text model of the frame selector `query`.
         run_identity: Run name and log format for the worker's log lines.
@@ -72,6 +73,7 @@ class WorkerSetup:
     version: int = 0
     transport: str = "shm"
     gpu_share: float = 1.0
+    colocate: bool = False
     training: bool = True
     ranker: FrameRanker | None = None
     run_identity: RunIdentity = RunIdentity()  # noqa: RUF009 - frozen
@@ -161,6 +163,7 @@ class RolloutWorker:
             log_file=Path(setup.log_dir) / f"{self.name}.engine.log",
             version=setup.version,
             transport=setup.transport,
+            can_sleep=setup.colocate,
             training=setup.training,
             start_timeout_s=config.start_timeout_s,
             turn_timeout_s=config.turn_timeout_s,

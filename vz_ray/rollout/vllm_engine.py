@@ -89,7 +89,8 @@ class VllmEngine:
         turn_timeout_s: float,
         stat_logger: EngineStatLogger,
     ) -> None:
-        self.name, self.pulls_weights = name, False
+        self.name, self.pulls_weights, self.learner_rank = name, False, 0
+        self._asleep = False
         self._training = training
         self._pad_id = pad_id
         self.banned_token_ids = banned_token_ids
@@ -111,6 +112,7 @@ class VllmEngine:
         log_file: str | Path,
         version: int = 0,
         transport: str = "shm",
+        can_sleep: bool = False,
         training: bool = True,
         start_timeout_s: float = 600.0,
         turn_timeout_s: float = 300.0,
@@ -124,6 +126,7 @@ class VllmEngine:
             log_file: vLLM's log file.
             version: Weight version of the checkpoint.
             transport: Weight transport: `shm`, `nccl` or `ipc`.
+            can_sleep: Allow `sleep` to free GPU memory.
             training: Reject sampling parameters that cannot be trained on.
             start_timeout_s: Timeout of the start.
             turn_timeout_s: Timeout of each turn and each other call.
@@ -140,7 +143,8 @@ class VllmEngine:
         ids = banned_token_ids(model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = build_engine_args(model, config, ids, log_file, VLLM_BACKENDS[transport], cls.extra_logits_processors)
+        backend, processors = VLLM_BACKENDS[transport], cls.extra_logits_processors
+        args = build_engine_args(model, config, ids, log_file, backend, processors, can_sleep=can_sleep)
         stat_logger = EngineStatLogger()
         llm = await with_timeout(
             asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[stat_logger]),
@@ -273,14 +277,32 @@ class VllmEngine:
         )
         return DraftAnswer(tuple(completion.token_ids), logprobs)
 
+    async def sleep(self, level: int) -> None:
+        """End running turns and free the GPU memory; new turns wait until `resume`.
+
+        vLLM drops keys and values, image embeddings and preprocessed frames. `pause` wakes the weights and
+        `resume_engine` the KV cache. On CPU, vLLM keeps its memory.
+
+        Args:
+            level: 1 keeps a copy of the weights in host memory, 2 discards them.
+        """
+        self._accepting_turns.clear()
+        await self._call_engine("falling asleep", self._llm.sleep(level, mode="abort"))
+        self._asleep = True
+
     async def pause(self, *, clear_caches: bool = True) -> None:
         """Pause running turns. New turns wait until `resume`.
+
+        A sleeping engine allocates the memory of its weights instead; after sleep level 2 they are undefined.
 
         With `clear_caches`, drop everything computed with the old weights: keys and values and image
         embeddings. vLLM drops preprocessed frames, too. Paused turns then continue with the new weights
         and recomputed keys and values.
         """
         self._accepting_turns.clear()
+        if self._asleep:
+            await self._call_engine("waking its weights", self._llm.wake_up(tags=["weights"]))
+            return
         await self._call_engine("pausing", self._llm.pause_generation(mode="keep", clear_cache=clear_caches))
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
@@ -297,16 +319,33 @@ class VllmEngine:
             EngineFailedError: The weights were incomplete or corrupt. The engine may hold a mixture of
                 weights and must not be resumed.
         """
+        await self.begin_update()
+        await self.receive_part(update.transfer_info)
+        await self.finish_update(update.version)
+
+    async def begin_update(self) -> None:
+        """Begin to load one complete set of weights, between `pause` and `resume`; see `receive_weights`."""
+        await self._call_engine("starting a weight update", self._llm.start_weight_update())
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        """Load a part of the weights. `info` is the `update_info` of the vLLM transfer backend."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._call_engine("starting a weight update", self._llm.start_weight_update())
-        request = WeightTransferUpdateRequest(update_info=update.transfer_info)
-        await self._call_engine(f"weight version {update.version}", self._llm.update_weights(request))
-        await self._call_engine("finishing a weight update", self._llm.finish_weight_update(str(update.version)))
-        self.version = update.version
+        await self._call_engine("loading weights", self._llm.update_weights(WeightTransferUpdateRequest(info)))
+
+    async def finish_update(self, version: int) -> None:
+        """Activate the weights after the last part."""
+        await self._call_engine("finishing a weight update", self._llm.finish_weight_update(str(version)))
+        self.version = version
 
     async def resume_engine(self) -> None:
-        """Resume computation. New turns still wait, so that the weights can be checked first."""
+        """Resume computation. New turns still wait, so that the weights can be checked first.
+
+        A sleeping engine allocates its KV cache first.
+        """
+        if self._asleep:
+            await self._call_engine("waking its KV cache", self._llm.wake_up(tags=["kv_cache"]))
+            self._asleep = False
         await self._call_engine("resuming", self._llm.resume_generation())
 
     async def continue_probe(self, probe: ParityProbe) -> tuple[int, ...]:

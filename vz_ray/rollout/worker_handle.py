@@ -1,8 +1,9 @@
 """State of one rollout worker as seen by the driver, and the interface to call it.
 
     STARTING --started--> SYNCING --synced--> READY --drain--> DRAINING --empty--> DEAD
-                             ^------publish-----'
-    every state --died--> DEAD; STARTING and SYNCING --drain--> DEAD (no episodes to finish)
+                           ^   ^----publish-----' |
+                           '--publish-- ASLEEP <--' sleep
+    every state --died--> DEAD; STARTING, SYNCING and ASLEEP --drain--> DEAD (no episodes to finish)
 
 Only a READY worker accepts new episodes. A worker becomes READY only with the current weights. A
 DEAD worker never returns: its replacement gets a new name.
@@ -35,6 +36,8 @@ class WorkerState(StrEnum):
     """The worker receives weights; its episodes are paused."""
     READY = "ready"
     """The worker accepts new episodes."""
+    ASLEEP = "asleep"
+    """The learner uses the worker's GPU."""
     DRAINING = "draining"
     """The worker finishes its episodes and accepts no new ones."""
     DEAD = "dead"
@@ -45,6 +48,7 @@ class WorkerEvent(StrEnum):
     STARTED = "started"
     SYNCED = "synced"
     PUBLISH = "publish"
+    SLEEP = "sleep"
     DRAIN = "drain"
     EMPTY = "empty"
     DIED = "died"
@@ -54,7 +58,10 @@ _TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
     (WorkerState.STARTING, WorkerEvent.STARTED): WorkerState.SYNCING,
     (WorkerState.SYNCING, WorkerEvent.SYNCED): WorkerState.READY,
     (WorkerState.READY, WorkerEvent.PUBLISH): WorkerState.SYNCING,
+    (WorkerState.READY, WorkerEvent.SLEEP): WorkerState.ASLEEP,
+    (WorkerState.ASLEEP, WorkerEvent.PUBLISH): WorkerState.SYNCING,
     (WorkerState.READY, WorkerEvent.DRAIN): WorkerState.DRAINING,
+    (WorkerState.ASLEEP, WorkerEvent.DRAIN): WorkerState.DEAD,
     (WorkerState.STARTING, WorkerEvent.DRAIN): WorkerState.DEAD,
     (WorkerState.SYNCING, WorkerEvent.DRAIN): WorkerState.DEAD,
     (WorkerState.DRAINING, WorkerEvent.DRAIN): WorkerState.DRAINING,

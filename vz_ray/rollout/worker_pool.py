@@ -3,6 +3,7 @@
     start, autoscale --> start a worker and send it the current weights before its first token
     publish          --> every READY worker pauses, receives, is probed and resumes;
                          a worker that fails is terminated and replaced
+    sleep            --> every READY worker frees its GPU; it wakes at the next publish
     monitor          --> replace a dead worker; drain a worker on a preempted node
     maintain         --> retry workers that could not be scheduled; report a lack of workers
     autoscale        --> start workers for queued episodes; drain one idle worker at a time
@@ -78,6 +79,8 @@ class WorkerPool:
         self._changes = ChangeNotifier()
         self._queue_lock, self._weights_lock = asyncio.Lock(), asyncio.Lock()
         self._accepts_groups, self._active_groups = True, 0
+        # With shared GPUs: whether engines may use them, and workers that started while they may.
+        self._owns_gpus, self._starting = True, set[str]()
         self._transport: WeightTransport | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._start_failures: list[str] = []
@@ -137,8 +140,8 @@ class WorkerPool:
 
     @property
     def num_serving_workers(self) -> int:
-        """Number of workers that are READY or SYNCING."""
-        serving = (WorkerState.READY, WorkerState.SYNCING)
+        """Number of workers that are READY, SYNCING or ASLEEP."""
+        serving = (WorkerState.READY, WorkerState.SYNCING, WorkerState.ASLEEP)
         return sum(worker.state in serving for worker in self._workers)
 
     def worker_statuses(self) -> list[WorkerStatus]:
@@ -210,7 +213,11 @@ class WorkerPool:
                 self._start_failures.clear()
             if replace and len(self._start_failures) < self._max_start_failures:
                 self._start_missing()
+        await self._terminate(worker)
+
+    async def _terminate(self, worker: WorkerHandle) -> None:
         await worker.terminate()
+        self._changes.notify()
 
     async def _acquire(self, num_slots: int, *, new_group: bool) -> WorkerHandle:
         """Reserve `num_slots` on the READY worker with the most free capacity.
@@ -254,13 +261,30 @@ class WorkerPool:
         self._run_in_background(self._start_worker(worker))
 
     async def _start_worker(self, worker: WorkerHandle) -> None:
-        """Start a worker, send it the current weights and monitor it until it dies or drains."""
+        """Start a worker, send it the current weights and monitor it until it dies or drains.
+
+        While the learner uses the GPUs, the start waits: a starting engine needs its GPU.
+        """
+        await self._changes.wait_until(lambda: self._owns_gpus or worker.state is WorkerState.DEAD)
+        if worker.state is WorkerState.DEAD:
+            return  # drained before the start
+        self._starting.add(worker.name)
+        try:
+            is_ready = await self._bring_up(worker)
+        finally:
+            self._starting.discard(worker.name)
+            self._changes.notify()
+        if is_ready:
+            await self._monitor(worker)
+
+    async def _bring_up(self, worker: WorkerHandle) -> bool:
+        """Start a worker and send it the current weights. Return whether it is READY."""
         client = worker.client
         try:
             await with_timeout(client.start(), self._config.start_timeout_s, target=client.name, operation="starting")
             async with self._weights_lock:
                 if worker.state is WorkerState.DEAD:
-                    return  # drained during the start
+                    return False  # drained during the start
                 self._transition(worker, WorkerEvent.STARTED)
                 if self._publisher.current is not None:
                     report = await self._publisher.deliver(
@@ -278,7 +302,8 @@ class WorkerPool:
                 self._start_failures.append(f"{client.name}: {type(error).__name__}: {error}")
             await self.mark_lost(worker, str(error))
         else:
-            await self._monitor(worker)
+            return True
+        return False
 
     def _transition(self, worker: WorkerHandle, event: WorkerEvent) -> None:
         worker.state = next_state(worker.state, event)
@@ -322,7 +347,7 @@ class WorkerPool:
         await self._changes.wait_until(lambda: not worker.load or worker.state is WorkerState.DEAD)
         if worker.state is WorkerState.DRAINING:
             self._transition(worker, WorkerEvent.EMPTY)
-        await worker.terminate()
+        await self._terminate(worker)
 
     # -- background loops ---------------------------------------------------------
 
@@ -355,9 +380,10 @@ class WorkerPool:
     async def _monitor(self, worker: WorkerHandle) -> None:
         """Detect the death of an idle worker and preemption notices of its node."""
         client, timeout_s = worker.client, min(self._config.turn_timeout_s, _STATUS_TIMEOUT_S)
-        while worker.state in (WorkerState.READY, WorkerState.SYNCING):
+        checked_states = (WorkerState.READY, WorkerState.ASLEEP)  # the check of a sleeping engine needs no GPU
+        while worker.state in (*checked_states, WorkerState.SYNCING):
             await asyncio.sleep(self._config.health_check_interval_s)
-            if worker.state is not WorkerState.READY:
+            if worker.state not in checked_states:
                 continue
             try:
                 await with_timeout(client.check_health(), timeout_s, target=client.name, operation="a health check")
@@ -367,7 +393,7 @@ class WorkerPool:
             except Exception as error:
                 await self.mark_lost(worker, str(error))
                 return
-            if drain_reason and worker.state is WorkerState.READY:
+            if drain_reason and worker.state in checked_states:
                 self._drain(worker, drain_reason)
                 self._start_missing()
 
@@ -398,10 +424,10 @@ class WorkerPool:
     async def publish(
         self, version: int, transport: WeightTransport, *, wait_for_episodes: bool = False
     ) -> PublishReport:
-        """Publish new weights to every READY worker and replace workers that fail.
+        """Publish new weights to every READY or sleeping worker and replace workers that fail.
 
-        Running episodes continue with the new weights. With `wait_for_episodes`, they finish first
-        and new groups wait.
+        Sleeping workers wake up. Running episodes continue with the new weights. With `wait_for_episodes`,
+        they finish first and new groups wait.
 
         Raises:
             ValueError: `version` is not newer than the current version.
@@ -416,7 +442,58 @@ class WorkerPool:
             started_at, self._transport = time.monotonic(), transport
             clients = [worker.client for worker in self._ready_workers()]
             update = await self._publisher.prepare(version, transport, clients)
-            return await self._deliver(update, transport, time.monotonic() - started_at)
+            report = await self._deliver(update, transport, time.monotonic() - started_at)
+        self._owns_gpus = True
+        self._changes.notify()
+        return report
+
+    async def sleep(self, level: int) -> None:
+        """Let every engine free its GPU for the learner, until the next `publish`. Idempotent.
+
+        Active groups and starting workers finish first, and the processes of lost workers end. Until the publish,
+        new workers wait before their engine starts, and new groups wait for READY workers. A worker that fails is
+        terminated and replaced.
+
+        Args:
+            level: See `EngineClient.sleep`.
+
+        Raises:
+            StepTimeout: A worker did not start or end in time.
+        """
+        owned_gpus, self._owns_gpus, self._accepts_groups = self._owns_gpus, False, False
+        try:
+            await with_timeout(
+                self._changes.wait_until(lambda: self._closed or self._is_idle()),
+                self._config.start_timeout_s + self._config.turn_timeout_s,
+                target="worker pool",
+                operation="the end of episodes and starts before the engines sleep",
+            )
+            async with self._weights_lock:
+                await self._publisher.continue_probe([worker.client for worker in self._ready_workers()])
+                await asyncio.gather(*(self._put_to_sleep(worker, level) for worker in self._ready_workers()))
+        except BaseException:
+            self._owns_gpus = owned_gpus
+            raise
+        finally:
+            self._accepts_groups = True
+            self._changes.notify()
+
+    def _is_idle(self) -> bool:
+        """Return whether only READY engines use GPUs, without episodes."""
+        leaving = any(
+            worker.state is WorkerState.DRAINING or (worker.state is WorkerState.DEAD and not worker.terminated)
+            for worker in self._workers
+        )
+        return not (self._active_groups or self._starting or leaving)
+
+    async def _put_to_sleep(self, worker: WorkerHandle, level: int) -> None:
+        self._transition(worker, WorkerEvent.SLEEP)
+        try:
+            await with_timeout(
+                worker.client.sleep(level), self._config.turn_timeout_s, target=worker.name, operation="falling asleep"
+            )
+        except Exception as error:
+            await self.mark_lost(worker, str(error))
 
     @contextlib.asynccontextmanager
     async def _paused_rollout(self) -> AsyncIterator[None]:
@@ -437,7 +514,7 @@ class WorkerPool:
             self._changes.notify()
 
     async def _deliver(self, update: WeightUpdate, transport: WeightTransport, prepare_s: float) -> PublishReport:
-        ready = self._ready_workers()
+        ready = [worker for worker in self._workers if worker.state in (WorkerState.READY, WorkerState.ASLEEP)]
         for worker in ready:
             self._transition(worker, WorkerEvent.PUBLISH)
         clients = [worker.client for worker in ready]

@@ -32,6 +32,8 @@ CONNECT_TIMEOUT_S = 10.0
 """Timeout of a TCP connection to an existing cluster."""
 PROCESS_EXIT_TIMEOUT_S = 3.0
 """Seconds that the processes of a private cluster have to exit before they are killed."""
+_SLOW_START = "timed out during startup"
+"""Part of Ray's message if its processes are not ready in time."""
 
 
 @asynccontextmanager
@@ -91,8 +93,7 @@ async def check_cluster(config: ClusterConfig) -> list[CheckResult]:
 
 async def preflight_checks(config: ClusterConfig) -> list[CheckResult]:
     """Return the results of the pre-flight checks for `config` on the connected cluster."""
-    share = config.gpu_share if isinstance(config, RolloutRunConfig) else 1.0
-    return await preflight(config, gpus=use_gpus(config.ray), gpu_share=share)
+    return await preflight(config, gpus=use_gpus(config.ray))
 
 
 def use_gpus(config: RayConfig) -> bool:
@@ -118,11 +119,27 @@ def _init_ray(config: RayConfig, directory: Path | None) -> None:
             "_temp_dir": str(directory),
         }
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        init_ray(**options)
+    except Exception as error:  # Ray raises `Exception` itself, too
         action = f"join Ray at {config.address}" if config.address else "start Ray"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot {action}: {reason}; try `vz-ray doctor`") from error
+
+
+def init_ray(**options: Any) -> None:
+    """Call `ray.init`. Try once more if Ray's processes are not ready after 30 s, its fixed limit.
+
+    Raises:
+        Exception: Ray cannot be started or joined.
+    """
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if _SLOW_START not in str(error):
+            raise
+        log.warning("Ray did not start within 30 s, because the machine is busy; starting it again")
+        ray.shutdown()
+        ray.init(**options)
 
 
 def _check_connection(address: str) -> None:

@@ -24,7 +24,7 @@ from vz_ray.video.frame import ZoomRequest
 
 log = logging.getLogger(__name__)
 
-PHASES = ("start", "rollout", "learn", "publish", "evaluate", "checkpoint", "export")
+PHASES = ("start", "rollout", "sleep", "learn", "publish", "evaluate", "checkpoint", "export")
 """Phases of a run."""
 _LABELED_COUNTERS = (
     ("vz_episodes", "status", tuple(status.value for status in EpisodeStatus)),

@@ -25,9 +25,11 @@ from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
+from vz_ray.rollout.worker_bundles import WorkerBundles
 from vz_ray.runtime.ray_cluster import use_gpus
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
+from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.weight_sync import ParityCheck, ParityProbe, WeightPublisher, WeightTransport, build_parity_probe
 
@@ -70,9 +72,24 @@ async def decode_pool(
         pool.close()
 
 
-def learner_placement(config: LearnerConfig, ray_config: RayConfig, gpu_share: float = 1.0) -> LearnerPlacement:
-    """Describe the resources of the learner's ranks: a CPU each, and on GPUs `gpu_share` of a GPU each."""
-    return LearnerPlacement(config, gpus_per_rank=gpu_share if use_gpus(ray_config) else 0.0)
+def learner_placement(config: LearnerConfig, ray_config: RayConfig) -> LearnerPlacement:
+    """Describe the resources of a learner with its own GPUs."""
+    return LearnerPlacement(config, gpus_per_rank=1.0 if use_gpus(ray_config) else 0.0)
+
+
+def rl_placement(config: GrpoRunConfig) -> LearnerPlacement:
+    """Describe the resources of the learner; if GPUs are shared, also of the rollout worker beside each rank."""
+    gpus, rollout = use_gpus(config.ray), config.rollout
+    workers = {
+        "CPU": rollout.cpus_per_worker,
+        "GPU": config.gpu_share * gpus,
+        **node_group_resources(rollout.node_group),
+    }
+    return LearnerPlacement(
+        config.learner,
+        gpus_per_rank=config.gpu_share * gpus,
+        worker_resources={name: n for name, n in workers.items() if n} if config.shares_gpus else None,
+    )
 
 
 @asynccontextmanager
@@ -109,9 +126,16 @@ async def load_image_text_ranker(config: FrameSelectorConfig, decode_pool: Decod
 
 @asynccontextmanager
 async def start_rollout(
-    config: RolloutRunConfig, model: Path | str, decode_pool: DecodePool, run_dir: RunDir
+    config: RolloutRunConfig,
+    model: Path | str,
+    decode_pool: DecodePool,
+    run_dir: RunDir,
+    placement: LearnerPlacement | None = None,
 ) -> AsyncIterator[RolloutScheduler]:
     """Start the rollout workers with `model` as weight version 0; close them on exit.
+
+    Args:
+        placement: Resources of the learner, which workers share if it has workers.
 
     Raises:
         UserError: An engine option is unknown to vLLM.
@@ -127,6 +151,7 @@ async def start_rollout(
         log_dir=str(run_dir.logs.resolve()),
         transport=config.weights.transport,
         gpu_share=config.gpu_share,
+        colocate=isinstance(config, GrpoRunConfig) and config.train.colocate,
         ranker=await load_image_text_ranker(config.episode.selector, decode_pool),
         run_identity=run_identity(config),
     )
@@ -142,7 +167,12 @@ async def start_rollout(
     )
     # Resolved once per run: the cluster has no GPUs while all GPU nodes are preempted.
     gpus = use_gpus(config.ray)
-    scheduler = RolloutScheduler(lambda name: RayWorkerClient(name, setup, gpus=gpus), config.rollout, publisher)
+    bundles = None
+    if placement is not None and placement.has_workers:
+        bundles = WorkerBundles(placement.reserve, config.rollout.num_workers)
+    scheduler = RolloutScheduler(
+        lambda name: RayWorkerClient(name, setup, gpus=gpus, bundles=bundles), config.rollout, publisher
+    )
     try:
         await scheduler.pool.start()
         yield scheduler

@@ -5,6 +5,7 @@
     publish the new weights to every engine and verify them                 scheduler
     log metrics; validate and write a checkpoint on schedule
 
+With `train.colocate`, engines and learner alternate on the same GPUs; see `gpu_handover.py`.
 With `train.max_staleness: 0` rollout and learning alternate, and every token comes from the weights that
 train on it. With k > 0, rollout continues during the learner step, and a token is at most k updates old.
 """
@@ -35,6 +36,7 @@ from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
+from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.state import LEARNER_DIR, TrainingState, delete_outputs_from, latest_checkpoint
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, StopRequested
@@ -68,7 +70,12 @@ PROGRESS_METRICS = (
 
 
 async def train(
-    config: GrpoRunConfig, run_dir: RunDir, runtime: Runtime, progress: Progress, interrupt: Interrupt
+    config: GrpoRunConfig,
+    run_dir: RunDir,
+    runtime: Runtime,
+    handover: GpuHandover,
+    progress: Progress,
+    interrupt: Interrupt,
 ) -> TrainingState:
     """Train until `train.max_steps`; resume from the newest checkpoint, if any.
 
@@ -99,6 +106,9 @@ async def train(
                 with timer.phase("rollout"):
                     batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
                     check_batch(batch)
+                if config.train.colocate:
+                    with timer.phase("sleep"):
+                        await handover.give_to_learner(runtime.learner)
                 with timer.phase("learn"):
                     learner_metrics = await runtime.learner.grpo_step(batch.kept, state.weight_version)
                     staleness = staleness_metrics(batch, state, config)
@@ -114,6 +124,7 @@ async def train(
                 row = {
                     **step_metrics(records),
                     **_batch_metrics(batch, learner_metrics, publish_report),
+                    **handover.metrics(publish_report),
                     **staleness,
                     **timer.seconds,
                     **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),

@@ -9,9 +9,9 @@ a new training step, because the cause would persist.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vz_ray.learner.learner import Learner, LearnerDiedError
 from vz_ray.monitoring.metric_logger import read_metrics
@@ -61,6 +61,7 @@ async def run_with_restarts(
     learner: Learner,
     train: Callable[[], Awaitable[T]],
     *,
+    before_restart: Callable[[], Coroutine[Any, Any, None]] | None = None,
     max_restarts: int,
     metrics: Path,
     interrupt: Interrupt,
@@ -69,6 +70,7 @@ async def run_with_restarts(
 
     Args:
         train: Trains from its newest checkpoint, or from the initial model.
+        before_restart: Frees the resources that a starting learner needs.
         max_restarts: See `RestartPolicy`.
         metrics: Metrics file of `train`; its last step is the progress.
 
@@ -80,6 +82,8 @@ async def run_with_restarts(
     while True:
         try:
             if policy.consecutive_failures:
+                if before_restart is not None:
+                    await interrupt.run_interruptible(before_restart())
                 await interrupt.run_interruptible(learner.restart())
             return await train()
         except (LearnerDiedError, WeightIntegrityError) as error:

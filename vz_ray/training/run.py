@@ -25,6 +25,7 @@ from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
 from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
 from vz_ray.runtime.runtime import Runtime
+from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.loop import train
 from vz_ray.training.restarts import run_with_restarts
 
@@ -53,19 +54,23 @@ async def _run_training(config: GrpoRunConfig, run: RunContext) -> None:
         await stack.enter_async_context(checked_ray_cluster(config))
         decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
         # Before the engines, so that they do not take single GPUs of the learner's node.
-        placement = runtime.learner_placement(config.learner, config.ray, config.gpu_share)
+        placement = runtime.rl_placement(config)
         stack.callback(placement.release)
         await run.interrupt.run_interruptible(placement.reserve())
-        scheduler = await start_rollout(config, run, decode_pool, stack)
+        scheduler = await start_rollout(config, run, decode_pool, stack, placement)
         await run_rl_stage(config, run, config.model, decode_pool, scheduler, POLICY_STAGE, placement)
 
 
 async def start_rollout(
-    config: GrpoRunConfig, run: RunContext, decode_pool: DecodePool, stack: AsyncExitStack
+    config: GrpoRunConfig,
+    run: RunContext,
+    decode_pool: DecodePool,
+    stack: AsyncExitStack,
+    placement: LearnerPlacement | None = None,
 ) -> RolloutScheduler:
     """Start the rollout workers in `stack`; a stop request interrupts the start."""
     return await run.interrupt.run_interruptible(
-        stack.enter_async_context(runtime.start_rollout(config, config.model, decode_pool, run.run_dir))
+        stack.enter_async_context(runtime.start_rollout(config, config.model, decode_pool, run.run_dir, placement))
     )
 
 
@@ -90,15 +95,21 @@ async def run_rl_stage(
     if model_dir.exists():
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
-    placement = placement or runtime.learner_placement(config.learner, config.ray, config.gpu_share)
+    placement = placement or runtime.rl_placement(config)
+    handover = GpuHandover(config.train, scheduler.pool)
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
+            await run.interrupt.run_interruptible(handover.give_to_learner())
             learner = await stack.enter_async_context(
                 runtime.start_learner(learner_config, decode_pool, run, placement)
             )
             store = await stack.enter_async_context(runtime.weight_store_dir(config))
             transport = create_weight_transport(
-                learner, config.weights, store, config.rollout.engine.tensor_parallel_size
+                learner,
+                config.weights,
+                store,
+                config.rollout.engine.tensor_parallel_size,
+                colocate=config.train.colocate,
             )
             monitor = await stack.enter_async_context(
                 monitor_run(config.monitoring, run.run_dir, decode_pool, scheduler)
@@ -106,12 +117,14 @@ async def run_rl_stage(
             actors = Runtime(learner, scheduler, transport, monitor)
 
             async def train_and_export() -> None:
-                await train(config, run.run_dir, actors, run.progress, run.interrupt)
+                await train(config, run.run_dir, actors, handover, run.progress, run.interrupt)
+                await handover.give_to_learner(learner)
                 await learner.export_hf(model_dir)
 
             await run_with_restarts(
                 learner,
                 train_and_export,
+                before_restart=handover.give_to_learner,
                 max_restarts=learner_config.max_restarts,
                 metrics=run.run_dir.metrics,
                 interrupt=run.interrupt,

@@ -27,20 +27,48 @@ class EngineClient(Protocol):
         """
         ...
 
+    @property
+    def learner_rank(self) -> int:
+        """Learner rank on the engine's GPU, if they share one."""
+        ...
+
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         """Connect to the learner's transport."""
         ...
 
+    async def sleep(self, level: int) -> None:
+        """End all turns and free the GPU memory, until `pause` and `resume_engine`.
+
+        Args:
+            level: 1 keeps a copy of the weights in host memory, 2 discards them.
+        """
+        ...
+
     async def pause(self) -> None:
-        """Pause generation and clear the caches."""
+        """Pause generation and clear the caches. A sleeping engine allocates the memory of its weights instead."""
         ...
 
     async def receive_weights(self, update: WeightUpdate) -> None:
         """Load one complete set of weights. Requires `pause`."""
         ...
 
+    async def begin_update(self) -> None:
+        """Begin to load one complete set of weights in parts. Requires `pause`."""
+        ...
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        """Load one part of the weights. `info` is the `update_info` of the vLLM transfer backend."""
+        ...
+
+    async def finish_update(self, version: int) -> None:
+        """Activate the weights after the last part."""
+        ...
+
     async def resume_engine(self) -> None:
-        """Resume computation. New turns still wait, so that the weights can be checked first."""
+        """Resume computation. New turns still wait, so that the weights can be checked first.
+
+        A sleeping engine allocates its KV cache first.
+        """
         ...
 
     async def continue_probe(self, probe: ParityProbe) -> Sequence[int]:
@@ -66,11 +94,23 @@ class RemoteEngineClient(ABC):
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         await self.call_engine("init_weight_transfer", info)
 
+    async def sleep(self, level: int) -> None:
+        await self.call_engine("sleep", level)
+
     async def pause(self) -> None:
         await self.call_engine("pause")
 
     async def receive_weights(self, update: WeightUpdate) -> None:
         await self.call_engine("receive_weights", update)
+
+    async def begin_update(self) -> None:
+        await self.call_engine("begin_update")
+
+    async def receive_part(self, info: dict[str, Any]) -> None:
+        await self.call_engine("receive_part", info)
+
+    async def finish_update(self, version: int) -> None:
+        await self.call_engine("finish_update", version)
 
     async def resume_engine(self) -> None:
         await self.call_engine("resume_engine")

@@ -1,9 +1,11 @@
 """Publish one version of the weights to every engine and verify it.
 
-    transport: prepare -> connect ------------------> send (NCCL only)
-                                                                                       start_copy (NCCL, IPC)
+    transport: prepare -> connect ------------------> send or parts -> release           start_copy (NCCL, IPC)
     engine:               connect   pause (clear caches) -> receive -> resume_engine -> probe -> resume
                                     |<---------------- pause to resume ------------------------->|
+
+`send` is a broadcast (NCCL). Parts are buckets in the memory of the engine's GPU (IPC). An engine that sleeps
+wakes its weights at `pause` and its KV cache at `resume_engine`.
 
 An engine that fails a step is never resumed, because it may hold a mixture of weights. The report
 names it, and the worker pool replaces it.
@@ -11,16 +13,15 @@ names it, and the worker pool replaces it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vz_ray.utils.timeouts import with_timeout
 from vz_ray.weight_sync.engine_client import EngineClient
 from vz_ray.weight_sync.parity_probe import ParityCheck, ParityProbe, ProbeGap
+from vz_ray.weight_sync.transfer import ActiveEngines, PushTransfer, send_parts
 from vz_ray.weight_sync.transport import WeightTransport
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 from vz_ray.weight_sync.weight_version import WeightUpdate
@@ -37,6 +38,7 @@ class PublishReport:
         sync_s: Seconds from the first pause to the last resume.
         pause_s: Part of `sync_s` until every engine was paused.
         receive_s: Part of `sync_s` to receive and load the weights.
+        resume_s: Part of `sync_s` to resume the engines, before the parity check.
         probe_s: Part of `sync_s` for the parity check.
         probe_gap: Largest gap between an updated engine and the learner; None without a probe.
         probe_tolerance: Tolerance of the parity probe on the mean log-prob gap; None without a probe.
@@ -51,6 +53,7 @@ class PublishReport:
     sync_s: float
     pause_s: float
     receive_s: float
+    resume_s: float
     probe_s: float
     probe_gap: ProbeGap | None
     probe_tolerance: float | None
@@ -66,101 +69,6 @@ class PublishReport:
             "weight_sync/probe_kl": self.probe_gap.kl,
             "weight_sync/probe_tolerance": self.probe_tolerance,
         }
-
-
-class PushTransfer:
-    """A broadcast to a fixed set of engines.
-
-    If a member fails or times out, the broadcast is aborted: the sender fails, and so does every member that
-    still receives, because it would wait for the missing member until its timeout.
-
-    Args:
-        transport: The sender; None if no engine is a member.
-        members: Names of the engines that receive the broadcast.
-        timeout_s: Half of the timeout of a call to the transport.
-    """
-
-    def __init__(self, transport: WeightTransport | None, members: set[str], timeout_s: float) -> None:
-        self.transport, self.members, self.timeout_s = transport, members, timeout_s
-        self._abort_reason: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._abort_task: asyncio.Task[None] | None = None
-
-    async def send(self, update: WeightUpdate) -> Exception | None:
-        """Send the weights. Return the failure, so that the caller still waits for the engines."""
-        if self.transport is None:
-            return None
-        try:
-            await self._call(self.transport.send(update), f"sending weight version {update.version}")
-        except Exception as error:
-            return error
-        return None
-
-    async def receive(self, engine: EngineClient, update: WeightUpdate) -> None:
-        """Let an engine receive.
-
-        Raises:
-            WeightIntegrityError: Another member failed, and the broadcast was aborted.
-        """
-        if engine.name not in self.members:
-            await engine.receive_weights(update)
-            return
-        receiving: asyncio.Future[Any] = asyncio.ensure_future(engine.receive_weights(update))
-        try:
-            await asyncio.wait({receiving, self._abort_reason}, return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done():
-                raise WeightIntegrityError(f"the broadcast was aborted because {self._abort_reason.result()}")
-            await receiving
-        except BaseException:  # including the cancellation by a timeout
-            self._abort(f"{engine.name} failed")
-            raise
-        finally:
-            receiving.cancel()
-
-    async def finish(self) -> None:
-        """Wait until a started abort has finished; raise its error."""
-        if self._abort_task is not None:
-            await self._abort_task
-
-    def _abort(self, reason: str) -> None:
-        if self.transport is not None and self._abort_task is None:
-            self._abort_task = asyncio.create_task(self._call(self.transport.abort(), "aborting a broadcast"))
-            self._abort_reason.set_result(reason)
-
-    async def _call(self, call: Awaitable[None], operation: str) -> None:
-        await with_timeout(call, 2 * self.timeout_s, target="learner", operation=operation)
-
-
-@dataclass
-class ActiveEngines:
-    """Engines that still take part in a publish, and the failure reasons of the others."""
-
-    engines: list[EngineClient]
-    timeout_s: float
-    failed: dict[str, str] = field(default_factory=dict)
-    started_at: float = field(default_factory=time.monotonic)
-
-    async def run_step(self, operation: str, step: Callable[[EngineClient], Awaitable[Any]]) -> float:
-        """Run `step` on every engine and exclude failures. Return the seconds it took."""
-        started_at = time.monotonic()
-        calls = [
-            with_timeout(step(engine), self.timeout_s, target=engine.name, operation=operation)
-            for engine in self.engines
-        ]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        for engine, result in zip(self.engines, results, strict=True):
-            if isinstance(result, Exception):
-                self.failed[engine.name] = f"{type(result).__name__}: {result}"
-            elif isinstance(result, BaseException):
-                raise result
-        self.engines = [engine for engine in self.engines if engine.name not in self.failed]
-        return time.monotonic() - started_at
-
-    def exclude(self, names: Collection[str], reason: str) -> None:
-        """Mark the named engines as failed."""
-        for engine in self.engines:
-            if engine.name in names:
-                self.failed[engine.name] = reason
-        self.engines = [engine for engine in self.engines if engine.name not in self.failed]
 
 
 class WeightPublisher:
@@ -255,29 +163,30 @@ class WeightPublisher:
         active = ActiveEngines(list(engines), self._timeout_s)
         label = f"weight version {update.version}"
         copy = await self._pull_copy(transport, update, joining or any(engine.pulls_weights for engine in engines))
-        pulling = {engine.name for engine in engines if copy is not None and (joining or engine.pulls_weights)}
+        pulling = {
+            engine.name
+            for engine in engines
+            if copy is not None and (joining or (engine.pulls_weights and not update.in_parts))
+        }
         pushed = [] if update.is_pull else [engine for engine in engines if engine.name not in pulling]
         if transport is not None:
             await self._connect(transport, pushed, label)
         pause_s = await active.run_step(f"pausing for {label}", lambda engine: engine.pause())
-        push = PushTransfer(transport if pushed else None, {engine.name for engine in pushed}, self._timeout_s)
-        send_error, receive_s = await asyncio.gather(
-            push.send(update),
-            active.run_step(
-                f"receiving {label}",
-                lambda engine: push.receive(engine, copy if copy is not None and engine.name in pulling else update),
-            ),
-        )
-        try:
-            await push.finish()
-        except Exception as error:
-            send_error = send_error or error
+        receive_started_at = time.monotonic()
+        if transport is not None and update.in_parts and pushed:
+            send_error = await send_parts(transport, update, active)
+        else:
+            push = PushTransfer(transport if pushed else None, {engine.name for engine in pushed}, self._timeout_s)
+            send_error = await push.run(active, {name: copy for name in pulling if copy is not None}, update)
+        receive_s = time.monotonic() - receive_started_at
         if send_error:
             reason = f"{label} was not sent: {type(send_error).__name__}: {send_error}"
-            active.exclude(push.members, reason)
+            active.exclude({engine.name for engine in pushed}, reason)
             if not active.engines:
                 raise WeightIntegrityError(reason) from send_error
-        await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
+        if transport is not None and not joining:
+            await self._release(transport, label)
+        resume_s = await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
         tolerance = self._parity.max_gap if self._parity else None
         probe_s, gap = await self._probe_engines(active, update)
         await active.run_step(f"resuming after {label}", lambda engine: engine.resume())
@@ -291,12 +200,20 @@ class WeightPublisher:
             sync_s=time.monotonic() - active.started_at,
             pause_s=pause_s,
             receive_s=receive_s,
+            resume_s=resume_s,
             probe_s=probe_s,
             probe_gap=gap,
             probe_tolerance=tolerance if gap else None,
             updated=tuple(engine.name for engine in active.engines),
             failed=active.failed,
         )
+
+    async def _release(self, transport: WeightTransport, label: str) -> None:
+        operation = f"freeing memory for the engines after {label}"
+        try:
+            await with_timeout(transport.release(), 2 * self._timeout_s, target="learner", operation=operation)
+        except Exception as error:
+            raise WeightIntegrityError(f"{operation}: {type(error).__name__}: {error}") from error
 
     async def _connect(self, transport: WeightTransport, engines: Sequence[EngineClient], label: str) -> None:
         operation = f"connecting {', '.join(engine.name for engine in engines)} for {label}"
@@ -322,6 +239,14 @@ class WeightPublisher:
         parity = self._parity
         if parity is None or (self._probed and version % self._probe_every):
             return None
+        await self.continue_probe(engines)
+        return parity.probe
+
+    async def continue_probe(self, engines: Sequence[EngineClient]) -> None:
+        """Let one of the awake `engines` continue the parity probe, unless one has done so."""
+        parity = self._parity
+        if parity is None:
+            return
         for engine in [] if parity.is_continued else engines:
             try:
                 token_ids = await with_timeout(
@@ -335,7 +260,6 @@ class WeightPublisher:
             else:
                 parity.continue_with(token_ids)
                 break
-        return parity.probe
 
     async def _probe_engines(self, active: ActiveEngines, update: WeightUpdate) -> tuple[float, ProbeGap | None]:
         """Compare the engines with the learner. Return the seconds it took and the largest gap."""

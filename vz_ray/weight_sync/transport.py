@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 from vz_ray.weight_sync.engine_client import EngineClient
 from vz_ray.weight_sync.parity_probe import ParityProbe
@@ -34,6 +35,19 @@ class WeightTransport(ABC):
         Raises:
             WeightIntegrityError: The learner no longer holds this version.
         """
+        return None
+
+    def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        """Yield the parts of an update with `in_parts`, in order.
+
+        Yields:
+            The `update_info` of vLLM's transfer backend for the engine of each learner rank. It is valid until the
+            next part is requested.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not send weights in parts")
+
+    async def release(self) -> None:
+        """Free the memory that the engines need to compute; every engine has received the weights."""
         return None
 
     async def abort(self) -> None:

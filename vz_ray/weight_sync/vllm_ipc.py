@@ -1,7 +1,6 @@
-"""vLLM side of the IPC transport: read weights in the learner's GPU memory.
+"""vLLM side of the IPC transport: read weights in the memory of the learner rank on the same GPU, in parts.
 
-A worker that joins between publishes loads a copy from shared memory instead. The test suite runs
-without GPUs and covers only the copies.
+A worker that joins between publishes loads a copy from shared memory instead.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo, ShmWeightTransferEngin
 
 @dataclass
 class IpcUpdateInfo(WeightTransferUpdateInfo):
-    """Result of `IpcHandles.export`."""
+    """Result of `IpcExporter.next_part`."""
 
     gpu: str
     names: list[str]
@@ -27,7 +26,7 @@ class IpcUpdateInfo(WeightTransferUpdateInfo):
 
 
 class IpcWeightTransferEngine(ShmWeightTransferEngine):
-    """Load weights from IPC handles, or from a copy in shared memory."""
+    """Load parts of the weights from IPC handles, or all from a copy in shared memory."""
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
         if "directory" in update_dict:
@@ -38,7 +37,9 @@ class IpcWeightTransferEngine(ShmWeightTransferEngine):
         if isinstance(update_info, ShmUpdateInfo):
             super().receive_weights(update_info)
             return
-        device = self.device.index or 0
-        check_same_gpu(update_info.gpu, gpu_uuid(device))
-        parts = zip(update_info.names, update_info.handles, update_info.dtype_names, update_info.shapes, strict=True)
-        self.reload.load((name, open_tensor(handle, dtype, shape, device)) for name, handle, dtype, shape in parts)
+        check_same_gpu(update_info.gpu, gpu_uuid(self.device))
+        tensors = zip(update_info.names, update_info.handles, update_info.dtype_names, update_info.shapes, strict=True)
+        self.reload.load(
+            (name, open_tensor(handle, dtype, shape, self.device)) for name, handle, dtype, shape in tensors
+        )
+        self.reload.copy_pending()

@@ -7,8 +7,10 @@ are errors.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
@@ -34,6 +36,7 @@ class WeightReload:
         self._model: Any = model
         self._config = model_config
         self._seen: set[str] = set()
+        self._copied = WeakValueDictionary[int, inspect.BoundArguments]()
         initialize_layerwise_reload(model)
 
     def load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -52,6 +55,17 @@ class WeightReload:
                 yield name, tensor
 
         self._model.load_weights(unique_tensors())
+
+    def copy_pending(self) -> None:
+        """Copy the tensors of incompletely loaded layers: the sender reuses their memory for the next part."""
+        for layer in self._model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                if id(call) in self._copied:
+                    continue
+                self._copied[id(call)] = call
+                for name, value in call.arguments.items():
+                    if isinstance(value, torch.Tensor) and not value.is_meta:
+                        call.arguments[name] = value.clone()
 
     def finish(self) -> None:
         """Activate the new weights.

@@ -35,6 +35,7 @@ class WeightUpdate:
         nbytes: Size of the weights.
         probe_score: The learner's score of the parity probe; None if this version is not probed.
         node_id: Ray node that holds `transfer_info["directory"]`; empty for the driver's node.
+        in_parts: Whether engines receive the parts of `WeightTransport.parts` instead of `transfer_info`.
     """
 
     version: int
@@ -43,6 +44,7 @@ class WeightUpdate:
     nbytes: int
     probe_score: ProbeScore | None = None
     node_id: str = ""
+    in_parts: bool = False
 
     @property
     def is_pull(self) -> bool:
