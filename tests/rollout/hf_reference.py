@@ -149,15 +149,20 @@ class EngineVariant:
 
     @property
     def tolerance(self) -> float:
-        """Maximum of `difference`. In float32 only the order of additions differs, and 1e-4 is 50 times that."""
-        return 1e-4 if self.device == "cpu" else 0.05
+        """Maximum of `difference`. In float32 only the order of additions differs, and 1e-4 is 50 times that.
+
+        In bfloat16 these tests reach 0.04 on the CPU; stale caches give 1.2.
+        """
+        return 1e-4 if self.device == "cpu" else 0.1
 
     def difference(self, a: Sequence[float], b: Sequence[float]) -> float:
         """Return the largest difference of log-probs in float32, the mean in bfloat16 (one ulp of a logit is 0.06)."""
         return max_abs_diff(a, b) if self.device == "cpu" else mean_abs_diff(a, b)
 
     def config(self, base: EngineConfig) -> EngineConfig:
-        """Return the config of this engine."""
+        """Return the config of this engine. Skip the test if the CPU is meant and the engine would use a GPU."""
+        if self.device == "cpu" and torch.cuda.is_available():
+            pytest.skip("VllmEngine uses this machine's GPU")
         return replace(base, dtype=str(self.dtype).removeprefix("torch."), enforce_eager=self.enforce_eager)
 
 
